@@ -1,0 +1,110 @@
+"""Reads golden vectors: inputs, pinned randomness, values and gradients from the authors' own programs."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DIRECTORY = Path(os.environ.get("CL_JAX_GOLDENS", Path(__file__).resolve().parents[2] / "shared" / "goldens"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """How one family is computed here and how closely it must agree.
+
+    run: Case -> {name: array}, one entry for each array in the file's `meta.outputs`, except those in `skip`.
+    f64: bound on max|a - b| / max(max|b|, floor) per array with x64 on.
+    f32: the same with float32 inputs; None where the file itself is float32 or uint8 (then it runs once, held to `f64`).
+    floor: smallest scale an array is compared at.
+    skip: outputs of the authors' program that are not ours to compute (say why beside it).
+    jit: False for adapters that need concrete values (host-side clustering).
+    bounds: per-output bounds that replace f64 and f32: {name: (f64, f32)}.
+    """
+
+    run: Callable[["Case"], Mapping[str, Any]]
+    f64: float = 1e-9
+    f32: float | None = 1e-5
+    floor: float = 1e-2
+    skip: tuple[str, ...] = ()
+    jit: bool = True
+    bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+class Case(Mapping):
+    """One file. `case["z"]` is an array in the run's float type, or a Python number where the file holds a scalar.
+
+    `case.group("param.")` is {rest of the name: array}. `case.numpy("x")` is the stored array, always concrete.
+    `case.grad(f, *names)` returns (value, {"grad_<name>": gradient}) of the scalar function f(*arrays).
+    """
+
+    def __init__(self, stored: Mapping[str, np.ndarray], meta: dict, dtype: Any, arrays: Mapping[str, Any]):
+        self.stored, self.meta, self.dtype, self.arrays = stored, meta, dtype, arrays
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.arrays:
+            return self.arrays[name]
+        return self.stored[name].item()
+
+    def __iter__(self):
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def numpy(self, name: str) -> np.ndarray:
+        return self.stored[name]
+
+    def group(self, prefix: str) -> dict[str, Any]:
+        return {name[len(prefix):]: self[name] for name in self.stored if name.startswith(prefix)}
+
+    def grad(self, f: Callable[..., Any], *names: str) -> tuple[Any, dict[str, Any]]:
+        value, grads = jax.value_and_grad(f, argnums=tuple(range(len(names))))(*(self[name] for name in names))
+        return value, {f"grad_{name}": grad for name, grad in zip(names, grads)}
+
+
+def family(path: Path) -> str:
+    return path.stem.rsplit("-", 1)[0]
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    with np.load(path, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files if name != "meta"}
+        return stored, json.loads(str(file["meta"]))
+
+
+def compute(golden: Golden, path: Path, dtype: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Runs our function on the file's inputs; returns (ours, theirs) by output name."""
+    stored, meta = read(path)
+    outputs = [name for name in meta["outputs"] if name not in golden.skip]
+    inputs = {}
+    for name, array in stored.items():
+        if name in meta["outputs"] or array.ndim == 0:
+            continue
+        inputs[name] = array.astype(dtype) if array.dtype.kind == "f" and golden.f32 is not None else array
+
+    def run(arrays):
+        return dict(golden.run(Case(stored, meta, dtype, arrays)))
+
+    if golden.jit:
+        # Tiny programs that run once: compile time is all that counts.
+        run = jax.jit(run, compiler_options={"xla_backend_optimization_level": "0"})
+    ours = run({name: jnp.asarray(array) for name, array in inputs.items()})
+    missing = sorted(set(outputs) - set(ours))
+    assert not missing, f"{path.stem}: not computed: {missing}; has {sorted(ours)}"
+    return {name: np.asarray(ours[name]) for name in outputs}, {name: stored[name] for name in outputs}
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray, bound: float, floor: float, what: str) -> None:
+    assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, expected {theirs.shape}"
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    assert np.isfinite(a).all(), f"{what}: not finite"
+    if b.size == 0:
+        return
+    error = np.abs(a - b).max() / max(np.abs(b).max(), floor)
+    assert error <= bound, f"{what}: relative error {error:.3g} above {bound:.3g}"

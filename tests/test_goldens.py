@@ -1,0 +1,42 @@
+"""Every family of golden vectors against the authors' own numbers, in float64 and float32.
+
+CL_JAX_GOLDENS names another directory of vectors; files there are run whenever their family is in TABLE.
+"""
+
+import importlib
+import pkgutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import golden_tables
+from tests.goldens import DIRECTORY, assert_close, compute, family
+
+TABLE = {}
+for module in pkgutil.iter_modules(golden_tables.__path__):
+    rows = importlib.import_module(f"tests.golden_tables.{module.name}").TABLE
+    assert not TABLE.keys() & rows.keys(), f"listed twice: {sorted(TABLE.keys() & rows.keys())}"
+    TABLE |= rows
+
+FILES = [path for path in sorted(DIRECTORY.glob("*.npz")) if family(path) in TABLE]
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_equals_the_authors_program(path, dtype):
+    golden = TABLE[family(path)]
+    native = golden.f32 is None
+    if native and dtype == "float32":
+        pytest.skip("the file is float32 or uint8 itself: compared once")
+    with jax.enable_x64(dtype == "float64"):
+        ours, theirs = compute(golden, path, np.dtype(dtype))
+    for name in theirs:
+        f64, f32 = golden.bounds.get(name, (golden.f64, golden.f32))
+        assert_close(ours[name], theirs[name], f64 if dtype == "float64" else f32, golden.floor, f"{path.stem} {name}")
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS")
+def test_every_family_has_a_row():
+    assert not {family(path) for path in DIRECTORY.glob("*.npz")} - TABLE.keys()
