@@ -56,6 +56,13 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} is {value}; expected a number above 0. Typical temperatures are 0.05 to 0.5.")
 
 
+def check_count(**values: Any) -> None:
+    """Refuses a Python number that is not an integer of at least 1: counts, sizes, block sizes. None passes."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and (value != int(value) or value < 1):
+            raise ValueError(f"{name} is {value}; expected an integer of at least 1.")
+
+
 def check_axis(axis_name: str | None) -> None:
     """Refuses an `axis_name` that no enclosing `jax.pmap` or `jax.shard_map` maps."""
     if axis_name is None:

@@ -1,0 +1,1 @@
+"""Networks from images to features; import the one you need: `from cl_jax.encoders import resnet`."""

@@ -1,0 +1,52 @@
+"""Prototypes: trainable cluster centres scored by a dot product, as SwAV and DeepCluster-v2 have them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cl_jax.encoders import initializers
+from cl_jax.shapes import check
+
+NAME = "prototypes"  # the parameter's last path element, by which `project` and optimiser settings find it
+
+
+class Prototypes(nn.Module):
+    """scores = z C^T for z [B, D] and C [num_prototypes, D], no bias; the caller normalises z.
+
+    Scores are cosines where `project` has put the rows of C on the unit sphere: before every step in SwAV, once after
+    k-means in DeepCluster-v2. C starts as nn.Linear does, U(+-1/sqrt(D)). Scores are float32 at least.
+    """
+
+    num_prototypes: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        check("b d", z=z)
+        rows = self.param(NAME, _uniform, (self.num_prototypes, z.shape[-1]))
+        wide = jnp.promote_types(jnp.promote_types(z.dtype, rows.dtype), jnp.float32)
+        return jnp.matmul(z.astype(wide), rows.astype(wide).T)
+
+
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Rows scaled to unit length; a zero row stays zero."""
+    squares = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
+    return rows * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def project(params: Mapping[str, Any]) -> Any:
+    """The same parameters with every "prototypes" array on the unit sphere, row by row; the rest untouched."""
+    def leaf(path, value):
+        return unit_rows(value) if getattr(path[-1], "key", None) == NAME else value
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return initializers.bias("torch", shape[-1])(key, shape, jnp.float32)
+
+
+def make(*, num_prototypes: int) -> Prototypes:
+    """`Prototypes` from a config section; SwAV has 3000 for ImageNet."""
+    return Prototypes(num_prototypes=num_prototypes)

@@ -1,0 +1,299 @@
+"""Losses against clusters: ProtoNCE, the mixture of contrastive experts, SpCL's unified loss over its memory."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses._rows import over_rows
+from cl_jax.losses.nce import queue_softmax
+from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+
+
+class Clustering(NamedTuple):
+    """One clustering as ProtoNCE sees it in a step.
+
+    prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B] cluster of each image of
+    this device's batch. negatives: [r] clusters none of the global batch is in (`draw_prototypes`).
+    """
+
+    prototypes: jax.Array
+    concentration: jax.Array
+    assignment: jax.Array
+    negatives: jax.Array
+
+
+def draw_prototypes(key: jax.Array, assignment: jax.Array, num_prototypes: int, num_negatives: int) -> jax.Array:
+    """[r] clusters drawn uniformly without replacement from those not in `assignment`.
+
+    Args:
+      key: the step's key, the same on every device.
+      assignment: [B] clusters of the *global* batch, gathered by the caller.
+      num_prototypes: C.
+      num_negatives: r, at most C - B.
+
+    The authors leave out trailing clusters that are empty, and draw on each device by itself.
+    """
+    sizes = check_integer("b", assignment=assignment)
+    if not 0 < num_negatives <= num_prototypes - sizes["b"]:
+        raise ValueError(f"num_negatives is {num_negatives}; expected 1 to {num_prototypes - sizes['b']}, the "
+                         f"{num_prototypes} prototypes less the batch of {sizes['b']}. Use more clusters or fewer "
+                         "negatives.")
+    chance = jax.random.uniform(key, (num_prototypes,)).at[assignment].set(-1.0)
+    return lax.top_k(chance, num_negatives)[1]
+
+
+def proto_logits(q: jax.Array, clustering: Clustering, *, axis_name: str | None = None) -> jax.Array:
+    """[B, B_global + r]: q_i . prototype_j / concentration_j, for the clusters of the batch, then the negatives."""
+    return _column_logits(q, clustering, _columns(q, clustering, axis_name))
+
+
+def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = False,
+              block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
+    """Pulls each query to the prototype of its image's cluster, pushes it from the others' and from drawn ones.
+
+    L = -1/B sum_i log softmax_j(q_i . c_j / phi_j)_i, columns j over the prototypes c of all B images, then the
+    negatives; phi_j divides column j.
+
+    Args:
+      q: [B, D] queries, normalised by the caller; gradient flows.
+      clustering: see `Clustering`; no gradient. The clusters of all devices' images are columns on every device.
+      mask_duplicates: False, as the authors: where two images share a cluster, each one's column is a negative of the
+        other, with the logit of its positive. True leaves such columns out.
+      block_size: queries whose [block_size, B + r] logits are held at a time; all by default.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; `log(B + r)` knows nothing.
+
+    Raises:
+      ValueError: shapes that disagree, an axis that is not mapped.
+
+    Reference: Li et al. 2021, arXiv 2005.04966, equation 11, second term for one m.
+    """
+    columns = _columns(q, clustering, axis_name)
+    check_count(block_size=block_size)
+    label = first_row(q.shape[0], axis_name) + jnp.arange(q.shape[0])
+
+    def rows(q, assignment, label):
+        logits = _column_logits(q, clustering, columns)
+        positive = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+        if mask_duplicates:
+            same = assignment[:, None] == columns[None, :]
+            own = label[:, None] == jnp.arange(columns.shape[0])[None, :]
+            logits = jnp.where(same & ~own, -jnp.inf, logits)
+        return jax.nn.logsumexp(logits, axis=1) - positive
+
+    per_row = over_rows(rows, jnp.asarray(q), jnp.asarray(clustering.assignment), label, block_size=block_size)
+    return mean(jnp.mean(per_row), axis_name)
+
+
+def pcl(q: jax.Array, k: jax.Array, queue: jax.Array, clusterings: Sequence[Clustering], *, temperature: float,
+        mask_duplicates: bool = False, block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
+    """PCL: InfoNCE against a queue, plus the mean of ProtoNCE over the clusterings; alone while there are none.
+
+    L = InfoNCE(q, k, queue; temperature) + 1/M sum_m proto_nce(q, clusterings[m])
+
+    Args:
+      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all normalised by the caller.
+      clusterings: M of them, of any sizes; empty during warm-up.
+      temperature: of the instance term; the prototypes have their own (mean of each `concentration`, 0.2 in PCL).
+      mask_duplicates, block_size, axis_name: see `proto_nce`.
+
+    Returns:
+      Nats, mean over the global batch; `log(1 + K) + mean_m log(B + r_m)` knows nothing.
+
+    Reference: Li et al. 2021, arXiv 2005.04966, equation 11.
+    """
+    loss = queue_softmax(q, k, queue, temperature=temperature, block_size=block_size, axis_name=axis_name)
+    if not clusterings:
+        return loss
+    terms = [proto_nce(q, c, mask_duplicates=mask_duplicates, block_size=block_size, axis_name=axis_name)
+             for c in clusterings]
+    return loss + sum(terms[1:], terms[0]) / len(terms)
+
+
+def _columns(q, clustering, axis_name):
+    sizes = check("b d", q=q)
+    known = check("c d", {"d": sizes["d"]}, prototypes=clustering.prototypes)
+    check("c", known, concentration=clustering.concentration)
+    check_integer("b", sizes, assignment=clustering.assignment)
+    check_integer("r", negatives=clustering.negatives)
+    check_axis(axis_name)
+    return jnp.concatenate([gather(clustering.assignment, axis_name), clustering.negatives])
+
+
+def _column_logits(q, clustering, columns):
+    # Dividing the logits, not the prototypes, keeps the concentration out of bfloat16.
+    logits = dots("bd,kd->bk", q, lax.stop_gradient(jnp.asarray(clustering.prototypes)[columns]))
+    return logits / wide(lax.stop_gradient(jnp.asarray(clustering.concentration)[columns]))[None, :]
+
+
+class MiceTerms(NamedTuple):
+    """log_gate: [B, E] log p(expert | image). log_likelihood: [B, E] log of the positive's softmax under each expert.
+
+    posterior: [B, E] p(expert | image, positive), the cluster assignment.
+    """
+
+    log_gate: jax.Array
+    log_likelihood: jax.Array
+    posterior: jax.Array
+
+
+def mice_logits(f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array, *, temperature: float) -> jax.Array:
+    """[E, B, 1 + K] similarities of `mice` under each expert over temperature, the positive first."""
+    sizes = check("b e d", f=f, v=v)
+    check("k e d", sizes, queue=queue)
+    check("e d", sizes, experts=experts)
+    check_positive(temperature=temperature)
+    # The prototype meets what the student meets, so the two similarities are one.
+    query = (wide(f) + unit(experts)[None]).astype(jnp.result_type(f, experts))
+    positive = dots("bed,bed->eb", query, lax.stop_gradient(v))
+    negative = dots("bed,ked->ebk", query, lax.stop_gradient(queue))
+    return jnp.concatenate([positive[:, :, None], negative], axis=2) / temperature
+
+
+def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.Array, experts: jax.Array, *,
+               temperature: float, gate_temperature: float | None = None,
+               block_size: int | None = None) -> MiceTerms:
+    """What MiCE computes per image and expert; see `mice` for the arguments."""
+    sizes = check("b e d", f=f)
+    check("b d", sizes, g=g)
+    check("e d", sizes, gates=gates)
+    check_positive(temperature=temperature, gate_temperature=gate_temperature)
+    check_count(block_size=block_size)
+    gates = lax.stop_gradient(gates)
+
+    def terms(f, v, g):
+        log_gate = jax.nn.log_softmax(dots("bd,ed->be", g, gates) / (gate_temperature or temperature), axis=1)
+        logits = mice_logits(f, v, queue, experts, temperature=temperature)
+        log_likelihood = (logits[:, :, 0] - jax.nn.logsumexp(logits, axis=2)).T
+        return MiceTerms(log_gate, log_likelihood, jax.nn.softmax(log_gate + log_likelihood, axis=1))
+
+    return over_rows(terms, jnp.asarray(f), jnp.asarray(v), jnp.asarray(g), block_size=block_size)
+
+
+def mice_of_terms(terms: MiceTerms, *, axis_name: str | None = None) -> jax.Array:
+    """The loss of `mice` from its terms."""
+    check_axis(axis_name)
+    return -mean(jnp.mean(jax.nn.logsumexp(terms.log_gate + terms.log_likelihood, axis=1)), axis_name)
+
+
+def mice(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.Array, experts: jax.Array, *,
+         temperature: float, gate_temperature: float | None = None, block_size: int | None = None,
+         axis_name: str | None = None) -> jax.Array:
+    """Mixture of contrastive experts: a gate picks experts, each discriminates instances around its own prototype.
+
+    p_ik = softmax_k(g_i . w_k / kappa),   s_ik(x) = (f_ik . x + n(mu_k) . x) / t,
+    phi_ik = exp s_ik(v_ik) / (exp s_ik(v_ik) + sum_j exp s_ik(queue_jk)),   L = -1/B sum_i log sum_k p_ik phi_ik
+
+    This is the negative of the authors' evidence bound, which is tight at their posterior, in value and gradient.
+
+    Args:
+      f: [B, E, D] student embedding per expert; gradient flows.
+      v: [B, E, D] teacher's; queue: [K, E, D] the teacher's past ones; no gradient.
+      g: [B, D] gate embedding; gradient flows. f, v, g are normalised by the caller.
+      gates: [E, D] fixed gating prototypes w (`simplex`); no gradient.
+      experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing; gradient flows.
+      temperature: t, 1 in MiCE; gate_temperature: kappa, the same unless given.
+      block_size: images whose [E, block_size, K] logits are held at a time; all by default.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+
+    Reference: Tsai et al. 2021, arXiv 2105.01899, equations 4 to 8.
+    """
+    terms = mice_terms(f, v, g, queue, gates, experts, temperature=temperature, gate_temperature=gate_temperature,
+                       block_size=block_size)
+    return mice_of_terms(terms, axis_name=axis_name)
+
+
+def expert_sums(posterior: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """MiCE's prototypes, batch by batch: ([E, D] sum of v over the images each expert wins, [B] the winners).
+
+    Add the sums up over an epoch (and over devices), then `expert_prototypes`. posterior: [B, E]; v: [B, E, D]; the
+    first of equal experts wins.
+    """
+    sizes = check("b e", posterior=posterior)
+    check("b e d", sizes, v=v)
+    winner = jnp.argmax(posterior, axis=1)
+    chosen = jnp.take_along_axis(v, winner[:, None, None], axis=1)[:, 0]
+    return jax.ops.segment_sum(wide(chosen), winner, sizes["e"]), winner
+
+
+def expert_prototypes(sums: jax.Array) -> jax.Array:
+    """[E, D] unit prototypes from an epoch's sums; an expert that won nothing gets the zero row (equation 13)."""
+    check("e d", sums=sums)
+    return unit(sums)
+
+
+def simplex(num_classes: int, width: int) -> jax.Array:
+    """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes."""
+    if num_classes < 2 or width < num_classes - 1:
+        raise ValueError(f"num_classes is {num_classes} and width {width}; expected at least 2 classes and a width of "
+                         "at least num_classes - 1, the dimension of the simplex.")
+    j = jnp.arange(1, num_classes)[None, :]
+    k = jnp.arange(num_classes)[:, None]
+    # Columns of the Helmert matrix: an orthonormal basis of what is orthogonal to (1, ..., 1).
+    basis = jnp.where(k < j, 1.0, jnp.where(k == j, -j, 0.0)) / jnp.sqrt(1.0 * j * (j + 1))
+    return jnp.pad(basis * (num_classes / (num_classes - 1)) ** 0.5, ((0, 0), (0, width - num_classes + 1)))
+
+
+def label_logits(f: jax.Array, memory: jax.Array, labels: jax.Array, *, temperature: float,
+                 num_labels: int) -> tuple[jax.Array, jax.Array]:
+    """([B, L] mean similarity of f to the rows of each label over temperature, [L] whether a label has rows).
+
+    The mean of similarities is the similarity to the mean row, so no [B, N] is made. Labels without rows read 0.
+    """
+    sizes = check("b d", f=f)
+    check_integer("n", check("n d", sizes, memory=memory), labels=labels)
+    check_positive(temperature=temperature)
+    check_count(num_labels=num_labels)
+    rows = wide(lax.stop_gradient(memory))
+    count = jax.ops.segment_sum(jnp.ones(labels.shape, rows.dtype), labels, num_labels)
+    centroids = jax.ops.segment_sum(rows, labels, num_labels) / jnp.maximum(count, 1)[:, None]
+    return dots("bd,ld->bl", f, centroids) / temperature, count > 0
+
+
+def label_log_probabilities(logits: jax.Array, present: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+    """[B, L] log of exp(logit) / (sum over the labels present + eps); -inf where a label has no rows."""
+    logits = jnp.where(present[None, :], logits, -jnp.inf)
+    total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    return logits - (jnp.logaddexp(total, jnp.log(eps)) if eps else total)
+
+
+def spcl(f: jax.Array, memory: jax.Array, labels: jax.Array, ids: jax.Array, *, temperature: float, num_labels: int,
+         eps: float = 1e-6, axis_name: str | None = None) -> jax.Array:
+    """SpCL: pulls an image to the mean of the stored rows of its label, pushes it from those of every other label.
+
+    a_ic = mean over {v: labels_v = c} of f_i . V_v / temperature,
+    p_ic = exp a_ic / (sum_{c' with rows} exp a_ic' + eps),   L = -1/B sum_i log(p_{i, labels[ids_i]} + eps)
+
+    Source classes, clusters and lone instances are all labels. The mean row is not normalised.
+
+    Args:
+      f: [B, D] unit features; gradient flows.
+      memory: [N, D] rows V before this step's update; no gradient.
+      labels: [N] label of each row, below `num_labels`; some may be empty.
+      ids: [B] row of each image (its class, for a source image).
+      temperature: 0.05 in SpCL.
+      num_labels: L, static; any upper bound serves, N at most.
+      eps: the authors' guards; they cap the loss at 13.8. 0 leaves them out.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; the log of how many labels have rows knows nothing.
+
+    Reference: Ge et al. 2020, arXiv 2006.02713, equation 1; the epsilons are in the code alone.
+    """
+    check_integer("b", check("b d", f=f), ids=ids)
+    check_axis(axis_name)
+    logits, present = label_logits(f, memory, labels, temperature=temperature, num_labels=num_labels)
+    log_p = label_log_probabilities(logits, present, eps=eps)
+    own = jnp.take_along_axis(log_p, labels[ids][:, None], axis=1)[:, 0]
+    return -mean(jnp.mean(jnp.logaddexp(own, jnp.log(eps)) if eps else own), axis_name)

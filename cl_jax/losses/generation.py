@@ -1,0 +1,192 @@
+"""Conditional image generation with a contrast of images and class proxies (ContraGAN), and the adversarial losses."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses._rows import over_rows
+from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+
+
+class TwoC(NamedTuple):
+    """loss: [B], log_denominator - log_numerator with the digits that their difference would lose."""
+
+    loss: jax.Array
+    log_numerator: jax.Array
+    log_denominator: jax.Array
+
+
+def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
+          released_gradient: bool = False, axis_name: str | None = None,
+          block_size: int | None = None) -> jax.Array:
+    """Pulls an image to its class's proxy and to images of its class, from all other images.
+
+    loss = mean_i [ log( P_i + sum_(j != i) S_ij ) - log( P_i + sum_(j != i, labels_j = labels_i) S_ij ) ]
+    S_ij = exp(cos(z_i, z_j) / temperature),  P_i = exp(cos(z_i, proxies[labels_i]) / temperature)
+
+    Args:
+      z: [B, D] image embeddings, not normalised; gradient flows through both factors.
+      proxies: [C, D] class embeddings, not normalised; gradient flows to the rows of the labels present. The proxies
+        of other classes are no negatives.
+      labels: [B] integers below C.
+      temperature: above 0 (1 in the paper's configurations).
+      positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class" nothing ties a
+        cluster of images to its own proxy, and a generator may settle on permuted classes; "proxy" prevents that.
+      released_gradient: on several devices the authors' gather passes each device the gradient of its own copy of the
+        loss alone, which after averaging is the true one divided by the number of devices. True does the same.
+      axis_name: mapped axis over which the batch is split; images come from all devices, proxies are replicated.
+      block_size: images whose similarities are held at a time; None for the whole matrix.
+
+    Returns:
+      Scalar in nats, at least 0; 0 for a batch of one. Where all cosines agree: the mean of log B - log(same-class
+      images, itself included). A zero row is normalised to zero.
+
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, a temperature that is not above 0, an unknown
+        `positives`, `axis_name` not mapped.
+
+    Reference: Kang and Park, ContraGAN: Contrastive Learning for Conditional Image Generation, NeurIPS 2020.
+    """
+    rows = two_c_rows(z, proxies, labels, temperature=temperature, positives=positives, axis_name=axis_name,
+                      block_size=block_size)
+    loss = mean(rows.loss.mean(), axis_name)
+    if not released_gradient or axis_name is None:
+        return loss
+    return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / lax.axis_size(axis_name)
+
+
+def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
+               axis_name: str | None = None, block_size: int | None = None) -> TwoC:
+    """The terms whose mean is `two_c`, and their parts, for this device's rows."""
+    if positives not in ("class", "proxy"):
+        raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
+    sizes = check("b d", z=z)
+    check("c d", {"d": sizes["d"]}, proxies=proxies)
+    check_integer("b", sizes, labels=labels)
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+    # The authors' cosine keeps each norm above 1e-8.
+    z, labels = unit(z, 1e-8), jnp.asarray(labels)
+    proxy = (z * unit(proxies, 1e-8)[labels]).sum(axis=1, keepdims=True) / temperature
+    images, classes = gather(z, axis_name), gather(labels, axis_name)
+    own = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+
+    def rows(z, proxy, labels, own):
+        s = dots("id,jd->ij", z, images) / temperature
+        other = jnp.arange(s.shape[1])[None, :] != own[:, None]
+
+        def log_sum(mask):
+            terms = jnp.concatenate([proxy, jnp.where(mask, s, -jnp.inf)], axis=1)
+            highest = lax.stop_gradient(terms.max(axis=1))
+            return highest, jnp.log(jnp.exp(terms - highest[:, None]).sum(axis=1))
+
+        same = other & (labels[:, None] == classes[None, :]) & (positives == "class")
+        (top, numerator), (highest, denominator) = log_sum(same), log_sum(other)
+        return TwoC((highest - top) + (denominator - numerator), top + numerator, highest + denominator)
+
+    return over_rows(rows, z, proxy, labels, own, block_size=block_size)
+
+
+def contragan_discriminator(d_real: jax.Array, d_fake: jax.Array, z_real: jax.Array, proxies: jax.Array,
+                            labels_real: jax.Array, *, temperature: float, weight: float, positives: str = "class",
+                            axis_name: str | None = None) -> jax.Array:
+    """The discriminator's step: hinge_discriminator(d_real, d_fake) + weight * two_c of the real images.
+
+    Args:
+      d_real, d_fake: [B] unconditional scores; gradient flows.
+      z_real: [B, D] embeddings of the real images; gradient flows. Generated images take no part in the contrast here.
+      proxies: [C, D]; gradient flows: this is the step that trains them.
+      labels_real: [B] integers below C.
+      temperature, positives, axis_name: as for `two_c`.
+      weight: lambda of the paper, 1.
+
+    Returns:
+      Scalar.
+
+    Reference: Kang and Park, ContraGAN, NeurIPS 2020.
+    """
+    contrast = two_c(z_real, proxies, labels_real, temperature=temperature, positives=positives, axis_name=axis_name)
+    return hinge_discriminator(d_real, d_fake, axis_name=axis_name) + weight * contrast
+
+
+def contragan_generator(d_fake: jax.Array, z_fake: jax.Array, proxies: jax.Array, labels_fake: jax.Array, *,
+                        temperature: float, weight: float, positives: str = "class",
+                        axis_name: str | None = None) -> jax.Array:
+    """The generator's step: hinge_generator(d_fake) + weight * two_c of the generated images and their sampled labels.
+
+    Args:
+      d_fake: [B] unconditional scores; gradient flows.
+      z_fake: [B, D] embeddings of the generated images; gradient flows.
+      proxies: [C, D]; no gradient: they belong to the discriminator.
+      labels_fake: [B] integers below C.
+      temperature, positives, axis_name: as for `two_c`.
+      weight: lambda of the paper, 1.
+
+    Returns:
+      Scalar.
+
+    Reference: Kang and Park, ContraGAN, NeurIPS 2020.
+    """
+    contrast = two_c(z_fake, lax.stop_gradient(proxies), labels_fake, temperature=temperature, positives=positives,
+                     axis_name=axis_name)
+    return hinge_generator(d_fake, axis_name=axis_name) + weight * contrast
+
+
+def hinge_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Pushes the score of real images above 1 and of generated ones below -1.
+
+    loss = mean (1 - d_real)_+ + mean (1 + d_fake)_+
+
+    Args:
+      d_real, d_fake: [B] scores; gradient flows, 0 at the kink itself. Their lengths may differ.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar; 2 knows nothing (all scores 0), 0 once both margins hold.
+
+    Reference: Lim and Ye, Geometric GAN, 2017; the adversarial term of ContraGAN and BigGAN.
+    """
+    return _adversarial(d_real, d_fake, lambda d: jax.nn.relu(1 - d), lambda d: jax.nn.relu(1 + d), axis_name)
+
+
+def hinge_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Raises the score of generated images: -mean d_fake. Scalar; gradient flows; `axis_name` as elsewhere."""
+    check("b", d_fake=d_fake)
+    check_axis(axis_name)
+    return -mean(wide(d_fake).mean(), axis_name)
+
+
+def logistic_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2 knows nothing."""
+    return _adversarial(d_real, d_fake, lambda d: jax.nn.softplus(-d), jax.nn.softplus, axis_name)
+
+
+def logistic_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2 knows nothing."""
+    check("b", d_fake=d_fake)
+    check_axis(axis_name)
+    return mean(jax.nn.softplus(-wide(d_fake)).mean(), axis_name)
+
+
+def least_squares_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Scores of real images to 1 and of generated ones to 0: 1/2 mean (d_real - 1)^2 + 1/2 mean d_fake^2."""
+    return _adversarial(d_real, d_fake, lambda d: (d - 1) ** 2 / 2, lambda d: d**2 / 2, axis_name)
+
+
+def least_squares_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Scores of generated images to 1: 1/2 mean (d_fake - 1)^2."""
+    check("b", d_fake=d_fake)
+    check_axis(axis_name)
+    return mean(((wide(d_fake) - 1) ** 2).mean() / 2, axis_name)
+
+
+def _adversarial(d_real, d_fake, real, fake, axis_name):
+    check("b", d_real=d_real)
+    check("b", d_fake=d_fake)
+    check_axis(axis_name)
+    return mean(real(wide(d_real)).mean() + fake(wide(d_fake)).mean(), axis_name)

@@ -1,0 +1,436 @@
+"""Negatives by hardness: re-weighted (HCL, debiased), synthesised (MoCHi), selected (the temperature study).
+
+The caller normalises; nothing here does.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses._rows import log_sums, over_rows
+from cl_jax.losses.nce import queue_logits
+from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+
+
+class HCLTerms(NamedTuple):
+    """For the 2B rows: loss; log_positive = s_i+ / t; log_negatives = log Ng_i; clamped: Ng_i is at its floor."""
+
+    loss: jax.Array
+    log_positive: jax.Array
+    log_negatives: jax.Array
+    clamped: jax.Array
+
+
+def hcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
+        estimator: str = "hard", axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+    """Pulls two views together, pushes negatives weighted by their hardness and corrected for those of the own class.
+
+    Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i, s_ij = x_i . x_j / temperature:
+    R_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
+    Ng_i = max((R_i - tau_plus N exp(s_i+)) / (1 - tau_plus),  N exp(-1 / temperature))
+    L = -1/2B sum_i log( exp(s_i+) / (exp(s_i+) + Ng_i) )
+
+    Args:
+      z_a, z_b: [B, D] unit vectors, rows paired. Gradient flows through everything, the weights and the correction
+        included; not through Ng where it is at its floor.
+      temperature: 0.5 in the paper.
+      beta: concentration; 0 is the debiased loss (DCL). Used by "hard" only.
+      tau_plus: the prior of the own class, in [0, 1); 0.1 in the paper.
+      estimator: "hard"; "debiased", which is "hard" at beta 0; "easy", where Ng_i = sum_j exp(s_ij): NT-Xent.
+      axis_name: device axis that splits the batch; negatives, and N with them, come from all devices.
+      block_size: rows whose similarities are held at a time; None for all at once.
+
+    Returns:
+      Scalar in nats, mean over 2B rows of the global batch: log(2B - 1) where all similarities are equal. A batch of
+      one pair has no negatives and gives 0 (NaN in the authors' "hard").
+
+    Raises:
+      ValueError: shapes that disagree, temperature <= 0, beta < 0, tau_plus outside [0, 1), an unknown estimator, an
+        axis that is not mapped.
+
+    Reference: Robinson et al. 2021, arXiv 2010.04592, equation 4 and section 4.2; Chuang et al. 2020, arXiv 2007.00224,
+    equation 8. As the authors' code (temperature once, exponential weights) rather than the listing of figure 13; in
+    log space, where theirs overflows float32 at temperature 0.01.
+    """
+    terms = hcl_terms(z_a, z_b, temperature=temperature, beta=beta, tau_plus=tau_plus, estimator=estimator,
+                      axis_name=axis_name, block_size=block_size)
+    return mean(jnp.mean(terms.loss), axis_name)
+
+
+def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
+              estimator: str = "hard", axis_name: str | None = None, block_size: int | None = None) -> HCLTerms:
+    """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
+    sizes = check("b d", z_a=z_a, z_b=z_b)
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+    if estimator not in ("hard", "debiased", "easy"):
+        raise ValueError(f'estimator is {estimator!r}; expected "hard", "debiased" or "easy".')
+    if isinstance(beta, (int, float)) and beta < 0:
+        raise ValueError(f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best.")
+    if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
+        raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
+    queries = jnp.concatenate([z_a, z_b])
+    keys_a, keys_b = gather(z_a, axis_name), gather(z_b, axis_name)
+    keys, batch = jnp.concatenate([keys_a, keys_b]), keys_a.shape[0]
+    sample = jnp.tile(first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"]), 2)
+    positive = jnp.tile(dots("bd,bd->b", z_a, z_b) / temperature, 2)
+    columns = jnp.tile(jnp.arange(batch), 2)
+
+    def log_negative_sum(scale):
+        def others(sample, columns):
+            return jnp.where(sample[:, None] == columns[None], -jnp.inf, 0.0)
+
+        return log_sums(queries, keys, scale=scale, rows=sample, cols=columns, log_weight=others,
+                        block_size=block_size).lse
+
+    count = 2 * batch - 2
+    if count == 0:
+        nothing = jnp.full_like(positive, -jnp.inf)
+        return HCLTerms(0.0 * positive, positive, nothing, jnp.zeros(positive.shape, bool))
+    if estimator == "easy":
+        negatives = log_negative_sum(1 / temperature)
+        return HCLTerms(jax.nn.softplus(negatives - positive), positive, negatives, jnp.zeros(positive.shape, bool))
+    if estimator == "debiased" or (isinstance(beta, (int, float)) and beta == 0):
+        reweighted = log_negative_sum(1 / temperature)
+    else:
+        reweighted = (log_negative_sum((1 + beta) / temperature) - log_negative_sum(beta / temperature)
+                      + math.log(count))
+    floor = math.log(count) - 1 / temperature
+    # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not positive.
+    ratio = jnp.log(jnp.asarray(tau_plus, positive.dtype)) + math.log(count) + positive - reweighted
+    inside = ratio < 0
+    safe = jnp.where(inside, ratio, -1.0)
+    # Two forms of log(1 - e^x), each exact on its side of -log 2; the other's argument is kept from its bad end.
+    far = safe < -math.log(2)
+    log_rest = jnp.where(far, jnp.log1p(-jnp.exp(jnp.where(far, safe, -1.0))),
+                         jnp.log(-jnp.expm1(jnp.where(far, -0.5, safe))))
+    debiased = reweighted + log_rest - jnp.log1p(-jnp.asarray(tau_plus, positive.dtype))
+    free = inside & (debiased > floor)
+    negatives = jnp.where(free, debiased, floor)
+    return HCLTerms(jax.nn.softplus(negatives - positive), positive, negatives, ~free)
+
+
+class Mixtures(NamedTuple):
+    """MoCHi's draws. pairs: [B, s, 2], alpha: [B, s]; picks: [B, u], beta: [B, u]. Indices are ranks, 0 the hardest."""
+
+    pairs: jax.Array
+    alpha: jax.Array
+    picks: jax.Array
+    beta: jax.Array
+
+
+def draw_mixtures(key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int) -> Mixtures:
+    """MoCHi's random choices, each row's keyed by its example id: pairs and picks uniform with replacement among the
+    `num_hard` hardest, alpha ~ U(0, 1) and beta ~ U(0, 0.5), so that the negative outweighs the query.
+
+    Args:
+      key: the step's key, the same on every device.
+      ids: [B] examples.
+      num_hard: N, how many of the hardest negatives are mixed.
+      num_pairs: s, mixtures of two negatives; 0 for none.
+      num_query: s', mixtures of a negative and the query; 0 for none.
+    """
+    check_integer("b", ids=ids)
+    check_count(num_hard=num_hard)
+
+    def draw(i):
+        a, b, c, d = jax.random.split(jax.random.fold_in(key, i), 4)
+        return Mixtures(jax.random.randint(a, (num_pairs, 2), 0, num_hard), jax.random.uniform(b, (num_pairs,)),
+                        jax.random.randint(c, (num_query,), 0, num_hard), 0.5 * jax.random.uniform(d, (num_query,)))
+
+    return jax.vmap(draw)(ids)
+
+
+def hardest_negatives(queries: jax.Array, queue: jax.Array, *, num_hard: int,
+                      block_size: int | None = None) -> jax.Array:
+    """[B, num_hard] rows of the queue most similar to each query, the hardest first; of equal ones the lower row first.
+
+    Args:
+      queries: [B, D].
+      queue: [K, D].
+      num_hard: at most K.
+      block_size: queue rows compared at a time; None for all at once.
+    """
+    sizes = check("b d", queries=queries)
+    sizes = check("k d", sizes, queue=queue)
+    check_count(num_hard=num_hard, block_size=block_size)
+    if num_hard > sizes["k"]:
+        raise ValueError(f"num_hard is {num_hard}; expected at most the {sizes['k']} rows of the queue.")
+    queries, queue = lax.stop_gradient((queries, queue))
+    if block_size is None or block_size >= sizes["k"]:
+        return lax.top_k(dots("bd,kd->bk", queries, queue), num_hard)[1]
+
+    def merge(best, block):
+        start = block * block_size
+        rows = start + jnp.arange(block_size, dtype=jnp.int32)
+        similarity = dots("bd,kd->bk", queries, queue[jnp.minimum(rows, sizes["k"] - 1)])
+        similarity = jnp.where(rows[None] < sizes["k"], similarity, -jnp.inf)
+        values = jnp.concatenate([best[0], similarity], axis=1)
+        index = jnp.concatenate([best[1], jnp.broadcast_to(rows[None], similarity.shape)], axis=1)
+        values, order = lax.top_k(values, num_hard)
+        return (values, jnp.take_along_axis(index, order, axis=1)), None
+
+    dtype = jnp.promote_types(jnp.result_type(queries, queue), jnp.float32)
+    start = (jnp.full((sizes["b"], num_hard), -jnp.inf, dtype), jnp.zeros((sizes["b"], num_hard), jnp.int32))
+    return lax.scan(merge, start, jnp.arange(-(-sizes["k"] // block_size), dtype=jnp.int32))[0][1]
+
+
+def mix_negatives(queue: jax.Array, hardest: jax.Array, pairs: jax.Array, alpha: jax.Array) -> jax.Array:
+    """[B, s, D] MoCHi's first kind: normalise(alpha n_i + (1 - alpha) n_j) of two hard negatives; constants.
+
+    Args:
+      queue: [K, D] unit vectors.
+      hardest: [B, N] rows of the queue (`hardest_negatives`).
+      pairs: [B, s, 2] columns of `hardest`.
+      alpha: [B, s] weight of the first.
+    """
+    check("k d", queue=queue)
+    sizes = check_integer("b n", hardest=hardest)
+    check("b s", check_integer("b s 2", sizes, pairs=pairs), alpha=alpha)
+    left, right = (_take(queue, hardest, pairs[..., side]) for side in (0, 1))
+    return lax.stop_gradient(unit(alpha[..., None] * left + (1 - alpha[..., None]) * right))
+
+
+def mix_with_query(queries: jax.Array, queue: jax.Array, hardest: jax.Array, picks: jax.Array,
+                   beta: jax.Array) -> jax.Array:
+    """[B, u, D] MoCHi's second kind: normalise(beta q + (1 - beta) n_j) of the query and a hard negative; constants.
+
+    Args:
+      queries: [B, D] unit vectors; the query inside the mixture is a constant too.
+      queue: [K, D] unit vectors.
+      hardest: [B, N] rows of the queue (`hardest_negatives`).
+      picks: [B, u] columns of `hardest`.
+      beta: [B, u] weight of the query, below 0.5 in the paper.
+    """
+    sizes = check("b d", queries=queries)
+    sizes = check_integer("b n", check("k d", sizes, queue=queue), hardest=hardest)
+    check("b u", check_integer("b u", sizes, picks=picks), beta=beta)
+    negative = _take(queue, hardest, picks)
+    return lax.stop_gradient(unit(beta[..., None] * wide(queries)[:, None] + (1 - beta[..., None]) * negative))
+
+
+def mochi(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float,
+          active: bool | jax.Array = True, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+    """Pulls a query to its key, pushes it from the queue and from synthetic negatives of its own.
+
+    L = -1/B sum_i log( exp(q_i.k_i/t) / (exp(q_i.k_i/t) + sum_j exp(q_i.queue_j/t) + sum_s exp(q_i.h_is/t)) )
+
+    Args:
+      q: [B, D] unit queries; gradient flows.
+      k: [B, D] unit keys, constants.
+      queue: [K, D] unit rows, constants.
+      synthetic: [B, S, D] of each query, constants: `mix_negatives` and `mix_with_query` joined along axis 1. With
+        S = 0 the loss is MoCo's.
+      temperature: 0.2 in the paper.
+      active: False leaves the synthetic negatives out (the first epochs); may be traced.
+      axis_name: device axis that splits the batch; queue is the same on every device.
+      block_size: queries whose similarities to the queue are held at a time; None for all at once.
+
+    Returns:
+      Scalar in nats, mean over the global batch; log(1 + K + S) where all similarities are equal.
+
+    Raises:
+      ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
+
+    Reference: Kalantidis et al. 2020, arXiv 2010.01028, section 4. No code was released.
+    """
+    return mean(jnp.mean(mochi_rows(q, k, queue, synthetic, temperature=temperature, active=active,
+                                    axis_name=axis_name, block_size=block_size)), axis_name)
+
+
+def mochi_rows(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float,
+               active: bool | jax.Array = True, axis_name: str | None = None,
+               block_size: int | None = None) -> jax.Array:
+    """[B] `mochi` of each of this device's rows."""
+    sizes = check("b d", q=q, k=k)
+    check("k d", sizes, queue=queue)
+    check("b s d", sizes, synthetic=synthetic)
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+    k, queue = lax.stop_gradient((k, queue))
+    positive = dots("bd,bd->b", q, k) / temperature
+    negatives = log_sums(q, queue, scale=1 / temperature, block_size=block_size).lse
+    if synthetic.shape[1]:
+        extra = jax.nn.logsumexp(_synthetic_logits(q, synthetic, temperature), axis=1)
+        negatives = jnp.logaddexp(negatives, jnp.where(active, extra, -jnp.inf))
+    return jax.nn.softplus(negatives - positive)
+
+
+def mochi_logits(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *,
+                 temperature: float) -> jax.Array:
+    """[B, 1 + K + S] similarities over temperature: the key, the queue, the synthetic negatives."""
+    check("b s d", check("b d", q=q), synthetic=synthetic)
+    return jnp.concatenate([queue_logits(q, k, queue, temperature=temperature),
+                            _synthetic_logits(q, synthetic, temperature)], axis=1)
+
+
+class Selection(NamedTuple):
+    """selected: [B, M] booleans, the hard negatives of each row. threshold: [B], the lowest similarity among them."""
+
+    selected: jax.Array
+    threshold: jax.Array
+
+
+def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) -> Selection:
+    """The negatives at least as similar as the `num_hard`-th of their row, all where there are fewer; constants.
+
+    Args:
+      similarity: [B, M].
+      positive: [B] integers, the column of each row's positive, which is never selected.
+      num_hard: how many; equal similarities at the threshold are all taken.
+    """
+    sizes = check("b m", similarity=similarity)
+    check_integer("b", sizes, positive=positive)
+    check_count(num_hard=num_hard)
+    similarity = lax.stop_gradient(similarity)
+    own = jnp.arange(sizes["m"])[None] == positive[:, None]
+    if sizes["m"] == 1:
+        return Selection(jnp.zeros(own.shape, bool), jnp.full((sizes["b"],), jnp.inf, similarity.dtype))
+    count = min(num_hard, sizes["m"] - 1)
+    threshold = lax.top_k(jnp.where(own, -jnp.inf, similarity), count)[0][:, -1]
+    return Selection(~own & (similarity >= threshold[:, None]), threshold)
+
+
+def simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
+           axis_name: str | None = None) -> jax.Array:
+    """Pulls the positive and pushes every negative alike: L = 1/B sum_i [ -s_ip + lambda sum_{j != p} s_ij ].
+
+    Args:
+      queries: [B, D] unit vectors; gradient flows.
+      keys: with `positive`, [M, D] unit vectors, the same on every device (a bank: pass it through
+        `lax.stop_gradient`, since gradient flows); without, [B, D] paired with the queries and gathered over devices.
+      positive: [B] integers, the row of `keys` that is each query's positive.
+      negative_weight: lambda.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Scalar, mean over the global batch; unbounded units, 0 where all similarities are 0.
+
+    Raises:
+      ValueError: shapes that disagree, an axis that is not mapped.
+
+    Reference: Wang and Liu 2021, arXiv 2012.09740, equation 6. No code was released.
+    """
+    return mean(jnp.mean(simple_rows(queries, keys, positive, negative_weight=negative_weight, axis_name=axis_name)),
+                axis_name)
+
+
+def simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
+                axis_name: str | None = None) -> jax.Array:
+    """[B] `simple` of each of this device's rows."""
+    keys, positive = _candidates(queries, keys, positive, axis_name)
+    own = dots("bd,bd->b", queries, keys[positive])
+    # The sum over keys first: the negatives of all rows share it.
+    return -own + negative_weight * (wide(queries) @ jnp.sum(wide(keys), axis=0) - own)
+
+
+def hard_simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
+                num_hard: int, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+    """Pulls the positive and pushes the hardest negatives alike: `simple` with the sum over `select_hard`'s choice.
+
+    Args:
+      queries, keys, positive, negative_weight, axis_name: as in `simple`.
+      num_hard: negatives kept per query (4095 of a bank in the paper); the choice is constant to the gradient.
+      block_size: queries whose similarities are held at a time; None for all at once.
+
+    Returns, Raises: as `simple`.
+
+    Reference: Wang and Liu 2021, arXiv 2012.09740, equation 8. No code was released.
+    """
+    return mean(jnp.mean(hard_simple_rows(queries, keys, positive, negative_weight=negative_weight, num_hard=num_hard,
+                                          axis_name=axis_name, block_size=block_size)), axis_name)
+
+
+def hard_simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *,
+                     negative_weight: float, num_hard: int, axis_name: str | None = None,
+                     block_size: int | None = None) -> jax.Array:
+    """[B] `hard_simple` of each of this device's rows."""
+    keys, positive = _candidates(queries, keys, positive, axis_name)
+
+    def rows(q, positive):
+        similarity = dots("bd,kd->bk", q, keys)
+        own = jnp.take_along_axis(similarity, positive[:, None], axis=1)[:, 0]
+        chosen = select_hard(similarity, positive, num_hard=num_hard).selected
+        return -own + negative_weight * jnp.sum(jnp.where(chosen, similarity, 0.0), axis=1)
+
+    check_count(block_size=block_size)
+    return over_rows(rows, queries, positive, block_size=block_size)
+
+
+def hard_contrastive(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, temperature: float,
+                     num_hard: int | None, axis_name: str | None = None,
+                     block_size: int | None = None) -> jax.Array:
+    """Pulls the positive against the hardest negatives only, by the contrastive loss.
+
+    L = -1/B sum_i log( exp(s_ip / t) / (exp(s_ip / t) + sum_{j selected} exp(s_ij / t)) )
+
+    Args:
+      queries, keys, positive, axis_name: as in `simple`.
+      temperature: t.
+      num_hard: negatives kept per query, None for all (the ordinary loss); the choice is constant to the gradient.
+      block_size: queries whose similarities are held at a time; None for all at once.
+
+    Returns:
+      Scalar in nats, mean over the global batch; log(1 + num_hard) where all similarities are equal but for ties,
+      which are all kept; 0 where there is no negative.
+
+    Raises:
+      ValueError: shapes that disagree, temperature <= 0, num_hard < 1, an axis that is not mapped.
+
+    Reference: Wang and Liu 2021, arXiv 2012.09740, equation 7. No code was released.
+    """
+    return mean(jnp.mean(hard_contrastive_rows(queries, keys, positive, temperature=temperature, num_hard=num_hard,
+                                               axis_name=axis_name, block_size=block_size)), axis_name)
+
+
+def hard_contrastive_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *,
+                          temperature: float, num_hard: int | None, axis_name: str | None = None,
+                          block_size: int | None = None) -> jax.Array:
+    """[B] `hard_contrastive` of each of this device's rows."""
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    keys, positive = _candidates(queries, keys, positive, axis_name)
+    if num_hard is None:
+        def is_positive(positive, column):
+            return positive[:, None] == column[None]
+
+        return log_sums(queries, keys, scale=1 / temperature, rows=positive, cols=jnp.arange(keys.shape[0]),
+                        positive=is_positive, block_size=block_size).gap
+
+    def rows(q, positive):
+        similarity = dots("bd,kd->bk", q, keys)
+        own = jnp.take_along_axis(similarity, positive[:, None], axis=1)
+        chosen = select_hard(similarity, positive, num_hard=num_hard).selected
+        chosen |= jnp.arange(keys.shape[0])[None] == positive[:, None]
+        return jax.nn.logsumexp(jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1)
+
+    return over_rows(rows, queries, positive, block_size=block_size)
+
+
+def _candidates(queries, keys, positive, axis_name):
+    sizes = check("b d", queries=queries)
+    check_axis(axis_name)
+    if positive is None:
+        check("b d", sizes, keys=keys)
+        return gather(keys, axis_name), first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+    check("m d", sizes, keys=keys)
+    check_integer("b", sizes, positive=positive)
+    return keys, positive
+
+
+def _take(queue, hardest, columns):
+    """[B, s, D] rows of the queue by column of each query's own table; gathers only those."""
+    shape = columns.shape
+    rows = jnp.take_along_axis(hardest, columns.reshape(shape[0], -1), axis=1)
+    return wide(queue[rows.reshape(shape)])
+
+
+def _synthetic_logits(q, synthetic, temperature):
+    return dots("bd,bsd->bs", q, lax.stop_gradient(synthetic).astype(q.dtype)) / temperature

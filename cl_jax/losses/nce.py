@@ -1,0 +1,373 @@
+"""Instance discrimination against a memory: noise-contrastive estimation and softmax over a bank or a queue.
+
+The callers normalise. Gradient reaches the queries only: banks, queues, keys and the normaliser Z are constants.
+A bank or queue is read as it is before the step's own update.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import mean
+from cl_jax.losses._float import dots, wide
+from cl_jax.losses._rows import over_rows
+from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+
+
+class Normalizer(NamedTuple):
+    """NCE's constant Z, as its logarithm (Z overflows float32 at low temperatures), and the batches it has seen."""
+
+    log_z: jax.Array
+    batches: jax.Array
+
+
+def init_normalizer(z: float | None = None, *, dtype: Any = jnp.float32) -> Normalizer:
+    """A Z that the first batch sets, or a given one; z=1 is the critic without Z of the CRD paper."""
+    if z is None:
+        return Normalizer(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+    check_positive(z=z)
+    return Normalizer(jnp.log(jnp.asarray(z, dtype)), jnp.ones((), jnp.int32))
+
+
+def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) -> jax.Array:
+    """Bank rows to contrast each example with: its own, then K drawn uniformly with replacement from all N.
+
+    Each row's draw is keyed by its example id, so it does not depend on how many devices there are. As in the authors'
+    samplers nothing is rejected: a negative may repeat, and may be the positive.
+
+    Args:
+      key: the step's key, the same on every device.
+      ids: [B] examples.
+      size: N, rows of the bank.
+      num_negatives: K.
+
+    Returns:
+      [B, 1 + K] int32, column 0 the ids.
+    """
+    check_integer("b", ids=ids)
+    check_count(size=size, num_negatives=num_negatives)
+
+    def draw(i):
+        return jax.random.randint(jax.random.fold_in(key, i), (num_negatives,), 0, size, jnp.int32)
+
+    return jnp.concatenate([ids[:, None].astype(jnp.int32), jax.vmap(draw)(ids)], axis=1)
+
+
+def bank_logits(query: jax.Array, bank: jax.Array, indices: jax.Array, *, temperature: float,
+                block_size: int | None = None) -> jax.Array:
+    """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
+
+    The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives and 128 channels. With
+    `block_size` so many columns are gathered at a time, again in the backward pass, and never more are held.
+    """
+    sizes = check("b d", query=query)
+    check("n d", sizes, bank=bank)
+    check_integer("b k", sizes, indices=indices)
+    check_positive(temperature=temperature)
+    bank = lax.stop_gradient(bank)
+
+    def score(columns):
+        return dots("bd,bkd->bk", query, bank[columns])
+
+    check_count(block_size=block_size)
+    columns = indices.shape[1]
+    if block_size is None or block_size >= columns:
+        return score(indices) / temperature
+    padded = jnp.pad(indices, ((0, 0), (0, -columns % block_size)))
+    blocks = padded.reshape(padded.shape[0], -1, block_size).swapaxes(0, 1)
+    logits = lax.map(jax.checkpoint(score, prevent_cse=False), blocks)
+    return logits.swapaxes(0, 1).reshape(padded.shape)[:, :columns] / temperature
+
+
+def queue_logits(query: jax.Array, key: jax.Array, queue: jax.Array, *, temperature: float) -> jax.Array:
+    """[B, 1 + K]: query_i . key_i, then query_i . queue_j, over temperature."""
+    sizes = check("b d", query=query, key=key)
+    check("k d", sizes, queue=queue)
+    check_positive(temperature=temperature)
+    positive = dots("bd,bd->b", query, lax.stop_gradient(key))
+    negative = dots("bd,kd->bk", query, lax.stop_gradient(queue))
+    return jnp.concatenate([positive[:, None], negative], axis=1) / temperature
+
+
+def nce_of_logits(logits: jax.Array, normalizer: Normalizer, *, num_data: int, momentum: float | None = None,
+                  eps: float = 1e-7, integer_z: bool = False,
+                  axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+    """Noise-contrastive estimation: tells the column 0 of each row from K draws of uniform noise.
+
+    P_ij = exp(logits_ij) / Z,   c = K / N,
+    L = -1/B sum_i [ log P_i0 / (P_i0 + c + eps)  +  sum_{j>0} log c / (P_ij + c + eps) ]
+
+    Args:
+      logits: [B, 1 + K], similarity over temperature, the positive in column 0.
+      normalizer: Z so far. While it has seen no batch, Z = N * mean exp(logits) over this global batch, the positive
+        column included, and this loss uses it already. No gradient flows through Z.
+      num_data: N, the size of the data set.
+      momentum: None keeps the first batch's Z for ever, as the authors do; otherwise
+        Z <- momentum * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where the first batch is
+        not noise).
+      eps: the authors' guard, in both denominators and no numerator.
+      integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole number.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for the next step.
+      With every P equal to c (nothing known) the loss is (1 + K) log 2.
+
+    Raises:
+      ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
+
+    Reference: Wu et al. 2018, arXiv 1805.01978, equations 7 and 8; computed in log space, where the authors' code
+    overflows float32 at temperature 0.01.
+    """
+    sizes = check("b k", logits=logits)
+    check_axis(axis_name)
+    check_count(num_data=num_data)
+    if sizes["k"] < 2:
+        raise ValueError(f"logits have shape {logits.shape}; expected [B, 1 + K] with at least one negative.")
+    if momentum is not None and isinstance(momentum, (int, float)) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected at least 0 and below 1, or None to keep the first Z.")
+    logits = wide(logits)
+    normalizer = _observe(normalizer, lax.stop_gradient(logits), num_data, momentum, integer_z, axis_name)
+    noise = jnp.asarray((sizes["k"] - 1) / num_data, logits.dtype)
+    # log P - log(c + eps): both terms are softplus of it, exact where P is far from c on either side.
+    odds = logits - normalizer.log_z.astype(logits.dtype) - jnp.log(noise + eps)
+    rows = (jax.nn.softplus(-odds[:, 0]) + jnp.sum(jax.nn.softplus(odds[:, 1:]), axis=1)
+            + (sizes["k"] - 1) * jnp.log1p(eps / noise))
+    return mean(jnp.mean(rows), axis_name), normalizer
+
+
+def probabilities(logits: jax.Array, normalizer: Normalizer) -> jax.Array:
+    """[B, 1 + K] NCE's P = exp(logits) / Z, with the Z that `nce_of_logits` returned."""
+    return jnp.exp(logits - normalizer.log_z.astype(logits.dtype))
+
+
+def nce(query: jax.Array, bank: jax.Array, indices: jax.Array, normalizer: Normalizer, *, temperature: float,
+        momentum: float | None = None, eps: float = 1e-7, block_size: int | None = None,
+        axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+    """InstDisc: pulls an image to its own row of the bank, pushes it from K random rows, by NCE.
+
+    `nce_of_logits` of query_i . bank[indices_ij] / temperature.
+
+    Args:
+      query: [B, D] features of this step, normalised by the caller.
+      bank: [N, D] rows before this step's update; no gradient. The positive is the *stored* row.
+      indices: [B, 1 + K] rows of the bank, column 0 the image's own (`draw_indices`).
+      normalizer, momentum, eps, axis_name: see `nce_of_logits`.
+      temperature: 0.07 in InstDisc and CMC.
+      block_size: see `bank_logits`.
+
+    Returns:
+      (loss, normalizer), nats; `(1 + K) log 2` knows nothing.
+
+    Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
+    """
+    logits = bank_logits(query, bank, indices, temperature=temperature, block_size=block_size)
+    return nce_of_logits(logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name)
+
+
+def cross_nce(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Array, indices: jax.Array,
+              normalizers: Sequence[Normalizer], *, temperature: float, momentum: float | None = None,
+              eps: float = 1e-7, block_size: int | None = None,
+              axis_name: str | None = None) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
+    """CMC: each view's feature is pulled to the *other* view's stored row of the same image; the sum of both NCEs.
+
+    L = nce(z_a, bank_b) + nce(z_b, bank_a), with one Z each: normalizers[0] is that of z_a.
+
+    Args:
+      z_a, z_b: [B, D] features of the two views, normalised by the caller.
+      bank_a, bank_b: [N, D] what was stored of each view; no gradient.
+      indices: [B, 1 + K], shared by the two; column 0 the image's own row.
+      The others as in `nce`.
+
+    Returns:
+      (loss, (normalizer of z_a, normalizer of z_b)); `2 (1 + K) log 2` knows nothing.
+
+    Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
+    """
+    side = partial(nce, temperature=temperature, momentum=momentum, eps=eps, block_size=block_size, axis_name=axis_name)
+    loss_a, normalizer_a = side(z_a, bank_b, indices, normalizers[0])
+    loss_b, normalizer_b = side(z_b, bank_a, indices, normalizers[1])
+    return loss_a + loss_b, (normalizer_a, normalizer_b)
+
+
+def queue_nce(query: jax.Array, key: jax.Array, queue: jax.Array, normalizer: Normalizer, *, temperature: float,
+              num_data: int, momentum: float | None = None, eps: float = 1e-7, integer_z: bool = False,
+              axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+    """CMC's MoCo under NCE: the positive is the fresh key, the noise the queue.
+
+    `nce_of_logits` of (query_i . key_i, query_i . queue_j) / temperature, with K the length of the queue.
+
+    Args:
+      query: [B, D]; key: [B, D] and queue: [K, D] without gradient; all normalised by the caller.
+      num_data: N, the size of the data set.
+      The others as in `nce_of_logits`.
+
+    Reference: Tian et al. 2020, arXiv 1906.05849; the released memory truncates Z to an integer: `integer_z=True`.
+    """
+    return nce_of_logits(queue_logits(query, key, queue, temperature=temperature), normalizer, num_data=num_data,
+                         momentum=momentum, eps=eps, integer_z=integer_z, axis_name=axis_name)
+
+
+def bank_softmax(query: jax.Array, bank: jax.Array, indices: jax.Array, jigsaw: jax.Array | None = None, *,
+                 temperature: float, beta: float = 0.5, block_size: int | None = None,
+                 axis_name: str | None = None) -> jax.Array:
+    """Pulls an image to its own stored row against K stored rows, by cross-entropy instead of NCE.
+
+    L = -1/B sum_i log softmax_j(query_i . bank[indices_ij] / temperature)_0; with `jigsaw` the same for it, and
+    (1 - beta) L(query) + beta L(jigsaw).
+
+    Args:
+      query: [B, D], normalised by the caller.
+      bank: [N, D] before the step's update; no gradient.
+      indices: [B, 1 + K], column 0 the image's own row.
+      jigsaw: [B, D] or None: the jigsaw query of PIRL and InfoMin for the same rows.
+      temperature: 0.07 in InstDisc and CMC.
+      beta: weight of the jigsaw query.
+      block_size: see `bank_logits`.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+
+    Reference: Tian et al. 2020, arXiv 1906.05849, equation 2; InfoMin, arXiv 2005.10243.
+    """
+    check_axis(axis_name)
+
+    def one(z):
+        logits = bank_logits(z, bank, indices, temperature=temperature, block_size=block_size)
+        return mean(jnp.mean(_cross_entropy_rows(logits)), axis_name)
+
+    return _with_jigsaw(one, query, jigsaw, beta)
+
+
+def cross_bank_softmax(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Array, indices: jax.Array,
+                       jigsaw_a: jax.Array | None = None, jigsaw_b: jax.Array | None = None, *, temperature: float,
+                       beta: float = 0.5, block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
+    """CMC by cross-entropy: each view against the other view's bank, summed; jigsaw queries likewise.
+
+    L = bank_softmax(z_a, bank_b, jigsaw_a) + bank_softmax(z_b, bank_a, jigsaw_b). The released trainer of InfoMin hands
+    the two jigsaw queries over in the wrong order; swap the arguments to have that.
+
+    Args: as in `cross_nce` and `bank_softmax`.
+
+    Returns:
+      Nats, mean over the global batch; `2 log(1 + K)` knows nothing.
+
+    Reference: Tian et al. 2020, arXiv 1906.05849, equations 2 and 3.
+    """
+    side = partial(bank_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
+    return side(z_a, bank_b, indices, jigsaw_a) + side(z_b, bank_a, indices, jigsaw_b)
+
+
+def full_bank_softmax(query: jax.Array, bank: jax.Array, ids: jax.Array, *, temperature: float,
+                      block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
+    """InstDisc without sampling: every image its own class, its stored row the class weight.
+
+    L = -1/B sum_i log softmax_j(query_i . bank_j / temperature)_{ids_i}, over all N rows.
+
+    Args:
+      query: [B, D], normalised by the caller.
+      bank: [N, D] before the step's update; no gradient.
+      ids: [B] integers, each image's row.
+      temperature: 0.1 for InstDisc on CIFAR-10.
+      block_size: queries whose [block_size, N] logits are held at a time; all by default.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; `log N` knows nothing.
+
+    Reference: Wu et al. 2018, arXiv 1805.01978, equation 2.
+    """
+    sizes = check("b d", query=query)
+    check_integer("b", sizes, ids=ids)
+    check("n d", sizes, bank=bank)
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+
+    def rows(query, ids):
+        logits = dots("bd,nd->bn", query, lax.stop_gradient(bank)) / temperature
+        return jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
+
+    return mean(jnp.mean(over_rows(rows, jnp.asarray(query), jnp.asarray(ids), block_size=block_size)), axis_name)
+
+
+def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: jax.Array | None = None, *,
+                  temperature: float, beta: float = 0.5, block_size: int | None = None,
+                  axis_name: str | None = None) -> jax.Array:
+    """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by cross-entropy.
+
+    L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) + beta L(jigsaw).
+
+    Args:
+      query: [B, D]; jigsaw: [B, D] or None; normalised by the caller.
+      key: [B, D] of the momentum encoder; queue: [K, D] before this step's keys enter; no gradient to either.
+      temperature: 0.15 in InfoMin.
+      beta: weight of the jigsaw query.
+      block_size: queries whose [block_size, 1 + K] logits are held at a time; all by default.
+      axis_name: device axis that splits the batch.
+
+    Returns:
+      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+
+    Reference: Tian et al. 2020, arXiv 2005.10243, appendix.
+    """
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+
+    def rows(z, key):
+        return _cross_entropy_rows(queue_logits(z, key, queue, temperature=temperature))
+
+    def one(z):
+        check("b d", query=z, key=key)
+        return mean(jnp.mean(over_rows(rows, jnp.asarray(z), jnp.asarray(key), block_size=block_size)), axis_name)
+
+    return _with_jigsaw(one, query, jigsaw, beta)
+
+
+def cross_queue_softmax(q_a: jax.Array, q_b: jax.Array, k_a: jax.Array, k_b: jax.Array, queue_a: jax.Array,
+                        queue_b: jax.Array, jigsaw_a: jax.Array | None = None, jigsaw_b: jax.Array | None = None, *,
+                        temperature: float, beta: float = 0.5, block_size: int | None = None,
+                        axis_name: str | None = None) -> jax.Array:
+    """CMC with two queues: each view's query meets the other view's key and queue; the sum of both.
+
+    L = queue_softmax(q_a, k_b, queue_b, jigsaw_a) + queue_softmax(q_b, k_a, queue_a, jigsaw_b).
+
+    Args: as in `queue_softmax`, per view.
+
+    Returns:
+      Nats, mean over the global batch; `2 log(1 + K)` knows nothing.
+
+    Reference: Tian et al. 2020, arXiv 1906.05849 and 2005.10243.
+    """
+    side = partial(queue_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
+    return side(q_a, k_b, queue_b, jigsaw_a) + side(q_b, k_a, queue_a, jigsaw_b)
+
+
+def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
+    local = jax.nn.logsumexp(logits) - jnp.log(logits.size)
+    top = local if axis_name is None else lax.pmax(local, axis_name)
+    log_z = top + jnp.log(mean(jnp.exp(local - top), axis_name)) + jnp.log(jnp.asarray(num_data, logits.dtype))
+    if integer_z:
+        # Beyond 2^24 a float32 is whole already, and exp would overflow.
+        log_z = jnp.where(log_z < 40, jnp.log(jnp.maximum(jnp.floor(jnp.exp(jnp.minimum(log_z, 40))), 1)), log_z)
+    log_z = log_z.astype(normalizer.log_z.dtype)
+    old = normalizer.log_z
+    later = old if momentum is None else jnp.logaddexp(jnp.log(momentum) + old, jnp.log1p(-momentum) + log_z)
+    return Normalizer(jnp.where(normalizer.batches == 0, log_z, later), normalizer.batches + 1)
+
+
+def _with_jigsaw(one, query, jigsaw, beta):
+    if jigsaw is None:
+        return one(query)
+    if jigsaw.shape != query.shape:
+        raise ValueError(f"jigsaw has shape {jigsaw.shape}; expected that of the query, {query.shape}.")
+    return (1 - beta) * one(query) + beta * one(jigsaw)
+
+
+def _cross_entropy_rows(logits):
+    return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]

@@ -1,0 +1,90 @@
+"""SimCSE: sentences against their own second pass through dropout, or against entailments and contradictions."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._float import dots, unit
+from cl_jax.losses._rows import log_sums
+from cl_jax.shapes import check, check_axis, check_count, check_positive
+
+
+def simcse(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = None, *, temperature: float,
+           hard_negative_weight: float = 0.0, axis_name: str | None = None, gather_with_grad: bool = True,
+           block_size: int | None = None) -> jax.Array:
+    """Pulls a sentence to its positive, pushes it from the positives and the hard negatives of all sentences.
+
+    s(x, y) = cos(x, y) / temperature;  one direction, rows z_a against columns z_b and hard_negatives:
+    L = -1/B sum_i log( exp(s(a_i, b_i)) / sum_j [ exp(s(a_i, b_j)) + exp(w [i=j]) exp(s(a_i, h_j)) ] )
+
+    Args:
+      z_a: [B, D] first outputs (unsupervised) or premises; normalised here, with norms below 1e-8 counted as 1e-8.
+      z_b: [B, D] second outputs of the same sentences under another dropout mask, or entailments.
+      hard_negatives: [B, D] contradictions, the supervised form; None for the unsupervised. Gradient flows to all.
+      temperature: 0.05 in the paper.
+      hard_negative_weight: w = log(alpha), on a sentence's own hard negative only; 0 is alpha = 1.
+      axis_name: device axis that splits the batch; columns come from all devices.
+      gather_with_grad: False is the authors' exchange: every device computes the loss of the whole batch with the rows
+        of the others constant, so that the mean over devices of the gradients is 1/devices of the right one.
+      block_size: rows whose similarities are held at a time; None for all at once.
+
+    Returns:
+      Scalar in nats, mean over the global batch: log B, or log 2B with hard negatives at w = 0, where all similarities
+      are equal.
+
+    Raises:
+      ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
+
+    Reference: Gao et al. 2021, arXiv 2104.08821, equation 1 and the weighted form of equation 5 in its appendix.
+    """
+    sizes = check("b d", z_a=z_a, z_b=z_b)
+    if hard_negatives is not None:
+        check("b d", sizes, hard_negatives=hard_negatives)
+    check_positive(temperature=temperature)
+    check_count(block_size=block_size)
+    check_axis(axis_name)
+    a, b = _cosine(z_a), _cosine(z_b)
+    h = None if hard_negatives is None else _cosine(hard_negatives)
+    if axis_name is not None and not gather_with_grad:
+        a, b, h = jax.tree.map(lambda x: _gather_own(x, axis_name), (a, b, h))
+        axis_name = None
+    keys = gather(b, axis_name)
+    batch = keys.shape[0]
+    own = first_row(a.shape[0], axis_name) + jnp.arange(a.shape[0])
+
+    def positive(own, column):
+        return own[:, None] == column[None]
+
+    def weight(own, column):
+        bias = jnp.asarray(hard_negative_weight, jnp.promote_types(z_a.dtype, jnp.float32))
+        return jnp.where(own[:, None] + batch == column[None], bias, 0.0)
+
+    if h is not None:
+        keys = jnp.concatenate([keys, gather(h, axis_name)])
+    rows = log_sums(a, keys, scale=1 / temperature, rows=own, cols=jnp.arange(keys.shape[0]), positive=positive,
+                    log_weight=None if h is None else weight, block_size=block_size)
+    return mean(jnp.mean(rows.gap), axis_name)
+
+
+def simcse_logits(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = None, *, temperature: float,
+                  hard_negative_weight: float = 0.0) -> jax.Array:
+    """[B, B] or, with hard negatives, [B, 2B] logits of `simcse` on one device; row i is right at column i."""
+    sizes = check("b d", z_a=z_a, z_b=z_b)
+    check_positive(temperature=temperature)
+    logits = dots("bd,kd->bk", _cosine(z_a), _cosine(z_b)) / temperature
+    if hard_negatives is None:
+        return logits
+    check("b d", sizes, hard_negatives=hard_negatives)
+    extra = dots("bd,kd->bk", _cosine(z_a), _cosine(hard_negatives)) / temperature
+    return jnp.concatenate([logits, extra + hard_negative_weight * jnp.eye(sizes["b"], dtype=extra.dtype)], axis=1)
+
+
+def _cosine(x):
+    return unit(x, 1e-8).astype(x.dtype)
+
+
+def _gather_own(x: jax.Array, axis_name: str) -> jax.Array:
+    """Rows of all devices of which only this device's carry gradient."""
+    every = lax.stop_gradient(gather(x, axis_name))
+    return lax.dynamic_update_slice_in_dim(every, x, first_row(x.shape[0], axis_name), axis=0)

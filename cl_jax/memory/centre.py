@@ -1,0 +1,38 @@
+"""DINO's centre: the running mean of the teacher's logits, subtracted from them against collapse to one prototype."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.shapes import check
+
+
+def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:
+    """[K] zeros."""
+    return jnp.zeros((num_prototypes,), dtype)
+
+
+def update(centre: jax.Array, teacher_logits: jax.Array, *, momentum: float,
+           axis_name: str | None = None) -> jax.Array:
+    """centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits, after the loss has used the old one.
+
+    Args:
+      centre: [K].
+      teacher_logits: [..., K] raw outputs of this device, not divided by the temperature: every global crop of every
+        image (leading axes are averaged over). No gradient flows.
+      momentum: 0.9 in DINO.
+      axis_name: averages over this device axis too; every device holds as many rows.
+
+    Returns:
+      [K], the same on every device.
+
+    Reference: Caron et al. 2021, arXiv 2104.14294, equation 4.
+    """
+    check("... k", check("k", centre=centre), teacher_logits=teacher_logits)
+    wide = jnp.promote_types(centre.dtype, jnp.float32)
+    mean = lax.stop_gradient(teacher_logits).astype(wide).reshape(-1, centre.shape[0]).mean(0)
+    if axis_name is not None:
+        mean = lax.pmean(mean, axis_name)
+    return (momentum * centre.astype(wide) + (1 - momentum) * mean).astype(centre.dtype)

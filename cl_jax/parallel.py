@@ -1,0 +1,67 @@
+"""The one place that maps over devices: the axis, how a step is lifted onto a mesh, where arrays live.
+
+A step is written for one device with a named axis (`AXIS`) and lifted here by `jit(shard_map(...))`, which is what
+`jax.pmap` itself is since JAX 0.8, written out so that arrays are global. Gradients are taken inside and averaged with
+`lax.pmean`; with `check_vma=False` that is exact whether or not the loss is averaged over the axis too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cl_jax.losses._axis import first_row, gather, mean, total
+
+__all__ = ["AXIS", "EACH", "SAME", "fetch", "first_row", "gather", "lift", "make_mesh", "mean", "place_batch", "replicate",
+           "total"]
+
+AXIS = "devices"
+SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A one-axis mesh over the first `devices` devices (all of them by default)."""
+    found = jax.devices()
+    count = devices or len(found)
+    if count > len(found):
+        raise ValueError(f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
+                         f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting.")
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
+
+
+def lift(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Any:
+    """Compiles a per-device function of global arrays; it may use collectives over `AXIS`."""
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(mapped, donate_argnums=donate)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts the same copy of every array on each device of the mesh; every process must hold the same values."""
+    def put(x):
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.device_put(x, NamedSharding(mesh, SAME))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, SAME), lambda index: x[index])
+    return jax.tree.map(put, tree)
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Rows this process loaded -> global arrays split over the devices in rank order."""
+    sharding = NamedSharding(mesh, EACH)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Global arrays -> NumPy on every process; split arrays are gathered across processes first."""
+    def get(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return np.asarray(x)
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return jax.tree.map(get, tree)

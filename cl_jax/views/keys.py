@@ -1,0 +1,25 @@
+"""One key per example, from the example's own number: its place in the batch and its device change nothing."""
+
+import jax
+
+from cl_jax import shapes
+
+
+def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
+    """The keys of a batch: `fold_in(key, id)` for each example.
+
+    Args:
+      key: the step's key, a typed key (`jax.random.key`), the same on every device.
+      ids: [B] integers, the examples' numbers in the data set; never a position in the batch or a device's index.
+
+    Returns:
+      [B] typed keys.
+
+    Raises:
+      ValueError: `ids` are not a vector of integers, or `key` is not one typed key.
+    """
+    shapes.check_integer("b", ids=ids)
+    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.ndim:
+        raise ValueError(f"key is {jax.typeof(key)}; expected one typed key, as jax.random.key(seed) makes it. "
+                         "Turn a raw uint32 key into one with jax.random.wrap_key_data(key).")
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)

@@ -1,0 +1,48 @@
+"""Shuffled batches: a permutation of the global batch, undone exactly, the same on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
+from tests.losses.parity import AXIS
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_round_trip_and_device_independence(devices):
+    x, key = jnp.arange(24.0).reshape(8, 3), jax.random.key(1)
+    expected, permutation = shuffle_batch(key, x, None)
+    np.testing.assert_array_equal(expected, x[permutation])
+    assert (permutation != jnp.arange(8)).any()
+
+    def both(x):
+        shuffled, permutation = shuffle_batch(key, x, AXIS)
+        return shuffled, unshuffle_batch(shuffled, permutation, AXIS)
+
+    # vmap with a name maps as pmap does.
+    shuffled, back = jax.jit(jax.vmap(both, axis_name=AXIS))(x.reshape(devices, -1, 3))
+    np.testing.assert_array_equal(shuffled.reshape(8, 3), expected)
+    np.testing.assert_array_equal(back.reshape(8, 3), x)
+    np.testing.assert_array_equal(unshuffle_batch(expected, permutation, None), x)
+
+
+def test_gradient_comes_back_to_its_row():
+    weights = jnp.arange(8.0).reshape(2, 4)
+
+    def loss(x, weights):
+        return jax.lax.psum(jnp.sum(shuffle_batch(jax.random.key(2), x, AXIS)[0] * weights), AXIS)
+
+    def total(x):
+        return jax.vmap(loss, axis_name=AXIS)(x, weights)[0]
+
+    _, permutation = shuffle_batch(jax.random.key(2), jnp.zeros(8), None)
+    grads = jax.jit(jax.grad(total))(jnp.zeros((2, 4)))
+    np.testing.assert_array_equal(grads.reshape(8)[permutation], weights.reshape(8))
+
+
+def test_unmapped_axis_is_refused():
+    with pytest.raises((ValueError, NameError), match="elsewhere"):
+        shuffle_batch(jax.random.key(0), jnp.zeros(4), "elsewhere")
+
+

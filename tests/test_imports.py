@@ -1,0 +1,133 @@
+"""What may import what, read from the source, and what `import cl_jax` and `import cl_jax.losses` must not need."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
+
+# The arrows of docs/architecture.md: per part, the libraries and the parts of cl_jax it may import.
+NUMERIC = {"jax", "numpy"}
+NETWORK = {"jax", "numpy", "flax"}
+TRAINING = {"jax", "numpy", "flax", "optax"}
+LAYERS = {"views", "encoders", "heads"}
+ALLOWED = {
+    "losses": (NUMERIC, {"losses", "shapes"}),
+    "memory": (NUMERIC, {"memory", "shapes"}),
+    "shapes": (NUMERIC, set()),
+    "views": (NETWORK, LAYERS | {"shapes"}),
+    "encoders": (NETWORK, LAYERS | {"shapes"}),
+    "heads": (NETWORK, LAYERS | {"shapes"}),
+    "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
+    "method": (TRAINING, {"method", "optim", "parallel", "shapes"}),
+    "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
+    # parallel.py offers the losses' own gather and means, which must live where only jax is known.
+    "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
+    "methods": (TRAINING, {"losses", "memory", "shapes", "views", "encoders", "heads", "cluster", "method", "optim",
+                           "parallel", "methods"}),
+    "evals": (TRAINING | {"scipy", "sklearn"}, {"encoders", "method", "data", "parallel", "evals", "shapes"}),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The folder, or the module at the top level, that a file belongs to: losses, methods, train, ..."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, package: Path = PACKAGE) -> set[str]:
+    """Every module a file imports, anywhere in it, as dotted names; relative imports resolved."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                folder = path.relative_to(package.parent).parent.parts
+                base = ".".join([*folder[:len(folder) - node.level + 1], *filter(None, [base])])
+            # `from cl_jax import losses` and `from cl_jax.losses import nt_xent` alike name what is below.
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(names: set[str], parts: set[str] = frozenset()) -> set[str]:
+    """The parts of cl_jax among `names`, less what `parts` allows: whole parts, or single modules as "losses._axis"."""
+    inside = {name.removeprefix("cl_jax.") for name in names if name.startswith("cl_jax.")}
+    return {name.split(".")[0] for name in inside if name.split(".")[0] not in parts
+            and ".".join(name.split(".")[:2]) not in parts}
+
+
+def foreign(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - {"cl_jax"} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_arrows(name):
+    libraries, parts = ALLOWED[name]
+    wrong = {}
+    for path in FILES:
+        if part(path) == name:
+            names = imported(path)
+            extra = (foreign(names) - libraries) | {f"cl_jax.{p}" for p in ours(names, parts | {"__version__"})}
+            if extra:
+                wrong[str(path.relative_to(PACKAGE))] = sorted(extra)
+    assert not wrong
+
+
+def test_train_names_no_method():
+    """Methods are found by name: neither train.py nor anything else outside methods/ knows one."""
+    methods = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
+    for path in FILES:
+        if part(path) == "methods":
+            continue
+        assert "methods" not in ours(imported(path)), f"{path.name} imports a method"
+        if part(path) == "train":
+            tree = ast.parse(path.read_text())
+            words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+                      and isinstance(node.value, str)}
+            assert not methods & words, f"train.py names {sorted(methods & words)}"
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path):
+    package = tmp_path / "cl_jax"
+    (package / "losses").mkdir(parents=True)
+    file = package / "losses" / "a.py"
+    file.write_text("import flax.linen as nn\nfrom . import b\nfrom ..memory import queue\nfrom cl_jax import methods\n"
+                    "def f():\n    import optax\n    from cl_jax.encoders.resnet import ResNet\n")
+    names = imported(file, package)
+    assert foreign(names) == {"flax", "optax"}
+    assert ours(names) == {"losses", "memory", "methods", "encoders"}
+
+
+def run(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
+
+
+def test_losses_and_memory_need_only_jax():
+    """Importing any module of them where everything else that a full install has raises."""
+    run("""
+import importlib, pkgutil, sys
+for name in ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "ml_collections", "sklearn", "matplotlib",
+             "grain", "PIL", "absl", "rich", "tensorboardX"):
+    sys.modules[name] = None
+import cl_jax.losses, cl_jax.memory
+for package in (cl_jax.losses, cl_jax.memory):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+        print(module.name)
+""")
+
+
+def test_cl_jax_is_light():
+    run("""
+import sys
+import cl_jax
+heavy = sorted({name.split(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "optax", "numpy", "orbax"})
+assert not heavy, heavy
+""")

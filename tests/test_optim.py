@@ -1,0 +1,176 @@
+"""Optimisers beyond the golden vectors: masks, frozen and constant groups, the slow copy, settings from a config."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax import optim
+
+RNG = np.random.default_rng(0)
+PARAMS = {"encoder": {"conv": {"kernel": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)},
+                      "norm": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}},
+          "prototypes": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)}
+GRADS = [jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS) for _ in range(6)]
+
+
+def _run(tx, grads=GRADS, params=PARAMS):
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, history = tx.init(params), []
+    for g in grads:
+        params, state = step(params, state, g)
+        history.append(params)
+    return history
+
+
+def _assert_close(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def _build(**settings):
+    return optim.build(**{"name": "sgd", "learning_rate": 0.1, "batch_size": 512, "steps_per_epoch": 2,
+                          "total_steps": 6} | settings)
+
+
+def test_sgd_in_loops():
+    """PyTorch's rule, decay on every parameter, rate per epoch."""
+    tx, lr = _build(weight_decay=0.01, schedule_per_epoch=True)
+    rates = [0.2 * 0.5 * (1 + np.cos(np.pi * (step // 2) / 3)) for step in range(6)]
+    np.testing.assert_allclose([lr(step) for step in range(6)], rates, atol=1e-6)
+    w = np.asarray(PARAMS["encoder"]["norm"]["scale"])
+    v = np.zeros_like(w)
+    for rate, grads, after in zip(rates, GRADS, _run(tx)):
+        v = 0.9 * v + grads["encoder"]["norm"]["scale"] + 0.01 * w
+        w = w - rate * v
+        np.testing.assert_allclose(after["encoder"]["norm"]["scale"], w, atol=1e-6)
+
+
+def test_adamw_in_loops_with_a_decay_schedule():
+    tx, lr = _build(name="adamw", weight_decay=0.04, final_weight_decay=0.4, exclude_ndim=1, warmup_epochs=1,
+                    learning_rate_scaling="none")
+    w = np.asarray(PARAMS["prototypes"], np.float64)
+    b = np.asarray(PARAMS["encoder"]["norm"]["bias"], np.float64)
+    moments = {"w": [0, 0], "b": [0, 0]}
+    for step, (grads, after) in enumerate(zip(GRADS, _run(tx))):
+        decay = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * step / 6))
+        for name, g in (("w", grads["prototypes"]), ("b", grads["encoder"]["norm"]["bias"])):
+            g = np.asarray(g, np.float64)
+            m, v = moments[name]
+            m, v = moments[name] = [0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g]
+            u = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+            if name == "w":
+                w = w - float(lr(step)) * (u + decay * w)
+            else:
+                b = b - float(lr(step)) * u
+        np.testing.assert_allclose(after["prototypes"], w, atol=1e-5)
+        np.testing.assert_allclose(after["encoder"]["norm"]["bias"], b, atol=1e-5)
+
+
+def test_the_two_lars_differ_only_when_the_rate_changes():
+    settings = {"weight_decay": 1e-2, "learning_rate": 5.0}
+    a = _run(_build(name="lars_simclr", schedule="constant", **settings)[0])
+    b = _run(_build(name="lars_byol", schedule="constant", **settings)[0])
+    _assert_close(a, b, 1e-5)
+    a = _run(_build(name="lars_simclr", **settings)[0])
+    b = _run(_build(name="lars_byol", **settings)[0])
+    assert np.abs(a[-1]["prototypes"] - b[-1]["prototypes"]).max() > 1e-3
+
+
+def test_masks_by_axes_and_by_path():
+    keep = optim.decay_mask(exclude_ndim=1)(PARAMS)
+    assert keep == {"encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}}, "prototypes": True}
+    keep = optim.decay_mask(exclude_paths=("/norm/scale$", "prototypes"))(PARAMS)
+    assert keep == {"encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": True}}, "prototypes": False}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars_simclr", "lars_byol", "larc_sgd"])
+def test_frozen_parameters_start_afresh_at_the_current_rate(name):
+    """Frozen for 3 updates, then as if its optimiser began there, with the rate moved on; the rest is untouched."""
+    settings = {"name": name, "weight_decay": 0.1, "warmup_epochs": 1}
+    tx, lr = _build(freeze_steps=3, freeze_paths=("prototypes",), **settings)
+    free, _ = _build(**settings)
+    frozen, plain = _run(tx), _run(free)
+    for step in range(3):
+        np.testing.assert_array_equal(frozen[step]["prototypes"], PARAMS["prototypes"])
+    for a, b in zip(frozen, plain):
+        _assert_close(a["encoder"], b["encoder"])
+    tail = {"adamw": optim.adamw, "sgd": optim.sgd, "larc_sgd": optim.larc_sgd,
+            "lars_simclr": optim.lars_simclr, "lars_byol": optim.lars_byol}[name](
+                lambda step: lr(step + 3), weight_decay=0.1)
+    late = _run(tail, GRADS[3:])
+    _assert_close([after["prototypes"] for after in frozen[3:]], [after["prototypes"] for after in late])
+    assert np.abs(frozen[-1]["prototypes"] - PARAMS["prototypes"]).max() > 1e-4
+
+
+def test_constant_rate_group():
+    tx, _ = _build(constant_lr_paths=("prototypes",))
+    expected = _run(_build(schedule="constant")[0])
+    decaying = _run(_build()[0])
+    for after, constant, other in zip(_run(tx), expected, decaying):
+        _assert_close(after["prototypes"], constant["prototypes"])
+        _assert_close(after["encoder"], other["encoder"])
+
+
+def test_clipping_is_global_or_per_tensor():
+    norms = optax.global_norm(GRADS[0])
+    tx, _ = _build(clip_global_norm=0.5, momentum=0.0, schedule="constant")
+    step = jax.tree.map(lambda a, b: a - b, PARAMS, _run(tx, GRADS[:1])[0])
+    _assert_close(step, jax.tree.map(lambda g: 0.2 * g * 0.5 / norms, GRADS[0]))
+    tx, _ = _build(clip_tensor_norm=0.5, momentum=0.0, schedule="constant")
+    step = jax.tree.map(lambda a, b: a - b, PARAMS, _run(tx, GRADS[:1])[0])
+    _assert_close(step, jax.tree.map(
+        lambda g: 0.2 * g * min(1, 0.5 / (float(jnp.linalg.norm(g)) + 1e-6)), GRADS[0]))
+
+
+def test_slow_copy_is_float32_and_starts_as_a_copy():
+    params = {"w": jnp.full(3, 2.0, jnp.bfloat16)}
+    tx = optim.ema_of_params(0.9995)
+    state = tx.init(params)
+    assert state.ema["w"].dtype == jnp.float32 and int(state.count) == 0
+    np.testing.assert_array_equal(state.ema["w"], np.full(3, 2.0))
+    update = jax.jit(tx.update)
+    for _ in range(100):
+        target, state = update({"w": jnp.full(3, 3.0, jnp.bfloat16)}, state)
+    np.testing.assert_allclose(target["w"], np.full(3, 3 - 0.9995**100), rtol=1e-5)
+    np.testing.assert_array_equal(state.ema["w"], target["w"])
+
+
+def test_slow_copy_may_be_donated_beside_the_parameters():
+    params = {"w": jnp.ones(3)}
+    state = optim.ema_of_params(0.5).init(params)
+    assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
+
+
+def test_slow_copy_follows_a_schedule():
+    tx = optim.ema_of_params(optim.warmup_cosine(base=0.9, final=1.0, total_steps=4))
+    state, expected = tx.init({"w": jnp.zeros(())}), 0.0
+    for step in range(4):
+        m = 1 - 0.1 * 0.5 * (1 + np.cos(np.pi * step / 4))
+        expected = m * expected + (1 - m) * 1.0
+        target, state = tx.update({"w": jnp.ones(())}, state)
+        np.testing.assert_allclose(target["w"], expected, rtol=1e-6)
+
+
+def test_schedules_stay_at_their_end():
+    assert float(optim.warmup_cosine(base=1.0, total_steps=10, final=0.25)(99)) == 0.25
+    assert float(optim.linspace_warmup_cosine(base=1.0, total_steps=10, final=0.25)(99)) == 0.25
+    assert [float(optim.step_decay(base=1.0, milestones=(3, 5))(step)) for step in (2, 3, 4)] == pytest.approx(
+        [1, 0.1, 0.1])
+
+
+def test_errors_name_the_mend():
+    for settings, message in (
+            ({"name": "lars"}, "have lars_simclr, lars_byol"), ({"schedule": "cosine"}, "have warmup_cosine"),
+            ({"learning_rate_scaling": "log"}, "have linear, sqrt"), ({"warmup_epochs": 9}, "longer than the run"),
+            ({"name": "larc_sgd", "exclude_ndim": 1}, "leave exclude_ndim"),
+            ({"name": "lars_byol", "final_weight_decay": 0.1}, "leave it None")):
+        with pytest.raises(ValueError, match=message):
+            _build(**settings)
+    for settings in ({"freeze_steps": 2, "freeze_paths": ("protoypes",)}, {"constant_lr_paths": ("predictor",)}):
+        with pytest.raises(ValueError, match="no parameter's path contains"):
+            _build(**settings)[0].init(PARAMS)
