@@ -1,71 +1,190 @@
 """`scenes`: real images without a download. Handwritten digits, coloured and placed over crops of photographs.
 
 Its parts ship with scikit-learn: the 1,797 digits of `load_digits` (8x8, sixteen grey levels) and the two photographs of
-`load_sample_images`. Every image is 32x32 RGB uint8 and keeps the factors it was made from as labels, so that one can ask
-which of them a representation holds: InfoMin's study of digit, place and background, from real parts.
+`load_sample_images`. Every image is 32x32 RGB and keeps the factors it was made from as labels, so one can ask which of
+them a representation holds: the study of digit, place and background of Tian et al. ("What makes for good views",
+arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second rendering that shares the factors
+named by `share` with the first and nothing else: views of the two agree on those factors alone.
 
-A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in both, whatever the seed.
+A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in both, whatever the
+seed, the level and the sizes. What a small network reaches at each level is in docs/data.md.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, from_arrays
 
 IMAGE_SIZE = 32
-#: RGB of the eight digit colours: the corners of the colour cube, drawn in from the walls so that jitter can move them.
 PALETTE = np.array([(30, 30, 30), (225, 225, 225), (210, 40, 40), (40, 170, 60), (50, 70, 210), (215, 195, 40),
-                    (190, 60, 190), (50, 185, 195)], np.float32)
-PLACES_PER_SIDE = 3
-REGIONS_PER_SIDE = 2
-_SPLIT_SEED = 20200511  # the parts never change, so train and test stay apart across seeds, sizes and levels
-_TEST_SHARE = 0.2
+                    (190, 60, 190), (50, 185, 195)], np.float32)  # the colours of the digits
+FACTORS = ("digit", "place", "background")  # what two renderings can share
+_CELLS = 3  # "place" is the cell of a 3x3 grid
+_QUARTERS = 2  # "background" is the quarter of a photograph
+_SPLIT_SEED, _TEST_SHARE = 20200511, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """What makes a level hard. `digit_px` is the range of the digit's side in pixels, `margin_px` how far it may stick out
-    of the image, `ground_contrast` the range of the factor on the photograph's departure from its own mean colour (0 is a
-    plain ground, 1 the photograph), `ground_zoom` the photograph's pixels per image pixel, and `min_luma_gap` the least
-    difference (of 255) between the luma of the digit and of the ground's mean."""
+    """What makes a level hard.
+
+    digit_px: range of the digit's side, in pixels. The smaller, the farther it can be from where another one is.
+    ground_contrast: range of the factor on the photograph's departure from its crop's mean colour: 0 is a plain
+      ground of that colour, 1 the photograph itself.
+    ground_zoom: pixels of the photograph per pixel of the image; one is chosen per image.
+    min_luma_gap: least difference, of 255, between the luma of the digit's colour and of the ground's mean.
+    """
 
     digit_px: tuple[float, float]
-    margin_px: float
     ground_contrast: tuple[float, float]
     ground_zoom: tuple[int, ...]
     min_luma_gap: float
 
 
 LEVELS: Mapping[str, Level] = {
-    "easy": Level((24.0, 28.0), 0.0, (0.0, 0.25), (2, 4), 60.0),
-    "medium": Level((22.0, 28.0), 0.0, (0.25, 0.6), (2, 4), 60.0),
-    "hard": Level((18.0, 26.0), 0.0, (0.6, 1.0), (1, 2, 4), 40.0),
-    "full": Level((18.0, 26.0), 0.0, (1.0, 1.0), (1, 2, 4), 0.0),
+    "easy": Level((20.0, 26.0), (0.0, 0.25), (2, 4), 60.0),
+    "medium": Level((20.0, 26.0), (0.25, 0.6), (2, 4), 60.0),
+    "hard": Level((18.0, 26.0), (0.6, 1.0), (1, 2, 4), 40.0),
+    "full": Level((18.0, 26.0), (1.0, 1.0), (1, 2, 4), 0.0),
 }
 
 
-def make(*, level: str = "easy", train_size: int = 8192, test_size: int = 2048, seed: int = 0) -> Splits:
+def make(*, level: str = "easy", share: Sequence[str] | None = ("digit",), train_size: int = 8192,
+         test_size: int = 2048, seed: int = 0) -> Splits:
+    """Renders the two parts; about a second.
+
+    Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering. Labels, int32, of
+    "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid), "background" (8: which photograph, which
+    quarter of it), "colour" (8, the entry of PALETTE). "instance", int32, is the handwriting's number in `load_digits`.
+
+    Args:
+      level: "easy", "medium", "hard" or "full".
+      share: factors of FACTORS that "image_b" has in common with "image"; all else is drawn anew, its colour always.
+        "digit" is the same handwriting, "place" the same position, "background" the same crop and contrast.
+      train_size, test_size: examples. Every handwriting occurs equally often, up to one.
+      seed: of everything but the division of the handwritings.
+
+    Raises:
+      ValueError: an unknown level or factor, a size below 1.
+    """
     if level not in LEVELS:
-        raise ValueError(f"level={level!r}; expected one of {', '.join(LEVELS)}.")
-    return render_splits(LEVELS[level], train_size=train_size, test_size=test_size, seed=seed)
+        raise ValueError(f"level={level!r} is unknown; expected one of {', '.join(LEVELS)}.")
+    if isinstance(share, str) or not set(share or ()) <= set(FACTORS):
+        raise ValueError(f"share={share!r}; expected None, or a sequence of names among {', '.join(FACTORS)}.")
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        if size < 1:
+            raise ValueError(f"{name}={size}; expected 1 or more.")
+    return render(LEVELS[level], share=share, train_size=train_size, test_size=test_size, seed=seed)
 
 
-def render_splits(level: Level, *, train_size: int, test_size: int, seed: int) -> Splits:
+def render(level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int) -> Splits:
+    """As `make`, for a `Level` of one's own."""
     digits, targets = _digits()
     photographs = _photographs()
-    shuffled = np.random.Generator(np.random.Philox(_SPLIT_SEED)).permutation(len(digits))
-    num_test = round(_TEST_SHARE * len(digits))
-    parts = {"test": (shuffled[:num_test], test_size), "train": (shuffled[num_test:], train_size)}
-    sources = {}
-    for part, (instances, size) in parts.items():
-        rng = np.random.Generator(np.random.Philox(key=[seed, part == "train"]))
-        arrays = _render(rng, size, instances, digits, targets, photographs, level)
-        classes = {"label": 10, "place": PLACES_PER_SIDE**2, "background": len(photographs) * REGIONS_PER_SIDE**2,
+    train, test = division(len(digits))
+
+    def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
+        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        scene = _draw(rng, size, instances, len(photographs), level)
+        image, colour = _paint(scene, digits, photographs, level)
+        place = np.minimum((scene.position * _CELLS).astype(np.int32), _CELLS - 1)
+        quarter = np.minimum((scene.crop * _QUARTERS).astype(np.int32), _QUARTERS - 1)
+        background = (scene.photograph * _QUARTERS + quarter[:, 0]) * _QUARTERS + quarter[:, 1]
+        arrays = {"image": image, "label": targets[scene.instance], "place": place[:, 0] * _CELLS + place[:, 1],
+                  "background": background.astype(np.int32), "colour": colour, "instance": scene.instance}
+        if share is not None:
+            other = _draw(rng, size, instances, len(photographs), level)
+            arrays["image_b"], _ = _paint(_sharing(scene, other, share), digits, photographs, level)
+        classes = {"label": 10, "place": _CELLS**2, "background": len(photographs) * _QUARTERS**2,
                    "colour": len(PALETTE)}
-        sources[part] = Source.of_arrays(f"scenes/{part}", arrays, classes)
-    return Splits(**sources)
+        return from_arrays(f"scenes/{name}", arrays, classes)
+
+    return Splits(train=part(0, "train", train, train_size), test=part(1, "test", test, test_size))
+
+
+def division(num_instances: int) -> tuple[np.ndarray, np.ndarray]:
+    """The handwritings of the train part and of the test part, always the same."""
+    shuffled = np.argsort(np.random.Philox(_SPLIT_SEED).random_raw(num_instances), kind="stable").astype(np.int32)
+    num_test = round(_TEST_SHARE * num_instances)
+    return shuffled[num_test:], shuffled[:num_test]
+
+
+class _Scene(NamedTuple):
+    """The factors of N scenes before they are painted; `position` and `crop` are shares of the room there is."""
+
+    instance: np.ndarray
+    position: np.ndarray
+    side_px: np.ndarray
+    photograph: np.ndarray
+    crop: np.ndarray
+    zoom: np.ndarray
+    contrast: np.ndarray
+    preference: np.ndarray  # [N, colours]: of the colours that stand out, the one liked best is taken
+    shade: np.ndarray
+
+
+def _draw(rng, size, instances, num_photographs, level):
+    return _Scene(
+        instance=rng.permutation(np.tile(instances, -(-size // len(instances)))[:size]),
+        position=rng.uniform(size=(size, 2)),
+        side_px=rng.uniform(*level.digit_px, size),
+        photograph=rng.integers(num_photographs, size=size),
+        crop=rng.uniform(size=(size, 2)),
+        zoom=rng.choice(np.asarray(level.ground_zoom), size),
+        contrast=rng.uniform(*level.ground_contrast, size),
+        preference=rng.uniform(size=(size, len(PALETTE))),
+        shade=rng.uniform(-20, 20, (size, 3)))
+
+
+def _sharing(scene, other, share):
+    fields = {"digit": ("instance",), "place": ("position",),
+              "background": ("photograph", "crop", "zoom", "contrast")}
+    return other._replace(**{field: getattr(scene, field) for factor in share for field in fields[factor]})
+
+
+def _paint(scene, digits, photographs, level):
+    ground = _grounds(scene, photographs)
+    mean = ground.mean(axis=(1, 2), keepdims=True)
+    ground = mean + scene.contrast[:, None, None, None].astype(np.float32) * (ground - mean)
+    gap = np.abs(_luma(PALETTE)[None, :] - _luma(mean[:, 0, 0])[:, None])
+    stands_out = gap >= np.minimum(level.min_luma_gap, gap.max(axis=1))[:, None]
+    colour = np.argmax(np.where(stands_out, scene.preference, -1), axis=1).astype(np.int32)
+    ink = (PALETTE[colour] + scene.shade).astype(np.float32)
+    corner = scene.position * (IMAGE_SIZE - scene.side_px)[:, None]
+    opacity = _enlarge(digits[scene.instance], corner, scene.side_px)[..., None]
+    image = opacity * ink[:, None, None] + (1 - opacity) * ground
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), colour
+
+
+def _grounds(scene, photographs):
+    """Crops of the photographs, [N, 32, 32, 3]."""
+    ground = np.empty((len(scene.zoom), IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+    for i, photograph in enumerate(photographs):
+        for zoom in np.unique(scene.zoom):
+            rows = np.flatnonzero((scene.photograph == i) & (scene.zoom == zoom))
+            height, width = photograph.shape[0] // zoom, photograph.shape[1] // zoom
+            small = photograph[:height * zoom, :width * zoom].reshape(height, zoom, width, zoom, 3).mean(axis=(1, 3))
+            corner = (scene.crop[rows] * (height - IMAGE_SIZE, width - IMAGE_SIZE)).astype(int)
+            windows = np.lib.stride_tricks.sliding_window_view(small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1))
+            ground[rows] = windows[corner[:, 0], corner[:, 1]].transpose(0, 2, 3, 1)
+    return ground
+
+
+def _enlarge(digits, corner, side):
+    """Digits [N, 8, 8] drawn `side` pixels large at `corner` [N, 2], linearly interpolated: opacity [N, 32, 32]."""
+    cells = digits.shape[1]
+    pixel = np.arange(IMAGE_SIZE) + 0.5
+    where = (pixel[None, :, None] - corner[:, None, :]) / side[:, None, None] * cells  # [N, 32, 2], in cells
+    weight = np.maximum(0, 1 - np.abs(where[:, :, None, :] - (np.arange(cells) + 0.5)[None, None, :, None]))
+    weight = weight.astype(np.float32)
+    return weight[..., 0] @ digits @ weight[..., 1].transpose(0, 2, 1)
+
+
+def _luma(rgb):
+    return rgb @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _digits():
@@ -79,59 +198,3 @@ def _photographs():
     from sklearn.datasets import load_sample_images
 
     return [np.asarray(image, np.float32) for image in load_sample_images().images]
-
-
-def _render(rng, size, instances, digits, targets, photographs, level):
-    """Draws `size` scenes. Every handwriting is used equally often, up to one."""
-    repeats = -(-size // len(instances))
-    chosen = rng.permutation(np.tile(instances, repeats)[:size]) if size else instances[:0]
-    background, ground = _grounds(rng, size, photographs, level)
-    mean = ground.mean(axis=(1, 2), keepdims=True)
-    contrast = rng.uniform(*level.ground_contrast, size).astype(np.float32)
-    ground = mean + contrast[:, None, None, None] * (ground - mean)
-    # Of the colours far enough from the ground, one at random; the farthest where none is.
-    gap = np.abs(_luma(PALETTE)[None, :] - _luma(mean[:, 0, 0])[:, None])
-    allowed = gap >= np.minimum(level.min_luma_gap, gap.max(axis=1))[:, None]
-    colour = np.argmax(rng.uniform(size=allowed.shape) * allowed, axis=1)
-    shade = PALETTE[colour] + rng.uniform(-20, 20, (size, 3)).astype(np.float32)
-    side = rng.uniform(*level.digit_px, size).astype(np.float32)
-    room = IMAGE_SIZE + 2 * level.margin_px - side
-    corner = rng.uniform(0, 1, (size, 2)).astype(np.float32) * room[:, None] - level.margin_px
-    mask = _place(digits[chosen], corner, side)[..., None]
-    image = np.clip(np.rint(mask * shade[:, None, None] + (1 - mask) * ground), 0, 255).astype(np.uint8)
-    cell = np.clip((corner + level.margin_px) / room[:, None] * PLACES_PER_SIDE, 0, PLACES_PER_SIDE - 1).astype(np.int32)
-    return {"image": image, "label": targets[chosen], "place": cell[:, 0] * PLACES_PER_SIDE + cell[:, 1],
-            "background": background, "colour": colour.astype(np.int32), "instance": chosen.astype(np.int32)}
-
-
-def _luma(rgb):
-    return rgb @ np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def _grounds(rng, size, photographs, level):
-    """Square crops: (region number [size], pixels [size, 32, 32, 3]). A region is a quarter of one photograph."""
-    which = rng.integers(len(photographs), size=size)
-    zoom = rng.choice(np.asarray(level.ground_zoom), size)
-    at = rng.uniform(size=(size, 2))
-    background = np.empty(size, np.int32)
-    ground = np.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
-    for i, photograph in enumerate(photographs):
-        for z in level.ground_zoom:
-            rows = np.flatnonzero((which == i) & (zoom == z))
-            h, w = photograph.shape[0] // z, photograph.shape[1] // z
-            small = photograph[:h * z, :w * z].reshape(h, z, w, z, 3).mean(axis=(1, 3))
-            corner = (at[rows] * (h - IMAGE_SIZE, w - IMAGE_SIZE)).astype(int)
-            windows = np.lib.stride_tricks.sliding_window_view(small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1))
-            ground[rows] = windows[corner[:, 0], corner[:, 1]].transpose(0, 2, 3, 1)
-            cell = np.minimum((at[rows] * REGIONS_PER_SIDE).astype(np.int32), REGIONS_PER_SIDE - 1)
-            background[rows] = (i * REGIONS_PER_SIDE + cell[:, 0]) * REGIONS_PER_SIDE + cell[:, 1]
-    return background, ground
-
-
-def _place(digits, corner, side):
-    """Digits [size, 8, 8] enlarged to `side` pixels at `corner` [size, 2]: opacity [size, 32, 32] by linear interpolation."""
-    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
-    cells = np.arange(digits.shape[1], dtype=np.float32) + 0.5
-    where = (pixel[None, :, None] - corner[:, None, :]) / side[:, None, None] * digits.shape[1]  # [size, 32, 2]
-    weight = np.maximum(0, 1 - np.abs(where[:, :, None, :] - cells[None, None, :, None]))  # [size, 32, 8, 2]
-    return np.matmul(np.matmul(weight[..., 0], digits), weight[..., 1].transpose(0, 2, 1))

@@ -6,27 +6,89 @@ from typing import NamedTuple
 
 import numpy as np
 
+Example = dict[str, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Source:
     """Random access to `size` examples.
 
-    `read(i)` gives example `i` as arrays: "image" uint8 [H, W, C], every label an int32 scalar. `classes` says how many
-    classes each label field has. `arrays` is the whole set where it is in memory; then `read(i)` is row `i` of each.
+    `read(i)` gives example `i` as arrays: "image" uint8 [H, W, C], every label an int32 scalar ("label" is the main
+    one). `classes` says how many classes each label field has. `arrays` is the whole set where it is in memory, one
+    array of `size` rows per field; then `read(i)` is row `i` of each.
     """
 
     name: str
     size: int
-    read: Callable[[int], dict[str, np.ndarray]]
+    read: Callable[[int], Example]
     classes: Mapping[str, int]
     arrays: Mapping[str, np.ndarray] | None = None
 
-    @staticmethod
-    def of_arrays(name, arrays, classes):
-        return Source(name, len(arrays["image"]), lambda i: {k: v[i] for k, v in arrays.items()}, classes, arrays)
-
 
 class Splits(NamedTuple):
+    """The parts of a data set. `unlabeled` is there where a set has one (STL-10, a folder of that name)."""
+
     train: Source
     test: Source
     unlabeled: Source | None = None
+
+
+def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: Mapping[str, int]) -> Source:
+    """A source over arrays in memory: "image" uint8 [N, H, W, C], the other fields [N, ...].
+
+    Raises:
+      ValueError: fields of different length, images of another type or rank, labels outside their classes.
+    """
+    if "image" not in arrays:
+        raise ValueError(f'{name} has the fields {", ".join(arrays) or "none"}; expected "image" among them.')
+    image = arrays["image"]
+    if image.ndim != 4 or image.dtype != np.uint8:
+        raise ValueError(f"{name}: image is {image.dtype}{list(image.shape)}; expected uint8 [N, H, W, C]. "
+                         "Grey images need a channel axis: image[..., None].")
+    for field, values in arrays.items():
+        if len(values) != len(image):
+            raise ValueError(f"{name}: {field} has {len(values)} rows, image has {len(image)}.")
+    for field, count in classes.items():
+        _check_labels(name, field, arrays[field], count)
+
+    def read(i: int) -> Example:
+        return {field: values[i] for field, values in arrays.items()}
+
+    return Source(name, len(image), read, dict(classes), dict(arrays))
+
+
+def _check_labels(name, field, labels, count):
+    if labels.dtype != np.int32 or labels.ndim != 1:
+        raise ValueError(f"{name}: {field} is {labels.dtype}{list(labels.shape)}; expected int32 [N].")
+    if len(labels) and not (0 <= labels.min() and labels.max() < count):
+        raise ValueError(f"{name}: {field} goes from {labels.min()} to {labels.max()}; expected 0 to {count - 1}.")
+
+
+def with_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    """Images [..., H, W, C] with `channels` channels: grey is repeated to 3, None leaves them as they are.
+
+    Raises:
+      ValueError: any other change of channels.
+    """
+    given = image.shape[-1]
+    if channels is None or channels == given:
+        return image
+    if given == 1:
+        return np.repeat(image, channels, axis=-1)
+    raise ValueError(f"{name} has images of {given} channels and channels={channels} was asked for. Only one channel "
+                     f"can be repeated; leave channels unset to keep the {given}.")
+
+
+def check_channels(source: Source, channels: int) -> None:
+    """Refuses a source whose images do not have the `channels` that the views or the encoder need.
+
+    Raises:
+      ValueError: names the source and the setting that mends it.
+    """
+    given = source.read(0)["image"].shape[-1]
+    if given == channels:
+        return
+    mend = "Set channels=3 in the data section: it repeats the grey channel." if (given, channels) == (1, 3) else \
+        f"Choose views for {given}-channel images, or convert the data."
+    raise ValueError(f"{source.name} has {given}-channel images where {channels} channels are needed (colour jitter, "
+                     f"grayscale and colour spaces work on RGB). {mend}")

@@ -17,6 +17,7 @@ def over_rows(f: Callable[..., Any], *rows: Any, block_size: int | None) -> Any:
     as its similarities to all keys, is held for one block only. The last block is filled up with repeated rows, whose
     results are dropped.
     """
+    rows = jax.tree.map(jnp.asarray, rows)
     count = jax.tree.leaves(rows)[0].shape[0]
     if block_size is None or block_size >= count:
         return f(*rows)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import over_rows
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.losses._axis import mean
+from cl_jax.losses._float import unit, wide
+from cl_jax.losses.contrast import allow, contrast, not_self, row_ids, same_label
+from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class TwoC(NamedTuple):
@@ -21,7 +21,7 @@ class TwoC(NamedTuple):
 
 
 def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
-          released_gradient: bool = False, axis_name: str | None = None,
+          released_gradient: bool = False, axis_name: str | None = None, plan: str = "gather",
           block_size: int | None = None) -> jax.Array:
     """Pulls an image to its class's proxy and to images of its class, from all other images.
 
@@ -39,7 +39,7 @@ def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: f
       released_gradient: on several devices the authors' gather passes each device the gradient of its own copy of the
         loss alone, which after averaging is the true one divided by the number of devices. True does the same.
       axis_name: mapped axis over which the batch is split; images come from all devices, proxies are replicated.
-      block_size: images whose similarities are held at a time; None for the whole matrix.
+      plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
       Scalar in nats, at least 0; 0 for a batch of one. Where all cosines agree: the mean of log B - log(same-class
@@ -52,7 +52,7 @@ def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: f
     Reference: Kang and Park, ContraGAN: Contrastive Learning for Conditional Image Generation, NeurIPS 2020.
     """
     rows = two_c_rows(z, proxies, labels, temperature=temperature, positives=positives, axis_name=axis_name,
-                      block_size=block_size)
+                      plan=plan, block_size=block_size)
     loss = mean(rows.loss.mean(), axis_name)
     if not released_gradient or axis_name is None:
         return loss
@@ -60,7 +60,7 @@ def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: f
 
 
 def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
-               axis_name: str | None = None, block_size: int | None = None) -> TwoC:
+               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> TwoC:
     """The terms whose mean is `two_c`, and their parts, for this device's rows."""
     if positives not in ("class", "proxy"):
         raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
@@ -68,28 +68,24 @@ def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperatu
     check("c d", {"d": sizes["d"]}, proxies=proxies)
     check_integer("b", sizes, labels=labels)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     # The authors' cosine keeps each norm above 1e-8.
     z, labels = unit(z, 1e-8), jnp.asarray(labels)
-    proxy = (z * unit(proxies, 1e-8)[labels]).sum(axis=1, keepdims=True) / temperature
-    images, classes = gather(z, axis_name), gather(labels, axis_name)
-    own = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+    proxy = (z * unit(proxies, 1e-8)[labels]).sum(axis=1) / temperature
+    pairs = {"id": row_ids(sizes["b"], axis_name), "label": labels}
 
-    def rows(z, proxy, labels, own):
-        s = dots("id,jd->ij", z, images) / temperature
-        other = jnp.arange(s.shape[1])[None, :] != own[:, None]
+    def log_sum(allowed):
+        return contrast(z, z, scale=1 / temperature, rows=pairs, cols=pairs, log_weight=allowed, axis_name=axis_name,
+                        plan=plan, block_size=block_size).lse
 
-        def log_sum(mask):
-            terms = jnp.concatenate([proxy, jnp.where(mask, s, -jnp.inf)], axis=1)
-            highest = lax.stop_gradient(terms.max(axis=1))
-            return highest, jnp.log(jnp.exp(terms - highest[:, None]).sum(axis=1))
-
-        same = other & (labels[:, None] == classes[None, :]) & (positives == "class")
-        (top, numerator), (highest, denominator) = log_sum(same), log_sum(other)
-        return TwoC((highest - top) + (denominator - numerator), top + numerator, highest + denominator)
-
-    return over_rows(rows, z, proxy, labels, own, block_size=block_size)
+    if positives == "class":
+        above = jnp.logaddexp(proxy, log_sum(lambda rows, cols: jnp.where(same_label(rows, cols),
+                                                                          not_self(rows, cols), -jnp.inf)))
+        others = log_sum(lambda rows, cols: allow(~same_label(rows, cols)))
+    else:
+        above, others = proxy, log_sum(not_self)
+    # log(above + others) - log(above), with the digits of a small loss.
+    return TwoC(jax.nn.softplus(others - above), above, jnp.logaddexp(above, others))
 
 
 def contragan_discriminator(d_real: jax.Array, d_fake: jax.Array, z_real: jax.Array, proxies: jax.Array,

@@ -162,7 +162,7 @@ def hardest_negatives(queries: jax.Array, queue: jax.Array, *, num_hard: int,
     check_count(num_hard=num_hard, block_size=block_size)
     if num_hard > sizes["k"]:
         raise ValueError(f"num_hard is {num_hard}; expected at most the {sizes['k']} rows of the queue.")
-    queries, queue = lax.stop_gradient((queries, queue))
+    queries, queue = lax.stop_gradient((jnp.asarray(queries), jnp.asarray(queue)))
     if block_size is None or block_size >= sizes["k"]:
         return lax.top_k(dots("bd,kd->bk", queries, queue), num_hard)[1]
 
@@ -419,17 +419,17 @@ def _candidates(queries, keys, positive, axis_name):
     check_axis(axis_name)
     if positive is None:
         check("b d", sizes, keys=keys)
-        return gather(keys, axis_name), first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+        return jnp.asarray(gather(keys, axis_name)), first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
     check("m d", sizes, keys=keys)
     check_integer("b", sizes, positive=positive)
-    return keys, positive
+    return jnp.asarray(keys), jnp.asarray(positive)
 
 
 def _take(queue, hardest, columns):
     """[B, s, D] rows of the queue by column of each query's own table; gathers only those."""
     shape = columns.shape
-    rows = jnp.take_along_axis(hardest, columns.reshape(shape[0], -1), axis=1)
-    return wide(queue[rows.reshape(shape)])
+    rows = jnp.take_along_axis(jnp.asarray(hardest), jnp.asarray(columns).reshape(shape[0], -1), axis=1)
+    return wide(jnp.asarray(queue)[rows.reshape(shape)])
 
 
 def _synthetic_logits(q, synthetic, temperature):

@@ -8,8 +8,8 @@ from jax import lax
 
 from cl_jax.losses._axis import first_row, gather, mean
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import log_sums
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive, check_real
+from cl_jax.losses.contrast import contrast, row_ids
+from cl_jax.shapes import check, check_axis, check_integer, check_positive, check_real
 
 
 class Mix(NamedTuple):
@@ -160,7 +160,7 @@ def input_mix(x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: s
 
 
 def imix_n_pair(q: jax.Array, k: jax.Array, mix: Mix | None = None, *, temperature: float,
-                axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls the query of a mixed input to the keys of both its parts, by their shares, and from all other keys.
 
     loss = mean_i [ log sum_j exp(s_ij) - w_i s_ii - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) . n(k_j) / temperature
@@ -171,7 +171,7 @@ def imix_n_pair(q: jax.Array, k: jax.Array, mix: Mix | None = None, *, temperatu
       mix: what `x_a` was mixed with; None for the loss without mixing.
       temperature: above 0 (0.2 for images, 0.5 for speech, 0.1 for tables).
       axis_name: mapped axis over which the batch is split; keys come from all devices. Gradient flows to all of them.
-      block_size: queries whose logits are held at a time; None for the whole matrix.
+      plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
       Scalar in nats; log B_global knows nothing. One direction, and no query against queries: add the loss with the
@@ -183,11 +183,11 @@ def imix_n_pair(q: jax.Array, k: jax.Array, mix: Mix | None = None, *, temperatu
     Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's batch, ours from the
     global one.
     """
-    return _mixed_cross_entropy(q, k, None, mix, temperature, axis_name, block_size)
+    return _mixed_cross_entropy(q, k, None, mix, temperature, axis_name, plan, block_size)
 
 
 def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = None, *, temperature: float,
-              axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+              axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls the query of a mixed input to the momentum keys of both its parts, and from all other keys and the queue.
 
     loss = mean_i [ log( sum_j exp(s_ij) + sum_n exp(n(q_i) . queue_n / temperature) ) - w_i s_ii
@@ -200,7 +200,7 @@ def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = No
       mix: what `x_a` was mixed with; None for in-batch keys beside the queue without mixing.
       temperature: above 0.
       axis_name: mapped axis over which the batch is split; keys come from all devices, the queue is the same on all.
-      block_size: queries whose logits are held at a time; None for the whole matrix.
+      plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
       Scalar in nats; log(B_global + K) knows nothing.
@@ -211,7 +211,7 @@ def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = No
     Reference: Lee et al., i-Mix, ICLR 2021 (`mocon` of the authors' code, whose unmixed baseline is MoCo itself, with
     the own key and the queue alone: `info_nce`).
     """
-    return _mixed_cross_entropy(q, lax.stop_gradient(k), queue, mix, temperature, axis_name, block_size)
+    return _mixed_cross_entropy(q, lax.stop_gradient(k), queue, mix, temperature, axis_name, plan, block_size)
 
 
 def imix_byol(p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: str | None = None) -> jax.Array:
@@ -247,34 +247,40 @@ def imix_byol(p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: 
 def imix_logits(q: jax.Array, k: jax.Array, queue: jax.Array | None = None, *, temperature: float,
                 axis_name: str | None = None) -> jax.Array:
     """[B, B_global (+ K)] cosines over temperature: queries of this device against all keys, then the queue."""
-    return dots("id,jd->ij", unit(q), _classes(q, k, queue, temperature, axis_name)) / temperature
-
-
-def _classes(q, k, queue, temperature, axis_name):
-    """The virtual classes [B_global (+ K), D]: keys of all devices, then the queue."""
-    sizes = check("b d", q=q, k=k)
-    check_positive(temperature=temperature)
-    check_axis(axis_name)
+    _check(q, k, queue, temperature, axis_name)
     keys = unit(gather(k, axis_name))
-    if queue is None:
-        return keys
-    check("k d", {"d": sizes["d"]}, queue=queue)
-    return jnp.concatenate([keys, wide(lax.stop_gradient(queue))])
+    if queue is not None:
+        keys = jnp.concatenate([keys, wide(queue)])
+    return dots("id,jd->ij", unit(q), keys) / temperature
 
 
-def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, block_size):
-    check_count(block_size=block_size)
-    classes = _classes(q, k, queue, temperature, axis_name)
-    own = first_row(q.shape[0], axis_name) + jnp.arange(q.shape[0])
+def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, plan, block_size):
+    _check(q, k, queue, temperature, axis_name)
+    own = row_ids(q.shape[0], axis_name)
     weight, partner = (jnp.ones(q.shape[0]), own) if mix is None else _of(mix, q.shape[0])
 
-    def shares(rows, columns):
-        own, partner, weight = (x[:, None] for x in rows)
-        return jnp.where(columns == own, weight, 0) + jnp.where(columns == partner, 1 - weight, 0)
+    def share(rows, cols):
+        column, weight = cols["id"][None, :], rows["weight"][:, None]
+        return (jnp.where(column == rows["id"][:, None], weight, 0)
+                + jnp.where(column == rows["partner"][:, None], 1 - weight, 0))
 
-    sums = log_sums(unit(q), classes, scale=1 / temperature, rows=(own, partner, weight),
-                    cols=jnp.arange(classes.shape[0])[None, :], positive=shares, block_size=block_size)
-    return mean(sums.gap.mean(), axis_name)
+    q = unit(q)
+    sums = contrast(q, unit(k), scale=1 / temperature, rows={"id": own, "partner": partner, "weight": weight},
+                    cols={"id": own}, positive=share, axis_name=axis_name, plan=plan, block_size=block_size)
+    loss = sums.gap
+    if queue is not None:
+        earlier = contrast(q, wide(lax.stop_gradient(queue)), scale=1 / temperature, block_size=block_size)
+        # log(e^a + e^b) - pos = (a - pos) + log(1 + e^(b - a)), which keeps the digits of a small loss.
+        loss += jax.nn.softplus(earlier.lse - sums.lse)
+    return mean(loss.mean(), axis_name)
+
+
+def _check(q, k, queue, temperature, axis_name):
+    sizes = check("b d", q=q, k=k)
+    if queue is not None:
+        check("k d", {"d": sizes["d"]}, queue=queue)
+    check_positive(temperature=temperature)
+    check_axis(axis_name)
 
 
 def _of(mix, rows):

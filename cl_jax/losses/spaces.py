@@ -9,8 +9,8 @@ from jax import lax
 
 from cl_jax.losses._axis import mean
 from cl_jax.losses._float import dots
-from cl_jax.losses._rows import over_rows
-from cl_jax.shapes import check, check_axis, check_count, check_positive
+from cl_jax.losses.contrast import contrast
+from cl_jax.shapes import check, check_axis, check_positive
 
 
 def leave_one_out(q: jax.Array, k: jax.Array, queues: jax.Array, *, temperature: float,
@@ -29,7 +29,7 @@ def leave_one_out(q: jax.Array, k: jax.Array, queues: jax.Array, *, temperature:
       temperature: above 0.
       axis_name: mapped axis over which the batch (axis 1 of `q`, axis 2 of `k`) is split; the queues are the same on
         all devices.
-      block_size: examples whose logits are held at a time; None for all at once.
+      block_size: how the sums over the queues are computed, see `contrast`.
 
     Returns:
       Scalar in nats; with one space it is MoCo's loss. log(1 + K) in space 0 and log(H + K) in the others know nothing.
@@ -52,19 +52,18 @@ def leave_one_out_rows(q: jax.Array, k: jax.Array, queues: jax.Array, *, tempera
     check("h h b d", sizes, k=k)
     check("h n d", {"h": sizes["h"], "d": sizes["d"]}, queues=queues)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     k, queues = lax.stop_gradient((k, queues))
-    spaces = jnp.arange(sizes["h"])
-    scored = (spaces[:, None] > 0) | (spaces[None, :] == 0)
+    views = dots("hbd,hjbd->hbj", q, k) / temperature
 
-    def rows(q, k):
-        own = dots("bhd,bhjd->bhj", q, k) / temperature
-        own = jnp.where(scored[None, :, :], own, -jnp.inf)
-        earlier = dots("bhd,hnd->bhn", q, queues) / temperature
-        log_p = jax.nn.log_softmax(jnp.concatenate([own, earlier], axis=2), axis=2)
-        return -jnp.take_along_axis(log_p, spaces[None, :, None], axis=2)[:, :, 0]
+    def space(h):
+        negative = contrast(q[h], queues[h], scale=1 / temperature, block_size=block_size).lse
+        if h > 0:
+            others = jnp.delete(views[h], h, axis=1, assume_unique_indices=True)
+            negative = jnp.logaddexp(negative, jax.nn.logsumexp(others, axis=1))
+        # log(e^positive + e^negative) - positive, with the digits of a small loss.
+        return jax.nn.softplus(negative - views[h, :, h])
 
-    return over_rows(rows, jnp.moveaxis(q, 1, 0), jnp.moveaxis(k, 2, 0), block_size=block_size).T
+    return jnp.stack([space(h) for h in range(sizes["h"])])
 
 
 class LocalFeatures(NamedTuple):

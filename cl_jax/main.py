@@ -1,0 +1,67 @@
+"""python -m cl_jax.main --config=configs/simclr_v2.py --workdir=runs/first"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: configs/<setting>.py, with :variant[,variant].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: checkpoints, logs, pictures. The same command "
+                                                "resumes a run that is there.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate the finished run in --workdir.")
+_STAGE = flags.DEFINE_string("stage", None, "Stage of a config that has several; 'all' for one after the other.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this job (jax.distributed) first.")
+
+
+def main(argv: list[str]) -> int | None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    import jax
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    logging.info("process %d of %d, devices %s", jax.process_index() + 1, jax.process_count(), jax.local_devices())
+    from cl_jax import train
+    from cl_jax.evals import protocols
+
+    config = _CONFIG.value
+    if _STAGE.value is not None:
+        with config.unlocked():
+            config.stage = _STAGE.value
+    try:
+        for name, stage, workdir in train.stages(config, _WORKDIR.value):
+            if name:
+                logging.info("stage %s in %s", name, workdir)
+            if _MODE.value == "eval":
+                protocols.evaluate_run(workdir)
+            else:
+                train.train(stage, workdir)
+    except train.Interrupted as stopped:
+        logging.warning("%s", stopped)
+        return 75  # EX_TEMPFAIL: schedulers requeue on it
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        logging.debug("traceback", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run() -> None:
+    """Sets what must be set before jax is imported, then runs `main`."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "XLA_FLAGS" not in os.environ:
+        from importlib.metadata import version
+
+        if (0, 10) <= tuple(int(part) for part in version("jaxlib").split(".")[:2]) <= (0, 11):
+            # Twice as fast training steps; an XLA that does not know the flag would abort, hence the versions.
+            os.environ["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

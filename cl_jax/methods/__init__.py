@@ -1,0 +1,1 @@
+"""One file per method; each has `make(*, encoder, tx, views, run, ...) -> Method`."""

@@ -1,0 +1,69 @@
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): two views of each image through one network, NT-Xent between them.
+
+Both views go through batch norm together, whose moments are over all devices; negatives are gathered with gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.heads import mlp
+from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.views import batch as views_of
+from cl_jax.views.recipe import Recipe, evaluate
+
+
+class Network(nn.Module):
+    """Encoder and projection head. Returns (z, features): "h", the head's hidden layers "proj1", ..., and "z"."""
+
+    encoder: nn.Module
+    head: nn.Module
+
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        h = self.encoder(images, train=train)["h"]
+        z, hiddens = self.head(h, train=train)
+        return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}
+
+
+def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
+         temperature: float = 0.1, sum_directions: bool = True, out_dim: int = 128, num_layers: int = 2,
+         block_size: int | None = None, micro_batches: int = 1) -> Method:
+    """SimCLR v1.
+
+    sum_directions: the released code adds the two directions, twice the paper's mean over 2B anchors.
+    num_layers: layers of the projection head. micro_batches: see `from_loss`. block_size: see `losses.nt_xent`.
+    """
+    if len(views) != 2:
+        raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
+    network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
+                                        axis_name=run.axis_name))
+
+    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
+        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+        return outputs, changed["batch_stats"]
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        return Variables(start["params"], start["batch_stats"])
+
+    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+        a, b = views_of.of_batch(views, batch, key)
+        (z, _), stats = apply(params, stats, jnp.concatenate([a, b]), True)
+        return jnp.stack(jnp.split(z, 2), axis=1), stats, None
+
+    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        value = losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name, block_size=block_size)
+        return (2 * value if sum_directions else value), Aux({})
+
+    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        (_, named), stats = apply(params, stats, images, train)
+        return named, stats
+
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
+                     micro_batches=micro_batches)

@@ -1,0 +1,75 @@
+"""What every config has in common; a setting is what it changes.
+
+Sections are keywords of the function that reads them: `data` of `cl_jax.data.<name>.make`, `encoder` of
+`cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.optim.build`, `method` of `cl_jax.methods.<name>.make`; each section
+of `views` is a recipe (`cl_jax.views.make`), `copies` times.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Defaults of the trainer; no method, no data."""
+    return ConfigDict(dict(
+        seed=0,
+        devices=0,  # 0: all
+        batch_size=256,
+        total_epochs=12.0,
+        log_steps=10,
+        checkpoint_steps=0,  # 0: at the end of each epoch that is evaluated, and at the end
+        keep_checkpoints=2,
+        stop_on_nan=True,
+        data=dict(name="scenes"),
+        views=dict(both=dict(name="simclr_cifar", copies=2)),
+        encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0),
+        optimizer=dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-4),
+        method=dict(name=""),
+        evals=dict(every_epochs=4.0, batch_size=512, knn_k=200, knn_temperature=0.1, feature="h", baselines=True),
+        probe=dict(total_epochs=30.0, batch_size=256, learning_rate=0.1, weight_decay=0.0, augment=False),
+        stage="",  # the stage to run; "": the config's only one, "all": one after the other
+        stages=dict(),  # name -> what it changes above
+    ))
+
+
+def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
+    """`configs/x.py:a,b` -> ["a", "b"], refusing what the config does not have."""
+    given = [word for word in (arg or "").split(",") if word]
+    for word in given:
+        if word not in known:
+            raise ValueError(f"variant {word!r} of this config is unknown; have {', '.join(known)}.")
+    return given
+
+
+def laptop(config: ConfigDict) -> None:
+    """The embedded `scenes`, a network and an optimiser for two cores: the default of every config."""
+    config.data = ConfigDict(dict(name="scenes"))
+    config.encoder.update(dict(depth=10, width=0.25, stem="cifar"))
+    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0)))
+    config.optimizer = ConfigDict(dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none", weight_decay=1e-4,
+                                       warmup_epochs=0.5))
+    config.batch_size = 256
+    config.total_epochs = 12.0
+
+
+def cifar10(config: ConfigDict) -> None:
+    """CIFAR-10 through TensorFlow Datasets, ResNet-18 with the CIFAR stem."""
+    config.data = ConfigDict(dict(name="tfds", dataset="cifar10"))
+    config.encoder.update(dict(depth=18, width=1.0, stem="cifar"))
+    config.batch_size = 512
+
+
+def debug(config: ConfigDict) -> None:
+    """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four steps."""
+    config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
+    config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
+    config.batch_size = 16
+    config.total_epochs = 1.0
+    config.log_steps = 2
+    config.evals.update(dict(every_epochs=1.0, batch_size=32, knn_k=5))
+    config.probe.update(dict(total_epochs=1.0, batch_size=16))
+
+
+def imagenet2012(config: ConfigDict) -> None:
+    """ImageNet through TensorFlow Datasets (prepared by hand, as its licence asks), ResNet-50 at 224, bfloat16."""
+    config.data = ConfigDict(dict(name="tfds", dataset="imagenet2012", test_split="validation", image_size=256))
+    config.encoder.update(dict(depth=50, width=1.0, stem="imagenet", dtype="bfloat16"))

@@ -1,0 +1,37 @@
+"""SimCLR v1 (Chen et al. 2020, arXiv 2002.05709).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (README of the authors' code: ResNet-18,
+batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay 1e-4, temperature 0.5, "around 91 %" linear),
+`imagenet2012` (ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6, temperature 0.1: 64.5 %
+linear, Table B.1 of the paper), `debug` (any of them in seconds).
+
+Command: python -m cl_jax.main --config=configs/simclr_v1.py --workdir=runs/simclr_v1
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2))
+    config.encoder.variant = "simclr"
+    common.laptop(config)
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.total_epochs = 1000.0
+        config.method.temperature = 0.5
+        config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=1.0, weight_decay=1e-4, warmup_epochs=10.0))
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.batch_size = 4096
+        config.total_epochs = 100.0
+        config.method.temperature = 0.1
+        config.views = ConfigDict(dict(both=dict(name="simclr", copies=2)))
+        config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0))
+    if "debug" in chosen:
+        common.debug(config)
+    return config

@@ -1,0 +1,200 @@
+"""Order, batches and their sharding; sources, subsets and fractions."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cl_jax.data.batches import host_batches, ids_at, order, resident, sequential, steps_per_epoch
+from cl_jax.data.source import Source, fraction, labels_of, subset
+
+
+def arrays_of(size):
+    """Images whose pixels are the example's number."""
+    image = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 2, 3)).copy()
+    return {"image": image, "label": (np.arange(size) % 3).astype(np.int32)}
+
+
+def in_memory(size):
+    return Source.of_arrays("numbers", arrays_of(size), {"label": 3})
+
+
+def on_disk(size):
+    """The same examples, read one by one."""
+    arrays = arrays_of(size)
+    return Source("numbers", size, lambda i: {k: v[i] for k, v in arrays.items()}, {"label": 3})
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
+    orders = [order(seed, epoch, 50) for seed in (0, 1) for epoch in (0, 1)]
+    for a in orders:
+        np.testing.assert_array_equal(np.sort(a), np.arange(50))
+        assert a.dtype == np.int32
+    for a, b in itertools.combinations(orders, 2):
+        assert (a != b).any()
+    np.testing.assert_array_equal(order(0, 0, 50), orders[0])
+
+
+def test_order_is_the_same_on_every_machine():
+    """Written down: a change of these numbers breaks the resuming of every run."""
+    np.testing.assert_array_equal(order(3, 2, 8), [7, 6, 4, 5, 1, 0, 3, 2])
+
+
+def test_ids_go_through_the_data_once_an_epoch_and_drop_the_rest():
+    steps = [ids_at(step, seed=5, size=23, batch_size=4) for step in range(10)]
+    assert steps_per_epoch(23, 4) == 5
+    for epoch in range(2):
+        seen = np.concatenate(steps[epoch * 5:epoch * 5 + 5])
+        assert seen.dtype == np.int32 and len(set(seen.tolist())) == 20
+        np.testing.assert_array_equal(seen, order(5, epoch, 23)[:20])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_host_batches_hold_the_rows_that_ids_at_names(make):
+    """What the device path indexes and what the host path reads are the same examples in the same order."""
+    source, arrays = make(23), arrays_of(23)
+    batches = list(host_batches(source, batch_size=4, seed=5, start_step=0, steps=12, workers=3))
+    assert len(batches) == 12
+    for step, batch in enumerate(batches):
+        ids = ids_at(step, seed=5, size=23, batch_size=4)
+        assert set(batch) == {"image", "label", "id"}
+        np.testing.assert_array_equal(batch["id"], ids)
+        assert batch["id"].dtype == np.int32 and batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+        for field in arrays:
+            np.testing.assert_array_equal(batch[field], arrays[field][ids])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_resuming_gives_the_batches_that_were_left(make):
+    whole = list(host_batches(make(23), batch_size=4, seed=5, start_step=0, steps=12))
+    rest = list(host_batches(make(23), batch_size=4, seed=5, start_step=7, steps=12))
+    assert len(rest) == 5
+    for a, b in zip(whole[7:], rest):
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+    assert not list(host_batches(make(23), batch_size=4, seed=5, start_step=12, steps=12))
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_processes_share_each_batch_without_overlap_or_loss(make):
+    parts = [list(host_batches(make(23), batch_size=8, seed=1, start_step=1, steps=6, process_index=p, process_count=4))
+             for p in range(4)]
+    for step in range(1, 6):
+        joined = np.concatenate([part[step - 1]["id"] for part in parts])
+        np.testing.assert_array_equal(joined, ids_at(step, seed=1, size=23, batch_size=8))
+        assert all(len(part[step - 1]["image"]) == 2 for part in parts)
+
+
+def test_an_iterator_may_be_left_half_way():
+    batches = host_batches(on_disk(23), batch_size=4, seed=5, start_step=0, steps=10**6)
+    assert len(next(batches)["id"]) == 4
+    del batches
+
+
+def test_an_error_of_the_reader_reaches_the_caller():
+    def read(i):
+        raise OSError(f"image {i} is gone")
+
+    with pytest.raises(OSError, match="is gone"):
+        list(host_batches(Source("broken", 9, read, {}), batch_size=3, seed=0, start_step=0, steps=2))
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches():
+    plain = list(host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9))
+    others = list(host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9, worker_processes=2))
+    assert len(others) == 7
+    for a, b in zip(plain, others):
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+@pytest.mark.parametrize("size", [8, 9])
+def test_sequential_gives_all_examples_once_in_order(make, size):
+    batches = list(sequential(make(size), 4))
+    assert len(batches) == -(-size // 4)
+    assert all(batch["image"].shape == (4, 2, 2, 3) and batch["valid"].dtype == bool for batch in batches)
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    for field in ("id", "label"):
+        seen = np.concatenate([batch[field] for batch in batches])[valid]
+        np.testing.assert_array_equal(seen, (arrays_of(size) | {"id": np.arange(size)})[field])
+    assert batches[-1]["id"][-1] == size - 1 and valid.sum() == size
+
+
+def test_resident_needs_arrays_that_fit():
+    source = in_memory(10)
+    assert set(resident(source, 10 * 16)) == {"image", "label"}
+    assert resident(source, 10 * 16 - 1) is None
+    assert resident(on_disk(10), 10**9) is None
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(batch_size=24), r"23 examples, fewer than one batch of 24.*Lower batch_size"),
+    (dict(batch_size=6, process_count=4), r"batch_size is 6, not divisible by the 4 processes"),
+    (dict(batch_size=8, process_count=4, process_index=4), r"process_index is 4"),
+    (dict(batch_size=0), "batch_size is 0"),
+    (dict(batch_size=4, start_step=-1), "start_step is -1"),
+    (dict(batch_size=4, workers=0), "workers=0"),
+])
+def test_errors_come_before_the_first_batch(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        host_batches(in_memory(23), **{"seed": 0, "start_step": 0, "steps": 3, **kwargs})
+
+
+def test_a_field_may_not_have_a_name_of_the_batches():
+    source = Source.of_arrays("x", arrays_of(4) | {"id": np.arange(4)}, {"label": 3})
+    with pytest.raises(ValueError, match="'id'"):
+        sequential(source, 2)
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_subset_keeps_the_order_asked_for(make):
+    part = subset(make(10), [7, 2, 2])
+    assert part.size == 3 and part.classes == {"label": 3}
+    assert [int(part.read(i)["image"][0, 0, 0]) for i in range(3)] == [7, 2, 2]
+    np.testing.assert_array_equal(labels_of(part), [1, 2, 2])
+    with pytest.raises(ValueError, match="from 0 to 9"):
+        subset(make(10), [10])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_fraction_takes_the_same_share_of_every_class(make):
+    source = make(90)
+    tenth, third = (fraction(source, share, seed=4) for share in (0.1, 1 / 3))
+    np.testing.assert_array_equal(np.bincount(labels_of(tenth)), [3, 3, 3])
+    np.testing.assert_array_equal(np.bincount(labels_of(third)), [10, 10, 10])
+
+    def pixels(s):
+        return {int(s.read(i)["image"][0, 0, 0]) for i in range(s.size)}
+
+    assert pixels(tenth) < pixels(third)
+    assert pixels(tenth) == pixels(fraction(source, 0.1, seed=4)) != pixels(fraction(source, 0.1, seed=5))
+    np.testing.assert_array_equal(np.bincount(labels_of(fraction(source, 0.001, seed=4))), [1, 1, 1])
+    assert fraction(source, 1.0, seed=4) is source
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match="share is"):
+            fraction(source, share, seed=0)
+    with pytest.raises(ValueError, match="has no label 'colour'; its labels: label"):
+        fraction(source, 0.5, seed=0, label="colour")
+
+
+def test_fraction_leaves_out_what_has_no_label():
+    arrays = arrays_of(30)
+    arrays["label"][::2] = -1
+    part = fraction(Source.of_arrays("half", arrays, {"label": 3}), 0.4, seed=0)
+    assert part.size == 6 and (labels_of(part) >= 0).all()
+
+
+def test_labels_are_read_the_cheap_way_where_there_is_one():
+    def read(i):
+        raise AssertionError("decoded an image for its label")
+
+    source = Source("cheap", 6, read, {"label": 2}, labels=lambda field: np.arange(6, dtype=np.int32) % 2)
+    np.testing.assert_array_equal(labels_of(subset(source, [5, 0])), [1, 0])
+    np.testing.assert_array_equal(labels_of(fraction(source, 1 / 3, seed=0)), [0, 1])
+
+
+def test_arrays_must_agree_on_the_number_of_examples():
+    with pytest.raises(ValueError, match="'image': 4, 'label': 3"):
+        Source.of_arrays("x", {"image": np.zeros((4, 2, 2, 3), np.uint8), "label": np.zeros(3, np.int32)}, {})
