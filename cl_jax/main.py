@@ -24,7 +24,6 @@ def main(argv: list[str]) -> int | None:
         jax.distributed.initialize()
     logging.info("process %d of %d, devices %s", jax.process_index() + 1, jax.process_count(), jax.local_devices())
     from cl_jax import train
-    from cl_jax.evals import protocols
 
     config = _CONFIG.value
     if _STAGE.value is not None:
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int | None:
             if name:
                 logging.info("stage %s in %s", name, workdir)
             if _MODE.value == "eval":
-                protocols.evaluate_run(workdir)
+                train.evaluate(workdir)
             else:
                 train.train(stage, workdir)
     except train.Interrupted as stopped:

@@ -123,7 +123,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         in `outputs` has the device's examples on its first axis. `target` is the State's Target, or None.
       loss: (outputs, params, memory, batch, key) -> (scalar, Aux), everything after the networks; it returns the mean over
         the global batch, and a memory that is the same on every device. `params` is there for prototypes and temperatures.
-      tx, ema: the optimiser; the transform that moves the target (`optim.ema_of_params`).
+      tx, ema: the optimiser; the transform that moves the target (`optim.ema_of_params`), None for a frozen target.
       features, clean, refresh, needs: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
       tracked: the part of `params` that the target mirrors.
@@ -139,10 +139,9 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         start = variables(key, batch)
         target = None
         if start.target is not None:
-            if ema is None:
-                raise ValueError("variables returned a target, but from_loss got no `ema` transform to move it. Pass "
-                                 "ema=optim.ema_of_params(momentum).")
-            target = Target(ema.init(start.target[0]), start.target[1])
+            held, target_stats = start.target
+            seeded = optax.EmaState(jnp.zeros((), jnp.int32), held) if ema is None else ema.init(held)
+            target = Target(seeded, target_stats)
         params = project(start.params)
         return State(jnp.zeros((), jnp.int32), params, tx.init(params), start.stats, target, start.memory)
 
@@ -191,7 +190,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         params = project(optax.apply_updates(params, updates))
         target = state.target
         if target is not None:
-            _, moved = ema.update(tracked(params), target.ema)
+            moved = target.ema if ema is None else ema.update(tracked(params), target.ema)[1]
             target = Target(moved, target_stats)
         metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **aux.metrics}
         if axis_name is not None:

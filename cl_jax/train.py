@@ -157,8 +157,24 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     checkpoints.close()
     if start >= run.total_steps:
         results = evaluate.online(state, final=True)
-    log.say(protocols.summary(results, metrics.read(workdir)))
+    rows = metrics.read(workdir)
+    if jax.process_index() == 0:
+        protocols.draw_curve(workdir, rows)
+    log.say(protocols.summary(rows))
     log.close()
+    return results
+
+
+def evaluate(workdir: str | Path) -> dict[str, float]:
+    """Every evaluation of the newest State of a run, printed and written to `eval.json`."""
+    config, built, state = load(workdir)
+    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
+    results = evaluator.online(state, final=True)
+    if config.probe.augment:
+        results |= evaluator.linear_augmented(state, built.data.train.read(0)["image"].shape[0])
+    if jax.process_index() == 0:
+        (Path(workdir) / "eval.json").write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+        print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))
     return results
 
 
@@ -188,7 +204,7 @@ def stepper(built: Built, config: ConfigDict, start: int) -> Callable[[State], t
 
     compiled = parallel.lift(update, mesh, (SAME, EACH, SAME), SAME, donate=(0,))
     loaded: Iterator[dict[str, np.ndarray]] = batches.host_batches(
-        data.train, batch_size=run.batch_size, seed=config.seed, start_step=start, steps=run.total_steps - start,
+        data.train, batch_size=run.batch_size, seed=config.seed, start_step=start, steps=run.total_steps,
         process_index=jax.process_index(), process_count=jax.process_count())
 
     def next_loaded(state: State) -> tuple[State, dict[str, jax.Array]]:
@@ -353,7 +369,7 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
         stage = ConfigDict(config.copy_and_resolve_references())
         for section, value in overrides[name].items():
             if section in stage and isinstance(stage[section], ConfigDict):
-                if "name" in value:
+                if section == "views" or "name" in value:
                     stage[section] = ConfigDict(value)
                 else:
                     stage[section].update(value)

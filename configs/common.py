@@ -62,6 +62,9 @@ def debug(config: ConfigDict) -> None:
     """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four steps."""
     config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
+    for views in (config.views, *(stage.views for stage in config.stages.values() if "views" in stage)):
+        for view in views.values():
+            view.size = min(view.get("size", 32), 16)
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2

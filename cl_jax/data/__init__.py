@@ -1,0 +1,1 @@
+"""Data sources and batches. A source module `cl_jax.data.<name>` has `make(*, ...) -> Splits`; see docs/data.md."""

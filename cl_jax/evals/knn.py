@@ -12,6 +12,8 @@ from cl_jax.evals._labels import check_classes
 from cl_jax.losses._float import unit, wide
 from cl_jax.shapes import check, check_count, check_integer, check_positive
 
+Array = jax.Array | np.ndarray
+
 
 class Knn(NamedTuple):
     """top1, top5: share of the queries whose label wins, or is among the five first; None without labels.
@@ -26,7 +28,7 @@ class Knn(NamedTuple):
     prediction: jax.Array
 
 
-def knn(bank: jax.Array, bank_labels: jax.Array, features: jax.Array, labels: jax.Array | None = None, *, k: int,
+def knn(bank: Array, bank_labels: Array, features: Array, labels: Array | None = None, *, k: int,
         temperature: float, num_classes: int, normalise: bool = True, block_size: int = 4096,
         query_size: int = 1024) -> Knn:
     """Classifies each query by its k most similar bank rows, each voting for its label.
@@ -69,7 +71,7 @@ def knn(bank: jax.Array, bank_labels: jax.Array, features: jax.Array, labels: ja
     return _knn(bank, bank_labels, features, labels, temperature, k, num_classes, normalise, block_size, query_size)
 
 
-def neighbours(bank: jax.Array, queries: jax.Array, k: int, *, normalise: bool = True, block_size: int = 4096,
+def neighbours(bank: Array, queries: Array, k: int, *, normalise: bool = True, block_size: int = 4096,
                query_size: int = 1024) -> jax.Array:
     """The k bank rows most similar to each query, nearest first, the first of equals first.
 
@@ -108,7 +110,8 @@ def _check_search(rows: int, queries: int, k: int, block_size: int, query_size: 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
 def _knn(bank, bank_labels, features, labels, temperature, k, num_classes, normalise, block_size, query_size):
     def vote(queries):
-        similarity, nearest = _search(bank, queries, k, normalise, block_size)
+        # The barrier keeps the slice below out of the search, where XLA would make a full sort of the top k.
+        similarity, nearest = lax.optimization_barrier(_search(bank, queries, k, normalise, block_size))
         # Relative to the nearest: exp(1 / 0.01) is above what float32 holds.
         weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
         rows = jnp.arange(queries.shape[0])[:, None]
@@ -121,7 +124,8 @@ def _knn(bank, bank_labels, features, labels, temperature, k, num_classes, norma
     if labels is None:
         return Knn(None, None, votes, first[:, 0])
     right = first == labels[:, None]
-    return Knn(jnp.mean(right[:, 0]), jnp.mean(right.any(axis=1)), votes, first[:, 0])
+    right = right.astype(votes.dtype)
+    return Knn(jnp.mean(right[:, 0]), jnp.mean(jnp.max(right, axis=1)), votes, first[:, 0])
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))

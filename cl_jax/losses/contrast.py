@@ -75,15 +75,15 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
     with w_ij = log_weight(rows, cols)_ij and p_ij = positive(rows, cols)_ij.
 
     Matrix products run in the type of the inputs and accumulate in float32 (float64 for float64 inputs); everything
-    between them is float32 at least. The streamed forms keep only the log-sum-exps; in the backward pass the positive
-    is subtracted within the tile, before the product is rounded to the type of the inputs.
+    between them is float32 at least. The streamed forms keep only the sums; in the backward pass the positive is
+    subtracted within the tile, before the product is rounded to the type of the inputs.
 
     Args:
       queries: [R, D] rows of this device; gradient flows. Not normalised here. Scale rows for per-row temperatures.
       keys: [K, D] keys of this device, the same number on each; gradient flows. Scale rows for per-column temperatures.
       scale: multiplies the similarities, 1 / temperature: a number or a traced scalar; gradient flows.
       rows: arrays [R, ...] that describe the queries (ids, labels, weights), handed to both functions tile by tile.
-      cols: arrays [K, ...] that describe the keys; they travel with them. Floating ones receive gradient.
+      cols: arrays [K, ...] that describe the keys; they travel with them. Floating ones of both receive gradient.
       log_weight: of (rows, cols) of a tile, [r, k] added to the logits in the log-sum-exps only; -inf leaves a pair
         out. It and `positive` take arrays from rows and cols alone, not from an enclosing differentiated function.
       positive: of (rows, cols) of a tile, [r, k] weights or booleans; None for no positives, pos = 0.
@@ -91,10 +91,10 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
       axis_name: mapped axis over which queries and keys are split; None on one device. Keys that every device
         holds, such as a queue, are contrasted with axis_name=None, and joined by `jnp.logaddexp`.
       plan: "gather" brings all keys to each device; "ring" passes them around, so that no device ever holds more than
-        its share. Same result.
+        its share and its neighbour's. Same result.
       block_size: largest side of a tile; 0 for the plain matrix, differentiated by JAX (forward mode and higher
         derivatives work there only); None for the plain matrix while a device's logits fit in 256 MiB, else tiles of a
-        size for the backend. On the ring 0 and None make each visiting block of keys one tile, None if it fits.
+        size for the backend. On the ring 0 makes each visiting block of keys one tile, as None does if it fits.
 
     Returns:
       A `Contrast` in nats.
@@ -108,8 +108,8 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
     for what, side, size in (("rows", rows, sizes["r"]), ("cols", cols, sizes["k"])):
         for name, array in side.items():
             if jnp.shape(array)[:1] != (size,):
-                raise ValueError(f"{what}[{name!r}] has shape {jnp.shape(array)}; expected [{size}, ...], one entry for "
-                                 f"each of the {'queries' if what == 'rows' else 'keys'}.")
+                raise ValueError(f"{what}[{name!r}] has shape {jnp.shape(array)}; expected [{size}, ...], one entry "
+                                 f"for each of the {'queries' if what == 'rows' else 'keys'}.")
     check_plan(plan, block_size)
     if jnp.ndim(scale):
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a scalar. For a temperature per row or per "
@@ -118,7 +118,8 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
 
     dtype = jnp.result_type(queries, keys)
     queries, keys = jnp.asarray(queries, dtype), jnp.asarray(keys, dtype)
-    if axis_name is not None and plan == "gather":
+    gathered = axis_name is not None and plan == "gather"
+    if gathered:
         keys, cols = gather(keys, axis_name), jax.tree.map(lambda x: gather(x, axis_name), cols)
     if not isinstance(scale, (int, float)):
         scale = jnp.asarray(scale, _wide(dtype))
@@ -132,12 +133,11 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
         out = _plain(pair, queries, keys, scale, rows, cols)
     else:
         out = _streamed(pair, queries, keys, scale, rows, cols, ring=ring, block_size=block_size)
-    if columns and axis_name is not None and plan == "gather":
-        out = out._replace(**_join_columns(out, axis_name))
-    return out
+    return out._replace(**_join_columns(out, axis_name)) if columns and gathered else out
 
 
 def check_plan(plan: str, block_size: int | None) -> None:
+    """Refuses a plan or a block size that `contrast` does not know."""
     if plan not in ("gather", "ring"):
         raise ValueError(f'plan is {plan!r}; expected "gather" or "ring".')
     if block_size is not None and (not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 0):
@@ -188,15 +188,16 @@ def _narrow_backward(saved, g):
     # Without this rule the transposed product would be of a float32 matrix.
     queries, keys = saved
     g = g.astype(queries.dtype)
-    return (_dot("rk,kd->rd", g, keys).astype(queries.dtype), _dot("rk,rd->kd", g, queries).astype(keys.dtype))
+    return _dot("rk,kd->rd", g, keys).astype(queries.dtype), _dot("rk,rd->kd", g, queries).astype(keys.dtype)
 
 
 _narrow_similarity.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _plain(pair: _Pair, queries, keys, scale, rows, cols) -> Contrast:
-    similarity = _narrow_similarity if queries.dtype.itemsize < 4 else lambda q, k: _dot("rd,kd->rk", q, k)
-    s, w, p = pair(similarity(queries, keys), scale, rows, cols)
+    narrow = queries.dtype.itemsize < 4
+    similarity = _narrow_similarity(queries, keys) if narrow else _dot("rd,kd->rk", queries, keys)
+    s, w, p = pair(similarity, scale, rows, cols)
 
     def reduce(axis):
         m = jnp.maximum(lax.stop_gradient(jnp.max(w, axis)), LOG_ZERO)
@@ -211,6 +212,17 @@ def _finish(m, total, pos):
     some = total > 0
     log_total = jnp.log(jnp.where(some, total, 1))
     return jnp.where(some, log_total + m, LOG_ZERO), pos, log_total + (jnp.where(some, m, 0) - pos)
+
+
+def _join_columns(out: Contrast, axis_name: str) -> dict[str, jax.Array]:
+    """This device's columns over the rows of all devices, from all columns over this device's rows."""
+    size = out.col_lse.shape[0] // lax.axis_size(axis_name)
+    m = lax.pmax(lax.stop_gradient(out.col_lse), axis_name)
+    total = lax.psum_scatter(jnp.exp(out.col_lse - m), axis_name, tiled=True)
+    pos = lax.psum_scatter(out.col_pos, axis_name, tiled=True)
+    m = lax.dynamic_slice_in_dim(m, lax.axis_index(axis_name) * size, size)
+    lse, pos, gap = _finish(m, jnp.where(m > LOG_ZERO, total, 0), pos)
+    return {"col_lse": lse, "col_pos": pos, "col_gap": gap}
 
 
 class _Grid(NamedTuple):
@@ -303,6 +315,7 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
     grid = _Grid(queries.shape[0], keys.shape[0], _side(queries.shape[0], block_size),
                  _side(keys.shape[0], block_size))
     wide, axes = _wide(queries.dtype), _axes(queries)
+    variable = not isinstance(scale, (int, float))
 
     def fill(shape, value, dtype=wide):
         return _cast(jnp.full(shape, value, dtype), axes)
@@ -314,9 +327,9 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
             w, p = jnp.where(valid, w, -jnp.inf), None if p is None else jnp.where(valid, p, 0)
         return s, w, p
 
-    def gather_sums(state, s, w, p, axis):
+    def join(sums, s, w, p, axis):
         """Running maximum, sum of exponentials and positives, joined by those of a tile."""
-        m, total, pos = state
+        m, total, pos = sums
         highest = jnp.maximum(m, jnp.max(w, axis))
         total = total * jnp.exp(m - highest) + jnp.sum(jnp.exp(w - jnp.expand_dims(highest, axis)), axis)
         return highest, total, pos if p is None else pos + jnp.sum(p * s, axis)
@@ -332,11 +345,10 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
 
             def tile(i, j, sums):
                 row_sums, col_sums = sums
-                q_i, k_j = _at(q, i), _at(k, j)
-                s, w, p = logits(_dot("rd,kd->rk", q_i, k_j), i, j, scale, _at(rows, i), _at(cols, j))
-                row_sums = _put(row_sums, i, gather_sums(_at(row_sums, i), s, w, p, 1))
+                s, w, p = logits(_dot("rd,kd->rk", _at(q, i), _at(k, j)), i, j, scale, _at(rows, i), _at(cols, j))
+                row_sums = _put(row_sums, i, join(_at(row_sums, i), s, w, p, 1))
                 if pair.columns:
-                    col_sums = _put(col_sums, j, gather_sums(_at(col_sums, j), s, w, p, 0))
+                    col_sums = _put(col_sums, j, join(_at(col_sums, j), s, w, p, 0))
                 return row_sums, col_sums
 
             row_sums, col_sums = grid.over(tile, (row_sums, col_sums))
@@ -345,18 +357,19 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
         col_sums = start(grid.across, grid.wide) if pair.columns else ()
         row_sums, (_, _, col_sums) = _around(ring, visit, start(grid.down, grid.high),
                                              (*_cut((keys, cols), grid.wide), col_sums))
-        return Contrast(*_finish(*_uncut(row_sums, grid.rows)),
-                        *(_finish(*_uncut(col_sums, grid.cols)) if pair.columns else ()))
+        return _uncut(row_sums, grid.rows), _uncut(col_sums, grid.cols)
 
-    def backward(queries, keys, scale, row_floats, col_floats, row_rest, col_rest, out, g):
-        def weights(lse, g_lse, g_pos, g_gap, side):
-            """Log-sum-exps, and what multiplies softmax and positives, by tile."""
-            return _cut((lse, g_lse + g_gap, g_pos - g_gap), side)
+    def backward(queries, keys, scale, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums, g):
+        def weights(sums, g_lse, g_pos, g_gap, side):
+            """The maximum, and what multiplies the exponentials and the positives, by tile."""
+            m, total, _ = sums
+            # By the sum and not by the log-sum-exp, whose rounding would be seen next to a softmax near 1.
+            g_power = jnp.where(total > 0, (g_lse + g_gap) / jnp.where(total > 0, total, 1), 0)
+            return _cut((m, g_power, g_pos - g_gap), side)
 
         q, row_floats, row_rest = _cut((queries, row_floats, row_rest), grid.high)
-        by_row = weights(out.lse, g.lse, g.pos, g.gap, grid.high)
-        by_col = weights(out.col_lse, g.col_lse, g.col_pos, g.col_gap, grid.wide) if pair.columns else ()
-        variable = not isinstance(scale, (int, float))
+        by_row = weights(row_sums, g.lse, g.pos, g.gap, grid.high)
+        by_col = weights(col_sums, g.col_lse, g.col_pos, g.col_gap, grid.wide) if pair.columns else ()
 
         def visit(home, travelling):
             k, col_floats, col_rest, by_col, *grads = travelling
@@ -371,12 +384,12 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
 
                 (s, w, p), pull = jax.vjp(of, _dot("rd,kd->rk", q_i, k_j), scale if variable else None,
                                           _at(row_floats, i), _at(col_floats, j))
-                lse, g_softmax, g_positive = _at(by_row, i)
-                g_w = jnp.exp(w - lse[:, None]) * g_softmax[:, None]
+                m, g_power, g_positive = _at(by_row, i)
+                g_w = jnp.exp(w - m[:, None]) * g_power[:, None]
                 g_positive = g_positive[:, None]
                 if pair.columns:
-                    lse, g_softmax, col_positive = _at(by_col, j)
-                    g_w += jnp.exp(w - lse[None, :]) * g_softmax[None, :]
+                    m, g_power, col_positive = _at(by_col, j)
+                    g_w += jnp.exp(w - m[None, :]) * g_power[None, :]
                     g_positive = g_positive + col_positive[None, :]
                 g_s, g_p = (jnp.zeros_like(s), None) if p is None else (p * g_positive, s * g_positive)
                 # Softmax less positive in float32: the two nearly cancel where the loss is low.
@@ -391,57 +404,50 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
         def zeros(tree):
             return jax.tree.map(lambda x: fill(x.shape, 0, _wide(x.dtype)), tree)
 
+        def like(grads, tiles, size):
+            return jax.tree.map(lambda x, y: x.astype(y.dtype), _uncut(grads, size), tiles)
+
         k, col_floats, col_rest = _cut((keys, col_floats, col_rest), grid.wide)
         (d_q, d_scale, d_rows), (*_, d_k, d_cols) = _around(
             ring, visit, (zeros(q), fill((), 0) if variable else None, zeros(row_floats)),
             (k, col_floats, col_rest, by_col, zeros(k), zeros(col_floats)))
+        return (like(d_q, q, grid.rows), like(d_k, k, grid.cols), d_scale, like(d_rows, row_floats, grid.rows),
+                like(d_cols, col_floats, grid.cols), None, None)
 
-        def like(grads, tiles, size):
-            return jax.tree.map(lambda x, y: x.astype(y.dtype), _uncut(grads, size), tiles)
-
-        return (*like((d_q,), (q,), grid.rows), *like((d_k,), (k,), grid.cols), d_scale,
-                like(d_rows, row_floats, grid.rows), like(d_cols, col_floats, grid.cols), None, None)
+    def fixed(scale_or_none):
+        return scale if scale_or_none is None else scale_or_none
 
     @jax.custom_vjp
-    def sums(queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest):
-        return forward(queries, keys, scale if scale_or_none is None else scale_or_none, row_floats | row_rest,
-                       col_floats | col_rest)
+    def sums(*args):
+        return sums_forward(*args)[0]
 
-    def sums_forward(*args):
-        out = sums(*args)
-        return out, (args, out.lse, out.col_lse)
+    def sums_forward(queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest):
+        row_sums, col_sums = forward(queries, keys, fixed(scale_or_none), row_floats | row_rest, col_floats | col_rest)
+        out = Contrast(*_finish(*row_sums), *(_finish(*col_sums) if pair.columns else ()))
+        return out, (queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums)
 
     def sums_backward(saved, g):
-        (queries, keys, scale_or_none, *rest), lse, col_lse = saved
-        out = Contrast(lse, None, None, col_lse)
-        return backward(queries, keys, scale if scale_or_none is None else scale_or_none, *rest, out, g)
+        queries, keys, scale_or_none, *rest = saved
+        return backward(queries, keys, fixed(scale_or_none), *rest, g)
 
     sums.defvjp(sums_forward, sums_backward)
     (row_floats, row_rest), (col_floats, col_rest) = _floats(rows), _floats(cols)
-    return sums(queries, keys, None if isinstance(scale, (int, float)) else scale, row_floats, col_floats, row_rest,
-                col_rest)
-
-
-def _join_columns(out: Contrast, axis_name: str) -> dict[str, jax.Array]:
-    """This device's columns over the rows of all devices, from all columns over this device's rows."""
-    size = out.col_lse.shape[0] // lax.axis_size(axis_name)
-    m = lax.pmax(lax.stop_gradient(out.col_lse), axis_name)
-    total = lax.psum_scatter(jnp.exp(out.col_lse - m), axis_name, tiled=True)
-    pos = lax.psum_scatter(out.col_pos, axis_name, tiled=True)
-    m = lax.dynamic_slice_in_dim(m, lax.axis_index(axis_name) * size, size)
-    lse, pos, gap = _finish(m, jnp.where(m > LOG_ZERO, total, 0), pos)
-    return {"col_lse": lse, "col_pos": pos, "col_gap": gap}
+    return sums(queries, keys, scale if variable else None, row_floats, col_floats, row_rest, col_rest)
 
 
 def _varying(tree):
     """Every array made to vary over the axes any of them varies over, as the hand-written gradient needs."""
     leaves, structure = jax.tree.flatten(tree)
-    axes = set().union(*(_axes(x) for x in leaves))
+    axes = frozenset().union(*(_axes(x) for x in leaves))
     return jax.tree.unflatten(structure, [_cast(x, axes) for x in leaves])
 
 
 def _axes(x) -> frozenset:
-    return frozenset() if isinstance(x, (int, float)) else getattr(jax.typeof(x), "vma", frozenset())
+    """Mapped axes over which a value varies, in the type's own book-keeping; none where it keeps no book."""
+    if isinstance(x, (int, float)):
+        return frozenset()
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())
 
 
 def _cast(x, axes):

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean, total
+from cl_jax.losses._axis import gather, mean, total
 from cl_jax.losses._float import dots, wide
-from cl_jax.losses._rows import over_rows
-from cl_jax.losses.nce import queue_softmax
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.losses.contrast import contrast, not_self, row_ids
+from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def alignment(x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str | None = None) -> jax.Array:
@@ -43,7 +42,7 @@ def alignment(x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str 
 
 
 def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, intra_batch: bool = True,
-               axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pushes all vectors apart: log of the mean of exp(-t ||x_i - x_j||^2) over the pairs i < j.
 
     With a queue the B * K pairs (x_i, queue_j) enter the same mean, each with the weight of one pair.
@@ -55,7 +54,7 @@ def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, 
       intra_batch: False leaves the pairs of the batch out, which asks for a queue.
       axis_name: device axis that splits the batch. The pairs are those of the global batch; the authors' MoCo variant
         takes the mean and the log on each device instead.
-      block_size: rows whose distances are held at a time; None for all at once.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in [-4t, 0] for unit vectors: 0 when all coincide, about -2t for uniform directions in high dimension. A
@@ -69,21 +68,22 @@ def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, 
     """
     sizes = check("b d", x=x)
     check_positive(t=t)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     if queue is None and not intra_batch:
         raise ValueError("intra_batch=False leaves no pairs without a queue; pass queue=[K, D] or intra_batch=True.")
     x = wide(x)
-    keys, first = gather(x, axis_name), first_row(sizes["b"], axis_name)
-    batch, own = keys.shape[0], first + jnp.arange(sizes["b"])
+    batch = sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name))
     logs, pairs = [], 0.0
     if intra_batch and batch > 1:
-        # Every pair is met twice.
-        logs.append(_row_potentials(x, keys, own, t, block_size) - math.log(2))
+        ids = {"id": row_ids(sizes["b"], axis_name)}
+        out = contrast(_left(x), _right(x), scale=2 * t, rows=ids, cols=ids, log_weight=not_self, axis_name=axis_name,
+                       plan=plan, block_size=block_size)
+        logs.append(out.lse - math.log(2))  # every pair is met twice
         pairs += batch * (batch - 1) / 2
     if queue is not None:
         check("k d", sizes, queue=queue)
-        logs.append(_row_potentials(x, lax.stop_gradient(wide(queue)), None, t, block_size))
+        keys = _right(lax.stop_gradient(wide(queue)))
+        logs.append(contrast(_left(x), keys, scale=2 * t, block_size=block_size).lse)
         pairs += batch * queue.shape[0]
     if not logs:
         return mean(0.0 * jnp.sum(x), axis_name)
@@ -95,14 +95,14 @@ def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, 
 
 
 def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, uniform_weight: float = 1.0,
-                  alpha: float = 2.0, t: float = 2.0, axis_name: str | None = None,
+                  alpha: float = 2.0, t: float = 2.0, axis_name: str | None = None, plan: str = "gather",
                   block_size: int | None = None) -> jax.Array:
     """Pulls pairs together and spreads each view: w_a alignment(x, y) + w_u (uniformity(x) + uniformity(y)) / 2.
 
     Args:
       x, y: [B, D] unit vectors, rows paired. Gradient flows to both.
       align_weight, uniform_weight: 1 and 1 on STL-10.
-      alpha, t, axis_name, block_size: as in `alignment` and `uniformity`.
+      alpha, t, axis_name, plan, block_size: as in `alignment` and `uniformity`.
 
     Returns:
       Scalar; independent uniform directions give about 2 w_a - 2t w_u at alpha 2.
@@ -112,7 +112,7 @@ def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, unif
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 5.
     """
-    spread = [uniformity(z, t=t, axis_name=axis_name, block_size=block_size) for z in (x, y)]
+    spread = [uniformity(z, t=t, axis_name=axis_name, plan=plan, block_size=block_size) for z in (x, y)]
     pull = alignment(x, y, alpha=alpha, axis_name=axis_name)
     return align_weight * pull + uniform_weight * (spread[0] + spread[1]) / 2
 
@@ -120,7 +120,8 @@ def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, unif
 def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_weight: float = 3.0,
                        uniform_weight: float = 1.0, alpha: float = 2.0, t: float = 3.0, intra_batch: bool = True,
                        contrast_weight: float = 0.0, temperature: float | None = None,
-                       axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+                       axis_name: str | None = None, plan: str = "gather",
+                       block_size: int | None = None) -> jax.Array:
     """Pulls a query to its key and spreads queries over the batch and the queue; MoCo's loss can be added.
 
     w_a alignment(q, k) + w_u uniformity(q, queue) + w_c moco(q, k, queue)
@@ -133,7 +134,7 @@ def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_we
       intra_batch: False leaves the pairs of queries out of the uniformity.
       contrast_weight: weight of the contrastive term; 0 leaves it out.
       temperature: of the contrastive term, needed with it only.
-      axis_name, block_size: as in `uniformity`; the contrastive term's logits are one [B, 1 + K] matrix.
+      axis_name, plan, block_size: as in `uniformity`.
 
     Returns:
       Scalar, mean over the global batch.
@@ -145,13 +146,16 @@ def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_we
     """
     k = lax.stop_gradient(k)
     loss = align_weight * alignment(q, k, alpha=alpha, axis_name=axis_name)
-    loss += uniform_weight * uniformity(q, queue, t=t, intra_batch=intra_batch, axis_name=axis_name,
+    loss += uniform_weight * uniformity(q, queue, t=t, intra_batch=intra_batch, axis_name=axis_name, plan=plan,
                                         block_size=block_size)
     if isinstance(contrast_weight, (int, float)) and contrast_weight == 0:
         return loss
     if temperature is None:
         raise ValueError(f"temperature is None with contrast_weight {contrast_weight}; expected a number above 0.")
-    return loss + contrast_weight * queue_softmax(q, k, queue, temperature=temperature, axis_name=axis_name)
+    check_positive(temperature=temperature)
+    own = dots("bd,bd->b", q, k) / temperature
+    negatives = contrast(q, lax.stop_gradient(queue), scale=1 / temperature, block_size=block_size).lse
+    return loss + contrast_weight * mean(jnp.mean(jax.nn.softplus(negatives - own)), axis_name)
 
 
 class Tolerance(NamedTuple):
@@ -274,15 +278,14 @@ def negative_hardness(similarity: jax.Array, positive: jax.Array, *, temperature
     return Hardness(probability, jnp.where(negative, penalty, 0.0))
 
 
-def _row_potentials(x: jax.Array, keys: jax.Array, own: jax.Array | None, t: float,
-                    block_size: int | None) -> jax.Array:
-    """[B] log sum_j exp(-t |x_i - key_j|^2), leaving out the column own_i."""
-    square = jnp.sum(keys * keys, axis=1)
+def _left(x: jax.Array) -> jax.Array:
+    """With `_right`: rows whose products are -|x_i - y_j|^2 / 2, so that uniformity is a log-sum-exp of products."""
+    return jnp.concatenate([x, _half_square(x), jnp.ones_like(x[:, :1])], axis=1)
 
-    def rows(x, own):
-        potential = -t * (jnp.sum(x * x, axis=1)[:, None] + square[None] - 2 * dots("bd,kd->bk", x, keys))
-        if own is not None:
-            potential = jnp.where(jnp.arange(keys.shape[0])[None] == own[:, None], -jnp.inf, potential)
-        return jax.nn.logsumexp(potential, axis=1)
 
-    return over_rows(rows, x, own, block_size=block_size)
+def _right(y: jax.Array) -> jax.Array:
+    return jnp.concatenate([y, jnp.ones_like(y[:, :1]), _half_square(y)], axis=1)
+
+
+def _half_square(x):
+    return -jnp.sum(x * x, axis=1, keepdims=True) / 2

@@ -9,12 +9,13 @@ from jax import lax
 
 from cl_jax.losses._axis import first_row, gather, mean, total
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import log_sums
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.losses.contrast import contrast, not_self, row_ids, same_id
+from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def graphcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_positive: bool = False,
-            symmetric: bool = False, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+            symmetric: bool = False, axis_name: str | None = None, plan: str = "gather",
+            block_size: int | None = None) -> jax.Array:
     """Pulls the two views of a graph together, pushes its first view from the second views of the other graphs.
 
     s_ij = cos(a_i, b_j) / temperature,   L = 1/B sum_i [ -s_ii + log sum_{j != i} exp(s_ij) ]
@@ -25,7 +26,7 @@ def graphcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_posit
       include_positive: True sums over j = i too: ordinary InfoNCE.
       symmetric: True averages with the direction from z_b to z_a; no released version does.
       axis_name: device axis that splits the batch; columns come from all devices.
-      block_size: rows whose similarities are held at a time; None for all at once.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over the global batch; log(B - 1) where all similarities are equal, below 0 where the
@@ -37,33 +38,27 @@ def graphcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_posit
     Reference: You et al. 2020, arXiv 2010.13902, equation 3, whose sum leaves the positive out as the code does.
     """
     rows = graphcl_rows(z_a, z_b, temperature=temperature, include_positive=include_positive, symmetric=symmetric,
-                        axis_name=axis_name, block_size=block_size)
+                        axis_name=axis_name, plan=plan, block_size=block_size)
     return mean(jnp.mean(rows), axis_name)
 
 
 def graphcl_rows(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_positive: bool = False,
-                 symmetric: bool = False, axis_name: str | None = None,
+                 symmetric: bool = False, axis_name: str | None = None, plan: str = "gather",
                  block_size: int | None = None) -> jax.Array:
     """[1, B] `graphcl` of each of this device's rows; [2, B] where symmetric, the second from z_b to z_a."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     a, b = _unit(z_a), _unit(z_b)
-    own = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
-
-    def same(own, column):
-        return own[:, None] == column[None]
-
-    def other(own, column):
-        return jnp.where(same(own, column), -jnp.inf, 0.0)
+    ids = {"id": row_ids(sizes["b"], axis_name)}
+    alone = sizes["b"] == 1 and (axis_name is None or lax.axis_size(axis_name) == 1)
 
     def direction(queries, keys):
-        keys = gather(keys, axis_name)
-        if not include_positive and keys.shape[0] == 1:
+        if alone:
             return 0.0 * wide(jnp.sum(queries, axis=1))
-        return log_sums(queries, keys, scale=1 / temperature, rows=own, cols=jnp.arange(keys.shape[0]), positive=same,
-                        log_weight=None if include_positive else other, block_size=block_size).gap
+        return contrast(queries, keys, scale=1 / temperature, rows=ids, cols=ids, positive=same_id,
+                        log_weight=None if include_positive else not_self, axis_name=axis_name, plan=plan,
+                        block_size=block_size).gap
 
     return jnp.stack([direction(a, b), direction(b, a)] if symmetric else [direction(a, b)])
 

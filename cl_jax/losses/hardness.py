@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import log_sums, over_rows
+from cl_jax.losses._rows import over_rows
+from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
 from cl_jax.losses.nce import queue_logits
 from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
@@ -27,7 +28,8 @@ class HCLTerms(NamedTuple):
 
 
 def hcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
-        estimator: str = "hard", axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+        estimator: str = "hard", axis_name: str | None = None, plan: str = "gather",
+        block_size: int | None = None) -> jax.Array:
     """Pulls two views together, pushes negatives weighted by their hardness and corrected for those of the own class.
 
     Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i, s_ij = x_i . x_j / temperature:
@@ -43,7 +45,7 @@ def hcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0
       tau_plus: the prior of the own class, in [0, 1); 0.1 in the paper.
       estimator: "hard"; "debiased", which is "hard" at beta 0; "easy", where Ng_i = sum_j exp(s_ij): NT-Xent.
       axis_name: device axis that splits the batch; negatives, and N with them, come from all devices.
-      block_size: rows whose similarities are held at a time; None for all at once.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over 2B rows of the global batch: log(2B - 1) where all similarities are equal. A batch of
@@ -58,16 +60,16 @@ def hcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0
     log space, where theirs overflows float32 at temperature 0.01.
     """
     terms = hcl_terms(z_a, z_b, temperature=temperature, beta=beta, tau_plus=tau_plus, estimator=estimator,
-                      axis_name=axis_name, block_size=block_size)
+                      axis_name=axis_name, plan=plan, block_size=block_size)
     return mean(jnp.mean(terms.loss), axis_name)
 
 
 def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
-              estimator: str = "hard", axis_name: str | None = None, block_size: int | None = None) -> HCLTerms:
+              estimator: str = "hard", axis_name: str | None = None, plan: str = "gather",
+              block_size: int | None = None) -> HCLTerms:
     """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     if estimator not in ("hard", "debiased", "easy"):
         raise ValueError(f'estimator is {estimator!r}; expected "hard", "debiased" or "easy".')
@@ -75,21 +77,15 @@ def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float
         raise ValueError(f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best.")
     if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
-    queries = jnp.concatenate([z_a, z_b])
-    keys_a, keys_b = gather(z_a, axis_name), gather(z_b, axis_name)
-    keys, batch = jnp.concatenate([keys_a, keys_b]), keys_a.shape[0]
-    sample = jnp.tile(first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"]), 2)
+    x = jnp.concatenate([z_a, z_b])
+    ids = {"id": jnp.tile(row_ids(sizes["b"], axis_name), 2)}  # the partner's too
     positive = jnp.tile(dots("bd,bd->b", z_a, z_b) / temperature, 2)
-    columns = jnp.tile(jnp.arange(batch), 2)
 
     def log_negative_sum(scale):
-        def others(sample, columns):
-            return jnp.where(sample[:, None] == columns[None], -jnp.inf, 0.0)
-
-        return log_sums(queries, keys, scale=scale, rows=sample, cols=columns, log_weight=others,
+        return contrast(x, x, scale=scale, rows=ids, cols=ids, log_weight=not_self, axis_name=axis_name, plan=plan,
                         block_size=block_size).lse
 
-    count = 2 * batch - 2
+    count = 2 * sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name)) - 2
     if count == 0:
         nothing = jnp.full_like(positive, -jnp.inf)
         return HCLTerms(0.0 * positive, positive, nothing, jnp.zeros(positive.shape, bool))
@@ -230,7 +226,7 @@ def mochi(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *,
       temperature: 0.2 in the paper.
       active: False leaves the synthetic negatives out (the first epochs); may be traced.
       axis_name: device axis that splits the batch; queue is the same on every device.
-      block_size: queries whose similarities to the queue are held at a time; None for all at once.
+      block_size: the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over the global batch; log(1 + K + S) where all similarities are equal.
@@ -252,11 +248,10 @@ def mochi_rows(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Arra
     check("k d", sizes, queue=queue)
     check("b s d", sizes, synthetic=synthetic)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     k, queue = lax.stop_gradient((k, queue))
     positive = dots("bd,bd->b", q, k) / temperature
-    negatives = log_sums(q, queue, scale=1 / temperature, block_size=block_size).lse
+    negatives = contrast(q, queue, scale=1 / temperature, block_size=block_size).lse
     if synthetic.shape[1]:
         extra = jax.nn.logsumexp(_synthetic_logits(q, synthetic, temperature), axis=1)
         negatives = jnp.logaddexp(negatives, jnp.where(active, extra, -jnp.inf))
@@ -338,7 +333,7 @@ def hard_simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None 
     Args:
       queries, keys, positive, negative_weight, axis_name: as in `simple`.
       num_hard: negatives kept per query (4095 of a bank in the paper); the choice is constant to the gradient.
-      block_size: queries whose similarities are held at a time; None for all at once.
+      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at once.
 
     Returns, Raises: as `simple`.
 
@@ -360,8 +355,8 @@ def hard_simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | 
         chosen = select_hard(similarity, positive, num_hard=num_hard).selected
         return -own + negative_weight * jnp.sum(jnp.where(chosen, similarity, 0.0), axis=1)
 
-    check_count(block_size=block_size)
-    return over_rows(rows, queries, positive, block_size=block_size)
+    check_plan("gather", block_size)
+    return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
 
 def hard_contrastive(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, temperature: float,
@@ -375,7 +370,7 @@ def hard_contrastive(queries: jax.Array, keys: jax.Array, positive: jax.Array | 
       queries, keys, positive, axis_name: as in `simple`.
       temperature: t.
       num_hard: negatives kept per query, None for all (the ordinary loss); the choice is constant to the gradient.
-      block_size: queries whose similarities are held at a time; None for all at once.
+      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at once.
 
     Returns:
       Scalar in nats, mean over the global batch; log(1 + num_hard) where all similarities are equal but for ties,
@@ -395,14 +390,11 @@ def hard_contrastive_rows(queries: jax.Array, keys: jax.Array, positive: jax.Arr
                           block_size: int | None = None) -> jax.Array:
     """[B] `hard_contrastive` of each of this device's rows."""
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
+    check_plan("gather", block_size)
     keys, positive = _candidates(queries, keys, positive, axis_name)
     if num_hard is None:
-        def is_positive(positive, column):
-            return positive[:, None] == column[None]
-
-        return log_sums(queries, keys, scale=1 / temperature, rows=positive, cols=jnp.arange(keys.shape[0]),
-                        positive=is_positive, block_size=block_size).gap
+        return contrast(queries, keys, scale=1 / temperature, rows={"id": positive},
+                        cols={"id": jnp.arange(keys.shape[0])}, positive=same_id, block_size=block_size).gap
 
     def rows(q, positive):
         similarity = dots("bd,kd->bk", q, keys)
@@ -411,7 +403,7 @@ def hard_contrastive_rows(queries: jax.Array, keys: jax.Array, positive: jax.Arr
         chosen |= jnp.arange(keys.shape[0])[None] == positive[:, None]
         return jax.nn.logsumexp(jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1)
 
-    return over_rows(rows, queries, positive, block_size=block_size)
+    return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
 
 def _candidates(queries, keys, positive, axis_name):
@@ -419,7 +411,7 @@ def _candidates(queries, keys, positive, axis_name):
     check_axis(axis_name)
     if positive is None:
         check("b d", sizes, keys=keys)
-        return jnp.asarray(gather(keys, axis_name)), first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+        return jnp.asarray(gather(keys, axis_name)), row_ids(sizes["b"], axis_name)
     check("m d", sizes, keys=keys)
     check_integer("b", sizes, positive=positive)
     return jnp.asarray(keys), jnp.asarray(positive)

@@ -9,7 +9,8 @@ from jax import lax
 from cl_jax.losses._axis import first_row, gather, mean
 from cl_jax.losses._float import dots, wide
 from cl_jax.losses._rows import over_rows
-from cl_jax.shapes import check, check_axis, check_count, check_positive
+from cl_jax.losses.contrast import check_plan
+from cl_jax.shapes import check, check_axis, check_positive
 
 
 def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_weight: float = 1.0,
@@ -27,7 +28,7 @@ def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_
       negative_weight: m, a Python number, 1 in the paper. Below 1 a probability e_ij / d_i may pass 1, where the
         logarithm of the rest is not defined: it is then held at one rounding step below 1.
       axis_name: device axis that splits the batch; negatives come from all devices.
-      block_size: rows whose similarities are held at a time; None for all at once.
+      block_size: rows whose similarities are held at a time; None chooses by size, 0 for all at once.
 
     Returns:
       Scalar in nats, mean over the 2B rows of the global batch. With N = 2B - 1 equal similarities and m = 1,
@@ -42,7 +43,7 @@ def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_
     """
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature, negative_weight=negative_weight)
-    check_count(block_size=block_size)
+    check_plan("gather", block_size)
     check_axis(axis_name)
     keys = lax.stop_gradient(jnp.concatenate([gather(z_a, axis_name), gather(z_b, axis_name)]))
     batch = keys.shape[0] // 2
@@ -75,5 +76,6 @@ def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_
         spread += jnp.where(leading.any(axis=1), log_rest - log_d, 0.0)
         return log_d - positive - m * spread
 
-    losses = over_rows(rows, jnp.concatenate([z_a, z_b]), own, partner, block_size=block_size)
+    losses = over_rows(rows, jnp.concatenate([z_a, z_b]), own, partner, columns=2 * batch,
+                       block_size=block_size)
     return mean(jnp.mean(losses), axis_name)

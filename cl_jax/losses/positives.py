@@ -3,16 +3,15 @@
 `stablerep` normalises; everything else leaves that to the caller.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit
-from cl_jax.losses._rows import log_sums
+from cl_jax.losses.contrast import PairFunction, Pairs, contrast, not_self, row_ids, same_id, same_label
 from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
@@ -26,7 +25,7 @@ class SupConRows(NamedTuple):
 
 def supcon(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array | None = None, *, temperature: float,
            base_temperature: float | None = None, contrast_mode: str = "all", summation: str = "outside",
-           axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+           axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls an anchor to every other row of its class, pushes it from the rest of the batch.
 
     Over the rows z of all views, A(i) all rows but i, P(i) the positives among them, s_ij = z_i . z_j / temperature:
@@ -45,7 +44,7 @@ def supcon(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array
       contrast_mode: "all" anchors every view, "one" the first view of each example.
       summation: "outside" the logarithm (recommended) or "inside".
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
-      block_size: anchors whose similarities are held at a time; None for all at once.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats (scaled as above), mean over the anchors of the global batch, those without a positive counting as
@@ -58,48 +57,40 @@ def supcon(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array
     Reference: Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3.
     """
     rows = supcon_rows(features, labels, mask, temperature=temperature, contrast_mode=contrast_mode,
-                       summation=summation, axis_name=axis_name, block_size=block_size)
+                       summation=summation, axis_name=axis_name, plan=plan, block_size=block_size)
     return _factor(temperature, base_temperature) * mean(jnp.mean(rows.loss), axis_name)
 
 
 def supcon_rows(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array | None = None, *,
                 temperature: float, contrast_mode: str = "all", summation: str = "outside",
-                axis_name: str | None = None, block_size: int | None = None) -> SupConRows:
+                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> SupConRows:
     """The parts of `supcon` for each of this device's anchors, view-major (row = view * B + example), not scaled."""
-    features = _views(features, temperature, contrast_mode, summation, axis_name, block_size)
-    batch = features.shape[0]
+    features = _views(features, temperature, contrast_mode, summation, axis_name)
+    batch, views = features.shape[:2]
+    anchors = views if contrast_mode == "all" else 1
+    ids = row_ids(batch, axis_name)
     if labels is not None and mask is not None:
         raise ValueError("labels and mask are both given; expected at most one. A mask says all that labels do.")
     if labels is not None:
         check_integer("b", {"b": batch}, labels=labels)
-        data = (labels, gather(labels, axis_name))
-
-        def positive(row, column):
-            return row[:, None] == column[None]
+        rows, cols, positive = {"label": labels}, {"label": labels}, same_label
+        count = views * _occurrences(labels, gather(labels, axis_name)) - 1
     elif mask is not None:
-        first = first_row(batch, axis_name) + jnp.arange(batch)
-        total = gather(first, axis_name)
-        check("b n", {"b": batch, "n": total.shape[0]}, mask=jnp.asarray(mask, jnp.result_type(mask, jnp.float32)))
-        data = (mask, total)
-
-        def positive(row, column):
-            return row[:, column]
+        every = gather(ids, axis_name)
+        mask = lax.stop_gradient(jnp.asarray(mask, jnp.result_type(mask, jnp.float32)))
+        check("b n", {"b": batch, "n": every.shape[0]}, mask=mask)
+        rows, cols, positive = {"mask": mask}, {"example": ids}, _masked
+        count = views * jnp.sum(mask, axis=1) - jnp.take_along_axis(mask, ids[:, None], axis=1)[:, 0]
     else:
-        first = first_row(batch, axis_name) + jnp.arange(batch)
-        data = (first, gather(first, axis_name))
-
-        def positive(row, column):
-            return row[:, None] == column[None]
-
-    views = features.shape[1]
-    anchors = views if contrast_mode == "all" else 1
-    row_data = jnp.concatenate([data[0]] * anchors)
-    return _supcon(features, row_data, jnp.tile(data[1], views), positive, temperature, anchors, summation, axis_name,
-                   block_size)
+        rows, cols, positive = {"example": ids}, {"example": ids}, _same_example
+        count = jnp.full((batch,), views - 1)
+    rows, count = jax.tree.map(lambda x: jnp.concatenate([x] * anchors), (rows, count))
+    return _supcon(features, rows, jax.tree.map(lambda x: jnp.tile(x, views), cols), positive, count, temperature,
+                   anchors, summation, axis_name, plan, block_size)
 
 
 def stablerep(features: jax.Array, labels: jax.Array, *, temperature: float, axis_name: str | None = None,
-              block_size: int | None = None) -> jax.Array:
+              plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls images generated from one caption to each other: cross-entropy with the even distribution over positives.
 
     L = -1/B sum_i sum_j p_ij log softmax_j(z_i . z_j / temperature),  j != i,  p_ij = [y_i = y_j] / |P(i)|
@@ -109,7 +100,7 @@ def stablerep(features: jax.Array, labels: jax.Array, *, temperature: float, axi
       labels: [B] integers, the caption of each image.
       temperature: 0.1 in the paper.
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
-      block_size: as in `supcon`.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over the global batch; rows without a positive count as 0. `supcon` with one view.
@@ -122,7 +113,7 @@ def stablerep(features: jax.Array, labels: jax.Array, *, temperature: float, axi
     """
     check_integer("b", check("b d", features=features), labels=labels)
     z = unit(features).astype(features.dtype)
-    return supcon(z[:, None], labels, temperature=temperature, axis_name=axis_name, block_size=block_size)
+    return supcon(z[:, None], labels, temperature=temperature, axis_name=axis_name, plan=plan, block_size=block_size)
 
 
 def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_labels: jax.Array, *,
@@ -145,7 +136,7 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
       unselected: entries of the query's class that were not selected are a "negative" (the default of the authors'
         code), or "zero": their logit is 0, and stays in the denominator as exp(0) (its losstype v2).
       axis_name: device axis that splits the batch; queue and queue_labels are the same on every device.
-      block_size: queries whose similarities to the queue are held at a time; None for all at once.
+      block_size: the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over the global batch; log(1 + K) where all similarities are equal. A query whose class is
@@ -162,7 +153,6 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
     check_integer("b", sizes, labels=labels)
     check_integer("k", sizes, queue_labels=queue_labels)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     if unselected not in ("negative", "zero"):
         raise ValueError(f'unselected is {unselected!r}; expected "negative" (v1) or "zero" (v2).')
@@ -170,29 +160,29 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
         raise ValueError(f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}.")
     k, queue = lax.stop_gradient((k, queue))
 
-    def positive(row, column):
-        label, chosen = row
-        own = same_class(label, column)
-        return own if chosen is None else own & (chosen != 0)
-
-    def zeroed(row, column):
-        return jnp.where(same_class(row[0], column) & ~positive(row, column), -jnp.inf, 0.0)
-
+    same = same_class(labels, queue_labels)
+    chosen = same if selected is None else same & (selected != 0)
+    rows = {"chosen": chosen}
     drop = unselected == "zero" and selected is not None
-    rows = (labels, selected)
-    own = dots("bd,bd->b", q, k) / temperature
-    sums = log_sums(q, queue, scale=1 / temperature, rows=rows, cols=queue_labels, positive=positive,
-                    log_weight=zeroed if drop else None, block_size=block_size)
-    lse, count = sums.lse, sums.count
     if drop:
-        zeros = jnp.sum(same_class(labels, queue_labels), axis=1).astype(lse.dtype) - count
+        rows["dropped"] = same & ~chosen
+
+    def zeroed(rows, cols):
+        return jnp.where(rows["dropped"][:, cols["entry"]], -jnp.inf, 0.0)
+
+    own = dots("bd,bd->b", q, k) / temperature
+    out = contrast(q, queue, scale=1 / temperature, rows=rows, cols={"entry": jnp.arange(sizes["k"])},
+                   positive=_chosen, log_weight=zeroed if drop else None, block_size=block_size)
+    lse, count = out.lse, jnp.sum(chosen, axis=1).astype(own.dtype)
+    if drop:
+        zeros = jnp.sum(rows["dropped"], axis=1).astype(own.dtype)
         lse = jnp.logaddexp(lse, jnp.where(zeros > 0, jnp.log(jnp.maximum(zeros, 1)), -jnp.inf))
-    loss = jax.nn.softplus(lse - own) + (count * own - sums.pulled) / (1 + count)
+    loss = jax.nn.softplus(lse - own) + (count * own - out.pos) / (1 + count)
     return mean(jnp.mean(loss), axis_name)
 
 
 def kcl_in_batch(features: jax.Array, labels: jax.Array, selected: jax.Array, *, temperature: float,
-                 base_temperature: float | None = None, axis_name: str | None = None,
+                 base_temperature: float | None = None, axis_name: str | None = None, plan: str = "gather",
                  block_size: int | None = None) -> jax.Array:
     """Pulls an anchor to its own other views and to a few rows of its class: SupCon with sampled positives.
 
@@ -201,33 +191,31 @@ def kcl_in_batch(features: jax.Array, labels: jax.Array, selected: jax.Array, *,
       labels: [B] integers. A row is a positive only if it has the anchor's label.
       selected: [V * B, V * N], nonzero at the positives, view-major both ways, N the global batch
         (`in_batch_positives`). Constant.
-      temperature, base_temperature, axis_name, block_size: as in `supcon`.
+      temperature, base_temperature, axis_name, plan, block_size: as in `supcon`.
 
     Returns, Raises: as `supcon`.
 
     Reference: the CIFAR code of Li et al. 2022, "Targeted supervised contrastive learning", arXiv 2111.13998.
     """
-    features = _views(features, temperature, "all", "outside", axis_name, block_size)
+    features = _views(features, temperature, "all", "outside", axis_name)
     batch, views = features.shape[:2]
     check_integer("b", {"b": batch}, labels=labels)
-    every = gather(labels, axis_name)
-    if selected.shape != (views * batch, views * every.shape[0]):
+    every, ids = gather(labels, axis_name), row_ids(batch, axis_name)
+    size = every.shape[0]
+    if selected.shape != (views * batch, views * size):
         raise ValueError(f"selected has shape {selected.shape}; expected [V * B, V * N] = "
-                         f"{(views * batch, views * every.shape[0])} with N rows on all devices.")
-
-    def positive(row, column):
-        label, chosen = row
-        other, index = column
-        return (label[:, None] == other[None]) & (chosen[:, index] != 0)
-
-    rows = _supcon(features, (jnp.tile(labels, views), selected),
-                   (jnp.tile(every, views), jnp.arange(views * every.shape[0])), positive, temperature, views,
-                   "outside", axis_name, block_size)
-    return _factor(temperature, base_temperature) * mean(jnp.mean(rows.loss), axis_name)
+                         f"{(views * batch, views * size)} with N rows on all devices.")
+    index = (jnp.arange(views)[:, None] * size + ids[None]).reshape(-1)
+    rows = jnp.tile(labels, views)[:, None] == jnp.tile(every, views)[None]
+    rows &= (selected != 0) & (index[:, None] != jnp.arange(views * size)[None])
+    found = _supcon(features, {"chosen": rows}, {"entry": index}, _chosen, jnp.sum(rows, axis=1), temperature, views,
+                    "outside", axis_name, plan, block_size)
+    return _factor(temperature, base_temperature) * mean(jnp.mean(found.loss), axis_name)
 
 
 def same_class(labels: jax.Array, queue_labels: jax.Array) -> jax.Array:
     """[B, K] booleans: the queue entry has the row's label, and has a label at all (not below 0)."""
+    labels, queue_labels = jnp.asarray(labels), jnp.asarray(queue_labels)
     return (labels[:, None] == queue_labels[None]) & (queue_labels >= 0)[None]
 
 
@@ -280,7 +268,7 @@ def in_batch_positives(labels: jax.Array, draws: jax.Array, *, num_views: int,
     """
     sizes = check_integer("b", labels=labels)
     check_axis(axis_name)
-    example = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+    example = row_ids(sizes["b"], axis_name)
     rows = jnp.tile(labels, num_views)
     own = jnp.tile(example, num_views)
     columns, others = (jnp.tile(gather(x, axis_name), num_views) for x in (labels, example))
@@ -302,14 +290,13 @@ def _factor(temperature, base_temperature):
     return temperature / base_temperature
 
 
-def _views(features, temperature, contrast_mode, summation, axis_name, block_size):
+def _views(features, temperature, contrast_mode, summation, axis_name):
     if features.ndim < 3:
         raise ValueError(f"features have shape {features.shape}; expected [B, V, D], the views of each example on axis "
                          "1. For one view add the axis: features[:, None].")
     features = features.reshape(*features.shape[:2], -1)
     check("b v d", features=features)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     if contrast_mode not in ("all", "one"):
         raise ValueError(f'contrast_mode is {contrast_mode!r}; expected "all" or "one".')
@@ -318,36 +305,54 @@ def _views(features, temperature, contrast_mode, summation, axis_name, block_siz
     return features
 
 
-def _supcon(features: jax.Array, rows: Any, columns: Any, positive: Callable[..., jax.Array], temperature: float,
-            anchors: int, summation: str, axis_name: str | None, block_size: int | None) -> SupConRows:
-    """The loss of the first `anchors` views of this device's examples; rows and columns, view-major, are what
-    `positive` tells positives by."""
+def _occurrences(labels: jax.Array, every: jax.Array) -> jax.Array:
+    """How often each label occurs in `every`."""
+    ranked = jnp.sort(every)
+    return jnp.searchsorted(ranked, labels, side="right") - jnp.searchsorted(ranked, labels, side="left")
+
+
+def _same_example(rows: Pairs, cols: Pairs) -> jax.Array:
+    return rows["example"][:, None] == cols["example"][None]
+
+
+def _masked(rows: Pairs, cols: Pairs) -> jax.Array:
+    return rows["mask"][:, cols["example"]]
+
+
+def _chosen(rows: Pairs, cols: Pairs) -> jax.Array:
+    return rows["chosen"][:, cols["entry"]]
+
+
+def _supcon(features: jax.Array, rows: dict[str, jax.Array], cols: dict[str, jax.Array], positive: PairFunction,
+            count: jax.Array, temperature: float, anchors: int, summation: str, axis_name: str | None, plan: str,
+            block_size: int | None) -> SupConRows:
+    """The loss of the first `anchors` views of this device's examples. rows and cols, view-major, are what `positive`
+    weights pairs by, a row's own column aside; count is the sum of each row's weights."""
     batch, views = features.shape[:2]
-    every = gather(features, axis_name)
-    total = every.shape[0]
-    queries = features[:, :anchors].swapaxes(0, 1).reshape(anchors * batch, -1)
-    keys = every.swapaxes(0, 1).reshape(views * total, -1)
-    own = (jnp.arange(anchors)[:, None] * total + first_row(batch, axis_name) + jnp.arange(batch)[None]).reshape(-1)
-    index = jnp.arange(views * total)
+    keys = features.swapaxes(0, 1).reshape(views * batch, -1)
+    # Unique to a row, whatever order devices are gathered in.
+    ids = (row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]).reshape(-1)
+    some = count > 0
+    count = count.astype(jnp.promote_types(features.dtype, jnp.float32))
+    share = 1 / jnp.where(some, count, 1)
+    rows, cols = rows | {"id": ids[:anchors * batch], "share": share}, cols | {"id": ids}
 
-    def other(row, column):
-        return jnp.where(row[0][:, None] == column[0][None], -jnp.inf, 0.0)
+    def mean_positive(rows, cols):
+        return jnp.where(same_id(rows, cols), 0, positive(rows, cols)) * rows["share"][:, None]
 
-    def weight(row, column):
-        return jnp.where(row[0][:, None] == column[0][None], 0, positive(row[1], column[1]))
-
-    def log_positive(row, column):
-        p = weight(row, column).astype(jnp.promote_types(features.dtype, jnp.float32))
-        return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
+    def log_positive(rows, cols):
+        p = mean_positive(rows, cols)
+        return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
     def sums(log_weight, positive):
-        return log_sums(queries, keys, scale=1 / temperature, rows=(own, rows), cols=(index, columns),
-                        log_weight=log_weight, positive=positive, block_size=block_size)
+        return contrast(keys[:anchors * batch], keys, scale=1 / temperature, rows=rows, cols=cols,
+                        log_weight=log_weight, positive=positive, axis_name=axis_name, plan=plan,
+                        block_size=block_size)
 
-    found = sums(other, weight)
-    some = found.count > 0
-    loss = found.gap
-    if summation == "inside":
-        inside = jnp.where(some, sums(log_positive, None).lse, 0.0)
-        loss = found.lse - inside + jnp.log(jnp.where(some, found.count, 1.0))
-    return SupConRows(jnp.where(some, loss, 0.0), found.lse, found.count)
+    if summation == "outside":
+        out = sums(not_self, mean_positive)
+        loss = out.gap
+    else:
+        out = sums(not_self, None)
+        loss = out.lse - sums(log_positive, None).lse
+    return SupConRows(jnp.where(some, loss, 0), out.lse, count)

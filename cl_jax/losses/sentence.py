@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, unit
-from cl_jax.losses._rows import log_sums
-from cl_jax.shapes import check, check_axis, check_count, check_positive
+from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses.contrast import contrast, row_ids, same_id
+from cl_jax.shapes import check, check_axis, check_positive
 
 
 def simcse(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = None, *, temperature: float,
            hard_negative_weight: float = 0.0, axis_name: str | None = None, gather_with_grad: bool = True,
-           block_size: int | None = None) -> jax.Array:
+           plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls a sentence to its positive, pushes it from the positives and the hard negatives of all sentences.
 
     s(x, y) = cos(x, y) / temperature;  one direction, rows z_a against columns z_b and hard_negatives:
@@ -27,7 +27,7 @@ def simcse(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = No
       axis_name: device axis that splits the batch; columns come from all devices.
       gather_with_grad: False is the authors' exchange: every device computes the loss of the whole batch with the rows
         of the others constant, so that the mean over devices of the gradients is 1/devices of the right one.
-      block_size: rows whose similarities are held at a time; None for all at once.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over the global batch: log B, or log 2B with hard negatives at w = 0, where all similarities
@@ -42,29 +42,26 @@ def simcse(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = No
     if hard_negatives is not None:
         check("b d", sizes, hard_negatives=hard_negatives)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
     a, b = _cosine(z_a), _cosine(z_b)
     h = None if hard_negatives is None else _cosine(hard_negatives)
     if axis_name is not None and not gather_with_grad:
         a, b, h = jax.tree.map(lambda x: _gather_own(x, axis_name), (a, b, h))
         axis_name = None
-    keys = gather(b, axis_name)
-    batch = keys.shape[0]
-    own = first_row(a.shape[0], axis_name) + jnp.arange(a.shape[0])
+    ids = row_ids(a.shape[0], axis_name)
+    bias = jnp.broadcast_to(jnp.asarray(hard_negative_weight, wide(a).dtype), ids.shape)
+    keys = b if h is None else jnp.concatenate([b, h])
+    cols = {"id": ids if h is None else jnp.tile(ids, 2), "hard": jnp.arange(keys.shape[0]) >= b.shape[0]}
 
-    def positive(own, column):
-        return own[:, None] == column[None]
+    def positive(rows, cols):
+        return same_id(rows, cols) & ~cols["hard"][None]
 
-    def weight(own, column):
-        bias = jnp.asarray(hard_negative_weight, jnp.promote_types(z_a.dtype, jnp.float32))
-        return jnp.where(own[:, None] + batch == column[None], bias, 0.0)
+    def weight(rows, cols):
+        return jnp.where(same_id(rows, cols) & cols["hard"][None], rows["bias"][:, None], 0.0)
 
-    if h is not None:
-        keys = jnp.concatenate([keys, gather(h, axis_name)])
-    rows = log_sums(a, keys, scale=1 / temperature, rows=own, cols=jnp.arange(keys.shape[0]), positive=positive,
-                    log_weight=None if h is None else weight, block_size=block_size)
-    return mean(jnp.mean(rows.gap), axis_name)
+    out = contrast(a, keys, scale=1 / temperature, rows={"id": ids, "bias": bias}, cols=cols, positive=positive,
+                   log_weight=None if h is None else weight, axis_name=axis_name, plan=plan, block_size=block_size)
+    return mean(jnp.mean(out.gap), axis_name)
 
 
 def simcse_logits(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = None, *, temperature: float,

@@ -10,7 +10,8 @@ from cl_jax.losses._axis import first_row, gather, mean, total
 from cl_jax.losses._float import dots, wide
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.calm import token_counts, token_log_likelihood
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.losses.contrast import check_plan
+from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class SupportSet(NamedTuple):
@@ -106,7 +107,7 @@ def ranking_loss(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, 
       margin: the gap asked for (0.2 in VSE++ and in the paper).
       reduction: "hardest" or "sum".
       axis_name: mapped axis over which the batch is split; negatives come from the global batch.
-      block_size: rows whose similarities are held at a time; None for the whole matrix.
+      block_size: rows whose similarities are held at a time; 0 for the whole matrix, None to choose by size.
 
     Returns:
       Scalar, in units of similarity; 0 once all margins hold or where there are no negatives, 2 * margin ("hardest")
@@ -128,7 +129,7 @@ def ranking_rows(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, 
     """The terms of `ranking_loss` for this device's rows: captions against videos [B], videos against captions [B]."""
     if reduction not in ("hardest", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'hardest' or 'sum'.")
-    check_count(block_size=block_size)
+    check_plan("gather", block_size)
     ids = _ids(t, v, video_id, axis_name)
     every = gather(ids, axis_name)
     own = (wide(t) * wide(v)).sum(axis=1)
@@ -141,7 +142,7 @@ def ranking_rows(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, 
             hinge = jnp.where(ids[:, None] == every[None, :], 0, hinge)
             return hinge.max(axis=1) if reduction == "hardest" else hinge.sum(axis=1)
 
-        return over_rows(rows, anchors, own, ids, block_size=block_size)
+        return over_rows(rows, anchors, own, ids, columns=others.shape[0], block_size=block_size)
 
     return against(t, v), against(v, t)
 

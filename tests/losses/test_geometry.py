@@ -141,8 +141,8 @@ def test_errors():
         geometry.alignment(x, x, alpha=0)
     with pytest.raises(ValueError, match="no pairs without a queue"):
         geometry.uniformity(x, intra_batch=False)
-    with pytest.raises(ValueError, match="block_size is 0"):
-        geometry.uniformity(x, block_size=0)
+    with pytest.raises(ValueError, match="block_size is -1"):
+        geometry.uniformity(x, block_size=-1)
     with pytest.raises(ValueError, match="labels has dtype float64"):
         geometry.tolerance(x, x[:, 0])
     with pytest.raises(ValueError, match="axis_name='i' is not mapped here"):

@@ -60,18 +60,27 @@ def test_a_full_share_is_no_mix_and_a_partner_of_itself_too():
         np.testing.assert_allclose(module.imix_moco(q, k, memory, mix, temperature=0.2), plain, rtol=1e-6)
 
 
-def test_blocks_of_rows_give_the_same():
+def test_tiles_and_the_ring_give_the_same():
     q, k, memory, weight, partner = (jnp.asarray(x) for x in batch())
-    mix = module.Mix(weight, partner)
 
-    def run(block_size):
-        def loss(q, k):
-            return (module.imix_n_pair(q, k, mix, temperature=0.2, block_size=block_size)
-                    + module.imix_moco(q, k, memory, mix, temperature=0.2, block_size=block_size))
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(q, k)
+    def loss(q, k, weight, partner, axis_name=None, **plan):
+        mix = module.Mix(weight, partner)
+        return (module.imix_n_pair(q, k, mix, temperature=0.2, axis_name=axis_name, **plan)
+                + module.imix_moco(q, k, memory, mix, temperature=0.2, axis_name=axis_name, **plan))
 
-    for a, b in zip(jax.tree.leaves(run(3)), jax.tree.leaves(run(None))):
+    def run(**plan):
+        return jax.jit(jax.value_and_grad(partial(loss, **plan), argnums=(0, 1)))(q, k, weight, partner)
+
+    value, grads = run(block_size=0)
+    for a, b in zip(jax.tree.leaves(run(block_size=3)), jax.tree.leaves((value, grads))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+    shards = [x.reshape(4, 2, *x.shape[1:]) for x in (q, k, weight, partner)]
+    ring = jax.pmap(jax.value_and_grad(partial(loss, axis_name="i", plan="ring"), argnums=(0, 1)), axis_name="i",
+                    devices=jax.devices()[:4])(*shards)
+    np.testing.assert_allclose(ring[0], np.full(4, value), rtol=1e-6)
+    for a, b in zip(ring[1], grads):  # each device holds the gradient of the sum over devices of the same mean
+        np.testing.assert_allclose(np.asarray(a).reshape(b.shape) / 4, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_knows_nothing():

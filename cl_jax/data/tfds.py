@@ -1,0 +1,149 @@
+"""`tfds`: any image data set of TensorFlow Datasets, by random access and without TensorFlow."""
+
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import images
+from cl_jax.data.source import Source, Splits
+
+
+def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train", test_split: str = "test",
+         unlabeled_split: str = "", image_key: str = "image", label_key: str = "label", image_size: int | None = None,
+         channels: int = 3, repeat_channels: bool = False, download: bool = True, cache_bytes: int = 2**31,
+         workers: int = 8) -> Splits:
+    """The splits of a data set, downloaded and prepared at first where that needs no TensorFlow.
+
+    Args:
+      dataset: its name there, with config and version where wanted: "name", "name/config:1.0.0".
+      data_dir: where prepared data sets are kept; by default TFDS's own folder.
+      train_split: any split that TFDS understands, such as "train[:90%]".
+      test_split: likewise.
+      unlabeled_split: a third, whose labels mean nothing; "" for none.
+      image_key: the feature that is the image.
+      label_key: the feature that is the class; "" for none.
+      image_size: side of the stored square (short side resized, centre cropped); needed where sizes are mixed.
+      channels: 3 or 1.
+      repeat_channels: a grey set becomes three equal channels where `channels` is 3.
+      download: prepare a data set that is missing.
+      cache_bytes: splits of together at most this size are decoded once and kept in memory.
+      workers: threads that decode them.
+
+    Raises:
+      ValueError: a data set that is not prepared and cannot be, unknown splits or features, mixed sizes without
+        `image_size`, one channel where three are needed.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _prepared(tfds, dataset, data_dir, download)
+    features = builder.info.features
+    shape, num_classes = _features(dataset, features, image_key, label_key, image_size)
+    images.check_channels(dataset, shape[-1], channels, repeat_channels)
+    splits = {"train": train_split, "test": test_split} | ({"unlabeled": unlabeled_split} if unlabeled_split else {})
+    readers = {}
+    for part, split in splits.items():
+        try:  # the image stays encoded: it is decoded here, with the size, channels and errors of every other source
+            readers[part] = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise ValueError(f"{dataset} is prepared in {builder.data_dir}, but in a format without random access. Prepare "
+                             f"it once more, elsewhere: {_command(dataset, '<another folder>')}") from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{dataset} has no split {split!r} ({error}); it has {', '.join(builder.info.splits)}. Set "
+                             f"{part}_split.") from error
+        if not len(readers[part]):
+            raise ValueError(f"split {split!r} of {dataset} is empty. Set {part}_split.")
+
+    height, width = (image_size, image_size) if image_size is not None else shape[:2]
+    keep = sum(map(len, readers.values())) * height * width * channels <= cache_bytes
+    label_keys = {"train": label_key, "test": label_key, "unlabeled": ""}
+    sources = {part: _lazy(f"{dataset}/{split}", readers[part], image_key, label_keys[part], num_classes, image_size,
+                           channels) for part, split in splits.items()}
+    if keep:
+        sources = {part: _in_memory(source, (height, width, channels), workers) for part, source in sources.items()}
+    return Splits(**sources)
+
+
+def _command(dataset: str, data_dir: str | None) -> str:
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    return ("pip install tensorflow tensorflow-datasets array_record && "
+            f"tfds build {dataset} --file_format=array_record{where}")
+
+
+def _prepared(tfds: Any, dataset: str, data_dir: str | None, download: bool) -> Any:
+    try:
+        # An older prepared copy may exist in one format only, which the builder finds by itself.
+        builder = tfds.builder(dataset, data_dir=data_dir)
+        if not builder.is_prepared():
+            builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    except Exception as error:
+        if isinstance(error, tfds.core.registered.DatasetNotFoundError):
+            raise ValueError(f"dataset={dataset!r} is unknown to TensorFlow Datasets: {str(error).splitlines()[0]}. See "
+                             "https://www.tensorflow.org/datasets/catalog for the names.") from error
+        raise ValueError(f"dataset={dataset!r} cannot be opened ({type(error).__name__}: {error}). {_advice(dataset, data_dir)}"
+                         ) from error
+    if builder.is_prepared():
+        return builder
+    if not download:
+        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}. Set download=True. {_advice(dataset, data_dir)}")
+    logging.info("%s is not prepared in %s: downloading and preparing it.", dataset, builder.data_dir)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # no network, TensorFlow needed, Apache Beam needed, files to be downloaded by hand, ...
+        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}, and preparing it failed here "
+                         f"({type(error).__name__}: {error}). {_advice(dataset, data_dir)}") from error
+    return builder
+
+
+def _advice(dataset: str, data_dir: str | None) -> str:
+    return ("Prepare it once where TensorFlow and a network are, and copy the folder or set data_dir to it; training needs "
+            f"neither: {_command(dataset, data_dir)}")
+
+
+def _features(dataset: str, features: Any, image_key: str, label_key: str,
+              image_size: int | None) -> tuple[tuple[int, ...], int]:
+    """(shape of the images, number of classes), having refused what is not an image or not a class."""
+    known = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+    if image_key not in features or type(features[image_key]).__name__ != "Image":
+        raise ValueError(f"{dataset} has no image feature {image_key!r}; it has {known}. Set image_key.")
+    image = features[image_key]
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise ValueError(f"{dataset} has {image.np_dtype} images; expected uint8.")
+    if image_size is None and None in image.shape[:2]:
+        raise ValueError(f"{dataset} has images of mixed sizes; set image_size, the side of the stored square in pixels.")
+    if not label_key:
+        return image.shape, 0
+    if label_key not in features or not getattr(features[label_key], "num_classes", None):
+        raise ValueError(f"{dataset} has no class feature {label_key!r}; it has {known}. Set label_key, \"\" for none.")
+    return image.shape, features[label_key].num_classes
+
+
+def _lazy(name: str, reader: Any, image_key: str, label_key: str, num_classes: int, image_size: int | None,
+          channels: int) -> Source:
+    def label_of(record: Any) -> dict[str, np.ndarray]:
+        return {"label": np.int32(record[label_key])} if label_key else {}
+
+    def read(i: int) -> dict[str, np.ndarray]:
+        record = reader[i]
+        image = images.decode_bytes(record[image_key], f"example {i} of {name}", image_size=image_size, channels=channels)
+        return {"image": image, **label_of(record)}
+
+    def labels(field: str) -> np.ndarray:
+        return np.array([label_of(reader[i])[field] for i in range(len(reader))], np.int32)
+
+    return Source(name, len(reader), read, {"label": num_classes} if label_key else {},
+                  labels=labels if label_key else None)
+
+
+def _in_memory(source: Source, shape: tuple[int, int, int], workers: int) -> Source:
+    pixels = np.empty((source.size, *shape), np.uint8)
+    labels = {field: np.empty(source.size, np.int32) for field in source.classes}
+
+    def fill(i: int) -> None:
+        example = source.read(i)
+        pixels[i] = example["image"]
+        for field, values in labels.items():
+            values[i] = example[field]
+
+    images.map_threads(fill, range(source.size), workers)
+    return Source.of_arrays(source.name, {"image": pixels, **labels}, source.classes)

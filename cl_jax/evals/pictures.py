@@ -1,0 +1,194 @@
+"""Pictures of a run as PNG files: the kNN curve, nearest neighbours, augmented views."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 150
+INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
+# Told apart by readers with any colour vision.
+LINE, SAME, OTHER = "#0072b2", "#009e73", "#d55e00"
+BASELINES = ("#8a6d3b", "#7a5195", "#5b6570", "#a04040")
+TILE, GAP, FRAME, MARGIN, TEXT = 96, 8, 5, 24, 34  # pixels
+
+
+def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[float], baselines: Mapping[str, float],
+              *, title: str = "kNN accuracy", xlabel: str = "epoch") -> None:
+    """Accuracy over training with horizontal lines for what needs none: 1050 x 675 pixels.
+
+    Args:
+      path: of the PNG; its folder is made.
+      steps: [E] positions on the x axis.
+      values: [E] accuracies, shares from 0 to 1.
+      baselines: {name: accuracy}; of a name such as "knn/raw_pixels" the last part is written: raw pixels.
+      title, xlabel: text.
+
+    Raises:
+      ValueError: no values, or another number of steps.
+    """
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    if x.shape != y.shape or x.ndim != 1 or not x.size:
+        raise ValueError(f"steps have shape {x.shape} and values {y.shape}; expected one value per step, at least one.")
+    figure = Figure(figsize=(7, 4.5), dpi=DPI)
+    # Room on the right for the names of the lines.
+    axes = figure.add_axes((0.085, 0.125, 0.66, 0.79))
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(xlabel, fontsize=10, color=MUTED)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
+    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    low, high = (x.min(), x.max()) if np.ptp(x) else (x[0] - 0.5, x[0] + 0.5)
+    axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    if np.ptp(x):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        axes.set_xticks(x[:1])
+    finite = y[np.isfinite(y)]
+    top = max([*finite, *baselines.values(), 0.1])
+    axes.set_ylim(0, min(100 * top * 1.1, 102))
+
+    names = []
+    for (name, value), colour in zip(baselines.items(), BASELINES * len(baselines)):
+        axes.axhline(100 * value, color=colour, linewidth=1.4, linestyle=(0, (5, 3)))
+        text = name.rsplit("/", 1)[-1].replace("_", " ")
+        names.append((100 * value, f"{text}  {100 * value:.1f}%", colour, "normal"))
+    axes.plot(x, 100 * y, color=LINE, linewidth=2.2, marker="o", markersize=5 if x.size <= 40 else 0, clip_on=False)
+    if finite.size:
+        last = 100 * finite[-1]
+        names.append((last, f"trained  {last:.1f}%", LINE, "bold"))
+    heights = _apart([height for height, *_ in names], 0.058 * axes.get_ylim()[1], axes.get_ylim()[1])
+    for height, (_, text, colour, weight) in zip(heights, names):
+        axes.annotate(text, (1, height), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      va="center", fontsize=9.5, color=colour, fontweight=weight, annotation_clip=False)
+    _save(figure, path)
+
+
+def neighbour_grid(path: str | os.PathLike, queries: np.ndarray, neighbours: np.ndarray,
+                   correct: np.ndarray | None = None, *, query_title: str = "query",
+                   title: str = "nearest training images") -> None:
+    """One row per query: the query, then its nearest images, framed by whether they share its label.
+
+    Args:
+      path: of the PNG; its folder is made.
+      queries: [Q, H, W, C] uint8, C 1 or 3.
+      neighbours: [Q, K, H, W, C] uint8, nearest first.
+      correct: [Q, K], nonzero where the label is the query's; None draws no frames.
+      query_title, title: over the first column and over the others.
+
+    Raises:
+      ValueError: other shapes or dtypes.
+    """
+    queries, neighbours = np.asarray(queries), np.asarray(neighbours)
+    if neighbours.ndim != 5 or neighbours.shape[:1] + neighbours.shape[2:] != queries.shape or not neighbours.size:
+        raise ValueError(f"queries have shape {queries.shape} and neighbours {neighbours.shape}; expected [Q, H, W, C] "
+                         "and [Q, K, H, W, C].")
+    count, near = neighbours.shape[:2]
+    if correct is not None and np.shape(correct) != (count, near):
+        raise ValueError(f"correct has shape {np.shape(correct)}; expected {(count, near)}.")
+    colours = None
+    if correct is not None:
+        colours = [[None, *(SAME if same else OTHER for same in row)] for row in np.asarray(correct) != 0]
+    tiles = [[query, *row] for query, row in zip(queries, neighbours)]
+    legend = []
+    if correct is not None:
+        share = np.mean(np.asarray(correct) != 0)
+        legend = [(SAME, f"same label ({100 * share:.0f}%)"), (OTHER, f"another label ({100 * (1 - share):.0f}%)")]
+    _mosaic(path, tiles, [query_title, title], colours, legend)
+
+
+def views_grid(path: str | os.PathLike, originals: np.ndarray, views: Sequence[np.ndarray], *,
+               original_title: str = "original", title: str = "augmented views") -> None:
+    """One row per example: the image, then its views.
+
+    Args:
+      path: of the PNG; its folder is made.
+      originals: [Q, H, W, C] uint8, C 1 or 3.
+      views: each [Q, h, w, C], uint8 or float in [0, 1], before the normalisation; the sizes may differ.
+      original_title, title: over the first column and over the others.
+
+    Raises:
+      ValueError: other shapes or dtypes, no views.
+    """
+    if not views or any(len(view) != len(originals) for view in views) or not len(originals):
+        raise ValueError(f"{len(originals)} originals and views of {[len(view) for view in views]}; expected at least "
+                         "one view, each with a picture per original.")
+    tiles = [list(row) for row in zip(np.asarray(originals), *(np.asarray(view) for view in views))]
+    _mosaic(path, tiles, [original_title, title], None, [])
+
+
+def _mosaic(path, tiles, titles, colours, legend):
+    """Rows of tiles, the first column set off, every tile pixel on whole pixels of the figure."""
+    rows, columns = len(tiles), len(tiles[0])
+    side = max(TILE, *(max(np.shape(tile)[:2]) for row in tiles for tile in row))
+    cell, split = side + 2 * FRAME, 2 * GAP
+    left = [MARGIN + number * (cell + GAP) + (split if number else 0) for number in range(columns)]
+    width, bottom = left[-1] + cell + MARGIN, MARGIN + TEXT + rows * (cell + GAP) - GAP
+    height = bottom + (TEXT if legend else 0) + MARGIN
+    # Short rows still have to hold the titles and the legend.
+    width = max(width, left[1] + 10 * len(titles[1]) + MARGIN, MARGIN + 220 * len(legend))
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for row, pictures in enumerate(tiles):
+        for column, picture in enumerate(pictures):
+            y, x = MARGIN + TEXT + row * (cell + GAP), left[column]
+            if colours is not None and colours[row][column] is not None:
+                canvas[y:y + cell, x:x + cell] = _rgb(colours[row][column])
+            shown = _enlarge(picture, side)
+            dy, dx = ((cell - size) // 2 for size in shown.shape[:2])
+            canvas[y + dy:y + dy + shown.shape[0], x + dx:x + dx + shown.shape[1]] = shown
+    for number, (colour, _) in enumerate(legend):
+        x = left[0] + FRAME + 220 * number
+        canvas[bottom + 20:bottom + 36, x:x + 16] = _rgb(colour)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure.figimage(canvas)
+    words = [(left[0] + FRAME, MARGIN + TEXT / 2 - 6, titles[0], "bold"),
+             (left[1] + FRAME, MARGIN + TEXT / 2 - 6, titles[1], "bold"),
+             *((left[0] + FRAME + 220 * number + 26, bottom + 28, text, "normal")
+               for number, (_, text) in enumerate(legend))]
+    for x, y, text, weight in words:
+        figure.text(x / width, 1 - y / height, text, va="center", fontsize=8.5, color=INK, fontweight=weight)
+    _save(figure, path)
+
+
+def _enlarge(picture, side):
+    """[h, w, C] -> uint8 [H, W, 3], the longer side as many whole times larger as fit into `side`."""
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[2] not in (1, 3):
+        raise ValueError(f"a picture has shape {picture.shape}; expected [H, W, 1] or [H, W, 3].")
+    if picture.dtype.kind == "f":
+        picture = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    if picture.dtype != np.uint8:
+        raise ValueError(f"a picture is {picture.dtype}; expected uint8, or float in [0, 1].")
+    times = max(1, side // max(picture.shape[:2]))
+    picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def _rgb(colour):
+    return [int(colour[at:at + 2], 16) for at in (1, 3, 5)]
+
+
+def _apart(heights, gap, top):
+    """The heights, moved as little as possible (in squares) so that no two are closer than `gap`, within [0, top]."""
+    order = np.argsort(heights, kind="stable")
+    groups: list[list[float]] = []  # heights less the room below, to be made non-decreasing: pool adjacent violators
+    for number, at in enumerate(order):
+        groups.append([heights[at] - number * gap])
+        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    level = np.concatenate([np.full(len(group), np.mean(group)) for group in groups]) if groups else np.zeros(0)
+    moved = np.empty(len(order))
+    moved[order] = np.clip(level, 0, max(top - gap * (len(order) - 1), 0)) + gap * np.arange(len(order))
+    return moved
+
+
+def _save(figure, path):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)

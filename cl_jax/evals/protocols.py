@@ -1,0 +1,149 @@
+"""What is measured of a run, under fixed names (docs/evals.md): while it trains, at its end, and afterwards."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cl_jax import parallel, views
+from cl_jax.data import batches
+from cl_jax.data.source import Source, Splits
+from cl_jax.evals import geometry, linear, pictures
+from cl_jax.evals import knn as nearest
+from cl_jax.method import Method, State
+from cl_jax.parallel import EACH, SAME
+
+GEOMETRY_ROWS = 2048  # test examples that the geometry of features is measured on
+GRID_QUERIES = 8
+
+
+class Evaluator:
+    """Evaluates States of one run. Features are always clean: no augmentation, running batch statistics."""
+
+    def __init__(self, method: Method, data: Splits, mesh: jax.sharding.Mesh, config: ConfigDict, workdir: str | Path):
+        self.method, self.data, self.mesh, self.config, self.workdir = method, data, mesh, config, Path(workdir)
+        self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.classes = data.train.classes.get("label", 0)
+        self.curve: list[tuple[int, float]] = []
+        self.lines: dict[str, float] = {}
+
+    def rows(self, f: Callable[[State, Any], Any], state: State, source: Source) -> Any:
+        """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
+        if f not in self.compiled:
+            self.compiled[f] = parallel.lift(f, self.mesh, (SAME, EACH), EACH)
+        batch_size = -(-self.config.evals.batch_size // self.mesh.size) * self.mesh.size
+        parts = []
+        local = batches.local_rows(batch_size, jax.process_index(), jax.process_count())
+        for batch in batches.sequential(source, batch_size):
+            given = {"image": batch["image"][local], "id": batch["id"][local]}
+            out = parallel.fetch(self.compiled[f](state, parallel.place_batch(given, self.mesh)))
+            parts.append(jax.tree.map(lambda x: x[batch["valid"]], out))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def encode_all(self, f: Callable[[State, Any], Any], state: State) -> Any:
+        """The training split through f, in order: what a method's `refresh` reads."""
+        return self.rows(f, state, self.data.train)
+
+    def features(self, state: State) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Clean features of the training and the test split, {name: [N, D]}."""
+        return (self.rows(self.method.encode, state, self.data.train),
+                self.rows(self.method.encode, state, self.data.test))
+
+    def baselines(self, state: State) -> dict[str, float]:
+        """kNN of raw pixels, and of the network as it starts: what training has to beat."""
+        if not self.classes or self.data.train.arrays is None or self.data.test.arrays is None:
+            return {}
+        flat = [np.float32(part.arrays["image"].reshape(part.size, -1)) / 255 for part in (self.data.train, self.data.test)]
+        train, test = self.features(state)
+        name = self.config.evals.feature
+        self.lines = {"knn/raw_pixels": self._knn(*flat), "knn/random_network": self._knn(train[name], test[name])}
+        return self.lines
+
+    def online(self, state: State, final: bool = False) -> dict[str, float]:
+        """kNN and the geometry of the features; at the end of a run also the cached linear probe and the pictures."""
+        began = time.perf_counter()
+        train, test = self.features(state)
+        name = self.config.evals.feature
+        if name not in test:
+            raise ValueError(f"evals.feature={name!r} is not a feature of this method; have {', '.join(sorted(test))}.")
+        results = geometry.measure(test[name][:GEOMETRY_ROWS], _labels(self.data.test)[:GEOMETRY_ROWS] if self.classes
+                                   else None)
+        if self.classes:
+            results["knn/top1"] = self._knn(train[name], test[name])
+            if "logits" in test:
+                results["classifier/top1"] = float(np.mean(test["logits"].argmax(1) == _labels(self.data.test)))
+            if final:
+                results |= self.linear_cached(train[name], test[name])
+        if final and jax.process_index() == 0:
+            self._pictures(train[name], test[name])
+        results["eval_seconds"] = time.perf_counter() - began
+        return results
+
+    def linear_cached(self, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+        """A linear classifier on frozen features, computed once."""
+        section = self.config.probe
+        found = linear.probe(train, _labels(self.data.train), test, _labels(self.data.test), num_classes=self.classes,
+                             total_epochs=section.total_epochs, batch_size=min(section.batch_size, len(train)),
+                             learning_rate=section.learning_rate, weight_decay=section.weight_decay, seed=self.config.seed)
+        return {"linear/cached/top1": float(found.top1)}
+
+    def linear_augmented(self, state: State, size: int) -> dict[str, float]:
+        """A linear classifier on the frozen network, which sees random crops and flips of the training images."""
+        method, section = self.method, self.config.probe
+        name = self.config.evals.feature
+        if self.data.train.arrays is None or self.data.test.arrays is None:
+            raise ValueError("the augmented probe wants the data in memory; this set is read from disk.")
+        held = parallel.fetch((state.params, state.stats))
+        found = linear.probe_augmented(
+            lambda variables, images: method.features(*variables, images, False)[0][name], held,
+            self.data.train.arrays["image"], _labels(self.data.train), self.data.test.arrays["image"],
+            _labels(self.data.test), recipe=views.make({"name": "crop_flip", "size": size, "mean": None, "std": None}),
+            num_classes=self.classes, total_epochs=section.total_epochs, batch_size=section.batch_size,
+            learning_rate=section.learning_rate, weight_decay=section.weight_decay, seed=self.config.seed)
+        return {"linear/augmented/top1": float(found.top1)}
+
+    def _knn(self, train: np.ndarray, test: np.ndarray) -> float:
+        settings = self.config.evals
+        found = nearest.knn(train, _labels(self.data.train), test, _labels(self.data.test), k=min(settings.knn_k, len(train)),
+                            temperature=settings.knn_temperature, num_classes=self.classes)
+        return float(found.top1)
+
+    def _pictures(self, train: np.ndarray, test: np.ndarray) -> None:
+        if self.data.train.arrays is not None and self.data.test.arrays is not None:
+            queries = np.linspace(0, self.data.test.size - 1, GRID_QUERIES).astype(int)
+            found = np.asarray(nearest.neighbours(train, test[queries], k=8))
+            correct = None
+            if self.classes:
+                correct = _labels(self.data.train)[found] == _labels(self.data.test)[queries][:, None]
+            pictures.neighbour_grid(self.workdir / "neighbours.png", self.data.test.arrays["image"][queries],
+                                    self.data.train.arrays["image"][found], correct)
+
+
+def draw_curve(workdir: str | Path, rows: list[dict[str, float]]) -> None:
+    """The kNN curve of a run's log, with its baselines."""
+    points = [(row["step"], row["knn/top1"]) for row in rows if "knn/top1" in row]
+    lines = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network") if name in row}
+    if points:
+        pictures.knn_curve(Path(workdir) / "knn.png", [s for s, _ in points], [v for _, v in points], lines)
+
+
+def summary(rows: list[dict[str, float]]) -> str:
+    """The last lines of a run: what was reached, beside what raw pixels and an untrained network reach."""
+    latest: dict[str, float] = {}
+    for row in rows:
+        latest.update(row)
+    names = (("knn/top1", "kNN, trained network"), ("knn/raw_pixels", "kNN, raw pixels"),
+             ("knn/random_network", "kNN, untrained network"), ("linear/cached/top1", "linear probe, cached features"),
+             ("classifier/top1", "classifier"))
+    width = max(len(text) for _, text in names)
+    return "\n".join(f"{text:<{width}}  {100 * latest[name]:5.1f} %" for name, text in names if name in latest)
+
+
+def _labels(source: Source) -> np.ndarray:
+    if source.arrays is not None:
+        return np.asarray(source.arrays["label"])
+    return np.array([source.read(i)["label"] for i in range(source.size)], np.int32)

@@ -1,0 +1,157 @@
+"""Two encoders into one space: CLIP's symmetric cross-entropy with a learned scale, and its sigmoid form, SigLIP."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._axis import gather, mean
+from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses._rows import over_rows
+from cl_jax.losses.contrast import check_plan, contrast, row_ids, same_id
+from cl_jax.shapes import check, check_axis, check_positive
+
+
+def clip(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: float | None = 100.0,
+         normalise: bool = True, local_loss: bool = True, gather_with_grad: bool = True, axis_name: str | None = None,
+         plan: str = "gather", block_size: int | None = None) -> jax.Array:
+    """Pulls an image to its text, pushes it from the other texts of the batch, and a text from the other images.
+
+    s_ij = min(logit_scale, max_scale) u_i . v_j
+    L = -1/2B sum_i [ log softmax_j(s_ij)_i + log softmax_j(s_ji)_i ]
+
+    Args:
+      image, text: [B, D] u and v, row by row of one pair. Gradient flows to both.
+      logit_scale: the multiplier exp(t) of a learned t, at first 1/0.07, or a number. Gradient flows.
+      max_scale: a larger scale counts as this one, with the gradient it has here, so that t finds back; None for no
+        bound. The authors instead clip t at log 100 after each step: `clamp_log_scale`.
+      normalise: to unit length here; False takes the features as they are.
+      local_loss: False is the authors' default exchange, where every device computes the loss of the whole batch.
+      gather_with_grad: False cuts the gradient to other devices' features, the authors' default: with local_loss=False
+        features get 1/devices of the right gradient after averaging, with local_loss=True a wrong one. The value stays.
+      axis_name: device axis that splits the batch; rows and columns span all devices.
+      plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
+
+    Returns:
+      Scalar in nats, mean over both directions and the global batch: log B where all similarities are equal.
+
+    Raises:
+      ValueError: shapes that disagree, a scale that is a number <= 0, an axis that is not mapped.
+
+    Reference: Radford et al. 2021, arXiv 2103.00020, figure 3. A bias added to all logits cancels, so there is none.
+    """
+    rows = clip_rows(image, text, logit_scale=logit_scale, max_scale=max_scale, normalise=normalise,
+                     local_loss=local_loss, gather_with_grad=gather_with_grad, axis_name=axis_name, plan=plan,
+                     block_size=block_size)
+    return mean(jnp.mean(rows), axis_name)
+
+
+def clip_rows(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: float | None = 100.0,
+              normalise: bool = True, local_loss: bool = True, gather_with_grad: bool = True,
+              axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
+    """[2, B] `clip` of each of this device's images and texts; of all devices' with local_loss=False."""
+    sizes = check("b d", image=image, text=text)
+    scale = _scale(logit_scale, max_scale)
+    check_axis(axis_name)
+    u, v = _prepared(image, normalise), _prepared(text, normalise)
+    constant_others = axis_name is not None and not gather_with_grad
+    if axis_name is not None and not local_loss:
+        exchange = _gather_own if constant_others else gather
+        u, v, axis_name, constant_others = exchange(u, axis_name), exchange(v, axis_name), None, False
+    ids = {"id": row_ids(u.shape[0], axis_name)}
+
+    def sums(queries, keys, columns):
+        return contrast(queries, keys, scale=scale, rows=ids, cols=ids, positive=same_id, columns=columns,
+                        axis_name=axis_name, plan=plan, block_size=block_size)
+
+    if constant_others:
+        return jnp.stack([sums(u, lax.stop_gradient(v), False).gap, sums(v, lax.stop_gradient(u), False).gap])
+    both = sums(u, v, True)
+    return jnp.stack([both.gap, both.col_gap])
+
+
+def clip_logits(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: Any = 0.0,
+                normalise: bool = True) -> jax.Array:
+    """[B, B'] logit_scale u_i . v_j + logit_bias, images by texts; transposed, texts by images. The scale is taken as
+    it is. Image rows may be classes' prompts or anything else: the numbers need not agree."""
+    sizes = check("b d", image=image)
+    check("k d", {"d": sizes["d"]}, text=text)
+    s = dots("bd,kd->bk", _prepared(image, normalise), _prepared(text, normalise))
+    return s * jnp.asarray(logit_scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
+
+
+def clamp_log_scale(t: jax.Array, *, max_scale: float = 100.0) -> jax.Array:
+    """The learned t = log(logit_scale) kept at or below log(max_scale): to be applied after each optimiser step."""
+    return jnp.minimum(t, jnp.log(jnp.asarray(max_scale, jnp.result_type(t))))
+
+
+def siglip(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: Any, max_scale: float | None = None,
+           negative_only: bool = False, normalise: bool = True, axis_name: str | None = None,
+           block_size: int | None = None) -> jax.Array:
+    """Tells for each pair of an image and a text by itself whether they belong together.
+
+    L = 1/B sum_i sum_j log(1 + exp(-y_ij (logit_scale u_i . v_j + logit_bias))),  y = 1 for j = i, -1 elsewhere
+
+    Args:
+      image, text: [B, D] u and v, row by row of one pair. Gradient flows to both.
+      logit_scale: the multiplier exp(t) of a learned t, at first 10, or a number. Gradient flows.
+      logit_bias: scalar, learned, at first -10, so that the many negatives start near zero loss. Gradient flows.
+      max_scale: as in `clip`; the authors have no bound.
+      negative_only: no pair is a positive: what texts of elsewhere add to the loss.
+      normalise: to unit length here; False takes the features as they are.
+      axis_name: device axis that splits the batch; texts come from all devices.
+      block_size: images whose logits are held at a time, forward and backward; 0 for all at once, None chooses by size.
+
+    Returns:
+      Scalar in nats, summed over texts, mean over the images of the global batch: B log 2 where all logits are 0.
+
+    Raises:
+      ValueError: shapes that disagree, a scale that is a number <= 0, an axis that is not mapped.
+
+    Reference: Zhai et al. 2023, arXiv 2303.15343, equation 1 and algorithm 1.
+    """
+    rows = siglip_rows(image, text, logit_scale=logit_scale, logit_bias=logit_bias, max_scale=max_scale,
+                       negative_only=negative_only, normalise=normalise, axis_name=axis_name, block_size=block_size)
+    return mean(jnp.mean(rows), axis_name)
+
+
+def siglip_rows(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: Any,
+                max_scale: float | None = None, negative_only: bool = False, normalise: bool = True,
+                axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+    """[B] `siglip` of each of this device's images."""
+    sizes = check("b d", image=image, text=text)
+    check_plan("gather", block_size)
+    check_axis(axis_name)
+    scale = _scale(logit_scale, max_scale)
+    u, v = _prepared(image, normalise), gather(_prepared(text, normalise), axis_name)
+    columns = jnp.arange(v.shape[0])
+
+    def some(u, own):
+        s = dots("bd,kd->bk", u, v)
+        s = s * jnp.asarray(scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
+        if not negative_only:
+            s = jnp.where(own[:, None] == columns[None, :], -s, s)
+        return jnp.sum(jax.nn.softplus(s), axis=1)
+
+    return over_rows(some, u, row_ids(sizes["b"], axis_name), columns=v.shape[0], block_size=block_size)
+
+
+def _scale(logit_scale, max_scale):
+    check_positive(logit_scale=logit_scale, max_scale=max_scale)
+    if jnp.ndim(logit_scale):
+        raise ValueError(f"logit_scale has shape {jnp.shape(logit_scale)}; expected a scalar, exp(t) of one learned t.")
+    if max_scale is None:
+        return logit_scale
+    scale = wide(jnp.asarray(logit_scale, jnp.result_type(logit_scale, jnp.float32)))
+    return scale + lax.stop_gradient(jnp.minimum(scale, max_scale) - scale)
+
+
+def _prepared(x, normalise):
+    return unit(x).astype(jnp.result_type(x)) if normalise else jnp.asarray(x)
+
+
+def _gather_own(x: jax.Array, axis_name: str) -> jax.Array:
+    """Rows of all devices of which only this device's carry gradient."""
+    every = lax.stop_gradient(gather(x, axis_name))
+    return lax.dynamic_update_slice_in_dim(every, x, lax.axis_index(axis_name) * x.shape[0], axis=0)

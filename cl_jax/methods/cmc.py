@@ -1,0 +1,138 @@
+"""CMC (Tian et al. 2020, arXiv 1906.05849): groups of channels of one crop are views, each with a network of its own.
+
+Features of an image's views agree with each other's stored rows in memory banks, against rows of other images. Luminance
+and colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views too.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax.heads import mlp
+from cl_jax.losses import nce
+from cl_jax.losses._float import unit
+from cl_jax.memory import bank
+from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.methods.simclr_v1 import Network
+from cl_jax.parallel import gather
+from cl_jax.views import batch as views_of
+from cl_jax.views import lab
+from cl_jax.views.recipe import Recipe, evaluate
+
+DRAW = 2**32 - 1  # folded into the step's key where an example folds in its id, which is below 2^31
+
+
+class Memory(NamedTuple):
+    """banks: one [N, D] per view. normalizers: NCE's Z of both directions of each edge; () for the softmax."""
+
+    banks: tuple[jax.Array, ...]
+    normalizers: tuple[tuple[nce.Normalizer, nce.Normalizer], ...]
+
+
+def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
+         channels: Sequence[Sequence[int]] | None = None, graph: str = "core", loss: str = "nce",
+         temperature: float = 0.07, num_negatives: int = 4096, momentum: float = 0.5, head: str = "linear",
+         out_dim: int = 128, normalizer_momentum: float | None = None, block_size: int | None = None) -> Method:
+    """CMC.
+
+    views: one recipe, whose channels are split, or several of one size: their results lie one after the other on the
+      channel axis, and each recipe's is a view unless `channels` says otherwise.
+    channels: channels of each view; None splits one recipe into luminance and colour, ((0,), (1, 2)).
+    graph: "core" contrasts the first view with each other one, "full" all pairs; the same for two views.
+    loss: "nce", with Z, or "softmax"; each edge adds both directions.
+    num_negatives: drawn with replacement from all examples, the same ones for all edges.
+    momentum: of the banks. head: "linear", or "moco_v2" for the multi-layer one of the authors' later code.
+    normalizer_momentum: None keeps the first batch's Z, as the authors. block_size: see `nce.bank_logits`.
+
+    "h" is the concatenation of all views' features, "h1", "h2", ... are those of each.
+    """
+    if graph not in ("core", "full"):
+        raise ValueError(f'graph is {graph!r}; expected "core" or "full".')
+    if loss not in ("nce", "softmax"):
+        raise ValueError(f'loss is {loss!r}; expected "nce" or "softmax".')
+    if len({recipe.size for recipe in views}) != 1:
+        raise ValueError(f"the views have sizes {[recipe.size for recipe in views]}; expected one size, to lie on one "
+                         "channel axis.")
+    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    groups = None if channels is None else tuple(tuple(group) for group in channels)
+    _check_groups(groups)
+    count = max(len(views), 2) if groups is None else len(groups)
+    edges = [(0, b) for b in range(1, count)] if graph == "core" else list(combinations(range(count), 2))
+
+    def split(images: jax.Array) -> Sequence[jax.Array]:
+        if groups is not None:
+            if max(map(max, groups)) >= images.shape[-1]:
+                raise ValueError(f"channels={groups} of images with {images.shape[-1]} channels; they count from 0.")
+            return [images[..., list(group)] for group in groups]
+        return lab.split(images) if len(views) == 1 else jnp.split(images, len(views), axis=-1)
+
+    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[list[Any], Any]:
+        outputs, new = [], {}
+        for v, x in enumerate(split(images), start=1):
+            name = f"view{v}"
+            out, changed = network.apply({"params": params[name], "batch_stats": stats[name]}, x, train,
+                                         mutable=["batch_stats"])
+            outputs.append(out)
+            new[name] = changed["batch_stats"]
+        return outputs, new
+
+    def clean(images: jax.Array) -> jax.Array:
+        return jnp.concatenate([evaluate(recipe, images) for recipe in views], axis=-1)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        params, stats, banks = {}, {}, []
+        for v, x in enumerate(split(clean(batch["image"])), start=1):
+            network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
+            start = network.init(network_key, x, True)
+            params[f"view{v}"], stats[f"view{v}"] = start["params"], start["batch_stats"]
+            banks.append(bank.init(bank_key, run.size, out_dim))
+        normalizers = tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges) if loss == "nce" else ()
+        return Variables(params, stats, memory=Memory(tuple(banks), normalizers))
+
+    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+        images = jnp.concatenate(views_of.of_batch(views, batch, key), axis=-1)
+        outputs, stats = apply(params, stats, images, True)
+        return tuple(unit(z) for z, _ in outputs), stats, None
+
+    def objective(z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        ids, banks = batch["id"], memory.banks
+        indices = nce.draw_indices(jax.random.fold_in(key, DRAW), ids, run.size, num_negatives)
+        terms, normalizers = [], []
+        for number, (a, b) in enumerate(edges):
+            if loss == "nce":
+                value, after = nce.cross_nce(z[a], z[b], banks[a], banks[b], indices, memory.normalizers[number],
+                                             temperature=temperature, momentum=normalizer_momentum,
+                                             block_size=block_size, axis_name=run.axis_name)
+                normalizers.append(after)
+            else:
+                value = nce.cross_bank_softmax(z[a], z[b], banks[a], banks[b], indices, temperature=temperature,
+                                               block_size=block_size, axis_name=run.axis_name)
+            terms.append(value)
+        metrics = {f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges}
+        metrics |= {f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)}
+        everyone = gather(ids, run.axis_name)
+        moved = tuple(bank.update(rows, gather(fresh, run.axis_name), everyone, momentum=momentum)
+                      for rows, fresh in zip(banks, z))
+        return sum(terms[1:], terms[0]), Aux(metrics, Memory(moved, tuple(normalizers)))
+
+    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        outputs, stats = apply(params, stats, images, train)
+        each = [named["h"] for _, named in outputs]
+        named = {"h": jnp.concatenate(each, axis=-1)} | {f"h{v}": h for v, h in enumerate(each, start=1)}
+        return named | {"z": jnp.concatenate([unit(z) for z, _ in outputs], axis=-1)}, stats
+
+    return from_loss(variables=variables, forward=forward, loss=objective, tx=tx, features=features, clean=clean,
+                     axis_name=run.axis_name)
+
+
+def _check_groups(groups: tuple[tuple[int, ...], ...] | None) -> None:
+    if groups is None:
+        return
+    if len(groups) < 2 or not all(groups) or min(map(min, groups)) < 0:
+        raise ValueError(f"channels={groups}; expected at least two groups of channel numbers from 0, for instance "
+                         "((0,), (1, 2)).")

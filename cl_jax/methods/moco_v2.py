@@ -1,0 +1,126 @@
+"""MoCo v1 and v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297): a query meets its momentum key and a queue.
+
+Batch norm must not see query and key of an image among the same examples, or it gives the pair away: the encoder's
+`splits` cuts the global batch into groups with moments of their own (the authors' GPUs), and keys pass the momentum
+network in another order. Both are of the global batch, so that any number of devices makes the same run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from cl_jax import optim
+from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
+from cl_jax.heads import mlp
+from cl_jax.losses import nce
+from cl_jax.losses._float import unit
+from cl_jax.memory import queue as queues
+from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.methods.simclr_v1 import Network
+from cl_jax.parallel import gather
+from cl_jax.views import batch as views_of
+from cl_jax.views.recipe import Recipe, evaluate
+
+WHOLE_BATCH = 2**32 - 1  # folded into the step's key where an example folds in its id, which is below 2^31
+
+
+def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
+         temperature: float = 0.2, momentum: float = 0.999, queue_size: int = 65536, head: str = "moco_v2",
+         out_dim: int = 128, symmetric: bool = False, shuffle: bool = True, block_size: int | None = None) -> Method:
+    """MoCo; view 1 is the query, view 2 the key.
+
+    One step, as the authors': queries; keys of the momentum network; logits against the queue as it was; then the global
+    batch's keys enter it, oldest slots first. The momentum network moves at the end of a step and not at the start of
+    the next: the same numbers, since at the first of all steps both networks are equal. Its batch statistics are its own.
+
+    head: "moco_v2", or "linear" for v1 and the CIFAR-10 demo.
+    queue_size: any, also one that the batch does not divide.
+    symmetric: each view is query and key once, in passes of their own; the two losses are added, and the keys of view 1,
+      then of view 2 enter the queue (the CIFAR-10 demo's option).
+    shuffle: False leaves the keys in order. block_size: see `nce.queue_softmax`.
+    """
+    if len(views) != 2:
+        raise ValueError(f"MoCo contrasts a query and a key view; the config has {len(views)} views.")
+    check_queue(queue_size, run)
+    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    apply = applier(network)
+    pairs = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        return start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
+
+    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+        images, target_stats, q, k = views_of.of_batch(views, batch, key), target.stats, [], []
+        for number, (query, positive) in enumerate(pairs):
+            (z, _), stats = apply(params, stats, images[query], True)
+            keys, target_stats = momentum_keys(apply, target.params, target_stats, images[positive],
+                                               pass_key(key, number) if shuffle else None, run.axis_name)
+            q.append(unit(z))
+            k.append(keys)
+        return {"q": jnp.stack(q, axis=1), "k": jnp.stack(k, axis=1)}, stats, target_stats
+
+    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        q, k = outputs["q"], outputs["k"]
+        terms = [nce.queue_softmax(q[:, i], k[:, i], memory.rows, temperature=temperature, block_size=block_size,
+                                   axis_name=run.axis_name) for i in range(len(pairs))]
+        # The last pass had view 1 as its key.
+        entering = [gather(k[:, i], run.axis_name) for i in reversed(range(len(pairs)))]
+        top1 = jnp.mean(jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))]))
+        return sum(terms[1:], terms[0]), Aux({"contrast_top1": top1}, queues.enqueue(memory, jnp.concatenate(entering)))
+
+    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        (_, named), stats = apply(params, stats, images, train)
+        return named, stats
+
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
+                     ema=optim.ema_of_params(momentum))
+
+
+def applier(network: nn.Module) -> Any:
+    """(params, stats, images, train) -> ((z, features), stats) of a `Network`."""
+    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
+        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+        return outputs, changed["batch_stats"]
+    return apply
+
+
+def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int) -> Variables:
+    """A network, its equal momentum copy, and a queue of random directions."""
+    network_key, queue_key = jax.random.split(key)
+    found = network.init(network_key, images, True)
+    params, stats = found["params"], found["batch_stats"]
+    return Variables(params, stats, (params, stats), queues.init(queue_key, queue_size, out_dim))
+
+
+def pass_key(key: jax.Array, number: int) -> jax.Array:
+    """The key, the same on every device, of what is drawn for the whole batch of a step rather than for an example."""
+    return jax.random.fold_in(jax.random.fold_in(key, WHOLE_BATCH), number)
+
+
+def momentum_keys(apply: Any, params: Any, stats: Any, images: jax.Array, shuffle_key: jax.Array | None,
+                  axis_name: str | None) -> tuple[jax.Array, Any]:
+    """([B, D] unit keys without gradient, batch statistics), after a pass in shuffled order of the global batch."""
+    if shuffle_key is None:
+        (k, _), stats = lax.stop_gradient(apply(params, stats, images, True))
+        return unit(k), stats
+    images, permutation = shuffle_batch(shuffle_key, images, axis_name)
+    (k, _), stats = lax.stop_gradient(apply(params, stats, images, True))
+    return unshuffle_batch(unit(k), permutation, axis_name), stats
+
+
+def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
+    """Share of queries nearer to their key than to every row of the queue."""
+    logits = nce.queue_logits(lax.stop_gradient(q), k, queue, temperature=1.0)
+    return jnp.mean(logits[:, 0] > jnp.max(logits[:, 1:], axis=1))
+
+
+def check_queue(queue_size: int, run: Run) -> None:
+    if queue_size > run.size:
+        raise ValueError(f"queue_size={queue_size} is more than the {run.size} examples of the data set: every image would "
+                         f"meet older keys of itself as negatives. Use at most {run.size}.")

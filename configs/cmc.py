@@ -1,0 +1,44 @@
+"""CMC (Tian et al. 2020, arXiv 1906.05849): luminance and colour of Lab, one network each, two memory banks.
+
+Default: the embedded `scenes`, a small ResNet for each view, two CPU cores. Variants: `imagenet2012` (a ResNet-50 of twice
+the width for each view, batch 128, 240 epochs, learning rate 0.03, NCE with 4,096 negatives at temperature 0.07: 68.4 %
+linear, README of the authors' code; `--config.encoder.width=0.5` and `1.0` are its smaller networks), `cifar10` (not a
+published setting), `debug` (any of them in seconds).
+
+Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    config.method = ConfigDict(dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512))
+    config.encoder.variant = "torchvision"
+    common.laptop(config)
+    config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0)))
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.total_epochs = 200.0
+        config.method.update(dict(temperature=0.1, num_negatives=4096, block_size=512))
+        config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=32, test_crop=1.0)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=1e-4))
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.batch_size = 128
+        config.total_epochs = 240.0
+        config.encoder.update(dict(width=2.0, stem_width=64))
+        config.method.update(dict(loss="nce", temperature=0.07, num_negatives=4096))
+        config.views = ConfigDict(dict(both=dict(name="cmc_lab", crop_min=0.08)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=1e-4,
+                                           schedule="step_decay", milestones_epochs=(120.0, 160.0, 200.0)))
+        config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
+    if "debug" in chosen:
+        common.debug(config)
+        config.method.num_negatives = 24
+        config.views.both.size = 16
+    return config

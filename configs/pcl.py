@@ -1,0 +1,52 @@
+"""PCL v2 and v1 (Li et al. 2021, arXiv 2005.04966).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores; with fewer clusters than images in a batch it draws no
+negative prototypes and masks the copies of a prototype. Variants: `imagenet2012` (v2: ResNet-50, batch 256, 200 epochs of
+which 20 warm up, learning rate 0.03, temperature 0.2, clusters 25k, 50k and 100k, 16,384 keys and negative prototypes:
+67.6 % linear), `imagenet2012_v1` (linear head, MoCo v1's views, step schedule: 61.5 %), both figures of the README of the
+authors' code; `cifar10` (not a published setting: MoCo's CIFAR-10 demo with clusters 1k, 1.5k and 2k); `debug` (any of them
+in seconds). The encoder's `splits` are the authors' four GPUs; the number of devices must divide it.
+
+Command: python -m cl_jax.main --config=configs/pcl.py --workdir=runs/pcl
+Reached: see the table of README. `cifar10`, `imagenet2012` and `imagenet2012_v1` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = common.get_config()
+    config.method = ConfigDict(dict(name="pcl", temperature=0.2, momentum=0.99, queue_size=4096,
+                                    num_prototypes=(50, 100, 200), num_negative_prototypes=0, mask_duplicates=True,
+                                    warmup_epochs=2, restarts=1))
+    config.encoder.update(dict(variant="torchvision", splits=4))
+    common.laptop(config)
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.total_epochs = 200.0
+        config.method.update(dict(num_prototypes=(1000, 1500, 2000), num_negative_prototypes=400, mask_duplicates=False,
+                                  warmup_epochs=20, restarts=5))
+        config.views = ConfigDict(dict(both=dict(name="moco_cifar", copies=2)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=5e-4, schedule_per_epoch=True))
+    if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:
+        common.imagenet2012(config)
+        config.batch_size = 256
+        config.total_epochs = 200.0
+        config.method.update(dict(momentum=0.999, queue_size=16384, num_prototypes=(25000, 50000, 100000),
+                                  num_negative_prototypes=16384, mask_duplicates=False, warmup_epochs=20, restarts=5))
+        config.views = ConfigDict(dict(both=dict(name="moco_v2", copies=2)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=1e-4, schedule_per_epoch=True))
+        config.probe.update(dict(total_epochs=100.0, learning_rate=5.0))
+    if "imagenet2012_v1" in chosen:
+        config.method.head = "linear"
+        config.views = ConfigDict(dict(both=dict(name="moco_v1", copies=2)))
+        config.optimizer.update(dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False))
+    if "debug" in chosen:
+        common.debug(config)
+        config.total_epochs = 2.0  # the second with prototypes
+        config.method.update(dict(queue_size=40, num_prototypes=(24, 32), num_negative_prototypes=6, warmup_epochs=1))
+        config.views.both.size = 16
+    return config
