@@ -187,7 +187,7 @@ def stepper(built: Built, config: ConfigDict, start: int) -> Callable[[State], t
     def update(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         return method.update(state, batch, jax.random.fold_in(key, state.step))
 
-    resident = batches.resident(data.train, RESIDENT_BYTES)
+    resident = batches.resident(data.train, max_bytes=RESIDENT_BYTES)
     if resident is not None:
         rows = parallel.replicate({name: resident[name] for name in fields}, mesh)
 
@@ -315,7 +315,7 @@ def _previous(config: ConfigDict, workdir: str | Path) -> Stage | None:
 
 
 def _fields(method: Method, example: dict[str, Any]) -> list[str]:
-    return [name for name in example if name in method.needs or name == "pair"]
+    return [name for name in example if name in method.needs or name == "image_b"]
 
 
 def _local(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -24,11 +24,11 @@ ALLOWED = {
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
     "method": (TRAINING, {"method", "optim", "parallel", "shapes"}),
     "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
-    # parallel.py offers the losses' own gather and means, which must live where only jax is known.
-    "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
+    "parallel": (TRAINING, {"method", "optim", "parallel", "shapes"}),
     "methods": (TRAINING, {"losses", "memory", "shapes", "views", "encoders", "heads", "cluster", "method", "optim",
                            "parallel", "methods"}),
-    "evals": (TRAINING | {"scipy", "sklearn"}, {"encoders", "method", "data", "parallel", "evals", "shapes"}),
+    "evals": (TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
+              {"encoders", "method", "data", "parallel", "evals", "shapes"}),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

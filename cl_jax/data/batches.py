@@ -1,222 +1,179 @@
-"""Batches from a source: which examples a step sees, and how they reach the device.
+"""From a source to batches. The order is a function of (seed, epoch), so the position in the data is the step's number.
 
-The order is a function of (seed, epoch), so the position in the data is the step's number, and a run that starts again at
-step t sees what it would have seen. Epochs are whole: what does not fill a batch at the end of one is left out of it.
-
-Two ways lead to the same batches. `resident` puts a whole set on the device once, as uint8, and a step indexes it there by
-`ids_at`; `host_batches` reads ahead on the host, for sets that do not fit.
+Two paths give the same examples in the same order: `ids_at` indexes a set that stays on the device (`resident`), and
+`host_batches` reads through grain. Epochs drop the examples that do not fill their last batch, others in each epoch.
 """
 
-import functools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import grain
-import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from cl_jax.data.source import Source
 
-Order = Callable[[int], np.ndarray]
+Batch = dict[str, np.ndarray]
+_FIELDS = ("id", "valid")  # what batches add to the fields of the source
 
 
+@lru_cache(maxsize=4)
 def order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of `size` examples in an epoch: a permutation, int32, the same on every machine."""
-    # The raw stream of Philox is fixed by its definition; NumPy's own permutation may change with its version.
+    """The permutation [size] of an epoch, int32, read-only: the same on every machine."""
+    if seed < 0 or epoch < 0:
+        raise ValueError(f"seed is {seed} and epoch {epoch}; expected numbers of at least 0.")
+    # Philox's raw stream is fixed by its definition; NumPy's own permutation may change with its version.
     drawn = np.random.Philox(key=[seed, epoch]).random_raw(size)
-    return np.argsort(drawn, kind="stable").astype(np.int32)
+    permutation = np.argsort(drawn, kind="stable").astype(np.int32)
+    permutation.flags.writeable = False
+    return permutation
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Whole batches in `size` examples.
-
-    Raises:
-      ValueError: there is not one.
-    """
+    """Whole batches in an epoch."""
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected 1 or more.")
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if size < batch_size:
-        raise ValueError(f"The data set has {size} examples, fewer than one batch of {batch_size}. Set batch_size to "
-                         f"at most {size}.")
+        raise ValueError(f"the data set has {size} examples, fewer than one batch of {batch_size}. "
+                         f"Lower batch_size to {size} or less, or give more examples.")
     return size // batch_size
 
 
-def ids_at(step: int, *, seed: int, size: int, batch_size: int, plan_order: Order | None = None) -> np.ndarray:
-    """The example numbers of the global batch of one step, [batch_size] int32.
-
-    Args:
-      plan_order: from the epoch to the ids to visit in it, in order, instead of `order`'s permutation: for methods
-        that choose what is seen. [size], repeats allowed.
-    """
-    epoch, batch = divmod(step, steps_per_epoch(size, batch_size))
-    ids = _remembered_order(seed, epoch, size) if plan_order is None else _planned(plan_order, epoch, size)
-    return ids[batch * batch_size:(batch + 1) * batch_size]
+def ids_at(step: int, *, seed: int, size: int, batch_size: int) -> np.ndarray:
+    """The examples [batch_size] int32 of the global batch of a step."""
+    if step < 0:
+        raise ValueError(f"step is {step}; expected at least 0.")
+    epoch, at = divmod(step, steps_per_epoch(size, batch_size))
+    return order(seed, epoch, size)[at * batch_size:(at + 1) * batch_size]
 
 
-@functools.lru_cache(maxsize=4)
-def _remembered_order(seed, epoch, size):
-    ids = order(seed, epoch, size)
-    ids.flags.writeable = False
-    return ids
+def local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of the global batch that belong to a process: contiguous, of equal number, in process order."""
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index} of process_count={process_count}; expected 0 to "
+                         f"{process_count - 1}.")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size is {batch_size}, not divisible by the {process_count} processes. "
+                         f"Use a multiple of {process_count}, for instance "
+                         f"{max(1, round(batch_size / process_count)) * process_count}.")
+    each = batch_size // process_count
+    return slice(process_index * each, (process_index + 1) * each)
 
 
-def _planned(plan_order, epoch, size):
-    ids = np.asarray(plan_order(epoch))
-    if ids.shape != (size,) or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"plan_order gave {ids.dtype}{list(ids.shape)} for epoch {epoch}; expected [{size}] integers, "
-                         "the ids to visit.")
-    if ids.min() < 0 or ids.max() >= size:
-        raise ValueError(f"plan_order gave ids from {ids.min()} to {ids.max()} for epoch {epoch}; expected 0 to "
-                         f"{size - 1}.")
-    return ids.astype(np.int32)
+@dataclass(frozen=True)
+class _Lookup:
+    """What grain reads from: `size` items, the `i`-th of which is `get(i)`."""
 
-
-class _Reader:
-    """Random access by position in this process's stream of examples, as grain's sources want it."""
-
-    def __init__(self, read: Callable[[int], dict], ids_of: Callable[[int], np.ndarray], start: int, length: int,
-                 first_row: int, rows: int):
-        self._read, self._ids_of, self._start, self._length = read, ids_of, start, length
-        self._first_row, self._rows = first_row, rows
+    size: int
+    get: Callable[[int], Batch]
 
     def __len__(self) -> int:
-        return self._length * self._rows
+        return self.size
 
-    def __getitem__(self, position: int) -> dict:
-        step, row = divmod(int(position), self._rows)
-        return self._read(int(self._ids_of(self._start + step)[self._first_row + row]))
-
-    def __repr__(self) -> str:  # grain writes it into its checkpoints
-        return f"cl_jax batches from step {self._start}"
+    def __getitem__(self, index: int) -> Batch:
+        return self.get(int(index))
 
 
-def host_batches(source: Source, *, batch_size: int, seed: int, steps: int, start_step: int = 0, process_index: int = 0,
-                 process_count: int = 1, workers: int | None = None, prefetch_batches: int = 2,
-                 fields: Sequence[str] | None = None, plan_order: Order | None = None) -> grain.DatasetIterator:
-    """The batches of steps [start_step, start_step + steps), read ahead by a pool of threads.
+def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int, steps: int, process_index: int = 0,
+                 process_count: int = 1, workers: int = 4, worker_processes: int = 0,
+                 prefetch: int = 2) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `steps - 1`: this process's rows of each field, and "id" int32.
 
-    A batch is a dict of arrays [batch_size / process_count, ...] with the example numbers as "id", int32. Process p
-    gets rows p * n to (p + 1) * n of the batch that `ids_at` gives, so the processes together read every example of it
-    once. The iterator is grain's: `get_state()` and `set_state(state)` save and restore its position, and
-    `start_step` alone does the same.
+    To resume, start at the step to be done next; a batch does not depend on where the iterator began.
 
     Args:
-      batch_size: of all processes together.
-      workers: threads; None for as many as cores. Decoding releases the interpreter.
-      prefetch_batches: how many batches are kept ready.
-      fields: which of the source's fields to load; None for all.
-      plan_order: as in `ids_at`.
+      source: read from several threads at once.
+      batch_size: of the global batch, over all processes.
+      steps: the step to stop before.
+      workers: threads that read examples, in this process or in each of the worker processes.
+      worker_processes: above 0, examples are read in so many other processes. For readers that hold Python's lock;
+        decoding images does not.
+      prefetch: batches read ahead.
 
     Raises:
-      ValueError: fewer examples than a batch, a batch that the processes cannot share evenly, an unknown field.
+      ValueError: fewer examples than one batch, or a batch that the processes cannot share evenly.
     """
-    epoch_steps = steps_per_epoch(source.size, batch_size)
-    if batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} is not divisible by {process_count} processes. The nearest that is: "
-                         f"{max(batch_size // process_count, 1) * process_count}.")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index}; expected 0 to {process_count - 1}.")
-    if start_step < 0 or steps < 0:
-        raise ValueError(f"start_step={start_step}, steps={steps}; expected 0 or more of each.")
-    rows = batch_size // process_count
-    names = _fields(source, fields)
+    steps_per_epoch(source.size, batch_size)
+    rows = local_rows(batch_size, process_index, process_count)
+    each = rows.stop - rows.start
+    if start_step < 0:
+        raise ValueError(f"start_step is {start_step}; expected at least 0.")
+    _check_workers(workers, worker_processes, prefetch, source)
+    size = source.size
 
-    def read(i: int) -> dict:
-        example = source.read(i)
-        return {"id": np.int32(i), **{name: example[name] for name in names}}
+    def ids(step: int) -> np.ndarray:
+        return ids_at(step, seed=seed, size=size, batch_size=batch_size)[rows]
 
-    if plan_order is None:
-        ids_of = functools.partial(ids_at, seed=seed, size=source.size, batch_size=batch_size)
-    else:
-        # One plan an epoch, though threads ask for every row of it; two, for the turn from one to the next.
-        planned = functools.lru_cache(maxsize=2)(lambda epoch: _planned(plan_order, epoch, source.size))
-
-        def ids_of(step):
-            epoch, batch = divmod(step, epoch_steps)
-            return planned(epoch)[batch * batch_size:(batch + 1) * batch_size]
-
-    threads = workers or os.cpu_count() or 1
-    reader = _Reader(read, ids_of, start_step, steps, process_index * rows, rows)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch_batches * rows))
-    examples = grain.MapDataset.source(reader).to_iter_dataset(ahead)
-    return iter(examples.batch(rows, drop_remainder=True))
+    count = max(steps - start_step, 0)
+    return _batches(source, lambda i: ids(start_step + i), count, each, workers, worker_processes, prefetch)
 
 
-def _fields(source, fields):
-    known = list(source.arrays) if source.arrays is not None else list(source.read(0))
-    for name in fields or ():
-        if name not in known:
-            raise ValueError(f"{source.name} has no field {name!r}; it has {', '.join(known)}.")
-    return known if fields is None else list(fields)
+def sequential(source: Source, batch_size: int, *, workers: int = 4, prefetch: int = 2) -> Iterator[Batch]:
+    """All examples once, in order, for evaluation: their fields, "id" int32, and "valid" bool.
 
-
-def sequential(source: Source, batch_size: int, *, fields: Sequence[str] | None = None, workers: int | None = None,
-               process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order, for evaluation: batches with "id" and "valid", a mask [B].
-
-    All batches have `batch_size` rows (of all processes together): the last is filled up with copies of the last
-    example, whose "valid" is False.
+    The last batch is filled up by repeating the last example, with "valid" false, so that every batch has one shape.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size}; expected a multiple of the {process_count} processes.")
-    rows, names = batch_size // process_count, _fields(source, fields)
-    batches = -(-source.size // batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    _check_workers(workers, 0, prefetch, source)
+    size = source.size
 
-    def positions(step: int) -> np.ndarray:
-        return np.arange(step * batch_size, (step + 1) * batch_size)
+    def ids(i: int) -> np.ndarray:
+        return np.minimum(np.arange(i * batch_size, (i + 1) * batch_size), size - 1).astype(np.int32)
 
-    def read(position: int) -> dict:
-        i = min(position, source.size - 1)
-        example = source.read(i)
-        return {"id": np.int32(i), "valid": np.bool_(position < source.size), **{name: example[name] for name in names}}
+    def with_valid(i: int, batch: Batch) -> Batch:
+        return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size) < size}
 
-    if source.arrays is not None:
-        for step in range(batches):
-            at = positions(step)[process_index * rows:(process_index + 1) * rows]
-            ids = np.minimum(at, source.size - 1).astype(np.int32)
-            yield {"id": ids, "valid": at < source.size, **{name: source.arrays[name][ids] for name in names}}
-        return
-    threads = workers or os.cpu_count() or 1
-    reader = _Reader(read, positions, 0, batches, process_index * rows, rows)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * rows))
-    yield from grain.MapDataset.source(reader).to_iter_dataset(ahead).batch(rows)
+    batches = _batches(source, ids, -(-size // batch_size), batch_size, workers, 0, prefetch)
+    return (with_valid(i, batch) for i, batch in enumerate(batches))
 
 
-def nbytes(source: Source, fields: Sequence[str] | None = None) -> int | None:
-    """Bytes that `resident` would put on each device; None where the source is not in memory."""
-    if source.arrays is None:
+def resident(source: Source, max_bytes: int) -> Batch | None:
+    """The whole set as arrays where it is in memory and takes at most `max_bytes`, to be put on the device once."""
+    if source.arrays is None or sum(array.nbytes for array in source.arrays.values()) > max_bytes:
         return None
-    return sum(source.arrays[name].nbytes for name in _fields(source, fields))
+    return dict(source.arrays)
 
 
-def device_budget(share: float = 0.25) -> int:
-    """Bytes that a resident set may take: a share of a device's memory, 2 GiB where the backend does not tell it."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats["bytes_limit"] * share) if "bytes_limit" in stats else 2 * 1024**3
+def _check_workers(workers: int, worker_processes: int, prefetch: int, source: Source) -> None:
+    if workers < 1 or worker_processes < 0 or prefetch < 1:
+        raise ValueError(f"workers={workers}, worker_processes={worker_processes}, prefetch={prefetch}; expected at "
+                         "least 1 thread, 0 processes and 1 batch.")
+    fields = source.arrays if source.arrays is not None else source.classes
+    taken = [field for field in _FIELDS if field in fields]
+    if taken:
+        raise ValueError(f"{source.name} has a field named {taken[0]!r}, a name that batches use. Rename the field.")
 
 
-def resident(source: Source, *, budget_bytes: int | None = None, fields: Sequence[str] | None = None,
-             sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
-    """The whole set on the device, one array per field, images as uint8. Index it with `take`.
+def _batches(source: Source, ids: Callable[[int], np.ndarray], count: int, each: int, workers: int,
+             worker_processes: int, prefetch: int) -> Iterator[Batch]:
+    """`count` batches, the `i`-th of the examples `ids(i)` [each]."""
+    if not count:
+        return iter(())
+    arrays = source.arrays
+    items: Any
+    if arrays is not None:  # one indexing per batch; row by row it would be slower than a training step
+        items = grain.MapDataset.source(_Lookup(count, lambda i: _rows_of(arrays, ids(i))))
+        return iter(items.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
 
-    Args:
-      budget_bytes: the most it may take; None for `device_budget()`.
-      sharding: where to put it; replicated over the mesh, as a rule. None for the default device.
+    def example(index: int) -> Batch:
+        at, row = divmod(index, each)
+        i = ids(at)[row]
+        return {**source.read(int(i)), "id": i}
 
-    Raises:
-      ValueError: the set is not in memory, or larger than the budget: use `host_batches`.
-    """
-    size = nbytes(source, fields)
-    if size is None or source.arrays is None:
-        raise ValueError(f"{source.name} is read from disk example by example; use host_batches for it.")
-    budget = device_budget() if budget_bytes is None else budget_bytes
-    if size > budget:
-        raise ValueError(f"{source.name} takes {size / 2**20:.0f} MiB on the device, more than the budget of "
-                         f"{budget / 2**20:.0f} MiB; use host_batches, or load fewer fields.")
-    return {name: jax.device_put(source.arrays[name], sharding) for name in _fields(source, fields)}
+    items = grain.MapDataset.source(_Lookup(count * each, example))
+    if worker_processes:
+        if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, and a program without absl's main parses none
+            flags.FLAGS.mark_as_parsed()
+        # Batched before it is split among the processes, so that each makes whole batches and the order is kept.
+        read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(workers, prefetch))
+        items = items.batch(each).to_iter_dataset(read)
+        return iter(items.mp_prefetch(grain.MultiprocessingOptions(worker_processes, per_worker_buffer_size=prefetch)))
+    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(workers, prefetch * each))
+    return iter(items.to_iter_dataset(read).batch(each))
 
 
-def take(arrays: Mapping[str, jax.Array], ids: jax.Array) -> dict[str, jax.Array]:
-    """The batch of a resident set at `ids` [B], with the ids as "id"; to be called inside the jitted step."""
-    return {"id": ids, **{name: jnp.take(values, ids, axis=0) for name, values in arrays.items()}}
+def _rows_of(arrays: Any, ids: np.ndarray) -> Batch:
+    return {field: array[ids] for field, array in arrays.items()} | {"id": ids}

@@ -2,14 +2,15 @@
 
     photos/*.jpg                             no labels
     photos/cat/*.jpg  photos/dog/*.png       sub-folders are classes, by name in alphabetical order
-    photos/train/...  photos/test/...        parts, each in one of the forms above ("val" or "validation" do for "test");
-                                             "unlabeled" beside them is a third
+    photos/train/...  photos/test/...        parts, each in one of the forms above ("val" or "validation" will do for
+                                             "test"); "unlabeled" beside them is a third
 
-Without a test folder an image belongs to the test part by a hash of its path: the same on every machine, and unchanged for
-the others when images are added.
+Without a test folder an image belongs to the test part by a hash of its path: the same on every machine, and unchanged
+for the others when images are added.
 """
 
 import collections
+import dataclasses
 import hashlib
 import os
 import stat
@@ -20,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import images
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, from_arrays
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _TEST_NAMES = ("test", "validation", "val")
@@ -151,15 +152,15 @@ def _layout(path: str, files: list[str], labels: bool,
     if "train" in tops and tops <= {"train", "unlabeled", *_TEST_NAMES}:
         if beside:
             raise ValueError(f"{path} has images beside its train folder, such as {beside[0]}. Move them into a part.")
-        places = {"train": "train/"} | {"unlabeled": "unlabeled/" for top in tops if top == "unlabeled"}
+        places = {part: f"{part}/" for part in ("train", "unlabeled") if part in tops}
         given = [name for name in _TEST_NAMES if name in tops]
-        places |= {"test": f"{name}/" for name in given[:1]}
+        if given:
+            places["test"] = f"{given[0]}/"
         if given[1:]:
             logging.warning("%s: the test part is %s; %s left aside.", path, given[0], " and ".join(given[1:]))
     else:
         places = {"train": ""}
     parts = {part: [file for file in files if file.startswith(place)] for part, place in places.items()}
-
     found = {part: _class_names(path, names, places[part]) if labels and part != "unlabeled" else []
              for part, names in parts.items()}
     names = found["train"]
@@ -183,8 +184,8 @@ def _class_names(path: str, files: list[str], place: str) -> list[str]:
         return []
     beside = [file for file in inside if "/" not in file]
     if beside:
-        raise ValueError(f"{path} has images beside its class folders ({_some(names)}), such as {place}{beside[0]}. Move "
-                         "them into a class folder, or set labels=False to take all images without labels.")
+        raise ValueError(f"{path} has images beside its class folders ({_some(names)}), such as {place}{beside[0]}. "
+                         "Move them into a class folder, or set labels=False to take all images without labels.")
     return names
 
 
@@ -221,8 +222,8 @@ def _report(path: str, bad: dict[str, str], on_error: str) -> None:
     shown = [f"{name}: {reason}" for name, reason in sorted(bad.items())]
     if on_error == "raise":
         more = f"\n  and {len(shown) - _SHOWN} more" * (len(shown) > _SHOWN)
-        raise ValueError(f"{len(shown)} of the images in {path} cannot be used:\n  " + "\n  ".join(shown[:_SHOWN]) + more +
-                         "\nMend or remove them, or set on_error='skip' to leave them out.")
+        raise ValueError(f"{len(shown)} of the images in {path} cannot be used:\n  " + "\n  ".join(shown[:_SHOWN])
+                         + more + "\nMend or remove them, or set on_error='skip' to leave them out.")
     for line in shown:
         logging.warning("skipped %s", line)
     logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
@@ -238,7 +239,8 @@ def _source(name: str, root: Path, usable: list[str], classes: tuple[list[str], 
         fields, number = {"label": np.array(label, np.int32)}, {"label": len(numbers)}
     if pixels is not None:
         skipped = len(pixels) - len(good)
-        return Source.of_arrays(name, {"image": pixels[good] if skipped else pixels, **fields}, number, skipped)
+        arrays = {"image": pixels[good] if skipped else pixels, **fields}
+        return dataclasses.replace(from_arrays(name, arrays, number), skipped=skipped)
 
     def read_one(i: int) -> dict[str, np.ndarray]:
         image = images.decode(root / usable[i], usable[i], image_size=image_size, channels=channels,

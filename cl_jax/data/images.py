@@ -68,15 +68,6 @@ def inspect(path: str | os.PathLike[str], name: str, *, max_pixels: int = MAX_PI
             image.load()
 
 
-def check_channels(name: str, have: int, channels: int, repeat_channels: bool) -> None:
-    """Refuses a grey data set where colour is asked for, unless it is to be repeated."""
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}; expected 1 or 3.")
-    if have == 1 and channels == 3 and not repeat_channels:
-        raise ValueError(f"{name} has one channel where channels=3. Set channels=1, and views without colour; or "
-                         "repeat_channels=True for three equal ones.")
-
-
 def map_threads(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
     """`function` of every item, in order, in `workers` threads."""
     if workers < 1:

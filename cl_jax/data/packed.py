@@ -1,9 +1,10 @@
 """`packed`: folders with `train.npz` and `test.npz`, images as they are or losslessly packed.
 
-A packed image array uint8 [N, H, W, C] is stored under `<field>.res` as [C, N, H, W] residuals modulo 256. Three channels
-are first turned into the planes G, R - G, B - G. A pixel's residual is its difference from a prediction: along the first
-row the pixel on its left, along the first column the one above, elsewhere the median edge predictor of the left (a), upper
-(b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else a + b - c.
+A packed image array uint8 [N, H, W, C] is stored under `<field>.res` as [C, N, H, W] residuals modulo 256. Three
+channels are first turned into the planes G, R - G, B - G. A pixel's residual is its difference from a prediction: along
+the first row the pixel on its left, along the first column the one above, elsewhere the median edge predictor of the left
+(a), upper (b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else
+a + b - c.
 """
 
 import os
@@ -81,12 +82,12 @@ def unpack(residuals: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.transpose(3, 0, 1, 2))
 
 
-def _median_edge(a, b, c):
+def _median_edge(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     # The median of a, b and a + b - c is the same number, and cheaper than the three cases.
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), a + b - c))
 
 
-def _images(file, field, cache_dir):
+def _images(file: pathlib.Path, field: str, cache_dir: str | None) -> np.ndarray:
     if cache_dir is None:
         return _with_channel_axis(load_field(file, field))
     stat = file.stat()
@@ -101,5 +102,5 @@ def _images(file, field, cache_dir):
     return image
 
 
-def _with_channel_axis(image):
+def _with_channel_axis(image: np.ndarray) -> np.ndarray:
     return image[..., None] if image.ndim == 3 else image

@@ -1,6 +1,7 @@
 """A data set as random access to examples. Everything that reads examples reads them through `Source`."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ class Source:
 
     `read(i)` gives example `i` as arrays: "image" uint8 [H, W, C], every label an int32 scalar ("label" is the main
     one). `classes` says how many classes each label field has. `arrays` is the whole set where it is in memory, one
-    array of `size` rows per field; then `read(i)` is row `i` of each.
+    array of `size` rows per field; then `read(i)` is row `i` of each. `labels(field)` gives one label of all examples
+    without decoding their images, where the format allows that. `skipped` counts the examples that could not be read
+    and were left out.
     """
 
     name: str
@@ -23,6 +26,8 @@ class Source:
     read: Callable[[int], Example]
     classes: Mapping[str, int]
     arrays: Mapping[str, np.ndarray] | None = None
+    labels: Callable[[str], np.ndarray] | None = None
+    skipped: int = 0
 
 
 class Splits(NamedTuple):
@@ -57,7 +62,7 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: Mapping[st
     return Source(name, len(image), read, dict(classes), dict(arrays))
 
 
-def _check_labels(name, field, labels, count):
+def _check_labels(name: str, field: str, labels: np.ndarray, count: int) -> None:
     if labels.dtype != np.int32 or labels.ndim != 1:
         raise ValueError(f"{name}: {field} is {labels.dtype}{list(labels.shape)}; expected int32 [N].")
     if len(labels) and not (0 <= labels.min() and labels.max() < count):
@@ -92,3 +97,55 @@ def check_channels(source: Source, channels: int) -> None:
         f"Choose views for {given}-channel images, or convert the data."
     raise ValueError(f"{source.name} has {given}-channel images where {channels} channels are needed (colour jitter, "
                      f"grayscale and colour spaces work on RGB). {mend}")
+
+
+def labels_of(source: Source, label: str = "label") -> np.ndarray:
+    """One label of every example [N], in the cheapest way the source has.
+
+    Raises:
+      ValueError: no label of that name.
+    """
+    if label not in source.classes:
+        known = ", ".join(sorted(source.classes)) or "none"
+        raise ValueError(f"{source.name} has no label {label!r}; its labels: {known}.")
+    if source.arrays is not None:
+        return np.asarray(source.arrays[label])
+    if source.labels is not None:
+        return np.asarray(source.labels(label))
+    return np.array([source.read(i)[label] for i in range(source.size)], np.int32)
+
+
+def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
+    """The examples `ids` of a source, in that order. They are numbered anew from 0."""
+    chosen = np.asarray(ids, np.int64)
+    if chosen.ndim != 1 or (chosen.size and not (0 <= chosen.min() and chosen.max() < source.size)):
+        raise ValueError(f"ids has shape {chosen.shape} and values {chosen.ravel()[:3]}...; expected one axis of "
+                         f"example numbers from 0 to {source.size - 1}, what {source.name} has.")
+    name = f"{source.name}[{len(chosen)}]"
+    if source.arrays is not None:
+        arrays = {field: array[chosen] for field, array in source.arrays.items()}
+        return dataclasses.replace(from_arrays(name, arrays, source.classes), skipped=source.skipped)
+    labels = source.labels
+    return Source(name, len(chosen), lambda i: source.read(int(chosen[i])), source.classes,
+                  labels=None if labels is None else lambda field: labels(field)[chosen], skipped=source.skipped)
+
+
+def fraction(source: Source, share: float, *, seed: int, label: str = "label") -> Source:
+    """`share` of the examples of each class, at least one of each; the source itself for a share of 1.
+
+    The choice depends on the seed and the labels alone, and a smaller share is contained in a larger one. Examples
+    without a label (a negative one) are left out.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; expected above 0 and at most 1, for instance 0.1 for 10 % of the labels.")
+    if share == 1:
+        return source
+    labels = labels_of(source, label)
+    shuffled = np.argsort(np.random.Philox(key=[seed, 2**63]).random_raw(len(labels)), kind="stable")
+    chosen: list[np.ndarray] = []
+    for value in np.unique(labels[labels >= 0]):
+        of_class = shuffled[labels[shuffled] == value]
+        chosen.append(of_class[:max(1, round(share * len(of_class)))])
+    if not chosen:
+        raise ValueError(f"{source.name} has no example with a {label!r}; expected some to take {share:.0%} of.")
+    return dataclasses.replace(subset(source, np.sort(np.concatenate(chosen))), name=f"{source.name}@{share:g}")

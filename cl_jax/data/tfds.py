@@ -6,13 +6,12 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import images
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, from_arrays
 
 
 def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train", test_split: str = "test",
          unlabeled_split: str = "", image_key: str = "image", label_key: str = "label", image_size: int | None = None,
-         channels: int = 3, repeat_channels: bool = False, download: bool = True, cache_bytes: int = 2**31,
-         workers: int = 8) -> Splits:
+         channels: int | None = None, download: bool = True, cache_bytes: int = 2**31, workers: int = 8) -> Splits:
     """The splits of a data set, downloaded and prepared at first where that needs no TensorFlow.
 
     Args:
@@ -24,30 +23,31 @@ def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train
       image_key: the feature that is the image.
       label_key: the feature that is the class; "" for none.
       image_size: side of the stored square (short side resized, centre cropped); needed where sizes are mixed.
-      channels: 3 or 1.
-      repeat_channels: a grey set becomes three equal channels where `channels` is 3.
+      channels: 3 repeats grey images, 1 takes the luma of colour images; None keeps what the set has.
       download: prepare a data set that is missing.
       cache_bytes: splits of together at most this size are decoded once and kept in memory.
       workers: threads that decode them.
 
     Raises:
       ValueError: a data set that is not prepared and cannot be, unknown splits or features, mixed sizes without
-        `image_size`, one channel where three are needed.
+        `image_size`, images that are neither grey nor RGB.
     """
     import tensorflow_datasets as tfds
 
     builder = _prepared(tfds, dataset, data_dir, download)
     features = builder.info.features
     shape, num_classes = _features(dataset, features, image_key, label_key, image_size)
-    images.check_channels(dataset, shape[-1], channels, repeat_channels)
+    channels = shape[-1] if channels is None else channels
+    if channels not in (1, 3):
+        raise ValueError(f"{dataset} has images of {shape[-1]} channels, and channels={channels}; set channels to 1 or 3.")
     splits = {"train": train_split, "test": test_split} | ({"unlabeled": unlabeled_split} if unlabeled_split else {})
     readers = {}
     for part, split in splits.items():
         try:  # the image stays encoded: it is decoded here, with the size, channels and errors of every other source
             readers[part] = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
-            raise ValueError(f"{dataset} is prepared in {builder.data_dir}, but in a format without random access. Prepare "
-                             f"it once more, elsewhere: {_command(dataset, '<another folder>')}") from error
+            raise ValueError(f"{dataset} is prepared in {builder.data_dir}, but in a format without random access. "
+                             f"Prepare it once more, elsewhere: {_command(dataset, '<another folder>')}") from error
         except (ValueError, KeyError) as error:
             raise ValueError(f"{dataset} has no split {split!r} ({error}); it has {', '.join(builder.info.splits)}. Set "
                              f"{part}_split.") from error
@@ -80,12 +80,13 @@ def _prepared(tfds: Any, dataset: str, data_dir: str | None, download: bool) -> 
         if isinstance(error, tfds.core.registered.DatasetNotFoundError):
             raise ValueError(f"dataset={dataset!r} is unknown to TensorFlow Datasets: {str(error).splitlines()[0]}. See "
                              "https://www.tensorflow.org/datasets/catalog for the names.") from error
-        raise ValueError(f"dataset={dataset!r} cannot be opened ({type(error).__name__}: {error}). {_advice(dataset, data_dir)}"
-                         ) from error
+        raise ValueError(f"dataset={dataset!r} cannot be opened ({type(error).__name__}: {error}). "
+                         f"{_advice(dataset, data_dir)}") from error
     if builder.is_prepared():
         return builder
     if not download:
-        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}. Set download=True. {_advice(dataset, data_dir)}")
+        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}. Set download=True. "
+                         f"{_advice(dataset, data_dir)}")
     logging.info("%s is not prepared in %s: downloading and preparing it.", dataset, builder.data_dir)
     try:
         builder.download_and_prepare()
@@ -96,8 +97,8 @@ def _prepared(tfds: Any, dataset: str, data_dir: str | None, download: bool) -> 
 
 
 def _advice(dataset: str, data_dir: str | None) -> str:
-    return ("Prepare it once where TensorFlow and a network are, and copy the folder or set data_dir to it; training needs "
-            f"neither: {_command(dataset, data_dir)}")
+    return ("Prepare it once where TensorFlow and a network are, and copy the folder or set data_dir to it; training "
+            f"needs neither: {_command(dataset, data_dir)}")
 
 
 def _features(dataset: str, features: Any, image_key: str, label_key: str,
@@ -110,7 +111,8 @@ def _features(dataset: str, features: Any, image_key: str, label_key: str,
     if np.dtype(image.np_dtype) != np.uint8:
         raise ValueError(f"{dataset} has {image.np_dtype} images; expected uint8.")
     if image_size is None and None in image.shape[:2]:
-        raise ValueError(f"{dataset} has images of mixed sizes; set image_size, the side of the stored square in pixels.")
+        raise ValueError(f"{dataset} has images of mixed sizes; set image_size, the side of the stored square in "
+                         "pixels.")
     if not label_key:
         return image.shape, 0
     if label_key not in features or not getattr(features[label_key], "num_classes", None):
@@ -120,12 +122,13 @@ def _features(dataset: str, features: Any, image_key: str, label_key: str,
 
 def _lazy(name: str, reader: Any, image_key: str, label_key: str, num_classes: int, image_size: int | None,
           channels: int) -> Source:
-    def label_of(record: Any) -> dict[str, np.ndarray]:
+    def label_of(record: Any) -> dict[str, Any]:
         return {"label": np.int32(record[label_key])} if label_key else {}
 
     def read(i: int) -> dict[str, np.ndarray]:
         record = reader[i]
-        image = images.decode_bytes(record[image_key], f"example {i} of {name}", image_size=image_size, channels=channels)
+        image = images.decode_bytes(record[image_key], f"example {i} of {name}", image_size=image_size,
+                                    channels=channels)
         return {"image": image, **label_of(record)}
 
     def labels(field: str) -> np.ndarray:
@@ -146,4 +149,4 @@ def _in_memory(source: Source, shape: tuple[int, int, int], workers: int) -> Sou
             values[i] = example[field]
 
     images.map_threads(fill, range(source.size), workers)
-    return Source.of_arrays(source.name, {"image": pixels, **labels}, source.classes)
+    return from_arrays(source.name, {"image": pixels, **labels}, source.classes)

@@ -16,14 +16,14 @@ Array = jax.Array | np.ndarray
 
 
 class Knn(NamedTuple):
-    """top1, top5: share of the queries whose label wins, or is among the five first; None without labels.
+    """top1, top5: share of the queries whose label wins, or is among the five first; NaN without labels.
 
     votes: [M, C] sums of exp(s / T) per class. Prediction does not depend on their range: a sum that is too large for
     the type is inf here and still compared rightly there. prediction: [M] int32.
     """
 
-    top1: jax.Array | None
-    top5: jax.Array | None
+    top1: jax.Array
+    top5: jax.Array
     votes: jax.Array
     prediction: jax.Array
 
@@ -122,7 +122,8 @@ def _knn(bank, bank_labels, features, labels, temperature, k, num_classes, norma
 
     votes, first = _by_blocks(vote, features, query_size)
     if labels is None:
-        return Knn(None, None, votes, first[:, 0])
+        unknown = jnp.full((), jnp.nan, votes.dtype)
+        return Knn(unknown, unknown, votes, first[:, 0])
     right = first == labels[:, None]
     right = right.astype(votes.dtype)
     return Knn(jnp.mean(right[:, 0]), jnp.mean(jnp.max(right, axis=1)), votes, first[:, 0])

@@ -202,7 +202,7 @@ def probe_batches(encode: Callable[[Tree, jax.Array], jax.Array], frozen: Tree,
         if len(losses) < steps_per_epoch:
             raise ValueError(f"epoch {epoch} gave {len(losses)} batches; expected steps_per_epoch={steps_per_epoch}.")
         counts = [(right(frozen, params, dict(batch)), len(batch["label"])) for batch in test()]
-        accuracy = sum(np.asarray(hits) for hits, _ in counts) / sum(rows for _, rows in counts)
+        accuracy = np.sum(jax.device_get([hits for hits, _ in counts]), axis=0) / sum(rows for _, rows in counts)
         history.append((np.mean(jax.device_get(losses)), *accuracy))
     _check_frozen(frozen, before)
     loss, top1, top5 = np.array(history, np.float32).T

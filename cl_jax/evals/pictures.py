@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 DPI = 150
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
@@ -34,7 +35,6 @@ def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[
     if x.shape != y.shape or x.ndim != 1 or not x.size:
         raise ValueError(f"steps have shape {x.shape} and values {y.shape}; expected one value per step, at least one.")
     figure = Figure(figsize=(7, 4.5), dpi=DPI)
-    # Room on the right for the names of the lines.
     axes = figure.add_axes((0.085, 0.125, 0.66, 0.79))
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(xlabel, fontsize=10, color=MUTED)
@@ -47,7 +47,7 @@ def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[
     low, high = (x.min(), x.max()) if np.ptp(x) else (x[0] - 0.5, x[0] + 0.5)
     axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     if np.ptp(x):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.set_xticks(x[:1])
     finite = y[np.isfinite(y)]
@@ -63,6 +63,9 @@ def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[
     if finite.size:
         last = 100 * finite[-1]
         names.append((last, f"trained  {last:.1f}%", LINE, "bold"))
+    # Room on the right for the names of the lines, in points.
+    room = 12 + 5.9 * max((len(text) for _, text, *_ in names), default=0)
+    axes.set_position((0.085, 0.125, max(1 - 0.085 - room / (7 * 72), 0.3), 0.79))
     heights = _apart([height for height, *_ in names], 0.058 * axes.get_ylim()[1], axes.get_ylim()[1])
     for height, (_, text, colour, weight) in zip(heights, names):
         axes.annotate(text, (1, height), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -177,7 +180,7 @@ def _rgb(colour):
 def _apart(heights, gap, top):
     """The heights, moved as little as possible (in squares) so that no two are closer than `gap`, within [0, top]."""
     order = np.argsort(heights, kind="stable")
-    groups: list[list[float]] = []  # heights less the room below, to be made non-decreasing: pool adjacent violators
+    groups = []  # heights less the room below, to be made non-decreasing: pool adjacent violators
     for number, at in enumerate(order):
         groups.append([heights[at] - number * gap])
         while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):

@@ -12,11 +12,11 @@ from cl_jax.views.recipe import apply, augment
 def of_batch(recipes: Sequence[Recipe], batch: Mapping[str, jax.Array], key: jax.Array) -> list[jax.Array]:
     """One array [B, size, size, C] per recipe from batch["image"], drawn by the step's key and batch["id"].
 
-    Data sets that show one thing twice also bring "pair", a second picture of it: the second, fourth, ... view is of that.
+    Data sets that show one thing twice also bring "image_b", a second picture of it: the second, fourth, ... view is of that.
     """
     keys = example_keys(key, batch["id"])
-    if "pair" not in batch:
+    if "image_b" not in batch:
         return augment(recipes, keys, batch["image"])
-    pictures = (batch["image"], batch["pair"])
+    pictures = (batch["image"], batch["image_b"])
     return [apply(recipe, jax.vmap(jax.random.fold_in, (0, None))(keys, v), pictures[v % 2])
             for v, recipe in enumerate(recipes)]

@@ -1,0 +1,40 @@
+"""BYOL (Grill et al. 2020, arXiv 2006.07733).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (no setting of the authors; solo-learn's:
+ResNet-18, 1000 epochs, learning rate 1.0 at batch 256, weight decay 1e-5, momentum 0.99, 92.58 % online linear),
+`imagenet2012` (the 300-epoch preset of the authors' code: ResNet-50, batch 4096, LARS 0.3 x B/256, weight decay 1e-6,
+momentum 0.99; published 72.5 % linear), `debug`.
+
+Command: python -m cl_jax.main --config=configs/byol.py --workdir=runs/byol
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    config.encoder.variant = "byol"
+    common.laptop(config)
+    config.method = ConfigDict(dict(name="byol", momentum=0.98, hidden_dim=256, out_dim=64, monitor=True))
+    lars = dict(name="lars_byol", exclude_ndim=1, warmup_epochs=10.0)
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.batch_size, config.total_epochs = 256, 1000.0
+        config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
+        config.views = ConfigDict(dict(a=dict(name="byol", view=1, size=32, blur=0.0, test_crop=1.0),
+                                       b=dict(name="byol", view=2, size=32, blur=0.0, test_crop=1.0)))
+        config.optimizer = ConfigDict(dict(lars, learning_rate=1.0, weight_decay=1e-5))
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.batch_size, config.total_epochs = 4096, 300.0
+        config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
+        config.views = ConfigDict(dict(a=dict(name="byol", view=1), b=dict(name="byol", view=2)))
+        config.optimizer = ConfigDict(dict(lars, learning_rate=0.3, weight_decay=1e-6))
+    if "debug" in chosen:
+        common.debug(config)
+        config.method.update(dict(hidden_dim=32, out_dim=16))
+    return config

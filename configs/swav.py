@@ -1,0 +1,47 @@
+"""SwAV (Caron et al. 2020, arXiv 2006.09882).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores, two large and two small crops. Variants: `cifar10` (no setting
+of the authors; solo-learn's: ResNet-18, 1000 epochs, batch 256, learning rate 0.6, 3000 prototypes frozen for two epochs,
+queue of 3840 from epoch 50, 89.17 % online linear), `imagenet2012` (the authors' batch-256 run: 2x224 + 6x96, 200 epochs,
+LARC 0.6 to 0.0006, weight decay 1e-6, queue of 3840 from epoch 15, prototypes frozen for 5005 steps; published 72.7 %
+linear), `debug`.
+
+Command: python -m cl_jax.main --config=configs/swav.py --workdir=runs/swav
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    common.laptop(config)
+    large = config.views.both.to_dict()
+    config.views = ConfigDict(dict(a_large=large, b_small=dict(large, size=12, scale=(0.5, 0.8))))
+    config.method = ConfigDict(dict(name="swav", num_prototypes=100, hidden_dim=256, out_dim=64, queue_size=0,
+                                    queue_start_epochs=4.0))
+    config.optimizer.update(dict(freeze_steps=32, freeze_paths=("prototypes",)))
+    larc = dict(name="larc_sgd", schedule="linspace_warmup_cosine", weight_decay=1e-6, freeze_paths=("prototypes",))
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.batch_size, config.total_epochs = 256, 1000.0
+        config.method = ConfigDict(dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=50.0))
+        config.views = ConfigDict(dict(a_large=dict(name="swav", size=32, scale=(0.3, 1.0), blur=0.0, test_crop=1.0, copies=2),
+                                       b_small=dict(name="swav", size=16, scale=(0.08, 0.3), blur=0.0, copies=4)))
+        config.optimizer = ConfigDict(dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=390,
+                                           warmup_epochs=10.0))
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.batch_size, config.total_epochs = 256, 200.0
+        config.method = ConfigDict(dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=15.0))
+        config.views = ConfigDict(dict(a_large=dict(name="swav", size=224, scale=(0.14, 1.0), copies=2),
+                                       b_small=dict(name="swav", size=96, scale=(0.05, 0.14), copies=6)))
+        config.optimizer = ConfigDict(dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=5005))
+    if "debug" in chosen:
+        common.debug(config)
+        config.method.update(dict(num_prototypes=10, hidden_dim=32, out_dim=16, queue_size=32, queue_start_epochs=0.0))
+        config.optimizer.freeze_steps = 1
+    return config
