@@ -50,7 +50,7 @@ class Checkpoints:
                 failures.append(f"step {step}: {type(error).__name__}: {str(error)[:500]}")
                 logging.error("checkpoint of step %d cannot be restored, trying the one before: %s", step, failures[-1])
                 continue
-            return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+            return jax.tree.unflatten(jax.tree.structure(like), [tree[name] for name in _plain(like)])
         if failures:
             raise ValueError("no checkpoint in " + str(manager.directory) + " fits this run:\n  " + "\n  ".join(failures) +
                              "\nIf the method or its sizes were changed, use a new --workdir.")

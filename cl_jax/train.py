@@ -1,5 +1,6 @@
 """The loop: build, restore, step, log, save, refresh, evaluate. It names no method."""
 
+import contextlib
 import importlib
 import json
 import signal
@@ -106,13 +107,21 @@ def initial_state(built: Built, config: ConfigDict) -> State:
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Runs one stage to its end, from its newest checkpoint if there is one; returns the final evaluation."""
     built = build(config, _previous(config, workdir))
-    method, data, run, mesh, _ = built
+    run = built.run
     checkpoint.check_config(workdir, json.loads(config.to_json()))
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     state = initial_state(built, config)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
     start = 0 if restored is None else int(restored.step)
     log = metrics.Metrics(workdir, run.total_steps, start)
+    with contextlib.closing(checkpoints), contextlib.closing(log):
+        return _train(config, workdir, built, state, restored, checkpoints, log)
+
+
+def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, restored: State | None,
+           checkpoints: checkpoint.Checkpoints, log: metrics.Metrics) -> dict[str, float]:
+    method, data, run, mesh, _ = built
+    start = 0 if restored is None else int(restored.step)
     log.say(describe(config, built, state))
     evaluate = protocols.Evaluator(method, data, mesh, config, workdir)
     history = [(row["step"], row["knn/top1"]) for row in metrics.read(workdir) if "knn/top1" in row]
@@ -151,17 +160,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 pending.flush()
                 checkpoints.save(state)
             if stop.asked and not last:
-                checkpoints.close()
-                log.close()
                 raise Interrupted(f"stopped at step {done} of {run.total_steps}; the same command resumes there.")
-    checkpoints.close()
     if start >= run.total_steps:
         results = evaluate.online(state, final=True)
     rows = metrics.read(workdir)
     if jax.process_index() == 0:
         protocols.draw_curve(workdir, rows)
     log.say(protocols.summary(rows))
-    log.close()
     return results
 
 
@@ -171,7 +176,7 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
     evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
     results = evaluator.online(state, final=True)
     if config.probe.augment:
-        results |= evaluator.linear_augmented(state, built.data.train.read(0)["image"].shape[0])
+        results |= evaluator.linear_augmented(state)
     if jax.process_index() == 0:
         (Path(workdir) / "eval.json").write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
         print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))

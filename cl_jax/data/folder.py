@@ -81,7 +81,7 @@ def make(*, path: str, image_size: int, channels: int = 3, labels: bool = True, 
         if not usable:
             raise ValueError(f"{path}: no image of its {part} part can be used.")
         sources[part] = _source(f"{root.name}/{part}", root, usable, classes.get(part), pixels.get(part), good,
-                                image_size, channels, max_pixels, on_error)
+                                len(names) - len(good), image_size, channels, max_pixels, on_error)
     return Splits(**sources)
 
 
@@ -152,7 +152,7 @@ def _layout(path: str, files: list[str], labels: bool,
     if "train" in tops and tops <= {"train", "unlabeled", *_TEST_NAMES}:
         if beside:
             raise ValueError(f"{path} has images beside its train folder, such as {beside[0]}. Move them into a part.")
-        places = {part: f"{part}/" for part in ("train", "unlabeled") if part in tops}
+        places: dict[str, str] = {part: f"{part}/" for part in ("train", "unlabeled") if part in tops}
         given = [name for name in _TEST_NAMES if name in tops]
         if given:
             places["test"] = f"{given[0]}/"
@@ -230,7 +230,7 @@ def _report(path: str, bad: dict[str, str], on_error: str) -> None:
 
 
 def _source(name: str, root: Path, usable: list[str], classes: tuple[list[str], str] | None, pixels: np.ndarray | None,
-            good: np.ndarray, image_size: int, channels: int, max_pixels: int, on_error: str) -> Source:
+            good: np.ndarray, skipped: int, image_size: int, channels: int, max_pixels: int, on_error: str) -> Source:
     fields: dict[str, np.ndarray] = {}
     number: dict[str, int] = {}
     if classes is not None:
@@ -238,7 +238,6 @@ def _source(name: str, root: Path, usable: list[str], classes: tuple[list[str], 
         label = [numbers[file.removeprefix(classes[1]).split("/")[0]] for file in usable]
         fields, number = {"label": np.array(label, np.int32)}, {"label": len(numbers)}
     if pixels is not None:
-        skipped = len(pixels) - len(good)
         arrays = {"image": pixels[good] if skipped else pixels, **fields}
         return dataclasses.replace(from_arrays(name, arrays, number), skipped=skipped)
 
@@ -256,7 +255,7 @@ def _source(name: str, root: Path, usable: list[str], classes: tuple[list[str], 
         raise ValueError(f"{name}: none of its {len(usable)} images can be read.")
 
     return Source(name, len(usable), read_one if on_error == "raise" else read_or_next, number,
-                  labels=fields.__getitem__ if fields else None)
+                  labels=fields.__getitem__ if fields else None, skipped=skipped)
 
 
 def _nothing(path: str, bad: dict[str, str], others: collections.Counter[str]) -> str:

@@ -23,8 +23,8 @@ def decode(file: BinaryIO | str | os.PathLike[str], name: str, *, image_size: in
     """One image as uint8 [H, W, channels], upright as its EXIF data say.
 
     With `image_size` S: the central square, resized with an antialiasing filter to [S, S, channels], which is the short
-    side resized and the centre cropped. A colour image asked for one channel gives its luma; a grey one asked for three,
-    three equal ones; transparency is dropped.
+    side resized and the centre cropped. A colour image asked for one channel gives its luma, a grey one asked for three
+    gives three equal ones; transparency is dropped.
 
     Raises:
       ValueError: names the image and what is wrong with it.

@@ -1,5 +1,6 @@
 """What is measured of a run, under fixed names (docs/evals.md): while it trains, at its end, and afterwards."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cl_jax import parallel, views
 from cl_jax.data import batches
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import geometry, linear, pictures
 from cl_jax.evals import knn as nearest
 from cl_jax.method import Method, State
@@ -28,8 +29,6 @@ class Evaluator:
         self.method, self.data, self.mesh, self.config, self.workdir = method, data, mesh, config, Path(workdir)
         self.compiled: dict[Any, Callable[..., Any]] = {}
         self.classes = data.train.classes.get("label", 0)
-        self.curve: list[tuple[int, float]] = []
-        self.lines: dict[str, float] = {}
 
     def rows(self, f: Callable[[State, Any], Any], state: State, source: Source) -> Any:
         """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
@@ -57,11 +56,10 @@ class Evaluator:
         """kNN of raw pixels, and of the network as it starts: what training has to beat."""
         if not self.classes or self.data.train.arrays is None or self.data.test.arrays is None:
             return {}
-        flat = [np.float32(part.arrays["image"].reshape(part.size, -1)) / 255 for part in (self.data.train, self.data.test)]
+        pixels = [nearest.raw_pixels(arrays["image"]) for arrays in (self.data.train.arrays, self.data.test.arrays)]
         train, test = self.features(state)
         name = self.config.evals.feature
-        self.lines = {"knn/raw_pixels": self._knn(*flat), "knn/random_network": self._knn(train[name], test[name])}
-        return self.lines
+        return {"knn/raw_pixels": self._knn(*pixels), "knn/random_network": self._knn(train[name], test[name])}
 
     def online(self, state: State, final: bool = False) -> dict[str, float]:
         """kNN and the geometry of the features; at the end of a run also the cached linear probe and the pictures."""
@@ -91,31 +89,34 @@ class Evaluator:
                              learning_rate=section.learning_rate, weight_decay=section.weight_decay, seed=self.config.seed)
         return {"linear/cached/top1": float(found.top1)}
 
-    def linear_augmented(self, state: State, size: int) -> dict[str, float]:
-        """A linear classifier on the frozen network, which sees random crops and flips of the training images."""
-        method, section = self.method, self.config.probe
-        name = self.config.evals.feature
-        if self.data.train.arrays is None or self.data.test.arrays is None:
+    def linear_augmented(self, state: State) -> dict[str, float]:
+        """A linear classifier on the frozen network, which sees random crops and flips of the training images: the first
+        view's recipe without its changes of colour."""
+        method, section, name = self.method, self.config.probe, self.config.evals.feature
+        train, test = self.data.train, self.data.test
+        if train.arrays is None or test.arrays is None:
             raise ValueError("the augmented probe wants the data in memory; this set is read from disk.")
-        held = parallel.fetch((state.params, state.stats))
+        first = dict(self.config.views[min(self.config.views)])
+        first.pop("copies", None)
+        recipe = dataclasses.replace(views.make(first), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
         found = linear.probe_augmented(
-            lambda variables, images: method.features(*variables, images, False)[0][name], held,
-            self.data.train.arrays["image"], _labels(self.data.train), self.data.test.arrays["image"],
-            _labels(self.data.test), recipe=views.make({"name": "crop_flip", "size": size, "mean": None, "std": None}),
-            num_classes=self.classes, total_epochs=section.total_epochs, batch_size=section.batch_size,
-            learning_rate=section.learning_rate, weight_decay=section.weight_decay, seed=self.config.seed)
+            lambda held, images: method.features(held[0], held[1], images, False)[0][name],
+            parallel.fetch((state.params, state.stats)), train.arrays["image"], _labels(train), test.arrays["image"],
+            _labels(test), recipe=recipe, num_classes=self.classes, total_epochs=section.total_epochs,
+            batch_size=min(section.batch_size, train.size), learning_rate=section.learning_rate,
+            weight_decay=section.weight_decay, seed=self.config.seed, clean=method.clean)
         return {"linear/augmented/top1": float(found.top1)}
 
     def _knn(self, train: np.ndarray, test: np.ndarray) -> float:
         settings = self.config.evals
-        found = nearest.knn(train, _labels(self.data.train), test, _labels(self.data.test), k=min(settings.knn_k, len(train)),
-                            temperature=settings.knn_temperature, num_classes=self.classes)
+        found = nearest.knn(train, _labels(self.data.train), test, _labels(self.data.test),
+                            k=min(settings.knn_k, len(train)), temperature=settings.knn_temperature, num_classes=self.classes)
         return float(found.top1)
 
     def _pictures(self, train: np.ndarray, test: np.ndarray) -> None:
         if self.data.train.arrays is not None and self.data.test.arrays is not None:
             queries = np.linspace(0, self.data.test.size - 1, GRID_QUERIES).astype(int)
-            found = np.asarray(nearest.neighbours(train, test[queries], k=8))
+            found = np.asarray(nearest.neighbours(train, test[queries], k=min(8, len(train))))
             correct = None
             if self.classes:
                 correct = _labels(self.data.train)[found] == _labels(self.data.test)[queries][:, None]
@@ -126,9 +127,9 @@ class Evaluator:
 def draw_curve(workdir: str | Path, rows: list[dict[str, float]]) -> None:
     """The kNN curve of a run's log, with its baselines."""
     points = [(row["step"], row["knn/top1"]) for row in rows if "knn/top1" in row]
-    lines = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network") if name in row}
+    lines: dict[str, float] = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network") if name in row}
     if points:
-        pictures.knn_curve(Path(workdir) / "knn.png", [s for s, _ in points], [v for _, v in points], lines)
+        pictures.knn_curve(Path(workdir) / "knn.png", [s for s, _ in points], [v for _, v in points], lines, xlabel="step")
 
 
 def summary(rows: list[dict[str, float]]) -> str:
@@ -144,6 +145,4 @@ def summary(rows: list[dict[str, float]]) -> str:
 
 
 def _labels(source: Source) -> np.ndarray:
-    if source.arrays is not None:
-        return np.asarray(source.arrays["label"])
-    return np.array([source.read(i)["label"] for i in range(source.size)], np.int32)
+    return np.asarray(labels_of(source, "label"))

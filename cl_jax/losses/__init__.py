@@ -1,13 +1,13 @@
 """Losses: pure functions on arrays that import jax alone. Every public function of the modules here is also a name here.
 
 Where a module and its function share a name, `nce` and `calm` are the modules (`nce.nce`, `calm.calm`), `contrast` and
-`inva_spread` the functions. `cross_entropy` is that of a classifier's labels; `assignments.cross_entropy` can ignore some.
+`inva_spread` the functions. `cross_entropy` is that of `assignments`, which leaves ignored labels out.
 """
 
 from cl_jax.losses import calm, nce
 from cl_jax.losses._float import unit
 from cl_jax.losses.adversarial import AdversarialContrast, AdversarialView, adversarial_contrast, adversarial_view
-from cl_jax.losses.assignments import deepcluster_v2, sinkhorn, swav, swav_codes
+from cl_jax.losses.assignments import cross_entropy, deepcluster_v2, sinkhorn, swav, swav_codes
 from cl_jax.losses.calm import shift_right, token_counts, token_cross_entropy, token_log_likelihood
 from cl_jax.losses.clusters import (
     Clustering,
@@ -28,15 +28,7 @@ from cl_jax.losses.clusters import (
     spcl,
 )
 from cl_jax.losses.contrast import LOG_ZERO, Contrast, allow, contrast, not_self, row_ids, same_id, same_label
-from cl_jax.losses.distillation import (
-    SoftLabels,
-    crd,
-    cross_entropy,
-    embed,
-    knowledge_distillation,
-    soft_label_rows,
-    soft_labels,
-)
+from cl_jax.losses.distillation import SoftLabels, crd, embed, knowledge_distillation, soft_label_rows, soft_labels
 from cl_jax.losses.generation import (
     TwoC,
     contragan_discriminator,

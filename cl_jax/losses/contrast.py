@@ -155,14 +155,14 @@ class _Pair(NamedTuple):
     def __call__(self, similarity, scale, rows, cols):
         """Logits s, s + w, and p (None without positives)."""
         s = similarity * scale
-        w = s if self.log_weight is None else s + jnp.asarray(self.log_weight(rows, cols), s.dtype)
-        p = None if self.positive is None else jnp.asarray(self.positive(rows, cols), s.dtype)
-        for name, x in (("log_weight", w), ("positive", p)):
-            if x is not None and x.shape != s.shape:
+        given = {"log_weight": self.log_weight, "positive": self.positive}
+        given = {name: jnp.asarray(f(rows, cols), s.dtype) for name, f in given.items() if f is not None}
+        for name, x in given.items():
+            if x.shape != s.shape:
                 raise ValueError(f"{name} returned shape {x.shape} for a tile of {s.shape[0]} rows and {s.shape[1]} "
                                  "columns; expected one entry per pair, for instance rows['id'][:, None] == "
                                  "cols['id'][None, :].")
-        return s, w, p
+        return s, s + given["log_weight"] if "log_weight" in given else s, given.get("positive")
 
 
 def _wide(dtype) -> jnp.dtype:

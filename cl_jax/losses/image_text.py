@@ -51,7 +51,7 @@ def clip_rows(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale:
               normalise: bool = True, local_loss: bool = True, gather_with_grad: bool = True,
               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """[2, B] `clip` of each of this device's images and texts; of all devices' with local_loss=False."""
-    sizes = check("b d", image=image, text=text)
+    check("b d", image=image, text=text)
     scale = _scale(logit_scale, max_scale)
     check_axis(axis_name)
     u, v = _prepared(image, normalise), _prepared(text, normalise)

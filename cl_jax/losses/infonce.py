@@ -122,7 +122,8 @@ def info_nce(queries: jax.Array, keys: jax.Array, negatives: jax.Array | None = 
              plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls a query to its key, pushes it from the other keys of the batch, from given negatives, or from both.
 
-    s(x, y) = x . y / temperature;   L = -1/B sum_i log( exp(s(q_i, k_i)) / [ exp(s(q_i, k_i)) + sum_n exp(s(q_i, n)) ] )
+    s(x, y) = x . y / temperature
+    L = -1/B sum_i log( exp(s(q_i, k_i)) / [ exp(s(q_i, k_i)) + sum_n exp(s(q_i, n)) ] )
     with n over the other keys of the batch (`in_batch`) and over the negatives.
 
     Args:
@@ -220,7 +221,7 @@ def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes
     rows: dict[str, jax.Array] = {"id": own}
     cols: dict[str, jax.Array] = {"id": jnp.arange(sizes["k"])}
     rule = not_self
-    if jnp.ndim(valid) == 2:
+    if valid is not None and jnp.ndim(valid) == 2:
         check("b k", sizes, valid=_mask(valid))
         rows["valid"], rule = jnp.asarray(valid, bool), _valid_of_row
     elif valid is not None:

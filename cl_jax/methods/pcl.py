@@ -75,7 +75,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         found = start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
-        empty = tuple(Found(prototypes.init(jax.random.fold_in(key, m), count, out_dim), jnp.full((count,), temperature),
+        empty = tuple(Found(prototypes.init(jax.random.fold_in(key, m), count, out_dim), jnp.full((count,), temperature, jnp.float32),
                             jnp.zeros((run.size,), jnp.int32)) for m, count in enumerate(num_prototypes))
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
 

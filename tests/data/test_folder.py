@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cl_jax.data import folder, images
 from cl_jax.data.batches import host_batches, ids_at
@@ -93,31 +93,35 @@ def test_train_may_be_a_class(tmp_path):
 
 
 def test_split_by_hash_keeps_its_members_when_images_are_added(tmp_path):
+    def members():
+        test = folder.make(path=str(tmp_path), image_size=2, test_share=0.3).test
+        return {int(image[0, 0, 0]) for image in test.arrays["image"]}
+
     for i in range(60):
         put(tmp_path / f"{i}.png", (2, 2), (i, 0, 0))
-    first = {int(x[0, 0, 0]) for x in folder.make(path=str(tmp_path), image_size=2, test_share=0.3).test.arrays["image"]}
+    first = members()
     for i in range(60, 120):
         put(tmp_path / f"{i}.png", (2, 2), (i, 0, 0))
-    later = {int(x[0, 0, 0]) for x in folder.make(path=str(tmp_path), image_size=2, test_share=0.3).test.arrays["image"]}
+    later = members()
     assert {i for i in later if i < 60} == first
     assert 20 < len(later) < 55
 
 
 def test_centre_is_kept_and_stands_upright(tmp_path):
-    """A wide picture, red | green | blue: the square in the middle is green; turned by EXIF, its top is what was left."""
+    """Of a wide picture, red | green | blue, the green square in the middle; and turned as EXIF says."""
     pixels = np.zeros((40, 120, 3), np.uint8)
     pixels[:, :40], pixels[:, 40:80], pixels[:, 80:] = RED, GREEN, BLUE
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     decoded = images.decode(tmp_path / "wide.png", "wide", image_size=10, channels=3)
     assert (np.abs(decoded.astype(int) - GREEN) < 8).all()
 
-    half = Image.fromarray(np.concatenate([np.full((40, 20, 3), RED, np.uint8), np.full((40, 20, 3), BLUE, np.uint8)], 1))
+    ramp = np.add.outer(np.arange(40) * 2, np.arange(40) * 4).astype(np.uint8)
+    half = Image.fromarray(np.stack([ramp] * 3, -1))
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         half.save(tmp_path / "turned.jpg", exif=exif, quality=95)
         ours = images.decode(tmp_path / "turned.jpg", "turned", image_size=40, channels=3)
-        from PIL import ImageOps
         theirs = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
         assert np.abs(ours.astype(int) - theirs).max() <= 2, orientation
 
@@ -163,8 +167,8 @@ def damage(path):
     os.mkfifo(path / "a" / "pipe.png")
     return {"a/cut.jpg": "truncated", "a/cut.png": "", "a/cut.webp": "", "a/empty.png": "empty file",
             "a/text.jpg": "cannot identify", "a/huge.png": "101x100 pixels, more than max_pixels=10000",
-            "a/link.png": "leads out of the folder", "a/nowhere.png": "cannot be read", "a/pipe.png": "not a regular file",
-            "linked": "leads out of the folder"}
+            "a/link.png": "leads out of the folder", "a/nowhere.png": "cannot be read",
+            "a/pipe.png": "not a regular file", "linked": "leads out of the folder"}
 
 
 @pytest.mark.parametrize("cache_bytes", [10**9, 0])
@@ -265,7 +269,8 @@ def test_labels_false_takes_everything(tmp_path):
 
 @pytest.mark.parametrize("knob, words", [
     (dict(image_size=0), "image_size=0"), (dict(channels=2), "channels=2"), (dict(test_share=0.0), "test_share=0.0"),
-    (dict(on_error="ignore"), "on_error='ignore'"), (dict(path="/no/such"), "not a folder"), (dict(workers=0), "workers=0"),
+    (dict(on_error="ignore"), "on_error='ignore'"), (dict(path="/no/such"), "not a folder"),
+    (dict(workers=0), "workers=0"),
 ])
 def test_wrong_settings(tmp_path, knob, words):
     put(tmp_path / "a.png")

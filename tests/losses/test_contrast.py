@@ -94,7 +94,8 @@ def test_devices_agree_with_one(plan, block_size):
     rng = np.random.default_rng(1)
     args = [rng.normal(size=(16, 4)), rng.normal(size=(16, 4)), rng.integers(0, 3, 16), rng.integers(3, 5, 16),
             rng.normal(size=16), np.array(1.7)]
-    assert_parity(partial(paired, plan=plan, block_size=block_size), args, [True, True, True, True, True, False])
+    assert_parity(partial(paired, plan=plan, block_size=block_size), args, [True, True, True, True, True, False],
+                  n_devices=(2, 4, 8) if block_size == 3 else (2,))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -105,7 +106,7 @@ def test_more_keys_than_queries_on_devices(plan):
         value = contrast(q, k, scale=3.0, axis_name=axis_name, plan=plan, block_size=2).lse.mean()
         return value if axis_name is None else lax.pmean(value, axis_name)
 
-    assert_parity(loss, [rng.normal(size=(8, 4)), rng.normal(size=(24, 4))], [True, True], n_devices=(2, 4))
+    assert_parity(loss, [rng.normal(size=(8, 4)), rng.normal(size=(24, 4))], [True, True], n_devices=(2,))
 
 
 def test_replicated_keys_inside_a_mapped_function():
@@ -169,12 +170,12 @@ def test_gradient_at_low_loss(dtype, bound, block_size):
     q, k = pairs(256, 0.2, dtype)
     value, grads = step(q, k, block_size)
     with jax.enable_x64(True):
-        exact, exact_grads = step(np.float64(q), np.float64(k), 0)
+        exact, exact_grads = jax.device_get(step(*(np.asarray(x).astype(np.float64) for x in (q, k)), 0))
     assert 1e-3 < exact < 0.05
-    assert abs(value - exact) < 1e-5 * (1 if dtype == jnp.float32 else 3)
+    assert abs(float(value) - exact) < 1e-6
     for a, b in zip(grads, exact_grads):
         assert a.dtype == dtype
-        assert np.linalg.norm(np.float64(a) - b) / np.linalg.norm(b) < bound
+        assert np.linalg.norm(np.asarray(a).astype(np.float64) - b) / np.linalg.norm(b) < bound
 
 
 def test_gap_keeps_the_digits_of_a_low_loss():

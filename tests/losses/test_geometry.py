@@ -114,7 +114,7 @@ def test_devices():
 
     def loss(x, y, queue, labels, axis_name):
         return (geometry.align_uniform(x, y, alpha=3.0, axis_name=axis_name)
-                + 3 * geometry.uniformity(x, queue, axis_name=axis_name, block_size=1)
+                + 3 * geometry.uniformity(x, queue, axis_name=axis_name, plan="ring")
                 + 5 * geometry.tolerance(x, labels, axis_name=axis_name).same_class)
 
     assert_parity(loss, (x, y, queue, labels), (True, True, False, True))
@@ -131,6 +131,14 @@ def test_degenerate_features_are_finite(dtype):
         assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
     assert not np.any(jax.grad(partial(geometry.alignment, alpha=1.0))(x, x))
     assert geometry.uniformity(x[:1]) == 0
+
+
+def test_memory_of_the_gradient_is_far_below_the_matrix():
+    """At 16,384 rows one matrix of similarities is 1 GiB."""
+    with jax.enable_x64(False):
+        gradient = jax.jit(jax.grad(geometry.uniformity))
+        compiled = gradient.lower(jax.ShapeDtypeStruct((16384, 32), jnp.float32)).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**26
 
 
 def test_errors():

@@ -106,7 +106,7 @@ def test_devices():
         if axis_name is not None:  # counted on the device
             graph_id -= lax.axis_index(axis_name) * summary.shape[0]
         knobs = {"temperature": 0.3, "axis_name": axis_name}
-        return (graph.graphcl(summary, other, **knobs, block_size=1)
+        return (graph.graphcl(summary, other, **knobs, plan="ring")
                 + 2 * graph.graphcl(summary, other, **knobs, symmetric=True, include_positive=True)
                 + 3 * graph.infograph(local, summary, graph_id, axis_name=axis_name)
                 + 5 * graph.infograph(local, summary, graph_id, hard=True, axis_name=axis_name))
@@ -125,6 +125,14 @@ def test_hard_inputs_are_finite(dtype):
     value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(a, b)
     assert np.isfinite(value) and value.dtype == jnp.float32
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
+
+
+def test_memory_of_the_gradient_is_far_below_the_matrix():
+    """At 16,384 rows one matrix of similarities is 1 GiB."""
+    with jax.enable_x64(False):
+        x = jax.ShapeDtypeStruct((16384, 32), jnp.float32)
+        gradient = jax.jit(jax.grad(partial(graph.graphcl, temperature=0.1), (0, 1)))
+        assert gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 2**26
 
 
 def test_errors():

@@ -90,6 +90,14 @@ def test_hard_inputs_are_finite(dtype, m):
         np.testing.assert_allclose(value, float(exact), rtol=1e-2 if dtype == jnp.bfloat16 else 1e-4)
 
 
+def test_memory_of_the_gradient_is_far_below_the_matrix():
+    """At 16,384 rows one matrix of similarities is 1 GiB."""
+    with jax.enable_x64(False):
+        x = jax.ShapeDtypeStruct((8192, 32), jnp.float32)
+        gradient = jax.jit(jax.grad(partial(inva_spread, temperature=0.1), (0, 1)))
+        assert gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 2**28
+
+
 def test_errors():
     z_a, z_b = data()
     with pytest.raises(ValueError, match=r"z_b has shape \(4, 4\)"):

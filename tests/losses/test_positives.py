@@ -165,7 +165,7 @@ def test_devices():
         rounds = draws.transpose(2, 1, 0).reshape(2, -1)
         selected = positives.in_batch_positives(labels, jax.lax.stop_gradient(rounds), num_views=2, axis_name=axis_name)
         return (positives.supcon(features, labels, **knobs, summation="inside")
-                + 2 * positives.supcon(features, mask=mask, **knobs, contrast_mode="one", block_size=1)
+                + 2 * positives.supcon(features, mask=mask, **knobs, contrast_mode="one", plan="ring")
                 + 3 * positives.supcon(features, **knobs)
                 + 5 * positives.kcl_in_batch(features, labels, selected, **knobs)
                 + 7 * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs))
@@ -207,6 +207,14 @@ def test_bfloat16_is_near_float32():
     loss = jax.jit(jax.grad(lambda x: positives.supcon(x, np.arange(16) % 3, temperature=0.2)))
     exact, rough = loss(x.astype(jnp.float32)), loss(x).astype(jnp.float32)
     assert jnp.linalg.norm(rough - exact) < 0.01 * jnp.linalg.norm(exact)
+
+
+def test_memory_of_the_gradient_is_far_below_the_matrix():
+    """At 16,384 rows one matrix of similarities is 1 GiB."""
+    with jax.enable_x64(False):
+        x, labels = jax.ShapeDtypeStruct((8192, 2, 32), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
+        gradient = jax.jit(jax.grad(partial(positives.supcon, temperature=0.1)))
+        assert gradient.lower(x, labels).compile().memory_analysis().temp_size_in_bytes < 2**26
 
 
 def test_errors():

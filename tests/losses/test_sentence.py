@@ -78,7 +78,7 @@ def test_the_authors_exchange_loses_the_gradient_of_other_ranks():
 def test_devices():
     def loss(a, b, h, axis_name):
         knobs = {"temperature": 0.3, "axis_name": axis_name}
-        return (simcse(a, b, **knobs) + 2 * simcse(a, b, h, hard_negative_weight=0.7, **knobs, block_size=1))
+        return (simcse(a, b, **knobs) + 2 * simcse(a, b, h, hard_negative_weight=0.7, **knobs, plan="ring"))
 
     assert_parity(loss, data(8, 3), (True, True, True))
 
@@ -89,6 +89,14 @@ def test_hard_inputs_are_finite(dtype):
     value, grads = jax.jit(jax.value_and_grad(partial(simcse, temperature=0.01), (0, 1, 2)))(a, b, h)
     assert np.isfinite(value) and value.dtype == jnp.float32
     assert all(np.isfinite(np.asarray(g, np.float32)).all() and g.dtype == dtype for g in grads)
+
+
+def test_memory_of_the_gradient_is_far_below_the_matrix():
+    """At 16,384 rows one matrix of similarities is 1 GiB."""
+    with jax.enable_x64(False):
+        x = jax.ShapeDtypeStruct((16384, 32), jnp.float32)
+        gradient = jax.jit(jax.grad(partial(simcse, temperature=0.1), (0, 1)))
+        assert gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 2**26
 
 
 def test_errors():

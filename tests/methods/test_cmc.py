@@ -1,0 +1,91 @@
+"""What is CMC's own: a network and a bank per view, banks that move at the batch's ids alone, Z, graphs of views."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.method import Run
+from cl_jax.methods import cmc
+from cl_jax.views import make as recipe
+
+RUN = Run(None, 8, 32, 4, 8, {"label": 2})
+VIEW = recipe({"name": "cmc_lab", "size": 8, "test_crop": 1.0})
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+BATCH = {"image": IMAGES, "id": np.array([3, 30, 4, 11, 12, 0, 31, 7], np.int32)}
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+
+
+def build(views=(VIEW,), **settings):
+    settings = {"num_negatives": 16, "out_dim": 8} | settings
+    method = cmc.make(encoder=NETWORK, tx=optax.sgd(0.1), views=views, run=RUN, **settings)
+    return method, jax.jit(method.init)(jax.random.key(0), BATCH), jax.jit(method.update)
+
+
+@pytest.fixture(scope="module")
+def two():
+    return build()
+
+
+def test_banks_move_at_the_batch_ids_alone(two):
+    _, state, update = two
+    after, metrics = update(state, BATCH, jax.random.key(1))
+    ids, others = BATCH["id"], np.setdiff1d(np.arange(32), BATCH["id"])
+    for old, new in zip(state.memory.banks, after.memory.banks):
+        np.testing.assert_array_equal(new[others], old[others])
+        np.testing.assert_allclose(np.linalg.norm(new[ids], axis=1), 1, atol=1e-5)
+        assert np.abs(new[ids] - old[ids]).max(axis=1).min() > 1e-3
+    assert np.isfinite(metrics["loss"])
+
+
+def test_z_is_that_of_the_first_batch(two):
+    _, state, update = two
+    first, _ = update(state, BATCH, jax.random.key(1))
+    second, _ = update(first, BATCH, jax.random.key(2))
+    [(one, two_)], [(one_later, two_later)] = first.memory.normalizers, second.memory.normalizers
+    assert (one.log_z, two_.log_z) == (one_later.log_z, two_later.log_z)
+    assert one.log_z != two_.log_z and one.log_z != 0
+    assert one_later.batches == 2
+
+
+def test_each_network_sees_its_own_channels(two):
+    method, state, _ = two
+    features = jax.jit(lambda x: method.features(state.params, state.stats, x, False)[0])
+    x = method.clean(IMAGES)
+    grey = features(x.at[..., 1:].set(0.5))
+    lit = features(x.at[..., 0].set(0.5))
+    plain = features(x)
+    np.testing.assert_array_equal(plain["h"], jnp.concatenate([plain["h1"], plain["h2"]], 1))
+    np.testing.assert_array_equal(grey["h1"], plain["h1"])
+    np.testing.assert_array_equal(lit["h2"], plain["h2"])
+    assert np.abs(grey["h2"] - plain["h2"]).max() > 0 and np.abs(lit["h1"] - plain["h1"]).max() > 0
+    kernels = [state.params[v]["encoder"]["stem_conv1"]["kernel"].shape[2] for v in ("view1", "view2")]
+    assert kernels == [1, 2]
+
+
+@pytest.mark.parametrize("graph,edges", [("core", [(1, 2), (1, 3)]), ("full", [(1, 2), (1, 3), (2, 3)])])
+def test_graphs_of_three_views(graph, edges):
+    _, state, update = build(channels=[[0], [1], [2]], graph=graph, loss="softmax", temperature=1e6)
+    after, metrics = update(state, BATCH, jax.random.key(1))
+    assert sorted(name for name in metrics if name.startswith("similarity")) == [f"similarity_{a}_{b}" for a, b in edges]
+    np.testing.assert_allclose(metrics["loss"], 2 * len(edges) * np.log(17), rtol=1e-4)
+    assert len(after.memory.banks) == 3 and after.memory.normalizers == ()
+
+
+def test_recipes_are_views():
+    views = (VIEW, recipe({"name": "cmc_ycbcr", "size": 8, "test_crop": 1.0}))
+    method, state, update = build(views)
+    assert method.clean(IMAGES).shape == (8, 8, 8, 6)
+    after, metrics = update(state, BATCH, jax.random.key(1))
+    assert np.isfinite(metrics["loss"]) and len(after.memory.banks) == 2
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="at least two groups"):
+        build(channels=((0, 1, 2),))
+    with pytest.raises(ValueError, match="images with 3 channels"):
+        build(channels=((0,), (3,)))
+    with pytest.raises(ValueError, match='expected "core" or "full"'):
+        build(graph="ring")

@@ -1,0 +1,90 @@
+"""What is PCL's own: the switch after the warm-up, the E-step's numbers, prototypes looked up by id."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.method import Run
+from cl_jax.methods import pcl
+from cl_jax.views import make as recipe
+
+RUN = Run(None, 8, 32, 4, 8, {"label": 2})
+VIEWS = (recipe({"name": "moco_cifar", "size": 8}),) * 2
+IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+BATCH = {"image": IMAGES[3:11], "id": np.arange(3, 11, dtype=np.int32)}
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", splits=2)
+COUNTS = (12, 16)
+
+
+def build(**settings):
+    settings = {"num_prototypes": COUNTS, "num_negative_prototypes": 3, "warmup_epochs": 1, "queue_size": 20,
+                "out_dim": 8, "head": "linear", "restarts": 2, "momentum": 0.9} | settings
+    return pcl.make(encoder=NETWORK, tx=optax.sgd(0.1), views=VIEWS, run=RUN, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(method, compiled update, State before, State after the E-step of epoch 1, its features)."""
+    method = build()
+    update = jax.jit(method.update)
+    state, metrics = update(jax.jit(method.init)(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
+    assert metrics["loss_proto"] == 0 and metrics["loss"] == metrics["loss_instance"]
+    found = {}
+
+    def encode_all(f):
+        found["rows"] = np.asarray(jax.jit(f)(state, {"image": IMAGES}))
+        return found["rows"]
+
+    return method, update, state, method.refresh(state, encode_all, 1), found["rows"]
+
+
+def test_warm_up_leaves_the_state_alone(trained):
+    method, _, state, *_ = trained
+    assert method.refresh(state, lambda f: pytest.fail("no features are wanted"), 0) is state
+
+
+def test_e_step(trained):
+    _, _, state, after, rows = trained
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert after.memory.active == 1
+    for count, found in zip(COUNTS, after.memory.clusterings):
+        means = np.stack([rows[np.asarray(found.assignment) == c].mean(0) for c in range(count)])
+        np.testing.assert_allclose(found.prototypes, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-4)
+        np.testing.assert_allclose(found.concentration.mean(), 0.2, rtol=1e-5)
+
+
+def test_the_switch_needs_no_second_program(trained):
+    _, update, _, after, _ = trained
+    _, metrics = update(after, BATCH, jax.random.key(2))
+    assert metrics["loss_proto"] > 0
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_instance"] + metrics["loss_proto"], rtol=1e-6)
+    assert update._cache_size() == 1
+
+
+def test_prototypes_are_those_of_the_ids(trained):
+    """Clusters of examples that are not in the batch change nothing but what may be drawn as a negative."""
+    method = build(num_negative_prototypes=0)
+    update = jax.jit(method.update)
+    *_, after, _ = trained
+
+    def loss_with(ids):
+        def edit(found):
+            return found._replace(assignment=found.assignment.at[ids].set((found.assignment[ids] + 1) % 12))
+        memory = after.memory._replace(clusterings=tuple(map(edit, after.memory.clusterings)))
+        return update(after.replace(memory=memory), BATCH, jax.random.key(2))[1]["loss_proto"]
+
+    plain = update(after, BATCH, jax.random.key(2))[1]["loss_proto"]
+    assert loss_with(np.arange(11, 32)) == plain
+    assert loss_with(np.arange(3, 11)) != plain
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="12 clusters less a batch of 8 leave 4"):
+        build(num_negative_prototypes=5)
+    with pytest.raises(ValueError, match="more clusters than the data set has examples, 32"):
+        build(num_prototypes=(12, 33))
+    with pytest.raises(ValueError, match="queue_size=33"):
+        build(queue_size=33)

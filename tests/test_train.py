@@ -1,0 +1,154 @@
+"""The trainer: what it refuses, how it stops, resumes and what a run leaves behind."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from cl_jax import checkpoint, metrics, parallel, train
+from configs import simclr_v1, simclr_v2
+
+
+@pytest.fixture
+def config():
+    config = simclr_v1.get_config("debug")
+    config.devices = 1
+    return train.stages(config, "unused")[0][1]
+
+
+def test_unknown_setting_names_the_nearest(config):
+    config.method.temprature = 0.1
+    with pytest.raises(ValueError, match=r"simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"):
+        train.build(config)
+
+
+def test_unknown_method_and_variant(config):
+    config.method.name = "simclr_v3"
+    with pytest.raises(ValueError, match=r"cl_jax.methods.simclr_v3 does not exist; have .*did you mean 'simclr_v"):
+        train.build(config)
+    with pytest.raises(ValueError, match="variant 'cifar' of this config is unknown; have cifar10"):
+        simclr_v1.get_config("cifar")
+
+
+def test_unknown_stage():
+    config = simclr_v2.get_config("debug")
+    config.stage = "fine"
+    with pytest.raises(ValueError, match=r"stage='fine' is unknown; have all, pretrain.*did you mean 'finetune'"):
+        train.stages(config, "unused")
+
+
+def test_stages_override_the_first_config():
+    config = simclr_v2.get_config("debug")
+    config.stage = "all"
+    stages = train.stages(config, "w")
+    assert [name for name, _, _ in stages] == ["pretrain", "finetune", "distill"]
+    first, tuned = stages[0][1], stages[1][1]
+    assert tuned.method.name == "finetune" and "temperature" not in tuned.method
+    assert tuned.encoder == first.encoder and list(tuned.views) == ["one"]
+    assert str(stages[1][2]) == os.path.join("w", "finetune")
+
+
+def test_fewer_examples_than_a_batch(config):
+    config.batch_size = 128
+    with pytest.raises(ValueError, match="64 training examples, fewer than one batch of 128"):
+        train.build(config)
+
+
+def test_batch_not_divisible_by_devices(config):
+    config.devices, config.batch_size = 3, 16
+    with pytest.raises(ValueError, match=r"batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"):
+        train.build(config)
+
+
+def test_more_devices_than_there_are(config):
+    config.devices = 64
+    with pytest.raises(ValueError, match="devices=64 asked for, 8 found"):
+        train.build(config)
+
+
+def test_workdir_of_another_config_shows_the_difference(tmp_path):
+    checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    with pytest.raises(ValueError, match=r"method.name: a in the workdir, b now"):
+        checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "b"}})
+
+
+def test_run_resume_and_what_is_left(config, tmp_path):
+    results = train.train(config, tmp_path)
+    rows = metrics.read(tmp_path)
+    assert 0 <= results["knn/top1"] <= 1 and "linear/cached/top1" in results
+    assert {"knn/raw_pixels", "knn/random_network"} <= rows[0].keys()
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4]
+    for name in ("knn.png", "neighbours.png", "config.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert train.train(config, tmp_path)["knn/top1"] == results["knn/top1"]  # a finished run is only evaluated again
+    train.evaluate(tmp_path)
+    assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
+
+
+def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatch):
+    config.total_epochs, config.evals.every_epochs, config.evals.baselines = 3.0, 0.0, False
+    whole = tmp_path / "whole"
+    train.train(config, whole)
+    build = train.stepper
+
+    def killed_at_5(*args):
+        step = build(*args)
+
+        def run(state):
+            if int(state.step) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state)
+        return run
+
+    cut = tmp_path / "cut"
+    monkeypatch.setattr(train, "stepper", killed_at_5)
+    with pytest.raises(train.Interrupted, match="stopped at step 5 of 12"):
+        train.train(config, cut)
+    monkeypatch.setattr(train, "stepper", build)
+    train.train(config, cut)
+    a, b = train.load(whole)[2], train.load(cut)[2]
+    assert int(a.step) == 12
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the store's own cancelled reads
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
+    built = train.build(config)
+    state = train.initial_state(built, config)
+    first = parallel.fetch(state)
+    store = checkpoint.Checkpoints(tmp_path)
+    store.save(state)
+    state, _ = train.stepper(built, config, 0)(state)
+    store.save(state)
+    store.close()
+    newest = tmp_path / "last" / "1"
+    for path in newest.rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:10])
+    restored = checkpoint.Checkpoints(tmp_path).restore(train.initial_state(built, config))
+    assert int(restored.step) == 0
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(restored)):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_nan_stops_with_the_step_and_the_batch_ids(config, tmp_path):
+    config.optimizer.learning_rate, config.optimizer.warmup_epochs = float("nan"), 0.0
+    with pytest.raises(FloatingPointError, match=r"step 2: loss nan.*Batch ids: \["):
+        train.train(config, tmp_path)
+
+
+def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path):
+    log = metrics.Metrics(tmp_path, 10)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": step})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    metrics.Metrics(tmp_path, 10, start_step=4).close()
+    assert [row["step"] for row in metrics.read(tmp_path)] == [2, 4]
