@@ -160,7 +160,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
 
         def embed(carry, piece):
             stats, target_stats = carry
-            target = state.target and state.target.replace(stats=target_stats)
+            target = state.target and dataclasses.replace(state.target, stats=target_stats)
             outputs, stats, target_stats = forward(params, stats, target, piece, key)
             return (stats, target_stats), outputs
 

@@ -6,6 +6,7 @@ clusterings lie in the State's memory, with random prototypes and `active` 0 dur
 serves the whole run.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -124,7 +125,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             phi = concentration(means.distance, means.assignment, count, temperature=temperature)
             found.append(Found(prototypes.normalise(means.centroids), phi, means.assignment))
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
-        return state.replace(memory=jax.tree.map(_place_as, memory, state.memory))
+        return dataclasses.replace(state, memory=jax.tree.map(_place_as, memory, state.memory))
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,

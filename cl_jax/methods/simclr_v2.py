@@ -16,10 +16,10 @@ from jax import lax
 
 from cl_jax import losses, optim
 from cl_jax.heads import mlp
-from cl_jax.losses._axis import gather
 from cl_jax.memory import queue as queues
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.methods.simclr_v1 import Network
+from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -36,7 +36,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     if len(views) != 2:
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
     if queue_size > 2 * run.size:
-        raise ValueError(f"queue_size={queue_size} is more than both views of the data set's {run.size} examples: each would "
+        raise ValueError(f"queue_size={queue_size} is more than both views of the {run.size} training examples: each would "
                          f"be its own negative. Use at most {2 * run.size}.")
     network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
                                         axis_name=run.axis_name))
@@ -63,13 +63,15 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return outputs | {"k": jnp.stack(jnp.split(keys, 2), axis=1)}, stats, target_stats
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        z, shared = outputs["z"], {"temperature": temperature, "axis_name": run.axis_name, "block_size": block_size}
+        z = outputs["z"]
         if not queue_size:
-            return scale * losses.nt_xent(z[:, 0], z[:, 1], **shared), Aux({})
-        z, k = losses.unit(z), losses.unit(outputs["k"])
-        value = sum(losses.info_nce(z[:, i], k[:, 1 - i], memory.rows, **shared) for i in (0, 1)) / 2
+            return scale * losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name,
+                                          block_size=block_size), Aux({})
+        k = losses.unit(outputs["k"])
+        a, b = (losses.info_nce(z[:, i], k[:, 1 - i], memory.rows, temperature=temperature, in_batch=True,
+                                axis_name=run.axis_name, block_size=block_size) for i in (0, 1))
         rows = gather(k, run.axis_name)
-        return scale * value, Aux({}, queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
+        return scale * (a + b) / 2, Aux({}, queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params, stats, images, train)

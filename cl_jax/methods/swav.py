@@ -81,7 +81,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
         z = z.swapaxes(0, 1)
-        scores = jax.vmap(lambda rows: scorer.apply({"params": params["scorer"]}, rows))(z)
+        scores = jnp.asarray(jax.vmap(lambda rows: scorer.apply({"params": params["scorer"]}, rows))(z))
         assigned = lax.stop_gradient(z[:num_assigned])
         earlier: dict[str, Any] = {}
         remembered = {"step": memory["step"] + 1}

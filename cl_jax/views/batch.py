@@ -12,7 +12,7 @@ from cl_jax.views.recipe import apply, augment
 def of_batch(recipes: Sequence[Recipe], batch: Mapping[str, jax.Array], key: jax.Array) -> list[jax.Array]:
     """One array [B, size, size, C] per recipe from batch["image"], drawn by the step's key and batch["id"].
 
-    Data sets that show one thing twice also bring "image_b", a second picture of it: the second, fourth, ... view is of that.
+    Data sets that show one thing twice also bring "image_b", a second picture of it, which every second view is of.
     """
     keys = example_keys(key, batch["id"])
     if "image_b" not in batch:
