@@ -18,11 +18,12 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 def main(argv: list[str]) -> int | None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.WARNING)  # checkpoint libraries tell every step of a save
     import jax
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    logging.info("process %d of %d, devices %s", jax.process_index() + 1, jax.process_count(), jax.local_devices())
+    print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
     from cl_jax import train
 
     config = _CONFIG.value
@@ -30,9 +31,9 @@ def main(argv: list[str]) -> int | None:
         with config.unlocked():
             config.stage = _STAGE.value
     try:
-        for name, stage, workdir in train.stages(config, _WORKDIR.value):
+        for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
             if name:
-                logging.info("stage %s in %s", name, workdir)
+                print(f"stage {name} in {workdir}", file=sys.stderr)
             if _MODE.value == "eval":
                 train.evaluate(workdir)
             else:

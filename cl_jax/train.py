@@ -357,7 +357,7 @@ def _plain(value: Any) -> Any:
 
 def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDict, Path]]:
     """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in their order."""
-    config = ConfigDict(config.copy_and_resolve_references())
+    config = ConfigDict(config.copy_and_resolve_references()).unlock()
     overrides, order, asked = config.stages, list(config.get("stage_order", ())), config.stage
     del config.stages, config.stage
     if "stage_order" in config:
@@ -371,7 +371,7 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
     chosen = order if asked == "all" else [asked or order[0]]
     found = []
     for name in chosen:
-        stage = ConfigDict(config.copy_and_resolve_references())
+        stage = ConfigDict(config.copy_and_resolve_references()).unlock()
         for section, value in overrides[name].items():
             if section in stage and isinstance(stage[section], ConfigDict):
                 if section == "views" or "name" in value:

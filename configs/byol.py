@@ -17,12 +17,12 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
-    config.encoder.variant = "byol"
     common.laptop(config)
     config.method = ConfigDict(dict(name="byol", momentum=0.98, hidden_dim=256, out_dim=64, monitor=True))
     lars = dict(name="lars_byol", exclude_ndim=1, warmup_epochs=10.0)
     if "cifar10" in chosen:
         common.cifar10(config)
+        config.encoder.variant = "byol"
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
         config.views = ConfigDict(dict(a=dict(name="byol", view=1, size=32, blur=0.0, test_crop=1.0),
@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(lars, learning_rate=1.0, weight_decay=1e-5))
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
+        config.encoder.variant = "byol"
         config.batch_size, config.total_epochs = 4096, 300.0
         config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
         config.views = ConfigDict(dict(a=dict(name="byol", view=1), b=dict(name="byol", view=2)))

@@ -34,8 +34,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.update(dict(width=2.0, stem_width=64))
         config.method.update(dict(loss="nce", temperature=0.07, num_negatives=4096))
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", crop_min=0.08)))
-        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=1e-4,
-                                           schedule="step_decay", milestones_epochs=(120.0, 160.0, 200.0)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none",
+                                           weight_decay=1e-4, schedule="step_decay",
+                                           milestones_epochs=(120.0, 160.0, 200.0)))
         config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
     if "debug" in chosen:
         common.debug(config)

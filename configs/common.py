@@ -43,8 +43,9 @@ def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
 def laptop(config: ConfigDict) -> None:
     """The embedded `scenes`, a network and an optimiser for two cores: the default of every config."""
     config.data = ConfigDict(dict(name="scenes"))
-    config.encoder.update(dict(depth=10, width=0.25, stem="cifar"))
-    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0)))
+    config.encoder.update(dict(depth=10, width=0.25, stem="cifar", variant="torchvision"))
+    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0, family="tv",
+                                             crop="tv", interpolation="bilinear")))
     config.optimizer = ConfigDict(dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none", weight_decay=1e-4,
                                        warmup_epochs=0.5))
     config.batch_size = 256
@@ -55,6 +56,7 @@ def cifar10(config: ConfigDict) -> None:
     """CIFAR-10 through TensorFlow Datasets, ResNet-18 with the CIFAR stem."""
     config.data = ConfigDict(dict(name="tfds", dataset="cifar10"))
     config.encoder.update(dict(depth=18, width=1.0, stem="cifar"))
+    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2)))
     config.batch_size = 512
 
 

@@ -1,11 +1,11 @@
 """MoCo v2 and v1 (Chen et al. 2020, arXiv 2003.04297; He et al. 2020, arXiv 1911.05722).
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (the authors' demo: ResNet-18, linear
-head, batch 512, 200 epochs, learning rate 0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys: 82.6 % kNN of
-z, `--config.method.symmetric=True` 85.3 %), `imagenet2012` (ResNet-50, batch 256, 200 epochs, learning rate 0.03, temperature
-0.2, 65,536 keys: 67.5 % linear), `imagenet2012_v1` (linear head, temperature 0.07, v1's views and schedule: 60.8 %), both
-figures the means of five trials in the README of the authors' code; `debug` (any of them in seconds). The encoder's
-`splits` are the authors' eight GPUs; the number of devices must divide it.
+head, batch 512, 200 epochs, learning rate 0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys: 82.6 %
+kNN of z, `--config.method.symmetric=True` 85.3 %), `imagenet2012` (ResNet-50, batch 256, 200 epochs, learning rate
+0.03, temperature 0.2, 65,536 keys: 67.5 % linear), `imagenet2012_v1` (linear head, temperature 0.07, v1's views and
+schedule: 60.8 %), both figures the means of five trials in the README of the authors' code; `debug` (any of them in
+seconds). The encoder's `splits` are the authors' eight GPUs; the number of devices must divide it.
 
 Command: python -m cl_jax.main --config=configs/moco_v2.py --workdir=runs/moco_v2
 Reached: see the table of README. `cifar10`, `imagenet2012` and `imagenet2012_v1` at the published length: not run.

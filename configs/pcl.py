@@ -1,11 +1,11 @@
 """PCL v2 and v1 (Li et al. 2021, arXiv 2005.04966).
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores; with fewer clusters than images in a batch it draws no
-negative prototypes and masks the copies of a prototype. Variants: `imagenet2012` (v2: ResNet-50, batch 256, 200 epochs of
-which 20 warm up, learning rate 0.03, temperature 0.2, clusters 25k, 50k and 100k, 16,384 keys and negative prototypes:
-67.6 % linear), `imagenet2012_v1` (linear head, MoCo v1's views, step schedule: 61.5 %), both figures of the README of the
-authors' code; `cifar10` (not a published setting: MoCo's CIFAR-10 demo with clusters 1k, 1.5k and 2k); `debug` (any of them
-in seconds). The encoder's `splits` are the authors' four GPUs; the number of devices must divide it.
+negative prototypes and masks the copies of a prototype. Variants: `imagenet2012` (v2: ResNet-50, batch 256, 200 epochs
+of which 20 warm up, learning rate 0.03, temperature 0.2, clusters 25k, 50k and 100k, 16,384 keys and negative
+prototypes: 67.6 % linear), `imagenet2012_v1` (linear head, MoCo v1's views, step schedule: 61.5 %), both figures of the
+README of the authors' code; `cifar10` (not a published setting: MoCo's CIFAR-10 demo with clusters 1k, 1.5k and 2k);
+`debug` (any of them in seconds). The encoder's `splits` are the authors' four GPUs; the number of devices must divide it.
 
 Command: python -m cl_jax.main --config=configs/pcl.py --workdir=runs/pcl
 Reached: see the table of README. `cifar10`, `imagenet2012` and `imagenet2012_v1` at the published length: not run.

@@ -17,19 +17,20 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
-    config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2))
-    config.encoder.variant = "simclr"
+    config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2, out_dim=64))
     common.laptop(config)
     if "cifar10" in chosen:
         common.cifar10(config)
+        config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
-        config.method.temperature = 0.5
+        config.method.update(dict(temperature=0.5, out_dim=128))
         config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=1.0, weight_decay=1e-4, warmup_epochs=10.0))
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
+        config.encoder.variant = "simclr"
         config.batch_size = 4096
         config.total_epochs = 100.0
-        config.method.temperature = 0.1
+        config.method.update(dict(temperature=0.1, out_dim=128))
         config.views = ConfigDict(dict(both=dict(name="simclr", copies=2)))
         config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0))
     if "debug" in chosen:

@@ -22,8 +22,7 @@ VARIANTS = ("cifar10", "imagenet2012", "memory", "label1", "label10", "label100"
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, VARIANTS)
     config = common.get_config()
-    config.method = ConfigDict(dict(name="simclr_v2", temperature=0.2, num_layers=3, queue_size=0, momentum=0.99))
-    config.encoder.variant = "simclr"
+    config.method = ConfigDict(dict(name="simclr_v2", temperature=0.2, num_layers=3, out_dim=64, queue_size=0, momentum=0.99))
     common.laptop(config)
     crop = dict(name="simclr_crop_flip", size=config.views.both.size, scale=(0.7, 1.0), flip=0.0, test_crop=1.0)
     tune = dict(name="adamw", learning_rate=1e-3, learning_rate_scaling="none", weight_decay=0.0)
@@ -32,18 +31,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     queue_size = 4096
     if "cifar10" in chosen:
         common.cifar10(config)
+        config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
-        config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2)))
-        config.method.temperature = 0.5
+        config.method.update(dict(temperature=0.5, out_dim=128))
         config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=1.0, weight_decay=1e-4, warmup_epochs=10.0))
         crop = dict(name="simclr_crop_flip", size=32, test_crop=1.0)
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
+        config.encoder.variant = "simclr"
         config.encoder.sk_ratio = 0.0625
         config.batch_size = 4096
         config.total_epochs = 800.0
         config.views = ConfigDict(dict(both=dict(name="simclr", copies=2)))
-        config.method.update(dict(temperature=0.1, momentum=0.999))
+        config.method.update(dict(temperature=0.1, momentum=0.999, out_dim=128))
         config.optimizer = ConfigDict(dict(name="lars_simclr", learning_rate=0.1, learning_rate_scaling="sqrt",
                                            weight_decay=1e-4, warmup_epochs=40.0))
         crop = dict(name="simclr_crop_flip", size=224)

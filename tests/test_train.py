@@ -152,3 +152,8 @@ def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path)
         file.write('{"step": 8, "lo')
     metrics.Metrics(tmp_path, 10, start_step=4).close()
     assert [row["step"] for row in metrics.read(tmp_path)] == [2, 4]
+
+
+def test_a_locked_config_from_the_command_line(tmp_path):
+    config = simclr_v2.get_config("debug").lock()
+    assert [name for name, _, _ in train.stages(config, tmp_path)] == ["pretrain"]

@@ -14,7 +14,7 @@ from cl_jax.shapes import check, check_axis, check_positive
 
 
 def clip(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: float | None = 100.0,
-         normalise: bool = True, local_loss: bool = True, gather_with_grad: bool = True, axis_name: str | None = None,
+         normalise: bool = True, local_loss: bool | None = None, gather_with_grad: bool = True, axis_name: str | None = None,
          plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls an image to its text, pushes it from the other texts of the batch, and a text from the other images.
 
@@ -27,9 +27,11 @@ def clip(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: floa
       max_scale: a larger scale counts as this one, with the gradient it has here, so that t finds back; None for no
         bound. The authors instead clip t at log 100 after each step: `clamp_log_scale`.
       normalise: to unit length here; False takes the features as they are.
-      local_loss: False is the authors' default exchange, where every device computes the loss of the whole batch.
-      gather_with_grad: False cuts the gradient to other devices' features, the authors' default: with local_loss=False
-        features get 1/devices of the right gradient after averaging, with local_loss=True a wrong one. The value stays.
+      local_loss: None sums rows and columns in one pass over a device's rows. The exchanges of the authors' program,
+        of the same value: True, a device's images against all texts and its texts against all images, in two passes;
+        False, its default, the loss of the whole batch on every device.
+      gather_with_grad: with local_loss given, False (the authors' default) cuts the gradient to other devices'
+        features: after averaging it is 1/devices of the right one with local_loss=False, and wrong with True.
       axis_name: device axis that splits the batch; rows and columns span all devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -48,25 +50,28 @@ def clip(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: floa
 
 
 def clip_rows(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: float | None = 100.0,
-              normalise: bool = True, local_loss: bool = True, gather_with_grad: bool = True,
+              normalise: bool = True, local_loss: bool | None = None, gather_with_grad: bool = True,
               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """[2, B] `clip` of each of this device's images and texts; of all devices' with local_loss=False."""
     check("b d", image=image, text=text)
     scale = _scale(logit_scale, max_scale)
     check_axis(axis_name)
     u, v = _prepared(image, normalise), _prepared(text, normalise)
-    constant_others = axis_name is not None and not gather_with_grad
-    if axis_name is not None and not local_loss:
-        exchange = _gather_own if constant_others else gather
-        u, v, axis_name, constant_others = exchange(u, axis_name), exchange(v, axis_name), None, False
+    if local_loss is None and not gather_with_grad:
+        raise ValueError("gather_with_grad is False and local_loss is None; expected local_loss too, True or False, for "
+                         "the authors' exchanges. Leave both out for the right gradient.")
+    if local_loss is False and axis_name is not None:
+        exchange = gather if gather_with_grad else _gather_own
+        u, v, axis_name = exchange(u, axis_name), exchange(v, axis_name), None
     ids = {"id": row_ids(u.shape[0], axis_name)}
 
     def sums(queries, keys, columns):
         return contrast(queries, keys, scale=scale, rows=ids, cols=ids, positive=same_id, columns=columns,
                         axis_name=axis_name, plan=plan, block_size=block_size)
 
-    if constant_others:
-        return jnp.stack([sums(u, lax.stop_gradient(v), False).gap, sums(v, lax.stop_gradient(u), False).gap])
+    if local_loss and axis_name is not None:
+        all_u, all_v = (u, v) if gather_with_grad else lax.stop_gradient((u, v))
+        return jnp.stack([sums(u, all_v, False).gap, sums(v, all_u, False).gap])
     both = sums(u, v, True)
     return jnp.stack([both.gap, both.col_gap])
 
@@ -143,7 +148,7 @@ def _scale(logit_scale, max_scale):
         raise ValueError(f"logit_scale has shape {jnp.shape(logit_scale)}; expected a scalar, exp(t) of one learned t.")
     if max_scale is None:
         return logit_scale
-    scale = wide(jnp.asarray(logit_scale, jnp.result_type(logit_scale, jnp.float32)))
+    scale = wide(logit_scale)
     return scale + lax.stop_gradient(jnp.minimum(scale, max_scale) - scale)
 
 

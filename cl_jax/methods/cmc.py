@@ -1,7 +1,7 @@
 """CMC (Tian et al. 2020, arXiv 1906.05849): groups of channels of one crop are views, each with a network of its own.
 
-Features of an image's views agree with each other's stored rows in memory banks, against rows of other images. Luminance
-and colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views too.
+Features of an image's views agree with each other's stored rows in memory banks, against rows of other images.
+Luminance and colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views too.
 """
 
 from collections.abc import Sequence

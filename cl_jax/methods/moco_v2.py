@@ -1,4 +1,4 @@
-"""MoCo v1 and v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297): a query meets its momentum key and a queue.
+"""MoCo v1 and v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297): a query, its momentum key, a queue.
 
 Batch norm must not see query and key of an image among the same examples, or it gives the pair away: the encoder's
 `splits` cuts the global batch into groups with moments of their own (the authors' GPUs), and keys pass the momentum
@@ -34,14 +34,15 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
          out_dim: int = 128, symmetric: bool = False, shuffle: bool = True, block_size: int | None = None) -> Method:
     """MoCo; view 1 is the query, view 2 the key.
 
-    One step, as the authors': queries; keys of the momentum network; logits against the queue as it was; then the global
-    batch's keys enter it, oldest slots first. The momentum network moves at the end of a step and not at the start of
-    the next: the same numbers, since at the first of all steps both networks are equal. Its batch statistics are its own.
+    One step, as the authors': queries; keys of the momentum network; logits against the queue as it was; then the
+    global batch's keys enter it, oldest slots first. The momentum network moves at the end of a step and not at the
+    start of the next: the same numbers, since at the first of all steps both networks are equal. Its batch statistics
+    are its own.
 
     head: "moco_v2", or "linear" for v1 and the CIFAR-10 demo.
     queue_size: any, also one that the batch does not divide.
-    symmetric: each view is query and key once, in passes of their own; the two losses are added, and the keys of view 1,
-      then of view 2 enter the queue (the CIFAR-10 demo's option).
+    symmetric: each view is query and key once, in passes of their own; the two losses are added, and the keys of
+      view 1, then of view 2 enter the queue (the CIFAR-10 demo's option).
     shuffle: False leaves the keys in order. block_size: see `nce.queue_softmax`.
     """
     if len(views) != 2:
@@ -85,7 +86,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 def applier(network: nn.Module) -> Any:
     """(params, stats, images, train) -> ((z, features), stats) of a `Network`."""
     def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train,
+                                         mutable=["batch_stats"])
         return outputs, changed["batch_stats"]
     return apply
 
@@ -122,5 +124,5 @@ def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
 
 def check_queue(queue_size: int, run: Run) -> None:
     if queue_size > run.size:
-        raise ValueError(f"queue_size={queue_size} is more than the {run.size} examples of the data set: every image would "
-                         f"meet older keys of itself as negatives. Use at most {run.size}.")
+        raise ValueError(f"queue_size={queue_size} is more than the {run.size} examples of the data set: every image "
+                         f"would meet older keys of itself as negatives. Use at most {run.size}.")

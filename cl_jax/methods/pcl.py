@@ -1,9 +1,9 @@
 """PCL (Li et al. 2021, arXiv 2005.04966): MoCo, and each query is pulled to the prototypes of its image's clusters.
 
-E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the whole training split,
-at several numbers of clusters, and each cluster's concentration, its temperature. M-step: MoCo's loss plus ProtoNCE. The
-clusterings lie in the State's memory, with random prototypes and `active` 0 during the warm-up, so that one compiled step
-serves the whole run.
+E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the whole training
+split, at several numbers of clusters, and each cluster's concentration, its temperature. M-step: MoCo's loss plus
+ProtoNCE. The clusterings lie in the State's memory, with random prototypes and `active` 0 during the warm-up, so that
+one compiled step serves the whole run.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     iterations, restarts, max_points_per_centroid: of k-means. Its seed is the clustering's number, in every E-step.
     temperature: of the instance term, and the mean of the concentrations. The others as in `moco_v2.make`.
 
-    The momentum network moves at the end of a step (see `moco_v2.make`), so the E-step sees it one movement ahead of the
-    authors', who move it when the next batch comes.
+    The momentum network moves at the end of a step (see `moco_v2.make`), so the E-step sees it one movement ahead of
+    the authors', who move it when the next batch comes.
     """
     if len(views) != 2:
         raise ValueError(f"PCL contrasts a query and a key view; the config has {len(views)} views.")
@@ -76,8 +76,9 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         found = start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
-        empty = tuple(Found(prototypes.init(jax.random.fold_in(key, m), count, out_dim), jnp.full((count,), temperature, jnp.float32),
-                            jnp.zeros((run.size,), jnp.int32)) for m, count in enumerate(num_prototypes))
+        empty = tuple(Found(prototypes.init(jax.random.fold_in(key, m), count, out_dim),
+                            jnp.full((count,), temperature, jnp.float32), jnp.zeros((run.size,), jnp.int32))
+                      for m, count in enumerate(num_prototypes))
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
@@ -102,7 +103,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             proto.append(clusters.proto_nce(q, clustering, mask_duplicates=mask_duplicates, block_size=block_size,
                                             axis_name=run.axis_name))
         proto = memory.active * jnp.mean(jnp.stack(proto))
-        metrics = {"loss_instance": instance, "loss_proto": proto, "contrast_top1": contrast_top1(q, k, memory.queue.rows)}
+        metrics = {"loss_instance": instance, "loss_proto": proto,
+                   "contrast_top1": contrast_top1(q, k, memory.queue.rows)}
         entered = queues.enqueue(memory.queue, gather(k, run.axis_name))
         return instance + proto, Aux(metrics, memory._replace(queue=entered))
 
@@ -142,13 +144,13 @@ def _place_as(new: jax.Array, old: jax.Array) -> jax.Array:
 
 def _check_clusters(num_prototypes: tuple[int, ...], num_negatives: int, run: Run) -> None:
     if not num_prototypes or min(num_prototypes) < 1 or num_negatives < 0:
-        raise ValueError(f"num_prototypes={num_prototypes}, num_negative_prototypes={num_negatives}; expected at least one "
-                         "clustering, of 1 cluster or more, and 0 negatives or more.")
+        raise ValueError(f"num_prototypes={num_prototypes}, num_negative_prototypes={num_negatives}; expected at least "
+                         "one clustering, of 1 cluster or more, and 0 negatives or more.")
     if max(num_prototypes) > run.size:
         raise ValueError(f"num_prototypes={num_prototypes} asks for more clusters than the data set has examples, "
                          f"{run.size}. Use fewer.")
     if num_negatives > max(min(num_prototypes) - run.batch_size, 0):
-        raise ValueError(f"num_negative_prototypes={num_negatives} are drawn from clusters that the batch is not in, and "
-                         f"{min(num_prototypes)} clusters less a batch of {run.batch_size} leave "
+        raise ValueError(f"num_negative_prototypes={num_negatives} are drawn from clusters that the batch is not in, "
+                         f"and {min(num_prototypes)} clusters less a batch of {run.batch_size} leave "
                          f"{max(min(num_prototypes) - run.batch_size, 0)}. Use more clusters, a smaller batch, or 0 with "
                          "mask_duplicates=True.")

@@ -158,16 +158,16 @@ def pairs(n, noise, dtype):
 
 
 @pytest.mark.parametrize("block_size", [0, 64])
-@pytest.mark.parametrize(("dtype", "bound"), [(jnp.bfloat16, 5e-3), (jnp.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.bfloat16, 5e-3), (jnp.float32, 3e-5)])
 def test_gradient_at_low_loss(dtype, bound, block_size):
     """Subtracting the positive after the product instead makes the bfloat16 gradient wrong by a tenth here."""
     def loss(q, k, block_size):
         ids = {"id": jnp.arange(q.shape[0])}
-        out = contrast(q, k, scale=20.0, rows=ids, cols=ids, positive=same_id, columns=True, block_size=block_size)
+        out = contrast(q, k, scale=14.0, rows=ids, cols=ids, positive=same_id, columns=True, block_size=block_size)
         return (out.gap + out.col_gap).mean() / 2
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
-    q, k = pairs(256, 0.2, dtype)
+    q, k = pairs(512, 0.2, dtype)
     value, grads = step(q, k, block_size)
     with jax.enable_x64(True):
         exact, exact_grads = jax.device_get(step(*(np.asarray(x).astype(np.float64) for x in (q, k)), 0))

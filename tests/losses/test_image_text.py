@@ -101,9 +101,10 @@ def test_siglip_on_devices():
     assert_parity(loss, args, [True, True, False, False])
 
 
-def test_the_whole_batch_on_every_device_is_the_same_loss():
+@pytest.mark.parametrize("local_loss", [False, True])
+def test_the_exchanges_of_the_authors_are_the_same_loss(local_loss):
     def loss(u, v, *, axis_name):
-        return module.clip(u, v, logit_scale=7.0, axis_name=axis_name, local_loss=False)
+        return module.clip(u, v, logit_scale=7.0, axis_name=axis_name, local_loss=local_loss)
 
     assert_parity(loss, np.random.default_rng(1).normal(size=(2, 8, 4)), [True, True], n_devices=(2,))
 
@@ -143,6 +144,7 @@ def test_errors():
             (lambda: module.clip(u, u, logit_scale=0.0), "logit_scale is 0.0; expected a number above 0"),
             (lambda: module.clip(u, u, logit_scale=jnp.ones(2)), "expected a scalar"),
             (lambda: clip(u, u, axis_name="batch"), "axis_name='batch' is not mapped"),
+            (lambda: clip(u, u, gather_with_grad=False), "expected local_loss too"),
             (lambda: clip(u, u, plan="star"), "plan is 'star'"),
             (lambda: module.siglip(u, u[:, :2], logit_scale=10.0, logit_bias=0.0), r"text has shape \(4, 2\)"),
             (lambda: module.siglip(u, u, logit_scale=-1.0, logit_bias=0.0), "logit_scale is -1.0")):

@@ -29,7 +29,8 @@ def trained():
     """(method, compiled update, State before, State after the E-step of epoch 1, its features)."""
     method = build()
     update = jax.jit(method.update)
-    state, metrics = update(jax.jit(method.init)(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
+    start = jax.device_put(jax.jit(method.init)(jax.random.key(0), BATCH), jax.devices()[0])
+    state, metrics = update(start, BATCH, jax.random.key(1))
     assert metrics["loss_proto"] == 0 and metrics["loss"] == metrics["loss_instance"]
     found = {}
 
