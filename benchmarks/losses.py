@@ -4,9 +4,12 @@ python benchmarks/losses.py --rows 256,1024,4096 --width 128 --out benchmarks/re
 
 Forms: `cl_jax` streamed and plain, `optax.losses.ntxent`, and where torch is installed PyTorch's plain form, lightly's
 NTXentLoss and pytorch-metric-learning's. For each number of rows (both views counted) all forms are built first and then
-run in turn, again and again, so that a slow minute of a shared machine hits all of them; medians are reported. JAX's
-temporaries are those of the compiled program, CUDA's the peak above the inputs; a form whose temporaries are above
---max-gib is compiled but not run. Writes <out>.md, <out>.json and <out>.png.
+run in turn, again and again, so that a slow minute of a shared machine hits all of them; medians are reported. A form
+that follows a large one finds cold caches and busy threads, which at 256 rows once made a form four times slower than
+its equal: so the order turns by one form each time around, and each timed run follows an untimed one of the same form.
+JAX's temporaries are those of the compiled program, CUDA's the peak above the inputs; a form whose temporaries are above
+--max-gib is compiled but not run, and one is repeated no more than --seconds, but at least three times. Up to the tile's
+own size, 1,024 rows on a CPU, the streamed form is one tile. Writes <out>.md, <out>.json and <out>.png.
 """
 
 import argparse
@@ -146,7 +149,7 @@ def makers() -> dict[str, Callable]:
     return {form: make for form, make in every.items() if have[form]}
 
 
-def measure(rows: int, width: int, dtype, repeats: int, max_bytes: int) -> dict[str, dict]:
+def measure(rows: int, width: int, dtype, repeats: int, limit: float, max_bytes: int) -> dict[str, dict]:
     z = jax.random.normal(jax.random.key(0), (rows, width), jnp.float32).astype(dtype)
     built, results = {}, {form: {"note": "not installed"} for form in FORMS}
     for form, make in makers().items():
@@ -155,8 +158,13 @@ def measure(rows: int, width: int, dtype, repeats: int, max_bytes: int) -> dict[
     seconds = {form: [] for form in built if built[form].run}
     for form in seconds:
         results[form]["loss"] = built[form].run()  # also the warm-up
+    order = list(seconds)
     for _ in range(repeats):
-        for form in seconds:
+        order = order[1:] + order[:1]
+        for form in order:
+            if len(seconds[form]) >= 3 and sum(seconds[form]) > limit:
+                continue
+            built[form].run()
             start = time.perf_counter()
             built[form].run()
             seconds[form].append(time.perf_counter() - start)
@@ -187,13 +195,14 @@ def cell(result: dict, key: str) -> str:
     value = result.get(key)
     if value is None:
         return result["note"] or "not measured"
-    return f"{1e3 * value:.3g} ms" if key == "seconds" else f"{value / 2**20:.3g} MiB"
+    value, unit = (1e3 * value, "ms") if key == "seconds" else (value / 2**20, "MiB")
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
 def markdown(record: dict) -> str:
     lines = [f"NT-Xent, value and gradient, {record['dtype']}, D={record['width']}, {record['machine']}; "
              + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-             + f"; medians of {record['repeats']} interleaved runs, {record['date']}.", ""]
+             + f"; medians of up to {record['repeats']} interleaved runs, {record['date']}.", ""]
     for key, title in (("seconds", "time"), ("temporaries", "temporaries")):
         lines += [f"| rows, {title} | " + " | ".join(FORMS) + " |", "|---" * (len(FORMS) + 1) + "|"]
         lines += [f"| {rows} | " + " | ".join(cell(results[form], key) for form in FORMS) + " |"
@@ -230,7 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", default="256,1024,4096,16384,65536", help="rows of both views, separated by commas")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timed runs, after which a form is not repeated")
     parser.add_argument("--max-gib", type=float, default=2.0, help="forms that need more temporaries are not run")
     parser.add_argument("--machine", default=None, help="what to call this machine")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/losses"))
@@ -239,7 +249,8 @@ def main(argv: list[str] | None = None) -> None:
               "dtype": args.dtype, "width": args.width, "repeats": args.repeats, "temperature": TEMPERATURE,
               "date": time.strftime("%Y-%m-%d"), "results": {}}
     for rows in map(int, args.rows.split(",")):
-        record["results"][str(rows)] = measure(rows, args.width, args.dtype, args.repeats, int(args.max_gib * GIB))
+        record["results"][str(rows)] = measure(rows, args.width, args.dtype, args.repeats, args.seconds,
+                                               int(args.max_gib * GIB))
         print(rows, {form: cell(result, "seconds") for form, result in record["results"][str(rows)].items()}, flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -27,7 +28,7 @@ class Checkpoints:
     def save(self, state: Any, score: float | None = None, is_best: bool = False) -> None:
         """Starts saving; a failure of this or the previous save is raised when it is waited for."""
         step = int(state.step)
-        tree = _plain(state)
+        tree = jax.tree.map(jnp.copy, _plain(state))  # the next step is given the State's own buffers to write in
         if step not in self.last.all_steps():
             self.last.save(step, args=ocp.args.StandardSave(tree))
         if is_best and step not in self.best.all_steps():

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import jax
+import jax._src.compiler
 import numpy as np
 import pytest
 
@@ -13,24 +14,26 @@ from cl_jax.method import Stage
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")
                  if path.stem not in ("__init__", "common"))
 STEPS = 3
-BOUND = 2e-5  # float32 summation order, after three steps; the largest seen is in docs/architecture.md
+BOUND = 2e-4  # float32 summation order after three steps of SGD, against the largest magnitude of each array or 1
 
 
-def build(config, devices, previous=None):
+def started(config, devices, previous):
     config = config.copy_and_resolve_references()
     config.devices = devices
-    return config, train.build(config, previous)
+    built = train.build(config, previous)
+    return config, built, train.initial_state(built, config)
 
 
-def trained(config, devices, steps=STEPS, previous=None):
-    """The State after some steps, and the metrics of each."""
-    config, built = build(config, devices, previous)
-    state = train.initial_state(built, config)
-    step, rows = train.stepper(built, config, 0), []
-    for _ in range(min(steps, built.run.total_steps)):
+def trained(config, devices, previous):
+    """The State after some steps of plain SGD, and the losses: Adam would blow up the rounding of gradients that are zero."""
+    config = config.copy_and_resolve_references()
+    config.optimizer = {"name": "sgd", "learning_rate": 0.01, "learning_rate_scaling": "none"}
+    config, built, state = started(config, devices, previous)
+    step, losses = train.stepper(built, config, 0), []
+    for _ in range(min(STEPS, built.run.total_steps)):
         state, values = step(state)
-        rows.append(parallel.fetch(values))
-    return built, state, rows
+        losses.append(float(values["loss"]))
+    return parallel.fetch(state), losses
 
 
 def stages_of(name):
@@ -44,63 +47,50 @@ def test_contract(name, tmp_path):
     previous = None
     for stage, config in stages_of(name):
         where = f"{name} {stage}"
-        built, state, rows = trained(config, 1, previous=previous)
-        assert all(np.isfinite(value).all() for row in rows for value in row.values()), where
-        assert "h" in _encode(built, state), where
-
-        for devices in (2, 4):
-            _, other, other_rows = trained(config, devices, previous=previous)
-            for step, (a, b) in enumerate(zip(rows, other_rows)):
-                assert abs(a["loss"] - b["loss"]) <= BOUND * max(1, abs(a["loss"])), f"{where}, {devices} devices, {step}"
-            _same_state(state, other, f"{where} on {devices} devices")
-
-        _resumes_exactly(config, previous, state, tmp_path / stage)
-        _compiles_once(config, previous, where)
-        previous = Stage(built.method, state)
+        _the_same_on_any_number_of_devices(config, previous, where)
+        previous = _resumes_exactly_and_compiles_once(config, previous, tmp_path / (stage or "run"), where)
 
 
-def _same_state(a, b, where):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(parallel.fetch(a)), jax.tree.leaves(parallel.fetch(b))):
-        # Adam divides noise by noise where a gradient is zero but for rounding, so parameters are held by their mean too.
-        difference = np.abs(np.float64(x) - np.float64(y))
-        scale = max(1.0, np.abs(np.float64(x)).max(initial=0))
-        assert difference.mean() <= BOUND * scale if difference.size else True, f"{where}: {jax.tree_util.keystr(path)}"
+def _the_same_on_any_number_of_devices(config, previous, where):
+    state, losses = trained(config, 1, previous)
+    assert np.isfinite(losses).all(), where
+    for devices in (2, 4):
+        other, other_losses = trained(config, devices, previous)
+        np.testing.assert_allclose(other_losses, losses, rtol=BOUND, atol=BOUND, err_msg=f"{where}, {devices} devices")
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other)):
+            difference = np.abs(np.float64(x) - np.float64(y)).max(initial=0)
+            bound = BOUND * max(1.0, np.abs(np.float64(x)).max(initial=0))
+            assert difference <= bound, f"{where} on {devices} devices: {jax.tree_util.keystr(path)} is {difference:.2g} apart"
 
 
-def _resumes_exactly(config, previous, expected, path):
-    config, built = build(config, 1, previous)
-    state = train.initial_state(built, config)
+def _resumes_exactly_and_compiles_once(config, previous, path, where):
+    config, built, state = started(config, 1, previous)
+    steps = min(STEPS, built.run.total_steps)
     step = train.stepper(built, config, 0)
     state, _ = step(state)
     store = checkpoint.Checkpoints(path)
     store.save(state)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        compile_ = jax._src.compiler.compile_or_get_cached
+        patch.setattr(jax._src.compiler, "compile_or_get_cached", lambda *a, **k: compiled.append(a) or compile_(*a, **k))
+        for _ in range(steps - 1):
+            state, values = step(state)
+    assert not compiled, f"{where}: steps after the first compiled {len(compiled)} programs"
+    assert all(np.isfinite(value).all() for value in parallel.fetch(values).values()), where
     store.close()
+
     store = checkpoint.Checkpoints(path)
-    state = store.restore(train.initial_state(built, config))
+    resumed = store.restore(train.initial_state(built, config))
     store.close()
     step = train.stepper(built, config, 1)
-    for _ in range(min(STEPS, built.run.total_steps) - 1):
-        state, _ = step(state)
-    for (where, x), y in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state)):
-        np.testing.assert_array_equal(x, y, jax.tree_util.keystr(where))
+    for _ in range(steps - 1):
+        resumed, _ = step(resumed)
+    for (leaf, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(resumed)):
+        np.testing.assert_array_equal(x, y, f"{where}: {jax.tree_util.keystr(leaf)}")
 
-
-def _compiles_once(config, previous, where):
-    config, built = build(config, 1, previous)
-    state = train.initial_state(built, config)
-    step = train.stepper(built, config, 0)
-    state, _ = step(state)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr("jax._src.compiler.compile_or_get_cached", lambda *a, **k: compiled.append(a))
-        if built.run.total_steps > 1:
-            step(state)
-    assert not compiled, f"{where}: the second step compiled {len(compiled)} programs"
-
-
-def _encode(built, state):
-    example = built.data.test.read(0)
-    images = np.stack([example["image"]] * 8)
+    image = built.data.test.read(0)["image"]
     encode = parallel.lift(built.method.encode, built.mesh, (parallel.SAME, parallel.EACH), parallel.EACH)
-    return {name: rows.shape for name, rows in encode(
-        state, parallel.place_batch({"image": images}, built.mesh)).items()}
+    named = encode(state, parallel.place_batch({"image": np.stack([image] * 8)}, built.mesh))
+    assert "h" in named and all(rows.shape[0] == 8 and np.isfinite(rows).all() for rows in named.values()), where
+    return Stage(built.method, state)

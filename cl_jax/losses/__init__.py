@@ -27,7 +27,18 @@ from cl_jax.losses.clusters import (
     simplex,
     spcl,
 )
-from cl_jax.losses.contrast import LOG_ZERO, Contrast, allow, contrast, not_self, row_ids, same_id, same_label
+from cl_jax.losses.contrast import (
+    LOG_ZERO,
+    Contrast,
+    PairTerm,
+    allow,
+    contrast,
+    not_self,
+    pair_sums,
+    row_ids,
+    same_id,
+    same_label,
+)
 from cl_jax.losses.distillation import SoftLabels, crd, embed, knowledge_distillation, soft_label_rows, soft_labels
 from cl_jax.losses.generation import (
     TwoC,
@@ -192,6 +203,7 @@ __all__ = [
     "Mix",
     "Mixtures",
     "Normalizer",
+    "PairTerm",
     "Selection",
     "SoftLabels",
     "Steps",
@@ -314,6 +326,7 @@ __all__ = [
     "nt_xent_views_rows",
     "offset_negatives",
     "own_share",
+    "pair_sums",
     "pcl",
     "permuted_negatives",
     "positive_draws",

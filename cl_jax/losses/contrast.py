@@ -21,6 +21,7 @@ OTHER_TILE = 4096
 
 Pairs = Mapping[str, jax.Array]
 PairFunction = Callable[[Pairs, Pairs], jax.Array]
+PairTerm = Callable[[jax.Array, Pairs, Pairs], jax.Array]
 
 
 class Contrast(NamedTuple):
@@ -102,6 +103,36 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
     Raises:
       ValueError: wrong ranks or widths, an unknown plan, a negative block size, an axis that is not mapped.
     """
+    term = None
+
+    if positive is not None:
+        def term(s, rows, cols):
+            return _per_pair("positive", positive(rows, cols), s) * s
+
+    pair = _Pair(log_weight, term, columns)
+    out = _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size)
+    return out._replace(**_join_columns(out, axis_name)) if columns and axis_name and plan == "gather" else out
+
+
+def pair_sums(queries: jax.Array, keys: jax.Array, term: PairTerm, *, scale: Any, rows: Pairs | None = None,
+              cols: Pairs | None = None, axis_name: str | None = None, plan: str = "gather",
+              block_size: int | None = None) -> jax.Array:
+    """[R] sum_j f(scale q_i . k_j) over the keys of all devices, for losses that judge each pair by itself.
+
+    Args:
+      term: f, of (s, rows, cols) of a tile, with s its scaled similarities [r, k]; [r, k], finite and with a finite
+        gradient. It takes other arrays from rows and cols alone.
+      queries, keys, scale, rows, cols, axis_name, plan, block_size: as in `contrast`.
+
+    Raises:
+      ValueError: as `contrast`.
+    """
+    pair = _Pair(None, term, columns=False, powers=False)
+    return _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size).pos
+
+
+def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size) -> Contrast:
+    """The sums of a pair rule over all keys; of columns, over this device's rows only where keys are gathered."""
     sizes = check("r d", queries=queries)
     sizes = check("k d", sizes, keys=keys)
     rows, cols = dict(rows or {}), dict(cols or {})
@@ -118,22 +149,18 @@ def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | N
 
     dtype = jnp.result_type(queries, keys)
     queries, keys = jnp.asarray(queries, dtype), jnp.asarray(keys, dtype)
-    gathered = axis_name is not None and plan == "gather"
-    if gathered:
+    if axis_name is not None and plan == "gather":
         keys, cols = gather(keys, axis_name), jax.tree.map(lambda x: gather(x, axis_name), cols)
     if not isinstance(scale, (int, float)):
         scale = jnp.asarray(scale, _wide(dtype))
     queries, keys, rows, cols, scale = _varying((queries, keys, rows, cols, scale))
-    pair = _Pair(log_weight, positive, columns)
     ring = axis_name if plan == "ring" else None
     fits = queries.shape[0] * keys.shape[0] * _wide(dtype).itemsize <= PLAIN_BYTES
     if block_size is None and not fits:
         block_size = TILE.get(jax.default_backend(), OTHER_TILE)
     if ring is None and not block_size:
-        out = _plain(pair, queries, keys, scale, rows, cols)
-    else:
-        out = _streamed(pair, queries, keys, scale, rows, cols, ring=ring, block_size=block_size)
-    return out._replace(**_join_columns(out, axis_name)) if columns and gathered else out
+        return _plain(pair, queries, keys, scale, rows, cols)
+    return _streamed(pair, queries, keys, scale, rows, cols, ring=ring, block_size=block_size)
 
 
 def check_plan(plan: str, block_size: int | None) -> None:
@@ -146,23 +173,34 @@ def check_plan(plan: str, block_size: int | None) -> None:
 
 
 class _Pair(NamedTuple):
-    """What is done with a tile of similarities."""
+    """What is summed over a tile of similarities: exp(s + w) where `powers`, and term(s, rows, cols)."""
 
     log_weight: PairFunction | None
-    positive: PairFunction | None
+    term: PairTerm | None
     columns: bool
+    powers: bool = True
 
-    def __call__(self, similarity, scale, rows, cols):
-        """Logits s, s + w, and p (None without positives)."""
+    def __call__(self, similarity, scale, rows, cols, valid=None):
+        """s + w and the terms of a tile, each None where it is not summed; nothing of what is not valid."""
         s = similarity * scale
-        given = {"log_weight": self.log_weight, "positive": self.positive}
-        given = {name: jnp.asarray(f(rows, cols), s.dtype) for name, f in given.items() if f is not None}
-        for name, x in given.items():
-            if x.shape != s.shape:
-                raise ValueError(f"{name} returned shape {x.shape} for a tile of {s.shape[0]} rows and {s.shape[1]} "
-                                 "columns; expected one entry per pair, for instance rows['id'][:, None] == "
-                                 "cols['id'][None, :].")
-        return s, s + given["log_weight"] if "log_weight" in given else s, given.get("positive")
+        w = e = None
+        if self.powers:
+            w = s
+            if self.log_weight is not None:
+                w = s + _per_pair("log_weight", self.log_weight(rows, cols), s)
+            w = w if valid is None else jnp.where(valid, w, -jnp.inf)
+        if self.term is not None:
+            e = _per_pair("term", self.term(s, rows, cols), s)
+            e = e if valid is None else jnp.where(valid, e, 0)
+        return w, e
+
+
+def _per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
+    if jnp.shape(x) != s.shape:
+        raise ValueError(f"{name} returned shape {jnp.shape(x)} for a tile of {s.shape[0]} rows and {s.shape[1]} "
+                         "columns; expected one entry per pair, for instance rows['id'][:, None] == "
+                         "cols['id'][None, :].")
+    return jnp.asarray(x, s.dtype)
 
 
 def _wide(dtype) -> jnp.dtype:
@@ -197,12 +235,15 @@ _narrow_similarity.defvjp(_narrow_forward, _narrow_backward)
 def _plain(pair: _Pair, queries, keys, scale, rows, cols) -> Contrast:
     narrow = queries.dtype.itemsize < 4
     similarity = _narrow_similarity(queries, keys) if narrow else _dot("rd,kd->rk", queries, keys)
-    s, w, p = pair(similarity, scale, rows, cols)
+    w, e = pair(similarity, scale, rows, cols)
 
     def reduce(axis):
-        m = jnp.maximum(lax.stop_gradient(jnp.max(w, axis)), LOG_ZERO)
-        total = jnp.sum(jnp.exp(w - jnp.expand_dims(m, axis)), axis)
-        return _finish(m, total, jnp.zeros_like(m) if p is None else jnp.sum(p * s, axis))
+        zero = jnp.zeros(similarity.shape[1 - axis], similarity.dtype)
+        m, total = zero + LOG_ZERO, zero
+        if w is not None:
+            m = jnp.maximum(lax.stop_gradient(jnp.max(w, axis)), LOG_ZERO)
+            total = jnp.sum(jnp.exp(w - jnp.expand_dims(m, axis)), axis)
+        return _finish(m, total, zero if e is None else jnp.sum(e, axis))
 
     return Contrast(*reduce(1), *(reduce(0) if pair.columns else ()))
 
@@ -320,19 +361,14 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
     def fill(shape, value, dtype=wide):
         return _cast(jnp.full(shape, value, dtype), axes)
 
-    def logits(similarity, i, j, scale, rows, cols):
-        s, w, p = pair(similarity, scale, rows, cols)
-        valid = grid.valid(i, j)
-        if valid is not None:
-            w, p = jnp.where(valid, w, -jnp.inf), None if p is None else jnp.where(valid, p, 0)
-        return s, w, p
-
-    def join(sums, s, w, p, axis):
-        """Running maximum, sum of exponentials and positives, joined by those of a tile."""
-        m, total, pos = sums
-        highest = jnp.maximum(m, jnp.max(w, axis))
-        total = total * jnp.exp(m - highest) + jnp.sum(jnp.exp(w - jnp.expand_dims(highest, axis)), axis)
-        return highest, total, pos if p is None else pos + jnp.sum(p * s, axis)
+    def join(sums, w, e, axis):
+        """Running maximum, sum of exponentials and terms, joined by those of a tile."""
+        m, total, terms = sums
+        if w is not None:
+            highest = jnp.maximum(m, jnp.max(w, axis))
+            total = total * jnp.exp(m - highest) + jnp.sum(jnp.exp(w - jnp.expand_dims(highest, axis)), axis)
+            m = highest
+        return m, total, terms if e is None else terms + jnp.sum(e, axis)
 
     def start(count, side):
         return fill((count, side), LOG_ZERO), fill((count, side), 0), fill((count, side), 0)
@@ -345,10 +381,11 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
 
             def tile(i, j, sums):
                 row_sums, col_sums = sums
-                s, w, p = logits(_dot("rd,kd->rk", _at(q, i), _at(k, j)), i, j, scale, _at(rows, i), _at(cols, j))
-                row_sums = _put(row_sums, i, join(_at(row_sums, i), s, w, p, 1))
+                w, e = pair(_dot("rd,kd->rk", _at(q, i), _at(k, j)), scale, _at(rows, i), _at(cols, j),
+                            grid.valid(i, j))
+                row_sums = _put(row_sums, i, join(_at(row_sums, i), w, e, 1))
                 if pair.columns:
-                    col_sums = _put(col_sums, j, join(_at(col_sums, j), s, w, p, 0))
+                    col_sums = _put(col_sums, j, join(_at(col_sums, j), w, e, 0))
                 return row_sums, col_sums
 
             row_sums, col_sums = grid.over(tile, (row_sums, col_sums))
@@ -361,7 +398,7 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
 
     def backward(queries, keys, scale, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums, g):
         def weights(sums, g_lse, g_pos, g_gap, side):
-            """The maximum, and what multiplies the exponentials and the positives, by tile."""
+            """The maximum, and what multiplies the exponentials and the terms, by tile."""
             m, total, _ = sums
             # By the sum and not by the log-sum-exp, whose rounding would be seen next to a softmax near 1.
             g_power = jnp.where(total > 0, (g_lse + g_gap) / jnp.where(total > 0, total, 1), 0)
@@ -379,21 +416,22 @@ def _streamed(pair: _Pair, queries, keys, scale, rows, cols, *, ring, block_size
                 q_i, k_j = _at(q, i), _at(k, j)
 
                 def of(similarity, scale_or_none, row_floats, col_floats):
-                    return logits(similarity, i, j, scale_or_none if variable else scale,
-                                  row_floats | _at(row_rest, i), col_floats | _at(col_rest, j))
+                    return pair(similarity, scale_or_none if variable else scale, row_floats | _at(row_rest, i),
+                                col_floats | _at(col_rest, j), grid.valid(i, j))
 
-                (s, w, p), pull = jax.vjp(of, _dot("rd,kd->rk", q_i, k_j), scale if variable else None,
-                                          _at(row_floats, i), _at(col_floats, j))
-                m, g_power, g_positive = _at(by_row, i)
-                g_w = jnp.exp(w - m[:, None]) * g_power[:, None]
-                g_positive = g_positive[:, None]
-                if pair.columns:
-                    m, g_power, col_positive = _at(by_col, j)
-                    g_w += jnp.exp(w - m[None, :]) * g_power[None, :]
-                    g_positive = g_positive + col_positive[None, :]
-                g_s, g_p = (jnp.zeros_like(s), None) if p is None else (p * g_positive, s * g_positive)
+                (w, e), pull = jax.vjp(of, _dot("rd,kd->rk", q_i, k_j), scale if variable else None,
+                                       _at(row_floats, i), _at(col_floats, j))
+                g_w = g_e = None
+                for side, axis in ((_at(by_row, i), 1), *(((_at(by_col, j), 0),) if pair.columns else ())):
+                    m, g_power, g_term = (jnp.expand_dims(x, axis) for x in side)
+                    if w is not None:
+                        part = jnp.exp(w - m) * g_power
+                        g_w = part if g_w is None else g_w + part
+                    if e is not None:
+                        part = jnp.broadcast_to(g_term, e.shape)
+                        g_e = part if g_e is None else g_e + part
                 # Softmax less positive in float32: the two nearly cancel where the loss is low.
-                d_s, d_scale_t, d_row, d_col = pull((g_s, g_w, g_p))
+                d_s, d_scale_t, d_row, d_col = pull((g_w, g_e))
                 d_s = d_s.astype(queries.dtype)
                 return (_add(d_q, i, _dot("rk,kd->rd", d_s, k_j)), d_scale + d_scale_t if variable else None,
                         _add(d_rows, i, d_row), _add(d_k, j, _dot("rk,rd->kd", d_s, q_i)), _add(d_cols, j, d_col))

@@ -8,8 +8,7 @@ from jax import lax
 
 from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import over_rows
-from cl_jax.losses.contrast import check_plan, contrast, row_ids, same_id
+from cl_jax.losses.contrast import Pairs, contrast, pair_sums, row_ids, same_id
 from cl_jax.shapes import check, check_axis, check_positive
 
 
@@ -92,7 +91,7 @@ def clamp_log_scale(t: jax.Array, *, max_scale: float = 100.0) -> jax.Array:
 
 
 def siglip(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: Any, max_scale: float | None = None,
-           negative_only: bool = False, normalise: bool = True, axis_name: str | None = None,
+           negative_only: bool = False, normalise: bool = True, axis_name: str | None = None, plan: str = "gather",
            block_size: int | None = None) -> jax.Array:
     """Tells for each pair of an image and a text by itself whether they belong together.
 
@@ -106,7 +105,7 @@ def siglip(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: A
       negative_only: no pair is a positive: what texts of elsewhere add to the loss.
       normalise: to unit length here; False takes the features as they are.
       axis_name: device axis that splits the batch; texts come from all devices.
-      block_size: images whose logits are held at a time, forward and backward; 0 for all at once, None chooses by size.
+      plan, block_size: how devices share texts and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, summed over texts, mean over the images of the global batch: B log 2 where all logits are 0.
@@ -117,29 +116,28 @@ def siglip(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: A
     Reference: Zhai et al. 2023, arXiv 2303.15343, equation 1 and algorithm 1.
     """
     rows = siglip_rows(image, text, logit_scale=logit_scale, logit_bias=logit_bias, max_scale=max_scale,
-                       negative_only=negative_only, normalise=normalise, axis_name=axis_name, block_size=block_size)
+                       negative_only=negative_only, normalise=normalise, axis_name=axis_name, plan=plan,
+                       block_size=block_size)
     return mean(jnp.mean(rows), axis_name)
 
 
 def siglip_rows(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bias: Any,
                 max_scale: float | None = None, negative_only: bool = False, normalise: bool = True,
-                axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """[B] `siglip` of each of this device's images."""
     sizes = check("b d", image=image, text=text)
-    check_plan("gather", block_size)
     check_axis(axis_name)
     scale = _scale(logit_scale, max_scale)
-    u, v = _prepared(image, normalise), gather(_prepared(text, normalise), axis_name)
-    columns = jnp.arange(v.shape[0])
+    u, v = _prepared(image, normalise), _prepared(text, normalise)
+    ids = {"id": row_ids(sizes["b"], axis_name)}
+    bias = jnp.broadcast_to(jnp.asarray(logit_bias, wide(u).dtype), sizes["b"])
 
-    def some(u, own):
-        s = dots("bd,kd->bk", u, v)
-        s = s * jnp.asarray(scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
-        if not negative_only:
-            s = jnp.where(own[:, None] == columns[None, :], -s, s)
-        return jnp.sum(jax.nn.softplus(s), axis=1)
+    def term(s: jax.Array, rows: Pairs, cols: Pairs) -> jax.Array:
+        s = s + rows["bias"][:, None]
+        return jax.nn.softplus(s if negative_only else jnp.where(same_id(rows, cols), -s, s))
 
-    return over_rows(some, u, row_ids(sizes["b"], axis_name), columns=v.shape[0], block_size=block_size)
+    return pair_sums(u, v, term, scale=scale, rows=ids | {"bias": bias}, cols=ids, axis_name=axis_name, plan=plan,
+                     block_size=block_size)
 
 
 def _scale(logit_scale, max_scale):

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from cl_jax.losses import LOG_ZERO, allow, contrast, not_self, row_ids, same_id, same_label
+from cl_jax.losses import LOG_ZERO, allow, contrast, not_self, pair_sums, row_ids, same_id, same_label
 from tests.losses.parity import assert_parity
 
 RNG = np.random.default_rng(0)
@@ -62,6 +62,22 @@ def test_gradient_is_the_numerical_one(block_size):
     with jax.enable_x64(True):
         args = [jnp.asarray(a) for a in (Q, K, BIAS, 2.0)]
         jax.test_util.check_grads(jax.jit(loss), args, order=1, modes=["rev"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [0, 4])
+def test_sums_of_any_function_of_a_pair(block_size):
+    def sums(q, k, bias, scale):
+        return pair_sums(q, k, lambda s, rows, cols: jnp.tanh(s + cols["bias"][None, :]) * same_label(rows, cols),
+                         scale=scale, rows={"label": LABEL_Q}, cols={"label": LABEL_K, "bias": bias},
+                         block_size=block_size)
+
+    with jax.enable_x64(True):
+        args = [jnp.asarray(a) for a in (Q, K, BIAS, 0.3)]
+        expected = [sum(np.tanh(0.3 * Q[i] @ K[j] + BIAS[j]) for j in range(19) if LABEL_K[j] == LABEL_Q[i])
+                    for i in range(13)]
+        np.testing.assert_allclose(sums(*args), expected, rtol=1e-12, atol=1e-12)
+        jax.test_util.check_grads(jax.jit(lambda *args: jnp.vdot(sums(*args), COTANGENTS[0])), args, order=1,
+                                  modes=["rev"], rtol=1e-6)
 
 
 def test_scale_may_be_a_number_or_an_array():
