@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import signal
 import threading
 import time
@@ -315,7 +316,7 @@ def _previous(config: ConfigDict, workdir: str | Path) -> Stage | None:
     name = config.get("previous", "")
     if not name:
         return None
-    _, built, state = load(Path(workdir) / name)
+    _, built, state = load(os.path.normpath(Path(workdir) / name))  # "../pretrain" of a folder that is not there yet
     return Stage(built.method, state)
 
 
