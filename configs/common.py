@@ -60,6 +60,13 @@ def cifar10(config: ConfigDict) -> None:
     config.batch_size = 512
 
 
+def folder(config: ConfigDict) -> None:
+    """Your own images: set --config.data.path. A ResNet-18 of half the width at 64 pixels."""
+    config.data = ConfigDict(dict(name="folder", path="", image_size=64, labels=True, on_error="raise"))
+    config.encoder.update(dict(depth=18, width=0.5, stem="imagenet"))
+    config.views = ConfigDict(dict(both=dict(name="simclr", copies=2, size=64, strength=0.5, test_crop=1.0)))
+
+
 def debug(config: ConfigDict) -> None:
     """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four steps."""
     config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))

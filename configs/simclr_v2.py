@@ -1,6 +1,7 @@
 """SimCLR v2 (Chen et al. 2020, arXiv 2006.10029), three stages: pretrain, finetune, distill.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, five minutes. Variants:
+  folder        your own images, at --config.data.path
   cifar10       pre-training at the CIFAR setting of the authors' code: ResNet-18, batch 512, 1000 epochs
   imagenet2012  ResNet-50 with selective kernels, batch 4096, 800 epochs, LARS 0.1 sqrt(B), weight decay 1e-4, temperature
                 0.1; published: 74.6 % linear, fine-tuned 64.5 / 72.1 / 78.7 % with 1 / 10 / 100 % of the labels (README)
@@ -16,19 +17,23 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = ("cifar10", "imagenet2012", "memory", "label1", "label10", "label100", "debug")
+VARIANTS = ("folder", "cifar10", "imagenet2012", "memory", "label1", "label10", "label100", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, VARIANTS)
     config = common.get_config()
-    config.method = ConfigDict(dict(name="simclr_v2", temperature=0.2, num_layers=3, out_dim=64, queue_size=0, momentum=0.99))
+    config.method = ConfigDict(dict(name="simclr_v2", temperature=0.2, num_layers=3, out_dim=64, queue_size=0,
+                                    momentum=0.99))
     common.laptop(config)
     crop = dict(name="simclr_crop_flip", size=config.views.both.size, scale=(0.7, 1.0), flip=0.0, test_crop=1.0)
     tune = dict(name="adamw", learning_rate=1e-3, learning_rate_scaling="none", weight_decay=0.0)
     tune_epochs, distill_epochs, tune_batch = 30.0, 20.0, 64
     distill = dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none", weight_decay=1e-4, warmup_epochs=0.5)
     queue_size = 4096
+    if "folder" in chosen:
+        common.folder(config)
+        crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0)
     if "cifar10" in chosen:
         common.cifar10(config)
         config.encoder.variant = "simclr"

@@ -29,7 +29,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         common.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=50.0))
-        config.views = ConfigDict(dict(a_large=dict(name="swav", size=32, scale=(0.3, 1.0), blur=0.0, test_crop=1.0, copies=2),
+        config.views = ConfigDict(dict(a_large=dict(name="swav", size=32, scale=(0.3, 1.0), blur=0.0, test_crop=1.0,
+                                                    copies=2),
                                        b_small=dict(name="swav", size=16, scale=(0.08, 0.3), blur=0.0, copies=4)))
         config.optimizer = ConfigDict(dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=390,
                                            warmup_epochs=10.0))

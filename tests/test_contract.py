@@ -25,7 +25,7 @@ def started(config, devices, previous):
 
 
 def trained(config, devices, previous):
-    """The State after some steps of plain SGD, and the losses: Adam would blow up the rounding of gradients that are zero."""
+    """The State after some steps of plain SGD, and the losses: Adam would blow up the rounding of zero gradients."""
     config = config.copy_and_resolve_references()
     config.optimizer = {"name": "sgd", "learning_rate": 0.01, "learning_rate_scaling": "none"}
     config, built, state = started(config, devices, previous)
@@ -60,7 +60,7 @@ def _the_same_on_any_number_of_devices(config, previous, where):
         for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other)):
             difference = np.abs(np.float64(x) - np.float64(y)).max(initial=0)
             bound = BOUND * max(1.0, np.abs(np.float64(x)).max(initial=0))
-            assert difference <= bound, f"{where} on {devices} devices: {jax.tree_util.keystr(path)} is {difference:.2g} apart"
+            assert difference <= bound, f"{where} on {devices} devices: {jax.tree_util.keystr(path)} {difference:.2g}"
 
 
 def _resumes_exactly_and_compiles_once(config, previous, path, where):

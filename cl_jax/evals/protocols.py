@@ -110,7 +110,8 @@ class Evaluator:
     def _knn(self, train: np.ndarray, test: np.ndarray) -> float:
         settings = self.config.evals
         found = nearest.knn(train, _labels(self.data.train), test, _labels(self.data.test),
-                            k=min(settings.knn_k, len(train)), temperature=settings.knn_temperature, num_classes=self.classes)
+                            k=min(settings.knn_k, len(train)), temperature=settings.knn_temperature,
+                            num_classes=self.classes)
         return float(found.top1)
 
     def _pictures(self, train: np.ndarray, test: np.ndarray) -> None:
@@ -127,7 +128,8 @@ class Evaluator:
 def draw_curve(workdir: str | Path, rows: list[dict[str, float]]) -> None:
     """The kNN curve of a run's log, with its baselines."""
     points = [(row["step"], row["knn/top1"]) for row in rows if "knn/top1" in row]
-    lines: dict[str, float] = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network") if name in row}
+    lines: dict[str, float] = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network")
+                               if name in row}
     if points:
         pictures.knn_curve(Path(workdir) / "knn.png", [s for s, _ in points], [v for _, v in points], lines, xlabel="step")
 

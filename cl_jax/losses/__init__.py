@@ -30,7 +30,6 @@ from cl_jax.losses.clusters import (
 from cl_jax.losses.contrast import (
     LOG_ZERO,
     Contrast,
-    PairTerm,
     allow,
     contrast,
     not_self,
@@ -203,7 +202,6 @@ __all__ = [
     "Mix",
     "Mixtures",
     "Normalizer",
-    "PairTerm",
     "Selection",
     "SoftLabels",
     "Steps",
