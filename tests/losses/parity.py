@@ -1,5 +1,6 @@
 """The gathered loss against the one-device loss: value and absolute gradient, in every way users map a step."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +12,12 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 AXIS = "devices"
+# Most of the time is compilation, once per device count: all three with CL_JAX_SLOW=1, beside `-m slow`.
+N_DEVICES = (2, 4, 8) if os.environ.get("CL_JAX_SLOW") else (4,)
 
 
 def assert_parity(loss: Callable[..., Any], args: Sequence[Any], sharded: Sequence[bool], *,
-                  n_devices: Sequence[int] = (2, 4, 8), f64: float = 1e-10, f32: float = 1e-6) -> None:
+                  n_devices: Sequence[int] = N_DEVICES, f64: float = 1e-10, f32: float = 1e-6) -> None:
     """Holds loss(*args, axis_name=...) on n devices to loss(*args, axis_name=None) on one.
 
     args are float64 (or integer) NumPy arrays of the global batch; sharded[i] says whether args[i] is split over its
