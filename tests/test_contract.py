@@ -25,9 +25,10 @@ def started(config, devices, previous):
 
 
 def trained(config, devices, previous):
-    """The State after some steps of plain SGD, and the losses: Adam would blow up the rounding of zero gradients."""
+    """The State after some steps of plain SGD, and the losses. Adam would blow up the rounding of zero gradients, large
+    steps that of all; the momentum in the optimiser's state holds the absolute gradients."""
     config = config.copy_and_resolve_references()
-    config.optimizer = {"name": "sgd", "learning_rate": 0.01, "learning_rate_scaling": "none"}
+    config.optimizer = {"name": "sgd", "learning_rate": 1e-4, "learning_rate_scaling": "none"}
     config, built, state = started(config, devices, previous)
     step, losses = train.stepper(built, config, 0), []
     for _ in range(min(STEPS, built.run.total_steps)):
