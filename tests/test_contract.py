@@ -43,6 +43,7 @@ def stages_of(name):
     return [(stage, settings) for stage, settings, _ in train.stages(config, "unused")]
 
 
+@pytest.mark.slow  # compiles every method on three device counts
 @pytest.mark.parametrize("name", CONFIGS)
 def test_contract(name, tmp_path):
     previous = None
