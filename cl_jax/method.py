@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import lax
@@ -48,7 +49,11 @@ class Variables(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss hands back besides its value: scalars to log, and the memory after the step."""
+    """What a loss hands back besides its value: scalars to log, and the memory after the step.
+
+    Two names mean the same in every method: "chance" is the loss of a network that knows nothing (nats; the log of the
+    number of candidates), "queue_filled" the share of a queue's rows that are keys of examples.
+    """
 
     metrics: dict[str, jax.Array]
     memory: Tree = None
@@ -84,6 +89,9 @@ class Method:
     clean:    uint8 images [B, H, W, C] -> the network's input without augmentation.
     refresh:  (State, encode_all, epoch) -> State. On the host before each epoch: k-means, EM. `encode_all(f)` runs
               f(State, batch) over the training split in order and returns its rows.
+    plan:     State -> int32 [N], a group per training example. On the host before each epoch, after `refresh`, and again
+              at a resume: it must read only what stays as it is during an epoch. Every group that has examples is then
+              drawn equally often (`data.batches.balanced_order`). None: each example once.
     needs:    batch fields, checked before the first step.
     """
 
@@ -92,6 +100,7 @@ class Method:
     features: Callable[[Tree, Tree, jax.Array, bool], tuple[dict[str, jax.Array], Tree]]
     clean: Callable[[jax.Array], jax.Array]
     refresh: Callable[[State, Callable[..., Any], int], State] | None = None
+    plan: Callable[[State], np.ndarray] | None = None
     needs: tuple[str, ...] = ("image",)
 
     def encode(self, state: State, batch: Batch) -> dict[str, jax.Array]:
@@ -110,6 +119,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
               tracked: Callable[[Tree], Tree] = lambda params: params,
               project: Callable[[Tree], Tree] = lambda params: params,
               refresh: Callable[[State, Callable[..., Any], int], State] | None = None,
+              plan: Callable[[State], np.ndarray] | None = None,
               micro_batches: int = 1,
               needs: tuple[str, ...] = ("image",)) -> Method:
     """The ordinary method: one loss, one optimiser, perhaps a momentum target and a memory.
@@ -124,7 +134,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
       loss: (outputs, params, memory, batch, key) -> (scalar, Aux), everything after the networks; it returns the mean over
         the global batch, and a memory that is the same on every device. `params` is there for prototypes and temperatures.
       tx, ema: the optimiser; the transform that moves the target (`optim.ema_of_params`), None for a frozen target.
-      features, clean, refresh, needs: see `Method`.
+      features, clean, refresh, plan, needs: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
       tracked: the part of `params` that the target mirrors.
       project: brings parameters back onto their constraint (unit prototypes) before the forward pass.
@@ -197,4 +207,4 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
             metrics = lax.pmean(metrics, axis_name)
         return State(state.step + 1, params, opt, stats, target, aux.memory), metrics
 
-    return Method(init, update, features, clean, refresh, needs)
+    return Method(init, update, features, clean, refresh, plan, needs)

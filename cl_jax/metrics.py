@@ -81,9 +81,7 @@ def read(workdir: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def first_bad(steps: list[int], metrics: list[dict[str, np.ndarray]]) -> int | None:
-    """The first step whose loss or gradient norm is not finite."""
-    for step, row in zip(steps, metrics):
-        if not all(np.isfinite(row[name]) for name in ("loss", "grad_norm") if name in row):
-            return step
-    return None
+def first_bad(columns: dict[str, np.ndarray]) -> int | None:
+    """The first row of metrics [steps] whose loss or gradient norm is not finite."""
+    finite = np.logical_and.reduce([np.isfinite(columns[name]) for name in ("loss", "grad_norm") if name in columns])
+    return None if finite.all() else int(np.argmin(finite))

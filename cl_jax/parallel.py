@@ -48,9 +48,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, spec: P = EACH) -> dict[str, jax.Array]:
     """Rows this process loaded -> global arrays split over the devices in rank order."""
-    sharding = NamedSharding(mesh, EACH)
+    sharding = NamedSharding(mesh, spec)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 

@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
         log_steps=10,
         checkpoint_steps=0,  # 0: at the end of each epoch that is evaluated, and at the end
         keep_checkpoints=2,
-        stop_on_nan=True,
+        dispatch_steps=0,  # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else log_steps
+        nonfinite="stop",  # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
         data=dict(name="scenes"),
         views=dict(both=dict(name="simclr_cifar", copies=2)),
         encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0),

@@ -22,12 +22,13 @@ ALLOWED = {
     "encoders": (NETWORK, LAYERS | {"shapes"}),
     "heads": (NETWORK, LAYERS | {"shapes"}),
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
+    "network": (NETWORK, {"shapes"}),
     "method": (TRAINING, {"method", "optim", "parallel", "shapes"}),
     "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
     # parallel.py offers the losses' own gather and means, which must live where jax alone is known.
     "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
-    "methods": (TRAINING, {"losses", "memory", "shapes", "views", "encoders", "heads", "cluster", "method", "optim",
-                           "parallel", "methods"}),
+    "methods": (TRAINING, {"losses", "memory", "shapes", "views", "encoders", "heads", "cluster", "method", "network",
+                           "optim", "parallel", "methods"}),
     "evals": (TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
               {"encoders", "method", "data", "parallel", "evals", "shapes", "losses", "views"}),
 }

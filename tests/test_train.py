@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import checkpoint, metrics, parallel, train
+from cl_jax import checkpoint, metrics, parallel, steps, train
 from configs import simclr_v1, simclr_v2
 
 
@@ -94,22 +94,18 @@ def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatc
     config.total_epochs, config.evals.every_epochs, config.evals.baselines = 3.0, 0.0, False
     whole = tmp_path / "whole"
     train.train(config, whole)
-    build = train.stepper
+    advance = steps.Stepper.advance
 
-    def killed_at_5(*args):
-        step = build(*args)
-
-        def run(state):
-            if int(state.step) == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(state)
-        return run
+    def killed_at_5(self, state, until):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, state, until)
 
     cut = tmp_path / "cut"
-    monkeypatch.setattr(train, "stepper", killed_at_5)
+    monkeypatch.setattr(steps.Stepper, "advance", killed_at_5)
     with pytest.raises(train.Interrupted, match="stopped at step 5 of 12"):
         train.train(config, cut)
-    monkeypatch.setattr(train, "stepper", build)
+    monkeypatch.setattr(steps.Stepper, "advance", advance)
     train.train(config, cut)
     a, b = train.load(whole)[2], train.load(cut)[2]
     assert int(a.step) == 12

@@ -31,6 +31,40 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
     return permutation
 
 
+def balanced_order(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
+    """Examples [N] int32 of an epoch in which every group is drawn equally often; the same on every machine.
+
+    Each non-empty group gives int(N / number of groups) + 1 examples, with replacement where it has fewer; all are
+    shuffled and the first N kept. So small groups repeat, and some examples of large ones are left out.
+
+    Args:
+      groups: [N] int32, the group of each example; a negative one leaves the example out.
+
+    Raises:
+      ValueError: no example is in a group, or groups of another rank.
+
+    Reference: Caron et al. 2018, arXiv 1807.05520, section 3.3 (uniform sampling over clusters), as in the authors' code.
+    """
+    groups = np.asarray(groups)
+    if groups.ndim != 1 or groups.dtype.kind not in "iu":
+        raise ValueError(f"groups are {groups.dtype}{list(groups.shape)}; expected integers [N].")
+    names = np.unique(groups[groups >= 0])
+    if not len(names):
+        raise ValueError(f"none of the {len(groups)} examples is in a group (all are negative); expected at least one.")
+    size, each = len(groups), len(groups) // len(names) + 1
+    stream = np.random.Philox(key=[seed, epoch])  # the raw stream is fixed by its definition, as in `order`
+    drawn = []
+    for name in names:
+        members = np.flatnonzero(groups == name)
+        if len(members) < each:
+            drawn.append(members[stream.random_raw(each) % np.uint64(len(members))])
+        else:
+            drawn.append(members[np.argsort(stream.random_raw(len(members)), kind="stable")[:each]])
+    chosen = np.concatenate(drawn)
+    shuffled = chosen[np.argsort(stream.random_raw(len(chosen)), kind="stable")]
+    return shuffled[:size].astype(np.int32)
+
+
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Whole batches in an epoch."""
     if batch_size < 1:
@@ -41,12 +75,13 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
-def ids_at(step: int, *, seed: int, size: int, batch_size: int) -> np.ndarray:
-    """The examples [batch_size] int32 of the global batch of a step."""
+def ids_at(step: int, *, seed: int, size: int, batch_size: int, epoch_order: np.ndarray | None = None) -> np.ndarray:
+    """The examples [batch_size] int32 of the global batch of a step, from its epoch's order: `order`, or the one given."""
     if step < 0:
         raise ValueError(f"step is {step}; expected at least 0.")
     epoch, at = divmod(step, steps_per_epoch(size, batch_size))
-    return order(seed, epoch, size)[at * batch_size:(at + 1) * batch_size]
+    ids = order(seed, epoch, size) if epoch_order is None else epoch_order
+    return ids[at * batch_size:(at + 1) * batch_size]
 
 
 def local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -76,9 +111,9 @@ class _Lookup:
         return self.get(int(index))
 
 
-def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int, steps: int, process_index: int = 0,
-                 process_count: int = 1, workers: int = 4, worker_processes: int = 0,
-                 prefetch: int = 2) -> Iterator[Batch]:
+def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int, steps: int,
+                 epoch_order: np.ndarray | None = None, process_index: int = 0, process_count: int = 1, workers: int = 4,
+                 worker_processes: int = 0, prefetch: int = 2) -> Iterator[Batch]:
     """The batches of steps `start_step` to `steps - 1`: this process's rows of each field, and "id" int32.
 
     To resume, start at the step to be done next; a batch does not depend on where the iterator began.
@@ -87,6 +122,7 @@ def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int,
       source: read from several threads at once.
       batch_size: of the global batch, over all processes.
       steps: the step to stop before.
+      epoch_order: [size] int32, the order of the one epoch that all these steps are in; None for `order`.
       workers: threads that read examples, in this process or in each of the worker processes.
       worker_processes: above 0, examples are read in so many other processes. For readers that hold Python's lock;
         decoding images does not.
@@ -104,7 +140,7 @@ def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int,
     size = source.size
 
     def ids(step: int) -> np.ndarray:
-        return ids_at(step, seed=seed, size=size, batch_size=batch_size)[rows]
+        return ids_at(step, seed=seed, size=size, batch_size=batch_size, epoch_order=epoch_order)[rows]
 
     count = max(steps - start_step, 0)
     return _batches(source, lambda i: ids(start_step + i), count, each, workers, worker_processes, prefetch)

@@ -17,8 +17,7 @@ from jax import lax
 from cl_jax import losses, optim
 from cl_jax.heads import mlp, predictor
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.methods.moco_v2 import applier
-from cl_jax.methods.simclr_v1 import Network
+from cl_jax.network import Network, applier
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 

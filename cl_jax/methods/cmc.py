@@ -18,7 +18,7 @@ from cl_jax.losses import nce
 from cl_jax.losses._float import unit
 from cl_jax.memory import bank
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.methods.simclr_v1 import Network
+from cl_jax.network import Network
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views import lab

@@ -21,7 +21,7 @@ from cl_jax.losses import nce
 from cl_jax.losses._float import unit
 from cl_jax.memory import queue as queues
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.methods.simclr_v1 import Network
+from cl_jax.network import Network, applier, features_of
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
@@ -74,22 +74,9 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         top1 = jnp.mean(jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))]))
         return sum(terms[1:], terms[0]), Aux({"contrast_top1": top1}, queues.enqueue(memory, jnp.concatenate(entering)))
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, images, train)
-        return named, stats
-
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
                      ema=optim.ema_of_params(momentum))
-
-
-def applier(network: nn.Module) -> Any:
-    """(params, stats, images, train) -> ((z, features), stats) of a `Network`."""
-    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train,
-                                         mutable=["batch_stats"])
-        return outputs, changed["batch_stats"]
-    return apply
 
 
 def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int) -> Variables:

@@ -24,8 +24,8 @@ from cl_jax.losses._float import unit
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
 from cl_jax.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.methods.moco_v2 import applier, check_queue, contrast_top1, momentum_keys, pass_key, start
-from cl_jax.methods.simclr_v1 import Network
+from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, pass_key, start
+from cl_jax.network import Network, applier, features_of
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
@@ -108,10 +108,6 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         entered = queues.enqueue(memory.queue, gather(k, run.axis_name))
         return instance + proto, Aux(metrics, memory._replace(queue=entered))
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, images, train)
-        return named, stats
-
     def momentum_features(state: State, batch: Batch) -> jax.Array:
         (z, _), _ = apply(state.target.params, state.target.stats, evaluate(views[0], batch["image"]), False)
         return unit(z)
@@ -129,7 +125,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
         return dataclasses.replace(state, memory=jax.tree.map(_place_as, memory, state.memory))
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
                      ema=optim.ema_of_params(momentum), refresh=refresh)
 

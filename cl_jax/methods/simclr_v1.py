@@ -14,20 +14,9 @@ import optax
 from cl_jax import losses
 from cl_jax.heads import mlp
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.network import Network, applier, features_of
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
-
-
-class Network(nn.Module):
-    """Encoder and projection head. Returns (z, features): "h", the head's hidden layers "proj1", ..., and "z"."""
-
-    encoder: nn.Module
-    head: nn.Module
-
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        h = self.encoder(images, train=train)["h"]
-        z, hiddens = self.head(h, train=train)
-        return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}
 
 
 def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
@@ -42,10 +31,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
     network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
                                         axis_name=run.axis_name))
-
-    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
-        return outputs, changed["batch_stats"]
+    apply = applier(network)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
@@ -60,10 +46,6 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         value = losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name, block_size=block_size)
         return (2 * value if sum_directions else value), Aux({})
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, images, train)
-        return named, stats
-
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
                      micro_batches=micro_batches)

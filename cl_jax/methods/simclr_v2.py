@@ -18,7 +18,7 @@ from cl_jax import losses, optim
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.methods.simclr_v1 import Network
+from cl_jax.network import Network, applier, features_of
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
@@ -40,11 +40,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                          f"be its own negative. Use at most {2 * run.size}.")
     network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
                                         axis_name=run.axis_name))
+    apply = applier(network)
     scale = 2.0 if sum_directions else 1.0
-
-    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
-        return outputs, changed["batch_stats"]
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
@@ -73,10 +70,6 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         rows = gather(k, run.axis_name)
         return scale * (a + b) / 2, Aux({}, queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, images, train)
-        return named, stats
-
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
                      ema=optim.ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches)

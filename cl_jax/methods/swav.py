@@ -19,6 +19,7 @@ from cl_jax.heads import mlp, prototypes
 from cl_jax.losses import unit
 from cl_jax.memory import crop_queue
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.network import applier
 from cl_jax.views import batch as views_of
 from cl_jax.views import multicrop
 from cl_jax.views.recipe import Recipe, evaluate
@@ -57,12 +58,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     network = Network(encoder, mlp.make(variant="swav", out_dim=out_dim, hidden_dim=hidden_dim, dtype=encoder.dtype,
                                         axis_name=run.axis_name))
     scorer = prototypes.make(num_prototypes=num_prototypes)
+    apply = applier(network)
     queue_start = round(queue_start_epochs * run.steps_per_epoch)
-
-    def apply(params: Any, stats: Any, crops: Sequence[jax.Array], train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params["network"], "batch_stats": stats}, crops, train,
-                                         mutable=["batch_stats"])
-        return outputs, changed["batch_stats"]
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, prototype_key = jax.random.split(key)
@@ -76,7 +73,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         crops = views_of.of_batch(views, batch, key)
         sizes = [jnp.concatenate([crops[i] for i in group]) for group in multicrop.by_size(crops)]
-        (z, _), stats = apply(params, stats, sizes, True)
+        (z, _), stats = apply(params["network"], stats, sizes, True)
         return jnp.stack(jnp.split(unit(z), len(crops)), axis=1), stats, None
 
     def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
@@ -98,7 +95,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return value, Aux({"code_confidence": used}, remembered)
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, [images], train)
+        (_, named), stats = apply(params["network"], stats, [images], train)
         return named, stats
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,

@@ -1,0 +1,170 @@
+"""From a State to the next: which batch, how many steps at once, and what happens to numbers that are not finite."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from cl_jax import parallel
+from cl_jax.data import batches
+from cl_jax.experiment import Built, fields_of
+from cl_jax.method import State
+from cl_jax.parallel import AXIS, EACH, SAME
+
+RESIDENT_BYTES = 2 << 30  # sets up to this size live on the device as uint8
+IN_FLIGHT = 3  # host batches that may wait on the device for their step
+Metrics = dict[str, jax.Array]
+
+
+class Stepper:
+    """Advances a State through the run's batches.
+
+    A data set that fits lies on the device as uint8, and up to `dispatch_steps` steps are one compiled program that scans
+    over their example ids; other sets are loaded on the host, one batch a step. Both see the same batches. How steps are
+    grouped depends on their number alone (and where `until` cuts), so a resumed run computes bit for bit what an unbroken
+    one does.
+
+    A step whose loss or gradient norm is not finite leaves the State as it was, `step` included, and so do all after it:
+    whoever reads the metrics later holds the State before that step. `nonfinite="ignore"` lets it through.
+    """
+
+    def __init__(self, built: Built, config: ConfigDict, start: int):
+        self.method, self.data, self.run, self.mesh, _ = built
+        self.seed, self.step = config.seed, start
+        self.guard = config.nonfinite != "ignore"
+        self.wait_seconds = 0.0  # spent waiting for the host's data
+        self.compile_seconds = 0.0  # 0 until something is compiled
+        self.flops = 0.0  # of one step on one device, once it is compiled
+        self.temporary_bytes = 0
+        self.epoch_order: np.ndarray | None = None  # by the method's plan
+        self.planned = -1  # the epoch that it is of
+        self.key = parallel.replicate(jax.random.key(self.seed), self.mesh)
+        self.fields = fields_of(self.method, self.data.train.read(0))
+        resident = batches.resident(self.data.train, max_bytes=RESIDENT_BYTES)
+        self.rows = None
+        if resident is not None:
+            self.rows = parallel.replicate({name: resident[name] for name in self.fields}, self.mesh)
+            self.one = parallel.lift(self._indexed, self.mesh, (SAME, SAME, EACH, SAME, SAME), SAME, donate=(0,))
+            self.many = parallel.lift(self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,))
+        else:
+            self.one = parallel.lift(self._update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
+        asked = config.dispatch_steps or (1 if self.mesh.devices.flat[0].platform == "cpu" else config.log_steps)
+        self.at_once = asked if self.rows is not None else 1
+        self.loaded: Iterator[dict[str, np.ndarray]] | None = None
+        self.flying: deque[jax.Array] = deque()
+
+    def __call__(self, state: State) -> tuple[State, Metrics]:
+        """One step."""
+        state, stacked = self.advance(state, self.step + 1)
+        return state, jax.tree.map(lambda x: x[0], stacked)
+
+    def advance(self, state: State, until: int) -> tuple[State, Metrics]:
+        """The next steps, as many as one dispatch takes and none at or beyond `until`; metrics are stacked, [steps]."""
+        self._plan(state)
+        within = self.step % self.run.steps_per_epoch
+        count = self.at_once
+        if within % count or within + count > self.run.steps_per_epoch or self.step + count > until:
+            count = 1
+        expected = np.int32(self.step)
+        if self.rows is None:
+            batch = self._load(state)
+            state, metrics = self._compiled(self.one, 1, state, batch, self.key, expected)
+            metrics = jax.tree.map(lambda x: x[None], metrics)
+            self.flying.append(metrics["loss"])
+            if len(self.flying) > IN_FLIGHT:
+                self.flying.popleft().block_until_ready()
+        elif count == 1:
+            ids = self._place({"id": self._ids(self.step)}, EACH)["id"]
+            state, metrics = self._compiled(self.one, 1, state, self.rows, ids, self.key, expected)
+            metrics = jax.tree.map(lambda x: x[None], metrics)
+        else:
+            stacked = np.stack([self._ids(self.step + i) for i in range(count)])
+            ids = self._place({"id": stacked}, P(None, AXIS))["id"]
+            state, metrics = self._compiled(self.many, count, state, self.rows, ids, self.key, expected)
+        self.step += count
+        return state, metrics
+
+    def skip(self, state: State) -> State:
+        """Past the step that a State stopped before: its batch is left out, and what followed it is done again."""
+        self.step = int(state.step) + 1
+        self.loaded = None
+        return dataclasses.replace(state, step=state.step + 1)
+
+    def ids(self, step: int) -> np.ndarray:
+        """The examples [B] of the global batch of a step of the current epoch."""
+        return batches.ids_at(step, seed=self.seed, size=self.run.size, batch_size=self.run.batch_size,
+                              epoch_order=self.epoch_order)
+
+    # On the device, per device -----------------------------------------------------------------------------------
+
+    def _update(self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
+                ) -> tuple[State, Metrics]:
+        after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
+        if not self.guard:
+            return after, metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
+        go = finite & (state.step == expected)
+        return jax.tree.map(lambda new, old: jnp.where(go, new, old), after, state), metrics
+
+    def _indexed(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
+                 ) -> tuple[State, Metrics]:
+        batch = {name: values[ids] for name, values in rows.items()} | {"id": ids}
+        return self._update(state, batch, key, expected)
+
+    def _scanned(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
+                 ) -> tuple[State, Metrics]:
+        def body(state, given):
+            offset, ids = given
+            return self._indexed(state, rows, ids, key, expected + offset)
+        return lax.scan(body, state, (jnp.arange(ids.shape[0], dtype=jnp.int32), ids))
+
+    # On the host -------------------------------------------------------------------------------------------------
+
+    def _compiled(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
+        if not self.compile_seconds:
+            began = time.perf_counter()
+            program = lifted.lower(*arguments).compile()  # the same executable that the call below finds
+            self.compile_seconds = time.perf_counter() - began
+            cost, memory = program.cost_analysis(), program.memory_analysis()
+            self.flops = float((cost or {}).get("flops", 0.0))
+            self.temporary_bytes = memory.temp_size_in_bytes if memory is not None else 0
+        return lifted(*arguments)
+
+    def _ids(self, step: int) -> np.ndarray:
+        return self.ids(step)[batches.local_rows(self.run.batch_size, jax.process_index(), jax.process_count())]
+
+    def _place(self, rows: dict[str, np.ndarray], spec: P) -> dict[str, jax.Array]:
+        return parallel.place_batch(rows, self.mesh, spec)
+
+    def _plan(self, state: State) -> None:
+        epoch = self.step // self.run.steps_per_epoch
+        if self.method.plan is None or self.planned == epoch:
+            return
+        groups = np.asarray(self.method.plan(state), np.int32)
+        self.epoch_order, self.planned = batches.balanced_order(self.seed, epoch, groups), epoch
+        self.loaded = None
+
+    def _load(self, state: State) -> dict[str, jax.Array]:
+        if self.loaded is None:
+            # With a plan, the batches of later epochs are not known yet.
+            end = self.run.total_steps if self.epoch_order is None else (self.planned + 1) * self.run.steps_per_epoch
+            self.loaded = batches.host_batches(
+                self.data.train, batch_size=self.run.batch_size, seed=self.seed, start_step=self.step, steps=end,
+                epoch_order=self.epoch_order, process_index=jax.process_index(), process_count=jax.process_count())
+        began = time.perf_counter()
+        batch = next(self.loaded)
+        self.wait_seconds += time.perf_counter() - began
+        return self._place({name: batch[name] for name in (*self.fields, "id")}, EACH)
+
+
+def stepper(built: Built, config: ConfigDict, start: int) -> Stepper:
+    """The steps of a run from step `start` on."""
+    return Stepper(built, config, start)

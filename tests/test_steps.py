@@ -1,0 +1,145 @@
+"""Steps: one at a time or many in a dispatch, from the device or from the host, and numbers that are not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax import metrics, parallel, train
+from cl_jax.data import batches
+from configs import simclr_v1
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = simclr_v1.get_config("debug")
+    config.devices = 1
+    config.optimizer = {"name": "sgd", "learning_rate": 1e-3, "learning_rate_scaling": "none"}
+    config.evals.update({"every_epochs": 0.0, "baselines": False})
+    return train.stages(config, "unused")[0][1]
+
+
+@pytest.fixture(scope="module")
+def built(config):
+    return train.build(config)
+
+
+def changed(config, **settings):
+    config = config.copy_and_resolve_references()
+    config.update(settings)
+    return config
+
+
+def run(built, config, state=None, start=0, until=None):
+    """(State, losses [steps], dispatches)."""
+    state = train.initial_state(built, config) if state is None else state
+    stepper, losses, dispatches = train.stepper(built, config, start), [], 0
+    until = until or built.run.total_steps
+    while stepper.step < until:
+        state, values = stepper.advance(state, until)
+        losses.append(np.asarray(values["loss"]))
+        dispatches += 1
+    return state, np.concatenate(losses), dispatches
+
+
+def assert_same(a, b, **bound):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(parallel.fetch(a)), jax.tree.leaves(parallel.fetch(b))):
+        np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
+
+
+def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, config):
+    one, losses, _ = run(built, config)
+    assert len(losses) == 4
+    grouped = changed(config, dispatch_steps=2)
+    two, scanned, dispatches = run(built, grouped)
+    assert dispatches == 2
+    np.testing.assert_allclose(scanned, losses, rtol=1e-5)
+    assert_same(one, two, rtol=1e-4, atol=1e-4)  # two programs: other fusions, other rounding
+    half, _, _ = run(built, grouped, until=2)
+    resumed, _, _ = run(built, grouped, state=half, start=2)
+    assert_same(two, resumed, rtol=0, atol=0)
+
+
+def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(built, config):
+    stepper = train.stepper(built, changed(config, dispatch_steps=3), 0)
+    state, taken = train.initial_state(built, config), []
+    while stepper.step < 8:  # epochs of 4 steps
+        before = stepper.step
+        state, _ = stepper.advance(state, 8)
+        taken.append(stepper.step - before)
+    assert taken == [3, 1, 3, 1]
+
+
+def test_the_host_path_gives_the_same_run(built, config):
+    source = built.data.train
+    hidden = dataclasses.replace(source, arrays=None)
+    host = built._replace(data=built.data._replace(train=hidden))
+    a, losses, _ = run(built, config)
+    b, loaded, _ = run(host, config)
+    np.testing.assert_allclose(loaded, losses, rtol=1e-6)
+    assert_same(a, b, rtol=1e-6, atol=1e-6)
+    resumed, tail, _ = run(host, config, *run(host, config, until=2)[:1], start=2)
+    np.testing.assert_array_equal(tail, loaded[2:])
+    assert_same(b, resumed, rtol=0, atol=0)
+
+
+def poisoned(built, at):
+    """The same method, whose loss is no number at step `at`."""
+    def update(state, batch, key):
+        bad = state.step == at
+        state, values = built.method.update(state, batch, key)
+        return state, values | {"loss": jnp.where(bad, jnp.nan, values["loss"])}
+    return built._replace(method=dataclasses.replace(built.method, update=update))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_state_stays_as_it_was_before_a_step_that_is_not_finite(built, config, at_once):
+    config = changed(config, dispatch_steps=at_once)
+    until_then, _, _ = run(built, config, until=2)
+    until_then = parallel.fetch(until_then)
+    state, losses, _ = run(poisoned(built, 2), config)
+    assert np.isnan(losses[2]) and int(state.step) == 2
+    assert_same(state, until_then, rtol=1e-5, atol=1e-5)
+
+
+def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda *_: poisoned(built, 1))
+    config = changed(config, nonfinite="skip", log_steps=1)
+    train.train(config, tmp_path)
+    rows = metrics.read(tmp_path)
+    assert [row["skipped_steps"] for row in rows if "skipped_steps" in row] == [1]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 3, 4]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
+    seen = []
+    groups = np.where(np.arange(built.run.size) < 8, 0, -1)
+
+    def plan(state):
+        seen.append(int(state.step))
+        return groups
+    planned = built._replace(method=dataclasses.replace(built.method, plan=plan))
+    stepper = train.stepper(planned, config, 0)
+    state = train.initial_state(built, config)
+    for _ in range(5):
+        state, _ = stepper(state)
+    assert seen == [0, 4]
+    assert set(stepper.ids(4)) <= set(range(8))
+    np.testing.assert_array_equal(stepper.ids(4), batches.balanced_order(config.seed, 1, groups)[:built.run.batch_size])
+
+
+def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):
+    stepper = train.stepper(built, config, 0)
+    state, _ = stepper(train.initial_state(built, config))
+    with jax.transfer_guard_device_to_host("disallow"):
+        stepper(state)
+
+
+def test_flops_and_temporaries_of_the_step_are_known_after_it_compiled(built, config):
+    stepper = train.stepper(built, config, 0)
+    assert stepper.compile_seconds == 0
+    stepper(train.initial_state(built, config))
+    assert stepper.flops > 1e6 and stepper.temporary_bytes > 1e4 and stepper.compile_seconds > 0
