@@ -65,10 +65,15 @@ class Checkpoints:
 
 def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
     path.mkdir(parents=True, exist_ok=True)
-    for folder in path.iterdir():  # what a killed save left without its commit marker would be listed as the newest
-        if folder.is_dir() and folder.name.isdigit() and not (folder / "_CHECKPOINT_METADATA").exists():
-            logging.warning("removing %s: a save that never finished", folder)
-            shutil.rmtree(folder)
+    if jax.process_index() == 0:
+        for folder in path.iterdir():  # what a killed save left without its commit marker would be listed as the newest
+            if folder.is_dir() and folder.name.isdigit() and not (folder / "_CHECKPOINT_METADATA").exists():
+                logging.warning("removing %s: a save that never finished", folder)
+                shutil.rmtree(folder)
+    if jax.process_count() > 1:  # no process lists what process 0 is about to remove
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"checkpoints of {path}")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=False)
     return ocp.CheckpointManager(path, options=options)
 
@@ -92,7 +97,9 @@ def check_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        written = path.with_suffix(".part")
+        written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        written.replace(path)  # whole at once: another process may look at it now
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,16 +21,16 @@ def main(argv: list[str]) -> int | None:
     logging.set_verbosity(logging.WARNING)  # checkpoint libraries tell every step of a save
     import jax
 
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
-    from cl_jax import train
+    from cl_jax import parallel, train
 
     config = _CONFIG.value
     if _STAGE.value is not None:
         with config.unlocked():
             config.stage = _STAGE.value
     try:
+        if _DISTRIBUTED.value:
+            parallel.join()
+        print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
         for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
             if name:
                 print(f"stage {name} in {workdir}", file=sys.stderr)

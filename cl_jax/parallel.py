@@ -5,6 +5,7 @@ A step is written for one device with a named axis (`AXIS`) and lifted here by `
 `lax.pmean`; with `check_vma=False` that is exact whether or not the loss is averaged over the axis too.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,31 @@ from jax.sharding import PartitionSpec as P
 
 from cl_jax.losses._axis import first_row, gather, mean, total
 
-__all__ = ["AXIS", "EACH", "SAME", "fetch", "first_row", "gather", "lift", "make_mesh", "mean", "place_batch", "replicate",
-           "total"]
+__all__ = ["AXIS", "EACH", "SAME", "fetch", "first_row", "gather", "join", "lift", "make_mesh", "mean", "place_as",
+           "place_batch", "replicate", "total"]
 
 AXIS = "devices"
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
+
+
+def join() -> None:
+    """Joins the other processes of this job (`jax.distributed`), before anything asks for a device.
+
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) say who they are; without the
+    three, JAX asks the scheduler: Slurm, Open MPI, a TPU slice.
+
+    Raises:
+      ValueError: some of the three are there, or a number is none.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if names[0] not in found and names[1] not in found:
+        jax.distributed.initialize()
+        return
+    if len(found) < 3 or not (found[names[0]].isdigit() and found[names[1]].isdigit()):
+        raise ValueError(f"the environment has {found}; expected the three of {', '.join(names)}, the first two whole "
+                         "numbers and the last host:port, for instance 127.0.0.1:8476.")
+    jax.distributed.initialize(found[names[2]], int(found[names[0]]), int(found[names[1]]))
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -42,7 +63,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts the same copy of every array on each device of the mesh; every process must hold the same values."""
     def put(x):
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.device_put(x, NamedSharding(mesh, SAME))
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, SAME), lambda index: x[index])
     return jax.tree.map(put, tree)
@@ -52,6 +73,17 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, spec: P = EACH) -> dic
     """Rows this process loaded -> global arrays split over the devices in rank order."""
     sharding = NamedSharding(mesh, spec)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def place_as(new: Any, old: Any) -> Any:
+    """New values where, and of the type, that the old ones are, so that a compiled step takes them as it is; every process
+    must hold the same values."""
+    def put(new, old):
+        if new is old:
+            return old
+        values = np.asarray(new, old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
+    return jax.tree.map(put, new, old)
 
 
 def fetch(tree: Any) -> Any:

@@ -1,0 +1,342 @@
+"""python -m cl_jax.verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as a table.
+
+The same global batches are trained on each number of devices. Loss and gradient norm of every step, and parameters,
+optimiser, target, memory and batch statistics after the last one, may differ from one device's by what the order of
+floating-point sums explains and by no more. What that is, is measured: one device trains again from parameters that are
+one unit in the last place (ulp) higher or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
+what lies between two of these runs is what rounding may grow to in this method. The bound on an absolute difference is
+
+    FACTOR x (lower quartile of the differences between any two of the runs)
+      + FLOOR x float32's epsilon x (largest magnitude)
+
+and zero for integers. A bound above LOOSEST of the magnitude would say nothing, and counts as broken.
+
+ReLU, a nearest neighbour, a cluster's edge are not continuous: now and then a rounding tips one over, and two runs part by
+more than that. Hence the quartile; and where a number of devices breaks the bound, it trains again from the nudged starts in
+turn and is compared with what one device came to from there. What tips over is luck of the start; a fault is there from
+every one.
+
+The optimiser is plain SGD with momentum, at a small rate. Gradients are the same on every device before an optimiser sees
+them, so none can bring in the number of devices. But Adam divides by the size of a gradient, and makes steps of full length
+of the rounding where the true gradient is zero; and large steps let any rounding grow without end. SGD's momentum is the sum
+of the gradients themselves, so it shows a wrong scale, which Adam and LARS hide.
+"""
+
+import argparse
+import copy
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend
+import numpy as np
+from ml_collections import ConfigDict
+
+from cl_jax import parallel
+from cl_jax.checkpoint import nearest
+from cl_jax.evals import protocols
+from cl_jax.experiment import Built, build, initial_state, stages
+from cl_jax.method import Stage, State
+from cl_jax.steps import stepper
+
+DEVICES = (1, 2, 4, 8)
+STEPS = 10
+NUDGES = 7
+FACTOR = 4.0
+FLOOR = 2.0
+LOOSEST = 1e-3
+OPTIMIZER = {"name": "sgd", "learning_rate": 1e-4, "learning_rate_scaling": "none", "schedule": "constant"}
+QUANTITIES = {"loss": "loss", "grad_norm": "gradient norm", "params": "parameters", "opt": "optimiser", "target": "target",
+              "memory": "memory", "stats": "batch statistics"}
+
+
+class Outcome(NamedTuple):
+    """What a run came to: values of each step, [steps], and the State after the last, in NumPy."""
+
+    loss: np.ndarray
+    grad_norm: np.ndarray
+    state: State
+
+    def leaves(self) -> dict[str, list[np.ndarray]]:
+        """The arrays of each quantity that there is."""
+        trees = [self.loss, self.grad_norm, *(getattr(self.state, name) for name in list(QUANTITIES)[2:])]
+        found = {name: [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for name, tree in zip(QUANTITIES, trees)}
+        return {name: leaves for name, leaves in found.items() if leaves}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One stage of one config: by quantity its bound and its largest magnitude; by number of devices the largest absolute
+    differences from one device, and how many starts it took to find them within the bounds (all, where none was)."""
+
+    name: str
+    bounds: dict[str, float]
+    magnitudes: dict[str, float]
+    differences: dict[int, dict[str, float]]
+    starts: dict[int, int]
+
+    def broken(self, devices: int) -> list[str]:
+        """The quantities that differ by more than their bound."""
+        return [name for name, difference in self.differences[devices].items() if not difference <= self.bounds[name]]
+
+    def loose(self) -> list[str]:
+        """The quantities whose bound says nothing."""
+        return [name for name, bound in self.bounds.items() if not bound <= LOOSEST * self.magnitudes[name]]
+
+    def same(self) -> bool:
+        return not self.loose() and not any(map(self.broken, self.differences))
+
+
+def nudged(tree: Any, seed: int) -> Any:
+    """A tree of arrays with every floating-point number one ulp higher or lower, at random; zeros stay."""
+    random = np.random.default_rng(seed)
+
+    def nudge(x):
+        x = np.asarray(x)
+        if not jax.dtypes.issubdtype(x.dtype, np.floating):
+            return x
+        towards = np.where(random.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
+        return np.where(x == 0, x, np.nextafter(x, towards))
+    return jax.tree.map(nudge, tree)
+
+
+def compare(run: Callable[[int, int | None], Outcome], devices: Sequence[int], name: str) -> Record:
+    """Verifies a method.
+
+    Args:
+      run: (number of devices, seed of a nudge of the initial parameters or None) -> Outcome, of the same global batches.
+      devices: the numbers of devices to compare with one.
+    """
+    one = {seed: run(1, seed) for seed in (None, *range(NUDGES))}
+    magnitudes = {name: max(float(np.abs(np.float64(x)).max(initial=0)) if _inexact(x) else 0.0 for x in leaves)
+                  for name, leaves in one[None].leaves().items()}
+    growth = [differences(a, b) for a, b in combinations(one.values(), 2)]
+    epsilon = float(np.finfo(np.float32).eps)
+    bounds = {name: FACTOR * float(np.quantile([grown[name] for grown in growth], 0.25, method="lower"))
+              + FLOOR * epsilon * magnitude for name, magnitude in magnitudes.items()}
+    record = Record(name, bounds, magnitudes, {}, {})
+    for count in devices:
+        if count == 1:
+            continue
+        for starts, seed in enumerate(one, start=1):
+            record.differences[count], record.starts[count] = differences(one[seed], run(count, seed)), starts
+            if not record.broken(count):
+                break
+    return record
+
+
+def differences(a: Outcome, b: Outcome) -> dict[str, float]:
+    """The largest absolute difference of each quantity; infinite where integers differ or a number is not finite."""
+    theirs = b.leaves()
+    return {name: max(_difference(x, y) for x, y in zip(leaves, theirs[name], strict=True))
+            for name, leaves in a.leaves().items()}
+
+
+def _difference(x: np.ndarray, y: np.ndarray) -> float:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return np.inf
+    if not _inexact(x):
+        return 0.0 if np.array_equal(x, y) else np.inf
+    largest = float(np.abs(np.float64(x) - np.float64(y)).max(initial=0))
+    return largest if np.isfinite(largest) else np.inf
+
+
+def _inexact(x: np.ndarray) -> bool:
+    return bool(jax.dtypes.issubdtype(x.dtype, np.inexact))
+
+
+# Configs ---------------------------------------------------------------------------------------------------------------
+
+
+def config_names() -> list[str]:
+    """The configs of the checkout that this is called in."""
+    try:
+        package = importlib.import_module("configs")
+    except ModuleNotFoundError:
+        raise ValueError("there is no package `configs` here; call it in the checkout of cl_jax.") from None
+    return sorted(path.stem for path in Path(package.__path__[0]).glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
+    """(name, config) of all stages of a config in its `debug` variant."""
+    config = importlib.import_module(f"configs.{name}").get_config("debug")
+    config.stage = "all" if config.get("stage_order", ()) else ""
+    return [(stage, settings) for stage, settings, _ in stages(config, "unused")]
+
+
+class Runner:
+    """A run on some devices, compiled once; called with the seed of a nudge or None, it trains from `state` to its end.
+
+    state: where to start, in NumPy; None for an initial State of its own.
+    """
+
+    def __init__(self, built: Built, config: ConfigDict, state: State | None = None):
+        self.built = built
+        self.state = parallel.fetch(initial_state(built, config)) if state is None else state
+        self.stepper = stepper(built, config, 0)
+        self.evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, "unused")
+
+    def __call__(self, seed: int | None) -> Outcome:
+        method, run = self.built.method, self.built.run
+        start = self.state if seed is None else dataclasses.replace(self.state, params=nudged(self.state.params, seed))
+        state, step, rows = parallel.replicate(start, self.built.mesh), copy.copy(self.stepper), []
+        while step.step < run.total_steps:
+            if method.refresh is not None and step.step % run.steps_per_epoch == 0:
+                held = state
+                state = method.refresh(held, lambda f: self.evaluator.encode_all(f, held), step.step // run.steps_per_epoch)
+            state, values = step(state)
+            rows.append((values["loss"], values["grad_norm"]))
+        loss, norm = (np.array(column) for column in zip(*parallel.fetch(rows)))
+        return Outcome(loss, norm, parallel.fetch(state))
+
+
+def runner(config: ConfigDict, devices: int, previous: Stage | None, steps: int, state: State | None = None) -> Runner:
+    """A stage of a config on so many devices, for so many steps, under the optimiser above."""
+    config = config.copy_and_resolve_references()
+    config.update(devices=devices, optimizer=ConfigDict(OPTIMIZER))
+    config.total_epochs = steps / build(config, previous).run.steps_per_epoch
+    return Runner(build(config, previous), config, state)
+
+
+def verify(name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS) -> Iterator[tuple[Record, Stage]]:
+    """Every stage of a config in its `debug` variant: (Record, the stage as one device trained it); the next starts there.
+
+    One device and the largest number each make an initial State of their own; the others are given one device's.
+    """
+    previous = None
+    for stage, config in debug_stages(name):
+        one = current = runner(config, 1, previous, steps)
+        outcomes = []
+
+        def run(count: int, seed: int | None) -> Outcome:
+            nonlocal current
+            if current.built.mesh.size != count:
+                current = runner(config, count, previous, steps, None if count == max(devices) else one.state)
+            outcomes.append(current(seed))
+            return outcomes[-1]
+
+        record = compare(run, devices, f"{name} {stage}".strip())
+        previous = Stage(one.built.method, outcomes[0].state)
+        yield record, previous
+
+
+# Command line ----------------------------------------------------------------------------------------------------------
+
+
+def table(records: Sequence[Record]) -> str:
+    """All records as a Markdown table."""
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    def numbers(values: dict[str, float]) -> list[str]:
+        return [f"{values[name]:.1e}" if name in values else "" for name in QUANTITIES]
+
+    lines = [line(["method", "devices", *QUANTITIES.values(), "verdict"]), "|---" * (len(QUANTITIES) + 3) + "|"]
+    for record in records:
+        loose = record.loose()
+        verdict = "says nothing: " + ", ".join(QUANTITIES[name] for name in loose) if loose else ""
+        lines.append(line([f"**{record.name}**", "bound", *numbers(record.bounds), verdict]))
+        for devices, found in record.differences.items():
+            broken = record.broken(devices)
+            verdict = "same" if record.starts[devices] == 1 else f"same, from start {record.starts[devices]}"
+            if broken or loose:
+                verdict = "DIFFERS: " + ", ".join(QUANTITIES[name] for name in broken) if broken else "not known"
+            lines.append(line(["", str(devices), *numbers(found), verdict]))
+    return "\n".join(lines)
+
+
+def stored(path: Path) -> dict[str, Record]:
+    """The records of a JSON file, by name; none where there is no file."""
+    if not path.exists():
+        return {}
+    rows = json.loads(path.read_text())["methods"]
+    return {row["name"]: Record(row["name"], row["bounds"], row["magnitudes"],
+                                *({int(n): found for n, found in row[field].items()} for field in ("differences", "starts")))
+            for row in rows}
+
+
+def store(path: Path, records: Sequence[Record], steps: int) -> None:
+    """Writes records as JSON."""
+    rows = [{"name": record.name, "same": record.same(), "bounds": record.bounds, "magnitudes": record.magnitudes,
+             "differences": record.differences, "starts": record.starts} for record in records]
+    about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "steps": steps, "nudges": NUDGES,
+             "factor": FACTOR, "floor": FLOOR, "optimizer": OPTIMIZER}
+    path.write_text(json.dumps(about | {"methods": rows}, indent=1) + "\n")
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replaces what stands between the two marks of a Markdown page."""
+    before, mark, rest = page.read_text().partition("<!-- verify -->\n")
+    _, end, after = rest.partition("<!-- end of verify -->")
+    if not (mark and end):
+        raise ValueError(f"{page} has no lines <!-- verify --> and <!-- end of verify --> to put the table between.")
+    page.write_text(f"{before}{mark}{text}\n{end}{after}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cl_jax.verify", description="Is a method the same on any number of "
+                                     "devices? Exit status 1 where it is not.")
+    parser.add_argument("--configs", default="", help="names in configs/, with commas (default: all)")
+    parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="compared with 1 (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="default %(default)s")
+    parser.add_argument("--json", type=Path, help="write the records here; those of other configs in the file stay")
+    parser.add_argument("--page", type=Path, help="put the table (with --json: of all its records) into a Markdown page")
+    args = parser.parse_args(argv)
+    try:
+        known, devices = config_names(), sorted({int(word) for word in args.devices.split(",")})
+        names = [name for name in args.configs.split(",") if name] or known
+        for name in names:
+            if name not in known:
+                raise ValueError(f"configs/{name}.py does not exist; have {', '.join(known)}{nearest(name, known)}.")
+        if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
+            raise ValueError(f"devices={devices}, steps={args.steps}; expected at least two devices and one step.")
+    except ValueError as error:
+        parser.error(str(error))
+    _devices(devices[-1])
+    all_of_them = stored(args.json) if args.json else {}
+    done, wrong = 0, []
+    for name in names:
+        for gone in [key for key in all_of_them if key.split()[0] == name]:
+            del all_of_them[gone]
+        try:
+            for record, _ in verify(name, devices, args.steps):
+                print(table([record]) if not done else table([record]).split("\n", 2)[2], flush=True)
+                done += 1
+                if not record.same():
+                    wrong.append(record.name)
+                all_of_them[record.name] = record
+                in_order = [all_of_them[key] for key in sorted(all_of_them, key=str.split)]
+                if args.json:
+                    store(args.json, in_order, args.steps)
+                if args.page:
+                    put_into(args.page, table(in_order))
+        except Exception as error:  # one that does not run must not hide the others
+            print(f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            done += 1
+            wrong.append(name)
+    print(f"{done - len(wrong)} of {done} the same on {', '.join(map(str, devices))} devices"
+          + (f"; not: {', '.join(wrong)}" if wrong else ""))
+    return 1 if wrong else 0
+
+
+def _devices(count: int) -> None:
+    """Makes sure of so many devices: this machine's, or as many forced host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = flags
+    if jax.device_count() < count and jax.default_backend() != "cpu":
+        print(f"{jax.device_count()} {jax.default_backend()} device(s); using {count} forced host devices", file=sys.stderr)
+        jax.config.update("jax_platforms", "cpu")
+        jax.extend.backend.clear_backends()
+    parallel.make_mesh(count)  # says what to do where there are still too few
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+#!/bin/sh
+# A run on a slice of Cloud TPU VMs, from a laptop that has gcloud.
+set -eu
+# shellcheck source=launch/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+usage() {
+    cat <<'USAGE'
+usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
+       launch/tpu_pod.sh follow|stop|delete NAME [OPTIONS]
+
+  run       create the slice NAME if there is none, copy this checkout to its workers, install it, start the run on every
+            worker and follow worker 0. Again with the same arguments it resumes the run; Ctrl-C leaves it running.
+  follow    the log of worker 0 from its beginning, until the run ends
+  stop      SIGTERM on every worker: the run saves and ends, and `run` resumes it
+  delete    delete the slice (a slice costs money until it is deleted)
+
+  --zone ZONE       (default: $CLOUDSDK_COMPUTE_ZONE)
+  --project PROJECT (default: gcloud's)
+  --type TYPE       accelerator type (default v5litepod-16)
+  --version NAME    runtime version (default: the one of the type)
+  --spot            a slice that may be taken away; `run` then asks for a new one and resumes, as often as it must
+  --nfs HOST:/PATH  a share (Filestore) that every worker mounts at /mnt/runs
+  --setup COMMAND   run on every worker before the installation, for instance to mount other storage
+  --dry-run         print every command and run none
+
+  launch/tpu_pod.sh run moco --zone us-west4-a --spot --nfs 10.0.0.2:/runs -- \
+      --config=configs/moco_v2.py:imagenet2012 --workdir=/mnt/runs/moco
+
+On a slice of more than one worker --workdir must be storage that all of them see. Exit status: that of the run.
+USAGE
+}
+
+case ${1:-} in
+    run | follow | stop | delete) task=$1; shift ;;
+    -h | --help | '') usage; [ $# -gt 0 ] || exit 2; exit 0 ;;
+    *) fail "unknown task '$1'; have run, follow, stop, delete. tpu_pod.sh --help tells more." ;;
+esac
+case ${1:-} in
+    '' | -*) fail "$task needs the name of the slice: launch/tpu_pod.sh $task NAME." ;;
+    *[!a-z0-9-]* | [!a-z]*) fail "the name '$1' may have small letters, digits and '-' only, a letter first." ;;
+esac
+slice=$1
+shift
+
+zone=${CLOUDSDK_COMPUTE_ZONE:-} project='' type=v5litepod-16 version='' spot='' nfs='' setup='' dry=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --dry-run) dry=1; shift ;;
+        --spot) spot=1; shift ;;
+        --zone=* | --project=* | --type=* | --version=* | --nfs=* | --setup=*)
+            value=${1#*=} name=${1%%=*}
+            shift
+            set -- "$name" "$value" "$@" ;;
+        --zone | --project | --type | --version | --nfs | --setup)
+            [ $# -ge 2 ] || fail "$1 needs a value."
+            case $1 in
+                --zone) zone=$2 ;; --project) project=$2 ;; --type) type=$2 ;; --version) version=$2 ;; --nfs) nfs=$2 ;;
+                *) setup=$2 ;;
+            esac
+            shift 2 ;;
+        --) shift; break ;;
+        *) fail "unknown option $1. The arguments of cl_jax.main come after --. tpu_pod.sh --help tells more." ;;
+    esac
+done
+[ -n "$zone" ] || fail "no zone given; --zone us-west4-a, for instance, or export CLOUDSDK_COMPUTE_ZONE."
+if [ "$task" = run ]; then
+    case " $* " in
+        *' --config='*' --workdir='* | *' --workdir='*' --config='*) ;;
+        *) fail "after -- it needs --config=... and --workdir=... for cl_jax.main; got '$*'." ;;
+    esac
+fi
+if [ -z "$version" ]; then
+    case $type in
+        v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+        v5p-*) version=v2-alpha-tpuv5 ;;
+        v6e-*) version=v2-alpha-tpuv6e ;;
+        *) version=tpu-ubuntu2204-base ;;
+    esac
+fi
+case $nfs in
+    '' | *:/*) ;;
+    *) fail "--nfs is '$nfs'; expected HOST:/PATH." ;;
+esac
+
+tpu() { # tpu VERB WORD...: gcloud on the slice
+    verb=$1
+    shift
+    set -- gcloud compute tpus tpu-vm "$verb" "$@" --zone="$zone"
+    [ -z "$project" ] || set -- "$@" --project="$project"
+    if [ -n "$dry" ]; then quoted "$@"; else "$@"; fi
+}
+
+on_all() { # on_all WORD...: tpu_worker.sh with these words, on every worker at once
+    tpu ssh "$slice" --worker=all --command="sh cl_jax/launch/tpu_worker.sh $(quoted "$@")"
+}
+
+ready() { # a slice that can be used, created where there is none
+    if [ -n "$dry" ]; then
+        tpu describe "$slice" --format='value(state)'
+        now=''
+    else
+        now=$(state)
+    fi
+    case $now in
+        READY) return ;;
+        '') ;;
+        PREEMPTED | TERMINATED | STOPPED) tpu delete "$slice" --quiet ;;
+        *) fail "the slice $slice is $now. Wait until it is READY, or delete it: launch/tpu_pod.sh delete $slice." ;;
+    esac
+    tpu create "$slice" --accelerator-type="$type" --version="$version" ${spot:+--spot}
+}
+
+state() { # READY, CREATING, PREEMPTED, ...; nothing where there is no such slice
+    tpu describe "$slice" --format='value(state)' 2>/dev/null || true
+}
+
+copy() { # this checkout as it is, without what git ignores, to ~/cl_jax of every worker; runs that are there stay
+    scratch=/tmp/cl_jax
+    [ -n "$dry" ] || scratch=$(mktemp -d)
+    checkout=$(quoted "$(cd "$(dirname "$0")/.." && pwd)")
+    # An index of its own: the user's keeps what is staged in it.
+    here "cd $checkout" "mkdir -p $scratch" "export GIT_INDEX_FILE=$scratch/index" 'git add --all' \
+        "git archive --format=tar.gz --output=$scratch/cl_jax.tgz \"\$(git write-tree)\""
+    tpu scp "$scratch/cl_jax.tgz" "$slice:" --worker=all
+    [ -n "$dry" ] || rm -r "$scratch"
+    tpu ssh "$slice" --worker=all \
+        --command='mkdir -p cl_jax && rm -rf cl_jax/cl_jax cl_jax/configs && tar -xzf cl_jax.tgz -C cl_jax'
+}
+
+here() { # here LINE...: lines for this machine's shell
+    if [ -n "$dry" ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | sh -eu; fi
+}
+
+start() { # start ARGUMENTS OF cl_jax.main
+    [ -z "$setup" ] || tpu ssh "$slice" --worker=all --command="$setup"
+    copy
+    [ -z "$nfs" ] || on_all mount "$nfs"
+    on_all install
+    on_all start "$@"
+}
+
+follow() {
+    tpu ssh "$slice" --worker=0 --command='sh cl_jax/launch/tpu_worker.sh follow'
+}
+
+case $task in
+    run)
+        while :; do
+            status=0
+            ready
+            start "$@"
+            follow || status=$?
+            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || [ "$(state)" = READY ]; then
+                exit "$status"
+            fi
+            printf 'tpu_pod.sh: the slice was taken away; asking for another\n' >&2
+        done ;;
+    follow) follow ;;
+    stop) on_all stop ;;
+    delete) tpu delete "$slice" --quiet ;;
+esac

@@ -1,0 +1,112 @@
+"""launch/tpu_pod.sh against a stand-in for gcloud whose workers are folders of this machine."""
+
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from tests.launch.scripts import LAUNCH, before, program, run
+
+RUN = ("--", "--config=configs/simclr_v1.py", "--workdir=/runs/a b")
+
+
+def test_dry_run_prints_every_command_and_runs_none(tmp_path):
+    program(tmp_path / "bin", "gcloud", f"touch {tmp_path}/called")
+    done = run("tpu_pod.sh", "run", "a", "--zone=z", "--type=v6e-16", "--spot", "--nfs=h:/p", "--setup=true", "--dry-run",
+               *RUN, PATH=before(tmp_path / "bin"))
+    assert done.returncode == 0 and not (tmp_path / "called").exists()
+    words = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("gcloud")]
+    assert all(line[-1] == "--zone=z" for line in words)
+    assert [line[4] for line in words] == ["describe", "create", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "ssh"]
+    assert {"--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot"} <= set(words[1])
+    start = shlex.split(words[-2][-2].removeprefix("--command="))
+    assert start == ["sh", "cl_jax/launch/tpu_worker.sh", "start", *RUN[1:]] and "--worker=all" in words[-2]
+    assert "--worker=0" in words[-1] and words[-1][-2].endswith("follow")
+    for task, last in (("follow", "--worker=0"), ("stop", "--worker=all"), ("delete", "--quiet")):
+        assert last in run("tpu_pod.sh", task, "a", "--zone=z", "--dry-run").stdout
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """Two workers, ~ of each a folder; pip does nothing, uv makes a Python that notes its arguments and runs $RUN."""
+    bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
+    program(bin_, "gcloud", f"""
+verb=$4 slice=$5 home={tmp_path}/workers
+case $verb in
+    describe) cat {tmp_path}/state ;;
+    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
+    delete) rm -r $home {tmp_path}/state ;;
+    scp) cp "$5" $home/0/; cp "$5" $home/1/ ;;
+    ssh)
+        for word; do case $word in
+            --worker=all) workers='0 1' ;;
+            --worker=*) workers=${{word#*=}} ;;
+            --command=*) command=${{word#*=}} ;;
+        esac; done
+        for i in $workers; do HOME=$home/$i sh -c "cd && $command" || exit; done ;;
+esac""")
+    program(bin_, "pip", ":")
+    program(tmp_path / "fake", "python", f'echo "$@" >>~/given\n. {tmp_path}/behaviour')
+    program(bin_, "uv", 'for last; do :; done\n[ "$1" = pip ] || { mkdir -p "$last/bin" && '
+                        f'cp {tmp_path}/fake/python "$last/bin/"; }}')
+    for name in ("cl_jax/main.py", "launch/README", "runs/ignored"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(name)
+    for script in LAUNCH.glob("*.sh"):
+        (checkout / "launch" / script.name).write_bytes(script.read_bytes())
+        (checkout / "launch" / script.name).chmod(0o755)
+    (checkout / ".gitignore").write_text("runs/\n")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    return tmp_path
+
+
+def pod(cloud, *words):
+    return subprocess.run([cloud / "checkout/launch/tpu_pod.sh", *words], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"})
+
+
+def test_a_run_from_nothing_and_again(cloud):
+    (cloud / "behaviour").write_text("echo training; exit 3\n")
+    first = pod(cloud, "run", "a", *RUN)
+    assert first.returncode == 3 and "training\n" in first.stdout, first.stderr
+    for i in (0, 1):
+        home = cloud / "workers" / str(i)
+        assert (home / "given").read_text() == f"-m cl_jax.main --distributed {' '.join(RUN[1:])}\n"
+        assert (home / "cl_jax/cl_jax/main.py").exists() and not (home / "cl_jax/runs").exists()
+    # Again: the slice is used, the checkout replaced, what lies beside it kept.
+    (cloud / "behaviour").write_text("exit 0\n")
+    (cloud / "workers/0/cl_jax/runs").mkdir()
+    (cloud / "checkout/cl_jax/main.py").rename(cloud / "checkout/cl_jax/other.py")
+    second = pod(cloud, "run", "a", *RUN)
+    assert second.returncode == 0, second.stderr
+    assert (cloud / "created").read_text().count("\n") == 1
+    home = cloud / "workers/0/cl_jax"
+    assert sorted(path.name for path in (home / "cl_jax").iterdir()) == ["other.py"] and (home / "runs").exists()
+    assert pod(cloud, "delete", "a").returncode == 0 and not (cloud / "workers").exists()
+
+
+def test_stop_ends_the_run_and_follow_tells_its_status(cloud):
+    (cloud / "behaviour").write_text("trap 'exit 75' TERM; echo up; while :; do sleep 0.1; done\n")
+    with subprocess.Popen([cloud / "checkout/launch/tpu_pod.sh", "run", "a", *RUN], stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"}) as job:
+        assert job.stdout.readline() == "up\n"
+        again = pod(cloud, "run", "a", *RUN)
+        assert again.returncode != 0 and "a run is going on here already" in again.stderr
+        assert pod(cloud, "stop", "a").returncode == 0
+        assert job.wait(timeout=20) == 75
+    assert pod(cloud, "follow", "a").returncode == 75
+
+
+def test_a_slice_that_was_taken_away_is_asked_for_again(cloud):
+    (cloud / "behaviour").write_text(f"if [ -e {cloud}/once ]; then exit 0; fi\n"
+                                     f"sleep 0.5; touch {cloud}/once; echo PREEMPTED >{cloud}/state; exit 1\n")
+    done = pod(cloud, "run", "a", "--spot", *RUN)
+    assert done.returncode == 0 and "the slice was taken away" in done.stderr
+    assert (cloud / "created").read_text().count("--spot") == 2
+
+
+def test_a_slice_in_another_state_is_refused(cloud):
+    (cloud / "state").write_text("CREATING\n")
+    refused = pod(cloud, "run", "a", *RUN)
+    assert refused.returncode == 2 and "the slice a is CREATING. Wait until it is READY" in refused.stderr

@@ -1,0 +1,72 @@
+"""A contrastive method of one small layer on random images, compiled in a second. It can be given a fault on purpose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from cl_jax import optim, parallel
+from cl_jax.data.source import Source, Splits
+from cl_jax.experiment import Built
+from cl_jax.losses import unit
+from cl_jax.method import Aux, Run, Variables, from_loss
+
+SIZE, BATCH, STEPS, TEMPERATURE = 48, 16, 10, 0.5
+FAULTS = ("keys of other devices without gradient", "gradient of the mean over devices divided once more",
+          "labels without the rank's offset")
+
+
+def config(devices):
+    return ConfigDict(dict(seed=3, devices=devices, nonfinite="stop", dispatch_steps=0, log_steps=5,
+                           evals=dict(batch_size=16), keep_checkpoints=2))
+
+
+def method(fault=None):
+    """Two noisy views, one layer, InfoNCE over the global batch; `memory` counts how often each example was seen, and holds
+    the keys of the last batch."""
+    axis = parallel.AXIS
+
+    def variables(key, batch):
+        weights = 0.1 * jax.random.normal(key, (48, 8))
+        memory = {"seen": jnp.zeros(SIZE, jnp.int32), "keys": jnp.zeros((BATCH, 8))}
+        return Variables({"w": weights}, {"mean": jnp.zeros(8)}, memory=memory)
+
+    def forward(params, stats, target, batch, key):
+        def view(number):
+            def one(image, i):
+                noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), number), (48,))
+                return image.reshape(-1) / 255.0 + 0.1 * noise
+            return jax.vmap(one)(batch["image"], batch["id"]) @ params["w"]
+        a, b = view(1), view(2)
+        centre = parallel.mean(jnp.mean(a, 0), axis)
+        return (unit(a - centre[None]), unit(b - centre[None])), {"mean": 0.9 * stats["mean"] + 0.1 * centre}, None
+
+    def loss(outputs, params, memory, batch, key):
+        q, k = outputs
+        first = parallel.first_row(len(q), axis)
+        keys = parallel.gather(k, axis)
+        if fault == FAULTS[0]:  # gathered without gradient, the device's own rows put back
+            keys = lax.dynamic_update_slice(lax.stop_gradient(keys), k, (first, 0))
+        labels = jnp.arange(len(q)) + (0 if fault == FAULTS[2] else first)
+        logits = q @ keys.T / TEMPERATURE
+        value = jnp.mean(jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0])
+        if fault == FAULTS[1]:  # the value is right, its gradient is not
+            value = lax.stop_gradient(value) + (value - lax.stop_gradient(value)) / lax.axis_size(axis)
+        value = parallel.mean(value, axis)
+        everyone = parallel.gather(batch["id"], axis)
+        return value, Aux({}, {"seen": memory["seen"].at[everyone].add(1), "keys": parallel.gather(k, axis)})
+
+    tx, _ = optim.build(name="sgd", learning_rate=1e-2, learning_rate_scaling="none", schedule="constant", batch_size=BATCH,
+                        steps_per_epoch=SIZE // BATCH, total_steps=STEPS)
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, axis_name=axis,
+                     features=lambda params, stats, images, train: ({"h": images.reshape(-1, 48) @ params["w"]}, stats),
+                     clean=lambda images: images / 255.0)
+
+
+def built(devices, fault=None, resident=True):
+    """The method on so many devices; `resident=False`: images are read from the host, batch by batch."""
+    images = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
+    source = Source("random", SIZE, lambda i: {"image": images[i]}, {}, {"image": images} if resident else None)
+    run = Run(parallel.AXIS, BATCH, SIZE, SIZE // BATCH, STEPS, {})
+    return Built(method(fault), Splits(source, source), run, parallel.make_mesh(devices), lambda step: 1e-2)
