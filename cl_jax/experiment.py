@@ -97,7 +97,7 @@ def initial_state(built: Built, config: ConfigDict) -> State:
 
 def describe(config: ConfigDict, built: Built, state: State) -> str:
     """What is about to run, in one block."""
-    run, mesh = built.run, built.mesh
+    method, run, mesh = built.method, built.run, built.mesh
 
     def megabytes(tree: Any) -> float:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
@@ -108,7 +108,8 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
         f"{config.method.name} on {built.data.train.name}: {run.size} training examples, {built.data.test.size} test",
         f"process {jax.process_index() + 1} of {jax.process_count()}; {mesh.size} device(s): {kind}",
         f"global batch {run.batch_size} ({run.batch_size // mesh.size} a device), {run.steps_per_epoch} steps an epoch, "
-        f"{run.total_steps} steps ({config.total_epochs:g} epochs)",
+        f"{run.total_steps} steps ({config.total_epochs:g} epochs)"
+        + ("" if method.negatives is None else f", {method.negatives:,} negatives per anchor"),
         f"parameters {number:,}; State {megabytes(state):.1f} MiB a device: parameters {megabytes(state.params):.1f}, "
         f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory {megabytes(state.memory):.1f}",
     ))

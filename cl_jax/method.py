@@ -59,6 +59,14 @@ class Aux(NamedTuple):
     memory: Tree = None
 
 
+_WHOLE_BATCH = 2**32 - 1  # where an example folds in its id, which is below 2^31
+
+
+def batch_key(key: jax.Array, number: int = 0) -> jax.Array:
+    """The key, the same on every device, of a draw that is for the whole batch of a step rather than for an example."""
+    return jax.random.fold_in(jax.random.fold_in(key, _WHOLE_BATCH), number)
+
+
 class Run(NamedTuple):
     """Facts of a run that a method's factory may need: sizes are global, over all devices."""
 
@@ -78,6 +86,11 @@ class Stage(NamedTuple):
     state: State
 
 
+def trained(state: State) -> tuple[Tree, Tree]:
+    """The parameters and batch statistics of the trained network."""
+    return state.params, state.stats
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A method as the trainer sees it.
@@ -92,6 +105,8 @@ class Method:
     plan:     State -> int32 [N], a group per training example. On the host before each epoch, after `refresh`, and again
               at a resume: it must read only what stays as it is during an epoch. Every group that has examples is then
               drawn equally often (`data.batches.balanced_order`). None: each example once.
+    evaluated: State -> (params, stats) that evaluators and later stages read; those trained, or DINO's teacher.
+    negatives: how many negatives each anchor meets, for the log; None where that means nothing.
     needs:    batch fields, checked before the first step.
     """
 
@@ -101,11 +116,13 @@ class Method:
     clean: Callable[[jax.Array], jax.Array]
     refresh: Callable[[State, Callable[..., Any], int], State] | None = None
     plan: Callable[[State], np.ndarray] | None = None
+    evaluated: Callable[[State], tuple[Tree, Tree]] = trained
+    negatives: int | None = None
     needs: tuple[str, ...] = ("image",)
 
     def encode(self, state: State, batch: Batch) -> dict[str, jax.Array]:
         """Clean features of a batch, {name: [B, D]}: what every evaluator reads."""
-        return self.features(state.params, state.stats, self.clean(batch["image"]), False)[0]
+        return self.features(*self.evaluated(state), self.clean(batch["image"]), False)[0]
 
 
 def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
@@ -120,6 +137,8 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
               project: Callable[[Tree], Tree] = lambda params: params,
               refresh: Callable[[State, Callable[..., Any], int], State] | None = None,
               plan: Callable[[State], np.ndarray] | None = None,
+              evaluated: Callable[[State], tuple[Tree, Tree]] = trained,
+              negatives: int | None = None,
               micro_batches: int = 1,
               needs: tuple[str, ...] = ("image",)) -> Method:
     """The ordinary method: one loss, one optimiser, perhaps a momentum target and a memory.
@@ -134,7 +153,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
       loss: (outputs, params, memory, batch, key) -> (scalar, Aux), everything after the networks; it returns the mean over
         the global batch, and a memory that is the same on every device. `params` is there for prototypes and temperatures.
       tx, ema: the optimiser; the transform that moves the target (`optim.ema_of_params`), None for a frozen target.
-      features, clean, refresh, plan, needs: see `Method`.
+      features, clean, refresh, plan, evaluated, negatives, needs: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
       tracked: the part of `params` that the target mirrors.
       project: brings parameters back onto their constraint (unit prototypes) before the forward pass.
@@ -207,4 +226,4 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
             metrics = lax.pmean(metrics, axis_name)
         return State(state.step + 1, params, opt, stats, target, aux.memory), metrics
 
-    return Method(init, update, features, clean, refresh, plan, needs)
+    return Method(init, update, features, clean, refresh, plan, evaluated, negatives, needs)

@@ -4,6 +4,7 @@ A schedule is a function of the number of updates made before this one (0 at the
 optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from a config section.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,11 +49,18 @@ def linspace_warmup_cosine(*, base: float, total_steps: int, warmup_steps: int =
     return schedule
 
 
-def step_decay(*, base: float, milestones: Sequence[float], factor: float = 0.1) -> Schedule:
-    """base * factor^(how many milestones are at or before t): MoCo v1, PCL, InstDisc, linear probes."""
+def step_decay(*, base: float, milestones: Sequence[float], factor: float | Sequence[float] = 0.1) -> Schedule:
+    """base times the factor of each milestone at or before t: MoCo v1, PCL, InstDisc, linear probes.
+
+    factor: of every milestone, or one for each (InvaSpread).
+    """
+    factors = tuple(factor) if isinstance(factor, Sequence) else (factor,) * len(milestones)
+    if len(factors) != len(milestones):
+        raise ValueError(f"{len(factors)} factors for {len(milestones)} milestones; expected one number, or one for each.")
+
     def schedule(step):
-        passed = sum(jnp.where(_real(step) >= milestone, 1, 0) for milestone in milestones)
-        return base * jnp.power(_real(factor), passed)
+        passed = [jnp.where(_real(step) >= milestone, each, 1.0) for milestone, each in zip(milestones, factors)]
+        return math.prod(passed, start=base * jnp.ones_like(_real(step)))
     return schedule
 
 
@@ -252,12 +260,13 @@ def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any],
 def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: int, total_steps: int,
           learning_rate_scaling: str = "linear", schedule: str = "warmup_cosine", warmup_epochs: float = 0.0,
           warmup_steps: int | None = None, warmup_start: float = 0.0, final_learning_rate: float = 0.0,
-          schedule_per_epoch: bool = False, milestones_epochs: Sequence[float] = (), decay_factor: float = 0.1,
+          schedule_per_epoch: bool = False, milestones_epochs: Sequence[float] = (),
+          decay_factor: float | Sequence[float] = 0.1,
           weight_decay: float = 0.0, final_weight_decay: float | None = None, momentum: float = 0.9,
           nesterov: bool = False, trust_coefficient: float = 0.001, larc_clip: bool = False, b1: float = 0.9,
           b2: float = 0.999, eps: float = 1e-8, exclude_ndim: int | None = None, exclude_paths: Sequence[str] = (),
-          clip_global_norm: float | None = None, clip_tensor_norm: float | None = None, freeze_steps: int = 0,
-          freeze_paths: Sequence[str] = (), constant_lr_paths: Sequence[str] = ()
+          clip_global_norm: float | None = None, clip_tensor_norm: float | None = None, freeze_epochs: float = 0.0,
+          freeze_steps: int | None = None, freeze_paths: Sequence[str] = (), constant_lr_paths: Sequence[str] = ()
           ) -> tuple[optax.GradientTransformation, Schedule]:
     """An optimiser from a config's final values: (transformation, learning rate as a function of the step, for logs).
 
@@ -274,7 +283,7 @@ def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: 
       exclude_ndim, exclude_paths: what is not decayed, nor rescaled by LARS: see `decay_mask`. None is 1 for LARS and
         nothing for the others, which decay all parameters as MoCo and SimSiam do. LARC excludes nothing.
       clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or `clip_per_tensor`.
-      freeze_steps, freeze_paths: `freeze_until`.
+      freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds throughout.
       constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's predictor).
 
     Raises:
@@ -335,7 +344,10 @@ def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: 
         groups = {"moving": moving, "constant": make(constant(base=base), _later(decay, offset))}
         return optax.partition(groups, _labels({"constant": constant_lr_paths}, default="moving"))
 
-    tx = freeze_until(freeze_steps, freeze_paths, all_groups) if freeze_steps and freeze_paths else all_groups(0)
+    if freeze_steps is None:
+        freeze_steps = round(freeze_epochs * steps_per_epoch)
+    held = total_steps if freeze_steps < 0 else freeze_steps
+    tx = freeze_until(held, freeze_paths, all_groups) if held and freeze_paths else all_groups(0)
     tx = _checked(tx, constant_lr_paths)
     clips = []
     if clip_global_norm is not None:

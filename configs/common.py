@@ -71,7 +71,8 @@ def folder(config: ConfigDict) -> None:
 def debug(config: ConfigDict) -> None:
     """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four steps."""
     config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
-    config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
+    if config.encoder.name == "resnet":
+        config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
     for views in (config.views, *(stage.views for stage in config.stages.values() if "views" in stage)):
         for view in views.values():
             view.size = min(view.get("size", 32), 16)

@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer.update(dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False))
     if "debug" in chosen:
         common.debug(config)
-        config.encoder.splits = 4
+        config.encoder.splits = 8
         config.method.queue_size = 40  # the batch of 16 does not divide it
         config.views.both.size = 16
     return config

@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer.update(dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False))
     if "debug" in chosen:
         common.debug(config)
+        config.encoder.splits = 8  # for up to eight devices
         config.total_epochs = 2.0  # the second with prototypes
         config.method.update(dict(queue_size=40, num_prototypes=(24, 32), num_negative_prototypes=6, warmup_epochs=1))
         config.views.both.size = 16

@@ -1,4 +1,5 @@
-"""AlexNet with batch norm, one for each view of CMC (Tian et al., arXiv 1906.05849): half the channels."""
+"""AlexNet with batch norm: CMC's, one of half the channels for each view (Tian et al., arXiv 1906.05849), and the
+convolutions of DeepCluster's (Caron et al., arXiv 1807.05520)."""
 
 from typing import Any
 
@@ -24,11 +25,17 @@ class AlexNet(nn.Module):
 
     Args:
       width: multiplies every channel count; CMC gives each of its two views half a network.
+      fully_connected: False ends at the last map, "h" being all of it, [B, 9216 * width] at 224 pixels: DeepCluster's
+        fully connected layers have dropout and no batch norm, and are its method's.
+      kernel_init: of convolutions and fully connected layers, by name; DeepCluster's is "he_fan_out". Biases of
+        DeepCluster's convolutions, which batch norm cancels, are left out.
       dtype: of the computation; parameters, statistics and "h" are float32 always. None follows the input.
       axis_name, splits: of every batch norm.
     """
 
     width: float = 0.5
+    fully_connected: bool = True
+    kernel_init: str = "torch"
     dtype: Any = None
     axis_name: str | None = None
     splits: int = 1
@@ -44,15 +51,15 @@ class AlexNet(nn.Module):
         features = {}
         for i, (channels, size, strides, padding, pool) in enumerate(_CONVOLUTIONS, start=1):
             x = nn.Conv(self._channels(channels), (size, size), (strides, strides), padding, use_bias=False,
-                        dtype=self.dtype, kernel_init=initializers.kernel("torch"), name=f"conv{i}")(x)
+                        dtype=self.dtype, kernel_init=initializers.kernel(self.kernel_init), name=f"conv{i}")(x)
             x = nn.relu(self._norm(f"norm{i}")(x, train=train))
             if pool:
                 x = nn.max_pool(x, (3, 3), (2, 2))
             features[f"conv{i}"] = x
         x = x.reshape(x.shape[0], -1)
-        for i in (6, 7):
-            x = nn.Dense(self._channels(4096), dtype=self.dtype, kernel_init=initializers.kernel("torch"),
-                         bias_init=initializers.bias("torch", x.shape[-1]), name=f"fc{i}")(x)
+        for i in (6, 7) if self.fully_connected else ():
+            x = nn.Dense(self._channels(4096), dtype=self.dtype, kernel_init=initializers.kernel(self.kernel_init),
+                         bias_init=initializers.bias(self.kernel_init, x.shape[-1]), name=f"fc{i}")(x)
             x = nn.relu(self._norm(f"norm{i}")(x, train=train))
             features[f"fc{i}"] = x
         features["h"] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -69,7 +76,8 @@ class AlexNet(nn.Module):
                          unbiased_running_variance=True, name=name)
 
 
-def make(*, width: float = 0.5, dtype: str | None = "float32", axis_name: str | None = None,
-         splits: int = 1) -> AlexNet:
+def make(*, width: float = 0.5, fully_connected: bool = True, kernel_init: str = "torch",
+         dtype: str | None = "float32", axis_name: str | None = None, splits: int = 1) -> AlexNet:
     """An `AlexNet` from a config section; `dtype` by name."""
-    return AlexNet(width=width, dtype=None if dtype is None else jnp.dtype(dtype), axis_name=axis_name, splits=splits)
+    return AlexNet(width=width, fully_connected=fully_connected, kernel_init=kernel_init,
+                   dtype=None if dtype is None else jnp.dtype(dtype), axis_name=axis_name, splits=splits)

@@ -101,7 +101,7 @@ class Evaluator:
         recipe = dataclasses.replace(views.make(first), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
         found = linear.probe_augmented(
             lambda held, images: method.features(held[0], held[1], images, False)[0][name],
-            parallel.fetch((state.params, state.stats)), train.arrays["image"], _labels(train), test.arrays["image"],
+            parallel.fetch(method.evaluated(state)), train.arrays["image"], _labels(train), test.arrays["image"],
             _labels(test), recipe=recipe, num_classes=self.classes, total_epochs=section.total_epochs,
             batch_size=min(section.batch_size, train.size), learning_rate=section.learning_rate,
             weight_decay=section.weight_decay, seed=self.config.seed, clean=method.clean)

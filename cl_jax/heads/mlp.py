@@ -82,7 +82,7 @@ def make(*, variant: str, out_dim: int = 128, hidden_dim: int | None = None, num
       variant   layers  hidden  batch norm            biases                  initial weights
       simclr    3       h       all, no last beta     none                    normal_0.01     (SimCLR v1: num_layers=2)
       linear    1       -       none                  yes                     torch           (MoCo v1, InstDisc, CMC)
-      moco_v2   2       h       none                  all                     torch           (PCL, MoCHi)
+      moco_v2   2       h       none                  all                     torch           (PCL, MoCHi, SupCon)
       byol      2       4096    hidden                hidden only             haiku           (out_dim=256)
       simsiam   3       h       all, last not affine  none                    torch           (out_dim=2048; CIFAR: 2)
       moco_v3   2       4096    all, last not affine  none                    torch           (out_dim=256; ViT: 3)

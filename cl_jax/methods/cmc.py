@@ -4,6 +4,7 @@ Features of an image's views agree with each other's stored rows in memory banks
 Luminance and colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views too.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -17,14 +18,12 @@ from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.losses._float import unit
 from cl_jax.memory import bank
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
 from cl_jax.network import Network
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views import lab
 from cl_jax.views.recipe import Recipe, evaluate
-
-DRAW = 2**32 - 1  # folded into the step's key where an example folds in its id, which is below 2^31
 
 
 class Memory(NamedTuple):
@@ -101,7 +100,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def objective(z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
         ids, banks = batch["id"], memory.banks
-        indices = nce.draw_indices(jax.random.fold_in(key, DRAW), ids, run.size, num_negatives)
+        indices = nce.draw_indices(batch_key(key), ids, run.size, num_negatives)
         terms, normalizers = [], []
         for number, (a, b) in enumerate(edges):
             if loss == "nce":
@@ -114,6 +113,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                                                block_size=block_size, axis_name=run.axis_name)
             terms.append(value)
         metrics = {f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges}
+        candidates = math.log(1 + num_negatives) if loss == "softmax" else (1 + num_negatives) * math.log(2)
+        metrics["chance"] = jnp.float32(2 * len(edges) * candidates)
         metrics |= {f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)}
         everyone = gather(ids, run.axis_name)
         moved = tuple(bank.update(rows, gather(fresh, run.axis_name), everyone, momentum=momentum)
@@ -127,7 +128,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return named | {"z": jnp.concatenate([unit(z) for z, _ in outputs], axis=-1)}, stats
 
     return from_loss(variables=variables, forward=forward, loss=objective, tx=tx, features=features, clean=clean,
-                     axis_name=run.axis_name)
+                     axis_name=run.axis_name, negatives=num_negatives)
 
 
 def _check_groups(groups: tuple[tuple[int, ...], ...] | None) -> None:

@@ -46,7 +46,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = student.init(key, clean(batch["image"]), True)
-        return Variables(start["params"], start["batch_stats"], (teacher.state.params, teacher.state.stats))
+        return Variables(start["params"], start["batch_stats"], teacher.method.evaluated(teacher.state))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         (view,) = views_of.of_batch(views, batch, key)

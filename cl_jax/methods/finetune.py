@@ -1,7 +1,8 @@
-"""Supervised fine-tuning of a pre-trained network from one of its layers (SimCLR v2, Chen et al. 2020, section 2).
+"""A linear classifier on a layer of a pre-trained network, and supervised fine-tuning of both.
 
-The whole network trains, with a new linear classifier on the layer; layers above it are dropped. The released TF1 code never
-trains the head's layers that it keeps; TF2 does, and so does this.
+Fine-tuning (SimCLR v2, Chen et al. 2020, section 2): the whole network trains, with a new linear classifier on the layer;
+layers above it are dropped. The released TF1 code never trains the head's layers that it keeps; TF2 does, and so does this.
+Frozen (SupCon's second stage, and linear evaluation): only the classifier trains.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,18 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
 def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         layer: str = "h") -> Method:
-    """Fine-tuning. `layer` is a feature of the previous stage's method: "h", or "proj1" for the head's first hidden layer.
+         layer: str = "h", freeze: bool = False) -> Method:
+    """Fine-tuning.
+
+    layer: a feature of the previous stage's method: "h", or "proj1" for the head's first hidden layer.
+    freeze: the network stays as it is, with its running batch statistics; it is the State's target, and the classifier its
+      only parameters.
 
     The labels come from batch["label"]; `encoder` is the previous stage's and not read.
     """
@@ -38,15 +43,20 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return named | {"logits": logits}, stats
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = before.state
-        named = jax.eval_shape(lambda: before.method.features(start.params, start.stats, clean(batch["image"]), False)[0])
+        params, stats = before.method.evaluated(before.state)
+        named = jax.eval_shape(lambda: before.method.features(params, stats, clean(batch["image"]), False)[0])
         if layer not in named:
             raise ValueError(f"layer={layer!r} is not a feature of the previous stage; have {', '.join(sorted(named))}.")
         classifier = {"kernel": jnp.zeros((named[layer].shape[-1], num_classes)), "bias": jnp.zeros(num_classes)}
-        return Variables({"pretrained": start.params, "classifier": classifier}, start.stats)
+        if freeze:
+            return Variables({"classifier": classifier}, {}, (params, stats))
+        return Variables({"pretrained": params, "classifier": classifier}, stats)
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         (view,) = views_of.of_batch(views, batch, key)
+        if freeze:
+            named, _ = features(params | {"pretrained": target.params}, target.stats, view, False)
+            return named["logits"], stats, target.stats
         named, stats = features(params, stats, view, True)
         return named["logits"], stats, None
 
@@ -57,5 +67,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     def clean(images: jax.Array) -> jax.Array:
         return evaluate(views[0], images)
 
+    def whole(state: State) -> tuple[Any, Any]:
+        return state.params | {"pretrained": state.target.params}, state.target.stats
+
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features, clean=clean,
-                     axis_name=run.axis_name, needs=("image", "label"))
+                     axis_name=run.axis_name, evaluated=whole if freeze else trained, needs=("image", "label"))

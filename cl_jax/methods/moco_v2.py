@@ -5,6 +5,7 @@ Batch norm must not see query and key of an image among the same examples, or it
 network in another order. Both are of the global batch, so that any number of devices makes the same run.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +21,11 @@ from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.losses._float import unit
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
 from cl_jax.network import Network, applier, features_of
 from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
-
-WHOLE_BATCH = 2**32 - 1  # folded into the step's key where an example folds in its id, which is below 2^31
 
 
 def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
@@ -60,7 +59,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         for number, (query, positive) in enumerate(pairs):
             (z, _), stats = apply(params, stats, images[query], True)
             keys, target_stats = momentum_keys(apply, target.params, target_stats, images[positive],
-                                               pass_key(key, number) if shuffle else None, run.axis_name)
+                                               batch_key(key, number) if shuffle else None, run.axis_name)
             q.append(unit(z))
             k.append(keys)
         return {"q": jnp.stack(q, axis=1), "k": jnp.stack(k, axis=1)}, stats, target_stats
@@ -72,11 +71,13 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         # The last pass had view 1 as its key.
         entering = [gather(k[:, i], run.axis_name) for i in reversed(range(len(pairs)))]
         top1 = jnp.mean(jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))]))
-        return sum(terms[1:], terms[0]), Aux({"contrast_top1": top1}, queues.enqueue(memory, jnp.concatenate(entering)))
+        metrics = {"contrast_top1": top1, "chance": jnp.float32(len(pairs) * math.log(1 + queue_size)),
+                   "queue_filled": memory.filled / queue_size}
+        return sum(terms[1:], terms[0]), Aux(metrics, queues.enqueue(memory, jnp.concatenate(entering)))
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum))
+                     ema=optim.ema_of_params(momentum), negatives=queue_size)
 
 
 def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int) -> Variables:
@@ -85,11 +86,6 @@ def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int
     found = network.init(network_key, images, True)
     params, stats = found["params"], found["batch_stats"]
     return Variables(params, stats, (params, stats), queues.init(queue_key, queue_size, out_dim))
-
-
-def pass_key(key: jax.Array, number: int) -> jax.Array:
-    """The key, the same on every device, of what is drawn for the whole batch of a step rather than for an example."""
-    return jax.random.fold_in(jax.random.fold_in(key, WHOLE_BATCH), number)
 
 
 def momentum_keys(apply: Any, params: Any, stats: Any, images: jax.Array, shuffle_key: jax.Array | None,

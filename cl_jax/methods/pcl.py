@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cl_jax import optim
@@ -23,10 +22,10 @@ from cl_jax.losses import clusters, nce
 from cl_jax.losses._float import unit
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, pass_key, start
+from cl_jax.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, start
 from cl_jax.network import Network, applier, features_of
-from cl_jax.parallel import gather
+from cl_jax.parallel import gather, place_as
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -85,7 +84,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         query, positive = views_of.of_batch(views, batch, key)
         (z, _), stats = apply(params, stats, query, True)
         k, target_stats = momentum_keys(apply, target.params, target.stats, positive,
-                                        pass_key(key, 0) if shuffle else None, run.axis_name)
+                                        batch_key(key, 0) if shuffle else None, run.axis_name)
         return {"q": unit(z), "k": k}, stats, target_stats
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
@@ -97,14 +96,15 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             own = found.assignment[batch["id"]]
             negatives = jnp.zeros((0,), jnp.int32)
             if num_negative_prototypes:
-                negatives = clusters.draw_prototypes(pass_key(key, 1 + m), gather(own, run.axis_name),
+                negatives = clusters.draw_prototypes(batch_key(key, 1 + m), gather(own, run.axis_name),
                                                      num_prototypes[m], num_negative_prototypes)
             clustering = clusters.Clustering(found.prototypes, found.concentration, own, negatives)
             proto.append(clusters.proto_nce(q, clustering, mask_duplicates=mask_duplicates, block_size=block_size,
                                             axis_name=run.axis_name))
         proto = memory.active * jnp.mean(jnp.stack(proto))
         metrics = {"loss_instance": instance, "loss_proto": proto,
-                   "contrast_top1": contrast_top1(q, k, memory.queue.rows)}
+                   "contrast_top1": contrast_top1(q, k, memory.queue.rows),
+                   "queue_filled": memory.queue.filled / queue_size}
         entered = queues.enqueue(memory.queue, gather(k, run.axis_name))
         return instance + proto, Aux(metrics, memory._replace(queue=entered))
 
@@ -123,19 +123,11 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             phi = concentration(means.distance, means.assignment, count, temperature=temperature)
             found.append(Found(prototypes.normalise(means.centroids), phi, means.assignment))
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
-        return dataclasses.replace(state, memory=jax.tree.map(_place_as, memory, state.memory))
+        return dataclasses.replace(state, memory=place_as(memory, state.memory))
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum), refresh=refresh)
-
-
-def _place_as(new: jax.Array, old: jax.Array) -> jax.Array:
-    """The new values where, and of the type, that the old ones are, so that the compiled step takes them as it is."""
-    if new is old:
-        return old
-    values = np.asarray(new, old.dtype)
-    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
+                     ema=optim.ema_of_params(momentum), refresh=refresh, negatives=queue_size)
 
 
 def _check_clusters(num_prototypes: tuple[int, ...], num_negatives: int, run: Run) -> None:

@@ -3,6 +3,7 @@
 Both views go through batch norm together, whose moments are over all devices; negatives are gathered with gradient.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
     network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
                                         axis_name=run.axis_name))
-    apply = applier(network)
+    apply, negatives, scale = applier(network), 2 * run.batch_size - 2, 2.0 if sum_directions else 1.0
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
@@ -44,8 +45,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
         value = losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name, block_size=block_size)
-        return (2 * value if sum_directions else value), Aux({})
+        return scale * value, Aux({"chance": jnp.float32(scale * math.log(negatives + 1))})
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     micro_batches=micro_batches)
+                     micro_batches=micro_batches, negatives=negatives)

@@ -5,6 +5,7 @@ those of the rest of the batch, and a queue of earlier keys; no code of that var
 here (keys of both views enter the queue) is our choice. `methods/finetune.py` and `methods/distill.py` are the later stages.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                                         axis_name=run.axis_name))
     apply = applier(network)
     scale = 2.0 if sum_directions else 1.0
+    negatives = queue_size + run.batch_size - 1 if queue_size else 2 * run.batch_size - 2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
@@ -60,16 +62,17 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return outputs | {"k": jnp.stack(jnp.split(keys, 2), axis=1)}, stats, target_stats
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        z = outputs["z"]
+        z, aux = outputs["z"], Aux({"chance": jnp.float32(scale * math.log(negatives + 1))})
         if not queue_size:
             return scale * losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name,
-                                          block_size=block_size), Aux({})
+                                          block_size=block_size), aux
         k = losses.unit(outputs["k"])
         a, b = (losses.info_nce(z[:, i], k[:, 1 - i], memory.rows, temperature=temperature, in_batch=True,
                                 axis_name=run.axis_name, block_size=block_size) for i in (0, 1))
         rows = gather(k, run.axis_name)
-        return scale * (a + b) / 2, Aux({}, queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
+        return scale * (a + b) / 2, aux._replace(memory=queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches)
+                     ema=optim.ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches,
+                     negatives=negatives)

@@ -5,6 +5,7 @@ config's optimiser freezes them at first. Codes come from the first views; the q
 every device (the authors keep a share of it on each), so that any number of devices makes the same run.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                                   axis_name=run.axis_name)
         value = losses.swav(scores, codes, temperature=temperature, axis_name=run.axis_name)
         used = jnp.mean(jnp.max(codes, axis=2))
-        return value, Aux({"code_confidence": used}, remembered)
+        return value, Aux({"code_confidence": used, "chance": jnp.float32(math.log(num_prototypes))}, remembered)
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params["network"], stats, [images], train)

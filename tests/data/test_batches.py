@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cl_jax.data.batches import host_batches, ids_at, order, resident, sequential, steps_per_epoch
+from cl_jax.data.batches import balanced_order, host_batches, ids_at, order, resident, sequential, steps_per_epoch
 from cl_jax.data.source import Source, check_channels, fraction, from_arrays, labels_of, subset, with_channels
 
 
@@ -38,6 +38,50 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
 def test_order_is_the_same_on_every_machine():
     """Written down: a change of these numbers breaks the resuming of every run."""
     np.testing.assert_array_equal(order(3, 2, 8), [2, 4, 1, 3, 6, 5, 0, 7])
+
+
+def test_balanced_order_draws_every_group_equally_often():
+    groups = np.repeat([0, 2, 5, -1], [1, 20, 60, 19])
+    drawn = balanced_order(0, 0, groups)
+    assert drawn.shape == (100,) and drawn.dtype == np.int32
+    counts = np.bincount(groups[drawn], minlength=6)  # 34 of each of three groups, the last two of 102 cut off
+    assert counts[[1, 3, 4]].sum() == 0 and counts.sum() == 100 and counts[[0, 2, 5]].min() >= 32
+    times = np.bincount(drawn, minlength=100)
+    assert times[0] == counts[0]  # the only one of its group, again and again
+    assert times[1:21].max() > 1  # fewer than 34: with replacement
+    assert times[21:81].max() == 1  # without
+    assert times[81:].max() == 0  # in no group
+    assert len(np.unique(groups[drawn[:20]])) == 3  # shuffled
+
+
+def test_balanced_order_takes_a_group_of_the_wanted_size_whole():
+    groups = np.repeat([0, 1], [3, 2])  # int(5 / 2) + 1 of each
+    drawn = [balanced_order(0, epoch, groups) for epoch in range(30)]
+    for ids in drawn:
+        times = np.bincount(ids, minlength=5)
+        assert times[:3].max() == 1 and times.sum() == 5
+    assert max(np.bincount(ids, minlength=5)[3:].max() for ids in drawn) > 1
+
+
+def test_balanced_order_depends_on_seed_epoch_and_groups_alone():
+    groups = np.arange(50) % 4
+    orders = [balanced_order(seed, epoch, groups) for seed in (0, 1) for epoch in (0, 1)]
+    for a, b in itertools.combinations(orders, 2):
+        assert (a != b).any()
+    np.testing.assert_array_equal(balanced_order(0, 0, groups), orders[0])
+    np.testing.assert_array_equal(balanced_order(0, 0, groups * 7 + 2), orders[0])  # names of groups mean nothing
+
+
+def test_balanced_order_is_the_same_on_every_machine():
+    """Written down: a change of these numbers breaks the resuming of every run that has a plan."""
+    np.testing.assert_array_equal(balanced_order(3, 2, np.array([0, 0, 0, 0, 0, 1, 1, -1])), [6, 4, 0, 6, 6, 5, 1, 2])
+
+
+def test_balanced_order_refuses_what_is_no_grouping():
+    with pytest.raises(ValueError, match="none of the 3 examples is in a group"):
+        balanced_order(0, 0, np.full(3, -1))
+    with pytest.raises(ValueError, match=r"float64\[2\]; expected integers"):
+        balanced_order(0, 0, np.zeros(2))
 
 
 def test_ids_go_through_the_data_once_an_epoch_and_drop_the_rest():

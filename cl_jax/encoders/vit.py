@@ -1,0 +1,183 @@
+"""Vision transformers as MoCo v3 and DINO have them: pre-norm blocks, class token or mean, fixed or learned positions.
+
+Dosovitskiy et al., arXiv 2010.11929. `variant` names whose initial weights and positions they are:
+
+  variant  positions                                  dense kernels          biases  class token  patch projection
+  moco_v3  fixed 2-d sines and cosines                Xavier uniform         0       N(0, 1e-6)   Xavier uniform, bias 0
+  dino     learned, resized bicubically when needed   N(0, 0.02)             0       N(0, 0.02)   PyTorch's default
+
+MoCo v3 takes each of query, key and value as a matrix of its own for Xavier's bound.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cl_jax.encoders import initializers, positions
+from cl_jax.shapes import check_real
+
+SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on tokens [B, T, D]; with `keep` [B, 2] branches may be left out."""
+
+    width: int
+    heads: int
+    mlp_ratio: float
+    kernel_init: Callable[..., Any]
+    qkv_init: Callable[..., Any]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keep: jax.Array | None, attention: bool) -> tuple[jax.Array, jax.Array | None]:
+        batch, tokens, width = x.shape
+        y = _norm("norm1", x, self.dtype)
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.qkv_init, name="qkv")(y)
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
+        weights = _weights(q, k) if attention else None
+        y = jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, width)
+        x = x + _scaled(self._dense(width, "projection")(y), keep, 0)
+        y = nn.gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)), approximate=False)
+        return x + _scaled(self._dense(width, "mlp2")(y), keep, 1), weights
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+
+
+class ViT(nn.Module):
+    """Images [B, H, W, C] to a dict of features; "h" is what heads and evaluators take.
+
+    Returns {"tokens": [B, 1 + P, D] after the last norm, class token first, "blocks": [B, 4, D] class tokens of the last
+    blocks through the last norm (what DINO probes), "h": [B, D] by `pool`}, float32 at least; with `attention` also
+    "attention": [B, heads, 1 + P, 1 + P] weights of the last block.
+
+    `__call__(x, *, train, drop_keys=None, attention=False)`. drop_keys: [B] typed keys, one per example, for stochastic
+    depth in training; without them nothing is dropped.
+
+    Args:
+      width, depth, heads: of the transformer; `make` has the named sizes.
+      patch: side of a patch in pixels; images are multiples of it.
+      image_size: side that learned positions are of; other sizes resize them.
+      variant: "moco_v3" or "dino": see the module's table.
+      pool: "cls" for the class token, "mean" for the mean of the patches.
+      freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4). An optimiser that
+        decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
+      drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in the first.
+      dtype: of matrix products, float32 or bfloat16; parameters, norms and softmax are float32 always.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 16
+    image_size: int = 224
+    variant: str = "dino"
+    pool: str = "cls"
+    mlp_ratio: float = 4.0
+    freeze_patches: bool = False
+    drop_path: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, drop_keys: jax.Array | None = None,
+                 attention: bool = False) -> dict[str, jax.Array]:
+        check_real(x=x)
+        if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise ValueError(f"x has shape {x.shape}; ViT expects images [B, H, W, C] whose sides are multiples of its "
+                             f"patch of {self.patch} pixels.")
+        batch, height, width, channels = x.shape
+        theirs = self.variant == "moco_v3"
+        patch_bound = (6 / (channels * self.patch**2 + self.width))**0.5
+        x = nn.Conv(self.width, (self.patch,) * 2, (self.patch,) * 2, "VALID", dtype=self.dtype, name="patches",
+                    kernel_init=_uniform(patch_bound) if theirs else initializers.kernel("torch"),
+                    bias_init=nn.initializers.zeros if theirs
+                    else initializers.bias("torch", channels * self.patch**2))(x)
+        if self.freeze_patches:
+            x = jax.lax.stop_gradient(x)
+        x = x.reshape(batch, -1, self.width)
+        token = self.param("class_token", nn.initializers.normal(1e-6 if theirs else 0.02), (1, 1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
+        table = self._positions(height, width)
+        x = x + jnp.broadcast_to(table, x.shape).astype(x.dtype)
+        kernel = nn.initializers.xavier_uniform() if theirs else initializers.kernel("trunc_0.02")
+        qkv = _uniform((6 / (2 * self.width))**0.5) if theirs else kernel
+        keep = self._kept(batch, drop_keys) if train and drop_keys is not None and self.drop_path > 0 else None
+        last, weights = [], None
+        for i in range(self.depth):
+            x, weights = Block(self.width, self.heads, self.mlp_ratio, kernel, qkv, self.dtype, name=f"block{i + 1}")(
+                x, None if keep is None else keep[:, i], attention and i == self.depth - 1)
+            last.append(x[:, 0])
+        norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm")
+        tokens = norm(x)
+        features = {"tokens": tokens, "blocks": norm(jnp.stack(last[-4:], axis=1)),
+                    "h": tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(axis=1)}
+        return features if weights is None else features | {"attention": weights}
+
+    def _positions(self, height: int, width: int) -> jax.Array:
+        if self.variant == "moco_v3":
+            return positions.sincos_2d(height // self.patch, width // self.patch, self.width)
+        side = self.image_size // self.patch
+        table = self.param("positions", nn.initializers.normal(0.02), (1, 1 + side * side, self.width))
+        return positions.interpolate(jnp.asarray(table), height, width, patch=self.patch)
+
+    def _kept(self, batch: int, keys: jax.Array) -> jax.Array:
+        """[B, depth, 2] factors: 0 where a branch is left out, 1 / (1 - its probability) where it is kept."""
+        rates = jnp.linspace(0.0, self.drop_path, self.depth)[None, :, None]
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, (self.depth, 2)))(keys)
+        return jnp.where(drawn >= rates, 1 / (1 - rates), 0.0)
+
+
+def _norm(name: str, x: jax.Array, dtype: Any) -> jax.Array:
+    y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name=name)(x)
+    return y if dtype is None else y.astype(dtype)
+
+
+def _scaled(branch: jax.Array, keep: jax.Array | None, number: int) -> jax.Array:
+    return branch if keep is None else branch * keep[:, number, None, None].astype(branch.dtype)
+
+
+def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / q.shape[-1]**0.5, axis=-1)
+
+
+def _uniform(bound: float) -> Callable[..., jax.Array]:
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return draw
+
+
+def make(*, size: str = "small", width: int | None = None, depth: int | None = None, heads: int | None = None,
+         patch: int = 16, image_size: int = 224, variant: str = "dino", pool: str = "cls", freeze_patches: bool = False,
+         drop_path: float = 0.0, dtype: str | None = "float32", axis_name: str | None = None) -> ViT:
+    """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width, depth and heads may be
+    replaced. `axis_name` is not read: nothing in it looks across examples.
+
+    Raises:
+      ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path that is no probability.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} is unknown; have {', '.join(SIZES)}.")
+    if variant not in ("moco_v3", "dino"):
+        raise ValueError(f"variant {variant!r} is unknown; have moco_v3, dino.")
+    if pool not in ("cls", "mean"):
+        raise ValueError(f"pool is {pool!r}; expected cls or mean.")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path is {drop_path}; expected a probability from 0, below 1.")
+    widths = [given or named for given, named in zip((width, depth, heads), SIZES[size])]
+    if widths[0] % widths[2]:
+        raise ValueError(f"width={widths[0]} is not divisible by heads={widths[2]}.")
+    if image_size % patch:
+        raise ValueError(f"image_size={image_size} is not a multiple of patch={patch}.")
+    return ViT(width=widths[0], depth=widths[1], heads=widths[2], patch=patch, image_size=image_size, variant=variant,
+               pool=pool, freeze_patches=freeze_patches, drop_path=drop_path,
+               dtype=None if dtype is None else jnp.dtype(dtype))

@@ -1,0 +1,56 @@
+"""InvaSpread (Ye et al. 2019, arXiv 1904.03436): two views of an instance agree, and every other of the batch is pushed off.
+
+Features of this batch alone, without bank or momentum network; the output of a linear layer is trained and evaluated.
+Both views go through batch norm together.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.heads import mlp
+from cl_jax.losses import unit
+from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.network import Network, applier, features_of
+from cl_jax.views import batch as views_of
+from cl_jax.views.recipe import Recipe, evaluate
+
+
+def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
+         temperature: float = 0.1, negative_weight: float = 1.0, out_dim: int = 128,
+         block_size: int | None = None) -> Method:
+    """InvaSpread.
+
+    negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows through one side of each
+      similarity, as in the authors' code. block_size: see there.
+    """
+    if len(views) != 2:
+        raise ValueError(f"InvaSpread contrasts two views; the config has {len(views)}.")
+    network = Network(encoder, mlp.make(variant="linear", out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    apply = applier(network)
+    others = 2 * run.batch_size - 1
+    # Of equal similarities: each of the 2B - 1 others has the probability 1 / (2B - 1).
+    chance = math.log(others) - (others - 1) * math.log1p(-1 / others) if others > 1 else 0.0
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        return Variables(start["params"], start["batch_stats"])
+
+    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+        (z, _), stats = apply(params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True)
+        return jnp.stack(jnp.split(unit(z), 2), axis=1), stats, None
+
+    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        value = losses.inva_spread(z[:, 0], z[:, 1], temperature=temperature, negative_weight=negative_weight,
+                                   axis_name=run.axis_name, block_size=block_size)
+        return value, Aux({"chance": jnp.float32(chance)} if negative_weight == 1 else {})
+
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
+                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
+                     negatives=others - 1)

@@ -1,0 +1,65 @@
+"""SimSiam (Chen and He 2020, arXiv 2011.10566): predict the other view's projection of the same network; no negatives.
+
+The projection is a constant only where it is the target. Views pass one after the other, so batch norm sees one at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.heads import mlp, predictor
+from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.network import Network, applier
+from cl_jax.views import batch as views_of
+from cl_jax.views.recipe import Recipe, evaluate
+
+
+def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
+         out_dim: int = 2048, hidden_dim: int = 512, num_layers: int = 3) -> Method:
+    """SimSiam.
+
+    out_dim: of projection and prediction. hidden_dim: of the predictor. num_layers: of the projector (CIFAR-10: 2).
+
+    The authors' predictor keeps its first learning rate throughout: `optimizer.constant_lr_paths=("predictor",)`.
+    """
+    if len(views) != 2:
+        raise ValueError(f"SimSiam compares two views; the config has {len(views)}.")
+    settings = {"variant": "simsiam", "out_dim": out_dim, "dtype": encoder.dtype, "axis_name": run.axis_name}
+    network = Network(encoder, mlp.make(**settings, num_layers=num_layers))
+    predict = predictor.make(**settings, hidden_dim=hidden_dim)
+    apply = applier(network)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        network_key, predictor_key = jax.random.split(key)
+        start = network.init(network_key, evaluate(views[0], batch["image"]), True)
+        head = predict.init(predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True)
+        return Variables({"network": start["params"], "predictor": head["params"]},
+                         {"network": start["batch_stats"], "predictor": head["batch_stats"]})
+
+    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+        network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
+        for images in views_of.of_batch(views, batch, key):
+            (projected, _), network_stats = apply(params["network"], network_stats, images, True)
+            (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, projected,
+                                                    train=True, mutable=["batch_stats"])
+            head_stats = changed["batch_stats"]
+            p.append(predicted)
+            z.append(projected)
+        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}
+        return outputs, {"network": network_stats, "predictor": head_stats}, None
+
+    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        p, z = outputs["p"], outputs["z"]
+        return losses.simsiam(p[:, 0], p[:, 1], z[:, 0], z[:, 1], axis_name=run.axis_name), Aux({})
+
+    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        (_, named), changed = apply(params["network"], stats["network"], images, train)
+        return named, {**stats, "network": changed}
+
+    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
+                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name)

@@ -1,0 +1,50 @@
+"""DeepCluster (Caron et al. 2018, arXiv 1807.05520).
+
+Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores, an AdamW of the body; both
+renderings of a digit are classified into the cluster of the first. Variants: `imagenet2012` (the authors' AlexNet with batch
+norm on Sobel edges, 10,000 clusters, SGD 0.05 without a schedule, weight decay 1e-5, batch 256, and the paper's 500 epochs,
+200 in the code: 37.9 % linear on the released weights by VISSL), `cifar10` (a ResNet-18, not a setting of the authors),
+`debug` (any of them in seconds). VGG-16, and linear classifiers on the maps of conv1 to conv4, are not built.
+
+Command: python -m cl_jax.main --config=configs/deepcluster.py --workdir=runs/deepcluster
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    common.laptop(config)
+    config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, pca_dim=64, hidden_dims=(), dropout=0.0,
+                                    top_learning_rate=0.5))
+    published = dict(name="sgd", learning_rate=0.05, learning_rate_scaling="none", schedule="constant", weight_decay=1e-5)
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.encoder.variant = "torchvision"
+        config.batch_size, config.total_epochs = 256, 200.0
+        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=32, scale=(0.2, 1.0), test_crop=1.0)))
+        config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, hidden_dims=()))
+        config.optimizer = ConfigDict(published)
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.encoder = ConfigDict(dict(name="alexnet", width=1.0, fully_connected=False, kernel_init="he_fan_out",
+                                         dtype="bfloat16"))
+        config.batch_size, config.total_epochs = 256, 500.0
+        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=224)))
+        config.method = ConfigDict(dict(name="deepcluster"))
+        config.optimizer = ConfigDict(published)
+        config.evals.every_epochs = 50.0
+        config.probe.update(dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4))
+    if "debug" in chosen:
+        common.debug(config)
+        config.method.update(dict(num_clusters=6, pca_dim=8))
+        config.total_epochs = 2.0
+        if config.encoder.name == "alexnet":
+            config.encoder.update(dict(width=0.0625, dtype="float32"))
+            config.views.one.size = 64  # the least that AlexNet takes is 63
+            config.method.hidden_dims = (32, 32)
+    return config

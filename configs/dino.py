@@ -1,0 +1,85 @@
+"""DINO (Caron et al. 2021, arXiv 2104.14294).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores, two global and four local crops. Variants: `imagenet2012`
+(ViT-S/16, batch 1024, 100 epochs, 2x224 + 8x96, AdamW 5e-4 x B/256, weight decay 0.04 to 0.4; 69.3 % kNN, 74.0 % linear),
+`imagenet2012_resnet50` (SGD 0.03 x B/256, weight decay 1e-4; 67.5 % kNN, 75.3 % linear after 800 epochs), both the README of
+the authors' code; `cifar10` (no setting of the authors; solo-learn's: ResNet-18, 4,096 prototypes, 1000 epochs; 89.52 %
+online linear), `vit` (the default with a tiny transformer), `debug`. Evaluations read the teacher, as the authors do.
+
+Command: python -m cl_jax.main --config=configs/dino.py --workdir=runs/dino
+Reached: see the table of README. The published settings: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = ("cifar10", "imagenet2012", "imagenet2012_resnet50", "vit", "debug")
+
+
+def crops(large: int, small: int, count: int, global_scale: tuple[float, float], local_scale: tuple[float, float],
+          **changes: float) -> ConfigDict:
+    """Two global crops by their own recipes and `count` local ones; the first of each size comes first by name."""
+    return ConfigDict(dict(
+        a_global1=dict(name="dino", crop="global1", size=large, scale=global_scale, **changes),
+        b_global2=dict(name="dino", crop="global2", size=large, scale=global_scale, **changes),
+        c_local=dict(name="dino", crop="local", size=small, scale=local_scale, copies=count, **changes)))
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, VARIANTS)
+    config = common.get_config()
+    common.laptop(config)
+    views = config.views.both.to_dict()
+    config.views = ConfigDict(dict(a_global=dict(views, copies=2), b_local=dict(views, size=12, scale=(0.5, 0.8), copies=4)))
+    config.method = ConfigDict(dict(name="dino", num_prototypes=256, hidden_dim=256, bottleneck_dim=64, momentum=0.98,
+                                    teacher_temperature=0.04, head_norm=True))
+    config.optimizer.update(dict(exclude_ndim=1, clip_tensor_norm=3.0, freeze_epochs=1.0, freeze_paths=("last_layer",)))
+    published = dict(config.optimizer, name="adamw", learning_rate=5e-4, learning_rate_scaling="linear",
+                     schedule="linspace_warmup_cosine", final_learning_rate=1e-6, weight_decay=0.04,
+                     final_weight_decay=0.4, warmup_epochs=10.0)
+    if "vit" in chosen:
+        config.encoder = ConfigDict(dict(name="vit", size="tiny", width=96, depth=4, heads=3, patch=4, image_size=16,
+                                         variant="dino", drop_path=0.1))
+        config.method.head_norm = False
+        config.optimizer.learning_rate = 1e-3
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.encoder.variant = "torchvision"
+        config.batch_size, config.total_epochs = 256, 1000.0
+        config.method = ConfigDict(dict(name="dino", num_prototypes=4096, head_norm=True, momentum=0.9995,
+                                        teacher_temperature=0.07, teacher_warmup_epochs=50))
+        config.views = ConfigDict(dict(a_global1=dict(name="dino", crop="global1", size=32, scale=(0.08, 1.0), blur=0.0,
+                                                      test_crop=1.0),
+                                       b_global2=dict(name="dino", crop="global2", size=32, scale=(0.08, 1.0), blur=0.0,
+                                                      test_crop=1.0)))
+        config.optimizer = ConfigDict(dict(name="lars_byol", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0,
+                                           freeze_epochs=1.0, freeze_paths=("last_layer",)))
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.encoder = ConfigDict(dict(name="vit", size="small", patch=16, variant="dino", drop_path=0.1,
+                                         dtype="bfloat16"))
+        config.batch_size, config.total_epochs = 1024, 100.0
+        config.method = ConfigDict(dict(name="dino"))
+        config.views = crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))
+        config.optimizer = ConfigDict(published)
+        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+    if "imagenet2012_resnet50" in chosen:
+        common.imagenet2012(config)
+        config.batch_size, config.total_epochs = 4080, 800.0
+        config.method = ConfigDict(dict(name="dino", num_prototypes=60000, head_norm=True))
+        config.views = crops(224, 96, 6, (0.14, 1.0), (0.05, 0.14))
+        config.optimizer = ConfigDict(dict(
+            name="lars_byol", learning_rate=0.3, weight_decay=1e-6, schedule="linspace_warmup_cosine",
+            final_learning_rate=0.0048, warmup_epochs=10.0, freeze_epochs=1.0, freeze_paths=("last_layer",)))
+        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+    if "debug" in chosen:
+        transformer = config.encoder.name == "vit"
+        if transformer:
+            config.encoder.update(dict(width=32, depth=2, heads=2, patch=4, image_size=16, dtype="float32"))
+            for name in config.views:  # the patch divides the side
+                config.views[name].size = 16 if "global" in name else 8
+        common.debug(config)
+        config.method.update(dict(num_prototypes=32, hidden_dim=32, bottleneck_dim=16, head_norm=not transformer))
+        config.optimizer.freeze_epochs = 0.25
+    return config

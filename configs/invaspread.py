@@ -1,0 +1,44 @@
+"""InvaSpread (Ye et al. 2019, arXiv 1904.03436).
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (the authors' setting: ResNet-18, batch
+128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature 0.1; 83.6 % kNN of z), `imagenet2012` (not a setting of
+the authors: InstDisc's network and schedule), `debug`.
+
+As in the authors' code both views are augmented, and gradient flows through one side of each similarity. Where they train
+on several GPUs, batch norm sees one view on each; here it is of the whole batch.
+
+Command: python -m cl_jax.main --config=configs/invaspread.py --workdir=runs/invaspread
+Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = common.get_config()
+    common.laptop(config)
+    config.method = ConfigDict(dict(name="invaspread", temperature=0.2))
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.encoder.variant = "torchvision"
+        config.batch_size, config.total_epochs = 128, 301.0
+        config.method.temperature = 0.1
+        config.views = ConfigDict(dict(both=dict(name="invaspread", copies=2)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=5e-4,
+                                           schedule="step_decay", milestones_epochs=(120.0, 160.0, 200.0),
+                                           decay_factor=(0.1, 0.5, 0.2)))  # to 0.1, 0.05 and 0.01 of it
+        config.evals.feature = "z"
+    if "imagenet2012" in chosen:
+        common.imagenet2012(config)
+        config.batch_size, config.total_epochs = 256, 200.0
+        config.method.temperature = 0.1
+        config.views = ConfigDict(dict(both=dict(name="instdisc", copies=2)))
+        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=1e-4,
+                                           schedule="step_decay", milestones_epochs=(120.0, 160.0)))
+        config.evals.feature = "z"
+    if "debug" in chosen:
+        common.debug(config)
+    return config
