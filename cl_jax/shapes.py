@@ -1,6 +1,7 @@
 """Shape and type checks that fail at trace time with a sentence a user can act on."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,14 +53,15 @@ def check_real(**arrays: Any) -> None:
 def check_positive(**values: Any) -> None:
     """Refuses a Python number that is not above zero; traced values pass, since they are unknown at trace time."""
     for name, value in values.items():
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ValueError(f"{name} is {value}; expected a number above 0. Typical temperatures are 0.05 to 0.5.")
+        if isinstance(value, Real) and not float(value) > 0:
+            mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
+            raise ValueError(f"{name} is {value}; expected a number above 0.{mend}")
 
 
 def check_count(**values: Any) -> None:
     """Refuses a Python number that is not an integer of at least 1: counts, sizes, block sizes. None passes."""
     for name, value in values.items():
-        if isinstance(value, (int, float)) and (value != int(value) or value < 1):
+        if isinstance(value, Real) and not (float(value) >= 1 and float(value).is_integer()):
             raise ValueError(f"{name} is {value}; expected an integer of at least 1.")
 
 

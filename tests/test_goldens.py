@@ -4,6 +4,7 @@ CL_JAX_GOLDENS names another directory of vectors; files there are run whenever 
 """
 
 import importlib
+import os
 import pkgutil
 
 import jax
@@ -20,9 +21,10 @@ for module in pkgutil.iter_modules(golden_tables.__path__):
     TABLE |= rows
 
 FILES = [path for path in sorted(DIRECTORY.glob("*.npz")) if family(path) in TABLE]
-# Every file in float64; in float32 the first of each family, the others with `-m slow`.
+# Every file in float64; in float32 the first of each family, the others with `-m slow`. Of another directory, all.
+ALL = "CL_JAX_GOLDENS" in os.environ
 RUNS = [pytest.param(path, dtype, id=f"{path.stem}-{dtype}",
-                     marks=[pytest.mark.slow] if dtype == "float32" and not path.stem.endswith("-0") else [])
+                     marks=[] if ALL or dtype == "float64" or path.stem.endswith("-0") else [pytest.mark.slow])
         for path in FILES for dtype in ("float64", "float32")
         if dtype == "float64" or TABLE[family(path)].f32 is not None]  # a file in float32 itself is compared once
 
@@ -34,8 +36,7 @@ def test_equals_the_authors_program(path, dtype):
     with jax.enable_x64(dtype == "float64"):
         ours, theirs = compute(golden, path, np.dtype(dtype))
     for name in theirs:
-        f64, f32 = golden.bounds.get(name, (golden.f64, golden.f32))
-        assert_close(ours[name], theirs[name], f64 if dtype == "float64" else f32, golden.floor, f"{path.stem} {name}")
+        assert_close(ours[name], theirs[name], golden.bound(name, dtype), golden.floor, f"{path.stem} {name}")
 
 
 @pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS")

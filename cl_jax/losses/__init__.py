@@ -35,6 +35,7 @@ from cl_jax.losses.contrast import (
     not_self,
     pair_sums,
     row_ids,
+    same_example,
     same_id,
     same_label,
 )
@@ -176,6 +177,7 @@ from cl_jax.losses.spaces import (
     local_losses,
     local_units,
 )
+from cl_jax.losses.targeted import tsc, tsc_centroids
 from cl_jax.losses.video_text import (
     SupportSet,
     caption_loss,
@@ -339,6 +341,7 @@ __all__ = [
     "ranking_rows",
     "row_ids",
     "same_class",
+    "same_example",
     "same_id",
     "same_label",
     "sample_negatives",
@@ -370,6 +373,8 @@ __all__ = [
     "token_cross_entropy",
     "token_log_likelihood",
     "tolerance",
+    "tsc",
+    "tsc_centroids",
     "two_c",
     "two_c_rows",
     "uniformity",

@@ -1,4 +1,8 @@
-"""Losses that need a whole row of similarities at once, which no running sum gives: computed some rows at a time."""
+"""Losses that need a whole row of similarities at once, which no running sum gives: computed some rows at a time.
+
+They pick negatives by rank (`hard_simple`, `hard_contrastive`), take the largest violation (`ranking_loss`) or judge each
+pair by the sum of its row (`inva_spread`). Log-sum-exps and sums over pairs ride on `contrast`.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.losses._axis import mean, total
-from cl_jax.losses._float import dots, wide
+from cl_jax.losses._float import dots, log_softmax, wide
 from cl_jax.losses.no_negatives import swapped_cross_entropy
 from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
@@ -38,7 +38,7 @@ def swav(scores: jax.Array, codes: jax.Array, *, temperature: float, assigned: S
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    log_p = jax.nn.log_softmax(wide(scores) / temperature, axis=-1)
+    log_p = log_softmax(scores, temperature)
     owners = range(codes.shape[0]) if assigned is None else assigned
     return mean(swapped_cross_entropy(log_p, wide(codes), owners), axis_name)
 

@@ -97,5 +97,8 @@ def calm(logits_gen: jax.Array, labels_gen: jax.Array, logits_dis: jax.Array, la
 
     Reference: Zhou et al., Pre-training Text-to-Text Transformers for Concept-centric Common Sense, ICLR 2021.
     """
+    for part, logits, labels in (("gen", logits_gen, labels_gen), ("dis", logits_dis, labels_dis)):
+        sizes = check("b t k", None, **{f"logits_{part}": logits})
+        check_integer("b t", sizes, **{f"labels_{part}": labels})
     return (weight_gen * token_cross_entropy(logits_gen, labels_gen, axis_name=axis_name)
             + weight_dis * token_cross_entropy(logits_dis, labels_dis, axis_name=axis_name))

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
+from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses._rows import over_rows
+from cl_jax.losses.contrast import allow, contrast, row_ids, same_id, side_of_tile
 from cl_jax.losses.nce import queue_softmax
 from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
@@ -49,7 +49,7 @@ def draw_prototypes(key: jax.Array, assignment: jax.Array, num_prototypes: int, 
 
 def proto_logits(q: jax.Array, clustering: Clustering, *, axis_name: str | None = None) -> jax.Array:
     """[B, B_global + r]: q_i . prototype_j / concentration_j, for the clusters of the batch, then the negatives."""
-    return _column_logits(q, clustering, _columns(q, clustering, axis_name))
+    return dots("bd,kd->bk", q, _keys(clustering, _columns(q, clustering, axis_name)))
 
 
 def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = False,
@@ -64,7 +64,7 @@ def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = F
       clustering: see `Clustering`; no gradient. The clusters of all devices' images are columns on every device.
       mask_duplicates: False, as the authors: where two images share a cluster, each one's column is a negative of the
         other, with the logit of its positive. True leaves such columns out.
-      block_size: queries whose [block_size, B + r] logits are held at a time; all by default.
+      block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -76,19 +76,16 @@ def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = F
     Reference: Li et al. 2021, arXiv 2005.04966, equation 11, second term for one m.
     """
     columns = _columns(q, clustering, axis_name)
-    check_count(block_size=block_size)
-    label = first_row(q.shape[0], axis_name) + jnp.arange(q.shape[0])
+    rows = {"id": row_ids(q.shape[0], axis_name), "cluster": clustering.assignment}
+    cols = {"id": jnp.arange(columns.shape[0]), "cluster": columns}
 
-    def rows(q, assignment, label):
-        logits = _column_logits(q, clustering, columns)
-        positive = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
-        if mask_duplicates:
-            same = assignment[:, None] == columns[None, :]
-            own = label[:, None] == jnp.arange(columns.shape[0])[None, :]
-            logits = jnp.where(same & ~own, -jnp.inf, logits)
-        return jax.nn.logsumexp(logits, axis=1) - positive
+    def duplicates(rows, cols):
+        same = rows["cluster"][:, None] == cols["cluster"][None, :]
+        return allow(same_id(rows, cols) | ~same)
 
-    per_row = over_rows(rows, jnp.asarray(q), jnp.asarray(clustering.assignment), label, block_size=block_size)
+    # Every device has all columns: the clusters of the batch are gathered as numbers.
+    per_row = contrast(q, _keys(clustering, columns), scale=1.0, rows=rows, cols=cols, positive=same_id,
+                       log_weight=duplicates if mask_duplicates else None, block_size=block_size).gap
     return mean(jnp.mean(per_row), axis_name)
 
 
@@ -127,10 +124,10 @@ def _columns(q, clustering, axis_name):
     return jnp.concatenate([gather(clustering.assignment, axis_name), clustering.negatives])
 
 
-def _column_logits(q, clustering, columns):
-    # Dividing the logits, not the prototypes, keeps the concentration out of bfloat16.
-    logits = dots("bd,kd->bk", q, lax.stop_gradient(jnp.asarray(clustering.prototypes)[columns]))
-    return logits / wide(lax.stop_gradient(jnp.asarray(clustering.concentration)[columns]))[None, :]
+def _keys(clustering, columns):
+    """Prototypes over their own concentrations, in float32 at least: in bfloat16 the quotients would be rounded."""
+    prototypes, concentration = (jnp.asarray(x)[columns] for x in (clustering.prototypes, clustering.concentration))
+    return lax.stop_gradient(wide(prototypes) / wide(concentration)[:, None])
 
 
 class MiceTerms(NamedTuple):
@@ -146,15 +143,19 @@ class MiceTerms(NamedTuple):
 
 def mice_logits(f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array, *, temperature: float) -> jax.Array:
     """[E, B, 1 + K] similarities of `mice` under each expert over temperature, the positive first."""
+    check_positive(temperature=temperature)
+    query, v, queue = _mice_queries(f, v, queue, experts)
+    positive, negative = dots("bed,bed->eb", query, v), dots("bed,ked->ebk", query, queue)
+    return jnp.concatenate([positive[:, :, None], negative], axis=2) / temperature
+
+
+def _mice_queries(f, v, queue, experts):
+    """Queries [B, E, D]: the prototype meets what the student meets, so the two similarities are one; and constants."""
     sizes = check("b e d", f=f, v=v)
     check("k e d", sizes, queue=queue)
     check("e d", sizes, experts=experts)
-    check_positive(temperature=temperature)
-    # The prototype meets what the student meets, so the two similarities are one.
     query = (wide(f) + unit(experts)[None]).astype(jnp.result_type(f, experts))
-    positive = dots("bed,bed->eb", query, lax.stop_gradient(v))
-    negative = dots("bed,ked->ebk", query, lax.stop_gradient(queue))
-    return jnp.concatenate([positive[:, :, None], negative], axis=2) / temperature
+    return query, *lax.stop_gradient((v, queue))
 
 
 def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.Array, experts: jax.Array, *,
@@ -165,16 +166,19 @@ def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates
     check("b d", sizes, g=g)
     check("e d", sizes, gates=gates)
     check_positive(temperature=temperature, gate_temperature=gate_temperature)
-    check_count(block_size=block_size)
-    gates = lax.stop_gradient(gates)
+    query, v, queue = _mice_queries(f, v, queue, experts)
+    log_gate = jax.nn.log_softmax(
+        dots("bd,ed->be", g, lax.stop_gradient(gates)) / (gate_temperature or temperature), axis=1)
+    positive = dots("bed,bed->be", query, v) / temperature
+    if block_size is None:  # all experts' logits are there at once
+        block_size = side_of_tile(sizes["b"] * sizes["e"] * queue.shape[0] * positive.dtype.itemsize)
 
-    def terms(f, v, g):
-        log_gate = jax.nn.log_softmax(dots("bd,ed->be", g, gates) / (gate_temperature or temperature), axis=1)
-        logits = mice_logits(f, v, queue, experts, temperature=temperature)
-        log_likelihood = (logits[:, :, 0] - jax.nn.logsumexp(logits, axis=2)).T
-        return MiceTerms(log_gate, log_likelihood, jax.nn.softmax(log_gate + log_likelihood, axis=1))
+    def log_negatives(query, queue):
+        return contrast(query, queue, scale=1 / temperature, block_size=block_size).lse
 
-    return over_rows(terms, jnp.asarray(f), jnp.asarray(v), jnp.asarray(g), block_size=block_size)
+    negative = jax.vmap(log_negatives, in_axes=1, out_axes=1)(query, queue)
+    log_likelihood = -jax.nn.softplus(negative - positive)
+    return MiceTerms(log_gate, log_likelihood, jax.nn.softmax(log_gate + log_likelihood, axis=1))
 
 
 def mice_of_terms(terms: MiceTerms, *, axis_name: str | None = None) -> jax.Array:
@@ -200,7 +204,7 @@ def mice(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.
       gates: [E, D] fixed gating prototypes w (`simplex`); no gradient.
       experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing; gradient flows.
       temperature: t, 1 in MiCE; gate_temperature: kappa, the same unless given.
-      block_size: images whose [E, block_size, K] logits are held at a time; all by default.
+      block_size: the side of a tile of each expert, as in `contrast`.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -295,5 +299,5 @@ def spcl(f: jax.Array, memory: jax.Array, labels: jax.Array, ids: jax.Array, *, 
     check_axis(axis_name)
     logits, present = label_logits(f, memory, labels, temperature=temperature, num_labels=num_labels)
     log_p = label_log_probabilities(logits, present, eps=eps)
-    own = jnp.take_along_axis(log_p, labels[ids][:, None], axis=1)[:, 0]
+    own = jnp.take_along_axis(log_p, jnp.asarray(labels)[ids][:, None], axis=1)[:, 0]
     return -mean(jnp.mean(jnp.logaddexp(own, jnp.log(eps)) if eps else own), axis_name)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.losses._axis import mean, total
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.losses._float import dots, log_softmax, unit, wide
 from cl_jax.losses.nce import Normalizer, cross_nce
 from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
@@ -25,8 +25,8 @@ def soft_label_rows(student_logits: jax.Array, teacher_logits: jax.Array, *, tem
     """[B] cross-entropy of softmax(student / temperature) under softmax(teacher / temperature), nats."""
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
-    target = jax.nn.softmax(wide(lax.stop_gradient(teacher_logits)) / temperature, axis=1)
-    return -jnp.sum(target * jax.nn.log_softmax(wide(student_logits) / temperature, axis=1), axis=1)
+    target = jnp.exp(log_softmax(lax.stop_gradient(teacher_logits), temperature))
+    return -jnp.sum(target * log_softmax(student_logits, temperature), axis=1)
 
 
 def soft_labels(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array | None = None,
@@ -92,8 +92,8 @@ def knowledge_distillation(student_logits: jax.Array, teacher_logits: jax.Array,
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    log_t = jax.nn.log_softmax(wide(lax.stop_gradient(teacher_logits)) / temperature, axis=1)
-    log_s = jax.nn.log_softmax(wide(student_logits) / temperature, axis=1)
+    log_t = log_softmax(lax.stop_gradient(teacher_logits), temperature)
+    log_s = log_softmax(student_logits, temperature)
     # Where a class underflows to probability 0, 0 * log 0 is 0.
     rows = jnp.sum(jnp.where(log_t > -jnp.inf, jnp.exp(log_t) * (log_t - log_s), 0), axis=1)
     return temperature**2 * mean(jnp.mean(rows), axis_name)
@@ -137,5 +137,7 @@ def crd(z_student: jax.Array, z_teacher: jax.Array, bank_student: jax.Array, ban
 
     Reference: Tian et al. 2020, arXiv 1910.10699, equations 17 to 19.
     """
+    check("n d", check("b d", z_student=z_student, z_teacher=z_teacher), bank_student=bank_student,
+          bank_teacher=bank_teacher)
     return cross_nce(z_student, z_teacher, bank_student, bank_teacher, indices, normalizers, temperature=temperature,
                      momentum=momentum, eps=eps, block_size=block_size, axis_name=axis_name)

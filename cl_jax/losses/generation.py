@@ -106,6 +106,7 @@ def contragan_discriminator(d_real: jax.Array, d_fake: jax.Array, z_real: jax.Ar
 
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
+    _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
     contrast = two_c(z_real, proxies, labels_real, temperature=temperature, positives=positives, axis_name=axis_name)
     return hinge_discriminator(d_real, d_fake, axis_name=axis_name) + weight * contrast
 
@@ -128,6 +129,7 @@ def contragan_generator(d_fake: jax.Array, z_fake: jax.Array, proxies: jax.Array
 
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
+    _check_conditional(z_fake=z_fake, proxies=proxies, labels_fake=labels_fake)
     contrast = two_c(z_fake, lax.stop_gradient(proxies), labels_fake, temperature=temperature, positives=positives,
                      axis_name=axis_name)
     return hinge_generator(d_fake, axis_name=axis_name) + weight * contrast
@@ -179,6 +181,14 @@ def least_squares_generator(d_fake: jax.Array, *, axis_name: str | None = None) 
     check("b", d_fake=d_fake)
     check_axis(axis_name)
     return mean(((wide(d_fake) - 1) ** 2).mean() / 2, axis_name)
+
+
+def _check_conditional(**arrays):
+    """Embeddings [B, D], proxies [C, D] and labels [B], under the caller's own names."""
+    (z, embeddings), proxies, (name, labels) = arrays.items()
+    sizes = check("b d", **{z: embeddings})
+    check("c d", {"d": sizes["d"]}, **dict([proxies]))
+    check_integer("b", sizes, **{name: labels})
 
 
 def _adversarial(d_real, d_fake, real, fake, axis_name):

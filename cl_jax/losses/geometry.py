@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, mean, total
-from cl_jax.losses._float import dots, wide
+from cl_jax.losses._axis import gather, log_total, mean
+from cl_jax.losses._float import wide
 from cl_jax.losses.contrast import contrast, not_self, row_ids
+from cl_jax.losses.infonce import info_nce
 from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
@@ -87,11 +88,7 @@ def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, 
         pairs += batch * queue.shape[0]
     if not logs:
         return mean(0.0 * jnp.sum(x), axis_name)
-    rows = jnp.concatenate(logs)
-    highest = lax.stop_gradient(jnp.max(rows))
-    if axis_name is not None:
-        highest = lax.pmax(highest, axis_name)
-    return highest + jnp.log(total(jnp.sum(jnp.exp(rows - highest)), axis_name)) - math.log(pairs)
+    return log_total(jnp.concatenate(logs), axis_name) - math.log(pairs)
 
 
 def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, uniform_weight: float = 1.0,
@@ -112,6 +109,7 @@ def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, unif
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 5.
     """
+    check("b d", x=x, y=y)
     spread = [uniformity(z, t=t, axis_name=axis_name, plan=plan, block_size=block_size) for z in (x, y)]
     pull = alignment(x, y, alpha=alpha, axis_name=axis_name)
     return align_weight * pull + uniform_weight * (spread[0] + spread[1]) / 2
@@ -144,6 +142,7 @@ def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_we
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, the authors' MoCo code (defaults of its README's best run).
     """
+    check("k d", check("b d", q=q, k=k), queue=queue)
     k = lax.stop_gradient(k)
     loss = align_weight * alignment(q, k, alpha=alpha, axis_name=axis_name)
     loss += uniform_weight * uniformity(q, queue, t=t, intra_batch=intra_batch, axis_name=axis_name, plan=plan,
@@ -153,9 +152,8 @@ def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_we
     if temperature is None:
         raise ValueError(f"temperature is None with contrast_weight {contrast_weight}; expected a number above 0.")
     check_positive(temperature=temperature)
-    own = dots("bd,bd->b", q, k) / temperature
-    negatives = contrast(q, lax.stop_gradient(queue), scale=1 / temperature, block_size=block_size).lse
-    return loss + contrast_weight * mean(jnp.mean(jax.nn.softplus(negatives - own)), axis_name)
+    return loss + contrast_weight * info_nce(q, k, lax.stop_gradient(queue), temperature=temperature, normalise=False,
+                                             axis_name=axis_name, block_size=block_size)
 
 
 class Tolerance(NamedTuple):
@@ -189,7 +187,7 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
     sizes = check("n d", features=features)
     check_integer("n", sizes, labels=labels)
     check_axis(axis_name)
-    x, labels = gather(wide(features), axis_name), gather(labels, axis_name)
+    x, labels = gather(wide(features), axis_name), gather(jnp.asarray(labels), axis_name)
     rows = x.shape[0]
     order = jnp.argsort(labels)
     ranked = labels[order]

@@ -323,7 +323,7 @@ def simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None 
     keys, positive = _candidates(queries, keys, positive, axis_name)
     own = dots("bd,bd->b", queries, keys[positive])
     # The sum over keys first: the negatives of all rows share it.
-    return -own + negative_weight * (wide(queries) @ jnp.sum(wide(keys), axis=0) - own)
+    return -own + negative_weight * (dots("bd,d->b", wide(queries), jnp.sum(wide(keys), axis=0)) - own)
 
 
 def hard_simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,

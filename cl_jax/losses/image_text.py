@@ -81,6 +81,7 @@ def clip_logits(image: jax.Array, text: jax.Array, *, logit_scale: Any, logit_bi
     it is. Image rows may be classes' prompts or anything else: the numbers need not agree."""
     sizes = check("b d", image=image)
     check("k d", {"d": sizes["d"]}, text=text)
+    check_positive(logit_scale=logit_scale)
     s = dots("bd,kd->bk", _prepared(image, normalise), _prepared(text, normalise))
     return s * jnp.asarray(logit_scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
 

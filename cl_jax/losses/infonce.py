@@ -13,7 +13,7 @@ from jax import lax
 
 from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit, wide
-from cl_jax.losses.contrast import Pairs, allow, check_plan, contrast, not_self, row_ids, same_id
+from cl_jax.losses.contrast import Pairs, allow, check_plan, contrast, not_self, row_ids, same_example, same_id
 from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
@@ -91,7 +91,7 @@ def nt_xent_views_rows(z: jax.Array, *, temperature: float, normalise: bool = Tr
            "id": (jnp.arange(views, dtype=example.dtype)[:, None] * count + example[None, :]).reshape(-1)}
 
     def positive(rows: Pairs, cols: Pairs) -> jax.Array:
-        return jnp.where(_same_example(rows, cols) & ~same_id(rows, cols), 1 / (views - 1), 0)
+        return jnp.where(same_example(rows, cols) & ~same_id(rows, cols), 1 / (views - 1), 0)
 
     sums = contrast(rows, rows, scale=1 / temperature, rows=ids, cols=ids, log_weight=not_self, positive=positive,
                     axis_name=axis_name, plan=plan, block_size=block_size)
@@ -327,10 +327,6 @@ def full_graph(loss: Callable[[jax.Array, jax.Array], jax.Array], views: Sequenc
 def _prepared(x, normalise, eps=1e-12):
     """Rows as the matrix products take them: unit where asked, in their own type."""
     return unit(x, eps).astype(jnp.result_type(x)) if normalise else jnp.asarray(x)
-
-
-def _same_example(rows, cols):
-    return rows["example"][:, None] == cols["example"][None, :]
 
 
 def _valid_column(rows, cols):

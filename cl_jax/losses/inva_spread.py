@@ -59,7 +59,9 @@ def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_
         negative = (columns != own[:, None]) & (columns != partner[:, None])
         positive = jnp.take_along_axis(logits, partner[:, None], axis=1)[:, 0]
         weighted = jnp.where(negative, logits + math.log(m), jnp.where(columns == own[:, None], -jnp.inf, logits))
-        log_d = jax.nn.logsumexp(weighted, axis=1)
+        # A finite floor: a batch of one has no negatives and must stay free of NaN.
+        log_negatives = jax.nn.logsumexp(jnp.where(negative, weighted, -1e30), axis=1)
+        log_d = jnp.logaddexp(positive, log_negatives)
         log_p = jnp.where(negative, logits - log_d[:, None], -jnp.inf)
         # 1 - P loses its digits where one negative holds nearly all of d; every other P is then small.
         top = jnp.argmax(log_p, axis=1)[:, None]
@@ -74,7 +76,8 @@ def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_
         p = jnp.where(leading, 0.0, jnp.exp(log_p))
         spread = jnp.sum(jnp.log1p(-(p if m >= 1 else jnp.minimum(p, below_one))), axis=1)
         spread += jnp.where(leading.any(axis=1), log_rest - log_d, 0.0)
-        return log_d - positive - m * spread
+        # log d - log e_p, with the digits that the difference would lose when it is small.
+        return jax.nn.softplus(log_negatives - positive) - m * spread
 
     losses = over_rows(rows, jnp.concatenate([z_a, z_b]), own, partner, columns=2 * batch,
                        block_size=block_size)

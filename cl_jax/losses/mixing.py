@@ -110,6 +110,7 @@ def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.A
     Reference: Lee et al., i-Mix, ICLR 2021, after Zhang et al., mixup, ICLR 2018. Only queries are mixed, never keys.
     """
     check_real(x=x)
+    check_axis(axis_name)
     x, sizes = jnp.asarray(x), {"b": x.shape[0]}
     check("b", sizes, weight=mix.weight)
     check_integer("b", sizes, partner=mix.partner)
@@ -145,6 +146,7 @@ def input_mix(x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: s
     Reference: Lee et al., i-Mix, ICLR 2021, InputMix; both views are mixed so, independently.
     """
     check_real(x=x, raw=raw)
+    check_axis(axis_name)
     x, raw = jnp.asarray(x), jnp.asarray(raw)
     sizes = check_integer("n b", {"b": x.shape[0]}, partners=partners)
     if sizes["n"] == 1:

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean, total
+from cl_jax.losses._axis import log_total, mean, total
 from cl_jax.losses._float import dots, wide
-from cl_jax.losses._rows import over_rows
+from cl_jax.losses.contrast import Pairs, allow, contrast, pair_sums, row_ids, same_example
 from cl_jax.shapes import check, check_axis
 
 MEASURES = ("JSD", "GAN", "X2", "KL", "RKL", "H2", "W1")
 
 
 def dim_divergence(local: jax.Array, summary: jax.Array, *, measure: str = "JSD",
-                   axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+                   axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Raises the score of a summary with its own image's local features, lowers it with those of other images.
 
     u_(n m n' l) = <summary_nm, local_n'l>
@@ -27,8 +27,8 @@ def dim_divergence(local: jax.Array, summary: jax.Array, *, measure: str = "JSD"
         scores with a LayerNorm before.
       measure: "JSD", the paper's, or one of "GAN", "X2", "KL", "RKL", "H2", "W1".
       axis_name: mapped axis over which the batch is split; other images are those of the global batch.
-      block_size: images whose scores with the global batch are held at a time; None for all. Smaller saves memory
-        and recomputes scores in the backward pass.
+      plan, block_size: how devices share local features and the side of a tile, as in `contrast`; a row is one summary,
+        a column one location.
 
     Returns:
       Scalar, at least float32. "JSD": from -2 log 2 to infinity; 0 where scores say nothing, that is u = 0.
@@ -41,12 +41,17 @@ def dim_divergence(local: jax.Array, summary: jax.Array, *, measure: str = "JSD"
     the authors' code has them. Its "DV" does not run on usual shapes: see `dim_donsker_varadhan`.
     """
     own, images = _own(local, summary, axis_name, least=2)
+    positive = mean(expectations(own, measure)[0].mean(), axis_name)
 
-    def strangers(u, mine):
+    def stranger(u: jax.Array, rows: Pairs, cols: Pairs) -> jax.Array:
         # Own images are blanked before exp: an overflow there must not reach the gradient as 0 * inf.
-        return jnp.where(mine, 0, expectations(jnp.where(mine, 0, u), measure)[1]).mean(axis=(1, 3)).sum(axis=1)
-    negative = total(_with_all(strangers, local, summary, axis_name, block_size).sum(), axis_name)
-    return negative / (images * (images - 1)) - mean(expectations(own, measure)[0].mean(), axis_name)
+        mine = same_example(rows, cols)
+        return jnp.where(mine, 0, expectations(jnp.where(mine, 0, u), measure)[1])
+
+    queries, keys, rows, cols = _pairs(local, summary, axis_name)
+    sums = pair_sums(queries, keys, stranger, scale=1.0, rows=rows, cols=cols, axis_name=axis_name, plan=plan,
+                     block_size=block_size)
+    return total(sums.sum(), axis_name) / (images * (images - 1) * own[0].size) - positive
 
 
 def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
@@ -82,7 +87,7 @@ def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
 
 
 def dim_infonce(local: jax.Array, summary: jax.Array, *, own_logit: float | None = -10.0,
-                axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Picks an image's own local feature among those of all other images, by its dot product with the summary.
 
     u_(n m n' l) = <summary_nm, local_n'l>
@@ -95,8 +100,8 @@ def dim_infonce(local: jax.Array, summary: jax.Array, *, own_logit: float | None
       own_logit: what the authors put in place of the own image's other scores, where they mean to leave them out: -10,
         not minus infinity, so that L exp(-10) stays in the sum. None leaves them out.
       axis_name: mapped axis over which the batch is split; other images are those of the global batch.
-      block_size: images whose scores with the global batch are held at a time; None for all. Smaller saves memory
-        and recomputes scores in the backward pass.
+      plan, block_size: how devices share local features and the side of a tile, as in `contrast`; a row is one summary,
+        a column one location.
 
     Returns:
       Scalar in nats, at least float32; about log(1 + L (B - 1)) where scores say nothing.
@@ -107,15 +112,13 @@ def dim_infonce(local: jax.Array, summary: jax.Array, *, own_logit: float | None
     Reference: Hjelm et al., ICLR 2019, equation 5.
     """
     own, _ = _own(local, summary, axis_name)
-
-    def strangers(u, mine):
-        # A finite floor: a batch of one image must stay free of NaN.
-        return jax.nn.logsumexp(jnp.where(mine, -1e30 if own_logit is None else own_logit, u), axis=(2, 3))
-    log_negatives = _with_all(strangers, local, summary, axis_name, block_size)
+    log_negatives = _log_strangers(local, summary, axis_name, plan, block_size).reshape(own.shape[:2])
+    if own_logit is not None:
+        log_negatives = jnp.logaddexp(log_negatives, own_logit + math.log(own.shape[2]))
     return mean(jax.nn.softplus(log_negatives[..., None] - own).mean(), axis_name)
 
 
-def dim_donsker_varadhan(local: jax.Array, summary: jax.Array, *, axis_name: str | None = None,
+def dim_donsker_varadhan(local: jax.Array, summary: jax.Array, *, axis_name: str | None = None, plan: str = "gather",
                          block_size: int | None = None) -> jax.Array:
     """Raises the score of a summary with its own image's local features, lowers the log-mean-exp over other images.
 
@@ -126,8 +129,8 @@ def dim_donsker_varadhan(local: jax.Array, summary: jax.Array, *, axis_name: str
       local: [B, L, D] features of L locations per image; gradient flows.
       summary: [B, M, D] of M summaries per image (usually 1); gradient flows. Neither is normalised.
       axis_name: mapped axis over which the batch is split; other images are those of the global batch.
-      block_size: images whose scores with the global batch are held at a time; None for all. Smaller saves memory
-        and recomputes scores in the backward pass.
+      plan, block_size: how devices share local features and the side of a tile, as in `contrast`; a row is one summary,
+        a column one location.
 
     Returns:
       Scalar in nats, at least float32: minus a lower bound on the mutual information; 0 where scores say nothing.
@@ -139,13 +142,8 @@ def dim_donsker_varadhan(local: jax.Array, summary: jax.Array, *, axis_name: str
     authors' code masks a four-axis score with a two-axis mask and fails on most shapes; there is no flag for that.
     """
     own, images = _own(local, summary, axis_name, least=2)
-    _, summaries, locations = own.shape
-
-    def strangers(u, mine):
-        return jax.nn.logsumexp(jnp.where(mine, -1e30, u), axis=(1, 2, 3))
-    log_sum = jax.nn.logsumexp(gather(_with_all(strangers, local, summary, axis_name, block_size), axis_name))
-    log_mean = log_sum - math.log(images * (images - 1) * summaries * locations)
-    return mean(log_mean, axis_name) - mean(own.mean(), axis_name)
+    log_sum = log_total(_log_strangers(local, summary, axis_name, plan, block_size), axis_name)
+    return log_sum - math.log(images * (images - 1) * own[0].size) - mean(own.mean(), axis_name)
 
 
 def _own(local, summary, axis_name, least=1):
@@ -159,12 +157,16 @@ def _own(local, summary, axis_name, least=1):
     return dots("bmd,bld->bml", summary, local), images
 
 
-def _with_all(f, local, summary, axis_name, block_size):
-    """f(scores [b, M, B_global, L], which of them are with the own image [b, 1, B_global, 1]) over blocks of rows."""
-    everyone = gather(local, axis_name)
-    own = first_row(local.shape[0], axis_name) + jnp.arange(local.shape[0])
+def _pairs(local, summary, axis_name):
+    """Summaries as queries and local features as keys, row by row, each with the image it is of."""
+    image = row_ids(local.shape[0], axis_name)
+    rows, cols = ({"example": jnp.repeat(image, x.shape[1])} for x in (summary, local))
+    return summary.reshape(-1, summary.shape[2]), local.reshape(-1, local.shape[2]), rows, cols
 
-    def rows(summary, own):
-        mine = own[:, None] == jnp.arange(everyone.shape[0])[None]
-        return f(dots("bmd,nld->bmnl", summary, everyone), mine[:, None, :, None])
-    return over_rows(rows, summary, own, block_size=block_size)
+
+def _log_strangers(local, summary, axis_name, plan, block_size):
+    """[B M] log of the sum of exp(scores) over the local features of all other images."""
+    queries, keys, rows, cols = _pairs(local, summary, axis_name)
+    return contrast(queries, keys, scale=1.0, rows=rows, cols=cols,
+                    log_weight=lambda rows, cols: allow(~same_example(rows, cols)), axis_name=axis_name, plan=plan,
+                    block_size=block_size).lse

@@ -14,7 +14,8 @@ from jax import lax
 
 from cl_jax.losses._axis import mean
 from cl_jax.losses._float import dots, wide
-from cl_jax.losses._rows import over_rows
+from cl_jax.losses.contrast import contrast, same_id
+from cl_jax.losses.infonce import info_nce_rows
 from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
@@ -61,6 +62,7 @@ def bank_logits(query: jax.Array, bank: jax.Array, indices: jax.Array, *, temper
                 block_size: int | None = None) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
 
+    Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast` to tile.
     The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives and 128 channels. With
     `block_size` so many columns are gathered at a time, again in the backward pass, and never more are held.
     """
@@ -68,7 +70,7 @@ def bank_logits(query: jax.Array, bank: jax.Array, indices: jax.Array, *, temper
     check("n d", sizes, bank=bank)
     check_integer("b k", sizes, indices=indices)
     check_positive(temperature=temperature)
-    bank = lax.stop_gradient(bank)
+    bank = jnp.asarray(lax.stop_gradient(bank))
 
     def score(columns):
         return dots("bd,bkd->bk", query, bank[columns])
@@ -188,6 +190,7 @@ def cross_nce(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Arr
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
     """
+    check("n d", check("b d", z_a=z_a, z_b=z_b), bank_a=bank_a, bank_b=bank_b)
     side = partial(nce, temperature=temperature, momentum=momentum, eps=eps, block_size=block_size, axis_name=axis_name)
     loss_a, normalizer_a = side(z_a, bank_b, indices, normalizers[0])
     loss_b, normalizer_b = side(z_b, bank_a, indices, normalizers[1])
@@ -259,6 +262,9 @@ def cross_bank_softmax(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equations 2 and 3.
     """
+    sizes = check("b d", z_a=z_a, z_b=z_b)
+    check("n d", sizes, bank_a=bank_a, bank_b=bank_b)
+    check("b d", sizes, **_given(jigsaw_a=jigsaw_a, jigsaw_b=jigsaw_b))
     side = partial(bank_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
     return side(z_a, bank_b, indices, jigsaw_a) + side(z_b, bank_a, indices, jigsaw_b)
 
@@ -274,8 +280,8 @@ def full_bank_softmax(query: jax.Array, bank: jax.Array, ids: jax.Array, *, temp
       bank: [N, D] before the step's update; no gradient.
       ids: [B] integers, each image's row.
       temperature: 0.1 for InstDisc on CIFAR-10.
-      block_size: queries whose [block_size, N] logits are held at a time; all by default.
-      axis_name: device axis that splits the batch.
+      block_size: the side of a tile, as in `contrast`.
+      axis_name: device axis that splits the batch; the bank is the same on every device.
 
     Returns:
       Nats, mean over the global batch; `log N` knows nothing.
@@ -284,16 +290,12 @@ def full_bank_softmax(query: jax.Array, bank: jax.Array, ids: jax.Array, *, temp
     """
     sizes = check("b d", query=query)
     check_integer("b", sizes, ids=ids)
-    check("n d", sizes, bank=bank)
+    sizes = check("n d", sizes, bank=bank)
     check_positive(temperature=temperature)
-    check_count(block_size=block_size)
     check_axis(axis_name)
-
-    def rows(query, ids):
-        logits = dots("bd,nd->bn", query, lax.stop_gradient(bank)) / temperature
-        return jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
-
-    return mean(jnp.mean(over_rows(rows, jnp.asarray(query), jnp.asarray(ids), block_size=block_size)), axis_name)
+    rows = contrast(query, lax.stop_gradient(bank), scale=1 / temperature, rows={"id": ids},
+                    cols={"id": jnp.arange(sizes["n"])}, positive=same_id, block_size=block_size).gap
+    return mean(jnp.mean(rows), axis_name)
 
 
 def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: jax.Array | None = None, *,
@@ -308,7 +310,7 @@ def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: ja
       key: [B, D] of the momentum encoder; queue: [K, D] before this step's keys enter; no gradient to either.
       temperature: 0.15 in InfoMin.
       beta: weight of the jigsaw query.
-      block_size: queries whose [block_size, 1 + K] logits are held at a time; all by default.
+      block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -316,15 +318,13 @@ def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: ja
 
     Reference: Tian et al. 2020, arXiv 2005.10243, appendix.
     """
-    check_count(block_size=block_size)
     check_axis(axis_name)
-
-    def rows(z, key):
-        return _cross_entropy_rows(queue_logits(z, key, queue, temperature=temperature))
+    check("k d", check("b d", query=query, key=key), queue=queue)
+    key, queue = lax.stop_gradient((key, queue))
 
     def one(z):
-        check("b d", query=z, key=key)
-        return mean(jnp.mean(over_rows(rows, jnp.asarray(z), jnp.asarray(key), block_size=block_size)), axis_name)
+        return mean(jnp.mean(info_nce_rows(z, key, queue, temperature=temperature, normalise=False,
+                                           block_size=block_size)), axis_name)
 
     return _with_jigsaw(one, query, jigsaw, beta)
 
@@ -344,6 +344,9 @@ def cross_queue_softmax(q_a: jax.Array, q_b: jax.Array, k_a: jax.Array, k_b: jax
 
     Reference: Tian et al. 2020, arXiv 1906.05849 and 2005.10243.
     """
+    sizes = check("b d", q_a=q_a, q_b=q_b, k_a=k_a, k_b=k_b)
+    check("k d", sizes, queue_a=queue_a, queue_b=queue_b)
+    check("b d", sizes, **_given(jigsaw_a=jigsaw_a, jigsaw_b=jigsaw_b))
     side = partial(queue_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
     return side(q_a, k_b, queue_b, jigsaw_a) + side(q_b, k_a, queue_a, jigsaw_b)
 
@@ -361,11 +364,14 @@ def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
     return Normalizer(jnp.where(normalizer.batches == 0, log_z, later), normalizer.batches + 1)
 
 
+def _given(**arrays):
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def _with_jigsaw(one, query, jigsaw, beta):
     if jigsaw is None:
         return one(query)
-    if jigsaw.shape != query.shape:
-        raise ValueError(f"jigsaw has shape {jigsaw.shape}; expected that of the query, {query.shape}.")
+    check("b d", check("b d", query=query), jigsaw=jigsaw)
     return (1 - beta) * one(query) + beta * one(jigsaw)
 
 

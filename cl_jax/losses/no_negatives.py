@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.losses._axis import mean
-from cl_jax.losses._float import unit, wide
+from cl_jax.losses._float import dots, log_softmax, unit, wide
 from cl_jax.shapes import check, check_axis, check_positive
 
 
@@ -75,7 +75,7 @@ def simsiam_rows(p: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_temperature: float,
-         teacher_temperature: float, axis_name: str | None = None) -> jax.Array:
+         teacher_temperature: float | jax.Array, axis_name: str | None = None) -> jax.Array:
     """Pulls the student's distribution on every view to the teacher's centred, sharpened one on every *other* view.
 
     loss = 1/(T (V - 1)) sum_j sum_(v != j) mean_i  -<softmax((teacher_j - centre) / teacher_temperature),
@@ -105,8 +105,11 @@ def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_t
     check("k", sizes, centre=centre)
     check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     check_axis(axis_name)
-    targets = jax.nn.softmax((wide(teacher) - wide(centre)[None, None]) / teacher_temperature, axis=-1)
-    log_p = jax.nn.log_softmax(wide(student) / student_temperature, axis=-1)
+    # Large logits, less the largest, lose nothing to the rounding of the centre's subtraction.
+    teacher = wide(teacher)
+    centred = teacher - jnp.max(teacher, axis=-1, keepdims=True) - wide(centre)[None, None]
+    targets = jnp.exp(log_softmax(centred, teacher_temperature))
+    log_p = log_softmax(student, student_temperature)
     return mean(swapped_cross_entropy(log_p, targets, range(sizes["t"])), axis_name)
 
 
@@ -152,7 +155,6 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
     if len(owners) != sizes["a"] or not all(0 <= owner < views for owner in owners):
         raise ValueError(f"The targets belong to views {list(owners)}; expected {sizes['a']} numbers from 0 to "
                          f"{views - 1}, one for each of the targets. Views with targets come first by default.")
-    # HIGHEST: an accelerator's default would round the probabilities to bfloat16 or TF32.
-    cross = -jnp.einsum("abk,vbk->av", lax.stop_gradient(targets), log_p, precision=lax.Precision.HIGHEST)
+    cross = -dots("abk,vbk->av", lax.stop_gradient(targets), log_p)
     others = jnp.arange(views)[None, :] != jnp.array(owners)[:, None]
     return jnp.where(others, cross, 0).sum() / (len(owners) * (views - 1) * sizes["b"])

@@ -11,7 +11,7 @@ from jax import lax
 
 from cl_jax.losses._axis import gather, mean
 from cl_jax.losses._float import dots, unit
-from cl_jax.losses.contrast import PairFunction, Pairs, contrast, not_self, row_ids, same_id, same_label
+from cl_jax.losses.contrast import PairFunction, Pairs, contrast, not_self, row_ids, same_example, same_id, same_label
 from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
@@ -82,7 +82,7 @@ def supcon_rows(features: jax.Array, labels: jax.Array | None = None, mask: jax.
         rows, cols, positive = {"mask": mask}, {"example": ids}, _masked
         count = views * jnp.sum(mask, axis=1) - jnp.take_along_axis(mask, ids[:, None], axis=1)[:, 0]
     else:
-        rows, cols, positive = {"example": ids}, {"example": ids}, _same_example
+        rows, cols, positive = {"example": ids}, {"example": ids}, same_example
         count = jnp.full((batch,), views - 1)
     rows, count = jax.tree.map(lambda x: jnp.concatenate([x] * anchors), (rows, count))
     return _supcon(features, rows, jax.tree.map(lambda x: jnp.tile(x, views), cols), positive, count, temperature,
@@ -309,10 +309,6 @@ def _occurrences(labels: jax.Array, every: jax.Array) -> jax.Array:
     """How often each label occurs in `every`."""
     ranked = jnp.sort(every)
     return jnp.searchsorted(ranked, labels, side="right") - jnp.searchsorted(ranked, labels, side="left")
-
-
-def _same_example(rows: Pairs, cols: Pairs) -> jax.Array:
-    return rows["example"][:, None] == cols["example"][None]
 
 
 def _masked(rows: Pairs, cols: Pairs) -> jax.Array:

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots
-from cl_jax.losses._rows import over_rows
+from cl_jax.losses._float import dots, wide_type
+from cl_jax.losses.contrast import allow, contrast, row_ids, same_example, same_id, side_of_tile
 from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class Steps(NamedTuple):
-    """loss: [K] nats of each step. accuracy: [K] shares of predictions whose own latent scores highest; no gradient."""
+    """loss: [K] nats of each step. accuracy: [K] shares of predictions whose own latent scores highest, no gradient; a tie
+    with a copy of it counts."""
 
     loss: jax.Array
     accuracy: jax.Array
@@ -30,7 +31,7 @@ def predictions(c: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def cpc(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.Array] | None = None, *, scale: float = 1.0,
-        common_window: bool = True, exclude_own: bool = False, axis_name: str | None = None,
+        common_window: bool = True, exclude_own: bool = False, axis_name: str | None = None, plan: str = "gather",
         block_size: int | None = None) -> jax.Array:
     """Pulls the prediction for time t + k to the latent found there, away from other latents of the batch.
 
@@ -50,8 +51,7 @@ def cpc(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.Array] |
       exclude_own: with negatives=None, leaves out the sequence's own other latents.
       axis_name: mapped axis over which the batch is split. Latents are gathered, sequences in rank order; `negatives`
         are those of this device's sequences.
-      block_size: with negatives=None, predictions whose scores with all latents are held at a time; None for all of a
-        step.
+      plan, block_size: with negatives=None, how devices share latents and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats; log(number of classes) knows nothing, and bounds mutual information from below by log(classes) -
@@ -64,12 +64,12 @@ def cpc(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.Array] |
     Reference: van den Oord et al., Representation learning with contrastive predictive coding, 2018, equation 4.
     """
     return cpc_steps(p, z, negatives, scale=scale, common_window=common_window, exclude_own=exclude_own,
-                     axis_name=axis_name, block_size=block_size).loss.mean()
+                     axis_name=axis_name, plan=plan, block_size=block_size).loss.mean()
 
 
 def cpc_steps(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.Array] | None = None, *,
               scale: float = 1.0, common_window: bool = True, exclude_own: bool = False,
-              axis_name: str | None = None, block_size: int | None = None) -> Steps:
+              axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> Steps:
     """Loss and accuracy of each step of `cpc`, over the global batch."""
     if negatives is not None:
         if exclude_own:
@@ -79,14 +79,12 @@ def cpc_steps(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.Ar
         steps = [_first_of(s, *at) for s, at in zip(logits, _positions(z, index, axis_name))]
     else:
         sizes = _check_times(p, z, axis_name, scale)
-        everyone = gather(z, axis_name).reshape(-1, sizes["d"])
-        example = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])[:, None]
-        steps = []
+        example, queries, labels = row_ids(sizes["b"], axis_name)[:, None], [], []
         for step in range(1, sizes["k"] + 1):
             window = sizes["t"] - (sizes["k"] if common_window else step)
-            label = example * sizes["t"] + step + jnp.arange(window)[None]
-            steps.append(_among_all(p[step - 1, :, :window].reshape(-1, sizes["d"]), everyone, label.reshape(-1),
-                                    sizes["t"], scale, exclude_own, block_size))
+            queries.append(p[step - 1, :, :window])
+            labels.append(example * sizes["t"] + step + jnp.arange(window)[None])
+        steps = _among_all(queries, z, labels, scale, exclude_own, axis_name, plan, block_size)
     return _stack(steps, axis_name)
 
 
@@ -107,7 +105,7 @@ def cpc_logits(p: jax.Array, z: jax.Array, negatives: jax.Array | Sequence[jax.A
 
 
 def cpc_grid(p: jax.Array, z: jax.Array, *, offsets: Sequence[int], scale: float, exclude_own: bool = False,
-             axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+             axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
     """Pulls a patch's prediction for the patch some rows below to its latent, away from every other patch of the batch.
 
     loss = mean_k mean_(b r w) -log softmax_j( scale <p_(k b r w), z_j> )[z_b(r + offset_k)w],  j over all patches
@@ -121,7 +119,7 @@ def cpc_grid(p: jax.Array, z: jax.Array, *, offsets: Sequence[int], scale: float
       scale: multiplies the scores; above 0 (1 in CPC, 0.1 in CPC v2).
       exclude_own: leaves out the image's own other patches, which otherwise are negatives, the context's among them.
       axis_name: mapped axis over which the batch is split; patches of all devices are classes.
-      block_size: predictions whose scores with all patches are held at a time; None for all of an offset.
+      plan, block_size: how devices share patches and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats; log(B H W) knows nothing.
@@ -134,11 +132,11 @@ def cpc_grid(p: jax.Array, z: jax.Array, *, offsets: Sequence[int], scale: float
     predictive coding, ICML 2020, whose pseudo-code loops over one offset only.
     """
     return cpc_grid_steps(p, z, offsets=offsets, scale=scale, exclude_own=exclude_own, axis_name=axis_name,
-                          block_size=block_size).loss.mean()
+                          plan=plan, block_size=block_size).loss.mean()
 
 
 def cpc_grid_steps(p: jax.Array, z: jax.Array, *, offsets: Sequence[int], scale: float, exclude_own: bool = False,
-                   axis_name: str | None = None, block_size: int | None = None) -> Steps:
+                   axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> Steps:
     """Loss and accuracy of each offset of `cpc_grid`, over the global batch."""
     sizes = check("k b h w d", check("b h w d", z=z), p=p)
     check_positive(scale=scale)
@@ -147,15 +145,11 @@ def cpc_grid_steps(p: jax.Array, z: jax.Array, *, offsets: Sequence[int], scale:
     if len(offsets) != sizes["k"] or not all(1 <= offset < height for offset in offsets):
         raise ValueError(f"offsets are {list(offsets)}; expected {sizes['k']} row offsets from 1 to {height - 1}, one "
                          f"for each of the predictions {p.shape}.")
-    everyone = gather(z, axis_name).reshape(-1, sizes["d"])
-    example = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])[:, None, None]
-    steps = []
-    for predicted, offset in zip(p, offsets):
-        row = jnp.arange(height - offset)[None, :, None] + offset
-        label = (example * height + row) * width + jnp.arange(width)[None, None]
-        steps.append(_among_all(predicted[:, :height - offset].reshape(-1, sizes["d"]), everyone, label.reshape(-1),
-                                height * width, scale, exclude_own, block_size))
-    return _stack(steps, axis_name)
+    example = row_ids(sizes["b"], axis_name)[:, None, None]
+    queries = [predicted[:, :height - offset] for predicted, offset in zip(p, offsets)]
+    labels = [(example * height + jnp.arange(offset, height)[None, :, None]) * width + jnp.arange(width)[None, None]
+              for offset in offsets]
+    return _stack(_among_all(queries, z, labels, scale, exclude_own, axis_name, plan, block_size), axis_name)
 
 
 def offset_negatives(draw_batch: jax.Array, draw_offset: jax.Array, *, length: int) -> jax.Array:
@@ -253,22 +247,30 @@ def _first_of(logits, negative_at, positive_at):
     return (jax.nn.logsumexp(logits, axis=1) - positive).mean(), 1 - beaten.any(axis=1).mean(dtype=logits.dtype)
 
 
-def _among_all(queries, everyone, label, per_example, scale, exclude_own, block_size):
-    """Cross-entropy of queries [Q, D] to row `label` [Q] of everyone [M, D], and the share where it wins."""
-    def rows(queries, label):
-        logits = scale * dots("qd,md->qm", queries, everyone)
-        if exclude_own:
-            at = jnp.arange(everyone.shape[0])[None]
-            own = (at // per_example == label[:, None] // per_example) & (at != label[:, None])
-            logits = jnp.where(own, -1e30, logits)
-        positive = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
-        hit = jnp.argmax(lax.stop_gradient(logits), axis=1) == label
-        return jax.nn.logsumexp(logits, axis=1) - positive, hit.astype(logits.dtype)
-    if block_size is None:
-        # Steps are many and their logits large: the backward pass recomputes them one step at a time.
-        rows = jax.checkpoint(rows)
-    loss, hit = over_rows(rows, queries, label, block_size=block_size)
-    return loss.mean(), hit.mean()
+def _among_all(queries, z, labels, scale, exclude_own, axis_name, plan, block_size):
+    """For each step the cross-entropy of queries [B, ..., D] to the latents numbered `labels` [B, ...] among those of
+    all devices, and the share where they win, ties included."""
+    places = z[0].size // z.shape[-1]
+    keys = z.reshape(-1, z.shape[-1])
+    ids = row_ids(keys.shape[0], axis_name)
+    cols = {"id": ids, "example": ids // places}
+    if block_size is None:  # the logits of all steps wait for the backward pass together
+        predicted = sum(label.size for label in labels)
+        columns = keys.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+        block_size = side_of_tile(predicted * columns * wide_type(z.dtype).itemsize)
+
+    def others_and_target(rows, cols):
+        return allow(~same_example(rows, cols) | same_id(rows, cols))
+
+    def step(queries, label):
+        label = label.reshape(-1)
+        out = contrast(queries.reshape(-1, z.shape[-1]), keys, scale=scale,
+                       rows={"id": label, "example": label // places}, cols=cols, positive=same_id,
+                       log_weight=others_and_target if exclude_own else None, axis_name=axis_name, plan=plan,
+                       block_size=block_size)
+        return out.gap.mean(), (out.pos >= out.highest).mean(dtype=out.gap.dtype)
+
+    return [step(*pair) for pair in zip(queries, labels)]
 
 
 def _stack(steps, axis_name):

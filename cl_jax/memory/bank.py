@@ -39,8 +39,9 @@ def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float)
     """
     sizes = check("n d", bank=bank)
     check_integer("b", check("b d", sizes, rows=rows), ids=ids)
+    bank, ids = jnp.asarray(bank), jnp.asarray(ids)
     wide = jnp.promote_types(bank.dtype, jnp.float32)
-    old, rows = bank[ids].astype(wide), lax.stop_gradient(rows).astype(wide)
+    old, rows = bank[ids].astype(wide), jnp.asarray(lax.stop_gradient(rows), wide)
     moved = normalise(momentum * old + (1 - momentum) * rows).astype(bank.dtype)
     # A scatter's order over equal indices is undefined, so all but the last are sent out of range and dropped.
     return bank.at[jnp.where(is_last(ids), ids, sizes["n"])].set(moved, mode="drop")

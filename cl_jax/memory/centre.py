@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check
+from cl_jax.shapes import check, check_axis
 
 
 def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:
@@ -31,6 +31,7 @@ def update(centre: jax.Array, teacher_logits: jax.Array, *, momentum: float,
     Reference: Caron et al. 2021, arXiv 2104.14294, equation 4.
     """
     check("... k", check("k", centre=centre), teacher_logits=teacher_logits)
+    check_axis(axis_name)
     wide = jnp.promote_types(centre.dtype, jnp.float32)
     mean = lax.stop_gradient(teacher_logits).astype(wide).reshape(-1, centre.shape[0]).mean(0)
     if axis_name is not None:

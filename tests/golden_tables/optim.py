@@ -9,14 +9,14 @@ from tests.goldens import Golden
 
 
 def _trained(case, tx, momentum_name=None):
-    """Three consecutive updates: parameters (and the momentum buffer) after each, on the first axis."""
+    """One update for each learning rate: parameters (and the momentum buffer) after each, on the first axis."""
     params, grads = case.group("param."), case.group("grads.")
     # "~" stands for the "/" of Haiku module names, "." splits module and parameter.
     paths = {name: name.replace(".", "/") for name in params}
     params = {paths[name]: value for name, value in params.items()}
     state = tx.init(params)
     outputs = {f"param_after.{name}": [] for name in paths}
-    for step in range(3):
+    for step in range(len(case["lr"])):
         updates, state = tx.update({paths[name]: grads[name][step] for name in paths}, state, params)
         params = optax.apply_updates(params, updates)
         buffers = [s.trace for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, optax.TraceState))

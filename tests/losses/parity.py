@@ -1,4 +1,4 @@
-"""The gathered loss against the one-device loss: value and absolute gradient, in every way users map a step."""
+"""The gathered loss against the one-device loss: value and absolute gradient, in every way users map a step; unit rows."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +14,11 @@ from jax.sharding import AxisType, PartitionSpec
 AXIS = "devices"
 # Most of the time is compilation, once per device count: all three with CL_JAX_SLOW=1, beside `-m slow`.
 N_DEVICES = (2, 4, 8) if os.environ.get("CL_JAX_SLOW") else (4,)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of unit length, for inputs and oracles."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def assert_parity(loss: Callable[..., Any], args: Sequence[Any], sharded: Sequence[bool], *,

@@ -8,13 +8,9 @@ from jax.test_util import check_grads
 
 from cl_jax.losses import assignments as module
 from cl_jax.memory import crop_queue
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 SINKHORN = {"epsilon": 0.05, "iterations": 3}
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def features(*shape, seed=0):

@@ -10,11 +10,7 @@ from jax.test_util import check_grads
 
 from cl_jax.losses import clusters
 from cl_jax.losses.clusters import Clustering
-from tests.losses.parity import assert_parity
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+from tests.losses.parity import assert_parity, unit
 
 
 @pytest.fixture(autouse=True)

@@ -42,14 +42,15 @@ def oracle(q, k, bias, scale, label_q, label_k):
     pulled = np.array([[s[i, j] * bias[j] ** 2 * (label_q[i] == label_k[j]) for j in range(len(k))]
                        for i in range(len(q))])
     rows, cols = [np.log(powers.sum(axis)) for axis in (1, 0)], [pulled.sum(axis) for axis in (1, 0)]
-    return [rows[0], cols[0], rows[0] - cols[0], rows[1], cols[1], rows[1] - cols[1]]
+    highest = np.array([max(s[i, j] + bias[j] for j in range(len(k)) if label_q[i] != label_k[j]) for i in range(len(q))])
+    return [rows[0], cols[0], rows[0] - cols[0], rows[1], cols[1], rows[1] - cols[1], highest]
 
 
 @pytest.mark.parametrize("block_size", [0, 4, 8, 100, None])
 def test_value_is_the_formula(block_size):
     with jax.enable_x64(True):
         ours = jax.jit(partial(everything, block_size=block_size))(Q, K, BIAS, 2.0, LABEL_Q, LABEL_K)
-    for a, b in zip(ours, oracle(Q, K, BIAS, 2.0, LABEL_Q, LABEL_K)):
+    for a, b in zip(ours, oracle(Q, K, BIAS, 2.0, LABEL_Q, LABEL_K), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -100,7 +101,7 @@ def paired(q, k, label_q, label_k, bias, scale, *, axis_name, plan, block_size):
                    cols={"label": label_k, "id": row_ids(k.shape[0], axis_name), "bias": bias},
                    log_weight=lambda r, c: not_self(r, c) + other_label(r, c), positive=same_id, columns=True,
                    axis_name=axis_name, plan=plan, block_size=block_size)
-    loss = (out.gap + 0.3 * out.lse - 0.2 * out.pos ** 2).mean() + (0.5 * out.col_gap + out.col_lse ** 2
+    loss = (out.gap + 0.3 * out.lse - 0.2 * out.pos ** 2 + 0.1 * out.highest).mean() + (0.5 * out.col_gap + out.col_lse ** 2
                                                                     + out.col_pos).mean()
     return loss if axis_name is None else lax.pmean(loss, axis_name)
 
@@ -152,6 +153,22 @@ def test_rows_and_columns_without_anything(block_size):
         grads = jax.grad(lambda q, k: getattr(outputs(q, k), name).sum(), argnums=(0, 1))(q, k)
         assert all(np.isfinite(g).all() for g in grads)
         assert not grads[0][2].any() and not grads[1][3].any()
+
+
+@pytest.mark.parametrize("block_size", [0, 2])
+def test_the_positive_wins_where_it_is_highest(block_size):
+    """To the bit, ties included, and without a gradient."""
+    q = jnp.asarray(np.random.default_rng(5).normal(size=(5, 3)), jnp.float32)
+    q = q / jnp.linalg.norm(q, axis=1, keepdims=True)
+    k = q.at[3].set(-q[3]).at[4].set(q[2])  # the key of 3 is its opposite, that of 4 a copy of 2's
+    ids = {"id": jnp.arange(5)}
+
+    def sums(q):
+        return contrast(q, k, scale=3.0, rows=ids, cols=ids, positive=same_id, block_size=block_size)
+
+    out = sums(q)
+    np.testing.assert_array_equal(out.pos >= out.highest, [True, True, True, False, False])
+    assert not jax.grad(lambda q: sums(q).highest.sum())(q).any()
 
 
 @pytest.mark.parametrize("block_size", [0, 3])

@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import geometry
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 
 @pytest.fixture(autouse=True)
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def data(seed=0, *shape):

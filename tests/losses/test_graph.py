@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from cl_jax.losses import graph
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +20,6 @@ def x64():
 
 def data(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import image_text as module
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 RNG = np.random.default_rng(0)
 U, V = RNG.normal(size=(2, 7, 5))
 BLOCKS = [None, 0, 3]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def oracle_clip(u, v, scale):

@@ -10,7 +10,7 @@ import pytest
 
 from cl_jax.losses import infonce as module
 from cl_jax.memory import queue as queues
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 RNG = np.random.default_rng(0)
 A, B, C = RNG.normal(size=(3, 7, 5))
@@ -18,10 +18,6 @@ QUEUE = RNG.normal(size=(9, 5))
 OWN = RNG.normal(size=(7, 4, 5))
 VALID = np.arange(9) % 3 > 0
 BLOCKS = [None, 0, 3]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def cross_entropy(positive, others):

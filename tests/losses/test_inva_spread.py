@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 from cl_jax.losses.inva_spread import inva_spread
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 
 @pytest.fixture(autouse=True)
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def data(b=5, d=4, seed=0):

@@ -144,9 +144,14 @@ def test_blocks_change_nothing_and_bound_memory(loss):
     assert plain > 4 * 48 * 48 * 16 > 2 * blocked
 
 
-@pytest.mark.parametrize("loss", [EVERY[0], *EVERY[-3:]], ids=[NAMES[0], *NAMES[-3:]])
-def test_parity_over_devices(loss):
-    assert_parity(loss, maps(images=8, places=2, summaries=1, width=3), [True, True])
+@pytest.mark.parametrize("plan", ["gather", "ring"])
+def test_parity_over_devices(plan):
+    """All bounds in one, each with a weight of its own, on small scores: "KL" and "H2" are exponentials."""
+    def loss(local, summary, axis_name):
+        return sum((1 + 0.1 * i) * each(local, summary, axis_name=axis_name, plan=plan) for i, each in enumerate(EVERY))
+
+    local, summary = maps(images=8, places=2, summaries=2, width=3)
+    assert_parity(loss, (0.5 * local, 0.5 * summary), [True, True])
 
 
 def test_errors():

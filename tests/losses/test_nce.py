@@ -9,13 +9,9 @@ import pytest
 from jax.test_util import check_grads
 
 from cl_jax.losses import nce
-from tests.losses.parity import assert_parity
+from tests.losses.parity import assert_parity, unit
 
 B, N, D, K = 8, 11, 4, 5
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def data(seed=0, b=B, n=N, d=D, k=K):
@@ -278,9 +274,11 @@ def test_devices():
 def test_devices_softmax():
     query, bank, indices = data()
     other, other_bank, _ = data(1)
-    assert_parity(lambda q, b, i, axis_name: nce.bank_softmax(q, b, i, q, temperature=0.2, axis_name=axis_name),
-                  (query, bank, indices), (True, False, True))
-    assert_parity(lambda q, b, i, axis_name: nce.full_bank_softmax(q, b, i, temperature=0.2, axis_name=axis_name),
+    assert_parity(lambda a, b, ka, kb, i, axis_name: nce.cross_bank_softmax(a, b, ka, kb, i, b, a, temperature=0.2, beta=0.3,
+                                                                            axis_name=axis_name),
+                  (query, other, bank, other_bank, indices), (True, True, False, False, True))
+    assert_parity(lambda q, b, i, axis_name: nce.full_bank_softmax(q, b, i, temperature=0.2, block_size=4,
+                                                                   axis_name=axis_name),
                   (query, bank, indices[:, 0]), (True, False, True))
     assert_parity(lambda a, b, ka, kb, axis_name: nce.cross_queue_softmax(a, b, a, b, ka, kb, temperature=0.2,
                                                                           axis_name=axis_name),

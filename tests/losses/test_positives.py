@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import positives
-from tests.losses.parity import AXIS, assert_parity
+from tests.losses.parity import AXIS, assert_parity, unit
 
 
 @pytest.fixture(autouse=True)
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def data(*shape, seed=0):

@@ -217,6 +217,7 @@ def test_parity_over_devices():
     def loss(p, z, negatives, axis_name):
         p = jnp.moveaxis(p, 0, 1)  # the batch first: that axis is split
         return (module.cpc(p, z, axis_name=axis_name, exclude_own=True)
+                + 2 * module.cpc(p, z, axis_name=axis_name, plan="ring", block_size=4)
                 + module.cpc(p, z, negatives, axis_name=axis_name))
     assert_parity(loss, (np.moveaxis(p, 0, 1), z, draws(batch=8, times=3, window=2)), [True, True, True])
 

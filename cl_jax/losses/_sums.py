@@ -1,0 +1,114 @@
+"""What `contrast` sums over pairs, its outputs, and the plain form that holds the matrix of similarities."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.losses._float import dots
+
+LOG_ZERO = -1e30  # the logarithm of an empty sum: finite, so that no gradient meets inf - inf
+
+Pairs = Mapping[str, jax.Array]
+PairFunction = Callable[[Pairs, Pairs], jax.Array]
+PairTerm = Callable[[jax.Array, Pairs, Pairs], jax.Array]
+
+
+class Contrast(NamedTuple):
+    """With logits s_ij = scale q_i . k_j, log-weights w_ij and positive weights p_ij, over all columns j of row i:
+
+    lse: [R] log sum_j exp(s_ij + w_ij); LOG_ZERO, with zero gradient, where every w_ij is -inf.
+    pos: [R] sum_j p_ij s_ij.
+    gap: [R] lse - pos, with the digits that the subtraction would lose when both are large: the loss of a row whose
+      p_ij sum to one. Where nothing is allowed it is -pos: 0 for a row without a positive either.
+    col_lse, col_pos, col_gap: [K] the same over all rows i of column j; None unless `columns`.
+    highest: [R] max_j (s_ij + w_ij), no gradient. Where one p_ij is 1 and the others 0, pos >= highest says that the
+      positive wins, ties counted as won: the contrastive accuracy.
+    """
+
+    lse: jax.Array
+    pos: jax.Array
+    gap: jax.Array
+    col_lse: jax.Array | None = None
+    col_pos: jax.Array | None = None
+    col_gap: jax.Array | None = None
+    highest: jax.Array | None = None
+
+
+class Pair(NamedTuple):
+    """What is summed over a tile of similarities: exp(s + w) where `powers`, and term(s, rows, cols)."""
+
+    log_weight: PairFunction | None
+    term: PairTerm | None
+    columns: bool
+    powers: bool = True
+
+    def __call__(self, similarity, scale, rows, cols, valid=None):
+        """s + w and the terms of a tile, each None where it is not summed; nothing of what is not valid."""
+        s = similarity * scale
+        w = e = None
+        if self.powers:
+            w = s
+            if self.log_weight is not None:
+                w = s + per_pair("log_weight", self.log_weight(rows, cols), s)
+            w = w if valid is None else jnp.where(valid, w, -jnp.inf)
+        if self.term is not None:
+            e = per_pair("term", self.term(s, rows, cols), s)
+            e = e if valid is None else jnp.where(valid, e, 0)
+        return w, e
+
+
+def per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
+    if jnp.shape(x) != s.shape:
+        raise ValueError(f"{name} returned shape {jnp.shape(x)} for a tile of {s.shape[0]} rows and {s.shape[1]} "
+                         "columns; expected one entry per pair, for instance rows['id'][:, None] == "
+                         "cols['id'][None, :].")
+    return jnp.asarray(x, s.dtype)
+
+
+def finish(m, total, pos):
+    """lse, pos and gap from the maximum, the sum of exponentials after it is taken off, and the positives."""
+    some = total > 0
+    log_total = jnp.log(jnp.where(some, total, 1))
+    return jnp.where(some, log_total + m, LOG_ZERO), pos, log_total + (jnp.where(some, m, 0) - pos)
+
+
+def plain(pair: Pair, queries, keys, scale, rows, cols) -> Contrast:
+    narrow = queries.dtype.itemsize < 4
+    similarity = _narrow_similarity(queries, keys) if narrow else dots("rd,kd->rk", queries, keys)
+    w, e = pair(similarity, scale, rows, cols)
+
+    def highest(axis):
+        return jnp.maximum(lax.stop_gradient(jnp.max(w, axis)), LOG_ZERO)
+
+    def reduce(axis):
+        zero = jnp.zeros(similarity.shape[1 - axis], similarity.dtype)
+        m, total = zero + LOG_ZERO, zero
+        if w is not None:
+            m = highest(axis)
+            total = jnp.sum(jnp.exp(w - jnp.expand_dims(m, axis)), axis)
+        return finish(m, total, zero if e is None else jnp.sum(e, axis))
+
+    out = Contrast(*reduce(1), *(reduce(0) if pair.columns else ()))
+    return out if w is None else out._replace(highest=highest(1))
+
+
+@jax.custom_vjp
+def _narrow_similarity(queries, keys):
+    return dots("rd,kd->rk", queries, keys)
+
+
+def _narrow_forward(queries, keys):
+    return _narrow_similarity(queries, keys), (queries, keys)
+
+
+def _narrow_backward(saved, g):
+    # Without this rule the transposed product would be of a float32 matrix.
+    queries, keys = saved
+    g = g.astype(queries.dtype)
+    return dots("rk,kd->rd", g, keys).astype(queries.dtype), dots("rk,rd->kd", g, queries).astype(keys.dtype)
+
+
+_narrow_similarity.defvjp(_narrow_forward, _narrow_backward)
