@@ -16,6 +16,8 @@ class Network(nn.Module):
     head: nn.Module
 
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if getattr(self.encoder, "drop_path", 0):
+            raise ValueError(f"drop_path={self.encoder.drop_path}: this method does not draw it; set encoder.drop_path=0.")
         h = self.encoder(images, train=train)["h"]
         z, hiddens = self.head(h, train=train)
         return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}

@@ -55,7 +55,7 @@ class Stepper:
             self.one = parallel.lift(self._indexed, self.mesh, (SAME, SAME, EACH, SAME, SAME), SAME, donate=(0,))
             self.many = parallel.lift(self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,))
         else:
-            self.one = parallel.lift(self._update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
+            self.one = parallel.lift(self.update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
         asked = config.dispatch_steps or (1 if self.mesh.devices.flat[0].platform == "cpu" else config.log_steps)
         self.at_once = asked if self.rows is not None else 1
         self.loaded: Iterator[dict[str, np.ndarray]] | None = None
@@ -105,7 +105,7 @@ class Stepper:
 
     # On the device, per device -----------------------------------------------------------------------------------
 
-    def _update(self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
+    def update(self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
                 ) -> tuple[State, Metrics]:
         after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
         if not self.guard:
@@ -117,7 +117,7 @@ class Stepper:
     def _indexed(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
                  ) -> tuple[State, Metrics]:
         batch = {name: values[ids] for name, values in rows.items()} | {"id": ids}
-        return self._update(state, batch, key, expected)
+        return self.update(state, batch, key, expected)
 
     def _scanned(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
                  ) -> tuple[State, Metrics]:

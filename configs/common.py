@@ -79,6 +79,9 @@ def debug(config: ConfigDict) -> None:
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2
+    for optimizer in (config.optimizer, *(stage.optimizer for stage in config.stages.values() if "optimizer" in stage)):
+        if "warmup_epochs" in optimizer:
+            optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], 0.5)
     config.evals.update(dict(every_epochs=1.0, batch_size=32, knn_k=5))
     config.probe.update(dict(total_epochs=1.0, batch_size=16))
 

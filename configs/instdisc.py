@@ -41,9 +41,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(published, weight_decay=1e-4))
         config.evals.update(dict(feature="z", knn_temperature=0.07))
     if "imagenet2012_softmax" in chosen:
-        config.method.update(dict(loss="softmax", num_negatives=65536, block_size=32))
+        config.method.update(dict(loss="softmax", num_negatives=65536, block_size=4096))
     if "debug" in chosen:
         common.debug(config)
-        config.method = ConfigDict(dict(name="instdisc", loss="nce", temperature=0.2, num_negatives=24, out_dim=16,
-                                        proximal_weight=0.1))
+        if len(chosen) == 1:  # the other loss than the default's
+            config.method.update(dict(loss="nce", proximal_weight=0.1))
+        config.method.update(dict(num_negatives=24, out_dim=16, block_size=None))
     return config

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax.encoders import initializers
+from cl_jax.encoders.convolve import convolve
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.shapes import check_real
 
@@ -226,7 +227,7 @@ def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: st
     before = (size - 1) // 2
     padding = "SAME" if same else ((before, size - 1 - before),) * 2
     return nn.Conv(features, (size, size), (strides, strides), padding, use_bias=False, dtype=dtype,
-                   kernel_init=initializers.kernel(kernel_init), name=name)
+                   kernel_init=initializers.kernel(kernel_init), conv_general_dilated=convolve, name=name)
 
 
 def _pool_shortcut(x: jax.Array, strides: int) -> jax.Array:

@@ -56,9 +56,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [B, H, W, C] to a dict of features; "h" is what heads and evaluators take.
 
-    Returns {"tokens": [B, 1 + P, D] after the last norm, class token first, "blocks": [B, 4, D] class tokens of the last
-    blocks through the last norm (what DINO probes), "h": [B, D] by `pool`}, float32 at least; with `attention` also
-    "attention": [B, heads, 1 + P, 1 + P] weights of the last block.
+    Returns {"tokens": [B, 1 + P, D] after the last norm, class token first, "blocks": [B, n, D] class tokens of the last
+    n = min(4, depth) blocks through the last norm (what DINO probes), "h": [B, D] by `pool`}, float32 at least; with
+    `attention` also "attention": [B, heads, 1 + P, 1 + P] weights of the last block.
 
     `__call__(x, *, train, drop_keys=None, attention=False)`. drop_keys: [B] typed keys, one per example, for stochastic
     depth in training; without them nothing is dropped.
@@ -72,7 +72,8 @@ class ViT(nn.Module):
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4). An optimiser that
         decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
       drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in the first.
-      dtype: of matrix products, float32 or bfloat16; parameters, norms and softmax are float32 always.
+      dtype: of matrix products, float32 or bfloat16; parameters, norms, softmax and the residual stream are float32
+        always.
     """
 
     width: int
@@ -107,7 +108,7 @@ class ViT(nn.Module):
         token = self.param("class_token", nn.initializers.normal(1e-6 if theirs else 0.02), (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
         table = self._positions(height, width)
-        x = x + jnp.broadcast_to(table, x.shape).astype(x.dtype)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) + jnp.broadcast_to(table, x.shape)  # the stream is float32
         kernel = nn.initializers.xavier_uniform() if theirs else initializers.kernel("trunc_0.02")
         qkv = _uniform((6 / (2 * self.width))**0.5) if theirs else kernel
         keep = self._kept(batch, drop_keys) if train and drop_keys is not None and self.drop_path > 0 else None
@@ -176,7 +177,7 @@ def make(*, size: str = "small", width: int | None = None, depth: int | None = N
     widths = [given or named for given, named in zip((width, depth, heads), SIZES[size])]
     if widths[0] % widths[2]:
         raise ValueError(f"width={widths[0]} is not divisible by heads={widths[2]}.")
-    if image_size % patch:
+    if variant == "dino" and image_size % patch:
         raise ValueError(f"image_size={image_size} is not a multiple of patch={patch}.")
     return ViT(width=widths[0], depth=widths[1], heads=widths[2], patch=patch, image_size=image_size, variant=variant,
                pool=pool, freeze_patches=freeze_patches, drop_path=drop_path,

@@ -133,7 +133,7 @@ def crd(z_student: jax.Array, z_teacher: jax.Array, bank_student: jax.Array, ban
       The others as in `nce`.
 
     Returns:
-      (loss, normalizers), nats, mean over the global batch; `2 (1 + K) log 2` knows nothing.
+      (loss, normalizers), nats, mean over the global batch; `2 nce_chance(K)` knows nothing.
 
     Reference: Tian et al. 2020, arXiv 1910.10699, equations 17 to 19.
     """

@@ -4,6 +4,7 @@ The callers normalise. Gradient reaches the queries only: banks, queues, keys an
 A bank or queue is read as it is before the step's own update.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def nce_of_logits(logits: jax.Array, normalizer: Normalizer, *, num_data: int, m
 
     Returns:
       (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for the next step.
-      With every P equal to c (nothing known) the loss is (1 + K) log 2.
+      A network that knows nothing gives every row P = 1 / N once Z is estimated: `nce_chance(K)`, about log K + 1.
 
     Raises:
       ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
@@ -142,6 +143,11 @@ def nce_of_logits(logits: jax.Array, normalizer: Normalizer, *, num_data: int, m
     return mean(jnp.mean(rows), axis_name), normalizer
 
 
+def nce_chance(num_negatives: int) -> float:
+    """NCE's loss in nats where all logits are equal and Z was estimated from them: log(1 + K) + K log(1 + 1 / K)."""
+    return math.log1p(num_negatives) + num_negatives * math.log1p(1 / num_negatives)
+
+
 def probabilities(logits: jax.Array, normalizer: Normalizer) -> jax.Array:
     """[B, 1 + K] NCE's P = exp(logits) / Z, with the Z that `nce_of_logits` returned."""
     return jnp.exp(logits - normalizer.log_z.astype(logits.dtype))
@@ -163,7 +169,7 @@ def nce(query: jax.Array, bank: jax.Array, indices: jax.Array, normalizer: Norma
       block_size: see `bank_logits`.
 
     Returns:
-      (loss, normalizer), nats; `(1 + K) log 2` knows nothing.
+      (loss, normalizer), nats; `nce_chance(K)` knows nothing.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
@@ -186,7 +192,7 @@ def cross_nce(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Arr
       The others as in `nce`.
 
     Returns:
-      (loss, (normalizer of z_a, normalizer of z_b)); `2 (1 + K) log 2` knows nothing.
+      (loss, (normalizer of z_a, normalizer of z_b)); `2 nce_chance(K)` knows nothing.
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
     """

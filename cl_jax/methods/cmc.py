@@ -113,7 +113,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                                                block_size=block_size, axis_name=run.axis_name)
             terms.append(value)
         metrics = {f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges}
-        candidates = math.log(1 + num_negatives) if loss == "softmax" else (1 + num_negatives) * math.log(2)
+        candidates = math.log(1 + num_negatives) if loss == "softmax" else nce.nce_chance(num_negatives)
         metrics["chance"] = jnp.float32(2 * len(edges) * candidates)
         metrics |= {f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)}
         everyone = gather(ids, run.axis_name)

@@ -39,7 +39,7 @@ class Network(nn.Module):
         found = [self.encoder(images, train=train, **option) for images, option in zip(crops, options)]
         h = jnp.concatenate([features["h"] for features in found])
         logits = self.head(h, train=train)
-        named = {"h": h, "z": logits}
+        named = {"h": h}  # logits of all the training images would not fit anywhere
         if "blocks" in found[0]:
             named["blocks"] = jnp.concatenate([features["blocks"].reshape(features["h"].shape[0], -1) for features in found])
         return logits, named

@@ -46,7 +46,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     normalizer_momentum: None keeps the first batch's Z, as the authors do; see `nce.nce_of_logits`.
     proximal_weight: lambda of the paper's equation 9, on the squared distance of a feature to its stored row. The released
       code has no such term (the bank's momentum stands in for it), and the paper gives no value: 0.
-    block_size: queries whose logits are held at a time.
+    block_size: rows of the bank whose logits are held at a time, queries for "full_softmax".
     """
     if len(views) != 1:
         raise ValueError(f"InstDisc sees one view of each image; the config has {len(views)}.")
@@ -57,7 +57,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     network = Network(encoder, mlp.make(variant="linear", out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
     apply = applier(network)
     settings: dict[str, Any] = {"temperature": temperature, "block_size": block_size, "axis_name": run.axis_name}
-    chance = {"nce": (1 + num_negatives) * math.log(2), "softmax": math.log(1 + num_negatives),
+    chance = {"nce": nce.nce_chance(num_negatives), "softmax": math.log(1 + num_negatives),
               "full_softmax": math.log(run.size)}[loss]
 
     def variables(key: jax.Array, batch: Batch) -> Variables:

@@ -1,0 +1,183 @@
+"""What a program costs, read from the program: products, bytes between devices, what the losses hold."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+
+def flops(jaxpr: Any) -> float:
+    """Floating-point operations of the matrix products and convolutions of a jaxpr, two for a multiplication with its
+    addition; under `shard_map`, of one device.
+
+    This is the count that model FLOP utilisation divides by. Loops are counted as often as they run (a `while` whose end
+    is not known once), of the branches of a `cond` the dearest, and a convolution without the taps that meet padding or the
+    zeros of a dilated gradient, which is why the three convolutions of a training step count the same whatever the stride.
+    """
+    total = 0.0
+    for equation in _plain(jaxpr).eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            total += _dot(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif name == "cond":
+            total += max(flops(branch) for branch in equation.params["branches"])
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * sum(flops(inner) for inner in _inside(equation))
+    return total
+
+
+def _plain(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _inside(equation: Any) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in equation.params.values():
+        for held in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(_plain(held), "eqns"):
+                yield held
+
+
+def _dot(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shared = [equation.invars[0].aval.shape[i] for i in contracted]
+    return 2 * float(np.prod(shared)) * float(np.prod(equation.outvars[0].aval.shape))
+
+
+def _convolution(equation: Any) -> float:
+    given, params = equation.params, equation.params["dimension_numbers"]
+    x, kernel = (v.aval.shape for v in equation.invars)
+    out = equation.outvars[0].aval.shape
+    taps = 1.0
+    for axis, (before, _) in enumerate(given["padding"]):
+        side, size = x[params.lhs_spec[2 + axis]], kernel[params.rhs_spec[2 + axis]]
+        dilated, spread = given["lhs_dilation"][axis], given["rhs_dilation"][axis]
+        at = (np.arange(out[params.out_spec[2 + axis]])[:, None] * given["window_strides"][axis]
+              + np.arange(size) * spread - before)
+        taps *= np.count_nonzero((at >= 0) & (at <= (side - 1) * dilated) & (at % dilated == 0))
+    return 2 * taps * kernel[params.rhs_spec[1]] * out[params.out_spec[0]] * out[params.out_spec[1]]
+
+
+# What one part of the code holds ---------------------------------------------------------------------------------------
+
+
+def peak_bytes(jaxpr: Any, folder: str) -> int:
+    """The most bytes alive at once of values that code below `folder` makes, forward and backward.
+
+    Read before compilation, which fuses many of these values away: a bound from above.
+    """
+    jaxpr = _plain(jaxpr)
+    last = {}
+    for number, equation in enumerate(jaxpr.eqns):
+        for variable in equation.invars:
+            if not hasattr(variable, "val"):
+                last[variable] = number
+    last.update({variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")})
+    alive: dict[Any, int] = {}
+    peak = 0
+    for number, equation in enumerate(jaxpr.eqns):
+        inner = max((peak_bytes(part, folder) for part in _inside(equation)), default=0)
+        if _from(equation, folder):
+            alive |= {variable: _bytes(variable.aval) for variable in equation.outvars}
+        peak = max(peak, sum(alive.values()) + inner)
+        alive = {variable: size for variable, size in alive.items() if last.get(variable, -1) > number}
+    return peak
+
+
+def _from(equation: Any, folder: str) -> bool:
+    trace = equation.source_info.traceback
+    return trace is not None and any(folder in frame.file_name for frame in trace.frames)
+
+
+def _bytes(aval: Any) -> int:
+    return int(np.prod(aval.shape, dtype=np.int64)) * getattr(aval.dtype, "itemsize", 4)
+
+
+# Between devices ------------------------------------------------------------------------------------------------------
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+_INSTRUCTION = re.compile(r"= (\([^=]*?\)|\S+) ([a-z][a-z\-]*?)(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of collective in one step: how many, the bytes of their results, and the bytes that a device sends."""
+
+    count: int
+    bytes: int
+    sent: float
+
+
+def collectives(text: str, devices: int) -> dict[str, Collective]:
+    """The collectives of a compiled program's text, over all devices of a program of `devices`.
+
+    `sent` is what a device sends in the usual ring: of n devices, an all-gather of b bytes sends b (n - 1) / n from each,
+    a reduce-scatter to b bytes b (n - 1), an all-reduce 2 b (n - 1) / n, a permutation b.
+    """
+    found: dict[str, list[float]] = {}
+    share = (devices - 1) / devices
+    computations, entry = _computations(text)
+    for name, times in _runs(computations, entry).items():
+        for line in computations[name]:
+            match = _INSTRUCTION.search(line)
+            if match is None or match[2] not in COLLECTIVES:
+                continue
+            kind, shapes = match[2], _sizes(match[1])
+            size = sum(shapes)
+            if match[3] and kind in ("all-gather", "collective-permute", "reduce-scatter"):
+                # Started asynchronously, it names its operands too: results are the larger half, or the smaller one.
+                size = min(shapes) if kind == "reduce-scatter" else max(shapes)
+            sent = {"all-gather": size * share, "all-reduce": 2 * size * share, "all-to-all": size * share,
+                    "reduce-scatter": size * (devices - 1), "collective-permute": size if devices > 1 else 0}[kind]
+            row = found.setdefault(kind, [0, 0, 0.0])
+            row[:] = row[0] + times, row[1] + times * size, row[2] + times * sent
+    return {kind: Collective(int(count), int(size), sent) for kind, (count, size, sent) in sorted(found.items())}
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """({name: lines}, name of the entry)."""
+    parts: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            name = head[2]
+            parts[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            parts[name].append(line)
+    return parts, entry
+
+
+def _runs(parts: dict[str, list[str]], entry: str) -> Counter[str]:
+    """How often each computation runs; a loop without a known end counts once."""
+    runs: Counter[str] = Counter()
+
+    def visit(name: str, times: int) -> None:
+        runs[name] += times
+        for line in parts.get(name, ()):
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            for called, branches in _CALLED.findall(line):
+                for inner in [called] if called else re.findall(r"[\w.\-]+", branches):
+                    if inner in parts:
+                        visit(inner, times * (int(trips[1]) if trips else 1))
+
+    visit(entry, 1)
+    return runs
+
+
+def _sizes(shapes: str) -> list[int]:
+    sizes = []
+    for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes):
+        sizes.append(int(np.prod([int(d) for d in dims.split(",") if d], dtype=np.int64)) * _WIDTH.get(kind, 4))
+    return sizes

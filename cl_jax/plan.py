@@ -1,0 +1,288 @@
+"""python -m cl_jax.plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
+
+What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between devices, a floor of the step's
+time, the largest batch. Read from the trainer's own step, lowered for as many devices and compiled; nothing is trained and
+no example is read where the data set's sizes are known. Ends with status 1 for a config that does not fit.
+
+Two compilers can say what the temporaries take. With libtpu installed (`pip install -e '.[tpu]'`) a TPU's own compiler is
+asked, and answers without a TPU. Otherwise it is XLA's for CPUs, which computes bfloat16 convolutions in float32: for such a
+config its temporaries are a bound from above, about twice too high, and the report says so.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from cl_jax import costs, experiment, parallel
+from cl_jax.data import batches, declared
+from cl_jax.devices import DEVICES, Device
+from cl_jax.parallel import EACH, SAME
+from cl_jax.steps import RESIDENT_BYTES, Stepper
+
+USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
+LOSSES = str(Path("cl_jax") / "losses")
+GIB = 2**30
+# Chips of a slice -> its shape, as libtpu names them. Only the shapes matter, so a run on fewer uses some of them.
+_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+SLICES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLAT, "v6e": _FLAT}
+
+
+class Programme(NamedTuple):
+    """A compiled step: the State's bytes by kind, and what the compiler says. All of one device."""
+
+    built: experiment.Built
+    state: dict[str, int]
+    batch: int
+    temporaries: int
+    accessed: float
+    flops: float
+    loss: int
+    collectives: dict[str, costs.Collective]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.state.values()) + self.batch + self.temporaries
+
+
+def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int = 0) -> ConfigDict:
+    """The config over a stand-in for its data where their sizes are known: told here, or a set of `declared.KNOWN`.
+
+    Raises:
+      ValueError: a set of TensorFlow Datasets that is not known, or images of mixed sizes, and no sizes told.
+    """
+    section = config.data
+    name = section.get("dataset", "").split("/")[0].split(":")[0]
+    if section.name != "tfds" and not examples:
+        return config
+    size, test, side, classes = declared.KNOWN.get(name, (0, 1, None, 10))
+    size, side = examples or size, image_size or section.get("image_size") or side
+    if not size or not side:
+        raise ValueError(f"the sizes of {name or section.name} are not known; give --examples (training images) and "
+                         "--image_size (side of the stored square).")
+    changed = ConfigDict(config.copy_and_resolve_references()).unlock()
+    changed.data = ConfigDict(dict(name="declared", train_size=size, test_size=test, image_size=side, num_classes=classes))
+    if "fraction" in section:
+        changed.data.fraction = section.fraction
+    return changed
+
+
+def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Programme:
+    """Compiles the step of a config on its forced host devices, or on the devices of a mesh that need not exist."""
+    built = experiment.build(config)
+    method, train = built.method, built.data.train
+    example = train.read(0)
+    shapes = {name: np.asarray(example[name]) for name in experiment.fields_of(method, example)} | {"id": np.int32(0)}
+    batch = {name: jax.ShapeDtypeStruct((built.run.batch_size, *np.shape(one)), one.dtype) for name, one in shapes.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(parallel.lift(method.init, built.mesh, (SAME, EACH), SAME), key, batch)
+    # The path of a set on the host: a set on the device adds itself and a gather of the batch, counted apart.
+    on_host = built._replace(data=built.data._replace(train=dataclasses.replace(train, arrays=None)))
+    update = Stepper(on_host, config, 0).update
+    step = parallel.lift(update, mesh or built.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
+    traced = step.trace(state, batch, key, jax.ShapeDtypeStruct((), np.int32))
+    compiled = traced.lower().compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
+    held = {"parameters": state.params, "batch statistics": state.stats, "optimiser": state.opt, "target": state.target,
+            "memory": state.memory, "data": {name: rows for name, rows in resident.items() if name in batch}}
+    return Programme(
+        built, {kind: _bytes(tree) for kind, tree in held.items()}, _bytes(batch) // built.mesh.size,
+        memory.temp_size_in_bytes, float(cost.get("bytes accessed", 0.0)), costs.flops(traced.jaxpr),
+        costs.peak_bytes(traced.jaxpr, LOSSES), costs.collectives(compiled.as_text(), built.mesh.size))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def plan(config: ConfigDict, device: Device, *, mesh: jax.sharding.Mesh | None = None, search: bool = True
+         ) -> dict[str, Any]:
+    """What a step of the config needs on each of `config.devices` such devices, as plain numbers (bytes, seconds).
+
+    Args:
+      mesh: devices of the program where they are not this machine's; see `tpu_mesh`.
+      search: look for the largest batch, by compiling up to four programs more.
+    """
+    compiled = programme(config, mesh)
+    run, devices = compiled.built.run, compiled.built.mesh.size
+    dtype = config.encoder.get("dtype") or "float32"
+    room = USABLE * device.memory
+    sent = sum(found.sent for found in compiled.collectives.values())
+    floor = {"compute": compiled.flops / (device.bfloat16 if dtype == "bfloat16" else device.float32),
+             "memory": compiled.accessed / device.bandwidth, "links": sent / device.link}
+    slowest = max(floor, key=floor.__getitem__)
+    found = {
+        "method": config.method.name, "data": config.data.name, "device": device.name, "devices": devices,
+        "batch_size": run.batch_size, "dtype": dtype, "compiler": "xla:cpu" if mesh is None else "xla:tpu",
+        "parameters": compiled.state["parameters"] // 4,
+        "bytes": compiled.state | {"batch": compiled.batch, "temporaries": compiled.temporaries},
+        "loss_bytes_before_fusion": compiled.loss, "total_bytes": compiled.bytes, "usable_bytes": room,
+        "flops": compiled.flops, "accessed_bytes": compiled.accessed,
+        "collectives": {kind: dataclasses.asdict(row) for kind, row in compiled.collectives.items()}, "sent_bytes": sent,
+        "floor_seconds": floor, "bound": slowest, "images_per_second_at_floor": run.batch_size / floor[slowest],
+        "fits": compiled.bytes <= room,
+    }
+    if search:
+        def total(batch: int) -> int:
+            changed = ConfigDict(config.copy_and_resolve_references()).unlock()
+            changed.batch_size = batch
+            return programme(changed, mesh).bytes
+        found["largest_batch"], found["compiled_batches"] = largest_batch(
+            total, {run.batch_size: compiled.bytes}, room, devices, run.size)
+    found["advice"] = "" if found["fits"] else advice(found)
+    return found
+
+
+def largest_batch(total: Callable[[int], int], known: dict[int, int], room: float, devices: int, examples: int
+                  ) -> tuple[int, dict[int, int]]:
+    """The largest batch that was compiled and fits (0: none), and all that were compiled, {batch: bytes of a device}.
+
+    A line through the two batches nearest to the room proposes the next, three times at most; it ends within a tenth of the
+    room. Batches are multiples of the devices, of eight examples on each where there are so many.
+    """
+    def whole(batch: float) -> int:
+        each = min(batch, examples) / devices
+        return int(each // 8 * 8 if each >= 8 else each // 1) * devices
+
+    known = dict(known)
+    start = next(iter(known))
+    half = whole(start / 2) or devices
+    if half not in known:
+        known[half] = total(half)
+    for _ in range(3):
+        best = max((batch for batch, size in known.items() if size <= room), default=0)
+        if best and (best == whole(examples) or known[best] > 0.9 * room):
+            break
+        (a, at_a), (b, at_b) = sorted(sorted(known.items(), key=lambda row: abs(row[1] - room))[:2])
+        slope = (at_b - at_a) / (b - a) if b != a else 0
+        if slope <= 0:
+            break
+        proposed = whole(a + (0.97 * room - at_a) / slope)
+        if proposed < devices or proposed in known:
+            break
+        known[proposed] = total(proposed)
+    return max((batch for batch, size in known.items() if size <= room), default=0), dict(sorted(known.items()))
+
+
+def advice(found: dict[str, Any]) -> str:
+    """What to change in a config that does not fit."""
+    sizes, room = found["bytes"], found["usable_bytes"]
+    fixed = sum(size for kind, size in sizes.items() if kind not in ("batch", "temporaries"))
+    if fixed > room:
+        largest = max((kind for kind in sizes if kind not in ("batch", "temporaries")), key=sizes.__getitem__)
+        mends = {"memory": "a smaller queue or bank (--config.method)",
+                 "data": "a data section with cache_bytes=0, which leaves the set on the host"}
+        mend = mends.get(largest, "a smaller network, or devices with more memory")
+        return (f"The State and data alone take {fixed / GIB:.1f} GiB of {room / GIB:.1f}, most of it {largest}: "
+                f"choose {mend}. More devices do not help: each holds all of it.")
+    known = {"largest_batch": 0, **found}["largest_batch"]
+    words = [f"--config.batch_size={known}, the largest that fits" if known else "a smaller --config.batch_size"]
+    needed = sizes["batch"] + sizes["temporaries"]
+    words.append(f"about {int(np.ceil(found['devices'] * needed / max(room - fixed, 1)))} devices at this batch size")
+    if found["dtype"] != "bfloat16":
+        words.append("--config.encoder.dtype=bfloat16")
+    if found["loss_bytes_before_fusion"] > needed / 2:
+        words.append("a streamed loss (block_size)")
+    else:
+        words.append("--config.method.micro_batches, where the method has it")
+    return "Choose " + "; or ".join(words) + "."
+
+
+def report(found: dict[str, Any]) -> str:
+    """The plan in words, one block."""
+    def gib(size: float) -> str:
+        return f"{size / GIB:9.3f} GiB"
+
+    upper = found["compiler"] == "xla:cpu" and found["dtype"] == "bfloat16"
+    lines = [f"{found['method']} on {found['devices']} x {found['device']}, batch {found['batch_size']}, {found['dtype']}, "
+             f"compiled by {found['compiler']}", f"parameters {found['parameters']:,}", "memory of a device:"]
+    lines += [f"  {kind:<17}{gib(size)}" for kind, size in found["bytes"].items() if size]
+    lines += [f"  {'all':<17}{gib(found['total_bytes'])} of {gib(found['usable_bytes']).strip()} "
+              f"({USABLE:.0%} of the device's)" + (" (an upper bound: convolutions in float32)" if upper else ""),
+              "  of the temporaries, values of the loss before fusion: at most "
+              + gib(found["loss_bytes_before_fusion"]).strip(),
+              f"products of a step on a device: {found['flops']:.4g} FLOP; memory traffic {found['accessed_bytes']:.4g} "
+              "bytes"]
+    lines += [f"{kind} x {row['count']}: {row['bytes']:,} bytes, a device sends {row['sent']:,.0f}"
+              for kind, row in found["collectives"].items()]
+    floor = found["floor_seconds"]
+    lines += ["floor of the step: " + ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in floor.items())
+              + f"; bound by {found['bound']}: at most {found['images_per_second_at_floor']:,.0f} images/s"]
+    if "largest_batch" in found:
+        lines.append(f"largest batch that fits, of those compiled ({', '.join(map(str, found['compiled_batches']))}): "
+                     f"{found['largest_batch'] or 'none'}")
+    lines.append("fits" if found["fits"] else f"DOES NOT FIT. {found['advice']}")
+    return "\n".join(lines)
+
+
+def tpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
+    """The devices of a TPU slice that need not exist, for its own compiler; None where libtpu or such a slice is not."""
+    sizes = [size for size in SLICES.get(kind, ()) if size >= devices]
+    if not sizes or importlib.util.find_spec("libtpu") is None:
+        return None
+    from jax.experimental import topologies
+
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "none"),
+                        ("TPU_WORKER_HOSTNAMES", "localhost")):
+        os.environ.setdefault(name, value)  # not on a TPU machine: do not ask who we are
+    found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{SLICES[kind][min(sizes)]}").devices
+    return jax.sharding.Mesh(np.array(found[:devices]), (parallel.AXIS,))
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    given = flags.FLAGS
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", given.devices)
+    config = given.config
+    with config.unlocked():
+        config.devices = given.devices
+        if given.stage:
+            config.stage = given.stage
+    try:
+        _, config, _ = experiment.stages(config, "plan")[0]
+        if config.get("previous", ""):
+            raise ValueError("a stage after the first starts from a finished run; plan the first stage.")
+        config = with_declared_data(config, examples=given.examples, image_size=given.image_size)
+        mesh = tpu_mesh(given.device, given.devices) if given.compiler == "tpu" else None
+        if given.compiler == "tpu" and mesh is None:
+            raise ValueError(f"libtpu is not installed, or no slice of {given.device} has {given.devices} chips; install "
+                             "'.[tpu]', or leave --compiler out.")
+        found = plan(config, DEVICES[given.device], mesh=mesh, search=given.search)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report(found))
+    if given.out:
+        Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if found["fits"] else 1
+
+
+def run() -> None:
+    config_flags.DEFINE_config_file("config", None, "What to plan: configs/<setting>.py, with :variant[,variant].")
+    flags.DEFINE_integer("devices", 1, "Devices of the run.", lower_bound=1)
+    flags.DEFINE_enum("device", "h200", sorted(DEVICES), "Their kind.")
+    flags.DEFINE_enum("compiler", "cpu", ["cpu", "tpu"], "Whose compiler says what the temporaries take: see above.")
+    flags.DEFINE_string("stage", None, "Stage of a config that has several.")
+    flags.DEFINE_integer("examples", 0, "Training images, where the data are not here.")
+    flags.DEFINE_integer("image_size", 0, "Side of the stored images, where the data are not here.")
+    flags.DEFINE_bool("search", True, "Look for the largest batch too: up to four programs more.")
+    flags.DEFINE_string("out", None, "Where to write the plan as JSON.")
+    flags.mark_flag_as_required("config")
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

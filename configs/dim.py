@@ -1,0 +1,63 @@
+"""Deep InfoMax (Hjelm et al. 2019, arXiv 1808.06670).
+
+Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, all three terms, two CPU cores. Variants:
+`cifar10` (DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4; published 75.21 % of conv, 75.57 % of fc,
+69.13 % of y; `--config.method.estimator=JSD` 73.25, 73.62, 66.96 %), `stl10` (JSD, `alex64x64` on random 64x64 crops with
+flips; 72.86, 70.85, 65.93 %), `tiny_imagenet` (InfoNCE, `alex64x64`; a folder: set --config.data.path; 34.21, 38.09,
+33.33 %), `imagenet2012` (a ResNet-50, not a setting of the authors), `debug` (any of them in seconds).
+
+Published figures (tables 1 and 2) are those of a classifier with a hidden layer of 200 units on the frozen features; the
+probes here are linear, so they are not to be set beside them. The optimiser's name, Adam, and the scaling of inputs are
+those of a library that is not published; here inputs are normalised by channel.
+
+Command: python -m cl_jax.main --config=configs/dim.py --workdir=runs/dim
+Reached: see the table of README. The other variants at the published length: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = common.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
+    config = common.get_config()
+    common.laptop(config)
+    config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5))
+    config.method = ConfigDict(dict(name="dim", alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE", units=256))
+    config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
+    config.batch_size = 64
+    config.optimizer.learning_rate = 1e-3
+    adam = dict(name="adamw", learning_rate=1e-4, learning_rate_scaling="none", schedule="constant", weight_decay=0.0)
+    alex = dict(name="conv", variant="alex64x64")
+    if "cifar10" in chosen:
+        common.cifar10(config)
+        config.encoder = ConfigDict(dict(name="conv", variant="basic32x32"))
+        config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
+    if "stl10" in chosen:
+        config.data = ConfigDict(dict(name="tfds", dataset="stl10", train_split="train+unlabelled"))
+        config.encoder = ConfigDict(alex)
+        config.views = ConfigDict(dict(one=dict(size=64, scale=(4 / 9, 4 / 9), ratio=(1.0, 1.0), test_crop=2 / 3)))
+    if "tiny_imagenet" in chosen:
+        config.data = ConfigDict(dict(name="folder", path="", image_size=64, labels=True))
+        config.encoder = ConfigDict(alex)
+        config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=64, test_crop=1.0)))
+    if set(chosen) & {"cifar10", "stl10", "tiny_imagenet"}:
+        config.batch_size, config.total_epochs = 64, 1000.0
+        config.method = ConfigDict(dict(name="dim", estimator="JSD" if "stl10" in chosen else "InfoNCE",
+                                        local="conv2" if "cifar10" in chosen else "conv3"))
+        config.optimizer = ConfigDict(adam)
+        config.evals.every_epochs = 50.0
+    if "imagenet2012" in chosen:
+        config.encoder = ConfigDict(dict(name="resnet"))
+        common.imagenet2012(config)
+        config.batch_size, config.total_epochs = 256, 100.0
+        config.method = ConfigDict(dict(name="dim", estimator="InfoNCE", local="stage3"))
+        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=224)))
+        config.optimizer = ConfigDict(adam)
+    if "debug" in chosen:
+        common.debug(config)
+        config.method.update(dict(units=16, summary_dim=8, discriminator_dims=(16, 8)))
+        if config.encoder.name == "conv":
+            config.encoder.width = 0.0625
+    return config
