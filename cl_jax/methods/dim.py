@@ -128,7 +128,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         return outputs, stats, None
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        metrics, value, chance = {}, jnp.zeros(()), 0.0
+        metrics, value, chance = {}, jnp.zeros(()), jnp.zeros(())
         for name, weight in (("global", alpha), ("local", beta)):
             if weight:
                 places, summary = outputs[name]
@@ -147,7 +147,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             if gradient_penalty:
                 metrics["gradient_penalty"] = (slope(mine, prior) + slope(mine, held)) / 2
                 value += gradient_penalty * metrics["gradient_penalty"]
-        return value, Aux(metrics | {"chance": jnp.float32(chance)})
+        return value, Aux(metrics | {"chance": chance})
 
     def score(params: Any, z: jax.Array) -> jax.Array:
         return player.apply({"params": params}, z, train=True)[0][:, 0]
@@ -178,11 +178,11 @@ def bound(places: jax.Array, summary: jax.Array, estimator: str, axis_name: str 
     return losses.dim_divergence(places, summary, measure=estimator, **settings)
 
 
-def knows_nothing(estimator: str, places: int, batch_size: int) -> float:
+def knows_nothing(estimator: str, places: int, batch_size: int) -> float | jax.Array:
     """`bound` where all scores are 0."""
     if estimator == "InfoNCE":
         return math.log(1 + places * (math.exp(-10) + batch_size - 1))
     if estimator == "DV":
         return 0.0
     own, stranger = losses.expectations(jnp.zeros(()), estimator)
-    return float(stranger - own)
+    return stranger - own

@@ -1,0 +1,100 @@
+"""ViT: the authors' parameter counts, what is frozen, dropped and returned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax.encoders import vit
+
+SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=8)
+IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+
+
+def built(**settings):
+    network = vit.make(**{**SMALL, **settings})
+    return network, jax.jit(lambda key: network.init(key, IMAGES, train=True))(jax.random.key(0))
+
+
+# timm's models of these sizes at patch 16 and 224 pixels without their classifier; "small" is DINO's 21.67 M.
+@pytest.mark.parametrize(("size", "count"), [("tiny", 5_524_416), ("small", 21_665_664), ("base", 85_798_656)])
+def test_parameter_counts(size, count):
+    network = vit.make(size=size)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_features_attention_and_pooling():
+    network, variables = built()
+    found = network.apply(variables, IMAGES, train=False, attention=True)
+    assert found["tokens"].shape == (4, 5, 16) and found["blocks"].shape == (4, 2, 16)
+    np.testing.assert_array_equal(found["h"], found["tokens"][:, 0])
+    assert found["attention"].shape == (4, 2, 5, 5)
+    np.testing.assert_allclose(found["attention"].sum(-1), 1, rtol=1e-5)
+    mean = vit.make(**SMALL, pool="mean").apply(variables, IMAGES, train=False)
+    np.testing.assert_allclose(mean["h"], found["tokens"][:, 1:].mean(1), rtol=1e-6)
+    assert "attention" not in mean
+
+
+def test_the_attention_that_is_returned_is_the_one_that_is_used():
+    """The last block's output, computed by hand from the weights returned."""
+    network, variables = built(depth=1)
+    _, state = network.apply(variables, IMAGES, train=False, attention=True, capture_intermediates=True,
+                             mutable=["intermediates"])
+    inner = state["intermediates"]["block1"]
+    qkv = np.asarray(inner["qkv"]["__call__"][0]).reshape(4, 5, 3, 2, 8)
+    v = qkv[:, :, 2]
+    weights = np.asarray(inner["__call__"][0][1])
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(4, 5, 16)
+    kernel = variables["params"]["block1"]["projection"]["kernel"]
+    np.testing.assert_allclose(mixed @ kernel, inner["projection"]["__call__"][0], atol=1e-5)
+
+
+def test_other_sizes_resize_learned_positions_and_move_fixed_ones():
+    larger = np.concatenate([IMAGES, IMAGES], axis=1)
+    for variant in ("dino", "moco_v3"):
+        network, variables = built(variant=variant)
+        assert network.apply(variables, larger, train=False)["tokens"].shape == (4, 9, 16)
+        assert ("positions" in variables["params"]) == (variant == "dino")
+
+
+def test_frozen_patches_get_no_gradient():
+    network, variables = built(variant="moco_v3", freeze_patches=True)
+    weights = np.random.default_rng(1).normal(size=16).astype(np.float32)
+    grads = jax.jit(jax.grad(lambda p: (network.apply({"params": p}, IMAGES, train=True)["h"] @ weights).sum()))(
+        variables["params"])
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["patches"]))
+    assert np.abs(grads["block1"]["qkv"]["kernel"]).max() > 0
+
+
+def test_stochastic_depth_is_each_examples_own():
+    network, variables = built(drop_path=0.9)
+    keys = jax.random.split(jax.random.key(1), 4)
+    run = jax.jit(lambda keys, images: network.apply(variables, images, train=True, drop_keys=keys)["h"])
+    once = run(keys, IMAGES)
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(run(keys[order], IMAGES[order]), once[order], atol=1e-6)
+    assert np.abs(once - network.apply(variables, IMAGES, train=False)["h"]).max() > 1e-3
+    kept = network._kept(1000, jax.random.split(jax.random.key(2), 1000))
+    np.testing.assert_allclose(kept.mean(0), 1, atol=0.35)  # of mean 1 at every depth
+    assert (kept[:, 0] == 1).all()  # the first block is never left out
+
+
+def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
+    network, variables = built(dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    wide = built()[0].apply(variables, IMAGES, train=False)["h"]
+    narrow = network.apply(variables, IMAGES, train=False)["h"]
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, atol=0.05)
+
+
+def test_errors():
+    for settings, text in ((dict(size="huge"), "have tiny, small, base, large"), (dict(pool="max"), "expected cls or mean"),
+                           (dict(heads=5), "not divisible by heads=5"), (dict(drop_path=1.0), "drop_path is 1.0"),
+                           (dict(patch=5), "not a multiple of patch=5"), (dict(variant="timm"), "have moco_v3, dino")):
+        with pytest.raises(ValueError, match=text):
+            vit.make(**{**SMALL, **settings})
+    network, variables = built()
+    with pytest.raises(ValueError, match="multiples of its patch of 4"):
+        network.apply(variables, IMAGES[:, :6], train=False)

@@ -1,0 +1,91 @@
+"""What is each method's own: Deep InfoMax's two players, CPC's directions and what a context may see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.encoders import conv
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.heads.context import RowContext
+from cl_jax.method import Run
+from cl_jax.methods import cpc, dim
+from cl_jax.views import make as recipe
+
+RUN = Run(None, 4, 32, 8, 8, {"label": 8})
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+BATCH = {"image": IMAGES, "id": np.arange(4, dtype=np.int32)}
+WHOLE = recipe({"crop": "none", "flip": 0.0, "size": 32, "test_crop": 1.0})
+ENCODER = conv.make(variant="basic32x32", width=0.0625)
+
+
+def infomax(**settings):
+    return dim.make(encoder=ENCODER, tx=optax.sgd(0.1), views=(WHOLE,), run=RUN, summary_dim=8, units=8,
+                    discriminator_dims=(8,), **settings)
+
+
+def step(method):
+    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    return state, *jax.jit(method.update)(state, BATCH, jax.random.key(1))
+
+
+def changed(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_each_player_gets_its_own_gradient_alone():
+    """Without the prior the network moves as with a prior of next to no weight; the discriminator moves all the same."""
+    _, with_prior, metrics = step(infomax(gamma=1e-9))
+    start, without, alone = step(infomax(gamma=0.0))
+    assert "discriminator" not in without.params
+    assert changed(with_prior.params["network"], without.params["network"]) < 1e-6
+    assert changed(start.params["network"], without.params["network"]) > 1e-4
+    first = jax.jit(infomax(gamma=1e-9).init)(jax.random.key(0), BATCH)
+    assert changed(first.params["discriminator"], with_prior.params["discriminator"]) > 1e-5
+    np.testing.assert_allclose(metrics["local"], alone["local"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["JSD", "InfoNCE", "DV"])
+def test_estimators_train(estimator):
+    *_, metrics = step(infomax(estimator=estimator, alpha=0.5, gamma=0.0))
+    assert np.isfinite(metrics["loss"]) and {"global", "local"} <= metrics.keys()
+    np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["global"] + metrics["local"], rtol=1e-5)
+
+
+def test_infomax_errors():
+    for settings, text in ((dict(estimator="MI"), "expected one of"), (dict(beta=0.0), "a global or a local term"),
+                           (dict(local="conv9"), "is not a map of this encoder")):
+        with pytest.raises(ValueError, match=text):
+            jax.eval_shape(infomax(**settings).init, jax.random.key(0), BATCH)
+
+
+def test_a_context_sees_the_rows_down_to_its_own():
+    context = RowContext(blocks=2, width=8)
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 4, 6)), jnp.float32)
+    params = context.init(jax.random.key(0), z)
+    seen = jax.jacobian(lambda z: context.apply(params, z).sum((0, 2, 3)))(z)  # [row, 1, 4, 4, 6]
+    reach = np.abs(seen).sum((1, 3, 4)) > 0
+    assert not np.triu(reach, 1).any() and reach.diagonal().all() and reach[2, 0]
+
+
+@pytest.mark.parametrize("direction", cpc.DIRECTIONS)
+def test_facing_turns_the_direction_downwards(direction):
+    grid = jnp.arange(9).reshape(1, 3, 3, 1)
+    turned = cpc.facing(grid, direction)[0, :, 0, 0]
+    assert turned.tolist() == {"down": [0, 3, 6], "up": [6, 3, 0], "right": [0, 1, 2], "left": [2, 1, 0]}[direction]
+
+
+def test_cpc_step_and_errors():
+    settings = dict(encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"), tx=optax.sgd(0.1), views=(WHOLE,), run=RUN,
+                    patch_size=16, stride=8, context_blocks=1, context_width=8, target_dim=8)
+    method = cpc.make(offsets=(1, 2), directions=("down", "left"), **settings)
+    _, state, metrics = step(method)
+    np.testing.assert_allclose(metrics["chance"], np.log(4 * 9), rtol=1e-6)
+    assert abs(metrics["loss"] - metrics["chance"]) < 0.5 and {"accuracy_1", "accuracy_2"} <= metrics.keys()
+    assert method.encode(state, BATCH)["h"].shape == (4, 8)
+    for wrong, text in ((dict(offsets=(3,)), "expected rows from 1 to 2"),
+                        (dict(offsets=(1,), directions=("down", "down")), "each once"),
+                        (dict(offsets=(1,), directions=("north",)), "expected some of down")):
+        with pytest.raises(ValueError, match=text):
+            cpc.make(**{**settings, **wrong})

@@ -1,0 +1,97 @@
+"""The plan of a run: bytes, products and traffic against what can be counted, and what is said when it does not fit."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from cl_jax import costs, experiment, plan, train
+from cl_jax.devices import DEVICES, known, peak_flops
+from configs import simclr_v1
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = experiment.stages(simclr_v1.get_config("debug"), "unused")[0][1]
+    config.devices = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def found(config):
+    return plan.plan(config, DEVICES["v5e"], search=False)
+
+
+def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
+    built = train.build(config)
+    state = train.initial_state(built, config)
+    for kind, tree in (("parameters", state.params), ("optimiser", state.opt), ("batch statistics", state.stats)):
+        assert found["bytes"][kind] == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    stepper = train.stepper(built, config, 0)
+    stepper(state)
+    assert found["bytes"]["temporaries"] == pytest.approx(stepper.temporary_bytes, rel=0.15)
+    assert found["fits"] and found["bound"] in found["floor_seconds"]
+
+
+def test_traffic_is_the_gradients_and_the_embeddings(found):
+    """All-reduced: the gradients (and norms' moments); gathered: the embeddings of both views, in float32."""
+    rows = found["collectives"]
+    assert rows["all-reduce"]["bytes"] >= 0.1 * 4 * found["parameters"]
+    embeddings = 2 * found["batch_size"] * 128 * 4
+    assert 0 < rows["all-gather"]["bytes"] <= 2 * embeddings + 10_000
+    assert all(row["sent"] > 0 for row in rows.values())
+
+
+def test_products_are_counted():
+    import jax.numpy as jnp
+
+    def f(a, b):
+        return jax.lax.scan(lambda c, _: (c @ b, None), a, None, length=3)[0]
+    jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 5)), jnp.zeros((5, 5)))
+    assert costs.flops(jaxpr) == 3 * 2 * 4 * 5 * 5
+
+
+def test_what_does_not_fit_is_said_with_a_mend(config):
+    tiny = dataclasses.replace(DEVICES["v5e"], memory=2e6)
+    found = plan.plan(config, tiny, search=False)
+    assert not found["fits"] and found["advice"].startswith("Choose ") and "--config.batch_size" in found["advice"]
+    smaller = dataclasses.replace(DEVICES["v5e"], memory=1e5)
+    assert "The State and data alone take" in plan.plan(config, smaller, search=False)["advice"]
+
+
+def test_the_largest_batch_is_found_on_a_line():
+    compiled = []
+
+    def total(batch):
+        compiled.append(batch)
+        return 1000 + 10 * batch
+    largest, seen = plan.largest_batch(total, {64: 1640}, 5000, 4, 10_000)
+    assert 0.9 * 5000 < seen[largest] <= 5000 and len(compiled) <= 4
+
+
+def test_declared_sizes_stand_for_absent_data():
+    config = experiment.stages(simclr_v1.get_config("imagenet2012"), "unused")[0][1]
+    declared = plan.with_declared_data(config)
+    assert (declared.data.name, declared.data.train_size) == ("declared", 1_281_167)
+    config.data.dataset = "unheard_of"
+    with pytest.raises(ValueError, match="give --examples"):
+        plan.with_declared_data(config)
+
+
+def test_devices_by_the_names_that_jax_gives_them():
+    assert known("NVIDIA H100 80GB HBM3").name.startswith("NVIDIA H100")
+    assert known("TPU v5 lite") is DEVICES["v5e"] and known("cpu") is None
+    assert peak_flops("NVIDIA H200", "bfloat16") == 989e12 and peak_flops("cpu", "float32") is None
+
+
+@pytest.mark.slow
+def test_command(tmp_path):
+    out = tmp_path / "plan.json"
+    ran = subprocess.run([sys.executable, "-m", "cl_jax.plan", "--config=configs/simclr_v1.py:debug", "--devices=2",
+                          "--device=h200", "--nosearch", f"--out={out}"], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.rstrip().endswith("fits"), ran.stderr
+    assert json.loads(out.read_text())["devices"] == 2
