@@ -51,6 +51,12 @@ def test_nce_fixes_z_at_the_first_batch():
     assert again.log_z == normalizer.log_z and again.batches == 2
 
 
+def test_nce_of_equal_logits_is_the_chance_level():
+    query, _, indices = data()
+    loss, _ = nce.nce(query, np.zeros((N, D)), indices, nce.init_normalizer(dtype=float), temperature=0.2, eps=0.0)
+    np.testing.assert_allclose(loss, nce.nce_chance(K), rtol=1e-12)
+
+
 def test_nce_averages_z():
     query, bank, indices = data()
     z = oracle(query, bank, indices, 0.2, N)[1]

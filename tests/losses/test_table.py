@@ -206,7 +206,7 @@ OTHERS = {"LOG_ZERO", "allow", "not_self", "row_ids", "same_example", "same_id",
           "draw_prototypes", "sample_negatives", "offset_negatives", "permuted_negatives", "positive_draws",
           "in_batch_positives", "first_positives", "same_class", "kcl_targets", "cutmix_box", "own_share", "expectations",
           "init_normalizer", "probabilities", "label_log_probabilities", "mice_of_terms", "simplex", "teacher_temperature",
-          "token_counts", "calm", "nce"}
+          "token_counts", "calm", "nce", "nce_chance"}
 # Of any rank, or of a rank that says what is meant.
 ANY_RANK = {("predictions", "c"), ("normalise", "rows"), "teacher_logits", "queue_rows", "features", "x", "negatives"}
 # Booleans as well as numbers; a queue of anything.
