@@ -212,14 +212,14 @@ def _checker(root: Path, names: list[str], bad: dict[str, str], pixels: np.ndarr
                 pixels[i] = images.decode(root / names[i], names[i], image_size=image_size, channels=channels,
                                           max_pixels=max_pixels)
         except ValueError as error:
-            return str(error).removeprefix(f"{names[i]}: ")
+            return str(error).removeprefix(f"{images.printable(names[i])}: ")
         return ""
 
     return one
 
 
 def _report(path: str, bad: dict[str, str], on_error: str) -> None:
-    shown = [f"{name}: {reason}" for name, reason in sorted(bad.items())]
+    shown = [f"{images.printable(name)}: {reason}" for name, reason in sorted(bad.items())]
     if on_error == "raise":
         more = f"\n  and {len(shown) - _SHOWN} more" * (len(shown) > _SHOWN)
         raise ValueError(f"{len(shown)} of the images in {path} cannot be used:\n  " + "\n  ".join(shown[:_SHOWN])
@@ -260,7 +260,7 @@ def _source(name: str, root: Path, usable: list[str], classes: tuple[list[str], 
 
 def _nothing(path: str, bad: dict[str, str], others: collections.Counter[str]) -> str:
     seen = f" It has other files: {_counts(others)}." if others else ""
-    seen += f" It has {next(iter(bad))}: {next(iter(bad.values()))}." if bad else ""
+    seen += f" It has {images.printable(next(iter(bad)))}: {next(iter(bad.values()))}." if bad else ""
     return f"{path} holds no image.{seen} Images end in {', '.join(SUFFIXES)}, at any depth; convert others first."
 
 

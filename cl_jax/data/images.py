@@ -12,6 +12,7 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 89_478_485  # what Pillow warns at; it refuses twice as many itself
+MAX_SIDE = 32_767  # longer strips are scans or attacks, and a centre square says little of them
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -84,12 +85,19 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{printable(name)}: {error}") from error
+
+
+def printable(name: str) -> str:
+    """A file's name for a message: control characters, which could rewrite a terminal, are escaped."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ValueError(f"{image.width}x{image.height} pixels, more than max_pixels={max_pixels}")
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE}; cut it into pieces")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,29 +7,35 @@ left (a), upper (b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b
 a + b - c.
 """
 
+import math
 import os
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 
 from cl_jax.data.source import Source, Splits, from_arrays, with_channels
 
+MAX_BYTES = 2**34  # of one array, unpacked
 _PACKED = ".res"
 
 
 def make(*, path: str, channels: int | None = None, image_field: str = "image", label_field: str = "label",
-         num_classes: int | None = None, cache_dir: str | None = None) -> Splits:
-    """Reads `path`/train.npz and `path`/test.npz into memory.
+         num_classes: int | None = None, cache_dir: str | None = None, max_bytes: int = MAX_BYTES) -> Splits:
+    """Reads `path`/train.npz and `path`/test.npz into memory. Nothing in them is executed: object arrays are refused.
 
     Args:
       channels: 3 repeats grey images; None keeps what is there.
       image_field, label_field: their names in the files; here they become "image" and "label".
       num_classes: None for the largest label of the train part plus one.
       cache_dir: where unpacked images are kept as .npy for the next run; None for nowhere.
+      max_bytes: an array that declares more is refused before memory is taken for it.
 
     Raises:
       FileNotFoundError: a part is missing.
-      ValueError: a file without the fields, or images that are not uint8.
+      ValueError: names the file: no archive, damaged or too short, without the fields, images that are not uint8, labels
+        that are not integers, of another number, or outside the classes.
     """
     parts = {}
     for part in ("train", "test"):
@@ -37,8 +43,8 @@ def make(*, path: str, channels: int | None = None, image_field: str = "image", 
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; data.path must name a folder with train.npz and test.npz.")
         name = f"{pathlib.Path(path).name}/{part}"
-        image = with_channels(_images(file, image_field, cache_dir), channels, name)
-        parts[part] = name, image, load_field(file, label_field).astype(np.int32)
+        image = with_channels(_images(file, image_field, cache_dir, max_bytes), channels, name)
+        parts[part] = name, image, _labels(file, label_field, len(image), max_bytes)
     classes = {"label": int(parts["train"][2].max()) + 1 if num_classes is None else num_classes}
 
     def source(part: str) -> Source:
@@ -48,15 +54,63 @@ def make(*, path: str, channels: int | None = None, image_field: str = "image", 
     return Splits(train=source("train"), test=source("test"))
 
 
-def load_field(file: str | os.PathLike, field: str) -> np.ndarray:
-    """One array of a packed file, unpacked where it is packed."""
-    with np.load(file, allow_pickle=False) as members:
-        if field in members.files:
-            return members[field]
-        if field + _PACKED in members.files:
-            return unpack(members[field + _PACKED])
-        names = [name.removesuffix(_PACKED) for name in members.files]
-    raise ValueError(f"{file} has no field {field!r}; it has {', '.join(names)}.")
+def load_field(file: str | os.PathLike, field: str, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """One array of a packed file, unpacked where it is packed.
+
+    Raises:
+      ValueError: names the file; no archive, no such field, not an array of plain numbers, more than `max_bytes`, damaged,
+        shorter than it says, or residuals that are no images.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            for name in (field, field + _PACKED):
+                if name in names:
+                    array = _read(archive, name, file, max_bytes)
+                    return array if name == field else unpack(_residuals(array, file, name))
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{file} is not a whole .npz archive ({error}). Make or copy it again.") from error
+    raise ValueError(f"{file} has no field {field!r}; it has {', '.join(n.removesuffix(_PACKED) for n in names)}.")
+
+
+def _read(archive: zipfile.ZipFile, name: str, file: str | os.PathLike, max_bytes: int) -> np.ndarray:
+    """The array of a member. Its header is read first, so that neither a type nor a size in it is believed."""
+    with archive.open(f"{name}.npy") as member:
+        try:
+            version = np.lib.format.read_magic(member)
+            header = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)
+            shape, _, dtype = header(member)
+        except ValueError as error:
+            raise ValueError(f"{file}: {name} is not a NumPy array ({error}). Write it with numpy.savez.") from error
+        if dtype.kind not in "biuf":
+            raise ValueError(f"{file}: {name} has elements of type {dtype}; expected plain numbers. Objects are never "
+                             "read: they could run code. Save it with a numeric dtype.")
+        size, there = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size
+        if size > max_bytes:
+            raise ValueError(f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes unpacked, more than max_bytes="
+                             f"{max_bytes:,}. If that is right, raise --config.data.max_bytes; else the file is damaged.")
+        if size > there:
+            raise ValueError(f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes, and has {there:,}. It was cut "
+                             "short: make or copy the file again.")
+    with archive.open(f"{name}.npy") as member:
+        try:
+            return np.lib.format.read_array(member, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{file}: {name} is damaged ({error}). Make or copy the file again.") from error
+
+
+def _residuals(array: np.ndarray, file: str | os.PathLike, name: str) -> np.ndarray:
+    if array.ndim != 4 or array.dtype != np.uint8:
+        raise ValueError(f"{file}: {name} is {array.dtype}{list(array.shape)}; expected residuals uint8 [C, N, H, W].")
+    return array
+
+
+def _labels(file: pathlib.Path, field: str, count: int, max_bytes: int) -> np.ndarray:
+    labels = load_field(file, field, max_bytes)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or not count:
+        raise ValueError(f"{file}: {field} is {labels.dtype}{list(labels.shape)} beside {count} images; expected one "
+                         "whole number for each, and at least one.")
+    return labels.astype(np.int32)
 
 
 def unpack(residuals: np.ndarray) -> np.ndarray:
@@ -87,14 +141,14 @@ def _median_edge(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), a + b - c))
 
 
-def _images(file: pathlib.Path, field: str, cache_dir: str | None) -> np.ndarray:
+def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: int) -> np.ndarray:
     if cache_dir is None:
-        return _with_channel_axis(load_field(file, field))
+        return _image_array(file, field, max_bytes)
     stat = file.stat()
     kept = pathlib.Path(cache_dir) / f"{file.parent.name}-{file.stem}-{field}-{stat.st_size}-{stat.st_mtime_ns}.npy"
     if kept.is_file():
-        return np.load(kept)
-    image = _with_channel_axis(load_field(file, field))
+        return np.load(kept, allow_pickle=False)
+    image = _image_array(file, field, max_bytes)
     kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}.npy")
     np.save(partial, image)
@@ -102,5 +156,9 @@ def _images(file: pathlib.Path, field: str, cache_dir: str | None) -> np.ndarray
     return image
 
 
-def _with_channel_axis(image: np.ndarray) -> np.ndarray:
+def _image_array(file: pathlib.Path, field: str, max_bytes: int) -> np.ndarray:
+    image = load_field(file, field, max_bytes)
+    if image.dtype != np.uint8 or image.ndim not in (3, 4):
+        raise ValueError(f"{file}: {field} is {image.dtype}{list(image.shape)}; expected uint8 [N, H, W, C] or [N, H, W]. "
+                         "Scale floating-point images to 0..255 and round them.")
     return image[..., None] if image.ndim == 3 else image

@@ -1,0 +1,449 @@
+"""Bad and hostile inputs: each is refused (or converted) with its name, and nothing in it is run.
+
+`python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the page to it.
+"""
+
+import functools
+import io
+import itertools
+import json
+import os
+import pickle
+import re
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cl_jax import checkpoint, experiment, metrics
+from cl_jax.data import folder, images, packed
+from cl_jax.views import image, lab
+from configs import moco_v2, simclr_v1
+
+PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
+SIZE, MAX_BYTES = 8, 10**7
+
+
+class Case(NamedTuple):
+    """`run(tmp_path)` ends in an error whose text `says` matches, or returns what was made of the input, in these words."""
+
+    group: str
+    given: str
+    run: Callable[[Path], str]
+    says: str
+
+
+CASES: list[Case] = []
+
+
+def case(group: str, given: str, says: str, *arguments):
+    def add(run):
+        CASES.append(Case(group, given, functools.partial(run, *arguments), says))
+        return run
+    return add
+
+
+# Files in a folder of images -----------------------------------------------------------------------------------------
+
+def encoded(kind="PNG", size=(40, 30), mode="RGB", colour=(200, 40, 40), **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(kind: str) -> bytes:
+    """An image that compresses badly, so that half of its file is half of its pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of any declared size with the given chunks and one byte of pixels."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+
+
+def damaged_middle() -> bytes:
+    data = bytearray(noise("PNG"))
+    data[len(data) // 2:len(data) // 2 + 100] = bytes(100)
+    return bytes(data)
+
+
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i in range(4):
+        (root / f"good{i}.png").write_bytes(encoded())
+    return root
+
+
+def in_folder(plant: Callable[[Path], str], tmp_path: Path) -> str:
+    """Refused by name under "raise"; under "skip" left out and counted, and the good images are there."""
+    root = photos(tmp_path)
+    name = plant(root)
+    splits = folder.make(path=str(root), image_size=SIZE, on_error="skip")
+    assert splits.train.size + splits.test.size == 4
+    assert splits.train.skipped + splits.test.skipped == (not (root / name).is_dir())  # a folder is not one image
+    with pytest.raises(ValueError) as caught:
+        folder.make(path=str(root), image_size=SIZE)
+    message = str(caught.value)
+    assert message.startswith("1 of the images in ") and f"\n  {images.printable(name)}: " in message
+    assert message.endswith("Mend or remove them, or set on_error='skip' to leave them out.")
+    raise caught.value
+
+
+def a_file(name: str, data: Callable[[], bytes]) -> Callable[[Path], str]:
+    def plant(root: Path) -> str:
+        (root / name).write_bytes(data())
+        return name
+    return plant
+
+
+def linked(name: str, target: str) -> Callable[[Path], str]:
+    def plant(root: Path) -> str:
+        outside = root.parent / "outside"
+        outside.mkdir()
+        (outside / "secret.png").write_bytes(encoded())
+        (root / name).symlink_to(root.parent / target)
+        return name
+    return plant
+
+
+def pipe(root: Path) -> str:
+    os.mkfifo(root / "bad.png")
+    return "bad.png"
+
+
+for _given, _plant, _says in (
+    ("a file of 0 bytes", a_file("bad.png", lambda: b""), "bad.png: an empty file"),
+    ("a text named .png", a_file("bad.png", lambda: b"hello"), "bad.png: cannot identify image file"),
+    ("a GIF named .png", a_file("bad.png", lambda: encoded("GIF")), "bad.png: cannot identify image file"),
+    ("a TIFF named .jpg", a_file("bad.jpg", lambda: encoded("TIFF")), "bad.jpg: cannot identify image file"),
+    ("a JPEG cut in the middle", a_file("bad.jpg", lambda: noise("JPEG")[:2000]), "bad.jpg: image file is truncated"),
+    ("a PNG cut in the middle", a_file("bad.png", lambda: noise("PNG")[:5000]), "bad.png: "),
+    ("a WebP cut in the middle", a_file("bad.webp", lambda: noise("WEBP")[:1500]), "bad.webp: "),
+    ("a PNG damaged in the middle", a_file("bad.png", damaged_middle), "bad.png: "),
+    ("a decompression bomb: 100 bytes of PNG that declare 100,000 x 100,000 pixels",
+     a_file("bad.png", lambda: png(100_000, 100_000)), r"bad.png: Image size \(10000000000 pixels\) exceeds limit"),
+    ("a PNG that declares 12,000 x 12,000 pixels", a_file("bad.png", lambda: png(12_000, 12_000)),
+     "bad.png: (12000x12000 pixels, more than max_pixels|Image size .144000000 pixels. exceeds limit)"),
+    ("an image 50,000 pixels wide", a_file("bad.png", lambda: encoded(size=(50_000, 20))),
+     "bad.png: 50000x20 pixels, a side of more than 32767; cut it into pieces"),
+    ("a PNG whose comment unpacks to 20 MB",
+     a_file("bad.png", lambda: png(8, 8, (b"zTXt", b"note\0\0" + zlib.compress(bytes(2 * 10**7))))),
+     "bad.png: .*MAX_TEXT_CHUNK"),
+    ("a PNG of 0 x 8 pixels", a_file("bad.png", lambda: png(0, 8)), "bad.png: "),
+    ("a link to a file outside the folder", linked("bad.png", "outside/secret.png"),
+     "bad.png: a link that leads out of the folder"),
+    ("a link to a folder outside", linked("bad", "outside"), "bad: a link that leads out of the folder"),
+    ("a link to nothing", linked("bad.png", "photos/gone.png"), "bad.png: cannot be read"),
+    ("a link to itself", linked("bad.png", "photos/bad.png"), "bad.png: cannot be read"),
+    ("a pipe named .png, which would be read for ever", pipe, "bad.png: not a regular file"),
+    ("a file name that clears the terminal", a_file("\x1b[2J.png", lambda: b""), r"\\x1b\[2J.png: an empty file"),
+):
+    case("A folder of images", _given, _says, _plant)(in_folder)
+
+
+@case("A folder of images", "a zip with ../../ in its names", "left aside, not opened")
+def archive(tmp_path: Path) -> str:
+    root = photos(tmp_path)
+    with zipfile.ZipFile(root / "bad.zip", "w") as file:
+        file.writestr("../../escaped.png", encoded())
+    splits = folder.make(path=str(root), image_size=SIZE)
+    assert splits.train.size + splits.test.size == 4 and not list(tmp_path.rglob("escaped.png"))
+    return "left aside, not opened"
+
+
+def converted(data: Callable[[], bytes], suffix: str, colour: tuple[int, int, int], tmp_path: Path) -> str:
+    (tmp_path / f"x{suffix}").write_bytes(data())
+    for channels, wanted in ((3, colour), (1, (round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]),))):
+        found = images.decode(tmp_path / f"x{suffix}", "x", image_size=SIZE, channels=channels)
+        assert found.shape == (SIZE, SIZE, channels) and found.dtype == np.uint8
+        assert np.abs(found.astype(int) - wanted).max() <= 4, found[0, 0]
+    return "read as uint8 RGB, or as its luma for one channel"
+
+
+def animated(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ((200, 40, 40), (0, 0, 255)))
+    first.save(buffer, kind, save_all=True, append_images=[second], lossless=True)
+    return buffer.getvalue()
+
+
+def sixteen_bits() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((30, 40), 100 * 257, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_RED, _GREY, _LUMA = (200, 40, 40), (100, 100, 100), (88, 88, 88)
+_READ = "read as uint8 RGB, or as its luma for one channel"
+for _given, _data, _suffix, _colour in (
+    ("a CMYK JPEG", lambda: encoded("JPEG", mode="CMYK", quality=95), ".jpg", _RED),
+    ("a grey PNG of 16 bits, scaled and not clipped", sixteen_bits, ".png", _GREY),
+    ("a PNG with a palette", lambda: encoded(mode="P"), ".png", _RED),
+    ("a PNG with transparency, which is dropped", lambda: encoded(mode="RGBA"), ".png", _RED),
+    ("a grey PNG", lambda: encoded(mode="L"), ".png", _LUMA),
+    ("a black-and-white PNG of 1 bit", lambda: encoded(mode="1", colour=(255, 255, 255)), ".png", (255, 255, 255)),
+    ("an animated PNG, its first picture", lambda: animated("PNG"), ".png", _RED),
+    ("an animated WebP, its first picture", lambda: animated("WEBP"), ".webp", _RED),
+    ("a JPEG named .png", lambda: encoded("JPEG", quality=95), ".png", _RED),
+    ("an image of 1 x 1 pixel", lambda: encoded(size=(1, 1)), ".png", _RED),
+):
+    case("A folder of images", _given, _READ, _data, _suffix, _colour)(converted)
+
+
+# Packed files ----------------------------------------------------------------------------------------------------------
+
+class Harmful:
+    """Unpickling it would leave a file behind."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(Path(tempfile.gettempdir()) / "unpickled-by-cl-jax"),)
+
+
+def archive_of(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {"image": np.zeros((6, 4, 4, 3), np.uint8), "label": np.arange(6) % 2} | arrays
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    return buffer.getvalue()
+
+
+def member(data: bytes, name: str = "image") -> bytes:
+    """The archive with one member replaced by these bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive_of())) as old, zipfile.ZipFile(buffer, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, data if info.filename == f"{name}.npy" else old.read(info))
+    return buffer.getvalue()
+
+
+def header(shape: tuple[int, ...], descr: str = "|u1", data: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + data
+
+
+def flipped() -> bytes:
+    data = bytearray(archive_of(image=np.ones((6, 4, 4, 3), np.uint8)))
+    at = data.find(bytes([1] * 40))
+    data[at:at + 4] = bytes([2] * 4)
+    return bytes(data)
+
+
+def in_packed(data: Callable[[], bytes], tmp_path: Path) -> str:
+    (tmp_path / "test.npz").write_bytes(archive_of())
+    (tmp_path / "train.npz").write_bytes(data())
+    trace = Path(tempfile.gettempdir()) / "unpickled-by-cl-jax"
+    try:
+        packed.make(path=str(tmp_path), max_bytes=MAX_BYTES)
+    except (ValueError, OSError) as error:
+        assert "train" in str(error), error
+        raise
+    finally:
+        assert not trace.exists()
+    return "read"
+
+
+for _given, _data, _says in (
+    ("a text named .npz", lambda: b"hello", "train.npz is not a whole .npz archive .*Make or copy it again"),
+    ("a pickle named .npz, which would run code", lambda: pickle.dumps(Harmful()), "train.npz is not a whole .npz archive"),
+    ("an object array, which would run code", lambda: archive_of(image=np.array([Harmful()] * 6, object)),
+     "image has elements of type object; expected plain numbers. Objects are never read: they could run code"),
+    ("an array of strings", lambda: archive_of(label=np.array(["cat"] * 6)), "label has elements of type <U3"),
+    ("an archive cut in the middle", lambda: archive_of()[:300], "train.npz is not a whole .npz archive"),
+    ("flipped bytes", flipped, "train.npz is not a whole .npz archive .*CRC"),
+    ("a member that is no array", lambda: member(b"hello"), "image is not a NumPy array"),
+    ("a header that runs code if evaluated", lambda: member(header((6,)).replace(b"(6,)", b"f() ")),
+     "image is not a NumPy array"),
+    ("a header that declares 4 TB", lambda: member(header((2**40, 1, 1, 4))),
+     "4,398,046,511,104 bytes unpacked, more than max_bytes"),
+    ("an array shorter than its header says", lambda: member(header((6, 4, 4, 3), data=bytes(100))),
+     r"image is uint8\[6, 4, 4, 3\], 288 bytes, and has \d+. It was cut short"),
+    ("floating-point images", lambda: archive_of(image=np.zeros((6, 4, 4, 3))),
+     r"image is float64\[6, 4, 4, 3\]; expected uint8 .*Scale"),
+    ("images without height", lambda: archive_of(image=np.zeros((6, 48), np.uint8)), r"image is uint8\[6, 48\]; expected"),
+    ("residuals of another rank", lambda: archive_of(image=None, **{"image.res": np.zeros((6, 4), np.uint8)}),
+     r"image.res is uint8\[6, 4\]; expected residuals uint8 \[C, N, H, W\]"),
+    ("members of another kind", lambda: member(b"", "image").replace(b"image.npy", b"image.exe"), "has no field 'image'"),
+    ("fewer labels than images", lambda: archive_of(label=np.arange(5)), "label is int64.5. beside 6 images"),
+    ("labels that are no whole numbers", lambda: archive_of(label=np.full(6, np.nan)),
+     "label is float64.6. beside 6 images"),
+    ("a negative label", lambda: archive_of(label=np.arange(6) - 1), "label goes from -1 to 4"),
+    ("no images at all", lambda: archive_of(image=np.zeros((0, 4, 4, 3), np.uint8), label=np.zeros(0, int)),
+     "beside 0 images; expected one whole number for each, and at least one"),
+):
+    case("A packed data set", _given, _says, _data)(in_packed)
+
+
+@case("A packed data set", "no train.npz", r"train.npz is missing; data.path must name a folder with train.npz and test.npz")
+def no_part(tmp_path: Path) -> str:
+    packed.make(path=str(tmp_path))
+    return "read"
+
+
+# Settings --------------------------------------------------------------------------------------------------------------
+
+def build(change: Callable[[ConfigDict], None], tmp_path: Path, module=simclr_v1) -> str:
+    """The config's debug variant on one device and a set of 64 small images, with one change."""
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"{part}.npz", image=np.zeros((64, 16, 16, 3), np.uint8), label=np.arange(64) % 3)
+    config = experiment.stages(module.get_config("debug"), tmp_path)[0][1]
+    config.devices, config.data = 1, ConfigDict(dict(name="packed", path=str(tmp_path)))
+    change(config)
+    experiment.build(config)
+    return "built"
+
+
+def setting(path: str, value) -> Callable[[ConfigDict], None]:
+    *sections, name = path.split(".")
+
+    def change(config: ConfigDict) -> None:
+        for section in sections:
+            config = config[section]
+        config[name] = value
+    return change
+
+
+for _given, _change, _says in (
+    ("an unknown setting", setting("method.temprature", 0.1),
+     "simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"),
+    ("an unknown method", setting("method.name", "simclr_v3"), "did you mean 'simclr_v."),
+    ("a method that is a path", setting("method.name", "../../home/me/evil"), "evil does not exist; have "),
+    ("an unknown field of a view", setting("views.both.scales", 0.5), "has no field 'scales'; did you mean 'scale'"),
+    ("fewer examples than a batch", setting("batch_size", 128),
+     "64 training examples, fewer than one batch of 128. Set --config.batch_size=32 or give more data"),
+    ("a batch that the devices do not divide", lambda config: config.update(dict(devices=3, batch_size=16)),
+     "batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"),
+    ("more devices than there are", setting("devices", 64), "devices=64 asked for, 8 found"),
+    ("a folder that is not there", lambda config: config.update(dict(data=ConfigDict(dict(
+        name="folder", path="/no/such", image_size=8)))), "path='/no/such' is not a folder"),
+):
+    case("Settings", _given, _says, _change)(build)
+
+
+@case("Settings", "a queue larger than the data set", "queue_size=65 is more than the 64 examples .*Use at most 64")
+def queue(tmp_path: Path) -> str:
+    return build(setting("method.queue_size", 65), tmp_path, moco_v2)
+
+
+@case("Settings", "an unknown variant", "variant 'cifar' of this config is unknown; have cifar10")
+def variant(tmp_path: Path) -> str:
+    simclr_v1.get_config("cifar")
+    return "built"
+
+
+@case("Settings", "one channel where three are needed: a mean of three",
+      "mean has 3 and std 3 values for images of 1 channels.*Set mean and std of the recipe to this data's")
+def one_channel(tmp_path: Path) -> str:
+    image.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    return "read"
+
+
+@case("Settings", "one channel where three are needed: a colour space",
+      r"expected \[3, H, W\], RGB. Only colour images have these spaces")
+def no_colours(tmp_path: Path) -> str:
+    lab.convert(np.zeros((1, 4, 4), np.float32), "lab")
+    return "read"
+
+
+# What a run left -----------------------------------------------------------------------------------------------------
+
+@case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
+def other_config(tmp_path: Path) -> str:
+    checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
+    return "accepted"
+
+
+@case("A run's folder", "no run in it", "config.json is missing. Train first")
+def no_run(tmp_path: Path) -> str:
+    experiment.load(tmp_path)
+    return "loaded"
+
+
+@case("A run's folder", "a log cut in its last line", "read without that line")
+def cut_log(tmp_path: Path) -> str:
+    metrics.Metrics(tmp_path, 10).close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    metrics.Metrics(tmp_path, 10, start_step=4).close()
+    assert metrics.read(tmp_path) == [{"step": 1, "loss": 2.0}]
+    return "read without that line"
+
+
+# The tests ---------------------------------------------------------------------------------------------------------------
+
+def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
+    """(what the input got, in which words): the part of the real message that `says` matches."""
+    try:
+        text = of.run(tmp_path)
+    except (ValueError, OSError) as error:
+        found = re.search(of.says, str(error))
+        assert found, f"{of.given}: {error!r} does not match {of.says!r}"
+        words = " ".join(found.group().split())
+        return "refused", words + " and the decoder's own words" * words.endswith(":")
+    assert text == of.says, f"{of.given}: {text}, expected {of.says}"
+    return "accepted", text
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # before our own error
+@pytest.mark.parametrize("of", CASES, ids=[of.given for of in CASES])
+def test_each_gets_what_the_page_says(of, tmp_path):
+    gets, words = outcome(of, tmp_path)
+    assert line(of, gets, words) in PAGE.read_text().splitlines(), "python -m tests.data.test_hostile writes the page anew"
+
+
+def test_the_page_has_these_lines_alone():
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and not line.startswith("| input")]
+    assert len(rows) == len(CASES) and f"{len(CASES)} inputs" in PAGE.read_text()
+
+
+def test_no_pickle_on_the_way(tmp_path, monkeypatch):
+    """What is read of data, configs and logs works in a Python whose pickle only raises."""
+    def refuse(*_, **__):
+        raise AssertionError("something was unpickled")
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    (tmp_path / "train.npz").write_bytes(archive_of())
+    (tmp_path / "test.npz").write_bytes(archive_of())
+    for _ in range(2):  # the second reads the images that the first kept
+        packed.make(path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint.check_config(tmp_path, {})
+    cut_log(tmp_path)
+    with pytest.raises(pickle.UnpicklingError):  # the guard works
+        np.load(io.BytesIO(pickle.dumps(3)), allow_pickle=True)
+
+
+def line(of: Case, gets: str, words: str) -> str:
+    return f"| {of.given} | {gets} | {words.replace('|', '/')} |"
+
+
+def page() -> str:
+    parts = ["# Bad inputs", "",
+             f"What {len(CASES)} inputs got, with words of the message that names it. `python -m tests.data.test_hostile` "
+             "writes this page,", "and `pytest tests/data/test_hostile.py` holds it to what happens.", "",
+             "Images are refused under `on_error=\"raise\"`; under `on_error=\"skip\"` the same ones are left out, logged "
+             "by name and counted,", "and the others are read. Both are tested."]
+    for group, cases in itertools.groupby(CASES, lambda of: of.group):
+        parts += ["", f"## {group}", "", "| input | gets | in its words |", "|---|---|---|"]
+        for of in cases:
+            with tempfile.TemporaryDirectory() as scratch:
+                parts.append(line(of, *outcome(of, Path(scratch))))
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
