@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from cl_jax import losses
 from cl_jax.heads import mlp, predictor
 from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.network import Network, applier
+from cl_jax.parallel import mean
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -25,7 +27,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     out_dim: of projection and prediction. hidden_dim: of the predictor. num_layers: of the projector (CIFAR-10: 2).
 
-    The authors' predictor keeps its first learning rate throughout: `optimizer.constant_lr_paths=("predictor",)`.
+    The authors' predictor keeps its first learning rate throughout: `optimizer.constant_lr_paths=("predictor",)`. The metric
+    "z_std" tells a collapse, which the loss does not: see `channel_std`.
     """
     if len(views) != 2:
         raise ValueError(f"SimSiam compares two views; the config has {len(views)}.")
@@ -55,7 +58,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
         p, z = outputs["p"], outputs["z"]
-        return losses.simsiam(p[:, 0], p[:, 1], z[:, 0], z[:, 1], axis_name=run.axis_name), Aux({})
+        value = losses.simsiam(p[:, 0], p[:, 1], z[:, 0], z[:, 1], axis_name=run.axis_name)
+        return value, Aux({"z_std": channel_std(z, run.axis_name)})
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
         (_, named), changed = apply(params["network"], stats["network"], images, train)
@@ -63,3 +67,13 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name)
+
+
+def channel_std(z: jax.Array, axis_name: str | None) -> jax.Array:
+    """The deviation of z / |z| over the rows [B, V, D] of the global batch, mean over channels: figure 2 of the paper.
+
+    Rows spread over the sphere have 1 / sqrt(D), a collapsed network 0.
+    """
+    rows = losses.unit(lax.stop_gradient(z)).reshape(-1, z.shape[-1])
+    centre = mean(jnp.mean(rows, axis=0), axis_name)
+    return jnp.mean(jnp.sqrt(mean(jnp.mean(jnp.square(rows - centre[None]), axis=0), axis_name)))

@@ -37,7 +37,7 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
                         total_steps=2, momentum=0.0, constant_lr_paths=("predictor",))
     method = simsiam.make(encoder=NETWORK, tx=tx, views=(VIEW,) * 2, run=RUN, out_dim=8, hidden_dim=4, num_layers=2)
     first, one, metrics = stepped(method)
-    assert -1 <= metrics["loss"] <= 1
+    assert -1 <= metrics["loss"] <= 1 and 0 < metrics["z_std"] <= 1 / np.sqrt(8) + 1e-6
     _, two, _ = stepped(method, 3)  # the cosine has reached 0 after two steps
     again, _ = jax.jit(method.update)(two, BATCH, jax.random.key(9))
     assert moved(again.params["network"], two.params["network"]) == 0
@@ -46,6 +46,16 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     moments = [stem_mean(view, first) for view in simsiam.views_of.of_batch((VIEW,) * 2, BATCH, jax.random.key(1))]
     np.testing.assert_allclose(one.stats["network"]["encoder"]["stem_norm1"]["mean"], 0.09 * moments[0] + 0.1 * moments[1],
                                atol=1e-5)
+
+
+def test_simsiams_deviation_of_channels_is_over_all_devices_and_0_at_a_collapse():
+    z = np.random.default_rng(0).normal(size=(8, 2, 64)).astype(np.float32)
+    rows = (z / np.linalg.norm(z, axis=2, keepdims=True)).reshape(-1, 64)
+    split = jax.pmap(lambda z: simsiam.channel_std(z, "i"), axis_name="i", devices=jax.devices()[:4])
+    for found in (simsiam.channel_std(z, None), *split(z.reshape(4, 2, 2, 64))):
+        np.testing.assert_allclose(found, rows.std(axis=0).mean(), rtol=1e-5)
+        assert abs(found * 8 - 1) < 0.1  # 1 / sqrt(64) of rows spread over the sphere
+    assert simsiam.channel_std(np.ones((8, 2, 64), np.float32), None) < 1e-6
 
 
 def stem_mean(images, state):
