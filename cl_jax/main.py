@@ -7,6 +7,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cl_jax import xla
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: configs/<setting>.py, with :variant[,variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: checkpoints, logs, pictures. The same command "
                                                 "resumes a run that is there.")
@@ -15,7 +17,7 @@ _STAGE = flags.DEFINE_string("stage", None, "Stage of a config that has several;
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this job (jax.distributed) first.")
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str], added: str = "") -> int | None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)  # checkpoint libraries tell every step of a save
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> int | None:
     try:
         if _DISTRIBUTED.value:
             parallel.join()
+        if added:
+            print(f"XLA_FLAGS: added {added}", file=sys.stderr)
         print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
         for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
             if name:
@@ -53,14 +57,9 @@ def run() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "XLA_FLAGS" not in os.environ:
-        from importlib.metadata import version
-
-        if (0, 10) <= tuple(int(part) for part in version("jaxlib").split(".")[:2]) <= (0, 11):
-            # Twice as fast training steps; an XLA that does not know the flag would abort, hence the versions.
-            os.environ["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    added = xla.prepare()
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(lambda argv: main(argv, added))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from cl_jax import costs, experiment, parallel
+from cl_jax import costs, experiment, parallel, xla
 from cl_jax.data import batches, declared
 from cl_jax.devices import DEVICES, Device
 from cl_jax.parallel import EACH, SAME
@@ -244,6 +244,8 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
     given = flags.FLAGS
+    if given.compiler == "cpu":
+        xla.prepare("cpu")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", given.devices)
     config = given.config
