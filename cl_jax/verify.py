@@ -39,10 +39,10 @@ import jax.extend
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import parallel
+from cl_jax import parallel, xla
 from cl_jax.checkpoint import nearest
 from cl_jax.evals import protocols
-from cl_jax.experiment import Built, build, initial_state, stages
+from cl_jax.experiment import Built, build, config_names, initial_state, stages
 from cl_jax.method import Stage, State
 from cl_jax.steps import stepper
 
@@ -153,15 +153,6 @@ def _inexact(x: np.ndarray) -> bool:
 
 
 # Configs ---------------------------------------------------------------------------------------------------------------
-
-
-def config_names() -> list[str]:
-    """The configs of the checkout that this is called in."""
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError:
-        raise ValueError("there is no package `configs` here; call it in the checkout of cl_jax.") from None
-    return sorted(path.stem for path in Path(package.__path__[0]).glob("*.py") if path.stem not in ("__init__", "common"))
 
 
 def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
@@ -328,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _devices(count: int) -> None:
     """Makes sure of so many devices: this machine's, or as many forced host devices."""
+    xla.prepare()
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = flags

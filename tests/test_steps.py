@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import metrics, parallel, train
+from cl_jax import losses, metrics, optim, parallel, train
 from cl_jax.data import batches
+from cl_jax.method import Aux, Variables, from_loss
 from configs import simclr_v1
 
 
@@ -23,7 +24,27 @@ def config():
 
 @pytest.fixture(scope="module")
 def built(config):
-    return train.build(config)
+    """A method of one matrix in the place of the config's: these tests are of the steps around it."""
+    built = train.build(config)
+    axis = built.run.axis_name
+
+    def flat(images):
+        return jnp.asarray(images, jnp.float32).reshape(len(images), -1) / 255
+
+    def forward(params, stats, target, batch, key):
+        x = flat(batch["image"])
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(batch["id"])
+        return {"a": x @ params["w"], "b": (x + noise) @ params["w"]}, stats, None
+
+    def loss(outputs, params, memory, batch, key):
+        return losses.nt_xent(outputs["a"], outputs["b"], temperature=0.5, axis_name=axis), Aux({})
+
+    method = from_loss(
+        variables=lambda key, batch: Variables({"w": jax.random.normal(key, (flat(batch["image"]).shape[1], 8))}, {}),
+        forward=forward, loss=loss, tx=optim.build(**config.optimizer, batch_size=built.run.batch_size,
+                                                   steps_per_epoch=4, total_steps=built.run.total_steps)[0],
+        features=lambda params, stats, images, train: ({"h": images @ params["w"]}, stats), clean=flat, axis_name=axis)
+    return built._replace(method=method)
 
 
 def changed(config, **settings):

@@ -1,0 +1,265 @@
+"""python -m cl_jax.benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one table.
+
+Each method is trained by its own config, with the budget, the network and the data that the command line gives to all, and
+then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen features, cached and
+augmented, alignment and uniformity, all of "h" and with the same settings of the probe. A config of several stages runs its
+first. Every run is a process of its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same
+command goes on where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
+
+--set changes configs of every method alike and is left out where a config has no such section: the network of an AlexNet is
+not a ResNet's. Without it, each config is as it stands.
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from cl_jax import metrics, train
+from cl_jax.checkpoint import nearest
+from cl_jax.data.source import labels_of
+from cl_jax.evals import protocols
+from cl_jax.evals.knn import knn
+from cl_jax.experiment import config_names, load, stages
+
+PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
+SECOND_KNN = {"k": 20, "temperature": 0.07}
+PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
+COLUMNS = (
+    ("knn", "kNN 200", 100, 1), ("knn20", "kNN 20", 100, 1), ("linear_cached", "linear, cached", 100, 1),
+    ("linear_augmented", "linear, augmented", 100, 1), ("untrained", "untrained, kNN 200", 100, 1),
+    ("raw_pixels", "raw pixels, kNN 200", 100, 1),
+    ("alignment", "alignment", 1, 3), ("uniformity", "uniformity", 1, 2), ("images_per_second", "images/s", 1, 0),
+    ("train_seconds", "training, s", 1, 0), ("peak_memory_mib", "peak memory, MiB", 1, 0),
+)
+
+
+def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
+    """The config of one run: the method's own, then what all share."""
+    variant = ",".join(word for word in (args.data if args.data not in ("scenes", "") else "", args.variant) if word)
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    _, config, _ = stages(config, "")[0]
+    if args.packed:
+        config.data = ConfigDict({"name": "packed", "path": args.packed})
+    if args.epochs:
+        share, config.total_epochs = args.epochs / config.total_epochs, args.epochs
+        for section in (config.optimizer, config.method):
+            shorten(section, share)
+    config.seed = seed
+    config.evals.update(PROTOCOL | {"every_epochs": 0.0})
+    config.probe.update(PROBE | {"total_epochs": args.probe_epochs})
+    for change in args.set:
+        change_config(config, change)
+    return config
+
+
+def shorten(section: ConfigDict, share: float) -> None:
+    """Scales what a section counts in epochs (warm-up, milestones, freezing) to a budget below the config's own."""
+    for key, value in section.items():
+        if key.endswith("_epochs") and share < 1:
+            scaled = [type(at)(round(at * share, 6)) for at in (value if isinstance(value, tuple | list) else (value,))]
+            section[key] = tuple(scaled) if isinstance(value, tuple | list) else scaled[0]
+
+
+def change_config(config: ConfigDict, change: str) -> None:
+    """Applies "section.key=value"; "views.size=16" is of every view. A key that a section does not have is left out where
+    the section's own `name` differs between configs (encoders, optimisers)."""
+    path, given, text = change.partition("=")
+    *sections, key = path.split(".")
+    if not given or len(sections) > 1:
+        raise ValueError(f"--set={change}; expected section.key=value or key=value, such as encoder.width=0.25.")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if not sections:
+        if key not in config:
+            raise ValueError(f"--set={change}: a config has no {key!r}.")
+        config[key] = value
+        return
+    if sections[0] not in config:
+        raise ValueError(f"--set={change}: a config has no section {sections[0]!r}; have "
+                         + ", ".join(name for name, held in config.items() if isinstance(held, ConfigDict)) + ".")
+    section = config[sections[0]]
+    for part in section.values() if sections[0] == "views" else [section]:
+        if key in part or sections[0] == "views":
+            part[key] = value
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Twelve digits that tell settings apart; the seed is not part of them."""
+    plain = {name: value for name, value in json.loads(config.to_json()).items() if name != "seed"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_one(text: str, workdir: str, probe_epochs: float, augmented_epochs: float) -> dict[str, Any]:
+    """Trains and evaluates one config; in a process of its own."""
+    logging.set_verbosity(logging.WARNING)
+    config = ConfigDict(json.loads(text))
+    began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
+    results = train.train(config, workdir)
+    _, built, state = load(workdir)
+    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
+    features = evaluator.features(state)
+    labels = [np.asarray(labels_of(part, "label")) for part in (built.data.train, built.data.test)]
+    second = knn(features[0]["h"], labels[0], features[1]["h"], labels[1], num_classes=evaluator.classes,
+                 k=min(SECOND_KNN["k"], len(labels[0])), temperature=SECOND_KNN["temperature"])
+    if augmented_epochs:
+        config.probe.total_epochs = augmented_epochs
+        results |= evaluator.linear_augmented(state)
+    rows = metrics.read(workdir)
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    speed = float(np.median(speeds)) if speeds else None
+    baselines = {name: value for row in rows for name, value in row.items() if name.startswith("knn/")}
+    peaks = [device.memory_stats() for device in jax.local_devices()]
+    peak = (max(stats["peak_bytes_in_use"] for stats in peaks) if all(peaks)
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return {
+        "knn": results["knn/top1"], "knn20": float(second.top1), "linear_cached": results["linear/cached/top1"],
+        "linear_augmented": results.get("linear/augmented/top1"), "untrained": baselines.get("knn/random_network"),
+        "raw_pixels": baselines.get("knn/raw_pixels"),
+        "alignment": results.get("geometry/alignment"), "uniformity": results.get("geometry/uniformity"),
+        "images_per_second": speed, "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
+        "wall_seconds": time.perf_counter() - began, "resumed": resumed, "peak_memory_mib": peak / 2**20,
+        "steps": built.run.total_steps, "batch_size": built.run.batch_size, "epochs": config.total_epochs,
+        "examples": built.run.size, "data": built.data.train.name,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__,
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def run_all(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of every method and seed, finished ones from disk; the tables are written after each."""
+    rows = []
+    for name in names:
+        for seed in range(args.seeds):
+            config = config_of(name, args, seed)
+            workdir = Path(args.workdir) / name / f"seed{seed}"
+            kept = workdir / "row.json"
+            row = json.loads(kept.read_text()) if kept.exists() else None
+            if row is not None and (row["config"], row["probe"]) != (fingerprint(config), probe_of(args)):
+                raise ValueError(f"{workdir} holds the run of another setting ({row['config']}, now {fingerprint(config)}). "
+                                 "Give another --workdir, or the same options as then.")
+            if row is None or "error" in row:
+                print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
+                row = {"method": name, "seed": seed, "config": fingerprint(config), "probe": probe_of(args),
+                       "commit": commit()}
+                try:
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                        row |= process.submit(run_one, config.to_json(), str(workdir), args.probe_epochs,
+                                              args.augmented_epochs).result()
+                except Exception as error:  # one method's fault leaves the others their rows
+                    row["error"] = f"{type(error).__name__}: {error}"
+                    print(f"== {name} failed: {row['error']}", file=sys.stderr)
+                workdir.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps(row, indent=1) + "\n")
+            rows.append(row)
+            write(rows, Path(args.out or Path(args.workdir) / "table"))
+    return rows
+
+
+def probe_of(args: argparse.Namespace) -> list[float]:
+    """What of the evaluations may differ between two tables."""
+    return [args.probe_epochs, args.augmented_epochs]
+
+
+def write(rows: Sequence[dict[str, Any]], stem: Path) -> None:
+    """`stem`.json, .csv and .md; the last with mean and deviation over seeds."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    stem.with_suffix(".csv").write_text(buffer.getvalue())
+    stem.with_suffix(".md").write_text(markdown(rows))
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per method: means, with the sample deviation of several seeds; - for what was not measured."""
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    titles = ["method", "epochs", "seeds", *(title + (", %" if scale == 100 else "") for _, title, scale, _ in shown),
+              "config", "commit"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == name]
+        done = [row for row in mine if "error" not in row]
+        if not done:
+            lines.append(f"| {name} | failed: {mine[0]['error']} |" + " |" * (len(titles) - 2))
+            continue
+        cells = [name, f"{done[0]['epochs']:g}", str(len(done))]
+        for key, _, scale, digits in shown:
+            values = [scale * row[key] for row in done if row.get(key) is not None]
+            cell = f"{statistics.mean(values):,.{digits}f}" if values else "-"
+            cells.append(cell + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""))
+        cells += [done[0]["config"], " ".join(dict.fromkeys(row["commit"] for row in done))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cl_jax.benchmark", description=__doc__.split("\n\n")[0],
+                                     epilog=__doc__.split("\n\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="all", help="names in configs/, with commas (default: all)")
+    parser.add_argument("--data", default="scenes", help="scenes (each config's default), or the variant that names the "
+                                                         "data: cifar10, imagenet2012")
+    parser.add_argument("--variant", default="", help="further variants of every config, such as debug")
+    parser.add_argument("--packed", default="", help="read the data from this folder of train.npz and test.npz instead "
+                                                     "(docs/data.md)")
+    parser.add_argument("--epochs", type=float, default=0.0, help="budget of every method (default: each config's own)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="a setting for every config, such as encoder.width=0.25, views.size=16, batch_size=256")
+    parser.add_argument("--probe_epochs", type=float, default=30.0, help="of the classifier on cached features")
+    parser.add_argument("--augmented_epochs", type=float, default=10.0, help="of the classifier on crops; 0 leaves it out")
+    parser.add_argument("--workdir", required=True, help="where the runs are kept")
+    parser.add_argument("--out", default="", help="path of the tables without suffix (default: <workdir>/table)")
+    args = parser.parse_args()
+    try:
+        known = config_names()
+        names = known if args.methods == "all" else [name for name in args.methods.split(",") if name]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"configs/{name}.py does not exist; have {', '.join(known)}{nearest(name, known)}.")
+        for name in names:
+            config_of(name, args, 0)  # a mistake in the options is found before the first run
+        rows = run_all(args, names)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(rows), end="")
+    return 1 if any("error" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main())
