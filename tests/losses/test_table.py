@@ -37,7 +37,7 @@ def of_clustering(f):
     def loss(q, prototypes, concentration, assignment, negatives, **knobs):
         clustering = losses.Clustering(prototypes, concentration, assignment, negatives)
         return f(q, clustering, **knobs)
-    loss.__signature__ = inspect.signature(f)
+    loss.__signature__, loss.__name__ = inspect.signature(f), f.__name__
     return loss
 
 
@@ -49,7 +49,7 @@ def pcl(q, k, queue, prototypes, concentration, assignment, negatives, *, temper
 def mixed(f):
     def loss(weight, partner, **rest):
         return f(**rest, mix=losses.Mix(weight, partner))
-    loss.__signature__ = inspect.signature(f)
+    loss.__signature__, loss.__name__ = inspect.signature(f), f.__name__
     return loss
 
 
@@ -211,8 +211,9 @@ OTHERS = {"LOG_ZERO", "allow", "not_self", "row_ids", "same_example", "same_id",
 ANY_RANK = {("predictions", "c"), ("normalise", "rows"), "teacher_logits", "queue_rows", "features", "x", "negatives"}
 # Booleans as well as numbers; a queue of anything.
 ANY_TYPE = {"mask", "selected", "queue_rows"}
-WRAPPED = {"crd", "cross_nce", "deepcluster_v2", "imix_byol", "imix_moco", "imix_n_pair", "mix_inputs", "nce_of_logits",
-           "pcl", "proto_logits", "proto_nce", "queue_nce"}
+# Of the type they were given: memories, mixed inputs, a threshold among given similarities.
+KEEPS_TYPE = {"update", "spcl_update", "class_means", "push", "enqueue", "normalise", "mix_inputs", "input_mix",
+              "tsc_centroids", "select_hard"}
 
 
 def name_of(f) -> str:
@@ -224,6 +225,10 @@ def _id(index: int) -> str:
 
 
 EACH = pytest.mark.parametrize("index", range(len(ROWS)), ids=_id)
+# A loss's rows and logits are compiled with it; by themselves with `-m slow`.
+EACH_COMPILED = pytest.mark.parametrize("index", [
+    pytest.param(i, marks=[pytest.mark.slow] if name_of(row.f).endswith(("_rows", "_terms", "_steps", "_logits")) else [])
+    for i, row in enumerate(ROWS)], ids=_id)
 
 
 def size(letter: str) -> int:
@@ -261,7 +266,7 @@ def refused(given: Row, what: str, arrays, **changed) -> str:
 
 
 def test_every_loss_has_a_row():
-    covered = {name_of(each.f).removeprefix("loss") for each in ROWS} | WRAPPED
+    covered = {name_of(each.f) for each in ROWS}
     public = {name for name in losses.__all__ if not isinstance(getattr(losses, name), type)}
     assert public - covered - OTHERS == set()
     assert OTHERS - public == set()
@@ -320,17 +325,38 @@ def with_gradient(given: Row, arrays):
     return jax.value_and_grad(total), inputs
 
 
-@EACH
-def test_zero_rows_are_finite(index):
+@EACH_COMPILED
+def test_zero_rows_are_finite_and_products_of_float32_stay_float32(index):
+    """Products on accelerators too, whose default is a lower precision: forward, and backward."""
     given = ROWS[index]
     step, inputs = with_gradient(given, arrays_of(given))
-    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": "0"})
+    traced = jax.jit(step, compiler_options={"xla_backend_optimization_level": "0"}).trace(inputs)
+    for product in products(traced.jaxpr.jaxpr):
+        assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
+    step = traced.lower().compile()
     for zeroed in ([], *([name] for name in inputs), list(inputs)):
         rows = {name: x * np.float32(0) if name in zeroed and name != "concentration" else x for name, x in inputs.items()}
         value, grads = step(rows)
         assert np.isfinite(value), zeroed
         for name, grad in grads.items():
             assert np.isfinite(grad).all(), (zeroed, name)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.bfloat16])
+@EACH
+def test_half_precision_is_summed_in_float32(index, dtype):
+    """A gradient has the type of its input."""
+    given = ROWS[index]
+    arrays = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in arrays_of(given).items()}
+    rest = {name: x for name, x in arrays.items() if x.dtype != dtype}
+
+    def step(inputs):
+        outputs = floats(run(given, inputs | rest))
+        assert {x.dtype for x in outputs} <= {jnp.dtype(dtype if name_of(given.f) in KEEPS_TYPE else jnp.float32)}
+        return sum((jnp.sum(x.astype(jnp.float32)) for x in outputs), jnp.zeros(()))
+
+    grads = jax.eval_shape(jax.grad(step), {name: x for name, x in arrays.items() if name not in rest})
+    assert {x.dtype for x in jax.tree.leaves(grads)} <= {jnp.dtype(dtype)}
 
 
 def products(jaxpr):
@@ -341,15 +367,6 @@ def products(jaxpr):
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 yield from products(getattr(inner, "jaxpr", inner))
-
-
-@EACH
-def test_products_of_float32_stay_float32(index):
-    """On accelerators too, whose default is a lower precision: forward, and backward."""
-    given = ROWS[index]
-    step, inputs = with_gradient(given, arrays_of(given))
-    for product in products(jax.make_jaxpr(step)(inputs).jaxpr):
-        assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
 
 
 @pytest.mark.parametrize("block_size", [0, 4])
