@@ -1,12 +1,27 @@
-"""CMC (Tian et al. 2020, arXiv 1906.05849): luminance and colour of Lab, one network each, two memory banks.
+"""CMC (Tian et al. 2020, arXiv 1906.05849).
 
-Default: the embedded `scenes`, a small ResNet for each view, two CPU cores. Variants: `imagenet2012` (a ResNet-50 of twice
-the width for each view, batch 128, 240 epochs, learning rate 0.03, NCE with 4,096 negatives at temperature 0.07: 68.4 %
-linear, README of the authors' code; `--config.encoder.width=0.5` and `1.0` are its smaller networks), `cifar10` (not a
-published setting), `debug` (any of them in seconds).
+Groups of channels of one image are its views: luminance and colour of Lab. Each has a network of its own, and the features
+of an image agree across views against the stored features of other images, in a memory bank for each view. The
+representation is both networks' features side by side.
+
+Default: the embedded `scenes`, a small ResNet for each view, two CPU cores; the softmax over 512 drawn rows.
+
+Variants:
+  cifar10       a ResNet-18 for each view, softmax over 4,096 drawn rows. Not a setting of the authors.
+  imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate 0.03, NCE with 4,096
+                negatives at temperature 0.07; `--config.encoder.width=0.5` and `1.0` are the smaller networks.
+                Published: 68.4 % linear (README of the authors' code).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Z of the NCE is estimated on the first batch and kept, as theirs; `normalizer_momentum=0.99` of the method averages it,
+    which a later report found necessary where the bank is not noise (issue 23 of their code).
+  - Their classifier's rate is multiplied by 0.2 at epochs 30, 40 and 50 of 60; the probe's falls by a cosine.
+  - Not built: contrast of patches, and the paper's video and depth views. Several recipes or `channels` make other groups of
+    channels views, and `graph="full"` contrasts all pairs of them.
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,27 @@
 """DeepCluster (Caron et al. 2018, arXiv 1807.05520).
 
-Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores, an AdamW of the body; both
-renderings of a digit are classified into the cluster of the first. Variants: `imagenet2012` (the authors' AlexNet with batch
-norm on Sobel edges, 10,000 clusters, SGD 0.05 without a schedule, weight decay 1e-5, batch 256, and the paper's 500 epochs,
-200 in the code: 37.9 % linear on the released weights by VISSL), `cifar10` (a ResNet-18, not a setting of the authors),
-`debug` (any of them in seconds). VGG-16, and linear classifiers on the maps of conv1 to conv4, are not built.
+Before each epoch k-means clusters the features of all training images; during the epoch the network learns to classify each
+image into its cluster, with a new top layer. Clusters are drawn equally often, so that "all images in one" does not pay.
+
+Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both renderings of a digit are
+classified into the cluster of the first.
+
+Variants:
+  cifar10       a ResNet-18 and 100 clusters. Not a setting of the authors.
+  imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05 without a schedule, weight
+                decay 1e-5, batch 256, the paper's 500 epochs (200 in the code). Published: 37.9 % linear (VISSL's evaluation
+                of the released weights).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - k-means is Lloyd's algorithm, on the device, where they call faiss. A cluster without rows takes half of the largest one;
+    faiss draws by size which one to halve.
+  - An example that is drawn twice within a batch has the same view and dropout both times; they draw anew.
+  - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to conv4 (the probe reads
+    the encoder's output).
 
 Command: python -m cl_jax.main --config=configs/deepcluster.py --workdir=runs/deepcluster
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,27 @@
-"""DeepCluster v2 (Caron et al. 2020, arXiv 2006.09882, appendix), of the authors of SwAV and with its settings.
+"""DeepCluster v2 (Caron et al. 2020, arXiv 2006.09882).
 
-Default: the embedded `scenes` without colours, a small ResNet, two CPU cores, two large crops and a small one. Variants:
-`imagenet2012` (the authors' 400 epochs of 2x160 + 4x96 crops, batch 4096, LARC 4.8 to 0.0048 after 10 epochs from 0.3,
-weight decay 1e-6, three sets of 3,000 prototypes: 74.3 % linear, README of their code; 75.2 % after 800 epochs of 2x224 and
-6x96), `cifar10` (not a setting of the authors: SwAV's of solo-learn, with three sets of 100 clusters), `debug`.
+DeepCluster as the authors of SwAV brought it up to date, with SwAV's network, crops and optimiser. Spherical k-means of the
+embeddings that images had when they were last seen gives each image a cluster for the epoch; every crop is classified into
+it, by its dot products with the centroids. Several sets of clusters are found side by side.
+
+Default: the embedded `scenes` without colours, a small ResNet, two CPU cores, two large crops and a small one.
+
+Variants:
+  cifar10       the `cifar10` of SwAV with three sets of 100 clusters. Not a setting of the authors.
+  imagenet2012  400 epochs of 2x160 + 4x96 crops, batch 4096, LARC 4.8 to 0.0048 after 10 epochs from 0.3, weight decay 1e-6,
+                three sets of 3,000 clusters. Published: 74.3 % linear, and 75.2 % after 800 epochs of 2x224 + 6x96 (README
+                of the authors' code).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Each of their processes remembers the examples that it happens to see in an epoch, and clusters those; here every example
+    is remembered, by the last time it was seen, whatever the number of devices.
+  - The batch statistics of their first pass over the data are kept, here they are not.
+  - Their option to train the prototypes, after 300,000 steps, starts after the end of any of their runs and is left out.
+  - Their batch norm is over groups of eight GPUs; here it is of the global batch.
 
 Command: python -m cl_jax.main --config=configs/deepcluster_v2.py --workdir=runs/deepcluster_v2
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

@@ -1,17 +1,32 @@
 """Deep InfoMax (Hjelm et al. 2019, arXiv 1808.06670).
 
-Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, all three terms, two CPU cores. Variants:
-`cifar10` (DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4; published 75.21 % of conv, 75.57 % of fc,
-69.13 % of y; `--config.method.estimator=JSD` 73.25, 73.62, 66.96 %), `stl10` (JSD, `alex64x64` on random 64x64 crops with
-flips; 72.86, 70.85, 65.93 %), `tiny_imagenet` (InfoNCE, `alex64x64`; a folder: set --config.data.path; 34.21, 38.09,
-33.33 %), `imagenet2012` (a ResNet-50, not a setting of the authors), `debug` (any of them in seconds).
+The summary of an image should tell the image's own local features from those of the other images in the batch, which bounds
+their mutual information. There is one view of each image. A second player pulls the distribution of summaries towards a
+uniform one.
 
-Published figures (tables 1 and 2) are those of a classifier with a hidden layer of 200 units on the frozen features; the
-probes here are linear, so they are not to be set beside them. The optimiser's name, Adam, and the scaling of inputs are
-those of a library that is not published; here inputs are normalised by channel.
+Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, the global, local and prior terms, two CPU
+cores.
+
+Variants:
+  cifar10        DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4. Published: 75.21 % from conv, 75.57 %
+                 from fc, 69.13 % from y; with `--config.method.estimator=JSD` 73.25, 73.62, 66.96 % (table 1).
+  stl10          JSD, `alex64x64` on random 64x64 crops with flips. Published: 72.86, 70.85, 65.93 % (table 2).
+  tiny_imagenet  InfoNCE, `alex64x64`; a folder: set --config.data.path. Published: 34.21, 38.09, 33.33 % (table 2).
+  imagenet2012   a ResNet-50 with the local term on its third stage. Not a setting of the authors.
+  debug          any of them in seconds.
+
+Differences from the authors' code:
+  - The published figures are of a classifier with a hidden layer of 200 units on the frozen features. The probe here is
+    linear, so they are not to be set beside it.
+  - Their gradient penalty takes the last example of the batch alone, by an index; here it is the mean over the batch.
+  - Their Donsker-Varadhan estimator masks the wrong axes; here it is the formula.
+  - The optimiser, Adam, and the scaling of inputs are those of a library that is not published; here inputs are normalised
+    by channel.
+  - Scores are products of two encodings, as in their code; the paper's concat-and-convolve critic is in neither. The
+    coordinate task and occlusion are not built.
 
 Command: python -m cl_jax.main --config=configs/dim.py --workdir=runs/dim
-Reached: see the table of README. The other variants at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

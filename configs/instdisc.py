@@ -1,15 +1,29 @@
 """InstDisc (Wu et al. 2018, arXiv 1805.01978).
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores, softmax over the whole bank. Variants: `cifar10` (the authors'
-setting: ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning rate 0.03, weight decay 5e-4; 80.8 %
-kNN of z), `imagenet2012` (ResNet-50, NCE with 4,096 negatives at temperature 0.07, batch 256, 200 epochs; 42.5 % kNN in the
-paper's first version, 46.8 % of the released model), `imagenet2012_softmax` (the authors' updated release: cross-entropy
-over 65,536 sampled rows; 58.5 % linear), `debug`.
+Every image is a class of its own. The weights of the classes are the images' own earlier features, kept in a memory bank:
+a feature should be nearer to the stored one of its image than to those of all others. One view of each image a step, and no
+head but one linear layer, whose output is trained, stored and evaluated.
 
-The CIFAR-10 code lowers the rate at 120 and 160 epochs; its formula has a third drop at 80 that has no effect.
+Default: the embedded `scenes`, a small ResNet, two CPU cores, the softmax over the whole bank.
+
+Variants:
+  cifar10               ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning rate 0.03, weight decay
+                        5e-4. Published: 80.8 % kNN of z (paper).
+  imagenet2012          ResNet-50, NCE with 4,096 negatives at temperature 0.07, batch 256, 200 epochs. Published: 46.8 % kNN
+                        of z (README of the authors' code), 42.5 % in the paper's first version.
+  imagenet2012_softmax  the authors' updated release: cross-entropy over 65,536 drawn rows. Published: 58.5 % linear (README
+                        of the authors' code).
+  debug                 any of them in seconds, with the NCE.
+
+Differences from the authors' code:
+  - The paper's proximal term is not in their code, where the bank's momentum of 0.5 stands in for it, and no weight of it is
+    published: `proximal_weight` of the method is 0.
+  - Their CIFAR-10 code lowers the rate at 120 and 160 epochs, as here; its formula has a third drop, at 80, without effect.
+  - The code of the updated release is not public; `imagenet2012_softmax` follows its description.
+  - Rows of the bank are of the global batch, gathered from all devices.
 
 Command: python -m cl_jax.main --config=configs/instdisc.py --workdir=runs/instdisc
-Reached: see the table of README. The others at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

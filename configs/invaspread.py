@@ -1,14 +1,26 @@
 """InvaSpread (Ye et al. 2019, arXiv 1904.03436).
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (the authors' setting: ResNet-18, batch
-128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature 0.1; 83.6 % kNN of z), `imagenet2012` (not a setting of
-the authors: InstDisc's network and schedule), `debug`.
+InstDisc with fresh features in place of a memory bank: two views of an instance agree, and every other feature of the batch
+is pushed away by a term of its own. No head but one linear layer, whose output is trained and evaluated.
 
-As in the authors' code both views are augmented, and gradient flows through one side of each similarity. Where they train
-on several GPUs, batch norm sees one view on each; here it is of the whole batch.
+Default: the embedded `scenes`, a small ResNet, two CPU cores.
+
+Variants:
+  cifar10       ResNet-18, batch 128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature 0.1, as the authors'
+                code. Published: 83.6 % kNN of z (paper).
+  imagenet2012  InstDisc's network and schedule. Not a setting of the authors.
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Where they train on several GPUs, batch norm sees one view on each; here it is of both views of the whole batch.
+  - The loss is their code's, and no flag turns it into the paper's. The code augments both images, takes both views as
+    anchors, leaves an anchor itself out of its sum, and lets gradient flow through one side of each similarity. The paper
+    (equations 3 to 6) has plain images against augmented ones and their own in the sum. Plain images are a config away
+    (two sections of `views`); the sum is not.
+  - 1 - P is computed from the other terms of the sum, so that it stays exact where one negative has nearly all the weight.
 
 Command: python -m cl_jax.main --config=configs/invaspread.py --workdir=runs/invaspread
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,22 @@
-"""MoCo v1 (He et al. 2020, arXiv 1911.05722): MoCo with a linear head and InstDisc's views.
+"""MoCo v1 (He et al. 2020, arXiv 1911.05722).
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `imagenet2012` (ResNet-50, batch 256, 200 epochs,
-learning rate 0.03 lowered at 120 and 160, temperature 0.07, 65,536 keys: 60.8 % linear, the mean of five trials in the
-README of the authors' code), `cifar10` (the authors' demo: see configs/moco_v2.py), `debug`.
+A query must pick out the key of its image's other view among a long queue of earlier keys. Keys come from a slow copy of the
+network, so that old ones stay comparable and the number of negatives does not depend on the batch. v1 has a linear head and
+InstDisc's views; no equation changed in v2, and the method is v2's file.
 
-The method is `cl_jax/methods/moco_v2.py`: v2 changed the head, the views and the schedule, and no equation.
+Default: the embedded `scenes`, a small ResNet, two CPU cores.
+
+Variants:
+  cifar10       the authors' demo: see the page of MoCo v2.
+  imagenet2012  ResNet-50, batch 256, 200 epochs, learning rate 0.03 lowered at 120 and 160, temperature 0.07, 65,536 keys.
+                Published: 60.8 % linear, the mean of five trials (README of the authors' code); 60.6 % in the paper.
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Those of MoCo v2: see configs/moco_v2.py.
 
 Command: python -m cl_jax.main --config=configs/moco_v1.py --workdir=runs/moco_v1
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,32 @@
-"""PCL v2 and v1 (Li et al. 2021, arXiv 2005.04966).
+"""PCL v2 (Li et al. 2021, arXiv 2005.04966).
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores; with fewer clusters than images in a batch it draws no
-negative prototypes and masks the copies of a prototype. Variants: `imagenet2012` (v2: ResNet-50, batch 256, 200 epochs
-of which 20 warm up, learning rate 0.03, temperature 0.2, clusters 25k, 50k and 100k, 16,384 keys and negative
-prototypes: 67.6 % linear), `imagenet2012_v1` (linear head, MoCo v1's views, step schedule: 61.5 %), both figures of the
-README of the authors' code; `cifar10` (not a published setting: MoCo's CIFAR-10 demo with clusters 1k, 1.5k and 2k);
-`debug` (any of them in seconds). The encoder's `splits` are the authors' four GPUs; the number of devices must divide it.
+MoCo, and each query is also pulled to the centre of its image's cluster. Before each epoch, after a warm-up as MoCo alone,
+k-means clusters the slow network's features at several granularities; a cluster's spread is its temperature, so that loose
+clusters pull less.
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores. With fewer clusters than images in a batch it draws no
+negative prototypes and masks the copies of a prototype.
+
+Variants:
+  cifar10          MoCo's CIFAR-10 demo with 1,000, 1,500 and 2,000 clusters. Not a setting of the authors.
+  imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate 0.03, temperature 0.2, 25,000, 50,000
+                   and 100,000 clusters, 16,384 keys and negative prototypes. Published: 67.6 % linear (README of the
+                   authors' code).
+  imagenet2012_v1  v1: linear head, MoCo v1's views, step schedule. Published: 61.5 % linear, likewise.
+  debug            any of them in seconds.
+
+Differences from the authors' code:
+  - Their batch norm is that of each of four GPUs; here `splits=4` groups of the global batch, on any number of devices that
+    divides four.
+  - Negative prototypes are the same on all devices and may be of any cluster that the global batch is not in; theirs are
+    drawn on each GPU, never from empty clusters at the end of the list.
+  - k-means is Lloyd's algorithm on the device, where they call faiss.
+  - The E-step sees the slow network one movement ahead of theirs, which moves when the next batch comes.
+  - Where two images of a batch share a cluster, its copies are each other's negatives, as in their code; `mask_duplicates`
+    drops them.
 
 Command: python -m cl_jax.main --config=configs/pcl.py --workdir=runs/pcl
-Reached: see the table of README. `cifar10`, `imagenet2012` and `imagenet2012_v1` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

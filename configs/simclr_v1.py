@@ -1,12 +1,27 @@
-"""SimCLR v1 (Chen et al. 2020, arXiv 2002.05709).
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709).
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores. Variants: `cifar10` (README of the authors' code: ResNet-18,
-batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay 1e-4, temperature 0.5, "around 91 %" linear),
-`imagenet2012` (ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6, temperature 0.1: 64.5 %
-linear, Table B.1 of the paper), `debug` (any of them in seconds).
+Two strongly augmented views of each image pass one network with a projection head, and each must pick out the other among
+all views of the batch. There is no memory and no second network: what counts is the batch, the augmentation and the head.
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores.
+
+Variants:
+  cifar10       ResNet-18, batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay 1e-4, temperature 0.5.
+                Published: "around 91 %" linear (README of the authors' code).
+  imagenet2012  ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6, temperature 0.1. Published:
+                64.5 % linear (table B.1).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Blur's sigma is drawn for each image; they draw one for each core and batch.
+  - The loss is the sum of both directions, as in their code, twice the paper's mean over 2B anchors: it matters for the
+    biases and norms that LARS leaves alone. `sum_directions=False` of the method is the paper's.
+  - The head ends in a batch norm, as in their code and not in the paper's text. Brightness is multiplied, as in their
+    released default; the paper's adds.
+  - Their classifier trains on batches of 4,096; the probe is the one of all configs.
 
 Command: python -m cl_jax.main --config=configs/simclr_v1.py --workdir=runs/simclr_v1
-Reached: see the table of README. `cifar10` and `imagenet2012` at the published length: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict

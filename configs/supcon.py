@@ -1,23 +1,31 @@
-"""SupCon (Khosla et al. 2020, arXiv 2004.11362): pre-training with labels, then a linear classifier on the frozen encoder.
+"""SupCon (Khosla et al. 2020, arXiv 2004.11362).
+
+SimCLR with labels: all views of all images of a class are each other's positives. A second stage trains a linear classifier
+on the frozen encoder.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores; SimCLR's head, whose batch norm keeps features apart until
-there is something to learn (with the authors' head all became equal, until the learning rate had fallen). Variants:
+there is something to learn (with the authors' head all became equal, until the learning rate had fallen).
 
+Variants:
   cifar10       the authors' PyTorch code: ResNet-50, batch 1024, 1000 epochs, SGD 0.5 to 0.0005, temperature 0.1; the
-                classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90; published 96.0 %
-  cifar100      the same; published 76.5 %
-  imagenet2012  the authors' TPU code for ResNet-50: batch 6144, 350 epochs, LARS 0.4 x B/256, linear head on an embedding of
-                unit length. Not theirs: SimCLR's views for AutoAugment, which is not built, and for the classifier
-                SimCLR's SGD in place of RMSProp with smoothed labels; they report 78.7 %, with AutoAugment
-  simclr        with any of them: no labels in pre-training; the authors' own SimCLR (temperature and rate 0.5): 93.6 % on
-                CIFAR-10, 70.7 % on CIFAR-100
-  debug         any of them in seconds
+                classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90. Published: 96.0 % (README of that code).
+  cifar100      the same. Published: 76.5 % (README of that code).
+  imagenet2012  the authors' TPU code for ResNet-50: batch 6144, 350 epochs, LARS 0.4 x B/256, a linear head on an embedding
+                of unit length. No figure of this setting, without AutoAugment, is published.
+  simclr        with any of them: no labels in pre-training, the authors' own SimCLR (temperature and rate 0.5). Published:
+                93.6 % on CIFAR-10, 70.7 % on CIFAR-100 (README of the PyTorch code).
+  debug         any of them in seconds.
 
-`--config.method.summation=inside` is the paper's other loss, inferior there. The cosine starts after the warm-up, where the
-authors' runs over all epochs: 0.5 and 0.49988 at the junction. They start the classifier from PyTorch's weights, here zeros.
+Differences from the authors' code:
+  - `imagenet2012`: SimCLR's views in place of AutoAugment, which is not built; SimCLR's SGD for the classifier in place of
+    RMSProp with smoothed labels.
+  - The cosine starts after the warm-up, where theirs runs over all epochs: 0.5 and 0.49988 at the junction.
+  - They start the classifier from PyTorch's weights, here from zeros.
+  - `base_temperature` scales the loss by 1.43, as in their PyTorch code and not in the paper; None is the paper's.
+    `summation="inside"` of the method is the paper's other loss, inferior there.
 
 Command: python -m cl_jax.main --config=configs/supcon.py --workdir=runs/supcon --stage=all
-Reached: see the table of README. The published settings: not run.
+Reached: see the table of README.
 """
 
 from ml_collections import ConfigDict
