@@ -17,13 +17,12 @@ import importlib
 import io
 import json
 import multiprocessing
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cl_jax import metrics, train
+from cl_jax import metrics, train, xla
 from cl_jax.checkpoint import nearest
 from cl_jax.data.source import labels_of
 from cl_jax.evals import protocols
@@ -41,7 +40,7 @@ from cl_jax.evals.knn import knn
 from cl_jax.experiment import config_names, load, stages
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
-SECOND_KNN = {"k": 20, "temperature": 0.07}
+SECOND_KNN = (20, 0.07)  # k, temperature
 PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
 COLUMNS = (
     ("knn", "kNN 200", 100, 1), ("knn20", "kNN 20", 100, 1), ("linear_cached", "linear, cached", 100, 1),
@@ -92,7 +91,7 @@ def change_config(config: ConfigDict, change: str) -> None:
         value = text
     if not sections:
         if key not in config:
-            raise ValueError(f"--set={change}: a config has no {key!r}.")
+            raise ValueError(f"--set={change}: a config has no {key!r}{nearest(key, list(config))}.")
         config[key] = value
         return
     if sections[0] not in config:
@@ -110,7 +109,7 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def run_one(text: str, workdir: str, probe_epochs: float, augmented_epochs: float) -> dict[str, Any]:
+def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     """Trains and evaluates one config; in a process of its own."""
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
@@ -121,7 +120,7 @@ def run_one(text: str, workdir: str, probe_epochs: float, augmented_epochs: floa
     features = evaluator.features(state)
     labels = [np.asarray(labels_of(part, "label")) for part in (built.data.train, built.data.test)]
     second = knn(features[0]["h"], labels[0], features[1]["h"], labels[1], num_classes=evaluator.classes,
-                 k=min(SECOND_KNN["k"], len(labels[0])), temperature=SECOND_KNN["temperature"])
+                 k=min(SECOND_KNN[0], len(labels[0])), temperature=SECOND_KNN[1])
     if augmented_epochs:
         config.probe.total_epochs = augmented_epochs
         results |= evaluator.linear_augmented(state)
@@ -155,7 +154,14 @@ def commit() -> str:
         return "unknown"
 
 
-def run_all(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
+def in_a_process(*given: Any) -> dict[str, Any]:
+    """`run_one` in a fresh interpreter, which alone touches the accelerator."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(run_one, *given).result()
+
+
+def run_all(args: argparse.Namespace, names: Sequence[str],
+            run: Callable[..., dict[str, Any]] = in_a_process) -> list[dict[str, Any]]:
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
     rows = []
     for name in names:
@@ -172,9 +178,7 @@ def run_all(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, An
                 row = {"method": name, "seed": seed, "config": fingerprint(config), "probe": probe_of(args),
                        "commit": commit()}
                 try:
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                        row |= process.submit(run_one, config.to_json(), str(workdir), args.probe_epochs,
-                                              args.augmented_epochs).result()
+                    row |= run(config.to_json(), str(workdir), args.augmented_epochs)
                 except Exception as error:  # one method's fault leaves the others their rows
                     row["error"] = f"{type(error).__name__}: {error}"
                     print(f"== {name} failed: {row['error']}", file=sys.stderr)
@@ -225,7 +229,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cl_jax.benchmark", description=__doc__.split("\n\n")[0],
                                      epilog=__doc__.split("\n\n", 1)[1],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,7 +247,7 @@ def main() -> int:
     parser.add_argument("--augmented_epochs", type=float, default=10.0, help="of the classifier on crops; 0 leaves it out")
     parser.add_argument("--workdir", required=True, help="where the runs are kept")
     parser.add_argument("--out", default="", help="path of the tables without suffix (default: <workdir>/table)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         known = config_names()
         names = known if args.methods == "all" else [name for name in args.methods.split(",") if name]
@@ -261,5 +265,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    xla.prepare()  # for this process and those it starts
     sys.exit(main())
