@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from cl_jax.losses._axis import first_row, gather, mean, total
 
-__all__ = ["AXIS", "EACH", "SAME", "fetch", "first_row", "gather", "join", "lift", "make_mesh", "mean", "place_as",
-           "place_batch", "replicate", "total"]
+__all__ = ["AXIS", "EACH", "SAME", "everywhere", "fetch", "first_row", "gather", "join", "lift", "make_mesh", "mean",
+           "place_as", "place_batch", "replicate", "total"]
 
 AXIS = "devices"
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
@@ -57,6 +57,15 @@ def lift(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
     """Compiles a per-device function of global arrays; it may use collectives over `AXIS`."""
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(mapped, donate_argnums=donate)
+
+
+def everywhere(well: bool) -> bool:
+    """Whether all processes are well; none goes on before all have said."""
+    if jax.process_count() == 1:
+        return well
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(well))))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
