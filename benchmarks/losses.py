@@ -16,16 +16,14 @@ All forms have as many threads as the process has cores (taskset). Writes <out>.
 import argparse
 import importlib
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import _timing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,12 +137,11 @@ def installed(module: str) -> bool:
 
 def makers() -> dict[str, Callable]:
     """The forms whose libraries are installed."""
-    cores = len(os.sched_getaffinity(0))
     have = {form: form not in NEEDS or installed(NEEDS[form]) for form in FORMS}
     device = "cpu"
     if have["PyTorch plain"]:
         torch = importlib.import_module("torch")
-        torch.set_num_threads(cores)
+        torch.set_num_threads(_timing.cores())
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     every = {"cl_jax streamed": streamed, "cl_jax plain": plain, "optax": optax_form,
              "PyTorch plain": partial(torch_form, torch_plain, device=device),
@@ -181,23 +178,6 @@ def measure(rows: int, width: int, dtype, repeats: int, limit: float, max_bytes:
             raise ValueError(f"{form} gives {results[form]['loss']} at {rows} rows; cl_jax gives "
                              f"{results['cl_jax streamed']['loss']}. The forms are meant to be one loss.")
     return results
-
-
-def versions() -> dict[str, str]:
-    def version(name):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-    names = ("jax", "jaxlib", "optax", "torch", "lightly", "pytorch-metric-learning")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def machine() -> str:
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores of an {platform.machine()} CPU"
 
 
 def cell(result: dict, key: str) -> str:
@@ -257,9 +237,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--machine", default=None, help="what to call this machine")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/losses"))
     args = parser.parse_args(argv)
-    record = {"machine": args.machine or machine(), "backend": jax.default_backend(), "versions": versions(),
-              "dtype": args.dtype, "width": args.width, "repeats": args.repeats, "temperature": TEMPERATURE,
-              "date": time.strftime("%Y-%m-%d"), "results": {}}
+    record = _timing.facts("optax", "torch", "lightly", "pytorch-metric-learning", repeats=args.repeats,
+                           machine=args.machine) | {
+        "backend": jax.default_backend(), "dtype": args.dtype, "width": args.width, "temperature": TEMPERATURE,
+        "results": {}}
     for rows in map(int, args.rows.split(",")):
         record["results"][str(rows)] = measure(rows, args.width, args.dtype, args.repeats, args.seconds,
                                                int(args.max_gib * GIB))

@@ -1,0 +1,100 @@
+"""How long a start takes, as whole processes: --help, imports, and a run to its first step without and with the cache.
+
+python benchmarks/startup.py [--config configs/simclr_v2.py] [--small]
+
+`python -m cl_jax.main --help` (goal: under 2 s); `import cl_jax.losses` against `import jax` (goal: under 0.3 s more), in
+turn; and one config from the command line to its first logged step, first with an empty folder for compiled programs and
+then with what the first start left there (goal: the second under a third of the first). That time is all of it: imports,
+data, initialisation, the baselines' evaluation where the config asks for one, compilation. A logged step is the "time" of
+metrics.jsonl's first row with a loss, which is written one step late. Processes are stopped as soon as it is there.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import _timing
+
+COMMANDS = {
+    "python": ["-c", "pass"],
+    "--help": ["-m", "cl_jax.main", "--help"],
+    "import jax": ["-c", "import jax"],
+    "import cl_jax.losses": ["-c", "import cl_jax.losses"],
+}
+
+
+def first_step(config: str, folder: Path, workdir: Path, limit: float, settings: list[str]) -> float:
+    """Seconds from the command to the first step of a run that is written down."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "cl_jax.main", f"--config={config}", f"--workdir={workdir}", "--config.log_steps=1",
+               *settings]
+    log = workdir / "metrics.jsonl"
+    with tempfile.TemporaryFile() as errors:
+        began = time.time()
+        process = subprocess.Popen(command, cwd=_timing.ROOT, env=environment, stdout=errors, stderr=errors)
+        try:
+            while time.time() - began < limit:
+                rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+                steps = [row["time"] for row in rows if "loss" in row]
+                if steps:
+                    return steps[0] - began
+                if process.poll() is not None:
+                    errors.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{errors.read().decode()[-2000:]}")
+                time.sleep(0.02)
+            raise TimeoutError(f"{' '.join(command)} took more than {limit:.0f} s.")
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/simclr_v2.py")
+    parser.add_argument("--set", action="append", default=[], metavar="--config.name=value", help="passed on to the run")
+    parser.add_argument("--repeats", type=int, default=7, help="of the short commands")
+    parser.add_argument("--starts", type=int, default=3, help="pairs of a first and a second start; 0 for none")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a start may take")
+    parser.add_argument("--small", action="store_true", help="one pair of a tiny run, to try the program")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args(argv)
+    if args.small:
+        args.config, args.repeats, args.starts = "configs/simclr_v2.py:debug", 3, 1
+
+    def ran(arguments: list[str]) -> None:
+        subprocess.run([sys.executable, *arguments], cwd=_timing.ROOT, check="--help" not in arguments, capture_output=True)
+
+    times = _timing.in_turn({name: lambda a=arguments: ran(a) for name, arguments in COMMANDS.items()},
+                            repeats=args.repeats)
+    starts: dict[str, list[float]] = {"first": [], "second": []}
+    for _ in range(args.starts):
+        with tempfile.TemporaryDirectory() as place:
+            for which in starts:
+                took = first_step(args.config, Path(place) / "cache", Path(place) / which, args.limit, args.set)
+                print(f"{which} start of {args.config}: {took:.2f} s", flush=True)
+                starts[which].append(took)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    extra = statistics.median(a - b for a, b in zip(times["import cl_jax.losses"], times["import jax"]))
+    record = _timing.facts("flax", "optax", repeats=args.repeats) | {
+        "config": args.config, "settings": args.set, "seconds": times, "medians": medians, "losses_beyond_jax": extra,
+        "starts": starts, "second_by_first": _timing.ratio(starts, "second", "first") if args.starts else None}
+    rows = [[name, medians[name], min(times[name]), max(times[name])] for name in COMMANDS]
+    rows += [[f"{which} start to its first step", statistics.median(values), min(values), max(values)]
+             for which, values in starts.items() if values]
+    text = _timing.table(["", "s, median", "fastest", "slowest"], rows)
+    text += f"\n\n`import cl_jax.losses` takes {extra:.2f} s more than `import jax`."
+    if args.starts:
+        text += f" The second start of {args.config} takes {record['second_by_first']:.2f} of the first's time."
+    _timing.write("startup" + ("_small" if args.small else ""), record, text, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Every benchmark runs in its small form and writes its record; their figures are not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "losses": ["--rows", "64", "--width", "16", "--repeats", "3"],
+    "cpu_step": ["--small", "--batch", "8", "--repeats", "3"],
+    "throughput": ["--small", "--repeats", "3", "--cases", "resnet18", "--layers"],
+    "speedrun_cifar10": ["--small", "--seeds", "0", "--target", "0.1", "--epochs", "1"],
+    "startup": ["--small"],
+    "views": ["--small", "--repeats", "3"],
+    "input": ["--small"],
+}
+
+
+def run(name, *arguments):
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_there_is_a_case_for_every_script():
+    assert SCRIPTS.keys() == {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+
+
+@pytest.mark.slow  # each compiles a training step
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_small_form(name, tmp_path):
+    workdir = [f"--workdir={tmp_path}"] if name == "speedrun_cifar10" else []
+    ran = run(name, *SCRIPTS[name], *workdir, "--out", str(tmp_path / "record"))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert {"machine", "versions", "date", "load"} <= record.keys() and (tmp_path / "record.md").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_speed_run_goes_on_where_it_stopped(tmp_path):
+    arguments = ["--small", "--seeds", "0", "--target", "1.1", "--epochs", "2", f"--workdir={tmp_path}",
+                 "--out", str(tmp_path / "record")]
+    first = run("speedrun_cifar10", *arguments, "--piece", "1")
+    assert first.returncode == 75, first.stderr[-3000:]
+    assert run("speedrun_cifar10", *arguments).returncode == 1  # ends, the target not reached
+    seed = json.loads((tmp_path / "record.json").read_text())["seeds"][0]
+    assert seed["pieces"] == 2 and [row["epoch"] for row in seed["evaluations"]] == [1, 2]
+    assert seed["evaluations"][1]["seconds"] > seed["evaluations"][0]["seconds"] and not seed["reached"]
+
+
+def test_ratios_are_of_the_same_round(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    timing = __import__("_timing")
+    assert timing.ratio({"a": [2.0, 8.0, 3.0], "b": [1.0, 4.0, 1.0]}, "a", "b") == 2.0
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "xyz"}
+    times = timing.in_turn(runs, repeats=3, warm=1)
+    assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy" and [len(values) for values in times.values()] == [3, 3, 3]
+    assert np.all(np.array(list(times.values())) >= 0)
