@@ -1,15 +1,27 @@
-"""How a set of features lies on the sphere: the figures of `losses.geometry` for a whole data set, by fixed names."""
+"""How a set of features lies on the sphere: the figures of `losses.geometry` for a whole data set, by fixed names.
+
+Pairs are two views of an image, drawn as in training. Passed as training passes them, view by view in batches with their own
+statistics, they also tell whether batch norm marks a batch, which a method may learn to recognise its positives by.
+"""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cl_jax import evals
+from cl_jax.data.source import Example, Source
 from cl_jax.losses import geometry as measures
 from cl_jax.losses._float import unit, wide
+from cl_jax.method import Batch, Method, State
 from cl_jax.shapes import check, check_count, check_integer
+from cl_jax.views.keys import example_keys
+from cl_jax.views.recipe import Recipe, apply
 
 Array = jax.Array | np.ndarray
+PAIR_ROWS = 1024  # examples that pairs are drawn of
 
 
 def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Array] | None = None, *,
@@ -33,6 +45,7 @@ def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Ar
       "geometry/tolerance_same_class": over the pairs of one class only, which does not depend on their number.
       "geometry/effective_rank": exp of the entropy of the singular values; 1 collapsed, at most min(N, D).
       "geometry/feature_std": mean over the D of the standard deviation; 0 collapsed, near 1 / sqrt(D) when isotropic.
+      "geometry/relative_std": that times sqrt(D), the same in any dimension; 0 collapsed, 1 isotropic.
 
     Raises:
       ValueError: shapes that disagree.
@@ -52,7 +65,59 @@ def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Ar
     if pairs is not None:
         drawn = _draw(check("m d", x=pairs[0], y=pairs[1])["m"], max_rows, seed)
         values[evals.GEOMETRY_ALIGNMENT] = _alignment(*(jnp.asarray(x)[drawn] for x in pairs))
+    values[evals.GEOMETRY_RELATIVE_STD] = values[evals.GEOMETRY_FEATURE_STD] * sizes["d"] ** 0.5
     return {name: float(value) for name, value in sorted(values.items())}
+
+
+def pair_source(source: Source, batch_size: int) -> Source | None:
+    """The first images of a source, then the second pictures of the same things ("image_b"), or the same images again:
+    2n examples, n in whole batches, two at least. None where the source is smaller than that."""
+    rows = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
+    if rows < 2 * batch_size:
+        return None
+    second = "image_b" if "image_b" in source.read(0) else "image"
+
+    def read(i: int) -> Example:
+        return {"image": source.read(i % rows)["image" if i < rows else second]}
+
+    arrays = None
+    if source.arrays is not None:
+        arrays = {"image": np.concatenate([source.arrays[name][:rows] for name in ("image", second)])}
+    return Source(f"pairs of {source.name}", 2 * rows, read, {}, arrays)
+
+
+def drawn(method: Method, recipe: Recipe, train: bool) -> Callable[[State, Batch], dict[str, jax.Array]]:
+    """(State, batch) -> features of one view of each image; `train`: with the batch's own statistics."""
+    def features(state: State, batch: Batch) -> dict[str, jax.Array]:
+        images = apply(recipe, example_keys(jax.random.key(0), batch["id"]), batch["image"])
+        return method.features(*method.evaluated(state), images, train)[0]
+    return features
+
+
+def fits(method: Method, recipe: Recipe, images: np.ndarray) -> bool:
+    """Whether the method's network takes this recipe's views whole, as it takes clean images."""
+    keys = jax.random.split(jax.random.key(0), len(images))
+    return jax.eval_shape(lambda x: apply(recipe, keys, x), images).shape == jax.eval_shape(method.clean, images).shape
+
+
+def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[str, float]:
+    """What two views of the same examples say.
+
+    Args:
+      clean: [2, N, D] features of both views with the running statistics.
+      trained: [2, N, D] the same with the statistics of each batch of `batch_size` consecutive rows.
+
+    Returns:
+      "pairs/top1": share of first views whose nearest second view is of the same example, running statistics.
+      "pairs/same_batch": how surely the nearest second view of *another* example is of the same batch: 0 as often as
+        chance has it, 1 always. Images have no part in this; above 0, batch statistics mark the batch.
+    """
+    near = np.asarray(_nearest(clean, False))
+    other = np.asarray(_nearest(trained, True))
+    rows, batches = np.arange(len(near)), len(near) // batch_size
+    chance = (batch_size - 1) / (batches * batch_size - 1)
+    same = float(np.mean(other // batch_size == rows // batch_size))
+    return {evals.PAIRS_TOP1: float(np.mean(near == rows)), evals.PAIRS_SAME_BATCH: (same - chance) / (1 - chance)}
 
 
 def _draw(count: int, max_rows: int, seed: int) -> np.ndarray:
@@ -72,6 +137,13 @@ def _of_rows(features, labels):
         values[evals.GEOMETRY_TOLERANCE] = tolerance.all_pairs
         values[evals.GEOMETRY_TOLERANCE_SAME_CLASS] = tolerance.same_class
     return values
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest(pairs, others_only):
+    """[N] the most similar second view of each first one."""
+    cosine = unit(pairs[0]) @ unit(pairs[1]).T
+    return jnp.argmax(jnp.where(jnp.eye(len(cosine), dtype=bool) & others_only, -2.0, cosine), axis=1)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import parallel, views
+from cl_jax import evals, parallel, views
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import geometry, linear, pictures
@@ -29,12 +29,16 @@ class Evaluator:
         self.method, self.data, self.mesh, self.config, self.workdir = method, data, mesh, config, Path(workdir)
         self.compiled: dict[Any, Callable[..., Any]] = {}
         self.classes = data.train.classes.get("label", 0)
+        first = dict(config.views[min(config.views)])
+        first.pop("copies", None)
+        self.recipe = views.make(first)
+        self.drawn = {train: geometry.drawn(method, self.recipe, train) for train in (False, True)}
 
-    def rows(self, f: Callable[[State, Any], Any], state: State, source: Source) -> Any:
+    def rows(self, f: Callable[[State, Any], Any], state: State, source: Source, batch_size: int = 0) -> Any:
         """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
         if f not in self.compiled:
             self.compiled[f] = parallel.lift(f, self.mesh, (SAME, EACH), EACH)
-        batch_size = -(-self.config.evals.batch_size // self.mesh.size) * self.mesh.size
+        batch_size = batch_size or -(-self.config.evals.batch_size // self.mesh.size) * self.mesh.size
         parts = []
         local = batches.local_rows(batch_size, jax.process_index(), jax.process_count())
         for batch in batches.sequential(source, batch_size):
@@ -53,13 +57,28 @@ class Evaluator:
                 self.rows(self.method.encode, state, self.data.test))
 
     def baselines(self, state: State) -> dict[str, float]:
-        """kNN of raw pixels, and of the network as it starts: what training has to beat."""
+        """kNN of raw pixels, and of the network as it starts: what training has to beat; the rank that it starts from."""
+        found: dict[str, float] = {}
+        if (pairs := self._pairs(state)) is not None:  # with batch statistics: the running ones are not of any data yet
+            of_batches = geometry.of_pairs(pairs[1], pairs[1], self.config.batch_size)
+            found = {evals.UNTRAINED_EFFECTIVE_RANK: geometry.measure(pairs[1][0])[evals.GEOMETRY_EFFECTIVE_RANK],
+                     evals.UNTRAINED_SAME_BATCH: of_batches[evals.PAIRS_SAME_BATCH]}
         if not self.classes or self.data.train.arrays is None or self.data.test.arrays is None:
-            return {}
+            return found
         pixels = [nearest.raw_pixels(arrays["image"]) for arrays in (self.data.train.arrays, self.data.test.arrays)]
         train, test = self.features(state)
         name = self.config.evals.feature
-        return {"knn/raw_pixels": self._knn(*pixels), "knn/random_network": self._knn(train[name], test[name])}
+        return found | {"knn/raw_pixels": self._knn(*pixels), "knn/random_network": self._knn(train[name], test[name])}
+
+    def _pairs(self, state: State) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features [2, N, D] of two views of test images, with the running statistics and with those of training batches."""
+        size = self.config.batch_size
+        source = geometry.pair_source(self.data.test, size)
+        if source is None or not geometry.fits(self.method, self.recipe, np.stack([source.read(0)["image"]] * 2)):
+            return None
+        clean, trained = (self.rows(self.drawn[train], state, source, size)[self.config.evals.feature]
+                          for train in (False, True))
+        return clean.reshape(2, len(clean) // 2, -1), trained.reshape(2, len(trained) // 2, -1)
 
     def online(self, state: State, final: bool = False) -> dict[str, float]:
         """kNN and the geometry of the features; at the end of a run also the cached linear probe and the pictures."""
@@ -68,8 +87,11 @@ class Evaluator:
         name = self.config.evals.feature
         if name not in test:
             raise ValueError(f"evals.feature={name!r} is not a feature of this method; have {', '.join(sorted(test))}.")
+        pairs = self._pairs(state)
         results = geometry.measure(test[name][:GEOMETRY_ROWS], _labels(self.data.test)[:GEOMETRY_ROWS] if self.classes
-                                   else None)
+                                   else None, None if pairs is None else (pairs[0][0], pairs[0][1]))
+        if pairs is not None:
+            results |= geometry.of_pairs(*pairs, self.config.batch_size)
         if self.classes:
             results["knn/top1"] = self._knn(train[name], test[name])
             if "logits" in test:
@@ -96,9 +118,7 @@ class Evaluator:
         train, test = self.data.train, self.data.test
         if train.arrays is None or test.arrays is None:
             raise ValueError("the augmented probe wants the data in memory; this set is read from disk.")
-        first = dict(self.config.views[min(self.config.views)])
-        first.pop("copies", None)
-        recipe = dataclasses.replace(views.make(first), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+        recipe = dataclasses.replace(self.recipe, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
         found = linear.probe_augmented(
             lambda held, images: method.features(held[0], held[1], images, False)[0][name],
             parallel.fetch(method.evaluated(state)), train.arrays["image"], _labels(train), test.arrays["image"],

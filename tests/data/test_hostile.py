@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -25,6 +27,7 @@ from PIL import Image
 
 from cl_jax import checkpoint, experiment, metrics
 from cl_jax.data import folder, images, packed
+from cl_jax.method import State
 from cl_jax.views import image, lab
 from configs import moco_v2, simclr_v1
 
@@ -373,6 +376,31 @@ def no_run(tmp_path: Path) -> str:
     return "loaded"
 
 
+def saved(workdir: Path, width: int = 4) -> State:
+    state = State(jnp.int32(7), {"w": jnp.arange(width, dtype=jnp.float32)}, {}, {})
+    store = checkpoint.Checkpoints(workdir)
+    store.save(state)
+    store.close()
+    return state
+
+
+@case("A run's folder", "a checkpoint of other sizes", "If the method or its sizes were changed, use a new --workdir")
+def other_sizes(tmp_path: Path) -> str:
+    saved(tmp_path)
+    checkpoint.Checkpoints(tmp_path).restore(saved(tmp_path / "other", 5))
+    return "restored"
+
+
+@case("A run's folder", "a checkpoint whose files are a pickle", "no checkpoint in WORKDIR/last fits this run")
+def pickled_checkpoint(tmp_path: Path) -> str:
+    state = saved(tmp_path)
+    for path in (tmp_path / "last").rglob("*"):
+        if path.is_file() and "METADATA" not in path.name:
+            path.write_bytes(pickle.dumps(Harmful()))
+    checkpoint.Checkpoints(tmp_path).restore(state)
+    return "restored"
+
+
 @case("A run's folder", "a log cut in its last line", "read without that line")
 def cut_log(tmp_path: Path) -> str:
     metrics.Metrics(tmp_path, 10).close()
@@ -390,7 +418,7 @@ def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
     try:
         text = of.run(tmp_path)
     except (ValueError, OSError) as error:
-        found = re.search(of.says, str(error))
+        found = re.search(of.says, str(error).replace(str(tmp_path), "WORKDIR"))
         assert found, f"{of.given}: {error!r} does not match {of.says!r}"
         words = " ".join(found.group().split())
         return "refused", words + " and the decoder's own words" * words.endswith(":")
@@ -399,6 +427,7 @@ def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # before our own error
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the checkpoint store's cancelled reads
 @pytest.mark.parametrize("of", CASES, ids=[of.given for of in CASES])
 def test_each_gets_what_the_page_says(of, tmp_path):
     gets, words = outcome(of, tmp_path)
@@ -411,7 +440,7 @@ def test_the_page_has_these_lines_alone():
 
 
 def test_no_pickle_on_the_way(tmp_path, monkeypatch):
-    """What is read of data, configs and logs works in a Python whose pickle only raises."""
+    """What is read of data, configs, logs and checkpoints works in a Python whose pickle only raises."""
     def refuse(*_, **__):
         raise AssertionError("something was unpickled")
     for name in ("load", "loads", "Unpickler"):
@@ -422,6 +451,9 @@ def test_no_pickle_on_the_way(tmp_path, monkeypatch):
         packed.make(path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text("{}")
     checkpoint.check_config(tmp_path, {})
+    state = saved(tmp_path)
+    restored = checkpoint.Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state))
+    np.testing.assert_array_equal(restored.params["w"], state.params["w"])
     cut_log(tmp_path)
     with pytest.raises(pickle.UnpicklingError):  # the guard works
         np.load(io.BytesIO(pickle.dumps(3)), allow_pickle=True)

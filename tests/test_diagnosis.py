@@ -1,0 +1,212 @@
+"""Verdicts: on logs as runs wrote them, on features made to fail, and (slow) on runs made to fail."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax import diagnosis, losses, metrics, train
+from cl_jax.diagnosis import BELOW_CHANCE, CHANCE, COLLAPSED, COLLAPSING, EARLY, HEALTHY, LEAKING, WORSE, diagnose
+from cl_jax.encoders import resnet
+from cl_jax.evals import geometry
+from cl_jax.losses import unit
+from configs import moco_v2, simclr_v1, simsiam
+
+EPOCHS = 12.0
+# Twelve epochs on `scenes`, one seed each, as the runs logged them: rows of the loss before the evaluation, effective rank
+# at it and of the untrained network (measured afterwards), chance, kNN, kNN untrained.
+LOGGED = {
+    "simclr_v1, epoch 4": (4, (12.5, 12.4, 11.75), 64.2, 78.9, 12.473, 0.638, 0.396, HEALTHY),
+    "simclr_v1": (12, (7.65, 7.78), 63.2, 78.9, 12.473, 0.792, 0.396, HEALTHY),
+    "deepcluster": (12, (2.63, 2.62), 62.5, 80.4, 4.605, 0.805, 0.500, HEALTHY),
+    "supcon, epoch 8": (8, (8.84, 8.79), 59.8, 78.9, 8.909, 0.370, 0.396, CHANCE),
+    "supcon": (12, (8.36, 8.32), 64.2, 78.9, 8.909, 0.597, 0.396, HEALTHY),
+    "byol": (12, (2.72, 2.69), 12.1, 79.9, None, 0.157, 0.325, COLLAPSING),
+    "swav": (12, (4.605, 4.605), 8.3, 79.9, 4.605, 0.175, 0.325, COLLAPSING),
+    "swav, second form": (8, (4.601, 4.600), 25.2, 79.9, 4.605, 0.189, 0.417, CHANCE),
+    "moco_v2": (12, (8.83, 8.80), 9.2, 80.9, 8.318, 0.131, 0.325, COLLAPSING),
+    "cmc": (12, (10.15, 10.11), 36.2, 170.3, 12.481, 0.104, 0.229, COLLAPSING),
+    "deepcluster_v2, epoch 4": (4, (4.33, 4.32), 43.6, 79.9, 4.605, 0.162, 0.325, EARLY),
+    "deepcluster_v2": (12, (4.15, 4.15), 47.6, 79.9, 4.605, 0.161, 0.325, WORSE),
+}
+
+
+def log(*, epoch=EPOCHS, loss=(1.0,), chance=None, start=None, **evaluated):
+    """A log with one evaluation; names of what was evaluated have _ for /."""
+    training = [{"step": 1000 + i, "loss": x, "epoch": epoch} | ({} if chance is None else {"chance": chance})
+                for i, x in enumerate(loss)]
+    now = {"geometry/feature_std": 0.05, "geometry/relative_std": 0.5, "geometry/effective_rank": 60.0} | {
+        name.replace("_", "/", 1): value for name, value in evaluated.items()}
+    return [{"step": 0} | (start or {}), *training, {"step": 2000} | now]
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_logged_runs(name):
+    epoch, loss, rank, untrained, chance, knn, before, wanted = LOGGED[name]
+    for reference in (True, False):
+        start = {"knn/random_network": before} | ({"untrained/effective_rank": untrained} if reference else {})
+        rows = log(epoch=epoch, loss=loss, chance=chance, start=start, geometry_effective_rank=rank, knn_top1=knn)
+        found = diagnose(rows, 12)
+        if reference:
+            assert found.name == wanted, found
+        else:  # a log without the reference still tells the good from the bad, by kNN and loss
+            assert (found.name == HEALTHY) == (wanted == HEALTHY), found
+        assert found.advice or found.name in (HEALTHY, EARLY)
+
+
+def test_without_labels_the_loss_and_the_rank_decide():
+    start = {"untrained/effective_rank": 80.0}
+    assert diagnose(log(loss=(7.0,), chance=8.3, start=start), 12).name == HEALTHY
+    assert diagnose(log(loss=(8.2,), chance=8.3, start=start), 12).name == CHANCE
+    assert diagnose(log(loss=(9.1,), chance=8.3, start=start), 12).name == BELOW_CHANCE
+    assert diagnose(log(geometry_effective_rank=19.0, start=start), 12).name == COLLAPSING
+    assert diagnose(log(geometry_effective_rank=21.0, start=start), 12).name == HEALTHY
+
+
+def test_no_verdict_before_its_time():
+    assert diagnose([], 12).name == EARLY
+    assert diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name == EARLY
+    rows = log(epoch=1.0, geometry_relative_std=0.0)
+    rows[-1]["step"] = 20
+    assert diagnose(rows, 12).name == EARLY
+
+
+def test_only_losses_since_the_evaluation_before_count():
+    first, second = log(loss=(8.3, 8.3), chance=8.3), log(loss=(5.0,), chance=8.3)
+    assert diagnose(first, 12).name == CHANCE
+    assert diagnose(first + second[1:], 12).name == HEALTHY
+    assert diagnose((first + second[1:])[:len(first)], 12).name == CHANCE
+
+
+def test_the_line_names_figures_cause_and_mend():
+    text = str(diagnose(log(loss=(8.3,), chance=8.318), 12))
+    assert text.startswith("verdict: no better than chance (loss 8.300, 8.318 of a network that knows nothing). ")
+    assert "temperature far too high (0.05 to 0.5 is usual)" in text
+    filling = log(loss=(5.0,), chance=8.3)
+    filling[1]["queue_filled"] = 0.25
+    assert str(diagnose(filling, 12)).endswith("queue 25% filled).")
+
+
+# Features made to fail -----------------------------------------------------------------------------------------------------
+
+ROWS, BATCH, DIM = 256, 32, 64
+
+
+def features(kind, seed=0):
+    """[2, N, D] of two views: what both share of an image, noise of each, and what the kind adds."""
+    rng = np.random.default_rng(seed)
+    image, noise = rng.normal(size=(1, ROWS, DIM)), rng.normal(size=(2, ROWS, DIM))
+    mark = rng.normal(size=(1, ROWS // BATCH, DIM)).repeat(BATCH, axis=1)
+    return np.float32({
+        "good": image + 0.3 * noise,
+        "constant": 100 + 0.1 * image + 0.01 * noise,
+        "few directions": (image + 0.3 * noise) * (np.arange(DIM) < 6) + 0.01 * noise,
+        "marked": image + 0.3 * noise + 1.5 * mark,
+    }[kind])
+
+
+@pytest.mark.parametrize("clean, trained, wanted", [
+    ("good", "good", HEALTHY), ("constant", "constant", COLLAPSED), ("few directions", "few directions", COLLAPSING),
+    ("good", "marked", LEAKING),
+])
+def test_features_made_to_fail(clean, trained, wanted):
+    running, batches = features(clean), features(trained)
+    untrained = features("good", seed=1)
+    start = {"step": 0, "untrained/effective_rank": geometry.measure(untrained[0])["geometry/effective_rank"],
+             "untrained/same_batch": geometry.of_pairs(untrained, untrained, BATCH)["pairs/same_batch"]}
+    now = geometry.measure(running[0], None, tuple(running)) | geometry.of_pairs(running, batches, BATCH)
+    found = diagnose([start, {"step": 5000, "loss": 1.0, "epoch": 9.0}, {"step": 5000} | now], 12)
+    assert found.name == wanted, found
+    if trained == "marked":
+        assert now["pairs/same_batch"] > 0.5 and now["pairs/top1"] > 0.9
+        assert "Batch norm gives the positive away" in str(found)
+    else:
+        assert abs(now["pairs/same_batch"]) < 0.1
+
+
+def test_a_contrast_that_running_statistics_do_not_support():
+    rows = log(loss=(5.0,), chance=8.3, pairs_top1=0.01)
+    rows[1]["contrast_top1"] = 0.44
+    found = diagnose(rows, 12)
+    assert found.name == LEAKING and "training tells 44% of its positives, running statistics 1%" in found.evidence
+    rows[1]["contrast_top1"] = 0.15
+    assert diagnose(rows, 12).name == HEALTHY
+
+
+def test_pairs_by_hand():
+    """Four rows in two batches: the second view of row 0 is nearest to itself, of row 1 to row 0."""
+    a = np.float32([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1], [0, 1, 0]])
+    b = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.9, 0.1]])
+    found = geometry.of_pairs(np.stack([a, b]), np.stack([a, b]), 2)
+    assert found["pairs/top1"] == 0.5  # rows 0 and 2; row 1 goes to 0, row 3 to 1
+    # Leaving each row's own out: 0 -> 1 (of equal ones the first), 1 -> 0, 2 -> 3, 3 -> 1. Chance is 1 / 3.
+    assert found["pairs/same_batch"] == pytest.approx((3 / 4 - 1 / 3) / (2 / 3))
+
+
+def test_the_table_of_a_log(tmp_path):
+    (tmp_path / "config.json").write_text('{"total_epochs": 12.0}')
+    rows = log(loss=(8.3,), chance=8.3, start={"knn/random_network": 0.3}, knn_top1=0.2)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert diagnosis.table([tmp_path]).splitlines()[-1] == (
+        f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a network that knows nothing |")
+
+
+# Runs made to fail ---------------------------------------------------------------------------------------------------------
+
+class Constant(nn.Module):
+    """An encoder that does not look at its images."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train):
+        row = self.param("row", nn.initializers.normal(), (64,))
+        self.variable("batch_stats", "none", jnp.zeros, ())
+        return {"h": jnp.broadcast_to(row[None], (images.shape[0], 64))}
+
+
+def without_stop_gradient(p1, p2, z1, z2, *, axis_name=None):
+    def towards(p, z):
+        return -jnp.mean(jnp.sum(unit(p) * unit(z), axis=1))
+    return jax.lax.pmean((towards(p1, z2) + towards(p2, z1)) / 2, axis_name)
+
+
+def run(module, tmp_path, epochs, **method):
+    config = module.get_config("debug")
+    config.devices, config.total_epochs, config.log_steps, config.evals.every_epochs = 1, epochs, 8, epochs / 2
+    config.method.update(method)
+    config = train.stages(config, tmp_path)[0][1]
+    train.train(config, tmp_path)
+    return diagnose(metrics.read(tmp_path), config.total_epochs)
+
+
+@pytest.mark.slow
+def test_simsiam_with_and_without_stop_gradient(tmp_path, monkeypatch):
+    with_it = run(simsiam, tmp_path / "with", 40.0)
+    assert with_it.name not in (COLLAPSED, COLLAPSING), with_it
+    monkeypatch.setattr(losses, "simsiam", without_stop_gradient)
+    without = run(simsiam, tmp_path / "without", 40.0)
+    assert without.name in (COLLAPSED, COLLAPSING), without
+
+
+@pytest.mark.slow
+def test_a_constant_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(resnet, "make", lambda **settings: Constant())
+    found = run(simclr_v1, tmp_path, 4.0)
+    assert found.name == COLLAPSED, found
+
+
+@pytest.mark.slow
+def test_an_absurd_temperature(tmp_path, capfd):
+    found = run(simclr_v1, tmp_path, 10.0, temperature=1000.0)
+    assert found.name == CHANCE, found
+    assert "verdict: no better than chance" in capfd.readouterr().err  # and the run said so itself
+
+
+@pytest.mark.slow
+def test_batch_norm_that_leaks(tmp_path):
+    found = run(moco_v2, tmp_path, 40.0, shuffle=False)
+    assert found.name == LEAKING, found
