@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cl_jax import checkpoint, metrics, parallel
+from cl_jax import checkpoint, diagnosis, metrics, parallel, replay
 from cl_jax.devices import peak_flops
 from cl_jax.evals import protocols
 from cl_jax.experiment import Built, build, describe, initial_state, load, previous_stage, stages
@@ -21,6 +21,8 @@ from cl_jax.method import Run, State
 from cl_jax.steps import Stepper, stepper
 
 __all__ = ["Interrupted", "build", "evaluate", "initial_state", "load", "stages", "stepper", "train"]
+
+KEPT = 3  # steps left out of a run of which `cl_jax.replay` can tell
 
 
 class Interrupted(Exception):
@@ -35,6 +37,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
     log = metrics.Metrics(workdir, built.run.total_steps, 0 if restored is None else int(restored.step))
+    parallel.everywhere(True)  # no process reads the log before process 0 has cut off what this run will write again
     with contextlib.closing(checkpoints), contextlib.closing(log):
         return _train(config, workdir, built, state, restored, checkpoints, log)
 
@@ -44,7 +47,8 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
     method, run = built.method, built.run
     log.say(describe(config, built, state))
     evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
-    history = [(row["step"], row["knn/top1"]) for row in metrics.read(workdir) if "knn/top1" in row]
+    logged = metrics.read(workdir)
+    history = [(row["step"], row["knn/top1"]) for row in logged if "knn/top1" in row]
     if restored is not None:
         state = restored
         log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
@@ -53,6 +57,7 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
     steps = stepper(built, config, int(state.step))
     eval_steps = max(1, round(config.evals.every_epochs * run.steps_per_epoch)) if config.evals.every_epochs else 0
     pending = _Pending(config, built, log, steps)
+    pending.skipped = max((int(row["skipped_steps"]) for row in logged if "skipped_steps" in row), default=0)
     results: dict[str, float] = {}
     with _Stop() as stop:
         while steps.step < run.total_steps:
@@ -72,6 +77,8 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
                 elif done // config.log_steps > at // config.log_steps:
                     pending.log()
             except NonFinite as bad:
+                if config.nonfinite == "stop" or pending.skipped < KEPT:
+                    log.say(replay.keep(workdir, state, bad.record))
                 if config.nonfinite == "stop":
                     raise
                 log.say(f"skipping {bad}")
@@ -81,6 +88,8 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
             if evaluates:
                 results = evaluator.online(state, final=last)
                 log.write(done, results)
+                if log.active:
+                    log.say(str(diagnosis.diagnose(metrics.read(workdir), config.total_epochs)))
                 score = results.get("knn/top1")
                 best = score is not None and all(score > s for _, s in history)
                 if score is not None:
@@ -121,12 +130,12 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
 class NonFinite(FloatingPointError):
     """A loss or gradient that is no number; the State in hand is the one before that step."""
 
-    def __init__(self, step: int, row: dict[str, np.ndarray], ids: np.ndarray):
+    def __init__(self, step: int, row: dict[str, np.ndarray], ids: np.ndarray, record: dict[str, Any]):
         super().__init__(
             f"step {step + 1}: loss {row['loss']}, gradient norm {row.get('grad_norm')}. Batch ids: "
             f"{np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before this one. Likely causes: a "
             "learning rate too high, a temperature too low; lower it, or leave such steps out with --config.nonfinite=skip.")
-        self.step, self.ids = step, ids
+        self.step, self.ids, self.record = step, ids, record  # the record is what `cl_jax.replay` reads
 
 
 class _Pending:
@@ -177,8 +186,10 @@ class _Pending:
         numbers = np.concatenate([np.arange(first, first + len(part["loss"])) for first, part in interval])
         bad = metrics.first_bad(values)
         if bad is not None and self.config.nonfinite != "ignore":
-            raise NonFinite(int(numbers[bad]), {name: column[bad] for name, column in values.items()},
-                            self.steps.ids(int(numbers[bad])))
+            step, row = int(numbers[bad]), {name: column[bad] for name, column in values.items()}
+            together = next(len(part["loss"]) for first, part in interval if first <= step < first + len(part["loss"]))
+            ids = self.steps.ids(step)
+            raise NonFinite(step, row, ids, replay.record(self.config, self.built, step, row, ids, together))
         now, run = time.perf_counter(), self.built.run
         elapsed = max(now - self.since, 1e-9)
         rate = len(numbers) / elapsed
@@ -206,12 +217,12 @@ class _Stop:
     def asked(self) -> bool:
         """Once per dispatch, on every process."""
         self.calls += 1
-        if jax.process_count() == 1:
-            return self.told
-        # jax.distributed catches the signal itself and lets the processes agree on the dispatch.
-        from jax.experimental import multihost_utils
+        if jax.process_count() > 1:
+            # jax.distributed catches the signal itself and lets the processes agree on the dispatch, which it names once.
+            from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(self.calls)
+            self.told |= multihost_utils.reached_preemption_sync_point(self.calls)
+        return self.told
 
     def __enter__(self) -> "_Stop":
         self.ours = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
