@@ -19,7 +19,8 @@ FAULTS = ("keys of other devices without gradient", "gradient of the mean over d
 
 def config(devices):
     return ConfigDict(dict(seed=3, devices=devices, nonfinite="stop", dispatch_steps=0, log_steps=5,
-                           evals=dict(batch_size=16), keep_checkpoints=2))
+                           views=dict(one=dict(name="simclr_cifar", size=4)), evals=dict(batch_size=16),
+                           keep_checkpoints=2))
 
 
 def method(fault=None):
