@@ -2,7 +2,8 @@
 
 A shared machine has slow minutes. So all forms of a comparison are built first and then run in turn, again and again, in an
 order that turns by one each time around: a slow minute hits all of them. A ratio is the median over the rounds of one form's
-time by another's in the same round.
+time by another's in the same round. On a CPU that others use at the same time, the clock on the wall mostly measures them:
+there the processor time of the process is recorded too, and says more.
 """
 
 import json
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -78,27 +79,35 @@ def versions(*names: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one call, which must not return before its work is done."""
-    start = time.perf_counter()
+class Times(NamedTuple):
+    """Seconds of each form in each round: on the wall, and of the process's processor time over all its threads."""
+
+    wall: dict[str, list[float]]
+    processor: dict[str, list[float]]
+
+
+def seconds(run: Callable[[], Any], processor: Callable[[], float] = time.process_time) -> tuple[float, float]:
+    """(wall, processor) of one call, which must not return before its work is done."""
+    start, used = time.perf_counter(), processor()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, processor() - used
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], *, repeats: int, limit: float = float("inf"), warm: int = 1,
-            between: bool = False) -> dict[str, list[float]]:
-    """Seconds of each form, in rounds.
+            between: bool = False, processor: Callable[[], float] = time.process_time) -> Times:
+    """Runs each form in turn, in rounds.
 
     Args:
       runs: name -> one run, which returns when its work is done.
       repeats: rounds; at least three are made, and no more once they have taken `limit` seconds.
       warm: untimed runs of each form first.
       between: an untimed run before each timed one too, for forms so short that caches decide.
+      processor: the processor time used so far, of this process or, for forms that are processes, of its children.
     """
     for run in runs.values():
         for _ in range(warm):
             run()
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    found = Times({name: [] for name in runs}, {name: [] for name in runs})
     order, began = list(runs), time.perf_counter()
     for number in range(repeats):
         if number >= 3 and time.perf_counter() - began > limit:
@@ -106,7 +115,8 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], *, repeats: int, limit: float
         for name in order:
             if between:
                 runs[name]()
-            found[name].append(seconds(runs[name]))
+            for times, value in zip(found, seconds(runs[name], processor)):
+                times[name].append(value)
         order = order[1:] + order[:1]
     return found
 

@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace, path: str) -> None:
     for run in runs.values():
         run()
     before = {name: steps.wait_seconds for name, steps in steppers.items()}
-    times = _timing.in_turn(runs, repeats=args.repeats, warm=0)
+    times = _timing.in_turn(runs, repeats=args.repeats, warm=0).wall
     waits = {name: (steps.wait_seconds - before[name]) / sum(times[name]) for name, steps in steppers.items()}
     rates = {name: args.steps * args.batch / statistics.median(values) for name, values in times.items()}
     record = _timing.facts("grain", "pillow", repeats=args.repeats) | {

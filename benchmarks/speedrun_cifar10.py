@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     built = experiment.build(config)
     if args.small and built.data.test.size > 1000:
         built = built._replace(data=built.data._replace(test=subset(built.data.test, np.arange(1000))))
+    if jax.default_backend() != "cpu":
+        config.dispatch_steps = built.run.steps_per_epoch  # nothing is to be done between the steps of an epoch
     state = experiment.initial_state(built, config)
     store = checkpoint.Checkpoints(folder, keep=1)
     restored = store.restore(state)

@@ -7,11 +7,14 @@ turn; and one config from the command line to its first logged step, first with 
 then with what the first start left there (goal: the second under a third of the first). That time is all of it: imports,
 data, initialisation, the baselines' evaluation where the config asks for one, compilation. A logged step is the "time" of
 metrics.jsonl's first row with a loss, which is written one step late. Processes are stopped as soon as it is there.
+Times are of the wall's clock and, in a second column, of the processes' processor time, which others on the machine disturb
+less.
 """
 
 import argparse
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -28,6 +31,12 @@ COMMANDS = {
     "import jax": ["-c", "import jax"],
     "import cl_jax.losses": ["-c", "import cl_jax.losses"],
 }
+
+
+def children() -> float:
+    """Processor time of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def first_step(config: str, folder: Path, workdir: Path, limit: float, settings: list[str]) -> float:
@@ -72,27 +81,35 @@ def main(argv: list[str] | None = None) -> None:
     def ran(arguments: list[str]) -> None:
         subprocess.run([sys.executable, *arguments], cwd=_timing.ROOT, check="--help" not in arguments, capture_output=True)
 
-    times = _timing.in_turn({name: lambda a=arguments: ran(a) for name, arguments in COMMANDS.items()},
-                            repeats=args.repeats)
+    times, processor = _timing.in_turn({name: lambda a=arguments: ran(a) for name, arguments in COMMANDS.items()},
+                                       repeats=args.repeats, processor=children)
     starts: dict[str, list[float]] = {"first": [], "second": []}
+    started: dict[str, list[float]] = {"first": [], "second": []}
     for _ in range(args.starts):
         with tempfile.TemporaryDirectory() as place:
             for which in starts:
+                used = children()
                 took = first_step(args.config, Path(place) / "cache", Path(place) / which, args.limit, args.set)
-                print(f"{which} start of {args.config}: {took:.2f} s", flush=True)
                 starts[which].append(took)
+                started[which].append(children() - used)
+                print(f"{which} start of {args.config}: {took:.2f} s, processor {started[which][-1]:.2f} s", flush=True)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    extra = statistics.median(a - b for a, b in zip(times["import cl_jax.losses"], times["import jax"]))
+    extra, extra_processor = (statistics.median(a - b for a, b in zip(clock["import cl_jax.losses"], clock["import jax"]))
+                              for clock in (times, processor))
     record = _timing.facts("flax", "optax", repeats=args.repeats) | {
-        "config": args.config, "settings": args.set, "seconds": times, "medians": medians, "losses_beyond_jax": extra,
-        "starts": starts, "second_by_first": _timing.ratio(starts, "second", "first") if args.starts else None}
-    rows = [[name, medians[name], min(times[name]), max(times[name])] for name in COMMANDS]
-    rows += [[f"{which} start to its first step", statistics.median(values), min(values), max(values)]
-             for which, values in starts.items() if values]
-    text = _timing.table(["", "s, median", "fastest", "slowest"], rows)
-    text += f"\n\n`import cl_jax.losses` takes {extra:.2f} s more than `import jax`."
+        "config": args.config, "settings": args.set, "seconds": times, "processor_seconds": processor, "medians": medians,
+        "losses_beyond_jax": extra, "losses_beyond_jax_processor": extra_processor, "starts": starts,
+        "starts_processor": started}
+    rows = [[name, medians[name], min(times[name]), max(times[name]), statistics.median(processor[name])]
+            for name in COMMANDS]
+    rows += [[f"{which} start to its first step", statistics.median(values), min(values), max(values),
+              statistics.median(started[which])] for which, values in starts.items() if values]
+    text = _timing.table(["", "s, median", "fastest", "slowest", "processor s, median"], rows)
+    text += f"\n\n`import cl_jax.losses` takes {extra:.2f} s more than `import jax` ({extra_processor:.2f} s of processor)."
     if args.starts:
-        text += f" The second start of {args.config} takes {record['second_by_first']:.2f} of the first's time."
+        wall, used = (_timing.ratio(clock, "second", "first") for clock in (starts, started))
+        record |= {"second_by_first": wall, "second_by_first_processor": used}
+        text += f" The second start of {args.config} takes {wall:.2f} of the first's time ({used:.2f} by processor)."
     _timing.write("startup" + ("_small" if args.small else ""), record, text, args.out)
 
 

@@ -31,11 +31,12 @@ import _timing
 CASES = ("resnet18", "resnet50", "vit_b16")
 
 
-def config_of(case: str, *, devices: int, batch: int, dtype: str, images: int, small: bool):
+def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, small: bool):
     """The config of a case over declared data, and the side of its stored images."""
     from ml_collections import ConfigDict
 
     from cl_jax import experiment
+    from cl_jax.steps import RESIDENT_BYTES
 
     config = importlib.import_module("configs.simclr_v1").get_config("cifar10" if case == "resnet18" else "imagenet2012")
     stored = 32 if case == "resnet18" else 256
@@ -50,8 +51,10 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, images: int, s
         config.views.both.size = 16 if case == "resnet18" else 32
     config.encoder.dtype = dtype
     config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none"))
+    # An epoch is one dispatch, as many steps as asked for and as lie on the device.
+    config.dispatch_steps = max(1, min(steps, RESIDENT_BYTES // (3 * stored**2 * config.batch_size)))
     config.data = ConfigDict(dict(name="declared", image_size=stored, num_classes=10,
-                                  train_size=images or max(2 * config.batch_size, 8192 if not small else 64)))
+                                  train_size=config.dispatch_steps * config.batch_size))
     config.total_epochs = 1e6
     return experiment.stages(config, "unused")[0][1], stored
 
@@ -156,7 +159,7 @@ def layers(config, built, state, repeats: int) -> list[dict[str, Any]]:
         cost = cut.cost_analysis() or {}
         counted[name] = {kind: float(cost.get(kind, 0)) for kind in ("flops", "bytes accessed")}
         runs[name] = lambda f=cut, given=given: jax.block_until_ready(f(*given))
-    times = _timing.in_turn(runs, repeats=repeats, warm=2)
+    times = _timing.in_turn(runs, repeats=repeats, warm=2).wall
     rows, before = [], {"seconds": 0.0, "flops": 0.0, "bytes accessed": 0.0}
     for name in names:
         here = {"seconds": statistics.median(times[name])} | counted[name]
@@ -174,7 +177,7 @@ def matmul_rate(dtype: str, small: bool) -> float:
     a = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
-    return 2 * side**3 / min(_timing.seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(10))
+    return 2 * side**3 / min(_timing.seconds(lambda: jax.block_until_ready(product(a, a)))[0] for _ in range(10))
 
 
 def peer(config, images, dtype: str, count: int) -> tuple[str, Callable[[], None]] | None:
@@ -212,22 +215,23 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     from cl_jax.devices import peak_flops
 
     devices = len(jax.devices())
-    config, stored = config_of(case, devices=devices, batch=args.batch, dtype=args.dtype, images=args.images,
+    config, stored = config_of(case, devices=devices, batch=args.batch, dtype=args.dtype, steps=args.steps,
                                small=args.small)
+    count = config.dispatch_steps
     built, images = built_of(config, stored)
     state = experiment.initial_state(built, config)
     copies = [jax.tree.map(lambda x: x.copy(), state) for _ in range(2)]  # a step reuses the buffers that it is given
     host = built._replace(data=built.data._replace(train=dataclasses.replace(built.data.train, arrays=None)))
-    run, steps = stepping(built, config, copies[0], args.steps)
-    from_host, waiting = stepping(host, config, copies[1], args.steps)
+    run, steps = stepping(built, config, copies[0], count)
+    from_host, waiting = stepping(host, config, copies[1], count)
     parts, flops = programmes(config, built, state, steps.update)
     runs = parts | {"step": run, "step, from the host": from_host}
-    found = peer(config, images, args.dtype, args.steps) if devices == 1 and not args.no_peer else None
+    found = peer(config, images, args.dtype, count) if devices == 1 and not args.no_peer else None
     if found:
         runs[found[0]] = found[1]
-    times = _timing.in_turn(runs, repeats=args.repeats, limit=args.seconds, warm=2)
-    wait = waiting.wait_seconds / max(waiting.step * statistics.mean(times["step, from the host"]) / args.steps, 1e-9)
-    times = {name: [t / (1 if name in parts else args.steps) for t in values] for name, values in times.items()}
+    times = _timing.in_turn(runs, repeats=args.repeats, limit=args.seconds, warm=2).wall
+    wait = waiting.wait_seconds / max(waiting.step * statistics.mean(times["step, from the host"]) / count, 1e-9)
+    times = {name: [t / (1 if name in parts else count) for t in values] for name, values in times.items()}
     rate, peak = matmul_rate(args.dtype, args.small), peak_flops(jax.devices()[0].device_kind, args.dtype)
     rows = {}
     for name, values in times.items():
@@ -236,8 +240,9 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
                       "views_per_second": 2 * config.batch_size / median, "flops": done,
                       "mfu": done / median / peak if done and peak else None,
                       "of_matmul": done / median / rate if done else None}
-    return {"case": case, "batch": config.batch_size, "stored": stored, "encoder": config.encoder.to_dict(), "rows": rows,
-            "matmul_flops": rate, "data_wait": wait, "memory": _peak_bytes(),
+    return {"case": case, "batch": config.batch_size, "steps": count, "stored": stored,
+            "encoder": config.encoder.to_dict(), "rows": rows, "matmul_flops": rate, "data_wait": wait,
+            "memory": _peak_bytes(),
             "ratio_to_peer": None if not found else _timing.ratio(times, "step", found[0]),
             "layers": layers(config, built, state, args.repeats) if args.layers else None}
 
@@ -253,9 +258,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--batch", type=int, default=0, help="global; 0: the case's own")
-    parser.add_argument("--images", type=int, default=0, help="on the device; 0: 8192 or two batches")
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default bfloat16; float32 on CPU")
-    parser.add_argument("--steps", type=int, default=0, help="training steps in one timed run; default 20; 1 on CPU")
+    parser.add_argument("--steps", type=int, default=0, help="in one dispatch and one timed run; default 20; 1 on CPU")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=120.0, help="of timed runs of a case")
     parser.add_argument("--layers", action="store_true", help="the encoder stage by stage")
@@ -270,8 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     cpu = jax.default_backend() == "cpu"
     args.dtype = args.dtype or ("float32" if cpu else "bfloat16")
     args.steps = args.steps or (1 if cpu else 20)
-    record = _timing.facts("flax", "optax", "torch") | {"dtype": args.dtype, "steps": args.steps, "small": args.small,
-                                                        "cases": []}
+    record = _timing.facts("flax", "optax", "torch") | {"dtype": args.dtype, "small": args.small, "cases": []}
     blocks = []
     for case in args.cases.split(","):
         if case not in CASES:

@@ -17,6 +17,7 @@ SCRIPTS = {
     "startup": ["--small"],
     "views": ["--small", "--repeats", "3"],
     "input": ["--small"],
+    "memory": ["--small"],
 }
 
 
@@ -57,6 +58,6 @@ def test_ratios_are_of_the_same_round(monkeypatch):
     assert timing.ratio({"a": [2.0, 8.0, 3.0], "b": [1.0, 4.0, 1.0]}, "a", "b") == 2.0
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "xyz"}
-    times = timing.in_turn(runs, repeats=3, warm=1)
+    times, processor = timing.in_turn(runs, repeats=3, warm=1)
     assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy" and [len(values) for values in times.values()] == [3, 3, 3]
-    assert np.all(np.array(list(times.values())) >= 0)
+    assert np.all(np.array([*times.values(), *processor.values()]) >= 0)
