@@ -1,5 +1,7 @@
 """A contrastive method of one small layer on random images, compiled in a second. It can be given a fault on purpose."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,3 +73,33 @@ def built(devices, fault=None, resident=True):
     source = Source("random", SIZE, lambda i: {"image": images[i]}, {}, {"image": images} if resident else None)
     run = Run(parallel.AXIS, BATCH, SIZE, SIZE // BATCH, STEPS, {})
     return Built(method(fault), Splits(source, source), run, parallel.make_mesh(devices), lambda step: 1e-2)
+
+
+def epochal(config):
+    """The method on the config's devices, for its epochs, with work before each: a centre of all features is remembered, and
+    a plan is made of it."""
+    start = built(config.devices)
+    inner, run = start.method, start.run._replace(total_steps=round(config.total_epochs * start.run.steps_per_epoch))
+
+    def init(key, batch):
+        state = inner.init(key, batch)
+        more = {"offset": jnp.zeros(8), "groups": jnp.zeros(SIZE, jnp.int32)}
+        return dataclasses.replace(state, memory=state.memory | more)
+
+    def features(state, batch):
+        return batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"]
+
+    def refresh(state, encode_all, epoch):
+        rows = encode_all(features)
+        changed = {"offset": np.mean(rows, 0), "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2)}
+        return dataclasses.replace(state, memory=parallel.place_as(state.memory | changed, state.memory))
+
+    def update(state, batch, key):
+        after, values = inner.update(state, batch, key)
+        params = {"w": after.params["w"] + 1e-3 * state.memory["offset"][None]}
+        memory = after.memory | {name: state.memory[name] for name in ("offset", "groups")}
+        return dataclasses.replace(after, params=params, memory=memory), values
+
+    method = dataclasses.replace(inner, init=init, update=update, refresh=refresh,
+                                 plan=lambda state: np.asarray(state.memory["groups"]))
+    return start._replace(method=method, run=run)

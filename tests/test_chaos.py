@@ -17,17 +17,18 @@ import pytest
 
 from cl_jax import checkpoint, experiment, metrics, parallel
 from cl_jax.method import State
+from configs import simclr_v1
+from tests import small
 from tests.test_resume import CLOCK, assert_same
 
 ROOT = Path(__file__).parents[1]
-KILLS, STEPS, DAMAGED = 20, 80, ("cut", "lost", "flipped")
+KILLS, STEPS, DAMAGED = 20, 99, ("cut", "lost", "flipped")
 CONFIG = f"""
-from configs import moco_v2
+from configs import simclr_v1
 
 def get_config(arg=None):
-    config = moco_v2.get_config("debug")
-    config.update(dict(devices=2, total_epochs={STEPS // 4}.0, log_steps=1, checkpoint_steps=1, keep_checkpoints=3))
-    config.encoder.splits = 2
+    config = simclr_v1.get_config("debug")
+    config.update(dict(devices=2, total_epochs={STEPS / 3}, log_steps=1, checkpoint_steps=1, keep_checkpoints=3))
     config.evals.update(dict(every_epochs=0.0, baselines=False))
     return config
 """
@@ -37,22 +38,22 @@ class Job:
     """The two-process run of a workdir, started by launch/local.sh: the same command each time."""
 
     def __init__(self, folder, workdir):
-        (folder / "moco.py").write_text(CONFIG)
+        (folder / "config.py").write_text(CONFIG)
         self.folder, self.workdir, self.last = folder, folder / workdir, folder / workdir / "last"
-        self.line = [ROOT / "launch/local.sh", "-n", "2", sys.executable, "-m", "cl_jax.main", "--distributed",
-                     f"--config={folder}/moco.py", f"--workdir={self.workdir}"]
+        self.line = [ROOT / "launch/local.sh", "-n", "2", sys.executable, "-m", "tests.killed", "--distributed",
+                     f"--config={folder}/config.py", f"--workdir={self.workdir}"]
         self.environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         self.environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
 
     def start(self):
-        self.said = (self.folder / f"{self.workdir.name}.log").open("w+")
-        self.process = subprocess.Popen(self.line, cwd=ROOT, env=self.environment, stdout=self.said,
-                                        stderr=subprocess.STDOUT, start_new_session=True)
+        self.said = self.folder / f"{self.workdir.name}.log"
+        with self.said.open("w") as file:
+            self.process = subprocess.Popen(self.line, cwd=ROOT, env=self.environment, stdout=file,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
         return self
 
     def output(self):
-        self.said.flush()
-        return Path(self.said.name).read_text()
+        return self.said.read_text()
 
     def ended(self):
         return self.process.poll() is not None
@@ -68,7 +69,7 @@ class Job:
 
     def kill_one(self, chance):
         """One of the two; the launcher ends the other."""
-        found = subprocess.run(["pgrep", "-g", str(self.process.pid), "-f", "cl_jax.main --distributed"],
+        found = subprocess.run(["pgrep", "-g", str(self.process.pid), "-f", "tests.killed --distributed"],
                                capture_output=True, text=True).stdout.split()
         python = [pid for pid in found if "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))]
         os.kill(int(chance.choice(python)), signal.SIGKILL)
@@ -88,7 +89,12 @@ class Job:
             time.sleep(0.003)
 
     def result(self):
-        _, _, state = experiment.load(self.workdir)
+        config = simclr_v1.get_config("debug")
+        config.update({"devices": 2, "total_epochs": STEPS / 3})
+        store = checkpoint.Checkpoints(self.workdir)
+        state = store.restore(experiment.initial_state(small.epochal(config), config))
+        store.close()
+        assert state.step == STEPS
         rows = [{name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(self.workdir)]
         return parallel.fetch(state), rows
 
@@ -156,6 +162,7 @@ def test_killed_at_random_moments_and_its_checkpoints_damaged(undisturbed, tmp_p
             job.kill()
         count["kills"] += 1
         count["within a save"] += job.saving()
+        print(f"kill {count['kills']} ({kind}) after step {max(job.saved(), default=0)}", flush=True)
         if kind == "early" and not resumed:
             continue
         allowed = {max(job.saved(), default=0)}

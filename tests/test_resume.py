@@ -1,9 +1,6 @@
 """A run that dies and is started again ends bit for bit as the unbroken one; on other devices, up to rounding."""
 
-import dataclasses
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,7 +60,7 @@ def resumes(run, config, stage, folder, previous=None):
     run(config, cut, dies=epoch + 1)
     run(config, cut, dies=2 * epoch)
     state, again = run(config, cut)
-    assert int(state.step) == round(2.5 * epoch) and len(log) > state.step
+    assert int(state.step) == round(2.5 * epoch) and len(log) > state.step // 2
     assert_same(whole, state, config.method.name)
     assert log == again
     return whole
@@ -81,34 +78,9 @@ def test_every_method_resumes_exactly(name, run, tmp_path):
     print(f"resumed bit for bit: {tried} of {tried} ({name})")
 
 
-def made(config):
-    """The small method, with work before each epoch: a centre of all features is remembered, and a plan made of it."""
-    built = small.built(config.devices)
-    built = built._replace(run=built.run._replace(total_steps=round(config.total_epochs * built.run.steps_per_epoch)))
-    method = built.method
-
-    def init(key, batch):
-        state = method.init(key, batch)
-        return dataclasses.replace(state, memory=state.memory | {"offset": jnp.zeros(8), "groups": jnp.zeros(48, jnp.int32)})
-
-    def refresh(state, encode_all, epoch):
-        rows = encode_all(lambda state, batch: batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"])
-        changed = {"offset": np.mean(rows, 0), "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2)}
-        return dataclasses.replace(state, memory=parallel.place_as(state.memory | changed, state.memory))
-
-    def update(state, batch, key):
-        after, values = method.update(state, batch, key)
-        kept = {name: state.memory[name] for name in ("offset", "groups")}
-        params = {"w": after.params["w"] + 1e-3 * kept["offset"][None]}
-        return dataclasses.replace(after, params=params, memory=after.memory | kept), values
-
-    return built._replace(method=dataclasses.replace(method, init=init, update=update, refresh=refresh,
-                                                     plan=lambda state: np.asarray(state.memory["groups"])))
-
-
 @pytest.fixture
 def small_config(monkeypatch):
-    monkeypatch.setattr(train, "build", lambda config, previous: made(config))
+    monkeypatch.setattr(train, "build", lambda config, previous: small.epochal(config))
     return train.stages(simclr_v1.get_config("debug"), "unused")[0][1]
 
 
