@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.small:
         args.config, args.repeats, args.starts = "configs/simclr_v2.py:debug", 3, 1
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through `finally`: no run is left behind
+
     def ran(arguments: list[str]) -> None:
         subprocess.run([sys.executable, *arguments], cwd=_timing.ROOT, check="--help" not in arguments, capture_output=True)
 
