@@ -6,7 +6,8 @@ no example is read where the data set's sizes are known. Ends with status 1 for 
 
 Two compilers can say what the temporaries take. With libtpu installed (`pip install -e '.[tpu]'`) a TPU's own compiler is
 asked, and answers without a TPU. Otherwise it is XLA's for CPUs, which computes bfloat16 convolutions in float32: for such a
-config its temporaries are a bound from above, about twice too high, and the report says so.
+config its temporaries are a bound from above, about twice too high, and the report says so. Memory traffic is that compiler's
+too, so the floor that it sets for another device is an estimate; those of arithmetic and links are bounds.
 """
 
 import dataclasses
@@ -216,9 +217,11 @@ def report(found: dict[str, Any]) -> str:
               "bytes"]
     lines += [f"{kind} x {row['count']}: {row['bytes']:,} bytes, a device sends {row['sent']:,.0f}"
               for kind, row in found["collectives"].items()]
-    floor = found["floor_seconds"]
+    floor, estimate = found["floor_seconds"], found["bound"] == "memory" and found["compiler"] == "xla:cpu"
     lines += ["floor of the step: " + ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in floor.items())
-              + f"; bound by {found['bound']}: at most {found['images_per_second_at_floor']:,.0f} images/s"]
+              + f"; bound by {found['bound']}: {'about' if estimate else 'at most'} "
+              f"{found['images_per_second_at_floor']:,.0f} images/s"
+              + (" (traffic as the CPU's compiler fuses the step; the device's own may need less)" if estimate else "")]
     if "largest_batch" in found:
         lines.append(f"largest batch that fits, of those compiled ({', '.join(map(str, found['compiled_batches']))}): "
                      f"{found['largest_batch'] or 'none'}")
