@@ -3,7 +3,8 @@
 InstDisc with fresh features in place of a memory bank: two views of an instance agree, and every other feature of the batch
 is pushed away by a term of its own. No head but one linear layer, whose output is trained and evaluated.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores.
+Default: the embedded `scenes`, a small ResNet, two CPU cores, and SimCLR's head: with the linear layer alone the loss stays
+at chance for as long as this trains.
 
 Variants:
   cifar10       ResNet-18, batch 128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature 0.1, as the authors'
@@ -32,12 +33,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.method = ConfigDict(dict(name="invaspread", temperature=0.2))
+    config.method = ConfigDict(dict(name="invaspread", temperature=0.2, head="simclr"))
     if "cifar10" in chosen:
         common.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 128, 301.0
-        config.method.temperature = 0.1
+        config.method.update(dict(temperature=0.1, head="linear"))
         config.views = ConfigDict(dict(both=dict(name="invaspread", copies=2)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=5e-4,
                                            schedule="step_decay", milestones_epochs=(120.0, 160.0, 200.0),

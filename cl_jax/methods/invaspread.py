@@ -23,16 +23,17 @@ from cl_jax.views.recipe import Recipe, evaluate
 
 
 def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.1, negative_weight: float = 1.0, out_dim: int = 128,
+         temperature: float = 0.1, negative_weight: float = 1.0, head: str = "linear", out_dim: int = 128,
          block_size: int | None = None) -> Method:
     """InvaSpread.
 
     negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows through one side of each
       similarity, as in the authors' code. block_size: see there.
+    head: "linear", the authors'; else a variant of `heads.mlp.make`.
     """
     if len(views) != 2:
         raise ValueError(f"InvaSpread contrasts two views; the config has {len(views)}.")
-    network = Network(encoder, mlp.make(variant="linear", out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
     apply = applier(network)
     others = 2 * run.batch_size - 1
     # Of equal similarities: each of the 2B - 1 others has the probability 1 / (2B - 1).
