@@ -48,10 +48,10 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         head = predict.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
         params = {"network": online["params"], "predictor": head["params"]}
         if monitor:
-            width = jax.eval_shape(lambda: apply(online["params"], online["batch_stats"], images, False)[0][1]["h"]).shape[1]
+            width = jax.eval_shape(lambda: apply(online["params"], online.get("batch_stats", {}), images, False)[0][1]["h"]).shape[1]
             params["classifier"] = {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros(num_classes)}
-        stats = {"network": online["batch_stats"], "predictor": head["batch_stats"]}
-        return Variables(params, stats, (slow["params"], slow["batch_stats"]))
+        stats = {"network": online.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
+        return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         network_stats, head_stats, target_stats = stats["network"], stats["predictor"], target.stats
@@ -60,7 +60,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             (online, named), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, online,
                                                     train=True, mutable=["batch_stats"])
-            head_stats = changed["batch_stats"]
+            head_stats = changed.get("batch_stats", {})
             (slow, _), target_stats = lax.stop_gradient(apply(target.params, target_stats, images, True))
             p.append(predicted)
             z.append(slow)

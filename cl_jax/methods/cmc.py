@@ -77,7 +77,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             out, changed = network.apply({"params": params[name], "batch_stats": stats[name]}, x, train,
                                          mutable=["batch_stats"])
             outputs.append(out)
-            new[name] = changed["batch_stats"]
+            new[name] = changed.get("batch_stats", {})
         return outputs, new
 
     def clean(images: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         for v, x in enumerate(split(clean(batch["image"])), start=1):
             network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
             start = network.init(network_key, x, True)
-            params[f"view{v}"], stats[f"view{v}"] = start["params"], start["batch_stats"]
+            params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
             banks.append(bank.init(bank_key, run.size, out_dim))
         normalizers = tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges) if loss == "nce" else ()
         return Variables(params, stats, memory=Memory(tuple(banks), normalizers))

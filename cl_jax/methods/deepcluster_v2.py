@@ -76,7 +76,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
                      for h, count in enumerate(num_prototypes))
         memory = Memory(jnp.zeros((run.size, num_assigned, out_dim)), rows,
                         jnp.zeros((len(num_prototypes), run.size), jnp.int32), jax.random.key_data(seed_key))
-        return Variables(start["params"], start["batch_stats"], memory=memory)
+        return Variables(start["params"], start.get("batch_stats", {}), memory=memory)
 
     def embed(params: Any, stats: Any, recipes: Sequence[Recipe], batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         """([B, V, D] unit, batch statistics)."""

@@ -42,11 +42,11 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
         named, changed = student.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
-        return named, changed["batch_stats"]
+        return named, changed.get("batch_stats", {})
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = student.init(key, clean(batch["image"]), True)
-        return Variables(start["params"], start["batch_stats"], teacher.method.evaluated(teacher.state))
+        return Variables(start["params"], start.get("batch_stats", {}), teacher.method.evaluated(teacher.state))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         (view,) = views_of.of_batch(views, batch, key)

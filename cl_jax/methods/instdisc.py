@@ -64,7 +64,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         network_key, bank_key = jax.random.split(key)
         start = network.init(network_key, evaluate(views[0], batch["image"]), True)
         normalizer = nce.init_normalizer() if loss == "nce" else None
-        return Variables(start["params"], start["batch_stats"],
+        return Variables(start["params"], start.get("batch_stats", {}),
                          memory=Memory(bank.init(bank_key, run.size, out_dim), normalizer))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:

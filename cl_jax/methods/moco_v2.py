@@ -84,7 +84,7 @@ def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int
     """A network, its equal momentum copy, and a queue of random directions."""
     network_key, queue_key = jax.random.split(key)
     found = network.init(network_key, images, True)
-    params, stats = found["params"], found["batch_stats"]
+    params, stats = found["params"], found.get("batch_stats", {})
     return Variables(params, stats, (params, stats), queues.init(queue_key, queue_size, out_dim))
 
 

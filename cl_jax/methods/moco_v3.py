@@ -49,9 +49,9 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         network_key, predictor_key = jax.random.split(key)
         start = network.init(network_key, evaluate(views[0], batch["image"]), True)
         head = predict.init(predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True)
-        stats = {"network": start["batch_stats"], "predictor": head["batch_stats"]}
+        stats = {"network": start.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
         return Variables({"network": start["params"], "predictor": head["params"]}, stats,
-                         (start["params"], start["batch_stats"]))
+                         (start["params"], start.get("batch_stats", {})))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         network_stats, head_stats, target_stats, q, k = stats["network"], stats["predictor"], target.stats, [], []
@@ -59,7 +59,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             (z, _), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, z,
                                                     train=True, mutable=["batch_stats"])
-            head_stats = changed["batch_stats"]
+            head_stats = changed.get("batch_stats", {})
             (keys, _), target_stats = lax.stop_gradient(apply(target.params, target_stats, images, True))
             q.append(predicted)
             k.append(keys)

@@ -36,7 +36,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
-        return Variables(start["params"], start["batch_stats"])
+        return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         a, b = views_of.of_batch(views, batch, key)

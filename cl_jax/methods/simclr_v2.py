@@ -47,7 +47,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
-        params, stats = start["params"], start["batch_stats"]
+        params, stats = start["params"], start.get("batch_stats", {})
         if not queue_size:
             return Variables(params, stats)
         return Variables(params, stats, (params, stats), queues.init(jax.random.fold_in(key, 1), queue_size, out_dim))

@@ -57,7 +57,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
-        return Variables(start["params"], start["batch_stats"])
+        return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         (z, _), stats = apply(params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True)

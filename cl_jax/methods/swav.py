@@ -69,7 +69,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         memory = {"step": jnp.zeros((), jnp.int32)}
         if queue_size:
             memory["queue"] = crop_queue.init(num_assigned, queue_size, out_dim)
-        return Variables({"network": start["params"], "scorer": rows}, start["batch_stats"], memory=memory)
+        return Variables({"network": start["params"], "scorer": rows}, start.get("batch_stats", {}), memory=memory)
 
     def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
         crops = views_of.of_batch(views, batch, key)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import nce
 from cl_jax.method import Run
@@ -103,3 +104,11 @@ def test_errors():
         build(queue_size=33)
     with pytest.raises(ValueError, match="config has 1 views"):
         moco_v2.make(encoder=NETWORK, tx=optax.sgd(0.1), views=VIEWS[:1], run=RUN, queue_size=8)
+
+
+def test_networks_without_batch_norm_train_too():
+    encoder = vit.make(width=8, depth=1, heads=1, patch=4, image_size=8)
+    method = moco_v2.make(encoder=encoder, tx=optax.sgd(0.5), views=VIEWS, run=RUN, queue_size=20, out_dim=8)
+    state = jax.eval_shape(method.init, jax.random.key(0), BATCH)
+    after, metrics = jax.eval_shape(method.update, state, BATCH, jax.random.key(1))
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
