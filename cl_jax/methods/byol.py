@@ -48,7 +48,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         head = predict.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
         params = {"network": online["params"], "predictor": head["params"]}
         if monitor:
-            width = jax.eval_shape(lambda: apply(online["params"], online.get("batch_stats", {}), images, False)[0][1]["h"]).shape[1]
+            features = jax.eval_shape(lambda: apply(online["params"], online.get("batch_stats", {}), images, False)[0][1])
+            width = features["h"].shape[1]
             params["classifier"] = {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros(num_classes)}
         stats = {"network": online.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
         return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))
