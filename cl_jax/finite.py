@@ -17,12 +17,14 @@ from cl_jax import parallel
 
 
 class Cause(NamedTuple):
-    """Where numbers stopped being finite. `equation` None: in what the step was given, named by `where`."""
+    """Where numbers stopped being finite: an equation of the program, in a scope. `equation` None: in what the step was
+    given, which `where` names. The smaller `order`, the earlier."""
 
     equation: Any
     where: str
     output: str
     inputs: tuple[str, ...] = ()
+    order: int = -1
 
     def __str__(self) -> str:
         if self.equation is None:
@@ -152,7 +154,7 @@ def _walk(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], given: Sequenc
         outputs = eqn.primitive.bind(*inputs, **eqn.params)
         outputs = list(outputs) if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs))
-        blame.update((v, None if _finite(x) else _cause(eqn, inputs, causes, x)) for v, x in zip(eqn.outvars, outputs))
+        blame.update((v, None if _finite(x) else _cause(i, eqn, inputs, causes, x)) for v, x in zip(eqn.outvars, outputs))
         for v in (*eqn.invars, *eqn.outvars):  # no more is held than the program itself holds
             if not isinstance(v, core.Literal) and last.get(v, -1) <= i:
                 values.pop(v, None)
@@ -160,21 +162,20 @@ def _walk(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], given: Sequenc
     return [value for value, _ in results], [cause for _, cause in results]
 
 
-def _cause(eqn: Any, inputs: Sequence[Any], causes: Sequence[Cause | None], output: Any) -> Cause:
+def _cause(i: int, eqn: Any, inputs: Sequence[Any], causes: Sequence[Cause | None], output: Any) -> Cause:
     """Why an output is not finite: what its inputs are not finite of, or this operation."""
     broken = [(x, cause) for x, cause in zip(inputs, causes) if cause is not None]
     if _nan(output):  # rather of the inputs that are NaN than of those that are infinite
         broken = [pair for pair in broken if _nan(pair[0])] or broken
     earlier = [cause for _, cause in broken if cause is not _CONSTANT]
     if earlier:
-        return earlier[0]
+        return min(earlier, key=lambda cause: cause.order)
     within = _within(eqn, inputs, causes)
     if within is not None:
-        return within
-    if broken and not (_nan(output) and not any(_nan(x) for x, _ in broken)):
+        return within._replace(order=i)
+    if broken and (not _nan(output) or any(_nan(x) for x, _ in broken)):
         return _CONSTANT
-    where = str(eqn.source_info.name_stack)
-    return Cause(eqn, where, _told(output), tuple(map(_told, inputs)))
+    return Cause(eqn, str(eqn.source_info.name_stack), _told(output), tuple(map(_told, inputs)), i)
 
 
 def _within(eqn: Any, inputs: Sequence[Any], causes: Sequence[Cause | None]) -> Cause | None:
@@ -207,22 +208,22 @@ def _within(eqn: Any, inputs: Sequence[Any], causes: Sequence[Cause | None]) -> 
     return None
 
 
-def _inexact(x: Any) -> bool:
-    return jnp.issubdtype(getattr(x, "dtype", np.int32), jnp.inexact)
+def _floating(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.int32), jnp.floating)
 
 
 def _finite(x: Any) -> bool:
-    return not _inexact(x) or bool(np.isfinite(np.asarray(x, np.float64)).all())
+    return not _floating(x) or bool(np.isfinite(np.asarray(x)).all())
 
 
 def _nan(x: Any) -> bool:
-    return _inexact(x) and bool(np.isnan(np.asarray(x, np.float64)).any())
+    return _floating(x) and bool(np.isnan(np.asarray(x)).any())
 
 
 def _told(x: Any) -> str:
     """Type, shape and what is in it."""
     text = f"{x.dtype}{list(x.shape)}"
-    if not _inexact(x) or not x.size:
+    if not _floating(x) or not x.size:
         return text
     numbers = np.asarray(x, np.float64)
     finite = numbers[np.isfinite(numbers)]

@@ -88,9 +88,9 @@ def planted(w):
 
 @pytest.mark.parametrize("loss,params,first,where", [
     (log_of_zero, None, "log", "log_of_zero"),
-    (log_in_a_loop, None, "log", "log_in_a_loop"),
+    pytest.param(log_in_a_loop, None, "log", "log_in_a_loop", marks=pytest.mark.slow),
     (overflow, None, "exp", "overflow"),
-    (everything_masked, None, "log", "everything_masked"),
+    pytest.param(everything_masked, None, "log", "everything_masked", marks=pytest.mark.slow),
     (root, None, "div", "root"),
     (square, lambda w: w * 1e30, "integer_pow", "square"),
     (square, lambda w: np.full_like(w, np.inf), None, "State given to the step, state.params['w']: float32[48, 8]: 384 inf"),
