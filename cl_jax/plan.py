@@ -6,8 +6,8 @@ no example is read where the data set's sizes are known. Ends with status 1 for 
 
 Two compilers can say what the temporaries take. With libtpu installed (`pip install -e '.[tpu]'`) a TPU's own compiler is
 asked, and answers without a TPU. Otherwise it is XLA's for CPUs, which computes bfloat16 convolutions in float32: for such a
-config its temporaries are a bound from above, about twice too high, and the report says so. Memory traffic is that compiler's
-too, so the floor that it sets for another device is an estimate; those of arithmetic and links are bounds.
+config its temporaries are a bound from above, about twice too high, and the report says so. The memory traffic is that
+compiler's too, so the floor that it sets for another device is an estimate; those of arithmetic and links are bounds.
 """
 
 import dataclasses
