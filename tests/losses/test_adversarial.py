@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import adversarial as module
+from cl_jax.losses import adversarial
 from cl_jax.losses.infonce import nt_xent
+from tests.losses.compiled import compiled
+
+module = compiled(adversarial)
 
 LOSS = partial(nt_xent, temperature=0.5)
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import assignments as module
+from cl_jax.losses import assignments
 from cl_jax.memory import crop_queue
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
+
+module = compiled(assignments)
 
 SINKHORN = {"epsilon": 0.05, "iterations": 3}
 

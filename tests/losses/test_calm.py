@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import calm as module
+from cl_jax.losses import calm
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
+
+module = compiled(calm)
 
 
 def batch(seed=0, rows=8, steps=5, words=7):

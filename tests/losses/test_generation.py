@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import generation as module
+from cl_jax.losses import generation
+from tests.losses.compiled import compiled
 from tests.losses.parity import AXIS, assert_parity
+
+module = compiled(generation)
 
 LABELS = np.array([0, 2, 0, 1, 2, 0, 4, 2])
 

@@ -9,7 +9,10 @@ import pytest
 from jax import lax
 
 from cl_jax.losses import graph
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
+
+graph = compiled(graph)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cl_jax.losses import mixing as module
+from cl_jax.losses import mixing
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
+
+module = compiled(mixing)
 
 
 def batch(seed=0, rows=8, width=5, queue=6):

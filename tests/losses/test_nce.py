@@ -9,7 +9,10 @@ import pytest
 from jax.test_util import check_grads
 
 from cl_jax.losses import nce
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
+
+nce = compiled(nce)
 
 B, N, D, K = 8, 11, 4, 5
 
@@ -251,44 +254,29 @@ def state(dtype):
     return nce.init_normalizer(dtype=dtype)
 
 
-def _parity_nce(query, bank, indices, *, axis_name):
-    return nce.nce(query, bank, indices, state(query.dtype), temperature=0.2, axis_name=axis_name)[0]
-
-
-def _parity_blocks(query, bank, indices, *, axis_name):
-    return nce.nce(query, bank, indices, state(query.dtype), temperature=0.2, block_size=4, axis_name=axis_name)[0]
-
-
-def _parity_cross(a, b, bank_a, bank_b, indices, *, axis_name):
-    start = state(a.dtype)
-    return nce.cross_nce(a, b, bank_a, bank_b, indices, (start, start), temperature=0.2, axis_name=axis_name)[0]
-
-
-def _parity_queue(q, k, queue, *, axis_name):
-    return nce.queue_nce(q, k, queue, state(q.dtype), temperature=0.2, num_data=40, axis_name=axis_name)[0]
-
-
 def test_devices():
-    query, bank, indices = data()
-    other, other_bank, _ = data(1)
-    assert_parity(_parity_nce, (query, bank, indices), (True, False, True))
-    assert_parity(_parity_blocks, (query, bank, indices), (True, False, True))
-    assert_parity(_parity_cross, (query, other, bank, other_bank, indices), (True, True, False, False, True))
-    assert_parity(_parity_queue, (query, other, bank), (True, True, False))
+    (query, bank, indices), (other, other_bank, _) = data(), data(1)
+
+    def loss(query, other, bank, other_bank, indices, axis_name):
+        start, knobs = state(query.dtype), {"temperature": 0.2, "axis_name": axis_name}
+        return (nce.nce(query, bank, indices, start, **knobs)[0]
+                + 2 * nce.nce(query, bank, indices, start, **knobs, block_size=4)[0]
+                + 3 * nce.cross_nce(query, other, bank, other_bank, indices, (start, start), **knobs)[0]
+                + 5 * nce.queue_nce(query, other, bank, start, **knobs, num_data=40)[0])
+
+    assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
 
 
 def test_devices_softmax():
-    query, bank, indices = data()
-    other, other_bank, _ = data(1)
-    assert_parity(lambda a, b, ka, kb, i, axis_name: nce.cross_bank_softmax(a, b, ka, kb, i, b, a, temperature=0.2, beta=0.3,
-                                                                            axis_name=axis_name),
-                  (query, other, bank, other_bank, indices), (True, True, False, False, True))
-    assert_parity(lambda q, b, i, axis_name: nce.full_bank_softmax(q, b, i, temperature=0.2, block_size=4,
-                                                                   axis_name=axis_name),
-                  (query, bank, indices[:, 0]), (True, False, True))
-    assert_parity(lambda a, b, ka, kb, axis_name: nce.cross_queue_softmax(a, b, a, b, ka, kb, temperature=0.2,
-                                                                          axis_name=axis_name),
-                  (query, other, bank, other_bank), (True, True, False, False))
+    (query, bank, indices), (other, other_bank, _) = data(), data(1)
+
+    def loss(a, b, bank_a, bank_b, indices, axis_name):
+        knobs = {"temperature": 0.2, "axis_name": axis_name}
+        return (nce.cross_bank_softmax(a, b, bank_a, bank_b, indices, b, a, **knobs, beta=0.3)
+                + 2 * nce.full_bank_softmax(a, bank_a, indices[:, 0], **knobs, block_size=4)
+                + 3 * nce.cross_queue_softmax(a, b, a, b, bank_a, bank_b, **knobs))
+
+    assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
 
 
 def test_errors():

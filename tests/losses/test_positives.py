@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import positives
+from tests.losses.compiled import compiled
 from tests.losses.parity import AXIS, assert_parity, unit
+
+positives = compiled(positives)
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +167,8 @@ def test_devices():
                 + 2 * positives.supcon(features, mask=mask, **knobs, contrast_mode="one", plan="ring")
                 + 3 * positives.supcon(features, **knobs)
                 + 5 * positives.kcl_in_batch(features, labels, selected, **knobs)
-                + 7 * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs))
+                + 7 * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs)
+                + 9 * positives.stablerep(features[:, 0], labels, **knobs))
 
     assert_parity(loss, (features, mask, draws, queue, labels, queue_labels), (True, True, True, False, True, False))
 

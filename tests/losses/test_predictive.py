@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import predictive as module
+from cl_jax.losses import predictive
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
+
+module = compiled(predictive)
 
 
 def sequences(seed=0, steps=2, batch=3, times=5, width=4):

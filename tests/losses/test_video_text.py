@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import video_text as module
+from cl_jax.losses import video_text
+from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
+
+module = compiled(video_text)
 
 IDS = np.array([4, 4, 2, 7, 5, 2, 9, 1])
 
