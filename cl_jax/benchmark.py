@@ -6,8 +6,8 @@ augmented, alignment and uniformity, all of "h" and with the same settings of th
 first. Every run is a process of its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same
 command goes on where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
 
---set changes configs of every method alike and is left out where a config has no such section: the network of an AlexNet is
-not a ResNet's. Without it, each config is as it stands.
+--set changes the configs of all methods alike; a key of encoder, optimizer or method that a config does not list is left out
+there, since a ViT has no width multiplier. Without it, each config is as it stands.
 """
 
 import argparse
@@ -79,8 +79,8 @@ def shorten(section: ConfigDict, share: float) -> None:
 
 
 def change_config(config: ConfigDict, change: str) -> None:
-    """Applies "section.key=value"; "views.size=16" is of every view. A key that a section does not have is left out where
-    the section's own `name` differs between configs (encoders, optimisers)."""
+    """Applies "section.key=value"; "views.size=16" is of every view. Encoders, optimisers and methods differ between
+    configs: a key that theirs does not have is left out."""
     path, given, text = change.partition("=")
     *sections, key = path.split(".")
     if not given or len(sections) > 1:
@@ -99,7 +99,7 @@ def change_config(config: ConfigDict, change: str) -> None:
                          + ", ".join(name for name, held in config.items() if isinstance(held, ConfigDict)) + ".")
     section = config[sections[0]]
     for part in section.values() if sections[0] == "views" else [section]:
-        if key in part or sections[0] == "views":
+        if key in part or sections[0] in ("views", "data"):
             part[key] = value
 
 
