@@ -360,8 +360,6 @@ def _local(case: Case, span: int | None):
             **{f"loss_unit{u + 1}": value for u, value in enumerate(parts(*values))}}
 
 
-_ATTACK = {"input_grad": (1e-9, 5e-6)}  # a gradient by another name
-
 TABLE = {
     "imix-npair": Golden(_npair, f32=2e-6),
     "imix-npairnone": Golden(_npair, f32=2e-6, grad=5e-6),
@@ -371,12 +369,10 @@ TABLE = {
     "imix-cutmixnpair": Golden(_npair, f32=2e-6, loss=5e-6, grad=1e-5),
     "imix-cutmixmocon": Golden(_mocon, f32=2e-6, loss=1e-5, grad=2e-5),
     "imix-inputmix": Golden(_input_mix, f32=2e-6),
-    "clae-simclr": Golden(lambda case: _clae(case, _nt_xent(case), False), f32=2e-6, loss=5e-6, grad=1e-5,
-                          bounds=_ATTACK),
+    "clae-simclr": Golden(lambda case: _clae(case, _nt_xent(case), False), f32=2e-6, loss=5e-6, grad=1e-5),
     "clae-plain": Golden(lambda case: _clae(case, partial(info_nce, temperature=case["temperature"]), True),
-                         f32=2e-6, loss=5e-6, grad=2e-5, bounds=_ATTACK),
-    "clae-uel": Golden(lambda case: _clae(case, _uel(case), True), f32=2e-6, loss=1e-5, grad=5e-5,
-                       bounds=_ATTACK),
+                         f32=2e-6, loss=5e-6, grad=2e-5),
+    "clae-uel": Golden(lambda case: _clae(case, _uel(case), True), f32=2e-6, loss=1e-5, grad=5e-5),
     "clae-uelloss": Golden(_uel_loss, f32=5e-5, grad=5e-4),
     "clae-ntxent": Golden(_clae_embeddings, f32=2e-6, grad=5e-6),
     "contragan-2c": Golden(lambda case: _two_c(case, "class"), f32=5e-6, loss=2e-6, grad=2e-6),
