@@ -43,6 +43,8 @@ class Checkpoints:
             self.last.save(step, args=ocp.args.StandardSave(tree))
         if is_best and step not in self.best.all_steps():
             logging.info("best so far: %.4f at step %d", score, step)
+            if jax.process_count() > 1:
+                self.last.wait_until_finished()  # a store's threads meet those of other processes
             self.best.save(step, args=ocp.args.StandardSave(tree))
 
     def _clean(self) -> None:
@@ -96,8 +98,16 @@ class Checkpoints:
 
 def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
     path.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=False)
-    return ocp.CheckpointManager(path, options=options, item_handlers=ocp.StandardCheckpointHandler())
+    processes = _processes(path.name)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=False,
+                                           multiprocessing_options=processes)
+    return ocp.CheckpointManager(path, options=options,
+                                 item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=processes))
+
+
+def _processes(name: str) -> ocp.options.MultiprocessingOptions:
+    """Two stores that save the same step wait for the other processes under names of their own, or hang."""
+    return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
@@ -129,7 +139,7 @@ def _plain(state: Any) -> dict[str, Any]:
 
 def keep(path: str | Path, state: Any) -> None:
     """Writes one State into a folder of its own, in place of another that is there; waits until it is whole."""
-    with ocp.StandardCheckpointer() as store:
+    with ocp.StandardCheckpointer(multiprocessing_options=_processes("kept")) as store:
         store.save(Path(path).absolute(), _plain(state), force=True)
 
 
