@@ -71,6 +71,13 @@ def test_without_labels_the_loss_and_the_rank_decide():
     assert diagnose(log(geometry_effective_rank=21.0, start=start), 12).name == HEALTHY
 
 
+def test_a_knn_that_training_did_not_raise():
+    start = {"knn/random_network": 0.4}
+    for knn, epoch, wanted in ((0.43, 12, HEALTHY), (0.41, 12, WORSE), (0.41, 5, EARLY), (0.43, 5, HEALTHY)):
+        assert diagnose(log(epoch=epoch, start=start, knn_top1=knn), 12).name == wanted
+    assert diagnose(log(loss=(8.3,), chance=8.3, start=start, knn_top1=0.43), 12).name == HEALTHY  # more than the loss says
+
+
 def test_no_verdict_before_its_time():
     assert diagnose([], 12).name == EARLY
     assert diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name == EARLY
