@@ -95,7 +95,7 @@ def planted(w):
     (square, lambda w: w * 1e30, "integer_pow", "square"),
     (square, lambda w: np.full_like(w, np.inf), None, "State given to the step, state.params['w']: float32[48, 8]: 384 inf"),
     (square, planted, None, "State given to the step, state.params['w']: float32[48, 8]: 1 nan"),
-], ids=str)
+], ids=lambda given: getattr(given, "__name__", str(given)))
 def test_the_first_tensor_is_named(loss, params, first, where):
     values, cause = step(loss, params)
     assert not all(np.isfinite(list(values.values())))
