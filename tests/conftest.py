@@ -2,10 +2,16 @@
 
 import os
 
-# Before jax is imported. The convolution flag doubles the speed of training steps on jaxlib 0.10 and 0.11 CPUs.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+from cl_jax import xla
+
+# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need none of its optimisations;
+# the slow suite runs what users run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
+if not os.environ.get("CL_JAX_SLOW"):
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *filter(xla.known, _FLAGS)]).strip()
+xla.prepare("cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
