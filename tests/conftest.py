@@ -4,7 +4,7 @@ import os
 
 from cl_jax import xla
 
-# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need none of its optimisations;
+# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need no optimisation;
 # the slow suite runs what users run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
