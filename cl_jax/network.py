@@ -24,9 +24,10 @@ class Network(nn.Module):
 
 
 def applier(network: nn.Module) -> Apply:
-    """(params, stats, images, train) -> (outputs, stats) of a module called with (images, train)."""
+    """(params, stats, images, train) -> (outputs, stats) of a module called with (images, train=train)."""
     def apply(params: Any, stats: Any, images: Any, train: bool) -> tuple[Any, Any]:
-        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+        outputs, changed = network.apply({"params": params, "batch_stats": stats}, images, train=train,
+                                         mutable=["batch_stats"])
         # A network without batch norm changes nothing.
         return outputs, changed.get("batch_stats", stats)
     return apply

@@ -36,7 +36,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     settings = {"variant": "byol", "out_dim": out_dim, "hidden_dim": hidden_dim, "dtype": encoder.dtype,
                 "axis_name": run.axis_name}
     network, predict = Network(encoder, mlp.make(**settings)), predictor.make(**settings)
-    apply, num_classes = applier(network), run.classes.get("label", 0)
+    apply, apply_predictor, num_classes = applier(network), applier(predict), run.classes.get("label", 0)
 
     def tau(step: jax.Array) -> jax.Array:
         return 1 - (1 - momentum) * (1 + jnp.cos(math.pi * step / run.total_steps)) / 2
@@ -59,9 +59,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         p, z, h = [], [], []
         for images in views_of.of_batch(views, batch, key):
             (online, named), network_stats = apply(params["network"], network_stats, images, True)
-            (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, online,
-                                                    train=True, mutable=["batch_stats"])
-            head_stats = changed.get("batch_stats", {})
+            (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, online, True)
             (slow, _), target_stats = lax.stop_gradient(apply(target.params, target_stats, images, True))
             p.append(predicted)
             z.append(slow)

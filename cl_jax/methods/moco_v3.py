@@ -38,7 +38,8 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         raise ValueError(f"MoCo v3 contrasts two views; the config has {len(views)}.")
     settings = {"out_dim": out_dim, "hidden_dim": hidden_dim, "dtype": encoder.dtype, "axis_name": run.axis_name}
     network = Network(encoder, mlp.make(variant="moco_v3", num_layers=projector_layers, **settings))
-    predict, apply = predictor.make(variant=predictor_variant, **settings), applier(network)
+    predict = predictor.make(variant=predictor_variant, **settings)
+    apply, apply_predictor = applier(network), applier(predict)
     chance = 4 * temperature * math.log(run.batch_size)
 
     def momentum_at(moves: jax.Array) -> jax.Array:
@@ -57,9 +58,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         network_stats, head_stats, target_stats, q, k = stats["network"], stats["predictor"], target.stats, [], []
         for images in views_of.of_batch(views, batch, key):
             (z, _), network_stats = apply(params["network"], network_stats, images, True)
-            (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, z,
-                                                    train=True, mutable=["batch_stats"])
-            head_stats = changed.get("batch_stats", {})
+            (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, z, True)
             (keys, _), target_stats = lax.stop_gradient(apply(target.params, target_stats, images, True))
             q.append(predicted)
             k.append(keys)

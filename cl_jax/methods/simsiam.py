@@ -35,7 +35,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     settings = {"variant": "simsiam", "out_dim": out_dim, "dtype": encoder.dtype, "axis_name": run.axis_name}
     network = Network(encoder, mlp.make(**settings, num_layers=num_layers))
     predict = predictor.make(**settings, hidden_dim=hidden_dim)
-    apply = applier(network)
+    apply, apply_predictor = applier(network), applier(predict)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, predictor_key = jax.random.split(key)
@@ -48,9 +48,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
         for images in views_of.of_batch(views, batch, key):
             (projected, _), network_stats = apply(params["network"], network_stats, images, True)
-            (predicted, _), changed = predict.apply({"params": params["predictor"], "batch_stats": head_stats}, projected,
-                                                    train=True, mutable=["batch_stats"])
-            head_stats = changed["batch_stats"]
+            (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, projected, True)
             p.append(predicted)
             z.append(projected)
         outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}
