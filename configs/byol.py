@@ -34,7 +34,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.method = ConfigDict(dict(name="byol", momentum=0.98, hidden_dim=256, out_dim=64, monitor=True))
+    config.views.both.update(dict(strength=1.0, gray=0.5))
+    config.optimizer.learning_rate = 2e-3
+    config.method = ConfigDict(dict(name="byol", momentum=0.98, hidden_dim=1024, out_dim=256, monitor=True))
     lars = dict(name="lars_byol", exclude_ndim=1, warmup_epochs=10.0)
     if "cifar10" in chosen:
         common.cifar10(config)

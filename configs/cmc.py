@@ -32,14 +32,16 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
-    config.method = ConfigDict(dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512))
+    config.method = ConfigDict(dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2"))
     config.encoder.variant = "torchvision"
     common.laptop(config)
-    config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0)))
+    config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0, jitter=0.8,
+                                             brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5)))
+    config.optimizer.learning_rate = 2e-3
     if "cifar10" in chosen:
         common.cifar10(config)
         config.total_epochs = 200.0
-        config.method.update(dict(temperature=0.1, num_negatives=4096, block_size=512))
+        config.method.update(dict(head="linear", temperature=0.1, num_negatives=4096, block_size=512))
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=32, test_crop=1.0)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=1e-4))
     if "imagenet2012" in chosen:
@@ -47,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.batch_size = 128
         config.total_epochs = 240.0
         config.encoder.update(dict(width=2.0, stem_width=64))
-        config.method.update(dict(loss="nce", temperature=0.07, num_negatives=4096))
+        config.method.update(dict(head="linear", loss="nce", temperature=0.07, num_negatives=4096))
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", crop_min=0.08)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none",
                                            weight_decay=1e-4, schedule="step_decay",

@@ -5,6 +5,8 @@ Sections are keywords of the function that reads them: `data` of `cl_jax.data.<n
 of `views` is a recipe (`cl_jax.views.make`), `copies` times.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
@@ -43,14 +45,21 @@ def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
 
 def laptop(config: ConfigDict) -> None:
     """The embedded `scenes`, a network and an optimiser for two cores: the default of every config."""
-    config.data = ConfigDict(dict(name="scenes"))
+    config.data = ConfigDict(dict(name="scenes", level="easy", share=("digit",)))
     config.encoder.update(dict(depth=10, width=0.25, stem="cifar", variant="torchvision"))
-    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0, family="tv",
-                                             crop="tv", interpolation="bilinear")))
+    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0,
+                                             strength=0.5, gray=0.2, family="tv", crop="tv", interpolation="bilinear")))
     config.optimizer = ConfigDict(dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none", weight_decay=1e-4,
                                        warmup_epochs=0.5))
-    config.batch_size = 256
+    config.batch_size = 64
     config.total_epochs = 12.0
+
+
+def lightness(size: int = 16, **changes: Any) -> ConfigDict:
+    """A view of `scenes` for methods that keep whatever helps to tell images apart, and colours first: lightness alone, the
+    colours of Lab divided away."""
+    return ConfigDict(dict(name="cmc_lab", size=size, scale=(0.7, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4,
+                           test_crop=1.0, std=(50.0, 1e4, 1e4)) | changes)
 
 
 def cifar10(config: ConfigDict) -> None:

@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 200.0
         config.views = ConfigDict(dict(one=dict(name="crop_flip", size=32, scale=(0.2, 1.0), test_crop=1.0)))
-        config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, hidden_dims=()))
+        config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, pca_dim=256, hidden_dims=()))
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
         common.imagenet2012(config)

@@ -33,10 +33,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    # Lightness alone, the colours of Lab divided away: clusters of colours would say nothing of digits.
-    large = dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4,
-                 test_crop=1.0, std=(50.0, 1e4, 1e4), copies=2)
-    config.views = ConfigDict(dict(a_large=large, b_small=dict(large, size=12, scale=(0.5, 0.8), copies=1)))
+    # Clusters of colours would say nothing of digits.
+    config.views = ConfigDict(dict(a_large=common.lightness(copies=2), b_small=common.lightness(12, scale=(0.5, 0.8))))
     config.batch_size = 128
     config.method = ConfigDict(dict(name="deepcluster_v2", num_prototypes=(100, 100, 100), hidden_dim=256, out_dim=64))
     larc = dict(name="larc_sgd", schedule="linspace_warmup_cosine", weight_decay=1e-6, warmup_epochs=10.0)

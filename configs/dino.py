@@ -50,10 +50,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, VARIANTS)
     config = common.get_config()
     common.laptop(config)
-    views = config.views.both.to_dict()
+    views = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(dict(a_global=dict(views, copies=2), b_local=dict(views, size=12, scale=(0.5, 0.8), copies=4)))
-    config.method = ConfigDict(dict(name="dino", num_prototypes=256, hidden_dim=256, bottleneck_dim=64, momentum=0.98,
-                                    teacher_temperature=0.04, head_norm=True))
+    config.method = ConfigDict(dict(name="dino", num_prototypes=256, hidden_dim=256, bottleneck_dim=64, momentum=0.99,
+                                    teacher_temperature=0.02, head_norm=True))
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.update(dict(exclude_ndim=1, clip_tensor_norm=3.0, freeze_epochs=1.0, freeze_paths=("last_layer",)))
     published = dict(config.optimizer, name="adamw", learning_rate=5e-4, learning_rate_scaling="linear",
                      schedule="linspace_warmup_cosine", final_learning_rate=1e-6, weight_decay=0.04,

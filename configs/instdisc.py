@@ -35,7 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_softmax", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.views.both.copies = 1
+    config.views = ConfigDict(dict(one=common.lightness()))
+    config.optimizer.learning_rate = 2e-3
     config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.2))
     published = dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", schedule="step_decay",
                      milestones_epochs=(120.0, 160.0))

@@ -35,9 +35,10 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
     config = common.get_config()
-    config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=4096))
+    config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=512))
     config.encoder.update(dict(variant="torchvision", splits=8))
     common.laptop(config)
+    config.optimizer.learning_rate = 2e-3  # keys must not age: a queue of fast-moving networks tells new from old
     if "cifar10" in chosen:
         common.cifar10(config)
         config.total_epochs = 200.0

@@ -41,8 +41,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, VARIANTS)
     config = common.get_config()
     common.laptop(config)
-    config.method = ConfigDict(dict(name="moco_v3", temperature=0.2, momentum=0.98, hidden_dim=256, out_dim=64))
-    config.encoder.update(dict(variant="torchvision", zero_init_last=True))
+    config.method = ConfigDict(dict(name="moco_v3", temperature=0.2, momentum=0.9, hidden_dim=256, out_dim=64))
+    config.encoder.update(dict(variant="torchvision", zero_init_last=False))
     vit_head = dict(projector_layers=3, predictor_variant="moco_v3_vit")
     frozen = dict(freeze_paths=("patches",), freeze_steps=-1)
     if "vit" in chosen:
@@ -52,6 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer.update(dict(frozen, learning_rate=1e-3))
     if "cifar10" in chosen:
         common.cifar10(config)
+        config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="moco_v3", temperature=0.2, momentum=0.99))
         config.views = ConfigDict(dict(a=dict(name="moco_v3", view=2, size=32, blur=0.0, solarize=0.0, test_crop=1.0),
@@ -60,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                                            trust_coefficient=0.02))
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
+        config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 4096, 300.0
         config.method = ConfigDict(dict(name="moco_v3", temperature=1.0, momentum=0.99))
         config.views = ConfigDict(dict(a=dict(name="moco_v3", view=1, crop_min=0.2),

@@ -37,16 +37,17 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
     config = common.get_config()
-    config.method = ConfigDict(dict(name="pcl", temperature=0.2, momentum=0.99, queue_size=4096,
+    config.method = ConfigDict(dict(name="pcl", temperature=0.2, momentum=0.99, queue_size=512,
                                     num_prototypes=(50, 100, 200), num_negative_prototypes=0, mask_duplicates=True,
                                     warmup_epochs=2, restarts=1))
     config.encoder.update(dict(variant="torchvision", splits=4))
     common.laptop(config)
+    config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     if "cifar10" in chosen:
         common.cifar10(config)
         config.total_epochs = 200.0
-        config.method.update(dict(num_prototypes=(1000, 1500, 2000), num_negative_prototypes=400, mask_duplicates=False,
-                                  warmup_epochs=20, restarts=5))
+        config.method.update(dict(queue_size=4096, num_prototypes=(1000, 1500, 2000), num_negative_prototypes=400,
+                                  mask_duplicates=False, warmup_epochs=20, restarts=5))
         config.views = ConfigDict(dict(both=dict(name="moco_cifar", copies=2)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=5e-4, schedule_per_epoch=True))
     if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:

@@ -32,12 +32,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
+    config.views.both.update(dict(strength=1.0, gray=0.5))
     config.method = ConfigDict(dict(name="simsiam", out_dim=256, hidden_dim=64, num_layers=2))
-    config.encoder.update(dict(variant="torchvision", zero_init_last=True))
+    config.encoder.update(dict(variant="torchvision", zero_init_last=False))
     config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.1, learning_rate_scaling="none", weight_decay=5e-4))
     config.optimizer.constant_lr_paths = ("predictor",)
     if "cifar10" in chosen:
         common.cifar10(config)
+        config.encoder.zero_init_last = True
         config.total_epochs = 800.0
         config.method = ConfigDict(dict(name="simsiam", num_layers=2))
         config.views = ConfigDict(dict(both=dict(name="simsiam_cifar", copies=2)))
@@ -45,6 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                                      schedule_per_epoch=True))
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
+        config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 512, 100.0
         config.method = ConfigDict(dict(name="simsiam"))
         config.views = ConfigDict(dict(both=dict(name="simsiam", copies=2)))

@@ -36,11 +36,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    large = config.views.both.to_dict()
+    large = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(dict(a_large=large, b_small=dict(large, size=12, scale=(0.5, 0.8))))
     config.method = ConfigDict(dict(name="swav", num_prototypes=100, hidden_dim=256, out_dim=64, queue_size=0,
-                                    queue_start_epochs=4.0))
-    config.optimizer.update(dict(freeze_steps=32, freeze_paths=("prototypes",)))
+                                    queue_start_epochs=4.0, epsilon=0.02))
+    config.optimizer.update(dict(freeze_steps=256, freeze_paths=("prototypes",)))
     larc = dict(name="larc_sgd", schedule="linspace_warmup_cosine", weight_decay=1e-6, freeze_paths=("prototypes",))
     if "cifar10" in chosen:
         common.cifar10(config)

@@ -34,6 +34,8 @@ class Recipe:
     colour_space: "rgb", "lab", "ycbcr" or "ydbdr", converted to at the end; `lab.split` makes CMC's views of it.
     mean, std: subtracted and divided by last, in units of the colour space; None for neither.
     test_crop: share of the side that the clean test image keeps: 0.875 is 256 -> 224, 1.0 the whole image.
+    second: probability that a view is of its example's second picture, where the data set has two (`views.batch`). Two
+      recipes with 0 and 1 make pairs of two pictures always.
     """
 
     size: int = 224
@@ -61,6 +63,7 @@ class Recipe:
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     std: tuple[float, ...] | None = IMAGENET_STD
     test_crop: float = 0.875
+    second: float = 0.5
 
     def __post_init__(self) -> None:
         _one_of("family", self.family, colour.FAMILIES)
@@ -75,11 +78,11 @@ class Recipe:
             raise ValueError(f"order is {self.order}; expected each operator once at most.")
         if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size is {self.size!r}; expected a whole number of pixels above 0.")
-        for name in ("flip", "jitter", "gray", "blur", "solarize"):
+        for name in (*OPERATORS, "second"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; expected a probability from 0 to 1.")
-            if value > 0 and name != "flip" and name not in self.order:
+            if value > 0 and name not in ("flip", "second", *self.order):
                 raise ValueError(f"{name} is {value} but order {self.order} has no {name!r}. Add it, or set "
                                  f"{name} to 0.")
         for name in ("brightness", "contrast", "saturation", "hue"):

@@ -1,7 +1,10 @@
 """Views of a batch that shows everything twice."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 
 from cl_jax import views
 from cl_jax.views.batch import of_batch
@@ -14,9 +17,23 @@ def batch(rows):
             "image_b": np.full((rows, 8, 8, 3), 255, np.uint8)}
 
 
-def test_every_second_view_is_of_the_second_picture():
-    a, b, c = of_batch([PLAIN] * 3, batch(4), jax.random.key(0))
-    assert (a == c).all() and (a < b).all()
+def of_second(view):
+    return np.asarray(view[:, 0, 0, 0]) > 0  # the second picture is white
+
+
+def test_each_view_is_of_either_picture_by_a_coin_of_its_own():
+    drawn = np.stack([of_second(view) for view in of_batch([PLAIN] * 3, batch(400), jax.random.key(0))])
+    assert (np.abs(drawn.mean(axis=1) - 0.5) < 0.1).all()
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs((drawn[a] == drawn[b]).mean() - 0.5) < 0.1
+
+
+def test_recipes_say_how_often():
+    never, always, seldom = (dataclasses.replace(PLAIN, second=second) for second in (0.0, 1.0, 0.1))
+    a, b, c = (of_second(view) for view in of_batch([never, always, seldom], batch(400), jax.random.key(0)))
+    assert not a.any() and b.all() and 0.04 < c.mean() < 0.18
+    with pytest.raises(ValueError, match="second"):
+        dataclasses.replace(PLAIN, second=1.5)
 
 
 def test_a_single_view_is_of_either_picture_by_the_examples_own_coin():
