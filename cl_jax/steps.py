@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -56,8 +57,15 @@ class Stepper:
             self.many = parallel.lift(self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,))
         else:
             self.one = parallel.lift(self.update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
-        asked = config.dispatch_steps or (1 if self.mesh.devices.flat[0].platform == "cpu" else config.log_steps)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        asked = config.dispatch_steps or (1 if on_cpu else config.log_steps)
         self.at_once = asked if self.rows is not None else 1
+        if self.at_once > 1 and on_cpu:
+            logging.warning("dispatch_steps=%d on a CPU: convolutions inside a loop are compiled to programs about 20 times "
+                            "slower; 1 is faster, and the same run.", self.at_once)
+        if asked != self.at_once and config.dispatch_steps:
+            logging.warning("dispatch_steps=%d is 1 here: %s does not lie on the device and is loaded a batch a step.", asked,
+                            self.data.train.name)
         self.loaded: Iterator[dict[str, np.ndarray]] | None = None
         self.flying: deque[jax.Array] = deque()
 

@@ -70,12 +70,12 @@ def assert_same(a, b, **bound):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
 
 
-def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, config):
+def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, config, caplog):
     one, losses, _ = run(built, config)
     assert len(losses) == 4
     grouped = changed(config, dispatch_steps=2)
     two, scanned, dispatches = run(built, grouped)
-    assert dispatches == 2
+    assert dispatches == 2 and "on a CPU" in caplog.text
     np.testing.assert_allclose(scanned, losses, rtol=1e-5)
     assert_same(one, two, rtol=1e-4, atol=1e-4)  # two programs: other fusions, other rounding
     half, _, _ = run(built, grouped, until=2)
@@ -93,10 +93,12 @@ def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(buil
     assert taken == [3, 1, 3, 1]
 
 
-def test_the_host_path_gives_the_same_run(built, config):
+def test_the_host_path_gives_the_same_run(built, config, caplog):
     source = built.data.train
     hidden = dataclasses.replace(source, arrays=None)
     host = built._replace(data=built.data._replace(train=hidden))
+    train.stepper(host, changed(config, dispatch_steps=2), 0)
+    assert "dispatch_steps=2 is 1 here" in caplog.text
     a, losses, _ = run(built, config)
     b, loaded, _ = run(host, config)
     np.testing.assert_allclose(loaded, losses, rtol=1e-6)
