@@ -64,8 +64,8 @@ class Stepper:
             logging.warning("dispatch_steps=%d on a CPU: convolutions inside a loop are compiled to programs about 20 times "
                             "slower; 1 is faster, and the same run.", self.at_once)
         if asked != self.at_once and config.dispatch_steps:
-            logging.warning("dispatch_steps=%d is 1 here: %s does not lie on the device and is loaded a batch a step.", asked,
-                            self.data.train.name)
+            logging.warning("dispatch_steps=%d is 1 here: %s does not lie on the device and is loaded a batch a step.",
+                            asked, self.data.train.name)
         self.loaded: Iterator[dict[str, np.ndarray]] | None = None
         self.flying: deque[jax.Array] = deque()
 
