@@ -44,13 +44,13 @@ def first_step(config: str, folder: Path, workdir: Path, limit: float, settings:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "cl_jax.main", f"--config={config}", f"--workdir={workdir}", "--config.log_steps=1",
                *settings]
-    log = workdir / "metrics.jsonl"
     with tempfile.TemporaryFile() as errors:
         began = time.time()
         process = subprocess.Popen(command, cwd=_timing.ROOT, env=environment, stdout=errors, stderr=errors)
         try:
             while time.time() - began < limit:
-                rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+                logs = workdir.rglob("metrics.jsonl")  # a config of several stages writes it into its first one's folder
+                rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
                 steps = [row["time"] for row in rows if "loss" in row]
                 if steps:
                     return steps[0] - began
