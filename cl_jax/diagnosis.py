@@ -70,7 +70,8 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
     loss, chance, contrast, filled = (_mean(training[-RECENT:], name) for name in
                                       ("loss", "chance", "contrast_top1", "queue_filled"))
     learnt = now.get(evals.KNN_TOP1, math.nan) > BETTER_KNN * start.get(evals.KNN_RANDOM_NETWORK, math.nan)
-    return (_leak(now, start, contrast) or _collapse(now, start) or (None if learnt else _chance(loss, chance))
+    return (_leak(now, start, math.nan if learnt else contrast) or _collapse(now, start)
+            or (None if learnt else _chance(loss, chance))
             or _knn(now, start, loss, chance, epoch / total_epochs) or _healthy(now, start, loss, chance, filled))
 
 
@@ -82,6 +83,7 @@ def _leak(now: dict[str, float], start: dict[str, float], contrast: float) -> Ve
                        "Batch norm gives the positive away: query and key share statistics that other candidates have not. "
                        "Shuffle the keys (MoCo: shuffle=True), normalise over all devices (splits=1) with negatives of the "
                        "same batch, or use a norm without batch statistics.")
+    # These pairs are of two pictures where training's may be two views of one; a kNN that got better says that this is why.
     retrieved = now.get(evals.PAIRS_TOP1, math.nan)
     if contrast - retrieved > UNSUPPORTED_TOP1 and contrast > 3 * retrieved:
         return Verdict(LEAKING, f"training tells {contrast:.0%} of its positives, running statistics {retrieved:.0%}",
