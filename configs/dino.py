@@ -101,6 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             for name in config.views:  # the patch divides the side
                 config.views[name].size = 16 if "global" in name else 8
         common.debug(config)
-        config.method.update(dict(num_prototypes=32, hidden_dim=32, bottleneck_dim=16, head_norm=not transformer))
+        config.method.update(dict(num_prototypes=32, hidden_dim=32, bottleneck_dim=16, head_norm=not transformer,
+                                  teacher_temperature=0.04))
         config.optimizer.freeze_epochs = 0.25
     return config

@@ -60,6 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=5005))
     if "debug" in chosen:
         common.debug(config)
-        config.method.update(dict(num_prototypes=10, hidden_dim=32, out_dim=16, queue_size=32, queue_start_epochs=0.0))
+        config.method.update(dict(num_prototypes=10, hidden_dim=32, out_dim=16, queue_size=32, queue_start_epochs=0.0,
+                                  epsilon=0.05))  # sharper codes of sixteen rows make too much of a rounding
         config.optimizer.freeze_steps = 1
     return config
