@@ -45,7 +45,7 @@ class Metrics:
         note = "  ".join(f"{short} {self.latest[name]:.{digits}f}" for name, short, digits in
                          (("loss", "loss", 3), ("images_per_second", "images/s", 0), ("knn/top1", "kNN", 3))
                          if name in self.latest)
-        self.progress.update(self.task, completed=step, note=note)
+        self.progress.update(self.task, completed=max(step, self.progress.tasks[0].completed), note=note)
         if not self.console.is_terminal:
             print(f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), file=sys.stderr, flush=True)
 

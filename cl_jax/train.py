@@ -52,8 +52,7 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
     if restored is not None:
         state = restored
         log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
-    elif config.evals.baselines:
-        log.write(0, evaluator.baselines(state))
+    compares = config.evals.baselines and not any(row["step"] == 0 for row in logged)
     steps = stepper(built, config, int(state.step))
     eval_steps = max(1, round(config.evals.every_epochs * run.steps_per_epoch)) if config.evals.every_epochs else 0
     pending = _Pending(config, built, log, steps)
@@ -86,6 +85,9 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
                 pending.forget(bad.step)
                 continue
             if evaluates:
+                if compares:  # as late as they are needed: training starts sooner
+                    log.write(0, evaluator.baselines(initial_state(built, config)))
+                    compares = False
                 results = evaluator.online(state, final=last)
                 log.write(done, results)
                 if log.active:

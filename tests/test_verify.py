@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cl_jax import verify
 from cl_jax.method import State
@@ -82,8 +84,27 @@ def test_integers_and_what_is_no_number_must_agree_exactly():
 def test_a_bound_that_says_nothing_is_not_passed():
     """Runs that part under a nudge, as training at an absurd rate does, would excuse any difference."""
     record = verify.compare(lambda devices, seed: outcome(1.0 if seed is None else 1.1 + seed), (1, 2), "chaotic")
-    assert not record.broken(2) and record.loose() == ["loss"] and not record.same()
+    assert record.loose() == ["loss"] and not record.same() and not record.differences
     assert "says nothing: loss" in verify.table([record]) and "same" not in verify.table([record])
+
+
+def test_where_the_bound_says_nothing_the_next_seed_is_tried(monkeypatch):
+    """All seeds but the third part under a nudge; what the next stage starts from is the third's."""
+    monkeypatch.setattr(verify, "debug_stages", lambda name: [("", ConfigDict({"seed": 0}))])
+
+    def runner(config, devices, previous, steps, state=None):
+        def run(nudge):
+            return outcome(3.0 + config.seed + (0.0 if nudge is None or config.seed == 2 else nudge))
+        run.built = SimpleNamespace(mesh=SimpleNamespace(size=devices), method=f"of seed {config.seed}")
+        run.state = None
+        return run
+    monkeypatch.setattr(verify, "runner", runner)
+    (record, stage), = verify.verify("any", (1, 2))
+    assert record.seed == 2 and record.same() and record.magnitudes["loss"] == 5.0 and stage.method == "of seed 2"
+    assert "| seed 2 |" in verify.table([record])
+    monkeypatch.setattr(verify, "SEEDS", 2)
+    (record, _), = verify.verify("any", (1, 2))
+    assert not record.same() and record.loose() == ["loss"]
 
 
 def test_what_tips_over_at_one_start_is_no_fault_and_what_differs_at_every_start_is():

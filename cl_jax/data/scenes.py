@@ -25,6 +25,7 @@ PALETTE = np.array([(30, 30, 30), (225, 225, 225), (210, 40, 40), (40, 170, 60),
 FACTORS = ("digit", "place", "background")  # what two renderings can share
 _CELLS = 3  # "place" is the cell of a 3x3 grid
 _QUARTERS = 2  # "background" is the quarter of a photograph
+_FEW = 64  # images painted at a time
 _SPLIT_SEED, _TEST_SHARE = 20200511, 0.2
 
 
@@ -84,7 +85,7 @@ def make(*, level: str = "easy", share: Sequence[str] | None = ("digit",), train
 def render(level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int) -> Splits:
     """As `make`, for a `Level` of one's own."""
     digits, targets = _digits()
-    photographs = _photographs()
+    photographs = [{zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom} for photograph in _photographs()]
     train, test = division(len(digits))
 
     def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
@@ -147,6 +148,15 @@ def _sharing(scene, other, share):
 
 
 def _paint(scene, digits, photographs, level):
+    """Images [N, 32, 32, 3] and the numbers of their colours; a few at a time, which stay in the processor's cache."""
+    size = len(scene.instance)
+    parts = [_paint_few(_Scene(*(field[at:at + _FEW] for field in scene)), digits, photographs, level)
+             for at in range(0, size, _FEW)]
+    images, colours = zip(*parts)
+    return np.concatenate(images), np.concatenate(colours)
+
+
+def _paint_few(scene, digits, photographs, level):
     ground = _grounds(scene, photographs)
     mean = ground.mean(axis=(1, 2), keepdims=True)
     ground = mean + scene.contrast[:, None, None, None].astype(np.float32) * (ground - mean)
@@ -160,15 +170,19 @@ def _paint(scene, digits, photographs, level):
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), colour
 
 
+def _shrunk(photograph, zoom):
+    """Means of zoom x zoom pixels."""
+    height, width = photograph.shape[0] // zoom, photograph.shape[1] // zoom
+    return photograph[:height * zoom, :width * zoom].reshape(height, zoom, width, zoom, 3).mean(axis=(1, 3))
+
+
 def _grounds(scene, photographs):
     """Crops of the photographs, [N, 32, 32, 3]."""
     ground = np.empty((len(scene.zoom), IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     for i, photograph in enumerate(photographs):
-        for zoom in np.unique(scene.zoom):
+        for zoom, small in photograph.items():
             rows = np.flatnonzero((scene.photograph == i) & (scene.zoom == zoom))
-            height, width = photograph.shape[0] // zoom, photograph.shape[1] // zoom
-            small = photograph[:height * zoom, :width * zoom].reshape(height, zoom, width, zoom, 3).mean(axis=(1, 3))
-            corner = (scene.crop[rows] * (height - IMAGE_SIZE, width - IMAGE_SIZE)).astype(int)
+            corner = (scene.crop[rows] * (small.shape[0] - IMAGE_SIZE, small.shape[1] - IMAGE_SIZE)).astype(int)
             windows = np.lib.stride_tricks.sliding_window_view(small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1))
             ground[rows] = windows[corner[:, 0], corner[:, 1]].transpose(0, 2, 3, 1)
     return ground

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cl_jax import evals, parallel, views
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
-from cl_jax.evals import geometry, linear, pictures
+from cl_jax.evals import geometry, linear
 from cl_jax.evals import knn as nearest
 from cl_jax.method import Method, State
 from cl_jax.parallel import EACH, SAME
@@ -57,7 +57,8 @@ class Evaluator:
                 self.rows(self.method.encode, state, self.data.test))
 
     def baselines(self, state: State) -> dict[str, float]:
-        """kNN of raw pixels, and of the network as it starts: what training has to beat; the rank that it starts from."""
+        """kNN of raw pixels, and of the network as it starts, whose State this is: what training has to beat; the rank that
+        it starts from."""
         found: dict[str, float] = {}
         if (pairs := self._pairs(state)) is not None:  # with batch statistics: the running ones are not of any data yet
             of_batches = geometry.of_pairs(pairs[1], pairs[1], self.config.batch_size)
@@ -141,6 +142,8 @@ class Evaluator:
             correct = None
             if self.classes:
                 correct = _labels(self.data.train)[found] == _labels(self.data.test)[queries][:, None]
+            from cl_jax.evals import pictures  # matplotlib: only where something is drawn
+
             pictures.neighbour_grid(self.workdir / "neighbours.png", self.data.test.arrays["image"][queries],
                                     self.data.train.arrays["image"][found], correct)
 
@@ -151,6 +154,8 @@ def draw_curve(workdir: str | Path, rows: list[dict[str, float]]) -> None:
     lines: dict[str, float] = {name: row[name] for row in rows for name in ("knn/raw_pixels", "knn/random_network")
                                if name in row}
     if points:
+        from cl_jax.evals import pictures
+
         pictures.knn_curve(Path(workdir) / "knn.png", [s for s, _ in points], [v for _, v in points], lines, xlabel="step")
 
 
