@@ -12,10 +12,15 @@ seed, the level and the sizes. What a small network reaches at each level is in 
 """
 
 import dataclasses
+import gzip
+import importlib.util
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -25,7 +30,7 @@ PALETTE = np.array([(30, 30, 30), (225, 225, 225), (210, 40, 40), (40, 170, 60),
 FACTORS = ("digit", "place", "background")  # what two renderings can share
 _CELLS = 3  # "place" is the cell of a 3x3 grid
 _QUARTERS = 2  # "background" is the quarter of a photograph
-_FEW = 64  # images painted at a time
+_FEW = 128  # images painted at a time
 _SPLIT_SEED, _TEST_SHARE = 20200511, 0.2
 
 
@@ -149,10 +154,9 @@ def _sharing(scene, other, share):
 
 def _paint(scene, digits, photographs, level):
     """Images [N, 32, 32, 3] and the numbers of their colours; a few at a time, which stay in the processor's cache."""
-    size = len(scene.instance)
-    parts = [_paint_few(_Scene(*(field[at:at + _FEW] for field in scene)), digits, photographs, level)
-             for at in range(0, size, _FEW)]
-    images, colours = zip(*parts)
+    few = [_Scene(*(field[at:at + _FEW] for field in scene)) for at in range(0, len(scene.instance), _FEW)]
+    with ThreadPoolExecutor() as pool:
+        images, colours = zip(*pool.map(lambda some: _paint_few(some, digits, photographs, level), few))
     return np.concatenate(images), np.concatenate(colours)
 
 
@@ -203,13 +207,20 @@ def _luma(rgb):
 
 
 def _digits():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return data.images.astype(np.float32) / 16, data.target.astype(np.int32)
+    with gzip.open(_shipped("data/digits.csv.gz"), "rt") as file:
+        table = np.loadtxt(file, np.float32, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].astype(np.int32)
 
 
 def _photographs():
-    from sklearn.datasets import load_sample_images
+    return [np.asarray(Image.open(_shipped(f"images/{name}.jpg")), np.float32) for name in ("china", "flower")]
 
-    return [np.asarray(image, np.float32) for image in load_sample_images().images]
+
+def _shipped(name):
+    """A file of scikit-learn's data sets, found without importing it: that takes longer than all the painting."""
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.origin).parent / "datasets" / name if package else None
+    if path is None or not path.exists():
+        raise FileNotFoundError(f"`scenes` is made from files of scikit-learn; {path or 'scikit-learn itself'} is missing. "
+                                "pip install scikit-learn")
+    return path

@@ -37,6 +37,27 @@ def own_ground(image):
     return np.stack(modes)[:, None, None].astype(int)
 
 
+def test_the_parts_are_what_scikit_learn_loads():
+    theirs, (images, targets) = load_digits(), scenes._digits()
+    np.testing.assert_array_equal(images * 16, theirs.images)
+    np.testing.assert_array_equal(targets, theirs.target)
+    for ours, photograph in zip(scenes._photographs(), load_sample_images().images, strict=True):
+        np.testing.assert_array_equal(ours, photograph)
+
+
+def test_parts_that_are_missing(monkeypatch):
+    monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"):
+        scenes._digits()
+
+
+def test_how_many_are_painted_at_a_time_changes_nothing(monkeypatch):
+    together = render(PHOTOGRAPH)
+    monkeypatch.setattr(scenes, "_FEW", 7)
+    for name, values in render(PHOTOGRAPH).items():
+        np.testing.assert_array_equal(values, together[name], name)
+
+
 def test_fields():
     splits = scenes.make(train_size=70, test_size=30)
     assert (splits.train.size, splits.test.size, splits.unlabeled) == (70, 30, None)
