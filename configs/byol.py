@@ -4,7 +4,9 @@ A network predicts, from one view of an image, what a slow copy of itself makes 
 copy gets no gradient and moves a little after each step, the trained side alone has a predictor, and the heads have batch
 norm: without these the easiest answer is one constant for all images.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores.
+Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the contrastive methods.
+For the first eight it forgets what an untrained network sees of the digits, and finds them after. LARS, as in the paper:
+AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
 
 Variants:
   cifar10       ResNet-18, batch 256, 1000 epochs, learning rate 1.0 x B/256, weight decay 1e-5, momentum 0.99. No setting of
@@ -35,9 +37,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common.get_config()
     common.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
-    config.optimizer.learning_rate = 2e-3
     config.method = ConfigDict(dict(name="byol", momentum=0.98, hidden_dim=1024, out_dim=256, monitor=True))
     lars = dict(name="lars_byol", exclude_ndim=1, warmup_epochs=10.0)
+    config.optimizer = ConfigDict(dict(lars, learning_rate=1.0, learning_rate_scaling="none", weight_decay=1e-6,
+                                       warmup_epochs=1.0))
+    config.total_epochs = 48.0
     if "cifar10" in chosen:
         common.cifar10(config)
         config.encoder.variant = "byol"
