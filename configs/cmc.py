@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.method = ConfigDict(dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2"))
     config.encoder.variant = "torchvision"
     common.laptop(config)
+    config.total_epochs = 48.0
     config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0, jitter=0.8,
                                              brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5)))
     config.optimizer.learning_rate = 2e-3

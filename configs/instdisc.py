@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_softmax", "debug"))
     config = common.get_config()
     common.laptop(config)
+    config.total_epochs = 48.0
     config.views = ConfigDict(dict(one=common.lightness()))
     config.optimizer.learning_rate = 2e-3
     config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.2))

@@ -42,6 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                                     warmup_epochs=2, restarts=1))
     config.encoder.update(dict(variant="torchvision", splits=4))
     common.laptop(config)
+    config.total_epochs = 48.0
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     if "cifar10" in chosen:
         common.cifar10(config)
