@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     adam = dict(name="adamw", learning_rate=2e-4, learning_rate_scaling="none", schedule="constant", weight_decay=0.0)
     if "cifar10" in chosen:
         common.cifar10(config)
-        config.encoder = ConfigDict(dict(name="resnet_v2", depth=50, width=0.5, stem="cifar"))
+        config.encoder = ConfigDict(dict(name="resnet_v2", depth=50, stages=None, width=0.5, stem="cifar"))
         config.batch_size, config.total_epochs = 256, 200.0
         config.method = ConfigDict(dict(name="cpc", patch_size=8, stride=4, offsets=(2, 3, 4), directions=_ALL,
                                         drop_channels=0.8))
