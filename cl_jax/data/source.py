@@ -84,21 +84,6 @@ def with_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndar
                      f"can be repeated; leave channels unset to keep the {given}.")
 
 
-def check_channels(source: Source, channels: int) -> None:
-    """Refuses a source whose images do not have the `channels` that the views or the encoder need.
-
-    Raises:
-      ValueError: names the source and the setting that mends it.
-    """
-    given = source.read(0)["image"].shape[-1]
-    if given == channels:
-        return
-    mend = "Set channels=3 in the data section: it repeats the grey channel." if (given, channels) == (1, 3) else \
-        f"Choose views for {given}-channel images, or convert the data."
-    raise ValueError(f"{source.name} has {given}-channel images where {channels} channels are needed (colour jitter, "
-                     f"grayscale and colour spaces work on RGB). {mend}")
-
-
 def labels_of(source: Source, label: str = "label") -> np.ndarray:
     """One label of every example [N], in the cheapest way the source has.
 

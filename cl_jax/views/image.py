@@ -48,5 +48,6 @@ def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.
     channels = x.shape[-3]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"mean has {len(mean)} and std {len(std)} values for images of {channels} channels; expected "
-                         "one each per channel. Set mean and std of the recipe to this data's, or to None for none.")
+                         "one each per channel. Set mean and std of the recipe to this data's, or to None for none; or, for "
+                         "grey images, channels=3 in the data section, which repeats their channel.")
     return (x - jnp.asarray(mean, x.dtype)[:, None, None]) / jnp.asarray(std, x.dtype)[:, None, None]

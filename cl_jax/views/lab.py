@@ -79,4 +79,5 @@ def _mix(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 def _check_rgb(x: jax.Array) -> None:
     if x.shape[0] != 3:
-        raise ValueError(f"planes have shape {x.shape}; expected [3, H, W], RGB. Only colour images have these spaces.")
+        raise ValueError(f"planes have shape {x.shape}; expected [3, H, W], RGB. Only colour images have these spaces; "
+                         "channels=3 in the data section repeats the channel of grey ones.")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data.batches import balanced_order, host_batches, ids_at, order, resident, sequential, steps_per_epoch
-from cl_jax.data.source import Source, check_channels, fraction, from_arrays, labels_of, subset, with_channels
+from cl_jax.data.source import Source, fraction, from_arrays, labels_of, subset, with_channels
 
 
 def arrays_of(size):
@@ -257,5 +257,3 @@ def test_grey_is_repeated_only_where_asked():
     np.testing.assert_array_equal(with_channels(grey, 3, "x"), np.concatenate([grey] * 3, -1))
     with pytest.raises(ValueError, match="3 channels and channels=1"):
         with_channels(with_channels(grey, 3, "x"), 1, "x")
-    with pytest.raises(ValueError, match=r"1-channel images where 3 channels are needed.*channels=3"):
-        check_channels(from_arrays("x", {"image": grey}, {}), 3)
