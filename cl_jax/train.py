@@ -23,6 +23,7 @@ from cl_jax.steps import Stepper, stepper
 __all__ = ["Interrupted", "build", "evaluate", "initial_state", "load", "stages", "stepper", "train"]
 
 KEPT = 3  # steps left out of a run of which `cl_jax.replay` can tell
+IN_A_ROW = 20  # steps left out after which nothing will come of skipping: the parameters themselves are at fault
 
 
 class Interrupted(Exception):
@@ -80,6 +81,8 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
                     log.say(replay.keep(workdir, state, bad.record))
                 if config.nonfinite == "stop":
                     raise
+                if pending.in_a_row == IN_A_ROW:
+                    raise FloatingPointError(f"{IN_A_ROW} steps in a row left out: skipping does not help. {bad}") from bad
                 log.say(f"skipping {bad}")
                 state = steps.skip(state)
                 pending.forget(bad.step)
@@ -147,7 +150,7 @@ class _Pending:
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
         self.closed: list[tuple[float, list[tuple[int, Any]]]] = []  # intervals: seconds of waiting for data, metrics
         self.current: list[tuple[int, Any]] = []  # (first step, metrics [steps])
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -172,7 +175,7 @@ class _Pending:
 
     def forget(self, step: int) -> None:
         """Drops what came after a step that is left out."""
-        self.closed, self.current, self.skipped = [], [], self.skipped + 1
+        self.closed, self.current, self.skipped, self.in_a_row = [], [], self.skipped + 1, self.in_a_row + 1
         self.log_to.write(step + 1, {"skipped_steps": self.skipped})
         self.restart_clock()
 
@@ -192,6 +195,7 @@ class _Pending:
             together = next(len(part["loss"]) for first, part in interval if first <= step < first + len(part["loss"]))
             ids = self.steps.ids(step)
             raise NonFinite(step, row, ids, replay.record(self.config, self.built, step, row, ids, together))
+        self.in_a_row = 0
         now, run = time.perf_counter(), self.built.run
         elapsed = max(now - self.since, 1e-9)
         rate = len(numbers) / elapsed

@@ -137,6 +137,14 @@ def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monk
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
 
 
+def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, monkeypatch):
+    method = dataclasses.replace(built.method, update=lambda state, batch, key: (state, {"loss": jnp.nan * jnp.ones(())}))
+    monkeypatch.setattr(train, "build", lambda *_: built._replace(method=method))
+    monkeypatch.setattr(train, "IN_A_ROW", 2)
+    with pytest.raises(FloatingPointError, match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan"):
+        train.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
+
+
 def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
     seen = []
     groups = np.where(np.arange(built.run.size) < 8, 0, -1)
