@@ -4,8 +4,9 @@ The summary of an image should tell the image's own local features from those of
 their mutual information. There is one view of each image. A second player pulls the distribution of summaries towards a
 uniform one.
 
-Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, the global, local and prior terms, two CPU
-cores.
+Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, DIM(G) with JSD on lightness alone, two CPU
+cores. With the local term alone, or with both, by InfoNCE, it stays below its untrained network there, 22 and 23 % kNN;
+DIM(G) reaches 72.
 
 Variants:
   cifar10        DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4. Published: 75.21 % from conv, 75.57 %
@@ -39,8 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common.get_config()
     common.laptop(config)
     config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5))
-    config.method = ConfigDict(dict(name="dim", alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE", units=256))
-    config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
+    config.method = ConfigDict(dict(name="dim", alpha=1.0, beta=0.0, gamma=1.0, estimator="JSD", units=256))
+    config.views = ConfigDict(dict(one=common.lightness(32)))
     config.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     adam = dict(name="adamw", learning_rate=1e-4, learning_rate_scaling="none", schedule="constant", weight_decay=0.0)
@@ -72,7 +73,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(adam)
     if "debug" in chosen:
         common.debug(config)
-        config.method.update(dict(units=16, summary_dim=8, discriminator_dims=(16, 8)))
+        every_term = dict(alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE") if chosen == ["debug"] else {}
+        config.method.update(dict(every_term, units=16, summary_dim=8, discriminator_dims=(16, 8)))
         if config.encoder.name == "conv":
             config.encoder.width = 0.0625
     return config
