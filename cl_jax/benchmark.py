@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -155,9 +156,24 @@ def commit() -> str:
 
 
 def in_a_process(*given: Any) -> dict[str, Any]:
-    """`run_one` in a fresh interpreter, which alone touches the accelerator."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(run_one, *given).result()
+    """`run_one` in a fresh interpreter, which alone touches the accelerator. SIGTERM is passed on to it; training saves."""
+    told = False
+
+    def pass_on(*_: Any) -> None:
+        nonlocal told
+        told = True
+        for child in multiprocessing.active_children():
+            child.terminate()
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(run_one, *given).result()
+    except Exception as error:
+        if told:
+            raise SystemExit(143) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_all(args: argparse.Namespace, names: Sequence[str],

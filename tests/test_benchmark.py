@@ -1,6 +1,10 @@
 """The table of all methods: shared settings, rows that are kept, failures that leave the others theirs."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -89,3 +93,21 @@ def test_one_real_row(tmp_path):
     assert 0 <= found["linear_augmented"] <= 1 and found["steps"] == 4 and found["peak_memory_mib"] > 10
     again = benchmark.in_a_process(config.to_json(), str(tmp_path / "run"), 1.0)
     assert again["resumed"] and again["knn"] == found["knn"] and again["linear_cached"] == found["linear_cached"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
+    command = [sys.executable, "-m", "cl_jax.benchmark", "--methods=simclr_v1", "--variant=debug", "--epochs=5000",
+               f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    workdir = tmp_path / "simclr_v1" / "seed0"
+    log = workdir / "metrics.jsonl"
+    until = time.time() + 120
+    while not (log.exists() and log.read_text()) and time.time() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    said = log.read_text()
+    time.sleep(1)
+    assert log.read_text() == said and not (workdir / "row.json").exists()
+    assert any((workdir / "last").iterdir())
