@@ -137,8 +137,8 @@ def _knn(now: dict[str, float], start: dict[str, float], loss: float, chance: fl
     return Verdict(WORSE, evidence + solved,
                    "The task is learnt by something that the labels do not ask for, such as colour, ground or place, and "
                    "the rest is forgotten: change the views so that two of them share only what matters (stronger colour "
-                   "jitter, smaller crops). Or the rate is too high: lower it. Or the run is too short: with BYOL, SimSiam and "
-                   "PCL kNN falls below its start before it rises.")
+                   "jitter, smaller crops). Or the rate is too high: lower it. Or the run is too short: with BYOL, SimSiam, "
+                   "PCL the kNN falls below its start before it rises.")
 
 
 def _healthy(now: dict[str, float], start: dict[str, float], loss: float, chance: float, filled: float) -> Verdict:
