@@ -87,6 +87,7 @@ def test_run_resume_and_what_is_left(config, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
     assert any((tmp_path / "tensorboard").iterdir())
     assert train.train(config, tmp_path)["knn/top1"] == results["knn/top1"]  # a finished run is only evaluated again
+    assert sum(row["step"] == 0 for row in metrics.read(tmp_path)) == 1
     train.evaluate(tmp_path)
     assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
 
