@@ -37,7 +37,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.total_epochs = 48.0
     half = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
     config.encoder = ConfigDict(dict(name="resnet_v2", stages=((1, 16, 64), (1, 32, 128), (1, 64, 256)), width=0.5,
                                      stem="strided"))
