@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -188,6 +187,8 @@ def _batches(source: Source, ids: Callable[[int], np.ndarray], count: int, each:
     """`count` batches, the `i`-th of the examples `ids(i)` [each]."""
     if not count:
         return iter(())
+    import grain  # here, so that a run of a set that lies on the device starts without it
+
     arrays = source.arrays
     items: Any
     if arrays is not None:  # one indexing per batch; row by row it would be slower than a training step
