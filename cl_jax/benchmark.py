@@ -167,13 +167,16 @@ def in_a_process(*given: Any) -> dict[str, Any]:
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(run_one, *given).result()
+            row = process.submit(run_one, *given).result()
     except Exception as error:
         if told:
             raise SystemExit(143) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if told:  # it came to its end all the same; the next is not begun
+        raise SystemExit(143)
+    return row
 
 
 def run_all(args: argparse.Namespace, names: Sequence[str],
