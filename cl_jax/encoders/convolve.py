@@ -1,5 +1,7 @@
-"""Convolution, with another program for maps that are smaller than the kernel."""
+"""Convolution, with other programs where XLA's own is slow: maps smaller than the kernel, and 3x3 kernels on a CPU."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cl_jax.encoders import winograd
+from cl_jax.losses._axis import varying
+
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
+FEWEST = 64  # channels from which Winograd's form is the cheaper program on a CPU
+NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any, **settings: Any) -> jax.Array:
@@ -22,11 +29,52 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
     out = [(n + before + after - k) // s + 1 for n, k, s, (before, after) in zip(sides, size, strides, pads)]
     plain = all(settings.get(name) in (None, 1, (1, 1), [1, 1]) for name in ("lhs_dilation", "rhs_dilation",
                                                                               "feature_group_count"))
-    if not plain or max(sides) > LARGEST or max(out) >= min(size):
-        return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+    if plain and max(sides) <= LARGEST and max(out) < min(size):
+        return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
+    if plain and size == (3, 3) and tuple(strides) == (1, 1) and min(kernel.shape[2:]) >= FEWEST:
+        return _three(*varying((x, kernel)), tuple(map(tuple, pads)))
+    return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+
+
+# Maps smaller than the kernel ---------------------------------------------------------------------------------------------
+
+
+def _spread(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Sequence[tuple[int, int]],
+            sides: Sequence[int], out: Sequence[int], precision: Any) -> jax.Array:
+    size = kernel.shape[:2]
     rows, columns = (np.arange(n)[:, None] - s * np.arange(o) + before
                      for n, o, s, (before, _) in zip(sides, out, strides, pads))  # the tap that joins input to output
     hit_rows, hit_columns = (jnp.asarray(taps[..., None] == np.arange(k), kernel.dtype)
                              for taps, k in zip((rows, columns), size))
     spread = jnp.einsum("hpk,wql,klcd->hwcpqd", hit_rows, hit_columns, kernel, precision=lax.Precision.HIGHEST)
-    return jnp.einsum("bhwc,hwcpqd->bpqd", x, spread, precision=settings.get("precision"))
+    return jnp.einsum("bhwc,hwcpqd->bpqd", x, spread, precision=precision)
+
+
+# 3x3 kernels, by platform -------------------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _three(x: jax.Array, kernel: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
+    return lax.platform_dependent(x, kernel, cpu=partial(winograd.forward, pads=pads), default=_plain(pads))
+
+
+def _three_forward(x, kernel, pads):
+    return _three(x, kernel, pads), (x, kernel)
+
+
+def _three_backward(pads, saved, dy):
+    def of_cpu(x, kernel, dy):
+        back = tuple((2 - before, 2 - after) for before, after in pads)
+        return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(x, dy, pads)
+
+    def of_others(x, kernel, dy):
+        return jax.vjp(_plain(pads), x, kernel)[1](dy)
+
+    return lax.platform_dependent(*saved, dy, cpu=of_cpu, default=of_others)
+
+
+_three.defvjp(_three_forward, _three_backward)
+
+
+def _plain(pads):
+    return lambda x, kernel: lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NUMBERS)

@@ -1,0 +1,131 @@
+"""3x3 convolution in Winograd's form, for CPUs: F(2x2, 3x3) of Lavin and Gray, arXiv 1509.09308, section 4.1.
+
+A tile of 2x2 results sees 4x4 inputs. With d the tile of inputs and g the kernel,
+
+    y = A' [ (G g G') * (B' d B) ] A        (its equations 8 and 9; * by element, summed over input channels)
+
+takes 16 products where the plain sum takes 36, and every product joins all tiles and channels, a matrix product. The
+gradient of the kernel is the transpose, G' [ (B' d B)' (A dy A') ] G; that of the input is the same convolution with the
+kernel turned about, which moves the entries of G g G' and changes none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AT_ONCE = 2 << 20  # bytes of transformed inputs held at a time: with the results, what a processor's cache holds
+_TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
+_Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *, turned: bool = False) -> jax.Array:
+    """x [B, H, W, C] with kernel [3, 3, C, D], strides 1, pads ((top, bottom), (left, right)), to [B, h, w, D].
+
+    `turned` takes the kernel [3, 3, D, C] of the opposite direction, turned about: the gradient of its input. Sums are
+    float32 at least; with bfloat16 inputs what enters the products is rounded to bfloat16 once more than plainly.
+    """
+    wide, narrow = _dtypes(x.dtype)
+    weights = _of_kernel(kernel.astype(wide))
+    if turned:
+        weights = [[weights[i][j] for j in _TURNED] for i in _TURNED]
+    contract = (((1,), (1 if turned else 0,)), ((), ()))
+
+    sides = [n + before + after - 2 for n, (before, after) in zip(x.shape[1:3], pads)]
+
+    def some(x):
+        tiles = _of_input(_padded(x.astype(wide), pads, sides))
+        shape = x.shape[0], *((side + 1) // 2 for side in sides)
+        products = [[lax.dot_general(t.astype(narrow), w.astype(narrow), contract, preferred_element_type=wide)
+                     for t, w in zip(*rows)] for rows in zip(tiles, weights)]
+        return _to_output(products, shape).astype(x.dtype)
+
+    y = lax.map(some, _parts(x, x))
+    return y.reshape(x.shape[0], *y.shape[2:])[:, :sides[0], :sides[1]]
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """The gradient [3, 3, C, D] of the kernel where that of the result is dy [B, h, w, D]."""
+    wide, _ = _dtypes(x.dtype)
+    contract = (((0,), (0,)), ((), ()))
+
+    def some(sums, given):
+        x, dy = (part.astype(wide) for part in given)
+        tiles = _of_input(_padded(x, pads, sides))
+        products = [[lax.dot_general(t, r, contract) for t, r in zip(*rows)] for rows in zip(tiles, _of_output(dy))]
+        return jax.tree.map(jnp.add, sums, products), None
+
+    sides = dy.shape[1:3]
+    dy = jnp.pad(dy, ((0, 0), (0, sides[0] % 2), (0, sides[1] % 2), (0, 0)))
+    # Zeros that vary over the mapped axes as the products do.
+    zeros = (x[0, 0, 0, :, None] * dy[0, 0, 0]).astype(wide) * 0
+    sums, _ = lax.scan(some, [[zeros] * 4] * 4, (_parts(x, x), _parts(dy, x)))
+    return _to_kernel(sums).astype(x.dtype)
+
+
+def _dtypes(dtype: Any) -> tuple[Any, Any]:
+    """(of the transforms and sums, of what the products take)."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return wide, dtype if dtype == jnp.bfloat16 else wide
+
+
+def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int]) -> jax.Array:
+    """x with its margin, and one row or column of zeros more where the result's side is odd."""
+    return jnp.pad(x, ((0, 0), *((before, after + side % 2) for (before, after), side in zip(pads, sides)), (0, 0)))
+
+
+def _parts(x: jax.Array, like: jax.Array) -> jax.Array:
+    """x [B, ...] as [parts, B / parts, ...], so that the transformed tiles of a part are at most AT_ONCE bytes."""
+    images, height, width, channels = like.shape
+    one = 16 * channels * (height // 2) * (width // 2) * 4
+    size = next(n for n in range(max(1, min(images, AT_ONCE // one)), 0, -1) if images % n == 0)
+    return x.reshape(images // size, size, *x.shape[1:])
+
+
+# The transforms: G, B, A and their transposes, over the two spatial axes in turn ------------------------------------------
+
+
+def _of_kernel(kernel: jax.Array) -> list[_Four]:
+    """G g G' of [3, 3, C, D]: 4 x 4 matrices [C, D]."""
+    def g(a, b, c):
+        return a, (a + b + c) / 2, (a - b + c) / 2, c
+    return [g(*row) for row in g(*kernel)]
+
+
+def _to_kernel(sums: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """G' s G of 4 x 4 matrices [C, D]: [3, 3, C, D]."""
+    def g(a, b, c, d):
+        return jnp.stack([a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d])
+    return g(*(g(*row) for row in zip(*sums))).swapaxes(0, 1)
+
+
+def _of_input(x: jax.Array) -> list[_Four]:
+    """B' d B of every 4 x 4 tile of [B, H, W, C], two apart: 4 x 4 matrices [tiles, C]."""
+    def b(x, axis):
+        x = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1:])
+        near, far = (lax.slice_in_dim(x, start, x.shape[axis] - 1 + start, axis=axis) for start in (0, 1))
+        p, q, r, s = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for pairs in (near, far) for i in (0, 1))
+        return p - r, q + r, r - q, q - s
+    return [tuple(t.reshape(-1, x.shape[-1]) for t in b(row, 2)) for row in b(x, 1)]
+
+
+def _to_output(products: Sequence[Sequence[jax.Array]], shape: tuple[int, int, int]) -> jax.Array:
+    """A' m A of 4 x 4 matrices [tiles, D]: 2 x 2 results of every tile, as [B, H, W, D]; shape is (B, H / 2, W / 2)."""
+    def a(p, q, r, s):
+        return p + q + r, q - r - s
+    columns = [a(*column) for column in zip(*products)]  # [of 4 columns][of 2 rows]
+    rows = [jnp.stack([y.reshape(*shape, -1) for y in a(*row)], 3) for row in zip(*columns)]
+    images, height, width = shape
+    return jnp.stack(rows, 2).reshape(images, 2 * height, 2 * width, -1)
+
+
+def _of_output(dy: jax.Array) -> list[_Four]:
+    """A dy A' of every 2 x 2 tile of [B, H, W, D]: 4 x 4 matrices [tiles, D]."""
+    def a(p, q):
+        return p, p + q, p - q, -q
+    images, height, width, channels = dy.shape
+    tiles = dy.reshape(images, height // 2, 2, width // 2, 2, channels)
+    return [tuple(t.reshape(-1, channels) for t in a(row[..., 0, :], row[..., 1, :]))
+            for row in a(tiles[:, :, 0], tiles[:, :, 1])]
