@@ -10,10 +10,11 @@ import numpy as np
 from jax import lax
 
 from cl_jax.encoders import winograd
-from cl_jax.losses._axis import varying
+from cl_jax.losses._axis import axes_of, spread, varying
 
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
 FEWEST = 64  # channels from which Winograd's form is the cheaper program on a CPU
+Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
@@ -31,8 +32,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
                                                                               "feature_group_count"))
     if plain and max(sides) <= LARGEST and max(out) < min(size):
         return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
-    if plain and size == (3, 3) and tuple(strides) == (1, 1) and min(kernel.shape[2:]) >= FEWEST:
-        return _three(*varying((x, kernel)), tuple(map(tuple, pads)))
+    if plain and min(kernel.shape[2:]) >= FEWEST:
+        return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
 
@@ -50,31 +51,57 @@ def _spread(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Seque
     return jnp.einsum("bhwc,hwcpqd->bpqd", x, spread, precision=precision)
 
 
-# 3x3 kernels, by platform -------------------------------------------------------------------------------------------------
+# Many channels, by platform -----------------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _three(x: jax.Array, kernel: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
-    return lax.platform_dependent(x, kernel, cpu=partial(winograd.forward, pads=pads), default=_plain(pads))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_platform(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+    plain = partial(_plain, strides=strides, pads=pads)
+    small = kernel.shape[:2] == (3, 3) and strides == (1, 1)
+    return lax.platform_dependent(x, kernel, cpu=partial(winograd.forward, pads=pads) if small else plain, default=plain)
 
 
-def _three_forward(x, kernel, pads):
-    return _three(x, kernel, pads), (x, kernel)
+def _forward(x, kernel, strides, pads):
+    return _by_platform(x, kernel, strides, pads), (x, kernel)
 
 
-def _three_backward(pads, saved, dy):
+def _backward(strides, pads, saved, dy):
+    plain = partial(_plain, strides=strides, pads=pads)
+
     def of_cpu(x, kernel, dy):
-        back = tuple((2 - before, 2 - after) for before, after in pads)
-        return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(x, dy, pads)
+        if kernel.shape[:2] == (3, 3) and strides == (1, 1):
+            back = tuple((2 - before, 2 - after) for before, after in pads)
+            return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(x, dy, pads)
+        (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](dy)
+        return dx, _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
 
-    def of_others(x, kernel, dy):
-        return jax.vjp(_plain(pads), x, kernel)[1](dy)
-
-    return lax.platform_dependent(*saved, dy, cpu=of_cpu, default=of_others)
-
-
-_three.defvjp(_three_forward, _three_backward)
+    return lax.platform_dependent(*saved, dy, cpu=of_cpu, default=lambda x, kernel, dy: jax.vjp(plain, x, kernel)[1](dy))
 
 
-def _plain(pads):
-    return lambda x, kernel: lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NUMBERS)
+_by_platform.defvjp(_forward, _backward)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NUMBERS)
+
+
+def _kernel_gradient(x: jax.Array, dy: jax.Array, size: Sequence[int], strides: tuple[int, int], pads: Pads) -> jax.Array:
+    """The kernel's gradient [h, w, C, D], tap by tap: the inputs that a tap saw, times dy [B, H, W, D].
+
+    XLA writes it as a convolution over the images instead, for which it moves the images to the last axis.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    (height, width), (channels, features) = dy.shape[1:3], (x.shape[3], dy.shape[3])
+    last = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
+
+    def some(sums, given):
+        x, dy = (part.astype(wide) for part in given)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        seen = [x[:, i:i + last[0]:strides[0], j:j + last[1]:strides[1]].reshape(-1, channels)
+                for i in range(size[0]) for j in range(size[1])]
+        return [s + tap.T @ dy.reshape(-1, features) for s, tap in zip(sums, seen)], None
+
+    zeros = spread(jnp.zeros((channels, features), wide), axes_of(x))
+    image = 4 * height * width * channels * size[0] * size[1]
+    sums, _ = lax.scan(some, [zeros] * (size[0] * size[1]), (winograd.parts(x, image), winograd.parts(dy, image)))
+    return jnp.stack(sums).reshape(*size, channels, features).astype(x.dtype)

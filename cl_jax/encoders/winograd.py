@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.losses._axis import axes_of, spread
+
 AT_ONCE = 2 << 20  # bytes of transformed inputs held at a time: with the results, what a processor's cache holds
 _TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
 _Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -42,7 +44,7 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
                      for t, w in zip(*rows)] for rows in zip(tiles, weights)]
         return _to_output(products, shape).astype(x.dtype)
 
-    y = lax.map(some, _parts(x, x))
+    y = lax.map(some, parts(x, _transformed(x)))
     return y.reshape(x.shape[0], *y.shape[2:])[:, :sides[0], :sides[1]]
 
 
@@ -59,9 +61,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, pads: Sequence[tuple[int, int]]
 
     sides = dy.shape[1:3]
     dy = jnp.pad(dy, ((0, 0), (0, sides[0] % 2), (0, sides[1] % 2), (0, 0)))
-    # Zeros that vary over the mapped axes as the products do.
-    zeros = (x[0, 0, 0, :, None] * dy[0, 0, 0]).astype(wide) * 0
-    sums, _ = lax.scan(some, [[zeros] * 4] * 4, (_parts(x, x), _parts(dy, x)))
+    zeros = spread(jnp.zeros((x.shape[3], dy.shape[3]), wide), axes_of(x))
+    sums, _ = lax.scan(some, [[zeros] * 4] * 4, (parts(x, _transformed(x)), parts(dy, _transformed(x))))
     return _to_kernel(sums).astype(x.dtype)
 
 
@@ -76,12 +77,16 @@ def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int])
     return jnp.pad(x, ((0, 0), *((before, after + side % 2) for (before, after), side in zip(pads, sides)), (0, 0)))
 
 
-def _parts(x: jax.Array, like: jax.Array) -> jax.Array:
-    """x [B, ...] as [parts, B / parts, ...], so that the transformed tiles of a part are at most AT_ONCE bytes."""
-    images, height, width, channels = like.shape
-    one = 16 * channels * (height // 2) * (width // 2) * 4
-    size = next(n for n in range(max(1, min(images, AT_ONCE // one)), 0, -1) if images % n == 0)
+def parts(x: jax.Array, image: int) -> jax.Array:
+    """x [B, ...] as [n, B / n, ...], n as small as lets a part take AT_ONCE bytes if one of its images takes `image`."""
+    images = x.shape[0]
+    size = next(n for n in range(max(1, min(images, AT_ONCE // image)), 0, -1) if images % n == 0)
     return x.reshape(images // size, size, *x.shape[1:])
+
+
+def _transformed(x: jax.Array) -> int:
+    """Bytes of the transformed tiles of one image of x: 16 numbers for every 4 of it."""
+    return 16 * 4 * x.shape[3] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
 
 
 # The transforms: G, B, A and their transposes, over the two spatial axes in turn ------------------------------------------
