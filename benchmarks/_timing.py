@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # for `configs`, which is no part of the installe
 
 
 def prepare(cache: bool = True) -> str:
-    """Before jax's first device: XLA's flags, as the trainer sets them, and its cache of compiled programs.
+    """Before jax is imported: XLA's flags and the C library's memory, as the trainer sets them, and its cache of programs.
 
     Returns the flags that were added.
     """
@@ -31,6 +31,7 @@ def prepare(cache: bool = True) -> str:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     added = xla.prepare()
+    xla.keep_memory()
     if cache:
         import jax
 

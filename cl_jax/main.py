@@ -29,12 +29,15 @@ def main(argv: list[str], added: str = "") -> int | None:
     if _STAGE.value is not None:
         with config.unlocked():
             config.stage = _STAGE.value
+    kept = xla.keep_memory()
     try:
         if _DISTRIBUTED.value:
             parallel.join()
         print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
         if added:
             print(f"XLA_FLAGS: added {added}", file=sys.stderr)
+        if kept:
+            print("memory that a step frees is kept for the next one (glibc)", file=sys.stderr)
         for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
             if name:
                 print(f"stage {name} in {workdir}", file=sys.stderr)

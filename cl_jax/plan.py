@@ -12,6 +12,7 @@ compiler's too, so the floor that it sets for another device is an estimate; tho
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -78,9 +79,20 @@ def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int
     return changed
 
 
+def _elsewhere(config: ConfigDict) -> ConfigDict:
+    """The config without what its encoder does on a CPU alone, where it is only compiled."""
+    name = f"cl_jax.encoders.{config.encoder.get('name', '')}"
+    if (importlib.util.find_spec(name) is None  # an error for `build` to tell
+            or "for_cpu" not in inspect.signature(importlib.import_module(name).make).parameters):
+        return config
+    changed = ConfigDict(config.copy_and_resolve_references()).unlock()
+    changed.encoder.for_cpu = False
+    return changed
+
+
 def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Programme:
     """Compiles the step of a config on its forced host devices, or on the devices of a mesh that need not exist."""
-    built = experiment.build(config)
+    built = experiment.build(_elsewhere(config))
     method, train = built.method, built.data.train
     example = train.read(0)
     shapes = {name: np.asarray(example[name]) for name in experiment.fields_of(method, example)} | {"id": np.int32(0)}

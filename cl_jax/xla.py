@@ -1,7 +1,7 @@
 """XLA's flags: what helps on which platform, set before jax's first device, where the installed compiler knows it.
 
 XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in the libraries first; one
-that the user has set already is left as it is. Nothing here imports jax.
+that the user has set already is left as it is. Only `keep_memory` imports jax.
 """
 
 import ctypes
@@ -19,39 +19,42 @@ FLAGS = {
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
-# glibc's mallopt: one arena, nothing mapped apart, nothing handed back to the system.
-_KEPT = ((-8, 1), (-4, 0), (-1, 2**31 - 1))  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+_KEPT = ((-4, 0), (-1, 2**31 - 1))  # glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
 def prepare(platform: str | None = None) -> str:
-    """Adds the platform's flags to XLA_FLAGS, on a CPU keeps freed memory; returns the flags added, "" for none.
+    """Adds the platform's flags to XLA_FLAGS; returns those added, "" for none.
 
     Args:
       platform: "cpu", "gpu" or "tpu"; None for the one that jax is going to choose, as far as `chosen` can tell.
     """
-    platform = platform or chosen()
-    if platform == "cpu":
-        keep_memory()
     given = os.environ.get("XLA_FLAGS", "")
     names = {word.split("=")[0] for word in given.split()}
-    added = [flag for flag in FLAGS[platform] if flag.split("=")[0] not in names and known(flag)]
+    added = [flag for flag in FLAGS[platform or chosen()] if flag.split("=")[0] not in names and known(flag)]
     if added:
         os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
     return " ".join(added)
 
 
 def keep_memory() -> bool:
-    """Has the C library keep what is freed; whether it does.
+    """On a CPU, keeps the memory that a step frees for the next one; whether it does. Before jax's first device.
 
     XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them and hands them back, and
-    the system clears each page again: a sixth of the time of a ResNet-18's step. Settings of the user's own (MALLOC_...,
-    GLIBC_TUNABLES) stay, and other C libraries are left as they are.
+    the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds no block of that size, so
+    programs run in the thread that calls them, which on a CPU has nothing else to do. The user's own MALLOC_... or
+    GLIBC_TUNABLES stay, and other C libraries are left as they are.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if own or os.name != "posix" or chosen() != "cpu":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return mallopt is not None and all(mallopt(*setting) == 1 for setting in _KEPT)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not all(mallopt(*setting) == 1 for setting in _KEPT):
+        return False
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True
 
 
 def chosen() -> str:

@@ -18,12 +18,17 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any, **settings: Any) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any, *,
+             for_cpu: bool = True, **settings: Any) -> jax.Array:
     """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, D], for flax's `nn.Conv(conv_general_dilated=...)`.
 
     Where the result has fewer rows and columns than the kernel (the 2 x 2 maps at the end of a ResNet at 16 pixels), every
     output sees nearly every input, and the convolution is written as one product with the kernel spread out: the same
     sums in another order. XLA's CPU convolution falls to its slowest loop there, 45 times slower, forward and backward.
+
+    With 64 channels and more the program depends on the platform it is lowered for. On a CPU 3x3 kernels of stride 1 are
+    in Winograd's form (winograd.py) and other kernels' gradients are sums of one product per tap; elsewhere, and with
+    `for_cpu=False`, all is XLA's own.
     """
     sides, size = x.shape[1:3], kernel.shape[:2]
     pads = lax.padtype_to_pads(sides, size, strides, padding) if isinstance(padding, str) else padding
@@ -32,7 +37,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
                                                                               "feature_group_count"))
     if plain and max(sides) <= LARGEST and max(out) < min(size):
         return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
-    if plain and min(kernel.shape[2:]) >= FEWEST:
+    told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
+    if for_cpu and plain and not told and min(kernel.shape[2:]) >= FEWEST:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
@@ -57,8 +63,8 @@ def _spread(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Seque
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _by_platform(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
     plain = partial(_plain, strides=strides, pads=pads)
-    small = kernel.shape[:2] == (3, 3) and strides == (1, 1)
-    return lax.platform_dependent(x, kernel, cpu=partial(winograd.forward, pads=pads) if small else plain, default=plain)
+    on_cpu = partial(winograd.forward, pads=pads) if _winograd(kernel, strides) else plain
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
 def _forward(x, kernel, strides, pads):
@@ -66,19 +72,29 @@ def _forward(x, kernel, strides, pads):
 
 
 def _backward(strides, pads, saved, dy):
-    plain = partial(_plain, strides=strides, pads=pads)
+    def of_x(x, kernel, dy):
+        return jax.linear_transpose(lambda x: _plain(x, kernel, strides=strides, pads=pads), x)(dy)[0]
 
-    def of_cpu(x, kernel, dy):
-        if kernel.shape[:2] == (3, 3) and strides == (1, 1):
-            back = tuple((2 - before, 2 - after) for before, after in pads)
-            return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(x, dy, pads)
-        (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](dy)
-        return dx, _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
+    def of_kernel(x, kernel, dy):
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides=strides, pads=pads), kernel)(dy)[0]
 
-    return lax.platform_dependent(*saved, dy, cpu=of_cpu, default=lambda x, kernel, dy: jax.vjp(plain, x, kernel)[1](dy))
+    def on_cpu(x, kernel, dy):
+        if not _winograd(kernel, strides):
+            return of_x(x, kernel, dy), _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
+        back = tuple((2 - before, 2 - after) for before, after in pads)
+        return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(x, dy, pads)
+
+    def elsewhere(x, kernel, dy):
+        return of_x(x, kernel, dy), of_kernel(x, kernel, dy)
+
+    return lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
 
 
 _by_platform.defvjp(_forward, _backward)
+
+
+def _winograd(kernel: jax.Array, strides: tuple[int, int]) -> bool:
+    return kernel.shape[:2] == (3, 3) and strides == (1, 1)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

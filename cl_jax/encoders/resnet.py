@@ -144,6 +144,7 @@ class ResNet(nn.Module):
       dtype: of the computation, float32 or bfloat16; parameters, statistics and "h" are float32 always. None follows
         the input.
       axis_name, splits: of every batch norm.
+      for_cpu: on a CPU, convolutions in forms that are faster there; see `cl_jax.encoders.convolve`.
     """
 
     depth: int = 50
@@ -158,6 +159,7 @@ class ResNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
     splits: int = 1
+    for_cpu: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -171,7 +173,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stem {self.stem!r} is unknown; have imagenet, cifar.")
         variant = VARIANTS[self.variant]
         zero_init_last = variant.zero_init_last if self.zero_init_last is None else self.zero_init_last
-        conv = partial(_conv, same=variant.same_convolutions, kernel_init=variant.kernel_init, dtype=self.dtype)
+        conv = partial(_conv, same=variant.same_convolutions, kernel_init=variant.kernel_init, dtype=self.dtype,
+                       for_cpu=self.for_cpu)
         norm = partial(BatchNorm, axis_name=self.axis_name, splits=self.splits, dtype=self.dtype,
                        unbiased_running_variance=variant.unbiased_running_variance)
         if self.dtype is not None:
@@ -223,11 +226,13 @@ class ResNet(nn.Module):
         return ((width, 7, 2),)
 
 
-def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: str, dtype: Any, name: str) -> nn.Conv:
+def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: str, dtype: Any, for_cpu: bool,
+          name: str) -> nn.Conv:
     before = (size - 1) // 2
     padding = "SAME" if same else ((before, size - 1 - before),) * 2
     return nn.Conv(features, (size, size), (strides, strides), padding, use_bias=False, dtype=dtype,
-                   kernel_init=initializers.kernel(kernel_init), conv_general_dilated=convolve, name=name)
+                   kernel_init=initializers.kernel(kernel_init), conv_general_dilated=partial(convolve, for_cpu=for_cpu),
+                   name=name)
 
 
 def _pool_shortcut(x: jax.Array, strides: int) -> jax.Array:
@@ -238,9 +243,9 @@ def _pool_shortcut(x: jax.Array, strides: int) -> jax.Array:
 def make(*, depth: int = 50, width: float = 1.0, stem: str = "imagenet", variant: str = "torchvision",
          blocks: Sequence[int] | None = None, bottleneck: bool | None = None, stem_width: int | None = None,
          zero_init_last: bool | None = None, sk_ratio: float = 0.0, dtype: str | None = "float32",
-         axis_name: str | None = None, splits: int = 1) -> ResNet:
+         axis_name: str | None = None, splits: int = 1, for_cpu: bool = True) -> ResNet:
     """A `ResNet` from a config section; `dtype` by name."""
     return ResNet(depth=depth, width=width, stem=stem, variant=variant,
                   blocks=None if blocks is None else tuple(blocks), bottleneck=bottleneck, stem_width=stem_width,
                   zero_init_last=zero_init_last, sk_ratio=sk_ratio,
-                  dtype=None if dtype is None else jnp.dtype(dtype), axis_name=axis_name, splits=splits)
+                  dtype=None if dtype is None else jnp.dtype(dtype), axis_name=axis_name, splits=splits, for_cpu=for_cpu)

@@ -9,6 +9,7 @@ gradient of the kernel is the transpose, G' [ (B' d B)' (A dy A') ] G; that of t
 kernel turned about, which moves the entries of G g G' and changes none.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from jax import lax
 
 from cl_jax.losses._axis import axes_of, spread
 
-AT_ONCE = 2 << 20  # bytes of transformed inputs held at a time: with the results, what a processor's cache holds
 _TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
 _Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -44,7 +44,7 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
                      for t, w in zip(*rows)] for rows in zip(tiles, weights)]
         return _to_output(products, shape).astype(x.dtype)
 
-    y = lax.map(some, parts(x, _transformed(x)))
+    y = lax.map(some, parts(x, *_sizes(x, kernel.shape[2 if turned else 3])))
     return y.reshape(x.shape[0], *y.shape[2:])[:, :sides[0], :sides[1]]
 
 
@@ -61,8 +61,9 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, pads: Sequence[tuple[int, int]]
 
     sides = dy.shape[1:3]
     dy = jnp.pad(dy, ((0, 0), (0, sides[0] % 2), (0, sides[1] % 2), (0, 0)))
+    sizes = _sizes(x, dy.shape[3])
     zeros = spread(jnp.zeros((x.shape[3], dy.shape[3]), wide), axes_of(x))
-    sums, _ = lax.scan(some, [[zeros] * 4] * 4, (parts(x, _transformed(x)), parts(dy, _transformed(x))))
+    sums, _ = lax.scan(some, [[zeros] * 4] * 4, (parts(x, *sizes), parts(dy, *sizes)))
     return _to_kernel(sums).astype(x.dtype)
 
 
@@ -77,16 +78,22 @@ def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int])
     return jnp.pad(x, ((0, 0), *((before, after + side % 2) for (before, after), side in zip(pads, sides)), (0, 0)))
 
 
-def parts(x: jax.Array, image: int) -> jax.Array:
-    """x [B, ...] as [n, B / n, ...], n as small as lets a part take AT_ONCE bytes if one of its images takes `image`."""
+def parts(x: jax.Array, image: int, weights: int = 0) -> jax.Array:
+    """x [B, ...] as [n, B / n, ...]: parts whose intermediate values a processor's cache holds, `image` bytes an image.
+
+    They are no smaller than lets the cores share a product, and than the weights of the products are, half of them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max((2 if cores == 1 else 4 * cores) << 20, weights // 2)
     images = x.shape[0]
-    size = next(n for n in range(max(1, min(images, AT_ONCE // image)), 0, -1) if images % n == 0)
+    size = next(n for n in range(max(1, min(images, most // image)), 0, -1) if images % n == 0)
     return x.reshape(images // size, size, *x.shape[1:])
 
 
-def _transformed(x: jax.Array) -> int:
-    """Bytes of the transformed tiles of one image of x: 16 numbers for every 4 of it."""
-    return 16 * 4 * x.shape[3] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
+def _sizes(x: jax.Array, features: int) -> tuple[int, int]:
+    """Bytes of the transformed tiles of one image of x, 16 numbers for every 4 of it, and of the transformed kernel."""
+    channels = x.shape[3]
+    return 64 * channels * -(-x.shape[1] // 2) * -(-x.shape[2] // 2), 64 * channels * features
 
 
 # The transforms: G, B, A and their transposes, over the two spatial axes in turn ------------------------------------------
