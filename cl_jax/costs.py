@@ -15,9 +15,10 @@ def flops(jaxpr: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of a jaxpr, two for a multiplication with its
     addition; under `shard_map`, of one device.
 
-    This is the count that model FLOP utilisation divides by. Loops are counted as often as they run (a `while` whose end
-    is not known once), of the branches of a `cond` the dearest, and a convolution without the taps that meet padding or the
-    zeros of a dilated gradient, which is why the three convolutions of a training step count the same whatever the stride.
+    This is the count that model FLOP utilisation divides by. Loops are counted as often as they run (a `while` whose end is
+    not known once), of the branches of a `cond` the dearest, of `lax.platform_dependent` the default, and a convolution
+    without the taps that meet padding or the zeros of a dilated gradient, which is why the three convolutions of a training
+    step count the same whatever the stride.
     """
     total = 0.0
     for equation in _plain(jaxpr).eqns:
@@ -27,7 +28,9 @@ def flops(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "cond":
-            total += max(flops(branch) for branch in equation.params["branches"])
+            branches = equation.params["branches"]
+            by_platform = equation.params.get("branches_platforms") is not None  # the last for platforms not named
+            total += flops(branches[-1]) if by_platform else max(flops(branch) for branch in branches)
         else:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(flops(inner) for inner in _inside(equation))

@@ -148,7 +148,8 @@ class _Pending:
 
     def __init__(self, config: ConfigDict, built: Built, log: metrics.Metrics, steps: Stepper):
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
-        self.closed: list[tuple[float, list[tuple[int, Any]]]] = []  # intervals: seconds of waiting for data, metrics
+        # Intervals: when they ended, where that is known already, seconds of waiting for data, metrics.
+        self.closed: list[tuple[float | None, float, list[tuple[int, Any]]]] = []
         self.current: list[tuple[int, Any]] = []  # (first step, metrics [steps])
         self.skipped = self.in_a_row = 0
         self.restart_clock()
@@ -181,11 +182,12 @@ class _Pending:
 
     def _close(self) -> None:
         if self.current:
-            self.closed.append((self.steps.wait_seconds, self.current))
+            done = self.current[-1][1]["loss"].is_ready()  # as on a CPU, where a step is done when it is dispatched
+            self.closed.append((time.perf_counter() if done else None, self.steps.wait_seconds, self.current))
             self.current = []
 
     def _write(self) -> None:
-        waited, interval = self.closed.pop(0)
+        ended, waited, interval = self.closed.pop(0)
         values = {name: np.concatenate(parts) for name, parts in
                   _columns([parallel.fetch(part) for _, part in interval]).items()}
         numbers = np.concatenate([np.arange(first, first + len(part["loss"])) for first, part in interval])
@@ -196,7 +198,7 @@ class _Pending:
             ids = self.steps.ids(step)
             raise NonFinite(step, row, ids, replay.record(self.config, self.built, step, row, ids, together))
         self.in_a_row = 0
-        now, run = time.perf_counter(), self.built.run
+        now, run = ended or time.perf_counter(), self.built.run
         elapsed = max(now - self.since, 1e-9)
         rate = len(numbers) / elapsed
         row = {name: float(np.mean(column)) for name, column in values.items()} | {

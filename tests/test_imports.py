@@ -19,7 +19,8 @@ ALLOWED = {
     "memory": (NUMERIC, {"memory", "shapes"}),
     "shapes": (NUMERIC, set()),
     "views": (NETWORK, LAYERS | {"shapes"}),
-    "encoders": (NETWORK, LAYERS | {"shapes"}),
+    # A gradient by hand must know over which mapped axes values vary, as the losses do.
+    "encoders": (NETWORK, LAYERS | {"shapes", "losses._axis"}),
     "heads": (NETWORK, LAYERS | {"shapes"}),
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
     "network": (NETWORK, {"shapes"}),

@@ -1,5 +1,6 @@
 """Convolution, with other programs where XLA's own is slow: maps smaller than the kernel, and 3x3 kernels on a CPU."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ from cl_jax.encoders import winograd
 from cl_jax.losses._axis import axes_of, spread, varying
 
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
-FEWEST = 64  # channels from which Winograd's form is the cheaper program on a CPU
+FEWEST = 32  # channels, and LEAST multiplications for a tap of an image, from which a CPU gains by forms of its own:
+LEAST = 1 << 18  # below, they only take longer to compile
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -26,9 +28,9 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
     output sees nearly every input, and the convolution is written as one product with the kernel spread out: the same
     sums in another order. XLA's CPU convolution falls to its slowest loop there, 45 times slower, forward and backward.
 
-    With 64 channels and more the program depends on the platform it is lowered for. On a CPU 3x3 kernels of stride 1 are
-    in Winograd's form (winograd.py) and other kernels' gradients are sums of one product per tap; elsewhere, and with
-    `for_cpu=False`, all is XLA's own.
+    Where there is enough to compute, the program depends on the platform it is lowered for. On a CPU 3x3 kernels of
+    stride 1 are in Winograd's form (winograd.py) and other kernels' gradients are sums of one product per tap; elsewhere,
+    and with `for_cpu=False`, all is XLA's own.
     """
     sides, size = x.shape[1:3], kernel.shape[:2]
     pads = lax.padtype_to_pads(sides, size, strides, padding) if isinstance(padding, str) else padding
@@ -38,7 +40,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
     if plain and max(sides) <= LARGEST and max(out) < min(size):
         return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
     told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
-    if for_cpu and plain and not told and min(kernel.shape[2:]) >= FEWEST:
+    large = min(kernel.shape[2:]) >= FEWEST and math.prod((*sides, *kernel.shape[2:])) >= LEAST
+    if for_cpu and plain and not told and large:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 

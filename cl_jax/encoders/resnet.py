@@ -226,7 +226,7 @@ class ResNet(nn.Module):
         return ((width, 7, 2),)
 
 
-def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: str, dtype: Any, for_cpu: bool,
+def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: str, dtype: Any, for_cpu: bool = True,
           name: str) -> nn.Conv:
     before = (size - 1) // 2
     padding = "SAME" if same else ((before, size - 1 - before),) * 2

@@ -31,8 +31,7 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
     """
     wide, narrow = _dtypes(x.dtype)
     weights = _of_kernel(kernel.astype(wide))
-    if turned:
-        weights = [[weights[i][j] for j in _TURNED] for i in _TURNED]
+    order = _TURNED if turned else range(4)
     contract = (((1,), (1 if turned else 0,)), ((), ()))
 
     sides = [n + before + after - 2 for n, (before, after) in zip(x.shape[1:3], pads)]
@@ -40,8 +39,8 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
     def some(x):
         tiles = _of_input(_padded(x.astype(wide), pads, sides))
         shape = x.shape[0], *((side + 1) // 2 for side in sides)
-        products = [[lax.dot_general(t.astype(narrow), w.astype(narrow), contract, preferred_element_type=wide)
-                     for t, w in zip(*rows)] for rows in zip(tiles, weights)]
+        products = [[lax.dot_general(tile.astype(narrow), weights[i][j].astype(narrow), contract, preferred_element_type=wide)
+                     for tile, j in zip(row, order)] for row, i in zip(tiles, order)]
         return _to_output(products, shape).astype(x.dtype)
 
     y = lax.map(some, parts(x, *_sizes(x, kernel.shape[2 if turned else 3])))

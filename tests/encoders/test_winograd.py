@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from cl_jax import costs, parallel
 from cl_jax.encoders import resnet, winograd
-from cl_jax.encoders.convolve import FEWEST, convolve
+from cl_jax.encoders.convolve import FEWEST, LEAST, convolve
 
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -73,7 +73,7 @@ def value(strides, padding, **settings):
     (3, (1, 1), "SAME"), (3, (2, 2), "SAME"), (3, (2, 2), ((1, 1), (1, 1))), (1, (1, 1), "SAME"),
     (1, (2, 2), ((0, 0), (0, 0))), (5, (2, 1), ((2, 2), (1, 3)))])
 def test_many_channels_give_the_plain_values_and_gradients(size, strides, padding):
-    x, kernel = draw((3, 8, 7, FEWEST), (size, size, FEWEST, FEWEST + 3))
+    x, kernel = draw((3, 16, 17, FEWEST), (size, size, FEWEST, FEWEST + 3))
     kernel = kernel / np.sqrt(size * size * FEWEST)
     ours, theirs = (jax.value_and_grad(value(strides, padding, for_cpu=own), (0, 1))(x, kernel) for own in (True, False))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
@@ -81,9 +81,9 @@ def test_many_channels_give_the_plain_values_and_gradients(size, strides, paddin
 
 
 def test_other_devices_get_xlas_own_convolution():
-    x, kernel = draw((2, 8, 8, FEWEST), (3, 3, FEWEST, FEWEST))
+    x, kernel = draw((2, 16, 16, FEWEST), (3, 3, FEWEST, FEWEST))
 
-    def program(platform, **settings):
+    def program(platform, x=x, **settings):
         traced = jax.jit(jax.grad(value((1, 1), "SAME", **settings), (0, 1))).trace(x, kernel)
         return traced.lower(lowering_platforms=(platform,)).as_text(), costs.flops(traced.jaxpr)
 
@@ -91,13 +91,14 @@ def test_other_devices_get_xlas_own_convolution():
     assert gpu.count("stablehlo.convolution") == off.count("stablehlo.convolution") == 3
     assert "dot_general" not in gpu and "while" not in gpu
     assert "stablehlo.convolution" not in cpu and "dot_general" in cpu
+    assert "stablehlo.convolution" in program("cpu", x[:, :15])[0] and x[0, :15, :, 0].size * FEWEST**2 < LEAST
     assert flops == plainly  # a model's arithmetic is that of its sums, however they are done
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_across_devices(check_vma):
     mesh = parallel.make_mesh(4)
-    x, kernel = draw((8, 4, 4, FEWEST), (3, 3, FEWEST, FEWEST))
+    x, kernel = draw((8, 16, 16, FEWEST), (3, 3, FEWEST, FEWEST))
     for strides in ((1, 1), (2, 2)):
         def local(kernel, x):
             return lax.psum(value(strides, "SAME")(x, kernel), parallel.AXIS)
