@@ -11,6 +11,7 @@ kernel turned about, which moves the entries of G g G' and changes none.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,15 +33,15 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
     wide, narrow = _dtypes(x.dtype)
     weights = _of_kernel(kernel.astype(wide))
     order = _TURNED if turned else range(4)
-    contract = (((1,), (1 if turned else 0,)), ((), ()))
-
+    multiply = partial(lax.dot_general, dimension_numbers=(((1,), (1 if turned else 0,)), ((), ())),
+                       preferred_element_type=wide)
     sides = [n + before + after - 2 for n, (before, after) in zip(x.shape[1:3], pads)]
 
     def some(x):
         tiles = _of_input(_padded(x.astype(wide), pads, sides))
         shape = x.shape[0], *((side + 1) // 2 for side in sides)
-        products = [[lax.dot_general(tile.astype(narrow), weights[i][j].astype(narrow), contract, preferred_element_type=wide)
-                     for tile, j in zip(row, order)] for row, i in zip(tiles, order)]
+        products = [[multiply(tile.astype(narrow), weights[i][j].astype(narrow)) for tile, j in zip(row, order)]
+                    for row, i in zip(tiles, order)]
         return _to_output(products, shape).astype(x.dtype)
 
     y = lax.map(some, parts(x, *_sizes(x, kernel.shape[2 if turned else 3])))
