@@ -1,6 +1,7 @@
 """XLA's flags are added where the compiler knows them, and never over the user's own."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -49,3 +50,39 @@ def test_every_flag_is_accepted_by_this_jaxlib(environment):
                           "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [flag for flag in (CPU, *xla.FLAGS["gpu"]) if xla.known(flag)]
+
+
+MEMORY = """
+import resource
+from cl_jax import xla
+print(xla.keep_memory())
+import jax, jax.numpy as jnp
+@jax.jit
+def step(x):  # needs 64 MiB besides its argument and result
+    return jnp.sort(jnp.concatenate([x, x + 1])).sum()
+x = jnp.arange(2**23, dtype=jnp.float32)
+faults = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[2:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("setting", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False),
+                                               ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False)])
+def test_freed_memory_is_kept_unless_the_user_set_malloc(setting, kept):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    ran = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True,
+                         env=clean | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | setting)
+    assert ran.returncode == 0, ran.stderr
+    said, faults = ran.stdout.split()
+    pages = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert said == str(kept) and (int(faults) < pages / 20) == kept
+
+
+def test_other_platforms_keep_their_memory_as_it_is(environment):
+    environment.setenv("JAX_PLATFORMS", "cuda")
+    assert not xla.keep_memory()
