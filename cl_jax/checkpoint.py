@@ -5,16 +5,19 @@ import json
 import shutil
 import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from cl_jax import parallel
+
+if TYPE_CHECKING:  # elsewhere where it is used: a new run takes its first step before it needs a store
+    import orbax.checkpoint as ocp
 
 CHECKSUMS = "checksums"  # beside the leaves of a State, whose names begin with a dot
 
@@ -27,14 +30,22 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2):
-        root = Path(workdir).absolute()
-        self.last = _manager(root / "last", keep)
-        self.best = _manager(root / "best", 1)
+        self.root, self.keep = Path(workdir).absolute(), keep
         self.damaged: list[tuple[ocp.CheckpointManager, int]] = []  # passed over by `restore`; they go at the next save
         self.cleaned = False
 
+    @cached_property
+    def last(self) -> "ocp.CheckpointManager":
+        return _manager(self.root / "last", self.keep)
+
+    @cached_property
+    def best(self) -> "ocp.CheckpointManager":
+        return _manager(self.root / "best", 1)
+
     def save(self, state: Any, score: float | None = None, is_best: bool = False) -> None:
         """Starts saving; a failure of this or the previous save is raised when it is waited for."""
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         self._clean()
         tree = jax.tree.map(jnp.copy, _plain(state))  # the next step is given the State's own buffers to write in
@@ -60,11 +71,13 @@ class Checkpoints:
         self.cleaned = True
 
     def wait(self) -> None:
-        self.last.wait_until_finished()
-        self.best.wait_until_finished()
+        for manager in self._opened():
+            manager.wait_until_finished()
 
     def restore(self, like: Any, *, best: bool = False) -> Any | None:
         """The newest whole checkpoint shaped and placed like `like`, or None; a damaged one is named and passed over."""
+        if not any((self.root / ("best" if best else "last")).glob("*")):
+            return None
         manager = self.best if best else self.last
         failures, damaged = [], []
         for step in sorted(manager.all_steps(), reverse=True):
@@ -92,11 +105,16 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
-        self.last.close()
-        self.best.close()
+        for manager in self._opened():
+            manager.close()
+
+    def _opened(self) -> list["ocp.CheckpointManager"]:
+        return [vars(self)[name] for name in ("last", "best") if name in vars(self)]
 
 
-def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
+def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
+    import orbax.checkpoint as ocp
+
     path.mkdir(parents=True, exist_ok=True)
     processes = _processes(path.name)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=False,
@@ -105,13 +123,17 @@ def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
                                  item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=processes))
 
 
-def _processes(name: str) -> ocp.options.MultiprocessingOptions:
+def _processes(name: str) -> "ocp.options.MultiprocessingOptions":
     """Two stores that save the same step wait for the other processes under names of their own, or hang."""
+    import orbax.checkpoint as ocp
+
     return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
 
 
-def _restored(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+def _restored(manager: "ocp.CheckpointManager", step: int, like: Any) -> Any:
     """One checkpoint as a State like `like`; raises where it is not whole or of another shape."""
+    import orbax.checkpoint as ocp
+
     names = list(_plain(like))
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
     if CHECKSUMS in manager.item_metadata(step):  # runs of the first versions have none
@@ -139,12 +161,16 @@ def _plain(state: Any) -> dict[str, Any]:
 
 def keep(path: str | Path, state: Any) -> None:
     """Writes one State into a folder of its own, in place of another that is there; waits until it is whole."""
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer(multiprocessing_options=_processes("kept")) as store:
         store.save(Path(path).absolute(), _plain(state), force=True)
 
 
 def kept(path: str | Path, like: Any) -> Any:
     """The State that `keep` wrote, shaped and placed like `like`."""
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as store:
         tree = store.restore(Path(path).absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like)))
     return jax.tree.unflatten(jax.tree.structure(like), [tree[name] for name in _plain(like)])
