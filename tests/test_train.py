@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -155,3 +156,20 @@ def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path)
 def test_a_locked_config_from_the_command_line(tmp_path):
     config = simclr_v2.get_config("debug").lock()
     assert [name for name, _, _ in train.stages(config, tmp_path)] == ["pretrain"]
+
+
+def test_rates_are_of_when_steps_ended_not_of_when_they_are_read(config, monkeypatch):
+    """On a CPU a step is done when it is dispatched; its interval is written one later all the same."""
+    clock, rows = [0.0], []
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    built = SimpleNamespace(run=SimpleNamespace(steps_per_epoch=10, batch_size=8), learning_rate=lambda step: 0.1,
+                            mesh=parallel.make_mesh(1))
+    pending = train._Pending(config, built, SimpleNamespace(write=lambda step, row: rows.append((step, row))),
+                             SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0))
+    for first, seconds in ((0, 2.0), (2, 4.0), (4, 1.0)):
+        clock[0] += seconds
+        pending.add(first, {"loss": jax.block_until_ready(jax.numpy.ones(2))})
+        pending.log()
+    clock[0] += 100.0
+    pending.flush()
+    assert [(step, row["images_per_second"]) for step, row in rows] == [(2, 8.0), (4, 4.0), (6, 16.0)]

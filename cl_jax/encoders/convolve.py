@@ -14,8 +14,9 @@ from cl_jax.encoders import winograd
 from cl_jax.losses._axis import axes_of, spread, varying
 
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
-FEWEST = 32  # channels, and LEAST multiplications for a tap of an image, from which a CPU gains by forms of its own:
-LEAST = 1 << 18  # below, they only take longer to compile
+# From where a CPU gains by forms of its own: channels for each core, since all cores share a product and few what is done to
+# its arguments, and multiplications for a tap of an image, with fewer of which they only take longer to compile.
+FEWEST, LEAST = 32, 1 << 18
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -40,7 +41,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
     if plain and max(sides) <= LARGEST and max(out) < min(size):
         return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
     told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
-    large = min(kernel.shape[2:]) >= FEWEST and math.prod((*sides, *kernel.shape[2:])) >= LEAST
+    large = min(kernel.shape[2:]) >= FEWEST * winograd.cores() and math.prod((*sides, *kernel.shape[2:])) >= LEAST
     if for_cpu and plain and not told and large:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)

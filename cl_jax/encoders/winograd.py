@@ -78,13 +78,17 @@ def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int])
     return jnp.pad(x, ((0, 0), *((before, after + side % 2) for (before, after), side in zip(pads, sides)), (0, 0)))
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parts(x: jax.Array, image: int, weights: int = 0) -> jax.Array:
     """x [B, ...] as [n, B / n, ...]: parts whose intermediate values a processor's cache holds, `image` bytes an image.
 
     They are no smaller than lets the cores share a product, and than the weights of the products are, half of them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max((2 if cores == 1 else 4 * cores) << 20, weights // 2)
+    most = max((2 if cores() == 1 else 4 * cores()) << 20, weights // 2)
     images = x.shape[0]
     size = next(n for n in range(max(1, min(images, most // image)), 0, -1) if images % n == 0)
     return x.reshape(images // size, size, *x.shape[1:])

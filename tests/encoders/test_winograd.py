@@ -14,6 +14,12 @@ from cl_jax.encoders.convolve import FEWEST, LEAST, convolve
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """The forms that a CPU takes depend on its cores."""
+    monkeypatch.setattr(winograd, "cores", lambda: 1)
+
+
 def draw(*shapes, seed=0, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -93,6 +99,14 @@ def test_other_devices_get_xlas_own_convolution():
     assert "stablehlo.convolution" not in cpu and "dot_general" in cpu
     assert "stablehlo.convolution" in program("cpu", x[:, :15])[0] and x[0, :15, :, 0].size * FEWEST**2 < LEAST
     assert flops == plainly  # a model's arithmetic is that of its sums, however they are done
+
+
+def test_more_cores_need_more_channels(monkeypatch):
+    x, kernel = draw((2, 16, 16, 2 * FEWEST), (3, 3, 2 * FEWEST, 2 * FEWEST))
+    for cores, plainly in ((2, False), (3, True)):
+        monkeypatch.setattr(winograd, "cores", lambda cores=cores: cores)
+        program = jax.jit(lambda x, kernel: value((1, 1), "SAME")(x, kernel)).lower(x, kernel).as_text()
+        assert ("stablehlo.convolution" in program) == plainly
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
