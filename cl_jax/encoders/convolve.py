@@ -39,10 +39,12 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
     plain = all(settings.get(name) in (None, 1, (1, 1), [1, 1]) for name in ("lhs_dilation", "rhs_dilation",
                                                                               "feature_group_count"))
     if plain and max(sides) <= LARGEST and max(out) < min(size):
-        return _spread(x, kernel, strides, pads, sides, out, settings.get("precision"))
+        return _as_product(x, kernel, strides, pads, sides, out, settings.get("precision"))
     told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
+    known = isinstance(x.shape[0], int)  # a program exported for any batch size has no parts to count
+    plain = plain and known and not told and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     large = min(kernel.shape[2:]) >= FEWEST * winograd.cores() and math.prod((*sides, *kernel.shape[2:])) >= LEAST
-    if for_cpu and plain and not told and large:
+    if for_cpu and plain and large:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
@@ -50,15 +52,15 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
 # Maps smaller than the kernel ---------------------------------------------------------------------------------------------
 
 
-def _spread(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Sequence[tuple[int, int]],
-            sides: Sequence[int], out: Sequence[int], precision: Any) -> jax.Array:
+def _as_product(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Sequence[tuple[int, int]],
+                sides: Sequence[int], out: Sequence[int], precision: Any) -> jax.Array:
     size = kernel.shape[:2]
     rows, columns = (np.arange(n)[:, None] - s * np.arange(o) + before
                      for n, o, s, (before, _) in zip(sides, out, strides, pads))  # the tap that joins input to output
     hit_rows, hit_columns = (jnp.asarray(taps[..., None] == np.arange(k), kernel.dtype)
                              for taps, k in zip((rows, columns), size))
-    spread = jnp.einsum("hpk,wql,klcd->hwcpqd", hit_rows, hit_columns, kernel, precision=lax.Precision.HIGHEST)
-    return jnp.einsum("bhwc,hwcpqd->bpqd", x, spread, precision=precision)
+    joined = jnp.einsum("hpk,wql,klcd->hwcpqd", hit_rows, hit_columns, kernel, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("bhwc,hwcpqd->bpqd", x, joined, precision=precision)
 
 
 # Many channels, by platform -----------------------------------------------------------------------------------------------

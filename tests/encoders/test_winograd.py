@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 from jax.sharding import PartitionSpec as P
 
 from cl_jax import costs, parallel
@@ -77,7 +77,7 @@ def value(strides, padding, **settings):
 
 @pytest.mark.parametrize(("size", "strides", "padding"), [
     (3, (1, 1), "SAME"), (3, (2, 2), "SAME"), (3, (2, 2), ((1, 1), (1, 1))), (1, (1, 1), "SAME"),
-    (1, (2, 2), ((0, 0), (0, 0))), (5, (2, 1), ((2, 2), (1, 3)))])
+    (1, (2, 2), ((0, 0), (0, 0))), (3, (1, 1), ((3, 1), (0, -1))), (5, (2, 1), ((2, 2), (1, 3)))])
 def test_many_channels_give_the_plain_values_and_gradients(size, strides, padding):
     x, kernel = draw((3, 16, 17, FEWEST), (size, size, FEWEST, FEWEST + 3))
     kernel = kernel / np.sqrt(size * size * FEWEST)
@@ -99,6 +99,13 @@ def test_other_devices_get_xlas_own_convolution():
     assert "stablehlo.convolution" not in cpu and "dot_general" in cpu
     assert "stablehlo.convolution" in program("cpu", x[:, :15])[0] and x[0, :15, :, 0].size * FEWEST**2 < LEAST
     assert flops == plainly  # a model's arithmetic is that of its sums, however they are done
+
+
+def test_a_program_for_any_batch_size_can_be_exported():
+    (batch,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 16, 16, FEWEST), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, FEWEST, FEWEST), jnp.float32)
+    assert export.export(jax.jit(value((1, 1), "SAME")))(x, kernel).out_avals[0].shape == ()
 
 
 def test_more_cores_need_more_channels(monkeypatch):
