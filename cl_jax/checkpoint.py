@@ -35,28 +35,34 @@ class Checkpoints:
         self.cleaned = False
 
     @cached_property
-    def last(self) -> "ocp.CheckpointManager":
-        return _manager(self.root / "last", self.keep)
+    def _stores(self) -> tuple["ocp.CheckpointManager", "ocp.CheckpointManager"]:
+        """Both at once: processes wait for each other when they open one."""
+        return _manager(self.root / "last", self.keep), _manager(self.root / "best", 1)
 
-    @cached_property
+    @property
+    def last(self) -> "ocp.CheckpointManager":
+        return self._stores[0]
+
+    @property
     def best(self) -> "ocp.CheckpointManager":
-        return _manager(self.root / "best", 1)
+        return self._stores[1]
 
     def save(self, state: Any, score: float | None = None, is_best: bool = False) -> None:
         """Starts saving; a failure of this or the previous save is raised when it is waited for."""
         import orbax.checkpoint as ocp
 
+        last, best = self._stores  # opened by every process, before the first of them cleans up
         step = int(state.step)
         self._clean()
         tree = jax.tree.map(jnp.copy, _plain(state))  # the next step is given the State's own buffers to write in
         tree[CHECKSUMS] = checksums(tree)
-        if step not in self.last.all_steps():
-            self.last.save(step, args=ocp.args.StandardSave(tree))
-        if is_best and step not in self.best.all_steps():
+        if step not in last.all_steps():
+            last.save(step, args=ocp.args.StandardSave(tree))
+        if is_best and step not in best.all_steps():
             logging.info("best so far: %.4f at step %d", score, step)
             if jax.process_count() > 1:
-                self.last.wait_until_finished()  # a store's threads meet those of other processes
-            self.best.save(step, args=ocp.args.StandardSave(tree))
+                last.wait_until_finished()  # a store's threads meet those of other processes
+            best.save(step, args=ocp.args.StandardSave(tree))
 
     def _clean(self) -> None:
         """Before the first save: what killed saves left, and what could not be read (a store takes no step at or below its
@@ -71,12 +77,12 @@ class Checkpoints:
         self.cleaned = True
 
     def wait(self) -> None:
-        for manager in self._opened():
-            manager.wait_until_finished()
+        for store in vars(self).get("_stores", ()):
+            store.wait_until_finished()
 
     def restore(self, like: Any, *, best: bool = False) -> Any | None:
         """The newest whole checkpoint shaped and placed like `like`, or None; a damaged one is named and passed over."""
-        if not any((self.root / ("best" if best else "last")).glob("*")):
+        if jax.process_count() == 1 and not any((self.root / ("best" if best else "last")).glob("*")):
             return None
         manager = self.best if best else self.last
         failures, damaged = [], []
@@ -105,11 +111,8 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
-        for manager in self._opened():
-            manager.close()
-
-    def _opened(self) -> list["ocp.CheckpointManager"]:
-        return [vars(self)[name] for name in ("last", "best") if name in vars(self)]
+        for store in vars(self).get("_stores", ()):
+            store.close()
 
 
 def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
