@@ -30,7 +30,6 @@ def test_there_is_a_case_for_every_script():
     assert SCRIPTS.keys() == {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
 
 
-@pytest.mark.slow  # each compiles a training step
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_small_form(name, tmp_path):
     workdir = [f"--workdir={tmp_path}"] if name == "speedrun_cifar10" else []
