@@ -95,3 +95,18 @@ def test_command(tmp_path):
                           "--device=h200", "--nosearch", f"--out={out}"], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.rstrip().endswith("fits"), ran.stderr
     assert json.loads(out.read_text())["devices"] == 2
+
+
+def test_what_an_encoder_does_on_a_cpu_alone_is_not_planned(config, monkeypatch):
+    built = []
+
+    def build(config):
+        built.append(config)
+        raise ValueError("seen")
+    monkeypatch.setattr(experiment, "build", build)
+    for encoder in (config.encoder, dict(name="conv"), dict(name="no_such")):
+        changed = config.copy_and_resolve_references().unlock()
+        changed.encoder = encoder
+        with pytest.raises(ValueError, match="seen"):
+            plan.programme(changed)
+    assert [found.encoder.get("for_cpu") for found in built] == [False, None, None] and "for_cpu" not in config.encoder
