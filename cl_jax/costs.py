@@ -1,6 +1,7 @@
-"""What a program costs, read from the program: products, bytes between devices, what the losses hold."""
+"""What a program costs, read from the program: products, bytes between devices, what the losses hold, a GPU's kernels."""
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def _bytes(aval: Any) -> int:
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
-_INSTRUCTION = re.compile(r"= (\([^=]*?\)|\S+) ([a-z][a-z\-]*?)(-start)?\(")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*?)(-start)?\((.*)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 
 
@@ -128,16 +129,22 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
     a reduce-scatter to b bytes b (n - 1), an all-reduce 2 b (n - 1) / n, a permutation b.
     """
     found: dict[str, list[float]] = {}
+    chains: set[tuple[str, str]] = set()
     share = (devices - 1) / devices
     computations, entry = _computations(text)
     for name, times in _runs(computations, entry).items():
         for line in computations[name]:
             match = _INSTRUCTION.search(line)
-            if match is None or match[2] not in COLLECTIVES:
+            if match is None or match[3] not in COLLECTIVES:
                 continue
-            kind, shapes = match[2], _sizes(match[1])
+            # A TPU's program shows one that runs beside other work once in each computation that it runs beside.
+            chain = re.search(r'chain_id="(\d+)"', line)
+            if chain and (match[3], chain[1]) in chains:
+                continue
+            chains |= {(match[3], chain[1])} if chain else set()
+            kind, shapes = match[3], _sizes(match[2])
             size = sum(shapes)
-            if match[3] and kind in ("all-gather", "collective-permute", "reduce-scatter"):
+            if match[4] and kind in ("all-gather", "collective-permute", "reduce-scatter"):
                 # Started asynchronously, it names its operands too: results are the larger half, or the smaller one.
                 size = min(shapes) if kind == "reduce-scatter" else max(shapes)
             sent = {"all-gather": size * share, "all-reduce": 2 * size * share, "all-to-all": size * share,
@@ -180,7 +187,99 @@ def _runs(parts: dict[str, list[str]], entry: str) -> Counter[str]:
 
 
 def _sizes(shapes: str) -> list[int]:
-    sizes = []
-    for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes):
-        sizes.append(int(np.prod([int(d) for d in dims.split(",") if d], dtype=np.int64)) * _WIDTH.get(kind, 4))
-    return sizes
+    return [math.prod(dims) * _WIDTH.get(kind, 4) for kind, dims in _shapes(shapes)]
+
+
+def _shapes(text: str) -> list[tuple[str, list[int]]]:
+    return [(kind, [int(d) for d in dims.split(",") if d]) for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)]
+
+
+# Kernels of a GPU -----------------------------------------------------------------------------------------------------
+
+# No kernel: names for memory, and what is launched elsewhere.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all")
+# What transformations write into the path of an operation.
+_AROUND = re.compile(r"jit\([^()]*\)/?|\b(?:jvp|vmap|transpose)\(|\)|\b(?:shard_map|while/body|checkpoint|closed_call)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel of one step: how often it runs, and of one run the bytes of its operands and results and its products.
+
+    `scope` is where in the program it was written ("Network/encoder/stage1_block1/conv1"), `backward` whether for a
+    gradient, `kind` what runs it, `dtype` what it multiplies or writes.
+    """
+
+    scope: str
+    backward: bool
+    kind: str
+    times: int
+    bytes: int
+    flops: float
+    dtype: str
+
+    def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Seconds that all its runs take at least: its bytes or its products, whichever is longer."""
+        return self.times * max(self.bytes / bytes_per_second, self.flops / flops_per_second)
+
+
+def kernels(text: str) -> list[Kernel]:
+    """The kernels of a program compiled for a GPU, in the order of the schedule; collectives are not among them.
+
+    Every operand is taken to be read once and in whole, which a gather of a few rows is not. Products are those of
+    cuDNN's convolutions, cuBLAS's matrix products and cuDNN's attention ([B, T, heads, D]).
+    """
+    computations, entry = _computations(text)
+    found: list[Kernel] = []
+
+    def visit(name: str, times: int) -> None:
+        shapes: dict[str, str] = {}
+        for line in computations.get(name, ()):
+            match = _INSTRUCTION.search(line)
+            if match is None:
+                continue
+            result, shape, kind, _, rest = match.groups()
+            shapes[result] = shape
+            if kind in ("while", "conditional", "call"):
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                for called, branches in _CALLED.findall(line):
+                    for inner in [called] if called else re.findall(r"[\w.\-]+", branches):
+                        visit(inner, times * (int(trips[1]) if trips else 1))
+            elif kind not in (*_FREE, *COLLECTIVES) and not kind.endswith("-done"):
+                operands = [shapes.get(operand, "") for operand in re.findall(r"%([\w.\-]+)", rest.split(")")[0])]
+                found.append(_kernel(line, kind, shape, operands, times))
+
+    visit(entry, 1)
+    return found
+
+
+def _kernel(line: str, kind: str, shape: str, operands: list[str], times: int) -> Kernel:
+    named = re.search(r'op_name="([^"]*)"', line)
+    path = named[1] if named else ""
+    target = re.search(r'custom_call_target="([^"]+)"', line)
+    results = _shapes(shape)
+    if target:
+        kind = target[1].strip("_")
+        if len(results) > 1 and results[-1][0] in ("u8", "s8"):
+            results = results[:-1]  # the library's scratch space
+    given = [found for operand in operands for found in _shapes(operand)]
+    size = sum(math.prod(dims) * _WIDTH.get(dtype, 4) for dtype, dims in results + given)
+    flops = 0.0
+    if kind.startswith("cudnn$conv"):
+        # Images, kernel, result stand in the labels' order; of those of a gradient one is the result.
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+        order = {"cudnn$convBackwardInput": (2, 1, 0), "cudnn$convBackwardFilter": (0, 2, 1)}.get(kind, (0, 1, 2))
+        arrays = [given[0][1], given[1][1], results[0][1]]
+        kernel, out = arrays[order[1]], arrays[order[2]]
+        if labels:
+            flops = 2.0 * math.prod(kernel) * math.prod(out) / kernel[labels[2].index("o")]
+    elif "matmul" in kind or "gemm" in kind:
+        contracted = re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', line)
+        shared = [given[0][1][int(axis)] for axis in re.findall(r"\d+", contracted[1])] if contracted else [0]
+        flops = 2.0 * math.prod(results[0][1]) * math.prod(shared)
+    elif kind.startswith("cudnn$fmha"):
+        # Two products forward; backward five, the logits being made once more.
+        flops = 2.0 * (5 if "Backward" in kind else 2) * math.prod(given[0][1]) * given[1][1][1]
+    dtype = given[0][0] if flops else (results[0][0] if results else "")
+    scope = _AROUND.sub("", path.split(";")[-1]).rpartition("/")[0].strip("/")
+    return Kernel(scope, "transpose(jvp" in path, kind, times, size, flops, dtype)

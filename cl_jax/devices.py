@@ -32,6 +32,59 @@ DEVICES = {
     "v5p": Device("TPU v5p", 459 * TERA, 459 * TERA, 95 * GIB, 2.765 * TB, 600 * GB),
     "v6e": Device("TPU v6e", 918 * TERA, 918 * TERA, 32 * GIB, 1.64 * TB, 400 * GB),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What XLA's compiler asks about an NVIDIA GPU that need not be there."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    lanes: int  # float32 operations of a multiprocessor in a cycle
+    shared: int  # bytes of shared memory of a multiprocessor
+    cache: int  # bytes of L2
+    clock: float  # GHz, boosted
+
+
+# NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities"; architecture white papers of A100 and H100.
+CHIPS = {
+    "a100": Chip((8, 0), 108, 64, 164 << 10, 40 << 20, 1.41),
+    "h100": Chip((9, 0), 132, 128, 228 << 10, 50 << 20, 1.98),
+    "h200": Chip((9, 0), 132, 128, 228 << 10, 50 << 20, 1.98),
+}
+
+
+def target(name: str) -> str:
+    """A device of `CHIPS` in the words of XLA's `GpuTargetConfigProto`."""
+    chip, device = CHIPS[name], DEVICES[name]
+    major, minor = chip.capability
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  core_count: {chip.multiprocessors}
+  fpus_per_core: {chip.lanes}
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {chip.shared - 1024}
+  shared_memory_per_core: {chip.shared}
+  memory_bandwidth: {device.bandwidth:.0f}
+  device_memory_size: {device.memory:.0f}
+  l2_cache_size: {chip.cache}
+  clock_rate_ghz: {chip.clock}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{device.name}"
+"""
+
+
 # What jax calls them (`jax.Device.device_kind`), in lower case.
 KINDS = {"tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e",
          "tpu v6e": "v6e"}

@@ -177,7 +177,8 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
     def whole(params: Tree, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Tree]:
         def objective(params):
             outputs, stats, target_stats = forward(params, state.stats, state.target, batch, key)
-            value, aux = loss(outputs, params, state.memory, batch, key)
+            with jax.named_scope("loss"):
+                value, aux = loss(outputs, params, state.memory, batch, key)
             return value, (aux, stats, target_stats)
         return jax.value_and_grad(objective, has_aux=True)(params)
 
@@ -196,9 +197,10 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         start = (state.stats, state.target.stats if state.target else None)
         (stats, target_stats), stacked = lax.scan(embed, start, pieces)
         outputs = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), stacked)
-        (value, aux), (pull, grads) = jax.value_and_grad(
-            lambda outputs, params: loss(outputs, params, state.memory, batch, key), argnums=(0, 1), has_aux=True)(
-                outputs, params)
+        with jax.named_scope("loss"):
+            (value, aux), (pull, grads) = jax.value_and_grad(
+                lambda outputs, params: loss(outputs, params, state.memory, batch, key), argnums=(0, 1), has_aux=True)(
+                    outputs, params)
 
         def backward(grads, piece_and_pull):
             piece, pull = piece_and_pull
@@ -215,11 +217,13 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         (value, (aux, stats, target_stats)), grads = step(params, state, batch, key)
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
-        updates, opt = tx.update(grads, state.opt, params)
-        params = project(optax.apply_updates(params, updates))
+        with jax.named_scope("optimizer"):
+            updates, opt = tx.update(grads, state.opt, params)
+            params = project(optax.apply_updates(params, updates))
         target = state.target
         if target is not None:
-            moved = target.ema if ema is None else ema.update(tracked(params), target.ema)[1]
+            with jax.named_scope("target"):
+                moved = target.ema if ema is None else ema.update(tracked(params), target.ema)[1]
             target = Target(moved, target_stats)
         metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **aux.metrics}
         if axis_name is not None:

@@ -4,10 +4,12 @@ What a run will need, before it runs: memory of a device by kind, arithmetic, tr
 time, the largest batch. Read from the trainer's own step, lowered for as many devices and compiled; nothing is trained and
 no example is read where the data set's sizes are known. Ends with status 1 for a config that does not fit.
 
-Two compilers can say what the temporaries take. With libtpu installed (`pip install -e '.[tpu]'`) a TPU's own compiler is
-asked, and answers without a TPU. Otherwise it is XLA's for CPUs, which computes bfloat16 convolutions in float32: for such a
-config its temporaries are a bound from above, about twice too high, and the report says so. The memory traffic is that
-compiler's too, so the floor that it sets for another device is an estimate; those of arithmetic and links are bounds.
+Three compilers can say what the temporaries take, and none needs its device: `--compiler=tpu` with libtpu installed
+(`pip install -e '.[tpu]'`), `--compiler=gpu` with jax's CUDA plug-in (`'.[cuda]'`), and XLA's for CPUs, which computes
+bfloat16 convolutions in float32: for such a config its temporaries are a bound from above, about twice too high, and the
+report says so. The memory traffic is that compiler's too, so the floor that the CPU's sets for another device is an
+estimate; those of arithmetic and links are bounds. A GPU's program is read kernel by kernel: `--layers` shows the floor of
+each part of the network, and whether bytes or products set it.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cl_jax import costs, experiment, parallel, xla
 from cl_jax.data import batches, declared
-from cl_jax.devices import DEVICES, Device
+from cl_jax.devices import CHIPS, DEVICES, Device, target
 from cl_jax.parallel import EACH, SAME
 from cl_jax.steps import RESIDENT_BYTES, Stepper
 
@@ -37,6 +40,8 @@ GIB = 2**30
 # Chips of a slice -> its shape, as libtpu names them. Only the shapes matter, so a run on fewer uses some of them.
 _FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+# Where no kernel can be timed: cuBLAS for all products, since Triton's tiles are chosen by timing.
+UNTIMED = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 SLICES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLAT, "v6e": _FLAT}
 
 
@@ -51,6 +56,7 @@ class Programme(NamedTuple):
     flops: float
     loss: int
     collectives: dict[str, costs.Collective]
+    kernels: list[costs.Kernel]  # of a GPU's program; empty for others
 
     @property
     def bytes(self) -> int:
@@ -104,15 +110,18 @@ def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Prog
     update = Stepper(on_host, config, 0).update
     step = parallel.lift(update, mesh or built.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
     traced = step.trace(state, batch, key, jax.ShapeDtypeStruct((), np.int32))
-    compiled = traced.lower().compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    on_gpu = mesh is not None and mesh.devices.flat[0].platform in ("gpu", "cuda")
+    compiled = traced.lower().compile(UNTIMED if on_gpu else None)
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
+    kernels = costs.kernels(text) if on_gpu else []
+    accessed = sum(kernel.times * kernel.bytes for kernel in kernels) if on_gpu else cost.get("bytes accessed", 0.0)
     resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
     held = {"parameters": state.params, "batch statistics": state.stats, "optimiser": state.opt, "target": state.target,
             "memory": state.memory, "data": {name: rows for name, rows in resident.items() if name in batch}}
     return Programme(
         built, {kind: _bytes(tree) for kind, tree in held.items()}, _bytes(batch) // built.mesh.size,
-        memory.temp_size_in_bytes, float(cost.get("bytes accessed", 0.0)), costs.flops(traced.jaxpr),
-        costs.peak_bytes(traced.jaxpr, LOSSES), costs.collectives(compiled.as_text(), built.mesh.size))
+        memory.temp_size_in_bytes, float(accessed), costs.flops(traced.jaxpr), costs.peak_bytes(traced.jaxpr, LOSSES),
+        costs.collectives(text, built.mesh.size), kernels)
 
 
 def _bytes(tree: Any) -> int:
@@ -131,20 +140,24 @@ def plan(config: ConfigDict, device: Device, *, mesh: jax.sharding.Mesh | None =
     run, devices = compiled.built.run, compiled.built.mesh.size
     dtype = config.encoder.get("dtype") or "float32"
     room = USABLE * device.memory
+    compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())
     floor = {"compute": compiled.flops / (device.bfloat16 if dtype == "bfloat16" else device.float32),
              "memory": compiled.accessed / device.bandwidth, "links": sent / device.link}
+    parts = layers(compiled.kernels, device)
+    if parts:
+        floor["kernel by kernel"] = sum(row["seconds"] for row in parts)
     slowest = max(floor, key=floor.__getitem__)
     found = {
         "method": config.method.name, "data": config.data.name, "device": device.name, "devices": devices,
-        "batch_size": run.batch_size, "dtype": dtype, "compiler": "xla:cpu" if mesh is None else "xla:tpu",
+        "batch_size": run.batch_size, "dtype": dtype, "compiler": compiler,
         "parameters": compiled.state["parameters"] // 4,
         "bytes": compiled.state | {"batch": compiled.batch, "temporaries": compiled.temporaries},
         "loss_bytes_before_fusion": compiled.loss, "total_bytes": compiled.bytes, "usable_bytes": room,
         "flops": compiled.flops, "accessed_bytes": compiled.accessed,
         "collectives": {kind: dataclasses.asdict(row) for kind, row in compiled.collectives.items()}, "sent_bytes": sent,
         "floor_seconds": floor, "bound": slowest, "images_per_second_at_floor": run.batch_size / floor[slowest],
-        "fits": compiled.bytes <= room,
+        "layers": parts, "fits": compiled.bytes <= room,
     }
     if search:
         def total(batch: int) -> int:
@@ -155,6 +168,32 @@ def plan(config: ConfigDict, device: Device, *, mesh: jax.sharding.Mesh | None =
             total, {run.batch_size: compiled.bytes}, room, devices, run.size)
     found["advice"] = "" if found["fits"] else advice(found)
     return found
+
+
+def layers(kernels: list[costs.Kernel], device: Device) -> list[dict[str, Any]]:
+    """The kernels of each part of the program, as plain numbers: the parts of the network in order, the rest by what it is.
+
+    "seconds" is the floor of all kernels of the part, "by_products" the share of it in kernels that their products and not
+    their bytes bound.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    numbers = ("flops", "seconds", "by_products")
+    for kernel in kernels:
+        steps = kernel.scope.split("/")
+        part = "/".join(steps[:3] if steps[0] == "Network" else steps[:1]) or "no scope"
+        row = rows.setdefault(part, {"part": part, "kernels": 0, "bytes": 0} | dict.fromkeys(numbers, 0.0))
+        rate = device.bfloat16 if kernel.dtype in ("bf16", "f16") else device.float32
+        seconds = kernel.floor(rate, device.bandwidth)
+        row["kernels"] += kernel.times
+        row["bytes"] += kernel.times * kernel.bytes
+        row["flops"] += kernel.times * kernel.flops
+        row["seconds"] += seconds
+        row["by_products"] += seconds if kernel.flops / rate > kernel.bytes / device.bandwidth else 0.0
+    for row in rows.values():
+        row["by_products"] /= max(row["seconds"], 1e-30)
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:  # block2 before block10
+        return (row["part"][:7] != "Network", *(word.zfill(4) for word in re.split(r"(\d+)", row["part"])))
+    return sorted(rows.values(), key=place)
 
 
 def largest_batch(total: Callable[[int], int], known: dict[int, int], room: float, devices: int, examples: int
@@ -212,8 +251,8 @@ def advice(found: dict[str, Any]) -> str:
     return "Choose " + "; or ".join(words) + "."
 
 
-def report(found: dict[str, Any]) -> str:
-    """The plan in words, one block."""
+def report(found: dict[str, Any], *, table: bool = False) -> str:
+    """The plan in words, one block; with `table` also the parts of a GPU's program."""
     def gib(size: float) -> str:
         return f"{size / GIB:9.3f} GiB"
 
@@ -237,6 +276,10 @@ def report(found: dict[str, Any]) -> str:
     if "largest_batch" in found:
         lines.append(f"largest batch that fits, of those compiled ({', '.join(map(str, found['compiled_batches']))}): "
                      f"{found['largest_batch'] or 'none'}")
+    if table and found["layers"]:
+        lines.append(f"{'part':<36}{'kernels':>8}{'GB':>9}{'TFLOP':>9}{'floor ms':>10}  of it by products")
+        lines += [f"{row['part']:<36}{row['kernels']:>8}{row['bytes'] / 1e9:>9.3f}{row['flops'] / 1e12:>9.4f}"
+                  f"{1e3 * row['seconds']:>10.3f}{row['by_products']:>8.0%}" for row in found["layers"]]
     lines.append("fits" if found["fits"] else f"DOES NOT FIT. {found['advice']}")
     return "\n".join(lines)
 
@@ -255,12 +298,26 @@ def tpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
     return jax.sharding.Mesh(np.array(found[:devices]), (parallel.AXIS,))
 
 
+def gpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
+    """GPUs of one host that need not exist, for their own compiler; None where jax's CUDA plug-in or such a chip is not."""
+    if kind not in CHIPS or importlib.util.find_spec("jax_plugins") is None:
+        return None
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=target(kind),
+                                             topology=f"1x1x{devices}").devices
+    except NotImplementedError:  # no plug-in for this platform
+        return None
+    return jax.sharding.Mesh(np.array(found), (parallel.AXIS,))
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
     given = flags.FLAGS
-    if given.compiler == "cpu":
-        xla.prepare("cpu")
+    if given.compiler != "tpu":
+        xla.prepare(given.compiler)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", given.devices)
     config = given.config
@@ -273,15 +330,18 @@ def main(argv: list[str]) -> int:
         if config.get("previous", ""):
             raise ValueError("a stage after the first starts from a finished run; plan the first stage.")
         config = with_declared_data(config, examples=given.examples, image_size=given.image_size)
-        mesh = tpu_mesh(given.device, given.devices) if given.compiler == "tpu" else None
+        mesh = {"cpu": lambda *_: None, "tpu": tpu_mesh, "gpu": gpu_mesh}[given.compiler](given.device, given.devices)
         if given.compiler == "tpu" and mesh is None:
             raise ValueError(f"libtpu is not installed, or no slice of {given.device} has {given.devices} chips; install "
                              "'.[tpu]', or leave --compiler out.")
+        if given.compiler == "gpu" and mesh is None:
+            raise ValueError(f"jax's CUDA plug-in is not installed, or {given.device} is none of {', '.join(CHIPS)}; "
+                             "install '.[cuda]', or leave --compiler out.")
         found = plan(config, DEVICES[given.device], mesh=mesh, search=given.search)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(found))
+    print(report(found, table=given.layers))
     if given.out:
         Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
     return 0 if found["fits"] else 1
@@ -291,11 +351,12 @@ def run() -> None:
     config_flags.DEFINE_config_file("config", None, "What to plan: configs/<setting>.py, with :variant[,variant].")
     flags.DEFINE_integer("devices", 1, "Devices of the run.", lower_bound=1)
     flags.DEFINE_enum("device", "h200", sorted(DEVICES), "Their kind.")
-    flags.DEFINE_enum("compiler", "cpu", ["cpu", "tpu"], "Whose compiler says what the temporaries take: see above.")
+    flags.DEFINE_enum("compiler", "cpu", ["cpu", "gpu", "tpu"], "Whose compiler says what the temporaries take: see above.")
     flags.DEFINE_string("stage", None, "Stage of a config that has several.")
     flags.DEFINE_integer("examples", 0, "Training images, where the data are not here.")
     flags.DEFINE_integer("image_size", 0, "Side of the stored images, where the data are not here.")
     flags.DEFINE_bool("search", True, "Look for the largest batch too: up to four programs more.")
+    flags.DEFINE_bool("layers", False, "Show the parts of a GPU's program too.")
     flags.DEFINE_string("out", None, "Where to write the plan as JSON.")
     flags.mark_flag_as_required("config")
     app.run(main)

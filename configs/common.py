@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
         nonfinite="stop",  # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
         data=dict(name="scenes"),
         views=dict(both=dict(name="simclr_cifar", copies=2)),
-        encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0),
+        encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0, dtype="float32"),
         optimizer=dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-4),
         method=dict(name=""),
         evals=dict(every_epochs=4.0, batch_size=512, knn_k=200, knn_temperature=0.1, feature="h", baselines=True),

@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     common.laptop(config)
     half = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
     config.encoder = ConfigDict(dict(name="resnet_v2", stages=((1, 16, 64), (1, 32, 128), (1, 64, 256)), width=0.5,
-                                     stem="strided"))
+                                     stem="strided", dtype="float32"))
     config.method = ConfigDict(dict(name="cpc", patch_size=16, stride=8, offsets=(2,), directions=_ALL, grey=True,
                                     context_blocks=2, context_width=64))
     config.views = ConfigDict(dict(image=dict(size=32, scale=(0.7, 1.0), flip=0.0, test_crop=1.0, **half),
@@ -49,7 +49,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     adam = dict(name="adamw", learning_rate=2e-4, learning_rate_scaling="none", schedule="constant", weight_decay=0.0)
     if "cifar10" in chosen:
         common.cifar10(config)
-        config.encoder = ConfigDict(dict(name="resnet_v2", depth=50, stages=None, width=0.5, stem="cifar"))
+        config.encoder = ConfigDict(dict(name="resnet_v2", depth=50, stages=None, width=0.5, stem="cifar",
+                                         dtype="float32"))
         config.batch_size, config.total_epochs = 256, 200.0
         config.method = ConfigDict(dict(name="cpc", patch_size=8, stride=4, offsets=(2, 3, 4), directions=_ALL,
                                         drop_channels=0.8))

@@ -39,16 +39,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5))
+    config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5, dtype="float32"))
     config.method = ConfigDict(dict(name="dim", alpha=1.0, beta=0.0, gamma=1.0, estimator="JSD", units=256))
     config.views = ConfigDict(dict(one=common.lightness(32)))
     config.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     adam = dict(name="adamw", learning_rate=1e-4, learning_rate_scaling="none", schedule="constant", weight_decay=0.0)
-    alex = dict(name="conv", variant="alex64x64")
+    alex = dict(name="conv", variant="alex64x64", dtype="float32")
     if "cifar10" in chosen:
         common.cifar10(config)
-        config.encoder = ConfigDict(dict(name="conv", variant="basic32x32"))
+        config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", dtype="float32"))
         config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
     if "stl10" in chosen:
         config.data = ConfigDict(dict(name="tfds", dataset="stl10", train_split="train+unlabelled"))

@@ -66,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                                            weight_decay=1e-6, warmup_epochs=1.0))
     else:
         config.encoder = ConfigDict(dict(name="vit", size="tiny", width=96, depth=4, heads=3, patch=4, image_size=16,
-                                         variant="dino", drop_path=0.1))
+                                         variant="dino", drop_path=0.1, flash=False, dtype="float32"))
         config.method.head_norm = False
     if "cifar10" in chosen:
         common.cifar10(config)
@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
         config.encoder = ConfigDict(dict(name="vit", size="small", patch=16, variant="dino", drop_path=0.1,
-                                         dtype="bfloat16"))
+                                         flash=False, dtype="bfloat16"))
         config.batch_size, config.total_epochs = 512, 100.0
         config.method = ConfigDict(dict(name="dino"))
         config.views = crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))

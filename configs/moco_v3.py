@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     frozen = dict(freeze_paths=("patches",), freeze_steps=-1)
     if "vit" in chosen:
         config.encoder = ConfigDict(dict(name="vit", size="tiny", width=96, depth=4, heads=3, patch=4, variant="moco_v3",
-                                         freeze_patches=True))
+                                         freeze_patches=True, flash=False, dtype="float32"))
         config.method.update(vit_head)
         config.optimizer.update(dict(frozen, learning_rate=1e-3))
     if "cifar10" in chosen:
@@ -72,7 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if f"imagenet2012_vit_{size}" in chosen:
             common.imagenet2012(config)
             config.encoder = ConfigDict(dict(name="vit", size=size, heads=heads, patch=16, variant="moco_v3",
-                                             freeze_patches=True, dtype="bfloat16"))
+                                             freeze_patches=True, flash=False, dtype="bfloat16"))
             config.batch_size, config.total_epochs = 4096, 300.0
             config.method = ConfigDict(dict(vit_head, name="moco_v3", temperature=0.2, momentum=0.99))
             config.views = ConfigDict(dict(a=dict(name="moco_v3", view=1), b=dict(name="moco_v3", view=2)))

@@ -35,6 +35,7 @@ class Block(nn.Module):
     mlp_ratio: float
     kernel_init: Callable[..., Any]
     qkv_init: Callable[..., Any]
+    flash: bool
     dtype: Any
 
     @nn.compact
@@ -44,9 +45,9 @@ class Block(nn.Module):
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.qkv_init, name="qkv")(y)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         weights = _weights(q, k) if attention else None
-        y = jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, width)
+        y = (_flash(q, k, v) if self.flash else jax.nn.dot_product_attention(q, k, v)).reshape(batch, tokens, width)
         x = x + _scaled(self._dense(width, "projection")(y), keep, 0)
-        y = nn.gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)), approximate=False)
+        y = _gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)))
         return x + _scaled(self._dense(width, "mlp2")(y), keep, 1), weights
 
     def _dense(self, features: int, name: str) -> nn.Dense:
@@ -72,6 +73,8 @@ class ViT(nn.Module):
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4). An optimiser that
         decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
       drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in the first.
+      flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from Ampere on, with
+        dtype bfloat16.
       dtype: of matrix products, float32 or bfloat16; parameters, norms, softmax and the residual stream are float32
         always.
     """
@@ -86,6 +89,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     freeze_patches: bool = False
     drop_path: float = 0.0
+    flash: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -114,8 +118,8 @@ class ViT(nn.Module):
         keep = self._kept(batch, drop_keys) if train and drop_keys is not None and self.drop_path > 0 else None
         last, weights = [], None
         for i in range(self.depth):
-            x, weights = Block(self.width, self.heads, self.mlp_ratio, kernel, qkv, self.dtype, name=f"block{i + 1}")(
-                x, None if keep is None else keep[:, i], attention and i == self.depth - 1)
+            block = Block(self.width, self.heads, self.mlp_ratio, kernel, qkv, self.flash, self.dtype, name=f"block{i + 1}")
+            x, weights = block(x, None if keep is None else keep[:, i], attention and i == self.depth - 1)
             last.append(x[:, 0])
         norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm")
         tokens = norm(x)
@@ -146,6 +150,26 @@ def _scaled(branch: jax.Array, keep: jax.Array | None, number: int) -> jax.Array
     return branch if keep is None else branch * keep[:, number, None, None].astype(branch.dtype)
 
 
+@jax.checkpoint  # keeps its argument alone: a twelfth of the memory of a step of ViT-B/16
+def _gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)
+
+
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(D)) v by cuDNN, [B, T, heads, D]: logits and weights [B, heads, T, T] stay inside its kernel."""
+    batch, tokens = q.shape[:2]
+    # cuDNN differentiates even lengths only: one more token, which nobody attends to.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(batch, tokens, jnp.int32)
+    try:
+        y = jax.nn.dot_product_attention(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+                                         implementation="cudnn")
+    except RuntimeError as error:
+        raise ValueError(f"flash=True is cuDNN's attention, and jax says: {error} It needs an NVIDIA GPU and "
+                         "pip install '.[cuda]'; leave flash out elsewhere.") from error
+    return y[:, :tokens]
+
+
 def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits / q.shape[-1]**0.5, axis=-1)
@@ -159,12 +183,13 @@ def _uniform(bound: float) -> Callable[..., jax.Array]:
 
 def make(*, size: str = "small", width: int | None = None, depth: int | None = None, heads: int | None = None,
          patch: int = 16, image_size: int = 224, variant: str = "dino", pool: str = "cls", freeze_patches: bool = False,
-         drop_path: float = 0.0, dtype: str | None = "float32", axis_name: str | None = None) -> ViT:
+         drop_path: float = 0.0, flash: bool = False, dtype: str | None = "float32", axis_name: str | None = None) -> ViT:
     """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width, depth and heads may be
     replaced. `axis_name` is not read: nothing in it looks across examples.
 
     Raises:
-      ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path that is no probability.
+      ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path that is no probability,
+        flash in another dtype than bfloat16.
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; have {', '.join(SIZES)}.")
@@ -174,11 +199,13 @@ def make(*, size: str = "small", width: int | None = None, depth: int | None = N
         raise ValueError(f"pool is {pool!r}; expected cls or mean.")
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}; expected a probability from 0, below 1.")
+    if flash and dtype != "bfloat16":
+        raise ValueError(f"flash=True computes in 16 bits, and dtype is {dtype}; set dtype=bfloat16, or leave flash out.")
     widths = [given or named for given, named in zip((width, depth, heads), SIZES[size])]
     if widths[0] % widths[2]:
         raise ValueError(f"width={widths[0]} is not divisible by heads={widths[2]}.")
     if variant == "dino" and image_size % patch:
         raise ValueError(f"image_size={image_size} is not a multiple of patch={patch}.")
     return ViT(width=widths[0], depth=widths[1], heads=widths[2], patch=patch, image_size=image_size, variant=variant,
-               pool=pool, freeze_patches=freeze_patches, drop_path=drop_path,
+               pool=pool, freeze_patches=freeze_patches, drop_path=drop_path, flash=flash,
                dtype=None if dtype is None else jnp.dtype(dtype))

@@ -19,10 +19,12 @@ def of_batch(recipes: Sequence[Recipe], batch: Mapping[str, jax.Array], key: jax
     one with the recipe's probability `second`, by a coin of its own. So half of the pairs of two views with the default 0.5
     are of two pictures and half are two views of one.
     """
-    keys = example_keys(key, batch["id"])
-    if "image_b" not in batch:
-        return augment(recipes, keys, batch["image"])
-    return [_of_either(recipe, jax.vmap(jax.random.fold_in, (0, None))(keys, v), batch) for v, recipe in enumerate(recipes)]
+    with jax.named_scope("views"):
+        keys = example_keys(key, batch["id"])
+        if "image_b" not in batch:
+            return augment(recipes, keys, batch["image"])
+        return [_of_either(recipe, jax.vmap(jax.random.fold_in, (0, None))(keys, v), batch)
+                for v, recipe in enumerate(recipes)]
 
 
 def _of_either(recipe: Recipe, keys: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,5 +1,7 @@
 """ViT: the authors' parameter counts, what is frozen, dropped and returned."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,10 +91,36 @@ def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
     np.testing.assert_allclose(narrow, wide, atol=0.05)
 
 
+@pytest.mark.parametrize("tokens", [4, 5])
+def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
+    """cuDNN's lengths and the token more that it needs, by the plain form: values and gradients."""
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, *, implementation, **lengths):
+        seen.append((implementation, q.shape[1]))
+        return plain(q, k, v, **lengths)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    *qkv, pull = jax.random.normal(jax.random.key(0), (4, 2, tokens, 3, 8))
+    both = [jax.vjp(attend, *qkv) for attend in (vit._flash, plain)]
+    for got, expected in zip(*(jax.tree.leaves((y, vjp(pull))) for y, vjp in both)):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert seen == [("cudnn", 4 if tokens == 4 else 6)]
+
+
+def test_flash_where_there_is_no_cudnn():
+    _, variables = built(dtype="bfloat16")
+    same = vit.make(**SMALL, dtype="bfloat16", flash=True)
+    if importlib.util.find_spec("jax_plugins") is not None:
+        pytest.skip("jax's CUDA plug-in is installed")
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+        same.apply(variables, IMAGES, train=False)
+
+
 def test_errors():
     for settings, text in ((dict(size="huge"), "have tiny, small, base, large"), (dict(pool="max"), "expected cls or mean"),
                            (dict(heads=5), "not divisible by heads=5"), (dict(drop_path=1.0), "drop_path is 1.0"),
-                           (dict(patch=5), "not a multiple of patch=5"), (dict(variant="timm"), "have moco_v3, dino")):
+                           (dict(patch=5), "not a multiple of patch=5"), (dict(variant="timm"), "have moco_v3, dino"),
+                           (dict(flash=True), "set dtype=bfloat16")):
         with pytest.raises(ValueError, match=text):
             vit.make(**{**SMALL, **settings})
     network, variables = built()
