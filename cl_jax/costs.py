@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -223,58 +223,103 @@ class Kernel:
         return self.times * max(self.bytes / bytes_per_second, self.flops / flops_per_second)
 
 
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    kind: str
+    operands: list[str]
+    line: str
+
+
 def kernels(text: str) -> list[Kernel]:
     """The kernels of a program compiled for a GPU, in the order of the schedule; collectives are not among them.
 
-    Every operand is taken to be read once and in whole, which a gather of a few rows is not. Products are those of
-    cuDNN's convolutions, cuBLAS's matrix products and cuDNN's attention ([B, T, heads, D]).
+    An operand counts as read once, in whole unless only slices of it are; a slice that is written in place as its own
+    size. Products are those of cuDNN's convolutions, cuBLAS's matrix products and cuDNN's attention ([B, T, heads, D]).
     """
-    computations, entry = _computations(text)
+    lines, entry = _computations(text)
+    parsed = {name: [_parsed(match) for match in map(_INSTRUCTION.search, body) if match] for name, body in lines.items()}
     found: list[Kernel] = []
 
     def visit(name: str, times: int) -> None:
         shapes: dict[str, str] = {}
-        for line in computations.get(name, ()):
-            match = _INSTRUCTION.search(line)
-            if match is None:
-                continue
-            result, shape, kind, _, rest = match.groups()
-            shapes[result] = shape
-            if kind in ("while", "conditional", "call"):
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                for called, branches in _CALLED.findall(line):
-                    for inner in [called] if called else re.findall(r"[\w.\-]+", branches):
-                        visit(inner, times * (int(trips[1]) if trips else 1))
-            elif kind not in (*_FREE, *COLLECTIVES) and not kind.endswith("-done"):
-                operands = [shapes.get(operand, "") for operand in re.findall(r"%([\w.\-]+)", rest.split(")")[0])]
-                found.append(_kernel(line, kind, shape, operands, times))
+        for one in parsed.get(name, ()):
+            shapes[one.name] = one.shape
+            called = [inner for single, several in _CALLED.findall(one.line)
+                      for inner in ([single] if single else re.findall(r"[\w.\-]+", several))]
+            if one.kind in ("while", "conditional", "call"):
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.line)
+                for inner in called:
+                    visit(inner, times * (int(trips[1]) if trips else 1))
+            elif one.kind not in (*_FREE, *COLLECTIVES) and not one.kind.endswith("-done"):
+                body = parsed.get(called[0], []) if one.kind == "fusion" and called else []
+                found.append(_kernel(one, [shapes.get(operand, "") for operand in one.operands], body, times))
 
     visit(entry, 1)
     return found
 
 
-def _kernel(line: str, kind: str, shape: str, operands: list[str], times: int) -> Kernel:
-    named = re.search(r'op_name="([^"]*)"', line)
+def _parsed(match: re.Match) -> _Instruction:
+    name, shape, kind, _, rest = match.groups()
+    return _Instruction(name, shape, kind, re.findall(r"%([\w.\-]+)", rest.split(")")[0]), match.string)
+
+
+def _read(body: list[_Instruction], name: str) -> int | None:
+    """Numbers that a fusion reads of one of its values: of slices alone, none of what it writes in place; else None, all."""
+    total = 0
+    for one in body:
+        if name not in one.operands:
+            continue
+        if one.kind in ("bitcast", "convert"):
+            inner = _read(body, one.name)
+            if inner is None:
+                return None
+            total += inner
+        elif one.kind in ("slice", "dynamic-slice", "gather") and one.operands[0] == name:
+            total += sum(math.prod(dims) for _, dims in _shapes(one.shape))
+        elif one.kind != "dynamic-update-slice" or one.operands[0] != name:
+            return None
+    return total
+
+
+def _moved(shape: str, operands: list[str], body: list[_Instruction]) -> int:
+    """Bytes of a kernel's operands and results."""
+    named = {one.name: one for one in body}
+    numbers = {int(re.search(r"parameter\((\d+)\)", one.line)[1]): one.name for one in body if one.kind == "parameter"}
+    total = 0
+    for number, operand in enumerate(operands):
+        part = _read(body, numbers[number]) if number in numbers else None
+        for dtype, dims in _shapes(operand):
+            total += _WIDTH.get(dtype, 4) * (math.prod(dims) if part is None else min(part, math.prod(dims)))
+    roots = body[-1:]
+    if roots and roots[0].kind == "tuple":
+        roots = [named[operand] for operand in roots[0].operands if operand in named]
+    for root in roots:
+        in_place = root.kind == "dynamic-update-slice" and root.operands[1] in named
+        total += sum(_sizes(named[root.operands[1]].shape if in_place else root.shape))
+    return total if roots else total + sum(_sizes(shape))
+
+
+def _kernel(one: _Instruction, operands: list[str], body: list[_Instruction], times: int) -> Kernel:
+    named = re.search(r'op_name="([^"]*)"', one.line)
     path = named[1] if named else ""
-    target = re.search(r'custom_call_target="([^"]+)"', line)
-    results = _shapes(shape)
-    if target:
-        kind = target[1].strip("_")
-        if len(results) > 1 and results[-1][0] in ("u8", "s8"):
-            results = results[:-1]  # the library's scratch space
-    given = [found for operand in operands for found in _shapes(operand)]
-    size = sum(math.prod(dims) * _WIDTH.get(dtype, 4) for dtype, dims in results + given)
+    target = re.search(r'custom_call_target="([^"]+)"', one.line)
+    kind = target[1].strip("_") if target else one.kind
+    results, given = _shapes(one.shape), [found for operand in operands for found in _shapes(operand)]
+    size = _moved(one.shape, operands, body)
+    if target and len(results) > 1 and results[-1][0] in ("u8", "s8"):
+        size -= math.prod(results.pop()[1])  # the library's scratch space
     flops = 0.0
     if kind.startswith("cudnn$conv"):
         # Images, kernel, result stand in the labels' order; of those of a gradient one is the result.
-        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.line)
         order = {"cudnn$convBackwardInput": (2, 1, 0), "cudnn$convBackwardFilter": (0, 2, 1)}.get(kind, (0, 1, 2))
         arrays = [given[0][1], given[1][1], results[0][1]]
         kernel, out = arrays[order[1]], arrays[order[2]]
         if labels:
             flops = 2.0 * math.prod(kernel) * math.prod(out) / kernel[labels[2].index("o")]
     elif "matmul" in kind or "gemm" in kind:
-        contracted = re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', line)
+        contracted = re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', one.line)
         shared = [given[0][1][int(axis)] for axis in re.findall(r"\d+", contracted[1])] if contracted else [0]
         flops = 2.0 * math.prod(results[0][1]) * math.prod(shared)
     elif kind.startswith("cudnn$fmha"):

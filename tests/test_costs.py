@@ -92,6 +92,16 @@ GPU = """
   ROOT %sum = f32[8]{0} add(%p, %p)
 }
 
+%first (p: bf16[2,8,8,3], q: f32[100]) -> (f32[3], f32[100]) {
+  %p = bf16[2,8,8,3]{3,2,1,0} parameter(0)
+  %wide = f32[2,8,8,3]{3,2,1,0} convert(%p)
+  %row = f32[1,8,8,3]{3,2,1,0} slice(%wide), slice={[0:1], [0:8], [0:8], [0:3]}
+  %mean = f32[3]{0} reduce(%row, %zero), dimensions={0,1,2}, to_apply=%plus
+  %q = f32[100]{0} parameter(1)
+  %written = f32[100]{0} dynamic-update-slice(%q, %mean, %start)
+  ROOT %both = (f32[3]{0}, f32[100]{0}) tuple(%mean, %written)
+}
+
 ENTRY %main (x: bf16[2,8,8,3], w: bf16[3,3,3,16], dy: bf16[2,4,4,16], v: f32[8]) -> f32[] {
   %x = bf16[2,8,8,3]{3,2,1,0} parameter(0)
   %w = bf16[16,3,3,3]{3,2,1,0} parameter(1)
@@ -101,16 +111,19 @@ ENTRY %main (x: bf16[2,8,8,3], w: bf16[3,3,3,16], dy: bf16[2,4,4,16], v: f32[8])
   %dw = (bf16[16,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter", metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"}
   %dx = (bf16[2,8,8,3]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput", metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"}
   %loop = (s32[], f32[4,6]{1,0}) while(%start), condition=%until, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
+  %bank = f32[100]{0} parameter(4)
   %q = bf16[2,6,12,8]{3,2,1,0} copy(%x)
   %k = bf16[2,10,12,8]{3,2,1,0} copy(%x)
   %out = (bf16[2,12,6,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmaxBackward"
+  %pair = (f32[3]{0}, f32[100]{0}) fusion(%x, %bank), kind=kInput, calls=%first, metadata={op_name="jit(f)/sum"}
   ROOT %twice = f32[8]{0} fusion(%v), kind=kLoop, calls=%add, metadata={op_name="jit(f)/optimizer/add"}
 }
 """  # noqa: E501
 
 
 def test_kernels_of_a_gpu():
-    """Bytes of operands and results without the libraries' scratch; products whichever of the three arrays is the result."""
+    """Bytes of operands and results without the libraries' scratch, of slices alone where only they are read or written;
+    products whichever of the three arrays is the result."""
     found = costs.kernels(GPU)
     x, w, y = 2 * 8 * 8 * 3, 16 * 27, 2 * 16 * 16
     products = 2.0 * y * 27
@@ -119,7 +132,8 @@ def test_kernels_of_a_gpu():
         ("cudnn$convBackwardInput", 1, 2 * (x + w + y), products),
         ("cublas$gemm", 5, 4 * (24 + 36 + 24), 2.0 * 4 * 6 * 6),
         ("copy", 1, 2 * (x + 1152), 0.0), ("copy", 1, 2 * (x + 1920), 0.0),
-        ("cudnn$fmhaSoftmaxBackward", 1, 2 * (2 * 1152 + 2 * 1920), 2.0 * 5 * 1152 * 10), ("fusion", 1, 64, 0.0)]
+        ("cudnn$fmhaSoftmaxBackward", 1, 2 * (2 * 1152 + 2 * 1920), 2.0 * 5 * 1152 * 10),
+        ("fusion", 1, 2 * 8 * 8 * 3 + 4 * (3 + 3), 0.0), ("fusion", 1, 64, 0.0)]
     assert [kernel.scope for kernel in found if kernel.scope] == 3 * ["Network/encoder/stage1_block1/conv1"] + [
         "Network/head/dense1", "optimizer"]
     assert [kernel.backward for kernel in found[:3]] == [False, True, True] and found[0].dtype == "bf16"

@@ -1,6 +1,7 @@
 """Batch normalisation over the global batch, or over fixed groups of it, whatever the number of devices."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.losses._axis import varying
 from cl_jax.shapes import check_axis, check_real
 
 
@@ -59,15 +61,21 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32) if self.use_scale else None
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32) if self.use_bias else None
         out_dtype = x.dtype if self.dtype is None else self.dtype
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
         if train:
             # At initialisation no axis is mapped and the batch may be one example: only shapes matter.
             axis_name, groups = (None, 1) if self.is_initializing() else self._groups(x.shape[0])
-            shape = x.shape
-            x = x.reshape(groups, shape[0] // groups, *shape[1:])
-            centred, mean, var, count = _moments(x, axis_name if self.splits == 1 else None)
+            shared = axis_name if self.splits == 1 else None
+            x, scale, bias = varying((x, scale, bias))
+
+            def normalised(x):
+                return _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
+            if groups == 1:  # no reshape, across which XLA does not fuse a rectifier's gradient
+                y, mean, var = normalised(x)
+            else:
+                y, mean, var = jax.vmap(normalised)(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]))
             if not self.is_initializing():
+                count = _count(x, shared) // groups
                 correction = count / max(count - 1, 1) if self.unbiased_running_variance else 1.0
                 for running, new in ((running_mean, mean), (running_var, var * correction)):
                     new = lax.stop_gradient(new).reshape(groups, channels).mean(0)
@@ -75,15 +83,10 @@ class BatchNorm(nn.Module):
                         new = lax.pmean(new, axis_name)
                     running.value = (self.momentum * running.value + (1 - self.momentum) * new).astype(
                         running.value.dtype)
-            y = centred * _factor(var, scale, self.epsilon)
-            y = y.reshape(shape)
-        else:
-            lead = (1,) * (x.ndim - 1)
-            y = (x - running_mean.value.reshape(*lead, channels)) * _factor(
-                running_var.value.reshape(*lead, channels), scale, self.epsilon)
-        if bias is not None:
-            y = y + bias.reshape((1,) * (y.ndim - 1) + (channels,))
-        return y.astype(out_dtype)
+            return y.reshape(x.shape)
+        mean, var = (moment.value.reshape((1,) * (x.ndim - 1) + (channels,)) for moment in (running_mean, running_var))
+        centred = x.astype(jnp.promote_types(x.dtype, jnp.float32)) - mean
+        return _affine(centred * lax.rsqrt(var + self.epsilon), scale, bias).astype(out_dtype)
 
     def _groups(self, batch: int) -> tuple[str | None, int]:
         """(axis, number of groups on this device)."""
@@ -101,27 +104,67 @@ class BatchNorm(nn.Module):
         return self.axis_name, groups
 
 
-def _factor(var: jax.Array, scale: jax.Array | None, epsilon: float) -> jax.Array:
-    factor = lax.rsqrt(var + epsilon)
-    return factor if scale is None else factor * scale.reshape((1,) * (var.ndim - 1) + scale.shape)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _normalise(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axis_name: str | None, epsilon: float,
+               dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, ..., C] -> (y, mean, variance), moments of the rank of x; mean and variance pass no gradient on.
+
+    The gradient is written out because it then takes two passes over x and dy, sums first, and a rectifier before dy joins
+    both: five reads and writes of that size where differentiation takes eight.
+    """
+    return _forward(x, scale, bias, axis_name, epsilon, dtype)[0]
 
 
-def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, int]:
-    """x [G, B/G, ..., C] -> (x - mean, mean, variance, values per moment); moments have the rank of x."""
-    axes = tuple(range(1, x.ndim - 1))
-    # One pass over deviations from the mean of the group's first example, at most sqrt(B/G) standard deviations from
-    # the mean of all: rounding grows by B/G at the very worst, and not with the mean. The moments do not depend on the
-    # shift, so it takes no gradient.
-    shift = lax.stop_gradient(x[:, :1].mean(axes, keepdims=True))
+def _forward(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axis_name: str | None, epsilon: float,
+             dtype: Any) -> tuple[Any, Any]:
+    shift, offset, mean, var = _moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis_name)
+    inverse = lax.rsqrt(var + epsilon)
+    y = _affine(_centred(x, shift, offset) * _affine(inverse, scale, None), None, bias).astype(dtype)
+    return (y, mean, var), (x, scale, bias, shift, offset, inverse)
+
+
+def _backward(axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any) -> tuple[Any, Any, Any]:
+    x, scale, bias, shift, offset, inverse = kept
+    normal = _centred(x, shift, offset) * inverse
+    dy = given[0].astype(normal.dtype)
+    axes = tuple(range(x.ndim - 1))
+    sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
+    d_bias, d_scale = (None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums))
+    mean, along = (one / _count(x, axis_name) for one in (sums if axis_name is None else lax.psum(sums, axis_name)))
+    dx = _affine(inverse, scale, None) * (dy - mean - normal * along)
+    return dx.astype(x.dtype), d_scale, d_bias
+
+
+_normalise.defvjp(_forward, _backward)
+
+
+def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    lead = (1,) * (x.ndim - 1)
+    x = x if scale is None else x * scale.reshape(*lead, -1)
+    return x if bias is None else x + bias.reshape(*lead, -1)
+
+
+def _centred(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
+    return (x.astype(shift.dtype) - shift) - offset
+
+
+def _count(x: jax.Array, axis_name: str | None) -> int:
+    """Values that one moment is of."""
+    return x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+
+
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """x [B, ..., C] -> (shift, offset, mean, variance) of the rank of x; x - shift - offset has the mean 0."""
+    axes = tuple(range(x.ndim - 1))
+    # One pass over deviations from the mean of the first example, at most sqrt(B) standard deviations from the mean of
+    # all: rounding grows by B at the very worst, and not with the mean.
+    shift = x[:1].mean(axes, keepdims=True)
     deviation = x - shift
     offset = deviation.mean(axes, keepdims=True)
     var = jnp.maximum(jnp.square(deviation).mean(axes, keepdims=True) - jnp.square(offset), 0)
-    count = x.size // (x.shape[0] * x.shape[-1])
+    mean = shift + offset
     if axis_name is not None:
-        local = shift + offset
-        mean = lax.pmean(local, axis_name)
+        local, mean = mean, lax.pmean(mean, axis_name)
         var = lax.pmean(var + jnp.square(local - mean), axis_name)
-        offset, count = mean - shift, count * lax.axis_size(axis_name)
-    else:
-        mean = shift + offset
-    return deviation - offset, mean, var, count
+        offset = mean - shift
+    return shift, offset, mean, var
