@@ -1,15 +1,19 @@
 """Images per second and utilisation of SimCLR's training step, whole and in parts, on the devices that are here.
 
 python benchmarks/throughput.py [--cases resnet18,resnet50,vit_b16] [--layers] [--batch 512] [--dtype bfloat16] [--small]
+python benchmarks/throughput.py --floor h200
 
-  resnet18  32x32, CIFAR stem, global batch 512 (configs/simclr_v1.py:cifar10)
-  resnet50  256x256 stored, 224x224 views, batch 256 a device (configs/simclr_v1.py:imagenet2012)
-  vit_b16   the same data and views with MoCo v3's ViT-B/16 as the encoder, batch 256 a device
+  resnet18       32x32, CIFAR stem, global batch 512 (configs/simclr_v1.py:cifar10)
+  resnet50       256x256 stored, 224x224 views, batch 256 a device (configs/simclr_v1.py:imagenet2012)
+  vit_b16        the same data and views with MoCo v3's ViT-B/16 as the encoder, batch 256 a device
+  vit_b16_flash  that with attention by cuDNN, on GPUs
 
 Data are random uint8 images on the device, as the trainer keeps a set that fits; "step, from the host" reads the same images
 through grain instead. The parts are programs of their own: the augmentation of both views; the network with its head on
 views that are ready, forward; forward and backward; the whole step. Parts of a fused program need not sum to the whole.
-`--layers` times the encoder cut after each stage, so that differences are the stages.
+`--layers` times the encoder cut after each stage, so that differences are the stages. On a GPU the floor of the compiled
+step stands beside its time: each kernel's bytes at the data sheet's bandwidth or its products at the sheet's rate, whichever
+is longer (cl_jax/costs.py). `--floor` says that alone, from the GPU's own compiler, on a machine without one.
 
 FLOPs are products only, counted in the program (cl_jax/costs.py). "mfu" divides by the data sheet's rate
 (cl_jax/devices.py), "of matmul" by what a large square matrix product reaches here in the same minutes. PyTorch runs in turn
@@ -28,7 +32,9 @@ from typing import Any
 
 import _timing
 
-CASES = ("resnet18", "resnet50", "vit_b16")
+from cl_jax.devices import CHIPS
+
+CASES = ("resnet18", "resnet50", "vit_b16", "vit_b16_flash")
 
 
 def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, small: bool):
@@ -42,11 +48,12 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
     stored = 32 if case == "resnet18" else 256
     config.batch_size = batch or (512 if case == "resnet18" else 256 * devices)
     config.encoder.variant = "torchvision"  # the same network as PyTorch's
-    if case == "vit_b16":
-        config.encoder = ConfigDict(dict(name="vit", size="base", patch=16, variant="moco_v3", freeze_patches=True))
+    if case.startswith("vit_b16"):
+        config.encoder = ConfigDict(dict(name="vit", size="base", patch=16, variant="moco_v3", freeze_patches=True,
+                                         flash=case == "vit_b16_flash"))
     if small:
         stored, config.batch_size = 32, batch or 8 * devices
-        config.encoder.update(dict(size="tiny", width=48, depth=2, heads=2, patch=8) if case == "vit_b16"
+        config.encoder.update(dict(size="tiny", width=48, depth=2, heads=2, patch=8) if case.startswith("vit_b16")
                               else dict(depth=10, width=0.125))
         config.views.both.size = 16 if case == "resnet18" else 32
     config.encoder.dtype = dtype
@@ -73,13 +80,14 @@ def built_of(config, stored: int):
     return built._replace(data=Splits(source, source)), images
 
 
-def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """({part: one run that is waited for} but for the step, {part: FLOPs on one device})."""
+def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any]], dict[str, float], list[dict[str, Any]]]:
+    """({part: one run that is waited for} but for the step, {part: FLOPs on one device}, a GPU's kernels by part)."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from cl_jax import costs, parallel, views
+    from cl_jax import costs, parallel, plan, views
+    from cl_jax.devices import known
     from cl_jax.parallel import EACH, SAME
     from cl_jax.views import batch as views_of
 
@@ -110,10 +118,13 @@ def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any
               "forward": (parallel.lift(forward, mesh, (SAME, SAME, EACH), (EACH, SAME)), given),
               "forward and backward": (parallel.lift(backward, mesh, (SAME, SAME, EACH), SAME), given)}
     whole = parallel.lift(update, mesh, (SAME, EACH, SAME, SAME), SAME)
-    flops = {"step": costs.flops(whole.trace(state, batch, key, np.int32(0)).jaxpr)} | {
+    traced = whole.trace(state, batch, key, np.int32(0))
+    flops = {"step": costs.flops(traced.jaxpr)} | {
         name: costs.flops(function.trace(*arguments).jaxpr) for name, (function, arguments) in lifted.items()}
+    device = known(jax.devices()[0].device_kind)
+    kernels = costs.kernels(traced.lower().compile().as_text()) if jax.default_backend() == "gpu" and device else []
     return {name: lambda f=function, a=arguments: jax.block_until_ready(f(*a))
-            for name, (function, arguments) in lifted.items()}, flops
+            for name, (function, arguments) in lifted.items()}, flops, plan.layers(kernels, device) if device else []
 
 
 def stepping(built, config, state, count: int) -> tuple[Callable[[], None], Any]:
@@ -224,7 +235,7 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     host = built._replace(data=built.data._replace(train=dataclasses.replace(built.data.train, arrays=None)))
     run, steps = stepping(built, config, copies[0], count)
     from_host, waiting = stepping(host, config, copies[1], count)
-    parts, flops = programmes(config, built, state, steps.update)
+    parts, flops, floor = programmes(config, built, state, steps.update)
     runs = parts | {"step": run, "step, from the host": from_host}
     found = peer(config, images, args.dtype, count) if devices == 1 and not args.no_peer else None
     if found:
@@ -242,7 +253,7 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
                       "of_matmul": done / median / rate if done else None}
     return {"case": case, "batch": config.batch_size, "steps": count, "stored": stored,
             "encoder": config.encoder.to_dict(), "rows": rows, "matmul_flops": rate, "data_wait": wait,
-            "memory": _peak_bytes(),
+            "memory": _peak_bytes(), "floor": floor,
             "ratio_to_peer": None if not found else _timing.ratio(times, "step", found[0]),
             "layers": layers(config, built, state, args.repeats) if args.layers else None}
 
@@ -256,7 +267,7 @@ def _peak_bytes() -> int | None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default="", help=f"of {', '.join(CASES)}; default: all that the device can run")
     parser.add_argument("--batch", type=int, default=0, help="global; 0: the case's own")
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default bfloat16; float32 on CPU")
     parser.add_argument("--steps", type=int, default=0, help="in one dispatch and one timed run; default 20; 1 on CPU")
@@ -264,9 +275,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of timed runs of a case")
     parser.add_argument("--layers", action="store_true", help="the encoder stage by stage")
     parser.add_argument("--no-peer", action="store_true", help="without PyTorch")
+    parser.add_argument("--floor", default="", choices=("", *CHIPS), help="the floor on this GPU, which need not be here")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the program")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args(argv)
+    for case in args.cases.split(",") if args.cases else ():
+        if case not in CASES:
+            parser.error(f"case {case!r} is unknown; have {', '.join(CASES)}.")
+    if args.floor:
+        floors(args)
+        return
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # the rest is PyTorch's, in the same process
     _timing.prepare()
     import jax
@@ -276,13 +294,48 @@ def main(argv: list[str] | None = None) -> None:
     args.steps = args.steps or (1 if cpu else 20)
     record = _timing.facts("flax", "optax", "torch") | {"dtype": args.dtype, "small": args.small, "cases": []}
     blocks = []
-    for case in args.cases.split(","):
-        if case not in CASES:
-            parser.error(f"case {case!r} is unknown; have {', '.join(CASES)}.")
+    for case in args.cases.split(",") if args.cases else CASES if jax.default_backend() == "gpu" else CASES[:-1]:
         found = measure(case, args)
         record["cases"].append(found)
         blocks.append(block(found, args.dtype))
     _timing.write("throughput" + ("_small" if args.small else ""), record, "\n\n".join(blocks), args.out)
+
+
+def floors(args: argparse.Namespace) -> None:
+    """The floors of the cases' steps on one GPU that need not be here, by its own compiler."""
+    from cl_jax import plan, xla
+    from cl_jax.devices import DEVICES
+
+    xla.prepare("gpu")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    mesh, device, dtype = plan.gpu_mesh(args.floor, 1), DEVICES[args.floor], args.dtype or "bfloat16"
+    if mesh is None:
+        raise SystemExit("--floor asks the GPU's own compiler: pip install -e '.[cuda]'.")
+    found, rows, parts = {}, [], []
+    for case in args.cases.split(",") if args.cases else CASES:
+        config, _ = config_of(case, devices=1, batch=args.batch, dtype=dtype, steps=args.steps or 20, small=args.small)
+        planned = found[case] = plan.plan(config, device, mesh=mesh, search=False)
+        seconds = planned["floor_seconds"]["kernel by kernel"]
+        layers = planned["layers"]
+        rows.append([case, config.batch_size, sum(row["kernels"] for row in layers), planned["accessed_bytes"] / 1e9,
+                     planned["flops"] / 1e12, planned["bytes"]["temporaries"] / 2**30, 1e3 * seconds,
+                     f"{sum(row['seconds'] * row['by_products'] for row in layers) / seconds:.0%}",
+                     config.batch_size / seconds, 2 * config.batch_size / seconds])
+        stages: dict[str, list[float]] = {}
+        for row in layers:
+            stage = row["part"].removeprefix("Network/encoder/").split("_")[0].removeprefix("Network/")
+            sums = stages.setdefault(stage.rstrip("0123456789") if stage.startswith("block") else stage, [0, 0.0, 0.0, 0.0])
+            sums[:] = (sums[0] + row["kernels"], sums[1] + row["bytes"] / 1e9, sums[2] + row["flops"] / 1e12,
+                       sums[3] + 1e3 * row["seconds"])
+        parts.append(f"{case}:\n\n" + _timing.table(["part", "kernels", "GB", "TFLOP", "floor, ms"],
+                                                   [[name, *sums] for name, sums in stages.items()]))
+    record = _timing.facts("flax", "optax", machine=f"{device.name}, compiled for and not run") | {
+        "dtype": dtype, "cases": found}
+    head = _timing.table(["case", "batch", "kernels", "GB moved", "TFLOP", "temporaries, GiB", "floor, ms",
+                          "of it by products", "images/s at most", "views/s at most"], rows)
+    _timing.write("throughput_floor" + ("_small" if args.small else ""), record, "\n\n".join([head, *parts]), args.out)
 
 
 def block(found: dict[str, Any], dtype: str) -> str:
@@ -300,6 +353,10 @@ def block(found: dict[str, Any], dtype: str) -> str:
         lines.append(f"our step takes {found['ratio_to_peer']:.3g} of PyTorch's time")
     if found["memory"]:
         lines.append(f"peak memory of the first device {found['memory'] / 2**30:.2f} GiB")
+    if found["floor"]:
+        least = sum(row["seconds"] for row in found["floor"])
+        lines.append(f"kernel by kernel at least {1e3 * least:.2f} ms: the step takes "
+                     f"{found['rows']['step']['seconds'] / least:.2f} of it")
     if found["layers"]:
         lines += ["", _timing.table(["stage", "ms", "GFLOP", "GB moved", "TFLOP/s", "GB/s"],
                                     [layer(row["stage"], row["adds"]) for row in found["layers"]])]

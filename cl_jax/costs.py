@@ -223,6 +223,9 @@ class Kernel:
         return self.times * max(self.bytes / bytes_per_second, self.flops / flops_per_second)
 
 
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # and which of their operands they write into the first
+
+
 class _Instruction(NamedTuple):
     name: str
     shape: str
@@ -277,7 +280,7 @@ def _read(body: list[_Instruction], name: str) -> int | None:
             total += inner
         elif one.kind in ("slice", "dynamic-slice", "gather") and one.operands[0] == name:
             total += sum(math.prod(dims) for _, dims in _shapes(one.shape))
-        elif one.kind != "dynamic-update-slice" or one.operands[0] != name:
+        elif one.kind not in _IN_PLACE or one.operands[0] != name:
             return None
     return total
 
@@ -295,8 +298,8 @@ def _moved(shape: str, operands: list[str], body: list[_Instruction]) -> int:
     if roots and roots[0].kind == "tuple":
         roots = [named[operand] for operand in roots[0].operands if operand in named]
     for root in roots:
-        in_place = root.kind == "dynamic-update-slice" and root.operands[1] in named
-        total += sum(_sizes(named[root.operands[1]].shape if in_place else root.shape))
+        written = root.operands[_IN_PLACE[root.kind]] if root.kind in _IN_PLACE else root.name
+        total += sum(_sizes(named[written].shape))
     return total if roots else total + sum(_sizes(shape))
 
 

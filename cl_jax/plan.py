@@ -15,6 +15,7 @@ each part of the network, and whether bytes or products set it.
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import re
@@ -179,7 +180,7 @@ def layers(kernels: list[costs.Kernel], device: Device) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     numbers = ("flops", "seconds", "by_products")
     for kernel in kernels:
-        steps = kernel.scope.split("/")
+        steps = [step for step, _ in itertools.groupby(kernel.scope.split("/"))]  # a network around a network
         part = "/".join(steps[:3] if steps[0] == "Network" else steps[:1]) or "no scope"
         row = rows.setdefault(part, {"part": part, "kernels": 0, "bytes": 0} | dict.fromkeys(numbers, 0.0))
         rate = device.bfloat16 if kernel.dtype in ("bf16", "f16") else device.float32

@@ -94,7 +94,7 @@ def test_the_parts_of_a_gpus_program():
     def kernel(scope, size, flops=0.0, dtype="bf16", times=1):
         return costs.Kernel(scope, False, "fusion", times, size, flops, dtype)
     rows = plan.layers([kernel("views", 10, times=3), kernel("Network/encoder/block10/mlp1", 100, 50.0),
-                        kernel("Network/encoder/block10/mlp2", 100, 300.0), kernel("", 1),
+                        kernel("Network/encoder/encoder/block10/mlp2", 100, 300.0), kernel("", 1),
                         kernel("Network/encoder/block2/mlp1", 8, 8.0, "f32")], device)
     assert [row["part"] for row in rows] == ["Network/encoder/block2", "Network/encoder/block10", "no scope", "views"]
     assert [row["kernels"] for row in rows] == [1, 2, 1, 3] and rows[1]["bytes"] == 200 and rows[1]["flops"] == 350

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
+from cl_jax.encoders.pool import max_pool
 from cl_jax.shapes import check_real
 
 # (channels at width 1, kernel, strides, padding, max-pool after)
@@ -54,7 +55,7 @@ class AlexNet(nn.Module):
                         dtype=self.dtype, kernel_init=initializers.kernel(self.kernel_init), name=f"conv{i}")(x)
             x = nn.relu(self._norm(f"norm{i}")(x, train=train))
             if pool:
-                x = nn.max_pool(x, (3, 3), (2, 2))
+                x = max_pool(x, (3, 3), (2, 2))
             features[f"conv{i}"] = x
         x = x.reshape(x.shape[0], -1)
         for i in (6, 7) if self.fully_connected else ():

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
+from cl_jax.encoders.pool import max_pool
 from cl_jax.shapes import check_real
 
 Convolution = tuple[int, int, int, int, bool]
@@ -68,7 +69,7 @@ class ConvNet(nn.Module):
                         kernel_init=initializers.kernel("torch"), name=f"conv{i}")(x)
             x = nn.relu(self._norm(f"conv_norm{i}")(x, train=train))
             if pool:
-                x = nn.max_pool(x, (3, 3), (2, 2))
+                x = max_pool(x, (3, 3), (2, 2))
             features[f"conv{i}"] = x
         wide = jnp.promote_types(x.dtype, jnp.float32)
         x = x.reshape(x.shape[0], -1)

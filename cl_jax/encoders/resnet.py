@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from cl_jax.encoders import initializers
 from cl_jax.encoders.convolve import convolve
 from cl_jax.encoders.norm import BatchNorm
+from cl_jax.encoders.pool import max_pool
 from cl_jax.shapes import check_real
 
 BLOCKS = {  # depth: (blocks per stage, bottleneck)
@@ -187,7 +188,7 @@ class ResNet(nn.Module):
             x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
         features["conv1"] = x
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), "SAME" if variant.same_pool else ((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), (2, 2), "SAME" if variant.same_pool else ((1, 1), (1, 1)))
         features["stem"] = x
         for stage, count in enumerate(blocks, start=1):
             width = self._channels(64 * 2 ** (stage - 1))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax.encoders import initializers
+from cl_jax.encoders.pool import max_pool
 from cl_jax.shapes import check_real
 
 Stage = tuple[int, int, int]  # blocks, bottleneck, output
@@ -63,7 +64,7 @@ class ResNetV2(nn.Module):
         kernel, strides, pool = STEMS[self.stem]
         x = conv(self.stem_width, kernel, strides, name="stem_conv")(x)
         if pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         features = {"stem": x}
         for stage, (blocks, bottleneck, channels) in enumerate(self.stages, start=1):
             for i in range(1, blocks + 1):
