@@ -3,9 +3,9 @@
 python benchmarks/memory.py [--config configs/simclr_v1.py:cifar10] [--batch 512] [--small]
 
 The plan is made by its command in a process of its own, for the device that is here where it is in the table (h200
-otherwise). Then the trainer's own step runs three times on random images of the planned sizes. On an accelerator the peak is
-the allocator's; a CPU's does not say, and there the comparison is with the step that ran: the bytes of its State and images,
-and the temporaries of its compiled program.
+otherwise), by a GPU's own compiler where it knows the chip. Then the trainer's own step runs three times on random images of
+the planned sizes. On an accelerator the peak is the allocator's; a CPU's does not say, and there the comparison is with the
+step that ran: the bytes of its State and images, and the temporaries of its compiled program.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 import _timing
 
 
-def planned(config: str, device: str, devices: int, settings: list[str]) -> dict:
+def planned(config: str, device: str, devices: int, compiler: str, settings: list[str]) -> dict:
     """The plan as its command writes it."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "plan.json"
         ran = subprocess.run([sys.executable, "-m", "cl_jax.plan", f"--config={config}", f"--devices={devices}",
-                              f"--device={device}", "--nosearch", f"--out={out}", *settings], cwd=_timing.ROOT,
-                             capture_output=True, text=True)
+                              f"--device={device}", f"--compiler={compiler}", "--nosearch", f"--out={out}", *settings],
+                             cwd=_timing.ROOT, capture_output=True, text=True)
         if not out.exists():
             raise RuntimeError(f"the plan of {config} failed:\n{ran.stderr[-2000:]}")
         return json.loads(out.read_text())
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from cl_jax import experiment, plan
     from cl_jax.data.source import Splits, from_arrays
-    from cl_jax.devices import DEVICES, known
+    from cl_jax.devices import CHIPS, DEVICES, known
     from cl_jax.steps import stepper
 
     found = known(jax.devices()[0].device_kind)
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.batch:
         config.batch_size = args.batch
         settings.append(f"--config.batch_size={args.batch}")
-    paper = planned(args.config, device, len(jax.devices()), settings)
+    compiler = "gpu" if jax.default_backend() == "gpu" and device in CHIPS else "cpu"
+    paper = planned(args.config, device, len(jax.devices()), compiler, settings)
     config = plan.with_declared_data(experiment.stages(ConfigDict(config), "unused")[0][1])
     built = experiment.build(config)
     shape = (built.data.train.size, *built.data.train.read(0)["image"].shape)

@@ -13,7 +13,7 @@ through grain instead. The parts are programs of their own: the augmentation of 
 views that are ready, forward; forward and backward; the whole step. Parts of a fused program need not sum to the whole.
 `--layers` times the encoder cut after each stage, so that differences are the stages. On a GPU the floor of the compiled
 step stands beside its time: each kernel's bytes at the data sheet's bandwidth or its products at the sheet's rate, whichever
-is longer (cl_jax/costs.py). `--floor` says that alone, from the GPU's own compiler, on a machine without one.
+is longer (cl_jax/kernels.py). `--floor` says that alone, from the GPU's own compiler, on a machine without one.
 
 FLOPs are products only, counted in the program (cl_jax/costs.py). "mfu" divides by the data sheet's rate
 (cl_jax/devices.py), "of matmul" by what a large square matrix product reaches here in the same minutes. PyTorch runs in turn
@@ -88,6 +88,7 @@ def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any
 
     from cl_jax import costs, parallel, plan, views
     from cl_jax.devices import known
+    from cl_jax.kernels import kernels_of
     from cl_jax.parallel import EACH, SAME
     from cl_jax.views import batch as views_of
 
@@ -122,7 +123,7 @@ def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any
     flops = {"step": costs.flops(traced.jaxpr)} | {
         name: costs.flops(function.trace(*arguments).jaxpr) for name, (function, arguments) in lifted.items()}
     device = known(jax.devices()[0].device_kind)
-    kernels = costs.kernels(traced.lower().compile().as_text()) if jax.default_backend() == "gpu" and device else []
+    kernels = kernels_of(traced.lower().compile().as_text()) if jax.default_backend() == "gpu" and device else []
     return {name: lambda f=function, a=arguments: jax.block_until_ready(f(*a))
             for name, (function, arguments) in lifted.items()}, flops, plan.layers(kernels, device) if device else []
 

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from cl_jax import costs, experiment, parallel, xla
 from cl_jax.data import batches, declared
 from cl_jax.devices import CHIPS, DEVICES, Device, target
+from cl_jax.kernels import Kernel, kernels_of
 from cl_jax.parallel import EACH, SAME
 from cl_jax.steps import RESIDENT_BYTES, Stepper
 
@@ -57,7 +58,7 @@ class Programme(NamedTuple):
     flops: float
     loss: int
     collectives: dict[str, costs.Collective]
-    kernels: list[costs.Kernel]  # of a GPU's program; empty for others
+    kernels: list[Kernel]  # of a GPU's program; empty for others
 
     @property
     def bytes(self) -> int:
@@ -114,7 +115,7 @@ def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Prog
     on_gpu = mesh is not None and mesh.devices.flat[0].platform in ("gpu", "cuda")
     compiled = traced.lower().compile(UNTIMED if on_gpu else None)
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-    kernels = costs.kernels(text) if on_gpu else []
+    kernels = kernels_of(text) if on_gpu else []
     accessed = sum(kernel.times * kernel.bytes for kernel in kernels) if on_gpu else cost.get("bytes accessed", 0.0)
     resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
     held = {"parameters": state.params, "batch statistics": state.stats, "optimiser": state.opt, "target": state.target,
@@ -171,7 +172,7 @@ def plan(config: ConfigDict, device: Device, *, mesh: jax.sharding.Mesh | None =
     return found
 
 
-def layers(kernels: list[costs.Kernel], device: Device) -> list[dict[str, Any]]:
+def layers(kernels: list[Kernel], device: Device) -> list[dict[str, Any]]:
     """The kernels of each part of the program, as plain numbers: the parts of the network in order, the rest by what it is.
 
     "seconds" is the floor of all kernels of the part, "by_products" the share of it in kernels that their products and not
