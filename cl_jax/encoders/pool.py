@@ -29,7 +29,8 @@ def _forward(x: jax.Array, window: Sides, strides: Sides, padding: str | tuple[S
 def _backward(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], kept, dy: jax.Array):
     def scattered(x, y, dy):
         return jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)[1](dy)[0]
-    return (lax.platform_dependent(*kept, dy, tpu=scattered, default=partial(_summed, window, strides, padding)),)
+    with jax.named_scope("max_pool"):
+        return (lax.platform_dependent(*kept, dy, tpu=scattered, default=partial(_summed, window, strides, padding)),)
 
 
 def _summed(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], x: jax.Array, y: jax.Array, dy: jax.Array
