@@ -34,7 +34,8 @@ class BatchNorm(nn.Module):
         PyTorch does; TensorFlow, Flax and Haiku do not.
       dtype: of the result; None keeps that of x.
 
-    Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running statistics).
+    Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running statistics). Training is
+    differentiated in reverse (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
 
     Raises:
       ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not mapped.
