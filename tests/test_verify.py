@@ -107,6 +107,25 @@ def test_where_the_bound_says_nothing_the_next_seed_is_tried(monkeypatch):
     assert not record.same() and record.loose() == ["loss"]
 
 
+def test_what_differs_from_every_start_is_tried_from_the_next_seed(monkeypatch):
+    """Two devices part from one at seed 0 alone; a fault does at every seed."""
+    monkeypatch.setattr(verify, "debug_stages", lambda name: [("", ConfigDict({"seed": 0}))])
+
+    def runner(config, devices, previous, steps, state=None):
+        def run(nudge):
+            return outcome(1.0 + 1e-7 * (nudge or 0) + (0.1 if devices == 2 and config.seed in faulty else 0.0))
+        run.built = SimpleNamespace(mesh=SimpleNamespace(size=devices), method="any")
+        run.state = None
+        return run
+    monkeypatch.setattr(verify, "runner", runner)
+    faulty = {0}
+    (record, _), = verify.verify("any", (1, 2))
+    assert record.seed == 1 and record.same()
+    faulty = set(range(verify.SEEDS))
+    (record, _), = verify.verify("any", (1, 2))
+    assert not record.same() and record.broken(2) == ["loss"]
+
+
 def test_what_tips_over_at_one_start_is_no_fault_and_what_differs_at_every_start_is():
     """A rounding tips a ReLU of one nudged run, and of the first run on two devices; three devices always differ."""
     def run(devices, seed):

@@ -22,31 +22,33 @@ def max_pool(x: jax.Array, window: Sides, strides: Sides, padding: str | tuple[S
 
 
 def _forward(x: jax.Array, window: Sides, strides: Sides, padding: str | tuple[Sides, Sides]):
-    y = max_pool(x, window, strides, padding)
-    return y, (x, y)
+    return max_pool(x, window, strides, padding), x
 
 
-def _backward(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], kept, dy: jax.Array):
-    def scattered(x, y, dy):
+def _backward(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], x: jax.Array, dy: jax.Array):
+    def scattered(x, dy):
         return jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)[1](dy)[0]
     with jax.named_scope("max_pool"):
-        return (lax.platform_dependent(*kept, dy, tpu=scattered, default=partial(_summed, window, strides, padding)),)
+        return (lax.platform_dependent(x, dy, tpu=scattered, default=partial(_summed, window, strides, padding)),)
 
 
-def _summed(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], x: jax.Array, y: jax.Array, dy: jax.Array
-            ) -> jax.Array:
+def _summed(window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], x: jax.Array, dy: jax.Array) -> jax.Array:
     sides = lax.padtype_to_pads(x.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
     places = [(i, j) for i in range(window[0]) for j in range(window[1])]
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)), constant_values=-jnp.inf)
 
     def ends(place: Sides) -> tuple[int, ...]:  # of a window's place: the last row and column over all windows, exclusive
-        return tuple(at + (n - 1) * stride + 1 for at, n, stride in zip(place, y.shape[1:3], strides))
+        return tuple(at + (n - 1) * stride + 1 for at, n, stride in zip(place, dy.shape[1:3], strides))
 
-    first = jnp.full(y.shape, len(places), jnp.uint8)  # the place in its window of each largest value
-    for number, place in reversed(list(enumerate(places))):
+    # The place in its window of each largest value, found among the nine: not by comparison with the result, which another
+    # loop may have rounded otherwise.
+    first = jnp.zeros(dy.shape, jnp.uint8)
+    largest = jnp.full(dy.shape, -jnp.inf, x.dtype)
+    for number, place in enumerate(places):
         (top, left), (bottom, right) = place, ends(place)
         seen = padded[:, top:bottom:strides[0], left:right:strides[1]]
-        first = jnp.where(seen == y, jnp.uint8(number), first)
+        first = jnp.where(seen > largest, jnp.uint8(number), first)
+        largest = jnp.maximum(largest, seen)
     first = lax.optimization_barrier(first)  # once, and not again for each of the places below
     total = jnp.zeros((), dy.dtype)
     for number, place in enumerate(places):
