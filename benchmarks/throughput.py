@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 import importlib
 import os
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -326,8 +327,9 @@ def floors(args: argparse.Namespace) -> None:
                      config.batch_size / seconds, 2 * config.batch_size / seconds])
         stages: dict[str, list[float]] = {}
         for row in layers:
-            stage = row["part"].removeprefix("Network/encoder/").split("_")[0].removeprefix("Network/")
-            sums = stages.setdefault(stage.rstrip("0123456789") if stage.startswith("block") else stage, [0, 0.0, 0.0, 0.0])
+            # All blocks of a stage, the layers of the stem and a transformer's blocks are one part each.
+            stage = re.sub(r"^Network/(?:encoder/(?:(stage\d+|stem)_.*|(block)\d+)|(?=.))", r"\1\2", row["part"])
+            sums = stages.setdefault(stage, [0, 0.0, 0.0, 0.0])
             sums[:] = (sums[0] + row["kernels"], sums[1] + row["bytes"] / 1e9, sums[2] + row["flops"] / 1e12,
                        sums[3] + 1e3 * row["seconds"])
         parts.append(f"{case}:\n\n" + _timing.table(["part", "kernels", "GB", "TFLOP", "floor, ms"],

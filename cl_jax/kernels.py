@@ -17,12 +17,11 @@ _AROUND = re.compile(r"jit\([^()]*\)/?|\b(?:jvp|vmap|transpose)\(|\)|\b(?:shard_
 class Kernel(NamedTuple):
     """One kernel of one step: how often it runs, and of one run the bytes of its operands and results and its products.
 
-    `scope` is where in the program it was written ("Network/encoder/stage1_block1/conv1"), `backward` whether for a
-    gradient, `kind` what runs it, `dtype` what it multiplies or writes.
+    `scope` is where in the program it was written ("Network/encoder/stage1_block1/conv1"), `kind` what runs it, `dtype`
+    what it multiplies or writes.
     """
 
     scope: str
-    backward: bool
     kind: str
     times: int
     bytes: int
@@ -71,8 +70,7 @@ def _kernel(one: hlo.Instruction, operands: list[str], body: list[hlo.Instructio
                hlo.shapes(inside.shape)) for inside in body)
     dtype = given[0][0] if flops and given else results[0][0] if results else ""
     scope = _AROUND.sub("", path.split(";")[-1]).rpartition("/")[0].strip("/")
-    return Kernel(scope, "transpose(jvp" in path, target[1].strip("_") if target else one.kind, times,
-                  _moved(results, operands, body), flops, dtype)
+    return Kernel(scope, target[1].strip("_") if target else one.kind, times, _moved(results, operands, body), flops, dtype)
 
 
 def _flops(one: hlo.Instruction, target: str, given: list[hlo.Shape], results: list[hlo.Shape]) -> float:

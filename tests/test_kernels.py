@@ -69,5 +69,5 @@ def test_kernels_of_a_gpu():
         ("fusion", 1, 2 * 8 * 8 * 3 + 4 * (3 + 3), 0.0), ("fusion", 1, 64, 0.0)]
     assert [kernel.scope for kernel in found if kernel.scope] == 3 * ["Network/encoder/stage1_block1/conv1"] + [
         "Network/head/dense1", "optimizer"]
-    assert [kernel.backward for kernel in found[:3]] == [False, True, True] and found[0].dtype == "bf16"
+    assert found[0].dtype == "bf16"
     assert found[3].floor(1e3, 1e3) == 5 * 0.336 and found[3].floor(1e2, 1e9) == 5 * 2.88

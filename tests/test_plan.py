@@ -93,7 +93,7 @@ def test_the_parts_of_a_gpus_program():
     device = dataclasses.replace(DEVICES["h200"], bfloat16=1e6, float32=5e5, bandwidth=1e6)
 
     def kernel(scope, size, flops=0.0, dtype="bf16", times=1):
-        return Kernel(scope, False, "fusion", times, size, flops, dtype)
+        return Kernel(scope, "fusion", times, size, flops, dtype)
     rows = plan.layers([kernel("views", 10, times=3), kernel("Network/encoder/block10/mlp1", 100, 50.0),
                         kernel("Network/encoder/encoder/block10/mlp2", 100, 300.0), kernel("", 1),
                         kernel("Network/encoder/block2/mlp1", 8, 8.0, "f32")], device)
