@@ -1,11 +1,15 @@
 """The speed run: from a cold start to 90.0 % on CIFAR-10's test set by kNN (k=200, T=0.1, clean features), wall clock.
 
-python benchmarks/speedrun_cifar10.py --data folder/of/train.npz [--seeds 0,1,2] [--config simclr_v1:cifar10] [--piece 500]
+python benchmarks/speedrun_cifar10.py --data folder/of/train.npz [--config simsiam:cifar10,fastsiam] [--piece 500]
 
 The clock starts when a seed's process does and counts everything: imports, reading the data, compilation, every evaluation,
 saving. Any network and method: --config names a config with its variants, --set changes it. Training sees CIFAR-10's 50,000
 training images without labels; only kNN looks at the 10,000 test images. A seed is done at the first evaluation that reaches
---target, or has failed at the end of its --epochs.
+--target, or has failed at the end of its --epochs; --seeds 0,1,2 are the three of a record.
+
+The default is the published recipe that reached 90 % by this kNN with the fewest views: FastSiam, 200 epochs of four views
+(90.6 % in lightly's benchmark; there the next are SimSiam and BYOL, 800 epochs of two). The open record, SimCLR with 500
+epochs of two, is 90.3 % by another kNN, of 10 neighbours.
 
 --piece 500 stops when about so many seconds are over, saved, with status 75; the same command goes on there. The times of
 all pieces are added up, start-up and compilation of each included; of a piece that was killed, what came after its last save
@@ -43,14 +47,17 @@ def config_of(args: argparse.Namespace):
         else:
             config.data = ConfigDict(dict(name="scenes", train_size=2048, test_size=512))
         config.encoder.update(dict(depth=10, width=0.25, variant="torchvision"))
-        config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0,
-                                                 family="tv", crop="tv", interpolation="bilinear")))
+        config.views.both = ConfigDict(dict(name="simclr_cifar", copies=config.views.both.copies, size=16, scale=(0.7, 1.0),
+                                            flip=0.0, family="tv", crop="tv", interpolation="bilinear"))
         config.optimizer = ConfigDict(dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none",
                                            weight_decay=1e-4, warmup_epochs=0.5))
-        config.method.temperature, config.batch_size = 0.2, 128
+        config.batch_size = 128
+        if "temperature" in config.method:
+            config.method.temperature = 0.2
     else:
         config.encoder.dtype = "bfloat16"
-    config.total_epochs, config.seed = args.epochs, args.seed
+    config.total_epochs = config.total_epochs if args.epochs is None else args.epochs
+    config.seed = args.seed
     for word in args.set:
         key, _, value = word.partition("=")
         *sections, last = key.split(".")
@@ -166,11 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=None, help="folder of train.npz and test.npz (cl_jax/data/packed.py); "
                                                                 "without it the config's own data")
-    parser.add_argument("--config", default="simclr_v1:cifar10", help="a name in configs/, with :variant")
+    parser.add_argument("--config", default="simsiam:cifar10,fastsiam", help="a name in configs/, with :variant")
     parser.add_argument("--set", action="append", default=[], metavar="section.name=value")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--target", type=float, default=None, help="default 0.9; 0.3 with --small")
-    parser.add_argument("--epochs", type=float, default=None, help="of the schedule; default 400; 3 with --small")
+    parser.add_argument("--epochs", type=float, default=None, help="of the schedule; default the config's; 3 with --small")
     parser.add_argument("--evaluate-every", type=int, default=None, help="epochs; default 10; 1 with --small")
     parser.add_argument("--evaluate-from", type=float, default=0.0, help="share of the schedule before which nothing is "
                                                                          "evaluated")
@@ -185,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     name = "speedrun_cifar10" + ("_small" if args.small else "")
     args.target = (0.3 if args.small else 0.9) if args.target is None else args.target
-    args.epochs = (3.0 if args.small else 400.0) if args.epochs is None else args.epochs
+    args.epochs = 3.0 if args.small and args.epochs is None else args.epochs
     args.evaluate_every = args.evaluate_every or (1 if args.small else 10)
     args.workdir = args.workdir or _timing.ROOT / "runs" / name
     if args.seed is not None:

@@ -1,4 +1,4 @@
-"""Losses between views of one example with nothing pushed apart: BYOL, SimSiam, DINO."""
+"""Losses between views of one example with nothing pushed apart: BYOL, SimSiam, FastSiam, DINO."""
 
 from collections.abc import Sequence
 
@@ -72,6 +72,35 @@ def simsiam_rows(p: jax.Array, z: jax.Array) -> jax.Array:
     """The negative cosine of each row: [B, D], [B, D] -> [B] from -1 to 1; no gradient to z."""
     check("b d", p=p, z=z)
     return -(unit(p, 1e-8) * unit(lax.stop_gradient(z), 1e-8)).sum(axis=-1)
+
+
+def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Pulls the prediction made from each of V views to the mean of the same network's projections of all others.
+
+    loss = -1/V mean_i sum_v cos(p_v, 1/(V-1) sum_{w != v} z_w); two views are `simsiam`
+
+    Args:
+      p: [V, B, D] predictions, not normalised; gradient flows.
+      z: [V, B, D] projections, not normalised, nor before their mean; no gradient in this use, as in `simsiam`.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
+
+    Raises:
+      ValueError: shapes that disagree, fewer than two views, inputs that are not real, `axis_name` not mapped.
+
+    Reference: Pototzky, Sultan and Schmidt-Thieme, FastSiam: resource-efficient self-supervised learning on a single
+    GPU, GCPR 2022, every view predicting in turn; as in lightly's program of it.
+    """
+    check("v b d", p=p, z=z)
+    check_axis(axis_name)
+    views = p.shape[0]
+    if views < 2:
+        raise ValueError(f"p has shape {p.shape}: {views} view; each predicts the others, so expected 2 or more.")
+    z = lax.stop_gradient(wide(z))
+    others = [jnp.concatenate([z[:v], z[v + 1:]]).mean(axis=0) for v in range(views)]
+    return mean(jnp.stack([simsiam_rows(p[v], others[v]) for v in range(views)]).mean(), axis_name)
 
 
 def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_temperature: float,

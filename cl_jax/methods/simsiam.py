@@ -1,6 +1,7 @@
 """SimSiam (Chen and He 2020, arXiv 2011.10566): predict the other view's projection of the same network; no negatives.
 
 The projection is a constant only where it is the target. Views pass one after the other, so batch norm sees one at a time.
+With more than two views each predicts the mean of the others: FastSiam (Pototzky et al., GCPR 2022).
 """
 
 from collections.abc import Sequence
@@ -23,15 +24,15 @@ from cl_jax.views.recipe import Recipe, evaluate
 
 def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
          out_dim: int = 2048, hidden_dim: int = 512, num_layers: int = 3) -> Method:
-    """SimSiam.
+    """SimSiam, of two views or more.
 
     out_dim: of projection and prediction. hidden_dim: of the predictor. num_layers: of the projector (CIFAR-10: 2).
 
     The authors' predictor keeps its first learning rate throughout: `optimizer.constant_lr_paths=("predictor",)`. The metric
     "z_std" tells a collapse, which the loss does not: see `channel_std`.
     """
-    if len(views) != 2:
-        raise ValueError(f"SimSiam compares two views; the config has {len(views)}.")
+    if len(views) < 2:
+        raise ValueError(f"SimSiam compares two views or more; the config has {len(views)}.")
     settings = {"variant": "simsiam", "out_dim": out_dim, "dtype": encoder.dtype, "axis_name": run.axis_name}
     network = Network(encoder, mlp.make(**settings, num_layers=num_layers))
     predict = predictor.make(**settings, hidden_dim=hidden_dim)
@@ -51,13 +52,12 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, projected, True)
             p.append(predicted)
             z.append(projected)
-        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}
+        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}  # [B, V, D]
         return outputs, {"network": network_stats, "predictor": head_stats}, None
 
     def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        p, z = outputs["p"], outputs["z"]
-        value = losses.simsiam(p[:, 0], p[:, 1], z[:, 0], z[:, 1], axis_name=run.axis_name)
-        return value, Aux({"z_std": channel_std(z, run.axis_name)})
+        value = losses.fastsiam(*(outputs[name].swapaxes(0, 1) for name in "pz"), axis_name=run.axis_name)
+        return value, Aux({"z_std": channel_std(outputs["z"], run.axis_name)})
 
     def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
         (_, named), changed = apply(params["network"], stats["network"], images, train)

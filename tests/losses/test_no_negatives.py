@@ -1,4 +1,4 @@
-"""BYOL, SimSiam and DINO against loops, closed forms, stop-gradients, edges, and devices against one."""
+"""BYOL, SimSiam, FastSiam and DINO against loops, closed forms, stop-gradients, edges, and devices against one."""
 
 from functools import partial
 
@@ -30,6 +30,12 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
+def oracle_fastsiam(p, z):
+    views, rows, _ = p.shape
+    return -np.mean([cosine(p[v, i], sum(z[w, i] for w in range(views) if w != v) / (views - 1))
+                     for v in range(views) for i in range(rows)])
+
+
 def oracle_dino(student, teacher, centre, student_temperature, teacher_temperature):
     terms = []
     for j, t in enumerate(teacher):
@@ -49,11 +55,14 @@ def test_equals_loops():
     student, teacher, centre = crops()
     with jax.enable_x64(True):
         ours = [module.byol(p_a, p_b, z_a, z_b), module.simsiam(p_a, p_b, z_a, z_b),
+                module.fastsiam(student, student[::-1]), module.fastsiam(np.stack([p_a, p_b]), np.stack([z_a, z_b])),
                 module.dino(student, teacher, centre, **DINO), module.dino(student, teacher[:1], centre, **DINO)]
     expected = [np.mean([4 - 2 * cosine(p_a[i], z_b[i]) - 2 * cosine(p_b[i], z_a[i]) for i in range(8)]),
                 -np.mean([cosine(p_a[i], z_b[i]) + cosine(p_b[i], z_a[i]) for i in range(8)]) / 2,
+                oracle_fastsiam(student, student[::-1]), oracle_fastsiam(np.stack([p_a, p_b]), np.stack([z_a, z_b])),
                 oracle_dino(student, teacher, centre, **DINO), oracle_dino(student, teacher[:1], centre, **DINO)]
     np.testing.assert_allclose(ours, expected, atol=1e-12)
+    np.testing.assert_allclose(ours[3], ours[1], atol=1e-12)  # of two views it is SimSiam
 
 
 def test_range_and_invariance():
@@ -80,6 +89,7 @@ def test_gradients():
     with jax.enable_x64(True):
         for loss in (module.byol, module.simsiam):
             check_grads(lambda p, q, loss=loss: loss(p, q, z_a, z_b), (p_a, p_b), order=1, modes="rev")
+        check_grads(lambda p: module.fastsiam(p, student), (student + 1,), order=1, modes="rev")
         check_grads(lambda s: module.dino(s, teacher, centre, **DINO), (student,), order=1, modes="rev")
 
 
@@ -88,6 +98,12 @@ def test_no_gradient_to_targets(loss):
     grads = jax.grad(loss, argnums=(0, 1, 2, 3))(*map(jnp.asarray, four()))
     assert np.any(grads[0]) and np.any(grads[1])
     assert not np.any(grads[2]) and not np.any(grads[3])
+
+
+def test_no_gradient_to_the_mean_of_the_other_views():
+    p, z = jnp.asarray(four()[:3]), jnp.asarray(four(1)[:3])
+    grads = jax.grad(module.fastsiam, argnums=(0, 1))(p, z)
+    assert np.all(np.any(grads[0], axis=(1, 2))) and not np.any(grads[1])
 
 
 def test_no_gradient_to_teacher_and_centre():
@@ -112,10 +128,10 @@ def test_dino_is_finite_at_sharp_temperatures_and_large_logits():
 
 
 def test_bfloat16_is_summed_in_float32():
-    half = [jnp.asarray(x, jnp.bfloat16) for x in (*four(), *crops())]
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (*four(), *crops(seen=4))]
     full = [x.astype(jnp.float32) for x in half]
     for loss, at in ((module.byol, slice(0, 4)), (module.simsiam, slice(0, 4)),
-                     (partial(module.dino, **DINO), slice(4, 7))):
+                     (module.fastsiam, slice(4, 6)), (partial(module.dino, **DINO), slice(4, 7))):
         value = loss(*half[at])
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, loss(*full[at]), rtol=1e-6)
@@ -125,6 +141,13 @@ def test_parity_over_devices():
     def loss(*four, axis_name):
         return module.byol(*four, axis_name=axis_name) + 2 * module.simsiam(*four, axis_name=axis_name)
     assert_parity(loss, four(), [True] * 4)
+
+
+def test_fastsiam_parity_over_devices():
+    def loss(p, z, axis_name):  # batch first: that axis is split
+        return module.fastsiam(jnp.moveaxis(p, 0, 1), jnp.moveaxis(z, 0, 1), axis_name=axis_name)
+    p, z = (np.moveaxis(four(seed)[:3], 0, 1) for seed in range(2))
+    assert_parity(loss, (p, z), [True, True])
 
 
 def test_dino_parity_over_devices():
@@ -153,6 +176,8 @@ def test_errors():
         module.simsiam(p_a.astype(int), p_b, z_a, z_b)
     with pytest.raises(ValueError, match="axis_name='devices' is not mapped here"):
         module.byol(p_a, p_b, z_a, z_b, axis_name="devices")
+    with pytest.raises(ValueError, match=r"p has shape \(1, 8, 6\): 1 view; each predicts the others"):
+        module.fastsiam(student[:1], student[:1])
     with pytest.raises(ValueError, match="teacher_temperature is 0; expected a number above 0"):
         module.dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=0)
     with pytest.raises(ValueError, match=r"centre has shape \(1, 6\), 2 axes; expected \[k\]"):

@@ -152,6 +152,7 @@ ROWS = [
     row(losses.embed, "features b i, kernel i d, bias d"),
     *(row(f, SIAMESE) for f in (losses.byol, losses.simsiam)),
     *(row(f, "p b d, z b d") for f in (losses.byol_rows, losses.simsiam_rows)),
+    row(losses.fastsiam, "p v b d, z v b d"),
     row(losses.dino, "student v b k, teacher a b k, centre k", student_temperature=0.1, teacher_temperature=0.05),
     row(losses.swapped_cross_entropy, "log_p v b k, targets 2 b k", owners=(0, 1)),
     row(losses.swav, "scores v b k, codes a b k", **T),

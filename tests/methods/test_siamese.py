@@ -48,6 +48,25 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
                                atol=1e-5)
 
 
+def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
+    settings = dict(encoder=NETWORK, tx=optax.sgd(0.0), run=RUN, out_dim=8, hidden_dim=4, num_layers=2)
+    method = simsiam.make(views=(VIEW,) * 4, **settings)
+    first, after, metrics = stepped(method)
+    network = simsiam.Network(NETWORK, simsiam.mlp.make(variant="simsiam", out_dim=8, num_layers=2))
+    predict = simsiam.predictor.make(variant="simsiam", out_dim=8, hidden_dim=4)
+    p, z = [], []
+    for images in simsiam.views_of.of_batch((VIEW,) * 4, BATCH, jax.random.key(1)):
+        variables = {"params": first.params["network"], "batch_stats": first.stats["network"]}
+        z.append(network.apply(variables, images, True, mutable=["batch_stats"])[0][0])
+        variables = {"params": first.params["predictor"], "batch_stats": first.stats["predictor"]}
+        p.append(predict.apply(variables, z[-1], train=True, mutable=["batch_stats"])[0][0])
+    expected = losses.fastsiam(np.stack(p), np.stack(z))
+    assert abs(expected) > 1e-3
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="two views or more; the config has 1"):
+        simsiam.make(views=(VIEW,), **settings)
+
+
 def test_simsiams_deviation_of_channels_is_over_all_devices_and_0_at_a_collapse():
     z = np.random.default_rng(0).normal(size=(8, 2, 64)).astype(np.float32)
     rows = (z / np.linalg.norm(z, axis=2, keepdims=True)).reshape(-1, 64)
