@@ -58,7 +58,7 @@ from cl_jax import xla
 print(xla.keep_memory())
 import jax, jax.numpy as jnp
 @jax.pmap
-def step(x):  # on each device needs 64 MiB besides its argument and result, of the program and not of a thread of one operation
+def step(x):  # needs 64 MiB on each device besides argument and result, of the program and not of a thread of one operation
     return jnp.exp(x @ x.T) @ x
 x = jnp.ones((jax.local_device_count(), 4096, 64))
 faults = []

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.encoders import initializers, positions
 from cl_jax.shapes import check_real
@@ -44,8 +45,8 @@ class Block(nn.Module):
         y = _norm("norm1", x, self.dtype)
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.qkv_init, name="qkv")(y)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        weights = _weights(q, k) if attention else None
-        y = (_flash(q, k, v) if self.flash else jax.nn.dot_product_attention(q, k, v)).reshape(batch, tokens, width)
+        weights = jax.nn.softmax(_logits(q, k), axis=-1) if attention else None
+        y = (_flash if self.flash else _attention)(q, k, v).reshape(batch, tokens, width)
         x = x + _scaled(self._dense(width, "projection")(y), keep, 0)
         y = _gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)))
         return x + _scaled(self._dense(width, "mlp2")(y), keep, 1), weights
@@ -155,6 +156,50 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
 
 
+@jax.custom_vjp
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(D)) v of [B, T, heads, D].
+
+    Of all that is as large as [B, heads, T, T] one array is kept, in the dtype of q: exponentials before they are divided by
+    their sums. Differentiation would keep the softmax in float32 beside it, and take its products in float32.
+    """
+    return _forward(q, k, v)[0]
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    tokens = q.shape[1]
+    q, k, v = map(_padded, (q, k, v))
+    logits = _logits(q, k)
+    if tokens < logits.shape[-1]:
+        logits = jnp.where(jnp.arange(logits.shape[-1])[None, None, None, :] < tokens, logits, -jnp.inf)
+    exponentials = jnp.exp(logits - logits.max(-1, keepdims=True)).astype(q.dtype)
+    exponentials = lax.optimization_barrier(exponentials)  # else XLA keeps those before the rounding
+    sums = exponentials.astype(logits.dtype).sum(-1, keepdims=True)  # [B, heads, T, 1]
+    y = jnp.einsum("bhqk,bkhd->bqhd", exponentials, v, preferred_element_type=logits.dtype) / sums.swapaxes(1, 2)
+    return y.astype(q.dtype)[:, :tokens], (q, k, v, exponentials, sums)
+
+
+def _backward(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
+    q, k, v, exponentials, sums = kept
+    tokens, wide = dy.shape[1], sums.dtype
+    dy = (_padded(dy) / sums.swapaxes(1, 2)).astype(q.dtype)
+    d_weights, weights = jnp.einsum("bqhd,bkhd->bhqk", dy, v).astype(wide), exponentials.astype(wide)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True) / sums)
+    d_logits = (d_logits / q.shape[-1]**0.5).astype(q.dtype)
+    d_q = jnp.einsum("bhqk,bkhd->bqhd", d_logits, k)
+    d_k, d_v = (jnp.einsum("bhqk,bqhd->bkhd", *pair) for pair in ((d_logits, q), (exponentials, dy)))
+    return d_q[:, :tokens], d_k[:, :tokens], d_v[:, :tokens]
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    """x [B, T, heads, D] with zeros to a multiple of 8 tokens in 16 bits, as GPUs multiply: else XLA pads what is T x T."""
+    more = -x.shape[1] % 8 if x.dtype.itemsize == 2 else 0
+    return jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+
+
 def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(D)) v by cuDNN, [B, T, heads, D]: logits and weights [B, heads, T, T] stay inside its kernel."""
     batch, tokens = q.shape[:2]
@@ -170,9 +215,10 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return y[:, :tokens]
 
 
-def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits / q.shape[-1]**0.5, axis=-1)
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q k / sqrt(D) of [B, T, heads, D]: [B, heads, T, T], float32 at least."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) / q.shape[-1]**0.5
 
 
 def _uniform(bound: float) -> Callable[..., jax.Array]:

@@ -107,6 +107,29 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
     assert seen == [("cudnn", 4 if tokens == 4 else 6)]
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 6e-3)])
+@pytest.mark.parametrize("tokens", [5, 16, 37])
+def test_attention_is_softmax_of_products_and_keeps_one_array_of_that_size(dtype, bound, tokens):
+    """Value and gradients against differentiation in float64."""
+    rng = np.random.default_rng(0)
+
+    def plain(q, k, v):
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5, axis=-1), v)
+    with jax.enable_x64(True):
+        given = [jnp.asarray(rng.normal(size=(3, tokens, 2, 8)) * scale, dtype) for scale in (2, 2, 1, 1)]
+        wide = [jnp.asarray(x, "float64") for x in given]
+        y, back = jax.vjp(vit._attention, *given[:3])
+        expected, expected_back = jax.vjp(plain, *wide[:3])
+        for found, right in zip((y, *back(given[3])), (expected, *expected_back(wide[3]))):
+            assert found.dtype == dtype and found.shape == right.shape
+            assert np.linalg.norm(np.float64(found) - right) <= bound * np.linalg.norm(right)
+        kept = [leaf for leaf in jax.tree.leaves(back) if leaf.size >= 3 * 2 * tokens**2 and leaf.ndim == 4
+                and leaf.shape[-1] == leaf.shape[-2]]
+        assert [leaf.dtype for leaf in kept] == [dtype]
+        steep = vit._attention(1e3 * given[0], given[1], given[2])  # exponentials of such logits overflow
+        assert np.isfinite(np.float64(steep)).all()
+
+
 def test_flash_where_there_is_no_cudnn():
     _, variables = built(dtype="bfloat16")
     same = vit.make(**SMALL, dtype="bfloat16", flash=True)

@@ -51,7 +51,7 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
 def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
     settings = dict(encoder=NETWORK, tx=optax.sgd(0.0), run=RUN, out_dim=8, hidden_dim=4, num_layers=2)
     method = simsiam.make(views=(VIEW,) * 4, **settings)
-    first, after, metrics = stepped(method)
+    first, _, metrics = stepped(method)
     network = simsiam.Network(NETWORK, simsiam.mlp.make(variant="simsiam", out_dim=8, num_layers=2))
     predict = simsiam.predictor.make(variant="simsiam", out_dim=8, hidden_dim=4)
     p, z = [], []
