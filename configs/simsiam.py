@@ -13,6 +13,7 @@ Variants:
   imagenet2012  ResNet-50, batch 512, 100 epochs, learning rate 0.05 x B/256, weight decay 1e-4, the predictor's rate
                 constant. Published: 68.1 % linear (table 4, and README of the authors' code).
   fastsiam      of any of them FastSiam (Pototzky et al., GCPR 2022): each of four views predicts the mean of the others.
+                Reached on `scenes`: 91.5 % by kNN, 76.0 % with `total_epochs=24`, SimSiam 68.3 %; one seed.
                 `cifar10,fastsiam`: batch 128, 200 epochs, learning rate 0.06 whatever the batch, the predictor's too on
                 a cosine, last scales of blocks from 1. Published: 90.6 % by kNN of 200, the best of all epochs, and
                 81.9 % of SimSiam (lightly's benchmark, whose last norm of the projector has a scale and a bias).
