@@ -19,8 +19,7 @@ FLAGS = {
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
-# glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back; M_ARENA_MAX: one for all threads.
-_KEPT = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
+_KEPT = ((-4, 0), (-1, 2**31 - 1))  # glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
@@ -43,9 +42,8 @@ def keep_memory() -> bool:
 
     XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them and hands them back, and
     the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds no block of that size, so
-    all threads share one; and programs run in the thread that calls them, which on a CPU has nothing else to do, since two
-    steps at once now and then find no room in what one left. The user's own MALLOC_... or GLIBC_TUNABLES stay, and other C
-    libraries are left as they are.
+    programs run in the thread that calls them, which on a CPU has nothing else to do. The user's own MALLOC_... or
+    GLIBC_TUNABLES stay, and other C libraries are left as they are.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if own or os.name != "posix" or chosen() != "cpu":
