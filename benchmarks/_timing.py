@@ -27,7 +27,7 @@ def prepare(cache: bool = True) -> str:
 
     Returns the flags that were added.
     """
-    from cl_jax import xla
+    from cl_jax.core import xla
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     added = xla.prepare()

@@ -3,7 +3,7 @@
 python benchmarks/cpu_step.py [--batch 32] [--dtype bfloat16] [--small]
 
 ResNet-18 with the CIFAR stem, a two-layer head, NT-Xent, SGD with momentum, 32x32 uint8 images in memory. Ours is the
-trainer's own step (cl_jax/steps.py) of configs/simclr_v1.py with that network. PyTorch's is benchmarks/_torch.py, in both
+trainer's own step (cl_jax/training/steps.py) of configs/simclr_v1.py with that network. PyTorch's is benchmarks/_torch.py, in both
 memory layouts. The numbers of parameters are compared first. Steps are run in turn; a ratio is ours by its, the median over
 rounds, by processor time and by the wall's clock, which on a machine that others use says less.
 """
@@ -22,7 +22,7 @@ def ours(batch: int, dtype: str, small: bool):
     import jax
     from ml_collections import ConfigDict
 
-    from cl_jax import experiment
+    from cl_jax.training import experiment
 
     config = importlib.import_module("configs.simclr_v1").get_config()
     config.data = ConfigDict(dict(name="scenes", share=None, train_size=max(8 * batch, 256), test_size=16))
@@ -33,7 +33,7 @@ def ours(batch: int, dtype: str, small: bool):
     config.batch_size, config.total_epochs, config.devices = batch, 1e6, 1
     config = experiment.stages(config, "unused")[0][1]
     built = experiment.build(config)
-    from cl_jax.steps import stepper
+    from cl_jax.training.steps import stepper
 
     state = experiment.initial_state(built, config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -83,9 +83,9 @@ def measure(args: argparse.Namespace, path: str) -> None:
     import jax
     from ml_collections import ConfigDict
 
-    from cl_jax import experiment
     from cl_jax.data import folder
-    from cl_jax.steps import stepper
+    from cl_jax.training import experiment
+    from cl_jax.training.steps import stepper
 
     decoding = folder.make(path=path, image_size=args.side, test_share=0.02, cache_bytes=0).train
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The plan's memory against what a run takes: `python -m cl_jax.plan` before, the allocator's peak after some steps.
+"""The plan's memory against what a run takes: `cl-jax plan` before, the allocator's peak after some steps.
 
 python benchmarks/memory.py [--config configs/simclr_v1.py:cifar10] [--batch 512] [--small]
 
@@ -22,7 +22,7 @@ def planned(config: str, device: str, devices: int, compiler: str, settings: lis
     """The plan as its command writes it."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "plan.json"
-        ran = subprocess.run([sys.executable, "-m", "cl_jax.plan", f"--config={config}", f"--devices={devices}",
+        ran = subprocess.run([sys.executable, "-m", "cl_jax.planning.plan", f"--config={config}", f"--devices={devices}",
                               f"--device={device}", f"--compiler={compiler}", "--nosearch", f"--out={out}", *settings],
                              cwd=_timing.ROOT, capture_output=True, text=True)
         if not out.exists():
@@ -46,10 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
     from ml_collections import ConfigDict
 
-    from cl_jax import experiment, plan
     from cl_jax.data.source import Splits, from_arrays
-    from cl_jax.devices import CHIPS, DEVICES, known
-    from cl_jax.steps import stepper
+    from cl_jax.planning import plan
+    from cl_jax.planning.devices import CHIPS, DEVICES, known
+    from cl_jax.training import experiment
+    from cl_jax.training.steps import stepper
 
     found = known(jax.devices()[0].device_kind)
     device = next((name for name, record in DEVICES.items() if record == found), "h200")

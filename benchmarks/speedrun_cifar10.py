@@ -35,7 +35,7 @@ GO_ON = 75  # EX_TEMPFAIL, as the trainer: call again
 def config_of(args: argparse.Namespace):
     from ml_collections import ConfigDict
 
-    from cl_jax import experiment
+    from cl_jax.training import experiment
 
     name, _, variants = args.config.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variants or None)
@@ -76,7 +76,7 @@ def encoder(built, batch: int):
     import jax.numpy as jnp
     import numpy as np
 
-    from cl_jax import parallel
+    from cl_jax.core import parallel
 
     encode = parallel.lift(lambda state, given: built.method.encode(state, given)["h"], built.mesh,
                            (parallel.SAME, parallel.EACH), parallel.EACH)
@@ -99,10 +99,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     import jax
     import numpy as np
 
-    from cl_jax import checkpoint, experiment
     from cl_jax.data.source import subset
     from cl_jax.evals import knn, protocols
-    from cl_jax.steps import stepper
+    from cl_jax.training import checkpoint, experiment
+    from cl_jax.training.steps import stepper
 
     clock = folder / "clock.json"
     before = json.loads(clock.read_text()) if clock.exists() else {"seconds": 0.0, "pieces": 0, "evaluations": []}

@@ -13,10 +13,10 @@ through grain instead. The parts are programs of their own: the augmentation of 
 views that are ready, forward; forward and backward; the whole step. Parts of a fused program need not sum to the whole.
 `--layers` times the encoder cut after each stage, so that differences are the stages. On a GPU the floor of the compiled
 step stands beside its time: each kernel's bytes at the data sheet's bandwidth or its products at the sheet's rate, whichever
-is longer (cl_jax/kernels.py). `--floor` says that alone, from the GPU's own compiler, on a machine without one.
+is longer (cl_jax/planning/kernels.py). `--floor` says that alone, from the GPU's own compiler, on a machine without one.
 
-FLOPs are products only, counted in the program (cl_jax/costs.py). "mfu" divides by the data sheet's rate
-(cl_jax/devices.py), "of matmul" by what a large square matrix product reaches here in the same minutes. PyTorch runs in turn
+FLOPs are products only, counted in the program (cl_jax/planning/costs.py). "mfu" divides by the data sheet's rate
+(cl_jax/planning/devices.py), "of matmul" by what a large square matrix product reaches here in the same minutes. PyTorch runs in turn
 with the whole step: on CUDA with channels_last, bfloat16 autocast, torch.compile and its augmentation on the device; on a
 CPU as it is.
 """
@@ -33,7 +33,7 @@ from typing import Any
 
 import _timing
 
-from cl_jax.devices import CHIPS
+from cl_jax.planning.devices import CHIPS
 
 CASES = ("resnet18", "resnet50", "vit_b16", "vit_b16_flash")
 
@@ -42,8 +42,8 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
     """The config of a case over declared data, and the side of its stored images."""
     from ml_collections import ConfigDict
 
-    from cl_jax import experiment
-    from cl_jax.steps import RESIDENT_BYTES
+    from cl_jax.training import experiment
+    from cl_jax.training.steps import RESIDENT_BYTES
 
     config = importlib.import_module("configs.simclr_v1").get_config("cifar10" if case == "resnet18" else "imagenet2012")
     stored = 32 if case == "resnet18" else 256
@@ -71,8 +71,8 @@ def built_of(config, stored: int):
     """What the config builds, over random images."""
     import numpy as np
 
-    from cl_jax import experiment
     from cl_jax.data.source import Splits, from_arrays
+    from cl_jax.training import experiment
 
     built = experiment.build(config)
     size = built.data.train.size
@@ -87,10 +87,12 @@ def programmes(config, built, state, update) -> tuple[dict[str, Callable[[], Any
     import jax.numpy as jnp
     import numpy as np
 
-    from cl_jax import costs, parallel, plan, views
-    from cl_jax.devices import known
-    from cl_jax.kernels import kernels_of
-    from cl_jax.parallel import EACH, SAME
+    from cl_jax import views
+    from cl_jax.core import parallel
+    from cl_jax.core.parallel import EACH, SAME
+    from cl_jax.planning import costs, plan
+    from cl_jax.planning.devices import known
+    from cl_jax.planning.kernels import kernels_of
     from cl_jax.views import batch as views_of
 
     recipes, mesh = tuple(views.make({k: v for k, v in dict(config.views.both).items() if k != "copies"})
@@ -133,7 +135,7 @@ def stepping(built, config, state, count: int) -> tuple[Callable[[], None], Any]
     """(`count` steps of the trainer, waited for once; the stepper)."""
     import jax
 
-    from cl_jax.steps import stepper
+    from cl_jax.training.steps import stepper
 
     steps, held = stepper(built, config, 0), [state]
 
@@ -151,8 +153,8 @@ def layers(config, built, state, repeats: int) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from cl_jax import parallel
-    from cl_jax.parallel import EACH, SAME
+    from cl_jax.core import parallel
+    from cl_jax.core.parallel import EACH, SAME
 
     section = config.encoder.to_dict()
     encoder = importlib.import_module(f"cl_jax.encoders.{section.pop('name')}").make(**section, axis_name=parallel.AXIS)
@@ -224,8 +226,8 @@ def peer(config, images, dtype: str, count: int) -> tuple[str, Callable[[], None
 def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
-    from cl_jax import experiment
-    from cl_jax.devices import peak_flops
+    from cl_jax.planning.devices import peak_flops
+    from cl_jax.training import experiment
 
     devices = len(jax.devices())
     config, stored = config_of(case, devices=devices, batch=args.batch, dtype=args.dtype, steps=args.steps,
@@ -305,8 +307,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def floors(args: argparse.Namespace) -> None:
     """The floors of the cases' steps on one GPU that need not be here, by its own compiler."""
-    from cl_jax import plan, xla
-    from cl_jax.devices import DEVICES
+    from cl_jax.core import xla
+    from cl_jax.planning import plan
+    from cl_jax.planning.devices import DEVICES
 
     xla.prepare("gpu")
     import jax

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cl_jax import xla
+from cl_jax.core import xla
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: configs/<setting>.py, with :variant[,variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: checkpoints, logs, pictures. The same command "
@@ -23,7 +23,8 @@ def main(argv: list[str], added: str = "") -> int | None:
     logging.set_verbosity(logging.WARNING)  # checkpoint libraries tell every step of a save
     import jax
 
-    from cl_jax import parallel, train
+    from cl_jax.core import parallel
+    from cl_jax.training import loop
 
     config = _CONFIG.value
     if _STAGE.value is not None:
@@ -38,14 +39,14 @@ def main(argv: list[str], added: str = "") -> int | None:
             print(f"XLA_FLAGS: added {added}", file=sys.stderr)
         if kept:
             print("memory that a step frees is kept for the next one (glibc)", file=sys.stderr)
-        for name, stage, workdir in train.stages(config, str(_WORKDIR.value)):
+        for name, stage, workdir in loop.stages(config, str(_WORKDIR.value)):
             if name:
                 print(f"stage {name} in {workdir}", file=sys.stderr)
             if _MODE.value == "eval":
-                train.evaluate(workdir)
+                loop.evaluate(workdir)
             else:
-                train.train(stage, workdir)
-    except train.Interrupted as stopped:
+                loop.train(stage, workdir)
+    except loop.Interrupted as stopped:
         logging.warning("%s", stopped)
         return 75  # EX_TEMPFAIL: schedulers requeue on it
     except (ValueError, FileNotFoundError, FloatingPointError) as error:

@@ -1,7 +1,7 @@
 """What every config has in common; a setting is what it changes.
 
 Sections are keywords of the function that reads them: `data` of `cl_jax.data.<name>.make`, `encoder` of
-`cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.optim.build`, `method` of `cl_jax.methods.<name>.make`; each section
+`cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.training.optim.build`, `method` of `cl_jax.methods.<name>.make`; each section
 of `views` is a recipe (`cl_jax.views.make`), `copies` times.
 """
 

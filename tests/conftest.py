@@ -2,7 +2,7 @@
 
 import os
 
-from cl_jax import xla
+from cl_jax.core import xla
 
 # Before jax is imported. Most of a short test's time is the compiler's, and programs so small need no optimisation;
 # the slow suite runs what users run.

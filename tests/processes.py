@@ -1,4 +1,4 @@
-"""One process of a job that trains the small method; tests/test_processes.py starts it by launch/local.sh.
+"""One process of a job that trains the small method; tests/training/test_processes.py starts it by launch/local.sh.
 
 python -m tests.processes FOLDER [FROM]: trains from the start, or from the checkpoint in FROM, to the end, saves half way,
 and leaves in FOLDER what it came to and which examples each process read.
@@ -11,10 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cl_jax import checkpoint, parallel, verify
+from cl_jax.checks import verify
+from cl_jax.core import parallel
 from cl_jax.data import batches
-from cl_jax.experiment import initial_state
-from cl_jax.steps import stepper
+from cl_jax.training import checkpoint
+from cl_jax.training.experiment import initial_state
+from cl_jax.training.steps import stepper
 from tests import small
 
 HALF = small.STEPS // 2

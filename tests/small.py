@@ -8,11 +8,12 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from cl_jax import optim, parallel
+from cl_jax.core import parallel
+from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data.source import Source, Splits
-from cl_jax.experiment import Built
 from cl_jax.losses import unit
-from cl_jax.method import Aux, Run, Variables, from_loss
+from cl_jax.training import optim
+from cl_jax.training.experiment import Built
 
 SIZE, BATCH, STEPS, TEMPERATURE = 48, 16, 10, 0.5
 FAULTS = ("keys of other devices without gradient", "gradient of the mean over devices divided once more",

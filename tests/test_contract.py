@@ -5,7 +5,9 @@ import jax._src.compiler
 import numpy as np
 import pytest
 
-from cl_jax import checkpoint, parallel, train, verify
+from cl_jax.checks import verify
+from cl_jax.core import parallel
+from cl_jax.training import checkpoint, loop
 
 STEPS = 3
 
@@ -24,10 +26,10 @@ def test_contract(name, tmp_path):
 
 def _resumes_exactly_and_compiles_once(config, previous, path, where):
     config.devices = 1
-    built = train.build(config, previous)
-    state = train.initial_state(built, config)
+    built = loop.build(config, previous)
+    state = loop.initial_state(built, config)
     steps = min(STEPS, built.run.total_steps)
-    step = train.stepper(built, config, 0)
+    step = loop.stepper(built, config, 0)
     state, _ = step(state)
     store = checkpoint.Checkpoints(path)
     store.save(state)
@@ -42,9 +44,9 @@ def _resumes_exactly_and_compiles_once(config, previous, path, where):
     store.close()
 
     store = checkpoint.Checkpoints(path)
-    resumed = store.restore(train.initial_state(built, config))
+    resumed = store.restore(loop.initial_state(built, config))
     store.close()
-    step = train.stepper(built, config, 1)
+    step = loop.stepper(built, config, 1)
     for _ in range(steps - 1):
         resumed, _ = step(resumed)
     for (leaf, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(resumed)):

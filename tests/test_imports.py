@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
 
-# The arrows of docs/architecture.md: per part, the libraries and the parts of cl_jax it may import.
+# The arrows of docs/design/architecture.md: per part, the libraries and the parts of cl_jax it may import.
 NUMERIC = {"jax", "numpy"}
 NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}

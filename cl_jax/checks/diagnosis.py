@@ -1,6 +1,6 @@
 """What a run's own log says of it: healthy, or what is wrong, the likely cause and the usual mend. Printed at evaluations.
 
-    python -m cl_jax.diagnosis WORKDIR...      the verdict at each evaluation of finished or running runs, as a table
+    cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or running runs, as a table
 """
 
 import argparse
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cl_jax import evals, metrics
+from cl_jax import evals
+from cl_jax.training import metrics
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
 EARLY_EPOCHS, EARLY_STEPS = 2, 1000

@@ -13,7 +13,7 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
-from cl_jax import parallel
+from cl_jax.core import parallel
 
 
 class Cause(NamedTuple):

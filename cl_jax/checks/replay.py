@@ -1,4 +1,4 @@
-"""python -m cl_jax.replay WORKDIR/bad_step: a step that was not finite, once more, and the tensor that went first.
+"""cl-jax replay WORKDIR/bad_step: a step that was not finite, once more, and the tensor that went first.
 
 Where a loss or a gradient is no number, the run writes the State before that step and what rebuilds it into
 `WORKDIR/bad_step/<step>`. This command does two things with it.
@@ -26,10 +26,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import checkpoint, finite, parallel, xla
-from cl_jax.experiment import Built, build, initial_state, previous_stage
-from cl_jax.method import State
-from cl_jax.steps import stepper
+from cl_jax.checks import finite
+from cl_jax.core import parallel, xla
+from cl_jax.core.method import State
+from cl_jax.training import checkpoint
+from cl_jax.training.experiment import Built, build, initial_state, previous_stage
+from cl_jax.training.steps import stepper
 
 # What is kept and how it is read back ------------------------------------------------------------------------------------
 
@@ -55,7 +57,7 @@ def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
             part.replace(path / "record.json")
     except Exception as error:
         return f"step {found['step']} could not be kept in {path}: {type(error).__name__}: {error}"
-    return f"kept in {path}: `python -m cl_jax.replay {path}` says which tensor was the first that is not finite"
+    return f"kept in {path}: `cl-jax replay {path}` says which tensor was the first that is not finite"
 
 
 def find(path: str | Path) -> Path:
@@ -123,7 +125,7 @@ def _essential(name: str, value: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 where the step came to the recorded numbers again, 1 where it did not, 2 where it cannot be rebuilt."""
-    parser = argparse.ArgumentParser("python -m cl_jax.replay", description=__doc__.split("\n\n")[0].partition(": ")[2])
+    parser = argparse.ArgumentParser("cl-jax replay", description=__doc__.split("\n\n")[0].partition(": ")[2])
     parser.add_argument("path", help="WORKDIR/bad_step (the first step that was kept) or WORKDIR/bad_step/STEP")
     parser.add_argument("--float64", action="store_true", help="look for the first tensor in float64")
     args = parser.parse_args(argv)

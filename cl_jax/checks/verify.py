@@ -1,4 +1,4 @@
-"""python -m cl_jax.verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as a table.
+"""cl-jax verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as a table.
 
 The same global batches are trained on each number of devices. Loss and gradient norm of every step, and parameters,
 optimiser, target, memory and batch statistics after the last one, may differ from one device's by what the order of
@@ -42,12 +42,12 @@ import jax.extend
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import parallel, xla
-from cl_jax.checkpoint import nearest
+from cl_jax.core import parallel, xla
+from cl_jax.core.method import Stage, State
+from cl_jax.core.names import nearest
 from cl_jax.evals import protocols
-from cl_jax.experiment import Built, build, config_names, initial_state, stages
-from cl_jax.method import Stage, State
-from cl_jax.steps import stepper
+from cl_jax.training.experiment import Built, build, config_names, initial_state, stages
+from cl_jax.training.steps import stepper
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 10
@@ -285,7 +285,7 @@ def put_into(page: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cl_jax.verify", description="Is a method the same on any number of "
+    parser = argparse.ArgumentParser(prog="cl-jax verify", description="Is a method the same on any number of "
                                      "devices? Exit status 1 where it is not.")
     parser.add_argument("--configs", default="", help="names in configs/, with commas (default: all)")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="compared with 1 (default %(default)s)")

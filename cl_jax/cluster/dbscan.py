@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from scipy import sparse
 
-from cl_jax.shapes import check, check_count
+from cl_jax.core.shapes import check, check_count
 
 
 @partial(jax.jit, static_argnames=("num_neighbours", "block_size"))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check, check_count, check_integer, check_positive
+from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 
 
 class KMeans(NamedTuple):

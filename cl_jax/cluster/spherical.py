@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check, check_axis, check_integer
+from cl_jax.core.shapes import check, check_axis, check_integer
 
 
 def spherical_kmeans(memory: jax.Array, initial: jax.Array, *, iterations: int, block_size: int = 8192,

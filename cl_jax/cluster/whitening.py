@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check
+from cl_jax.core.shapes import check
 
 
 class Moments(NamedTuple):

@@ -2,7 +2,7 @@
 
 import jax
 
-from cl_jax import shapes
+from cl_jax.core import shapes
 
 
 def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:

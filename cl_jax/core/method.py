@@ -152,7 +152,7 @@ def from_loss(*, variables: Callable[[jax.Array, Batch], Variables],
         in `outputs` has the device's examples on its first axis. `target` is the State's Target, or None.
       loss: (outputs, params, memory, batch, key) -> (scalar, Aux), everything after the networks; it returns the mean over
         the global batch, and a memory that is the same on every device. `params` is there for prototypes and temperatures.
-      tx, ema: the optimiser; the transform that moves the target (`optim.ema_of_params`), None for a frozen target.
+      tx, ema: the optimiser; the transform that moves the target (`core.ema.ema_of_params`), None for a frozen target.
       features, clean, refresh, plan, evaluated, negatives, needs: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
       tracked: the part of `params` that the target mirrors.

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cl_jax.losses._axis import first_row, gather, mean, total
+from cl_jax.core.axis import first_row, gather, mean, total
 
 __all__ = ["AXIS", "EACH", "SAME", "everywhere", "fetch", "first_row", "gather", "join", "lift", "make_mesh", "mean",
            "place_as", "place_batch", "replicate", "total"]

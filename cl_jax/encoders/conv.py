@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.encoders.pool import max_pool
-from cl_jax.shapes import check_real
 
 Convolution = tuple[int, int, int, int, bool]
 

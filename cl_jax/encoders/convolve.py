@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cl_jax.core.axis import axes_of, spread, varying
 from cl_jax.encoders import winograd
-from cl_jax.losses._axis import axes_of, spread, varying
 
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
 # From where a CPU gains by forms of its own: channels for each core, since all cores share a product and few what is done to

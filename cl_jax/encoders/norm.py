@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import varying
-from cl_jax.shapes import check_axis, check_real
+from cl_jax.core.axis import varying
+from cl_jax.core.shapes import check_axis, check_real
 
 
 class BatchNorm(nn.Module):

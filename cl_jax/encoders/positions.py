@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cl_jax.shapes import check
+from cl_jax.core.shapes import check
 
 
 def sincos_2d(grid_h: int, grid_w: int, dim: int, *, temperature: float = 10000.0) -> jax.Array:

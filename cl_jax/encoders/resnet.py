@@ -21,11 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.convolve import convolve
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.encoders.pool import max_pool
-from cl_jax.shapes import check_real
 
 BLOCKS = {  # depth: (blocks per stage, bottleneck)
     10: ((1, 1, 1, 1), False),

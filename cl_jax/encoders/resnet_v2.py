@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.pool import max_pool
-from cl_jax.shapes import check_real
 
 Stage = tuple[int, int, int]  # blocks, bottleneck, output
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check_axis
+from cl_jax.core.shapes import check_axis
 
 
 def shuffle_batch(key: jax.Array, x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, positions
-from cl_jax.shapes import check_real
 
 SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
     "tiny": (192, 12, 3),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import axes_of, spread
+from cl_jax.core.axis import axes_of, spread
 
 _TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
 _Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cl_jax import evals
+from cl_jax.core.keys import example_keys
+from cl_jax.core.method import Batch, Method, State
+from cl_jax.core.numerics import unit, wide
+from cl_jax.core.shapes import check, check_count, check_integer
 from cl_jax.data.source import Example, Source
 from cl_jax.losses import geometry as measures
-from cl_jax.losses._float import unit, wide
-from cl_jax.method import Batch, Method, State
-from cl_jax.shapes import check, check_count, check_integer
-from cl_jax.views.keys import example_keys
 from cl_jax.views.recipe import Recipe, apply
 
 Array = jax.Array | np.ndarray

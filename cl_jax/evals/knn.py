@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cl_jax.core.numerics import unit, wide
+from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.evals._labels import check_classes
-from cl_jax.losses._float import unit, wide
-from cl_jax.shapes import check, check_count, check_integer, check_positive
 
 Array = jax.Array | np.ndarray
 

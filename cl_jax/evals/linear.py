@@ -16,9 +16,9 @@ import optax
 from jax import lax
 
 from cl_jax import views
+from cl_jax.core.numerics import unit, wide
+from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.evals._labels import check_classes
-from cl_jax.losses._float import unit, wide
-from cl_jax.shapes import check, check_count, check_integer, check_positive
 
 Tree = Any
 Array = jax.Array | np.ndarray

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import evals, parallel, views
+from cl_jax import evals, views
+from cl_jax.core import parallel
+from cl_jax.core.method import Method, State
+from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import geometry, linear
 from cl_jax.evals import knn as nearest
-from cl_jax.method import Method, State
-from cl_jax.parallel import EACH, SAME
 
 GEOMETRY_ROWS = 2048  # test examples that the geometry of features is measured on
 GRID_QUERIES = 8

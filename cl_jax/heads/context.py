@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cl_jax.shapes import check
+from cl_jax.core.shapes import check
 
 
 class RowContext(nn.Module):

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
-from cl_jax.shapes import check_real
 
 
 class DotCritic(nn.Module):

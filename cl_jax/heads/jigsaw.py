@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cl_jax.shapes import check, check_integer
+from cl_jax.core.shapes import check, check_integer
 
 
 class JigsawHead(nn.Module):

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
-from cl_jax.shapes import check
 
 NAME = "prototypes"  # the parameter's last path element, by which `project` and optimiser settings find it
 

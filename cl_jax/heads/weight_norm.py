@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
 from cl_jax.heads.mlp import MLP
-from cl_jax.shapes import check
 
 
 class WeightNormDense(nn.Module):

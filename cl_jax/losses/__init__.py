@@ -4,8 +4,8 @@ Where a module and its function share a name, `nce` and `calm` are the modules (
 `inva_spread` the functions. `cross_entropy` is that of `assignments`, which leaves ignored labels out.
 """
 
+from cl_jax.core.numerics import unit
 from cl_jax.losses import calm, nce
-from cl_jax.losses._float import unit
 from cl_jax.losses.adversarial import AdversarialContrast, AdversarialView, adversarial_contrast, adversarial_view
 from cl_jax.losses.assignments import cross_entropy, deepcluster_v2, sinkhorn, swav, swav_codes
 from cl_jax.losses.calm import shift_right, token_counts, token_cross_entropy, token_log_likelihood

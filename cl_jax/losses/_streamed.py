@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import axes_of, spread
-from cl_jax.losses._float import dots, wide_type
+from cl_jax.core.axis import axes_of, spread
+from cl_jax.core.numerics import dots, wide_type
 from cl_jax.losses._sums import LOG_ZERO, Contrast, Pair, Pairs, finish
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._float import dots
+from cl_jax.core.numerics import dots
 
 LOG_ZERO = -1e30  # the logarithm of an empty sum: finite, so that no gradient meets inf - inf
 

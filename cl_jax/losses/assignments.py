@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean, total
-from cl_jax.losses._float import dots, log_softmax, wide
+from cl_jax.core.axis import mean, total
+from cl_jax.core.numerics import dots, log_softmax, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.no_negatives import swapped_cross_entropy
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def swav(scores: jax.Array, codes: jax.Array, *, temperature: float, assigned: Sequence[int] | None = None,

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from cl_jax.losses._axis import total
-from cl_jax.losses._float import wide
-from cl_jax.shapes import check, check_axis, check_integer
+from cl_jax.core.axis import total
+from cl_jax.core.numerics import wide
+from cl_jax.core.shapes import check, check_axis, check_integer
 
 IGNORE = -100
 """The label of a position that has no target: padding."""

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, varying
-from cl_jax.losses._float import wide_type
+from cl_jax.core.axis import first_row, gather, varying
+from cl_jax.core.numerics import wide_type
+from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses._streamed import streamed
 from cl_jax.losses._sums import LOG_ZERO, Contrast, Pair, PairFunction, Pairs, PairTerm, finish, per_pair, plain
-from cl_jax.shapes import check, check_axis
 
 PLAIN_BYTES = 2**28  # the largest local logits for which the plain matrix is chosen
 TILE = {"cpu": 1024}  # rows and columns of a tile; elsewhere large enough to hide the launch of its kernels

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean, total
-from cl_jax.losses._float import dots, log_softmax, unit, wide
+from cl_jax.core.axis import mean, total
+from cl_jax.core.numerics import dots, log_softmax, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.nce import Normalizer, cross_nce
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class SoftLabels(NamedTuple):

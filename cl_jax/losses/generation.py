@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean
-from cl_jax.losses._float import unit, wide
+from cl_jax.core.axis import mean
+from cl_jax.core.numerics import unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import allow, contrast, not_self, row_ids, same_label
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class TwoC(NamedTuple):

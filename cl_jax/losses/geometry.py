@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, log_total, mean
-from cl_jax.losses._float import wide
+from cl_jax.core.axis import gather, log_total, mean
+from cl_jax.core.numerics import wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, not_self, row_ids
 from cl_jax.losses.infonce import info_nce
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def alignment(x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str | None = None) -> jax.Array:

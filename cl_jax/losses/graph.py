@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean, total
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import first_row, gather, mean, total
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, not_self, row_ids, same_id
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def graphcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_positive: bool = False,

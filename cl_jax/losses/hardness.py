@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, mean
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import gather, mean
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
 from cl_jax.losses.nce import queue_logits
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
 class HCLTerms(NamedTuple):

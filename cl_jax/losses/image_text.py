@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, mean
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import gather, mean
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import Pairs, contrast, pair_sums, row_ids, same_id
-from cl_jax.shapes import check, check_axis, check_positive
 
 
 def clip(image: jax.Array, text: jax.Array, *, logit_scale: Any, max_scale: float | None = 100.0,

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, mean
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import gather, mean
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import Pairs, allow, check_plan, contrast, not_self, row_ids, same_example, same_id
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def nt_xent(z_a: jax.Array, z_b: jax.Array, *, temperature: float, normalise: bool = True,

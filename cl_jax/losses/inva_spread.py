@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, wide
+from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.numerics import dots, wide
+from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan
-from cl_jax.shapes import check, check_axis, check_positive
 
 
 def inva_spread(z_a: jax.Array, z_b: jax.Array, *, temperature: float, negative_weight: float = 1.0,

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
 from cl_jax.losses.contrast import contrast, row_ids
-from cl_jax.shapes import check, check_axis, check_integer, check_positive, check_real
 
 
 class Mix(NamedTuple):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import log_total, mean, total
-from cl_jax.losses._float import dots, wide
+from cl_jax.core.axis import log_total, mean, total
+from cl_jax.core.numerics import dots, wide
+from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses.contrast import Pairs, allow, contrast, pair_sums, row_ids, same_example
-from cl_jax.shapes import check, check_axis
 
 MEASURES = ("JSD", "GAN", "X2", "KL", "RKL", "H2", "W1")
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean
-from cl_jax.losses._float import dots, wide
+from cl_jax.core.axis import mean
+from cl_jax.core.numerics import dots, wide
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, same_id
 from cl_jax.losses.infonce import info_nce_rows
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
 class Normalizer(NamedTuple):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean
-from cl_jax.losses._float import dots, log_softmax, unit, wide
-from cl_jax.shapes import check, check_axis, check_positive
+from cl_jax.core.axis import mean
+from cl_jax.core.numerics import dots, log_softmax, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_positive
 
 
 def byol(p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *,

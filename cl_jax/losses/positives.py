@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import gather, mean
-from cl_jax.losses._float import dots, unit
+from cl_jax.core.axis import gather, mean
+from cl_jax.core.numerics import dots, unit
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses.contrast import PairFunction, Pairs, contrast, not_self, row_ids, same_example, same_id, same_label
-from cl_jax.shapes import check, check_axis, check_count, check_integer, check_positive
 
 
 class SupConRows(NamedTuple):

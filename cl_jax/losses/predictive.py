@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, wide_type
+from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.numerics import dots, wide_type
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_example, same_id, side_of_tile
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class Steps(NamedTuple):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import contrast, row_ids, same_id
-from cl_jax.shapes import check, check_axis, check_positive
 
 
 def simcse(z_a: jax.Array, z_b: jax.Array, hard_negatives: jax.Array | None = None, *, temperature: float,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean
-from cl_jax.losses._float import dots
+from cl_jax.core.axis import mean
+from cl_jax.core.numerics import dots
+from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import contrast
-from cl_jax.shapes import check, check_axis, check_positive
 
 
 def leave_one_out(q: jax.Array, k: jax.Array, queues: jax.Array, *, temperature: float,

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import mean, total
-from cl_jax.losses._float import dots, unit, wide
+from cl_jax.core.axis import mean, total
+from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast
 from cl_jax.losses.positives import same_class
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 def tsc(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_labels: jax.Array, targets: jax.Array,

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.losses._axis import first_row, gather, mean, total
-from cl_jax.losses._float import dots, wide
+from cl_jax.core.axis import first_row, gather, mean, total
+from cl_jax.core.numerics import dots, wide
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.calm import token_counts, token_log_likelihood
 from cl_jax.losses.contrast import check_plan
-from cl_jax.shapes import check, check_axis, check_integer, check_positive
 
 
 class SupportSet(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.shapes import check, check_count, check_integer
 from cl_jax.memory.prototypes import normalise
-from cl_jax.shapes import check, check_count, check_integer
 
 
 def init(key: jax.Array, size: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:

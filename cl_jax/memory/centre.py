@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check, check_axis
+from cl_jax.core.shapes import check, check_axis
 
 
 def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:

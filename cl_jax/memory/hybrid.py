@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.shapes import check, check_integer
 from cl_jax.memory.prototypes import normalise
-from cl_jax.shapes import check, check_integer
 
 
 class HybridMemory(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.shapes import check_count, check_real
+from cl_jax.core.shapes import check_count, check_real
 
 
 def init(key: jax.Array, num_prototypes: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cl_jax import losses, optim
+from cl_jax import losses
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier
 from cl_jax.heads import mlp, predictor
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import Network, applier
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -83,5 +84,5 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(tau), tracked=lambda params: params["network"],
+                     ema=ema_of_params(tau), tracked=lambda params: params["network"],
                      needs=("image", "label") if monitor else ("image",))

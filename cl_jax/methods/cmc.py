@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.network import Network
+from cl_jax.core.numerics import unit
+from cl_jax.core.parallel import gather
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
-from cl_jax.losses._float import unit
 from cl_jax.memory import bank
-from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
-from cl_jax.network import Network
-from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views import lab
 from cl_jax.views.recipe import Recipe, evaluate

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.keys import example_keys
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import applier, features_of
 from cl_jax.heads.context import RowContext
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import applier, features_of
 from cl_jax.views import batch as views_of
 from cl_jax.views import colour, patches
-from cl_jax.views.keys import example_keys
 from cl_jax.views.recipe import Recipe, evaluate
 
 DIRECTIONS = ("down", "up", "right", "left")

@@ -22,11 +22,11 @@ from cl_jax import losses
 from cl_jax.cluster import whitening
 from cl_jax.cluster.agreement import normalised_mutual_information
 from cl_jax.cluster.kmeans import kmeans
+from cl_jax.core.keys import example_keys
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.parallel import fetch, place_as
 from cl_jax.encoders import initializers
-from cl_jax.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
-from cl_jax.parallel import fetch, place_as
 from cl_jax.views import batch as views_of
-from cl_jax.views.keys import example_keys
 from cl_jax.views.recipe import Recipe, evaluate
 
 _BLOCK = 1 << 16  # rows of features that are on the device at a time

@@ -19,14 +19,14 @@ from jax import lax
 
 from cl_jax import losses
 from cl_jax.cluster.spherical import spherical_kmeans
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.network import applier
+from cl_jax.core.numerics import dots
+from cl_jax.core.parallel import fetch, gather, place_as
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.losses._float import dots
 from cl_jax.memory import prototypes
-from cl_jax.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
 from cl_jax.methods.swav import Network
-from cl_jax.network import applier
-from cl_jax.parallel import fetch, gather, place_as
 from cl_jax.views import batch as views_of
 from cl_jax.views import multicrop
 from cl_jax.views.recipe import Recipe, evaluate

@@ -15,15 +15,15 @@ import optax
 from jax import lax
 
 from cl_jax import losses
+from cl_jax.core.keys import example_keys
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.network import applier
 from cl_jax.encoders import initializers
 from cl_jax.encoders.conv import ConvNet
 from cl_jax.heads import mlp
 from cl_jax.heads.infomax import DotCritic
 from cl_jax.losses.mutual_information import MEASURES
-from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
-from cl_jax.network import applier
 from cl_jax.views import batch as views_of
-from cl_jax.views.keys import example_keys
 from cl_jax.views.recipe import Recipe, evaluate
 
 ESTIMATORS = (*MEASURES, "InfoNCE", "DV")

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cl_jax import losses, optim
+from cl_jax import losses
+from cl_jax.core import keys as view_keys
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import applier
 from cl_jax.heads import weight_norm
 from cl_jax.memory import centre as centres
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import applier
+from cl_jax.training import optim
 from cl_jax.views import batch as views_of
-from cl_jax.views import keys as view_keys
 from cl_jax.views import multicrop
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -117,6 +119,6 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(optim.linspace_warmup_cosine(base=momentum, final=1.0,
+                     ema=ema_of_params(optim.linspace_warmup_cosine(base=momentum, final=1.0,
                                                                           total_steps=run.total_steps)),
                      evaluated=lambda state: (state.target.params, state.target.stats))

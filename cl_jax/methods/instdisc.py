@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp
 from cl_jax.losses import nce, unit
 from cl_jax.memory import bank
-from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
-from cl_jax.network import Network, applier, features_of
-from cl_jax.parallel import gather, mean
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cl_jax import optim
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.numerics import unit
+from cl_jax.core.parallel import gather
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
-from cl_jax.losses._float import unit
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
-from cl_jax.network import Network, applier, features_of
-from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -77,7 +77,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum), negatives=queue_size)
+                     ema=ema_of_params(momentum), negatives=queue_size)
 
 
 def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int) -> Variables:

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax import optim
 from cl_jax.cluster.kmeans import concentration, kmeans
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.numerics import unit
+from cl_jax.core.parallel import gather, place_as
 from cl_jax.heads import mlp
 from cl_jax.losses import clusters, nce
-from cl_jax.losses._float import unit
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
 from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, start
-from cl_jax.network import Network, applier, features_of
-from cl_jax.parallel import gather, place_as
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -127,7 +127,7 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum), refresh=refresh, negatives=queue_size)
+                     ema=ema_of_params(momentum), refresh=refresh, negatives=queue_size)
 
 
 def _check_clusters(num_prototypes: tuple[int, ...], num_negatives: int, run: Run) -> None:

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cl_jax import losses, optim
+from cl_jax import losses
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.parallel import gather
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import Network, applier, features_of
-from cl_jax.parallel import gather
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
@@ -74,5 +75,5 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
 
     return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
                      clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=optim.ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches,
+                     ema=ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches,
                      negatives=negatives)

@@ -14,10 +14,10 @@ import optax
 from jax import lax
 
 from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier
+from cl_jax.core.parallel import mean
 from cl_jax.heads import mlp, predictor
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import Network, applier
-from cl_jax.parallel import mean
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier, features_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import Network, applier, features_of
 from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 

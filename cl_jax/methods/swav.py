@@ -16,11 +16,11 @@ import optax
 from jax import lax
 
 from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import applier
 from cl_jax.heads import mlp, prototypes
 from cl_jax.losses import unit
 from cl_jax.memory import crop_queue
-from cl_jax.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.network import applier
 from cl_jax.views import batch as views_of
 from cl_jax.views import multicrop
 from cl_jax.views.recipe import Recipe, evaluate

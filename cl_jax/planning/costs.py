@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_jax import hlo
+from cl_jax.planning import hlo
 
 # Products -------------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-from cl_jax import hlo
-from cl_jax.costs import COLLECTIVES
+from cl_jax.planning import hlo
+from cl_jax.planning.costs import COLLECTIVES
 
 # No kernel: names for memory.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all")

@@ -1,4 +1,4 @@
-"""python -m cl_jax.plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
+"""cl-jax plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
 
 What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between devices, a floor of the step's
 time, the largest batch. Read from the trainer's own step, lowered for as many devices and compiled; nothing is trained and
@@ -29,12 +29,14 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from cl_jax import costs, experiment, parallel, xla
+from cl_jax.core import parallel, xla
+from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches, declared
-from cl_jax.devices import CHIPS, DEVICES, Device, target
-from cl_jax.kernels import Kernel, kernels_of
-from cl_jax.parallel import EACH, SAME
-from cl_jax.steps import RESIDENT_BYTES, Stepper
+from cl_jax.planning import costs
+from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
+from cl_jax.planning.kernels import Kernel, kernels_of
+from cl_jax.training import experiment
+from cl_jax.training.steps import RESIDENT_BYTES, Stepper
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
 LOSSES = str(Path("cl_jax") / "losses")

@@ -1,4 +1,4 @@
-"""python -m cl_jax.benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one table.
+"""cl-jax benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one table.
 
 Each method is trained by its own config, with the budget, the network and the data that the command line gives to all, and
 then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen features, cached and
@@ -33,12 +33,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cl_jax import metrics, train, xla
-from cl_jax.checkpoint import nearest
+from cl_jax.core import xla
+from cl_jax.core.names import nearest
 from cl_jax.data.source import labels_of
 from cl_jax.evals import protocols
 from cl_jax.evals.knn import knn
-from cl_jax.experiment import config_names, load, stages
+from cl_jax.training import loop, metrics
+from cl_jax.training.experiment import config_names, load, stages
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature
@@ -115,7 +116,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
-    results = train.train(config, workdir)
+    results = loop.train(config, workdir)
     _, built, state = load(workdir)
     evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
     features = evaluator.features(state)
@@ -249,14 +250,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cl_jax.benchmark", description=__doc__.split("\n\n")[0],
+    parser = argparse.ArgumentParser(prog="cl-jax benchmark", description=__doc__.split("\n\n")[0],
                                      epilog=__doc__.split("\n\n", 1)[1],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="all", help="names in configs/, with commas (default: all)")
     parser.add_argument("--data", default="scenes", help="scenes (each config's default), or the variant that names the "
                                                          "data: cifar10, imagenet2012")
     parser.add_argument("--variant", default="", help="further variants of every config, such as debug")
-    parser.add_argument("--packed", default="", help="read the data from this folder of train.npz and test.npz instead "
+    parser.add_argument("--packed", default="", help="read the data from this folder of loop.npz and test.npz instead "
                                                      "(docs/data.md)")
     parser.add_argument("--epochs", type=float, default=0.0, help="budget of every method (default: each config's own)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method")

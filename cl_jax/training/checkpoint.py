@@ -1,6 +1,5 @@
 """Checkpoints of one State: asynchronous, atomic, keep-last and keep-best, no pickle."""
 
-import difflib
 import json
 import shutil
 import zlib
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cl_jax import parallel
+from cl_jax.core import parallel
 
 if TYPE_CHECKING:  # elsewhere where it is used: a new run takes its first step before it needs a store
     import orbax.checkpoint as ocp
@@ -206,10 +205,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
-
-
-def nearest(name: str, known: Any) -> str:
-    """The words "; did you mean 'x'" for a name close to a known one, else nothing."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], 1)
-    return f"; did you mean {close[0]!r}" if close else ""
-

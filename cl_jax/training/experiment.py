@@ -11,11 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import checkpoint, optim, parallel, views
+from cl_jax import views
+from cl_jax.core import parallel
+from cl_jax.core.method import Method, Run, Stage, State
+from cl_jax.core.names import nearest
+from cl_jax.core.parallel import AXIS, EACH, SAME
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction
-from cl_jax.method import Method, Run, Stage, State
-from cl_jax.parallel import AXIS, EACH, SAME
+from cl_jax.training import checkpoint, optim
 
 
 class Built(NamedTuple):
@@ -136,7 +139,7 @@ def _call(package: str, section: dict[str, Any], **given: Any) -> Any:
     known = sorted(path.stem for path in folder.glob("*.py") if "\ndef make(" in path.read_text())
     if name not in known:
         raise ValueError(f"{package}.{name or '(no name)'} does not exist; have {', '.join(known)}"
-                         f"{checkpoint.nearest(name, known)}.")
+                         f"{nearest(name, known)}.")
     return _checked(importlib.import_module(f"{package}.{name}").make, section, **given)
 
 
@@ -147,7 +150,7 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
         if key not in known or key in given:
             options = [name for name in known if name not in given]
             raise ValueError(f"{make.__module__}.{make.__name__} has no setting {key!r}"
-                             f"{checkpoint.nearest(key, options)}. It takes {', '.join(options)}.")
+                             f"{nearest(key, options)}. It takes {', '.join(options)}.")
     return make(**{key: _plain(value) for key, value in section.items()}, **given)
 
 
@@ -167,7 +170,7 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
             raise ValueError(f"stage={asked!r}: this config has one stage only; leave it out.")
         return [("", config, Path(workdir))]
     if asked not in ("", "all", *order):
-        raise ValueError(f"stage={asked!r} is unknown; have all, {', '.join(order)}{checkpoint.nearest(asked, order)}.")
+        raise ValueError(f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}.")
     chosen = order if asked == "all" else [asked or order[0]]
     found = []
     for name in chosen:

@@ -13,16 +13,18 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cl_jax import checkpoint, diagnosis, metrics, parallel, replay
-from cl_jax.devices import peak_flops
+from cl_jax.checks import diagnosis, replay
+from cl_jax.core import parallel
+from cl_jax.core.method import Run, State
 from cl_jax.evals import protocols
-from cl_jax.experiment import Built, build, describe, initial_state, load, previous_stage, stages
-from cl_jax.method import Run, State
-from cl_jax.steps import Stepper, stepper
+from cl_jax.planning.devices import peak_flops
+from cl_jax.training import checkpoint, metrics
+from cl_jax.training.experiment import Built, build, describe, initial_state, load, previous_stage, stages
+from cl_jax.training.steps import Stepper, stepper
 
 __all__ = ["Interrupted", "build", "evaluate", "initial_state", "load", "stages", "stepper", "train"]
 
-KEPT = 3  # steps left out of a run of which `cl_jax.replay` can tell
+KEPT = 3  # steps left out of a run of which `cl_jax.checks.replay` can tell
 IN_A_ROW = 20  # steps left out after which nothing will come of skipping: the parameters themselves are at fault
 
 
@@ -140,7 +142,7 @@ class NonFinite(FloatingPointError):
             f"step {step + 1}: loss {row['loss']}, gradient norm {row.get('grad_norm')}. Batch ids: "
             f"{np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before this one. Likely causes: a "
             "learning rate too high, a temperature too low; lower it, or leave such steps out with --config.nonfinite=skip.")
-        self.step, self.ids, self.record = step, ids, record  # the record is what `cl_jax.replay` reads
+        self.step, self.ids, self.record = step, ids, record  # the record is what `cl_jax.checks.replay` reads
 
 
 class _Pending:

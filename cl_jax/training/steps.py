@@ -14,11 +14,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cl_jax import parallel
+from cl_jax.core import parallel
+from cl_jax.core.method import State
+from cl_jax.core.parallel import AXIS, EACH, SAME
 from cl_jax.data import batches
-from cl_jax.experiment import Built, fields_of
-from cl_jax.method import State
-from cl_jax.parallel import AXIS, EACH, SAME
+from cl_jax.training.experiment import Built, fields_of
 
 RESIDENT_BYTES = 2 << 30  # sets up to this size live on the device as uint8
 IN_FLIGHT = 3  # host batches that may wait on the device for their step

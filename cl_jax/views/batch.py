@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cl_jax.views.keys import example_keys
+from cl_jax.core.keys import example_keys
 from cl_jax.views.presets import Recipe
 from cl_jax.views.recipe import apply, augment
 

@@ -7,14 +7,14 @@ A view is a function of (recipe, example's key, view number, image) alone.
 """
 
 import dataclasses
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.names import nearest
 from cl_jax.views import blur as gaussian
 from cl_jax.views import colour, crop, image, lab, presets
 from cl_jax.views.presets import Recipe
@@ -51,22 +51,17 @@ def make(section: str | Mapping[str, Any]) -> Recipe:
     if name is not None:
         functions = {key: f for key, f in inspect.getmembers(presets, inspect.isfunction) if key[0] != "_"}
         if name not in functions:
-            raise ValueError(f"recipe {name!r} is not known{_nearest(name, functions)} "
+            raise ValueError(f"recipe {name!r} is not known{nearest(name, functions)}. "
                              f"Known: {', '.join(functions)}.")
         preset = functions[name]
     takes = set(inspect.signature(preset).parameters)
     known = {field.name for field in dataclasses.fields(Recipe)}
     for key in fields:
         if key not in known | takes:
-            raise ValueError(f"recipe {name or 'Recipe'} has no field {key!r}{_nearest(key, known | takes)}")
+            raise ValueError(f"recipe {name or 'Recipe'} has no field {key!r}{nearest(key, known | takes)}.")
     recipe = preset(**{key: value for key, value in fields.items() if key in takes})
     rest: dict[str, Any] = {key: value for key, value in fields.items() if key not in takes}
     return dataclasses.replace(recipe, **rest)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.4)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:

@@ -9,15 +9,18 @@ import pytest
 from jax import lax
 from ml_collections import ConfigDict
 
-from cl_jax import diagnosis, losses, metrics, optim, parallel, train
+from cl_jax import losses
+from cl_jax.checks import diagnosis
+from cl_jax.checks.diagnosis import BELOW_CHANCE, CHANCE, COLLAPSED, COLLAPSING, EARLY, HEALTHY, LEAKING, WORSE, diagnose
+from cl_jax.core import parallel
+from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.diagnosis import BELOW_CHANCE, CHANCE, COLLAPSED, COLLAPSING, EARLY, HEALTHY, LEAKING, WORSE, diagnose
 from cl_jax.evals import geometry, protocols
-from cl_jax.experiment import Built, initial_state
 from cl_jax.losses import nce, unit
 from cl_jax.memory import queue as queues
-from cl_jax.method import Aux, Run, Variables, from_loss
-from cl_jax.steps import stepper
+from cl_jax.training import loop, metrics, optim
+from cl_jax.training.experiment import Built, initial_state
+from cl_jax.training.steps import stepper
 from configs import simclr_v1
 
 EPOCHS = 12.0
@@ -262,8 +265,8 @@ def test_an_absurd_temperature(tmp_path, capfd):
     config = simclr_v1.get_config("debug")
     config.devices, config.total_epochs, config.log_steps, config.evals.every_epochs = 1, 10.0, 8, 5.0
     config.method.temperature = 1000.0
-    config = train.stages(config, tmp_path)[0][1]
-    train.train(config, tmp_path)
+    config = loop.stages(config, tmp_path)[0][1]
+    loop.train(config, tmp_path)
     found = diagnose(metrics.read(tmp_path), config.total_epochs)
     assert found.name == CHANCE, found
     assert "verdict: no better than chance" in capfd.readouterr().err  # and the run said so itself

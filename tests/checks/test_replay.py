@@ -10,9 +10,11 @@ import optax
 import pytest
 from jax import lax
 
-from cl_jax import checkpoint, finite, metrics, parallel, replay, train, verify
-from cl_jax.experiment import initial_state
-from cl_jax.method import Aux, Variables, from_loss
+from cl_jax.checks import finite, replay, verify
+from cl_jax.core import parallel
+from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.training import checkpoint, loop, metrics
+from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
 
@@ -104,7 +106,7 @@ def test_the_first_tensor_is_named(loss, params, first, where):
         assert cause.equation is None
     else:
         assert cause.equation.primitive.name in (first, "square" if first == "integer_pow" else first)
-        assert "tests/test_replay.py:" in str(cause)
+        assert "tests/checks/test_replay.py:" in str(cause)
 
 
 def test_what_is_masked_is_not_blamed():
@@ -130,7 +132,7 @@ def test_float64_parts_overflow_from_a_fault_of_the_mathematics():
 def test_one_operation_at_a_time_is_the_compiled_step(wide):
     """A method with gathers, a memory and random views; in float64 the draws are those of float32."""
     built, config = small.built(1), small.config(1)
-    steps = train.stepper(built, config, 0)
+    steps = loop.stepper(built, config, 0)
     state = parallel.fetch(initial_state(built, config))
     ids = steps.ids(0)
     batch = {"image": np.stack([built.data.train.read(int(i))["image"] for i in ids]), "id": ids}
@@ -152,12 +154,12 @@ def run(monkeypatch):
         config = simclr_v1.get_config("debug")
         config.update({"devices": 1, "seed": 3, "log_steps": 2, **settings})
         config.evals.update({"every_epochs": 0.0, "baselines": False})
-        config = train.stages(config, "unused")[0][1]
-        for module in (train, replay):
+        config = loop.stages(config, "unused")[0][1]
+        for module in (loop, replay):
             monkeypatch.setattr(module, "build", lambda config, previous: small.built(config.devices)._replace(method=made))
-        monkeypatch.setattr(train.protocols.Evaluator, "online", lambda *_, **__: {"knn/top1": 0.0})
-        monkeypatch.setattr(train.protocols, "draw_curve", lambda *_: None)
-        return train.train(config, workdir)
+        monkeypatch.setattr(loop.protocols.Evaluator, "online", lambda *_, **__: {"knn/top1": 0.0})
+        monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
+        return loop.train(config, workdir)
     return run
 
 
@@ -228,7 +230,7 @@ def test_methods_themselves(name, learning_rate, tmp_path, capsys):
                                                                "learning_rate_scaling": "none", "schedule": "constant"}})
     config.evals.update({"every_epochs": 0.0, "baselines": False})
     with pytest.raises(FloatingPointError):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
     assert replay.main([str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "as recorded, bit for bit" in said and "first not finite: " in said

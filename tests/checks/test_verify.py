@@ -1,4 +1,4 @@
-"""cl_jax.verify finds the classic faults of several devices, passes a healthy method, and reports as it says."""
+"""cl_jax.checks.verify finds the classic faults of several devices, passes a healthy method, and reports as it says."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cl_jax import verify
-from cl_jax.method import State
+from cl_jax.checks import verify
+from cl_jax.core.method import State
 from tests import small
 
 DEVICES = (1, 2, 4)

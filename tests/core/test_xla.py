@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cl_jax import xla
+from cl_jax.core import xla
 
 CPU = xla.FLAGS["cpu"][0]
 
@@ -54,7 +54,7 @@ def test_every_flag_is_accepted_by_this_jaxlib(environment):
 
 MEMORY = """
 import resource
-from cl_jax import xla
+from cl_jax.core import xla
 print(xla.keep_memory())
 import jax, jax.numpy as jnp
 @jax.jit

@@ -25,9 +25,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cl_jax import checkpoint, experiment, metrics
+from cl_jax.core.method import State
 from cl_jax.data import folder, images, packed
-from cl_jax.method import State
+from cl_jax.training import checkpoint, experiment, metrics
 from cl_jax.views import image, lab
 from configs import moco_v2, simclr_v1
 

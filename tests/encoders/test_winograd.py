@@ -7,9 +7,10 @@ import pytest
 from jax import export, lax
 from jax.sharding import PartitionSpec as P
 
-from cl_jax import costs, parallel
+from cl_jax.core import parallel
 from cl_jax.encoders import resnet, winograd
 from cl_jax.encoders.convolve import FEWEST, LEAST, convolve
+from cl_jax.planning import costs
 
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.numerics import dots, unit
 from cl_jax.losses import adversarial, calm, generation, mixing, spaces, video_text
-from cl_jax.losses._float import dots, unit
 from cl_jax.losses.infonce import info_nce, nt_xent
 from cl_jax.losses.inva_spread import inva_spread
 from cl_jax.losses.nce import queue_logits
 from cl_jax.memory import queue as queues
-from cl_jax.optim import ema_of_params
 from tests.goldens import Case, Golden
 
 

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax import optim
+from cl_jax.core.ema import ema_of_params
+from cl_jax.core.numerics import unit
 from cl_jax.encoders import positions, shuffle
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.encoders.resnet import SKConv, _conv
 from cl_jax.heads import mlp, predictor
 from cl_jax.heads.weight_norm import DINOHead
 from cl_jax.losses import distillation, nce, no_negatives
-from cl_jax.losses._float import unit
 from cl_jax.memory import queue
+from cl_jax.training import optim
 from tests.goldens import Golden
 
 
@@ -238,7 +239,7 @@ def _moco_step(case, layers):
 
 def _moved(params, target, momentum):
     """One step of the momentum encoder's parameters."""
-    target, _ = optim.ema_of_params(momentum).update(params, optax.EmaState(jnp.zeros([], jnp.int32), target))
+    target, _ = ema_of_params(momentum).update(params, optax.EmaState(jnp.zeros([], jnp.int32), target))
     return target
 
 
@@ -439,7 +440,7 @@ def _byol_update(case):
     start = case["global_step"]
     tx = optim.lars_byol(lambda step: rate(step + start), weight_decay=case["weight_decay"],
                          mask=optim.decay_mask(exclude_ndim=1))
-    slow = optim.ema_of_params(lambda step: decay(step + start))
+    slow = ema_of_params(lambda step: decay(step + start))
     online, state = tree("online"), tx.init(tree("online"))
     target = slow.init(tree("target"))
     outputs = {}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax import optim
+from cl_jax.training import optim
 from tests.goldens import Golden
 
 

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.numerics import dots, unit
 from cl_jax.heads.pooling import SentenceHead, pool
 from cl_jax.losses import geometry, graph, hardness, nce, positives, sentence
-from cl_jax.losses._float import dots, unit
 from cl_jax.losses.inva_spread import inva_spread
 from cl_jax.memory import queue as ring
 from cl_jax.memory.queue import Queue

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from cl_jax import optim
 from cl_jax.cluster.kmeans import assign
 from cl_jax.cluster.whitening import pca_whiten
+from cl_jax.core.method import Run
 from cl_jax.encoders.alexnet import AlexNet
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.method import Run
 from cl_jax.methods import deepcluster
+from cl_jax.training import optim
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})

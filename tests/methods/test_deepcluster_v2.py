@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import optim
+from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.method import Run
 from cl_jax.methods import deepcluster_v2
+from cl_jax.training import optim
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})

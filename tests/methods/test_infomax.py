@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax.core.method import Run
 from cl_jax.encoders import conv
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.heads.context import RowContext
-from cl_jax.method import Run
 from cl_jax.methods import cpc, dim
 from cl_jax.views import make as recipe
 

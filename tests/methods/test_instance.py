@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import nce
-from cl_jax.method import Run
 from cl_jax.methods import instdisc, invaspread
 from cl_jax.views import make as recipe
 

@@ -5,11 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from cl_jax import losses, optim
+from cl_jax import losses
+from cl_jax.core.method import Run
 from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.method import Run
 from cl_jax.methods import dino, moco_v3, simsiam
+from cl_jax.training import optim
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import costs, losses, parallel
+from cl_jax import losses
+from cl_jax.core import parallel
 from cl_jax.encoders import resnet
-from cl_jax.experiment import initial_state
-from cl_jax.steps import stepper
+from cl_jax.planning import costs
+from cl_jax.training.experiment import initial_state
+from cl_jax.training.steps import stepper
 from tests import small
 
 PIXELS, WIDTH, BATCH = 48, 8, small.BATCH  # of the small method: one layer on 4 x 4 images

@@ -1,6 +1,6 @@
 """A GPU's kernels from the text of its program: bytes and products against what can be counted by hand."""
 
-from cl_jax.kernels import kernels_of
+from cl_jax.planning.kernels import kernels_of
 
 GPU = """
 %inner (p: (s32[], f32[4,6])) -> (s32[], f32[4,6]) {

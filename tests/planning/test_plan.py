@@ -8,9 +8,10 @@ import sys
 import jax
 import pytest
 
-from cl_jax import costs, experiment, plan, train
-from cl_jax.devices import DEVICES, known, peak_flops
-from cl_jax.kernels import Kernel
+from cl_jax.planning import costs, plan
+from cl_jax.planning.devices import DEVICES, known, peak_flops
+from cl_jax.planning.kernels import Kernel
+from cl_jax.training import experiment, loop
 from configs import simclr_v1
 
 
@@ -27,12 +28,12 @@ def found(config):
 
 
 def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
-    built = train.build(config)
-    state = train.initial_state(built, config)
+    built = loop.build(config)
+    state = loop.initial_state(built, config)
     for kind, tree in (("parameters", state.params), ("optimiser", state.opt), ("batch statistics", state.stats)):
         assert found["bytes"][kind] == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    stepper = train.stepper(built, config, 0)
+    stepper = loop.stepper(built, config, 0)
     stepper(state)
     assert found["bytes"]["temporaries"] == pytest.approx(stepper.temporary_bytes, rel=0.15)
     assert found["fits"] and found["bound"] in found["floor_seconds"]
@@ -119,7 +120,7 @@ def test_a_gpu_that_is_not_there(config):
 @pytest.mark.slow
 def test_command(tmp_path):
     out = tmp_path / "plan.json"
-    ran = subprocess.run([sys.executable, "-m", "cl_jax.plan", "--config=configs/simclr_v1.py:debug", "--devices=2",
+    ran = subprocess.run([sys.executable, "-m", "cl_jax.planning.plan", "--config=configs/simclr_v1.py:debug", "--devices=2",
                           "--device=h200", "--nosearch", f"--out={out}"], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.rstrip().endswith("fits"), ran.stderr
     assert json.loads(out.read_text())["devices"] == 2

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cl_jax import benchmark
-from cl_jax.experiment import config_names
+from cl_jax.tools import benchmark
+from cl_jax.training.experiment import config_names
 
 
 def settings(tmp_path, **changed):
@@ -97,7 +97,7 @@ def test_one_real_row(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
-    command = [sys.executable, "-m", "cl_jax.benchmark", "--methods=simclr_v1", "--variant=debug", "--epochs=5000",
+    command = [sys.executable, "-m", "cl_jax.tools.benchmark", "--methods=simclr_v1", "--variant=debug", "--epochs=5000",
                f"--workdir={tmp_path}"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     workdir = tmp_path / "simclr_v1" / "seed0"

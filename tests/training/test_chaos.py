@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import checkpoint, experiment, metrics, parallel
-from cl_jax.method import State
+from cl_jax.core import parallel
+from cl_jax.core.method import State
+from cl_jax.training import checkpoint, experiment, metrics
 from configs import simclr_v1
 from tests import small
-from tests.test_resume import CLOCK, assert_same
+from tests.training.test_resume import CLOCK, assert_same
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLS, STEPS, DAMAGED = 20, 99, ("cut", "lost", "flipped")
 CONFIG = f"""
 from configs import simclr_v1
@@ -251,7 +252,7 @@ def test_a_flip_that_the_store_does_not_see_is_found_by_its_checksum(tmp_path, m
 
 FULL = """
 import resource, sys
-from cl_jax import checkpoint
+from cl_jax.training import checkpoint
 from tests.test_chaos import assert_same, state_of
 store = checkpoint.Checkpoints(sys.argv[1])
 store.save(state_of(1))

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import checkpoint, metrics, parallel, steps, train
+from cl_jax.core import parallel
+from cl_jax.training import checkpoint, loop, metrics, steps
 from configs import simclr_v1, simclr_v2
 
 
@@ -17,19 +18,19 @@ from configs import simclr_v1, simclr_v2
 def config():
     config = simclr_v1.get_config("debug")
     config.devices = 1
-    return train.stages(config, "unused")[0][1]
+    return loop.stages(config, "unused")[0][1]
 
 
 def test_unknown_setting_names_the_nearest(config):
     config.method.temprature = 0.1
     with pytest.raises(ValueError, match=r"simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"):
-        train.build(config)
+        loop.build(config)
 
 
 def test_unknown_method_and_variant(config):
     config.method.name = "simclr_v3"
     with pytest.raises(ValueError, match=r"cl_jax.methods.simclr_v3 does not exist; have .*did you mean 'simclr_v"):
-        train.build(config)
+        loop.build(config)
     with pytest.raises(ValueError, match="variant 'cifar' of this config is unknown; have cifar10"):
         simclr_v1.get_config("cifar")
 
@@ -38,13 +39,13 @@ def test_unknown_stage():
     config = simclr_v2.get_config("debug")
     config.stage = "fine"
     with pytest.raises(ValueError, match=r"stage='fine' is unknown; have all, pretrain.*did you mean 'finetune'"):
-        train.stages(config, "unused")
+        loop.stages(config, "unused")
 
 
 def test_stages_override_the_first_config():
     config = simclr_v2.get_config("debug")
     config.stage = "all"
-    stages = train.stages(config, "w")
+    stages = loop.stages(config, "w")
     assert [name for name, _, _ in stages] == ["pretrain", "finetune", "distill"]
     first, tuned = stages[0][1], stages[1][1]
     assert tuned.method.name == "finetune" and "temperature" not in tuned.method
@@ -55,19 +56,19 @@ def test_stages_override_the_first_config():
 def test_fewer_examples_than_a_batch(config):
     config.batch_size = 128
     with pytest.raises(ValueError, match="64 training examples, fewer than one batch of 128"):
-        train.build(config)
+        loop.build(config)
 
 
 def test_batch_not_divisible_by_devices(config):
     config.devices, config.batch_size = 3, 16
     with pytest.raises(ValueError, match=r"batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"):
-        train.build(config)
+        loop.build(config)
 
 
 def test_more_devices_than_there_are(config):
     config.devices = 64
     with pytest.raises(ValueError, match="devices=64 asked for, 8 found"):
-        train.build(config)
+        loop.build(config)
 
 
 def test_workdir_of_another_config_shows_the_difference(tmp_path):
@@ -78,7 +79,7 @@ def test_workdir_of_another_config_shows_the_difference(tmp_path):
 
 
 def test_run_resume_and_what_is_left(config, tmp_path):
-    results = train.train(config, tmp_path)
+    results = loop.train(config, tmp_path)
     rows = metrics.read(tmp_path)
     assert 0 <= results["knn/top1"] <= 1 and "linear/cached/top1" in results
     at_start, = (row for row in rows if row["step"] == 0)
@@ -87,16 +88,16 @@ def test_run_resume_and_what_is_left(config, tmp_path):
     for name in ("knn.png", "neighbours.png", "config.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert any((tmp_path / "tensorboard").iterdir())
-    assert train.train(config, tmp_path)["knn/top1"] == results["knn/top1"]  # a finished run is only evaluated again
+    assert loop.train(config, tmp_path)["knn/top1"] == results["knn/top1"]  # a finished run is only evaluated again
     assert sum(row["step"] == 0 for row in metrics.read(tmp_path)) == 1
-    train.evaluate(tmp_path)
+    loop.evaluate(tmp_path)
     assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
 
 
 def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatch):
     config.total_epochs, config.evals.every_epochs, config.evals.baselines = 3.0, 0.0, False
     whole = tmp_path / "whole"
-    train.train(config, whole)
+    loop.train(config, whole)
     advance = steps.Stepper.advance
 
     def killed_at_5(self, state, until):
@@ -106,11 +107,11 @@ def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatc
 
     cut = tmp_path / "cut"
     monkeypatch.setattr(steps.Stepper, "advance", killed_at_5)
-    with pytest.raises(train.Interrupted, match="stopped at step 5 of 12"):
-        train.train(config, cut)
+    with pytest.raises(loop.Interrupted, match="stopped at step 5 of 12"):
+        loop.train(config, cut)
     monkeypatch.setattr(steps.Stepper, "advance", advance)
-    train.train(config, cut)
-    a, b = train.load(whole)[2], train.load(cut)[2]
+    loop.train(config, cut)
+    a, b = loop.load(whole)[2], loop.load(cut)[2]
     assert int(a.step) == 12
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         np.testing.assert_array_equal(x, y)
@@ -118,19 +119,19 @@ def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatc
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the store's own cancelled reads
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
-    built = train.build(config)
-    state = train.initial_state(built, config)
+    built = loop.build(config)
+    state = loop.initial_state(built, config)
     first = parallel.fetch(state)
     store = checkpoint.Checkpoints(tmp_path)
     store.save(state)
-    state, _ = train.stepper(built, config, 0)(state)
+    state, _ = loop.stepper(built, config, 0)(state)
     store.save(state)
     store.close()
     newest = tmp_path / "last" / "1"
     for path in newest.rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:10])
-    restored = checkpoint.Checkpoints(tmp_path).restore(train.initial_state(built, config))
+    restored = checkpoint.Checkpoints(tmp_path).restore(loop.initial_state(built, config))
     assert int(restored.step) == 0
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(restored)):
         np.testing.assert_array_equal(x, y)
@@ -139,7 +140,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
 def test_nan_stops_with_the_step_and_the_batch_ids(config, tmp_path):
     config.optimizer.learning_rate, config.optimizer.warmup_epochs = float("nan"), 0.0
     with pytest.raises(FloatingPointError, match=r"step 2: loss nan.*Batch ids: \["):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
 
 
 def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path):
@@ -155,16 +156,16 @@ def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path)
 
 def test_a_locked_config_from_the_command_line(tmp_path):
     config = simclr_v2.get_config("debug").lock()
-    assert [name for name, _, _ in train.stages(config, tmp_path)] == ["pretrain"]
+    assert [name for name, _, _ in loop.stages(config, tmp_path)] == ["pretrain"]
 
 
 def test_rates_are_of_when_steps_ended_not_of_when_they_are_read(config, monkeypatch):
     """On a CPU a step is done when it is dispatched; its interval is written one later all the same."""
     clock, rows = [0.0], []
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
     built = SimpleNamespace(run=SimpleNamespace(steps_per_epoch=10, batch_size=8), learning_rate=lambda step: 0.1,
                             mesh=parallel.make_mesh(1))
-    pending = train._Pending(config, built, SimpleNamespace(write=lambda step, row: rows.append((step, row))),
+    pending = loop._Pending(config, built, SimpleNamespace(write=lambda step, row: rows.append((step, row))),
                              SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0))
     for first, seconds in ((0, 2.0), (2, 4.0), (4, 1.0)):
         clock[0] += seconds

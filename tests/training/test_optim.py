@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from cl_jax import optim
+from cl_jax.core.ema import ema_of_params
+from cl_jax.training import optim
 
 RNG = np.random.default_rng(0)
 PARAMS = {"encoder": {"conv": {"kernel": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)},
@@ -129,7 +130,7 @@ def test_clipping_is_global_or_per_tensor():
 
 def test_slow_copy_is_float32_and_starts_as_a_copy():
     params = {"w": jnp.full(3, 2.0, jnp.bfloat16)}
-    tx = optim.ema_of_params(0.9995)
+    tx = ema_of_params(0.9995)
     state = tx.init(params)
     assert state.ema["w"].dtype == jnp.float32 and int(state.count) == 0
     np.testing.assert_array_equal(state.ema["w"], np.full(3, 2.0))
@@ -142,12 +143,12 @@ def test_slow_copy_is_float32_and_starts_as_a_copy():
 
 def test_slow_copy_may_be_donated_beside_the_parameters():
     params = {"w": jnp.ones(3)}
-    state = optim.ema_of_params(0.5).init(params)
+    state = ema_of_params(0.5).init(params)
     assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
 
 
 def test_slow_copy_follows_a_schedule():
-    tx = optim.ema_of_params(optim.warmup_cosine(base=0.9, final=1.0, total_steps=4))
+    tx = ema_of_params(optim.warmup_cosine(base=0.9, final=1.0, total_steps=4))
     state, expected = tx.init({"w": jnp.zeros(())}), 0.0
     for step in range(4):
         m = 1 - 0.1 * 0.5 * (1 + np.cos(np.pi * step / 4))

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import experiment, parallel, verify
+from cl_jax.checks import verify
+from cl_jax.core import parallel
 from cl_jax.data import batches
+from cl_jax.training import experiment
 from tests import processes, small
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPES = [(2, 2), pytest.param((4, 1), marks=pytest.mark.slow)]  # processes, devices of each
 
 
@@ -47,7 +49,7 @@ def cluster(request, tmp_path_factory):
 
 
 def bounded(one, found):
-    """The verdict of cl_jax.verify on what four devices came to."""
+    """The verdict of cl_jax.checks.verify on what four devices came to."""
     return verify.compare(lambda devices, seed: one(seed) if devices == 1 else found, (1, 4), "processes")
 
 
@@ -124,7 +126,7 @@ def test_half_a_description_of_the_job_is_refused(given, message, monkeypatch):
 
 CONFIG = """
 from ml_collections import ConfigDict
-from cl_jax import verify
+from cl_jax.checks import verify
 from configs import moco_v2
 
 def get_config(arg=None):

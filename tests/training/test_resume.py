@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import checkpoint, experiment, metrics, parallel, steps, train, verify
-from cl_jax.experiment import initial_state
+from cl_jax.checks import verify
+from cl_jax.core import parallel
+from cl_jax.training import checkpoint, experiment, loop, metrics, steps
+from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
 
@@ -13,7 +15,7 @@ CLOCK = {"time", "images_per_second", "data_wait"}
 
 
 class Died(BaseException):
-    """In place of SIGKILL, which tests/test_chaos.py sends."""
+    """In place of SIGKILL, which tests/training/test_chaos.py sends."""
 
 
 @pytest.fixture
@@ -25,8 +27,8 @@ def run(monkeypatch):
     def online(evaluator, state, final):
         ended.append(parallel.fetch(state))
         return {"knn/top1": 0.5}
-    monkeypatch.setattr(train.protocols.Evaluator, "online", online)
-    monkeypatch.setattr(train.protocols, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(loop.protocols.Evaluator, "online", online)
+    monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
 
     def run(config, workdir, dies=None):
         def may_die(self, state, until):
@@ -36,9 +38,9 @@ def run(monkeypatch):
         monkeypatch.setattr(steps.Stepper, "advance", may_die)
         if dies is not None:
             with pytest.raises(Died):
-                train.train(config, workdir)
+                loop.train(config, workdir)
             return None
-        train.train(config, workdir)
+        loop.train(config, workdir)
         return ended.pop(), [{name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(workdir)]
     return run
 
@@ -54,7 +56,7 @@ def resumes(run, config, stage, folder, previous=None):
     config = config.copy_and_resolve_references()
     config.update({"devices": 1, "log_steps": 1, "checkpoint_steps": 3, "total_epochs": 2.5})
     config.evals.update({"every_epochs": 0.0, "baselines": False})
-    epoch = train.build(config, previous).run.steps_per_epoch
+    epoch = loop.build(config, previous).run.steps_per_epoch
     whole, log = run(config, folder / "whole" / stage)
     cut = folder / "cut" / stage
     run(config, cut, dies=epoch + 1)
@@ -80,8 +82,8 @@ def test_every_method_resumes_exactly(name, run, tmp_path):
 
 @pytest.fixture
 def small_config(monkeypatch):
-    monkeypatch.setattr(train, "build", lambda config, previous: small.epochal(config))
-    return train.stages(simclr_v1.get_config("debug"), "unused")[0][1]
+    monkeypatch.setattr(loop, "build", lambda config, previous: small.epochal(config))
+    return loop.stages(simclr_v1.get_config("debug"), "unused")[0][1]
 
 
 @pytest.mark.parametrize("together", [2, pytest.param(1, marks=pytest.mark.slow)])
@@ -106,7 +108,7 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
         save(self, state, score, is_best)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dies)
     with pytest.raises(Died):
-        train.train(small_config, tmp_path / "cut")
+        loop.train(small_config, tmp_path / "cut")
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     state, again = run(small_config, tmp_path / "cut")
     assert_same(whole, state, "small")
@@ -117,7 +119,7 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
 
 
 def compared(first, runner_of, config, folder):
-    """The verdict of `cl_jax.verify` on runs of which one device trains the first half (`first`) and saves, and 1, 2 or 4
+    """The verdict of `cl_jax.checks.verify` on runs of which one device trains the first half (`first`) and saves, and 1, 2 or 4
     (`runner_of`) restore that and train the rest."""
     runners, count = {}, 0
 

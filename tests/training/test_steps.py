@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import losses, metrics, optim, parallel, train
+from cl_jax import losses
+from cl_jax.core import parallel
+from cl_jax.core.method import Aux, Variables, from_loss
 from cl_jax.data import batches
-from cl_jax.method import Aux, Variables, from_loss
+from cl_jax.training import loop, metrics, optim
 from configs import simclr_v1
 
 
@@ -19,13 +21,13 @@ def config():
     config.devices = 1
     config.optimizer = {"name": "sgd", "learning_rate": 1e-3, "learning_rate_scaling": "none"}
     config.evals.update({"every_epochs": 0.0, "baselines": False})
-    return train.stages(config, "unused")[0][1]
+    return loop.stages(config, "unused")[0][1]
 
 
 @pytest.fixture(scope="module")
 def built(config):
     """A method of one matrix in the place of the config's: these tests are of the steps around it."""
-    built = train.build(config)
+    built = loop.build(config)
     axis = built.run.axis_name
 
     def flat(images):
@@ -55,8 +57,8 @@ def changed(config, **settings):
 
 def run(built, config, state=None, start=0, until=None):
     """(State, losses [steps], dispatches)."""
-    state = train.initial_state(built, config) if state is None else state
-    stepper, losses, dispatches = train.stepper(built, config, start), [], 0
+    state = loop.initial_state(built, config) if state is None else state
+    stepper, losses, dispatches = loop.stepper(built, config, start), [], 0
     until = until or built.run.total_steps
     while stepper.step < until:
         state, values = stepper.advance(state, until)
@@ -84,8 +86,8 @@ def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, con
 
 
 def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(built, config):
-    stepper = train.stepper(built, changed(config, dispatch_steps=3), 0)
-    state, taken = train.initial_state(built, config), []
+    stepper = loop.stepper(built, changed(config, dispatch_steps=3), 0)
+    state, taken = loop.initial_state(built, config), []
     while stepper.step < 8:  # epochs of 4 steps
         before = stepper.step
         state, _ = stepper.advance(state, 8)
@@ -97,7 +99,7 @@ def test_the_host_path_gives_the_same_run(built, config, caplog):
     source = built.data.train
     hidden = dataclasses.replace(source, arrays=None)
     host = built._replace(data=built.data._replace(train=hidden))
-    train.stepper(host, changed(config, dispatch_steps=2), 0)
+    loop.stepper(host, changed(config, dispatch_steps=2), 0)
     assert "dispatch_steps=2 is 1 here" in caplog.text
     a, losses, _ = run(built, config)
     b, loaded, _ = run(host, config)
@@ -128,9 +130,9 @@ def test_the_state_stays_as_it_was_before_a_step_that_is_not_finite(built, confi
 
 
 def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "build", lambda *_: poisoned(built, 1))
+    monkeypatch.setattr(loop, "build", lambda *_: poisoned(built, 1))
     config = changed(config, nonfinite="skip", log_steps=1)
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     rows = metrics.read(tmp_path)
     assert [row["skipped_steps"] for row in rows if "skipped_steps" in row] == [1]
     assert [row["step"] for row in rows if "loss" in row] == [1, 3, 4]
@@ -139,10 +141,10 @@ def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monk
 
 def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, monkeypatch):
     method = dataclasses.replace(built.method, update=lambda state, batch, key: (state, {"loss": jnp.nan * jnp.ones(())}))
-    monkeypatch.setattr(train, "build", lambda *_: built._replace(method=method))
-    monkeypatch.setattr(train, "IN_A_ROW", 2)
+    monkeypatch.setattr(loop, "build", lambda *_: built._replace(method=method))
+    monkeypatch.setattr(loop, "IN_A_ROW", 2)
     with pytest.raises(FloatingPointError, match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan"):
-        train.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
+        loop.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
 
 
 def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
@@ -153,8 +155,8 @@ def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
         seen.append(int(state.step))
         return groups
     planned = built._replace(method=dataclasses.replace(built.method, plan=plan))
-    stepper = train.stepper(planned, config, 0)
-    state = train.initial_state(built, config)
+    stepper = loop.stepper(planned, config, 0)
+    state = loop.initial_state(built, config)
     for _ in range(5):
         state, _ = stepper(state)
     assert seen == [0, 4]
@@ -163,14 +165,14 @@ def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
 
 
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):
-    stepper = train.stepper(built, config, 0)
-    state, _ = stepper(train.initial_state(built, config))
+    stepper = loop.stepper(built, config, 0)
+    state, _ = stepper(loop.initial_state(built, config))
     with jax.transfer_guard_device_to_host("disallow"):
         stepper(state)
 
 
 def test_flops_and_temporaries_of_the_step_are_known_after_it_compiled(built, config):
-    stepper = train.stepper(built, config, 0)
+    stepper = loop.stepper(built, config, 0)
     assert stepper.compile_seconds == 0
-    stepper(train.initial_state(built, config))
+    stepper(loop.initial_state(built, config))
     assert stepper.flops > 1e6 and stepper.temporary_bytes > 1e4 and stepper.compile_seconds > 0
