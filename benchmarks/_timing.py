@@ -1,9 +1,12 @@
-"""What every benchmark here shares: where it ran, runs in turn, medians and ratios, records on disk.
+"""What every benchmark here shares: where it ran, runs in turn, medians and ratios, records on
+disk.
 
-A shared machine has slow minutes. So all forms of a comparison are built first and then run in turn, again and again, in an
-order that turns by one each time around: a slow minute hits all of them. A ratio is the median over the rounds of one form's
-time by another's in the same round. On a CPU that others use at the same time, the clock on the wall mostly measures them:
-there the processor time of the process is recorded too, and says more.
+A shared machine has slow minutes. So all forms of a comparison are built first and then run in
+turn, again and again, in an
+order that turns by one each time around: a slow minute hits all of them. A ratio is the median over
+the rounds of one form's time by another's in the same round. On a CPU that others use at the same
+time, the clock on the wall mostly measures them: there the processor time of the process is
+  recorded too, and says more.
 """
 
 import json
@@ -23,7 +26,8 @@ sys.path.insert(0, str(ROOT))  # for `configs`, which is no part of the installe
 
 
 def prepare(cache: bool = True) -> str:
-    """Before jax is imported: XLA's flags and the C library's memory, as the trainer sets them, and its cache of programs.
+    """Before jax is imported: XLA's flags and the C library's memory, as the trainer sets them, and
+    its cache of programs.
 
     Returns the flags that were added.
     """
@@ -41,14 +45,22 @@ def prepare(cache: bool = True) -> str:
     return added
 
 
-def facts(*libraries: str, repeats: int | None = None, machine: str | None = None) -> dict[str, Any]:
-    """Machine, versions, flags and date of a record; `libraries` are named besides jax and jaxlib."""
+def facts(
+    *libraries: str, repeats: int | None = None, machine: str | None = None
+) -> dict[str, Any]:
+    """Machine, versions, flags and date of a record; `libraries` are named besides jax and
+    jaxlib."""
     import jax
 
-    return {"machine": machine or processor(), "devices": [device.device_kind for device in jax.devices()],
-            "load": round(os.getloadavg()[0], 1), "flags": os.environ.get("XLA_FLAGS", ""),
-            "versions": versions("jax", "jaxlib", *libraries), "date": time.strftime("%Y-%m-%d"),
-            **({} if repeats is None else {"repeats": repeats})}
+    return {
+        "machine": machine or processor(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "load": round(os.getloadavg()[0], 1),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": versions("jax", "jaxlib", *libraries),
+        "date": time.strftime("%Y-%m-%d"),
+        **({} if repeats is None else {"repeats": repeats}),
+    }
 
 
 def processor() -> str:
@@ -61,7 +73,11 @@ def processor() -> str:
     name = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        found = [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         name = found[0] if found else name
     return f"{cores()} of {os.cpu_count()} cores of an {name}"
 
@@ -77,25 +93,36 @@ def versions(*names: str) -> dict[str, str]:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             return "not installed"
+
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 class Times(NamedTuple):
-    """Seconds of each form in each round: on the wall, and of the process's processor time over all its threads."""
+    """Seconds of each form in each round: on the wall, and of the process's processor time over all
+    its threads."""
 
     wall: dict[str, list[float]]
     processor: dict[str, list[float]]
 
 
-def seconds(run: Callable[[], Any], processor: Callable[[], float] = time.process_time) -> tuple[float, float]:
+def seconds(
+    run: Callable[[], Any], processor: Callable[[], float] = time.process_time
+) -> tuple[float, float]:
     """(wall, processor) of one call, which must not return before its work is done."""
     start, used = time.perf_counter(), processor()
     run()
     return time.perf_counter() - start, processor() - used
 
 
-def in_turn(runs: Mapping[str, Callable[[], Any]], *, repeats: int, limit: float = float("inf"), warm: int = 1,
-            between: bool = False, processor: Callable[[], float] = time.process_time) -> Times:
+def in_turn(
+    runs: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    limit: float = float("inf"),
+    warm: int = 1,
+    between: bool = False,
+    processor: Callable[[], float] = time.process_time,
+) -> Times:
     """Runs each form in turn, in rounds.
 
     Args:
@@ -103,7 +130,8 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], *, repeats: int, limit: float
       repeats: rounds; at least three are made, and no more once they have taken `limit` seconds.
       warm: untimed runs of each form first.
       between: an untimed run before each timed one too, for forms so short that caches decide.
-      processor: the processor time used so far, of this process or, for forms that are processes, of its children.
+      processor: the processor time used so far, of this process or, for forms that are processes,
+        of its children.
     """
     for run in runs.values():
         for _ in range(warm):
@@ -129,16 +157,23 @@ def ratio(times: Mapping[str, list[float]], above: str, below: str) -> float:
 
 def spread(values: list[float]) -> str:
     """Median with the fastest and the slowest, in milliseconds."""
-    return f"{1e3 * statistics.median(values):,.4g} ms ({1e3 * min(values):,.4g} to {1e3 * max(values):,.4g})"
+    return (
+        f"{1e3 * statistics.median(values):,.4g} ms ({1e3 * min(values):,.4g} to "
+        f"{1e3 * max(values):,.4g})"
+    )
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
     """A Markdown table; floats to four digits."""
+
     def cell(value: Any) -> str:
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
         return "not run" if value is None else str(value)
-    return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+
+    return "\n".join(
+        "| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows]
+    )
 
 
 def write(name: str, record: dict[str, Any], text: str, out: Path | None = None) -> Path:
@@ -146,8 +181,12 @@ def write(name: str, record: dict[str, Any], text: str, out: Path | None = None)
     path = (out or RESULTS / name).with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    versions_of = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
-    text = f"{text}\n\n{record['machine']}, load {record['load']}; {versions_of}; {record['date']}.\n"
+    versions_of = ", ".join(
+        f"{library} {version}" for library, version in record["versions"].items()
+    )
+    text = (
+        f"{text}\n\n{record['machine']}, load {record['load']}; {versions_of}; {record['date']}.\n"
+    )
     path.with_suffix(".md").write_text(text)
     print(text, flush=True)
     return path

@@ -1,9 +1,11 @@
-"""The PyTorch side of the comparisons: SimCLR's step with the same network, loss, batch and views, as one writes it there.
+"""The PyTorch side of the comparisons: SimCLR's step with the same network, loss, batch and views,
+as one writes it there.
 
-The augmentation is written in batched tensor operations on the training device, which is faster than torchvision's per
-image: random resized crop and flip as one `grid_sample` without antialiasing, colour jitter in a fixed order (ours draws the
-order), hue as a rotation in YIQ, grayscale, and at 224 pixels a Gaussian blur as two matrix products. Where the two sides
-differ, this one has less to compute.
+The augmentation is written in batched tensor operations on the training device, which is faster
+than torchvision's per
+image: random resized crop and flip as one `grid_sample` without antialiasing, colour jitter in a
+fixed order (ours draws the order), hue as a rotation in YIQ, grayscale, and at 224 pixels a
+Gaussian blur as two matrix products. Where the two sides differ, this one has less to compute.
 """
 
 import math
@@ -33,7 +35,11 @@ class Block(nn.Module):
         self.convs = nn.ModuleList(_conv(*layer) for layer in layers)
         self.norms = nn.ModuleList(nn.BatchNorm2d(layer[1]) for layer in layers)
         changes = stride > 1 or inside != out
-        self.shortcut = nn.Sequential(_conv(inside, out, 1, stride), nn.BatchNorm2d(out)) if changes else nn.Identity()
+        self.shortcut = (
+            nn.Sequential(_conv(inside, out, 1, stride), nn.BatchNorm2d(out))
+            if changes
+            else nn.Identity()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, last = x, len(self.convs) - 1
@@ -51,8 +57,13 @@ class ResNet(nn.Module):
         counts, bottleneck = STAGES[depth]
         channels = int(64 * width)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, channels, 3, 1, 1, bias=False) if stem == "cifar" else nn.Conv2d(3, channels, 7, 2, 3, bias=False),
-            nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *([] if stem == "cifar" else [nn.MaxPool2d(3, 2, 1)]))
+            nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+            if stem == "cifar"
+            else nn.Conv2d(3, channels, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            *([] if stem == "cifar" else [nn.MaxPool2d(3, 2, 1)]),
+        )
         blocks, inside = [], channels
         for stage, count in enumerate(counts):
             for number in range(count):
@@ -66,18 +77,28 @@ class ResNet(nn.Module):
 
 
 class ViT(nn.Module):
-    """A pre-norm vision transformer with a class token and fixed positions; no gradient to the patch projection."""
+    """A pre-norm vision transformer with a class token and fixed positions; no gradient to the
+    patch projection."""
 
     def __init__(self, width: int, depth: int, heads: int, patch: int, size: int):
         super().__init__()
         self.patches, self.features, self.heads = nn.Conv2d(3, width, patch, patch), width, heads
         self.patches.requires_grad_(False)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", torch.randn(1, (size // patch)**2 + 1, width) * 0.02)
+        self.register_buffer("positions", torch.randn(1, (size // patch) ** 2 + 1, width) * 0.02)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"norm1": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width),
-                           "norm2": nn.LayerNorm(width), "mlp1": nn.Linear(width, 4 * width),
-                           "mlp2": nn.Linear(4 * width, width)}) for _ in range(depth))
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width),
+                    "qkv": nn.Linear(width, 3 * width),
+                    "out": nn.Linear(width, width),
+                    "norm2": nn.LayerNorm(width),
+                    "mlp1": nn.Linear(width, 4 * width),
+                    "mlp2": nn.Linear(4 * width, width),
+                }
+            )
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,8 +106,16 @@ class ViT(nn.Module):
         x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
         for block in self.blocks:
             batch, tokens, width = x.shape
-            q, k, v = block["qkv"](block["norm1"](x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            x = x + block["out"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+            q, k, v = (
+                block["qkv"](block["norm1"](x))
+                .view(batch, tokens, 3, self.heads, -1)
+                .permute(2, 0, 3, 1, 4)
+            )
+            x = x + block["out"](
+                F.scaled_dot_product_attention(q, k, v)
+                .transpose(1, 2)
+                .reshape(batch, tokens, width)
+            )
             x = x + block["mlp2"](F.gelu(block["mlp1"](block["norm2"](x))))
         return self.norm(x)[:, 0].float()
 
@@ -98,8 +127,13 @@ class SimCLR(nn.Module):
         super().__init__()
         width = encoder.features
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
-                                  nn.Linear(width, out_dim, bias=False), nn.BatchNorm1d(out_dim))
+        self.head = nn.Sequential(
+            nn.Linear(width, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, out_dim, bias=False),
+            nn.BatchNorm1d(out_dim),
+        )
         self.head[-1].bias.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,11 +149,20 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tenso
     z = F.normalize(torch.cat([a, b]), dim=1)
     logits = (z @ z.T) / temperature
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return F.cross_entropy(logits.masked_fill(own, -torch.inf), torch.arange(len(z), device=z.device).roll(len(a)))
+    return F.cross_entropy(
+        logits.masked_fill(own, -torch.inf), torch.arange(len(z), device=z.device).roll(len(a))
+    )
 
 
-def augment(images: torch.Tensor, size: int, *, strength: float, blur: bool, jitter: float = 0.8, gray: float = 0.2
-            ) -> torch.Tensor:
+def augment(
+    images: torch.Tensor,
+    size: int,
+    *,
+    strength: float,
+    blur: bool,
+    jitter: float = 0.8,
+    gray: float = 0.2,
+) -> torch.Tensor:
     """One view of uint8 images [B, 3, H, W], floats [B, 3, size, size] in [0, 1]."""
     batch, device = len(images), images.device
     u = torch.rand(16, batch, device=device)
@@ -129,8 +172,13 @@ def augment(images: torch.Tensor, size: int, *, strength: float, blur: bool, jit
     theta = torch.zeros(batch, 2, 3, device=device)
     theta[:, 0, 0], theta[:, 1, 1] = torch.where(u[2] < 0.5, -width, width), height
     theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * u[3] - 1), (1 - height) * (2 * u[4] - 1)
-    x = F.grid_sample(x, F.affine_grid(theta, [batch, 3, size, size], align_corners=False), mode="bilinear",
-                      padding_mode="reflection", align_corners=False)
+    x = F.grid_sample(
+        x,
+        F.affine_grid(theta, [batch, 3, size, size], align_corners=False),
+        mode="bilinear",
+        padding_mode="reflection",
+        align_corners=False,
+    )
 
     def each(values: torch.Tensor) -> torch.Tensor:
         return values[:, None, None, None]
@@ -138,7 +186,12 @@ def augment(images: torch.Tensor, size: int, *, strength: float, blur: bool, jit
     weights = torch.tensor([0.299, 0.587, 0.114], device=device)[None, :, None, None]
     y = (x * each(1 + 0.8 * strength * (2 * u[5] - 1))).clamp(0, 1)
     y = y.mean((2, 3), keepdim=True).lerp(y, each(1 + 0.8 * strength * (2 * u[6] - 1))).clamp(0, 1)
-    y = (y * weights).sum(1, keepdim=True).lerp(y, each(1 + 0.8 * strength * (2 * u[7] - 1))).clamp(0, 1)
+    y = (
+        (y * weights)
+        .sum(1, keepdim=True)
+        .lerp(y, each(1 + 0.8 * strength * (2 * u[7] - 1)))
+        .clamp(0, 1)
+    )
     y = torch.einsum("bij,bjhw->bihw", _hue(0.2 * strength * (2 * u[8] - 1)), y).clamp(0, 1)
     x = torch.where(each(u[9] < jitter), y, x)
     x = torch.where(each(u[10] < gray), (x * weights).sum(1, keepdim=True), x)
@@ -146,7 +199,9 @@ def augment(images: torch.Tensor, size: int, *, strength: float, blur: bool, jit
         sigma = 0.1 + 1.9 * u[11]
         away = torch.arange(size, device=device)
         away = (away[:, None] - away[None]).float()
-        kernel = torch.exp(-away**2 / (2 * sigma[:, None, None]**2)) * (away.abs() <= size // 20)
+        kernel = torch.exp(-(away**2) / (2 * sigma[:, None, None] ** 2)) * (
+            away.abs() <= size // 20
+        )
         kernel = (kernel / kernel.sum(2, keepdim=True))[:, None]
         x = torch.where(each(u[12] < 0.5), kernel @ x @ kernel.transpose(2, 3), x)
     return x
@@ -154,7 +209,10 @@ def augment(images: torch.Tensor, size: int, *, strength: float, blur: bool, jit
 
 def _hue(turns: torch.Tensor) -> torch.Tensor:
     """[B, 3, 3]: RGB to YIQ, turned, and back."""
-    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], device=turns.device)
+    yiq = torch.tensor(
+        [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
+        device=turns.device,
+    )
     c, s = torch.cos(2 * math.pi * turns), torch.sin(2 * math.pi * turns)
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     turn = torch.stack([one, zero, zero, zero, c, -s, zero, s, c], 1).view(-1, 3, 3)
@@ -166,22 +224,41 @@ def encoder_of(section: dict, size: int) -> nn.Module:
     if section["name"] == "vit":
         sizes = {"tiny": (192, 12, 3), "base": (768, 12, 12)}
         width, depth, heads = sizes[section["size"]]
-        return ViT(section.get("width") or width, section.get("depth") or depth, section.get("heads") or heads,
-                   section["patch"], size)
+        return ViT(
+            section.get("width") or width,
+            section.get("depth") or depth,
+            section.get("heads") or heads,
+            section["patch"],
+            size,
+        )
     return ResNet(section["depth"], section["width"], section["stem"])
 
 
-def step_of(encoder: dict, images: torch.Tensor, *, batch: int, size: int, out_dim: int, temperature: float,
-            strength: float, blur: bool, dtype: str = "float32", channels_last: bool = False, compiled: bool = False
-            ) -> tuple[Callable[[], None], int]:
-    """(one training step with its augmentation, number of parameters). `images` [N, 3, H, W] uint8, on the device that is
-    to compute; steps take batches from them in turn. A step is not waited for."""
+def step_of(
+    encoder: dict,
+    images: torch.Tensor,
+    *,
+    batch: int,
+    size: int,
+    out_dim: int,
+    temperature: float,
+    strength: float,
+    blur: bool,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> tuple[Callable[[], None], int]:
+    """(one training step with its augmentation, number of parameters). `images` [N, 3, H, W] uint8,
+    on the device that is to compute; steps take batches from them in turn. A step is not waited
+    for."""
     device = images.device
     model = SimCLR(encoder_of(encoder, size), out_dim).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     number = parameters(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.03, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.03, momentum=0.9
+    )
     network = torch.compile(model) if compiled else model
     views = torch.compile(augment) if compiled else augment
     at = 0

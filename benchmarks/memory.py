@@ -1,10 +1,12 @@
-"""The plan's memory against what a run takes: `cl-jax plan` before, the allocator's peak after some steps.
+"""The plan's memory against what a run takes: `cl-jax plan` before, the allocator's peak after some
+steps.
 
 python benchmarks/memory.py [--config configs/simclr_v1.py:cifar10] [--batch 512] [--small]
 
-The plan is made by its command in a process of its own, for the device that is here where it is in the table (h200
-otherwise), by a GPU's own compiler where it knows the chip. Then the trainer's own step runs three times on random images of
-the planned sizes. On an accelerator the peak is the allocator's; a CPU's does not say, and there the comparison is with the
+The plan is made by its command in a process of its own, for the device that is here where it is in
+the table (h200 otherwise), by a GPU's own compiler where it knows the chip. Then the trainer's own
+step runs three times on random images of the planned sizes. On an accelerator the peak is the
+allocator's; a CPU's does not say, and there the comparison is with the
 step that ran: the bytes of its State and images, and the temporaries of its compiled program.
 """
 
@@ -22,19 +24,37 @@ def planned(config: str, device: str, devices: int, compiler: str, settings: lis
     """The plan as its command writes it."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "plan.json"
-        ran = subprocess.run([sys.executable, "-m", "cl_jax.planning.plan", f"--config={config}", f"--devices={devices}",
-                              f"--device={device}", f"--compiler={compiler}", "--nosearch", f"--out={out}", *settings],
-                             cwd=_timing.ROOT, capture_output=True, text=True)
+        ran = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "cl_jax.planning.plan",
+                f"--config={config}",
+                f"--devices={devices}",
+                f"--device={device}",
+                f"--compiler={compiler}",
+                "--nosearch",
+                f"--out={out}",
+                *settings,
+            ],
+            cwd=_timing.ROOT,
+            capture_output=True,
+            text=True,
+        )
         if not out.exists():
             raise RuntimeError(f"the plan of {config} failed:\n{ran.stderr[-2000:]}")
         return json.loads(out.read_text())
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/simclr_v1.py:cifar10")
     parser.add_argument("--batch", type=int, default=0, help="instead of the config's")
-    parser.add_argument("--small", action="store_true", help="the config's debug variant, to try the program")
+    parser.add_argument(
+        "--small", action="store_true", help="the config's debug variant, to try the program"
+    )
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args(argv)
     if args.small:
@@ -67,13 +87,24 @@ def main(argv: list[str] | None = None) -> None:
     shape = (built.data.train.size, *built.data.train.read(0)["image"].shape)
     if built.data.train.arrays is not None and "image_b" not in built.data.train.arrays:
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        source = from_arrays("random", {"image": images, "label": np.zeros(shape[0], np.int32)}, built.data.train.classes)
+        source = from_arrays(
+            "random",
+            {"image": images, "label": np.zeros(shape[0], np.int32)},
+            built.data.train.classes,
+        )
         built = built._replace(data=Splits(source, source))
     state = experiment.initial_state(built, config)
-    kinds = {"parameters": state.params, "batch statistics": state.stats, "optimiser": state.opt, "target": state.target,
-             "memory": state.memory}
+    kinds = {
+        "parameters": state.params,
+        "batch statistics": state.stats,
+        "optimiser": state.opt,
+        "target": state.target,
+        "memory": state.memory,
+    }
     steps = stepper(built, config, 0)
-    measured = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
+    measured = {
+        kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()
+    }
     measured["data"] = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.rows or {}))
     for _ in range(3):
         state, values = steps(state)
@@ -81,14 +112,32 @@ def main(argv: list[str] | None = None) -> None:
     measured["temporaries"] = steps.temporary_bytes
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     total = peak or sum(measured.values()) + paper["bytes"]["batch"]
-    record = _timing.facts("flax") | {"config": args.config, "batch": config.batch_size, "planned": paper,
-                                      "measured": measured, "peak": peak,
-                                      "planned_by_measured": paper["total_bytes"] / total}
-    rows = [[kind, size / 2**20, measured.get(kind, size) / 2**20] for kind, size in paper["bytes"].items()]
-    rows.append(["all" if peak is None else "all: the allocator's peak", paper["total_bytes"] / 2**20, total / 2**20])
-    text = (f"{args.config}, batch {config.batch_size}, on {len(jax.devices())} device(s), planned by {paper['compiler']}"
-            + "\n\n" + _timing.table(["MiB of a device", "planned", "the running step"], rows)
-            + f"\n\nThe plan is {record['planned_by_measured']:.3f} of what the run takes.")
+    record = _timing.facts("flax") | {
+        "config": args.config,
+        "batch": config.batch_size,
+        "planned": paper,
+        "measured": measured,
+        "peak": peak,
+        "planned_by_measured": paper["total_bytes"] / total,
+    }
+    rows = [
+        [kind, size / 2**20, measured.get(kind, size) / 2**20]
+        for kind, size in paper["bytes"].items()
+    ]
+    rows.append(
+        [
+            "all" if peak is None else "all: the allocator's peak",
+            paper["total_bytes"] / 2**20,
+            total / 2**20,
+        ]
+    )
+    text = (
+        f"{args.config}, batch {config.batch_size}, on {len(jax.devices())} device(s), planned by "
+        f"{paper['compiler']}"
+        + "\n\n"
+        + _timing.table(["MiB of a device", "planned", "the running step"], rows)
+        + f"\n\nThe plan is {record['planned_by_measured']:.3f} of what the run takes."
+    )
     _timing.write("memory" + ("_small" if args.small else ""), record, text, args.out)
 
 

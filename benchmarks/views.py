@@ -1,11 +1,12 @@
-"""Augmentation on its own: views per second of the recipes, and of PyTorch's tensor operations beside SimCLR's.
+"""Augmentation on its own: views per second of the recipes, and of PyTorch's tensor operations
+beside SimCLR's.
 
 python benchmarks/views.py [--batch 256] [--small]
 
-Each recipe draws and makes one view of every image of a batch of uint8 images that lie on the device, as a training step
-does before its network. PyTorch is `_torch.augment`: the same kinds of operators, batched on the same device, in a fixed
-order and without antialiasing. Recipes of the same sizes run in turn. On a CPU the times are the process's processor time,
-over all its threads.
+Each recipe draws and makes one view of every image of a batch of uint8 images that lie on the
+device, as a training step does before its network. PyTorch is `_torch.augment`: the same kinds of
+operators, batched on the same device, in a fixed order and without antialiasing. Recipes of the
+same sizes run in turn. On a CPU the times are the process's processor time, over all its threads.
 """
 
 import argparse
@@ -21,12 +22,16 @@ CASES = {  # stored side, side of the view, recipes
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--batch", type=int, default=0, help="default 512 at 32 pixels, 64 at 224")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=60.0, help="of timed runs of a case")
-    parser.add_argument("--small", action="store_true", help="eight images, two recipes, to try the program")
+    parser.add_argument(
+        "--small", action="store_true", help="eight images, two recipes, to try the program"
+    )
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args(argv)
     _timing.prepare()
@@ -51,22 +56,38 @@ def main(argv: list[str] | None = None) -> None:
         for name in recipes:
             recipe = views.make({"name": name, "size": size})
             made = jax.jit(lambda keys, images, recipe=recipe: views.apply(recipe, keys, images))
-            runs[name] = lambda f=made, images=images, keys=keys: jax.block_until_ready(f(keys, images))
+            runs[name] = lambda f=made, images=images, keys=keys: jax.block_until_ready(
+                f(keys, images)
+            )
         peer = torch_views(pixels, size, case)
         if peer is not None:
             runs["PyTorch"] = peer
-        times, processor = _timing.in_turn(runs, repeats=args.repeats, limit=args.seconds, warm=2, between=case == "cifar")
+        times, processor = _timing.in_turn(
+            runs, repeats=args.repeats, limit=args.seconds, warm=2, between=case == "cifar"
+        )
         times = processor if clock == "processor" else times
         medians = {name: statistics.median(values) for name, values in times.items()}
-        found = {"stored": stored, "size": size, "batch": batch, "seconds": times, "clock": clock,
-                 "views_per_second": {name: batch / value for name, value in medians.items()},
-                 "ratio_to_peer": None if peer is None else _timing.ratio(times, recipes[0], "PyTorch")}
+        found = {
+            "stored": stored,
+            "size": size,
+            "batch": batch,
+            "seconds": times,
+            "clock": clock,
+            "views_per_second": {name: batch / value for name, value in medians.items()},
+            "ratio_to_peer": None if peer is None else _timing.ratio(times, recipes[0], "PyTorch"),
+        }
         record["cases"][case] = found
         rows = [[name, _timing.spread(times[name]), batch / medians[name]] for name in runs]
-        blocks.append(f"{stored} to {size} pixels, batch {batch}, {clock} time\n\n"
-                      + _timing.table(["recipe", "a batch", "views/s"], rows)
-                      + ("" if peer is None else
-                         f"\n\n{recipes[0]} takes {found['ratio_to_peer']:.2f} of the time of PyTorch's operators."))
+        blocks.append(
+            f"{stored} to {size} pixels, batch {batch}, {clock} time\n\n"
+            + _timing.table(["recipe", "a batch", "views/s"], rows)
+            + (
+                ""
+                if peer is None
+                else f"\n\n{recipes[0]} takes {found['ratio_to_peer']:.2f} of the time of "
+                f"PyTorch's operators."
+            )
+        )
     _timing.write("views" + ("_small" if args.small else ""), record, "\n\n".join(blocks), args.out)
 
 
@@ -85,7 +106,9 @@ def torch_views(pixels, size: int, case: str):
 
     def run() -> None:
         with torch.no_grad():
-            _torch.augment(images, size, strength=0.5 if case == "cifar" else 1.0, blur=case != "cifar")
+            _torch.augment(
+                images, size, strength=0.5 if case == "cifar" else 1.0, blur=case != "cifar"
+            )
         if device == "cuda":
             torch.cuda.synchronize()
 

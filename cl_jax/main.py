@@ -9,12 +9,24 @@ from ml_collections import config_flags
 
 from cl_jax.core import xla
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: configs/<setting>.py, with :variant[,variant].")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: checkpoints, logs, pictures. The same command "
-                                                "resumes a run that is there.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate the finished run in --workdir.")
-_STAGE = flags.DEFINE_string("stage", None, "Stage of a config that has several; 'all' for one after the other.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this job (jax.distributed) first.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What to train: configs/<setting>.py, with :variant[,variant]."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where the run is kept: checkpoints, logs, pictures. The same command "
+    "resumes a run that is there.",
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "train, or evaluate the finished run in --workdir."
+)
+_STAGE = flags.DEFINE_string(
+    "stage", None, "Stage of a config that has several; 'all' for one after the other."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of this job (jax.distributed) first."
+)
 
 
 def main(argv: list[str], added: str = "") -> int | None:
@@ -34,7 +46,11 @@ def main(argv: list[str], added: str = "") -> int | None:
     try:
         if _DISTRIBUTED.value:
             parallel.join()
-        print(f"process {jax.process_index() + 1} of {jax.process_count()}, devices {jax.local_devices()}", file=sys.stderr)
+        print(
+            f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
+            f"{jax.local_devices()}",
+            file=sys.stderr,
+        )
         if added:
             print(f"XLA_FLAGS: added {added}", file=sys.stderr)
         if kept:
@@ -61,7 +77,9 @@ def run() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # most programs of a start take less than one
+    os.environ.setdefault(
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"
+    )  # most programs of a start take less than one
     added = xla.prepare()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(lambda argv: main(argv, added))

@@ -1,27 +1,33 @@
 """CMC (Tian et al. 2020, arXiv 1906.05849).
 
-Groups of channels of one image are its views: luminance and colour of Lab. Each has a network of its own, and the features
-of an image agree across views against the stored features of other images, in a memory bank for each view. The
-representation is both networks' features side by side.
+Groups of channels of one image are its views: luminance and colour of Lab. Each has a network of
+its own, and the features of an image agree across views against the stored features of other
+images, in a memory bank for each view. The representation is both networks' features side by side.
 
-Default: the embedded `scenes`, a small ResNet for each view, two CPU cores; the softmax over 512 drawn rows. It learns
-little: in each epoch the loss falls from 12.5 to 9 and is at 12.5 again when the next begins. Of the drawn rows ever more
-were written in this epoch, the image's own always in an earlier one, and the two networks can tell by how far they have
-moved. Neither NCE, nor SGD, nor a sixth of the rate for 48 epochs (23 % kNN), nor a bank of momentum 0 or 0.9 ended that.
+Default: the embedded `scenes`, a small ResNet for each view, two CPU cores; the softmax over 512
+  drawn rows. It learns
+little: in each epoch the loss falls from 12.5 to 9 and is at 12.5 again when the next begins. Of
+the drawn rows ever more were written in this epoch, the image's own always in an earlier one, and
+the two networks can tell by how far they have moved. Neither NCE, nor SGD, nor a sixth of the rate
+for 48 epochs (23 % kNN), nor a bank of momentum 0 or 0.9 ended that.
 
 Variants:
-  cifar10       a ResNet-18 for each view, softmax over 4,096 drawn rows. Not a setting of the authors.
-  imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate 0.03, NCE with 4,096
-                negatives at temperature 0.07; `--config.encoder.width=0.5` and `1.0` are the smaller networks.
+  cifar10       a ResNet-18 for each view, softmax over 4,096 drawn rows. Not a setting of the
+  authors. imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs,
+  learning rate 0.03, NCE with 4,096
+                negatives at temperature 0.07; `--config.encoder.width=0.5` and `1.0` are the
+                smaller networks.
                 Published: 68.4 % linear (README of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:
-  - Z of the NCE is estimated on the first batch and kept, as theirs; `normalizer_momentum=0.99` of the method averages it,
-    which a later report found necessary where the bank is not noise (issue 23 of their code).
-  - Their classifier's rate is multiplied by 0.2 at epochs 30, 40 and 50 of 60; the probe's falls by a cosine.
-  - Not built: contrast of patches, and the paper's video and depth views. Several recipes or `channels` make other groups of
-    channels views, and `graph="full"` contrasts all pairs of them.
+  - Z of the NCE is estimated on the first batch and kept, as theirs; `normalizer_momentum=0.99` of
+    the method averages it, which a later report found necessary where the bank is not noise (issue
+    23 of their code).
+  - Their classifier's rate is multiplied by 0.2 at epochs 30, 40 and 50 of 60; the probe's falls by
+    a cosine.
+  - Not built: contrast of patches, and the paper's video and depth views. Several recipes or
+    `channels` make other groups of channels views, and `graph="full"` contrasts all pairs of them.
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
 Reached: see the table of README.
@@ -35,16 +41,34 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
-    config.method = ConfigDict(dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2"))
+    config.method = ConfigDict(
+        dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2")
+    )
     config.encoder.variant = "torchvision"
     common.laptop(config)
-    config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0, jitter=0.8,
-                                             brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5)))
+    config.views = ConfigDict(
+        dict(
+            both=dict(
+                name="cmc_lab",
+                size=16,
+                scale=(0.7, 1.0),
+                flip=0.0,
+                test_crop=1.0,
+                jitter=0.8,
+                brightness=0.8,
+                contrast=0.8,
+                saturation=0.8,
+                hue=0.5,
+            )
+        )
+    )
     config.optimizer.learning_rate = 2e-3
     if "cifar10" in chosen:
         common.cifar10(config)
         config.total_epochs = 200.0
-        config.method.update(dict(head="linear", temperature=0.1, num_negatives=4096, block_size=512))
+        config.method.update(
+            dict(head="linear", temperature=0.1, num_negatives=4096, block_size=512)
+        )
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=32, test_crop=1.0)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=1e-4))
     if "imagenet2012" in chosen:
@@ -54,9 +78,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.update(dict(width=2.0, stem_width=64))
         config.method.update(dict(head="linear", loss="nce", temperature=0.07, num_negatives=4096))
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", crop_min=0.08)))
-        config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none",
-                                           weight_decay=1e-4, schedule="step_decay",
-                                           milestones_epochs=(120.0, 160.0, 200.0)))
+        config.optimizer = ConfigDict(
+            dict(
+                name="sgd",
+                learning_rate=0.03,
+                learning_rate_scaling="none",
+                weight_decay=1e-4,
+                schedule="step_decay",
+                milestones_epochs=(120.0, 160.0, 200.0),
+            )
+        )
         config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
     if "debug" in chosen:
         common.debug(config)

@@ -1,8 +1,9 @@
 """What every config has in common; a setting is what it changes.
 
-Sections are keywords of the function that reads them: `data` of `cl_jax.data.<name>.make`, `encoder` of
-`cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.training.optim.build`, `method` of `cl_jax.methods.<name>.make`; each section
-of `views` is a recipe (`cl_jax.views.make`), `copies` times.
+Sections are keywords of the function that reads them: `data` of `cl_jax.data.<name>.make`,
+`encoder` of `cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.training.optim.build`, `method`
+of `cl_jax.methods.<name>.make`; each section of `views` is a recipe (`cl_jax.views.make`), `copies`
+times.
 """
 
 from typing import Any
@@ -12,26 +13,44 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Defaults of the trainer; no method, no data."""
-    return ConfigDict(dict(
-        seed=0,
-        devices=0,  # 0: all
-        batch_size=256,
-        total_epochs=12.0,
-        log_steps=10,
-        checkpoint_steps=0,  # 0: at the end of each epoch that is evaluated, and at the end
-        keep_checkpoints=2,
-        dispatch_steps=0,  # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else log_steps
-        nonfinite="stop",  # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
-        data=dict(name="scenes"),
-        views=dict(both=dict(name="simclr_cifar", copies=2)),
-        encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0, dtype="float32"),
-        optimizer=dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-4),
-        method=dict(name=""),
-        evals=dict(every_epochs=4.0, batch_size=512, knn_k=200, knn_temperature=0.1, feature="h", baselines=True),
-        probe=dict(total_epochs=30.0, batch_size=256, learning_rate=0.1, weight_decay=0.0, augment=False),
-        stage="",  # the stage to run; "": the config's only one, "all": one after the other
-        stages=dict(),  # name -> what it changes above
-    ))
+    return ConfigDict(
+        dict(
+            seed=0,
+            devices=0,  # 0: all
+            batch_size=256,
+            total_epochs=12.0,
+            log_steps=10,
+            checkpoint_steps=0,  # 0: at the end of each epoch that is evaluated, and at the end
+            keep_checkpoints=2,
+            # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else
+            # log_steps
+            dispatch_steps=0,
+            # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
+            nonfinite="stop",
+            data=dict(name="scenes"),
+            views=dict(both=dict(name="simclr_cifar", copies=2)),
+            encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0, dtype="float32"),
+            optimizer=dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-4),
+            method=dict(name=""),
+            evals=dict(
+                every_epochs=4.0,
+                batch_size=512,
+                knn_k=200,
+                knn_temperature=0.1,
+                feature="h",
+                baselines=True,
+            ),
+            probe=dict(
+                total_epochs=30.0,
+                batch_size=256,
+                learning_rate=0.1,
+                weight_decay=0.0,
+                augment=False,
+            ),
+            stage="",  # the stage to run; "": the config's only one, "all": one after the other
+            stages=dict(),  # name -> what it changes above
+        )
+    )
 
 
 def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
@@ -39,27 +58,63 @@ def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
     given = [word for word in (arg or "").split(",") if word]
     for word in given:
         if word not in known:
-            raise ValueError(f"variant {word!r} of this config is unknown; have {', '.join(known)}.")
+            raise ValueError(
+                f"variant {word!r} of this config is unknown; have {', '.join(known)}."
+            )
     return given
 
 
 def laptop(config: ConfigDict) -> None:
-    """The embedded `scenes`, a network and an optimiser for two cores: the default of every config."""
+    """The embedded `scenes`, a network and an optimiser for two cores: the default of every
+    config."""
     config.data = ConfigDict(dict(name="scenes", level="easy", share=("digit",)))
     config.encoder.update(dict(depth=10, width=0.25, stem="cifar", variant="torchvision"))
-    config.views = ConfigDict(dict(both=dict(name="simclr_cifar", copies=2, size=16, scale=(0.7, 1.0), flip=0.0,
-                                             strength=0.5, gray=0.2, family="tv", crop="tv", interpolation="bilinear")))
-    config.optimizer = ConfigDict(dict(name="adamw", learning_rate=4e-3, learning_rate_scaling="none", weight_decay=1e-4,
-                                       warmup_epochs=0.5))
+    config.views = ConfigDict(
+        dict(
+            both=dict(
+                name="simclr_cifar",
+                copies=2,
+                size=16,
+                scale=(0.7, 1.0),
+                flip=0.0,
+                strength=0.5,
+                gray=0.2,
+                family="tv",
+                crop="tv",
+                interpolation="bilinear",
+            )
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            learning_rate=4e-3,
+            learning_rate_scaling="none",
+            weight_decay=1e-4,
+            warmup_epochs=0.5,
+        )
+    )
     config.batch_size = 64
     config.total_epochs = 12.0
 
 
 def lightness(size: int = 16, **changes: Any) -> ConfigDict:
-    """A view of `scenes` for methods that keep whatever helps to tell images apart, and colours first: lightness alone, the
-    colours of Lab divided away."""
-    return ConfigDict(dict(name="cmc_lab", size=size, scale=(0.7, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4,
-                           test_crop=1.0, std=(50.0, 1e4, 1e4)) | changes)
+    """A view of `scenes` for methods that keep whatever helps to tell images apart, and colours
+    first: lightness alone, the colours of Lab divided away."""
+    return ConfigDict(
+        dict(
+            name="cmc_lab",
+            size=size,
+            scale=(0.7, 1.0),
+            flip=0.0,
+            jitter=0.8,
+            brightness=0.4,
+            contrast=0.4,
+            test_crop=1.0,
+            std=(50.0, 1e4, 1e4),
+        )
+        | changes
+    )
 
 
 def cifar10(config: ConfigDict) -> None:
@@ -72,23 +127,34 @@ def cifar10(config: ConfigDict) -> None:
 
 def folder(config: ConfigDict) -> None:
     """Your own images: set --config.data.path. A ResNet-18 of half the width at 64 pixels."""
-    config.data = ConfigDict(dict(name="folder", path="", image_size=64, labels=True, on_error="raise"))
+    config.data = ConfigDict(
+        dict(name="folder", path="", image_size=64, labels=True, on_error="raise")
+    )
     config.encoder.update(dict(depth=18, width=0.5, stem="imagenet"))
-    config.views = ConfigDict(dict(both=dict(name="simclr", copies=2, size=64, strength=0.5, test_crop=1.0)))
+    config.views = ConfigDict(
+        dict(both=dict(name="simclr", copies=2, size=64, strength=0.5, test_crop=1.0))
+    )
 
 
 def debug(config: ConfigDict) -> None:
-    """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four steps."""
+    """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four
+    steps."""
     config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     if config.encoder.name == "resnet":
         config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
-    for views in (config.views, *(stage.views for stage in config.stages.values() if "views" in stage)):
+    for views in (
+        config.views,
+        *(stage.views for stage in config.stages.values() if "views" in stage),
+    ):
         for view in views.values():
             view.size = min(view.get("size", 32), 16)
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2
-    for optimizer in (config.optimizer, *(stage.optimizer for stage in config.stages.values() if "optimizer" in stage)):
+    for optimizer in (
+        config.optimizer,
+        *(stage.optimizer for stage in config.stages.values() if "optimizer" in stage),
+    ):
         if "warmup_epochs" in optimizer:
             optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], 0.5)
     config.evals.update(dict(every_epochs=1.0, batch_size=32, knn_k=5))
@@ -96,6 +162,9 @@ def debug(config: ConfigDict) -> None:
 
 
 def imagenet2012(config: ConfigDict) -> None:
-    """ImageNet through TensorFlow Datasets (prepared by hand, as its licence asks), ResNet-50 at 224, bfloat16."""
-    config.data = ConfigDict(dict(name="tfds", dataset="imagenet2012", test_split="validation", image_size=256))
+    """ImageNet through TensorFlow Datasets (prepared by hand, as its licence asks), ResNet-50 at
+    224, bfloat16."""
+    config.data = ConfigDict(
+        dict(name="tfds", dataset="imagenet2012", test_split="validation", image_size=256)
+    )
     config.encoder.update(dict(depth=50, width=1.0, stem="imagenet", dtype="bfloat16"))

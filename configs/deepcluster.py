@@ -1,24 +1,27 @@
 """DeepCluster (Caron et al. 2018, arXiv 1807.05520).
 
-Before each epoch k-means clusters the features of all training images; during the epoch the network learns to classify each
-image into its cluster, with a new top layer. Clusters are drawn equally often, so that "all images in one" does not pay.
+Before each epoch k-means clusters the features of all training images; during the epoch the network
+learns to classify each image into its cluster, with a new top layer. Clusters are drawn equally
+often, so that "all images in one" does not pay.
 
-Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both renderings of a digit are
-classified into the cluster of the first.
+Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both
+renderings of a digit are classified into the cluster of the first.
 
 Variants:
   cifar10       a ResNet-18 and 100 clusters. Not a setting of the authors.
-  imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05 without a schedule, weight
-                decay 1e-5, batch 256, the paper's 500 epochs (200 in the code). Published: 37.9 % linear (VISSL's evaluation
-                of the released weights).
+  imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05
+  without a schedule, weight
+                decay 1e-5, batch 256, the paper's 500 epochs (200 in the code). Published: 37.9 %
+                linear (VISSL's evaluation of the released weights).
   debug         any of them in seconds.
 
 Differences from the authors' code:
-  - k-means is Lloyd's algorithm, on the device, where they call faiss. A cluster without rows takes half of the largest one;
-    faiss draws by size which one to halve.
-  - An example that is drawn twice within a batch has the same view and dropout both times; they draw anew.
-  - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to conv4 (the probe reads
-    the encoder's output).
+  - k-means is Lloyd's algorithm, on the device, where they call faiss. A cluster without rows takes
+    half of the largest one; faiss draws by size which one to halve.
+  - An example that is drawn twice within a batch has the same view and dropout both times; they
+    draw anew.
+  - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to
+    conv4 (the probe reads the encoder's output).
 
 Command: python -m cl_jax.main --config=configs/deepcluster.py --workdir=runs/deepcluster
 Reached: see the table of README.
@@ -33,20 +36,45 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
     config = common.get_config()
     common.laptop(config)
-    config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, pca_dim=64, hidden_dims=(), dropout=0.0,
-                                    top_learning_rate=0.5))
-    published = dict(name="sgd", learning_rate=0.05, learning_rate_scaling="none", schedule="constant", weight_decay=1e-5)
+    config.method = ConfigDict(
+        dict(
+            name="deepcluster",
+            num_clusters=100,
+            pca_dim=64,
+            hidden_dims=(),
+            dropout=0.0,
+            top_learning_rate=0.5,
+        )
+    )
+    published = dict(
+        name="sgd",
+        learning_rate=0.05,
+        learning_rate_scaling="none",
+        schedule="constant",
+        weight_decay=1e-5,
+    )
     if "cifar10" in chosen:
         common.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 200.0
-        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=32, scale=(0.2, 1.0), test_crop=1.0)))
-        config.method = ConfigDict(dict(name="deepcluster", num_clusters=100, pca_dim=256, hidden_dims=()))
+        config.views = ConfigDict(
+            dict(one=dict(name="crop_flip", size=32, scale=(0.2, 1.0), test_crop=1.0))
+        )
+        config.method = ConfigDict(
+            dict(name="deepcluster", num_clusters=100, pca_dim=256, hidden_dims=())
+        )
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
         common.imagenet2012(config)
-        config.encoder = ConfigDict(dict(name="alexnet", width=1.0, fully_connected=False, kernel_init="he_fan_out",
-                                         dtype="bfloat16"))
+        config.encoder = ConfigDict(
+            dict(
+                name="alexnet",
+                width=1.0,
+                fully_connected=False,
+                kernel_init="he_fan_out",
+                dtype="bfloat16",
+            )
+        )
         config.batch_size, config.total_epochs = 256, 500.0
         config.views = ConfigDict(dict(one=dict(name="crop_flip", size=224)))
         config.method = ConfigDict(dict(name="deepcluster"))

@@ -1,24 +1,29 @@
 """InstDisc (Wu et al. 2018, arXiv 1805.01978).
 
-Every image is a class of its own. The weights of the classes are the images' own earlier features, kept in a memory bank:
-a feature should be nearer to the stored one of its image than to those of all others. One view of each image a step, and no
-head but one linear layer, whose output is trained, stored and evaluated.
+Every image is a class of its own. The weights of the classes are the images' own earlier features,
+kept in a memory bank: a feature should be nearer to the stored one of its image than to those of
+all others. One view of each image a step, and no head but one linear layer, whose output is
+trained, stored and evaluated.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, the softmax over the whole bank.
 
 Variants:
-  cifar10               ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning rate 0.03, weight decay
+  cifar10               ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning
+  rate 0.03, weight decay
                         5e-4. Published: 80.8 % kNN of z (paper).
-  imagenet2012          ResNet-50, NCE with 4,096 negatives at temperature 0.07, batch 256, 200 epochs. Published: 46.8 % kNN
+  imagenet2012          ResNet-50, NCE with 4,096 negatives at temperature 0.07, batch 256, 200
+  epochs. Published: 46.8 % kNN
                         of z (README of the authors' code), 42.5 % in the paper's first version.
-  imagenet2012_softmax  the authors' updated release: cross-entropy over 65,536 drawn rows. Published: 58.5 % linear (README
+  imagenet2012_softmax  the authors' updated release: cross-entropy over 65,536 drawn rows.
+  Published: 58.5 % linear (README
                         of the authors' code).
   debug                 any of them in seconds, with the NCE.
 
 Differences from the authors' code:
-  - The paper's proximal term is not in their code, where the bank's momentum of 0.5 stands in for it, and no weight of it is
-    published: `proximal_weight` of the method is 0.
-  - Their CIFAR-10 code lowers the rate at 120 and 160 epochs, as here; its formula has a third drop, at 80, without effect.
+  - The paper's proximal term is not in their code, where the bank's momentum of 0.5 stands in for
+    it, and no weight of it is published: `proximal_weight` of the method is 0.
+  - Their CIFAR-10 code lowers the rate at 120 and 160 epochs, as here; its formula has a third
+    drop, at 80, without effect.
   - The code of the updated release is not public; `imagenet2012_softmax` follows its description.
   - Rows of the bank are of the global batch, gathered from all devices.
 
@@ -39,8 +44,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.views = ConfigDict(dict(one=common.lightness()))
     config.optimizer.learning_rate = 2e-3
     config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.2))
-    published = dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", schedule="step_decay",
-                     milestones_epochs=(120.0, 160.0))
+    published = dict(
+        name="sgd",
+        learning_rate=0.03,
+        learning_rate_scaling="none",
+        schedule="step_decay",
+        milestones_epochs=(120.0, 160.0),
+    )
     if "cifar10" in chosen:
         common.cifar10(config)
         config.encoder.variant = "torchvision"
@@ -52,7 +62,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "imagenet2012" in chosen or "imagenet2012_softmax" in chosen:
         common.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
-        config.method = ConfigDict(dict(name="instdisc", loss="nce", temperature=0.07, num_negatives=4096))
+        config.method = ConfigDict(
+            dict(name="instdisc", loss="nce", temperature=0.07, num_negatives=4096)
+        )
         config.views = ConfigDict(dict(one=dict(name="instdisc")))
         config.optimizer = ConfigDict(dict(published, weight_decay=1e-4))
         config.evals.update(dict(feature="z", knn_temperature=0.07))

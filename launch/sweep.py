@@ -1,15 +1,18 @@
-"""Runs a config over a grid or a list of values, some runs at a time; started again, it does what is left.
+"""Runs a config over a grid or a list of values, some runs at a time; started again, it does what
+is left.
 
-    python launch/sweep.py --config=configs/simclr_v1.py --workdir=runs/sweep method.temperature=0.1,0.2 seed=0,1
-    python launch/sweep.py --config=configs/byol.py --workdir=runs/sweep --list=settings.txt --jobs=2
-    python launch/sweep.py ... --print            # the commands, for another launcher, with what marks a run as done
-    python launch/sweep.py ... --launcher='launch/local.sh -n 2 -d 2'
+    python launch/sweep.py --config=configs/simclr_v1.py --workdir=runs/sweep
+    method.temperature=0.1,0.2 seed=0,1 python launch/sweep.py --config=configs/byol.py
+    --workdir=runs/sweep --list=settings.txt --jobs=2 python launch/sweep.py ... --print
+    # the commands, for another launcher, with what marks a run as done python launch/sweep.py ...
+    # --launcher='launch/local.sh -n 2 -d 2'
 
-A setting is NAME=VALUE[,VALUE...], a name below `config`; the grid is the product of all. In a list each line is one run:
-settings between spaces, a value taken as it stands, # begins a comment. Values with commas of their own go in a list.
-A run's workdir is named by its settings. It is done when it holds the file `done`, which is written when the run has ended
-with status 0. A run that was stopped (status 75) is left to be resumed. Exit status: 0 when all are done, 1 when a run
-failed, 75 when the sweep was stopped; Ctrl-C and SIGTERM let the runs save first.
+A setting is NAME=VALUE[,VALUE...], a name below `config`; the grid is the product of all. In a list
+each line is one run: settings between spaces, a value taken as it stands, # begins a comment.
+Values with commas of their own go in a list. A run's workdir is named by its settings. It is done
+when it holds the file `done`, which is written when the run has ended with status 0. A run that was
+stopped (status 75) is left to be resumed. Exit status: 0 when all are done, 1 when a run failed, 75
+when the sweep was stopped; Ctrl-C and SIGTERM let the runs save first.
 """
 
 import argparse
@@ -27,10 +30,13 @@ Setting = tuple[tuple[str, str], ...]  # ((name, value), ...) of one run
 
 
 def split(word: str) -> tuple[str, str]:
-    """"name=value" -> (name, value)."""
+    """ "name=value" -> (name, value)."""
     name, equals, value = word.removeprefix("--config.").partition("=")
     if not (name and equals and value):
-        raise ValueError(f"{word!r} is not a setting; expected NAME=VALUE, for instance method.temperature=0.1,0.2.")
+        raise ValueError(
+            f"{word!r} is not a setting; expected NAME=VALUE, for instance "
+            f"method.temperature=0.1,0.2."
+        )
     return name, value
 
 
@@ -54,19 +60,31 @@ def listed(text: str) -> list[Setting]:
 
 def label(setting: Setting) -> str:
     """A folder's name for a run."""
-    safe = "".join(c if c.isalnum() or c in "._=+-," else "_" for c in ",".join(f"{n}={v}" for n, v in setting))
+    safe = "".join(
+        c if c.isalnum() or c in "._=+-," else "_" for c in ",".join(f"{n}={v}" for n, v in setting)
+    )
     return safe or "default"
 
 
 def command(args: argparse.Namespace, setting: Setting, workdir: Path) -> list[str]:
     """The command of a run."""
     distributed = ["--distributed"] if args.launcher else []
-    return [*shlex.split(args.launcher), sys.executable, "-m", "cl_jax.main", *distributed, f"--config={args.config}",
-            f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in setting), *args.rest]
+    return [
+        *shlex.split(args.launcher),
+        sys.executable,
+        "-m",
+        "cl_jax.main",
+        *distributed,
+        f"--config={args.config}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in setting),
+        *args.rest,
+    ]
 
 
 def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path], list[Path]]:
-    """Runs the commands, `jobs` at a time; returns the workdirs of those that failed and of those that were stopped."""
+    """Runs the commands, `jobs` at a time; returns the workdirs of those that failed and of those
+    that were stopped."""
     running: list[tuple[Path, subprocess.Popen]] = []
     failed, stopped, asked = [], [], []
 
@@ -82,8 +100,11 @@ def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path
                 workdir, line = waiting.pop(0)
                 workdir.mkdir(parents=True, exist_ok=True)
                 with (workdir / "log.txt").open("a") as log:
-                    # In a session of its own: Ctrl-C reaches this program alone, which passes it on once.
-                    process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+                    # In a session of its own: Ctrl-C reaches this program alone, which passes it on
+                    # once.
+                    process = subprocess.Popen(
+                        line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    )
                 running.append((workdir, process))
                 say(f"started   {workdir}")
             time.sleep(0.1)
@@ -100,7 +121,10 @@ def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path
                     say(f"stopped   {workdir}; the same sweep resumes it")
                 else:
                     failed.append(workdir)
-                    say(f"failed    {workdir}, status {status}; the end of {workdir / 'log.txt'}:\n{tail(workdir)}")
+                    say(
+                        f"failed    {workdir}, status {status}; the end of "
+                        f"{workdir / 'log.txt'}:\n{tail(workdir)}"
+                    )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -125,40 +149,65 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch/sweep.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configs/<setting>.py, with :variant[,variant]")
+    parser = argparse.ArgumentParser(
+        prog="launch/sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", required=True, help="configs/<setting>.py, with :variant[,variant]"
+    )
     parser.add_argument("--workdir", required=True, type=Path, help="each run is a folder in it")
     parser.add_argument("--list", type=Path, help="a file with one run a line, in place of a grid")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--launcher", default="", help="a command to put before each run's, which then runs distributed")
-    parser.add_argument("--print", action="store_true", help="print the commands of the runs that are left; run none")
+    parser.add_argument(
+        "--launcher",
+        default="",
+        help="a command to put before each run's, which then runs distributed",
+    )
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        help="print the commands of the runs that are left; run none",
+    )
     parser.add_argument("settings", nargs="*", help="NAME=VALUE[,VALUE...]")
     words = sys.argv[1:] if argv is None else argv
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
-    args.rest = words[cut + 1:]  # after --: for cl_jax.main as they are
+    args.rest = words[cut + 1 :]  # after --: for cl_jax.main as they are
     try:
         if args.jobs < 1:
             raise ValueError(f"--jobs is {args.jobs}; expected at least 1.")
         if args.list and args.settings:
-            raise ValueError(f"both --list and settings ({' '.join(args.settings)}) are given; put them into the list.")
+            raise ValueError(
+                f"both --list and settings ({' '.join(args.settings)}) are given; put them into "
+                f"the list."
+            )
         settings = listed(args.list.read_text()) if args.list else grid(args.settings)
         names = [label(setting) for setting in settings]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two runs would share the workdir {twice[0]}; each needs a setting of its own.")
+            raise ValueError(
+                f"two runs would share the workdir {twice[0]}; each needs a setting of its own."
+            )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     runs = [(args.workdir / name, setting) for name, setting in zip(names, settings)]
-    left = [(workdir, command(args, setting, workdir)) for workdir, setting in runs if not (workdir / "done").exists()]
+    left = [
+        (workdir, command(args, setting, workdir))
+        for workdir, setting in runs
+        if not (workdir / "done").exists()
+    ]
     say(f"{len(runs)} runs, {len(runs) - len(left)} done before")
     if args.print:
         for workdir, line in left:
             print(f"{shlex.join(line)} && touch {shlex.quote(os.fspath(workdir / 'done'))}")
         return 0
     failed, stopped = run_all(left, args.jobs)
-    say(f"{len(runs) - len(failed) - len(stopped)} of {len(runs)} done, {len(failed)} failed, {len(stopped)} left")
+    say(
+        f"{len(runs) - len(failed) - len(stopped)} of {len(runs)} done, {len(failed)} failed, "
+        f"{len(stopped)} left"
+    )
     return 1 if failed else 75 if stopped else 0
 
 

@@ -4,15 +4,20 @@ import os
 
 from cl_jax.core import xla
 
-# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need no optimisation;
-# the slow suite runs what users run.
+# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need
+# no optimisation; the slow suite runs what users run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 if not os.environ.get("CL_JAX_SLOW"):
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *filter(xla.known, _FLAGS)]).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), *filter(xla.known, _FLAGS)]
+).strip()
 xla.prepare("cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax

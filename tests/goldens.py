@@ -1,4 +1,5 @@
-"""Reads golden vectors: inputs, pinned randomness, values and gradients from the authors' own programs."""
+"""Reads golden vectors: inputs, pinned randomness, values and gradients from the authors' own
+programs."""
 
 import dataclasses
 import json
@@ -11,21 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DIRECTORY = Path(os.environ.get("CL_JAX_GOLDENS", Path(__file__).resolve().parents[2] / "shared" / "goldens"))
+DIRECTORY = Path(
+    os.environ.get("CL_JAX_GOLDENS", Path(__file__).resolve().parents[2] / "shared" / "goldens")
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
     """How one family is computed here and how closely it must agree.
 
-    run: Case -> {name: array}, one entry for each array in the file's `meta.outputs`, except those in `skip`.
+    run: Case -> {name: array}, one entry for each array in the file's `meta.outputs`, except those
+      in `skip`.
     f64: bound on max|a - b| / max(max|b|, floor) per array with x64 on, but for 1e-12 of rounding.
-    f32: the same with float32 inputs; None where the file itself is float32 or uint8 (then it runs once, held to `f64`).
-    loss, grad: bounds in float32 of the outputs named loss... and grad..., where they are not `f32`.
-    floor: smallest scale an array is compared at; None for that of the README of the file: 1e-2 in set A; in B and C
-      1e-3 for losses and none for the rest.
-    raised: outputs that may overflow float32: `run` gives log_<name>, which is raised in float64 on the host. Rounding of an
-      exponent is multiplied by its size, so that in float32 they are held to two of its steps where that is more than `f32`.
+    f32: the same with float32 inputs; None where the file itself is float32 or uint8 (then it runs
+    once, held to `f64`).
+    loss, grad: bounds in float32 of the outputs named loss... and grad..., where they are not
+      `f32`.
+    floor: smallest scale an array is compared at; None for that of the README of the file: 1e-2 in
+      set A; in B and C 1e-3 for losses and none for the rest.
+    raised: outputs that may overflow float32: `run` gives log_<name>, which is raised in float64 on
+      the host. Rounding of an exponent is multiplied by its size, so that in float32 they are held
+      to two of its steps where that is more than `f32`.
     skip: outputs of the authors' program that are not ours to compute (say why beside it).
     jit: False for adapters that need concrete values (host-side clustering).
     bounds: per-output bounds that replace all of these: {name: (f64, f32)}.
@@ -63,13 +70,17 @@ class Golden:
 
 
 class Case(Mapping):
-    """One file. `case["z"]` is an array in the run's float type, or a Python number where the file holds a scalar.
+    """One file. `case["z"]` is an array in the run's float type, or a Python number where the file
+    holds a scalar.
 
-    `case.group("param.")` is {rest of the name: array}. `case.numpy("x")` is the stored array, always concrete.
-    `case.grad(f, *names)` returns (value, {"grad_<name>": gradient}) of the scalar function f(*arrays).
+    `case.group("param.")` is {rest of the name: array}. `case.numpy("x")` is the stored array,
+    always concrete. `case.grad(f, *names)` returns (value, {"grad_<name>": gradient}) of the scalar
+    function f(*arrays).
     """
 
-    def __init__(self, stored: Mapping[str, np.ndarray], meta: dict, dtype: Any, arrays: Mapping[str, Any]):
+    def __init__(
+        self, stored: Mapping[str, np.ndarray], meta: dict, dtype: Any, arrays: Mapping[str, Any]
+    ):
         self.stored, self.meta, self.dtype, self.arrays = stored, meta, dtype, arrays
 
     def __getitem__(self, name: str) -> Any:
@@ -87,10 +98,12 @@ class Case(Mapping):
         return self.stored[name]
 
     def group(self, prefix: str) -> dict[str, Any]:
-        return {name[len(prefix):]: self[name] for name in self.stored if name.startswith(prefix)}
+        return {name[len(prefix) :]: self[name] for name in self.stored if name.startswith(prefix)}
 
     def grad(self, f: Callable[..., Any], *names: str) -> tuple[Any, dict[str, Any]]:
-        value, grads = jax.value_and_grad(f, argnums=tuple(range(len(names))))(*(self[name] for name in names))
+        value, grads = jax.value_and_grad(f, argnums=tuple(range(len(names))))(
+            *(self[name] for name in names)
+        )
         return value, {f"grad_{name}": grad for name, grad in zip(names, grads)}
 
 
@@ -104,7 +117,9 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         return stored, json.loads(str(file["meta"]))
 
 
-def compute(golden: Golden, path: Path, dtype: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def compute(
+    golden: Golden, path: Path, dtype: Any
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs our function on the file's inputs; returns (ours, theirs) by output name."""
     stored, meta = read(path)
     outputs = [name for name in meta["outputs"] if name not in golden.skip]
@@ -112,29 +127,46 @@ def compute(golden: Golden, path: Path, dtype: Any) -> tuple[dict[str, np.ndarra
     for name, array in stored.items():
         if name in meta["outputs"] or array.ndim == 0:
             continue
-        inputs[name] = array.astype(dtype) if array.dtype.kind == "f" and golden.f32 is not None else array
+        inputs[name] = (
+            array.astype(dtype) if array.dtype.kind == "f" and golden.f32 is not None else array
+        )
 
     def run(arrays):
         return dict(golden.run(Case(stored, meta, dtype, arrays)))
 
     if golden.jit:
         # Tiny programs that run once: compile time is all that counts.
-        run = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+        run = jax.jit(
+            run,
+            compiler_options={
+                "xla_backend_optimization_level": 0,
+                "xla_cpu_use_fusion_emitters": False,
+            },
+        )
     ours = run({name: jnp.asarray(array) for name, array in inputs.items()})
     ours |= {name: np.exp(np.asarray(ours[f"log_{name}"], np.float64)) for name in golden.raised}
     missing = sorted(set(outputs) - set(ours))
     assert not missing, f"{path.stem}: not computed: {missing}; has {sorted(ours)}"
-    return {name: np.asarray(ours[name]) for name in outputs}, {name: stored[name] for name in outputs}
+    return {name: np.asarray(ours[name]) for name in outputs}, {
+        name: stored[name] for name in outputs
+    }
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray, bound: float, floor: float, what: str) -> None:
-    """What the type of `ours` cannot hold (a float64 sum of exponentials at a low temperature) must be infinite there."""
+def assert_close(
+    ours: np.ndarray, theirs: np.ndarray, bound: float, floor: float, what: str
+) -> None:
+    """What the type of `ours` cannot hold (a float64 sum of exponentials at a low temperature) must
+    be infinite there."""
     assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, expected {theirs.shape}"
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     if ours.dtype.kind == "f":
         held = np.abs(b) <= np.finfo(ours.dtype).max
-        assert (a[~held] == np.sign(b[~held]) * np.inf).all(), f"{what}: finite where {ours.dtype} cannot be"
+        assert (a[~held] == np.sign(b[~held]) * np.inf).all(), (
+            f"{what}: finite where {ours.dtype} cannot be"
+        )
         a, b = a[held], b[held]
     assert np.isfinite(a).all(), f"{what}: not finite"
     error, scale = np.abs(a - b).max(initial=0), np.abs(b).max(initial=floor)
-    assert error <= bound * scale + 1e-12, f"{what}: off by {error:.3g} at a scale of {scale:.3g}; the bound is {bound:.3g}"
+    assert error <= bound * scale + 1e-12, (
+        f"{what}: off by {error:.3g} at a scale of {scale:.3g}; the bound is {bound:.3g}"
+    )

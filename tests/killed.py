@@ -1,7 +1,8 @@
-"""One process of the job that tests/training/test_chaos.py kills: cl_jax.main with a small method that compiles in a second.
+"""One process of the job that tests/training/test_chaos.py kills: cl_jax.main with a small method
+that compiles in a second.
 
-The method remembers, has work before each epoch and a plan. What is evaluated is the step's number, so that each evaluation
-is the best so far, and is saved as that too.
+The method remembers, has work before each epoch and a plan. What is evaluated is the step's number,
+so that each evaluation is the best so far, and is saved as that too.
 """
 
 from cl_jax import main

@@ -1,7 +1,8 @@
-"""One process of a job that trains the small method; tests/training/test_processes.py starts it by launch/local.sh.
+"""One process of a job that trains the small method; tests/training/test_processes.py starts it by
+launch/local.sh.
 
-python -m tests.processes FOLDER [FROM]: trains from the start, or from the checkpoint in FROM, to the end, saves half way,
-and leaves in FOLDER what it came to and which examples each process read.
+python -m tests.processes FOLDER [FROM]: trains from the start, or from the checkpoint in FROM, to
+the end, saves half way, and leaves in FOLDER what it came to and which examples each process read.
 """
 
 import os
@@ -26,12 +27,17 @@ def outcome_of(folder, like):
     """What the job left in a folder, as an Outcome with a State like this one."""
     with np.load(folder / "outcome.npz") as arrays:
         leaves = [arrays[f"leaf{i}"] for i in range(len(jax.tree.leaves(like)))]
-        return verify.Outcome(arrays["loss"], arrays["grad_norm"], jax.tree.unflatten(jax.tree.structure(like), leaves))
+        return verify.Outcome(
+            arrays["loss"],
+            arrays["grad_norm"],
+            jax.tree.unflatten(jax.tree.structure(like), leaves),
+        )
 
 
 def train(folder, start=None, devices=None, resident=True):
-    """Trains to the end and saves half way; `start`: a folder with the checkpoint to go on from. Returns the Outcome of the
-    steps done, and the State half way in NumPy (None when it went on from there)."""
+    """Trains to the end and saves half way; `start`: a folder with the checkpoint to go on from.
+    Returns the Outcome of the steps done, and the State half way in NumPy (None when it went on
+    from there)."""
     config, built = small.config(devices or 0), small.built(devices, resident=resident)
     state, half = initial_state(built, config), None
     if start is not None:
@@ -59,15 +65,27 @@ def main(folder, start=None):
     result, _ = train(folder, start, resident=False)
     if start is None:
         resident, _ = train(folder / "resident")
-        assert verify.differences(result, resident) == dict.fromkeys(verify.differences(result, result), 0.0)
+        assert verify.differences(result, resident) == dict.fromkeys(
+            verify.differences(result, result), 0.0
+        )
     source = small.built(None, resident=False).data.train
-    mine = batches.host_batches(source, batch_size=small.BATCH, seed=3, start_step=0, steps=small.STEPS,
-                                process_index=index, process_count=count)
+    mine = batches.host_batches(
+        source,
+        batch_size=small.BATCH,
+        seed=3,
+        start_step=0,
+        steps=small.STEPS,
+        process_index=index,
+        process_count=count,
+    )
     np.save(folder / f"ids{index}.npy", np.stack([batch["id"] for batch in mine]))
     if index == 0:
         leaves = {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(result.state))}
         np.savez(folder / "outcome.npz", loss=result.loss, grad_norm=result.grad_norm, **leaves)
-    print(f"process {index + 1} of {count} is done: {len(jax.local_devices())} of {jax.device_count()} devices")
+    print(
+        f"process {index + 1} of {count} is done: {len(jax.local_devices())} of "
+        f"{jax.device_count()} devices"
+    )
 
 
 if __name__ == "__main__":

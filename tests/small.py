@@ -1,4 +1,5 @@
-"""A contrastive method of one small layer on random images, compiled in a second. It can be given a fault on purpose."""
+"""A contrastive method of one small layer on random images, compiled in a second. It can be given a
+fault on purpose."""
 
 import dataclasses
 
@@ -16,19 +17,31 @@ from cl_jax.training import optim
 from cl_jax.training.experiment import Built
 
 SIZE, BATCH, STEPS, TEMPERATURE = 48, 16, 10, 0.5
-FAULTS = ("keys of other devices without gradient", "gradient of the mean over devices divided once more",
-          "labels without the rank's offset")
+FAULTS = (
+    "keys of other devices without gradient",
+    "gradient of the mean over devices divided once more",
+    "labels without the rank's offset",
+)
 
 
 def config(devices):
-    return ConfigDict(dict(seed=3, devices=devices, nonfinite="stop", dispatch_steps=0, log_steps=5,
-                           views=dict(one=dict(name="simclr_cifar", size=4)), evals=dict(batch_size=16),
-                           keep_checkpoints=2))
+    return ConfigDict(
+        dict(
+            seed=3,
+            devices=devices,
+            nonfinite="stop",
+            dispatch_steps=0,
+            log_steps=5,
+            views=dict(one=dict(name="simclr_cifar", size=4)),
+            evals=dict(batch_size=16),
+            keep_checkpoints=2,
+        )
+    )
 
 
 def method(fault=None):
-    """Two noisy views, one layer, InfoNCE over the global batch; `memory` counts how often each example was seen, and holds
-    the keys of the last batch."""
+    """Two noisy views, one layer, InfoNCE over the global batch; `memory` counts how often each
+    example was seen, and holds the keys of the last batch."""
     axis = parallel.AXIS
 
     def variables(key, batch):
@@ -39,12 +52,20 @@ def method(fault=None):
     def forward(params, stats, target, batch, key):
         def view(number):
             def one(image, i):
-                noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), number), (48,))
+                noise = jax.random.normal(
+                    jax.random.fold_in(jax.random.fold_in(key, i), number), (48,)
+                )
                 return image.reshape(-1) / 255.0 + 0.1 * noise
+
             return jax.vmap(one)(batch["image"], batch["id"]) @ params["w"]
+
         a, b = view(1), view(2)
         centre = parallel.mean(jnp.mean(a, 0), axis)
-        return (unit(a - centre[None]), unit(b - centre[None])), {"mean": 0.9 * stats["mean"] + 0.1 * centre}, None
+        return (
+            (unit(a - centre[None]), unit(b - centre[None])),
+            {"mean": 0.9 * stats["mean"] + 0.1 * centre},
+            None,
+        )
 
     def loss(outputs, params, memory, batch, key):
         q, k = outputs
@@ -54,33 +75,63 @@ def method(fault=None):
             keys = lax.dynamic_update_slice(lax.stop_gradient(keys), k, (first, 0))
         labels = jnp.arange(len(q)) + (0 if fault == FAULTS[2] else first)
         logits = q @ keys.T / TEMPERATURE
-        value = jnp.mean(jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0])
+        value = jnp.mean(
+            jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        )
         if fault == FAULTS[1]:  # the value is right, its gradient is not
-            value = lax.stop_gradient(value) + (value - lax.stop_gradient(value)) / lax.axis_size(axis)
+            value = lax.stop_gradient(value) + (value - lax.stop_gradient(value)) / lax.axis_size(
+                axis
+            )
         value = parallel.mean(value, axis)
         everyone = parallel.gather(batch["id"], axis)
-        return value, Aux({}, {"seen": memory["seen"].at[everyone].add(1), "keys": parallel.gather(k, axis)})
+        return value, Aux(
+            {}, {"seen": memory["seen"].at[everyone].add(1), "keys": parallel.gather(k, axis)}
+        )
 
-    tx, _ = optim.build(name="sgd", learning_rate=1e-2, learning_rate_scaling="none", schedule="constant", batch_size=BATCH,
-                        steps_per_epoch=SIZE // BATCH, total_steps=STEPS)
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, axis_name=axis,
-                     features=lambda params, stats, images, train: ({"h": images.reshape(-1, 48) @ params["w"]}, stats),
-                     clean=lambda images: images / 255.0)
+    tx, _ = optim.build(
+        name="sgd",
+        learning_rate=1e-2,
+        learning_rate_scaling="none",
+        schedule="constant",
+        batch_size=BATCH,
+        steps_per_epoch=SIZE // BATCH,
+        total_steps=STEPS,
+    )
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        axis_name=axis,
+        features=lambda params, stats, images, train: (
+            {"h": images.reshape(-1, 48) @ params["w"]},
+            stats,
+        ),
+        clean=lambda images: images / 255.0,
+    )
 
 
 def built(devices, fault=None, resident=True):
-    """The method on so many devices; `resident=False`: images are read from the host, batch by batch."""
+    """The method on so many devices; `resident=False`: images are read from the host, batch by
+    batch."""
     images = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
-    source = Source("random", SIZE, lambda i: {"image": images[i]}, {}, {"image": images} if resident else None)
+    source = Source(
+        "random", SIZE, lambda i: {"image": images[i]}, {}, {"image": images} if resident else None
+    )
     run = Run(parallel.AXIS, BATCH, SIZE, SIZE // BATCH, STEPS, {})
-    return Built(method(fault), Splits(source, source), run, parallel.make_mesh(devices), lambda step: 1e-2)
+    return Built(
+        method(fault), Splits(source, source), run, parallel.make_mesh(devices), lambda step: 1e-2
+    )
 
 
 def epochal(config):
-    """The method on the config's devices, for its epochs, with work before each: a centre of all features is remembered, and
-    a plan is made of it."""
+    """The method on the config's devices, for its epochs, with work before each: a centre of all
+    features is remembered, and a plan is made of it."""
     start = built(config.devices)
-    inner, run = start.method, start.run._replace(total_steps=round(config.total_epochs * start.run.steps_per_epoch))
+    inner, run = (
+        start.method,
+        start.run._replace(total_steps=round(config.total_epochs * start.run.steps_per_epoch)),
+    )
 
     def init(key, batch):
         state = inner.init(key, batch)
@@ -92,8 +143,13 @@ def epochal(config):
 
     def refresh(state, encode_all, epoch):
         rows = encode_all(features)
-        changed = {"offset": np.mean(rows, 0), "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2)}
-        return dataclasses.replace(state, memory=parallel.place_as(state.memory | changed, state.memory))
+        changed = {
+            "offset": np.mean(rows, 0),
+            "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2),
+        }
+        return dataclasses.replace(
+            state, memory=parallel.place_as(state.memory | changed, state.memory)
+        )
 
     def update(state, batch, key):
         after, values = inner.update(state, batch, key)
@@ -101,6 +157,11 @@ def epochal(config):
         memory = after.memory | {name: state.memory[name] for name in ("offset", "groups")}
         return dataclasses.replace(after, params=params, memory=memory), values
 
-    method = dataclasses.replace(inner, init=init, update=update, refresh=refresh,
-                                 plan=lambda state: np.asarray(state.memory["groups"]))
+    method = dataclasses.replace(
+        inner,
+        init=init,
+        update=update,
+        refresh=refresh,
+        plan=lambda state: np.asarray(state.memory["groups"]),
+    )
     return start._replace(method=method, run=run)

@@ -15,12 +15,15 @@ STEPS = 3
 @pytest.mark.slow  # compiles every method on three device counts
 @pytest.mark.parametrize("name", verify.config_names())
 def test_contract(name, tmp_path):
-    """Every stage: the same on 1, 2 and 4 devices; a resumed run is the unbroken one; no second compilation."""
+    """Every stage: the same on 1, 2 and 4 devices; a resumed run is the unbroken one; no second
+    compilation."""
     previous = None
     stages = zip(verify.debug_stages(name), verify.verify(name, devices=(1, 2, 4)), strict=True)
     for (stage, config), (record, trained) in stages:
         assert record.same(), verify.table([record])
-        _resumes_exactly_and_compiles_once(config, previous, tmp_path / (stage or "run"), record.name)
+        _resumes_exactly_and_compiles_once(
+            config, previous, tmp_path / (stage or "run"), record.name
+        )
         previous = trained
 
 
@@ -36,7 +39,11 @@ def _resumes_exactly_and_compiles_once(config, previous, path, where):
     with pytest.MonkeyPatch.context() as patch:
         compiled = []
         compile_ = jax._src.compiler.compile_or_get_cached
-        patch.setattr(jax._src.compiler, "compile_or_get_cached", lambda *a, **k: compiled.append(a) or compile_(*a, **k))
+        patch.setattr(
+            jax._src.compiler,
+            "compile_or_get_cached",
+            lambda *a, **k: compiled.append(a) or compile_(*a, **k),
+        )
         for _ in range(steps - 1):
             state, values = step(state)
     assert not compiled, f"{where}: steps after the first compiled {len(compiled)} programs"
@@ -53,6 +60,10 @@ def _resumes_exactly_and_compiles_once(config, previous, path, where):
         np.testing.assert_array_equal(x, y, f"{where}: {jax.tree_util.keystr(leaf)}")
 
     image = built.data.test.read(0)["image"]
-    encode = parallel.lift(built.method.encode, built.mesh, (parallel.SAME, parallel.EACH), parallel.EACH)
+    encode = parallel.lift(
+        built.method.encode, built.mesh, (parallel.SAME, parallel.EACH), parallel.EACH
+    )
     named = encode(state, parallel.place_batch({"image": np.stack([image] * 8)}, built.mesh))
-    assert "h" in named and all(rows.shape[0] == 8 and np.isfinite(rows).all() for rows in named.values()), where
+    assert "h" in named and all(
+        rows.shape[0] == 8 and np.isfinite(rows).all() for rows in named.values()
+    ), where

@@ -1,6 +1,7 @@
 """Every family of golden vectors against the authors' own numbers, in float64 and float32.
 
-CL_JAX_GOLDENS names another directory of vectors; files there are run whenever their family is in TABLE.
+CL_JAX_GOLDENS names another directory of vectors; files there are run whenever their family is in
+TABLE.
 """
 
 import importlib
@@ -21,25 +22,42 @@ for module in pkgutil.iter_modules(golden_tables.__path__):
     TABLE |= rows
 
 FILES = [path for path in sorted(DIRECTORY.glob("*.npz")) if family(path) in TABLE]
-# The first file of each family, the others with `-m slow`: each is a program to compile. Of another directory, all.
+# The first file of each family, the others with `-m slow`: each is a program to compile. Of another
+# directory, all.
 ALL = "CL_JAX_GOLDENS" in os.environ
-RUNS = [pytest.param(path, dtype, id=f"{path.stem}-{dtype}",
-                     marks=[] if ALL or path.stem.endswith("-0") else [pytest.mark.slow])
-        for path in FILES for dtype in ("float64", "float32")
-        if dtype == "float64" or TABLE[family(path)].f32 is not None]  # a file in float32 itself is compared once
+RUNS = [
+    pytest.param(
+        path,
+        dtype,
+        id=f"{path.stem}-{dtype}",
+        marks=[] if ALL or path.stem.endswith("-0") else [pytest.mark.slow],
+    )
+    for path in FILES
+    for dtype in ("float64", "float32")
+    if dtype == "float64" or TABLE[family(path)].f32 is not None
+]  # a file in float32 itself is compared once
 
 
-@pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS")
+@pytest.mark.skipif(
+    not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS"
+)
 @pytest.mark.parametrize(("path", "dtype"), RUNS)
 def test_equals_the_authors_program(path, dtype):
     golden = TABLE[family(path)]
     with jax.enable_x64(dtype == "float64"):
         ours, theirs = compute(golden, path, np.dtype(dtype))
     for name in theirs:
-        assert_close(ours[name], theirs[name], golden.bound(name, theirs[name], dtype), golden.smallest(name, path),
-                     f"{path.stem} {name}")
+        assert_close(
+            ours[name],
+            theirs[name],
+            golden.bound(name, theirs[name], dtype),
+            golden.smallest(name, path),
+            f"{path.stem} {name}",
+        )
 
 
-@pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS")
+@pytest.mark.skipif(
+    not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS"
+)
 def test_every_family_has_a_row():
     assert not {family(path) for path in DIRECTORY.glob("*.npz")} - TABLE.keys()

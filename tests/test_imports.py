@@ -1,4 +1,5 @@
-"""What may import what, read from the source, and what `import cl_jax` and `import cl_jax.losses` must not need."""
+"""What may import what, read from the source, and what `import cl_jax` and `import cl_jax.losses`
+must not need."""
 
 import ast
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
 
-# The arrows of docs/design/architecture.md: per part, the libraries and the parts of cl_jax it may import.
+# The arrows of docs/design/architecture.md: per part, the libraries and the parts of cl_jax it may
+# import.
 NUMERIC = {"jax", "numpy"}
 NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}
@@ -28,16 +30,34 @@ ALLOWED = {
     "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
     # parallel.py offers the losses' own gather and means, which must live where jax alone is known.
     "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
-    "methods": (TRAINING, {"losses", "memory", "shapes", "views", "encoders", "heads", "cluster", "method", "network",
-                           "optim", "parallel", "methods"}),
-    "evals": (TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
-              {"encoders", "method", "data", "parallel", "evals", "shapes", "losses", "views"}),
+    "methods": (
+        TRAINING,
+        {
+            "losses",
+            "memory",
+            "shapes",
+            "views",
+            "encoders",
+            "heads",
+            "cluster",
+            "method",
+            "network",
+            "optim",
+            "parallel",
+            "methods",
+        },
+    ),
+    "evals": (
+        TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
+        {"encoders", "method", "data", "parallel", "evals", "shapes", "losses", "views"},
+    ),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(path: Path) -> str:
-    """The folder, or the module at the top level, that a file belongs to: losses, methods, train, ..."""
+    """The folder, or the module at the top level, that a file belongs to: losses, methods, train,
+    ..."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -51,17 +71,22 @@ def imported(path: Path, package: Path = PACKAGE) -> set[str]:
             base = node.module or ""
             if node.level:
                 folder = path.relative_to(package.parent).parent.parts
-                base = ".".join([*folder[:len(folder) - node.level + 1], *filter(None, [base])])
-            # `from cl_jax import losses` and `from cl_jax.losses import nt_xent` alike name what is below.
+                base = ".".join([*folder[: len(folder) - node.level + 1], *filter(None, [base])])
+            # `from cl_jax import losses` and `from cl_jax.losses import nt_xent` alike name what is
+            # below.
             names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
 def ours(names: set[str], parts: set[str] = frozenset()) -> set[str]:
-    """The parts of cl_jax among `names`, less what `parts` allows: whole parts, or single modules as "losses._axis"."""
+    """The parts of cl_jax among `names`, less what `parts` allows: whole parts, or single modules
+    as "losses._axis"."""
     inside = {name.removeprefix("cl_jax.") for name in names if name.startswith("cl_jax.")}
-    return {name.split(".")[0] for name in inside if name.split(".")[0] not in parts
-            and ".".join(name.split(".")[:2]) not in parts}
+    return {
+        name.split(".")[0]
+        for name in inside
+        if name.split(".")[0] not in parts and ".".join(name.split(".")[:2]) not in parts
+    }
 
 
 def foreign(names: set[str]) -> set[str]:
@@ -75,7 +100,9 @@ def test_arrows(name):
     for path in FILES:
         if part(path) == name:
             names = imported(path)
-            extra = (foreign(names) - libraries) | {f"cl_jax.{p}" for p in ours(names, parts | {"__version__"})}
+            extra = (foreign(names) - libraries) | {
+                f"cl_jax.{p}" for p in ours(names, parts | {"__version__"})
+            }
             if extra:
                 wrong[str(path.relative_to(PACKAGE))] = sorted(extra)
     assert not wrong
@@ -91,8 +118,11 @@ def test_train_names_no_method():
         if part(path) == "train":
             tree = ast.parse(path.read_text())
             words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-            words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
-                      and isinstance(node.value, str)}
+            words |= {
+                node.value
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
             assert not methods & words, f"train.py names {sorted(methods & words)}"
 
 
@@ -100,15 +130,20 @@ def test_the_reader_of_imports_sees_every_form(tmp_path):
     package = tmp_path / "cl_jax"
     (package / "losses").mkdir(parents=True)
     file = package / "losses" / "a.py"
-    file.write_text("import flax.linen as nn\nfrom . import b\nfrom ..memory import queue\nfrom cl_jax import methods\n"
-                    "def f():\n    import optax\n    from cl_jax.encoders.resnet import ResNet\n")
+    file.write_text(
+        "import flax.linen as nn\nfrom . import b\nfrom ..memory import queue\nfrom cl_jax import "
+        "methods\n"
+        "def f():\n    import optax\n    from cl_jax.encoders.resnet import ResNet\n"
+    )
     names = imported(file, package)
     assert foreign(names) == {"flax", "optax"}
     assert ours(names) == {"losses", "memory", "methods", "encoders"}
 
 
 def run(code: str) -> None:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -116,7 +151,8 @@ def test_losses_and_memory_need_only_jax():
     """Importing any module of them where everything else that a full install has raises."""
     run("""
 import importlib, pkgutil, sys
-for name in ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "ml_collections", "sklearn", "matplotlib",
+for name in ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "ml_collections",
+"sklearn", "matplotlib",
              "grain", "PIL", "absl", "rich", "tensorboardX"):
     sys.modules[name] = None
 import cl_jax.losses, cl_jax.memory
@@ -131,6 +167,6 @@ def test_cl_jax_is_light():
     run("""
 import sys
 import cl_jax
-heavy = sorted({name.split(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "optax", "numpy", "orbax"})
-assert not heavy, heavy
+heavy = sorted({name.split(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "optax",
+"numpy", "orbax"}) assert not heavy, heavy
 """)

@@ -14,9 +14,17 @@ SPEC.loader.exec_module(make_methods)
 
 
 def test_pages_are_what_the_program_makes():
-    expected = {name: make_methods.page(name, make_methods.results()) for name in make_methods.names()}
-    found = {path.stem: path.read_text() for path in make_methods.PAGES.glob("*.md") if path.stem != "README"}
-    stale = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    expected = {
+        name: make_methods.page(name, make_methods.results()) for name in make_methods.names()
+    }
+    found = {
+        path.stem: path.read_text()
+        for path in make_methods.PAGES.glob("*.md")
+        if path.stem != "README"
+    }
+    stale = [
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    ]
     assert not stale, f"run python docs/make_methods.py: {sorted(stale)}"
 
 
@@ -26,18 +34,29 @@ def test_docstring_names_the_variants_and_options_that_there_are(name):
     with pytest.raises(ValueError, match="is unknown; have ") as refused:
         get_config("no such")
     known = str(refused.value).split("; have ")[1].removesuffix(".").split(", ")
-    told = [variant for names, _, _ in make_methods.variants(make_methods.sections(make_methods.docstring(name))["Variants"])
-            for variant in names]
+    told = [
+        variant
+        for names, _, _ in make_methods.variants(
+            make_methods.sections(make_methods.docstring(name))["Variants"]
+        )
+        for variant in names
+    ]
     assert sorted(told) == sorted(known) and {"cifar10", "imagenet2012", "debug"} <= set(known)
     configs = [get_config(), *map(get_config, known)]
     for option in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", make_methods.docstring(name)):
-        assert any(option in flat(config) for config in configs), f"--config.{option} is no key of configs/{name}.py"
+        assert any(option in flat(config) for config in configs), (
+            f"--config.{option} is no key of configs/{name}.py"
+        )
 
 
 def flat(config):
     keys = set()
     for key, value in config.items():
-        keys |= {key, *(f"{key}.{inner}" for inner in flat(value))} if hasattr(value, "items") else {key}
+        keys |= (
+            {key, *(f"{key}.{inner}" for inner in flat(value))}
+            if hasattr(value, "items")
+            else {key}
+        )
     return keys
 
 
@@ -47,8 +66,11 @@ def test_every_page_is_linked():
 
 
 def test_reached_is_mean_and_deviation_of_the_rows_that_ended_well():
-    rows = [{"method": "byol", "epochs": 200.0, "knn": 0.86, "linear_cached": None},
-            {"method": "byol", "epochs": 200.0, "knn": 0.88}, {"method": "byol", "error": "broken"}]
+    rows = [
+        {"method": "byol", "epochs": 200.0, "knn": 0.86, "linear_cached": None},
+        {"method": "byol", "epochs": 200.0, "knn": 0.88},
+        {"method": "byol", "error": "broken"},
+    ]
     line = make_methods.reached("byol", {"cifar10": rows}).splitlines()[2]
     assert line == "| cifar10 | 200 | 2 | 87.0 % ± 1.4 |  |  |  |"
     assert make_methods.reached("swav", {"cifar10": rows}) == "Not run."

@@ -1,17 +1,21 @@
-"""cl-jax replay WORKDIR/bad_step: a step that was not finite, once more, and the tensor that went first.
+"""cl-jax replay WORKDIR/bad_step: a step that was not finite, once more, and the tensor that went
+first.
 
-Where a loss or a gradient is no number, the run writes the State before that step and what rebuilds it into
-`WORKDIR/bad_step/<step>`. This command does two things with it.
+Where a loss or a gradient is no number, the run writes the State before that step and what rebuilds
+it into `WORKDIR/bad_step/<step>`. This command does two things with it.
 
-It runs the step again by the run's own compiled program: the same bits, on the same kind and number of devices. With another
-number of devices the step is the same up to the order of sums; with several processes it runs in one.
+It runs the step again by the run's own compiled program: the same bits, on the same kind and number
+of devices. With another number of devices the step is the same up to the order of sums; with
+several processes it runs in one.
 
-Then it evaluates the step one operation at a time, on one device with the whole global batch, and follows what is not
-finite back from the loss (or the gradient norm) to the operation that made it of finite numbers. `--float64` does this with
-every floating-point number in float64, those that the program casts to less included, on the same random draws: what is
-finite then was lost to rounding or overflow, what is not is in the mathematics.
+Then it evaluates the step one operation at a time, on one device with the whole global batch, and
+follows what is not finite back from the loss (or the gradient norm) to the operation that made it
+of finite numbers. `--float64` does this with every floating-point number in float64, those that the
+program casts to less included, on the same random draws: what is finite then was lost to rounding
+  or overflow, what is not is in the mathematics.
 
-A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss is.
+A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss
+is.
 """
 
 import argparse
@@ -33,21 +37,38 @@ from cl_jax.training import checkpoint
 from cl_jax.training.experiment import Built, build, initial_state, previous_stage
 from cl_jax.training.steps import stepper
 
-# What is kept and how it is read back ------------------------------------------------------------------------------------
+# What is kept and how it is read back
+# --------------------------------------
 
 
-def record(config: ConfigDict, built: Built, step: int, metrics: dict[str, np.ndarray], ids: np.ndarray, together: int
-           ) -> dict[str, Any]:
-    """What rebuilds step `step` (counted from 0), JSON: the run, the batch, the metrics, the program that did it."""
-    return {"step": step + 1, "seed": config.seed, "batch_ids": ids.tolist(),
-            "metrics": {name: float(value) for name, value in metrics.items()}, "steps_in_dispatch": together,
-            "devices": built.mesh.size, "processes": jax.process_count(),
-            "device_kind": built.mesh.devices.flat[0].device_kind, "jax": jax.__version__,
-            "xla_flags": os.environ.get("XLA_FLAGS", ""), "config": json.loads(config.to_json())}
+def record(
+    config: ConfigDict,
+    built: Built,
+    step: int,
+    metrics: dict[str, np.ndarray],
+    ids: np.ndarray,
+    together: int,
+) -> dict[str, Any]:
+    """What rebuilds step `step` (counted from 0), JSON: the run, the batch, the metrics, the
+    program that did it."""
+    return {
+        "step": step + 1,
+        "seed": config.seed,
+        "batch_ids": ids.tolist(),
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "steps_in_dispatch": together,
+        "devices": built.mesh.size,
+        "processes": jax.process_count(),
+        "device_kind": built.mesh.devices.flat[0].device_kind,
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "config": json.loads(config.to_json()),
+    }
 
 
 def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
-    """Writes `WORKDIR/bad_step/<step>`; returns what to tell. A disk that is full is told of too, not raised."""
+    """Writes `WORKDIR/bad_step/<step>`; returns what to tell. A disk that is full is told of too,
+    not raised."""
     path = Path(workdir) / "bad_step" / str(found["step"])
     try:
         checkpoint.keep(path / "state", state)
@@ -57,7 +78,9 @@ def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
             part.replace(path / "record.json")
     except Exception as error:
         return f"step {found['step']} could not be kept in {path}: {type(error).__name__}: {error}"
-    return f"kept in {path}: `cl-jax replay {path}` says which tensor was the first that is not finite"
+    return (
+        f"kept in {path}: `cl-jax replay {path}` says which tensor was the first that is not finite"
+    )
 
 
 def find(path: str | Path) -> Path:
@@ -66,11 +89,16 @@ def find(path: str | Path) -> Path:
     for root in (path, path / "bad_step"):
         if (root / "record.json").exists():
             return root
-        steps = [folder.parent for folder in root.glob("*/record.json") if folder.parent.name.isdigit()]
+        steps = [
+            folder.parent for folder in root.glob("*/record.json") if folder.parent.name.isdigit()
+        ]
         if steps:
             return min(steps, key=lambda folder: int(folder.name))
-    raise FileNotFoundError(f"{path} holds no step that was kept: expected record.json and state/ there, or in a folder "
-                            "named by the step's number. A run keeps one when a loss or gradient is not finite.")
+    raise FileNotFoundError(
+        f"{path} holds no step that was kept: expected record.json and state/ there, or in a "
+        f"folder "
+        "named by the step's number. A run keeps one when a loss or gradient is not finite."
+    )
 
 
 class Replay:
@@ -95,21 +123,35 @@ class Replay:
         found = parallel.fetch(self.stepper.again(state, count))
         self.stepper.step = int(self.state.step)
         if self.stepper.ids(self.stepper.step).tolist() != self.record["batch_ids"]:
-            raise ValueError("the step's batch is not the recorded one: the data set or its order has changed since.")
+            raise ValueError(
+                "the step's batch is not the recorded one: the data set or its order has changed "
+                "since."
+            )
         return {name: float(value) for name, value in found.items()}
 
     def same_bits(self) -> str:
-        """"" where the program and the machine are those of the run, else what differs."""
-        now = {"devices": self.devices, "processes": 1, "jax": jax.__version__, "xla_flags": os.environ.get("XLA_FLAGS", ""),
-               "device_kind": self.built.mesh.devices.flat[0].device_kind}
-        return ", ".join(f"{name} {self.record[name] or 'none'} then, {value or 'none'} now" for name, value in now.items()
-                         if _essential(name, self.record[name]) != _essential(name, value))
+        """ "" where the program and the machine are those of the run, else what differs."""
+        now = {
+            "devices": self.devices,
+            "processes": 1,
+            "jax": jax.__version__,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "device_kind": self.built.mesh.devices.flat[0].device_kind,
+        }
+        return ", ".join(
+            f"{name} {self.record[name] or 'none'} then, {value or 'none'} now"
+            for name, value in now.items()
+            if _essential(name, self.record[name]) != _essential(name, value)
+        )
 
     def first(self, wide: bool = False) -> tuple[dict[str, float], finite.Cause | None]:
-        """The metrics of the step done one operation at a time, and what was not finite first; `wide`: in float64."""
+        """The metrics of the step done one operation at a time, and what was not finite first;
+        `wide`: in float64."""
         train, method = self.built.data.train, self.built.method
         examples = [train.read(int(i)) for i in self.record["batch_ids"]]
-        batch = {name: np.stack([example[name] for example in examples]) for name in self.stepper.fields}
+        batch = {
+            name: np.stack([example[name] for example in examples]) for name in self.stepper.fields
+        }
         batch["id"] = np.asarray(self.record["batch_ids"], np.int32)
         key = jax.random.fold_in(jax.random.key(self.config.seed), int(self.state.step))
         return finite.evaluate(method.update, (self.state, batch, key), wide)
@@ -117,17 +159,28 @@ class Replay:
 
 def _essential(name: str, value: Any) -> Any:
     """XLA's flags less the number of forced host devices, which "devices" says."""
-    return {word for word in value.split() if "device_count" not in word} if name == "xla_flags" else value
+    return (
+        {word for word in value.split() if "device_count" not in word}
+        if name == "xla_flags"
+        else value
+    )
 
 
-# Command line ------------------------------------------------------------------------------------------------------------
+# Command line --------------------------------------
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 where the step came to the recorded numbers again, 1 where it did not, 2 where it cannot be rebuilt."""
-    parser = argparse.ArgumentParser("cl-jax replay", description=__doc__.split("\n\n")[0].partition(": ")[2])
-    parser.add_argument("path", help="WORKDIR/bad_step (the first step that was kept) or WORKDIR/bad_step/STEP")
-    parser.add_argument("--float64", action="store_true", help="look for the first tensor in float64")
+    """Returns 0 where the step came to the recorded numbers again, 1 where it did not, 2 where it
+    cannot be rebuilt."""
+    parser = argparse.ArgumentParser(
+        "cl-jax replay", description=__doc__.split("\n\n")[0].partition(": ")[2]
+    )
+    parser.add_argument(
+        "path", help="WORKDIR/bad_step (the first step that was kept) or WORKDIR/bad_step/STEP"
+    )
+    parser.add_argument(
+        "--float64", action="store_true", help="look for the first tensor in float64"
+    )
     args = parser.parse_args(argv)
     try:
         path = find(args.path)
@@ -138,24 +191,39 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     other = replay.same_bits()
-    same = then.keys() == now.keys() and all(np.array_equal(then[name], now[name], equal_nan=True) for name in then)
-    print(f"step {replay.record['step']} of {replay.config.method.name} on {replay.built.data.train.name}: {_said(now)}; "
-          + ("as recorded, bit for bit" if same else f"recorded: {_said(then)}"))
+    same = then.keys() == now.keys() and all(
+        np.array_equal(then[name], now[name], equal_nan=True) for name in then
+    )
+    print(
+        f"step {replay.record['step']} of {replay.config.method.name} on "
+        f"{replay.built.data.train.name}: {_said(now)}; "
+        + ("as recorded, bit for bit" if same else f"recorded: {_said(then)}")
+    )
     if other:
         print(f"not the run's own program ({other}), so equal up to the order of sums")
     walked, cause = replay.first(args.float64)
-    print(f"one operation at a time, {'all in float64' if args.float64 else 'in its own types'}: {_said(walked)}")
+    print(
+        f"one operation at a time, {'all in float64' if args.float64 else 'in its own types'}: "
+        f"{_said(walked)}"
+    )
     if cause:
         print(f"first not finite: {cause}")
     else:
-        print("all finite: the fault is rounding or overflow" if args.float64 else
-              "all finite: the compiled program orders its operations otherwise, at the edge of what its types hold")
+        print(
+            "all finite: the fault is rounding or overflow"
+            if args.float64
+            else "all finite: the compiled program orders its operations otherwise, at the edge "
+            "of what its types hold"
+        )
     return 0 if same or (other and _finite(then) == _finite(now)) else 1
 
 
 def _said(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('grad_norm', 'gradient norm')} {metrics[name]:.9g}" for name in ("loss", "grad_norm")
-                     if name in metrics)
+    return ", ".join(
+        f"{name.replace('grad_norm', 'gradient norm')} {metrics[name]:.9g}"
+        for name in ("loss", "grad_norm")
+        if name in metrics
+    )
 
 
 def _finite(metrics: dict[str, float]) -> list[bool]:
@@ -163,9 +231,12 @@ def _finite(metrics: dict[str, float]) -> list[bool]:
 
 
 def _devices(found: dict[str, Any]) -> None:
-    """As many forced host devices as the run had, where it ran on a CPU; before jax asks for its devices."""
+    """As many forced host devices as the run had, where it ran on a CPU; before jax asks for its
+    devices."""
     xla.prepare()
-    if found["device_kind"].lower() == "cpu" and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if found["device_kind"].lower() == "cpu" and "device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
         flag = f"--xla_force_host_platform_device_count={found['devices']}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 

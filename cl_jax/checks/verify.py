@@ -1,28 +1,33 @@
-"""cl-jax verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as a table.
+"""cl-jax verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as
+a table.
 
-The same global batches are trained on each number of devices. Loss and gradient norm of every step, and parameters,
-optimiser, target, memory and batch statistics after the last one, may differ from one device's by what the order of
-floating-point sums explains and by no more. What that is, is measured: one device trains again from parameters that are
-one unit in the last place (ulp) higher or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
-what lies between two of these runs is what rounding may grow to in this method. The bound on an absolute difference is
+The same global batches are trained on each number of devices. Loss and gradient norm of every step,
+and parameters, optimiser, target, memory and batch statistics after the last one, may differ from
+one device's by what the order of floating-point sums explains and by no more. What that is, is
+measured: one device trains again from parameters that are one unit in the last place (ulp) higher
+or lower, at random, NUDGES times. Such a change is of the size of one rounding, and what lies
+between two of these runs is what rounding may grow to in this method. The bound on an absolute
+difference is
 
     FACTOR x (lower quartile of the differences between any two of the runs)
       + FLOOR x float32's epsilon x (largest magnitude)
 
-and zero for integers. A bound above LOOSEST of the magnitude would say nothing: the method is then tried from the next seed,
-SEEDS times, and is not the same where none has a bound.
+and zero for integers. A bound above LOOSEST of the magnitude would say nothing: the method is then
+tried from the next seed, SEEDS times, and is not the same where none has a bound.
 
-ReLU, a nearest neighbour, a cluster's edge are not continuous: now and then a rounding tips one over, and two runs part by
-more than that. Hence the quartile; and where a number of devices breaks the bound, it trains again from the nudged starts in
-turn and is compared with what one device came to from there. What tips over is luck of the start; a fault is there from
-every one. A nudge does not change the images, whose last bit may depend on how many of them a device has: a unit that lies
-so near its edge that this tips it does so from every start, and so the next seed is tried then too, SEEDS times. A fault is
-there at every seed.
+ReLU, a nearest neighbour, a cluster's edge are not continuous: now and then a rounding tips one
+over, and two runs part by more than that. Hence the quartile; and where a number of devices breaks
+the bound, it trains again from the nudged starts in turn and is compared with what one device came
+to from there. What tips over is luck of the start; a fault is there from every one. A nudge does
+not change the images, whose last bit may depend on how many of them a device has: a unit that lies
+so near its edge that this tips it does so from every start, and so the next seed is tried then too,
+SEEDS times. A fault is there at every seed.
 
-The optimiser is plain SGD with momentum, at a small rate. Gradients are the same on every device before an optimiser sees
-them, so none can bring in the number of devices. But Adam divides by the size of a gradient, and makes steps of full length
-of the rounding where the true gradient is zero; and large steps let any rounding grow without end. SGD's momentum is the sum
-of the gradients themselves, so it shows a wrong scale, which Adam and LARS hide.
+The optimiser is plain SGD with momentum, at a small rate. Gradients are the same on every device
+before an optimiser sees them, so none can bring in the number of devices. But Adam divides by the
+size of a gradient, and makes steps of full length of the rounding where the true gradient is zero;
+and large steps let any rounding grow without end. SGD's momentum is the sum of the gradients
+themselves, so it shows a wrong scale, which Adam and LARS hide.
 """
 
 import argparse
@@ -56,9 +61,21 @@ SEEDS = 4
 FACTOR = 4.0
 FLOOR = 2.0
 LOOSEST = 1e-3
-OPTIMIZER = {"name": "sgd", "learning_rate": 1e-4, "learning_rate_scaling": "none", "schedule": "constant"}
-QUANTITIES = {"loss": "loss", "grad_norm": "gradient norm", "params": "parameters", "opt": "optimiser", "target": "target",
-              "memory": "memory", "stats": "batch statistics"}
+OPTIMIZER = {
+    "name": "sgd",
+    "learning_rate": 1e-4,
+    "learning_rate_scaling": "none",
+    "schedule": "constant",
+}
+QUANTITIES = {
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "params": "parameters",
+    "opt": "optimiser",
+    "target": "target",
+    "memory": "memory",
+    "stats": "batch statistics",
+}
 
 
 class Outcome(NamedTuple):
@@ -70,16 +87,24 @@ class Outcome(NamedTuple):
 
     def leaves(self) -> dict[str, list[np.ndarray]]:
         """The arrays of each quantity that there is."""
-        trees = [self.loss, self.grad_norm, *(getattr(self.state, name) for name in list(QUANTITIES)[2:])]
-        found = {name: [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for name, tree in zip(QUANTITIES, trees)}
+        trees = [
+            self.loss,
+            self.grad_norm,
+            *(getattr(self.state, name) for name in list(QUANTITIES)[2:]),
+        ]
+        found = {
+            name: [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+            for name, tree in zip(QUANTITIES, trees)
+        }
         return {name: leaves for name, leaves in found.items() if leaves}
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One stage of one config: by quantity its bound and its largest magnitude; by number of devices the largest absolute
-    differences from one device, and how many starts it took to find them within the bounds (all, where none was). Without
-    differences where the bounds say nothing."""
+    """One stage of one config: by quantity its bound and its largest magnitude; by number of
+    devices the largest absolute differences from one device, and how many starts it took to find
+    them within the bounds (all, where none was). Without differences where the bounds say
+    nothing."""
 
     name: str
     bounds: dict[str, float]
@@ -90,18 +115,27 @@ class Record:
 
     def broken(self, devices: int) -> list[str]:
         """The quantities that differ by more than their bound."""
-        return [name for name, difference in self.differences[devices].items() if not difference <= self.bounds[name]]
+        return [
+            name
+            for name, difference in self.differences[devices].items()
+            if not difference <= self.bounds[name]
+        ]
 
     def loose(self) -> list[str]:
         """The quantities whose bound says nothing."""
-        return [name for name, bound in self.bounds.items() if not bound <= LOOSEST * self.magnitudes[name]]
+        return [
+            name
+            for name, bound in self.bounds.items()
+            if not bound <= LOOSEST * self.magnitudes[name]
+        ]
 
     def same(self) -> bool:
         return not self.loose() and not any(map(self.broken, self.differences))
 
 
 def nudged(tree: Any, seed: int) -> Any:
-    """A tree of arrays with every floating-point number one ulp higher or lower, at random; zeros stay."""
+    """A tree of arrays with every floating-point number one ulp higher or lower, at random; zeros
+    stay."""
     random = np.random.default_rng(seed)
 
     def nudge(x):
@@ -110,39 +144,56 @@ def nudged(tree: Any, seed: int) -> Any:
             return x
         towards = np.where(random.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
         return np.where(x == 0, x, np.nextafter(x, towards))
+
     return jax.tree.map(nudge, tree)
 
 
-def compare(run: Callable[[int, int | None], Outcome], devices: Sequence[int], name: str, seed: int = 0) -> Record:
+def compare(
+    run: Callable[[int, int | None], Outcome], devices: Sequence[int], name: str, seed: int = 0
+) -> Record:
     """Verifies a method from one seed.
 
     Args:
-      run: (number of devices, seed of a nudge of the initial parameters or None) -> Outcome, of the same global batches.
+      run: (number of devices, seed of a nudge of the initial parameters or None) -> Outcome, of the
+        same global batches.
       devices: the numbers of devices to compare with one.
     """
     one = {nudge: run(1, nudge) for nudge in (None, *range(NUDGES))}
-    magnitudes = {name: max(float(np.abs(np.float64(x)).max(initial=0)) if _inexact(x) else 0.0 for x in leaves)
-                  for name, leaves in one[None].leaves().items()}
+    magnitudes = {
+        name: max(
+            float(np.abs(np.float64(x)).max(initial=0)) if _inexact(x) else 0.0 for x in leaves
+        )
+        for name, leaves in one[None].leaves().items()
+    }
     growth = [differences(a, b) for a, b in combinations(one.values(), 2)]
     epsilon = float(np.finfo(np.float32).eps)
-    bounds = {name: FACTOR * float(np.quantile([grown[name] for grown in growth], 0.25, method="lower"))
-              + FLOOR * epsilon * magnitude for name, magnitude in magnitudes.items()}
+    bounds = {
+        name: FACTOR * float(np.quantile([grown[name] for grown in growth], 0.25, method="lower"))
+        + FLOOR * epsilon * magnitude
+        for name, magnitude in magnitudes.items()
+    }
     record = Record(name, bounds, magnitudes, {}, {}, seed)
     for count in devices:
         if count == 1 or record.loose():
             continue
         for starts, nudge in enumerate(one, start=1):
-            record.differences[count], record.starts[count] = differences(one[nudge], run(count, nudge)), starts
+            record.differences[count], record.starts[count] = (
+                differences(one[nudge], run(count, nudge)),
+                starts,
+            )
             if not record.broken(count):
                 break
     return record
 
 
 def differences(a: Outcome, b: Outcome) -> dict[str, float]:
-    """The largest absolute difference of each quantity; infinite where integers differ or a number is not finite."""
+    """The largest absolute difference of each quantity; infinite where integers differ or a number
+    is not finite."""
     theirs = b.leaves()
-    return {name: max(_difference(x, y) for x, y in zip(leaves, theirs[name], strict=True))
-            for name, leaves in a.leaves().items()}
+    return {
+        name: max(_difference(x, y) for x, y in zip(leaves, theirs[name], strict=True))
+        for name, leaves in a.leaves().items()
+    }
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> float:
@@ -158,7 +209,7 @@ def _inexact(x: np.ndarray) -> bool:
     return bool(jax.dtypes.issubdtype(x.dtype, np.inexact))
 
 
-# Configs ---------------------------------------------------------------------------------------------------------------
+# Configs --------------------------------------
 
 
 def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
@@ -169,7 +220,8 @@ def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
 
 
 class Runner:
-    """A run on some devices, compiled once; called with the seed of a nudge or None, it trains from `state` to its end.
+    """A run on some devices, compiled once; called with the seed of a nudge or None, it trains from
+    `state` to its end.
 
     state: where to start, in NumPy; None for an initial State of its own.
     """
@@ -182,19 +234,29 @@ class Runner:
 
     def __call__(self, seed: int | None) -> Outcome:
         method, run = self.built.method, self.built.run
-        start = self.state if seed is None else dataclasses.replace(self.state, params=nudged(self.state.params, seed))
+        start = (
+            self.state
+            if seed is None
+            else dataclasses.replace(self.state, params=nudged(self.state.params, seed))
+        )
         state, step, rows = parallel.replicate(start, self.built.mesh), copy.copy(self.stepper), []
         while step.step < run.total_steps:
             if method.refresh is not None and step.step % run.steps_per_epoch == 0:
                 held = state
-                state = method.refresh(held, lambda f: self.evaluator.encode_all(f, held), step.step // run.steps_per_epoch)
+                state = method.refresh(
+                    held,
+                    lambda f: self.evaluator.encode_all(f, held),
+                    step.step // run.steps_per_epoch,
+                )
             state, values = step(state)
             rows.append((values["loss"], values["grad_norm"]))
         loss, norm = (np.array(column) for column in zip(*parallel.fetch(rows)))
         return Outcome(loss, norm, parallel.fetch(state))
 
 
-def runner(config: ConfigDict, devices: int, previous: Stage | None, steps: int, state: State | None = None) -> Runner:
+def runner(
+    config: ConfigDict, devices: int, previous: Stage | None, steps: int, state: State | None = None
+) -> Runner:
     """A stage of a config on so many devices, for so many steps, under the optimiser above."""
     config = config.copy_and_resolve_references()
     config.update(devices=devices, optimizer=ConfigDict(OPTIMIZER))
@@ -202,10 +264,14 @@ def runner(config: ConfigDict, devices: int, previous: Stage | None, steps: int,
     return Runner(build(config, previous), config, state)
 
 
-def verify(name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS) -> Iterator[tuple[Record, Stage]]:
-    """Every stage of a config in its `debug` variant: (Record, the stage as one device trained it); the next starts there.
+def verify(
+    name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS
+) -> Iterator[tuple[Record, Stage]]:
+    """Every stage of a config in its `debug` variant: (Record, the stage as one device trained it);
+    the next starts there.
 
-    One device and the largest number each make an initial State of their own; the others are given one device's.
+    One device and the largest number each make an initial State of their own; the others are given
+    one device's.
     """
     previous = None
     for stage, config in debug_stages(name):
@@ -217,7 +283,9 @@ def verify(name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS) -> I
             def run(count: int, nudge: int | None) -> Outcome:
                 nonlocal current
                 if current.built.mesh.size != count:
-                    current = runner(config, count, previous, steps, None if count == max(devices) else one.state)
+                    current = runner(
+                        config, count, previous, steps, None if count == max(devices) else one.state
+                    )
                 outcomes.append(current(nudge))
                 return outcomes[-1]
 
@@ -228,26 +296,37 @@ def verify(name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS) -> I
         yield record, previous
 
 
-# Command line ----------------------------------------------------------------------------------------------------------
+# Command line --------------------------------------
 
 
 def table(records: Sequence[Record]) -> str:
     """All records as a Markdown table."""
+
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
     def numbers(values: dict[str, float]) -> list[str]:
         return [f"{values[name]:.1e}" if name in values else "" for name in QUANTITIES]
 
-    lines = [line(["method", "devices", *QUANTITIES.values(), "verdict"]), "|---" * (len(QUANTITIES) + 3) + "|"]
+    lines = [
+        line(["method", "devices", *QUANTITIES.values(), "verdict"]),
+        "|---" * (len(QUANTITIES) + 3) + "|",
+    ]
     for record in records:
         loose = record.loose()
-        verdict = "says nothing: " + ", ".join(QUANTITIES[name] for name in loose) if loose else (
-            f"seed {record.seed}" if record.seed else "")
+        verdict = (
+            "says nothing: " + ", ".join(QUANTITIES[name] for name in loose)
+            if loose
+            else (f"seed {record.seed}" if record.seed else "")
+        )
         lines.append(line([f"**{record.name}**", "bound", *numbers(record.bounds), verdict]))
         for devices, found in record.differences.items():
             broken = record.broken(devices)
-            verdict = "same" if record.starts[devices] == 1 else f"same, from start {record.starts[devices]}"
+            verdict = (
+                "same"
+                if record.starts[devices] == 1
+                else f"same, from start {record.starts[devices]}"
+            )
             if broken:
                 verdict = "DIFFERS: " + ", ".join(QUANTITIES[name] for name in broken)
             lines.append(line(["", str(devices), *numbers(found), verdict]))
@@ -262,16 +341,43 @@ def stored(path: Path) -> dict[str, Record]:
 
     def by_devices(found: dict[str, Any]) -> dict[int, Any]:
         return {int(number): value for number, value in found.items()}
-    return {row["name"]: Record(row["name"], row["bounds"], row["magnitudes"], by_devices(row["differences"]),
-                                by_devices(row["starts"]), row["seed"]) for row in rows}
+
+    return {
+        row["name"]: Record(
+            row["name"],
+            row["bounds"],
+            row["magnitudes"],
+            by_devices(row["differences"]),
+            by_devices(row["starts"]),
+            row["seed"],
+        )
+        for row in rows
+    }
 
 
 def store(path: Path, records: Sequence[Record], steps: int) -> None:
     """Writes records as JSON."""
-    rows = [{"name": record.name, "same": record.same(), "bounds": record.bounds, "magnitudes": record.magnitudes,
-             "differences": record.differences, "starts": record.starts, "seed": record.seed} for record in records]
-    about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "steps": steps, "nudges": NUDGES,
-             "factor": FACTOR, "floor": FLOOR, "optimizer": OPTIMIZER}
+    rows = [
+        {
+            "name": record.name,
+            "same": record.same(),
+            "bounds": record.bounds,
+            "magnitudes": record.magnitudes,
+            "differences": record.differences,
+            "starts": record.starts,
+            "seed": record.seed,
+        }
+        for record in records
+    ]
+    about = {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "steps": steps,
+        "nudges": NUDGES,
+        "factor": FACTOR,
+        "floor": FLOOR,
+        "optimizer": OPTIMIZER,
+    }
     path.write_text(json.dumps(about | {"methods": rows}, indent=1) + "\n")
 
 
@@ -280,27 +386,50 @@ def put_into(page: Path, text: str) -> None:
     before, mark, rest = page.read_text().partition("<!-- verify -->\n")
     _, end, after = rest.partition("<!-- end of verify -->")
     if not (mark and end):
-        raise ValueError(f"{page} has no lines <!-- verify --> and <!-- end of verify --> to put the table between.")
+        raise ValueError(
+            f"{page} has no lines <!-- verify --> and <!-- end of verify --> to put the table "
+            f"between."
+        )
     page.write_text(f"{before}{mark}{text}\n{end}{after}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="cl-jax verify", description="Is a method the same on any number of "
-                                     "devices? Exit status 1 where it is not.")
-    parser.add_argument("--configs", default="", help="names in configs/, with commas (default: all)")
-    parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="compared with 1 (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="cl-jax verify",
+        description="Is a method the same on any number of devices? Exit status 1 where it is not.",
+    )
+    parser.add_argument(
+        "--configs", default="", help="names in configs/, with commas (default: all)"
+    )
+    parser.add_argument(
+        "--devices",
+        default=",".join(map(str, DEVICES)),
+        help="compared with 1 (default %(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="default %(default)s")
-    parser.add_argument("--json", type=Path, help="write the records here; those of other configs in the file stay")
-    parser.add_argument("--page", type=Path, help="put the table (with --json: of all its records) into a Markdown page")
+    parser.add_argument(
+        "--json", type=Path, help="write the records here; those of other configs in the file stay"
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="put the table (with --json: of all its records) into a Markdown page",
+    )
     args = parser.parse_args(argv)
     try:
         known, devices = config_names(), sorted({int(word) for word in args.devices.split(",")})
         names = [name for name in args.configs.split(",") if name] or known
         for name in names:
             if name not in known:
-                raise ValueError(f"configs/{name}.py does not exist; have {', '.join(known)}{nearest(name, known)}.")
+                raise ValueError(
+                    f"configs/{name}.py does not exist; have "
+                    f"{', '.join(known)}{nearest(name, known)}."
+                )
         if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
-            raise ValueError(f"devices={devices}, steps={args.steps}; expected at least two devices and one step.")
+            raise ValueError(
+                f"devices={devices}, steps={args.steps}; expected at least two devices and one "
+                f"step."
+            )
     except ValueError as error:
         parser.error(str(error))
     _devices(devices[-1])
@@ -311,7 +440,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             del all_of_them[gone]
         try:
             for record, _ in verify(name, devices, args.steps):
-                print(table([record]) if not done else table([record]).split("\n", 2)[2], flush=True)
+                print(
+                    table([record]) if not done else table([record]).split("\n", 2)[2], flush=True
+                )
                 done += 1
                 if not record.same():
                     wrong.append(record.name)
@@ -322,22 +453,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.page:
                     put_into(args.page, table(in_order))
         except Exception as error:  # one that does not run must not hide the others
-            print(f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+            )
             done += 1
             wrong.append(name)
-    print(f"{done - len(wrong)} of {done} the same on {', '.join(map(str, devices))} devices"
-          + (f"; not: {', '.join(wrong)}" if wrong else ""))
+    print(
+        f"{done - len(wrong)} of {done} the same on {', '.join(map(str, devices))} devices"
+        + (f"; not: {', '.join(wrong)}" if wrong else "")
+    )
     return 1 if wrong else 0
 
 
 def _devices(count: int) -> None:
     """Makes sure of so many devices: this machine's, or as many forced host devices."""
     xla.prepare()
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+    )
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = flags
     if jax.device_count() < count and jax.default_backend() != "cpu":
-        print(f"{jax.device_count()} {jax.default_backend()} device(s); using {count} forced host devices", file=sys.stderr)
+        print(
+            f"{jax.device_count()} {jax.default_backend()} device(s); using {count} forced host "
+            f"devices",
+            file=sys.stderr,
+        )
         jax.config.update("jax_platforms", "cpu")
         jax.extend.backend.clear_backends()
     parallel.make_mesh(count)  # says what to do where there are still too few

@@ -1,1 +1,2 @@
-"""Clusters of features, found between epochs; import the one you need: `from cl_jax.cluster import kmeans`."""
+"""Clusters of features, found between epochs; import the one you need: `from cl_jax.cluster import
+kmeans`."""

@@ -1,4 +1,5 @@
-"""k-means on the device, streamed over blocks of rows, and the concentration of the clusters it finds (PCL)."""
+"""k-means on the device, streamed over blocks of rows, and the concentration of the clusters it
+finds (PCL)."""
 
 from functools import partial
 from typing import NamedTuple
@@ -23,11 +24,14 @@ class KMeans(NamedTuple):
     objective: jax.Array
 
 
-def assign(x: jax.Array, centroids: jax.Array, *, block_size: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """([N] nearest centroid, [N] squared Euclidean distance to it) of [N, D] rows against [K, D] centroids.
+def assign(
+    x: jax.Array, centroids: jax.Array, *, block_size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """([N] nearest centroid, [N] squared Euclidean distance to it) of [N, D] rows against [K, D]
+    centroids.
 
-    `block_size` rows meet the centroids at a time, so that [block_size, K] is the largest array; None chooses it to
-    hold 64 MiB. The first of equal centroids wins.
+    `block_size` rows meet the centroids at a time, so that [block_size, K] is the largest array;
+    None chooses it to hold 64 MiB. The first of equal centroids wins.
     """
     sizes = check("k d", check("n d", x=x), centroids=centroids)
     block_size = _block(sizes["k"], block_size)
@@ -35,17 +39,38 @@ def assign(x: jax.Array, centroids: jax.Array, *, block_size: int | None = None)
 
     def one(row):
         nearest = jnp.argmax(centroids @ row - half).astype(jnp.int32)
-        # From the difference itself: the expanded square loses the distance of rows close to their centroid.
+        # From the difference itself: the expanded square loses the distance of rows close to their
+        # centroid.
         return nearest, jnp.sum(jnp.square(row - centroids[nearest]))
 
     return lax.map(one, x, batch_size=min(block_size, max(sizes["n"], 1)))
 
 
-@partial(jax.jit, static_argnames=("num_clusters", "iterations", "restarts", "spherical", "block_size",
-                                   "max_points_per_centroid", "start"))
-def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, *, iterations: int = 20, restarts: int = 1,
-           spherical: bool = False, block_size: int | None = None, max_points_per_centroid: int | None = None,
-           start: str = "rows", initial: jax.Array | None = None) -> KMeans:
+@partial(
+    jax.jit,
+    static_argnames=(
+        "num_clusters",
+        "iterations",
+        "restarts",
+        "spherical",
+        "block_size",
+        "max_points_per_centroid",
+        "start",
+    ),
+)
+def kmeans(
+    key: jax.Array,
+    x: jax.Array,
+    num_clusters: int,
+    *,
+    iterations: int = 20,
+    restarts: int = 1,
+    spherical: bool = False,
+    block_size: int | None = None,
+    max_points_per_centroid: int | None = None,
+    start: str = "rows",
+    initial: jax.Array | None = None,
+) -> KMeans:
     """Lloyd's algorithm: rows to their nearest centroid, centroids to the mean of their rows.
 
     Args:
@@ -53,37 +78,51 @@ def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, *, iterations: int =
       x: [N, D] rows, at least K. Used as given: normalise them for spherical clustering.
       num_clusters: K.
       iterations: updates of the centroids per run; 20 in PCL and DeepCluster.
-      restarts: runs from different rows, of which the one with the lowest objective is kept; 5 in PCL.
+      restarts: runs from different rows, of which the one with the lowest objective is kept; 5 in
+        PCL.
       spherical: scales centroids back to unit norm after each update.
       block_size: rows compared at a time, see `assign`.
-      max_points_per_centroid: of more than K times so many rows a random subset finds the centroids (1000 in PCL);
-        all rows are assigned.
-      start: "rows" for distinct rows drawn uniformly, as faiss; "spread" for rows drawn one after another in proportion
-        to their squared distance from those drawn before (k-means++), which finds far better clusters in separated
-        data for about one more iteration of work.
+      max_points_per_centroid: of more than K times so many rows a random subset finds the centroids
+        (1000 in PCL); all rows are assigned.
+      start: "rows" for distinct rows drawn uniformly, as faiss; "spread" for rows drawn one after
+        another in proportion to their squared distance from those drawn before (k-means++), which
+        finds far better clusters in separated data for about one more iteration of work.
       initial: [K, D] centroids to start from instead.
 
     Returns:
-      KMeans of the centroids after the last update; distances are squared Euclidean, spherical or not.
+      KMeans of the centroids after the last update; distances are squared Euclidean, spherical or
+      not.
 
-    A cluster that loses all its rows takes half of the largest one: both continue from its centroid, moved apart by
-    1/1024 of themselves. (faiss, which the authors of PCL and DeepCluster call, does the same to a cluster drawn in
-    proportion to its size.)
+    A cluster that loses all its rows takes half of the largest one: both continue from its
+    centroid, moved apart by 1/1024 of themselves. (faiss, which the authors of PCL and DeepCluster
+    call, does the same to a cluster drawn in proportion to its size.)
 
     Raises:
-      ValueError: fewer rows than clusters, counts below 1, `initial` of another shape or with restarts.
+      ValueError: fewer rows than clusters, counts below 1, `initial` of another shape or with
+        restarts.
     """
     sizes = check("n d", x=x)
-    check_count(num_clusters=num_clusters, iterations=iterations, restarts=restarts, block_size=block_size,
-                max_points_per_centroid=max_points_per_centroid)
+    check_count(
+        num_clusters=num_clusters,
+        iterations=iterations,
+        restarts=restarts,
+        block_size=block_size,
+        max_points_per_centroid=max_points_per_centroid,
+    )
     if sizes["n"] < num_clusters:
-        raise ValueError(f"x has {sizes['n']} rows for num_clusters={num_clusters}; expected at least one row per "
-                         "cluster. Use fewer clusters or more examples.")
+        raise ValueError(
+            f"x has {sizes['n']} rows for num_clusters={num_clusters}; expected at least one row "
+            f"per "
+            "cluster. Use fewer clusters or more examples."
+        )
     if initial is not None:
         check("k d", {"k": num_clusters, "d": sizes["d"]}, initial=initial)
         if restarts != 1:
-            raise ValueError(f"restarts is {restarts} with initial centroids given; expected 1, since every run would "
-                             "be the same.")
+            raise ValueError(
+                f"restarts is {restarts} with initial centroids given; expected 1, since every "
+                f"run would "
+                "be the same."
+            )
     if start not in ("rows", "spread"):
         raise ValueError(f'start is {start!r}; expected "rows" or "spread".')
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -118,12 +157,19 @@ def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, *, iterations: int =
     return best
 
 
-def concentration(distance: jax.Array, assignment: jax.Array, num_clusters: int, *, temperature: float,
-                  alpha: float = 10.0, percentiles: tuple[float, float] = (10.0, 90.0)) -> jax.Array:
+def concentration(
+    distance: jax.Array,
+    assignment: jax.Array,
+    num_clusters: int,
+    *,
+    temperature: float,
+    alpha: float = 10.0,
+    percentiles: tuple[float, float] = (10.0, 90.0),
+) -> jax.Array:
     """PCL's temperature of each cluster: small where its rows lie close together and are many.
 
-    phi_c = sum over its Z rows of sqrt(distance) / (Z log(Z + alpha)); clusters of fewer than two rows get the largest
-    phi; clipped to the two percentiles; scaled to mean `temperature`.
+    phi_c = sum over its Z rows of sqrt(distance) / (Z log(Z + alpha)); clusters of fewer than two
+    rows get the largest phi; clipped to the two percentiles; scaled to mean `temperature`.
 
     Args:
       distance: [N] *squared* distance of each row to its centroid, as `kmeans` returns it.
@@ -150,7 +196,9 @@ def concentration(distance: jax.Array, assignment: jax.Array, num_clusters: int,
     low, high = jnp.percentile(phi, jnp.asarray(percentiles, phi.dtype))
     phi = jnp.clip(phi, low, high)
     average = jnp.mean(phi)
-    return jnp.where(average > 0, temperature * phi / jnp.where(average > 0, average, 1), temperature)
+    return jnp.where(
+        average > 0, temperature * phi / jnp.where(average > 0, average, 1), temperature
+    )
 
 
 def _update(x, centroids, spherical, block_size):
@@ -182,10 +230,13 @@ def _spread(key, x, k):
     def add(i, carry):
         centroids, distance = carry
         reach = jnp.cumsum(distance)
-        # A row at distance 0 has an empty interval; should all be at 0 the last row serves as well as any.
+        # A row at distance 0 has an empty interval; should all be at 0 the last row serves as well
+        # as any.
         row = jnp.searchsorted(reach, draws[i] * reach[-1], side="right")
         new = x[jnp.minimum(row, x.shape[0] - 1)]
-        return centroids.at[i].set(new), jnp.minimum(distance, jnp.sum(jnp.square(x - new[None]), axis=1))
+        return centroids.at[i].set(new), jnp.minimum(
+            distance, jnp.sum(jnp.square(x - new[None]), axis=1)
+        )
 
     new = x[jax.random.randint(first, (), 0, x.shape[0])]
     centroids = jnp.zeros((k, x.shape[1]), x.dtype).at[0].set(new)

@@ -1,4 +1,5 @@
-"""PCA, whitening and unit norm: what DeepCluster does to features before k-means, in one pass over blocks of them."""
+"""PCA, whitening and unit norm: what DeepCluster does to features before k-means, in one pass over
+blocks of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,7 +20,8 @@ class Moments(NamedTuple):
 
 
 class Whitening(NamedTuple):
-    """mean: [D]. projection: [D, P], principal directions over the root of their share of the scatter."""
+    """mean: [D]. projection: [D, P], principal directions over the root of their share of the
+    scatter."""
 
     mean: jax.Array
     projection: jax.Array
@@ -38,8 +40,11 @@ def merge(a: Moments, b: Moments) -> Moments:
     """Of the rows of both, without the cancellation of raw second moments."""
     size = a.size + b.size
     apart = b.mean - a.mean
-    return Moments(size, a.mean + apart * (b.size / size),
-                   a.scatter + b.scatter + jnp.outer(apart, apart) * (a.size * b.size / size))
+    return Moments(
+        size,
+        a.mean + apart * (b.size / size),
+        a.scatter + b.scatter + jnp.outer(apart, apart) * (a.size * b.size / size),
+    )
 
 
 def fit(blocks: Iterable[jax.Array], num_components: int) -> Whitening:
@@ -55,13 +60,19 @@ def fit(blocks: Iterable[jax.Array], num_components: int) -> Whitening:
     if seen is None:
         raise ValueError("blocks is empty; expected at least one array of features.")
     if not 0 < num_components <= seen.mean.shape[0]:
-        raise ValueError(f"num_components is {num_components}; expected 1 to {seen.mean.shape[0]}, the width of the "
-                         "features.")
+        raise ValueError(
+            f"num_components is {num_components}; expected 1 to {seen.mean.shape[0]}, the width "
+            f"of the "
+            "features."
+        )
     values, vectors = jnp.linalg.eigh(seen.scatter)
     values, vectors = values[::-1][:num_components], vectors[:, ::-1][:, :num_components]
-    # Directions without scatter would be pure rounding noise: give them no more than float precision supports.
+    # Directions without scatter would be pure rounding noise: give them no more than float
+    # precision supports.
     floor = jnp.finfo(values.dtype).eps * values[0]
-    return Whitening(seen.mean, vectors * lax.rsqrt(jnp.maximum(values, jnp.maximum(floor, 1e-30)))[None])
+    return Whitening(
+        seen.mean, vectors * lax.rsqrt(jnp.maximum(values, jnp.maximum(floor, 1e-30)))[None]
+    )
 
 
 def apply(whitening: Whitening, x: jax.Array) -> jax.Array:
@@ -72,10 +83,11 @@ def apply(whitening: Whitening, x: jax.Array) -> jax.Array:
 
 
 def pca_whiten(x: jax.Array, num_components: int) -> jax.Array:
-    """[N, D] -> [N, P]: centred, projected on the principal directions, each scaled to equal spread, rows at unit norm.
+    """[N, D] -> [N, P]: centred, projected on the principal directions, each scaled to equal
+    spread, rows at unit norm.
 
-    The sign of each output column is arbitrary. For features that do not fit the device, `fit` over blocks of them and
-    `apply` to each.
+    The sign of each output column is arbitrary. For features that do not fit the device, `fit` over
+    blocks of them and `apply` to each.
 
     Reference: Caron et al. 2018, arXiv 1807.05520, section 4 (PCA to 256, whitening, l2).
     """

@@ -1,7 +1,9 @@
-"""What a loss needs of a mapped device axis; each function is the identity where `axis_name` is None.
+"""What a loss needs of a mapped device axis; each function is the identity where `axis_name` is
+None.
 
-Losses return the mean over the *global* batch, the same number on every device. Differentiated inside `jax.pmap` or
-`jax.shard_map` and averaged over the axis with `lax.pmean`, that gives the gradient one device would give.
+Losses return the mean over the *global* batch, the same number on every device. Differentiated
+inside `jax.pmap` or `jax.shard_map` and averaged over the axis with `lax.pmean`, that gives the
+gradient one device would give.
 """
 
 from typing import Any
@@ -12,7 +14,8 @@ from jax import lax
 
 
 def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """[B_local, ...] -> [B, ...]: rows of all devices in rank order; gradient flows back to the device of each row."""
+    """[B_local, ...] -> [B, ...]: rows of all devices in rank order; gradient flows back to the
+    device of each row."""
     return x if axis_name is None else lax.all_gather(x, axis_name, axis=0, tiled=True)
 
 
@@ -40,14 +43,16 @@ def first_row(rows: int, axis_name: str | None) -> jax.Array | int:
 
 
 def varying(tree: Any) -> Any:
-    """Every array made to vary over the axes any of them varies over, as the hand-written gradient needs."""
+    """Every array made to vary over the axes any of them varies over, as the hand-written gradient
+    needs."""
     leaves, structure = jax.tree.flatten(tree)
     axes = frozenset().union(*(axes_of(x) for x in leaves))
     return jax.tree.unflatten(structure, [spread(x, axes) for x in leaves])
 
 
 def axes_of(x: Any) -> frozenset:
-    """Mapped axes over which a value varies, in the type's own book-keeping; none where it keeps no book."""
+    """Mapped axes over which a value varies, in the type's own book-keeping; none where it keeps no
+    book."""
     if isinstance(x, (int, float)):
         return frozenset()
     kind = jax.typeof(x)

@@ -9,16 +9,22 @@ import optax
 
 
 def ema_of_params(momentum: float | Callable[[Any], Any]) -> optax.GradientTransformation:
-    """The slow copy of a momentum encoder: target <- m target + (1 - m) params, m constant or a schedule of its count.
+    """The slow copy of a momentum encoder: target <- m target + (1 - m) params, m constant or a
+    schedule of its count.
 
-    tx = ema_of_params(0.996);  state = tx.init(params)         # EmaState(count=0, ema=a copy of params, float32)
-    target, state = tx.update(params, state)                    # once per step; target is state.ema
+    tx = ema_of_params(0.996);  state = tx.init(params)         # EmaState(count=0, ema=a copy of
+    params, float32) target, state = tx.update(params, state)                    # once per step;
+    target is state.ema
 
-    The copy is float32 whatever the parameters are: in bfloat16 0.9995 is 1 and it would never move. Whether `params`
-    are those before or after the step, and which part of them, is the caller's (MoCo: before; BYOL, DINO: after).
+    The copy is float32 whatever the parameters are: in bfloat16 0.9995 is 1 and it would never
+    move. Whether `params` are those before or after the step, and which part of them, is the
+    caller's (MoCo: before; BYOL, DINO: after).
     """
+
     def wide(params):
-        return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params)
+        return jax.tree.map(
+            lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32), copy=True), params
+        )
 
     def init(params):
         return optax.EmaState(count=jnp.zeros([], jnp.int32), ema=wide(params))

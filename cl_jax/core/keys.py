@@ -1,4 +1,5 @@
-"""One key per example, from the example's own number: its place in the batch and its device change nothing."""
+"""One key per example, from the example's own number: its place in the batch and its device change
+nothing."""
 
 import jax
 
@@ -10,7 +11,8 @@ def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
 
     Args:
       key: the step's key, a typed key (`jax.random.key`), the same on every device.
-      ids: [B] integers, the examples' numbers in the data set; never a position in the batch or a device's index.
+      ids: [B] integers, the examples' numbers in the data set; never a position in the batch or a
+        device's index.
 
     Returns:
       [B] typed keys.
@@ -20,6 +22,8 @@ def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
     """
     shapes.check_integer("b", ids=ids)
     if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.ndim:
-        raise ValueError(f"key is {jax.typeof(key)}; expected one typed key, as jax.random.key(seed) makes it. "
-                         "Turn a raw uint32 key into one with jax.random.wrap_key_data(key).")
+        raise ValueError(
+            f"key is {jax.typeof(key)}; expected one typed key, as jax.random.key(seed) makes it. "
+            "Turn a raw uint32 key into one with jax.random.wrap_key_data(key)."
+        )
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)

@@ -20,27 +20,34 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def dots(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Einsum in the type of the inputs, accumulated and returned in at least float32: every matrix product of a loss.
+    """Einsum in the type of the inputs, accumulated and returned in at least float32: every matrix
+    product of a loss.
 
-    float32 stays float32: in the TF32 or bfloat16 passes that are the default of accelerators, similarities would be
-    off by 1e-3 to 1e-2, and logits by that over the temperature.
+    float32 stays float32: in the TF32 or bfloat16 passes that are the default of accelerators,
+    similarities would be off by 1e-3 to 1e-2, and logits by that over the temperature.
     """
     dtype = jnp.result_type(a, b)
     precision = lax.Precision.DEFAULT if dtype.itemsize < 4 else lax.Precision.HIGHEST
-    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=wide_type(dtype))
+    return jnp.einsum(
+        subscripts, a, b, precision=precision, preferred_element_type=wide_type(dtype)
+    )
 
 
 def log_softmax(logits: jax.Array, temperature: Any) -> jax.Array:
     """log softmax(logits / temperature) over the last axis, at least float32.
 
-    The largest logit is taken off before the division, whose rounding a low temperature would otherwise blow up.
+    The largest logit is taken off before the division, whose rounding a low temperature would
+    otherwise blow up.
     """
     logits = wide(logits)
-    return jax.nn.log_softmax((logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))) / temperature)
+    return jax.nn.log_softmax(
+        (logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))) / temperature
+    )
 
 
 def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / max(|x|, eps) over the last axis, at least float32; finite value and gradient at 0. Refuses integers."""
+    """x / max(|x|, eps) over the last axis, at least float32; finite value and gradient at 0.
+    Refuses integers."""
     check_real(x=x)
     x = wide(x)
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps**2))

@@ -1,8 +1,10 @@
-"""The one place that maps over devices: the axis, how a step is lifted onto a mesh, where arrays live.
+"""The one place that maps over devices: the axis, how a step is lifted onto a mesh, where arrays
+live.
 
-A step is written for one device with a named axis (`AXIS`) and lifted here by `jit(shard_map(...))`, which is what
-`jax.pmap` itself is since JAX 0.8, written out so that arrays are global. Gradients are taken inside and averaged with
-`lax.pmean`; with `check_vma=False` that is exact whether or not the loss is averaged over the axis too.
+A step is written for one device with a named axis (`AXIS`) and lifted here by
+`jit(shard_map(...))`, which is what `jax.pmap` itself is since JAX 0.8, written out so that arrays
+are global. Gradients are taken inside and averaged with `lax.pmean`; with `check_vma=False` that is
+exact whether or not the loss is averaged over the axis too.
 """
 
 import os
@@ -16,8 +18,23 @@ from jax.sharding import PartitionSpec as P
 
 from cl_jax.core.axis import first_row, gather, mean, total
 
-__all__ = ["AXIS", "EACH", "SAME", "everywhere", "fetch", "first_row", "gather", "join", "lift", "make_mesh", "mean",
-           "place_as", "place_batch", "replicate", "total"]
+__all__ = [
+    "AXIS",
+    "EACH",
+    "SAME",
+    "everywhere",
+    "fetch",
+    "first_row",
+    "gather",
+    "join",
+    "lift",
+    "make_mesh",
+    "mean",
+    "place_as",
+    "place_batch",
+    "replicate",
+    "total",
+]
 
 AXIS = "devices"
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
@@ -26,7 +43,8 @@ SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along 
 def join() -> None:
     """Joins the other processes of this job (`jax.distributed`), before anything asks for a device.
 
-    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) say who they are; without the
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) say who
+    they are; without the
     three, JAX asks the scheduler: Slurm, Open MPI, a TPU slice.
 
     Raises:
@@ -38,8 +56,11 @@ def join() -> None:
         jax.distributed.initialize()
         return
     if len(found) < 3 or not (found[names[0]].isdigit() and found[names[1]].isdigit()):
-        raise ValueError(f"the environment has {found}; expected the three of {', '.join(names)}, the first two whole "
-                         "numbers and the last host:port, for instance 127.0.0.1:8476.")
+        raise ValueError(
+            f"the environment has {found}; expected the three of {', '.join(names)}, the first "
+            f"two whole "
+            "numbers and the last host:port, for instance 127.0.0.1:8476."
+        )
     jax.distributed.initialize(found[names[2]], int(found[names[0]]), int(found[names[1]]))
 
 
@@ -48,14 +69,24 @@ def make_mesh(devices: int | None = None) -> Mesh:
     found = jax.devices()
     count = devices or len(found)
     if count > len(found):
-        raise ValueError(f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
-                         f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting.")
+        raise ValueError(
+            f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting."
+        )
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
-def lift(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Any:
+def lift(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    donate: tuple[int, ...] = (),
+) -> Any:
     """Compiles a per-device function of global arrays; it may use collectives over `AXIS`."""
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
     return jax.jit(mapped, donate_argnums=donate)
 
 
@@ -69,34 +100,46 @@ def everywhere(well: bool) -> bool:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts the same copy of every array on each device of the mesh; every process must hold the same values."""
+    """Puts the same copy of every array on each device of the mesh; every process must hold the
+    same values."""
+
     def put(x):
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, SAME), lambda index: x[index])
+        return jax.make_array_from_callback(
+            x.shape, NamedSharding(mesh, SAME), lambda index: x[index]
+        )
+
     return jax.tree.map(put, tree)
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, spec: P = EACH) -> dict[str, jax.Array]:
     """Rows this process loaded -> global arrays split over the devices in rank order."""
     sharding = NamedSharding(mesh, spec)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
 
 
 def place_as(new: Any, old: Any) -> Any:
-    """New values where, and of the type, that the old ones are, so that a compiled step takes them as it is; every process
-    must hold the same values."""
+    """New values where, and of the type, that the old ones are, so that a compiled step takes them
+    as it is; every process must hold the same values."""
+
     def put(new, old):
         if new is old:
             return old
         values = np.asarray(new, old.dtype)
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
+
     return jax.tree.map(put, new, old)
 
 
 def fetch(tree: Any) -> Any:
     """Global arrays -> NumPy on every process; split arrays are gathered across processes first."""
+
     def get(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return np.asarray(x)
@@ -105,4 +148,5 @@ def fetch(tree: Any) -> Any:
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
     return jax.tree.map(get, tree)

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> dict[str, int]:
     """Checks that every named array has the shape `spec` says, and returns the size of each letter.
 
-    `spec` is letters or numbers separated by spaces, one per axis: `"b d"`; `...` as its first word stands for any
-    number of leading axes. A letter must have one size over all arrays of the call and over `sizes`, what an earlier
-    call returned. Arrays must be real floating point.
+    `spec` is letters or numbers separated by spaces, one per axis: `"b d"`; `...` as its first word
+    stands for any number of leading axes. A letter must have one size over all arrays of the call
+    and over `sizes`, what an earlier call returned. Arrays must be real floating point.
 
     >>> sizes = check("b d", z_a=z_a, z_b=z_b)
     >>> check("k d", sizes, queue=queue)
 
     Raises:
-      ValueError: names the array, its shape, the shape expected, and for a letter that disagrees who set it first.
+      ValueError: names the array, its shape, the shape expected, and for a letter that disagrees
+        who set it first.
     """
     known = dict(sizes or {})
     set_by = {letter: "an earlier argument" for letter in known}
@@ -28,15 +29,20 @@ def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> d
     return known
 
 
-def check_integer(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> dict[str, int]:
+def check_integer(
+    spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any
+) -> dict[str, int]:
     """As `check`, for integer arrays: labels, indices, example ids."""
     known = dict(sizes or {})
     set_by = {letter: "an earlier argument" for letter in known}
     for name, array in arrays.items():
         dtype = jnp.result_type(array)
         if not jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError(f"{name} has dtype {dtype}; expected integers. Labels are class numbers: convert one-hot "
-                             f"rows with argmax, floats with {name}.astype(int).")
+            raise ValueError(
+                f"{name} has dtype {dtype}; expected integers. Labels are class numbers: convert "
+                f"one-hot "
+                f"rows with argmax, floats with {name}.astype(int)."
+            )
         _match(spec, name, jnp.shape(array), known, set_by)
     return known
 
@@ -46,12 +52,15 @@ def check_real(**arrays: Any) -> None:
     for name, array in arrays.items():
         dtype = jnp.result_type(array)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {dtype}; expected floating-point features. "
-                             f"Convert it first, for instance {name}.astype(jnp.float32).")
+            raise ValueError(
+                f"{name} has dtype {dtype}; expected floating-point features. "
+                f"Convert it first, for instance {name}.astype(jnp.float32)."
+            )
 
 
 def check_positive(**values: Any) -> None:
-    """Refuses a Python number that is not above zero; traced values pass, since they are unknown at trace time."""
+    """Refuses a Python number that is not above zero; traced values pass, since they are unknown at
+    trace time."""
     for name, value in values.items():
         if isinstance(value, Real) and not float(value) > 0:
             mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
@@ -59,7 +68,8 @@ def check_positive(**values: Any) -> None:
 
 
 def check_count(**values: Any) -> None:
-    """Refuses a Python number that is not an integer of at least 1: counts, sizes, block sizes. None passes."""
+    """Refuses a Python number that is not an integer of at least 1: counts, sizes, block sizes.
+    None passes."""
     for name, value in values.items():
         if isinstance(value, Real) and not (float(value) >= 1 and float(value).is_integer()):
             raise ValueError(f"{name} is {value}; expected an integer of at least 1.")
@@ -75,24 +85,32 @@ def check_axis(axis_name: str | None) -> None:
         lax.axis_index(axis_name)
     except NameError:
         raise ValueError(
-            f"axis_name={axis_name!r} is not mapped here. Call this inside jax.pmap(..., axis_name={axis_name!r}) or "
-            f"jax.shard_map over a mesh with that axis, or pass axis_name=None on one device.") from None
+            f"axis_name={axis_name!r} is not mapped here. Call this inside jax.pmap(..., "
+            f"axis_name={axis_name!r}) or "
+            f"jax.shard_map over a mesh with that axis, or pass axis_name=None on one device."
+        ) from None
 
 
-def _match(spec: str, name: str, shape: tuple[int, ...], known: dict[str, int], set_by: dict[str, str]) -> None:
+def _match(
+    spec: str, name: str, shape: tuple[int, ...], known: dict[str, int], set_by: dict[str, str]
+) -> None:
     letters = spec.split()
     given = shape
     if letters and letters[0] == "...":
         letters = letters[1:]
-        given = shape[max(len(shape) - len(letters), 0):]
+        given = shape[max(len(shape) - len(letters), 0) :]
     if len(given) != len(letters):
-        raise ValueError(f"{name} has shape {shape}, {len(shape)} axes; expected [{', '.join(spec.split())}]. "
-                         "Add or drop an axis, or check that arguments are not swapped.")
+        raise ValueError(
+            f"{name} has shape {shape}, {len(shape)} axes; expected [{', '.join(spec.split())}]. "
+            "Add or drop an axis, or check that arguments are not swapped."
+        )
     for letter, size in zip(letters, given):
         expected = int(letter) if letter.isdigit() else known.setdefault(letter, size)
         if not letter.isdigit():
             set_by.setdefault(letter, name)
         if size != expected:
             who = "" if letter.isdigit() else f" as in {set_by[letter]}"
-            raise ValueError(f"{name} has shape {shape}; expected [{', '.join(spec.split())}] with "
-                             f"{letter if not letter.isdigit() else 'that axis'} = {expected}{who}, got {size}.")
+            raise ValueError(
+                f"{name} has shape {shape}; expected [{', '.join(spec.split())}] with "
+                f"{letter if not letter.isdigit() else 'that axis'} = {expected}{who}, got {size}."
+            )

@@ -1,7 +1,9 @@
-"""XLA's flags: what helps on which platform, set before jax's first device, where the installed compiler knows it.
+"""XLA's flags: what helps on which platform, set before jax's first device, where the installed
+compiler knows it.
 
-XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in the libraries first; one
-that the user has set already is left as it is. Only `keep_memory` imports jax.
+XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in
+the libraries first; one that the user has set already is left as it is. Only `keep_memory` imports
+jax.
 """
 
 import ctypes
@@ -11,15 +13,19 @@ import os
 from pathlib import Path
 
 FLAGS = {
-    # The gradient of a convolution's kernel goes to the YNNPACK library by default and runs at a third to a fifth of
-    # Eigen's rate (jaxlib 0.10 and 0.11): training steps of a ResNet-18 take 0.45 to 0.7 of the time with the flag.
+    # The gradient of a convolution's kernel goes to the YNNPACK library by default and runs at a
+    # third to a fifth of Eigen's rate (jaxlib 0.10 and 0.11): training steps of a ResNet-18 take
+    # 0.45 to 0.7 of the time with the flag.
     "cpu": ("--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",),
-    # Moves collectives away from where their results are wanted: docs.jax.dev, "GPU performance tips"; NVIDIA's JAX
-    # images set it too. One device has no collectives and computes as before.
+    # Moves collectives away from where their results are wanted: docs.jax.dev, "GPU performance
+    # tips"; NVIDIA's JAX images set it too. One device has no collectives and computes as before.
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
-_KEPT = ((-4, 0), (-1, 2**31 - 1))  # glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back
+_KEPT = (
+    (-4, 0),
+    (-1, 2**31 - 1),
+)  # glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
@@ -27,23 +33,31 @@ def prepare(platform: str | None = None) -> str:
     """Adds the platform's flags to XLA_FLAGS; returns those added, "" for none.
 
     Args:
-      platform: "cpu", "gpu" or "tpu"; None for the one that jax is going to choose, as far as `chosen` can tell.
+      platform: "cpu", "gpu" or "tpu"; None for the one that jax is going to choose, as far as
+        `chosen` can tell.
     """
     given = os.environ.get("XLA_FLAGS", "")
     names = {word.split("=")[0] for word in given.split()}
-    added = [flag for flag in FLAGS[platform or chosen()] if flag.split("=")[0] not in names and known(flag)]
+    added = [
+        flag
+        for flag in FLAGS[platform or chosen()]
+        if flag.split("=")[0] not in names and known(flag)
+    ]
     if added:
         os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
     return " ".join(added)
 
 
 def keep_memory() -> bool:
-    """On a CPU, keeps the memory that a step frees for the next one; whether it does. Before jax's first device.
+    """On a CPU, keeps the memory that a step frees for the next one; whether it does. Before jax's
+    first device.
 
-    XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them and hands them back, and
-    the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds no block of that size, so
-    programs run in the thread that calls them, which on a CPU has nothing else to do. The user's own MALLOC_... or
-    GLIBC_TUNABLES stay, and other C libraries are left as they are.
+    XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them
+    and hands them back, and
+    the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds
+    no block of that size, so programs run in the thread that calls them, which on a CPU has nothing
+    else to do. The user's own MALLOC_... or GLIBC_TUNABLES stay, and other C libraries are left as
+    they are.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if own or os.name != "posix" or chosen() != "cpu":
@@ -72,10 +86,14 @@ def chosen() -> str:
 
 def known(flag: str) -> bool:
     """Whether every XLA that is installed for jax has a flag of this name."""
-    name = b"\0" + flag.split("=")[0].lstrip("-").encode() + b"\0"  # as a whole string, not as part of a description
+    name = (
+        b"\0" + flag.split("=")[0].lstrip("-").encode() + b"\0"
+    )  # as a whole string, not as part of a description
     libraries = [path for folder in _folders("jaxlib") for path in folder.glob("lib*.so")]
     libraries += [path for folder in _folders("jax_plugins") for path in folder.glob("*/*.so")]
-    compilers = [path for path in libraries if path.stat().st_size > 50e6]  # the others are bindings
+    compilers = [
+        path for path in libraries if path.stat().st_size > 50e6
+    ]  # the others are bindings
     return bool(compilers) and all(_holds(path, name) for path in compilers)
 
 
@@ -86,4 +104,6 @@ def _holds(path: Path, text: bytes) -> bool:
 
 def _folders(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
-    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    return (
+        [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    )

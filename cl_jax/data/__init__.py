@@ -1,1 +1,2 @@
-"""Data sources and batches. A source module `cl_jax.data.<name>` has `make(*, ...) -> Splits`; see docs/data.md."""
+"""Data sources and batches. A source module `cl_jax.data.<name>` has `make(*, ...) -> Splits`; see
+docs/data.md."""

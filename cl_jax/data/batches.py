@@ -1,7 +1,9 @@
-"""From a source to batches. The order is a function of (seed, epoch), so the position in the data is the step's number.
+"""From a source to batches. The order is a function of (seed, epoch), so the position in the data
+is the step's number.
 
-Two paths give the same examples in the same order: `ids_at` indexes a set that stays on the device (`resident`), and
-`host_batches` reads through grain. Epochs drop the examples that do not fill their last batch, others in each epoch.
+Two paths give the same examples in the same order: `ids_at` indexes a set that stays on the device
+(`resident`), and `host_batches` reads through grain. Epochs drop the examples that do not fill
+their last batch, others in each epoch.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +25,8 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The permutation [size] of an epoch, int32, read-only: the same on every machine."""
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed is {seed} and epoch {epoch}; expected numbers of at least 0.")
-    # Philox's raw stream is fixed by its definition; NumPy's own permutation may change with its version.
+    # Philox's raw stream is fixed by its definition; NumPy's own permutation may change with its
+    # version.
     drawn = np.random.Philox(key=[seed, epoch]).random_raw(size)
     permutation = np.argsort(drawn, kind="stable").astype(np.int32)
     permutation.flags.writeable = False
@@ -31,10 +34,12 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def balanced_order(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
-    """Examples [N] int32 of an epoch in which every group is drawn equally often; the same on every machine.
+    """Examples [N] int32 of an epoch in which every group is drawn equally often; the same on every
+    machine.
 
-    Each non-empty group gives int(N / number of groups) + 1 examples, with replacement where it has fewer; all are
-    shuffled and the first N kept. So small groups repeat, and some examples of large ones are left out.
+    Each non-empty group gives int(N / number of groups) + 1 examples, with replacement where it has
+    fewer; all are shuffled and the first N kept. So small groups repeat, and some examples of large
+    ones are left out.
 
     Args:
       groups: [N] int32, the group of each example; a negative one leaves the example out.
@@ -42,16 +47,22 @@ def balanced_order(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: no example is in a group, or groups of another rank.
 
-    Reference: Caron et al. 2018, arXiv 1807.05520, section 3.3 (uniform sampling over clusters), as in the authors' code.
+    Reference: Caron et al. 2018, arXiv 1807.05520, section 3.3 (uniform sampling over clusters), as
+      in the authors' code.
     """
     groups = np.asarray(groups)
     if groups.ndim != 1 or groups.dtype.kind not in "iu":
         raise ValueError(f"groups are {groups.dtype}{list(groups.shape)}; expected integers [N].")
     names = np.unique(groups[groups >= 0])
     if not len(names):
-        raise ValueError(f"none of the {len(groups)} examples is in a group (all are negative); expected at least one.")
+        raise ValueError(
+            f"none of the {len(groups)} examples is in a group (all are negative); expected at "
+            f"least one."
+        )
     size, each = len(groups), len(groups) // len(names) + 1
-    stream = np.random.Philox(key=[seed, epoch])  # the raw stream is fixed by its definition, as in `order`
+    stream = np.random.Philox(
+        key=[seed, epoch]
+    )  # the raw stream is fixed by its definition, as in `order`
     drawn = []
     for name in names:
         members = np.flatnonzero(groups == name)
@@ -69,29 +80,39 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if size < batch_size:
-        raise ValueError(f"the data set has {size} examples, fewer than one batch of {batch_size}. "
-                         f"Lower batch_size to {size} or less, or give more examples.")
+        raise ValueError(
+            f"the data set has {size} examples, fewer than one batch of {batch_size}. "
+            f"Lower batch_size to {size} or less, or give more examples."
+        )
     return size // batch_size
 
 
-def ids_at(step: int, *, seed: int, size: int, batch_size: int, epoch_order: np.ndarray | None = None) -> np.ndarray:
-    """The examples [batch_size] int32 of the global batch of a step, from its epoch's order: `order`, or the one given."""
+def ids_at(
+    step: int, *, seed: int, size: int, batch_size: int, epoch_order: np.ndarray | None = None
+) -> np.ndarray:
+    """The examples [batch_size] int32 of the global batch of a step, from its epoch's order:
+    `order`, or the one given."""
     if step < 0:
         raise ValueError(f"step is {step}; expected at least 0.")
     epoch, at = divmod(step, steps_per_epoch(size, batch_size))
     ids = order(seed, epoch, size) if epoch_order is None else epoch_order
-    return ids[at * batch_size:(at + 1) * batch_size]
+    return ids[at * batch_size : (at + 1) * batch_size]
 
 
 def local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of the global batch that belong to a process: contiguous, of equal number, in process order."""
+    """The rows of the global batch that belong to a process: contiguous, of equal number, in
+    process order."""
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index} of process_count={process_count}; expected 0 to "
-                         f"{process_count - 1}.")
+        raise ValueError(
+            f"process_index is {process_index} of process_count={process_count}; expected 0 to "
+            f"{process_count - 1}."
+        )
     if batch_size % process_count:
-        raise ValueError(f"batch_size is {batch_size}, not divisible by the {process_count} processes. "
-                         f"Use a multiple of {process_count}, for instance "
-                         f"{max(1, round(batch_size / process_count)) * process_count}.")
+        raise ValueError(
+            f"batch_size is {batch_size}, not divisible by the {process_count} processes. "
+            f"Use a multiple of {process_count}, for instance "
+            f"{max(1, round(batch_size / process_count)) * process_count}."
+        )
     each = batch_size // process_count
     return slice(process_index * each, (process_index + 1) * each)
 
@@ -110,21 +131,35 @@ class _Lookup:
         return self.get(int(index))
 
 
-def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int, steps: int,
-                 epoch_order: np.ndarray | None = None, process_index: int = 0, process_count: int = 1, workers: int = 4,
-                 worker_processes: int = 0, prefetch: int = 2) -> Iterator[Batch]:
-    """The batches of steps `start_step` to `steps - 1`: this process's rows of each field, and "id" int32.
+def host_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    epoch_order: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 4,
+    worker_processes: int = 0,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `steps - 1`: this process's rows of each field, and "id"
+    int32.
 
-    To resume, start at the step to be done next; a batch does not depend on where the iterator began.
+    To resume, start at the step to be done next; a batch does not depend on where the iterator
+    began.
 
     Args:
       source: read from several threads at once.
       batch_size: of the global batch, over all processes.
       steps: the step to stop before.
-      epoch_order: [size] int32, the order of the one epoch that all these steps are in; None for `order`.
+      epoch_order: [size] int32, the order of the one epoch that all these steps are in; None for
+        `order`.
       workers: threads that read examples, in this process or in each of the worker processes.
-      worker_processes: above 0, examples are read in so many other processes. For readers that hold Python's lock;
-        decoding images does not.
+      worker_processes: above 0, examples are read in so many other processes. For readers that hold
+        Python's lock; decoding images does not.
       prefetch: batches read ahead.
 
     Raises:
@@ -139,16 +174,23 @@ def host_batches(source: Source, *, batch_size: int, seed: int, start_step: int,
     size = source.size
 
     def ids(step: int) -> np.ndarray:
-        return ids_at(step, seed=seed, size=size, batch_size=batch_size, epoch_order=epoch_order)[rows]
+        return ids_at(step, seed=seed, size=size, batch_size=batch_size, epoch_order=epoch_order)[
+            rows
+        ]
 
     count = max(steps - start_step, 0)
-    return _batches(source, lambda i: ids(start_step + i), count, each, workers, worker_processes, prefetch)
+    return _batches(
+        source, lambda i: ids(start_step + i), count, each, workers, worker_processes, prefetch
+    )
 
 
-def sequential(source: Source, batch_size: int, *, workers: int = 4, prefetch: int = 2) -> Iterator[Batch]:
+def sequential(
+    source: Source, batch_size: int, *, workers: int = 4, prefetch: int = 2
+) -> Iterator[Batch]:
     """All examples once, in order, for evaluation: their fields, "id" int32, and "valid" bool.
 
-    The last batch is filled up by repeating the last example, with "valid" false, so that every batch has one shape.
+    The last batch is filled up by repeating the last example, with "valid" false, so that every
+    batch has one shape.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
@@ -156,7 +198,9 @@ def sequential(source: Source, batch_size: int, *, workers: int = 4, prefetch: i
     size = source.size
 
     def ids(i: int) -> np.ndarray:
-        return np.minimum(np.arange(i * batch_size, (i + 1) * batch_size), size - 1).astype(np.int32)
+        return np.minimum(np.arange(i * batch_size, (i + 1) * batch_size), size - 1).astype(
+            np.int32
+        )
 
     def with_valid(i: int, batch: Batch) -> Batch:
         return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size) < size}
@@ -166,7 +210,8 @@ def sequential(source: Source, batch_size: int, *, workers: int = 4, prefetch: i
 
 
 def resident(source: Source, max_bytes: int) -> Batch | None:
-    """The whole set as arrays where it is in memory and takes at most `max_bytes`, to be put on the device once."""
+    """The whole set as arrays where it is in memory and takes at most `max_bytes`, to be put on the
+    device once."""
     if source.arrays is None or sum(array.nbytes for array in source.arrays.values()) > max_bytes:
         return None
     return dict(source.arrays)
@@ -174,16 +219,29 @@ def resident(source: Source, max_bytes: int) -> Batch | None:
 
 def _check_workers(workers: int, worker_processes: int, prefetch: int, source: Source) -> None:
     if workers < 1 or worker_processes < 0 or prefetch < 1:
-        raise ValueError(f"workers={workers}, worker_processes={worker_processes}, prefetch={prefetch}; expected at "
-                         "least 1 thread, 0 processes and 1 batch.")
+        raise ValueError(
+            f"workers={workers}, worker_processes={worker_processes}, prefetch={prefetch}; "
+            f"expected at "
+            "least 1 thread, 0 processes and 1 batch."
+        )
     fields = source.arrays if source.arrays is not None else source.classes
     taken = [field for field in _FIELDS if field in fields]
     if taken:
-        raise ValueError(f"{source.name} has a field named {taken[0]!r}, a name that batches use. Rename the field.")
+        raise ValueError(
+            f"{source.name} has a field named {taken[0]!r}, a name that batches use. Rename the "
+            f"field."
+        )
 
 
-def _batches(source: Source, ids: Callable[[int], np.ndarray], count: int, each: int, workers: int,
-             worker_processes: int, prefetch: int) -> Iterator[Batch]:
+def _batches(
+    source: Source,
+    ids: Callable[[int], np.ndarray],
+    count: int,
+    each: int,
+    workers: int,
+    worker_processes: int,
+    prefetch: int,
+) -> Iterator[Batch]:
     """`count` batches, the `i`-th of the examples `ids(i)` [each]."""
     if not count:
         return iter(())
@@ -191,9 +249,13 @@ def _batches(source: Source, ids: Callable[[int], np.ndarray], count: int, each:
 
     arrays = source.arrays
     items: Any
-    if arrays is not None:  # one indexing per batch; row by row it would be slower than a training step
+    if (
+        arrays is not None
+    ):  # one indexing per batch; row by row it would be slower than a training step
         items = grain.MapDataset.source(_Lookup(count, lambda i: _rows_of(arrays, ids(i))))
-        return iter(items.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+        return iter(
+            items.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+        )
 
     def example(index: int) -> Batch:
         at, row = divmod(index, each)
@@ -202,13 +264,22 @@ def _batches(source: Source, ids: Callable[[int], np.ndarray], count: int, each:
 
     items = grain.MapDataset.source(_Lookup(count * each, example))
     if worker_processes:
-        if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, and a program without absl's main parses none
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # grain reads a flag of its own, and a program without absl's main parses none
             flags.FLAGS.mark_as_parsed()
-        # Batched before it is split among the processes, so that each makes whole batches and the order is kept.
+        # Batched before it is split among the processes, so that each makes whole batches and the
+        # order is kept.
         read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(workers, prefetch))
         items = items.batch(each).to_iter_dataset(read)
-        return iter(items.mp_prefetch(grain.MultiprocessingOptions(worker_processes, per_worker_buffer_size=prefetch)))
-    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(workers, prefetch * each))
+        return iter(
+            items.mp_prefetch(
+                grain.MultiprocessingOptions(worker_processes, per_worker_buffer_size=prefetch)
+            )
+        )
+    read = grain.ReadOptions(
+        num_threads=workers, prefetch_buffer_size=max(workers, prefetch * each)
+    )
     return iter(items.to_iter_dataset(read).batch(each))
 
 

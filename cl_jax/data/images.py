@@ -14,18 +14,31 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 89_478_485  # what Pillow warns at; it refuses twice as many itself
 MAX_SIDE = 32_767  # longer strips are scans or attacks, and a centre square says little of them
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_90}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode(file: BinaryIO | str | os.PathLike[str], name: str, *, image_size: int | None, channels: int,
-           max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    file: BinaryIO | str | os.PathLike[str],
+    name: str,
+    *,
+    image_size: int | None,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """One image as uint8 [H, W, channels], upright as its EXIF data say.
 
-    With `image_size` S: the central square, resized with an antialiasing filter to [S, S, channels], which is the short
-    side resized and the centre cropped. A colour image asked for one channel gives its luma, a grey one asked for three
-    gives three equal ones; transparency is dropped.
+    With `image_size` S: the central square, resized with an antialiasing filter to [S, S,
+    channels], which is the short side resized and the centre cropped. A colour image asked for one
+    channel gives its luma, a grey one asked for three gives three equal ones; transparency is
+    dropped.
 
     Raises:
       ValueError: names the image and what is wrong with it.
@@ -34,7 +47,9 @@ def decode(file: BinaryIO | str | os.PathLike[str], name: str, *, image_size: in
     with _named(name), Image.open(file, formats=FORMATS) as image:
         _check_pixels(image, max_pixels)
         if image_size is not None:
-            image.draft(mode, (2 * image_size, 2 * image_size))  # JPEG: never enlarges, and stays above twice the size
+            image.draft(
+                mode, (2 * image_size, 2 * image_size)
+            )  # JPEG: never enlarges, and stays above twice the size
         image.load()
         orientation = _orientation(image)
         picture = _eight_bits(image).convert(mode)
@@ -42,7 +57,8 @@ def decode(file: BinaryIO | str | os.PathLike[str], name: str, *, image_size: in
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             box = (left, top, left + side, top + side)
-            # Cropped first: a long strip resized whole would take more memory than `max_pixels` allows.
+            # Cropped first: a long strip resized whole would take more memory than `max_pixels`
+            # allows.
             picture = picture.crop(box)
             if side != image_size:
                 picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -52,16 +68,20 @@ def decode(file: BinaryIO | str | os.PathLike[str], name: str, *, image_size: in
         return pixels if channels == 3 else pixels[..., None]
 
 
-def decode_bytes(data: bytes, name: str, *, image_size: int | None, channels: int,
-                 max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_bytes(
+    data: bytes, name: str, *, image_size: int | None, channels: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """As `decode`, for the bytes of an image file."""
-    return decode(io.BytesIO(data), name, image_size=image_size, channels=channels, max_pixels=max_pixels)
+    return decode(
+        io.BytesIO(data), name, image_size=image_size, channels=channels, max_pixels=max_pixels
+    )
 
 
 def inspect(path: str | os.PathLike[str], name: str, *, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses what `decode` would refuse, as far as the header and the end of the file tell.
 
-    An image whose end is not where it should be is decoded to find out; damage in the middle is not seen here.
+    An image whose end is not where it should be is decoded to find out; damage in the middle is not
+    seen here.
     """
     with _named(name), Image.open(path, formats=FORMATS) as image:
         _check_pixels(image, max_pixels)
@@ -73,10 +93,16 @@ def map_threads(function: Callable[[Any], Any], items: Sequence[Any], workers: i
     """`function` of every item, in order, in `workers` threads."""
     if workers < 1:
         raise ValueError(f"workers={workers}; expected at least 1.")
-    chunk = max(1, min(256, len(items) // (4 * workers)))  # a future each would cost more than a small image
-    parts = [items[i:i + chunk] for i in range(0, len(items), chunk)]
+    chunk = max(
+        1, min(256, len(items) // (4 * workers))
+    )  # a future each would cost more than a small image
+    parts = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        return [result for part in pool.map(lambda part: [function(item) for item in part], parts) for result in part]
+        return [
+            result
+            for part in pool.map(lambda part: [function(item) for item in part], parts)
+            for result in part
+        ]
 
 
 @contextmanager
@@ -84,12 +110,14 @@ def _named(name: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes a ValueError that begins with the name of the image."""
     try:
         yield
-    except Exception as error:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error
+    # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error
+    except Exception as error:
         raise ValueError(f"{printable(name)}: {error}") from error
 
 
 def printable(name: str) -> str:
-    """A file's name for a message: control characters, which could rewrite a terminal, are escaped."""
+    """A file's name for a message: control characters, which could rewrite a terminal, are
+    escaped."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -97,7 +125,10 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ValueError(f"{image.width}x{image.height} pixels, more than max_pixels={max_pixels}")
     if max(image.size) > MAX_SIDE:
-        raise ValueError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE}; cut it into pieces")
+        raise ValueError(
+            f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE}; cut it into "
+            f"pieces"
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,7 +142,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Sixteen-bit grey to eight: Pillow's own conversion clips at 255 instead of scaling."""
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8)
+    )
 
 
 def _has_end(path: str | os.PathLike[str], kind: str) -> bool:

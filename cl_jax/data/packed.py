@@ -1,10 +1,10 @@
 """`packed`: folders with `train.npz` and `test.npz`, images as they are or losslessly packed.
 
-A packed image array uint8 [N, H, W, C] is stored under `<field>.res` as [C, N, H, W] residuals modulo 256. Three
-channels are first turned into the planes G, R - G, B - G. A pixel's residual is its difference from a prediction: along
-the first row the pixel on its left, along the first column the one above, elsewhere the median edge predictor of the
-left (a), upper (b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else
-a + b - c.
+A packed image array uint8 [N, H, W, C] is stored under `<field>.res` as [C, N, H, W] residuals
+modulo 256. Three channels are first turned into the planes G, R - G, B - G. A pixel's residual is
+its difference from a prediction: along the first row the pixel on its left, along the first column
+the one above, elsewhere the median edge predictor of the left (a), upper (b) and upper-left (c)
+neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else a + b - c.
 """
 
 import math
@@ -21,9 +21,18 @@ MAX_BYTES = 2**34  # of one array, unpacked
 _PACKED = ".res"
 
 
-def make(*, path: str, channels: int | None = None, image_field: str = "image", label_field: str = "label",
-         num_classes: int | None = None, cache_dir: str | None = None, max_bytes: int = MAX_BYTES) -> Splits:
-    """Reads `path`/train.npz and `path`/test.npz into memory. Nothing in them is executed: object arrays are refused.
+def make(
+    *,
+    path: str,
+    channels: int | None = None,
+    image_field: str = "image",
+    label_field: str = "label",
+    num_classes: int | None = None,
+    cache_dir: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Splits:
+    """Reads `path`/train.npz and `path`/test.npz into memory. Nothing in them is executed: object
+    arrays are refused.
 
     Args:
       channels: 3 repeats grey images; None keeps what is there.
@@ -34,14 +43,16 @@ def make(*, path: str, channels: int | None = None, image_field: str = "image", 
 
     Raises:
       FileNotFoundError: a part is missing.
-      ValueError: names the file: no archive, damaged or too short, without the fields, images that are not uint8, labels
-        that are not integers, of another number, or outside the classes.
+      ValueError: names the file: no archive, damaged or too short, without the fields, images that
+        are not uint8, labels that are not integers, of another number, or outside the classes.
     """
     parts = {}
     for part in ("train", "test"):
         file = pathlib.Path(path) / f"{part}.npz"
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; data.path must name a folder with train.npz and test.npz.")
+            raise FileNotFoundError(
+                f"{file} is missing; data.path must name a folder with train.npz and test.npz."
+            )
         name = f"{pathlib.Path(path).name}/{part}"
         image = with_channels(_images(file, image_field, cache_dir, max_bytes), channels, name)
         parts[part] = name, image, _labels(file, label_field, len(image), max_bytes)
@@ -58,66 +69,104 @@ def load_field(file: str | os.PathLike, field: str, max_bytes: int = MAX_BYTES) 
     """One array of a packed file, unpacked where it is packed.
 
     Raises:
-      ValueError: names the file; no archive, no such field, not an array of plain numbers, more than `max_bytes`, damaged,
-        shorter than it says, or residuals that are no images.
+      ValueError: names the file; no archive, no such field, not an array of plain numbers, more
+        than `max_bytes`, damaged, shorter than it says, or residuals that are no images.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            names = [
+                name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")
+            ]
             for name in (field, field + _PACKED):
                 if name in names:
                     array = _read(archive, name, file, max_bytes)
                     return array if name == field else unpack(_residuals(array, file, name))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ValueError(f"{file} is not a whole .npz archive ({error}). Make or copy it again.") from error
-    raise ValueError(f"{file} has no field {field!r}; it has {', '.join(n.removesuffix(_PACKED) for n in names)}.")
+        raise ValueError(
+            f"{file} is not a whole .npz archive ({error}). Make or copy it again."
+        ) from error
+    raise ValueError(
+        f"{file} has no field {field!r}; it has "
+        f"{', '.join(n.removesuffix(_PACKED) for n in names)}."
+    )
 
 
-def _read(archive: zipfile.ZipFile, name: str, file: str | os.PathLike, max_bytes: int) -> np.ndarray:
-    """The array of a member. Its header is read first, so that neither a type nor a size in it is believed."""
+def _read(
+    archive: zipfile.ZipFile, name: str, file: str | os.PathLike, max_bytes: int
+) -> np.ndarray:
+    """The array of a member. Its header is read first, so that neither a type nor a size in it is
+    believed."""
     with archive.open(f"{name}.npy") as member:
         try:
             version = np.lib.format.read_magic(member)
-            header = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)
+            header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = header(member)
         except ValueError as error:
-            raise ValueError(f"{file}: {name} is not a NumPy array ({error}). Write it with numpy.savez.") from error
+            raise ValueError(
+                f"{file}: {name} is not a NumPy array ({error}). Write it with numpy.savez."
+            ) from error
         if dtype.kind not in "biuf":
-            raise ValueError(f"{file}: {name} has elements of type {dtype}; expected plain numbers. Objects are never "
-                             "read: they could run code. Save it with a numeric dtype.")
+            raise ValueError(
+                f"{file}: {name} has elements of type {dtype}; expected plain numbers. Objects "
+                f"are never "
+                "read: they could run code. Save it with a numeric dtype."
+            )
         size, there = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size
         if size > max_bytes:
-            raise ValueError(f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes unpacked, more than max_bytes="
-                             f"{max_bytes:,}. If that is right, raise --config.data.max_bytes; else the file is damaged.")
+            raise ValueError(
+                f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes unpacked, more than "
+                f"max_bytes="
+                f"{max_bytes:,}. If that is right, raise --config.data.max_bytes; else the file "
+                f"is damaged."
+            )
         if size > there:
-            raise ValueError(f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes, and has {there:,}. It was cut "
-                             "short: make or copy the file again.")
+            raise ValueError(
+                f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes, and has {there:,}. It "
+                f"was cut "
+                "short: make or copy the file again."
+            )
     with archive.open(f"{name}.npy") as member:
         try:
             return np.lib.format.read_array(member, allow_pickle=False)
         except ValueError as error:
-            raise ValueError(f"{file}: {name} is damaged ({error}). Make or copy the file again.") from error
+            raise ValueError(
+                f"{file}: {name} is damaged ({error}). Make or copy the file again."
+            ) from error
 
 
 def _residuals(array: np.ndarray, file: str | os.PathLike, name: str) -> np.ndarray:
     if array.ndim != 4 or array.dtype != np.uint8:
-        raise ValueError(f"{file}: {name} is {array.dtype}{list(array.shape)}; expected residuals uint8 [C, N, H, W].")
+        raise ValueError(
+            f"{file}: {name} is {array.dtype}{list(array.shape)}; expected residuals uint8 [C, N, "
+            f"H, W]."
+        )
     return array
 
 
 def _labels(file: pathlib.Path, field: str, count: int, max_bytes: int) -> np.ndarray:
     labels = load_field(file, field, max_bytes)
     if labels.dtype.kind not in "iu" or labels.shape != (count,) or not count:
-        raise ValueError(f"{file}: {field} is {labels.dtype}{list(labels.shape)} beside {count} images; expected one "
-                         "whole number for each, and at least one.")
+        raise ValueError(
+            f"{file}: {field} is {labels.dtype}{list(labels.shape)} beside {count} images; "
+            f"expected one "
+            "whole number for each, and at least one."
+        )
     return labels.astype(np.int32)
 
 
 def unpack(residuals: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, H, W, C] from residuals uint8 [C, N, H, W]. Arithmetic is modulo 256 in the sums only."""
+    """Images uint8 [N, H, W, C] from residuals uint8 [C, N, H, W]. Arithmetic is modulo 256 in the
+    sums only."""
     channels, count, height, width = residuals.shape
-    # Pixel-major, so that each pixel is one operation over the images; its neighbours must be known before it.
-    left = np.ascontiguousarray(residuals.transpose(2, 3, 0, 1)).reshape(height, width, channels * count)
+    # Pixel-major, so that each pixel is one operation over the images; its neighbours must be known
+    # before it.
+    left = np.ascontiguousarray(residuals.transpose(2, 3, 0, 1)).reshape(
+        height, width, channels * count
+    )
     plane = np.empty(left.shape, np.int16)
     for y in range(height):
         for x in range(width):
@@ -145,7 +194,10 @@ def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: in
     if cache_dir is None:
         return _image_array(file, field, max_bytes)
     stat = file.stat()
-    kept = pathlib.Path(cache_dir) / f"{file.parent.name}-{file.stem}-{field}-{stat.st_size}-{stat.st_mtime_ns}.npy"
+    kept = (
+        pathlib.Path(cache_dir)
+        / f"{file.parent.name}-{file.stem}-{field}-{stat.st_size}-{stat.st_mtime_ns}.npy"
+    )
     if kept.is_file():
         return np.load(kept, allow_pickle=False)
     image = _image_array(file, field, max_bytes)
@@ -159,6 +211,9 @@ def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: in
 def _image_array(file: pathlib.Path, field: str, max_bytes: int) -> np.ndarray:
     image = load_field(file, field, max_bytes)
     if image.dtype != np.uint8 or image.ndim not in (3, 4):
-        raise ValueError(f"{file}: {field} is {image.dtype}{list(image.shape)}; expected uint8 [N, H, W, C] or [N, H, W]. "
-                         "Scale floating-point images to 0..255 and round them.")
+        raise ValueError(
+            f"{file}: {field} is {image.dtype}{list(image.shape)}; expected uint8 [N, H, W, C] or "
+            f"[N, H, W]. "
+            "Scale floating-point images to 0..255 and round them."
+        )
     return image[..., None] if image.ndim == 3 else image

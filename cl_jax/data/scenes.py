@@ -1,14 +1,18 @@
-"""`scenes`: real images without a download. Handwritten digits, coloured and placed over crops of photographs.
+"""`scenes`: real images without a download. Handwritten digits, coloured and placed over crops of
+photographs.
 
-Its parts ship with scikit-learn: the 1,797 digits of `load_digits` (8x8, sixteen grey levels) and the two photographs of
-`load_sample_images`. Every image is 32x32 RGB and keeps the factors it was made from as labels, so one can ask which of
-them a representation holds: the study of digit, place and background of Tian et al. ("What makes for good views",
-arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second rendering that shares the factors
-named by `share` with the first and nothing else: views of the two agree on those factors alone. How many views are of the
-second is the recipe's `second` (`views.batch`).
+Its parts ship with scikit-learn: the 1,797 digits of `load_digits` (8x8, sixteen grey levels) and
+the two photographs of `load_sample_images`. Every image is 32x32 RGB and keeps the factors it was
+made from as labels, so one can ask which of
+them a representation holds: the study of digit, place and background of Tian et al. ("What makes
+for good views", arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second
+rendering that shares the factors
+named by `share` with the first and nothing else: views of the two agree on those factors alone. How
+many views are of the second is the recipe's `second` (`views.batch`).
 
-A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in both, whatever the
-seed, the level and the sizes. What a small network reaches at each level is in docs/data.md.
+A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in
+both, whatever the seed, the level and the sizes. What a small network reaches at each level is in
+docs/data.md.
 """
 
 import dataclasses
@@ -25,8 +29,19 @@ from PIL import Image
 from cl_jax.data.source import Source, Splits, from_arrays
 
 IMAGE_SIZE = 32
-PALETTE = np.array([(30, 30, 30), (225, 225, 225), (210, 40, 40), (40, 170, 60), (50, 70, 210), (215, 195, 40),
-                    (190, 60, 190), (50, 185, 195)], np.float32)  # the colours of the digits
+PALETTE = np.array(
+    [
+        (30, 30, 30),
+        (225, 225, 225),
+        (210, 40, 40),
+        (40, 170, 60),
+        (50, 70, 210),
+        (215, 195, 40),
+        (190, 60, 190),
+        (50, 185, 195),
+    ],
+    np.float32,
+)  # the colours of the digits
 FACTORS = ("digit", "place", "background")  # what two renderings can share
 _CELLS = 3  # "place" is the cell of a 3x3 grid
 _QUARTERS = 2  # "background" is the quarter of a photograph
@@ -38,11 +53,13 @@ _SPLIT_SEED, _TEST_SHARE = 20200511, 0.2
 class Level:
     """What makes a level hard.
 
-    digit_px: range of the digit's side, in pixels. The smaller, the farther it can be from where another one is.
-    ground_contrast: range of the factor on the photograph's departure from its crop's mean colour: 0 is a plain
-      ground of that colour, 1 the photograph itself.
+    digit_px: range of the digit's side, in pixels. The smaller, the farther it can be from where
+      another one is.
+    ground_contrast: range of the factor on the photograph's departure from its crop's mean colour:
+      0 is a plain ground of that colour, 1 the photograph itself.
     ground_zoom: pixels of the photograph per pixel of the image; one is chosen per image.
-    min_luma_gap: least difference, of 255, between the luma of the digit's colour and of the ground's mean.
+    min_luma_gap: least difference, of 255, between the luma of the digit's colour and of the
+      ground's mean.
     """
 
     digit_px: tuple[float, float]
@@ -59,18 +76,26 @@ LEVELS: Mapping[str, Level] = {
 }
 
 
-def make(*, level: str = "easy", share: Sequence[str] | None = ("digit",), train_size: int = 8192,
-         test_size: int = 2048, seed: int = 0) -> Splits:
+def make(
+    *,
+    level: str = "easy",
+    share: Sequence[str] | None = ("digit",),
+    train_size: int = 8192,
+    test_size: int = 2048,
+    seed: int = 0,
+) -> Splits:
     """Renders the two parts; about a second.
 
-    Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering. Labels, int32, of
-    "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid), "background" (8: which photograph, which
-    quarter of it), "colour" (8, the entry of PALETTE). "instance", int32, is the handwriting's number in `load_digits`.
+    Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering.
+    Labels, int32, of "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid),
+    "background" (8: which photograph, which quarter of it), "colour" (8, the entry of PALETTE).
+    "instance", int32, is the handwriting's number in `load_digits`.
 
     Args:
       level: "easy", "medium", "hard" or "full".
-      share: factors of FACTORS that "image_b" has in common with "image"; all else is drawn anew, its colour always.
-        "digit" is the same handwriting, "place" the same position, "background" the same crop and contrast.
+      share: factors of FACTORS that "image_b" has in common with "image"; all else is drawn anew,
+        its colour always. "digit" is the same handwriting, "place" the same position, "background"
+        the same crop and contrast.
       train_size, test_size: examples. Every handwriting occurs equally often, up to one.
       seed: of everything but the division of the handwritings.
 
@@ -80,17 +105,24 @@ def make(*, level: str = "easy", share: Sequence[str] | None = ("digit",), train
     if level not in LEVELS:
         raise ValueError(f"level={level!r} is unknown; expected one of {', '.join(LEVELS)}.")
     if isinstance(share, str) or not set(share or ()) <= set(FACTORS):
-        raise ValueError(f"share={share!r}; expected None, or a sequence of names among {', '.join(FACTORS)}.")
+        raise ValueError(
+            f"share={share!r}; expected None, or a sequence of names among {', '.join(FACTORS)}."
+        )
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         if size < 1:
             raise ValueError(f"{name}={size}; expected 1 or more.")
     return render(LEVELS[level], share=share, train_size=train_size, test_size=test_size, seed=seed)
 
 
-def render(level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int) -> Splits:
+def render(
+    level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int
+) -> Splits:
     """As `make`, for a `Level` of one's own."""
     digits, targets = _digits()
-    photographs = [{zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom} for photograph in _photographs()]
+    photographs = [
+        {zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom}
+        for photograph in _photographs()
+    ]
     train, test = division(len(digits))
 
     def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
@@ -100,13 +132,23 @@ def render(level: Level, *, share: Sequence[str] | None, train_size: int, test_s
         place = np.minimum((scene.position * _CELLS).astype(np.int32), _CELLS - 1)
         quarter = np.minimum((scene.crop * _QUARTERS).astype(np.int32), _QUARTERS - 1)
         background = (scene.photograph * _QUARTERS + quarter[:, 0]) * _QUARTERS + quarter[:, 1]
-        arrays = {"image": image, "label": targets[scene.instance], "place": place[:, 0] * _CELLS + place[:, 1],
-                  "background": background.astype(np.int32), "colour": colour, "instance": scene.instance}
+        arrays = {
+            "image": image,
+            "label": targets[scene.instance],
+            "place": place[:, 0] * _CELLS + place[:, 1],
+            "background": background.astype(np.int32),
+            "colour": colour,
+            "instance": scene.instance,
+        }
         if share is not None:
             other = _draw(rng, size, instances, len(photographs), level)
             arrays["image_b"], _ = _paint(_sharing(scene, other, share), digits, photographs, level)
-        classes = {"label": 10, "place": _CELLS**2, "background": len(photographs) * _QUARTERS**2,
-                   "colour": len(PALETTE)}
+        classes = {
+            "label": 10,
+            "place": _CELLS**2,
+            "background": len(photographs) * _QUARTERS**2,
+            "colour": len(PALETTE),
+        }
         return from_arrays(f"scenes/{name}", arrays, classes)
 
     return Splits(train=part(0, "train", train, train_size), test=part(1, "test", test, test_size))
@@ -114,13 +156,16 @@ def render(level: Level, *, share: Sequence[str] | None, train_size: int, test_s
 
 def division(num_instances: int) -> tuple[np.ndarray, np.ndarray]:
     """The handwritings of the train part and of the test part, always the same."""
-    shuffled = np.argsort(np.random.Philox(_SPLIT_SEED).random_raw(num_instances), kind="stable").astype(np.int32)
+    shuffled = np.argsort(
+        np.random.Philox(_SPLIT_SEED).random_raw(num_instances), kind="stable"
+    ).astype(np.int32)
     num_test = round(_TEST_SHARE * num_instances)
     return shuffled[num_test:], shuffled[:num_test]
 
 
 class _Scene(NamedTuple):
-    """The factors of N scenes before they are painted; `position` and `crop` are shares of the room there is."""
+    """The factors of N scenes before they are painted; `position` and `crop` are shares of the room
+    there is."""
 
     instance: np.ndarray
     position: np.ndarray
@@ -129,7 +174,9 @@ class _Scene(NamedTuple):
     crop: np.ndarray
     zoom: np.ndarray
     contrast: np.ndarray
-    preference: np.ndarray  # [N, colours]: of the colours that stand out, the one liked best is taken
+    preference: (
+        np.ndarray
+    )  # [N, colours]: of the colours that stand out, the one liked best is taken
     shade: np.ndarray
 
 
@@ -143,20 +190,32 @@ def _draw(rng, size, instances, num_photographs, level):
         zoom=rng.choice(np.asarray(level.ground_zoom), size),
         contrast=rng.uniform(*level.ground_contrast, size),
         preference=rng.uniform(size=(size, len(PALETTE))),
-        shade=rng.uniform(-20, 20, (size, 3)))
+        shade=rng.uniform(-20, 20, (size, 3)),
+    )
 
 
 def _sharing(scene, other, share):
-    fields = {"digit": ("instance",), "place": ("position",),
-              "background": ("photograph", "crop", "zoom", "contrast")}
-    return other._replace(**{field: getattr(scene, field) for factor in share for field in fields[factor]})
+    fields = {
+        "digit": ("instance",),
+        "place": ("position",),
+        "background": ("photograph", "crop", "zoom", "contrast"),
+    }
+    return other._replace(
+        **{field: getattr(scene, field) for factor in share for field in fields[factor]}
+    )
 
 
 def _paint(scene, digits, photographs, level):
-    """Images [N, 32, 32, 3] and the numbers of their colours; a few at a time, which stay in the processor's cache."""
-    few = [_Scene(*(field[at:at + _FEW] for field in scene)) for at in range(0, len(scene.instance), _FEW)]
+    """Images [N, 32, 32, 3] and the numbers of their colours; a few at a time, which stay in the
+    processor's cache."""
+    few = [
+        _Scene(*(field[at : at + _FEW] for field in scene))
+        for at in range(0, len(scene.instance), _FEW)
+    ]
     with ThreadPoolExecutor() as pool:
-        images, colours = zip(*pool.map(lambda some: _paint_few(some, digits, photographs, level), few))
+        images, colours = zip(
+            *pool.map(lambda some: _paint_few(some, digits, photographs, level), few)
+        )
     return np.concatenate(images), np.concatenate(colours)
 
 
@@ -179,7 +238,11 @@ def _paint_few(scene, digits, photographs, level):
 def _shrunk(photograph, zoom):
     """Means of zoom x zoom pixels."""
     height, width = photograph.shape[0] // zoom, photograph.shape[1] // zoom
-    return photograph[:height * zoom, :width * zoom].reshape(height, zoom, width, zoom, 3).mean(axis=(1, 3))
+    return (
+        photograph[: height * zoom, : width * zoom]
+        .reshape(height, zoom, width, zoom, 3)
+        .mean(axis=(1, 3))
+    )
 
 
 def _grounds(scene, photographs):
@@ -188,18 +251,27 @@ def _grounds(scene, photographs):
     for i, photograph in enumerate(photographs):
         for zoom, small in photograph.items():
             rows = np.flatnonzero((scene.photograph == i) & (scene.zoom == zoom))
-            corner = (scene.crop[rows] * (small.shape[0] - IMAGE_SIZE, small.shape[1] - IMAGE_SIZE)).astype(int)
-            windows = np.lib.stride_tricks.sliding_window_view(small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1))
+            corner = (
+                scene.crop[rows] * (small.shape[0] - IMAGE_SIZE, small.shape[1] - IMAGE_SIZE)
+            ).astype(int)
+            windows = np.lib.stride_tricks.sliding_window_view(
+                small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1)
+            )
             ground[rows] = windows[corner[:, 0], corner[:, 1]].transpose(0, 2, 3, 1)
     return ground
 
 
 def _enlarge(digits, corner, side):
-    """Digits [N, 8, 8] drawn `side` pixels large at `corner` [N, 2], linearly interpolated: opacity [N, 32, 32]."""
+    """Digits [N, 8, 8] drawn `side` pixels large at `corner` [N, 2], linearly interpolated: opacity
+    [N, 32, 32]."""
     cells = digits.shape[1]
     pixel = np.arange(IMAGE_SIZE) + 0.5
-    where = (pixel[None, :, None] - corner[:, None, :]) / side[:, None, None] * cells  # [N, 32, 2], in cells
-    weight = np.maximum(0, 1 - np.abs(where[:, :, None, :] - (np.arange(cells) + 0.5)[None, None, :, None]))
+    where = (
+        (pixel[None, :, None] - corner[:, None, :]) / side[:, None, None] * cells
+    )  # [N, 32, 2], in cells
+    weight = np.maximum(
+        0, 1 - np.abs(where[:, :, None, :] - (np.arange(cells) + 0.5)[None, None, :, None])
+    )
     weight = weight.astype(np.float32)
     return weight[..., 0] @ digits @ weight[..., 1].transpose(0, 2, 1)
 
@@ -215,14 +287,21 @@ def _digits():
 
 
 def _photographs():
-    return [np.asarray(Image.open(_shipped(f"images/{name}.jpg")), np.float32) for name in ("china", "flower")]
+    return [
+        np.asarray(Image.open(_shipped(f"images/{name}.jpg")), np.float32)
+        for name in ("china", "flower")
+    ]
 
 
 def _shipped(name):
-    """A file of scikit-learn's data sets, found without importing it: that takes longer than all the painting."""
+    """A file of scikit-learn's data sets, found without importing it: that takes longer than all
+    the painting."""
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin).parent / "datasets" / name if package else None
     if path is None or not path.exists():
-        raise FileNotFoundError(f"`scenes` is made from files of scikit-learn; {path or 'scikit-learn itself'} is missing. "
-                                "pip install scikit-learn")
+        raise FileNotFoundError(
+            f"`scenes` is made from files of scikit-learn; {path or 'scikit-learn itself'} is "
+            f"missing. "
+            "pip install scikit-learn"
+        )
     return path

@@ -12,9 +12,21 @@ from cl_jax.data.source import Source, Splits, from_arrays
 _CHUNK = 256  # records read at once: one by one takes eight times as long
 
 
-def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train", test_split: str = "test",
-         unlabeled_split: str = "", image_key: str = "image", label_key: str = "label", image_size: int | None = None,
-         channels: int | None = None, download: bool = True, cache_bytes: int = 2**31, workers: int = 8) -> Splits:
+def make(
+    *,
+    dataset: str,
+    data_dir: str | None = None,
+    train_split: str = "train",
+    test_split: str = "test",
+    unlabeled_split: str = "",
+    image_key: str = "image",
+    label_key: str = "label",
+    image_size: int | None = None,
+    channels: int | None = None,
+    download: bool = True,
+    cache_bytes: int = 2**31,
+    workers: int = 8,
+) -> Splits:
     """The splits of a data set, downloaded and prepared at first where that needs no TensorFlow.
 
     Args:
@@ -25,15 +37,17 @@ def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train
       unlabeled_split: a third, whose labels mean nothing; "" for none.
       image_key: the feature that is the image.
       label_key: the feature that is the class; "" for none.
-      image_size: side of the stored square (short side resized, centre cropped); needed where sizes are mixed.
-      channels: 3 repeats grey images, 1 takes the luma of colour images; None keeps what the set has.
+      image_size: side of the stored square (short side resized, centre cropped); needed where sizes
+        are mixed.
+      channels: 3 repeats grey images, 1 takes the luma of colour images; None keeps what the set
+        has.
       download: prepare a data set that is missing.
       cache_bytes: splits of together at most this size are decoded once and kept in memory.
       workers: threads that decode them.
 
     Raises:
-      ValueError: a data set that is not prepared and cannot be, unknown splits or features, mixed sizes without
-        `image_size`, images that are neither grey nor RGB.
+      ValueError: a data set that is not prepared and cannot be, unknown splits or features, mixed
+        sizes without `image_size`, images that are neither grey nor RGB.
     """
     import tensorflow_datasets as tfds
 
@@ -42,21 +56,34 @@ def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train
     shape, num_classes = _features(dataset, features, image_key, label_key, image_size)
     channels = shape[-1] if channels is None else channels
     if channels not in (1, 3):
-        raise ValueError(f"{dataset} has images of {shape[-1]} channels, and channels={channels}; set channels to 1 or "
-                         "3.")
-    splits = {"train": train_split, "test": test_split} | ({"unlabeled": unlabeled_split} if unlabeled_split else {})
+        raise ValueError(
+            f"{dataset} has images of {shape[-1]} channels, and channels={channels}; set channels "
+            f"to 1 or "
+            "3."
+        )
+    splits = {"train": train_split, "test": test_split} | (
+        {"unlabeled": unlabeled_split} if unlabeled_split else {}
+    )
     readers = {}
     for part, split in splits.items():
-        try:  # the image stays encoded: it is decoded here, with the size, channels and errors of every other source
-            readers[part] = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        # the image stays encoded: it is decoded here, with the size, channels and errors of every
+        # other source
+        try:
+            readers[part] = builder.as_data_source(
+                split, decoders={image_key: tfds.decode.SkipDecoding()}
+            )
         except NotImplementedError as error:
             again = _command(dataset, "<another folder>")
-            raise ValueError(f"{dataset} is prepared in {builder.data_dir}, but in a format without random access. "
-                             f"Prepare it once more, elsewhere: {again}") from error
+            raise ValueError(
+                f"{dataset} is prepared in {builder.data_dir}, but in a format without random "
+                f"access. "
+                f"Prepare it once more, elsewhere: {again}"
+            ) from error
         except (ValueError, KeyError) as error:
             known = ", ".join(builder.info.splits)
-            raise ValueError(f"{dataset} has no split {split!r} ({error}); it has {known}. Set {part}_split."
-                             ) from error
+            raise ValueError(
+                f"{dataset} has no split {split!r} ({error}); it has {known}. Set {part}_split."
+            ) from error
         if not len(readers[part]):
             raise ValueError(f"split {split!r} of {dataset} is empty. Set {part}_split.")
 
@@ -65,15 +92,28 @@ def make(*, dataset: str, data_dir: str | None = None, train_split: str = "train
     label_keys = {"train": label_key, "test": label_key, "unlabeled": ""}
     sources = {}
     for part, split in splits.items():
-        what = f"{dataset}/{split}", readers[part], image_key, label_keys[part], num_classes, image_size
-        sources[part] = _in_memory(*what, (height, width, channels), workers) if keep else _lazy(*what, channels)
+        what = (
+            f"{dataset}/{split}",
+            readers[part],
+            image_key,
+            label_keys[part],
+            num_classes,
+            image_size,
+        )
+        sources[part] = (
+            _in_memory(*what, (height, width, channels), workers)
+            if keep
+            else _lazy(*what, channels)
+        )
     return Splits(**sources)
 
 
 def _command(dataset: str, data_dir: str | None) -> str:
     where = f" --data_dir={data_dir}" if data_dir else ""
-    return ("pip install tensorflow tensorflow-datasets array_record && "
-            f"tfds build {dataset} --file_format=array_record{where}")
+    return (
+        "pip install tensorflow tensorflow-datasets array_record && "
+        f"tfds build {dataset} --file_format=array_record{where}"
+    )
 
 
 def _prepared(tfds: Any, dataset: str, data_dir: str | None, download: bool) -> Any:
@@ -84,63 +124,113 @@ def _prepared(tfds: Any, dataset: str, data_dir: str | None, download: bool) -> 
             builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
     except Exception as error:
         if isinstance(error, tfds.core.registered.DatasetNotFoundError):
-            raise ValueError(f"dataset={dataset!r} is unknown to TensorFlow Datasets: "
-                             f"{str(error).splitlines()[0]} The names are at "
-                             "https://www.tensorflow.org/datasets/catalog.") from error
-        raise ValueError(f"dataset={dataset!r} cannot be opened ({type(error).__name__}: {error}). "
-                         f"{_advice(dataset, data_dir)}") from error
+            raise ValueError(
+                f"dataset={dataset!r} is unknown to TensorFlow Datasets: "
+                f"{str(error).splitlines()[0]} The names are at "
+                "https://www.tensorflow.org/datasets/catalog."
+            ) from error
+        raise ValueError(
+            f"dataset={dataset!r} cannot be opened ({type(error).__name__}: {error}). "
+            f"{_advice(dataset, data_dir)}"
+        ) from error
     if builder.is_prepared():
         return builder
     if not download:
-        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}. Set download=True. "
-                         f"{_advice(dataset, data_dir)}")
-    logging.info("%s is not prepared in %s: downloading and preparing it.", dataset, builder.data_dir)
+        raise ValueError(
+            f"{dataset} is not prepared in {builder.data_dir}. Set download=True. "
+            f"{_advice(dataset, data_dir)}"
+        )
+    logging.info(
+        "%s is not prepared in %s: downloading and preparing it.", dataset, builder.data_dir
+    )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # no network, TensorFlow needed, Apache Beam needed, files to be downloaded by hand, ...
-        raise ValueError(f"{dataset} is not prepared in {builder.data_dir}, and preparing it failed here "
-                         f"({type(error).__name__}: {error}). {_advice(dataset, data_dir)}") from error
+    # no network, TensorFlow needed, Apache Beam needed, files to be downloaded by hand, ...
+    except Exception as error:
+        raise ValueError(
+            f"{dataset} is not prepared in {builder.data_dir}, and preparing it failed here "
+            f"({type(error).__name__}: {error}). {_advice(dataset, data_dir)}"
+        ) from error
     return builder
 
 
 def _advice(dataset: str, data_dir: str | None) -> str:
-    return ("Prepare it once where TensorFlow and a network are, and copy the folder or set data_dir to it; training "
-            f"needs neither: {_command(dataset, data_dir)}")
+    return (
+        "Prepare it once where TensorFlow and a network are, and copy the folder or set data_dir "
+        "to it; training "
+        f"needs neither: {_command(dataset, data_dir)}"
+    )
 
 
-def _features(dataset: str, features: Any, image_key: str, label_key: str,
-              image_size: int | None) -> tuple[tuple[int, ...], int]:
-    """(shape of the images, number of classes), having refused what is not an image or not a class."""
-    known = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items()))
+def _features(
+    dataset: str, features: Any, image_key: str, label_key: str, image_size: int | None
+) -> tuple[tuple[int, ...], int]:
+    """(shape of the images, number of classes), having refused what is not an image or not a
+    class."""
+    known = ", ".join(
+        f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items())
+    )
     if image_key not in features or type(features[image_key]).__name__ != "Image":
-        raise ValueError(f"{dataset} has no image feature {image_key!r}; it has {known}. Set image_key.")
+        raise ValueError(
+            f"{dataset} has no image feature {image_key!r}; it has {known}. Set image_key."
+        )
     image = features[image_key]
     if np.dtype(image.np_dtype) != np.uint8:
         raise ValueError(f"{dataset} has {image.np_dtype} images; expected uint8.")
     if image_size is None and None in image.shape[:2]:
-        raise ValueError(f"{dataset} has images of mixed sizes; set image_size, the side of the stored square in "
-                         "pixels.")
+        raise ValueError(
+            f"{dataset} has images of mixed sizes; set image_size, the side of the stored square "
+            f"in "
+            "pixels."
+        )
     if not label_key:
         return image.shape, 0
     if label_key not in features or not getattr(features[label_key], "num_classes", None):
-        raise ValueError(f"{dataset} has no class feature {label_key!r}; it has {known}. Set label_key, \"\" for none.")
+        raise ValueError(
+            f'{dataset} has no class feature {label_key!r}; it has {known}. Set label_key, "" for '
+            f"none."
+        )
     return image.shape, features[label_key].num_classes
 
 
-def _lazy(name: str, reader: Any, image_key: str, label_key: str, num_classes: int, image_size: int | None,
-          channels: int) -> Source:
+def _lazy(
+    name: str,
+    reader: Any,
+    image_key: str,
+    label_key: str,
+    num_classes: int,
+    image_size: int | None,
+    channels: int,
+) -> Source:
     decode = _decoder(name, image_key, label_key, image_size, channels)
 
     def labels(field: str) -> np.ndarray:
-        found = [record[label_key] for first in range(0, len(reader), _CHUNK) for record in _records(reader, first)]
+        found = [
+            record[label_key]
+            for first in range(0, len(reader), _CHUNK)
+            for record in _records(reader, first)
+        ]
         return {"label": np.array(found, np.int32)}[field]
 
-    return Source(name, len(reader), lambda i: decode(i, reader[i]), {"label": num_classes} if label_key else {},
-                  labels=labels if label_key else None)
+    return Source(
+        name,
+        len(reader),
+        lambda i: decode(i, reader[i]),
+        {"label": num_classes} if label_key else {},
+        labels=labels if label_key else None,
+    )
 
 
-def _in_memory(name: str, reader: Any, image_key: str, label_key: str, num_classes: int, image_size: int | None,
-               shape: tuple[int, int, int], workers: int) -> Source:
+def _in_memory(
+    name: str,
+    reader: Any,
+    image_key: str,
+    label_key: str,
+    num_classes: int,
+    image_size: int | None,
+    shape: tuple[int, int, int],
+    workers: int,
+) -> Source:
     decode = _decoder(name, image_key, label_key, image_size, shape[-1])
     arrays: dict[str, np.ndarray] = {"image": np.empty((len(reader), *shape), np.uint8)}
     if label_key:
@@ -159,11 +249,13 @@ def _records(reader: Any, first: int) -> Any:
     return reader.__getitems__(list(range(first, min(first + _CHUNK, len(reader)))))
 
 
-def _decoder(name: str, image_key: str, label_key: str, image_size: int | None,
-             channels: int) -> Callable[[int, Any], dict[str, Any]]:
+def _decoder(
+    name: str, image_key: str, label_key: str, image_size: int | None, channels: int
+) -> Callable[[int, Any], dict[str, Any]]:
     def decode(i: int, record: Any) -> dict[str, Any]:
-        image = images.decode_bytes(record[image_key], f"example {i} of {name}", image_size=image_size,
-                                    channels=channels)
+        image = images.decode_bytes(
+            record[image_key], f"example {i} of {name}", image_size=image_size, channels=channels
+        )
         return {"image": image, **({"label": np.int32(record[label_key])} if label_key else {})}
 
     return decode

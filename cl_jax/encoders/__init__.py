@@ -1,1 +1,2 @@
-"""Networks from images to features; import the one you need: `from cl_jax.encoders import resnet`."""
+"""Networks from images to features; import the one you need: `from cl_jax.encoders import
+resnet`."""

@@ -1,12 +1,12 @@
 """Initial weights by the name of the framework whose default they are.
 
-  torch         kernel and bias U(+-1/sqrt(fan_in)): nn.Linear and nn.Conv2d as they come
-  he_fan_out    kernel N(0, 2 / fan_out), bias 0: torchvision's and CMC's ResNet convolutions
-  lecun         kernel N(0, 1 / fan_in) truncated at 2 sigma and rescaled, bias 0: TensorFlow's VarianceScaling, Flax
-  haiku         the same without the rescaling (standard deviation 0.88 / sqrt(fan_in)), bias 0
-  normal_0.01   kernel N(0, 0.01^2), bias 0: SimCLR's head, linear probes
-  trunc_0.02    kernel N(0, 0.02^2) truncated (at 100 sigma: never), bias 0: DINO's head and ViT
-  zeros         both 0: SimCLR's supervised head
+torch         kernel and bias U(+-1/sqrt(fan_in)): nn.Linear and nn.Conv2d as they come
+he_fan_out    kernel N(0, 2 / fan_out), bias 0: torchvision's and CMC's ResNet convolutions
+lecun         kernel N(0, 1 / fan_in) truncated at 2 sigma and rescaled, bias 0: TensorFlow's
+VarianceScaling, Flax haiku         the same without the rescaling (standard deviation 0.88 /
+sqrt(fan_in)), bias 0 normal_0.01   kernel N(0, 0.01^2), bias 0: SimCLR's head, linear probes
+trunc_0.02    kernel N(0, 0.02^2) truncated (at 100 sigma: never), bias 0: DINO's head and ViT
+zeros         both 0: SimCLR's supervised head
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_TRUNCATED_STD = 0.87962566103423978  # of a unit normal cut at +-2, by which variance_scaling divides
+_TRUNCATED_STD = (
+    0.87962566103423978  # of a unit normal cut at +-2, by which variance_scaling divides
+)
 
 _KERNELS = {
     "torch": jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -36,7 +38,8 @@ def kernel(name: str) -> Callable[..., Any]:
 
 
 def bias(name: str, fan_in: int) -> Callable[..., Any]:
-    """The bias initialiser that goes with `kernel(name)` in a layer of `fan_in` inputs per output."""
+    """The bias initialiser that goes with `kernel(name)` in a layer of `fan_in` inputs per
+    output."""
     kernel(name)
     if name != "torch":
         return jax.nn.initializers.zeros

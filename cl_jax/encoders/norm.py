@@ -1,4 +1,5 @@
-"""Batch normalisation over the global batch, or over fixed groups of it, whatever the number of devices."""
+"""Batch normalisation over the global batch, or over fixed groups of it, whatever the number of
+devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,14 +15,18 @@ from cl_jax.core.shapes import check_axis, check_real
 
 
 class BatchNorm(nn.Module):
-    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, moments per channel (last axis) over all other axes.
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, moments per channel (last axis) over all
+    other axes.
 
     With n devices on `axis_name`, each holding an equal part of the batch in rank order:
-      splits = 1: moments over all examples of all devices (synchronised batch norm); `axis_name=None` stays local.
-      splits = G: moments over each of G groups of consecutive examples of the global batch, G/n of them on a device
-        (MoCo's batch norm of G GPUs, or its SplitBatchNorm). n must divide G: 1, 2, 4, ... devices give one result.
-    The running statistics in collection "batch_stats" take the mean over groups of each group's mean and variance, and
-    are the same on every device unless axis_name is None. Moments are float32 at least, taken of deviations and not of
+      splits = 1: moments over all examples of all devices (synchronised batch norm);
+      `axis_name=None` stays local. splits = G: moments over each of G groups of consecutive
+      examples of the global batch, G/n of them on a device
+        (MoCo's batch norm of G GPUs, or its SplitBatchNorm). n must divide G: 1, 2, 4, ... devices
+        give one result.
+    The running statistics in collection "batch_stats" take the mean over groups of each group's
+    mean and variance, and are the same on every device unless axis_name is None. Moments are
+    float32 at least, taken of deviations and not of
     raw squares: large means lose nothing.
 
     Args:
@@ -30,15 +35,17 @@ class BatchNorm(nn.Module):
       momentum: share of the old running statistics kept (0.9 here is 0.1 in PyTorch).
       epsilon: added to the variance.
       use_scale, use_bias, scale_init: the affine part, float32 parameters "scale" and "bias".
-      unbiased_running_variance: put n/(n-1) times the variance of a group of n values into the running variance, as
-        PyTorch does; TensorFlow, Flax and Haiku do not.
+      unbiased_running_variance: put n/(n-1) times the variance of a group of n values into the
+        running variance, as PyTorch does; TensorFlow, Flax and Haiku do not.
       dtype: of the result; None keeps that of x.
 
-    Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running statistics). Training is
-    differentiated in reverse (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
+    Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running
+    statistics). Training is differentiated in reverse (`jax.grad`, `jax.vjp`, of any order), not
+    forward (`jax.jvp` alone).
 
     Raises:
-      ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not mapped.
+      ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not
+        mapped.
     """
 
     axis_name: str | None = None
@@ -59,22 +66,34 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32) if self.use_scale else None
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32) if self.use_bias else None
+        scale = (
+            self.param("scale", self.scale_init, (channels,), jnp.float32)
+            if self.use_scale
+            else None
+        )
+        bias = (
+            self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            if self.use_bias
+            else None
+        )
         out_dtype = x.dtype if self.dtype is None else self.dtype
 
         if train:
-            # At initialisation no axis is mapped and the batch may be one example: only shapes matter.
+            # At initialisation no axis is mapped and the batch may be one example: only shapes
+            # matter.
             axis_name, groups = (None, 1) if self.is_initializing() else self._groups(x.shape[0])
             shared = axis_name if self.splits == 1 else None
             x, scale, bias = varying((x, scale, bias))
 
             def normalised(x):
                 return _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
+
             if groups == 1:  # no reshape, across which XLA does not fuse a rectifier's gradient
                 y, mean, var = normalised(x)
             else:
-                y, mean, var = jax.vmap(normalised)(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]))
+                y, mean, var = jax.vmap(normalised)(
+                    x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+                )
             if not self.is_initializing():
                 count = _count(x, shared) // groups
                 correction = count / max(count - 1, 1) if self.unbiased_running_variance else 1.0
@@ -82,10 +101,14 @@ class BatchNorm(nn.Module):
                     new = lax.stop_gradient(new).reshape(groups, channels).mean(0)
                     if axis_name is not None and self.splits > 1:
                         new = lax.pmean(new, axis_name)
-                    running.value = (self.momentum * running.value + (1 - self.momentum) * new).astype(
-                        running.value.dtype)
+                    running.value = (
+                        self.momentum * running.value + (1 - self.momentum) * new
+                    ).astype(running.value.dtype)
             return y.reshape(x.shape)
-        mean, var = (moment.value.reshape((1,) * (x.ndim - 1) + (channels,)) for moment in (running_mean, running_var))
+        mean, var = (
+            moment.value.reshape((1,) * (x.ndim - 1) + (channels,))
+            for moment in (running_mean, running_var)
+        )
         centred = x.astype(jnp.promote_types(x.dtype, jnp.float32)) - mean
         return _affine(centred * lax.rsqrt(var + self.epsilon), scale, bias).astype(out_dtype)
 
@@ -96,42 +119,74 @@ class BatchNorm(nn.Module):
         if self.splits == 1:
             return self.axis_name, 1
         if self.splits < 1 or self.splits % devices:
-            raise ValueError(f"batch norm with splits={self.splits} on {devices} devices; expected a positive multiple "
-                             f"of {devices}, so that each device holds whole groups.")
+            raise ValueError(
+                f"batch norm with splits={self.splits} on {devices} devices; expected a positive "
+                f"multiple "
+                f"of {devices}, so that each device holds whole groups."
+            )
         groups = self.splits // devices
         if batch % groups:
-            raise ValueError(f"batch norm with splits={self.splits}: {batch} examples on each of {devices} devices do "
-                             f"not divide into {groups} groups; make the global batch a multiple of {self.splits}.")
+            raise ValueError(
+                f"batch norm with splits={self.splits}: {batch} examples on each of {devices} "
+                f"devices do "
+                f"not divide into {groups} groups; make the global batch a multiple of "
+                f"{self.splits}."
+            )
         return self.axis_name, groups
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _normalise(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axis_name: str | None, epsilon: float,
-               dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [B, ..., C] -> (y, mean, variance), moments of the rank of x; mean and variance pass no gradient on.
+def _normalise(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    axis_name: str | None,
+    epsilon: float,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, ..., C] -> (y, mean, variance), moments of the rank of x; mean and variance pass no
+    gradient on.
 
-    The gradient is written out because it then takes two passes over x and dy, sums first, and a rectifier before dy joins
+    The gradient is written out because it then takes two passes over x and dy, sums first, and a
+    rectifier before dy joins
     both: five reads and writes of that size where differentiation takes eight.
     """
     return _forward(x, scale, bias, axis_name, epsilon, dtype)[0]
 
 
-def _forward(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axis_name: str | None, epsilon: float,
-             dtype: Any) -> tuple[Any, Any]:
-    shift, offset, mean, var = _moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis_name)
+def _forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    axis_name: str | None,
+    epsilon: float,
+    dtype: Any,
+) -> tuple[Any, Any]:
+    shift, offset, mean, var = _moments(
+        x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis_name
+    )
     inverse = lax.rsqrt(var + epsilon)
-    y = _affine(_centred(x, shift, offset) * _affine(inverse, scale, None), None, bias).astype(dtype)
+    y = _affine(_centred(x, shift, offset) * _affine(inverse, scale, None), None, bias).astype(
+        dtype
+    )
     return (y, mean, var), (x, scale, bias, shift, offset, inverse)
 
 
-def _backward(axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any) -> tuple[Any, Any, Any]:
+def _backward(
+    axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
+) -> tuple[Any, Any, Any]:
     x, scale, bias, shift, offset, inverse = kept
     normal = _centred(x, shift, offset) * inverse
     dy = given[0].astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
-    d_bias, d_scale = (None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums))
-    mean, along = (one / _count(x, axis_name) for one in (sums if axis_name is None else lax.psum(sums, axis_name)))
+    d_bias, d_scale = (
+        None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
+    )
+    mean, along = (
+        one / _count(x, axis_name)
+        for one in (sums if axis_name is None else lax.psum(sums, axis_name))
+    )
     dx = _affine(inverse, scale, None) * (dy - mean - normal * along)
     return dx.astype(x.dtype), d_scale, d_bias
 
@@ -154,10 +209,14 @@ def _count(x: jax.Array, axis_name: str | None) -> int:
     return x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
 
 
-def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """x [B, ..., C] -> (shift, offset, mean, variance) of the rank of x; x - shift - offset has the mean 0."""
+def _moments(
+    x: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """x [B, ..., C] -> (shift, offset, mean, variance) of the rank of x; x - shift - offset has the
+    mean 0."""
     axes = tuple(range(x.ndim - 1))
-    # One pass over deviations from the mean of the first example, at most sqrt(B) standard deviations from the mean of
+    # One pass over deviations from the mean of the first example, at most sqrt(B) standard
+    # deviations from the mean of
     # all: rounding grows by B at the very worst, and not with the mean.
     shift = x[:1].mean(axes, keepdims=True)
     deviation = x - shift

@@ -1,15 +1,19 @@
-"""ResNets as the authors of the contrastive methods built them: post-activation, stride on the 3x3 convolution.
+"""ResNets as the authors of the contrastive methods built them: post-activation, stride on the 3x3
+convolution.
 
-He et al., arXiv 1512.03385. `variant` names whose network it is; parameter counts and shapes equal theirs:
+He et al., arXiv 1512.03385. `variant` names whose network it is; parameter counts and shapes equal
+theirs:
 
-  variant      shortcut 1x1 in       last scale  kernels      strided convolutions  max-pool    running variance
-  simclr       every stage's first   0           lecun        symmetric padding     "SAME"      biased
-  byol         every stage's first   0           haiku        "SAME"                "SAME"      biased
-  torchvision  where shapes change   1           he_fan_out   symmetric             symmetric   unbiased
+  variant      shortcut 1x1 in       last scale  kernels      strided convolutions  max-pool
+  running variance simclr       every stage's first   0           lecun        symmetric padding
+  "SAME"      biased byol         every stage's first   0           haiku        "SAME"
+    "SAME"      biased torchvision  where shapes change   1           he_fan_out   symmetric
+        symmetric   unbiased
 
-"torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and then by 2: the
-same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0 (`zero_init_last=True`); CMC keeps 64 stem
-channels at every width (`stem_width=64`). BYOL's released code starts the last scale at 0, its paper's runs at 1.
+"torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and
+then by 2: the same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0
+(`zero_init_last=True`); CMC keeps 64 stem channels at every width (`stem_width=64`). BYOL's
+released code starts the last scale at 0, its paper's runs at 1.
 """
 
 import dataclasses
@@ -42,10 +46,14 @@ BLOCKS = {  # depth: (blocks per stage, bottleneck)
 class Variant:
     """What differs between the authors' ResNets of one depth."""
 
-    project_always: bool  # a 1x1 shortcut in the first block of every stage, also where shapes agree
+    project_always: (
+        bool  # a 1x1 shortcut in the first block of every stage, also where shapes agree
+    )
     zero_init_last: bool  # the last batch-norm scale of each block starts at 0
     kernel_init: str  # a name of cl_jax.encoders.initializers
-    same_convolutions: bool  # "SAME" padding of strided convolutions: (0, 1) for 3x3, (2, 3) for 7x7
+    same_convolutions: (
+        bool  # "SAME" padding of strided convolutions: (0, 1) for 3x3, (2, 3) for 7x7
+    )
     same_pool: bool  # "SAME" padding of the stem's max-pool: (0, 1) on even sizes
     unbiased_running_variance: bool
 
@@ -58,11 +66,13 @@ VARIANTS = {
 
 
 class SKConv(nn.Module):
-    """Selective-kernel convolution of SimCLR v2: two 3x3 streams, mixed per channel by a softmax over their content.
+    """Selective-kernel convolution of SimCLR v2: two 3x3 streams, mixed per channel by a softmax
+    over their content.
 
-    [u1, u2] = relu(norm(conv(x))),  g = relu(norm(W1 mean_HW(u1 + u2))),  a = softmax over streams of W2 g,
-    y = a1 * u1 + a2 * u2;  x [B, H, W, C] -> [B, H/strides, W/strides, features]. W1 has max(features * ratio, min_dim)
-    outputs. Li et al., arXiv 1903.06586 as in Chen et al., arXiv 2006.10029 (both streams 3x3, without dilation).
+    [u1, u2] = relu(norm(conv(x))),  g = relu(norm(W1 mean_HW(u1 + u2))),  a = softmax over streams
+    of W2 g, y = a1 * u1 + a2 * u2;  x [B, H, W, C] -> [B, H/strides, W/strides, features]. W1 has
+    max(features * ratio, min_dim) outputs. Li et al., arXiv 1903.06586 as in Chen et al., arXiv
+    2006.10029 (both streams 3x3, without dilation).
     """
 
     features: int
@@ -78,7 +88,9 @@ class SKConv(nn.Module):
         x = nn.relu(self.norm(name="norm")(x, train=train))
         streams = x.reshape(*x.shape[:-1], 2, self.features)
         content = streams.sum(-2).mean((1, 2), keepdims=True)
-        content = self.conv(max(int(self.features * self.ratio), self.min_dim), 1, 1, name="squeeze_conv")(content)
+        content = self.conv(
+            max(int(self.features * self.ratio), self.min_dim), 1, 1, name="squeeze_conv"
+        )(content)
         content = nn.relu(self.norm(name="squeeze_norm")(content, train=train))
         logits = self.conv(2 * self.features, 1, 1, name="mix_conv")(content)
         logits = logits.reshape(*logits.shape[:-1], 2, self.features)
@@ -87,7 +99,8 @@ class SKConv(nn.Module):
 
 
 class Block(nn.Module):
-    """One residual block; `features` is the width of its 3x3 convolutions, a bottleneck puts out four times that."""
+    """One residual block; `features` is the width of its 3x3 convolutions, a bottleneck puts out
+    four times that."""
 
     features: int
     strides: int
@@ -109,13 +122,19 @@ class Block(nn.Module):
             strides = self.strides
             if self.sk_ratio > 0:  # ResNet-D comes with selective kernels in SimCLR v2
                 shortcut, strides = _pool_shortcut(shortcut, strides), 1
-            shortcut = norm("shortcut_norm", self.conv(out, 1, strides, name="shortcut_conv")(shortcut))
+            shortcut = norm(
+                "shortcut_norm", self.conv(out, 1, strides, name="shortcut_conv")(shortcut)
+            )
         if self.bottleneck:
             y = nn.relu(norm("norm1", self.conv(self.features, 1, 1, name="conv1")(x)))
             if self.sk_ratio > 0:
-                y = SKConv(self.features, self.strides, self.sk_ratio, self.conv, self.norm, name="sk")(y, train=train)
+                y = SKConv(
+                    self.features, self.strides, self.sk_ratio, self.conv, self.norm, name="sk"
+                )(y, train=train)
             else:
-                y = nn.relu(norm("norm2", self.conv(self.features, 3, self.strides, name="conv2")(y)))
+                y = nn.relu(
+                    norm("norm2", self.conv(self.features, 3, self.strides, name="conv2")(y))
+                )
             last, y = "norm3", self.conv(out, 1, 1, name="conv3")(y)
         else:
             y = nn.relu(norm("norm1", self.conv(self.features, 3, self.strides, name="conv1")(x)))
@@ -125,14 +144,17 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C], any C and any size, to a dict of features; "h" is what heads and evaluators take.
+    """Images [B, H, W, C], any C and any size, to a dict of features; "h" is what heads and
+    evaluators take.
 
-    Returns {"conv1": before the max-pool, "stem": after it (the same map for the "cifar" stem), "stage1", "stage2",
-    ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map over space, float32 at least}.
-    D = 512 * width, or 2048 * width with bottlenecks, for four stages.
+    Returns {"conv1": before the max-pool, "stem": after it (the same map for the "cifar" stem),
+    "stage1", "stage2", ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map
+    over space, float32 at least}. D = 512 * width, or 2048 * width with bottlenecks, for four
+    stages.
 
     Args:
-      depth: 10, 18, 34 (two 3x3 per block), 50, 101, 152, 200 (bottlenecks); depth 10 is one block a stage.
+      depth: 10, 18, 34 (two 3x3 per block), 50, 101, 152, 200 (bottlenecks); depth 10 is one block
+        a stage.
       blocks: blocks per stage instead of the depth's, for instance (1, 1, 1); any number of stages.
       bottleneck: instead of the depth's; with `blocks` the default is False.
       width: multiplies every channel count; below 1 for laptops.
@@ -140,12 +162,13 @@ class ResNet(nn.Module):
       stem_width: channels of the stem; None is 64 * width.
       variant: "simclr", "byol" or "torchvision": see the module's table.
       zero_init_last: instead of the variant's.
-      sk_ratio: above 0 (SimCLR v2: 0.0625) bottlenecks get selective kernels, and the network ResNet-D's stem and
-        shortcuts.
-      dtype: of the computation, float32 or bfloat16; parameters, statistics and "h" are float32 always. None follows
-        the input.
+      sk_ratio: above 0 (SimCLR v2: 0.0625) bottlenecks get selective kernels, and the network
+        ResNet-D's stem and shortcuts.
+      dtype: of the computation, float32 or bfloat16; parameters, statistics and "h" are float32
+        always. None follows the input.
       axis_name, splits: of every batch norm.
-      for_cpu: on a CPU, convolutions in forms that are faster there; see `cl_jax.encoders.convolve`.
+      for_cpu: on a CPU, convolutions in forms that are faster there; see
+        `cl_jax.encoders.convolve`.
     """
 
     depth: int = 50
@@ -173,11 +196,23 @@ class ResNet(nn.Module):
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(f"stem {self.stem!r} is unknown; have imagenet, cifar.")
         variant = VARIANTS[self.variant]
-        zero_init_last = variant.zero_init_last if self.zero_init_last is None else self.zero_init_last
-        conv = partial(_conv, same=variant.same_convolutions, kernel_init=variant.kernel_init, dtype=self.dtype,
-                       for_cpu=self.for_cpu)
-        norm = partial(BatchNorm, axis_name=self.axis_name, splits=self.splits, dtype=self.dtype,
-                       unbiased_running_variance=variant.unbiased_running_variance)
+        zero_init_last = (
+            variant.zero_init_last if self.zero_init_last is None else self.zero_init_last
+        )
+        conv = partial(
+            _conv,
+            same=variant.same_convolutions,
+            kernel_init=variant.kernel_init,
+            dtype=self.dtype,
+            for_cpu=self.for_cpu,
+        )
+        norm = partial(
+            BatchNorm,
+            axis_name=self.axis_name,
+            splits=self.splits,
+            dtype=self.dtype,
+            unbiased_running_variance=variant.unbiased_running_variance,
+        )
         if self.dtype is not None:
             x = x.astype(self.dtype)
 
@@ -195,9 +230,17 @@ class ResNet(nn.Module):
             for i in range(1, count + 1):
                 strides = 2 if i == 1 and stage > 1 else 1
                 changes = strides > 1 or x.shape[-1] != width * (4 if bottleneck else 1)
-                x = Block(width, strides, bottleneck, project=changes or (variant.project_always and i == 1),
-                          zero_init_last=zero_init_last, sk_ratio=self.sk_ratio, conv=conv, norm=norm,
-                          name=f"stage{stage}_block{i}")(x, train=train)
+                x = Block(
+                    width,
+                    strides,
+                    bottleneck,
+                    project=changes or (variant.project_always and i == 1),
+                    zero_init_last=zero_init_last,
+                    sk_ratio=self.sk_ratio,
+                    conv=conv,
+                    norm=norm,
+                    name=f"stage{stage}_block{i}",
+                )(x, train=train)
             features[f"stage{stage}"] = x
         features["h"] = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return features
@@ -205,17 +248,25 @@ class ResNet(nn.Module):
     def _blocks(self) -> tuple[tuple[int, ...], bool]:
         if self.blocks is not None:
             if not self.blocks or min(self.blocks) < 1:
-                raise ValueError(f"blocks={tuple(self.blocks)}; expected one positive number per stage.")
+                raise ValueError(
+                    f"blocks={tuple(self.blocks)}; expected one positive number per stage."
+                )
             return tuple(self.blocks), bool(self.bottleneck)
         if self.depth not in BLOCKS:
-            raise ValueError(f"depth {self.depth} is unknown; have {', '.join(map(str, BLOCKS))}, or give blocks.")
+            raise ValueError(
+                f"depth {self.depth} is unknown; have {', '.join(map(str, BLOCKS))}, or give "
+                f"blocks."
+            )
         blocks, bottleneck = BLOCKS[self.depth]
         return blocks, bottleneck if self.bottleneck is None else self.bottleneck
 
     def _channels(self, channels: int) -> int:
         scaled = int(channels * self.width)
         if scaled < 1:
-            raise ValueError(f"width={self.width} leaves {scaled} of {channels} channels; expected at least 1/64.")
+            raise ValueError(
+                f"width={self.width} leaves {scaled} of {channels} channels; expected at least "
+                f"1/64."
+            )
         return scaled
 
     def _stem(self, width: int) -> tuple[tuple[int, int, int], ...]:
@@ -227,26 +278,69 @@ class ResNet(nn.Module):
         return ((width, 7, 2),)
 
 
-def _conv(features: int, size: int, strides: int, *, same: bool, kernel_init: str, dtype: Any, for_cpu: bool = True,
-          name: str) -> nn.Conv:
+def _conv(
+    features: int,
+    size: int,
+    strides: int,
+    *,
+    same: bool,
+    kernel_init: str,
+    dtype: Any,
+    for_cpu: bool = True,
+    name: str,
+) -> nn.Conv:
     before = (size - 1) // 2
     padding = "SAME" if same else ((before, size - 1 - before),) * 2
-    return nn.Conv(features, (size, size), (strides, strides), padding, use_bias=False, dtype=dtype,
-                   kernel_init=initializers.kernel(kernel_init), conv_general_dilated=partial(convolve, for_cpu=for_cpu),
-                   name=name)
+    return nn.Conv(
+        features,
+        (size, size),
+        (strides, strides),
+        padding,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=initializers.kernel(kernel_init),
+        conv_general_dilated=partial(convolve, for_cpu=for_cpu),
+        name=name,
+    )
 
 
 def _pool_shortcut(x: jax.Array, strides: int) -> jax.Array:
-    """ResNet-D's 2x2 mean; SimCLR v2 counts the padding as zeros where it strides and leaves it out where not."""
-    return nn.avg_pool(x, (2, 2), (strides, strides), ((0, 1), (0, 1)), count_include_pad=strides > 1)
+    """ResNet-D's 2x2 mean; SimCLR v2 counts the padding as zeros where it strides and leaves it out
+    where not."""
+    return nn.avg_pool(
+        x, (2, 2), (strides, strides), ((0, 1), (0, 1)), count_include_pad=strides > 1
+    )
 
 
-def make(*, depth: int = 50, width: float = 1.0, stem: str = "imagenet", variant: str = "torchvision",
-         blocks: Sequence[int] | None = None, bottleneck: bool | None = None, stem_width: int | None = None,
-         zero_init_last: bool | None = None, sk_ratio: float = 0.0, dtype: str | None = "float32",
-         axis_name: str | None = None, splits: int = 1, for_cpu: bool = True) -> ResNet:
+def make(
+    *,
+    depth: int = 50,
+    width: float = 1.0,
+    stem: str = "imagenet",
+    variant: str = "torchvision",
+    blocks: Sequence[int] | None = None,
+    bottleneck: bool | None = None,
+    stem_width: int | None = None,
+    zero_init_last: bool | None = None,
+    sk_ratio: float = 0.0,
+    dtype: str | None = "float32",
+    axis_name: str | None = None,
+    splits: int = 1,
+    for_cpu: bool = True,
+) -> ResNet:
     """A `ResNet` from a config section; `dtype` by name."""
-    return ResNet(depth=depth, width=width, stem=stem, variant=variant,
-                  blocks=None if blocks is None else tuple(blocks), bottleneck=bottleneck, stem_width=stem_width,
-                  zero_init_last=zero_init_last, sk_ratio=sk_ratio,
-                  dtype=None if dtype is None else jnp.dtype(dtype), axis_name=axis_name, splits=splits, for_cpu=for_cpu)
+    return ResNet(
+        depth=depth,
+        width=width,
+        stem=stem,
+        variant=variant,
+        blocks=None if blocks is None else tuple(blocks),
+        bottleneck=bottleneck,
+        stem_width=stem_width,
+        zero_init_last=zero_init_last,
+        sk_ratio=sk_ratio,
+        dtype=None if dtype is None else jnp.dtype(dtype),
+        axis_name=axis_name,
+        splits=splits,
+        for_cpu=for_cpu,
+    )

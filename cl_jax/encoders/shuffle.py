@@ -1,4 +1,5 @@
-"""Shuffled batch norm of MoCo: keys pass the encoder in another order, so query and key see other batch moments."""
+"""Shuffled batch norm of MoCo: keys pass the encoder in another order, so query and key see other
+batch moments."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,11 @@ from jax import lax
 from cl_jax.core.shapes import check_axis
 
 
-def shuffle_batch(key: jax.Array, x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Permutes the examples of the global batch over devices; returns (this device's new rows, the permutation).
+def shuffle_batch(
+    key: jax.Array, x: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Permutes the examples of the global batch over devices; returns (this device's new rows, the
+    permutation).
 
     x is [B_local, ...] on each device, `key` the same on all of them. Undo with `unshuffle_batch`.
     """
@@ -23,7 +27,8 @@ def unshuffle_batch(x: jax.Array, permutation: jax.Array, axis_name: str | None)
 
 
 def shuffle_by(permutation: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Row i of the global result is row permutation[i] of the global x; each device gets its own part."""
+    """Row i of the global result is row permutation[i] of the global x; each device gets its own
+    part."""
     check_axis(axis_name)
     rows = x.shape[0]
     if axis_name is None:

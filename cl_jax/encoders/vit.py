@@ -1,10 +1,12 @@
-"""Vision transformers as MoCo v3 and DINO have them: pre-norm blocks, class token or mean, fixed or learned positions.
+"""Vision transformers as MoCo v3 and DINO have them: pre-norm blocks, class token or mean, fixed or
+learned positions.
 
 Dosovitskiy et al., arXiv 2010.11929. `variant` names whose initial weights and positions they are:
 
-  variant  positions                                  dense kernels          biases  class token  patch projection
-  moco_v3  fixed 2-d sines and cosines                Xavier uniform         0       N(0, 1e-6)   Xavier uniform, bias 0
-  dino     learned, resized bicubically when needed   N(0, 0.02)             0       N(0, 0.02)   PyTorch's default
+  variant  positions                                  dense kernels          biases  class token
+  patch projection moco_v3  fixed 2-d sines and cosines                Xavier uniform         0
+   N(0, 1e-6)   Xavier uniform, bias 0 dino     learned, resized bicubically when needed   N(0,
+   0.02)             0       N(0, 0.02)   PyTorch's default
 
 MoCo v3 takes each of query, key and value as a matrix of its own for Xavier's bound.
 """
@@ -29,7 +31,8 @@ SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), on tokens [B, T, D]; with `keep` [B, 2] branches may be left out."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), on tokens [B, T, D]; with `keep` [B, 2]
+    branches may be left out."""
 
     width: int
     heads: int
@@ -40,7 +43,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, keep: jax.Array | None, attention: bool) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(
+        self, x: jax.Array, keep: jax.Array | None, attention: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         batch, tokens, width = x.shape
         y = _norm("norm1", x, self.dtype)
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.qkv_init, name="qkv")(y)
@@ -58,12 +63,13 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [B, H, W, C] to a dict of features; "h" is what heads and evaluators take.
 
-    Returns {"tokens": [B, 1 + P, D] after the last norm, class token first, "blocks": [B, n, D] class tokens of the last
-    n = min(4, depth) blocks through the last norm (what DINO probes), "h": [B, D] by `pool`}, float32 at least; with
-    `attention` also "attention": [B, heads, 1 + P, 1 + P] weights of the last block.
+    Returns {"tokens": [B, 1 + P, D] after the last norm, class token first, "blocks": [B, n, D]
+    class tokens of the last n = min(4, depth) blocks through the last norm (what DINO probes), "h":
+    [B, D] by `pool`}, float32 at least; with `attention` also "attention": [B, heads, 1 + P, 1 + P]
+    weights of the last block.
 
-    `__call__(x, *, train, drop_keys=None, attention=False)`. drop_keys: [B] typed keys, one per example, for stochastic
-    depth in training; without them nothing is dropped.
+    `__call__(x, *, train, drop_keys=None, attention=False)`. drop_keys: [B] typed keys, one per
+    example, for stochastic depth in training; without them nothing is dropped.
 
     Args:
       width, depth, heads: of the transformer; `make` has the named sizes.
@@ -71,13 +77,14 @@ class ViT(nn.Module):
       image_size: side that learned positions are of; other sizes resize them.
       variant: "moco_v3" or "dino": see the module's table.
       pool: "cls" for the class token, "mean" for the mean of the patches.
-      freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4). An optimiser that
-        decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
-      drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in the first.
-      flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from Ampere on, with
-        dtype bfloat16.
-      dtype: of matrix products, float32 or bfloat16; parameters, norms, softmax and the residual stream are float32
-        always.
+      freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4).
+        An optimiser that decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
+      drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in
+        the first.
+      flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from
+        Ampere on, with dtype bfloat16.
+      dtype: of matrix products, float32 or bfloat16; parameters, norms, softmax and the residual
+        stream are float32 always.
     """
 
     width: int
@@ -94,49 +101,95 @@ class ViT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, drop_keys: jax.Array | None = None,
-                 attention: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        drop_keys: jax.Array | None = None,
+        attention: bool = False,
+    ) -> dict[str, jax.Array]:
         check_real(x=x)
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise ValueError(f"x has shape {x.shape}; ViT expects images [B, H, W, C] whose sides are multiples of its "
-                             f"patch of {self.patch} pixels.")
+            raise ValueError(
+                f"x has shape {x.shape}; ViT expects images [B, H, W, C] whose sides are "
+                f"multiples of its "
+                f"patch of {self.patch} pixels."
+            )
         batch, height, width, channels = x.shape
         theirs = self.variant == "moco_v3"
-        patch_bound = (6 / (channels * self.patch**2 + self.width))**0.5
-        x = nn.Conv(self.width, (self.patch,) * 2, (self.patch,) * 2, "VALID", dtype=self.dtype, name="patches",
-                    kernel_init=_uniform(patch_bound) if theirs else initializers.kernel("torch"),
-                    bias_init=nn.initializers.zeros if theirs
-                    else initializers.bias("torch", channels * self.patch**2))(x)
+        patch_bound = (6 / (channels * self.patch**2 + self.width)) ** 0.5
+        x = nn.Conv(
+            self.width,
+            (self.patch,) * 2,
+            (self.patch,) * 2,
+            "VALID",
+            dtype=self.dtype,
+            name="patches",
+            kernel_init=_uniform(patch_bound) if theirs else initializers.kernel("torch"),
+            bias_init=nn.initializers.zeros
+            if theirs
+            else initializers.bias("torch", channels * self.patch**2),
+        )(x)
         if self.freeze_patches:
             x = jax.lax.stop_gradient(x)
         x = x.reshape(batch, -1, self.width)
-        token = self.param("class_token", nn.initializers.normal(1e-6 if theirs else 0.02), (1, 1, self.width))
-        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
+        token = self.param(
+            "class_token", nn.initializers.normal(1e-6 if theirs else 0.02), (1, 1, self.width)
+        )
+        x = jnp.concatenate(
+            [jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], axis=1
+        )
         table = self._positions(height, width)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) + jnp.broadcast_to(table, x.shape)  # the stream is float32
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) + jnp.broadcast_to(
+            table, x.shape
+        )  # the stream is float32
         kernel = nn.initializers.xavier_uniform() if theirs else initializers.kernel("trunc_0.02")
-        qkv = _uniform((6 / (2 * self.width))**0.5) if theirs else kernel
-        keep = self._kept(batch, drop_keys) if train and drop_keys is not None and self.drop_path > 0 else None
+        qkv = _uniform((6 / (2 * self.width)) ** 0.5) if theirs else kernel
+        keep = (
+            self._kept(batch, drop_keys)
+            if train and drop_keys is not None and self.drop_path > 0
+            else None
+        )
         last, weights = [], None
         for i in range(self.depth):
-            block = Block(self.width, self.heads, self.mlp_ratio, kernel, qkv, self.flash, self.dtype, name=f"block{i + 1}")
-            x, weights = block(x, None if keep is None else keep[:, i], attention and i == self.depth - 1)
+            block = Block(
+                self.width,
+                self.heads,
+                self.mlp_ratio,
+                kernel,
+                qkv,
+                self.flash,
+                self.dtype,
+                name=f"block{i + 1}",
+            )
+            x, weights = block(
+                x, None if keep is None else keep[:, i], attention and i == self.depth - 1
+            )
             last.append(x[:, 0])
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm")
+        norm = nn.LayerNorm(
+            epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm"
+        )
         tokens = norm(x)
-        features = {"tokens": tokens, "blocks": norm(jnp.stack(last[-4:], axis=1)),
-                    "h": tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(axis=1)}
+        features = {
+            "tokens": tokens,
+            "blocks": norm(jnp.stack(last[-4:], axis=1)),
+            "h": tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(axis=1),
+        }
         return features if weights is None else features | {"attention": weights}
 
     def _positions(self, height: int, width: int) -> jax.Array:
         if self.variant == "moco_v3":
             return positions.sincos_2d(height // self.patch, width // self.patch, self.width)
         side = self.image_size // self.patch
-        table = self.param("positions", nn.initializers.normal(0.02), (1, 1 + side * side, self.width))
+        table = self.param(
+            "positions", nn.initializers.normal(0.02), (1, 1 + side * side, self.width)
+        )
         return positions.interpolate(jnp.asarray(table), height, width, patch=self.patch)
 
     def _kept(self, batch: int, keys: jax.Array) -> jax.Array:
-        """[B, depth, 2] factors: 0 where a branch is left out, 1 / (1 - its probability) where it is kept."""
+        """[B, depth, 2] factors: 0 where a branch is left out, 1 / (1 - its probability) where it
+        is kept."""
         rates = jnp.linspace(0.0, self.drop_path, self.depth)[None, :, None]
         drawn = jax.vmap(lambda key: jax.random.uniform(key, (self.depth, 2)))(keys)
         return jnp.where(drawn >= rates, 1 / (1 - rates), 0.0)
@@ -160,8 +213,9 @@ def _gelu(x: jax.Array) -> jax.Array:
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(D)) v of [B, T, heads, D].
 
-    Of all that is as large as [B, heads, T, T] one array is kept, in the dtype of q: exponentials before they are divided by
-    their sums. Differentiation would keep the softmax in float32 beside it, and take its products in float32.
+    Of all that is as large as [B, heads, T, T] one array is kept, in the dtype of q: exponentials
+    before they are divided by their sums. Differentiation would keep the softmax in float32 beside
+    it, and take its products in float32.
     """
     return _forward(q, k, v)[0]
 
@@ -171,11 +225,17 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple
     q, k, v = map(_padded, (q, k, v))
     logits = _logits(q, k)
     if tokens < logits.shape[-1]:
-        logits = jnp.where(jnp.arange(logits.shape[-1])[None, None, None, :] < tokens, logits, -jnp.inf)
+        logits = jnp.where(
+            jnp.arange(logits.shape[-1])[None, None, None, :] < tokens, logits, -jnp.inf
+        )
     exponentials = jnp.exp(logits - logits.max(-1, keepdims=True)).astype(q.dtype)
-    exponentials = lax.optimization_barrier(exponentials)  # else XLA keeps those before the rounding
+    exponentials = lax.optimization_barrier(
+        exponentials
+    )  # else XLA keeps those before the rounding
     sums = exponentials.astype(logits.dtype).sum(-1, keepdims=True)  # [B, heads, T, 1]
-    y = jnp.einsum("bhqk,bkhd->bqhd", exponentials, v, preferred_element_type=logits.dtype) / sums.swapaxes(1, 2)
+    y = jnp.einsum(
+        "bhqk,bkhd->bqhd", exponentials, v, preferred_element_type=logits.dtype
+    ) / sums.swapaxes(1, 2)
     return y.astype(q.dtype)[:, :tokens], (q, k, v, exponentials, sums)
 
 
@@ -183,11 +243,16 @@ def _backward(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ..
     q, k, v, exponentials, sums = kept
     tokens, wide = dy.shape[1], sums.dtype
     dy = (_padded(dy) / sums.swapaxes(1, 2)).astype(q.dtype)
-    d_weights, weights = jnp.einsum("bqhd,bkhd->bhqk", dy, v).astype(wide), exponentials.astype(wide)
+    d_weights, weights = (
+        jnp.einsum("bqhd,bkhd->bhqk", dy, v).astype(wide),
+        exponentials.astype(wide),
+    )
     d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True) / sums)
-    d_logits = (d_logits / q.shape[-1]**0.5).astype(q.dtype)
+    d_logits = (d_logits / q.shape[-1] ** 0.5).astype(q.dtype)
     d_q = jnp.einsum("bhqk,bkhd->bqhd", d_logits, k)
-    d_k, d_v = (jnp.einsum("bhqk,bqhd->bkhd", *pair) for pair in ((d_logits, q), (exponentials, dy)))
+    d_k, d_v = (
+        jnp.einsum("bhqk,bqhd->bkhd", *pair) for pair in ((d_logits, q), (exponentials, dy))
+    )
     return d_q[:, :tokens], d_k[:, :tokens], d_v[:, :tokens]
 
 
@@ -195,47 +260,71 @@ _attention.defvjp(_forward, _backward)
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    """x [B, T, heads, D] with zeros to a multiple of 8 tokens in 16 bits, as GPUs multiply: else XLA pads what is T x T."""
+    """x [B, T, heads, D] with zeros to a multiple of 8 tokens in 16 bits, as GPUs multiply: else
+    XLA pads what is T x T."""
     more = -x.shape[1] % 8 if x.dtype.itemsize == 2 else 0
     return jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
 
 
 def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(D)) v by cuDNN, [B, T, heads, D]: logits and weights [B, heads, T, T] stay inside its kernel."""
+    """softmax(q k / sqrt(D)) v by cuDNN, [B, T, heads, D]: logits and weights [B, heads, T, T] stay
+    inside its kernel."""
     batch, tokens = q.shape[:2]
     # cuDNN differentiates even lengths only: one more token, which nobody attends to.
     q, k, v = (jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0), (0, 0))) for x in (q, k, v))
     lengths = jnp.full(batch, tokens, jnp.int32)
     try:
-        y = jax.nn.dot_product_attention(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
-                                         implementation="cudnn")
+        y = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
     except RuntimeError as error:
-        raise ValueError(f"flash=True is cuDNN's attention, and jax says: {error} It needs an NVIDIA GPU and "
-                         "pip install '.[cuda]'; leave flash out elsewhere.") from error
+        raise ValueError(
+            f"flash=True is cuDNN's attention, and jax says: {error} It needs an NVIDIA GPU and "
+            "pip install '.[cuda]'; leave flash out elsewhere."
+        ) from error
     return y[:, :tokens]
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     """q k / sqrt(D) of [B, T, heads, D]: [B, heads, T, T], float32 at least."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) / q.shape[-1]**0.5
+    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) / q.shape[-1] ** 0.5
 
 
 def _uniform(bound: float) -> Callable[..., jax.Array]:
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
+
     return draw
 
 
-def make(*, size: str = "small", width: int | None = None, depth: int | None = None, heads: int | None = None,
-         patch: int = 16, image_size: int = 224, variant: str = "dino", pool: str = "cls", freeze_patches: bool = False,
-         drop_path: float = 0.0, flash: bool = False, dtype: str | None = "float32", axis_name: str | None = None) -> ViT:
-    """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width, depth and heads may be
-    replaced. `axis_name` is not read: nothing in it looks across examples.
+def make(
+    *,
+    size: str = "small",
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    patch: int = 16,
+    image_size: int = 224,
+    variant: str = "dino",
+    pool: str = "cls",
+    freeze_patches: bool = False,
+    drop_path: float = 0.0,
+    flash: bool = False,
+    dtype: str | None = "float32",
+    axis_name: str | None = None,
+) -> ViT:
+    """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width,
+    depth and heads may be replaced. `axis_name` is not read: nothing in it looks across examples.
 
     Raises:
-      ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path that is no probability,
-        flash in another dtype than bfloat16.
+      ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path
+        that is no probability, flash in another dtype than bfloat16.
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; have {', '.join(SIZES)}.")
@@ -246,12 +335,25 @@ def make(*, size: str = "small", width: int | None = None, depth: int | None = N
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}; expected a probability from 0, below 1.")
     if flash and dtype != "bfloat16":
-        raise ValueError(f"flash=True computes in 16 bits, and dtype is {dtype}; set dtype=bfloat16, or leave flash out.")
+        raise ValueError(
+            f"flash=True computes in 16 bits, and dtype is {dtype}; set dtype=bfloat16, or leave "
+            f"flash out."
+        )
     widths = [given or named for given, named in zip((width, depth, heads), SIZES[size])]
     if widths[0] % widths[2]:
         raise ValueError(f"width={widths[0]} is not divisible by heads={widths[2]}.")
     if variant == "dino" and image_size % patch:
         raise ValueError(f"image_size={image_size} is not a multiple of patch={patch}.")
-    return ViT(width=widths[0], depth=widths[1], heads=widths[2], patch=patch, image_size=image_size, variant=variant,
-               pool=pool, freeze_patches=freeze_patches, drop_path=drop_path, flash=flash,
-               dtype=None if dtype is None else jnp.dtype(dtype))
+    return ViT(
+        width=widths[0],
+        depth=widths[1],
+        heads=widths[2],
+        patch=patch,
+        image_size=image_size,
+        variant=variant,
+        pool=pool,
+        freeze_patches=freeze_patches,
+        drop_path=drop_path,
+        flash=flash,
+        dtype=None if dtype is None else jnp.dtype(dtype),
+    )

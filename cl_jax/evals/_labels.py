@@ -13,5 +13,7 @@ def check_classes(num_classes: int, **labels: Any) -> None:
             continue
         low, high = int(np.min(values)), int(np.max(values))
         if low < 0 or high >= num_classes:
-            raise ValueError(f"{name} go from {low} to {high}; expected 0 to {num_classes - 1} with num_classes="
-                             f"{num_classes}. Leave unlabelled rows out, or raise num_classes.")
+            raise ValueError(
+                f"{name} go from {low} to {high}; expected 0 to {num_classes - 1} with num_classes="
+                f"{num_classes}. Leave unlabelled rows out, or raise num_classes."
+            )

@@ -1,7 +1,9 @@
-"""How a set of features lies on the sphere: the figures of `losses.geometry` for a whole data set, by fixed names.
+"""How a set of features lies on the sphere: the figures of `losses.geometry` for a whole data set,
+by fixed names.
 
-Pairs are two views of an image, drawn as in training. Passed as training passes them, view by view in batches with their own
-statistics, they also tell whether batch norm marks a batch, which a method may learn to recognise its positives by.
+Pairs are two views of an image, drawn as in training. Passed as training passes them, view by view
+in batches with their own statistics, they also tell whether batch norm marks a batch, which a
+method may learn to recognise its positives by.
 """
 
 import functools
@@ -24,8 +26,14 @@ Array = jax.Array | np.ndarray
 PAIR_ROWS = 1024  # examples that pairs are drawn of
 
 
-def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Array] | None = None, *,
-            max_rows: int = 4096, seed: int = 0) -> dict[str, float]:
+def measure(
+    features: Array,
+    labels: Array | None = None,
+    pairs: tuple[Array, Array] | None = None,
+    *,
+    max_rows: int = 4096,
+    seed: int = 0,
+) -> dict[str, float]:
     """Alignment, uniformity, tolerance, effective rank and spread of features.
 
     All but the effective rank are of the rows scaled to norm 1.
@@ -39,19 +47,21 @@ def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Ar
 
     Returns:
       {name: value}, names as in `cl_jax.evals`:
-      "geometry/alignment": mean squared distance of a pair; 0 where all coincide, 2 for independent directions.
-      "geometry/uniformity": log mean exp(-2 d^2) over pairs of rows; 0 collapsed, towards -4 the more uniform.
-      "geometry/tolerance": mean over all pairs of rows of their cosine, where of one class, else 0;
-      "geometry/tolerance_same_class": over the pairs of one class only, which does not depend on their number.
-      "geometry/effective_rank": exp of the entropy of the singular values; 1 collapsed, at most min(N, D).
-      "geometry/feature_std": mean over the D of the standard deviation; 0 collapsed, near 1 / sqrt(D) when isotropic.
-      "geometry/relative_std": that times sqrt(D), the same in any dimension; 0 collapsed, 1 isotropic.
+      "geometry/alignment": mean squared distance of a pair; 0 where all coincide, 2 for independent
+      directions. "geometry/uniformity": log mean exp(-2 d^2) over pairs of rows; 0 collapsed,
+      towards -4 the more uniform. "geometry/tolerance": mean over all pairs of rows of their
+      cosine, where of one class, else 0; "geometry/tolerance_same_class": over the pairs of one
+      class only, which does not depend on their number. "geometry/effective_rank": exp of the
+      entropy of the singular values; 1 collapsed, at most min(N, D). "geometry/feature_std": mean
+      over the D of the standard deviation; 0 collapsed, near 1 / sqrt(D) when isotropic.
+      "geometry/relative_std": that times sqrt(D), the same in any dimension; 0 collapsed, 1
+      isotropic.
 
     Raises:
       ValueError: shapes that disagree.
 
-    Reference: Wang and Isola 2020 (alignment, uniformity); Wang and Liu 2021 (tolerance); Roy and Vetterli 2007
-    (effective rank); Chen and He 2021, figure 2 (standard deviation).
+    Reference: Wang and Isola 2020 (alignment, uniformity); Wang and Liu 2021 (tolerance); Roy and
+    Vetterli 2007 (effective rank); Chen and He 2021, figure 2 (standard deviation).
     """
     sizes = check("n d", features=features)
     check_count(max_rows=max_rows)
@@ -70,8 +80,9 @@ def measure(features: Array, labels: Array | None = None, pairs: tuple[Array, Ar
 
 
 def pair_source(source: Source, batch_size: int) -> Source | None:
-    """The first images of a source, then the second pictures of the same things ("image_b"), or the same images again:
-    2n examples, n in whole batches, two at least. None where the source is smaller than that."""
+    """The first images of a source, then the second pictures of the same things ("image_b"), or the
+    same images again: 2n examples, n in whole batches, two at least. None where the source is
+      smaller than that."""
     rows = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
     if rows < 2 * batch_size:
         return None
@@ -82,22 +93,32 @@ def pair_source(source: Source, batch_size: int) -> Source | None:
 
     arrays = None
     if source.arrays is not None:
-        arrays = {"image": np.concatenate([source.arrays[name][:rows] for name in ("image", second)])}
+        arrays = {
+            "image": np.concatenate([source.arrays[name][:rows] for name in ("image", second)])
+        }
     return Source(f"pairs of {source.name}", 2 * rows, read, {}, arrays)
 
 
-def drawn(method: Method, recipe: Recipe, train: bool) -> Callable[[State, Batch], dict[str, jax.Array]]:
-    """(State, batch) -> features of one view of each image; `train`: with the batch's own statistics."""
+def drawn(
+    method: Method, recipe: Recipe, train: bool
+) -> Callable[[State, Batch], dict[str, jax.Array]]:
+    """(State, batch) -> features of one view of each image; `train`: with the batch's own
+    statistics."""
+
     def features(state: State, batch: Batch) -> dict[str, jax.Array]:
         images = apply(recipe, example_keys(jax.random.key(0), batch["id"]), batch["image"])
         return method.features(*method.evaluated(state), images, train)[0]
+
     return features
 
 
 def fits(method: Method, recipe: Recipe, images: np.ndarray) -> bool:
     """Whether the method's network takes this recipe's views whole, as it takes clean images."""
     keys = jax.random.split(jax.random.key(0), len(images))
-    return jax.eval_shape(lambda x: apply(recipe, keys, x), images).shape == jax.eval_shape(method.clean, images).shape
+    return (
+        jax.eval_shape(lambda x: apply(recipe, keys, x), images).shape
+        == jax.eval_shape(method.clean, images).shape
+    )
 
 
 def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[str, float]:
@@ -105,19 +126,25 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
 
     Args:
       clean: [2, N, D] features of both views with the running statistics.
-      trained: [2, N, D] the same with the statistics of each batch of `batch_size` consecutive rows.
+      trained: [2, N, D] the same with the statistics of each batch of `batch_size` consecutive
+        rows.
 
     Returns:
-      "pairs/top1": share of first views whose nearest second view is of the same example, running statistics.
-      "pairs/same_batch": how surely the nearest second view of *another* example is of the same batch: 0 as often as
-        chance has it, 1 always. Images have no part in this; above 0, batch statistics mark the batch.
+      "pairs/top1": share of first views whose nearest second view is of the same example, running
+      statistics. "pairs/same_batch": how surely the nearest second view of *another* example is of
+      the same batch: 0 as often as
+        chance has it, 1 always. Images have no part in this; above 0, batch statistics mark the
+        batch.
     """
     near = np.asarray(_nearest(clean, False))
     other = np.asarray(_nearest(trained, True))
     rows, batches = np.arange(len(near)), len(near) // batch_size
     chance = (batch_size - 1) / (batches * batch_size - 1)
     same = float(np.mean(other // batch_size == rows // batch_size))
-    return {evals.PAIRS_TOP1: float(np.mean(near == rows)), evals.PAIRS_SAME_BATCH: (same - chance) / (1 - chance)}
+    return {
+        evals.PAIRS_TOP1: float(np.mean(near == rows)),
+        evals.PAIRS_SAME_BATCH: (same - chance) / (1 - chance),
+    }
 
 
 def _draw(count: int, max_rows: int, seed: int) -> np.ndarray:
@@ -129,9 +156,11 @@ def _draw(count: int, max_rows: int, seed: int) -> np.ndarray:
 @jax.jit
 def _of_rows(features, labels):
     x = unit(features)
-    values = {evals.GEOMETRY_UNIFORMITY: measures.uniformity(x, block_size=1024),
-              evals.GEOMETRY_EFFECTIVE_RANK: measures.effective_rank(wide(features)),
-              evals.GEOMETRY_FEATURE_STD: jnp.mean(jnp.std(x, axis=0))}
+    values = {
+        evals.GEOMETRY_UNIFORMITY: measures.uniformity(x, block_size=1024),
+        evals.GEOMETRY_EFFECTIVE_RANK: measures.effective_rank(wide(features)),
+        evals.GEOMETRY_FEATURE_STD: jnp.mean(jnp.std(x, axis=0)),
+    }
     if labels is not None:
         tolerance = measures.tolerance(x, labels)
         values[evals.GEOMETRY_TOLERANCE] = tolerance.all_pairs
@@ -143,7 +172,9 @@ def _of_rows(features, labels):
 def _nearest(pairs, others_only):
     """[N] the most similar second view of each first one."""
     cosine = unit(pairs[0]) @ unit(pairs[1]).T
-    return jnp.argmax(jnp.where(jnp.eye(len(cosine), dtype=bool) & others_only, -2.0, cosine), axis=1)
+    return jnp.argmax(
+        jnp.where(jnp.eye(len(cosine), dtype=bool) & others_only, -2.0, cosine), axis=1
+    )
 
 
 @jax.jit

@@ -1,4 +1,5 @@
-"""The weighted k-nearest-neighbour vote of InstDisc, streamed over blocks of the bank on the device."""
+"""The weighted k-nearest-neighbour vote of InstDisc, streamed over blocks of the bank on the
+device."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,10 +17,12 @@ Array = jax.Array | np.ndarray
 
 
 class Knn(NamedTuple):
-    """top1, top5: share of the queries whose label wins, or is among the five first; NaN without labels.
+    """top1, top5: share of the queries whose label wins, or is among the five first; NaN without
+    labels.
 
-    votes: [M, C] sums of exp(s / T) per class. Prediction does not depend on their range: a sum that is too large for
-    the type is inf here and still compared rightly there. prediction: [M] int32.
+    votes: [M, C] sums of exp(s / T) per class. Prediction does not depend on their range: a sum
+    that is too large for the type is inf here and still compared rightly there. prediction: [M]
+    int32.
     """
 
     top1: jax.Array
@@ -28,15 +31,25 @@ class Knn(NamedTuple):
     prediction: jax.Array
 
 
-def knn(bank: Array, bank_labels: Array, features: Array, labels: Array | None = None, *, k: int,
-        temperature: float, num_classes: int, normalise: bool = True, block_size: int = 4096,
-        query_size: int = 1024) -> Knn:
+def knn(
+    bank: Array,
+    bank_labels: Array,
+    features: Array,
+    labels: Array | None = None,
+    *,
+    k: int,
+    temperature: float,
+    num_classes: int,
+    normalise: bool = True,
+    block_size: int = 4096,
+    query_size: int = 1024,
+) -> Knn:
     """Classifies each query by its k most similar bank rows, each voting for its label.
 
     vote_c = sum_{j in the k nearest of x, y_j = c} exp(s_j / T),   s_j = x . bank_j
 
-    Of equally similar rows the first in the bank counts as nearer, and of classes with equal votes the first wins
-    (so do classes without votes, at 0, in top5).
+    Of equally similar rows the first in the bank counts as nearer, and of classes with equal votes
+    the first wins (so do classes without votes, at 0, in top5).
 
     Args:
       bank: [N, D] features of the training set.
@@ -46,7 +59,8 @@ def knn(bank: Array, bank_labels: Array, features: Array, labels: Array | None =
       k: neighbours; 200 in InstDisc, InvaSpread and MoCo's CIFAR demo, 20 in DINO.
       temperature: T; 0.1 on CIFAR, 0.07 on ImageNet.
       num_classes: C.
-      normalise: makes s the cosine; False takes the rows as they are. A zero row has similarity 0 to all.
+      normalise: makes s the cosine; False takes the rows as they are. A zero row has similarity 0
+        to all.
       block_size, query_size: bank rows and queries that meet at a time: the largest array is
         [query_size, k + block_size].
 
@@ -56,8 +70,8 @@ def knn(bank: Array, bank_labels: Array, features: Array, labels: Array | None =
     Raises:
       ValueError: shapes that disagree, k above N, T <= 0, labels outside 0 .. C - 1.
 
-    Reference: Wu et al. 2018, arXiv 1805.01978, section 3.4; the authors' `test.py`; MoCo's `knn_predict` and DINO's
-    `knn_classifier` are the same rule.
+    Reference: Wu et al. 2018, arXiv 1805.01978, section 3.4; the authors' `test.py`; MoCo's
+    `knn_predict` and DINO's `knn_classifier` are the same rule.
     """
     sizes = check("m d", check("n d", bank=bank), features=features)
     check_integer("n", sizes, bank_labels=bank_labels)
@@ -68,11 +82,29 @@ def knn(bank: Array, bank_labels: Array, features: Array, labels: Array | None =
     check_positive(temperature=temperature)
     check_count(num_classes=num_classes)
     _check_search(sizes["n"], sizes["m"], k, block_size, query_size)
-    return _knn(bank, bank_labels, features, labels, temperature, k, num_classes, normalise, block_size, query_size)
+    return _knn(
+        bank,
+        bank_labels,
+        features,
+        labels,
+        temperature,
+        k,
+        num_classes,
+        normalise,
+        block_size,
+        query_size,
+    )
 
 
-def neighbours(bank: Array, queries: Array, k: int, *, normalise: bool = True, block_size: int = 4096,
-               query_size: int = 1024) -> jax.Array:
+def neighbours(
+    bank: Array,
+    queries: Array,
+    k: int,
+    *,
+    normalise: bool = True,
+    block_size: int = 4096,
+    query_size: int = 1024,
+) -> jax.Array:
     """The k bank rows most similar to each query, nearest first, the first of equals first.
 
     Args:
@@ -92,30 +124,54 @@ def neighbours(bank: Array, queries: Array, k: int, *, normalise: bool = True, b
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
-    """The features of the raw-pixel baseline: [N, H, W, C] uint8 -> [N, H * W * C] float32 in [0, 1], not centred."""
+    """The features of the raw-pixel baseline: [N, H, W, C] uint8 -> [N, H * W * C] float32 in [0,
+    1], not centred."""
     if np.ndim(images) != 4 or images.dtype != np.uint8:
-        raise ValueError(f"images are {images.dtype}{list(np.shape(images))}; expected uint8 [N, H, W, C].")
+        raise ValueError(
+            f"images are {images.dtype}{list(np.shape(images))}; expected uint8 [N, H, W, C]."
+        )
     return np.asarray(images).reshape(len(images), -1) / np.float32(255)
 
 
 def _check_search(rows: int, queries: int, k: int, block_size: int, query_size: int) -> None:
     check_count(k=k, block_size=block_size, query_size=query_size)
     if k > rows:
-        raise ValueError(f"k is {k} but the bank has {rows} rows; expected k <= N. Lower k (the published 200 asks for "
-                         "that many training examples), or give the whole training set.")
+        raise ValueError(
+            f"k is {k} but the bank has {rows} rows; expected k <= N. Lower k (the published 200 "
+            f"asks for "
+            "that many training examples), or give the whole training set."
+        )
     if queries == 0:
         raise ValueError("there are no queries: features have 0 rows.")
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
-def _knn(bank, bank_labels, features, labels, temperature, k, num_classes, normalise, block_size, query_size):
+def _knn(
+    bank,
+    bank_labels,
+    features,
+    labels,
+    temperature,
+    k,
+    num_classes,
+    normalise,
+    block_size,
+    query_size,
+):
     def vote(queries):
-        # The barrier keeps the slice below out of the search, where XLA would make a full sort of the top k.
-        similarity, nearest = lax.optimization_barrier(_search(bank, queries, k, normalise, block_size))
+        # The barrier keeps the slice below out of the search, where XLA would make a full sort of
+        # the top k.
+        similarity, nearest = lax.optimization_barrier(
+            _search(bank, queries, k, normalise, block_size)
+        )
         # Relative to the nearest: exp(1 / 0.01) is above what float32 holds.
         weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
         rows = jnp.arange(queries.shape[0])[:, None]
-        votes = jnp.zeros((queries.shape[0], num_classes), weight.dtype).at[rows, bank_labels[nearest]].add(weight)
+        votes = (
+            jnp.zeros((queries.shape[0], num_classes), weight.dtype)
+            .at[rows, bank_labels[nearest]]
+            .add(weight)
+        )
         first = lax.top_k(votes, min(5, num_classes))[1]
         scale = jnp.exp(similarity[:, :1] / temperature)
         return jnp.where(votes > 0, votes * scale, 0.0), first
@@ -131,7 +187,9 @@ def _knn(bank, bank_labels, features, labels, temperature, k, num_classes, norma
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _neighbours(bank, queries, k, normalise, block_size, query_size):
-    return _by_blocks(lambda block: _search(bank, block, k, normalise, block_size)[1], queries, query_size)
+    return _by_blocks(
+        lambda block: _search(bank, block, k, normalise, block_size)[1], queries, query_size
+    )
 
 
 def _by_blocks(f, queries, query_size):
@@ -162,5 +220,8 @@ def _search(bank, queries, k, normalise, block_size):
         kept = jnp.take_along_axis(nearest, jnp.minimum(at, k - 1), axis=1)
         return (similarity, jnp.where(at < k, kept, start + at - k)), None
 
-    none = (jnp.full((queries.shape[0], k), -jnp.inf, dtype), jnp.zeros((queries.shape[0], k), jnp.int32))
+    none = (
+        jnp.full((queries.shape[0], k), -jnp.inf, dtype),
+        jnp.zeros((queries.shape[0], k), jnp.int32),
+    )
     return lax.scan(step, none, jnp.arange(-(-size // block), dtype=jnp.int32))[0]

@@ -17,15 +17,23 @@ BASELINES = ("#8a6d3b", "#7a5195", "#5b6570", "#a04040")
 TILE, GAP, FRAME, MARGIN, TEXT = 96, 8, 5, 24, 34  # pixels
 
 
-def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[float], baselines: Mapping[str, float],
-              *, title: str = "kNN accuracy", xlabel: str = "epoch") -> None:
+def knn_curve(
+    path: str | os.PathLike,
+    steps: Sequence[float],
+    values: Sequence[float],
+    baselines: Mapping[str, float],
+    *,
+    title: str = "kNN accuracy",
+    xlabel: str = "epoch",
+) -> None:
     """Accuracy over training with horizontal lines for what needs none: 1050 x 675 pixels.
 
     Args:
       path: of the PNG; its folder is made.
       steps: [E] positions on the x axis.
       values: [E] accuracies, shares from 0 to 1.
-      baselines: {name: accuracy}; of a name such as "knn/raw_pixels" the last part is written: raw pixels.
+      baselines: {name: accuracy}; of a name such as "knn/raw_pixels" the last part is written: raw
+        pixels.
       title, xlabel: text.
 
     Raises:
@@ -33,7 +41,10 @@ def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[
     """
     x, y = np.asarray(steps, float), np.asarray(values, float)
     if x.shape != y.shape or x.ndim != 1 or not x.size:
-        raise ValueError(f"steps have shape {x.shape} and values {y.shape}; expected one value per step, at least one.")
+        raise ValueError(
+            f"steps have shape {x.shape} and values {y.shape}; expected one value per step, at "
+            f"least one."
+        )
     figure = Figure(figsize=(7, 4.5), dpi=DPI)
     axes = figure.add_axes((0.085, 0.125, 0.66, 0.79))
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
@@ -59,24 +70,51 @@ def knn_curve(path: str | os.PathLike, steps: Sequence[float], values: Sequence[
         axes.axhline(100 * value, color=colour, linewidth=1.4, linestyle=(0, (5, 3)))
         text = name.rsplit("/", 1)[-1].replace("_", " ")
         names.append((100 * value, f"{text}  {100 * value:.1f}%", colour, "normal"))
-    axes.plot(x, 100 * y, color=LINE, linewidth=2.2, marker="o", markersize=5 if x.size <= 40 else 0, clip_on=False)
+    axes.plot(
+        x,
+        100 * y,
+        color=LINE,
+        linewidth=2.2,
+        marker="o",
+        markersize=5 if x.size <= 40 else 0,
+        clip_on=False,
+    )
     if finite.size:
         last = 100 * finite[-1]
         names.append((last, f"trained  {last:.1f}%", LINE, "bold"))
     # Room on the right for the names of the lines, in points.
     room = 12 + 5.9 * max((len(text) for _, text, *_ in names), default=0)
     axes.set_position((0.085, 0.125, max(1 - 0.085 - room / (7 * 72), 0.3), 0.79))
-    heights = _apart([height for height, *_ in names], 0.058 * axes.get_ylim()[1], axes.get_ylim()[1])
+    heights = _apart(
+        [height for height, *_ in names], 0.058 * axes.get_ylim()[1], axes.get_ylim()[1]
+    )
     for height, (_, text, colour, weight) in zip(heights, names):
-        axes.annotate(text, (1, height), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      va="center", fontsize=9.5, color=colour, fontweight=weight, annotation_clip=False)
+        axes.annotate(
+            text,
+            (1, height),
+            (8, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            color=colour,
+            fontweight=weight,
+            annotation_clip=False,
+        )
     _save(figure, path)
 
 
-def neighbour_grid(path: str | os.PathLike, queries: np.ndarray, neighbours: np.ndarray,
-                   correct: np.ndarray | None = None, *, query_title: str = "query",
-                   title: str = "nearest training images") -> None:
-    """One row per query: the query, then its nearest images, framed by whether they share its label.
+def neighbour_grid(
+    path: str | os.PathLike,
+    queries: np.ndarray,
+    neighbours: np.ndarray,
+    correct: np.ndarray | None = None,
+    *,
+    query_title: str = "query",
+    title: str = "nearest training images",
+) -> None:
+    """One row per query: the query, then its nearest images, framed by whether they share its
+    label.
 
     Args:
       path: of the PNG; its folder is made.
@@ -89,39 +127,61 @@ def neighbour_grid(path: str | os.PathLike, queries: np.ndarray, neighbours: np.
       ValueError: other shapes or dtypes.
     """
     queries, neighbours = np.asarray(queries), np.asarray(neighbours)
-    if neighbours.ndim != 5 or neighbours.shape[:1] + neighbours.shape[2:] != queries.shape or not neighbours.size:
-        raise ValueError(f"queries have shape {queries.shape} and neighbours {neighbours.shape}; expected [Q, H, W, C] "
-                         "and [Q, K, H, W, C].")
+    if (
+        neighbours.ndim != 5
+        or neighbours.shape[:1] + neighbours.shape[2:] != queries.shape
+        or not neighbours.size
+    ):
+        raise ValueError(
+            f"queries have shape {queries.shape} and neighbours {neighbours.shape}; expected [Q, "
+            f"H, W, C] "
+            "and [Q, K, H, W, C]."
+        )
     count, near = neighbours.shape[:2]
     if correct is not None and np.shape(correct) != (count, near):
         raise ValueError(f"correct has shape {np.shape(correct)}; expected {(count, near)}.")
     colours = None
     if correct is not None:
-        colours = [[None, *(SAME if same else OTHER for same in row)] for row in np.asarray(correct) != 0]
+        colours = [
+            [None, *(SAME if same else OTHER for same in row)] for row in np.asarray(correct) != 0
+        ]
     tiles = [[query, *row] for query, row in zip(queries, neighbours)]
     legend = []
     if correct is not None:
         share = np.mean(np.asarray(correct) != 0)
-        legend = [(SAME, f"same label ({100 * share:.0f}%)"), (OTHER, f"another label ({100 * (1 - share):.0f}%)")]
+        legend = [
+            (SAME, f"same label ({100 * share:.0f}%)"),
+            (OTHER, f"another label ({100 * (1 - share):.0f}%)"),
+        ]
     _mosaic(path, tiles, [query_title, title], colours, legend)
 
 
-def views_grid(path: str | os.PathLike, originals: np.ndarray, views: Sequence[np.ndarray], *,
-               original_title: str = "original", title: str = "augmented views") -> None:
+def views_grid(
+    path: str | os.PathLike,
+    originals: np.ndarray,
+    views: Sequence[np.ndarray],
+    *,
+    original_title: str = "original",
+    title: str = "augmented views",
+) -> None:
     """One row per example: the image, then its views.
 
     Args:
       path: of the PNG; its folder is made.
       originals: [Q, H, W, C] uint8, C 1 or 3.
-      views: each [Q, h, w, C], uint8 or float in [0, 1], before the normalisation; the sizes may differ.
+      views: each [Q, h, w, C], uint8 or float in [0, 1], before the normalisation; the sizes may
+        differ.
       original_title, title: over the first column and over the others.
 
     Raises:
       ValueError: other shapes or dtypes, no views.
     """
     if not views or any(len(view) != len(originals) for view in views) or not len(originals):
-        raise ValueError(f"{len(originals)} originals and views of {[len(view) for view in views]}; expected at least "
-                         "one view, each with a picture per original.")
+        raise ValueError(
+            f"{len(originals)} originals and views of {[len(view) for view in views]}; expected "
+            f"at least "
+            "one view, each with a picture per original."
+        )
     tiles = [list(row) for row in zip(np.asarray(originals), *(np.asarray(view) for view in views))]
     _mosaic(path, tiles, [original_title, title], None, [])
 
@@ -141,26 +201,33 @@ def _mosaic(path, tiles, titles, colours, legend):
         for column, picture in enumerate(pictures):
             y, x = MARGIN + TEXT + row * (cell + GAP), left[column]
             if colours is not None and colours[row][column] is not None:
-                canvas[y:y + cell, x:x + cell] = _rgb(colours[row][column])
+                canvas[y : y + cell, x : x + cell] = _rgb(colours[row][column])
             shown = _enlarge(picture, side)
             dy, dx = ((cell - size) // 2 for size in shown.shape[:2])
-            canvas[y + dy:y + dy + shown.shape[0], x + dx:x + dx + shown.shape[1]] = shown
+            canvas[y + dy : y + dy + shown.shape[0], x + dx : x + dx + shown.shape[1]] = shown
     for number, (colour, _) in enumerate(legend):
         x = left[0] + FRAME + 220 * number
-        canvas[bottom + 20:bottom + 36, x:x + 16] = _rgb(colour)
+        canvas[bottom + 20 : bottom + 36, x : x + 16] = _rgb(colour)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     figure.figimage(canvas)
-    words = [(left[0] + FRAME, MARGIN + TEXT / 2 - 6, titles[0], "bold"),
-             (left[1] + FRAME, MARGIN + TEXT / 2 - 6, titles[1], "bold"),
-             *((left[0] + FRAME + 220 * number + 26, bottom + 28, text, "normal")
-               for number, (_, text) in enumerate(legend))]
+    words = [
+        (left[0] + FRAME, MARGIN + TEXT / 2 - 6, titles[0], "bold"),
+        (left[1] + FRAME, MARGIN + TEXT / 2 - 6, titles[1], "bold"),
+        *(
+            (left[0] + FRAME + 220 * number + 26, bottom + 28, text, "normal")
+            for number, (_, text) in enumerate(legend)
+        ),
+    ]
     for x, y, text, weight in words:
-        figure.text(x / width, 1 - y / height, text, va="center", fontsize=8.5, color=INK, fontweight=weight)
+        figure.text(
+            x / width, 1 - y / height, text, va="center", fontsize=8.5, color=INK, fontweight=weight
+        )
     _save(figure, path)
 
 
 def _enlarge(picture, side):
-    """[h, w, C] -> uint8 [H, W, 3], the longer side as many whole times larger as fit into `side`."""
+    """[h, w, C] -> uint8 [H, W, 3], the longer side as many whole times larger as fit into
+    `side`."""
     picture = np.asarray(picture)
     if picture.ndim != 3 or picture.shape[2] not in (1, 3):
         raise ValueError(f"a picture has shape {picture.shape}; expected [H, W, 1] or [H, W, 3].")
@@ -174,20 +241,27 @@ def _enlarge(picture, side):
 
 
 def _rgb(colour):
-    return [int(colour[at:at + 2], 16) for at in (1, 3, 5)]
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
 
 
 def _apart(heights, gap, top):
-    """The heights, moved as little as possible (in squares) so that no two are closer than `gap`, within [0, top]."""
+    """The heights, moved as little as possible (in squares) so that no two are closer than `gap`,
+    within [0, top]."""
     order = np.argsort(heights, kind="stable")
     groups = []  # heights less the room below, to be made non-decreasing: pool adjacent violators
     for number, at in enumerate(order):
         groups.append([heights[at] - number * gap])
         while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
             groups[-2:] = [groups[-2] + groups[-1]]
-    level = np.concatenate([np.full(len(group), np.mean(group)) for group in groups]) if groups else np.zeros(0)
+    level = (
+        np.concatenate([np.full(len(group), np.mean(group)) for group in groups])
+        if groups
+        else np.zeros(0)
+    )
     moved = np.empty(len(order))
-    moved[order] = np.clip(level, 0, max(top - gap * (len(order) - 1), 0)) + gap * np.arange(len(order))
+    moved[order] = np.clip(level, 0, max(top - gap * (len(order) - 1), 0)) + gap * np.arange(
+        len(order)
+    )
     return moved
 
 

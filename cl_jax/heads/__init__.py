@@ -1,1 +1,2 @@
-"""What stands between features and a loss; import the one you need: `from cl_jax.heads import mlp`."""
+"""What stands between features and a loss; import the one you need: `from cl_jax.heads import
+mlp`."""

@@ -8,7 +8,8 @@ from cl_jax.core.shapes import check, check_integer
 
 
 class JigsawHead(nn.Module):
-    """Each crop through a layer or two, the crops of an image shuffled and concatenated, one layer, unit norm.
+    """Each crop through a layer or two, the crops of an image shuffled and concatenated, one layer,
+    unit norm.
 
     width: D of the output and of each crop's embedding.
     num_crops: crops per image, 9 in PIRL and InfoMin.
@@ -21,15 +22,19 @@ class JigsawHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, permutations: jax.Array) -> jax.Array:
-        """[B * num_crops, F] features, the crops of one image together, and [B, num_crops] orders -> [B, width].
+        """[B * num_crops, F] features, the crops of one image together, and [B, num_crops] orders
+        -> [B, width].
 
         Place j of the concatenation holds crop permutations[i, j] of image i.
         """
         sizes = check("n f", h=h)
         check_integer(f"b {self.num_crops}", permutations=permutations)
         if sizes["n"] != permutations.shape[0] * self.num_crops:
-            raise ValueError(f"h has {sizes['n']} rows; expected {permutations.shape[0]} images times {self.num_crops} "
-                             "crops, the crops of one image together.")
+            raise ValueError(
+                f"h has {sizes['n']} rows; expected {permutations.shape[0]} images times "
+                f"{self.num_crops} "
+                "crops, the crops of one image together."
+            )
         if self.mlp:
             h = nn.relu(nn.Dense(sizes["f"], name="fc1_hidden")(h))
         h = nn.Dense(self.width, name="fc1")(h)

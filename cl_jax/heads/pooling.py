@@ -17,12 +17,14 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
       cls             first token of the last layer
       avg             mean over tokens of the last layer
       avg_top2        mean over tokens of the mean of the last two layers
-      avg_first_last  mean over tokens of the mean of the first layer (index 1, not the embeddings) and the last
+      avg_first_last  mean over tokens of the mean of the first layer (index 1, not the embeddings)
+      and the last
 
     Args:
       hidden_states: [1 + L, B, T, D], the embeddings and then the output of each of the L layers.
       attention_mask: [B, T], 1 at tokens, 0 at padding; any real or integer type.
-      pooler: one of the above. SimCSE feeds "cls" to `SentenceHead`, or leaves the head out at evaluation.
+      pooler: one of the above. SimCSE feeds "cls" to `SentenceHead`, or leaves the head out at
+        evaluation.
 
     Returns:
       [B, D]. A sentence without a token is 0 (NaN in the authors' code), but for "cls".
@@ -36,11 +38,15 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
     if pooler not in POOLERS:
         raise ValueError(f"pooler is {pooler!r}; expected one of {', '.join(POOLERS)}.")
     if attention_mask.shape != (sizes["b"], sizes["t"]):
-        raise ValueError(f"attention_mask has shape {attention_mask.shape}; expected [B, T] = "
-                         f"{(sizes['b'], sizes['t'])} as in hidden_states.")
+        raise ValueError(
+            f"attention_mask has shape {attention_mask.shape}; expected [B, T] = "
+            f"{(sizes['b'], sizes['t'])} as in hidden_states."
+        )
     if sizes["l"] < 2:
-        raise ValueError(f"hidden_states have shape {hidden_states.shape}; expected [1 + L, B, T, D] with the "
-                         "embeddings first and at least one layer.")
+        raise ValueError(
+            f"hidden_states have shape {hidden_states.shape}; expected [1 + L, B, T, D] with the "
+            "embeddings first and at least one layer."
+        )
     if pooler == "cls":
         return hidden_states[-1, :, 0]
     last = hidden_states[-1]
@@ -55,12 +61,15 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
 
 
 class SentenceHead(nn.Module):
-    """SimCSE's head: tanh of a square linear layer, new-born. Unsupervised: in training only; supervised: kept."""
+    """SimCSE's head: tanh of a square linear layer, new-born. Unsupervised: in training only;
+    supervised: kept."""
 
     dtype: Any = None
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         check("... d", h=h)
-        dense = nn.Dense(h.shape[-1], kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="dense")
+        dense = nn.Dense(
+            h.shape[-1], kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="dense"
+        )
         return nn.tanh(dense(h))

@@ -1,4 +1,5 @@
-"""Prototypes: trainable cluster centres scored by a dot product, as SwAV and DeepCluster-v2 have them."""
+"""Prototypes: trainable cluster centres scored by a dot product, as SwAV and DeepCluster-v2 have
+them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +11,16 @@ import jax.numpy as jnp
 from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
 
-NAME = "prototypes"  # the parameter's last path element, by which `project` and optimiser settings find it
+# the parameter's last path element, by which `project` and optimiser settings find it
+NAME = "prototypes"
 
 
 class Prototypes(nn.Module):
     """scores = z C^T for z [B, D] and C [num_prototypes, D], no bias; the caller normalises z.
 
-    Scores are cosines where `project` has put the rows of C on the unit sphere: before every step in SwAV, once after
-    k-means in DeepCluster-v2. C starts as nn.Linear does, U(+-1/sqrt(D)). Scores are float32 at least.
+    Scores are cosines where `project` has put the rows of C on the unit sphere: before every step
+    in SwAV, once after k-means in DeepCluster-v2. C starts as nn.Linear does, U(+-1/sqrt(D)).
+    Scores are float32 at least.
     """
 
     num_prototypes: int
@@ -37,9 +40,12 @@ def unit_rows(rows: jax.Array) -> jax.Array:
 
 
 def project(params: Mapping[str, Any]) -> Any:
-    """The same parameters with every "prototypes" array on the unit sphere, row by row; the rest untouched."""
+    """The same parameters with every "prototypes" array on the unit sphere, row by row; the rest
+    untouched."""
+
     def leaf(path, value):
         return unit_rows(value) if getattr(path[-1], "key", None) == NAME else value
+
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 

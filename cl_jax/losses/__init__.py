@@ -1,12 +1,19 @@
-"""Losses: pure functions on arrays that import jax alone. Every public function of the modules here is also a name here.
+"""Losses: pure functions on arrays that import jax alone. Every public function of the modules here
+is also a name here.
 
-Where a module and its function share a name, `nce` and `calm` are the modules (`nce.nce`, `calm.calm`), `contrast` and
-`inva_spread` the functions. `cross_entropy` is that of `assignments`, which leaves ignored labels out.
+Where a module and its function share a name, `nce` and `calm` are the modules (`nce.nce`,
+`calm.calm`), `contrast` and `inva_spread` the functions. `cross_entropy` is that of `assignments`,
+which leaves ignored labels out.
 """
 
 from cl_jax.core.numerics import unit
 from cl_jax.losses import calm, nce
-from cl_jax.losses.adversarial import AdversarialContrast, AdversarialView, adversarial_contrast, adversarial_view
+from cl_jax.losses.adversarial import (
+    AdversarialContrast,
+    AdversarialView,
+    adversarial_contrast,
+    adversarial_view,
+)
 from cl_jax.losses.assignments import cross_entropy, deepcluster_v2, sinkhorn, swav, swav_codes
 from cl_jax.losses.calm import shift_right, token_counts, token_cross_entropy, token_log_likelihood
 from cl_jax.losses.clusters import (
@@ -39,7 +46,14 @@ from cl_jax.losses.contrast import (
     same_id,
     same_label,
 )
-from cl_jax.losses.distillation import SoftLabels, crd, embed, knowledge_distillation, soft_label_rows, soft_labels
+from cl_jax.losses.distillation import (
+    SoftLabels,
+    crd,
+    embed,
+    knowledge_distillation,
+    soft_label_rows,
+    soft_labels,
+)
 from cl_jax.losses.generation import (
     TwoC,
     contragan_discriminator,
@@ -64,7 +78,14 @@ from cl_jax.losses.geometry import (
     tolerance,
     uniformity,
 )
-from cl_jax.losses.graph import Expectations, cosine_logits, graphcl, graphcl_rows, infograph, infograph_expectations
+from cl_jax.losses.graph import (
+    Expectations,
+    cosine_logits,
+    graphcl,
+    graphcl_rows,
+    infograph,
+    infograph_expectations,
+)
 from cl_jax.losses.hardness import (
     HCLTerms,
     Mixtures,
@@ -86,7 +107,14 @@ from cl_jax.losses.hardness import (
     simple,
     simple_rows,
 )
-from cl_jax.losses.image_text import clamp_log_scale, clip, clip_logits, clip_rows, siglip, siglip_rows
+from cl_jax.losses.image_text import (
+    clamp_log_scale,
+    clip,
+    clip_logits,
+    clip_rows,
+    siglip,
+    siglip_rows,
+)
 from cl_jax.losses.infonce import (
     Logits,
     core_view,
@@ -116,7 +144,12 @@ from cl_jax.losses.mixing import (
     mix_inputs,
     own_share,
 )
-from cl_jax.losses.mutual_information import dim_divergence, dim_donsker_varadhan, dim_infonce, expectations
+from cl_jax.losses.mutual_information import (
+    dim_divergence,
+    dim_donsker_varadhan,
+    dim_infonce,
+    expectations,
+)
 from cl_jax.losses.nce import (
     Normalizer,
     bank_logits,

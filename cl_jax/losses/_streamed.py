@@ -1,4 +1,5 @@
-"""The streamed sums: tile by tile, on one device or passed round a ring, with a gradient that recomputes the tiles."""
+"""The streamed sums: tile by tile, on one device or passed round a ring, with a gradient that
+recomputes the tiles."""
 
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from cl_jax.losses._sums import LOG_ZERO, Contrast, Pair, Pairs, finish
 
 
 class _Grid(NamedTuple):
-    """Tiles of a matrix with `rows` x `cols` entries: `down` x `across` of them, each `high` x `wide`."""
+    """Tiles of a matrix with `rows` x `cols` entries: `down` x `across` of them, each `high` x
+    `wide`."""
 
     rows: int
     cols: int
@@ -39,8 +41,12 @@ class _Grid(NamedTuple):
         """body(i, j, state) -> state over all tiles."""
         if self.down == self.across == 1:
             return body(0, 0, state)
-        return lax.fori_loop(0, self.down * self.across,
-                             lambda t, state: body(t // self.across, t % self.across, state), state)
+        return lax.fori_loop(
+            0,
+            self.down * self.across,
+            lambda t, state: body(t // self.across, t % self.across, state),
+            state,
+        )
 
 
 def _side(size: int, block_size: int | None) -> int:
@@ -53,11 +59,13 @@ def _side(size: int, block_size: int | None) -> int:
 
 def _cut(tree, side: int):
     """[N, ...] -> [N / side, side, ...], the last tile filled up with the last entry."""
+
     def cut(x):
         fill = -x.shape[0] % side
         if fill:
             x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (fill, *x.shape[1:]))])
         return x.reshape(-1, side, *x.shape[1:])
+
     return jax.tree.map(cut, tree)
 
 
@@ -93,13 +101,21 @@ def _around(ring: str | None, body, home, travelling):
 
 def _floats(pairs: Pairs) -> tuple[dict, dict]:
     """The arrays that receive gradient, and the others."""
-    inexact = {name for name, x in pairs.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
-    return {n: x for n, x in pairs.items() if n in inexact}, {n: x for n, x in pairs.items() if n not in inexact}
+    inexact = {
+        name for name, x in pairs.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    }
+    return {n: x for n, x in pairs.items() if n in inexact}, {
+        n: x for n, x in pairs.items() if n not in inexact
+    }
 
 
 def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) -> Contrast:
-    grid = _Grid(queries.shape[0], keys.shape[0], _side(queries.shape[0], block_size),
-                 _side(keys.shape[0], block_size))
+    grid = _Grid(
+        queries.shape[0],
+        keys.shape[0],
+        _side(queries.shape[0], block_size),
+        _side(keys.shape[0], block_size),
+    )
     wide, axes = wide_type(queries.dtype), axes_of(queries)
     variable = not isinstance(scale, (int, float))
 
@@ -111,7 +127,9 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         m, total, terms = sums
         if w is not None:
             highest = jnp.maximum(m, jnp.max(w, axis))
-            total = total * jnp.exp(m - highest) + jnp.sum(jnp.exp(w - jnp.expand_dims(highest, axis)), axis)
+            total = total * jnp.exp(m - highest) + jnp.sum(
+                jnp.exp(w - jnp.expand_dims(highest, axis)), axis
+            )
             m = highest
         return m, total, terms if e is None else terms + jnp.sum(e, axis)
 
@@ -126,8 +144,13 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
 
             def tile(i, j, sums):
                 row_sums, col_sums = sums
-                w, e = pair(dots("rd,kd->rk", _at(q, i), _at(k, j)), scale, _at(rows, i), _at(cols, j),
-                            grid.valid(i, j))
+                w, e = pair(
+                    dots("rd,kd->rk", _at(q, i), _at(k, j)),
+                    scale,
+                    _at(rows, i),
+                    _at(cols, j),
+                    grid.valid(i, j),
+                )
                 row_sums = _put(row_sums, i, join(_at(row_sums, i), w, e, 1))
                 if pair.columns:
                     col_sums = _put(col_sums, j, join(_at(col_sums, j), w, e, 0))
@@ -137,21 +160,27 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
             return row_sums, (k, cols, col_sums)
 
         col_sums = start(grid.across, grid.wide) if pair.columns else ()
-        row_sums, (_, _, col_sums) = _around(ring, visit, start(grid.down, grid.high),
-                                             (*_cut((keys, cols), grid.wide), col_sums))
+        row_sums, (_, _, col_sums) = _around(
+            ring, visit, start(grid.down, grid.high), (*_cut((keys, cols), grid.wide), col_sums)
+        )
         return _uncut(row_sums, grid.rows), _uncut(col_sums, grid.cols)
 
-    def backward(queries, keys, scale, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums, g):
+    def backward(
+        queries, keys, scale, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums, g
+    ):
         def weights(sums, g_lse, g_pos, g_gap, side):
             """The maximum, and what multiplies the exponentials and the terms, by tile."""
             m, total, _ = sums
-            # By the sum and not by the log-sum-exp, whose rounding would be seen next to a softmax near 1.
+            # By the sum and not by the log-sum-exp, whose rounding would be seen next to a softmax
+            # near 1.
             g_power = jnp.where(total > 0, (g_lse + g_gap) / jnp.where(total > 0, total, 1), 0)
             return _cut((m, g_power, g_pos - g_gap), side)
 
         q, row_floats, row_rest = _cut((queries, row_floats, row_rest), grid.high)
         by_row = weights(row_sums, g.lse, g.pos, g.gap, grid.high)
-        by_col = weights(col_sums, g.col_lse, g.col_pos, g.col_gap, grid.wide) if pair.columns else ()
+        by_col = (
+            weights(col_sums, g.col_lse, g.col_pos, g.col_gap, grid.wide) if pair.columns else ()
+        )
 
         def visit(home, travelling):
             k, col_floats, col_rest, by_col, *grads = travelling
@@ -161,13 +190,26 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 q_i, k_j = _at(q, i), _at(k, j)
 
                 def of(similarity, scale_or_none, row_floats, col_floats):
-                    return pair(similarity, scale_or_none if variable else scale, row_floats | _at(row_rest, i),
-                                col_floats | _at(col_rest, j), grid.valid(i, j))
+                    return pair(
+                        similarity,
+                        scale_or_none if variable else scale,
+                        row_floats | _at(row_rest, i),
+                        col_floats | _at(col_rest, j),
+                        grid.valid(i, j),
+                    )
 
-                (w, e), pull = jax.vjp(of, dots("rd,kd->rk", q_i, k_j), scale if variable else None,
-                                       _at(row_floats, i), _at(col_floats, j))
+                (w, e), pull = jax.vjp(
+                    of,
+                    dots("rd,kd->rk", q_i, k_j),
+                    scale if variable else None,
+                    _at(row_floats, i),
+                    _at(col_floats, j),
+                )
                 g_w = g_e = None
-                for side, axis in ((_at(by_row, i), 1), *(((_at(by_col, j), 0),) if pair.columns else ())):
+                for side, axis in (
+                    (_at(by_row, i), 1),
+                    *(((_at(by_col, j), 0),) if pair.columns else ()),
+                ):
                     m, g_power, g_term = (jnp.expand_dims(x, axis) for x in side)
                     if w is not None:
                         part = jnp.exp(w - m) * g_power
@@ -178,8 +220,13 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 # Softmax less positive in float32: the two nearly cancel where the loss is low.
                 d_s, d_scale_t, d_row, d_col = pull((g_w, g_e))
                 d_s = d_s.astype(queries.dtype)
-                return (_add(d_q, i, dots("rk,kd->rd", d_s, k_j)), d_scale + d_scale_t if variable else None,
-                        _add(d_rows, i, d_row), _add(d_k, j, dots("rk,rd->kd", d_s, q_i)), _add(d_cols, j, d_col))
+                return (
+                    _add(d_q, i, dots("rk,kd->rd", d_s, k_j)),
+                    d_scale + d_scale_t if variable else None,
+                    _add(d_rows, i, d_row),
+                    _add(d_k, j, dots("rk,rd->kd", d_s, q_i)),
+                    _add(d_cols, j, d_col),
+                )
 
             *home, d_k, d_cols = grid.over(tile, (*home, *grads))
             return tuple(home), (k, col_floats, col_rest, by_col, d_k, d_cols)
@@ -192,10 +239,20 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
 
         k, col_floats, col_rest = _cut((keys, col_floats, col_rest), grid.wide)
         (d_q, d_scale, d_rows), (*_, d_k, d_cols) = _around(
-            ring, visit, (zeros(q), fill((), 0) if variable else None, zeros(row_floats)),
-            (k, col_floats, col_rest, by_col, zeros(k), zeros(col_floats)))
-        return (like(d_q, q, grid.rows), like(d_k, k, grid.cols), d_scale, like(d_rows, row_floats, grid.rows),
-                like(d_cols, col_floats, grid.cols), None, None)
+            ring,
+            visit,
+            (zeros(q), fill((), 0) if variable else None, zeros(row_floats)),
+            (k, col_floats, col_rest, by_col, zeros(k), zeros(col_floats)),
+        )
+        return (
+            like(d_q, q, grid.rows),
+            like(d_k, k, grid.cols),
+            d_scale,
+            like(d_rows, row_floats, grid.rows),
+            like(d_cols, col_floats, grid.cols),
+            None,
+            None,
+        )
 
     def fixed(scale_or_none):
         return scale if scale_or_none is None else scale_or_none
@@ -205,10 +262,22 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         return sums_forward(*args)[0]
 
     def sums_forward(queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest):
-        row_sums, col_sums = forward(queries, keys, fixed(scale_or_none), row_floats | row_rest, col_floats | col_rest)
+        row_sums, col_sums = forward(
+            queries, keys, fixed(scale_or_none), row_floats | row_rest, col_floats | col_rest
+        )
         out = Contrast(*finish(*row_sums), *(finish(*col_sums) if pair.columns else ()))
         out = out._replace(highest=row_sums[0] if pair.powers else None)
-        return out, (queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums)
+        return out, (
+            queries,
+            keys,
+            scale_or_none,
+            row_floats,
+            col_floats,
+            row_rest,
+            col_rest,
+            row_sums,
+            col_sums,
+        )
 
     def sums_backward(saved, g):
         queries, keys, scale_or_none, *rest = saved
@@ -216,4 +285,6 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
 
     sums.defvjp(sums_forward, sums_backward)
     (row_floats, row_rest), (col_floats, col_rest) = _floats(rows), _floats(cols)
-    return sums(queries, keys, scale if variable else None, row_floats, col_floats, row_rest, col_rest)
+    return sums(
+        queries, keys, scale if variable else None, row_floats, col_floats, row_rest, col_rest
+    )

@@ -1,4 +1,5 @@
-"""What `contrast` sums over pairs, its outputs, and the plain form that holds the matrix of similarities."""
+"""What `contrast` sums over pairs, its outputs, and the plain form that holds the matrix of
+similarities."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,15 +18,17 @@ PairTerm = Callable[[jax.Array, Pairs, Pairs], jax.Array]
 
 
 class Contrast(NamedTuple):
-    """With logits s_ij = scale q_i . k_j, log-weights w_ij and positive weights p_ij, over all columns j of row i:
+    """With logits s_ij = scale q_i . k_j, log-weights w_ij and positive weights p_ij, over all
+    columns j of row i:
 
     lse: [R] log sum_j exp(s_ij + w_ij); LOG_ZERO, with zero gradient, where every w_ij is -inf.
     pos: [R] sum_j p_ij s_ij.
-    gap: [R] lse - pos, with the digits that the subtraction would lose when both are large: the loss of a row whose
-      p_ij sum to one. Where nothing is allowed it is -pos: 0 for a row without a positive either.
+    gap: [R] lse - pos, with the digits that the subtraction would lose when both are large: the
+      loss of a row whose p_ij sum to one. Where nothing is allowed it is -pos: 0 for a row without
+      a positive either.
     col_lse, col_pos, col_gap: [K] the same over all rows i of column j; None unless `columns`.
-    highest: [R] max_j (s_ij + w_ij), no gradient. Where one p_ij is 1 and the others 0, pos >= highest says that the
-      positive wins, ties counted as won: the contrastive accuracy.
+    highest: [R] max_j (s_ij + w_ij), no gradient. Where one p_ij is 1 and the others 0, pos >=
+      highest says that the positive wins, ties counted as won: the contrastive accuracy.
     """
 
     lse: jax.Array
@@ -38,7 +41,8 @@ class Contrast(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What is summed over a tile of similarities: exp(s + w) where `powers`, and term(s, rows, cols)."""
+    """What is summed over a tile of similarities: exp(s + w) where `powers`, and term(s, rows,
+    cols)."""
 
     log_weight: PairFunction | None
     term: PairTerm | None
@@ -46,7 +50,8 @@ class Pair(NamedTuple):
     powers: bool = True
 
     def __call__(self, similarity, scale, rows, cols, valid=None):
-        """s + w and the terms of a tile, each None where it is not summed; nothing of what is not valid."""
+        """s + w and the terms of a tile, each None where it is not summed; nothing of what is not
+        valid."""
         s = similarity * scale
         w = e = None
         if self.powers:
@@ -62,14 +67,18 @@ class Pair(NamedTuple):
 
 def per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
     if jnp.shape(x) != s.shape:
-        raise ValueError(f"{name} returned shape {jnp.shape(x)} for a tile of {s.shape[0]} rows and {s.shape[1]} "
-                         "columns; expected one entry per pair, for instance rows['id'][:, None] == "
-                         "cols['id'][None, :].")
+        raise ValueError(
+            f"{name} returned shape {jnp.shape(x)} for a tile of {s.shape[0]} rows and "
+            f"{s.shape[1]} "
+            "columns; expected one entry per pair, for instance rows['id'][:, None] == "
+            "cols['id'][None, :]."
+        )
     return jnp.asarray(x, s.dtype)
 
 
 def finish(m, total, pos):
-    """lse, pos and gap from the maximum, the sum of exponentials after it is taken off, and the positives."""
+    """lse, pos and gap from the maximum, the sum of exponentials after it is taken off, and the
+    positives."""
     some = total > 0
     log_total = jnp.log(jnp.where(some, total, 1))
     return jnp.where(some, log_total + m, LOG_ZERO), pos, log_total + (jnp.where(some, m, 0) - pos)
@@ -108,7 +117,9 @@ def _narrow_backward(saved, g):
     # Without this rule the transposed product would be of a float32 matrix.
     queries, keys = saved
     g = g.astype(queries.dtype)
-    return dots("rk,kd->rd", g, keys).astype(queries.dtype), dots("rk,rd->kd", g, queries).astype(keys.dtype)
+    return dots("rk,kd->rd", g, keys).astype(queries.dtype), dots("rk,rd->kd", g, queries).astype(
+        keys.dtype
+    )
 
 
 _narrow_similarity.defvjp(_narrow_forward, _narrow_backward)

@@ -12,28 +12,38 @@ from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.no_negatives import swapped_cross_entropy
 
 
-def swav(scores: jax.Array, codes: jax.Array, *, temperature: float, assigned: Sequence[int] | None = None,
-         axis_name: str | None = None) -> jax.Array:
-    """Pulls the prototype distribution of every view to the codes computed from every *other* view of the example.
+def swav(
+    scores: jax.Array,
+    codes: jax.Array,
+    *,
+    temperature: float,
+    assigned: Sequence[int] | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls the prototype distribution of every view to the codes computed from every *other* view
+    of the example.
 
-    loss = 1/(A (V - 1)) sum_a sum_(v != assigned_a) mean_i  -<codes_a, log softmax(scores_v / temperature)>
+    loss = 1/(A (V - 1)) sum_a sum_(v != assigned_a) mean_i  -<codes_a, log softmax(scores_v /
+    temperature)>
 
     Args:
-      scores: [V, B, K] dot products of unit features with unit prototypes, all crops; gradient flows.
+      scores: [V, B, K] dot products of unit features with unit prototypes, all crops; gradient
+        flows.
       codes: [A, B, K] from `swav_codes` or `sinkhorn`; no gradient.
       temperature: above 0 (0.1). Codes have none: their sharpness is Sinkhorn's epsilon.
-      assigned: A view numbers, codes[a] was computed from view assigned[a]. Default: the first A views.
+      assigned: A view numbers, codes[a] was computed from view assigned[a]. Default: the first A
+        views.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
       Scalar in nats; log K knows nothing.
 
     Raises:
-      ValueError: shapes that disagree, fewer than two views, an assigned view that is not there, a temperature that is
-        not above 0, `axis_name` not mapped.
+      ValueError: shapes that disagree, fewer than two views, an assigned view that is not there, a
+        temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020,
-    equations 2 and 6.
+    Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster
+    assignments, NeurIPS 2020, equations 2 and 6.
     """
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
@@ -43,18 +53,31 @@ def swav(scores: jax.Array, codes: jax.Array, *, temperature: float, assigned: S
     return mean(swapped_cross_entropy(log_p, wide(codes), owners), axis_name)
 
 
-def swav_codes(scores: jax.Array, queue: jax.Array | None = None, prototypes: jax.Array | None = None,
-               filled: jax.Array | None = None, *, epsilon: float, iterations: int, queue_per_device: bool = False,
-               axis_name: str | None = None) -> jax.Array:
-    """Sinkhorn codes of each crop that has them, balanced together with the crop's queue of earlier features.
+def swav_codes(
+    scores: jax.Array,
+    queue: jax.Array | None = None,
+    prototypes: jax.Array | None = None,
+    filled: jax.Array | None = None,
+    *,
+    epsilon: float,
+    iterations: int,
+    queue_per_device: bool = False,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Sinkhorn codes of each crop that has them, balanced together with the crop's queue of earlier
+    features.
 
     Args:
-      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from; no gradient.
-      queue: [A, L, D] earlier unit features of the same crops (`cl_jax.memory.crop_queue`), not holding this batch yet.
+      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from;
+        no gradient.
+      queue: [A, L, D] earlier unit features of the same crops (`cl_jax.memory.crop_queue`), not
+        holding this batch yet.
       prototypes: [K, D], today's: earlier features are scored with them. Needed with a queue.
-      filled: [A] booleans, `crop_queue.filled(queue)`: crops whose queue takes part. Needed with a queue.
+      filled: [A] booleans, `crop_queue.filled(queue)`: crops whose queue takes part. Needed with a
+        queue.
       epsilon, iterations, axis_name: as `sinkhorn`.
-      queue_per_device: see `sinkhorn`; False for a queue of the global batch that is the same on all devices.
+      queue_per_device: see `sinkhorn`; False for a queue of the global batch that is the same on
+        all devices.
 
     Returns:
       [A, B, K], at least float32; each row sums to 1. No gradient.
@@ -66,45 +89,70 @@ def swav_codes(scores: jax.Array, queue: jax.Array | None = None, prototypes: ja
     """
     sizes = check("a b k", scores=scores)
     if queue is None:
-        return jax.vmap(lambda s: sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name))(scores)
+        return jax.vmap(
+            lambda s: sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
+        )(scores)
     if prototypes is None or filled is None:
-        raise ValueError("A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) to say "
-                         "when to use it.")
+        raise ValueError(
+            "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
+            "to say "
+            "when to use it."
+        )
     check("k d", check("a l d", sizes, queue=queue), prototypes=prototypes)
     queued = dots("ald,kd->alk", lax.stop_gradient(queue), lax.stop_gradient(prototypes))
 
     def codes(scores, queued, use):
-        return sinkhorn(scores, queued, epsilon=epsilon, iterations=iterations, use_queued=use,
-                        queued_per_device=queue_per_device, axis_name=axis_name)
+        return sinkhorn(
+            scores,
+            queued,
+            epsilon=epsilon,
+            iterations=iterations,
+            use_queued=use,
+            queued_per_device=queue_per_device,
+            axis_name=axis_name,
+        )
+
     return jax.vmap(codes)(scores, queued, jnp.broadcast_to(filled, scores.shape[:1]))
 
 
-def sinkhorn(scores: jax.Array, queued: jax.Array | None = None, *, epsilon: float, iterations: int,
-             use_queued: jax.Array | bool = True, queued_per_device: bool = False,
-             axis_name: str | None = None) -> jax.Array:
-    """Soft assignments of examples to prototypes that use all prototypes about equally, over all devices' examples.
+def sinkhorn(
+    scores: jax.Array,
+    queued: jax.Array | None = None,
+    *,
+    epsilon: float,
+    iterations: int,
+    use_queued: jax.Array | bool = True,
+    queued_per_device: bool = False,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Soft assignments of examples to prototypes that use all prototypes about equally, over all
+    devices' examples.
 
-    Q = exp(scores / epsilon), scaled to sum 1; `iterations` times: divide each prototype's sum over all examples out of
-    Q and by K, then each example's sum over prototypes and by B; finally times B. In logarithms, so that no epsilon
-    over- or underflows.
+    Q = exp(scores / epsilon), scaled to sum 1; `iterations` times: divide each prototype's sum over
+    all examples out of Q and by K, then each example's sum over prototypes and by B; finally times
+    B. In logarithms, so that no epsilon over- or underflows.
 
     Args:
       scores: [B, K] of this device's examples: dot products, without any temperature. No gradient.
-      queued: [L, K] scores of earlier examples, which share in the balance and have no rows in the result.
+      queued: [L, K] scores of earlier examples, which share in the balance and have no rows in the
+        result.
       epsilon: above 0 (0.05); smaller is sharper.
       iterations: 0 or more (3).
       use_queued: False leaves the queued rows out; may be traced.
-      queued_per_device: False: all devices pass the same L rows, which count once, so that the result does not depend
-        on the number of devices. True: each device passes L rows of its own and all of them count, as the authors do.
+      queued_per_device: False: all devices pass the same L rows, which count once, so that the
+        result does not depend on the number of devices. True: each device passes L rows of its own
+        and all of them count, as the authors do.
       axis_name: mapped axis over which the examples are split.
 
     Returns:
       [B, K], at least float32: rows sum to 1 (iterations > 0), columns to about B / K. No gradient.
 
     Raises:
-      ValueError: shapes that disagree, epsilon not above 0, iterations below 0, `axis_name` not mapped.
+      ValueError: shapes that disagree, epsilon not above 0, iterations below 0, `axis_name` not
+        mapped.
 
-    Reference: Caron et al., NeurIPS 2020, equations 3 to 5; Cuturi, Sinkhorn distances, NeurIPS 2013.
+    Reference: Caron et al., NeurIPS 2020, equations 3 to 5; Cuturi, Sinkhorn distances, NeurIPS
+      2013.
     """
     sizes = check("b k", scores=scores)
     check_positive(epsilon=epsilon)
@@ -122,7 +170,8 @@ def sinkhorn(scores: jax.Array, queued: jax.Array | None = None, *, epsilon: flo
         log_queued = jnp.where(use_queued, jnp.log(jnp.asarray(share, scores.dtype)), -jnp.inf)
         log_weight = jnp.concatenate([jnp.broadcast_to(log_queued, queued.shape[:1]), log_weight])
 
-    # Each row is centred on its own maximum before the division: that keeps float32's digits where the mass is.
+    # Each row is centred on its own maximum before the division: that keeps float32's digits where
+    # the mass is.
     top = scores.max(axis=1)
     highest = top.max() if axis_name is None else lax.pmax(top.max(), axis_name)
     kernel = (scores - top[:, None]) / epsilon
@@ -144,32 +193,46 @@ def _log_sum_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
     return top + jnp.log(total(jnp.exp(x - top[None]).sum(axis=0), axis_name))
 
 
-def deepcluster_v2(scores: Sequence[jax.Array], assignments: Sequence[jax.Array] | jax.Array, *, temperature: float,
-                   axis_name: str | None = None) -> jax.Array:
-    """Pulls every crop to the centroid its example was assigned to, for each of several clusterings.
+def deepcluster_v2(
+    scores: Sequence[jax.Array],
+    assignments: Sequence[jax.Array] | jax.Array,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls every crop to the centroid its example was assigned to, for each of several
+    clusterings.
 
-    loss = mean_h cross_entropy(scores_h / temperature, assignments_h), the same assignment for all crops of an example
+    loss = mean_h cross_entropy(scores_h / temperature, assignments_h), the same assignment for all
+    crops of an example
 
     Args:
-      scores: H arrays [V, B, K_h]: dot products of unit features with the centroids of clustering h; gradient flows.
-      assignments: H arrays [B] (or one [H, B]) of integers, cluster numbers of the examples; -100 where there is none.
+      scores: H arrays [V, B, K_h]: dot products of unit features with the centroids of clustering
+        h; gradient flows.
+      assignments: H arrays [B] (or one [H, B]) of integers, cluster numbers of the examples; -100
+        where there is none.
       temperature: above 0 (0.1).
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; mean over h of log K_h knows nothing. Examples without assignment are left out of the mean.
+      Scalar in nats; mean over h of log K_h knows nothing. Examples without assignment are left out
+      of the mean.
 
     Raises:
-      ValueError: another number of assignments than of scores, shapes that disagree, assignments that are not
-        integers, a temperature that is not above 0, `axis_name` not mapped.
+      ValueError: another number of assignments than of scores, shapes that disagree, assignments
+        that are not integers, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Caron et al., NeurIPS 2020, the appendix on DeepCluster-v2. The mean runs over the assigned crops of the
-    global batch; the authors average the means of devices, which differs where unassigned examples are uneven.
+    Reference: Caron et al., NeurIPS 2020, the appendix on DeepCluster-v2. The mean runs over the
+    assigned crops of the global batch; the authors average the means of devices, which differs
+    where unassigned examples are uneven.
     """
     check_positive(temperature=temperature)
     if len(scores) != len(assignments) or not len(scores):
-        raise ValueError(f"There are scores of {len(scores)} clusterings and {len(assignments)} assignments; expected "
-                         "one array of assignments for each array of scores.")
+        raise ValueError(
+            f"There are scores of {len(scores)} clusterings and {len(assignments)} assignments; "
+            f"expected "
+            "one array of assignments for each array of scores."
+        )
     losses = []
     for head, labels in zip(scores, assignments):
         sizes = check("v b k", scores=head)
@@ -179,8 +242,9 @@ def deepcluster_v2(scores: Sequence[jax.Array], assignments: Sequence[jax.Array]
     return jnp.stack(losses).mean()
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignored: int = -100,
-                  axis_name: str | None = None) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, ignored: int = -100, axis_name: str | None = None
+) -> jax.Array:
     """Mean of -log softmax(logits_i)[labels_i] over the labelled rows of the global batch.
 
     Args:

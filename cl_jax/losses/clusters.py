@@ -1,4 +1,5 @@
-"""Losses against clusters: ProtoNCE, the mixture of contrastive experts, SpCL's unified loss over its memory."""
+"""Losses against clusters: ProtoNCE, the mixture of contrastive experts, SpCL's unified loss over
+its memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,8 +18,9 @@ from cl_jax.losses.nce import queue_softmax
 class Clustering(NamedTuple):
     """One clustering as ProtoNCE sees it in a step.
 
-    prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B] cluster of each image of
-    this device's batch. negatives: [r] clusters none of the global batch is in (`draw_prototypes`).
+    prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B]
+    cluster of each image of this device's batch. negatives: [r] clusters none of the global batch
+    is in (`draw_prototypes`).
     """
 
     prototypes: jax.Array
@@ -27,7 +29,9 @@ class Clustering(NamedTuple):
     negatives: jax.Array
 
 
-def draw_prototypes(key: jax.Array, assignment: jax.Array, num_prototypes: int, num_negatives: int) -> jax.Array:
+def draw_prototypes(
+    key: jax.Array, assignment: jax.Array, num_prototypes: int, num_negatives: int
+) -> jax.Array:
     """[r] clusters drawn uniformly without replacement from those not in `assignment`.
 
     Args:
@@ -40,30 +44,44 @@ def draw_prototypes(key: jax.Array, assignment: jax.Array, num_prototypes: int, 
     """
     sizes = check_integer("b", assignment=assignment)
     if not 0 < num_negatives <= num_prototypes - sizes["b"]:
-        raise ValueError(f"num_negatives is {num_negatives}; expected 1 to {num_prototypes - sizes['b']}, the "
-                         f"{num_prototypes} prototypes less the batch of {sizes['b']}. Use more clusters or fewer "
-                         "negatives.")
+        raise ValueError(
+            f"num_negatives is {num_negatives}; expected 1 to {num_prototypes - sizes['b']}, the "
+            f"{num_prototypes} prototypes less the batch of {sizes['b']}. Use more clusters or "
+            f"fewer "
+            "negatives."
+        )
     chance = jax.random.uniform(key, (num_prototypes,)).at[assignment].set(-1.0)
     return lax.top_k(chance, num_negatives)[1]
 
 
-def proto_logits(q: jax.Array, clustering: Clustering, *, axis_name: str | None = None) -> jax.Array:
-    """[B, B_global + r]: q_i . prototype_j / concentration_j, for the clusters of the batch, then the negatives."""
+def proto_logits(
+    q: jax.Array, clustering: Clustering, *, axis_name: str | None = None
+) -> jax.Array:
+    """[B, B_global + r]: q_i . prototype_j / concentration_j, for the clusters of the batch, then
+    the negatives."""
     return dots("bd,kd->bk", q, _keys(clustering, _columns(q, clustering, axis_name)))
 
 
-def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = False,
-              block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
-    """Pulls each query to the prototype of its image's cluster, pushes it from the others' and from drawn ones.
+def proto_nce(
+    q: jax.Array,
+    clustering: Clustering,
+    *,
+    mask_duplicates: bool = False,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls each query to the prototype of its image's cluster, pushes it from the others' and from
+    drawn ones.
 
-    L = -1/B sum_i log softmax_j(q_i . c_j / phi_j)_i, columns j over the prototypes c of all B images, then the
-    negatives; phi_j divides column j.
+    L = -1/B sum_i log softmax_j(q_i . c_j / phi_j)_i, columns j over the prototypes c of all B
+    images, then the negatives; phi_j divides column j.
 
     Args:
       q: [B, D] queries, normalised by the caller; gradient flows.
-      clustering: see `Clustering`; no gradient. The clusters of all devices' images are columns on every device.
-      mask_duplicates: False, as the authors: where two images share a cluster, each one's column is a negative of the
-        other, with the logit of its positive. True leaves such columns out.
+      clustering: see `Clustering`; no gradient. The clusters of all devices' images are columns on
+        every device.
+      mask_duplicates: False, as the authors: where two images share a cluster, each one's column is
+        a negative of the other, with the logit of its positive. True leaves such columns out.
       block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch.
 
@@ -84,21 +102,41 @@ def proto_nce(q: jax.Array, clustering: Clustering, *, mask_duplicates: bool = F
         return allow(same_id(rows, cols) | ~same)
 
     # Every device has all columns: the clusters of the batch are gathered as numbers.
-    per_row = contrast(q, _keys(clustering, columns), scale=1.0, rows=rows, cols=cols, positive=same_id,
-                       log_weight=duplicates if mask_duplicates else None, block_size=block_size).gap
+    per_row = contrast(
+        q,
+        _keys(clustering, columns),
+        scale=1.0,
+        rows=rows,
+        cols=cols,
+        positive=same_id,
+        log_weight=duplicates if mask_duplicates else None,
+        block_size=block_size,
+    ).gap
     return mean(jnp.mean(per_row), axis_name)
 
 
-def pcl(q: jax.Array, k: jax.Array, queue: jax.Array, clusterings: Sequence[Clustering], *, temperature: float,
-        mask_duplicates: bool = False, block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
-    """PCL: InfoNCE against a queue, plus the mean of ProtoNCE over the clusterings; alone while there are none.
+def pcl(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    clusterings: Sequence[Clustering],
+    *,
+    temperature: float,
+    mask_duplicates: bool = False,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """PCL: InfoNCE against a queue, plus the mean of ProtoNCE over the clusterings; alone while
+    there are none.
 
     L = InfoNCE(q, k, queue; temperature) + 1/M sum_m proto_nce(q, clusterings[m])
 
     Args:
-      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all normalised by the caller.
+      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all normalised by the
+        caller.
       clusterings: M of them, of any sizes; empty during warm-up.
-      temperature: of the instance term; the prototypes have their own (mean of each `concentration`, 0.2 in PCL).
+      temperature: of the instance term; the prototypes have their own (mean of each
+        `concentration`, 0.2 in PCL).
       mask_duplicates, block_size, axis_name: see `proto_nce`.
 
     Returns:
@@ -106,11 +144,15 @@ def pcl(q: jax.Array, k: jax.Array, queue: jax.Array, clusterings: Sequence[Clus
 
     Reference: Li et al. 2021, arXiv 2005.04966, equation 11.
     """
-    loss = queue_softmax(q, k, queue, temperature=temperature, block_size=block_size, axis_name=axis_name)
+    loss = queue_softmax(
+        q, k, queue, temperature=temperature, block_size=block_size, axis_name=axis_name
+    )
     if not clusterings:
         return loss
-    terms = [proto_nce(q, c, mask_duplicates=mask_duplicates, block_size=block_size, axis_name=axis_name)
-             for c in clusterings]
+    terms = [
+        proto_nce(q, c, mask_duplicates=mask_duplicates, block_size=block_size, axis_name=axis_name)
+        for c in clusterings
+    ]
     return loss + sum(terms[1:], terms[0]) / len(terms)
 
 
@@ -125,13 +167,17 @@ def _columns(q, clustering, axis_name):
 
 
 def _keys(clustering, columns):
-    """Prototypes over their own concentrations, in float32 at least: in bfloat16 the quotients would be rounded."""
-    prototypes, concentration = (jnp.asarray(x)[columns] for x in (clustering.prototypes, clustering.concentration))
+    """Prototypes over their own concentrations, in float32 at least: in bfloat16 the quotients
+    would be rounded."""
+    prototypes, concentration = (
+        jnp.asarray(x)[columns] for x in (clustering.prototypes, clustering.concentration)
+    )
     return lax.stop_gradient(wide(prototypes) / wide(concentration)[:, None])
 
 
 class MiceTerms(NamedTuple):
-    """log_gate: [B, E] log p(expert | image). log_likelihood: [B, E] log of the positive's softmax under each expert.
+    """log_gate: [B, E] log p(expert | image). log_likelihood: [B, E] log of the positive's softmax
+    under each expert.
 
     posterior: [B, E] p(expert | image, positive), the cluster assignment.
     """
@@ -141,8 +187,11 @@ class MiceTerms(NamedTuple):
     posterior: jax.Array
 
 
-def mice_logits(f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array, *, temperature: float) -> jax.Array:
-    """[E, B, 1 + K] similarities of `mice` under each expert over temperature, the positive first."""
+def mice_logits(
+    f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array, *, temperature: float
+) -> jax.Array:
+    """[E, B, 1 + K] similarities of `mice` under each expert over temperature, the positive
+    first."""
     check_positive(temperature=temperature)
     query, v, queue = _mice_queries(f, v, queue, experts)
     positive, negative = dots("bed,bed->eb", query, v), dots("bed,ked->ebk", query, queue)
@@ -150,7 +199,8 @@ def mice_logits(f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array
 
 
 def _mice_queries(f, v, queue, experts):
-    """Queries [B, E, D]: the prototype meets what the student meets, so the two similarities are one; and constants."""
+    """Queries [B, E, D]: the prototype meets what the student meets, so the two similarities are
+    one; and constants."""
     sizes = check("b e d", f=f, v=v)
     check("k e d", sizes, queue=queue)
     check("e d", sizes, experts=experts)
@@ -158,9 +208,18 @@ def _mice_queries(f, v, queue, experts):
     return query, *lax.stop_gradient((v, queue))
 
 
-def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.Array, experts: jax.Array, *,
-               temperature: float, gate_temperature: float | None = None,
-               block_size: int | None = None) -> MiceTerms:
+def mice_terms(
+    f: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    queue: jax.Array,
+    gates: jax.Array,
+    experts: jax.Array,
+    *,
+    temperature: float,
+    gate_temperature: float | None = None,
+    block_size: int | None = None,
+) -> MiceTerms:
     """What MiCE computes per image and expert; see `mice` for the arguments."""
     sizes = check("b e d", f=f)
     check("b d", sizes, g=g)
@@ -168,10 +227,13 @@ def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates
     check_positive(temperature=temperature, gate_temperature=gate_temperature)
     query, v, queue = _mice_queries(f, v, queue, experts)
     log_gate = jax.nn.log_softmax(
-        dots("bd,ed->be", g, lax.stop_gradient(gates)) / (gate_temperature or temperature), axis=1)
+        dots("bd,ed->be", g, lax.stop_gradient(gates)) / (gate_temperature or temperature), axis=1
+    )
     positive = dots("bed,bed->be", query, v) / temperature
     if block_size is None:  # all experts' logits are there at once
-        block_size = side_of_tile(sizes["b"] * sizes["e"] * queue.shape[0] * positive.dtype.itemsize)
+        block_size = side_of_tile(
+            sizes["b"] * sizes["e"] * queue.shape[0] * positive.dtype.itemsize
+        )
 
     def log_negatives(query, queue):
         return contrast(query, queue, scale=1 / temperature, block_size=block_size).lse
@@ -184,25 +246,41 @@ def mice_terms(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates
 def mice_of_terms(terms: MiceTerms, *, axis_name: str | None = None) -> jax.Array:
     """The loss of `mice` from its terms."""
     check_axis(axis_name)
-    return -mean(jnp.mean(jax.nn.logsumexp(terms.log_gate + terms.log_likelihood, axis=1)), axis_name)
+    return -mean(
+        jnp.mean(jax.nn.logsumexp(terms.log_gate + terms.log_likelihood, axis=1)), axis_name
+    )
 
 
-def mice(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.Array, experts: jax.Array, *,
-         temperature: float, gate_temperature: float | None = None, block_size: int | None = None,
-         axis_name: str | None = None) -> jax.Array:
-    """Mixture of contrastive experts: a gate picks experts, each discriminates instances around its own prototype.
+def mice(
+    f: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    queue: jax.Array,
+    gates: jax.Array,
+    experts: jax.Array,
+    *,
+    temperature: float,
+    gate_temperature: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mixture of contrastive experts: a gate picks experts, each discriminates instances around its
+    own prototype.
 
     p_ik = softmax_k(g_i . w_k / kappa),   s_ik(x) = (f_ik . x + n(mu_k) . x) / t,
-    phi_ik = exp s_ik(v_ik) / (exp s_ik(v_ik) + sum_j exp s_ik(queue_jk)),   L = -1/B sum_i log sum_k p_ik phi_ik
+    phi_ik = exp s_ik(v_ik) / (exp s_ik(v_ik) + sum_j exp s_ik(queue_jk)),   L = -1/B sum_i log
+    sum_k p_ik phi_ik
 
-    This is the negative of the authors' evidence bound, which is tight at their posterior, in value and gradient.
+    This is the negative of the authors' evidence bound, which is tight at their posterior, in value
+    and gradient.
 
     Args:
       f: [B, E, D] student embedding per expert; gradient flows.
       v: [B, E, D] teacher's; queue: [K, E, D] the teacher's past ones; no gradient.
       g: [B, D] gate embedding; gradient flows. f, v, g are normalised by the caller.
       gates: [E, D] fixed gating prototypes w (`simplex`); no gradient.
-      experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing; gradient flows.
+      experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing;
+        gradient flows.
       temperature: t, 1 in MiCE; gate_temperature: kappa, the same unless given.
       block_size: the side of a tile of each expert, as in `contrast`.
       axis_name: device axis that splits the batch.
@@ -212,16 +290,26 @@ def mice(f: jax.Array, v: jax.Array, g: jax.Array, queue: jax.Array, gates: jax.
 
     Reference: Tsai et al. 2021, arXiv 2105.01899, equations 4 to 8.
     """
-    terms = mice_terms(f, v, g, queue, gates, experts, temperature=temperature, gate_temperature=gate_temperature,
-                       block_size=block_size)
+    terms = mice_terms(
+        f,
+        v,
+        g,
+        queue,
+        gates,
+        experts,
+        temperature=temperature,
+        gate_temperature=gate_temperature,
+        block_size=block_size,
+    )
     return mice_of_terms(terms, axis_name=axis_name)
 
 
 def expert_sums(posterior: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """MiCE's prototypes, batch by batch: ([E, D] sum of v over the images each expert wins, [B] the winners).
+    """MiCE's prototypes, batch by batch: ([E, D] sum of v over the images each expert wins, [B] the
+    winners).
 
-    Add the sums up over an epoch (and over devices), then `expert_prototypes`. posterior: [B, E]; v: [B, E, D]; the
-    first of equal experts wins.
+    Add the sums up over an epoch (and over devices), then `expert_prototypes`. posterior: [B, E];
+    v: [B, E, D]; the first of equal experts wins.
     """
     sizes = check("b e", posterior=posterior)
     check("b e d", sizes, v=v)
@@ -231,7 +319,8 @@ def expert_sums(posterior: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def expert_prototypes(sums: jax.Array) -> jax.Array:
-    """[E, D] unit prototypes from an epoch's sums; an expert that won nothing gets the zero row (equation 13)."""
+    """[E, D] unit prototypes from an epoch's sums; an expert that won nothing gets the zero row
+    (equation 13)."""
     check("e d", sums=sums)
     return unit(sums)
 
@@ -239,20 +328,28 @@ def expert_prototypes(sums: jax.Array) -> jax.Array:
 def simplex(num_classes: int, width: int) -> jax.Array:
     """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes."""
     if num_classes < 2 or width < num_classes - 1:
-        raise ValueError(f"num_classes is {num_classes} and width {width}; expected at least 2 classes and a width of "
-                         "at least num_classes - 1, the dimension of the simplex.")
+        raise ValueError(
+            f"num_classes is {num_classes} and width {width}; expected at least 2 classes and a "
+            f"width of "
+            "at least num_classes - 1, the dimension of the simplex."
+        )
     j = jnp.arange(1, num_classes)[None, :]
     k = jnp.arange(num_classes)[:, None]
     # Columns of the Helmert matrix: an orthonormal basis of what is orthogonal to (1, ..., 1).
     basis = jnp.where(k < j, 1.0, jnp.where(k == j, -j, 0.0)) / jnp.sqrt(1.0 * j * (j + 1))
-    return jnp.pad(basis * (num_classes / (num_classes - 1)) ** 0.5, ((0, 0), (0, width - num_classes + 1)))
+    return jnp.pad(
+        basis * (num_classes / (num_classes - 1)) ** 0.5, ((0, 0), (0, width - num_classes + 1))
+    )
 
 
-def label_logits(f: jax.Array, memory: jax.Array, labels: jax.Array, *, temperature: float,
-                 num_labels: int) -> tuple[jax.Array, jax.Array]:
-    """([B, L] mean similarity of f to the rows of each label over temperature, [L] whether a label has rows).
+def label_logits(
+    f: jax.Array, memory: jax.Array, labels: jax.Array, *, temperature: float, num_labels: int
+) -> tuple[jax.Array, jax.Array]:
+    """([B, L] mean similarity of f to the rows of each label over temperature, [L] whether a label
+    has rows).
 
-    The mean of similarities is the similarity to the mean row, so no [B, N] is made. Labels without rows read 0.
+    The mean of similarities is the similarity to the mean row, so no [B, N] is made. Labels without
+    rows read 0.
     """
     sizes = check("b d", f=f)
     check_integer("n", check("n d", sizes, memory=memory), labels=labels)
@@ -264,19 +361,33 @@ def label_logits(f: jax.Array, memory: jax.Array, labels: jax.Array, *, temperat
     return dots("bd,ld->bl", f, centroids) / temperature, count > 0
 
 
-def label_log_probabilities(logits: jax.Array, present: jax.Array, *, eps: float = 1e-6) -> jax.Array:
-    """[B, L] log of exp(logit) / (sum over the labels present + eps); -inf where a label has no rows."""
+def label_log_probabilities(
+    logits: jax.Array, present: jax.Array, *, eps: float = 1e-6
+) -> jax.Array:
+    """[B, L] log of exp(logit) / (sum over the labels present + eps); -inf where a label has no
+    rows."""
     logits = jnp.where(present[None, :], logits, -jnp.inf)
     total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
     return logits - (jnp.logaddexp(total, jnp.log(eps)) if eps else total)
 
 
-def spcl(f: jax.Array, memory: jax.Array, labels: jax.Array, ids: jax.Array, *, temperature: float, num_labels: int,
-         eps: float = 1e-6, axis_name: str | None = None) -> jax.Array:
-    """SpCL: pulls an image to the mean of the stored rows of its label, pushes it from those of every other label.
+def spcl(
+    f: jax.Array,
+    memory: jax.Array,
+    labels: jax.Array,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    num_labels: int,
+    eps: float = 1e-6,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """SpCL: pulls an image to the mean of the stored rows of its label, pushes it from those of
+    every other label.
 
     a_ic = mean over {v: labels_v = c} of f_i . V_v / temperature,
-    p_ic = exp a_ic / (sum_{c' with rows} exp a_ic' + eps),   L = -1/B sum_i log(p_{i, labels[ids_i]} + eps)
+    p_ic = exp a_ic / (sum_{c' with rows} exp a_ic' + eps),   L = -1/B sum_i log(p_{i,
+    labels[ids_i]} + eps)
 
     Source classes, clusters and lone instances are all labels. The mean row is not normalised.
 
@@ -297,7 +408,9 @@ def spcl(f: jax.Array, memory: jax.Array, labels: jax.Array, ids: jax.Array, *, 
     """
     check_integer("b", check("b d", f=f), ids=ids)
     check_axis(axis_name)
-    logits, present = label_logits(f, memory, labels, temperature=temperature, num_labels=num_labels)
+    logits, present = label_logits(
+        f, memory, labels, temperature=temperature, num_labels=num_labels
+    )
     log_p = label_log_probabilities(logits, present, eps=eps)
     own = jnp.take_along_axis(log_p, jnp.asarray(labels)[ids][:, None], axis=1)[:, 0]
     return -mean(jnp.mean(jnp.logaddexp(own, jnp.log(eps)) if eps else own), axis_name)

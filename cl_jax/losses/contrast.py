@@ -1,7 +1,8 @@
-"""The streamed contrast: exact log-sum-exps of similarities to many keys, without the matrix of similarities.
+"""The streamed contrast: exact log-sum-exps of similarities to many keys, without the matrix of
+similarities.
 
-Losses of the InfoNCE family are a few lines on `contrast`. Its gradient recomputes the similarities tile by tile, so
-that memory grows with the number of rows and not with its square.
+Losses of the InfoNCE family are a few lines on `contrast`. Its gradient recomputes the similarities
+tile by tile, so that memory grows with the number of rows and not with its square.
 """
 
 from typing import Any
@@ -14,10 +15,22 @@ from cl_jax.core.axis import first_row, gather, varying
 from cl_jax.core.numerics import wide_type
 from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses._streamed import streamed
-from cl_jax.losses._sums import LOG_ZERO, Contrast, Pair, PairFunction, Pairs, PairTerm, finish, per_pair, plain
+from cl_jax.losses._sums import (
+    LOG_ZERO,
+    Contrast,
+    Pair,
+    PairFunction,
+    Pairs,
+    PairTerm,
+    finish,
+    per_pair,
+    plain,
+)
 
 PLAIN_BYTES = 2**28  # the largest local logits for which the plain matrix is chosen
-TILE = {"cpu": 1024}  # rows and columns of a tile; elsewhere large enough to hide the launch of its kernels
+TILE = {
+    "cpu": 1024
+}  # rows and columns of a tile; elsewhere large enough to hide the launch of its kernels
 OTHER_TILE = 4096
 
 
@@ -42,7 +55,8 @@ def same_label(rows: Pairs, cols: Pairs) -> jax.Array:
 
 
 def same_example(rows: Pairs, cols: Pairs) -> jax.Array:
-    """[r, k] true where `example` of row and column agree: other views of an image, other times of a sequence."""
+    """[r, k] true where `example` of row and column agree: other views of an image, other times of
+    a sequence."""
     return rows["example"][:, None] == cols["example"][None, :]
 
 
@@ -51,61 +65,99 @@ def row_ids(rows: int, axis_name: str | None) -> jax.Array:
     return first_row(rows, axis_name) + jnp.arange(rows, dtype=jnp.int32)
 
 
-def contrast(queries: jax.Array, keys: jax.Array, *, scale: Any, rows: Pairs | None = None, cols: Pairs | None = None,
-             log_weight: PairFunction | None = None, positive: PairFunction | None = None, columns: bool = False,
-             axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> Contrast:
-    """Log-sum-exps of scaled similarities over the keys of all devices, and weighted sums over the positive ones.
+def contrast(
+    queries: jax.Array,
+    keys: jax.Array,
+    *,
+    scale: Any,
+    rows: Pairs | None = None,
+    cols: Pairs | None = None,
+    log_weight: PairFunction | None = None,
+    positive: PairFunction | None = None,
+    columns: bool = False,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> Contrast:
+    """Log-sum-exps of scaled similarities over the keys of all devices, and weighted sums over the
+    positive ones.
 
-    lse_i = log sum_j exp(scale q_i . k_j + w_ij),  pos_i = scale sum_j p_ij q_i . k_j,  gap_i = lse_i - pos_i
-    with w_ij = log_weight(rows, cols)_ij and p_ij = positive(rows, cols)_ij.
+    lse_i = log sum_j exp(scale q_i . k_j + w_ij),  pos_i = scale sum_j p_ij q_i . k_j,  gap_i =
+    lse_i - pos_i with w_ij = log_weight(rows, cols)_ij and p_ij = positive(rows, cols)_ij.
 
-    Matrix products run in the type of the inputs and accumulate in float32 (float64 for float64 inputs); everything
-    between them is float32 at least. The streamed forms keep only the sums; in the backward pass the positive is
-    subtracted within the tile, before the product is rounded to the type of the inputs.
+    Matrix products run in the type of the inputs and accumulate in float32 (float64 for float64
+    inputs); everything between them is float32 at least. The streamed forms keep only the sums; in
+    the backward pass the positive is subtracted within the tile, before the product is rounded to
+    the type of the inputs.
 
     Args:
-      queries: [R, D] rows of this device; gradient flows. Not normalised here. Scale rows for per-row temperatures.
-      keys: [K, D] keys of this device, the same number on each; gradient flows. Scale rows for per-column temperatures.
-      scale: multiplies the similarities, 1 / temperature: a number or a traced scalar; gradient flows.
-      rows: arrays [R, ...] that describe the queries (ids, labels, weights), handed to both functions tile by tile.
-      cols: arrays [K, ...] that describe the keys; they travel with them. Floating ones of both receive gradient.
-      log_weight: of (rows, cols) of a tile, [r, k] added to the logits in the log-sum-exps only; -inf leaves a pair
-        out. It and `positive` take arrays from rows and cols alone, not from an enclosing differentiated function.
-      positive: of (rows, cols) of a tile, [r, k] weights or booleans; None for no positives, pos = 0.
+      queries: [R, D] rows of this device; gradient flows. Not normalised here. Scale rows for
+        per-row temperatures.
+      keys: [K, D] keys of this device, the same number on each; gradient flows. Scale rows for
+        per-column temperatures.
+      scale: multiplies the similarities, 1 / temperature: a number or a traced scalar; gradient
+        flows.
+      rows: arrays [R, ...] that describe the queries (ids, labels, weights), handed to both
+        functions tile by tile.
+      cols: arrays [K, ...] that describe the keys; they travel with them. Floating ones of both
+        receive gradient.
+      log_weight: of (rows, cols) of a tile, [r, k] added to the logits in the log-sum-exps only;
+        -inf leaves a pair out. It and `positive` take arrays from rows and cols alone, not from an
+        enclosing differentiated function.
+      positive: of (rows, cols) of a tile, [r, k] weights or booleans; None for no positives, pos =
+        0.
       columns: whether to return the sums over rows as well, from the same pass.
-      axis_name: mapped axis over which queries and keys are split; None on one device. Keys that every device
-        holds, such as a queue, are contrasted with axis_name=None, and joined by `jnp.logaddexp`.
-      plan: "gather" brings all keys to each device; "ring" passes them around, so that no device ever holds more than
-        its share and its neighbour's. Same result.
-      block_size: largest side of a tile; 0 for the plain matrix, differentiated by JAX (forward mode and higher
-        derivatives work there only); None for the plain matrix while a device's logits fit in 256 MiB, else tiles of a
-        size for the backend. On the ring 0 makes each visiting block of keys one tile, as None does if it fits.
+      axis_name: mapped axis over which queries and keys are split; None on one device. Keys that
+        every device holds, such as a queue, are contrasted with axis_name=None, and joined by
+        `jnp.logaddexp`.
+      plan: "gather" brings all keys to each device; "ring" passes them around, so that no device
+        ever holds more than its share and its neighbour's. Same result.
+      block_size: largest side of a tile; 0 for the plain matrix, differentiated by JAX (forward
+        mode and higher derivatives work there only); None for the plain matrix while a device's
+        logits fit in 256 MiB, else tiles of a size for the backend. On the ring 0 makes each
+        visiting block of keys one tile, as None does if it fits.
 
     Returns:
       A `Contrast` in nats.
 
     Raises:
-      ValueError: wrong ranks or widths, an unknown plan, a negative block size, an axis that is not mapped.
+      ValueError: wrong ranks or widths, an unknown plan, a negative block size, an axis that is not
+        mapped.
     """
     term = None
 
     if positive is not None:
+
         def term(s, rows, cols):
             return per_pair("positive", positive(rows, cols), s) * s
 
     pair = Pair(log_weight, term, columns)
     out = _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size)
-    return out._replace(**_join_columns(out, axis_name)) if columns and axis_name and plan == "gather" else out
+    return (
+        out._replace(**_join_columns(out, axis_name))
+        if columns and axis_name and plan == "gather"
+        else out
+    )
 
 
-def pair_sums(queries: jax.Array, keys: jax.Array, term: PairTerm, *, scale: Any, rows: Pairs | None = None,
-              cols: Pairs | None = None, axis_name: str | None = None, plan: str = "gather",
-              block_size: int | None = None) -> jax.Array:
-    """[R] sum_j f(scale q_i . k_j) over the keys of all devices, for losses that judge each pair by itself.
+def pair_sums(
+    queries: jax.Array,
+    keys: jax.Array,
+    term: PairTerm,
+    *,
+    scale: Any,
+    rows: Pairs | None = None,
+    cols: Pairs | None = None,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """[R] sum_j f(scale q_i . k_j) over the keys of all devices, for losses that judge each pair by
+    itself.
 
     Args:
-      term: f, of (s, rows, cols) of a tile, with s its scaled similarities [r, k]; [r, k], finite and with a finite
-        gradient. It takes other arrays from rows and cols alone.
+      term: f, of (s, rows, cols) of a tile, with s its scaled similarities [r, k]; [r, k], finite
+        and with a finite gradient. It takes other arrays from rows and cols alone.
       queries, keys, scale, rows, cols, axis_name, plan, block_size: as in `contrast`.
 
     Raises:
@@ -116,7 +168,8 @@ def pair_sums(queries: jax.Array, keys: jax.Array, term: PairTerm, *, scale: Any
 
 
 def side_of_tile(plain_bytes: int) -> int:
-    """The block size that None stands for where the plain logits are so large: 0, the plain matrix, while they fit."""
+    """The block size that None stands for where the plain logits are so large: 0, the plain matrix,
+    while they fit."""
     return 0 if plain_bytes <= PLAIN_BYTES else TILE.get(jax.default_backend(), OTHER_TILE)
 
 
@@ -124,25 +177,37 @@ def check_plan(plan: str, block_size: int | None) -> None:
     """Refuses a plan or a block size that `contrast` does not know."""
     if plan not in ("gather", "ring"):
         raise ValueError(f'plan is {plan!r}; expected "gather" or "ring".')
-    if block_size is not None and (not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 0):
-        raise ValueError(f"block_size is {block_size!r}; expected a number of rows, 0 for the plain matrix, or None to "
-                         "choose by size.")
+    if block_size is not None and (
+        not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 0
+    ):
+        raise ValueError(
+            f"block_size is {block_size!r}; expected a number of rows, 0 for the plain matrix, or "
+            f"None to "
+            "choose by size."
+        )
 
 
 def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size) -> Contrast:
-    """The sums of a pair rule over all keys; of columns, over this device's rows only where keys are gathered."""
+    """The sums of a pair rule over all keys; of columns, over this device's rows only where keys
+    are gathered."""
     sizes = check("r d", queries=queries)
     sizes = check("k d", sizes, keys=keys)
     rows, cols = dict(rows or {}), dict(cols or {})
     for what, side, size in (("rows", rows, sizes["r"]), ("cols", cols, sizes["k"])):
         for name, array in side.items():
             if jnp.shape(array)[:1] != (size,):
-                raise ValueError(f"{what}[{name!r}] has shape {jnp.shape(array)}; expected [{size}, ...], one entry "
-                                 f"for each of the {'queries' if what == 'rows' else 'keys'}.")
+                raise ValueError(
+                    f"{what}[{name!r}] has shape {jnp.shape(array)}; expected [{size}, ...], one "
+                    f"entry "
+                    f"for each of the {'queries' if what == 'rows' else 'keys'}."
+                )
     check_plan(plan, block_size)
     if jnp.ndim(scale):
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a scalar. For a temperature per row or per "
-                         "column scale the rows of queries or keys.")
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}; expected a scalar. For a temperature per row or "
+            f"per "
+            "column scale the rows of queries or keys."
+        )
     check_axis(axis_name)
 
     dtype = jnp.result_type(queries, keys)
@@ -161,7 +226,8 @@ def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block
 
 
 def _join_columns(out: Contrast, axis_name: str) -> dict[str, jax.Array]:
-    """This device's columns over the rows of all devices, from all columns over this device's rows."""
+    """This device's columns over the rows of all devices, from all columns over this device's
+    rows."""
     size = out.col_lse.shape[0] // lax.axis_size(axis_name)
     m = lax.pmax(lax.stop_gradient(out.col_lse), axis_name)
     total = lax.psum_scatter(jnp.exp(out.col_lse - m), axis_name, tiled=True)

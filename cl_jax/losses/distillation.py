@@ -1,4 +1,5 @@
-"""A student taught by a network that knows more: soft labels, and contrastive representation distillation."""
+"""A student taught by a network that knows more: soft labels, and contrastive representation
+distillation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,28 +15,41 @@ from cl_jax.losses.nce import Normalizer, cross_nce
 
 
 class SoftLabels(NamedTuple):
-    """loss; distill: the teacher's part; labels: the true labels' part, 0 where nothing is labelled."""
+    """loss; distill: the teacher's part; labels: the true labels' part, 0 where nothing is
+    labelled."""
 
     loss: jax.Array
     distill: jax.Array
     labels: jax.Array
 
 
-def soft_label_rows(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float) -> jax.Array:
-    """[B] cross-entropy of softmax(student / temperature) under softmax(teacher / temperature), nats."""
+def soft_label_rows(
+    student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float
+) -> jax.Array:
+    """[B] cross-entropy of softmax(student / temperature) under softmax(teacher / temperature),
+    nats."""
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
     target = jnp.exp(log_softmax(lax.stop_gradient(teacher_logits), temperature))
     return -jnp.sum(target * log_softmax(student_logits, temperature), axis=1)
 
 
-def soft_labels(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array | None = None,
-                labelled: jax.Array | None = None, *, temperature: float, alpha: float = 1.0,
-                axis_name: str | None = None) -> SoftLabels:
-    """SimCLR v2: the student's distribution is pulled to the teacher's, and to the labels where there are some.
+def soft_labels(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array | None = None,
+    labelled: jax.Array | None = None,
+    *,
+    temperature: float,
+    alpha: float = 1.0,
+    axis_name: str | None = None,
+) -> SoftLabels:
+    """SimCLR v2: the student's distribution is pulled to the teacher's, and to the labels where
+    there are some.
 
-    distill = -1/B sum_i sum_y P_T(y|x_i) log P_S(y|x_i), both at `temperature`, without a factor temperature^2;
-    labels = -mean over labelled i of log softmax(student_i)_{y_i};   loss = alpha distill + (1 - alpha) labels
+    distill = -1/B sum_i sum_y P_T(y|x_i) log P_S(y|x_i), both at `temperature`, without a factor
+    temperature^2; labels = -mean over labelled i of log softmax(student_i)_{y_i};   loss = alpha
+    distill + (1 - alpha) labels
 
     Args:
       student_logits: [B, C]; gradient flows.
@@ -52,32 +66,46 @@ def soft_labels(student_logits: jax.Array, teacher_logits: jax.Array, labels: ja
     Raises:
       ValueError: shapes that disagree, alpha below 1 without labels, an axis that is not mapped.
 
-    Reference: Chen et al. 2020, arXiv 2006.10029, equations 2 and 3. No code is released; means instead of sums and
-    the label term at temperature 1 are our choice.
+    Reference: Chen et al. 2020, arXiv 2006.10029, equations 2 and 3. No code is released; means
+    instead of sums and the label term at temperature 1 are our choice.
     """
     sizes = check("b c", student_logits=student_logits)
     check_axis(axis_name)
-    distill = mean(jnp.mean(soft_label_rows(student_logits, teacher_logits, temperature=temperature)), axis_name)
+    distill = mean(
+        jnp.mean(soft_label_rows(student_logits, teacher_logits, temperature=temperature)),
+        axis_name,
+    )
     if labels is None:
         if not (isinstance(alpha, (int, float)) and alpha == 1):
-            raise ValueError(f"alpha is {alpha} but labels is None; expected labels, or alpha=1 for soft labels alone.")
+            raise ValueError(
+                f"alpha is {alpha} but labels is None; expected labels, or alpha=1 for soft "
+                f"labels alone."
+            )
         return SoftLabels(distill, distill, jnp.zeros_like(distill))
     check_integer("b", sizes, labels=labels)
     log_p = jax.nn.log_softmax(wide(student_logits), axis=1)
     labelled = jnp.ones(labels.shape, bool) if labelled is None else labelled
     if labelled.shape != labels.shape:
-        raise ValueError(f"labelled has shape {labelled.shape}; expected that of labels, {labels.shape}.")
+        raise ValueError(
+            f"labelled has shape {labelled.shape}; expected that of labels, {labels.shape}."
+        )
     picked = jnp.take_along_axis(log_p, jnp.where(labelled, labels, 0)[:, None], axis=1)[:, 0]
     count = total(jnp.sum(labelled.astype(log_p.dtype)), axis_name)
     hard = -total(jnp.sum(jnp.where(labelled, picked, 0)), axis_name) / jnp.maximum(count, 1)
     return SoftLabels(alpha * distill + (1 - alpha) * hard, distill, hard)
 
 
-def knowledge_distillation(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float,
-                           axis_name: str | None = None) -> jax.Array:
+def knowledge_distillation(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+) -> jax.Array:
     """Hinton's form: the student's softened distribution is pulled to the teacher's.
 
-    L = temperature^2 / B sum_i KL(softmax(teacher_i / temperature) || softmax(student_i / temperature))
+    L = temperature^2 / B sum_i KL(softmax(teacher_i / temperature) || softmax(student_i /
+    temperature))
 
     Args:
       student_logits: [B, C]; gradient flows. teacher_logits: [B, C]; no gradient.
@@ -99,8 +127,11 @@ def knowledge_distillation(student_logits: jax.Array, teacher_logits: jax.Array,
     return temperature**2 * mean(jnp.mean(rows), axis_name)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """-1/B sum_i log softmax(logits_i)_{labels_i}: [B, C] and [B] integers to nats, mean over the global batch."""
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """-1/B sum_i log softmax(logits_i)_{labels_i}: [B, C] and [B] integers to nats, mean over the
+    global batch."""
     check_integer("b", check("b c", logits=logits), labels=labels)
     check_axis(axis_name)
     log_p = jax.nn.log_softmax(wide(logits), axis=1)
@@ -108,27 +139,40 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: str | None
 
 
 def embed(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """[B, D] unit embeddings of [B, F] features by one linear layer [F, D], [D]: the head CRD gives both networks."""
+    """[B, D] unit embeddings of [B, F] features by one linear layer [F, D], [D]: the head CRD gives
+    both networks."""
     check("d", check("f d", check("b f", features=features), kernel=kernel), bias=bias)
     return unit(dots("bf,fd->bd", features, kernel) + wide(bias)[None, :])
 
 
-def crd(z_student: jax.Array, z_teacher: jax.Array, bank_student: jax.Array, bank_teacher: jax.Array,
-        indices: jax.Array, normalizers: Sequence[Normalizer], *, temperature: float, momentum: float | None = None,
-        eps: float = 1e-7, block_size: int | None = None,
-        axis_name: str | None = None) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
-    """CRD: the student is pulled to what is stored of the teacher for the same image, and the teacher's head back.
+def crd(
+    z_student: jax.Array,
+    z_teacher: jax.Array,
+    bank_student: jax.Array,
+    bank_teacher: jax.Array,
+    indices: jax.Array,
+    normalizers: Sequence[Normalizer],
+    *,
+    temperature: float,
+    momentum: float | None = None,
+    eps: float = 1e-7,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
+    """CRD: the student is pulled to what is stored of the teacher for the same image, and the
+    teacher's head back.
 
     L = nce(z_student, bank_teacher) + nce(z_teacher, bank_student); see `nce`.
 
     Args:
-      z_student, z_teacher: [B, D] embeddings of the two networks' features (`embed`), normalised by the caller.
-        Gradient reaches each from its own term alone: the student none from the second, the teacher's head only that.
+      z_student, z_teacher: [B, D] embeddings of the two networks' features (`embed`), normalised by
+        the caller. Gradient reaches each from its own term alone: the student none from the second,
+        the teacher's head only that.
       bank_student, bank_teacher: [N, D] stored embeddings; no gradient.
-      indices: [B, 1 + K]; column 0 the image's own row (or, "relaxed", one of its class), then images of *other
-        classes*.
-      normalizers: (of the student's term, of the teacher's); `init_normalizer(1.0)` for both is the paper's critic,
-        which has no Z.
+      indices: [B, 1 + K]; column 0 the image's own row (or, "relaxed", one of its class), then
+        images of *other classes*.
+      normalizers: (of the student's term, of the teacher's); `init_normalizer(1.0)` for both is the
+        paper's critic, which has no Z.
       temperature: 0.07 in CRD.
       The others as in `nce`.
 
@@ -137,7 +181,22 @@ def crd(z_student: jax.Array, z_teacher: jax.Array, bank_student: jax.Array, ban
 
     Reference: Tian et al. 2020, arXiv 1910.10699, equations 17 to 19.
     """
-    check("n d", check("b d", z_student=z_student, z_teacher=z_teacher), bank_student=bank_student,
-          bank_teacher=bank_teacher)
-    return cross_nce(z_student, z_teacher, bank_student, bank_teacher, indices, normalizers, temperature=temperature,
-                     momentum=momentum, eps=eps, block_size=block_size, axis_name=axis_name)
+    check(
+        "n d",
+        check("b d", z_student=z_student, z_teacher=z_teacher),
+        bank_student=bank_student,
+        bank_teacher=bank_teacher,
+    )
+    return cross_nce(
+        z_student,
+        z_teacher,
+        bank_student,
+        bank_teacher,
+        indices,
+        normalizers,
+        temperature=temperature,
+        momentum=momentum,
+        eps=eps,
+        block_size=block_size,
+        axis_name=axis_name,
+    )

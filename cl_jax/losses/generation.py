@@ -1,4 +1,5 @@
-"""Conditional image generation with a contrast of images and class proxies (ContraGAN), and the adversarial losses."""
+"""Conditional image generation with a contrast of images and class proxies (ContraGAN), and the
+adversarial losses."""
 
 from typing import NamedTuple
 
@@ -13,54 +14,86 @@ from cl_jax.losses.contrast import allow, contrast, not_self, row_ids, same_labe
 
 
 class TwoC(NamedTuple):
-    """loss: [B], log_denominator - log_numerator with the digits that their difference would lose."""
+    """loss: [B], log_denominator - log_numerator with the digits that their difference would
+    lose."""
 
     loss: jax.Array
     log_numerator: jax.Array
     log_denominator: jax.Array
 
 
-def two_c(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
-          released_gradient: bool = False, axis_name: str | None = None, plan: str = "gather",
-          block_size: int | None = None) -> jax.Array:
+def two_c(
+    z: jax.Array,
+    proxies: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    positives: str = "class",
+    released_gradient: bool = False,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
     """Pulls an image to its class's proxy and to images of its class, from all other images.
 
-    loss = mean_i [ log( P_i + sum_(j != i) S_ij ) - log( P_i + sum_(j != i, labels_j = labels_i) S_ij ) ]
-    S_ij = exp(cos(z_i, z_j) / temperature),  P_i = exp(cos(z_i, proxies[labels_i]) / temperature)
+    loss = mean_i [ log( P_i + sum_(j != i) S_ij ) - log( P_i + sum_(j != i, labels_j = labels_i)
+    S_ij ) ] S_ij = exp(cos(z_i, z_j) / temperature),  P_i = exp(cos(z_i, proxies[labels_i]) /
+    temperature)
 
     Args:
       z: [B, D] image embeddings, not normalised; gradient flows through both factors.
-      proxies: [C, D] class embeddings, not normalised; gradient flows to the rows of the labels present. The proxies
-        of other classes are no negatives.
+      proxies: [C, D] class embeddings, not normalised; gradient flows to the rows of the labels
+        present. The proxies of other classes are no negatives.
       labels: [B] integers below C.
       temperature: above 0 (1 in the paper's configurations).
-      positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class" nothing ties a
-        cluster of images to its own proxy, and a generator may settle on permuted classes; "proxy" prevents that.
-      released_gradient: on several devices the authors' gather passes each device the gradient of its own copy of the
-        loss alone, which after averaging is the true one divided by the number of devices. True does the same.
-      axis_name: mapped axis over which the batch is split; images come from all devices, proxies are replicated.
+      positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class"
+        nothing ties a cluster of images to its own proxy, and a generator may settle on permuted
+        classes; "proxy" prevents that.
+      released_gradient: on several devices the authors' gather passes each device the gradient of
+        its own copy of the loss alone, which after averaging is the true one divided by the number
+        of devices. True does the same.
+      axis_name: mapped axis over which the batch is split; images come from all devices, proxies
+        are replicated.
       plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
-      Scalar in nats, at least 0; 0 for a batch of one. Where all cosines agree: the mean of log B - log(same-class
-      images, itself included). A zero row is normalised to zero.
+      Scalar in nats, at least 0; 0 for a batch of one. Where all cosines agree: the mean of log B -
+      log(same-class images, itself included). A zero row is normalised to zero.
 
     Raises:
-      ValueError: shapes that disagree, labels that are not integers, a temperature that is not above 0, an unknown
-        `positives`, `axis_name` not mapped.
+      ValueError: shapes that disagree, labels that are not integers, a temperature that is not
+        above 0, an unknown `positives`, `axis_name` not mapped.
 
-    Reference: Kang and Park, ContraGAN: Contrastive Learning for Conditional Image Generation, NeurIPS 2020.
+    Reference: Kang and Park, ContraGAN: Contrastive Learning for Conditional Image Generation,
+      NeurIPS 2020.
     """
-    rows = two_c_rows(z, proxies, labels, temperature=temperature, positives=positives, axis_name=axis_name,
-                      plan=plan, block_size=block_size)
+    rows = two_c_rows(
+        z,
+        proxies,
+        labels,
+        temperature=temperature,
+        positives=positives,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     loss = mean(rows.loss.mean(), axis_name)
     if not released_gradient or axis_name is None:
         return loss
     return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / lax.axis_size(axis_name)
 
 
-def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperature: float, positives: str = "class",
-               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> TwoC:
+def two_c_rows(
+    z: jax.Array,
+    proxies: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    positives: str = "class",
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> TwoC:
     """The terms whose mean is `two_c`, and their parts, for this device's rows."""
     if positives not in ("class", "proxy"):
         raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
@@ -75,12 +108,25 @@ def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperatu
     pairs = {"id": row_ids(sizes["b"], axis_name), "label": labels}
 
     def log_sum(allowed):
-        return contrast(z, z, scale=1 / temperature, rows=pairs, cols=pairs, log_weight=allowed, axis_name=axis_name,
-                        plan=plan, block_size=block_size).lse
+        return contrast(
+            z,
+            z,
+            scale=1 / temperature,
+            rows=pairs,
+            cols=pairs,
+            log_weight=allowed,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=block_size,
+        ).lse
 
     if positives == "class":
-        above = jnp.logaddexp(proxy, log_sum(lambda rows, cols: jnp.where(same_label(rows, cols),
-                                                                          not_self(rows, cols), -jnp.inf)))
+        above = jnp.logaddexp(
+            proxy,
+            log_sum(
+                lambda rows, cols: jnp.where(same_label(rows, cols), not_self(rows, cols), -jnp.inf)
+            ),
+        )
         others = log_sum(lambda rows, cols: allow(~same_label(rows, cols)))
     else:
         above, others = proxy, log_sum(not_self)
@@ -88,14 +134,25 @@ def two_c_rows(z: jax.Array, proxies: jax.Array, labels: jax.Array, *, temperatu
     return TwoC(jax.nn.softplus(others - above), above, jnp.logaddexp(above, others))
 
 
-def contragan_discriminator(d_real: jax.Array, d_fake: jax.Array, z_real: jax.Array, proxies: jax.Array,
-                            labels_real: jax.Array, *, temperature: float, weight: float, positives: str = "class",
-                            axis_name: str | None = None) -> jax.Array:
-    """The discriminator's step: hinge_discriminator(d_real, d_fake) + weight * two_c of the real images.
+def contragan_discriminator(
+    d_real: jax.Array,
+    d_fake: jax.Array,
+    z_real: jax.Array,
+    proxies: jax.Array,
+    labels_real: jax.Array,
+    *,
+    temperature: float,
+    weight: float,
+    positives: str = "class",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The discriminator's step: hinge_discriminator(d_real, d_fake) + weight * two_c of the real
+    images.
 
     Args:
       d_real, d_fake: [B] unconditional scores; gradient flows.
-      z_real: [B, D] embeddings of the real images; gradient flows. Generated images take no part in the contrast here.
+      z_real: [B, D] embeddings of the real images; gradient flows. Generated images take no part in
+        the contrast here.
       proxies: [C, D]; gradient flows: this is the step that trains them.
       labels_real: [B] integers below C.
       temperature, positives, axis_name: as for `two_c`.
@@ -107,14 +164,30 @@ def contragan_discriminator(d_real: jax.Array, d_fake: jax.Array, z_real: jax.Ar
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
-    contrast = two_c(z_real, proxies, labels_real, temperature=temperature, positives=positives, axis_name=axis_name)
+    contrast = two_c(
+        z_real,
+        proxies,
+        labels_real,
+        temperature=temperature,
+        positives=positives,
+        axis_name=axis_name,
+    )
     return hinge_discriminator(d_real, d_fake, axis_name=axis_name) + weight * contrast
 
 
-def contragan_generator(d_fake: jax.Array, z_fake: jax.Array, proxies: jax.Array, labels_fake: jax.Array, *,
-                        temperature: float, weight: float, positives: str = "class",
-                        axis_name: str | None = None) -> jax.Array:
-    """The generator's step: hinge_generator(d_fake) + weight * two_c of the generated images and their sampled labels.
+def contragan_generator(
+    d_fake: jax.Array,
+    z_fake: jax.Array,
+    proxies: jax.Array,
+    labels_fake: jax.Array,
+    *,
+    temperature: float,
+    weight: float,
+    positives: str = "class",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The generator's step: hinge_generator(d_fake) + weight * two_c of the generated images and
+    their sampled labels.
 
     Args:
       d_fake: [B] unconditional scores; gradient flows.
@@ -130,12 +203,20 @@ def contragan_generator(d_fake: jax.Array, z_fake: jax.Array, proxies: jax.Array
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_fake=z_fake, proxies=proxies, labels_fake=labels_fake)
-    contrast = two_c(z_fake, lax.stop_gradient(proxies), labels_fake, temperature=temperature, positives=positives,
-                     axis_name=axis_name)
+    contrast = two_c(
+        z_fake,
+        lax.stop_gradient(proxies),
+        labels_fake,
+        temperature=temperature,
+        positives=positives,
+        axis_name=axis_name,
+    )
     return hinge_generator(d_fake, axis_name=axis_name) + weight * contrast
 
 
-def hinge_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def hinge_discriminator(
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Pushes the score of real images above 1 and of generated ones below -1.
 
     loss = mean (1 - d_real)_+ + mean (1 + d_fake)_+
@@ -149,30 +230,40 @@ def hinge_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str 
 
     Reference: Lim and Ye, Geometric GAN, 2017; the adversarial term of ContraGAN and BigGAN.
     """
-    return _adversarial(d_real, d_fake, lambda d: jax.nn.relu(1 - d), lambda d: jax.nn.relu(1 + d), axis_name)
+    return _adversarial(
+        d_real, d_fake, lambda d: jax.nn.relu(1 - d), lambda d: jax.nn.relu(1 + d), axis_name
+    )
 
 
 def hinge_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Raises the score of generated images: -mean d_fake. Scalar; gradient flows; `axis_name` as elsewhere."""
+    """Raises the score of generated images: -mean d_fake. Scalar; gradient flows; `axis_name` as
+    elsewhere."""
     check("b", d_fake=d_fake)
     check_axis(axis_name)
     return -mean(wide(d_fake).mean(), axis_name)
 
 
-def logistic_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2 knows nothing."""
+def logistic_discriminator(
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2
+    knows nothing."""
     return _adversarial(d_real, d_fake, lambda d: jax.nn.softplus(-d), jax.nn.softplus, axis_name)
 
 
 def logistic_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2 knows nothing."""
+    """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2
+    knows nothing."""
     check("b", d_fake=d_fake)
     check_axis(axis_name)
     return mean(jax.nn.softplus(-wide(d_fake)).mean(), axis_name)
 
 
-def least_squares_discriminator(d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Scores of real images to 1 and of generated ones to 0: 1/2 mean (d_real - 1)^2 + 1/2 mean d_fake^2."""
+def least_squares_discriminator(
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """Scores of real images to 1 and of generated ones to 0: 1/2 mean (d_real - 1)^2 + 1/2 mean
+    d_fake^2."""
     return _adversarial(d_real, d_fake, lambda d: (d - 1) ** 2 / 2, lambda d: d**2 / 2, axis_name)
 
 

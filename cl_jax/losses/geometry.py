@@ -1,6 +1,8 @@
-"""How features lie on the sphere: alignment and uniformity (losses and metrics), tolerance, effective rank, hardness.
+"""How features lie on the sphere: alignment and uniformity (losses and metrics), tolerance,
+effective rank, hardness.
 
-The caller normalises; nothing here does. Distances are squared Euclidean, so on unit vectors d^2 = 2 - 2 cos.
+The caller normalises; nothing here does. Distances are squared Euclidean, so on unit vectors d^2 =
+2 - 2 cos.
 """
 
 import math
@@ -17,11 +19,14 @@ from cl_jax.losses.contrast import contrast, not_self, row_ids
 from cl_jax.losses.infonce import info_nce
 
 
-def alignment(x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str | None = None) -> jax.Array:
+def alignment(
+    x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str | None = None
+) -> jax.Array:
     """Pulls the two vectors of a positive pair together: 1/B sum_i ||x_i - y_i||^alpha.
 
     Args:
-      x, y: [B, D] unit vectors, rows paired. Gradient flows to both; it is 0 where the two coincide.
+      x, y: [B, D] unit vectors, rows paired. Gradient flows to both; it is 0 where the two
+        coincide.
       alpha: 2 in the paper; 1 is the plain distance.
       axis_name: device axis that splits the batch.
 
@@ -42,43 +47,65 @@ def alignment(x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str 
     return mean(jnp.mean(rows), axis_name)
 
 
-def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, intra_batch: bool = True,
-               axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
+def uniformity(
+    x: jax.Array,
+    queue: jax.Array | None = None,
+    *,
+    t: float = 2.0,
+    intra_batch: bool = True,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
     """Pushes all vectors apart: log of the mean of exp(-t ||x_i - x_j||^2) over the pairs i < j.
 
-    With a queue the B * K pairs (x_i, queue_j) enter the same mean, each with the weight of one pair.
+    With a queue the B * K pairs (x_i, queue_j) enter the same mean, each with the weight of one
+    pair.
 
     Args:
       x: [B, D] unit vectors. Gradient flows, and is finite where vectors coincide.
       queue: [K, D] unit vectors, constants.
       t: 2 in the paper, 3 in its MoCo variant.
       intra_batch: False leaves the pairs of the batch out, which asks for a queue.
-      axis_name: device axis that splits the batch. The pairs are those of the global batch; the authors' MoCo variant
-        takes the mean and the log on each device instead.
+      axis_name: device axis that splits the batch. The pairs are those of the global batch; the
+        authors' MoCo variant takes the mean and the log on each device instead.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in [-4t, 0] for unit vectors: 0 when all coincide, about -2t for uniform directions in high dimension. A
-      mean over no pair (a batch of one without a queue), which the authors' code makes NaN, is 0.
+      Scalar in [-4t, 0] for unit vectors: 0 when all coincide, about -2t for uniform directions in
+      high dimension. A mean over no pair (a batch of one without a queue), which the authors' code
+      makes NaN, is 0.
 
     Raises:
       ValueError: shapes that disagree, t <= 0, no pairs asked for, an axis that is not mapped.
 
-    Reference: Wang and Isola 2020, arXiv 2005.10242, section 4.2; with a queue its MoCo code (unordered distinct pairs
-    in both).
+    Reference: Wang and Isola 2020, arXiv 2005.10242, section 4.2; with a queue its MoCo code
+    (unordered distinct pairs in both).
     """
     sizes = check("b d", x=x)
     check_positive(t=t)
     check_axis(axis_name)
     if queue is None and not intra_batch:
-        raise ValueError("intra_batch=False leaves no pairs without a queue; pass queue=[K, D] or intra_batch=True.")
+        raise ValueError(
+            "intra_batch=False leaves no pairs without a queue; pass queue=[K, D] or "
+            "intra_batch=True."
+        )
     x = wide(x)
     batch = sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name))
     logs, pairs = [], 0.0
     if intra_batch and batch > 1:
         ids = {"id": row_ids(sizes["b"], axis_name)}
-        out = contrast(_left(x), _right(x), scale=2 * t, rows=ids, cols=ids, log_weight=not_self, axis_name=axis_name,
-                       plan=plan, block_size=block_size)
+        out = contrast(
+            _left(x),
+            _right(x),
+            scale=2 * t,
+            rows=ids,
+            cols=ids,
+            log_weight=not_self,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=block_size,
+        )
         logs.append(out.lse - math.log(2))  # every pair is met twice
         pairs += batch * (batch - 1) / 2
     if queue is not None:
@@ -91,10 +118,20 @@ def uniformity(x: jax.Array, queue: jax.Array | None = None, *, t: float = 2.0, 
     return log_total(jnp.concatenate(logs), axis_name) - math.log(pairs)
 
 
-def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, uniform_weight: float = 1.0,
-                  alpha: float = 2.0, t: float = 2.0, axis_name: str | None = None, plan: str = "gather",
-                  block_size: int | None = None) -> jax.Array:
-    """Pulls pairs together and spreads each view: w_a alignment(x, y) + w_u (uniformity(x) + uniformity(y)) / 2.
+def align_uniform(
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    align_weight: float = 1.0,
+    uniform_weight: float = 1.0,
+    alpha: float = 2.0,
+    t: float = 2.0,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls pairs together and spreads each view: w_a alignment(x, y) + w_u (uniformity(x) +
+    uniformity(y)) / 2.
 
     Args:
       x, y: [B, D] unit vectors, rows paired. Gradient flows to both.
@@ -110,17 +147,31 @@ def align_uniform(x: jax.Array, y: jax.Array, *, align_weight: float = 1.0, unif
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 5.
     """
     check("b d", x=x, y=y)
-    spread = [uniformity(z, t=t, axis_name=axis_name, plan=plan, block_size=block_size) for z in (x, y)]
+    spread = [
+        uniformity(z, t=t, axis_name=axis_name, plan=plan, block_size=block_size) for z in (x, y)
+    ]
     pull = alignment(x, y, alpha=alpha, axis_name=axis_name)
     return align_weight * pull + uniform_weight * (spread[0] + spread[1]) / 2
 
 
-def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_weight: float = 3.0,
-                       uniform_weight: float = 1.0, alpha: float = 2.0, t: float = 3.0, intra_batch: bool = True,
-                       contrast_weight: float = 0.0, temperature: float | None = None,
-                       axis_name: str | None = None, plan: str = "gather",
-                       block_size: int | None = None) -> jax.Array:
-    """Pulls a query to its key and spreads queries over the batch and the queue; MoCo's loss can be added.
+def align_uniform_moco(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    *,
+    align_weight: float = 3.0,
+    uniform_weight: float = 1.0,
+    alpha: float = 2.0,
+    t: float = 3.0,
+    intra_batch: bool = True,
+    contrast_weight: float = 0.0,
+    temperature: float | None = None,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls a query to its key and spreads queries over the batch and the queue; MoCo's loss can be
+    added.
 
     w_a alignment(q, k) + w_u uniformity(q, queue) + w_c moco(q, k, queue)
 
@@ -140,24 +191,43 @@ def align_uniform_moco(q: jax.Array, k: jax.Array, queue: jax.Array, *, align_we
     Raises:
       ValueError: as `alignment` and `uniformity`; a contrastive weight without a temperature.
 
-    Reference: Wang and Isola 2020, arXiv 2005.10242, the authors' MoCo code (defaults of its README's best run).
+    Reference: Wang and Isola 2020, arXiv 2005.10242, the authors' MoCo code (defaults of its
+      README's best run).
     """
     check("k d", check("b d", q=q, k=k), queue=queue)
     k = lax.stop_gradient(k)
     loss = align_weight * alignment(q, k, alpha=alpha, axis_name=axis_name)
-    loss += uniform_weight * uniformity(q, queue, t=t, intra_batch=intra_batch, axis_name=axis_name, plan=plan,
-                                        block_size=block_size)
+    loss += uniform_weight * uniformity(
+        q,
+        queue,
+        t=t,
+        intra_batch=intra_batch,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     if isinstance(contrast_weight, (int, float)) and contrast_weight == 0:
         return loss
     if temperature is None:
-        raise ValueError(f"temperature is None with contrast_weight {contrast_weight}; expected a number above 0.")
+        raise ValueError(
+            f"temperature is None with contrast_weight {contrast_weight}; expected a number above "
+            f"0."
+        )
     check_positive(temperature=temperature)
-    return loss + contrast_weight * info_nce(q, k, lax.stop_gradient(queue), temperature=temperature, normalise=False,
-                                             axis_name=axis_name, block_size=block_size)
+    return loss + contrast_weight * info_nce(
+        q,
+        k,
+        lax.stop_gradient(queue),
+        temperature=temperature,
+        normalise=False,
+        axis_name=axis_name,
+        block_size=block_size,
+    )
 
 
 class Tolerance(NamedTuple):
-    """all_pairs: mean over ordered pairs i != j of s_ij [same class]; same_class: mean over same-class pairs only."""
+    """all_pairs: mean over ordered pairs i != j of s_ij [same class]; same_class: mean over
+    same-class pairs only."""
 
     all_pairs: jax.Array
     same_class: jax.Array
@@ -168,8 +238,9 @@ class Tolerance(NamedTuple):
 def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None = None) -> Tolerance:
     """How similar features of one class are, in both readings of the definition.
 
-    T = mean over i != j of x_i . x_j [y_i = y_j]; its scale depends on the number of classes, `same_class`'s does not.
-    Computed from class sums, sum_{i != j, same} x_i . x_j = sum_c |sum_{i in c} x_i|^2 - sum_i |x_i|^2: no [N, N].
+    T = mean over i != j of x_i . x_j [y_i = y_j]; its scale depends on the number of classes,
+    `same_class`'s does not. Computed from class sums, sum_{i != j, same} x_i . x_j = sum_c |sum_{i
+    in c} x_i|^2 - sum_i |x_i|^2: no [N, N].
 
     Args:
       features: [N, D] unit vectors. Gradient flows.
@@ -177,7 +248,8 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
       axis_name: device axis that splits the rows.
 
     Returns:
-      Tolerance of scalars; a mean over no pair is 0. Features that ignore the class have tolerance near 0.
+      Tolerance of scalars; a mean over no pair is 0. Features that ignore the class have tolerance
+      near 0.
 
     Raises:
       ValueError: shapes that disagree, labels that are not integers, an axis that is not mapped.
@@ -191,17 +263,25 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
     rows = x.shape[0]
     order = jnp.argsort(labels)
     ranked = labels[order]
-    dense = jnp.cumsum(jnp.concatenate([jnp.zeros((1,), jnp.int32), (ranked[1:] != ranked[:-1]).astype(jnp.int32)]))
+    dense = jnp.cumsum(
+        jnp.concatenate([jnp.zeros((1,), jnp.int32), (ranked[1:] != ranked[:-1]).astype(jnp.int32)])
+    )
     sums = jax.ops.segment_sum(x[order], dense, rows)
     members = jax.ops.segment_sum(jnp.ones((rows,), jnp.int32), dense, rows)
     similar = jnp.sum(sums * sums) - jnp.sum(x * x)
     same = jnp.sum(members.astype(x.dtype) * (members - 1))
     pairs = rows * (rows - 1.0)
-    return Tolerance(mean(similar / max(pairs, 1.0), axis_name), mean(similar / jnp.maximum(same, 1), axis_name),
-                     jnp.asarray(pairs, x.dtype), mean(same, axis_name))
+    return Tolerance(
+        mean(similar / max(pairs, 1.0), axis_name),
+        mean(similar / jnp.maximum(same, 1), axis_name),
+        jnp.asarray(pairs, x.dtype),
+        mean(same, axis_name),
+    )
 
 
-def effective_rank(features: jax.Array, *, centre: bool = False, axis_name: str | None = None) -> jax.Array:
+def effective_rank(
+    features: jax.Array, *, centre: bool = False, axis_name: str | None = None
+) -> jax.Array:
     """How many directions the features fill: exp of the entropy of the normalised singular values.
 
     p_k = sigma_k / sum sigma,   rank = exp(-sum_k p_k log p_k)
@@ -212,13 +292,14 @@ def effective_rank(features: jax.Array, *, centre: bool = False, axis_name: str 
       axis_name: device axis that splits the rows.
 
     Returns:
-      Scalar in [1, min(N, D)]: 1 when all rows are parallel (or all zero), D for an orthogonal spread. Without the
-      1e-7 that RankMe adds to each p_k.
+      Scalar in [1, min(N, D)]: 1 when all rows are parallel (or all zero), D for an orthogonal
+      spread. Without the 1e-7 that RankMe adds to each p_k.
 
     Raises:
       ValueError: a wrong rank, an axis that is not mapped.
 
-    Reference: Roy and Vetterli 2007, "The effective rank"; Garrido et al. 2023, arXiv 2210.02885 (RankMe).
+    Reference: Roy and Vetterli 2007, "The effective rank"; Garrido et al. 2023, arXiv 2210.02885
+      (RankMe).
     """
     check("n d", features=features)
     check_axis(axis_name)
@@ -233,18 +314,25 @@ def effective_rank(features: jax.Array, *, centre: bool = False, axis_name: str 
 
 
 class Hardness(NamedTuple):
-    """probability: [B, M], P_ij. penalty: [B, M], r_ij, zero at the positive, each row summing to 1."""
+    """probability: [B, M], P_ij. penalty: [B, M], r_ij, zero at the positive, each row summing to
+    1."""
 
     probability: jax.Array
     penalty: jax.Array
 
 
-def negative_hardness(similarity: jax.Array, positive: jax.Array, *, temperature: float,
-                      selected: jax.Array | None = None) -> Hardness:
+def negative_hardness(
+    similarity: jax.Array,
+    positive: jax.Array,
+    *,
+    temperature: float,
+    selected: jax.Array | None = None,
+) -> Hardness:
     """How the contrastive loss shares its gradient over the negatives of each row.
 
-    P_ij = exp(s_ij / t) / (exp(s_ip / t) + sum_{k != p} exp(s_ik / t)), so dL_i/ds_ij = P_ij / t for a negative;
-    r_ij = |dL_i/ds_ij| / |dL_i/ds_ip| = exp(s_ij / t) / sum_{k != p} exp(s_ik / t), a Boltzmann distribution.
+    P_ij = exp(s_ij / t) / (exp(s_ip / t) + sum_{k != p} exp(s_ik / t)), so dL_i/ds_ij = P_ij / t
+    for a negative; r_ij = |dL_i/ds_ij| / |dL_i/ds_ip| = exp(s_ij / t) / sum_{k != p} exp(s_ik / t),
+    a Boltzmann distribution.
 
     Args:
       similarity: [B, M].
@@ -268,7 +356,9 @@ def negative_hardness(similarity: jax.Array, positive: jax.Array, *, temperature
     negative = ~own
     if selected is not None:
         if selected.shape != similarity.shape:
-            raise ValueError(f"selected has shape {selected.shape}; expected {similarity.shape} as similarity.")
+            raise ValueError(
+                f"selected has shape {selected.shape}; expected {similarity.shape} as similarity."
+            )
         negative &= selected != 0
     probability = jax.nn.softmax(logits, axis=1, where=own | negative)
     some = negative.any(axis=1, keepdims=True)
@@ -277,7 +367,8 @@ def negative_hardness(similarity: jax.Array, positive: jax.Array, *, temperature
 
 
 def _left(x: jax.Array) -> jax.Array:
-    """With `_right`: rows whose products are -|x_i - y_j|^2 / 2, so that uniformity is a log-sum-exp of products."""
+    """With `_right`: rows whose products are -|x_i - y_j|^2 / 2, so that uniformity is a
+    log-sum-exp of products."""
     return jnp.concatenate([x, _half_square(x), jnp.ones_like(x[:, :1])], axis=1)
 
 

@@ -1,4 +1,5 @@
-"""Graphs: GraphCL's loss, and InfoGraph's local-global Jensen-Shannon form with HCL's hard negatives."""
+"""Graphs: GraphCL's loss, and InfoGraph's local-global Jensen-Shannon form with HCL's hard
+negatives."""
 
 import math
 from typing import NamedTuple
@@ -13,39 +14,68 @@ from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, not_self, row_ids, same_id
 
 
-def graphcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_positive: bool = False,
-            symmetric: bool = False, axis_name: str | None = None, plan: str = "gather",
-            block_size: int | None = None) -> jax.Array:
-    """Pulls the two views of a graph together, pushes its first view from the second views of the other graphs.
+def graphcl(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    temperature: float,
+    include_positive: bool = False,
+    symmetric: bool = False,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls the two views of a graph together, pushes its first view from the second views of the
+    other graphs.
 
     s_ij = cos(a_i, b_j) / temperature,   L = 1/B sum_i [ -s_ii + log sum_{j != i} exp(s_ij) ]
 
     Args:
-      z_a, z_b: [B, D], normalised here (a zero row stays zero; NaN in the authors' code). Gradient flows to both.
-      temperature: 0.2 (unsupervised), 0.5 (semi-supervised, adversarial), 0.1 (transfer) in the authors' code.
+      z_a, z_b: [B, D], normalised here (a zero row stays zero; NaN in the authors' code). Gradient
+        flows to both.
+      temperature: 0.2 (unsupervised), 0.5 (semi-supervised, adversarial), 0.1 (transfer) in the
+        authors' code.
       include_positive: True sums over j = i too: ordinary InfoNCE.
       symmetric: True averages with the direction from z_b to z_a; no released version does.
       axis_name: device axis that splits the batch; columns come from all devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over the global batch; log(B - 1) where all similarities are equal, below 0 where the
-      positive leads. A batch of one graph has no negatives and gives 0.
+      Scalar in nats, mean over the global batch; log(B - 1) where all similarities are equal, below
+      0 where the positive leads. A batch of one graph has no negatives and gives 0.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
 
-    Reference: You et al. 2020, arXiv 2010.13902, equation 3, whose sum leaves the positive out as the code does.
+    Reference: You et al. 2020, arXiv 2010.13902, equation 3, whose sum leaves the positive out as
+      the code does.
     """
-    rows = graphcl_rows(z_a, z_b, temperature=temperature, include_positive=include_positive, symmetric=symmetric,
-                        axis_name=axis_name, plan=plan, block_size=block_size)
+    rows = graphcl_rows(
+        z_a,
+        z_b,
+        temperature=temperature,
+        include_positive=include_positive,
+        symmetric=symmetric,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     return mean(jnp.mean(rows), axis_name)
 
 
-def graphcl_rows(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_positive: bool = False,
-                 symmetric: bool = False, axis_name: str | None = None, plan: str = "gather",
-                 block_size: int | None = None) -> jax.Array:
-    """[1, B] `graphcl` of each of this device's rows; [2, B] where symmetric, the second from z_b to z_a."""
+def graphcl_rows(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    temperature: float,
+    include_positive: bool = False,
+    symmetric: bool = False,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """[1, B] `graphcl` of each of this device's rows; [2, B] where symmetric, the second from z_b
+    to z_a."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
     check_axis(axis_name)
@@ -56,9 +86,18 @@ def graphcl_rows(z_a: jax.Array, z_b: jax.Array, *, temperature: float, include_
     def direction(queries, keys):
         if alone:
             return 0.0 * wide(jnp.sum(queries, axis=1))
-        return contrast(queries, keys, scale=1 / temperature, rows=ids, cols=ids, positive=same_id,
-                        log_weight=None if include_positive else not_self, axis_name=axis_name, plan=plan,
-                        block_size=block_size).gap
+        return contrast(
+            queries,
+            keys,
+            scale=1 / temperature,
+            rows=ids,
+            cols=ids,
+            positive=same_id,
+            log_weight=None if include_positive else not_self,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=block_size,
+        ).gap
 
     return jnp.stack([direction(a, b), direction(b, a)] if symmetric else [direction(a, b)])
 
@@ -71,18 +110,29 @@ def cosine_logits(z_a: jax.Array, z_b: jax.Array, *, temperature: float) -> jax.
 
 
 class Expectations(NamedTuple):
-    """positive: E+, mean over nodes. negative: E-, mean over nodes and the other graphs. The loss is E- - E+."""
+    """positive: E+, mean over nodes. negative: E-, mean over nodes and the other graphs. The loss
+    is E- - E+."""
 
     positive: jax.Array
     negative: jax.Array
 
 
-def infograph(local: jax.Array, summary: jax.Array, graph_id: jax.Array, *, hard: bool = False, beta: float = 1.0,
-              tau_plus: float = 0.5, upweight_hard: bool = False, axis_name: str | None = None) -> jax.Array:
-    """Pulls nodes to the summary of their graph and pushes them from the others', by a Jensen-Shannon bound.
+def infograph(
+    local: jax.Array,
+    summary: jax.Array,
+    graph_id: jax.Array,
+    *,
+    hard: bool = False,
+    beta: float = 1.0,
+    tau_plus: float = 0.5,
+    upweight_hard: bool = False,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls nodes to the summary of their graph and pushes them from the others', by a
+    Jensen-Shannon bound.
 
-    With x_ig = local_i . summary_g, positive and negative entries each in a full [n, G] matrix whose other entries are
-    0 and stay in every sum, sp = softplus:
+    With x_ig = local_i . summary_g, positive and negative entries each in a full [n, G] matrix
+    whose other entries are 0 and stay in every sum, sp = softplus:
     standard: E+ = log 2 - sp(-x),  E- = sp(-x) + x - log 2
     hard:     E+ = log 2 - sp(-x) - tau_plus / (1 - tau_plus) (sp(-x) + x)
               E- = w (sp(-x) + x) / (1 - tau_plus) - log 2,  w = exp(beta u) / mean_g exp(beta u),
@@ -92,37 +142,60 @@ def infograph(local: jax.Array, summary: jax.Array, graph_id: jax.Array, *, hard
     Args:
       local: [n, D] node features; gradient flows, through the extrema of the weights too.
       summary: [G, D] graph features; gradient flows.
-      graph_id: [n] integers, the graph of each node, counted on this device; nodes outside 0..G-1 are padding.
+      graph_id: [n] integers, the graph of each node, counted on this device; nodes outside 0..G-1
+        are padding.
       hard: the hard form.
       beta, tau_plus: of the hard form; 0.5 is the authors' tau_plus.
-      upweight_hard: u = +2 x / ..., the sign printed in the paper, which weights similar negatives up; the authors'
-        code has the minus sign and weights them down.
-      axis_name: device axis that splits the graphs, each with its nodes; summaries come from all devices.
+      upweight_hard: u = +2 x / ..., the sign printed in the paper, which weights similar negatives
+        up; the authors' code has the minus sign and weights them down.
+      axis_name: device axis that splits the graphs, each with its nodes; summaries come from all
+        devices.
 
     Returns:
-      Scalar in nats; 0 for the standard form where every x is 0. A batch of one graph has no negatives: E- is 0.
+      Scalar in nats; 0 for the standard form where every x is 0. A batch of one graph has no
+      negatives: E- is 0.
 
     Raises:
-      ValueError: shapes that disagree, beta < 0, tau_plus outside [0, 1), an axis that is not mapped.
+      ValueError: shapes that disagree, beta < 0, tau_plus outside [0, 1), an axis that is not
+        mapped.
 
-    Reference: Robinson et al. 2021, arXiv 2010.04592, figure 14, and the authors' graph code; Sun et al. 2020,
-    arXiv 1908.01000 (InfoGraph) for the standard form.
+    Reference: Robinson et al. 2021, arXiv 2010.04592, figure 14, and the authors' graph code; Sun
+    et al. 2020, arXiv 1908.01000 (InfoGraph) for the standard form.
     """
-    expected = infograph_expectations(local, summary, graph_id, hard=hard, beta=beta, tau_plus=tau_plus,
-                                      upweight_hard=upweight_hard, axis_name=axis_name)
+    expected = infograph_expectations(
+        local,
+        summary,
+        graph_id,
+        hard=hard,
+        beta=beta,
+        tau_plus=tau_plus,
+        upweight_hard=upweight_hard,
+        axis_name=axis_name,
+    )
     return expected.negative - expected.positive
 
 
-def infograph_expectations(local: jax.Array, summary: jax.Array, graph_id: jax.Array, *, hard: bool = False,
-                           beta: float = 1.0, tau_plus: float = 0.5, upweight_hard: bool = False,
-                           axis_name: str | None = None) -> Expectations:
+def infograph_expectations(
+    local: jax.Array,
+    summary: jax.Array,
+    graph_id: jax.Array,
+    *,
+    hard: bool = False,
+    beta: float = 1.0,
+    tau_plus: float = 0.5,
+    upweight_hard: bool = False,
+    axis_name: str | None = None,
+) -> Expectations:
     """The two terms of `infograph`."""
     sizes = check("n d", local=local)
     sizes = check("g d", sizes, summary=summary)
     check_integer("n", sizes, graph_id=graph_id)
     check_axis(axis_name)
     if isinstance(beta, (int, float)) and beta < 0:
-        raise ValueError(f"beta is {beta}; expected at least 0. upweight_hard=True turns the sign of the weights.")
+        raise ValueError(
+            f"beta is {beta}; expected at least 0. upweight_hard=True turns the sign of the "
+            f"weights."
+        )
     if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
     summaries = gather(summary, axis_name)
@@ -154,8 +227,10 @@ def infograph_expectations(local: jax.Array, summary: jax.Array, graph_id: jax.A
     def expectation(e, count):
         return total(jnp.sum(jnp.where(real[:, None], e, 0.0)), axis_name) / jnp.maximum(count, 1)
 
-    return Expectations(expectation(e_positive, nodes),
-                        expectation(e_negative, pairs) if graphs > 1 else 0.0 * jnp.sum(x))
+    return Expectations(
+        expectation(e_positive, nodes),
+        expectation(e_negative, pairs) if graphs > 1 else 0.0 * jnp.sum(x),
+    )
 
 
 def _unit(x):

@@ -1,4 +1,5 @@
-"""Negatives by hardness: re-weighted (HCL, debiased), synthesised (MoCHi), selected (the temperature study).
+"""Negatives by hardness: re-weighted (HCL, debiased), synthesised (MoCHi), selected (the
+temperature study).
 
 The caller normalises; nothing here does.
 """
@@ -19,7 +20,8 @@ from cl_jax.losses.nce import queue_logits
 
 
 class HCLTerms(NamedTuple):
-    """For the 2B rows: loss; log_positive = s_i+ / t; log_negatives = log Ng_i; clamped: Ng_i is at its floor."""
+    """For the 2B rows: loss; log_positive = s_i+ / t; log_negatives = log Ng_i; clamped: Ng_i is at
+    its floor."""
 
     loss: jax.Array
     log_positive: jax.Array
@@ -27,46 +29,77 @@ class HCLTerms(NamedTuple):
     clamped: jax.Array
 
 
-def hcl(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
-        estimator: str = "hard", axis_name: str | None = None, plan: str = "gather",
-        block_size: int | None = None) -> jax.Array:
-    """Pulls two views together, pushes negatives weighted by their hardness and corrected for those of the own class.
+def hcl(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    temperature: float,
+    beta: float = 1.0,
+    tau_plus: float = 0.1,
+    estimator: str = "hard",
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls two views together, pushes negatives weighted by their hardness and corrected for those
+    of the own class.
 
-    Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i, s_ij = x_i . x_j / temperature:
-    R_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
+    Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i, s_ij = x_i . x_j /
+    temperature: R_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
     Ng_i = max((R_i - tau_plus N exp(s_i+)) / (1 - tau_plus),  N exp(-1 / temperature))
     L = -1/2B sum_i log( exp(s_i+) / (exp(s_i+) + Ng_i) )
 
     Args:
-      z_a, z_b: [B, D] unit vectors, rows paired. Gradient flows through everything, the weights and the correction
-        included; not through Ng where it is at its floor.
+      z_a, z_b: [B, D] unit vectors, rows paired. Gradient flows through everything, the weights and
+        the correction included; not through Ng where it is at its floor.
       temperature: 0.5 in the paper.
       beta: concentration; 0 is the debiased loss (DCL). Used by "hard" only.
       tau_plus: the prior of the own class, in [0, 1); 0.1 in the paper.
-      estimator: "hard"; "debiased", which is "hard" at beta 0; "easy", where Ng_i = sum_j exp(s_ij): NT-Xent.
-      axis_name: device axis that splits the batch; negatives, and N with them, come from all devices.
+      estimator: "hard"; "debiased", which is "hard" at beta 0; "easy", where Ng_i = sum_j
+        exp(s_ij): NT-Xent.
+      axis_name: device axis that splits the batch; negatives, and N with them, come from all
+        devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over 2B rows of the global batch: log(2B - 1) where all similarities are equal. A batch of
-      one pair has no negatives and gives 0 (NaN in the authors' "hard").
+      Scalar in nats, mean over 2B rows of the global batch: log(2B - 1) where all similarities are
+      equal. A batch of one pair has no negatives and gives 0 (NaN in the authors' "hard").
 
     Raises:
-      ValueError: shapes that disagree, temperature <= 0, beta < 0, tau_plus outside [0, 1), an unknown estimator, an
-        axis that is not mapped.
+      ValueError: shapes that disagree, temperature <= 0, beta < 0, tau_plus outside [0, 1), an
+        unknown estimator, an axis that is not mapped.
 
-    Reference: Robinson et al. 2021, arXiv 2010.04592, equation 4 and section 4.2; Chuang et al. 2020, arXiv 2007.00224,
-    equation 8. As the authors' code (temperature once, exponential weights) rather than the listing of figure 13; in
-    log space, where theirs overflows float32 at temperature 0.01.
+    Reference: Robinson et al. 2021, arXiv 2010.04592, equation 4 and section 4.2; Chuang et al.
+    2020, arXiv 2007.00224, equation 8. As the authors' code (temperature once, exponential weights)
+    rather than the listing of figure 13; in log space, where theirs overflows float32 at
+    temperature 0.01.
     """
-    terms = hcl_terms(z_a, z_b, temperature=temperature, beta=beta, tau_plus=tau_plus, estimator=estimator,
-                      axis_name=axis_name, plan=plan, block_size=block_size)
+    terms = hcl_terms(
+        z_a,
+        z_b,
+        temperature=temperature,
+        beta=beta,
+        tau_plus=tau_plus,
+        estimator=estimator,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     return mean(jnp.mean(terms.loss), axis_name)
 
 
-def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float = 1.0, tau_plus: float = 0.1,
-              estimator: str = "hard", axis_name: str | None = None, plan: str = "gather",
-              block_size: int | None = None) -> HCLTerms:
+def hcl_terms(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    temperature: float,
+    beta: float = 1.0,
+    tau_plus: float = 0.1,
+    estimator: str = "hard",
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> HCLTerms:
     """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
@@ -74,7 +107,9 @@ def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float
     if estimator not in ("hard", "debiased", "easy"):
         raise ValueError(f'estimator is {estimator!r}; expected "hard", "debiased" or "easy".')
     if isinstance(beta, (int, float)) and beta < 0:
-        raise ValueError(f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best.")
+        raise ValueError(
+            f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best."
+        )
     if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
     x = jnp.concatenate([z_a, z_b])
@@ -82,8 +117,17 @@ def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float
     positive = jnp.tile(dots("bd,bd->b", z_a, z_b) / temperature, 2)
 
     def log_negative_sum(scale):
-        return contrast(x, x, scale=scale, rows=ids, cols=ids, log_weight=not_self, axis_name=axis_name, plan=plan,
-                        block_size=block_size).lse
+        return contrast(
+            x,
+            x,
+            scale=scale,
+            rows=ids,
+            cols=ids,
+            log_weight=not_self,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=block_size,
+        ).lse
 
     count = 2 * sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name)) - 2
     if count == 0:
@@ -91,21 +135,34 @@ def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float
         return HCLTerms(0.0 * positive, positive, nothing, jnp.zeros(positive.shape, bool))
     if estimator == "easy":
         negatives = log_negative_sum(1 / temperature)
-        return HCLTerms(jax.nn.softplus(negatives - positive), positive, negatives, jnp.zeros(positive.shape, bool))
+        return HCLTerms(
+            jax.nn.softplus(negatives - positive),
+            positive,
+            negatives,
+            jnp.zeros(positive.shape, bool),
+        )
     if estimator == "debiased" or (isinstance(beta, (int, float)) and beta == 0):
         reweighted = log_negative_sum(1 / temperature)
     else:
-        reweighted = (log_negative_sum((1 + beta) / temperature) - log_negative_sum(beta / temperature)
-                      + math.log(count))
+        reweighted = (
+            log_negative_sum((1 + beta) / temperature)
+            - log_negative_sum(beta / temperature)
+            + math.log(count)
+        )
     floor = math.log(count) - 1 / temperature
-    # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not positive.
+    # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not
+    # positive.
     ratio = jnp.log(jnp.asarray(tau_plus, positive.dtype)) + math.log(count) + positive - reweighted
     inside = ratio < 0
     safe = jnp.where(inside, ratio, -1.0)
-    # Two forms of log(1 - e^x), each exact on its side of -log 2; the other's argument is kept from its bad end.
+    # Two forms of log(1 - e^x), each exact on its side of -log 2; the other's argument is kept from
+    # its bad end.
     far = safe < -math.log(2)
-    log_rest = jnp.where(far, jnp.log1p(-jnp.exp(jnp.where(far, safe, -1.0))),
-                         jnp.log(-jnp.expm1(jnp.where(far, -0.5, safe))))
+    log_rest = jnp.where(
+        far,
+        jnp.log1p(-jnp.exp(jnp.where(far, safe, -1.0))),
+        jnp.log(-jnp.expm1(jnp.where(far, -0.5, safe))),
+    )
     debiased = reweighted + log_rest - jnp.log1p(-jnp.asarray(tau_plus, positive.dtype))
     free = inside & (debiased > floor)
     negatives = jnp.where(free, debiased, floor)
@@ -113,7 +170,8 @@ def hcl_terms(z_a: jax.Array, z_b: jax.Array, *, temperature: float, beta: float
 
 
 class Mixtures(NamedTuple):
-    """MoCHi's draws. pairs: [B, s, 2], alpha: [B, s]; picks: [B, u], beta: [B, u]. Indices are ranks, 0 the hardest."""
+    """MoCHi's draws. pairs: [B, s, 2], alpha: [B, s]; picks: [B, u], beta: [B, u]. Indices are
+    ranks, 0 the hardest."""
 
     pairs: jax.Array
     alpha: jax.Array
@@ -121,9 +179,12 @@ class Mixtures(NamedTuple):
     beta: jax.Array
 
 
-def draw_mixtures(key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int) -> Mixtures:
-    """MoCHi's random choices, each row's keyed by its example id: pairs and picks uniform with replacement among the
-    `num_hard` hardest, alpha ~ U(0, 1) and beta ~ U(0, 0.5), so that the negative outweighs the query.
+def draw_mixtures(
+    key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int
+) -> Mixtures:
+    """MoCHi's random choices, each row's keyed by its example id: pairs and picks uniform with
+    replacement among the `num_hard` hardest, alpha ~ U(0, 1) and beta ~ U(0, 0.5), so that the
+    negative outweighs the query.
 
     Args:
       key: the step's key, the same on every device.
@@ -137,15 +198,21 @@ def draw_mixtures(key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: i
 
     def draw(i):
         a, b, c, d = jax.random.split(jax.random.fold_in(key, i), 4)
-        return Mixtures(jax.random.randint(a, (num_pairs, 2), 0, num_hard), jax.random.uniform(b, (num_pairs,)),
-                        jax.random.randint(c, (num_query,), 0, num_hard), 0.5 * jax.random.uniform(d, (num_query,)))
+        return Mixtures(
+            jax.random.randint(a, (num_pairs, 2), 0, num_hard),
+            jax.random.uniform(b, (num_pairs,)),
+            jax.random.randint(c, (num_query,), 0, num_hard),
+            0.5 * jax.random.uniform(d, (num_query,)),
+        )
 
     return jax.vmap(draw)(ids)
 
 
-def hardest_negatives(queries: jax.Array, queue: jax.Array, *, num_hard: int,
-                      block_size: int | None = None) -> jax.Array:
-    """[B, num_hard] rows of the queue most similar to each query, the hardest first; of equal ones the lower row first.
+def hardest_negatives(
+    queries: jax.Array, queue: jax.Array, *, num_hard: int, block_size: int | None = None
+) -> jax.Array:
+    """[B, num_hard] rows of the queue most similar to each query, the hardest first; of equal ones
+    the lower row first.
 
     Args:
       queries: [B, D].
@@ -157,7 +224,9 @@ def hardest_negatives(queries: jax.Array, queue: jax.Array, *, num_hard: int,
     sizes = check("k d", sizes, queue=queue)
     check_count(num_hard=num_hard, block_size=block_size)
     if num_hard > sizes["k"]:
-        raise ValueError(f"num_hard is {num_hard}; expected at most the {sizes['k']} rows of the queue.")
+        raise ValueError(
+            f"num_hard is {num_hard}; expected at most the {sizes['k']} rows of the queue."
+        )
     queries, queue = lax.stop_gradient((jnp.asarray(queries), jnp.asarray(queue)))
     if block_size is None or block_size >= sizes["k"]:
         return lax.top_k(dots("bd,kd->bk", queries, queue), num_hard)[1]
@@ -173,12 +242,18 @@ def hardest_negatives(queries: jax.Array, queue: jax.Array, *, num_hard: int,
         return (values, jnp.take_along_axis(index, order, axis=1)), None
 
     dtype = jnp.promote_types(jnp.result_type(queries, queue), jnp.float32)
-    start = (jnp.full((sizes["b"], num_hard), -jnp.inf, dtype), jnp.zeros((sizes["b"], num_hard), jnp.int32))
+    start = (
+        jnp.full((sizes["b"], num_hard), -jnp.inf, dtype),
+        jnp.zeros((sizes["b"], num_hard), jnp.int32),
+    )
     return lax.scan(merge, start, jnp.arange(-(-sizes["k"] // block_size), dtype=jnp.int32))[0][1]
 
 
-def mix_negatives(queue: jax.Array, hardest: jax.Array, pairs: jax.Array, alpha: jax.Array) -> jax.Array:
-    """[B, s, D] MoCHi's first kind: normalise(alpha n_i + (1 - alpha) n_j) of two hard negatives; constants.
+def mix_negatives(
+    queue: jax.Array, hardest: jax.Array, pairs: jax.Array, alpha: jax.Array
+) -> jax.Array:
+    """[B, s, D] MoCHi's first kind: normalise(alpha n_i + (1 - alpha) n_j) of two hard negatives;
+    constants.
 
     Args:
       queue: [K, D] unit vectors.
@@ -193,9 +268,11 @@ def mix_negatives(queue: jax.Array, hardest: jax.Array, pairs: jax.Array, alpha:
     return lax.stop_gradient(unit(alpha[..., None] * left + (1 - alpha[..., None]) * right))
 
 
-def mix_with_query(queries: jax.Array, queue: jax.Array, hardest: jax.Array, picks: jax.Array,
-                   beta: jax.Array) -> jax.Array:
-    """[B, u, D] MoCHi's second kind: normalise(beta q + (1 - beta) n_j) of the query and a hard negative; constants.
+def mix_with_query(
+    queries: jax.Array, queue: jax.Array, hardest: jax.Array, picks: jax.Array, beta: jax.Array
+) -> jax.Array:
+    """[B, u, D] MoCHi's second kind: normalise(beta q + (1 - beta) n_j) of the query and a hard
+    negative; constants.
 
     Args:
       queries: [B, D] unit vectors; the query inside the mixture is a constant too.
@@ -208,21 +285,33 @@ def mix_with_query(queries: jax.Array, queue: jax.Array, hardest: jax.Array, pic
     sizes = check_integer("b n", check("k d", sizes, queue=queue), hardest=hardest)
     check("b u", check_integer("b u", sizes, picks=picks), beta=beta)
     negative = _take(queue, hardest, picks)
-    return lax.stop_gradient(unit(beta[..., None] * wide(queries)[:, None] + (1 - beta[..., None]) * negative))
+    return lax.stop_gradient(
+        unit(beta[..., None] * wide(queries)[:, None] + (1 - beta[..., None]) * negative)
+    )
 
 
-def mochi(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float,
-          active: bool | jax.Array = True, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
+def mochi(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    synthetic: jax.Array,
+    *,
+    temperature: float,
+    active: bool | jax.Array = True,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
     """Pulls a query to its key, pushes it from the queue and from synthetic negatives of its own.
 
-    L = -1/B sum_i log( exp(q_i.k_i/t) / (exp(q_i.k_i/t) + sum_j exp(q_i.queue_j/t) + sum_s exp(q_i.h_is/t)) )
+    L = -1/B sum_i log( exp(q_i.k_i/t) / (exp(q_i.k_i/t) + sum_j exp(q_i.queue_j/t) + sum_s
+    exp(q_i.h_is/t)) )
 
     Args:
       q: [B, D] unit queries; gradient flows.
       k: [B, D] unit keys, constants.
       queue: [K, D] unit rows, constants.
-      synthetic: [B, S, D] of each query, constants: `mix_negatives` and `mix_with_query` joined along axis 1. With
-        S = 0 the loss is MoCo's.
+      synthetic: [B, S, D] of each query, constants: `mix_negatives` and `mix_with_query` joined
+        along axis 1. With S = 0 the loss is MoCo's.
       temperature: 0.2 in the paper.
       active: False leaves the synthetic negatives out (the first epochs); may be traced.
       axis_name: device axis that splits the batch; queue is the same on every device.
@@ -236,13 +325,34 @@ def mochi(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *,
 
     Reference: Kalantidis et al. 2020, arXiv 2010.01028, section 4. No code was released.
     """
-    return mean(jnp.mean(mochi_rows(q, k, queue, synthetic, temperature=temperature, active=active,
-                                    axis_name=axis_name, block_size=block_size)), axis_name)
+    return mean(
+        jnp.mean(
+            mochi_rows(
+                q,
+                k,
+                queue,
+                synthetic,
+                temperature=temperature,
+                active=active,
+                axis_name=axis_name,
+                block_size=block_size,
+            )
+        ),
+        axis_name,
+    )
 
 
-def mochi_rows(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float,
-               active: bool | jax.Array = True, axis_name: str | None = None,
-               block_size: int | None = None) -> jax.Array:
+def mochi_rows(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    synthetic: jax.Array,
+    *,
+    temperature: float,
+    active: bool | jax.Array = True,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
     """[B] `mochi` of each of this device's rows."""
     sizes = check("b d", q=q, k=k)
     check("k d", sizes, queue=queue)
@@ -258,23 +368,31 @@ def mochi_rows(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Arra
     return jax.nn.softplus(negatives - positive)
 
 
-def mochi_logits(q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *,
-                 temperature: float) -> jax.Array:
+def mochi_logits(
+    q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float
+) -> jax.Array:
     """[B, 1 + K + S] similarities over temperature: the key, the queue, the synthetic negatives."""
     check("b s d", check("b d", q=q), synthetic=synthetic)
-    return jnp.concatenate([queue_logits(q, k, queue, temperature=temperature),
-                            _synthetic_logits(q, synthetic, temperature)], axis=1)
+    return jnp.concatenate(
+        [
+            queue_logits(q, k, queue, temperature=temperature),
+            _synthetic_logits(q, synthetic, temperature),
+        ],
+        axis=1,
+    )
 
 
 class Selection(NamedTuple):
-    """selected: [B, M] booleans, the hard negatives of each row. threshold: [B], the lowest similarity among them."""
+    """selected: [B, M] booleans, the hard negatives of each row. threshold: [B], the lowest
+    similarity among them."""
 
     selected: jax.Array
     threshold: jax.Array
 
 
 def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) -> Selection:
-    """The negatives at least as similar as the `num_hard`-th of their row, all where there are fewer; constants.
+    """The negatives at least as similar as the `num_hard`-th of their row, all where there are
+    fewer; constants.
 
     Args:
       similarity: [B, M].
@@ -287,20 +405,30 @@ def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) ->
     similarity = lax.stop_gradient(similarity)
     own = jnp.arange(sizes["m"])[None] == positive[:, None]
     if sizes["m"] == 1:
-        return Selection(jnp.zeros(own.shape, bool), jnp.full((sizes["b"],), jnp.inf, similarity.dtype))
+        return Selection(
+            jnp.zeros(own.shape, bool), jnp.full((sizes["b"],), jnp.inf, similarity.dtype)
+        )
     count = min(num_hard, sizes["m"] - 1)
     threshold = lax.top_k(jnp.where(own, -jnp.inf, similarity), count)[0][:, -1]
     return Selection(~own & (similarity >= threshold[:, None]), threshold)
 
 
-def simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
-           axis_name: str | None = None) -> jax.Array:
-    """Pulls the positive and pushes every negative alike: L = 1/B sum_i [ -s_ip + lambda sum_{j != p} s_ij ].
+def simple(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    negative_weight: float,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls the positive and pushes every negative alike: L = 1/B sum_i [ -s_ip + lambda sum_{j !=
+    p} s_ij ].
 
     Args:
       queries: [B, D] unit vectors; gradient flows.
       keys: with `positive`, [M, D] unit vectors, the same on every device (a bank: pass it through
-        `lax.stop_gradient`, since gradient flows); without, [B, D] paired with the queries and gathered over devices.
+        `lax.stop_gradient`, since gradient flows); without, [B, D] paired with the queries and
+        gathered over devices.
       positive: [B] integers, the row of `keys` that is each query's positive.
       negative_weight: lambda.
       axis_name: device axis that splits the batch.
@@ -313,39 +441,83 @@ def simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = Non
 
     Reference: Wang and Liu 2021, arXiv 2012.09740, equation 6. No code was released.
     """
-    return mean(jnp.mean(simple_rows(queries, keys, positive, negative_weight=negative_weight, axis_name=axis_name)),
-                axis_name)
+    return mean(
+        jnp.mean(
+            simple_rows(
+                queries, keys, positive, negative_weight=negative_weight, axis_name=axis_name
+            )
+        ),
+        axis_name,
+    )
 
 
-def simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
-                axis_name: str | None = None) -> jax.Array:
+def simple_rows(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    negative_weight: float,
+    axis_name: str | None = None,
+) -> jax.Array:
     """[B] `simple` of each of this device's rows."""
     keys, positive = _candidates(queries, keys, positive, axis_name)
     own = dots("bd,bd->b", queries, keys[positive])
     # The sum over keys first: the negatives of all rows share it.
-    return -own + negative_weight * (dots("bd,d->b", wide(queries), jnp.sum(wide(keys), axis=0)) - own)
+    return -own + negative_weight * (
+        dots("bd,d->b", wide(queries), jnp.sum(wide(keys), axis=0)) - own
+    )
 
 
-def hard_simple(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, negative_weight: float,
-                num_hard: int, axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
-    """Pulls the positive and pushes the hardest negatives alike: `simple` with the sum over `select_hard`'s choice.
+def hard_simple(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    negative_weight: float,
+    num_hard: int,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls the positive and pushes the hardest negatives alike: `simple` with the sum over
+    `select_hard`'s choice.
 
     Args:
       queries, keys, positive, negative_weight, axis_name: as in `simple`.
-      num_hard: negatives kept per query (4095 of a bank in the paper); the choice is constant to the gradient.
-      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at once.
+      num_hard: negatives kept per query (4095 of a bank in the paper); the choice is constant to
+        the gradient.
+      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at
+        once.
 
     Returns, Raises: as `simple`.
 
     Reference: Wang and Liu 2021, arXiv 2012.09740, equation 8. No code was released.
     """
-    return mean(jnp.mean(hard_simple_rows(queries, keys, positive, negative_weight=negative_weight, num_hard=num_hard,
-                                          axis_name=axis_name, block_size=block_size)), axis_name)
+    return mean(
+        jnp.mean(
+            hard_simple_rows(
+                queries,
+                keys,
+                positive,
+                negative_weight=negative_weight,
+                num_hard=num_hard,
+                axis_name=axis_name,
+                block_size=block_size,
+            )
+        ),
+        axis_name,
+    )
 
 
-def hard_simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *,
-                     negative_weight: float, num_hard: int, axis_name: str | None = None,
-                     block_size: int | None = None) -> jax.Array:
+def hard_simple_rows(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    negative_weight: float,
+    num_hard: int,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
     """[B] `hard_simple` of each of this device's rows."""
     keys, positive = _candidates(queries, keys, positive, axis_name)
 
@@ -359,9 +531,16 @@ def hard_simple_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | 
     return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
 
-def hard_contrastive(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *, temperature: float,
-                     num_hard: int | None, axis_name: str | None = None,
-                     block_size: int | None = None) -> jax.Array:
+def hard_contrastive(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    temperature: float,
+    num_hard: int | None,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
     """Pulls the positive against the hardest negatives only, by the contrastive loss.
 
     L = -1/B sum_i log( exp(s_ip / t) / (exp(s_ip / t) + sum_{j selected} exp(s_ij / t)) )
@@ -369,39 +548,69 @@ def hard_contrastive(queries: jax.Array, keys: jax.Array, positive: jax.Array | 
     Args:
       queries, keys, positive, axis_name: as in `simple`.
       temperature: t.
-      num_hard: negatives kept per query, None for all (the ordinary loss); the choice is constant to the gradient.
-      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at once.
+      num_hard: negatives kept per query, None for all (the ordinary loss); the choice is constant
+        to the gradient.
+      block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at
+        once.
 
     Returns:
-      Scalar in nats, mean over the global batch; log(1 + num_hard) where all similarities are equal but for ties,
-      which are all kept; 0 where there is no negative.
+      Scalar in nats, mean over the global batch; log(1 + num_hard) where all similarities are equal
+      but for ties, which are all kept; 0 where there is no negative.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, num_hard < 1, an axis that is not mapped.
 
     Reference: Wang and Liu 2021, arXiv 2012.09740, equation 7. No code was released.
     """
-    return mean(jnp.mean(hard_contrastive_rows(queries, keys, positive, temperature=temperature, num_hard=num_hard,
-                                               axis_name=axis_name, block_size=block_size)), axis_name)
+    return mean(
+        jnp.mean(
+            hard_contrastive_rows(
+                queries,
+                keys,
+                positive,
+                temperature=temperature,
+                num_hard=num_hard,
+                axis_name=axis_name,
+                block_size=block_size,
+            )
+        ),
+        axis_name,
+    )
 
 
-def hard_contrastive_rows(queries: jax.Array, keys: jax.Array, positive: jax.Array | None = None, *,
-                          temperature: float, num_hard: int | None, axis_name: str | None = None,
-                          block_size: int | None = None) -> jax.Array:
+def hard_contrastive_rows(
+    queries: jax.Array,
+    keys: jax.Array,
+    positive: jax.Array | None = None,
+    *,
+    temperature: float,
+    num_hard: int | None,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
     """[B] `hard_contrastive` of each of this device's rows."""
     check_positive(temperature=temperature)
     check_plan("gather", block_size)
     keys, positive = _candidates(queries, keys, positive, axis_name)
     if num_hard is None:
-        return contrast(queries, keys, scale=1 / temperature, rows={"id": positive},
-                        cols={"id": jnp.arange(keys.shape[0])}, positive=same_id, block_size=block_size).gap
+        return contrast(
+            queries,
+            keys,
+            scale=1 / temperature,
+            rows={"id": positive},
+            cols={"id": jnp.arange(keys.shape[0])},
+            positive=same_id,
+            block_size=block_size,
+        ).gap
 
     def rows(q, positive):
         similarity = dots("bd,kd->bk", q, keys)
         own = jnp.take_along_axis(similarity, positive[:, None], axis=1)
         chosen = select_hard(similarity, positive, num_hard=num_hard).selected
         chosen |= jnp.arange(keys.shape[0])[None] == positive[:, None]
-        return jax.nn.logsumexp(jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1)
+        return jax.nn.logsumexp(
+            jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1
+        )
 
     return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
@@ -420,7 +629,9 @@ def _candidates(queries, keys, positive, axis_name):
 def _take(queue, hardest, columns):
     """[B, s, D] rows of the queue by column of each query's own table; gathers only those."""
     shape = columns.shape
-    rows = jnp.take_along_axis(jnp.asarray(hardest), jnp.asarray(columns).reshape(shape[0], -1), axis=1)
+    rows = jnp.take_along_axis(
+        jnp.asarray(hardest), jnp.asarray(columns).reshape(shape[0], -1), axis=1
+    )
     return wide(jnp.asarray(queue)[rows.reshape(shape)])
 
 

@@ -1,4 +1,5 @@
-"""i-Mix: mixed inputs, and contrast with virtual labels mixed alike (N-pair, MoCo, BYOL); MixUp, CutMix, InputMix."""
+"""i-Mix: mixed inputs, and contrast with virtual labels mixed alike (N-pair, MoCo, BYOL); MixUp,
+CutMix, InputMix."""
 
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ from cl_jax.losses.contrast import contrast, row_ids
 
 
 class Mix(NamedTuple):
-    """weight: [B] share of the own input. partner: [B] position in the global batch of the input mixed in.
+    """weight: [B] share of the own input. partner: [B] position in the global batch of the input
+    mixed in.
 
-    box: None for MixUp; for CutMix (first row, first column, end row, end column) of the patch, one for the batch.
+    box: None for MixUp; for CutMix (first row, first column, end row, end column) of the patch, one
+      for the batch.
     """
 
     weight: jax.Array
@@ -29,11 +32,12 @@ def own_share(raw: jax.Array) -> jax.Array:
 
 
 def draw_mixup(key: jax.Array, rows: int, *, alpha: float, axis_name: str | None = None) -> Mix:
-    """A weight per example, folded Beta(alpha, alpha), and a random permutation of the global batch as partners.
+    """A weight per example, folded Beta(alpha, alpha), and a random permutation of the global batch
+    as partners.
 
     Args:
-      key: the same on every device: the draw is made for the global batch and each device takes its rows, so that it
-        does not depend on how many devices there are.
+      key: the same on every device: the draw is made for the global batch and each device takes its
+        rows, so that it does not depend on how many devices there are.
       rows: examples on this device.
       alpha: of the Beta distribution: 1 for images and speech, 2 for the authors' CovType.
       axis_name: mapped axis over which the batch is split.
@@ -42,12 +46,23 @@ def draw_mixup(key: jax.Array, rows: int, *, alpha: float, axis_name: str | None
     share, order = jax.random.split(key)
     weight = own_share(jax.random.beta(share, alpha, alpha, (total,)))
     partner = jax.random.permutation(order, total)
-    return Mix(lax.dynamic_slice_in_dim(weight, start, rows), lax.dynamic_slice_in_dim(partner, start, rows))
+    return Mix(
+        lax.dynamic_slice_in_dim(weight, start, rows),
+        lax.dynamic_slice_in_dim(partner, start, rows),
+    )
 
 
-def draw_cutmix(key: jax.Array, rows: int, height: int, width: int, *, alpha: float,
-                axis_name: str | None = None) -> Mix:
-    """One box for the whole batch, of area 1 - folded Beta(alpha, alpha) before clipping, and random partners.
+def draw_cutmix(
+    key: jax.Array,
+    rows: int,
+    height: int,
+    width: int,
+    *,
+    alpha: float,
+    axis_name: str | None = None,
+) -> Mix:
+    """One box for the whole batch, of area 1 - folded Beta(alpha, alpha) before clipping, and
+    random partners.
 
     Args:
       key: the same on every device, as for `draw_mixup`.
@@ -64,11 +79,14 @@ def draw_cutmix(key: jax.Array, rows: int, height: int, width: int, *, alpha: fl
     return Mix(jnp.broadcast_to(weight, (rows,)), partner, box)
 
 
-def cutmix_box(weight: jax.Array, centre: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+def cutmix_box(
+    weight: jax.Array, centre: jax.Array, height: int, width: int
+) -> tuple[jax.Array, jax.Array]:
     """The box that CutMix pastes, and the share of the image it leaves.
 
-    sides = floor(size sqrt(1 - weight)), half sides floor(side / 2) around `centre`, clipped to the image;
-    share left = 1 - area of the clipped box / area of the image, anywhere from about `weight` to 1.
+    sides = floor(size sqrt(1 - weight)), half sides floor(side / 2) around `centre`, clipped to the
+    image; share left = 1 - area of the clipped box / area of the image, anywhere from about
+    `weight` to 1.
 
     Args:
       weight: scalar share asked for, folded (see `own_share`).
@@ -79,27 +97,31 @@ def cutmix_box(weight: jax.Array, centre: jax.Array, height: int, width: int) ->
       box: [4] int32: first row, first column, end row, end column; the ends are outside the box.
       weight: the share left, a scalar of the type of `weight`.
 
-    Reference: Yun et al., CutMix, ICCV 2019; truncations as in Lee et al., i-Mix, ICLR 2021. A side of 1 leaves an
-    empty box, since both half sides are 0.
+    Reference: Yun et al., CutMix, ICCV 2019; truncations as in Lee et al., i-Mix, ICLR 2021. A side
+    of 1 leaves an empty box, since both half sides are 0.
     """
     size = jnp.array([height, width])
     half = jnp.floor(size * jnp.sqrt(1 - weight)).astype(jnp.int32) // 2
     low, high = jnp.clip(centre - half, 0, size), jnp.clip(centre + half, 0, size)
     area = jnp.prod(high - low)
-    return jnp.concatenate([low, high]).astype(jnp.int32), 1 - area.astype(weight.dtype) / (height * width)
+    return jnp.concatenate([low, high]).astype(jnp.int32), 1 - area.astype(weight.dtype) / (
+        height * width
+    )
 
 
 def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.Array:
-    """Mixes every example with its partner: a weighted sum (MixUp), or a pasted box (CutMix) where `mix.box` is set.
+    """Mixes every example with its partner: a weighted sum (MixUp), or a pasted box (CutMix) where
+    `mix.box` is set.
 
-    x_mixed_i = weight_i x_i + (1 - weight_i) x_partner_i,  or x_partner_i inside the box and x_i outside
+    x_mixed_i = weight_i x_i + (1 - weight_i) x_partner_i,  or x_partner_i inside the box and x_i
+    outside
 
     Args:
       x: [B, ...] real inputs; CutMix takes [B, height, width, ...]. Gradient flows to both parts.
       mix: for these rows; its partners are positions in the global batch.
-      axis_name: mapped axis over which the batch is split: the inputs are gathered over it. To mix within each device
-        instead, as the authors do, leave it out here, with partners counted within the device, and add the
-        device's first row to the partners that a loss is given.
+      axis_name: mapped axis over which the batch is split: the inputs are gathered over it. To mix
+        within each device instead, as the authors do, leave it out here, with partners counted
+        within the device, and add the device's first row to the partners that a loss is given.
 
     Returns:
       [B, ...] in the type of `x`.
@@ -107,7 +129,8 @@ def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.A
     Raises:
       ValueError: a mix for another number of rows, integer inputs.
 
-    Reference: Lee et al., i-Mix, ICLR 2021, after Zhang et al., mixup, ICLR 2018. Only queries are mixed, never keys.
+    Reference: Lee et al., i-Mix, ICLR 2021, after Zhang et al., mixup, ICLR 2018. Only queries are
+      mixed, never keys.
     """
     check_real(x=x)
     check_axis(axis_name)
@@ -119,17 +142,23 @@ def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.A
         weight = jnp.asarray(mix.weight, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         return weight * x + (1 - weight) * other
     if x.ndim < 3:
-        raise ValueError(f"x has shape {x.shape}; a box is cut from [B, height, width, ...]. Use MixUp for rows.")
+        raise ValueError(
+            f"x has shape {x.shape}; a box is cut from [B, height, width, ...]. Use MixUp for rows."
+        )
     row, column = jnp.arange(x.shape[1])[:, None], jnp.arange(x.shape[2])[None, :]
-    inside = (row >= mix.box[0]) & (row < mix.box[2]) & (column >= mix.box[1]) & (column < mix.box[3])
+    inside = (
+        (row >= mix.box[0]) & (row < mix.box[2]) & (column >= mix.box[1]) & (column < mix.box[3])
+    )
     return jnp.where(inside.reshape(1, *inside.shape, *[1] * (x.ndim - 3)), other, x)
 
 
-def input_mix(x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def input_mix(
+    x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Mixes every example with n others, itself keeping at least half; labels do not change.
 
-    x_mixed_i = w_i0 x_i + sum_k w_ik x_(partners_ki);  w_0 = 1/2 + raw_0 / 2, w_k = raw_k / 2, and for one partner
-    w_0 = max(raw, 1 - raw), w_1 = 1 - w_0
+    x_mixed_i = w_i0 x_i + sum_k w_ik x_(partners_ki);  w_0 = 1/2 + raw_0 / 2, w_k = raw_k / 2, and
+    for one partner w_0 = max(raw, 1 - raw), w_1 = 1 - w_0
 
     Args:
       x: [B, ...] real inputs; gradient flows.
@@ -161,36 +190,58 @@ def input_mix(x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: s
     return weights[0] * x + (weights[1:] * gather(x, axis_name)[partners]).sum(axis=0)
 
 
-def imix_n_pair(q: jax.Array, k: jax.Array, mix: Mix | None = None, *, temperature: float,
-                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
-    """Pulls the query of a mixed input to the keys of both its parts, by their shares, and from all other keys.
+def imix_n_pair(
+    q: jax.Array,
+    k: jax.Array,
+    mix: Mix | None = None,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls the query of a mixed input to the keys of both its parts, by their shares, and from all
+    other keys.
 
-    loss = mean_i [ log sum_j exp(s_ij) - w_i s_ii - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) . n(k_j) / temperature
+    loss = mean_i [ log sum_j exp(s_ij) - w_i s_ii - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) .
+    n(k_j) / temperature
 
     Args:
       q: [B, D] projections of `mix_inputs(x_a, mix)`, not normalised; gradient flows.
       k: [B, D] projections of x_b by the same network, not normalised; gradient flows.
       mix: what `x_a` was mixed with; None for the loss without mixing.
       temperature: above 0 (0.2 for images, 0.5 for speech, 0.1 for tables).
-      axis_name: mapped axis over which the batch is split; keys come from all devices. Gradient flows to all of them.
+      axis_name: mapped axis over which the batch is split; keys come from all devices. Gradient
+        flows to all of them.
       plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
-      Scalar in nats; log B_global knows nothing. One direction, and no query against queries: add the loss with the
-      views swapped for the authors' symmetric form. A zero row is normalised to zero.
+      Scalar in nats; log B_global knows nothing. One direction, and no query against queries: add
+      the loss with the views swapped for the authors' symmetric form. A zero row is normalised to
+      zero.
 
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's batch, ours from the
-    global one.
+    Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's
+    batch, ours from the global one.
     """
     return _mixed_cross_entropy(q, k, None, mix, temperature, axis_name, plan, block_size)
 
 
-def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = None, *, temperature: float,
-              axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
-    """Pulls the query of a mixed input to the momentum keys of both its parts, and from all other keys and the queue.
+def imix_moco(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    mix: Mix | None = None,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls the query of a mixed input to the momentum keys of both its parts, and from all other
+    keys and the queue.
 
     loss = mean_i [ log( sum_j exp(s_ij) + sum_n exp(n(q_i) . queue_n / temperature) ) - w_i s_ii
                     - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) . n(k_j) / temperature
@@ -201,7 +252,8 @@ def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = No
       queue: [K, D] earlier keys, normalised; no gradient.
       mix: what `x_a` was mixed with; None for in-batch keys beside the queue without mixing.
       temperature: above 0.
-      axis_name: mapped axis over which the batch is split; keys come from all devices, the queue is the same on all.
+      axis_name: mapped axis over which the batch is split; keys come from all devices, the queue is
+        the same on all.
       plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
@@ -210,14 +262,20 @@ def imix_moco(q: jax.Array, k: jax.Array, queue: jax.Array, mix: Mix | None = No
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021 (`mocon` of the authors' code, whose unmixed baseline is MoCo itself, with
+    Reference: Lee et al., i-Mix, ICLR 2021 (`mocon` of the authors' code, whose unmixed baseline is
+      MoCo itself, with
     the own key and the queue alone: `info_nce`).
     """
-    return _mixed_cross_entropy(q, lax.stop_gradient(k), queue, mix, temperature, axis_name, plan, block_size)
+    return _mixed_cross_entropy(
+        q, lax.stop_gradient(k), queue, mix, temperature, axis_name, plan, block_size
+    )
 
 
-def imix_byol(p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: str | None = None) -> jax.Array:
-    """Pulls the prediction from a mixed input to the target's projections of both its parts, by their shares.
+def imix_byol(
+    p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: str | None = None
+) -> jax.Array:
+    """Pulls the prediction from a mixed input to the target's projections of both its parts, by
+    their shares.
 
     loss = mean_i [ 2 - 2 ( w_i cos(p_i, k_i) + (1 - w_i) cos(p_i, k_partner_i) ) ]
 
@@ -233,7 +291,8 @@ def imix_byol(p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: 
     Raises:
       ValueError: shapes that disagree, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021. One direction, as the authors' default; swap the views and add for both.
+    Reference: Lee et al., i-Mix, ICLR 2021. One direction, as the authors' default; swap the views
+      and add for both.
     """
     check("b d", p=p, k=k)
     check_axis(axis_name)
@@ -246,9 +305,16 @@ def imix_byol(p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: 
     return mean((2 - 2 * (unit(p) * target).sum(axis=1)).mean(), axis_name)
 
 
-def imix_logits(q: jax.Array, k: jax.Array, queue: jax.Array | None = None, *, temperature: float,
-                axis_name: str | None = None) -> jax.Array:
-    """[B, B_global (+ K)] cosines over temperature: queries of this device against all keys, then the queue."""
+def imix_logits(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array | None = None,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """[B, B_global (+ K)] cosines over temperature: queries of this device against all keys, then
+    the queue."""
     _check(q, k, queue, temperature, axis_name)
     keys = unit(gather(k, axis_name))
     if queue is not None:
@@ -263,16 +329,29 @@ def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, plan, block_s
 
     def share(rows, cols):
         column, weight = cols["id"][None, :], rows["weight"][:, None]
-        return (jnp.where(column == rows["id"][:, None], weight, 0)
-                + jnp.where(column == rows["partner"][:, None], 1 - weight, 0))
+        return jnp.where(column == rows["id"][:, None], weight, 0) + jnp.where(
+            column == rows["partner"][:, None], 1 - weight, 0
+        )
 
     q = unit(q)
-    sums = contrast(q, unit(k), scale=1 / temperature, rows={"id": own, "partner": partner, "weight": weight},
-                    cols={"id": own}, positive=share, axis_name=axis_name, plan=plan, block_size=block_size)
+    sums = contrast(
+        q,
+        unit(k),
+        scale=1 / temperature,
+        rows={"id": own, "partner": partner, "weight": weight},
+        cols={"id": own},
+        positive=share,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     loss = sums.gap
     if queue is not None:
-        earlier = contrast(q, wide(lax.stop_gradient(queue)), scale=1 / temperature, block_size=block_size)
-        # log(e^a + e^b) - pos = (a - pos) + log(1 + e^(b - a)), which keeps the digits of a small loss.
+        earlier = contrast(
+            q, wide(lax.stop_gradient(queue)), scale=1 / temperature, block_size=block_size
+        )
+        # log(e^a + e^b) - pos = (a - pos) + log(1 + e^(b - a)), which keeps the digits of a small
+        # loss.
         loss += jax.nn.softplus(earlier.lse - sums.lse)
     return mean(loss.mean(), axis_name)
 
@@ -294,4 +373,6 @@ def _of(mix, rows):
 def _rows(rows, axis_name):
     """Rows of the global batch, and the first of this device."""
     check_axis(axis_name)
-    return rows if axis_name is None else rows * lax.axis_size(axis_name), first_row(rows, axis_name)
+    return rows if axis_name is None else rows * lax.axis_size(axis_name), first_row(
+        rows, axis_name
+    )

@@ -1,7 +1,8 @@
-"""Instance discrimination against a memory: noise-contrastive estimation and softmax over a bank or a queue.
+"""Instance discrimination against a memory: noise-contrastive estimation and softmax over a bank or
+a queue.
 
-The callers normalise. Gradient reaches the queries only: banks, queues, keys and the normaliser Z are constants.
-A bank or queue is read as it is before the step's own update.
+The callers normalise. Gradient reaches the queries only: banks, queues, keys and the normaliser Z
+are constants. A bank or queue is read as it is before the step's own update.
 """
 
 import math
@@ -21,14 +22,16 @@ from cl_jax.losses.infonce import info_nce_rows
 
 
 class Normalizer(NamedTuple):
-    """NCE's constant Z, as its logarithm (Z overflows float32 at low temperatures), and the batches it has seen."""
+    """NCE's constant Z, as its logarithm (Z overflows float32 at low temperatures), and the batches
+    it has seen."""
 
     log_z: jax.Array
     batches: jax.Array
 
 
 def init_normalizer(z: float | None = None, *, dtype: Any = jnp.float32) -> Normalizer:
-    """A Z that the first batch sets, or a given one; z=1 is the critic without Z of the CRD paper."""
+    """A Z that the first batch sets, or a given one; z=1 is the critic without Z of the CRD
+    paper."""
     if z is None:
         return Normalizer(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
     check_positive(z=z)
@@ -36,9 +39,11 @@ def init_normalizer(z: float | None = None, *, dtype: Any = jnp.float32) -> Norm
 
 
 def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) -> jax.Array:
-    """Bank rows to contrast each example with: its own, then K drawn uniformly with replacement from all N.
+    """Bank rows to contrast each example with: its own, then K drawn uniformly with replacement
+    from all N.
 
-    Each row's draw is keyed by its example id, so it does not depend on how many devices there are. As in the authors'
+    Each row's draw is keyed by its example id, so it does not depend on how many devices there are.
+    As in the authors'
     samplers nothing is rejected: a negative may repeat, and may be the positive.
 
     Args:
@@ -59,13 +64,20 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
     return jnp.concatenate([ids[:, None].astype(jnp.int32), jax.vmap(draw)(ids)], axis=1)
 
 
-def bank_logits(query: jax.Array, bank: jax.Array, indices: jax.Array, *, temperature: float,
-                block_size: int | None = None) -> jax.Array:
+def bank_logits(
+    query: jax.Array,
+    bank: jax.Array,
+    indices: jax.Array,
+    *,
+    temperature: float,
+    block_size: int | None = None,
+) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
 
-    Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast` to tile.
-    The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives and 128 channels. With
-    `block_size` so many columns are gathered at a time, again in the backward pass, and never more are held.
+    Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast`
+    to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
+    and 128 channels. With `block_size` so many columns are gathered at a time, again in the
+    backward pass, and never more are held.
     """
     sizes = check("b d", query=query)
     check("n d", sizes, bank=bank)
@@ -86,7 +98,9 @@ def bank_logits(query: jax.Array, bank: jax.Array, indices: jax.Array, *, temper
     return logits.swapaxes(0, 1).reshape(padded.shape)[:, :columns] / temperature
 
 
-def queue_logits(query: jax.Array, key: jax.Array, queue: jax.Array, *, temperature: float) -> jax.Array:
+def queue_logits(
+    query: jax.Array, key: jax.Array, queue: jax.Array, *, temperature: float
+) -> jax.Array:
     """[B, 1 + K]: query_i . key_i, then query_i . queue_j, over temperature."""
     sizes = check("b d", query=query, key=key)
     check("k d", sizes, queue=queue)
@@ -96,9 +110,16 @@ def queue_logits(query: jax.Array, key: jax.Array, queue: jax.Array, *, temperat
     return jnp.concatenate([positive[:, None], negative], axis=1) / temperature
 
 
-def nce_of_logits(logits: jax.Array, normalizer: Normalizer, *, num_data: int, momentum: float | None = None,
-                  eps: float = 1e-7, integer_z: bool = False,
-                  axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+def nce_of_logits(
+    logits: jax.Array,
+    normalizer: Normalizer,
+    *,
+    num_data: int,
+    momentum: float | None = None,
+    eps: float = 1e-7,
+    integer_z: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Normalizer]:
     """Noise-contrastive estimation: tells the column 0 of each row from K draws of uniform noise.
 
     P_ij = exp(logits_ij) / Z,   c = K / N,
@@ -106,45 +127,59 @@ def nce_of_logits(logits: jax.Array, normalizer: Normalizer, *, num_data: int, m
 
     Args:
       logits: [B, 1 + K], similarity over temperature, the positive in column 0.
-      normalizer: Z so far. While it has seen no batch, Z = N * mean exp(logits) over this global batch, the positive
-        column included, and this loss uses it already. No gradient flows through Z.
+      normalizer: Z so far. While it has seen no batch, Z = N * mean exp(logits) over this global
+        batch, the positive column included, and this loss uses it already. No gradient flows
+        through Z.
       num_data: N, the size of the data set.
       momentum: None keeps the first batch's Z for ever, as the authors do; otherwise
-        Z <- momentum * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where the first batch is
-        not noise).
+        Z <- momentum * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where
+        the first batch is not noise).
       eps: the authors' guard, in both denominators and no numerator.
-      integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole number.
+      integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole
+        number.
       axis_name: device axis that splits the batch.
 
     Returns:
-      (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for the next step.
-      A network that knows nothing gives every row P = 1 / N once Z is estimated: `nce_chance(K)`, about log K + 1.
+      (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for
+      the next step. A network that knows nothing gives every row P = 1 / N once Z is estimated:
+      `nce_chance(K)`, about log K + 1.
 
     Raises:
       ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
 
-    Reference: Wu et al. 2018, arXiv 1805.01978, equations 7 and 8; computed in log space, where the authors' code
-    overflows float32 at temperature 0.01.
+    Reference: Wu et al. 2018, arXiv 1805.01978, equations 7 and 8; computed in log space, where the
+    authors' code overflows float32 at temperature 0.01.
     """
     sizes = check("b k", logits=logits)
     check_axis(axis_name)
     check_count(num_data=num_data)
     if sizes["k"] < 2:
-        raise ValueError(f"logits have shape {logits.shape}; expected [B, 1 + K] with at least one negative.")
+        raise ValueError(
+            f"logits have shape {logits.shape}; expected [B, 1 + K] with at least one negative."
+        )
     if momentum is not None and isinstance(momentum, (int, float)) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; expected at least 0 and below 1, or None to keep the first Z.")
+        raise ValueError(
+            f"momentum is {momentum}; expected at least 0 and below 1, or None to keep the first Z."
+        )
     logits = wide(logits)
-    normalizer = _observe(normalizer, lax.stop_gradient(logits), num_data, momentum, integer_z, axis_name)
+    normalizer = _observe(
+        normalizer, lax.stop_gradient(logits), num_data, momentum, integer_z, axis_name
+    )
     noise = jnp.asarray((sizes["k"] - 1) / num_data, logits.dtype)
-    # log P - log(c + eps): both terms are softplus of it, exact where P is far from c on either side.
+    # log P - log(c + eps): both terms are softplus of it, exact where P is far from c on either
+    # side.
     odds = logits - normalizer.log_z.astype(logits.dtype) - jnp.log(noise + eps)
-    rows = (jax.nn.softplus(-odds[:, 0]) + jnp.sum(jax.nn.softplus(odds[:, 1:]), axis=1)
-            + (sizes["k"] - 1) * jnp.log1p(eps / noise))
+    rows = (
+        jax.nn.softplus(-odds[:, 0])
+        + jnp.sum(jax.nn.softplus(odds[:, 1:]), axis=1)
+        + (sizes["k"] - 1) * jnp.log1p(eps / noise)
+    )
     return mean(jnp.mean(rows), axis_name), normalizer
 
 
 def nce_chance(num_negatives: int) -> float:
-    """NCE's loss in nats where all logits are equal and Z was estimated from them: log(1 + K) + K log(1 + 1 / K)."""
+    """NCE's loss in nats where all logits are equal and Z was estimated from them: log(1 + K) + K
+    log(1 + 1 / K)."""
     return math.log1p(num_negatives) + num_negatives * math.log1p(1 / num_negatives)
 
 
@@ -153,9 +188,18 @@ def probabilities(logits: jax.Array, normalizer: Normalizer) -> jax.Array:
     return jnp.exp(logits - normalizer.log_z.astype(logits.dtype))
 
 
-def nce(query: jax.Array, bank: jax.Array, indices: jax.Array, normalizer: Normalizer, *, temperature: float,
-        momentum: float | None = None, eps: float = 1e-7, block_size: int | None = None,
-        axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+def nce(
+    query: jax.Array,
+    bank: jax.Array,
+    indices: jax.Array,
+    normalizer: Normalizer,
+    *,
+    temperature: float,
+    momentum: float | None = None,
+    eps: float = 1e-7,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Normalizer]:
     """InstDisc: pulls an image to its own row of the bank, pushes it from K random rows, by NCE.
 
     `nce_of_logits` of query_i . bank[indices_ij] / temperature.
@@ -174,14 +218,27 @@ def nce(query: jax.Array, bank: jax.Array, indices: jax.Array, normalizer: Norma
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
     logits = bank_logits(query, bank, indices, temperature=temperature, block_size=block_size)
-    return nce_of_logits(logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name)
+    return nce_of_logits(
+        logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name
+    )
 
 
-def cross_nce(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Array, indices: jax.Array,
-              normalizers: Sequence[Normalizer], *, temperature: float, momentum: float | None = None,
-              eps: float = 1e-7, block_size: int | None = None,
-              axis_name: str | None = None) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
-    """CMC: each view's feature is pulled to the *other* view's stored row of the same image; the sum of both NCEs.
+def cross_nce(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    bank_a: jax.Array,
+    bank_b: jax.Array,
+    indices: jax.Array,
+    normalizers: Sequence[Normalizer],
+    *,
+    temperature: float,
+    momentum: float | None = None,
+    eps: float = 1e-7,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
+    """CMC: each view's feature is pulled to the *other* view's stored row of the same image; the
+    sum of both NCEs.
 
     L = nce(z_a, bank_b) + nce(z_b, bank_a), with one Z each: normalizers[0] is that of z_a.
 
@@ -197,37 +254,71 @@ def cross_nce(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Arr
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
     """
     check("n d", check("b d", z_a=z_a, z_b=z_b), bank_a=bank_a, bank_b=bank_b)
-    side = partial(nce, temperature=temperature, momentum=momentum, eps=eps, block_size=block_size, axis_name=axis_name)
+    side = partial(
+        nce,
+        temperature=temperature,
+        momentum=momentum,
+        eps=eps,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
     loss_a, normalizer_a = side(z_a, bank_b, indices, normalizers[0])
     loss_b, normalizer_b = side(z_b, bank_a, indices, normalizers[1])
     return loss_a + loss_b, (normalizer_a, normalizer_b)
 
 
-def queue_nce(query: jax.Array, key: jax.Array, queue: jax.Array, normalizer: Normalizer, *, temperature: float,
-              num_data: int, momentum: float | None = None, eps: float = 1e-7, integer_z: bool = False,
-              axis_name: str | None = None) -> tuple[jax.Array, Normalizer]:
+def queue_nce(
+    query: jax.Array,
+    key: jax.Array,
+    queue: jax.Array,
+    normalizer: Normalizer,
+    *,
+    temperature: float,
+    num_data: int,
+    momentum: float | None = None,
+    eps: float = 1e-7,
+    integer_z: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Normalizer]:
     """CMC's MoCo under NCE: the positive is the fresh key, the noise the queue.
 
-    `nce_of_logits` of (query_i . key_i, query_i . queue_j) / temperature, with K the length of the queue.
+    `nce_of_logits` of (query_i . key_i, query_i . queue_j) / temperature, with K the length of the
+    queue.
 
     Args:
       query: [B, D]; key: [B, D] and queue: [K, D] without gradient; all normalised by the caller.
       num_data: N, the size of the data set.
       The others as in `nce_of_logits`.
 
-    Reference: Tian et al. 2020, arXiv 1906.05849; the released memory truncates Z to an integer: `integer_z=True`.
+    Reference: Tian et al. 2020, arXiv 1906.05849; the released memory truncates Z to an integer:
+      `integer_z=True`.
     """
-    return nce_of_logits(queue_logits(query, key, queue, temperature=temperature), normalizer, num_data=num_data,
-                         momentum=momentum, eps=eps, integer_z=integer_z, axis_name=axis_name)
+    return nce_of_logits(
+        queue_logits(query, key, queue, temperature=temperature),
+        normalizer,
+        num_data=num_data,
+        momentum=momentum,
+        eps=eps,
+        integer_z=integer_z,
+        axis_name=axis_name,
+    )
 
 
-def bank_softmax(query: jax.Array, bank: jax.Array, indices: jax.Array, jigsaw: jax.Array | None = None, *,
-                 temperature: float, beta: float = 0.5, block_size: int | None = None,
-                 axis_name: str | None = None) -> jax.Array:
+def bank_softmax(
+    query: jax.Array,
+    bank: jax.Array,
+    indices: jax.Array,
+    jigsaw: jax.Array | None = None,
+    *,
+    temperature: float,
+    beta: float = 0.5,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """Pulls an image to its own stored row against K stored rows, by cross-entropy instead of NCE.
 
-    L = -1/B sum_i log softmax_j(query_i . bank[indices_ij] / temperature)_0; with `jigsaw` the same for it, and
-    (1 - beta) L(query) + beta L(jigsaw).
+    L = -1/B sum_i log softmax_j(query_i . bank[indices_ij] / temperature)_0; with `jigsaw` the same
+    for it, and (1 - beta) L(query) + beta L(jigsaw).
 
     Args:
       query: [B, D], normalised by the caller.
@@ -253,13 +344,26 @@ def bank_softmax(query: jax.Array, bank: jax.Array, indices: jax.Array, jigsaw: 
     return _with_jigsaw(one, query, jigsaw, beta)
 
 
-def cross_bank_softmax(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b: jax.Array, indices: jax.Array,
-                       jigsaw_a: jax.Array | None = None, jigsaw_b: jax.Array | None = None, *, temperature: float,
-                       beta: float = 0.5, block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
-    """CMC by cross-entropy: each view against the other view's bank, summed; jigsaw queries likewise.
+def cross_bank_softmax(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    bank_a: jax.Array,
+    bank_b: jax.Array,
+    indices: jax.Array,
+    jigsaw_a: jax.Array | None = None,
+    jigsaw_b: jax.Array | None = None,
+    *,
+    temperature: float,
+    beta: float = 0.5,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """CMC by cross-entropy: each view against the other view's bank, summed; jigsaw queries
+    likewise.
 
-    L = bank_softmax(z_a, bank_b, jigsaw_a) + bank_softmax(z_b, bank_a, jigsaw_b). The released trainer of InfoMin hands
-    the two jigsaw queries over in the wrong order; swap the arguments to have that.
+    L = bank_softmax(z_a, bank_b, jigsaw_a) + bank_softmax(z_b, bank_a, jigsaw_b). The released
+    trainer of InfoMin hands the two jigsaw queries over in the wrong order; swap the arguments to
+    have that.
 
     Args: as in `cross_nce` and `bank_softmax`.
 
@@ -271,12 +375,21 @@ def cross_bank_softmax(z_a: jax.Array, z_b: jax.Array, bank_a: jax.Array, bank_b
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check("n d", sizes, bank_a=bank_a, bank_b=bank_b)
     check("b d", sizes, **_given(jigsaw_a=jigsaw_a, jigsaw_b=jigsaw_b))
-    side = partial(bank_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
+    side = partial(
+        bank_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name
+    )
     return side(z_a, bank_b, indices, jigsaw_a) + side(z_b, bank_a, indices, jigsaw_b)
 
 
-def full_bank_softmax(query: jax.Array, bank: jax.Array, ids: jax.Array, *, temperature: float,
-                      block_size: int | None = None, axis_name: str | None = None) -> jax.Array:
+def full_bank_softmax(
+    query: jax.Array,
+    bank: jax.Array,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """InstDisc without sampling: every image its own class, its stored row the class weight.
 
     L = -1/B sum_i log softmax_j(query_i . bank_j / temperature)_{ids_i}, over all N rows.
@@ -299,21 +412,39 @@ def full_bank_softmax(query: jax.Array, bank: jax.Array, ids: jax.Array, *, temp
     sizes = check("n d", sizes, bank=bank)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    rows = contrast(query, lax.stop_gradient(bank), scale=1 / temperature, rows={"id": ids},
-                    cols={"id": jnp.arange(sizes["n"])}, positive=same_id, block_size=block_size).gap
+    rows = contrast(
+        query,
+        lax.stop_gradient(bank),
+        scale=1 / temperature,
+        rows={"id": ids},
+        cols={"id": jnp.arange(sizes["n"])},
+        positive=same_id,
+        block_size=block_size,
+    ).gap
     return mean(jnp.mean(rows), axis_name)
 
 
-def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: jax.Array | None = None, *,
-                  temperature: float, beta: float = 0.5, block_size: int | None = None,
-                  axis_name: str | None = None) -> jax.Array:
-    """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by cross-entropy.
+def queue_softmax(
+    query: jax.Array,
+    key: jax.Array,
+    queue: jax.Array,
+    jigsaw: jax.Array | None = None,
+    *,
+    temperature: float,
+    beta: float = 0.5,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by
+    cross-entropy.
 
-    L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) + beta L(jigsaw).
+    L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) +
+    beta L(jigsaw).
 
     Args:
       query: [B, D]; jigsaw: [B, D] or None; normalised by the caller.
-      key: [B, D] of the momentum encoder; queue: [K, D] before this step's keys enter; no gradient to either.
+      key: [B, D] of the momentum encoder; queue: [K, D] before this step's keys enter; no gradient
+        to either.
       temperature: 0.15 in InfoMin.
       beta: weight of the jigsaw query.
       block_size: the side of a tile, as in `contrast`.
@@ -329,16 +460,33 @@ def queue_softmax(query: jax.Array, key: jax.Array, queue: jax.Array, jigsaw: ja
     key, queue = lax.stop_gradient((key, queue))
 
     def one(z):
-        return mean(jnp.mean(info_nce_rows(z, key, queue, temperature=temperature, normalise=False,
-                                           block_size=block_size)), axis_name)
+        return mean(
+            jnp.mean(
+                info_nce_rows(
+                    z, key, queue, temperature=temperature, normalise=False, block_size=block_size
+                )
+            ),
+            axis_name,
+        )
 
     return _with_jigsaw(one, query, jigsaw, beta)
 
 
-def cross_queue_softmax(q_a: jax.Array, q_b: jax.Array, k_a: jax.Array, k_b: jax.Array, queue_a: jax.Array,
-                        queue_b: jax.Array, jigsaw_a: jax.Array | None = None, jigsaw_b: jax.Array | None = None, *,
-                        temperature: float, beta: float = 0.5, block_size: int | None = None,
-                        axis_name: str | None = None) -> jax.Array:
+def cross_queue_softmax(
+    q_a: jax.Array,
+    q_b: jax.Array,
+    k_a: jax.Array,
+    k_b: jax.Array,
+    queue_a: jax.Array,
+    queue_b: jax.Array,
+    jigsaw_a: jax.Array | None = None,
+    jigsaw_b: jax.Array | None = None,
+    *,
+    temperature: float,
+    beta: float = 0.5,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """CMC with two queues: each view's query meets the other view's key and queue; the sum of both.
 
     L = queue_softmax(q_a, k_b, queue_b, jigsaw_a) + queue_softmax(q_b, k_a, queue_a, jigsaw_b).
@@ -353,20 +501,36 @@ def cross_queue_softmax(q_a: jax.Array, q_b: jax.Array, k_a: jax.Array, k_b: jax
     sizes = check("b d", q_a=q_a, q_b=q_b, k_a=k_a, k_b=k_b)
     check("k d", sizes, queue_a=queue_a, queue_b=queue_b)
     check("b d", sizes, **_given(jigsaw_a=jigsaw_a, jigsaw_b=jigsaw_b))
-    side = partial(queue_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name)
+    side = partial(
+        queue_softmax,
+        temperature=temperature,
+        beta=beta,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
     return side(q_a, k_b, queue_b, jigsaw_a) + side(q_b, k_a, queue_a, jigsaw_b)
 
 
 def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
     local = jax.nn.logsumexp(logits) - jnp.log(logits.size)
     top = local if axis_name is None else lax.pmax(local, axis_name)
-    log_z = top + jnp.log(mean(jnp.exp(local - top), axis_name)) + jnp.log(jnp.asarray(num_data, logits.dtype))
+    log_z = (
+        top
+        + jnp.log(mean(jnp.exp(local - top), axis_name))
+        + jnp.log(jnp.asarray(num_data, logits.dtype))
+    )
     if integer_z:
         # Beyond 2^24 a float32 is whole already, and exp would overflow.
-        log_z = jnp.where(log_z < 40, jnp.log(jnp.maximum(jnp.floor(jnp.exp(jnp.minimum(log_z, 40))), 1)), log_z)
+        log_z = jnp.where(
+            log_z < 40, jnp.log(jnp.maximum(jnp.floor(jnp.exp(jnp.minimum(log_z, 40))), 1)), log_z
+        )
     log_z = log_z.astype(normalizer.log_z.dtype)
     old = normalizer.log_z
-    later = old if momentum is None else jnp.logaddexp(jnp.log(momentum) + old, jnp.log1p(-momentum) + log_z)
+    later = (
+        old
+        if momentum is None
+        else jnp.logaddexp(jnp.log(momentum) + old, jnp.log1p(-momentum) + log_z)
+    )
     return Normalizer(jnp.where(normalizer.batches == 0, log_z, later), normalizer.batches + 1)
 
 

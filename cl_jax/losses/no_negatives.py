@@ -11,25 +11,29 @@ from cl_jax.core.numerics import dots, log_softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 
 
-def byol(p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *,
-         axis_name: str | None = None) -> jax.Array:
+def byol(
+    p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Pulls the prediction made from each view to the target's projection of the other view.
 
     loss = mean_i [ |n(p_a) - n(z_b)|^2 + |n(p_b) - n(z_a)|^2 ],  |n(p) - n(z)|^2 = 2 - 2 cos(p, z)
 
     Args:
-      p_a, p_b: [B, D] predictions of the online network for views a and b, not normalised; gradient flows.
-      z_a, z_b: [B, D] projections of the target network for views a and b, not normalised; no gradient.
+      p_a, p_b: [B, D] predictions of the online network for views a and b, not normalised; gradient
+        flows.
+      z_a, z_b: [B, D] projections of the target network for views a and b, not normalised; no
+        gradient.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from 0 (aligned) to 8 (opposite); 4 knows nothing. A zero row is normalised to zero: 1 per direction.
+      Scalar from 0 (aligned) to 8 (opposite); 4 knows nothing. A zero row is normalised to zero: 1
+      per direction.
 
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
 
-    Reference: Grill et al., Bootstrap your own latent, NeurIPS 2020, equation 2 both ways; n(x) divides by
-    max(|x|, 1e-6), as the authors' code.
+    Reference: Grill et al., Bootstrap your own latent, NeurIPS 2020, equation 2 both ways; n(x)
+    divides by max(|x|, 1e-6), as the authors' code.
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
@@ -42,16 +46,17 @@ def byol_rows(p: jax.Array, z: jax.Array) -> jax.Array:
     return jnp.square(unit(p, 1e-6) - unit(lax.stop_gradient(z), 1e-6)).sum(axis=-1)
 
 
-def simsiam(p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *,
-            axis_name: str | None = None) -> jax.Array:
+def simsiam(
+    p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Pulls the prediction made from each view to the same network's projection of the other view.
 
     loss = -1/2 mean_i [ cos(p_a, z_b) + cos(p_b, z_a) ]
 
     Args:
       p_a, p_b: [B, D] predictions for views a and b, not normalised; gradient flows.
-      z_a, z_b: [B, D] projections for views a and b, not normalised; no gradient *in this use*: through
-        p = predictor(z) it flows, so pass z as it is.
+      z_a, z_b: [B, D] projections for views a and b, not normalised; no gradient *in this use*:
+        through p = predictor(z) it flows, so pass z as it is.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
@@ -60,8 +65,8 @@ def simsiam(p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *,
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
 
-    Reference: Chen and He, Exploring simple Siamese representation learning, CVPR 2021, equations 1 to 4; each norm
-    is at least 1e-8, as in the authors' cosine.
+    Reference: Chen and He, Exploring simple Siamese representation learning, CVPR 2021, equations 1
+    to 4; each norm is at least 1e-8, as in the authors' cosine.
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
@@ -75,46 +80,62 @@ def simsiam_rows(p: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Pulls the prediction made from each of V views to the mean of the same network's projections of all others.
+    """Pulls the prediction made from each of V views to the mean of the same network's projections
+    of all others.
 
     loss = -1/V mean_i sum_v cos(p_v, 1/(V-1) sum_{w != v} z_w); two views are `simsiam`
 
     Args:
       p: [V, B, D] predictions, not normalised; gradient flows.
-      z: [V, B, D] projections, not normalised, nor before their mean; no gradient in this use, as in `simsiam`.
+      z: [V, B, D] projections, not normalised, nor before their mean; no gradient in this use, as
+        in `simsiam`.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
       Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
 
     Raises:
-      ValueError: shapes that disagree, fewer than two views, inputs that are not real, `axis_name` not mapped.
+      ValueError: shapes that disagree, fewer than two views, inputs that are not real, `axis_name`
+        not mapped.
 
-    Reference: Pototzky, Sultan and Schmidt-Thieme, FastSiam: resource-efficient self-supervised learning on a single
-    GPU, GCPR 2022, every view predicting in turn; as in lightly's program of it.
+    Reference: Pototzky, Sultan and Schmidt-Thieme, FastSiam: resource-efficient self-supervised
+    learning on a single GPU, GCPR 2022, every view predicting in turn; as in lightly's program of
+    it.
     """
     check("v b d", p=p, z=z)
     check_axis(axis_name)
     views = p.shape[0]
     if views < 2:
-        raise ValueError(f"p has shape {p.shape}: {views} view; each predicts the others, so expected 2 or more.")
+        raise ValueError(
+            f"p has shape {p.shape}: {views} view; each predicts the others, so expected 2 or more."
+        )
     z = lax.stop_gradient(wide(z))
-    others = [jnp.concatenate([z[:v], z[v + 1:]]).mean(axis=0) for v in range(views)]
+    others = [jnp.concatenate([z[:v], z[v + 1 :]]).mean(axis=0) for v in range(views)]
     return mean(jnp.stack([simsiam_rows(p[v], others[v]) for v in range(views)]).mean(), axis_name)
 
 
-def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_temperature: float,
-         teacher_temperature: float | jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Pulls the student's distribution on every view to the teacher's centred, sharpened one on every *other* view.
+def dino(
+    student: jax.Array,
+    teacher: jax.Array,
+    centre: jax.Array,
+    *,
+    student_temperature: float,
+    teacher_temperature: float | jax.Array,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls the student's distribution on every view to the teacher's centred, sharpened one on
+    every *other* view.
 
-    loss = 1/(T (V - 1)) sum_j sum_(v != j) mean_i  -<softmax((teacher_j - centre) / teacher_temperature),
+    loss = 1/(T (V - 1)) sum_j sum_(v != j) mean_i  -<softmax((teacher_j - centre) /
+    teacher_temperature),
                                                       log softmax(student_v / student_temperature)>
 
     Args:
-      student: [V, B, K] logits of all views, those the teacher sees first and in its order; gradient flows.
+      student: [V, B, K] logits of all views, those the teacher sees first and in its order;
+        gradient flows.
       teacher: [T, B, K] logits of the first T views (the two global crops), raw; no gradient.
-      centre: [K] running mean of the teacher's logits, not yet moved by this step; no gradient. Move it after the loss
-        with `cl_jax.memory.centre.update`.
+      centre: [K] running mean of the teacher's logits, not yet moved by this step; no gradient.
+        Move it after the loss with `cl_jax.memory.centre.update`.
       student_temperature: above 0 (0.1).
       teacher_temperature: above 0 (0.04 to 0.07, see `teacher_temperature`).
       axis_name: mapped axis over which the batch is split.
@@ -123,11 +144,11 @@ def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_t
       Scalar in nats; log K knows nothing, and is also where a uniform collapse sits.
 
     Raises:
-      ValueError: shapes that disagree, fewer than two student views, more teacher than student views, a temperature
-        that is not above 0, `axis_name` not mapped.
+      ValueError: shapes that disagree, fewer than two student views, more teacher than student
+        views, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, equation 3,
-    algorithm 1.
+    Reference: Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021,
+    equation 3, algorithm 1.
     """
     sizes = check("v b k", student=student)
     sizes = check("t b k", sizes, teacher=teacher)
@@ -142,8 +163,11 @@ def dino(student: jax.Array, teacher: jax.Array, centre: jax.Array, *, student_t
     return mean(swapped_cross_entropy(log_p, targets, range(sizes["t"])), axis_name)
 
 
-def teacher_temperature(epoch: jax.Array | int, *, start: float, final: float, warmup_epochs: int) -> jax.Array:
-    """DINO's teacher temperature in an epoch: linear from `start`, at `final` from epoch warmup_epochs - 1 on.
+def teacher_temperature(
+    epoch: jax.Array | int, *, start: float, final: float, warmup_epochs: int
+) -> jax.Array:
+    """DINO's teacher temperature in an epoch: linear from `start`, at `final` from epoch
+    warmup_epochs - 1 on.
 
     Args:
       epoch: number or array of numbers, the first is 0.
@@ -163,12 +187,14 @@ def teacher_temperature(epoch: jax.Array | int, *, start: float, final: float, w
 
 
 def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence[int]) -> jax.Array:
-    """Mean of -<targets_a, log_p_v> over the batch and all pairs (a, v) of different views, what SwAV and DINO share.
+    """Mean of -<targets_a, log_p_v> over the batch and all pairs (a, v) of different views, what
+    SwAV and DINO share.
 
     Args:
       log_p: [V, B, K] log-probabilities predicted from each view; gradient flows.
       targets: [A, B, K] distributions; no gradient.
-      owners: A numbers: targets[a] was computed from view owners[a], which is not asked to predict it.
+      owners: A numbers: targets[a] was computed from view owners[a], which is not asked to predict
+        it.
 
     Returns:
       Scalar in nats over this device's rows.
@@ -180,10 +206,14 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
     sizes = check("a b k", sizes, targets=targets)
     views, owners = sizes["v"], tuple(owners)
     if views < 2:
-        raise ValueError(f"There are {views} views; expected at least 2, since no view predicts its own target.")
+        raise ValueError(
+            f"There are {views} views; expected at least 2, since no view predicts its own target."
+        )
     if len(owners) != sizes["a"] or not all(0 <= owner < views for owner in owners):
-        raise ValueError(f"The targets belong to views {list(owners)}; expected {sizes['a']} numbers from 0 to "
-                         f"{views - 1}, one for each of the targets. Views with targets come first by default.")
+        raise ValueError(
+            f"The targets belong to views {list(owners)}; expected {sizes['a']} numbers from 0 to "
+            f"{views - 1}, one for each of the targets. Views with targets come first by default."
+        )
     cross = -dots("abk,vbk->av", lax.stop_gradient(targets), log_p)
     others = jnp.arange(views)[None, :] != jnp.array(owners)[:, None]
     return jnp.where(others, cross, 0).sum() / (len(owners) * (views - 1) * sizes["b"])

@@ -12,33 +12,55 @@ from jax import lax
 from cl_jax.core.axis import gather, mean
 from cl_jax.core.numerics import dots, unit
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
-from cl_jax.losses.contrast import PairFunction, Pairs, contrast, not_self, row_ids, same_example, same_id, same_label
+from cl_jax.losses.contrast import (
+    PairFunction,
+    Pairs,
+    contrast,
+    not_self,
+    row_ids,
+    same_example,
+    same_id,
+    same_label,
+)
 
 
 class SupConRows(NamedTuple):
-    """For the A * B anchors, view-major: loss; log_denominator, log sum_a exp(s_ia); num_positives, sum of weights."""
+    """For the A * B anchors, view-major: loss; log_denominator, log sum_a exp(s_ia); num_positives,
+    sum of weights."""
 
     loss: jax.Array
     log_denominator: jax.Array
     num_positives: jax.Array
 
 
-def supcon(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array | None = None, *, temperature: float,
-           base_temperature: float | None = None, contrast_mode: str = "all", summation: str = "outside",
-           axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> jax.Array:
+def supcon(
+    features: jax.Array,
+    labels: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    temperature: float,
+    base_temperature: float | None = None,
+    contrast_mode: str = "all",
+    summation: str = "outside",
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
     """Pulls an anchor to every other row of its class, pushes it from the rest of the batch.
 
-    Over the rows z of all views, A(i) all rows but i, P(i) the positives among them, s_ij = z_i . z_j / temperature:
+    Over the rows z of all views, A(i) all rows but i, P(i) the positives among them, s_ij = z_i .
+    z_j / temperature:
     outside:  L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / sum_{a in A(i)} exp(s_ia) )
     inside:   L_i = -log( 1/|P(i)| sum_{p in P(i)} exp(s_ip) / sum_{a in A(i)} exp(s_ia) )
     L = temperature / base_temperature * mean_i L_i
 
     Args:
-      features: [B, V, ...] views of each example, unit over the trailing axes, which are flattened. Gradient flows.
-      labels: [B] integers: rows of one label are positives of each other. Without labels and mask the other views of
-        an example are its only positives, which is NT-Xent.
-      mask: instead of labels, [B, N] weights >= 0: column j is a positive of example i, with this weight, in all views;
-        N is the global batch, and the mask need not be symmetric. Constant.
+      features: [B, V, ...] views of each example, unit over the trailing axes, which are flattened.
+        Gradient flows.
+      labels: [B] integers: rows of one label are positives of each other. Without labels and mask
+        the other views of an example are its only positives, which is NT-Xent.
+      mask: instead of labels, [B, N] weights >= 0: column j is a positive of example i, with this
+        weight, in all views; N is the global batch, and the mask need not be symmetric. Constant.
       temperature: 0.1 in the paper.
       base_temperature: None for the formula of the paper, factor 1; the authors' code has 0.07.
       contrast_mode: "all" anchors every view, "one" the first view of each example.
@@ -47,30 +69,52 @@ def supcon(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats (scaled as above), mean over the anchors of the global batch, those without a positive counting as
-      0, as in the authors' code. log(NV - 1) where all similarities are equal; at best log|P| for "outside", not 0.
+      Scalar in nats (scaled as above), mean over the anchors of the global batch, those without a
+      positive counting as 0, as in the authors' code. log(NV - 1) where all similarities are equal;
+      at best log|P| for "outside", not 0.
 
     Raises:
-      ValueError: shapes that disagree, labels and mask both given, an unknown mode, temperature <= 0, an axis that is
-        not mapped.
+      ValueError: shapes that disagree, labels and mask both given, an unknown mode, temperature <=
+        0, an axis that is not mapped.
 
     Reference: Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3.
     """
-    rows = supcon_rows(features, labels, mask, temperature=temperature, contrast_mode=contrast_mode,
-                       summation=summation, axis_name=axis_name, plan=plan, block_size=block_size)
+    rows = supcon_rows(
+        features,
+        labels,
+        mask,
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        summation=summation,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     return _factor(temperature, base_temperature) * mean(jnp.mean(rows.loss), axis_name)
 
 
-def supcon_rows(features: jax.Array, labels: jax.Array | None = None, mask: jax.Array | None = None, *,
-                temperature: float, contrast_mode: str = "all", summation: str = "outside",
-                axis_name: str | None = None, plan: str = "gather", block_size: int | None = None) -> SupConRows:
-    """The parts of `supcon` for each of this device's anchors, view-major (row = view * B + example), not scaled."""
+def supcon_rows(
+    features: jax.Array,
+    labels: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    temperature: float,
+    contrast_mode: str = "all",
+    summation: str = "outside",
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> SupConRows:
+    """The parts of `supcon` for each of this device's anchors, view-major (row = view * B +
+    example), not scaled."""
     features = _views(features, temperature, contrast_mode, summation, axis_name)
     batch, views = features.shape[:2]
     anchors = views if contrast_mode == "all" else 1
     ids = row_ids(batch, axis_name)
     if labels is not None and mask is not None:
-        raise ValueError("labels and mask are both given; expected at most one. A mask says all that labels do.")
+        raise ValueError(
+            "labels and mask are both given; expected at most one. A mask says all that labels do."
+        )
     if labels is not None:
         check_integer("b", {"b": batch}, labels=labels)
         rows, cols, positive = {"label": labels}, {"label": labels}, same_label
@@ -80,20 +124,42 @@ def supcon_rows(features: jax.Array, labels: jax.Array | None = None, mask: jax.
         mask = lax.stop_gradient(jnp.asarray(mask, jnp.result_type(mask, jnp.float32)))
         check("b n", {"b": batch, "n": every.shape[0]}, mask=mask)
         rows, cols, positive = {"mask": mask}, {"example": ids}, _masked
-        count = views * jnp.sum(mask, axis=1) - jnp.take_along_axis(mask, ids[:, None], axis=1)[:, 0]
+        count = (
+            views * jnp.sum(mask, axis=1) - jnp.take_along_axis(mask, ids[:, None], axis=1)[:, 0]
+        )
     else:
         rows, cols, positive = {"example": ids}, {"example": ids}, same_example
         count = jnp.full((batch,), views - 1)
     rows, count = jax.tree.map(lambda x: jnp.concatenate([x] * anchors), (rows, count))
-    return _supcon(features, rows, jax.tree.map(lambda x: jnp.tile(x, views), cols), positive, count, temperature,
-                   anchors, summation, axis_name, plan, block_size)
+    return _supcon(
+        features,
+        rows,
+        jax.tree.map(lambda x: jnp.tile(x, views), cols),
+        positive,
+        count,
+        temperature,
+        anchors,
+        summation,
+        axis_name,
+        plan,
+        block_size,
+    )
 
 
-def stablerep(features: jax.Array, labels: jax.Array, *, temperature: float, axis_name: str | None = None,
-              plan: str = "gather", block_size: int | None = None) -> jax.Array:
-    """Pulls images generated from one caption to each other: cross-entropy with the even distribution over positives.
+def stablerep(
+    features: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls images generated from one caption to each other: cross-entropy with the even
+    distribution over positives.
 
-    L = -1/B sum_i sum_j p_ij log softmax_j(z_i . z_j / temperature),  j != i,  p_ij = [y_i = y_j] / |P(i)|
+    L = -1/B sum_i sum_j p_ij log softmax_j(z_i . z_j / temperature),  j != i,  p_ij = [y_i = y_j] /
+    |P(i)|
 
     Args:
       features: [B, D], normalised here (a zero row stays zero). Gradient flows.
@@ -103,26 +169,45 @@ def stablerep(features: jax.Array, labels: jax.Array, *, temperature: float, axi
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over the global batch; rows without a positive count as 0. `supcon` with one view.
+      Scalar in nats, mean over the global batch; rows without a positive count as 0. `supcon` with
+      one view.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
 
-    Reference: Tian et al. 2023, arXiv 2306.00984, equation 3. The authors' code keeps the mask of the first batch for
-    as long as the batch size stays; here the labels are always this batch's.
+    Reference: Tian et al. 2023, arXiv 2306.00984, equation 3. The authors' code keeps the mask of
+    the first batch for as long as the batch size stays; here the labels are always this batch's.
     """
     check_integer("b", check("b d", features=features), labels=labels)
     z = unit(features).astype(features.dtype)
-    return supcon(z[:, None], labels, temperature=temperature, axis_name=axis_name, plan=plan, block_size=block_size)
+    return supcon(
+        z[:, None],
+        labels,
+        temperature=temperature,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
 
 
-def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_labels: jax.Array, *,
-        temperature: float, selected: jax.Array | None = None, unselected: str = "negative",
-        axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
-    """Pulls a query to its key and to a few queue entries of its class, as many for frequent classes as for rare.
+def kcl(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    labels: jax.Array,
+    queue_labels: jax.Array,
+    *,
+    temperature: float,
+    selected: jax.Array | None = None,
+    unselected: str = "negative",
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls a query to its key and to a few queue entries of its class, as many for frequent
+    classes as for rare.
 
-    With the logits s_i = (q_i . k_i, q_i . queue_1, ..., q_i . queue_K) / temperature, P_i = {key} and the selected:
-    L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
+    With the logits s_i = (q_i . k_i, q_i . queue_1, ..., q_i . queue_K) / temperature, P_i = {key}
+    and the selected: L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
 
     Args:
       q: [B, D] unit queries; gradient flows.
@@ -131,22 +216,26 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
       labels: [B] integers.
       queue_labels: [K] integers, below 0 for entries not yet labelled, which are positives of none.
       temperature: 0.07 in the paper's code.
-      selected: [B, K], nonzero at the positives, of those with the query's label: `draw_positives` (the paper and TSC)
-        or `first_positives`. None takes all of them.
-      unselected: entries of the query's class that were not selected are a "negative" (the default of the authors'
-        code), or "zero": their logit is 0, and stays in the denominator as exp(0) (its losstype v2).
-      axis_name: device axis that splits the batch; queue and queue_labels are the same on every device.
+      selected: [B, K], nonzero at the positives, of those with the query's label: `draw_positives`
+        (the paper and TSC) or `first_positives`. None takes all of them.
+      unselected: entries of the query's class that were not selected are a "negative" (the default
+        of the authors' code), or "zero": their logit is 0, and stays in the denominator as exp(0)
+        (its losstype v2).
+      axis_name: device axis that splits the batch; queue and queue_labels are the same on every
+        device.
       block_size: the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over the global batch; log(1 + K) where all similarities are equal. A query whose class is
-      not in the queue has its key as the only positive.
+      Scalar in nats, mean over the global batch; log(1 + K) where all similarities are equal. A
+      query whose class is not in the queue has its key as the only positive.
 
     Raises:
-      ValueError: shapes that disagree, an unknown `unselected`, temperature <= 0, an axis that is not mapped.
+      ValueError: shapes that disagree, an unknown `unselected`, temperature <= 0, an axis that is
+        not mapped.
 
-    Reference: Kang et al. 2021, "Exploring balanced feature spaces", equation 3. The authors' selection is what top_k
-    makes of ties, neither random nor the first; the paper draws uniformly, and so does `draw_positives`.
+    Reference: Kang et al. 2021, "Exploring balanced feature spaces", equation 3. The authors'
+    selection is what top_k makes of ties, neither random nor the first; the paper draws uniformly,
+    and so does `draw_positives`.
     """
     sizes = check("b d", q=q, k=k)
     sizes = check("k d", sizes, queue=queue)
@@ -157,7 +246,9 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
     if unselected not in ("negative", "zero"):
         raise ValueError(f'unselected is {unselected!r}; expected "negative" (v1) or "zero" (v2).')
     if selected is not None and selected.shape != (sizes["b"], sizes["k"]):
-        raise ValueError(f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}.")
+        raise ValueError(
+            f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}."
+        )
     k, queue = lax.stop_gradient((k, queue))
 
     same = same_class(labels, queue_labels)
@@ -171,8 +262,16 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
         return jnp.where(rows["dropped"][:, cols["entry"]], -jnp.inf, 0.0)
 
     own = dots("bd,bd->b", q, k) / temperature
-    out = contrast(q, queue, scale=1 / temperature, rows=rows, cols={"entry": jnp.arange(sizes["k"])},
-                   positive=_chosen, log_weight=zeroed if drop else None, block_size=block_size)
+    out = contrast(
+        q,
+        queue,
+        scale=1 / temperature,
+        rows=rows,
+        cols={"entry": jnp.arange(sizes["k"])},
+        positive=_chosen,
+        log_weight=zeroed if drop else None,
+        block_size=block_size,
+    )
     lse, count = out.lse, jnp.sum(chosen, axis=1).astype(own.dtype)
     if drop:
         zeros = jnp.sum(rows["dropped"], axis=1).astype(own.dtype)
@@ -181,10 +280,19 @@ def kcl(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
     return mean(jnp.mean(loss), axis_name)
 
 
-def kcl_in_batch(features: jax.Array, labels: jax.Array, selected: jax.Array, *, temperature: float,
-                 base_temperature: float | None = None, axis_name: str | None = None, plan: str = "gather",
-                 block_size: int | None = None) -> jax.Array:
-    """Pulls an anchor to its own other views and to a few rows of its class: SupCon with sampled positives.
+def kcl_in_batch(
+    features: jax.Array,
+    labels: jax.Array,
+    selected: jax.Array,
+    *,
+    temperature: float,
+    base_temperature: float | None = None,
+    axis_name: str | None = None,
+    plan: str = "gather",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls an anchor to its own other views and to a few rows of its class: SupCon with sampled
+    positives.
 
     Args:
       features: [B, V, D] unit views. Gradient flows.
@@ -195,7 +303,8 @@ def kcl_in_batch(features: jax.Array, labels: jax.Array, selected: jax.Array, *,
 
     Returns, Raises: as `supcon`.
 
-    Reference: the CIFAR code of Li et al. 2022, "Targeted supervised contrastive learning", arXiv 2111.13998.
+    Reference: the CIFAR code of Li et al. 2022, "Targeted supervised contrastive learning", arXiv
+      2111.13998.
     """
     features = _views(features, temperature, "all", "outside", axis_name)
     batch, views = features.shape[:2]
@@ -203,18 +312,32 @@ def kcl_in_batch(features: jax.Array, labels: jax.Array, selected: jax.Array, *,
     every, ids = gather(labels, axis_name), row_ids(batch, axis_name)
     size = every.shape[0]
     if selected.shape != (views * batch, views * size):
-        raise ValueError(f"selected has shape {selected.shape}; expected [V * B, V * N] = "
-                         f"{(views * batch, views * size)} with N rows on all devices.")
+        raise ValueError(
+            f"selected has shape {selected.shape}; expected [V * B, V * N] = "
+            f"{(views * batch, views * size)} with N rows on all devices."
+        )
     index = (jnp.arange(views)[:, None] * size + ids[None]).reshape(-1)
     rows = jnp.tile(labels, views)[:, None] == jnp.tile(every, views)[None]
     rows &= (selected != 0) & (index[:, None] != jnp.arange(views * size)[None])
-    found = _supcon(features, {"chosen": rows}, {"entry": index}, _chosen, jnp.sum(rows, axis=1), temperature, views,
-                    "outside", axis_name, plan, block_size)
+    found = _supcon(
+        features,
+        {"chosen": rows},
+        {"entry": index},
+        _chosen,
+        jnp.sum(rows, axis=1),
+        temperature,
+        views,
+        "outside",
+        axis_name,
+        plan,
+        block_size,
+    )
     return _factor(temperature, base_temperature) * mean(jnp.mean(found.loss), axis_name)
 
 
 def same_class(labels: jax.Array, queue_labels: jax.Array) -> jax.Array:
-    """[B, K] booleans: the queue entry has the row's label, and has a label at all (not below 0)."""
+    """[B, K] booleans: the queue entry has the row's label, and has a label at all (not below
+    0)."""
     labels, queue_labels = jnp.asarray(labels), jnp.asarray(queue_labels)
     return (labels[:, None] == queue_labels[None]) & (queue_labels >= 0)[None]
 
@@ -226,18 +349,22 @@ def first_positives(candidates: jax.Array, *, num_positives: int) -> jax.Array:
 
 
 def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
-    """[B, K] booleans: positives drawn uniformly without replacement, one of each row's candidates per round.
+    """[B, K] booleans: positives drawn uniformly without replacement, one of each row's candidates
+    per round.
 
     Args:
-      draws: [rounds, B] uniform in [0, 1), for instance `positive_draws`. In each round a row takes the
-        floor(draw * n)-th of the n candidates it has left, none when n = 0.
+      draws: [rounds, B] uniform in [0, 1), for instance `positive_draws`. In each round a row takes
+        the floor(draw * n)-th of the n candidates it has left, none when n = 0.
       candidates: [B, K], nonzero at what may be drawn (`same_class`).
 
     Reference: Kang et al. 2021; the rounds are those of TSC's code.
     """
     sizes = check("r b", draws=draws)
     if candidates.ndim != 2 or candidates.shape[0] != sizes["b"]:
-        raise ValueError(f"candidates have shape {candidates.shape}; expected [B, K], B = {sizes['b']} as in draws.")
+        raise ValueError(
+            f"candidates have shape {candidates.shape}; expected [B, K], B = {sizes['b']} as in "
+            f"draws."
+        )
 
     def draw_one(left, draw):
         order = jnp.cumsum(left, axis=1)
@@ -250,19 +377,25 @@ def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
 
 
 def positive_draws(key: jax.Array, ids: jax.Array, *, num_positives: int) -> jax.Array:
-    """[num_positives, B] uniform draws, each row's keyed by its example id: the same on any number of devices."""
+    """[num_positives, B] uniform draws, each row's keyed by its example id: the same on any number
+    of devices."""
     check_integer("b", ids=ids)
     check_count(num_positives=num_positives)
-    return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (num_positives,)), out_axes=1)(ids)
+    return jax.vmap(
+        lambda i: jax.random.uniform(jax.random.fold_in(key, i), (num_positives,)), out_axes=1
+    )(ids)
 
 
-def in_batch_positives(labels: jax.Array, draws: jax.Array, *, num_views: int,
-                       axis_name: str | None = None) -> jax.Array:
-    """[V * B, V * N] booleans, view-major: the own other views, and rows of the class drawn as by `draw_positives`.
+def in_batch_positives(
+    labels: jax.Array, draws: jax.Array, *, num_views: int, axis_name: str | None = None
+) -> jax.Array:
+    """[V * B, V * N] booleans, view-major: the own other views, and rows of the class drawn as by
+    `draw_positives`.
 
     Args:
       labels: [B] integers.
-      draws: [rounds, V * B] uniform in [0, 1). Other views of the example are no candidates, they are always in.
+      draws: [rounds, V * B] uniform in [0, 1). Other views of the example are no candidates, they
+        are always in.
       num_views: V.
       axis_name: device axis that splits the batch.
     """
@@ -273,13 +406,20 @@ def in_batch_positives(labels: jax.Array, draws: jax.Array, *, num_views: int,
     own = jnp.tile(example, num_views)
     columns, others = (jnp.tile(gather(x, axis_name), num_views) for x in (labels, example))
     this = own[:, None] == others[None]
-    view, other_view = (jnp.repeat(jnp.arange(num_views), n.shape[0] // num_views) for n in (own, others))
-    return this & (view[:, None] != other_view[None]) | draw_positives(draws, (rows[:, None] == columns[None]) & ~this)
+    view, other_view = (
+        jnp.repeat(jnp.arange(num_views), n.shape[0] // num_views) for n in (own, others)
+    )
+    return this & (view[:, None] != other_view[None]) | draw_positives(
+        draws, (rows[:, None] == columns[None]) & ~this
+    )
 
 
 def kcl_targets(selected: jax.Array) -> jax.Array:
-    """[B, 1 + K] the distribution KCL's cross-entropy pulls to: even over the key (column 0) and the selected."""
-    chosen = jnp.concatenate([jnp.ones((selected.shape[0], 1), bool), selected != 0], axis=1).astype(float)
+    """[B, 1 + K] the distribution KCL's cross-entropy pulls to: even over the key (column 0) and
+    the selected."""
+    chosen = jnp.concatenate(
+        [jnp.ones((selected.shape[0], 1), bool), selected != 0], axis=1
+    ).astype(float)
     return chosen / jnp.sum(chosen, axis=1, keepdims=True)
 
 
@@ -292,8 +432,11 @@ def _factor(temperature, base_temperature):
 
 def _views(features, temperature, contrast_mode, summation, axis_name):
     if features.ndim < 3:
-        raise ValueError(f"features have shape {features.shape}; expected [B, V, D], the views of each example on axis "
-                         "1. For one view add the axis: features[:, None].")
+        raise ValueError(
+            f"features have shape {features.shape}; expected [B, V, D], the views of each example "
+            f"on axis "
+            "1. For one view add the axis: features[:, None]."
+        )
     features = features.reshape(*features.shape[:2], -1)
     check("b v d", features=features)
     check_positive(temperature=temperature)
@@ -308,7 +451,9 @@ def _views(features, temperature, contrast_mode, summation, axis_name):
 def _occurrences(labels: jax.Array, every: jax.Array) -> jax.Array:
     """How often each label occurs in `every`."""
     ranked = jnp.sort(every)
-    return jnp.searchsorted(ranked, labels, side="right") - jnp.searchsorted(ranked, labels, side="left")
+    return jnp.searchsorted(ranked, labels, side="right") - jnp.searchsorted(
+        ranked, labels, side="left"
+    )
 
 
 def _masked(rows: Pairs, cols: Pairs) -> jax.Array:
@@ -319,19 +464,32 @@ def _chosen(rows: Pairs, cols: Pairs) -> jax.Array:
     return rows["chosen"][:, cols["entry"]]
 
 
-def _supcon(features: jax.Array, rows: dict[str, jax.Array], cols: dict[str, jax.Array], positive: PairFunction,
-            count: jax.Array, temperature: float, anchors: int, summation: str, axis_name: str | None, plan: str,
-            block_size: int | None) -> SupConRows:
-    """The loss of the first `anchors` views of this device's examples. rows and cols, view-major, are what `positive`
-    weights pairs by, a row's own column aside; count is the sum of each row's weights."""
+def _supcon(
+    features: jax.Array,
+    rows: dict[str, jax.Array],
+    cols: dict[str, jax.Array],
+    positive: PairFunction,
+    count: jax.Array,
+    temperature: float,
+    anchors: int,
+    summation: str,
+    axis_name: str | None,
+    plan: str,
+    block_size: int | None,
+) -> SupConRows:
+    """The loss of the first `anchors` views of this device's examples. rows and cols, view-major,
+    are what `positive` weights pairs by, a row's own column aside; count is the sum of each row's
+    weights."""
     batch, views = features.shape[:2]
     keys = features.swapaxes(0, 1).reshape(views * batch, -1)
     # Unique to a row, whatever order devices are gathered in.
-    ids = (row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]).reshape(-1)
+    ids = (
+        row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]
+    ).reshape(-1)
     some = count > 0
     count = count.astype(jnp.promote_types(features.dtype, jnp.float32))
     share = 1 / jnp.where(some, count, 1)
-    rows, cols = rows | {"id": ids[:anchors * batch], "share": share}, cols | {"id": ids}
+    rows, cols = rows | {"id": ids[: anchors * batch], "share": share}, cols | {"id": ids}
 
     def mean_positive(rows, cols):
         return jnp.where(same_id(rows, cols), 0, positive(rows, cols)) * rows["share"][:, None]
@@ -341,9 +499,18 @@ def _supcon(features: jax.Array, rows: dict[str, jax.Array], cols: dict[str, jax
         return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
     def sums(log_weight, positive):
-        return contrast(keys[:anchors * batch], keys, scale=1 / temperature, rows=rows, cols=cols,
-                        log_weight=log_weight, positive=positive, axis_name=axis_name, plan=plan,
-                        block_size=block_size)
+        return contrast(
+            keys[: anchors * batch],
+            keys,
+            scale=1 / temperature,
+            rows=rows,
+            cols=cols,
+            log_weight=log_weight,
+            positive=positive,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=block_size,
+        )
 
     if summation == "outside":
         out = sums(not_self, mean_positive)

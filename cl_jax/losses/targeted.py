@@ -1,4 +1,5 @@
-"""TSC: supervised contrast with a few positives, each class also pulled to a target of its own on the sphere."""
+"""TSC: supervised contrast with a few positives, each class also pulled to a target of its own on
+the sphere."""
 
 import jax
 import jax.numpy as jnp
@@ -11,40 +12,60 @@ from cl_jax.losses.contrast import contrast
 from cl_jax.losses.positives import same_class
 
 
-def tsc(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_labels: jax.Array, targets: jax.Array,
-        assignment: jax.Array, *, temperature: float, target_weight: float = 0.2, selected: jax.Array | None = None,
-        axis_name: str | None = None, block_size: int | None = None) -> jax.Array:
-    """Pulls a query to its key, to a few queue entries of its class, and to the target its class is assigned to.
+def tsc(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    labels: jax.Array,
+    queue_labels: jax.Array,
+    targets: jax.Array,
+    assignment: jax.Array,
+    *,
+    temperature: float,
+    target_weight: float = 0.2,
+    selected: jax.Array | None = None,
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls a query to its key, to a few queue entries of its class, and to the target its class is
+    assigned to.
 
-    With the logits s_i = (q_i . k_i, q_i . queue_1 ..K, q_i . targets_1 ..C) / temperature, S_i = {key} and the selected,
-    g_i the target of the query's class, |P_i| = |S_i| + 1:
-    L = -1/B sum_i 1/|P_i| [ sum_{p in S_i} log softmax(s_i)_p + target_weight log softmax(s_i)_{g_i} ]
+    With the logits s_i = (q_i . k_i, q_i . queue_1 ..K, q_i . targets_1 ..C) / temperature, S_i =
+    {key} and the selected, g_i the target of the query's class, |P_i| = |S_i| + 1:
+    L = -1/B sum_i 1/|P_i| [ sum_{p in S_i} log softmax(s_i)_p + target_weight log
+    softmax(s_i)_{g_i} ]
 
-    Targets spread evenly over the sphere keep classes apart that have few examples, where `kcl` alone lets them gather.
+    Targets spread evenly over the sphere keep classes apart that have few examples, where `kcl`
+    alone lets them gather.
 
     Args:
       q: [B, D] unit queries; gradient flows.
       k: [B, D] unit keys; queue: [K, D] unit rows; constants.
-      labels: [B] integers below C; queue_labels: [K] integers, below 0 for entries not yet labelled.
-      targets: [C, D] unit vectors, constants: `simplex(C, D)` for C <= D + 1, else points of low `uniformity`.
-      assignment: [C] integers, the target of each class. The authors match classes to targets anew in every step, by
-        `scipy.optimize.linear_sum_assignment(centroids @ targets.T, maximize=True)[1]` with `tsc_centroids`.
+      labels: [B] integers below C; queue_labels: [K] integers, below 0 for entries not yet
+        labelled.
+      targets: [C, D] unit vectors, constants: `simplex(C, D)` for C <= D + 1, else points of low
+        `uniformity`.
+      assignment: [C] integers, the target of each class. The authors match classes to targets anew
+        in every step, by `scipy.optimize.linear_sum_assignment(centroids @ targets.T,
+        maximize=True)[1]` with `tsc_centroids`.
       temperature: 0.07 in the authors' code.
       target_weight: 0.2 there; 0 leaves the targets as negatives only.
-      selected: [B, K], nonzero at the positives, of those with the query's label (`draw_positives`); None takes all.
-      axis_name: device axis that splits the batch; queue, targets and assignment are the same on every device.
+      selected: [B, K], nonzero at the positives, of those with the query's label
+        (`draw_positives`); None takes all.
+      axis_name: device axis that splits the batch; queue, targets and assignment are the same on
+        every device.
       block_size: the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over the global batch. The count |P_i| includes the target whatever its weight, so that
-      (|S_i| + target_weight) / |P_i| log(1 + K + C) knows nothing.
+      Scalar in nats, mean over the global batch. The count |P_i| includes the target whatever its
+      weight, so that (|S_i| + target_weight) / |P_i| log(1 + K + C) knows nothing.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
 
-    Reference: Li et al. 2022, "Targeted supervised contrastive learning for long-tailed recognition", arXiv 2111.13998,
-    with the weights of the authors' code (its separate targets, one for each class). The first half of their epochs is
-    `kcl`.
+    Reference: Li et al. 2022, "Targeted supervised contrastive learning for long-tailed
+    recognition", arXiv 2111.13998, with the weights of the authors' code (its separate targets, one
+    for each class). The first half of their epochs is `kcl`.
     """
     sizes = check("b d", q=q, k=k)
     sizes = check("k d", sizes, queue=queue)
@@ -55,7 +76,9 @@ def tsc(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
     check_positive(temperature=temperature)
     check_axis(axis_name)
     if selected is not None and selected.shape != (sizes["b"], sizes["k"]):
-        raise ValueError(f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}.")
+        raise ValueError(
+            f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}."
+        )
     k, queue, targets = lax.stop_gradient((k, queue, targets))
     chosen = same_class(labels, queue_labels)
     if selected is not None:
@@ -68,21 +91,39 @@ def tsc(q: jax.Array, k: jax.Array, queue: jax.Array, labels: jax.Array, queue_l
 
     def positive(rows, cols):
         entry = cols["entry"]
-        picked = rows["chosen"][:, jnp.minimum(entry, sizes["k"] - 1)] & (entry < sizes["k"])[None, :]
+        picked = (
+            rows["chosen"][:, jnp.minimum(entry, sizes["k"] - 1)] & (entry < sizes["k"])[None, :]
+        )
         target = rows["target"][:, None] == (entry - sizes["k"])[None, :]
         return rows["share"][:, None] * (picked + target_weight * target)
 
     keys = jnp.concatenate([queue, targets.astype(queue.dtype)])
-    out = contrast(q, keys, scale=1 / temperature, rows=rows, cols=cols, positive=positive, block_size=block_size)
+    out = contrast(
+        q,
+        keys,
+        scale=1 / temperature,
+        rows=rows,
+        cols=cols,
+        positive=positive,
+        block_size=block_size,
+    )
     weight = (count - 1 + target_weight) / count
-    # log of all logits' sum = own + softplus(others - own), which keeps the digits where the key leads.
+    # log of all logits' sum = own + softplus(others - own), which keeps the digits where the key
+    # leads.
     loss = weight * jax.nn.softplus(out.lse - own) + (weight - 1 / count) * own - out.pos
     return mean(jnp.mean(loss), axis_name)
 
 
-def tsc_centroids(centroids: jax.Array, features: jax.Array, labels: jax.Array, *, momentum: float = 0.9,
-                  axis_name: str | None = None) -> jax.Array:
-    """[C, D] class centroids moved towards this batch: c <- n(momentum c + (1 - momentum) n(mean feature of the class)).
+def tsc_centroids(
+    centroids: jax.Array,
+    features: jax.Array,
+    labels: jax.Array,
+    *,
+    momentum: float = 0.9,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """[C, D] class centroids moved towards this batch: c <- n(momentum c + (1 - momentum) n(mean
+    feature of the class)).
 
     Args:
       centroids: [C, D] unit vectors, at first random directions.
@@ -99,7 +140,12 @@ def tsc_centroids(centroids: jax.Array, features: jax.Array, labels: jax.Array, 
     sizes = check("c d", centroids=centroids)
     check_integer("b", check("b d", sizes, features=features), labels=labels)
     check_axis(axis_name)
-    sums = total(jax.ops.segment_sum(wide(lax.stop_gradient(features)), labels, sizes["c"]), axis_name)
-    present = total(jax.ops.segment_sum(jnp.ones(labels.shape, jnp.int32), labels, sizes["c"]), axis_name) > 0
+    sums = total(
+        jax.ops.segment_sum(wide(lax.stop_gradient(features)), labels, sizes["c"]), axis_name
+    )
+    present = (
+        total(jax.ops.segment_sum(jnp.ones(labels.shape, jnp.int32), labels, sizes["c"]), axis_name)
+        > 0
+    )
     moved = unit(momentum * wide(centroids) + (1 - momentum) * unit(sums))
     return jnp.where(present[:, None], moved, wide(centroids)).astype(centroids.dtype)

@@ -1,4 +1,5 @@
-"""Video and text: the support set of cross-captioning, its caption loss, and margin losses for retrieval."""
+"""Video and text: the support set of cross-captioning, its caption loss, and margin losses for
+retrieval."""
 
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from cl_jax.losses.contrast import check_plan
 
 
 class SupportSet(NamedTuple):
-    """vectors: [B, D]. attention, allowed: [B, B_global], rows of this device's captions. entropy: [B] in nats."""
+    """vectors: [B, D]. attention, allowed: [B, B_global], rows of this device's captions. entropy:
+    [B] in nats."""
 
     vectors: jax.Array
     attention: jax.Array
@@ -23,29 +25,42 @@ class SupportSet(NamedTuple):
     entropy: jax.Array
 
 
-def support_set(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, *, temperature: float,
-                support: str = "cross", axis_name: str | None = None) -> SupportSet:
+def support_set(
+    t: jax.Array,
+    v: jax.Array,
+    video_id: jax.Array | None = None,
+    *,
+    temperature: float,
+    support: str = "cross",
+    axis_name: str | None = None,
+) -> SupportSet:
     """Mixes the videos that caption i may be written from, by how well each agrees with caption i.
 
-    vectors_i = sum_j attention_ij v_j,  attention_i = softmax over allowed j of <t_i, v_j> / temperature
+    vectors_i = sum_j attention_ij v_j,  attention_i = softmax over allowed j of <t_i, v_j> /
+    temperature
 
     Args:
       t: [B, D] caption embeddings, normalised by the caller; gradient flows.
-      v: [B, D] video embeddings, normalised by the caller; gradient flows, through the attention too.
-      video_id: [B] integers; captions of one video share a number, and `support="cross"` then leaves out every
-        copy of the own video. Default: all videos differ.
+      v: [B, D] video embeddings, normalised by the caller; gradient flows, through the attention
+        too.
+      video_id: [B] integers; captions of one video share a number, and `support="cross"` then
+        leaves out every copy of the own video. Default: all videos differ.
       temperature: above 0.
-      support: "cross" (all videos but the own: the authors' proposal), "hybrid" (all), "identity" (the own alone).
+      support: "cross" (all videos but the own: the authors' proposal), "hybrid" (all), "identity"
+        (the own alone).
       axis_name: mapped axis over which the batch is split; the support set is the global batch.
 
     Returns:
-      `SupportSet`, at least float32. A caption without any allowed video (a batch of one under "cross") has
-      attention, vector and entropy 0. Entropy is log of the number of allowed videos where similarity says nothing.
+      `SupportSet`, at least float32. A caption without any allowed video (a batch of one under
+      "cross") has attention, vector and entropy 0. Entropy is log of the number of allowed videos
+      where similarity says nothing.
 
     Raises:
-      ValueError: shapes that disagree, a temperature that is not above 0, an unknown `support`, `axis_name` not mapped.
+      ValueError: shapes that disagree, a temperature that is not above 0, an unknown `support`,
+        `axis_name` not mapped.
 
-    Reference: Patrick et al., Support-set bottlenecks for video-text representation learning, ICLR 2021.
+    Reference: Patrick et al., Support-set bottlenecks for video-text representation learning, ICLR
+      2021.
     There is no released code: modes and temperature follow descriptions of the paper.
     """
     if support not in ("cross", "hybrid", "identity"):
@@ -65,8 +80,11 @@ def support_set(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, *
     return SupportSet(dots("ij,jd->id", attention, wide(videos)), attention, allowed, entropy)
 
 
-def caption_loss(logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Cross-entropy of captions: mean over the tokens of each caption, then over captions, so that lengths count alike.
+def caption_loss(
+    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """Cross-entropy of captions: mean over the tokens of each caption, then over captions, so that
+    lengths count alike.
 
     loss = mean_i -token_log_likelihood_i / max(targets of caption i, 1)
 
@@ -81,7 +99,8 @@ def caption_loss(logits: jax.Array, labels: jax.Array, *, axis_name: str | None 
     Raises:
       ValueError: as `token_log_likelihood`, or `axis_name` not mapped.
 
-    Reference: Patrick et al., ICLR 2021: the second term of loss = ranking + weight * captioning (weight 10).
+    Reference: Patrick et al., ICLR 2021: the second term of loss = ranking + weight * captioning
+      (weight 10).
     """
     check_axis(axis_name)
     return mean(caption_rows(logits, labels).mean(), axis_name)
@@ -92,13 +111,21 @@ def caption_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -token_log_likelihood(logits, labels) / jnp.maximum(token_counts(labels), 1)
 
 
-def ranking_loss(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, *, margin: float,
-                 reduction: str = "hardest", axis_name: str | None = None,
-                 block_size: int | None = None) -> jax.Array:
-    """Pulls a caption's own video above every other video by a margin, and a video's own caption likewise.
+def ranking_loss(
+    t: jax.Array,
+    v: jax.Array,
+    video_id: jax.Array | None = None,
+    *,
+    margin: float,
+    reduction: str = "hardest",
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """Pulls a caption's own video above every other video by a margin, and a video's own caption
+    likewise.
 
-    loss = mean_i [ R_j (margin + <t_i, v_j> - <t_i, v_i>)_+ + R_j (margin + <t_j, v_i> - <t_i, v_i>)_+ ]
-    over j of other videos; R is the maximum ("hardest") or the sum ("sum").
+    loss = mean_i [ R_j (margin + <t_i, v_j> - <t_i, v_i>)_+ + R_j (margin + <t_j, v_i> - <t_i,
+    v_i>)_+ ] over j of other videos; R is the maximum ("hardest") or the sum ("sum").
 
     Args:
       t: [B, D] caption embeddings, normalised by the caller; gradient flows.
@@ -107,26 +134,44 @@ def ranking_loss(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, 
       margin: the gap asked for (0.2 in VSE++ and in the paper).
       reduction: "hardest" or "sum".
       axis_name: mapped axis over which the batch is split; negatives come from the global batch.
-      block_size: rows whose similarities are held at a time; 0 for the whole matrix, None to choose by size.
+      block_size: rows whose similarities are held at a time; 0 for the whole matrix, None to choose
+        by size.
 
     Returns:
-      Scalar, in units of similarity; 0 once all margins hold or where there are no negatives, 2 * margin ("hardest")
-      where all similarities are equal. At a tie of the maximum the gradient is shared among the tied.
+      Scalar, in units of similarity; 0 once all margins hold or where there are no negatives, 2 *
+      margin ("hardest") where all similarities are equal. At a tie of the maximum the gradient is
+      shared among the tied.
 
     Raises:
       ValueError: shapes that disagree, an unknown `reduction`, `axis_name` not mapped.
 
-    Reference: Faghri et al., VSE++, BMVC 2018, equations 5 and 6, as used by Patrick et al., ICLR 2021.
+    Reference: Faghri et al., VSE++, BMVC 2018, equations 5 and 6, as used by Patrick et al., ICLR
+      2021.
     """
-    text, video = ranking_rows(t, v, video_id, margin=margin, reduction=reduction, axis_name=axis_name,
-                               block_size=block_size)
+    text, video = ranking_rows(
+        t,
+        v,
+        video_id,
+        margin=margin,
+        reduction=reduction,
+        axis_name=axis_name,
+        block_size=block_size,
+    )
     return mean((text + video).mean(), axis_name)
 
 
-def ranking_rows(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, *, margin: float,
-                 reduction: str = "hardest", axis_name: str | None = None,
-                 block_size: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """The terms of `ranking_loss` for this device's rows: captions against videos [B], videos against captions [B]."""
+def ranking_rows(
+    t: jax.Array,
+    v: jax.Array,
+    video_id: jax.Array | None = None,
+    *,
+    margin: float,
+    reduction: str = "hardest",
+    axis_name: str | None = None,
+    block_size: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The terms of `ranking_loss` for this device's rows: captions against videos [B], videos
+    against captions [B]."""
     if reduction not in ("hardest", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'hardest' or 'sum'.")
     check_plan("gather", block_size)
@@ -147,18 +192,24 @@ def ranking_rows(t: jax.Array, v: jax.Array, video_id: jax.Array | None = None, 
     return against(t, v), against(v, t)
 
 
-def max_margin(similarity: jax.Array, *, margin: float, count_diagonal: bool = False,
-               axis_name: str | None = None) -> jax.Array:
+def max_margin(
+    similarity: jax.Array,
+    *,
+    margin: float,
+    count_diagonal: bool = False,
+    axis_name: str | None = None,
+) -> jax.Array:
     """The ranking loss averaged over all negatives, of a similarity that any model made.
 
-    loss = mean over i != j of both directions: (margin + s_ij - s_ii)_+ and (margin + s_ji - s_ii)_+
+    loss = mean over i != j of both directions: (margin + s_ij - s_ii)_+ and (margin + s_ji -
+    s_ii)_+
 
     Args:
-      similarity: [B, B_global], row i of this device against all columns; the pair of row i is the column of the
-        same position in the global batch. Gradient flows.
+      similarity: [B, B_global], row i of this device against all columns; the pair of row i is the
+        column of the same position in the global batch. Gradient flows.
       margin: the gap asked for.
-      count_diagonal: average over all 2 B^2 entries, the diagonal's constant `margin` included (`fix_norm=False` of
-        the authors' code).
+      count_diagonal: average over all 2 B^2 entries, the diagonal's constant `margin` included
+        (`fix_norm=False` of the authors' code).
       axis_name: mapped axis over which the rows are split.
 
     Returns:
@@ -167,7 +218,8 @@ def max_margin(similarity: jax.Array, *, margin: float, count_diagonal: bool = F
     Raises:
       ValueError: a matrix that is not square over all devices, `axis_name` not mapped.
 
-    Reference: Gabeur et al., Multi-modal Transformer for Video Retrieval, ECCV 2020: the authors' MaxMarginRankingLoss.
+    Reference: Gabeur et al., Multi-modal Transformer for Video Retrieval, ECCV 2020: the authors'
+      MaxMarginRankingLoss.
     """
     s, rows = _square(similarity, axis_name)
     own, columns = jnp.take_along_axis(s, rows[:, None], axis=1), s.shape[1]
@@ -179,12 +231,14 @@ def max_margin(similarity: jax.Array, *, margin: float, count_diagonal: bool = F
 
 
 def similarity_info_nce(similarity: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Cross-entropy of rows plus cross-entropy of columns, of a similarity that any model made (scaled already).
+    """Cross-entropy of rows plus cross-entropy of columns, of a similarity that any model made
+    (scaled already).
 
     loss = mean_i [ log sum_j exp(s_ij) - s_ii ] + mean_i [ log sum_j exp(s_ji) - s_ii ]
 
     Args:
-      similarity: [B, B_global], row i of this device against all columns, as for `max_margin`; gradient flows.
+      similarity: [B, B_global], row i of this device against all columns, as for `max_margin`;
+        gradient flows.
       axis_name: mapped axis over which the rows are split.
 
     Returns:
@@ -221,6 +275,8 @@ def _square(similarity, axis_name):
     rows = sizes["b"]
     expected = rows if axis_name is None else rows * lax.axis_size(axis_name)
     if sizes["n"] != expected:
-        raise ValueError(f"similarity has shape {similarity.shape}; expected [{rows}, {expected}]: every "
-                         "row against every column. With axis_name, pass this device's rows and all columns.")
+        raise ValueError(
+            f"similarity has shape {similarity.shape}; expected [{rows}, {expected}]: every "
+            "row against every column. With axis_name, pass this device's rows and all columns."
+        )
     return wide(similarity), first_row(rows, axis_name) + jnp.arange(rows)

@@ -1,6 +1,8 @@
-"""What a method remembers between steps: arrays and NamedTuples of arrays, moved by pure functions. Imports jax only.
+"""What a method remembers between steps: arrays and NamedTuples of arrays, moved by pure functions.
+Imports jax only.
 
-Updates take the rows of the global batch, gathered over devices in rank order, so that all devices hold the same bits.
+Updates take the rows of the global batch, gathered over devices in rank order, so that all devices
+hold the same bits.
 
 >>> from cl_jax.memory import bank, queue
 >>> negatives = queue.init(key, 65536, 128)

@@ -11,7 +11,8 @@ from cl_jax.memory.prototypes import normalise
 
 
 def init(key: jax.Array, size: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:
-    """[N, D] entries uniform in +-1/sqrt(D/3): rows of norm one in expectation, not normalised (InstDisc, CMC, CRD)."""
+    """[N, D] entries uniform in +-1/sqrt(D/3): rows of norm one in expectation, not normalised
+    (InstDisc, CMC, CRD)."""
     check_count(size=size, width=width)
     bound = (3.0 / width) ** 0.5
     return jax.random.uniform(key, (size, width), dtype, -bound, bound)
@@ -22,15 +23,15 @@ def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float)
 
     Args:
       bank: [N, D].
-      rows: [B, D] features of the global batch in rank order, gathered over devices by the caller, so that all devices
-        hold the same bank. No gradient flows.
-      ids: [B] integers, each row's example, gathered likewise. Where an example occurs more than once every occurrence
-        starts from the old row and the last one is kept, on every backend.
+      rows: [B, D] features of the global batch in rank order, gathered over devices by the caller,
+        so that all devices hold the same bank. No gradient flows.
+      ids: [B] integers, each row's example, gathered likewise. Where an example occurs more than
+        once every occurrence starts from the old row and the last one is kept, on every backend.
       momentum: how much of the old row stays; 0.5 in InstDisc, CMC, CRD and InfoMin.
 
     Returns:
-      [N, D]. Rows are divided by max(norm, 1e-12): the authors of InstDisc, CMC and CRD have no epsilon, which is NaN
-      for a zero row and otherwise equal.
+      [N, D]. Rows are divided by max(norm, 1e-12): the authors of InstDisc, CMC and CRD have no
+      epsilon, which is NaN for a zero row and otherwise equal.
 
     Raises:
       ValueError: widths or batch sizes that disagree, ids that are not integers.
@@ -43,7 +44,8 @@ def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float)
     wide = jnp.promote_types(bank.dtype, jnp.float32)
     old, rows = bank[ids].astype(wide), jnp.asarray(lax.stop_gradient(rows), wide)
     moved = normalise(momentum * old + (1 - momentum) * rows).astype(bank.dtype)
-    # A scatter's order over equal indices is undefined, so all but the last are sent out of range and dropped.
+    # A scatter's order over equal indices is undefined, so all but the last are sent out of range
+    # and dropped.
     return bank.at[jnp.where(is_last(ids), ids, sizes["n"])].set(moved, mode="drop")
 
 
@@ -51,5 +53,5 @@ def is_last(ids: jax.Array) -> jax.Array:
     """[B] booleans: whether no later entry has the same id."""
     order = jnp.argsort(ids, stable=True)
     ranked = ids[order]
-    last = jnp.concatenate([ranked[1:] != ranked[:-1], jnp.ones((1,), bool)])[:ids.shape[0]]
+    last = jnp.concatenate([ranked[1:] != ranked[:-1], jnp.ones((1,), bool)])[: ids.shape[0]]
     return jnp.zeros(ids.shape, bool).at[order].set(last, unique_indices=True)

@@ -1,4 +1,5 @@
-"""DINO's centre: the running mean of the teacher's logits, subtracted from them against collapse to one prototype."""
+"""DINO's centre: the running mean of the teacher's logits, subtracted from them against collapse to
+one prototype."""
 
 from typing import Any
 
@@ -14,14 +15,16 @@ def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.zeros((num_prototypes,), dtype)
 
 
-def update(centre: jax.Array, teacher_logits: jax.Array, *, momentum: float,
-           axis_name: str | None = None) -> jax.Array:
-    """centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits, after the loss has used the old one.
+def update(
+    centre: jax.Array, teacher_logits: jax.Array, *, momentum: float, axis_name: str | None = None
+) -> jax.Array:
+    """centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits, after the loss
+    has used the old one.
 
     Args:
       centre: [K].
-      teacher_logits: [..., K] raw outputs of this device, not divided by the temperature: every global crop of every
-        image (leading axes are averaged over). No gradient flows.
+      teacher_logits: [..., K] raw outputs of this device, not divided by the temperature: every
+        global crop of every image (leading axes are averaged over). No gradient flows.
       momentum: 0.9 in DINO.
       axis_name: averages over this device axis too; every device holds as many rows.
 

@@ -1,4 +1,5 @@
-"""SwAV's queue: for each crop that codes are computed from, the features of the latest batches, newest first."""
+"""SwAV's queue: for each crop that codes are computed from, the features of the latest batches,
+newest first."""
 
 from typing import Any
 
@@ -12,7 +13,9 @@ from cl_jax.core.shapes import check, check_axis
 def init(num_crops: int, length: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:
     """[A, L, D] zeros: a queue that `filled` says not to use yet."""
     if min(num_crops, length, width) < 1:
-        raise ValueError(f"num_crops is {num_crops}, length {length}, width {width}; expected each at least 1.")
+        raise ValueError(
+            f"num_crops is {num_crops}, length {length}, width {width}; expected each at least 1."
+        )
     return jnp.zeros((num_crops, length, width), dtype)
 
 
@@ -21,9 +24,11 @@ def push(queue: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax
 
     Args:
       queue: [A, L, D], newest first.
-      z: [A, B, D] unit features of the crops that codes are computed from, of this device. No gradient flows.
-      axis_name: with it the batches of all devices enter, in rank order, so that every device holds the same queue of
-        the global batch and a run does not depend on the number of devices. The authors keep a queue of length L /
+      z: [A, B, D] unit features of the crops that codes are computed from, of this device. No
+        gradient flows.
+      axis_name: with it the batches of all devices enter, in rank order, so that every device holds
+        the same queue of the global batch and a run does not depend on the number of devices. The
+        authors keep a queue of length L /
         devices on each device: that is this function without `axis_name`, under the mapped axis.
 
     Returns:
@@ -39,7 +44,7 @@ def push(queue: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax
     z = lax.stop_gradient(z).astype(queue.dtype)
     if axis_name is not None:
         z = lax.all_gather(z, axis_name, axis=1, tiled=True)
-    return jnp.concatenate([z, queue], axis=1)[:, :queue.shape[1]]
+    return jnp.concatenate([z, queue], axis=1)[:, : queue.shape[1]]
 
 
 def filled(queue: jax.Array) -> jax.Array:

@@ -1,4 +1,5 @@
-"""SpCL's hybrid memory: class centroids of the source, then every target instance, under one set of labels."""
+"""SpCL's hybrid memory: class centroids of the source, then every target instance, under one set of
+labels."""
 
 from typing import NamedTuple
 
@@ -11,14 +12,16 @@ from cl_jax.memory.prototypes import normalise
 
 
 class HybridMemory(NamedTuple):
-    """rows: [N, D], one per source class and per target image. labels: [N] cluster of each row, renewed every epoch."""
+    """rows: [N, D], one per source class and per target image. labels: [N] cluster of each row,
+    renewed every epoch."""
 
     rows: jax.Array
     labels: jax.Array
 
 
 def init(features: jax.Array, labels: jax.Array | None = None) -> HybridMemory:
-    """Normalised features of the first forward pass (for source classes their means); each its own label by default."""
+    """Normalised features of the first forward pass (for source classes their means); each its own
+    label by default."""
     sizes = check("n d", features=features)
     if labels is None:
         labels = jnp.arange(sizes["n"], dtype=jnp.int32)
@@ -33,21 +36,23 @@ def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> jax
     return jax.ops.segment_sum(features, labels, num_classes) / jnp.maximum(count, 1)[:, None]
 
 
-def update(memory: HybridMemory, rows: jax.Array, ids: jax.Array, *, momentum: float,
-           chain: bool = True) -> HybridMemory:
+def update(
+    memory: HybridMemory, rows: jax.Array, ids: jax.Array, *, momentum: float, chain: bool = True
+) -> HybridMemory:
     """Moves the rows seen: V[i] <- normalise(momentum * V[i] + (1 - momentum) * row).
 
     Args:
       memory: the memory.
-      rows: [B, D] features of the global batch in rank order, used as given; gathered over devices by the caller. No
-        gradient flows.
+      rows: [B, D] features of the global batch in rank order, used as given; gathered over devices
+        by the caller. No gradient flows.
       ids: [B] integers: class of a source image, num_source_classes + instance of a target image.
       momentum: how much of the old row stays; 0.2 in SpCL.
-      chain: True, as the authors' code: repeated ids move their row once per occurrence, in batch order. False, as the
-        paper's equation: once, towards the mean of their rows.
+      chain: True, as the authors' code: repeated ids move their row once per occurrence, in batch
+        order. False, as the paper's equation: once, towards the mean of their rows.
 
     Returns:
-      The memory with the same labels. Norms are bounded below by 1e-12; the authors divide without an epsilon.
+      The memory with the same labels. Norms are bounded below by 1e-12; the authors divide without
+      an epsilon.
 
     Reference: Ge et al. 2020, arXiv 2006.02713, equations 2 and 3.
     """
@@ -56,6 +61,7 @@ def update(memory: HybridMemory, rows: jax.Array, ids: jax.Array, *, momentum: f
     dtype = memory.rows.dtype
     rows = lax.stop_gradient(rows).astype(dtype)
     if chain:
+
         def move(stored, row_and_id):
             row, i = row_and_id
             return stored.at[i].set(normalise(momentum * stored[i] + (1 - momentum) * row)), None

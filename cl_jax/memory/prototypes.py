@@ -16,9 +16,11 @@ def init(key: jax.Array, num_prototypes: int, width: int, *, dtype: Any = jnp.fl
 
 
 def normalise(rows: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Array:
-    """rows / max(||rows||, eps) along `axis`; a zero row stays zero, with the finite gradient of rows / eps.
+    """rows / max(||rows||, eps) along `axis`; a zero row stays zero, with the finite gradient of
+    rows / eps.
 
-    SwAV projects its prototypes with it after every optimiser step (`axis=0` for a kernel of shape [D, K]).
+    SwAV projects its prototypes with it after every optimiser step (`axis=0` for a kernel of shape
+    [D, K]).
     """
     check_real(rows=rows)
     wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))

@@ -1,7 +1,9 @@
-"""CMC (Tian et al. 2020, arXiv 1906.05849): groups of channels of one crop are views, each with a network of its own.
+"""CMC (Tian et al. 2020, arXiv 1906.05849): groups of channels of one crop are views, each with a
+network of its own.
 
-Features of an image's views agree with each other's stored rows in memory banks, against rows of other images.
-Luminance and colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views too.
+Features of an image's views agree with each other's stored rows in memory banks, against rows of
+other images. Luminance and colour of Lab are the paper's two views; any groups of channels, of any
+number of recipes, are views too.
 """
 
 import math
@@ -27,26 +29,44 @@ from cl_jax.views.recipe import Recipe, evaluate
 
 
 class Memory(NamedTuple):
-    """banks: one [N, D] per view. normalizers: NCE's Z of both directions of each edge; () for the softmax."""
+    """banks: one [N, D] per view. normalizers: NCE's Z of both directions of each edge; () for the
+    softmax."""
 
     banks: tuple[jax.Array, ...]
     normalizers: tuple[tuple[nce.Normalizer, nce.Normalizer], ...]
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         channels: Sequence[Sequence[int]] | None = None, graph: str = "core", loss: str = "nce",
-         temperature: float = 0.07, num_negatives: int = 4096, momentum: float = 0.5, head: str = "linear",
-         out_dim: int = 128, normalizer_momentum: float | None = None, block_size: int | None = None) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    channels: Sequence[Sequence[int]] | None = None,
+    graph: str = "core",
+    loss: str = "nce",
+    temperature: float = 0.07,
+    num_negatives: int = 4096,
+    momentum: float = 0.5,
+    head: str = "linear",
+    out_dim: int = 128,
+    normalizer_momentum: float | None = None,
+    block_size: int | None = None,
+) -> Method:
     """CMC.
 
-    views: one recipe, whose channels are split, or several of one size: their results lie one after the other on the
-      channel axis, and each recipe's is a view unless `channels` says otherwise.
-    channels: channels of each view; None splits one recipe into luminance and colour, ((0,), (1, 2)).
-    graph: "core" contrasts the first view with each other one, "full" all pairs; the same for two views.
+    views: one recipe, whose channels are split, or several of one size: their results lie one after
+      the other on the channel axis, and each recipe's is a view unless `channels` says otherwise.
+    channels: channels of each view; None splits one recipe into luminance and colour, ((0,), (1,
+      2)).
+    graph: "core" contrasts the first view with each other one, "full" all pairs; the same for two
+      views.
     loss: "nce", with Z, or "softmax"; each edge adds both directions.
     num_negatives: drawn with replacement from all examples, the same ones for all edges.
-    momentum: of the banks. head: "linear", or "moco_v2" for the multi-layer one of the authors' later code.
-    normalizer_momentum: None keeps the first batch's Z, as the authors. block_size: see `nce.bank_logits`.
+    momentum: of the banks. head: "linear", or "moco_v2" for the multi-layer one of the authors'
+      later code.
+    normalizer_momentum: None keeps the first batch's Z, as the authors. block_size: see
+      `nce.bank_logits`.
 
     "h" is the concatenation of all views' features, "h1", "h2", ... are those of each.
     """
@@ -55,18 +75,31 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     if loss not in ("nce", "softmax"):
         raise ValueError(f'loss is {loss!r}; expected "nce" or "softmax".')
     if len({recipe.size for recipe in views}) != 1:
-        raise ValueError(f"the views have sizes {[recipe.size for recipe in views]}; expected one size, to lie on one "
-                         "channel axis.")
-    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+        raise ValueError(
+            f"the views have sizes {[recipe.size for recipe in views]}; expected one size, to lie "
+            f"on one "
+            "channel axis."
+        )
+    network = Network(
+        encoder,
+        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    )
     groups = None if channels is None else tuple(tuple(group) for group in channels)
     _check_groups(groups)
     count = max(len(views), 2) if groups is None else len(groups)
-    edges = [(0, b) for b in range(1, count)] if graph == "core" else list(combinations(range(count), 2))
+    edges = (
+        [(0, b) for b in range(1, count)]
+        if graph == "core"
+        else list(combinations(range(count), 2))
+    )
 
     def split(images: jax.Array) -> Sequence[jax.Array]:
         if groups is not None:
             if max(map(max, groups)) >= images.shape[-1]:
-                raise ValueError(f"channels={groups} of images with {images.shape[-1]} channels; they count from 0.")
+                raise ValueError(
+                    f"channels={groups} of images with {images.shape[-1]} channels; they count "
+                    f"from 0."
+                )
             return [images[..., list(group)] for group in groups]
         return lab.split(images) if len(views) == 1 else jnp.split(images, len(views), axis=-1)
 
@@ -74,8 +107,12 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         outputs, new = [], {}
         for v, x in enumerate(split(images), start=1):
             name = f"view{v}"
-            out, changed = network.apply({"params": params[name], "batch_stats": stats[name]}, x, train,
-                                         mutable=["batch_stats"])
+            out, changed = network.apply(
+                {"params": params[name], "batch_stats": stats[name]},
+                x,
+                train,
+                mutable=["batch_stats"],
+            )
             outputs.append(out)
             new[name] = changed.get("batch_stats", {})
         return outputs, new
@@ -90,50 +127,98 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             start = network.init(network_key, x, True)
             params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
             banks.append(bank.init(bank_key, run.size, out_dim))
-        normalizers = tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges) if loss == "nce" else ()
+        normalizers = (
+            tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges)
+            if loss == "nce"
+            else ()
+        )
         return Variables(params, stats, memory=Memory(tuple(banks), normalizers))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         images = jnp.concatenate(views_of.of_batch(views, batch, key), axis=-1)
         outputs, stats = apply(params, stats, images, True)
         return tuple(unit(z) for z, _ in outputs), stats, None
 
-    def objective(z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def objective(
+        z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         ids, banks = batch["id"], memory.banks
         indices = nce.draw_indices(batch_key(key), ids, run.size, num_negatives)
         terms, normalizers = [], []
         for number, (a, b) in enumerate(edges):
             if loss == "nce":
-                value, after = nce.cross_nce(z[a], z[b], banks[a], banks[b], indices, memory.normalizers[number],
-                                             temperature=temperature, momentum=normalizer_momentum,
-                                             block_size=block_size, axis_name=run.axis_name)
+                value, after = nce.cross_nce(
+                    z[a],
+                    z[b],
+                    banks[a],
+                    banks[b],
+                    indices,
+                    memory.normalizers[number],
+                    temperature=temperature,
+                    momentum=normalizer_momentum,
+                    block_size=block_size,
+                    axis_name=run.axis_name,
+                )
                 normalizers.append(after)
             else:
-                value = nce.cross_bank_softmax(z[a], z[b], banks[a], banks[b], indices, temperature=temperature,
-                                               block_size=block_size, axis_name=run.axis_name)
+                value = nce.cross_bank_softmax(
+                    z[a],
+                    z[b],
+                    banks[a],
+                    banks[b],
+                    indices,
+                    temperature=temperature,
+                    block_size=block_size,
+                    axis_name=run.axis_name,
+                )
             terms.append(value)
-        metrics = {f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges}
-        candidates = math.log(1 + num_negatives) if loss == "softmax" else nce.nce_chance(num_negatives)
+        metrics = {
+            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges
+        }
+        candidates = (
+            math.log(1 + num_negatives) if loss == "softmax" else nce.nce_chance(num_negatives)
+        )
         metrics["chance"] = jnp.float32(2 * len(edges) * candidates)
-        metrics |= {f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)}
+        metrics |= {
+            f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)
+        }
         everyone = gather(ids, run.axis_name)
-        moved = tuple(bank.update(rows, gather(fresh, run.axis_name), everyone, momentum=momentum)
-                      for rows, fresh in zip(banks, z))
+        moved = tuple(
+            bank.update(rows, gather(fresh, run.axis_name), everyone, momentum=momentum)
+            for rows, fresh in zip(banks, z)
+        )
         return sum(terms[1:], terms[0]), Aux(metrics, Memory(moved, tuple(normalizers)))
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
         outputs, stats = apply(params, stats, images, train)
         each = [named["h"] for _, named in outputs]
-        named = {"h": jnp.concatenate(each, axis=-1)} | {f"h{v}": h for v, h in enumerate(each, start=1)}
+        named = {"h": jnp.concatenate(each, axis=-1)} | {
+            f"h{v}": h for v, h in enumerate(each, start=1)
+        }
         return named | {"z": jnp.concatenate([unit(z) for z, _ in outputs], axis=-1)}, stats
 
-    return from_loss(variables=variables, forward=forward, loss=objective, tx=tx, features=features, clean=clean,
-                     axis_name=run.axis_name, negatives=num_negatives)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=objective,
+        tx=tx,
+        features=features,
+        clean=clean,
+        axis_name=run.axis_name,
+        negatives=num_negatives,
+    )
 
 
 def _check_groups(groups: tuple[tuple[int, ...], ...] | None) -> None:
     if groups is None:
         return
     if len(groups) < 2 or not all(groups) or min(map(min, groups)) < 0:
-        raise ValueError(f"channels={groups}; expected at least two groups of channel numbers from 0, for instance "
-                         "((0,), (1, 2)).")
+        raise ValueError(
+            f"channels={groups}; expected at least two groups of channel numbers from 0, for "
+            f"instance "
+            "((0,), (1, 2))."
+        )

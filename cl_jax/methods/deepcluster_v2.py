@@ -1,8 +1,10 @@
-"""DeepCluster v2 (Caron et al. 2020, arXiv 2006.09882, appendix): SwAV's network and crops, clusters found once an epoch.
+"""DeepCluster v2 (Caron et al. 2020, arXiv 2006.09882, appendix): SwAV's network and crops,
+clusters found once an epoch.
 
-E-step, before each epoch: spherical k-means, for each of several prototype sets, of the embeddings that the images had when
-they were last seen; no pass over the data but the very first. M-step: every crop is classified into its image's cluster, by
-its dot products with the centroids. The centroids are the prototypes and stay as they are until the next E-step.
+E-step, before each epoch: spherical k-means, for each of several prototype sets, of the embeddings
+that the images had when they were last seen; no pass over the data but the very first. M-step:
+every crop is classified into its image's cluster, by its dot products with the centroids. The
+centroids are the prototypes and stay as they are until the next E-step.
 """
 
 import dataclasses
@@ -33,8 +35,9 @@ from cl_jax.views.recipe import Recipe, evaluate
 
 
 class Memory(NamedTuple):
-    """embeddings: [N, C, D] unit, of the first C crops of each example when it was last seen. prototypes: [K_h, D] unit,
-    one array for each set. assignments: [H, N] int32. seed: uint32 [2], the key that E-steps draw from."""
+    """embeddings: [N, C, D] unit, of the first C crops of each example when it was last seen.
+    prototypes: [K_h, D] unit, one array for each set. assignments: [H, N] int32. seed: uint32 [2],
+      the key that E-steps draw from."""
 
     embeddings: jax.Array
     prototypes: tuple[jax.Array, ...]
@@ -42,29 +45,56 @@ class Memory(NamedTuple):
     seed: jax.Array
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         num_prototypes: Sequence[int] = (3000, 3000, 3000), num_assigned: int = 2, temperature: float = 0.1,
-         iterations: int = 10, hidden_dim: int = 2048, out_dim: int = 128, block_size: int = 8192) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    num_prototypes: Sequence[int] = (3000, 3000, 3000),
+    num_assigned: int = 2,
+    temperature: float = 0.1,
+    iterations: int = 10,
+    hidden_dim: int = 2048,
+    out_dim: int = 128,
+    block_size: int = 8192,
+) -> Method:
     """DeepCluster v2.
 
     num_prototypes: clusters of each set.
-    num_assigned: embeddings of the first so many crops are remembered; sets cluster those of crop 1, 2, 1, ... in turn.
+    num_assigned: embeddings of the first so many crops are remembered; sets cluster those of crop
+      1, 2, 1, ... in turn.
     iterations: of k-means, from other rows in every epoch. block_size: see `spherical_kmeans`.
 
-    Where the authors differ: each of their processes remembers the examples of its own epoch, so that a set's clusters are
-    of those that were seen, and others have no cluster; here every example has one, by the last time it was seen. The
-    batch statistics of their first pass are kept, here they are not. Their option to train the prototypes, after 300,000
-    steps, is longer than any of their runs and left out.
+    Where the authors differ: each of their processes remembers the examples of its own epoch, so
+    that a set's clusters are of those that were seen, and others have no cluster; here every
+    example has one, by the last time it was seen. The batch statistics of their first pass are
+    kept, here they are not. Their option to train the prototypes, after 300,000 steps, is longer
+    than any of their runs and left out.
     """
     num_prototypes = tuple(num_prototypes)
     if len(views) < 2 or not 1 <= num_assigned <= len(views):
-        raise ValueError(f"DeepCluster v2 wants two views or more and remembers 1 to all of them; got {len(views)} views "
-                         f"and num_assigned={num_assigned}.")
+        raise ValueError(
+            f"DeepCluster v2 wants two views or more and remembers 1 to all of them; got "
+            f"{len(views)} views "
+            f"and num_assigned={num_assigned}."
+        )
     if not num_prototypes or not 2 <= min(num_prototypes) <= max(num_prototypes) <= run.size:
-        raise ValueError(f"num_prototypes={num_prototypes}; expected one set or more, each of 2 clusters or more and at "
-                         f"most the {run.size} examples of the data set.")
-    network = Network(encoder, mlp.make(variant="swav", out_dim=out_dim, hidden_dim=hidden_dim, dtype=encoder.dtype,
-                                        axis_name=run.axis_name))
+        raise ValueError(
+            f"num_prototypes={num_prototypes}; expected one set or more, each of 2 clusters or "
+            f"more and at "
+            f"most the {run.size} examples of the data set."
+        )
+    network = Network(
+        encoder,
+        mlp.make(
+            variant="swav",
+            out_dim=out_dim,
+            hidden_dim=hidden_dim,
+            dtype=encoder.dtype,
+            axis_name=run.axis_name,
+        ),
+    )
     apply = applier(network)
     chance = sum(map(math.log, num_prototypes)) / len(num_prototypes)
     cluster = jax.jit(partial(spherical_kmeans, iterations=iterations, block_size=block_size))
@@ -72,34 +102,52 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, memory_key, seed_key = jax.random.split(key, 3)
         start = network.init(network_key, [evaluate(views[0], batch["image"])], True)
-        rows = tuple(prototypes.init(jax.random.fold_in(memory_key, h), count, out_dim)
-                     for h, count in enumerate(num_prototypes))
-        memory = Memory(jnp.zeros((run.size, num_assigned, out_dim)), rows,
-                        jnp.zeros((len(num_prototypes), run.size), jnp.int32), jax.random.key_data(seed_key))
+        rows = tuple(
+            prototypes.init(jax.random.fold_in(memory_key, h), count, out_dim)
+            for h, count in enumerate(num_prototypes)
+        )
+        memory = Memory(
+            jnp.zeros((run.size, num_assigned, out_dim)),
+            rows,
+            jnp.zeros((len(num_prototypes), run.size), jnp.int32),
+            jax.random.key_data(seed_key),
+        )
         return Variables(start["params"], start.get("batch_stats", {}), memory=memory)
 
-    def embed(params: Any, stats: Any, recipes: Sequence[Recipe], batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+    def embed(
+        params: Any, stats: Any, recipes: Sequence[Recipe], batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
         """([B, V, D] unit, batch statistics)."""
         crops = views_of.of_batch(recipes, batch, key)
         sizes = [jnp.concatenate([crops[i] for i in group]) for group in multicrop.by_size(crops)]
         (z, _), stats = apply(params, stats, sizes, True)
         return jnp.stack(jnp.split(unit(z), len(crops)), axis=1), stats
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         z, stats = embed(params, stats, views, batch, key)
         return z, stats, None
 
-    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         ids = batch["id"]
         scores = [dots("bvd,kd->vbk", z, rows) for rows in memory.prototypes]
-        value = losses.deepcluster_v2(scores, memory.assignments[:, ids], temperature=temperature, axis_name=run.axis_name)
-        right = jnp.stack([jnp.mean(s.argmax(axis=2) == a[ids][None]) for s, a in zip(scores, memory.assignments)])
+        value = losses.deepcluster_v2(
+            scores, memory.assignments[:, ids], temperature=temperature, axis_name=run.axis_name
+        )
+        right = jnp.stack(
+            [jnp.mean(s.argmax(axis=2) == a[ids][None]) for s, a in zip(scores, memory.assignments)]
+        )
         seen = gather(lax.stop_gradient(z[:, :num_assigned]), run.axis_name)
         embeddings = memory.embeddings.at[gather(ids, run.axis_name)].set(seen)
         metrics = {"cluster_accuracy": jnp.mean(right), "chance": jnp.float32(chance)}
         return value, Aux(metrics, memory._replace(embeddings=embeddings))
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params, stats, [images], train)
         return named, stats
 
@@ -123,5 +171,13 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         memory = memory._replace(prototypes=tuple(rows), assignments=jnp.stack(assignments))
         return dataclasses.replace(state, memory=place_as(memory, state.memory))
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name, refresh=refresh)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features,
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        refresh=refresh,
+    )

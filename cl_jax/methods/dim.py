@@ -1,7 +1,9 @@
-"""Deep InfoMax (Hjelm et al. 2019, arXiv 1808.06670): an image's summary should tell its local features from others'.
+"""Deep InfoMax (Hjelm et al. 2019, arXiv 1808.06670): an image's summary should tell its local
+features from others'.
 
-One picture of each image and no augmentation pair: both sides of a score come from it, negatives are the other images of the
-batch. A discriminator, the second player, pulls the summary's distribution towards a uniform one.
+One picture of each image and no augmentation pair: both sides of a score come from it, negatives
+are the other images of the batch. A discriminator, the second player, pulls the summary's
+distribution towards a uniform one.
 """
 
 import math
@@ -30,10 +32,11 @@ ESTIMATORS = (*MEASURES, "InfoNCE", "DV")
 
 
 class Network(nn.Module):
-    """Encoder, the summary y (a linear layer on its "h"), and the critics of the terms that are in use.
+    """Encoder, the summary y (a linear layer on its "h"), and the critics of the terms that are in
+    use.
 
-    Returns ({"y": [B, D], "local": (places [B, L, U], summary [B, 1, U]), "global": the same with L = 1}, features): the
-    encoder's features of two axes, and "y".
+    Returns ({"y": [B, D], "local": (places [B, L, U], summary [B, 1, U]), "global": the same with L
+    = 1}, features): the encoder's features of two axes, and "y".
     """
 
     encoder: nn.Module
@@ -46,7 +49,9 @@ class Network(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         features = self.encoder(images, train=train)
         if self.local not in features or features[self.local].ndim != 4:
             maps = ", ".join(name for name, x in features.items() if x.ndim == 4)
@@ -57,61 +62,109 @@ class Network(nn.Module):
         found = features[self.local]
         if self.local_term:
             places = DotCritic(self.units, self.dtype, self.axis_name, name="local_critic")(
-                found.reshape(found.shape[0], -1, found.shape[-1]), train=train)
-            summary = y[:, None] if self.summary_dim == self.units else DotCritic(
-                self.units, self.dtype, self.axis_name, name="summary_critic")(y[:, None], train=train)
+                found.reshape(found.shape[0], -1, found.shape[-1]), train=train
+            )
+            summary = (
+                y[:, None]
+                if self.summary_dim == self.units
+                else DotCritic(self.units, self.dtype, self.axis_name, name="summary_critic")(
+                    y[:, None], train=train
+                )
+            )
             outputs["local"] = places, summary
         if self.again is not None:
             whole = self.again(found, train=train)["h"]
             whole = self._dense(self.units, whole.shape[-1], "global_map")(whole).astype(h.dtype)
-            summary = y if self.summary_dim == self.units else self._dense(
-                self.units, self.summary_dim, "global_summary")(y).astype(h.dtype)
+            summary = (
+                y
+                if self.summary_dim == self.units
+                else self._dense(self.units, self.summary_dim, "global_summary")(y).astype(h.dtype)
+            )
             outputs["global"] = whole[:, None], summary[:, None]
         return outputs, {name: x for name, x in features.items() if x.ndim == 2} | {"y": y}
 
     def _dense(self, width: int, fan_in: int, name: str) -> nn.Dense:
-        return nn.Dense(width, dtype=self.dtype, kernel_init=initializers.kernel("torch"),
-                        bias_init=initializers.bias("torch", fan_in), name=name)
+        return nn.Dense(
+            width,
+            dtype=self.dtype,
+            kernel_init=initializers.kernel("torch"),
+            bias_init=initializers.bias("torch", fan_in),
+            name=name,
+        )
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run, alpha: float = 0.0,
-         beta: float = 1.0, gamma: float = 0.1, estimator: str = "JSD", local: str = "conv2", summary_dim: int = 64,
-         units: int = 2048, discriminator_dims: Sequence[int] = (1000, 200), gradient_penalty: float = 1.0,
-         block_size: int | None = None) -> Method:
-    """Deep InfoMax; the loss is alpha * global + beta * local + gamma * prior, and the discriminator's own.
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    alpha: float = 0.0,
+    beta: float = 1.0,
+    gamma: float = 0.1,
+    estimator: str = "JSD",
+    local: str = "conv2",
+    summary_dim: int = 64,
+    units: int = 2048,
+    discriminator_dims: Sequence[int] = (1000, 200),
+    gradient_penalty: float = 1.0,
+    block_size: int | None = None,
+) -> Method:
+    """Deep InfoMax; the loss is alpha * global + beta * local + gamma * prior, and the
+    discriminator's own.
 
     alpha, beta, gamma: the paper's DIM(L) is 0, 1, 0.1; DIM(G) 1, 0, 1.
-    estimator: of both bounds: "JSD", the paper's first; "InfoNCE", its best; "DV"; or another measure of
-      `losses.dim_divergence`.
-    local: the encoder's map whose places are the local features; the second convolution's for CIFAR-10.
+    estimator: of both bounds: "JSD", the paper's first; "InfoNCE", its best; "DV"; or another
+      measure of `losses.dim_divergence`.
+    local: the encoder's map whose places are the local features; the second convolution's for
+      CIFAR-10.
     summary_dim: of y. units: of the space in which features meet.
-    discriminator_dims: hidden layers. gradient_penalty: weight of the mean of its squared gradients' means at the prior and
-      at the summaries (Mescheder et al. 2018). The authors' code takes the batch's last example alone, by an index.
+    discriminator_dims: hidden layers. gradient_penalty: weight of the mean of its squared
+      gradients' means at the prior and at the summaries (Mescheder et al. 2018). The authors' code
+      takes the batch's last example alone, by an index.
     block_size: see the losses.
 
-    Scores are products of a critic's outputs on either side, as in the authors' code; the paper's concat-and-convolve critic
-    is not in it and not here. The global term re-encodes the local map by layers like the encoder's from the local one on,
-    that one once more, as there; so it needs a `conv` encoder. The coordinate task and occlusion are left out.
+    Scores are products of a critic's outputs on either side, as in the authors' code; the paper's
+    concat-and-convolve critic is not in it and not here. The global term re-encodes the local map
+    by layers like the encoder's from the local one on, that one once more, as there; so it needs a
+    `conv` encoder. The coordinate task and occlusion are left out.
 
-    The discriminator d sees sigmoid(y) against U[0, 1]. Both players move in the same step, from the same values, as the
-    authors': one backward pass with a stop-gradient on the other player's side gives each its gradient alone, and each has
-    an optimiser state of its own. "loss" is the sum of both.
+    The discriminator d sees sigmoid(y) against U[0, 1]. Both players move in the same step, from
+    the same values, as the authors': one backward pass with a stop-gradient on the other player's
+    side gives each its gradient alone, and each has an optimiser state of its own. "loss" is the
+    sum of both.
 
-    Features: "h" (what heads take), "conv", "fc" where the encoder has them, "y": the paper's three.
+    Features: "h" (what heads take), "conv", "fc" where the encoder has them, "y": the paper's
+      three.
     """
     if len(views) != 1:
         raise ValueError(f"Deep InfoMax sees one view of each image; the config has {len(views)}.")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     if min(alpha, beta, gamma) < 0 or max(alpha, beta) == 0:
-        raise ValueError(f"alpha={alpha}, beta={beta}, gamma={gamma}; expected weights of 0 or more, and a global or a "
-                         "local term.")
+        raise ValueError(
+            f"alpha={alpha}, beta={beta}, gamma={gamma}; expected weights of 0 or more, and a "
+            f"global or a "
+            "local term."
+        )
     if alpha and not isinstance(encoder, ConvNet):
-        raise ValueError(f"the global term (alpha={alpha}) copies layers of a `conv` encoder; this one is "
-                         f"{type(encoder).__name__}. Set alpha=0.")
-    network = Network(encoder, summary_dim, units, local, beta > 0, encoder.from_layer(local) if alpha else None,
-                      encoder.dtype, run.axis_name)
-    player = mlp.MLP((*discriminator_dims, 1), hidden_norm=False, hidden_bias=True, kernel_init="torch")
+        raise ValueError(
+            f"the global term (alpha={alpha}) copies layers of a `conv` encoder; this one is "
+            f"{type(encoder).__name__}. Set alpha=0."
+        )
+    network = Network(
+        encoder,
+        summary_dim,
+        units,
+        local,
+        beta > 0,
+        encoder.from_layer(local) if alpha else None,
+        encoder.dtype,
+        run.axis_name,
+    )
+    player = mlp.MLP(
+        (*discriminator_dims, 1), hidden_norm=False, hidden_bias=True, kernel_init="torch"
+    )
     apply = applier(network)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
@@ -119,15 +172,21 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         start = network.init(network_key, evaluate(views[0], batch["image"]), True)
         params = {"network": start["params"]}
         if gamma:
-            params["discriminator"] = player.init(player_key, jnp.zeros((1, summary_dim)), train=True)["params"]
+            params["discriminator"] = player.init(
+                player_key, jnp.zeros((1, summary_dim)), train=True
+            )["params"]
         return Variables(params, start.get("batch_stats", {}))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         [images] = views_of.of_batch(views, batch, key)
         (outputs, _), stats = apply(params["network"], stats, images, True)
         return outputs, stats, None
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         metrics, value, chance = {}, jnp.zeros(()), jnp.zeros(())
         for name, weight in (("global", alpha), ("local", beta)):
             if weight:
@@ -139,9 +198,12 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
             z, drawn = jax.nn.sigmoid(outputs["y"]), example_keys(batch_key(key), batch["id"])
             prior = jax.vmap(lambda key: jax.random.uniform(key, (summary_dim,)))(drawn)
             held, mine = lax.stop_gradient(z), params["discriminator"]
-            metrics["prior"] = losses.logistic_generator(score(lax.stop_gradient(mine), z), axis_name=run.axis_name)
-            metrics["discriminator"] = losses.logistic_discriminator(score(mine, prior), score(mine, held),
-                                                                         axis_name=run.axis_name)
+            metrics["prior"] = losses.logistic_generator(
+                score(lax.stop_gradient(mine), z), axis_name=run.axis_name
+            )
+            metrics["discriminator"] = losses.logistic_discriminator(
+                score(mine, prior), score(mine, held), axis_name=run.axis_name
+            )
             value += gamma * metrics["prior"] + metrics["discriminator"]
             chance += (gamma + 2) * math.log(2)
             if gradient_penalty:
@@ -157,19 +219,34 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         gradient = jax.grad(lambda z: score(params, z).sum())(z)
         return jnp.square(gradient).sum(axis=1).mean()
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params["network"], stats, images, train)
         return named, stats
 
     players = {"network": tx} | ({"discriminator": tx} if gamma else {})
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=optax.partition(players, {k: k for k in players}),
-                     features=features, clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     negatives=run.batch_size - 1)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=optax.partition(players, {k: k for k in players}),
+        features=features,
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        negatives=run.batch_size - 1,
+    )
 
 
-def bound(places: jax.Array, summary: jax.Array, estimator: str, axis_name: str | None, block_size: int | None = None
-          ) -> jax.Array:
-    """The loss, minus a bound on mutual information but for constants, of places [B, L, U] and summary [B, 1, U]."""
+def bound(
+    places: jax.Array,
+    summary: jax.Array,
+    estimator: str,
+    axis_name: str | None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """The loss, minus a bound on mutual information but for constants, of places [B, L, U] and
+    summary [B, 1, U]."""
     settings: dict[str, Any] = {"axis_name": axis_name, "block_size": block_size}
     if estimator == "InfoNCE":
         return losses.dim_infonce(places, summary, **settings)

@@ -1,7 +1,9 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops meets its own slow teacher on the global ones.
+"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops meets its own slow teacher on
+the global ones.
 
-Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and sharpened, which keeps
-them from collapsing to one prototype or to all. Evaluations read the teacher.
+Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and
+sharpened, which keeps them from collapsing to one prototype or to all. Evaluations read the
+teacher.
 """
 
 import math
@@ -30,45 +32,80 @@ DROP = 2**16  # folded into an example's key where a view folds in its number
 
 
 class Network(nn.Module):
-    """Encoder and DINO's head; `crops` of several sizes come as a list and leave concatenated, crop by crop."""
+    """Encoder and DINO's head; `crops` of several sizes come as a list and leave concatenated, crop
+    by crop."""
 
     encoder: nn.Module
     head: nn.Module
 
-    def __call__(self, crops: Sequence[jax.Array], train: bool, drop_keys: Sequence[jax.Array] | None = None
-                 ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, crops: Sequence[jax.Array], train: bool, drop_keys: Sequence[jax.Array] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         options = [{} if drop_keys is None else {"drop_keys": keys} for keys in drop_keys or crops]
-        found = [self.encoder(images, train=train, **option) for images, option in zip(crops, options)]
+        found = [
+            self.encoder(images, train=train, **option) for images, option in zip(crops, options)
+        ]
         h = jnp.concatenate([features["h"] for features in found])
         logits = self.head(h, train=train)
         named = {"h": h}  # logits of all the training images would not fit anywhere
         if "blocks" in found[0]:
-            named["blocks"] = jnp.concatenate([features["blocks"].reshape(features["h"].shape[0], -1) for features in found])
+            named["blocks"] = jnp.concatenate(
+                [features["blocks"].reshape(features["h"].shape[0], -1) for features in found]
+            )
         return logits, named
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         num_prototypes: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256, head_norm: bool = False,
-         norm_last_layer: bool = True, student_temperature: float = 0.1, teacher_temperature: float = 0.04,
-         teacher_temperature_start: float = 0.04, teacher_warmup_epochs: int = 0, momentum: float = 0.996,
-         centre_momentum: float = 0.9, num_global: int = 2) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    num_prototypes: int = 65536,
+    hidden_dim: int = 2048,
+    bottleneck_dim: int = 256,
+    head_norm: bool = False,
+    norm_last_layer: bool = True,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+    teacher_temperature_start: float = 0.04,
+    teacher_warmup_epochs: int = 0,
+    momentum: float = 0.996,
+    centre_momentum: float = 0.9,
+    num_global: int = 2,
+) -> Method:
     """DINO.
 
     views: the first `num_global` are the global crops, which the teacher sees.
-    num_prototypes, hidden_dim, bottleneck_dim: of the head. head_norm: batch norm in its hidden layers.
-    norm_last_layer: prototypes of unit length; False trains their lengths (the authors' ViT-S recipe).
-    teacher_temperature, teacher_temperature_start, teacher_warmup_epochs: see `losses.teacher_temperature`.
+    num_prototypes, hidden_dim, bottleneck_dim: of the head. head_norm: batch norm in its hidden
+      layers.
+    norm_last_layer: prototypes of unit length; False trains their lengths (the authors' ViT-S
+      recipe).
+    teacher_temperature, teacher_temperature_start, teacher_warmup_epochs: see
+      `losses.teacher_temperature`.
     momentum: of the teacher at the first step, rising to 1 by a half cosine.
 
-    The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient apart and raises the
-    weight decay, as the authors do.
+    The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient
+    apart and raises the weight decay, as the authors do.
     """
     if len(views) < 2 or not 1 <= num_global <= len(views):
-        raise ValueError(f"DINO wants two views or more and num_global of 1 to all of them; got {len(views)} views and "
-                         f"num_global={num_global}.")
-    network = Network(encoder, weight_norm.make(
-        out_dim=num_prototypes, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, use_bn=head_norm,
-        norm_last_layer=norm_last_layer, dtype=encoder.dtype, axis_name=run.axis_name))
+        raise ValueError(
+            f"DINO wants two views or more and num_global of 1 to all of them; got {len(views)} "
+            f"views and "
+            f"num_global={num_global}."
+        )
+    network = Network(
+        encoder,
+        weight_norm.make(
+            out_dim=num_prototypes,
+            hidden_dim=hidden_dim,
+            bottleneck_dim=bottleneck_dim,
+            use_bn=head_norm,
+            norm_last_layer=norm_last_layer,
+            dtype=encoder.dtype,
+            axis_name=run.axis_name,
+        ),
+    )
     apply = applier(network)
     drops = getattr(encoder, "drop_path", 0.0) > 0
 
@@ -84,41 +121,78 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         memory = {"centre": centres.init(num_prototypes), "step": jnp.zeros((), jnp.int32)}
         return Variables(params, stats, (params, stats), memory)
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         crops = views_of.of_batch(views, batch, key)
         keys = None
         if drops:
             of_crop = view_keys.example_keys(key, batch["id"])
             keys = grouped_keys(of_crop, crops)
-        (student, _), changed = network.apply({"params": params, "batch_stats": stats}, grouped(crops), True, keys,
-                                              mutable=["batch_stats"])
+        (student, _), changed = network.apply(
+            {"params": params, "batch_stats": stats},
+            grouped(crops),
+            True,
+            keys,
+            mutable=["batch_stats"],
+        )
         (teacher, _), target_stats = lax.stop_gradient(
-            apply(target.params, target.stats, grouped(crops[:num_global]), True))
-        outputs = {"student": by_example(student, len(crops)), "teacher": by_example(teacher, num_global)}
+            apply(target.params, target.stats, grouped(crops[:num_global]), True)
+        )
+        outputs = {
+            "student": by_example(student, len(crops)),
+            "teacher": by_example(teacher, num_global),
+        }
         return outputs, changed.get("batch_stats", stats), target_stats
 
     def grouped_keys(keys: jax.Array, crops: Sequence[jax.Array]) -> list[jax.Array]:
-        each = [jax.vmap(lambda key: jax.random.fold_in(key, DROP + v))(keys) for v in range(len(crops))]
+        each = [
+            jax.vmap(lambda key: jax.random.fold_in(key, DROP + v))(keys) for v in range(len(crops))
+        ]
         return [jnp.concatenate([each[i] for i in group]) for group in multicrop.by_size(crops)]
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         student, teacher = (outputs[name].swapaxes(0, 1) for name in ("student", "teacher"))
-        temperature = losses.teacher_temperature(memory["step"] // run.steps_per_epoch, start=teacher_temperature_start,
-                                                 final=teacher_temperature, warmup_epochs=teacher_warmup_epochs)
-        value = losses.dino(student, teacher, memory["centre"], student_temperature=student_temperature,
-                            teacher_temperature=temperature, axis_name=run.axis_name)
-        centre = centres.update(memory["centre"], teacher, momentum=centre_momentum, axis_name=run.axis_name)
+        temperature = losses.teacher_temperature(
+            memory["step"] // run.steps_per_epoch,
+            start=teacher_temperature_start,
+            final=teacher_temperature,
+            warmup_epochs=teacher_warmup_epochs,
+        )
+        value = losses.dino(
+            student,
+            teacher,
+            memory["centre"],
+            student_temperature=student_temperature,
+            teacher_temperature=temperature,
+            axis_name=run.axis_name,
+        )
+        centre = centres.update(
+            memory["centre"], teacher, momentum=centre_momentum, axis_name=run.axis_name
+        )
         targets = jax.nn.softmax((teacher - memory["centre"][None, None]) / temperature, axis=-1)
         entropy = -jnp.mean(jnp.sum(targets * jnp.log(targets + 1e-12), axis=-1))
         metrics = {"chance": jnp.float32(math.log(num_prototypes)), "teacher_entropy": entropy}
         return value, Aux(metrics, {"centre": centre, "step": memory["step"] + 1})
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params, stats, [images], train)
         return named, stats
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features,
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=ema_of_params(optim.linspace_warmup_cosine(base=momentum, final=1.0,
-                                                                          total_steps=run.total_steps)),
-                     evaluated=lambda state: (state.target.params, state.target.stats))
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features,
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        ema=ema_of_params(
+            optim.linspace_warmup_cosine(base=momentum, final=1.0, total_steps=run.total_steps)
+        ),
+        evaluated=lambda state: (state.target.params, state.target.stats),
+    )

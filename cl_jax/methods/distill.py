@@ -1,4 +1,5 @@
-"""Distillation of a fine-tuned teacher into a student on unlabelled images (SimCLR v2, Chen et al. 2020, equation 2)."""
+"""Distillation of a fine-tuned teacher into a student on unlabelled images (SimCLR v2, Chen et al.
+2020, equation 2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,45 +27,86 @@ class Student(nn.Module):
         return {"h": h, "logits": nn.Dense(self.num_classes, name="classifier")(jnp.float32(h))}
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 1.0, label_weight: float = 0.0) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 1.0,
+    label_weight: float = 0.0,
+) -> Method:
     """Distillation from the previous stage, whose features must have "logits".
 
-    The teacher is frozen, with running batch statistics, and sees the student's own view. temperature: 0.1 where the student
-    has the teacher's size, 1 from big to small. label_weight: weight of the labels' cross-entropy; 0 is soft labels alone.
+    The teacher is frozen, with running batch statistics, and sees the student's own view.
+    temperature: 0.1 where the student has the teacher's size, 1 from big to small. label_weight:
+      weight of the labels' cross-entropy; 0 is soft labels alone.
     """
     if run.previous is None:
-        raise ValueError("distillation wants a teacher: set config.previous to a fine-tuned run, or run --stage=all.")
+        raise ValueError(
+            "distillation wants a teacher: set config.previous to a fine-tuned run, or run "
+            "--stage=all."
+        )
     if len(views) != 1:
         raise ValueError(f"distillation sees one view of each image; the config has {len(views)}.")
     teacher = run.previous
     student = Student(encoder, run.classes["label"])
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
-        named, changed = student.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
+        named, changed = student.apply(
+            {"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"]
+        )
         return named, changed.get("batch_stats", {})
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = student.init(key, clean(batch["image"]), True)
-        return Variables(start["params"], start.get("batch_stats", {}), teacher.method.evaluated(teacher.state))
+        return Variables(
+            start["params"], start.get("batch_stats", {}), teacher.method.evaluated(teacher.state)
+        )
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         (view,) = views_of.of_batch(views, batch, key)
         named, stats = features(params, stats, view, True)
         taught, _ = teacher.method.features(target.params, target.stats, view, False)
         if "logits" not in taught:
-            raise ValueError(f"the teacher has no logits, only {', '.join(sorted(taught))}; fine-tune it first.")
-        return {"student": named["logits"], "teacher": jax.lax.stop_gradient(taught["logits"])}, stats, target.stats
+            raise ValueError(
+                f"the teacher has no logits, only {', '.join(sorted(taught))}; fine-tune it first."
+            )
+        return (
+            {"student": named["logits"], "teacher": jax.lax.stop_gradient(taught["logits"])},
+            stats,
+            target.stats,
+        )
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         labels = batch["label"] if label_weight else None
-        found = losses.soft_labels(outputs["student"], outputs["teacher"], labels, temperature=temperature,
-                                   alpha=1.0 - label_weight if label_weight else 1.0, axis_name=run.axis_name)
+        found = losses.soft_labels(
+            outputs["student"],
+            outputs["teacher"],
+            labels,
+            temperature=temperature,
+            alpha=1.0 - label_weight if label_weight else 1.0,
+            axis_name=run.axis_name,
+        )
         agree = jnp.mean(outputs["student"].argmax(axis=1) == outputs["teacher"].argmax(axis=1))
         return found.loss, Aux({"agreement": agree})
 
     def clean(images: jax.Array) -> jax.Array:
         return evaluate(views[0], images)
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features, clean=clean,
-                     axis_name=run.axis_name, needs=("image", "label") if label_weight else ("image",))
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features,
+        clean=clean,
+        axis_name=run.axis_name,
+        needs=("image", "label") if label_weight else ("image",),
+    )

@@ -1,8 +1,9 @@
 """A linear classifier on a layer of a pre-trained network, and supervised fine-tuning of both.
 
-Fine-tuning (SimCLR v2, Chen et al. 2020, section 2): the whole network trains, with a new linear classifier on the layer;
-layers above it are dropped. The released TF1 code never trains the head's layers that it keeps; TF2 does, and so does this.
-Frozen (SupCon's second stage, and linear evaluation): only the classifier trains.
+Fine-tuning (SimCLR v2, Chen et al. 2020, section 2): the whole network trains, with a new linear
+classifier on the layer; layers above it are dropped. The released TF1 code never trains the head's
+layers that it keeps; TF2 does, and so does this. Frozen (SupCon's second stage, and linear
+evaluation): only the classifier trains.
 """
 
 from collections.abc import Sequence
@@ -19,40 +20,69 @@ from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         layer: str = "h", freeze: bool = False) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    layer: str = "h",
+    freeze: bool = False,
+) -> Method:
     """Fine-tuning.
 
-    layer: a feature of the previous stage's method: "h", or "proj1" for the head's first hidden layer.
-    freeze: the network stays as it is, with its running batch statistics; it is the State's target, and the classifier its
-      only parameters.
+    layer: a feature of the previous stage's method: "h", or "proj1" for the head's first hidden
+      layer.
+    freeze: the network stays as it is, with its running batch statistics; it is the State's target,
+      and the classifier its only parameters.
 
     The labels come from batch["label"]; `encoder` is the previous stage's and not read.
     """
     if run.previous is None:
-        raise ValueError("fine-tuning starts from an earlier stage: set config.previous to its workdir, or run --stage=all.")
+        raise ValueError(
+            "fine-tuning starts from an earlier stage: set config.previous to its workdir, or run "
+            "--stage=all."
+        )
     if len(views) != 1:
         raise ValueError(f"fine-tuning sees one view of each image; the config has {len(views)}.")
     before, num_classes = run.previous, run.classes["label"]
 
-    def features(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
         named, stats = before.method.features(params["pretrained"], stats, images, train)
         if layer not in named:
-            raise ValueError(f"layer={layer!r} is not a feature of the previous stage; have {', '.join(sorted(named))}.")
-        logits = jnp.float32(named[layer]) @ params["classifier"]["kernel"] + params["classifier"]["bias"][None, :]
+            raise ValueError(
+                f"layer={layer!r} is not a feature of the previous stage; have "
+                f"{', '.join(sorted(named))}."
+            )
+        logits = (
+            jnp.float32(named[layer]) @ params["classifier"]["kernel"]
+            + params["classifier"]["bias"][None, :]
+        )
         return named | {"logits": logits}, stats
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         params, stats = before.method.evaluated(before.state)
-        named = jax.eval_shape(lambda: before.method.features(params, stats, clean(batch["image"]), False)[0])
+        named = jax.eval_shape(
+            lambda: before.method.features(params, stats, clean(batch["image"]), False)[0]
+        )
         if layer not in named:
-            raise ValueError(f"layer={layer!r} is not a feature of the previous stage; have {', '.join(sorted(named))}.")
-        classifier = {"kernel": jnp.zeros((named[layer].shape[-1], num_classes)), "bias": jnp.zeros(num_classes)}
+            raise ValueError(
+                f"layer={layer!r} is not a feature of the previous stage; have "
+                f"{', '.join(sorted(named))}."
+            )
+        classifier = {
+            "kernel": jnp.zeros((named[layer].shape[-1], num_classes)),
+            "bias": jnp.zeros(num_classes),
+        }
         if freeze:
             return Variables({"classifier": classifier}, {}, (params, stats))
         return Variables({"pretrained": params, "classifier": classifier}, stats)
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         (view,) = views_of.of_batch(views, batch, key)
         if freeze:
             named, _ = features(params | {"pretrained": target.params}, target.stats, view, False)
@@ -60,9 +90,13 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         named, stats = features(params, stats, view, True)
         return named["logits"], stats, None
 
-    def loss(logits: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        logits: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         right = jnp.mean(logits.argmax(axis=1) == batch["label"])
-        return losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name), Aux({"train_accuracy": right})
+        return losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name), Aux(
+            {"train_accuracy": right}
+        )
 
     def clean(images: jax.Array) -> jax.Array:
         return evaluate(views[0], images)
@@ -70,5 +104,14 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
     def whole(state: State) -> tuple[Any, Any]:
         return state.params | {"pretrained": state.target.params}, state.target.stats
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features, clean=clean,
-                     axis_name=run.axis_name, evaluated=whole if freeze else trained, needs=("image", "label"))
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features,
+        clean=clean,
+        axis_name=run.axis_name,
+        evaluated=whole if freeze else trained,
+        needs=("image", "label"),
+    )

@@ -1,7 +1,8 @@
-"""InvaSpread (Ye et al. 2019, arXiv 1904.03436): two views of an instance agree, and every other of the batch is pushed off.
+"""InvaSpread (Ye et al. 2019, arXiv 1904.03436): two views of an instance agree, and every other of
+the batch is pushed off.
 
-Features of this batch alone, without bank or momentum network; the output of a linear layer is trained and evaluated.
-Both views go through batch norm together.
+Features of this batch alone, without bank or momentum network; the output of a linear layer is
+trained and evaluated. Both views go through batch norm together.
 """
 
 import math
@@ -22,18 +23,30 @@ from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.1, negative_weight: float = 1.0, head: str = "linear", out_dim: int = 128,
-         block_size: int | None = None) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 0.1,
+    negative_weight: float = 1.0,
+    head: str = "linear",
+    out_dim: int = 128,
+    block_size: int | None = None,
+) -> Method:
     """InvaSpread.
 
-    negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows through one side of each
-      similarity, as in the authors' code. block_size: see there.
+    negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows
+      through one side of each similarity, as in the authors' code. block_size: see there.
     head: "linear", the authors'; else a variant of `heads.mlp.make`.
     """
     if len(views) != 2:
         raise ValueError(f"InvaSpread contrasts two views; the config has {len(views)}.")
-    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    network = Network(
+        encoder,
+        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    )
     apply = applier(network)
     others = 2 * run.batch_size - 1
     # Of equal similarities: each of the 2B - 1 others has the probability 1 / (2B - 1).
@@ -43,15 +56,34 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         start = network.init(key, evaluate(views[0], batch["image"]), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
-        (z, _), stats = apply(params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True)
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        (z, _), stats = apply(
+            params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True
+        )
         return jnp.stack(jnp.split(unit(z), 2), axis=1), stats, None
 
-    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        value = losses.inva_spread(z[:, 0], z[:, 1], temperature=temperature, negative_weight=negative_weight,
-                                   axis_name=run.axis_name, block_size=block_size)
+    def loss(
+        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        value = losses.inva_spread(
+            z[:, 0],
+            z[:, 1],
+            temperature=temperature,
+            negative_weight=negative_weight,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
         return value, Aux({"chance": jnp.float32(chance)} if negative_weight == 1 else {})
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     negatives=others - 1)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        negatives=others - 1,
+    )

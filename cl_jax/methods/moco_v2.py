@@ -1,8 +1,10 @@
-"""MoCo v1 and v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297): a query, its momentum key, a queue.
+"""MoCo v1 and v2 (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297): a query, its
+momentum key, a queue.
 
-Batch norm must not see query and key of an image among the same examples, or it gives the pair away: the encoder's
-`splits` cuts the global batch into groups with moments of their own (the authors' GPUs), and keys pass the momentum
-network in another order. Both are of the global batch, so that any number of devices makes the same run.
+Batch norm must not see query and key of an image among the same examples, or it gives the pair
+away: the encoder's `splits` cuts the global batch into groups with moments of their own (the
+authors' GPUs), and keys pass the momentum network in another order. Both are of the global batch,
+so that any number of devices makes the same run.
 """
 
 import math
@@ -28,59 +30,113 @@ from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.2, momentum: float = 0.999, queue_size: int = 65536, head: str = "moco_v2",
-         out_dim: int = 128, symmetric: bool = False, shuffle: bool = True, block_size: int | None = None) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 0.2,
+    momentum: float = 0.999,
+    queue_size: int = 65536,
+    head: str = "moco_v2",
+    out_dim: int = 128,
+    symmetric: bool = False,
+    shuffle: bool = True,
+    block_size: int | None = None,
+) -> Method:
     """MoCo; view 1 is the query, view 2 the key.
 
-    One step, as the authors': queries; keys of the momentum network; logits against the queue as it was; then the
-    global batch's keys enter it, oldest slots first. The momentum network moves at the end of a step and not at the
-    start of the next: the same numbers, since at the first of all steps both networks are equal. Its batch statistics
-    are its own.
+    One step, as the authors': queries; keys of the momentum network; logits against the queue as it
+    was; then the global batch's keys enter it, oldest slots first. The momentum network moves at
+    the end of a step and not at the
+    start of the next: the same numbers, since at the first of all steps both networks are equal.
+    Its batch statistics are its own.
 
     head: "moco_v2", or "linear" for v1 and the CIFAR-10 demo.
     queue_size: any, also one that the batch does not divide.
-    symmetric: each view is query and key once, in passes of their own; the two losses are added, and the keys of
-      view 1, then of view 2 enter the queue (the CIFAR-10 demo's option).
+    symmetric: each view is query and key once, in passes of their own; the two losses are added,
+      and the keys of view 1, then of view 2 enter the queue (the CIFAR-10 demo's option).
     shuffle: False leaves the keys in order. block_size: see `nce.queue_softmax`.
     """
     if len(views) != 2:
-        raise ValueError(f"MoCo contrasts a query and a key view; the config has {len(views)} views.")
+        raise ValueError(
+            f"MoCo contrasts a query and a key view; the config has {len(views)} views."
+        )
     check_queue(queue_size, run)
-    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    network = Network(
+        encoder,
+        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    )
     apply = applier(network)
     pairs = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         return start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         images, target_stats, q, k = views_of.of_batch(views, batch, key), target.stats, [], []
         for number, (query, positive) in enumerate(pairs):
             (z, _), stats = apply(params, stats, images[query], True)
-            keys, target_stats = momentum_keys(apply, target.params, target_stats, images[positive],
-                                               batch_key(key, number) if shuffle else None, run.axis_name)
+            keys, target_stats = momentum_keys(
+                apply,
+                target.params,
+                target_stats,
+                images[positive],
+                batch_key(key, number) if shuffle else None,
+                run.axis_name,
+            )
             q.append(unit(z))
             k.append(keys)
         return {"q": jnp.stack(q, axis=1), "k": jnp.stack(k, axis=1)}, stats, target_stats
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         q, k = outputs["q"], outputs["k"]
-        terms = [nce.queue_softmax(q[:, i], k[:, i], memory.rows, temperature=temperature, block_size=block_size,
-                                   axis_name=run.axis_name) for i in range(len(pairs))]
+        terms = [
+            nce.queue_softmax(
+                q[:, i],
+                k[:, i],
+                memory.rows,
+                temperature=temperature,
+                block_size=block_size,
+                axis_name=run.axis_name,
+            )
+            for i in range(len(pairs))
+        ]
         # The last pass had view 1 as its key.
         entering = [gather(k[:, i], run.axis_name) for i in reversed(range(len(pairs)))]
-        top1 = jnp.mean(jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))]))
-        metrics = {"contrast_top1": top1, "chance": jnp.float32(len(pairs) * math.log(1 + queue_size)),
-                   "queue_filled": memory.filled / queue_size}
-        return sum(terms[1:], terms[0]), Aux(metrics, queues.enqueue(memory, jnp.concatenate(entering)))
+        top1 = jnp.mean(
+            jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))])
+        )
+        metrics = {
+            "contrast_top1": top1,
+            "chance": jnp.float32(len(pairs) * math.log(1 + queue_size)),
+            "queue_filled": memory.filled / queue_size,
+        }
+        return sum(terms[1:], terms[0]), Aux(
+            metrics, queues.enqueue(memory, jnp.concatenate(entering))
+        )
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=ema_of_params(momentum), negatives=queue_size)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        ema=ema_of_params(momentum),
+        negatives=queue_size,
+    )
 
 
-def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int) -> Variables:
+def start(
+    network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int, out_dim: int
+) -> Variables:
     """A network, its equal momentum copy, and a queue of random directions."""
     network_key, queue_key = jax.random.split(key)
     found = network.init(network_key, images, True)
@@ -88,9 +144,16 @@ def start(network: nn.Module, key: jax.Array, images: jax.Array, queue_size: int
     return Variables(params, stats, (params, stats), queues.init(queue_key, queue_size, out_dim))
 
 
-def momentum_keys(apply: Any, params: Any, stats: Any, images: jax.Array, shuffle_key: jax.Array | None,
-                  axis_name: str | None) -> tuple[jax.Array, Any]:
-    """([B, D] unit keys without gradient, batch statistics), after a pass in shuffled order of the global batch."""
+def momentum_keys(
+    apply: Any,
+    params: Any,
+    stats: Any,
+    images: jax.Array,
+    shuffle_key: jax.Array | None,
+    axis_name: str | None,
+) -> tuple[jax.Array, Any]:
+    """([B, D] unit keys without gradient, batch statistics), after a pass in shuffled order of the
+    global batch."""
     if shuffle_key is None:
         (k, _), stats = lax.stop_gradient(apply(params, stats, images, True))
         return unit(k), stats
@@ -107,5 +170,8 @@ def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
 
 def check_queue(queue_size: int, run: Run) -> None:
     if queue_size > run.size:
-        raise ValueError(f"queue_size={queue_size} is more than the {run.size} examples of the data set: every image "
-                         f"would meet older keys of itself as negatives. Use at most {run.size}.")
+        raise ValueError(
+            f"queue_size={queue_size} is more than the {run.size} examples of the data set: every "
+            f"image "
+            f"would meet older keys of itself as negatives. Use at most {run.size}."
+        )

@@ -1,9 +1,10 @@
-"""PCL (Li et al. 2021, arXiv 2005.04966): MoCo, and each query is pulled to the prototypes of its image's clusters.
+"""PCL (Li et al. 2021, arXiv 2005.04966): MoCo, and each query is pulled to the prototypes of its
+image's clusters.
 
-E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the whole training
-split, at several numbers of clusters, and each cluster's concentration, its temperature. M-step: MoCo's loss plus
-ProtoNCE. The clusterings lie in the State's memory, with random prototypes and `active` 0 during the warm-up, so that
-one compiled step serves the whole run.
+E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the
+whole training split, at several numbers of clusters, and each cluster's concentration, its
+temperature. M-step: MoCo's loss plus ProtoNCE. The clusterings lie in the State's memory, with
+random prototypes and `active` 0 during the warm-up, so that one compiled step serves the whole run.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ from cl_jax.views.recipe import Recipe, evaluate
 
 
 class Found(NamedTuple):
-    """One clustering of the training split: prototypes [C, D], concentration [C], assignment [N] int32."""
+    """One clustering of the training split: prototypes [C, D], concentration [C], assignment [N]
+    int32."""
 
     prototypes: jax.Array
     concentration: jax.Array
@@ -39,77 +41,138 @@ class Found(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """queue: MoCo's. clusterings: one `Found` per number of clusters. active: 1.0 once there has been an E-step."""
+    """queue: MoCo's. clusterings: one `Found` per number of clusters. active: 1.0 once there has
+    been an E-step."""
 
     queue: queues.Queue
     clusterings: tuple[Found, ...]
     active: jax.Array
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         num_prototypes: Sequence[int] = (25000, 50000, 100000), num_negative_prototypes: int = 16384,
-         warmup_epochs: int = 20, temperature: float = 0.2, momentum: float = 0.999, queue_size: int = 16384,
-         head: str = "moco_v2", out_dim: int = 128, shuffle: bool = True, mask_duplicates: bool = False,
-         iterations: int = 20, restarts: int = 5, max_points_per_centroid: int = 1000,
-         block_size: int | None = None) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    num_prototypes: Sequence[int] = (25000, 50000, 100000),
+    num_negative_prototypes: int = 16384,
+    warmup_epochs: int = 20,
+    temperature: float = 0.2,
+    momentum: float = 0.999,
+    queue_size: int = 16384,
+    head: str = "moco_v2",
+    out_dim: int = 128,
+    shuffle: bool = True,
+    mask_duplicates: bool = False,
+    iterations: int = 20,
+    restarts: int = 5,
+    max_points_per_centroid: int = 1000,
+    block_size: int | None = None,
+) -> Method:
     """PCL.
 
     num_prototypes: clusters of each clustering.
-    num_negative_prototypes: drawn per step from the clusters that no image of the global batch is in, so at most their
-      number less the batch; the authors have one number for these and the queue. 0: the batch's prototypes only.
+    num_negative_prototypes: drawn per step from the clusters that no image of the global batch is
+      in, so at most their number less the batch; the authors have one number for these and the
+      queue. 0: the batch's prototypes only.
     warmup_epochs: epochs of MoCo alone.
     mask_duplicates: see `clusters.proto_nce`; wanted where clusters are fewer than the batch.
-    iterations, restarts, max_points_per_centroid: of k-means. Its seed is the clustering's number, in every E-step.
-    temperature: of the instance term, and the mean of the concentrations. The others as in `moco_v2.make`.
+    iterations, restarts, max_points_per_centroid: of k-means. Its seed is the clustering's number,
+      in every E-step.
+    temperature: of the instance term, and the mean of the concentrations. The others as in
+      `moco_v2.make`.
 
-    The momentum network moves at the end of a step (see `moco_v2.make`), so the E-step sees it one movement ahead of
-    the authors', who move it when the next batch comes.
+    The momentum network moves at the end of a step (see `moco_v2.make`), so the E-step sees it one
+    movement ahead of the authors', who move it when the next batch comes.
     """
     if len(views) != 2:
-        raise ValueError(f"PCL contrasts a query and a key view; the config has {len(views)} views.")
+        raise ValueError(
+            f"PCL contrasts a query and a key view; the config has {len(views)} views."
+        )
     check_queue(queue_size, run)
     num_prototypes = tuple(num_prototypes)
     _check_clusters(num_prototypes, num_negative_prototypes, run)
-    network = Network(encoder, mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+    network = Network(
+        encoder,
+        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    )
     apply = applier(network)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         found = start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
-        empty = tuple(Found(prototypes.init(jax.random.fold_in(key, m), count, out_dim),
-                            jnp.full((count,), temperature, jnp.float32), jnp.zeros((run.size,), jnp.int32))
-                      for m, count in enumerate(num_prototypes))
+        empty = tuple(
+            Found(
+                prototypes.init(jax.random.fold_in(key, m), count, out_dim),
+                jnp.full((count,), temperature, jnp.float32),
+                jnp.zeros((run.size,), jnp.int32),
+            )
+            for m, count in enumerate(num_prototypes)
+        )
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         query, positive = views_of.of_batch(views, batch, key)
         (z, _), stats = apply(params, stats, query, True)
-        k, target_stats = momentum_keys(apply, target.params, target.stats, positive,
-                                        batch_key(key, 0) if shuffle else None, run.axis_name)
+        k, target_stats = momentum_keys(
+            apply,
+            target.params,
+            target.stats,
+            positive,
+            batch_key(key, 0) if shuffle else None,
+            run.axis_name,
+        )
         return {"q": unit(z), "k": k}, stats, target_stats
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         q, k = outputs["q"], outputs["k"]
-        instance = nce.queue_softmax(q, k, memory.queue.rows, temperature=temperature, block_size=block_size,
-                                     axis_name=run.axis_name)
+        instance = nce.queue_softmax(
+            q,
+            k,
+            memory.queue.rows,
+            temperature=temperature,
+            block_size=block_size,
+            axis_name=run.axis_name,
+        )
         proto = []
         for m, found in enumerate(memory.clusterings):
             own = found.assignment[batch["id"]]
             negatives = jnp.zeros((0,), jnp.int32)
             if num_negative_prototypes:
-                negatives = clusters.draw_prototypes(batch_key(key, 1 + m), gather(own, run.axis_name),
-                                                     num_prototypes[m], num_negative_prototypes)
+                negatives = clusters.draw_prototypes(
+                    batch_key(key, 1 + m),
+                    gather(own, run.axis_name),
+                    num_prototypes[m],
+                    num_negative_prototypes,
+                )
             clustering = clusters.Clustering(found.prototypes, found.concentration, own, negatives)
-            proto.append(clusters.proto_nce(q, clustering, mask_duplicates=mask_duplicates, block_size=block_size,
-                                            axis_name=run.axis_name))
+            proto.append(
+                clusters.proto_nce(
+                    q,
+                    clustering,
+                    mask_duplicates=mask_duplicates,
+                    block_size=block_size,
+                    axis_name=run.axis_name,
+                )
+            )
         proto = memory.active * jnp.mean(jnp.stack(proto))
-        metrics = {"loss_instance": instance, "loss_proto": proto,
-                   "contrast_top1": contrast_top1(q, k, memory.queue.rows),
-                   "queue_filled": memory.queue.filled / queue_size}
+        metrics = {
+            "loss_instance": instance,
+            "loss_proto": proto,
+            "contrast_top1": contrast_top1(q, k, memory.queue.rows),
+            "queue_filled": memory.queue.filled / queue_size,
+        }
         entered = queues.enqueue(memory.queue, gather(k, run.axis_name))
         return instance + proto, Aux(metrics, memory._replace(queue=entered))
 
     def momentum_features(state: State, batch: Batch) -> jax.Array:
-        (z, _), _ = apply(state.target.params, state.target.stats, evaluate(views[0], batch["image"]), False)
+        (z, _), _ = apply(
+            state.target.params, state.target.stats, evaluate(views[0], batch["image"]), False
+        )
         return unit(z)
 
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
@@ -118,27 +181,52 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         rows = jnp.asarray(encode_all(momentum_features))
         found = []
         for m, count in enumerate(num_prototypes):
-            means = kmeans(jax.random.key(m), rows, count, iterations=iterations, restarts=restarts,
-                           max_points_per_centroid=max_points_per_centroid)
+            means = kmeans(
+                jax.random.key(m),
+                rows,
+                count,
+                iterations=iterations,
+                restarts=restarts,
+                max_points_per_centroid=max_points_per_centroid,
+            )
             phi = concentration(means.distance, means.assignment, count, temperature=temperature)
             found.append(Found(prototypes.normalise(means.centroids), phi, means.assignment))
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
         return dataclasses.replace(state, memory=place_as(memory, state.memory))
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=ema_of_params(momentum), refresh=refresh, negatives=queue_size)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        ema=ema_of_params(momentum),
+        refresh=refresh,
+        negatives=queue_size,
+    )
 
 
 def _check_clusters(num_prototypes: tuple[int, ...], num_negatives: int, run: Run) -> None:
     if not num_prototypes or min(num_prototypes) < 1 or num_negatives < 0:
-        raise ValueError(f"num_prototypes={num_prototypes}, num_negative_prototypes={num_negatives}; expected at least "
-                         "one clustering, of 1 cluster or more, and 0 negatives or more.")
+        raise ValueError(
+            f"num_prototypes={num_prototypes}, num_negative_prototypes={num_negatives}; expected "
+            f"at least "
+            "one clustering, of 1 cluster or more, and 0 negatives or more."
+        )
     if max(num_prototypes) > run.size:
-        raise ValueError(f"num_prototypes={num_prototypes} asks for more clusters than the data set has examples, "
-                         f"{run.size}. Use fewer.")
+        raise ValueError(
+            f"num_prototypes={num_prototypes} asks for more clusters than the data set has "
+            f"examples, "
+            f"{run.size}. Use fewer."
+        )
     if num_negatives > max(min(num_prototypes) - run.batch_size, 0):
-        raise ValueError(f"num_negative_prototypes={num_negatives} are drawn from clusters that the batch is not in, "
-                         f"and {min(num_prototypes)} clusters less a batch of {run.batch_size} leave "
-                         f"{max(min(num_prototypes) - run.batch_size, 0)}. Use more clusters, a smaller batch, or 0 with "
-                         "mask_duplicates=True.")
+        raise ValueError(
+            f"num_negative_prototypes={num_negatives} are drawn from clusters that the batch is "
+            f"not in, "
+            f"and {min(num_prototypes)} clusters less a batch of {run.batch_size} leave "
+            f"{max(min(num_prototypes) - run.batch_size, 0)}. Use more clusters, a smaller batch, "
+            f"or 0 with "
+            "mask_duplicates=True."
+        )

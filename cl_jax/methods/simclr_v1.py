@@ -1,6 +1,8 @@
-"""SimCLR (Chen et al. 2020, arXiv 2002.05709): two views of each image through one network, NT-Xent between them.
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): two views of each image through one network, NT-Xent
+between them.
 
-Both views go through batch norm together, whose moments are over all devices; negatives are gathered with gradient.
+Both views go through batch norm together, whose moments are over all devices; negatives are
+gathered with gradient.
 """
 
 import math
@@ -20,33 +22,75 @@ from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.1, sum_directions: bool = True, out_dim: int = 128, num_layers: int = 2,
-         block_size: int | None = None, micro_batches: int = 1) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 0.1,
+    sum_directions: bool = True,
+    out_dim: int = 128,
+    num_layers: int = 2,
+    block_size: int | None = None,
+    micro_batches: int = 1,
+) -> Method:
     """SimCLR v1.
 
-    sum_directions: the released code adds the two directions, twice the paper's mean over 2B anchors.
-    num_layers: layers of the projection head. micro_batches: see `from_loss`. block_size: see `losses.nt_xent`.
+    sum_directions: the released code adds the two directions, twice the paper's mean over 2B
+      anchors.
+    num_layers: layers of the projection head. micro_batches: see `from_loss`. block_size: see
+      `losses.nt_xent`.
     """
     if len(views) != 2:
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
-    network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
-                                        axis_name=run.axis_name))
-    apply, negatives, scale = applier(network), 2 * run.batch_size - 2, 2.0 if sum_directions else 1.0
+    network = Network(
+        encoder,
+        mlp.make(
+            variant="simclr",
+            out_dim=out_dim,
+            num_layers=num_layers,
+            dtype=encoder.dtype,
+            axis_name=run.axis_name,
+        ),
+    )
+    apply, negatives, scale = (
+        applier(network),
+        2 * run.batch_size - 2,
+        2.0 if sum_directions else 1.0,
+    )
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = network.init(key, evaluate(views[0], batch["image"]), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         a, b = views_of.of_batch(views, batch, key)
         (z, _), stats = apply(params, stats, jnp.concatenate([a, b]), True)
         return jnp.stack(jnp.split(z, 2), axis=1), stats, None
 
-    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        value = losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name, block_size=block_size)
+    def loss(
+        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        value = losses.nt_xent(
+            z[:, 0],
+            z[:, 1],
+            temperature=temperature,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
         return scale * value, Aux({"chance": jnp.float32(scale * math.log(negatives + 1))})
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     micro_batches=micro_batches, negatives=negatives)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        micro_batches=micro_batches,
+        negatives=negatives,
+    )

@@ -1,8 +1,10 @@
-"""SimCLR v2, pre-training (Chen et al. 2020, arXiv 2006.10029): a deeper head, and optionally a memory of momentum keys.
+"""SimCLR v2, pre-training (Chen et al. 2020, arXiv 2006.10029): a deeper head, and optionally a
+memory of momentum keys.
 
-Without memory the loss is SimCLR's. With memory, queries of one view meet the momentum network's keys of the other view,
-those of the rest of the batch, and a queue of earlier keys; no code of that variant is released, so the symmetric form
-here (keys of both views enter the queue) is our choice. `methods/finetune.py` and `methods/distill.py` are the later stages.
+Without memory the loss is SimCLR's. With memory, queries of one view meet the momentum network's
+keys of the other view, those of the rest of the batch, and a queue of earlier keys; no code of that
+variant is released, so the symmetric form here (keys of both views enter the queue) is our choice.
+`methods/finetune.py` and `methods/distill.py` are the later stages.
 """
 
 import math
@@ -26,22 +28,47 @@ from cl_jax.views import batch as views_of
 from cl_jax.views.recipe import Recipe, evaluate
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.1, sum_directions: bool = True, out_dim: int = 128, num_layers: int = 3,
-         queue_size: int = 0, momentum: float = 0.999, block_size: int | None = None, micro_batches: int = 1) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 0.1,
+    sum_directions: bool = True,
+    out_dim: int = 128,
+    num_layers: int = 3,
+    queue_size: int = 0,
+    momentum: float = 0.999,
+    block_size: int | None = None,
+    micro_batches: int = 1,
+) -> Method:
     """SimCLR v2's first stage.
 
     sum_directions: the released code adds the two directions, twice the mean over 2B anchors.
-    queue_size: 0 is without memory; the paper's memory is 65,536 keys of a network averaged with `momentum`.
-    num_layers: layers of the head; its hidden layers "proj1", ... are what fine-tuning may start from.
+    queue_size: 0 is without memory; the paper's memory is 65,536 keys of a network averaged with
+      `momentum`.
+    num_layers: layers of the head; its hidden layers "proj1", ... are what fine-tuning may start
+      from.
     """
     if len(views) != 2:
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")
     if queue_size > 2 * run.size:
-        raise ValueError(f"queue_size={queue_size} is more than both views of the {run.size} training examples: each would "
-                         f"be its own negative. Use at most {2 * run.size}.")
-    network = Network(encoder, mlp.make(variant="simclr", out_dim=out_dim, num_layers=num_layers, dtype=encoder.dtype,
-                                        axis_name=run.axis_name))
+        raise ValueError(
+            f"queue_size={queue_size} is more than both views of the {run.size} training "
+            f"examples: each would "
+            f"be its own negative. Use at most {2 * run.size}."
+        )
+    network = Network(
+        encoder,
+        mlp.make(
+            variant="simclr",
+            out_dim=out_dim,
+            num_layers=num_layers,
+            dtype=encoder.dtype,
+            axis_name=run.axis_name,
+        ),
+    )
     apply = applier(network)
     scale = 2.0 if sum_directions else 1.0
     negatives = queue_size + run.batch_size - 1 if queue_size else 2 * run.batch_size - 2
@@ -51,9 +78,16 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         params, stats = start["params"], start.get("batch_stats", {})
         if not queue_size:
             return Variables(params, stats)
-        return Variables(params, stats, (params, stats), queues.init(jax.random.fold_in(key, 1), queue_size, out_dim))
+        return Variables(
+            params,
+            stats,
+            (params, stats),
+            queues.init(jax.random.fold_in(key, 1), queue_size, out_dim),
+        )
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
         both = jnp.concatenate(views_of.of_batch(views, batch, key))
         (z, _), stats = apply(params, stats, both, True)
         outputs = {"z": jnp.stack(jnp.split(z, 2), axis=1)}
@@ -62,18 +96,45 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         (keys, _), target_stats = lax.stop_gradient(apply(target.params, target.stats, both, True))
         return outputs | {"k": jnp.stack(jnp.split(keys, 2), axis=1)}, stats, target_stats
 
-    def loss(outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         z, aux = outputs["z"], Aux({"chance": jnp.float32(scale * math.log(negatives + 1))})
         if not queue_size:
-            return scale * losses.nt_xent(z[:, 0], z[:, 1], temperature=temperature, axis_name=run.axis_name,
-                                          block_size=block_size), aux
+            return scale * losses.nt_xent(
+                z[:, 0],
+                z[:, 1],
+                temperature=temperature,
+                axis_name=run.axis_name,
+                block_size=block_size,
+            ), aux
         k = losses.unit(outputs["k"])
-        a, b = (losses.info_nce(z[:, i], k[:, 1 - i], memory.rows, temperature=temperature, in_batch=True,
-                                axis_name=run.axis_name, block_size=block_size) for i in (0, 1))
+        a, b = (
+            losses.info_nce(
+                z[:, i],
+                k[:, 1 - i],
+                memory.rows,
+                temperature=temperature,
+                in_batch=True,
+                axis_name=run.axis_name,
+                block_size=block_size,
+            )
+            for i in (0, 1)
+        )
         rows = gather(k, run.axis_name)
-        return scale * (a + b) / 2, aux._replace(memory=queues.enqueue(memory, rows.reshape(-1, rows.shape[-1])))
+        return scale * (a + b) / 2, aux._replace(
+            memory=queues.enqueue(memory, rows.reshape(-1, rows.shape[-1]))
+        )
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     ema=ema_of_params(momentum) if queue_size else None, micro_batches=micro_batches,
-                     negatives=negatives)
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        ema=ema_of_params(momentum) if queue_size else None,
+        micro_batches=micro_batches,
+        negatives=negatives,
+    )

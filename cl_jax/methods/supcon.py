@@ -1,6 +1,8 @@
-"""SupCon (Khosla et al. 2020, arXiv 2004.11362): views of all images of one class are each other's positives.
+"""SupCon (Khosla et al. 2020, arXiv 2004.11362): views of all images of one class are each other's
+positives.
 
-The first of two stages; the second, a linear classifier on the frozen encoder, is `methods/finetune.py` with `freeze`.
+The first of two stages; the second, a linear classifier on the frozen encoder, is
+`methods/finetune.py` with `freeze`.
 """
 
 import math
@@ -31,27 +33,51 @@ class UnitEncoder(nn.Module):
         return named | {"h": unit(named["h"])}
 
 
-def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequence[Recipe], run: Run,
-         temperature: float = 0.1, base_temperature: float | None = 0.07, summation: str = "outside",
-         contrast_mode: str = "all", labels: bool = True, head: str = "moco_v2", out_dim: int = 128,
-         unit_embedding: bool = False, block_size: int | None = None, micro_batches: int = 1) -> Method:
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[Recipe],
+    run: Run,
+    temperature: float = 0.1,
+    base_temperature: float | None = 0.07,
+    summation: str = "outside",
+    contrast_mode: str = "all",
+    labels: bool = True,
+    head: str = "moco_v2",
+    out_dim: int = 128,
+    unit_embedding: bool = False,
+    block_size: int | None = None,
+    micro_batches: int = 1,
+) -> Method:
     """SupCon.
 
-    base_temperature: the loss is multiplied by temperature / base_temperature, 1.43 as the authors' PyTorch code has it;
-      None for the paper's. It scales the gradient, and so the learning rate, and nothing else.
-    summation, contrast_mode: see `losses.supcon`; "inside" the logarithm is the paper's inferior variant.
-    labels: False is the authors' SimCLR: only the views of one image are positives, and no label is read.
-    head: "moco_v2" is the authors' hidden layer without batch norm, "linear" that of their TPU code on ImageNet.
+    base_temperature: the loss is multiplied by temperature / base_temperature, 1.43 as the authors'
+      PyTorch code has it; None for the paper's. It scales the gradient, and so the learning rate,
+      and nothing else.
+    summation, contrast_mode: see `losses.supcon`; "inside" the logarithm is the paper's inferior
+      variant.
+    labels: False is the authors' SimCLR: only the views of one image are positives, and no label is
+      read.
+    head: "moco_v2" is the authors' hidden layer without batch norm, "linear" that of their TPU code
+      on ImageNet.
     unit_embedding: the representation is brought to unit length before the head, as in that code.
     block_size: see `losses.supcon`. micro_batches: see `from_loss`.
     """
     if len(views) < 2 and not labels:
-        raise ValueError(f"without labels the positives are an image's other views; the config has {len(views)} view. Use "
-                         "two.")
+        raise ValueError(
+            f"without labels the positives are an image's other views; the config has "
+            f"{len(views)} view. Use "
+            "two."
+        )
     if not views:
-        raise ValueError("SupCon sees one view of each image or more, two in the paper; the config has none.")
-    network = Network(UnitEncoder(encoder) if unit_embedding else encoder,
-                      mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name))
+        raise ValueError(
+            "SupCon sees one view of each image or more, two in the paper; the config has none."
+        )
+    network = Network(
+        UnitEncoder(encoder) if unit_embedding else encoder,
+        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    )
     apply, others = applier(network), len(views) * run.batch_size - 1
     scale = 1.0 if base_temperature is None else temperature / base_temperature
 
@@ -59,17 +85,38 @@ def make(*, encoder: nn.Module, tx: optax.GradientTransformation, views: Sequenc
         start = network.init(key, evaluate(views[0], batch["image"]), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Any]:
-        (z, _), stats = apply(params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True)
+    def forward(
+        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        (z, _), stats = apply(
+            params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True
+        )
         return jnp.stack(jnp.split(unit(z), len(views)), axis=1), stats, None
 
-    def loss(z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        value = losses.supcon(z, batch["label"] if labels else None, temperature=temperature,
-                              base_temperature=base_temperature, contrast_mode=contrast_mode, summation=summation,
-                              axis_name=run.axis_name, block_size=block_size)
+    def loss(
+        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        value = losses.supcon(
+            z,
+            batch["label"] if labels else None,
+            temperature=temperature,
+            base_temperature=base_temperature,
+            contrast_mode=contrast_mode,
+            summation=summation,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
         return value, Aux({"chance": jnp.float32(scale * math.log(others))})
 
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, features=features_of(apply),
-                     clean=lambda images: evaluate(views[0], images), axis_name=run.axis_name,
-                     micro_batches=micro_batches, negatives=None if labels else others + 1 - len(views),
-                     needs=("image", "label") if labels else ("image",))
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=lambda images: evaluate(views[0], images),
+        axis_name=run.axis_name,
+        micro_batches=micro_batches,
+        negatives=None if labels else others + 1 - len(views),
+        needs=("image", "label") if labels else ("image",),
+    )

@@ -1,4 +1,5 @@
-"""What a program costs, read from the program: products, bytes between devices, what the losses hold."""
+"""What a program costs, read from the program: products, bytes between devices, what the losses
+hold."""
 
 import dataclasses
 import re
@@ -9,17 +10,18 @@ import numpy as np
 
 from cl_jax.planning import hlo
 
-# Products -------------------------------------------------------------------------------------------------------------
+# Products --------------------------------------
 
 
 def flops(jaxpr: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions of a jaxpr, two for a multiplication with its
-    addition; under `shard_map`, of one device.
+    """Floating-point operations of the matrix products and convolutions of a jaxpr, two for a
+    multiplication with its addition; under `shard_map`, of one device.
 
-    This is the count that model FLOP utilisation divides by. Loops are counted as often as they run (a `while` whose end is
-    not known once), of the branches of a `cond` the dearest, of `lax.platform_dependent` the default, and a convolution
-    without the taps that meet padding or the zeros of a dilated gradient, which is why the three convolutions of a training
-    step count the same whatever the stride.
+    This is the count that model FLOP utilisation divides by. Loops are counted as often as they run
+    (a `while` whose end is not known once), of the branches of a `cond` the dearest, of
+    `lax.platform_dependent` the default, and a convolution without the taps that meet padding or
+    the zeros of a dilated gradient, which is why the three convolutions of a training step count
+    the same whatever the stride.
     """
     total = 0.0
     for equation in _plain(jaxpr).eqns:
@@ -30,8 +32,12 @@ def flops(jaxpr: Any) -> float:
             total += _convolution(equation)
         elif name == "cond":
             branches = equation.params["branches"]
-            by_platform = equation.params.get("branches_platforms") is not None  # the last for platforms not named
-            total += flops(branches[-1]) if by_platform else max(flops(branch) for branch in branches)
+            by_platform = (
+                equation.params.get("branches_platforms") is not None
+            )  # the last for platforms not named
+            total += (
+                flops(branches[-1]) if by_platform else max(flops(branch) for branch in branches)
+            )
         else:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(flops(inner) for inner in _inside(equation))
@@ -64,13 +70,17 @@ def _convolution(equation: Any) -> float:
     for axis, (before, _) in enumerate(given["padding"]):
         side, size = x[params.lhs_spec[2 + axis]], kernel[params.rhs_spec[2 + axis]]
         dilated, spread = given["lhs_dilation"][axis], given["rhs_dilation"][axis]
-        at = (np.arange(out[params.out_spec[2 + axis]])[:, None] * given["window_strides"][axis]
-              + np.arange(size) * spread - before)
+        at = (
+            np.arange(out[params.out_spec[2 + axis]])[:, None] * given["window_strides"][axis]
+            + np.arange(size) * spread
+            - before
+        )
         taps *= np.count_nonzero((at >= 0) & (at <= (side - 1) * dilated) & (at % dilated == 0))
     return 2 * taps * kernel[params.rhs_spec[1]] * out[params.out_spec[0]] * out[params.out_spec[1]]
 
 
-# What one part of the code holds ---------------------------------------------------------------------------------------
+# What one part of the code holds
+# --------------------------------------
 
 
 def peak_bytes(jaxpr: Any, folder: str) -> int:
@@ -84,7 +94,9 @@ def peak_bytes(jaxpr: Any, folder: str) -> int:
         for variable in equation.invars:
             if not hasattr(variable, "val"):
                 last[variable] = number
-    last.update({variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")})
+    last.update(
+        {variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")}
+    )
     alive: dict[Any, int] = {}
     peak = 0
     for number, equation in enumerate(jaxpr.eqns):
@@ -92,7 +104,9 @@ def peak_bytes(jaxpr: Any, folder: str) -> int:
         if _from(equation, folder):
             alive |= {variable: _bytes(variable.aval) for variable in equation.outvars}
         peak = max(peak, sum(alive.values()) + inner)
-        alive = {variable: size for variable, size in alive.items() if last.get(variable, -1) > number}
+        alive = {
+            variable: size for variable, size in alive.items() if last.get(variable, -1) > number
+        }
     return peak
 
 
@@ -105,14 +119,15 @@ def _bytes(aval: Any) -> int:
     return int(np.prod(aval.shape, dtype=np.int64)) * getattr(aval.dtype, "itemsize", 4)
 
 
-# Between devices ------------------------------------------------------------------------------------------------------
+# Between devices --------------------------------------
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of collective in one step: how many, the bytes of their results, and the bytes that a device sends."""
+    """One kind of collective in one step: how many, the bytes of their results, and the bytes that
+    a device sends."""
 
     count: int
     bytes: int
@@ -122,8 +137,9 @@ class Collective:
 def collectives(text: str, devices: int) -> dict[str, Collective]:
     """The collectives of a compiled program's text, over all devices of a program of `devices`.
 
-    `sent` is what a device sends in the usual ring: of n devices, an all-gather of b bytes sends b (n - 1) / n from each,
-    a reduce-scatter to b bytes b (n - 1), an all-reduce 2 b (n - 1) / n, a permutation b.
+    `sent` is what a device sends in the usual ring: of n devices, an all-gather of b bytes sends b
+    (n - 1) / n from each, a reduce-scatter to b bytes b (n - 1), an all-reduce 2 b (n - 1) / n, a
+    permutation b.
     """
     found: dict[str, list[float]] = {}
     chains: set[tuple[str, str]] = set()
@@ -134,7 +150,8 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
             kind = one.kind
             if kind not in COLLECTIVES:
                 continue
-            # A TPU's program shows one that runs beside other work once in each computation that it runs beside.
+            # A TPU's program shows one that runs beside other work once in each computation that it
+            # runs beside.
             chain = re.search(r'chain_id="(\d+)"', one.line)
             if chain and (kind, chain[1]) in chains:
                 continue
@@ -142,10 +159,19 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
             shapes = [hlo.size(shape) for shape in hlo.shapes(one.shape)]
             size = sum(shapes)
             if one.started and kind in ("all-gather", "collective-permute", "reduce-scatter"):
-                # Started asynchronously, it names its operands too: results are the larger half, or the smaller one.
+                # Started asynchronously, it names its operands too: results are the larger half, or
+                # the smaller one.
                 size = min(shapes) if kind == "reduce-scatter" else max(shapes)
-            sent = {"all-gather": size * share, "all-reduce": 2 * size * share, "all-to-all": size * share,
-                    "reduce-scatter": size * (devices - 1), "collective-permute": size if devices > 1 else 0}[kind]
+            sent = {
+                "all-gather": size * share,
+                "all-reduce": 2 * size * share,
+                "all-to-all": size * share,
+                "reduce-scatter": size * (devices - 1),
+                "collective-permute": size if devices > 1 else 0,
+            }[kind]
             row = found.setdefault(kind, [0, 0, 0.0])
             row[:] = row[0] + times, row[1] + times * size, row[2] + times * sent
-    return {kind: Collective(int(count), int(size), sent) for kind, (count, size, sent) in sorted(found.items())}
+    return {
+        kind: Collective(int(count), int(size), sent)
+        for kind, (count, size, sent) in sorted(found.items())
+    }

@@ -1,4 +1,5 @@
-"""What accelerators can do: peak arithmetic, memory, bandwidth, links. Vendors' data sheets, dense rates.
+"""What accelerators can do: peak arithmetic, memory, bandwidth, links. Vendors' data sheets, dense
+rates.
 
 Rates are of one JAX device: a whole TPU chip from v4 on, one of the two cores of a v2 or v3 chip.
 """
@@ -8,7 +9,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One accelerator. Rates in FLOP/s and bytes/s, memory in bytes; `link` is what it sends to its neighbours in all."""
+    """One accelerator. Rates in FLOP/s and bytes/s, memory in bytes; `link` is what it sends to its
+    neighbours in all."""
 
     name: str
     bfloat16: float
@@ -20,13 +22,17 @@ class Device:
 
 GB, TB, TERA, GIB = 1e9, 1e12, 1e12, 2.0**30
 
-# NVIDIA: data sheets of V100, A100 80 GB SXM, H100 SXM, H200 SXM, B200; float32 is TF32 from Ampere on. TPU: Google Cloud's
-# system architecture pages; default float32 matmuls run as bfloat16 there.
+# NVIDIA: data sheets of V100, A100 80 GB SXM, H100 SXM, H200 SXM, B200; float32 is TF32 from Ampere
+# on. TPU: Google Cloud's system architecture pages; default float32 matmuls run as bfloat16 there.
 DEVICES = {
     "v100": Device("NVIDIA V100 SXM2 32 GB", 125 * TERA, 15.7 * TERA, 32 * GIB, 0.9 * TB, 150 * GB),
     "a100": Device("NVIDIA A100 SXM 80 GB", 312 * TERA, 156 * TERA, 80 * GIB, 2.039 * TB, 300 * GB),
-    "h100": Device("NVIDIA H100 SXM 80 GB", 989 * TERA, 494.5 * TERA, 80 * GIB, 3.35 * TB, 450 * GB),
-    "h200": Device("NVIDIA H200 SXM 141 GB", 989 * TERA, 494.5 * TERA, 141 * GB, 4.8 * TB, 450 * GB),
+    "h100": Device(
+        "NVIDIA H100 SXM 80 GB", 989 * TERA, 494.5 * TERA, 80 * GIB, 3.35 * TB, 450 * GB
+    ),
+    "h200": Device(
+        "NVIDIA H200 SXM 141 GB", 989 * TERA, 494.5 * TERA, 141 * GB, 4.8 * TB, 450 * GB
+    ),
     "v4": Device("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.228 * TB, 300 * GB),
     "v5e": Device("TPU v5e", 197 * TERA, 197 * TERA, 16 * GIB, 0.819 * TB, 200 * GB),
     "v5p": Device("TPU v5p", 459 * TERA, 459 * TERA, 95 * GIB, 2.765 * TB, 600 * GB),
@@ -46,7 +52,8 @@ class Chip:
     clock: float  # GHz, boosted
 
 
-# NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities"; architecture white papers of A100 and H100.
+# NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities"; architecture white papers of A100 and
+# H100.
 CHIPS = {
     "a100": Chip((8, 0), 108, 64, 164 << 10, 40 << 20, 1.41),
     "h100": Chip((9, 0), 132, 128, 228 << 10, 50 << 20, 1.98),
@@ -86,8 +93,15 @@ device_description_str: "{device.name}"
 
 
 # What jax calls them (`jax.Device.device_kind`), in lower case.
-KINDS = {"tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e",
-         "tpu v6e": "v6e"}
+KINDS = {
+    "tpu v4": "v4",
+    "tpu v5 lite": "v5e",
+    "tpu v5e": "v5e",
+    "tpu v5p": "v5p",
+    "tpu v5": "v5p",
+    "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e",
+}
 
 
 def known(device_kind: str) -> Device | None:
@@ -99,7 +113,8 @@ def known(device_kind: str) -> Device | None:
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Peak FLOP/s of matmuls in "bfloat16" or "float32"; None for a device that is not in the table."""
+    """Peak FLOP/s of matmuls in "bfloat16" or "float32"; None for a device that is not in the
+    table."""
     device = known(device_kind)
     if device is None:
         return None

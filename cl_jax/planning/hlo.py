@@ -5,15 +5,31 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*?)(-start)?\((.*)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_WIDTH = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*?)(-start)?\((.*)"
+)
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
 
 Shape = tuple[str, list[int]]  # element type and sides
 
 
 class Instruction(NamedTuple):
-    """One line: `kind` without "-start", which `started` says; `shape` as written, a tuple's in brackets."""
+    """One line: `kind` without "-start", which `started` says; `shape` as written, a tuple's in
+    brackets."""
 
     name: str
     shape: str
@@ -25,7 +41,11 @@ class Instruction(NamedTuple):
     @property
     def called(self) -> list[str]:
         """The computations that it runs: a loop's body and condition, a fusion's inside."""
-        return [name for one, several in _CALLED.findall(self.line) for name in ([one] if one else _names(several))]
+        return [
+            name
+            for one, several in _CALLED.findall(self.line)
+            for name in ([one] if one else _names(several))
+        ]
 
     @property
     def trips(self) -> int:
@@ -46,7 +66,9 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             entry = name if head[1] else entry
         elif name and (match := _INSTRUCTION.match(line)):
             result, shape, kind, start, rest = match.groups()
-            parts[name].append(Instruction(result, shape, kind, bool(start), _names(rest.split(")")[0], "%"), line))
+            parts[name].append(
+                Instruction(result, shape, kind, bool(start), _names(rest.split(")")[0], "%"), line)
+            )
     return parts, entry
 
 
@@ -67,7 +89,10 @@ def runs(parts: dict[str, list[Instruction]], entry: str) -> Counter[str]:
 
 def shapes(text: str) -> list[Shape]:
     """The shapes named in a text."""
-    return [(kind, [int(d) for d in dims.split(",") if d]) for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)]
+    return [
+        (kind, [int(d) for d in dims.split(",") if d])
+        for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
+    ]
 
 
 def size(shape: Shape) -> int:

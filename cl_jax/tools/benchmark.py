@@ -1,13 +1,18 @@
-"""cl-jax benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one table.
+"""cl-jax benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one
+table.
 
-Each method is trained by its own config, with the budget, the network and the data that the command line gives to all, and
-then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen features, cached and
-augmented, alignment and uniformity, all of "h" and with the same settings of the probe. A config of several stages runs its
-first. Every run is a process of its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same
-command goes on where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
+Each method is trained by its own config, with the budget, the network and the data that the command
+line gives to all, and
+then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen
+features, cached and augmented, alignment and uniformity, all of "h" and with the same settings of
+the probe. A config of several stages runs its first. Every run is a process of its own, so its peak
+memory is its own; it leaves `row.json` in its workdir. The same
+command goes on where it was stopped: finished rows are read, a broken run resumes from its
+  checkpoint.
 
---set changes the configs of all methods alike; a key of encoder, optimizer or method that a config does not list is left out
-there, since a ViT has no width multiplier. Without it, each config is as it stands.
+--set changes the configs of all methods alike; a key of encoder, optimizer or method that a config
+does not list is left out there, since a ViT has no width multiplier. Without it, each config is as
+it stands.
 """
 
 import argparse
@@ -45,17 +50,27 @@ PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature
 PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
 COLUMNS = (
-    ("knn", "kNN 200", 100, 1), ("knn20", "kNN 20", 100, 1), ("linear_cached", "linear, cached", 100, 1),
-    ("linear_augmented", "linear, augmented", 100, 1), ("untrained", "untrained, kNN 200", 100, 1),
+    ("knn", "kNN 200", 100, 1),
+    ("knn20", "kNN 20", 100, 1),
+    ("linear_cached", "linear, cached", 100, 1),
+    ("linear_augmented", "linear, augmented", 100, 1),
+    ("untrained", "untrained, kNN 200", 100, 1),
     ("raw_pixels", "raw pixels, kNN 200", 100, 1),
-    ("alignment", "alignment", 1, 3), ("uniformity", "uniformity", 1, 2), ("images_per_second", "images/s", 1, 0),
-    ("train_seconds", "training, s", 1, 0), ("peak_memory_mib", "peak memory, MiB", 1, 0),
+    ("alignment", "alignment", 1, 3),
+    ("uniformity", "uniformity", 1, 2),
+    ("images_per_second", "images/s", 1, 0),
+    ("train_seconds", "training, s", 1, 0),
+    ("peak_memory_mib", "peak memory, MiB", 1, 0),
 )
 
 
 def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     """The config of one run: the method's own, then what all share."""
-    variant = ",".join(word for word in (args.data if args.data not in ("scenes", "") else "", args.variant) if word)
+    variant = ",".join(
+        word
+        for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
+        if word
+    )
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     _, config, _ = stages(config, "")[0]
     if args.packed:
@@ -73,32 +88,44 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
 
 
 def shorten(section: ConfigDict, share: float) -> None:
-    """Scales what a section counts in epochs (warm-up, milestones, freezing) to a budget below the config's own."""
+    """Scales what a section counts in epochs (warm-up, milestones, freezing) to a budget below the
+    config's own."""
     for key, value in section.items():
         if key.endswith("_epochs") and share < 1:
-            scaled = [type(at)(round(at * share, 6)) for at in (value if isinstance(value, tuple | list) else (value,))]
+            scaled = [
+                type(at)(round(at * share, 6))
+                for at in (value if isinstance(value, tuple | list) else (value,))
+            ]
             section[key] = tuple(scaled) if isinstance(value, tuple | list) else scaled[0]
 
 
 def change_config(config: ConfigDict, change: str) -> None:
-    """Applies "section.key=value"; "views.size=16" is of every view. Encoders, optimisers and methods differ between
+    """Applies "section.key=value"; "views.size=16" is of every view. Encoders, optimisers and
+    methods differ between
     configs: a key that theirs does not have is left out."""
     path, given, text = change.partition("=")
     *sections, key = path.split(".")
     if not given or len(sections) > 1:
-        raise ValueError(f"--set={change}; expected section.key=value or key=value, such as encoder.width=0.25.")
+        raise ValueError(
+            f"--set={change}; expected section.key=value or key=value, such as encoder.width=0.25."
+        )
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
     if not sections:
         if key not in config:
-            raise ValueError(f"--set={change}: a config has no {key!r}{nearest(key, list(config))}.")
+            raise ValueError(
+                f"--set={change}: a config has no {key!r}{nearest(key, list(config))}."
+            )
         config[key] = value
         return
     if sections[0] not in config:
-        raise ValueError(f"--set={change}: a config has no section {sections[0]!r}; have "
-                         + ", ".join(name for name, held in config.items() if isinstance(held, ConfigDict)) + ".")
+        raise ValueError(
+            f"--set={change}: a config has no section {sections[0]!r}; have "
+            + ", ".join(name for name, held in config.items() if isinstance(held, ConfigDict))
+            + "."
+        )
     section = config[sections[0]]
     for part in section.values() if sections[0] == "views" else [section]:
         if key in part or sections[0] in ("views", "data"):
@@ -121,43 +148,74 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
     features = evaluator.features(state)
     labels = [np.asarray(labels_of(part, "label")) for part in (built.data.train, built.data.test)]
-    second = knn(features[0]["h"], labels[0], features[1]["h"], labels[1], num_classes=evaluator.classes,
-                 k=min(SECOND_KNN[0], len(labels[0])), temperature=SECOND_KNN[1])
+    second = knn(
+        features[0]["h"],
+        labels[0],
+        features[1]["h"],
+        labels[1],
+        num_classes=evaluator.classes,
+        k=min(SECOND_KNN[0], len(labels[0])),
+        temperature=SECOND_KNN[1],
+    )
     if augmented_epochs:
         config.probe.total_epochs = augmented_epochs
         results |= evaluator.linear_augmented(state)
     rows = metrics.read(workdir)
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     speed = float(np.median(speeds)) if speeds else None
-    baselines = {name: value for row in rows for name, value in row.items() if name.startswith("knn/")}
+    baselines = {
+        name: value for row in rows for name, value in row.items() if name.startswith("knn/")
+    }
     peaks = [device.memory_stats() for device in jax.local_devices()]
-    peak = (max(stats["peak_bytes_in_use"] for stats in peaks) if all(peaks)
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peak = (
+        max(stats["peak_bytes_in_use"] for stats in peaks)
+        if all(peaks)
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+    )
     return {
-        "knn": results["knn/top1"], "knn20": float(second.top1), "linear_cached": results["linear/cached/top1"],
-        "linear_augmented": results.get("linear/augmented/top1"), "untrained": baselines.get("knn/random_network"),
+        "knn": results["knn/top1"],
+        "knn20": float(second.top1),
+        "linear_cached": results["linear/cached/top1"],
+        "linear_augmented": results.get("linear/augmented/top1"),
+        "untrained": baselines.get("knn/random_network"),
         "raw_pixels": baselines.get("knn/raw_pixels"),
-        "alignment": results.get("geometry/alignment"), "uniformity": results.get("geometry/uniformity"),
-        "images_per_second": speed, "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
-        "wall_seconds": time.perf_counter() - began, "resumed": resumed, "peak_memory_mib": peak / 2**20,
-        "steps": built.run.total_steps, "batch_size": built.run.batch_size, "epochs": config.total_epochs,
-        "examples": built.run.size, "data": built.data.train.name,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__,
+        "alignment": results.get("geometry/alignment"),
+        "uniformity": results.get("geometry/uniformity"),
+        "images_per_second": speed,
+        "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
+        "wall_seconds": time.perf_counter() - began,
+        "resumed": resumed,
+        "peak_memory_mib": peak / 2**20,
+        "steps": built.run.total_steps,
+        "batch_size": built.run.batch_size,
+        "epochs": config.total_epochs,
+        "examples": built.run.size,
+        "data": built.data.train.name,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
     }
 
 
 def commit() -> str:
     """The checkout's commit, with a + where files differ from it."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "--short=10", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def in_a_process(*given: Any) -> dict[str, Any]:
-    """`run_one` in a fresh interpreter, which alone touches the accelerator. SIGTERM is passed on to it; training saves."""
+    """`run_one` in a fresh interpreter, which alone touches the accelerator. SIGTERM is passed on
+    to it; training saves."""
     told = False
 
     def pass_on(*_: Any) -> None:
@@ -165,6 +223,7 @@ def in_a_process(*given: Any) -> dict[str, Any]:
         told = True
         for child in multiprocessing.active_children():
             child.terminate()
+
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -180,8 +239,11 @@ def in_a_process(*given: Any) -> dict[str, Any]:
     return row
 
 
-def run_all(args: argparse.Namespace, names: Sequence[str],
-            run: Callable[..., dict[str, Any]] = in_a_process) -> list[dict[str, Any]]:
+def run_all(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    run: Callable[..., dict[str, Any]] = in_a_process,
+) -> list[dict[str, Any]]:
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
     rows = []
     for name in names:
@@ -190,13 +252,24 @@ def run_all(args: argparse.Namespace, names: Sequence[str],
             workdir = Path(args.workdir) / name / f"seed{seed}"
             kept = workdir / "row.json"
             row = json.loads(kept.read_text()) if kept.exists() else None
-            if row is not None and (row["config"], row["probe"]) != (fingerprint(config), probe_of(args)):
-                raise ValueError(f"{workdir} holds the run of another setting ({row['config']}, now {fingerprint(config)}). "
-                                 "Give another --workdir, or the same options as then.")
+            if row is not None and (row["config"], row["probe"]) != (
+                fingerprint(config),
+                probe_of(args),
+            ):
+                raise ValueError(
+                    f"{workdir} holds the run of another setting ({row['config']}, now "
+                    f"{fingerprint(config)}). "
+                    "Give another --workdir, or the same options as then."
+                )
             if row is None or "error" in row:
                 print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
-                row = {"method": name, "seed": seed, "config": fingerprint(config), "probe": probe_of(args),
-                       "commit": commit()}
+                row = {
+                    "method": name,
+                    "seed": seed,
+                    "config": fingerprint(config),
+                    "probe": probe_of(args),
+                    "commit": commit(),
+                }
                 try:
                     row |= run(config.to_json(), str(workdir), args.augmented_epochs)
                 except Exception as error:  # one method's fault leaves the others their rows
@@ -228,10 +301,17 @@ def write(rows: Sequence[dict[str, Any]], stem: Path) -> None:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line per method: means, with the sample deviation of several seeds; - for what was not measured."""
+    """One line per method: means, with the sample deviation of several seeds; - for what was not
+    measured."""
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    titles = ["method", "epochs", "seeds", *(title + (", %" if scale == 100 else "") for _, title, scale, _ in shown),
-              "config", "commit"]
+    titles = [
+        "method",
+        "epochs",
+        "seeds",
+        *(title + (", %" if scale == 100 else "") for _, title, scale, _ in shown),
+        "config",
+        "commit",
+    ]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == name]
@@ -243,37 +323,78 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         for key, _, scale, digits in shown:
             values = [scale * row[key] for row in done if row.get(key) is not None]
             cell = f"{statistics.mean(values):,.{digits}f}" if values else "-"
-            cells.append(cell + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""))
+            cells.append(
+                cell + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+            )
         cells += [done[0]["config"], " ".join(dict.fromkeys(row["commit"] for row in done))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="cl-jax benchmark", description=__doc__.split("\n\n")[0],
-                                     epilog=__doc__.split("\n\n", 1)[1],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="all", help="names in configs/, with commas (default: all)")
-    parser.add_argument("--data", default="scenes", help="scenes (each config's default), or the variant that names the "
-                                                         "data: cifar10, imagenet2012")
-    parser.add_argument("--variant", default="", help="further variants of every config, such as debug")
-    parser.add_argument("--packed", default="", help="read the data from this folder of loop.npz and test.npz instead "
-                                                     "(docs/data.md)")
-    parser.add_argument("--epochs", type=float, default=0.0, help="budget of every method (default: each config's own)")
+    parser = argparse.ArgumentParser(
+        prog="cl-jax benchmark",
+        description=__doc__.split("\n\n")[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--methods", default="all", help="names in configs/, with commas (default: all)"
+    )
+    parser.add_argument(
+        "--data",
+        default="scenes",
+        help="scenes (each config's default), or the variant that names the "
+        "data: cifar10, imagenet2012",
+    )
+    parser.add_argument(
+        "--variant", default="", help="further variants of every config, such as debug"
+    )
+    parser.add_argument(
+        "--packed",
+        default="",
+        help="read the data from this folder of loop.npz and test.npz instead (docs/data.md)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=float,
+        default=0.0,
+        help="budget of every method (default: each config's own)",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="a setting for every config, such as encoder.width=0.25, views.size=16, batch_size=256")
-    parser.add_argument("--probe_epochs", type=float, default=30.0, help="of the classifier on cached features")
-    parser.add_argument("--augmented_epochs", type=float, default=10.0, help="of the classifier on crops; 0 leaves it out")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a setting for every config, such as encoder.width=0.25, views.size=16, "
+        "batch_size=256",
+    )
+    parser.add_argument(
+        "--probe_epochs", type=float, default=30.0, help="of the classifier on cached features"
+    )
+    parser.add_argument(
+        "--augmented_epochs",
+        type=float,
+        default=10.0,
+        help="of the classifier on crops; 0 leaves it out",
+    )
     parser.add_argument("--workdir", required=True, help="where the runs are kept")
-    parser.add_argument("--out", default="", help="path of the tables without suffix (default: <workdir>/table)")
+    parser.add_argument(
+        "--out", default="", help="path of the tables without suffix (default: <workdir>/table)"
+    )
     args = parser.parse_args(argv)
     try:
         known = config_names()
-        names = known if args.methods == "all" else [name for name in args.methods.split(",") if name]
+        names = (
+            known if args.methods == "all" else [name for name in args.methods.split(",") if name]
+        )
         for name in names:
             if name not in known:
-                raise ValueError(f"configs/{name}.py does not exist; have {', '.join(known)}{nearest(name, known)}.")
+                raise ValueError(
+                    f"configs/{name}.py does not exist; have "
+                    f"{', '.join(known)}{nearest(name, known)}."
+                )
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         rows = run_all(args, names)

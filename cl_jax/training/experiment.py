@@ -1,4 +1,5 @@
-"""What a config means on this machine: data, devices, networks, optimiser, method, stages. Mistakes in it are found here."""
+"""What a config means on this machine: data, devices, networks, optimiser, method, stages. Mistakes
+in it are found here."""
 
 import importlib
 import json
@@ -36,44 +37,65 @@ def load_data(config: ConfigDict) -> Splits:
     section = dict(config.data)
     share = section.pop("fraction", 1.0)
     splits: Splits = _call("cl_jax.data", section)
-    return splits._replace(train=fraction(splits.train, share, seed=config.seed)) if share < 1 else splits
+    return (
+        splits._replace(train=fraction(splits.train, share, seed=config.seed))
+        if share < 1
+        else splits
+    )
 
 
 def build(config: ConfigDict, previous: Stage | None = None) -> Built:
-    """Data, devices, networks, optimiser and method of a config; every mistake in it is found here."""
+    """Data, devices, networks, optimiser and method of a config; every mistake in it is found
+    here."""
     mesh = parallel.make_mesh(config.devices or None)
     data = load_data(config)
     size, batch = data.train.size, config.batch_size
     if size < batch:
-        raise ValueError(f"{data.train.name} has {size} training examples, fewer than one batch of {batch}. "
-                         f"Set --config.batch_size={max(size // 2, 1)} or give more data.")
+        raise ValueError(
+            f"{data.train.name} has {size} training examples, fewer than one batch of {batch}. "
+            f"Set --config.batch_size={max(size // 2, 1)} or give more data."
+        )
     if batch % mesh.size:
-        raise ValueError(f"batch_size={batch} is not divisible by {mesh.size} devices; "
-                         f"try --config.batch_size={max(batch // mesh.size, 1) * mesh.size}.")
+        raise ValueError(
+            f"batch_size={batch} is not divisible by {mesh.size} devices; "
+            f"try --config.batch_size={max(batch // mesh.size, 1) * mesh.size}."
+        )
     steps_per_epoch = size // batch
     total_steps = max(1, round(config.total_epochs * steps_per_epoch))
     run = Run(AXIS, batch, size, steps_per_epoch, total_steps, dict(data.train.classes), previous)
     encoder = _call("cl_jax.encoders", dict(config.encoder), axis_name=AXIS)
-    tx, learning_rate = _checked(optim.build, dict(config.optimizer), batch_size=batch, steps_per_epoch=steps_per_epoch,
-                                 total_steps=total_steps)
+    tx, learning_rate = _checked(
+        optim.build,
+        dict(config.optimizer),
+        batch_size=batch,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
     recipes = []
     for name in sorted(config.views):
         section = dict(config.views[name])
         copies = section.pop("copies", 1)
         recipes += [views.make(section)] * copies
-    method = _call("cl_jax.methods", dict(config.method), encoder=encoder, tx=tx, views=tuple(recipes), run=run)
+    method = _call(
+        "cl_jax.methods", dict(config.method), encoder=encoder, tx=tx, views=tuple(recipes), run=run
+    )
     missing = [field for field in method.needs if field not in data.train.read(0)]
     if missing:
-        raise ValueError(f"{config.method.name} needs the batch fields {missing}; {data.train.name} has "
-                         f"{sorted(data.train.read(0))}.")
+        raise ValueError(
+            f"{config.method.name} needs the batch fields {missing}; {data.train.name} has "
+            f"{sorted(data.train.read(0))}."
+        )
     return Built(method, data, run, mesh, learning_rate)
 
 
 def load(workdir: str | Path, *, best: bool = False) -> tuple[ConfigDict, Built, State]:
-    """A finished (or interrupted) run from its workdir: config, what it built, and its newest State."""
+    """A finished (or interrupted) run from its workdir: config, what it built, and its newest
+    State."""
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: {path} is missing. Train first, with --workdir={workdir}.")
+        raise FileNotFoundError(
+            f"{workdir} holds no run: {path} is missing. Train first, with --workdir={workdir}."
+        )
     config = ConfigDict(json.loads(path.read_text()))
     built = build(config, previous_stage(config, workdir))
     like = initial_state(built, config)
@@ -91,7 +113,10 @@ def initial_state(built: Built, config: ConfigDict) -> State:
     fields = fields_of(built.method, example)
     rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
     size = rows.stop - rows.start
-    batch = {name: np.zeros((size, *np.shape(example[name])), np.asarray(example[name]).dtype) for name in fields}
+    batch = {
+        name: np.zeros((size, *np.shape(example[name])), np.asarray(example[name]).dtype)
+        for name in fields
+    }
     batch["id"] = np.zeros(size, np.int32)
     init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
@@ -107,15 +132,22 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
 
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kind = mesh.devices.flat[0].device_kind
-    return "\n".join((
-        f"{config.method.name} on {built.data.train.name}: {run.size} training examples, {built.data.test.size} test",
-        f"process {jax.process_index() + 1} of {jax.process_count()}; {mesh.size} device(s): {kind}",
-        f"global batch {run.batch_size} ({run.batch_size // mesh.size} a device), {run.steps_per_epoch} steps an epoch, "
-        f"{run.total_steps} steps ({config.total_epochs:g} epochs)"
-        + ("" if method.negatives is None else f", {method.negatives:,} negatives per anchor"),
-        f"parameters {number:,}; State {megabytes(state):.1f} MiB a device: parameters {megabytes(state.params):.1f}, "
-        f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory {megabytes(state.memory):.1f}",
-    ))
+    return "\n".join(
+        (
+            f"{config.method.name} on {built.data.train.name}: {run.size} training examples, "
+            f"{built.data.test.size} test",
+            f"process {jax.process_index() + 1} of {jax.process_count()}; {mesh.size} device(s): "
+            f"{kind}",
+            f"global batch {run.batch_size} ({run.batch_size // mesh.size} a device), "
+            f"{run.steps_per_epoch} steps an epoch, "
+            f"{run.total_steps} steps ({config.total_epochs:g} epochs)"
+            + ("" if method.negatives is None else f", {method.negatives:,} negatives per anchor"),
+            f"parameters {number:,}; State {megabytes(state):.1f} MiB a device: parameters "
+            f"{megabytes(state.params):.1f}, "
+            f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory "
+            f"{megabytes(state.memory):.1f}",
+        )
+    )
 
 
 def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
@@ -123,7 +155,9 @@ def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
     name = config.get("previous", "")
     if not name:
         return None
-    _, built, state = load(os.path.normpath(Path(workdir) / name))  # "../pretrain" of a folder that is not there yet
+    _, built, state = load(
+        os.path.normpath(Path(workdir) / name)
+    )  # "../pretrain" of a folder that is not there yet
     return Stage(built.method, state)
 
 
@@ -138,19 +172,23 @@ def _call(package: str, section: dict[str, Any], **given: Any) -> Any:
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(path.stem for path in folder.glob("*.py") if "\ndef make(" in path.read_text())
     if name not in known:
-        raise ValueError(f"{package}.{name or '(no name)'} does not exist; have {', '.join(known)}"
-                         f"{nearest(name, known)}.")
+        raise ValueError(
+            f"{package}.{name or '(no name)'} does not exist; have {', '.join(known)}"
+            f"{nearest(name, known)}."
+        )
     return _checked(importlib.import_module(f"{package}.{name}").make, section, **given)
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
     """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = make.__code__.co_varnames[:make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
+    known = make.__code__.co_varnames[: make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]
-            raise ValueError(f"{make.__module__}.{make.__name__} has no setting {key!r}"
-                             f"{nearest(key, options)}. It takes {', '.join(options)}.")
+            raise ValueError(
+                f"{make.__module__}.{make.__name__} has no setting {key!r}"
+                f"{nearest(key, options)}. It takes {', '.join(options)}."
+            )
     return make(**{key: _plain(value) for key, value in section.items()}, **given)
 
 
@@ -159,7 +197,8 @@ def _plain(value: Any) -> Any:
 
 
 def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDict, Path]]:
-    """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in their order."""
+    """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in
+    their order."""
     config = ConfigDict(config.copy_and_resolve_references()).unlock()
     overrides, order, asked = config.stages, list(config.get("stage_order", ())), config.stage
     del config.stages, config.stage
@@ -170,7 +209,9 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
             raise ValueError(f"stage={asked!r}: this config has one stage only; leave it out.")
         return [("", config, Path(workdir))]
     if asked not in ("", "all", *order):
-        raise ValueError(f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}.")
+        raise ValueError(
+            f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
+        )
     chosen = order if asked == "all" else [asked or order[0]]
     found = []
     for name in chosen:
@@ -192,5 +233,11 @@ def config_names() -> list[str]:
     try:
         package = importlib.import_module("configs")
     except ModuleNotFoundError:
-        raise ValueError("there is no package `configs` here; call it in the checkout of cl_jax.") from None
-    return sorted(path.stem for path in Path(package.__path__[0]).glob("*.py") if path.stem not in ("__init__", "common"))
+        raise ValueError(
+            "there is no package `configs` here; call it in the checkout of cl_jax."
+        ) from None
+    return sorted(
+        path.stem
+        for path in Path(package.__path__[0]).glob("*.py")
+        if path.stem not in ("__init__", "common")
+    )

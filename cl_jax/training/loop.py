@@ -19,13 +19,31 @@ from cl_jax.core.method import Run, State
 from cl_jax.evals import protocols
 from cl_jax.planning.devices import peak_flops
 from cl_jax.training import checkpoint, metrics
-from cl_jax.training.experiment import Built, build, describe, initial_state, load, previous_stage, stages
+from cl_jax.training.experiment import (
+    Built,
+    build,
+    describe,
+    initial_state,
+    load,
+    previous_stage,
+    stages,
+)
 from cl_jax.training.steps import Stepper, stepper
 
-__all__ = ["Interrupted", "build", "evaluate", "initial_state", "load", "stages", "stepper", "train"]
+__all__ = [
+    "Interrupted",
+    "build",
+    "evaluate",
+    "initial_state",
+    "load",
+    "stages",
+    "stepper",
+    "train",
+]
 
 KEPT = 3  # steps left out of a run of which `cl_jax.checks.replay` can tell
-IN_A_ROW = 20  # steps left out after which nothing will come of skipping: the parameters themselves are at fault
+# steps left out after which nothing will come of skipping: the parameters themselves are at fault
+IN_A_ROW = 20
 
 
 class Interrupted(Exception):
@@ -33,20 +51,32 @@ class Interrupted(Exception):
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
-    """Runs one stage to its end, from its newest checkpoint if there is one; returns the final evaluation."""
+    """Runs one stage to its end, from its newest checkpoint if there is one; returns the final
+    evaluation."""
     built = build(config, previous_stage(config, workdir))
     checkpoint.check_config(workdir, json.loads(config.to_json()))
     state = initial_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
-    log = metrics.Metrics(workdir, built.run.total_steps, 0 if restored is None else int(restored.step))
-    parallel.everywhere(True)  # no process reads the log before process 0 has cut off what this run will write again
+    log = metrics.Metrics(
+        workdir, built.run.total_steps, 0 if restored is None else int(restored.step)
+    )
+    parallel.everywhere(
+        True
+    )  # no process reads the log before process 0 has cut off what this run will write again
     with contextlib.closing(checkpoints), contextlib.closing(log):
         return _train(config, workdir, built, state, restored, checkpoints, log)
 
 
-def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, restored: State | None,
-           checkpoints: checkpoint.Checkpoints, log: metrics.Metrics) -> dict[str, float]:
+def _train(
+    config: ConfigDict,
+    workdir: str | Path,
+    built: Built,
+    state: State,
+    restored: State | None,
+    checkpoints: checkpoint.Checkpoints,
+    log: metrics.Metrics,
+) -> dict[str, float]:
     method, run = built.method, built.run
     log.say(describe(config, built, state))
     evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
@@ -57,9 +87,15 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
         log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
     compares = config.evals.baselines and not any(row["step"] == 0 for row in logged)
     steps = stepper(built, config, int(state.step))
-    eval_steps = max(1, round(config.evals.every_epochs * run.steps_per_epoch)) if config.evals.every_epochs else 0
+    eval_steps = (
+        max(1, round(config.evals.every_epochs * run.steps_per_epoch))
+        if config.evals.every_epochs
+        else 0
+    )
     pending = _Pending(config, built, log, steps)
-    pending.skipped = max((int(row["skipped_steps"]) for row in logged if "skipped_steps" in row), default=0)
+    pending.skipped = max(
+        (int(row["skipped_steps"]) for row in logged if "skipped_steps" in row), default=0
+    )
     results: dict[str, float] = {}
     with _Stop() as stop:
         while steps.step < run.total_steps:
@@ -67,13 +103,19 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
                 at = steps.step
                 if method.refresh is not None and at % run.steps_per_epoch == 0:
                     pending.flush()
-                    state = method.refresh(state, lambda f: evaluator.encode_all(f, state), at // run.steps_per_epoch)
+                    state = method.refresh(
+                        state, lambda f: evaluator.encode_all(f, state), at // run.steps_per_epoch
+                    )
                     pending.restart_clock()
-                state, values = steps.advance(state, _next_event(at, run, eval_steps, config.checkpoint_steps))
+                state, values = steps.advance(
+                    state, _next_event(at, run, eval_steps, config.checkpoint_steps)
+                )
                 pending.add(at, values)
                 done, last, stopping = steps.step, steps.step == run.total_steps, stop.asked()
                 evaluates = last or (eval_steps and done % eval_steps == 0)
-                saves = stopping or (config.checkpoint_steps and done % config.checkpoint_steps == 0)
+                saves = stopping or (
+                    config.checkpoint_steps and done % config.checkpoint_steps == 0
+                )
                 if evaluates or saves:
                     pending.flush()  # nothing is saved before it was seen to be finite
                 elif done // config.log_steps > at // config.log_steps:
@@ -84,7 +126,9 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
                 if config.nonfinite == "stop":
                     raise
                 if pending.in_a_row == IN_A_ROW:
-                    raise FloatingPointError(f"{IN_A_ROW} steps in a row left out: skipping does not help. {bad}") from bad
+                    raise FloatingPointError(
+                        f"{IN_A_ROW} steps in a row left out: skipping does not help. {bad}"
+                    ) from bad
                 log.say(f"skipping {bad}")
                 state = steps.skip(state)
                 pending.forget(bad.step)
@@ -106,7 +150,9 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
             elif saves:
                 checkpoints.save(state)
             if stopping and not last:
-                raise Interrupted(f"stopped at step {done} of {run.total_steps}; the same command resumes there.")
+                raise Interrupted(
+                    f"stopped at step {done} of {run.total_steps}; the same command resumes there."
+                )
     if not results:
         results = evaluator.online(state, final=True)
     rows = metrics.read(workdir)
@@ -118,7 +164,16 @@ def _train(config: ConfigDict, workdir: str | Path, built: Built, state: State, 
 
 def _next_event(step: int, run: Run, *periods: int) -> int:
     """The first step after `step` at which the loop has something to do between steps."""
-    return min([run.total_steps, *((step // period + 1) * period for period in (run.steps_per_epoch, *periods) if period)])
+    return min(
+        [
+            run.total_steps,
+            *(
+                (step // period + 1) * period
+                for period in (run.steps_per_epoch, *periods)
+                if period
+            ),
+        ]
+    )
 
 
 def evaluate(workdir: str | Path) -> dict[str, float]:
@@ -129,7 +184,9 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
     if config.probe.augment:
         results |= evaluator.linear_augmented(state)
     if jax.process_index() == 0:
-        (Path(workdir) / "eval.json").write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+        (Path(workdir) / "eval.json").write_text(
+            json.dumps({"step": int(state.step), **results}, indent=2) + "\n"
+        )
         print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))
     return results
 
@@ -137,20 +194,32 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
 class NonFinite(FloatingPointError):
     """A loss or gradient that is no number; the State in hand is the one before that step."""
 
-    def __init__(self, step: int, row: dict[str, np.ndarray], ids: np.ndarray, record: dict[str, Any]):
+    def __init__(
+        self, step: int, row: dict[str, np.ndarray], ids: np.ndarray, record: dict[str, Any]
+    ):
         super().__init__(
-            f"step {step + 1}: loss {row['loss']}, gradient norm {row.get('grad_norm')}. Batch ids: "
-            f"{np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before this one. Likely causes: a "
-            "learning rate too high, a temperature too low; lower it, or leave such steps out with --config.nonfinite=skip.")
-        self.step, self.ids, self.record = step, ids, record  # the record is what `cl_jax.checks.replay` reads
+            f"step {step + 1}: loss {row['loss']}, gradient norm {row.get('grad_norm')}. Batch "
+            f"ids: "
+            f"{np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before "
+            f"this one. Likely causes: a "
+            "learning rate too high, a temperature too low; lower it, or leave such steps out "
+            "with --config.nonfinite=skip."
+        )
+        self.step, self.ids, self.record = (
+            step,
+            ids,
+            record,
+        )  # the record is what `cl_jax.checks.replay` reads
 
 
 class _Pending:
-    """Metrics on their way from the device. They are read one logging interval late, so that no step waits for the host."""
+    """Metrics on their way from the device. They are read one logging interval late, so that no
+    step waits for the host."""
 
     def __init__(self, config: ConfigDict, built: Built, log: metrics.Metrics, steps: Stepper):
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
-        # Intervals: when they ended, where that is known already, seconds of waiting for data, metrics.
+        # Intervals: when they ended, where that is known already, seconds of waiting for data,
+        # metrics.
         self.closed: list[tuple[float | None, float, list[tuple[int, Any]]]] = []
         self.current: list[tuple[int, Any]] = []  # (first step, metrics [steps])
         self.skipped = self.in_a_row = 0
@@ -178,36 +247,59 @@ class _Pending:
 
     def forget(self, step: int) -> None:
         """Drops what came after a step that is left out."""
-        self.closed, self.current, self.skipped, self.in_a_row = [], [], self.skipped + 1, self.in_a_row + 1
+        self.closed, self.current, self.skipped, self.in_a_row = (
+            [],
+            [],
+            self.skipped + 1,
+            self.in_a_row + 1,
+        )
         self.log_to.write(step + 1, {"skipped_steps": self.skipped})
         self.restart_clock()
 
     def _close(self) -> None:
         if self.current:
-            done = self.current[-1][1]["loss"].is_ready()  # as on a CPU, where a step is done when it is dispatched
-            self.closed.append((time.perf_counter() if done else None, self.steps.wait_seconds, self.current))
+            done = self.current[-1][1][
+                "loss"
+            ].is_ready()  # as on a CPU, where a step is done when it is dispatched
+            self.closed.append(
+                (time.perf_counter() if done else None, self.steps.wait_seconds, self.current)
+            )
             self.current = []
 
     def _write(self) -> None:
         ended, waited, interval = self.closed.pop(0)
-        values = {name: np.concatenate(parts) for name, parts in
-                  _columns([parallel.fetch(part) for _, part in interval]).items()}
-        numbers = np.concatenate([np.arange(first, first + len(part["loss"])) for first, part in interval])
+        values = {
+            name: np.concatenate(parts)
+            for name, parts in _columns([parallel.fetch(part) for _, part in interval]).items()
+        }
+        numbers = np.concatenate(
+            [np.arange(first, first + len(part["loss"])) for first, part in interval]
+        )
         bad = metrics.first_bad(values)
         if bad is not None and self.config.nonfinite != "ignore":
             step, row = int(numbers[bad]), {name: column[bad] for name, column in values.items()}
-            together = next(len(part["loss"]) for first, part in interval if first <= step < first + len(part["loss"]))
+            together = next(
+                len(part["loss"])
+                for first, part in interval
+                if first <= step < first + len(part["loss"])
+            )
             ids = self.steps.ids(step)
-            raise NonFinite(step, row, ids, replay.record(self.config, self.built, step, row, ids, together))
+            raise NonFinite(
+                step, row, ids, replay.record(self.config, self.built, step, row, ids, together)
+            )
         self.in_a_row = 0
         now, run = ended or time.perf_counter(), self.built.run
         elapsed = max(now - self.since, 1e-9)
         rate = len(numbers) / elapsed
         row = {name: float(np.mean(column)) for name, column in values.items()} | {
             "learning_rate": float(self.built.learning_rate(int(numbers[-1]))),
-            "epoch": (numbers[-1] + 1) / run.steps_per_epoch, "images_per_second": rate * run.batch_size,
-            "data_wait": (waited - self.waited) / elapsed}
-        peak = peak_flops(self.built.mesh.devices.flat[0].device_kind, self.config.encoder.get("dtype", "float32"))
+            "epoch": (numbers[-1] + 1) / run.steps_per_epoch,
+            "images_per_second": rate * run.batch_size,
+            "data_wait": (waited - self.waited) / elapsed,
+        }
+        peak = peak_flops(
+            self.built.mesh.devices.flat[0].device_kind, self.config.encoder.get("dtype", "float32")
+        )
         if peak and self.steps.flops > 0:
             row["mfu"] = rate * self.steps.flops / peak
         self.log_to.write(int(numbers[-1]) + 1, row)
@@ -219,7 +311,8 @@ def _columns(rows: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
 
 
 class _Stop:
-    """Turns SIGTERM, or a maintenance notice, into an answer that all processes give at the same step."""
+    """Turns SIGTERM, or a maintenance notice, into an answer that all processes give at the same
+    step."""
 
     def __init__(self) -> None:
         self.told, self.calls = False, 0
@@ -228,14 +321,17 @@ class _Stop:
         """Once per dispatch, on every process."""
         self.calls += 1
         if jax.process_count() > 1:
-            # jax.distributed catches the signal itself and lets the processes agree on the dispatch, which it names once.
+            # jax.distributed catches the signal itself and lets the processes agree on the
+            # dispatch, which it names once.
             from jax.experimental import multihost_utils
 
             self.told |= multihost_utils.reached_preemption_sync_point(self.calls)
         return self.told
 
     def __enter__(self) -> "_Stop":
-        self.ours = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self.ours = (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        )
         if self.ours:
             self.before = signal.signal(signal.SIGTERM, self._tell)
         return self

@@ -1,4 +1,5 @@
-"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a terminal."""
+"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a
+terminal."""
 
 import json
 import sys
@@ -23,12 +24,22 @@ class Metrics:
         self.path = Path(workdir) / "metrics.jsonl"
         _drop_after(self.path, start_step)
         self.lines = self.path.open("a")
-        self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step or None, flush_secs=30)
+        self.board = SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=start_step or None, flush_secs=30
+        )
         self.console = Console(file=sys.stderr)
-        self.progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                                 TextColumn("{task.fields[note]}"), console=self.console,
-                                 disable=not self.console.is_terminal)
-        self.task = self.progress.add_task("training", total=total_steps, completed=start_step, note="")
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(
+            "training", total=total_steps, completed=start_step, note=""
+        )
         self.progress.start()
         self.latest: dict[str, float] = {}
 
@@ -42,12 +53,24 @@ class Metrics:
         for name, value in row.items():
             self.board.add_scalar(name, value, step)
         self.latest.update(row)
-        note = "  ".join(f"{short} {self.latest[name]:.{digits}f}" for name, short, digits in
-                         (("loss", "loss", 3), ("images_per_second", "images/s", 0), ("knn/top1", "kNN", 3))
-                         if name in self.latest)
-        self.progress.update(self.task, completed=max(step, self.progress.tasks[0].completed), note=note)
+        note = "  ".join(
+            f"{short} {self.latest[name]:.{digits}f}"
+            for name, short, digits in (
+                ("loss", "loss", 3),
+                ("images_per_second", "images/s", 0),
+                ("knn/top1", "kNN", 3),
+            )
+            if name in self.latest
+        )
+        self.progress.update(
+            self.task, completed=max(step, self.progress.tasks[0].completed), note=note
+        )
         if not self.console.is_terminal:
-            print(f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), file=sys.stderr, flush=True)
+            print(
+                f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """Prints a line or a block without breaking the progress bar."""
@@ -83,5 +106,7 @@ def read(workdir: str | Path) -> list[dict[str, float]]:
 
 def first_bad(columns: dict[str, np.ndarray]) -> int | None:
     """The first row of metrics [steps] whose loss or gradient norm is not finite."""
-    finite = np.logical_and.reduce([np.isfinite(columns[name]) for name in ("loss", "grad_norm") if name in columns])
+    finite = np.logical_and.reduce(
+        [np.isfinite(columns[name]) for name in ("loss", "grad_norm") if name in columns]
+    )
     return None if finite.all() else int(np.argmin(finite))

@@ -1,7 +1,8 @@
 """Optimisers and schedules as the authors have them, built from optax.
 
-A schedule is a function of the number of updates made before this one (0 at the first), Python or traced. Every
-optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from a config section.
+A schedule is a function of the number of updates made before this one (0 at the first), Python or
+traced. Every optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from
+a config section.
 """
 
 import math
@@ -17,50 +18,71 @@ Schedule = Callable[[Any], jax.Array]
 Mask = Callable[[Any], Any]
 
 
-# Schedules --------------------------------------------------------------------------------------------------------
+# Schedules --------------------------------------
 
 
-def warmup_cosine(*, base: float, total_steps: float, warmup_steps: float = 0, final: float = 0.0) -> Schedule:
-    """base * t / warmup_steps, then a half cosine from base to `final` at total_steps, where it stays.
+def warmup_cosine(
+    *, base: float, total_steps: float, warmup_steps: float = 0, final: float = 0.0
+) -> Schedule:
+    """base * t / warmup_steps, then a half cosine from base to `final` at total_steps, where it
+    stays.
 
-    SimCLR (`simclr_steps`), BYOL, MoCo v3. Steps may be fractional epochs: MoCo v3's lr of epoch e is the same line.
-    With warmup_steps=0 also the momentum of a target: BYOL, MoCo v3 and DINO go from base to final=1.
+    SimCLR (`simclr_steps`), BYOL, MoCo v3. Steps may be fractional epochs: MoCo v3's lr of epoch e
+    is the same line. With warmup_steps=0 also the momentum of a target: BYOL, MoCo v3 and DINO go
+    from base to final=1.
     """
+
     def schedule(step):
         t = _real(step)
         along = jnp.clip((t - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0, 1)
         cosine = final + (base - final) * 0.5 * (1 + jnp.cos(jnp.pi * along))
         return jnp.where(t < warmup_steps, base * t / max(warmup_steps, 1e-9), cosine)
+
     return schedule
 
 
-def linspace_warmup_cosine(*, base: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0,
-                           final: float = 0.0) -> Schedule:
-    """warmup_steps values from `start` to `base`, both included, then a half cosine that starts at `base` again.
+def linspace_warmup_cosine(
+    *, base: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0, final: float = 0.0
+) -> Schedule:
+    """warmup_steps values from `start` to `base`, both included, then a half cosine that starts at
+    `base` again.
 
-    SwAV, DeepCluster-v2 and DINO. The base value occurs twice at the junction, and `final` is only approached.
+    SwAV, DeepCluster-v2 and DINO. The base value occurs twice at the junction, and `final` is only
+    approached.
     """
+
     def schedule(step):
         t = _real(step)
         ramp = start + (base - start) * t / max(warmup_steps - 1, 1)
         along = jnp.clip((t - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
         cosine = final + 0.5 * (base - final) * (1 + jnp.cos(jnp.pi * along))
         return jnp.where(t < warmup_steps, ramp, cosine)
+
     return schedule
 
 
-def step_decay(*, base: float, milestones: Sequence[float], factor: float | Sequence[float] = 0.1) -> Schedule:
-    """base times the factor of each milestone at or before t: MoCo v1, PCL, InstDisc, linear probes.
+def step_decay(
+    *, base: float, milestones: Sequence[float], factor: float | Sequence[float] = 0.1
+) -> Schedule:
+    """base times the factor of each milestone at or before t: MoCo v1, PCL, InstDisc, linear
+    probes.
 
     factor: of every milestone, or one for each (InvaSpread).
     """
     factors = tuple(factor) if isinstance(factor, Sequence) else (factor,) * len(milestones)
     if len(factors) != len(milestones):
-        raise ValueError(f"{len(factors)} factors for {len(milestones)} milestones; expected one number, or one for each.")
+        raise ValueError(
+            f"{len(factors)} factors for {len(milestones)} milestones; expected one number, or "
+            f"one for each."
+        )
 
     def schedule(step):
-        passed = [jnp.where(_real(step) >= milestone, each, 1.0) for milestone, each in zip(milestones, factors)]
+        passed = [
+            jnp.where(_real(step) >= milestone, each, 1.0)
+            for milestone, each in zip(milestones, factors)
+        ]
         return math.prod(passed, start=base * jnp.ones_like(_real(step)))
+
     return schedule
 
 
@@ -70,12 +92,14 @@ def constant(*, base: float) -> Schedule:
 
 
 def per_epoch(schedule: Schedule, *, steps_per_epoch: int) -> Schedule:
-    """Holds a schedule of steps at the value of each epoch's first step: MoCo v1/v2, SimSiam, linear probes."""
+    """Holds a schedule of steps at the value of each epoch's first step: MoCo v1/v2, SimSiam,
+    linear probes."""
     return lambda step: schedule(jnp.asarray(step) // steps_per_epoch * steps_per_epoch)
 
 
 def scaled_learning_rate(learning_rate: float, batch_size: int, scaling: str) -> float:
-    """"linear": learning_rate * batch_size / 256; "sqrt": learning_rate * sqrt(batch_size); "none": as it is.
+    """ "linear": learning_rate * batch_size / 256; "sqrt": learning_rate * sqrt(batch_size);
+    "none": as it is.
 
     batch_size counts images, not views.
     """
@@ -85,9 +109,13 @@ def scaled_learning_rate(learning_rate: float, batch_size: int, scaling: str) ->
     return learning_rate * scales[scaling]
 
 
-def simclr_steps(*, num_examples: int, batch_size: int, total_epochs: float, warmup_epochs: float) -> tuple[int, int]:
+def simclr_steps(
+    *, num_examples: int, batch_size: int, total_epochs: float, warmup_epochs: float
+) -> tuple[int, int]:
     """(total steps, warm-up steps) as SimCLR counts them: N * E // B + 1 and round(W * N // B)."""
-    return int(num_examples * total_epochs // batch_size) + 1, round(warmup_epochs * num_examples // batch_size)
+    return int(num_examples * total_epochs // batch_size) + 1, round(
+        warmup_epochs * num_examples // batch_size
+    )
 
 
 def _real(x: Any) -> jax.Array:
@@ -95,22 +123,29 @@ def _real(x: Any) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
-# Masks ------------------------------------------------------------------------------------------------------------
+# Masks --------------------------------------
 
 
 def path_of(path: Sequence[Any]) -> str:
     """A leaf's place in its tree as one string: "encoder/stage1_block1/norm1/scale"."""
-    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
+    return "/".join(
+        str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
+        for part in path
+    )
 
 
 def decay_mask(*, exclude_ndim: int = -1, exclude_paths: Sequence[str] = ()) -> Mask:
-    """params -> tree of bool: False for leaves of at most `exclude_ndim` axes or whose path a pattern is found in.
+    """params -> tree of bool: False for leaves of at most `exclude_ndim` axes or whose path a
+    pattern is found in.
 
-    Patterns are regular expressions searched in `path_of`; a plain word is one. exclude_ndim=1 leaves out biases and
-    the scales and shifts of norms (MoCo v3's LARS, DINO's decay, and what SimCLR and BYOL exclude by name).
+    Patterns are regular expressions searched in `path_of`; a plain word is one. exclude_ndim=1
+    leaves out biases and the scales and shifts of norms (MoCo v3's LARS, DINO's decay, and what
+    SimCLR and BYOL exclude by name).
     """
+
     def keep(path, leaf):
         return jnp.ndim(leaf) > exclude_ndim and not _matches(path, exclude_paths)
+
     return lambda params: jax.tree_util.tree_map_with_path(keep, params)
 
 
@@ -118,37 +153,66 @@ def _matches(path: Sequence[Any], patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, path_of(path)) for pattern in patterns)
 
 
-# Optimisers -------------------------------------------------------------------------------------------------------
+# Optimisers --------------------------------------
 
 
-def lars_simclr(learning_rate: float | Schedule, *, weight_decay: float = 0.0, momentum: float = 0.9,
-                trust_coefficient: float = 0.001, nesterov: bool = False, mask: Mask | None = None
-                ) -> optax.GradientTransformation:
+def lars_simclr(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+    nesterov: bool = False,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
     """SimCLR's LARS: the learning rate is inside the momentum buffer.
 
-    u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <- momentum v + lr r u,
-    w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled. You et al., arXiv 1708.03888.
+    u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <-
+    momentum v + lr r u, w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled.
+    You et al., arXiv 1708.03888.
     """
-    return optax.chain(_trust(weight_decay, trust_coefficient, mask), _scale(learning_rate),
-                       optax.trace(momentum, nesterov), optax.scale(-1.0))
+    return optax.chain(
+        _trust(weight_decay, trust_coefficient, mask),
+        _scale(learning_rate),
+        optax.trace(momentum, nesterov),
+        optax.scale(-1.0),
+    )
 
 
-def lars_byol(learning_rate: float | Schedule, *, weight_decay: float = 0.0, momentum: float = 0.9,
-              trust_coefficient: float = 0.001, mask: Mask | None = None) -> optax.GradientTransformation:
-    """LARS of BYOL, MoCo v3 and DINO: the learning rate is outside, v <- momentum v + r u, w <- w - lr v."""
-    return optax.chain(_trust(weight_decay, trust_coefficient, mask), optax.trace(momentum), _scale(learning_rate),
-                       optax.scale(-1.0))
+def lars_byol(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    """LARS of BYOL, MoCo v3 and DINO: the learning rate is outside, v <- momentum v + r u, w <- w -
+    lr v."""
+    return optax.chain(
+        _trust(weight_decay, trust_coefficient, mask),
+        optax.trace(momentum),
+        _scale(learning_rate),
+        optax.scale(-1.0),
+    )
 
 
-def larc_sgd(learning_rate: float | Schedule, *, weight_decay: float = 0.0, momentum: float = 0.9,
-             trust_coefficient: float = 0.001, clip: bool = False, nesterov: bool = False
-             ) -> optax.GradientTransformation:
+def larc_sgd(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+    clip: bool = False,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
     """Apex's LARC around SGD, on every parameter (SwAV, DeepCluster-v2, SimSiam's probe).
 
-    r = trust_coefficient ||w|| / (||g|| + weight_decay ||w|| + 1e-8),  u = r (g + weight_decay w); u = g where a norm
-    is 0 (so a fresh bias takes its first step at the full rate);  v <- momentum v + u,  w <- w - lr v. `clip` puts
-    min(r / lr, 1) for r.
+    r = trust_coefficient ||w|| / (||g|| + weight_decay ||w|| + 1e-8),  u = r (g + weight_decay w);
+    u = g where a norm is 0 (so a fresh bias takes its first step at the full rate);  v <- momentum
+    v + u,  w <- w - lr v. `clip` puts min(r / lr, 1) for r.
     """
+
     def scale(g, w, lr):
         w_norm, g_norm = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (w, g))
         ratio = trust_coefficient * w_norm / (g_norm + weight_decay * w_norm + 1e-8)
@@ -161,108 +225,192 @@ def larc_sgd(learning_rate: float | Schedule, *, weight_decay: float = 0.0, mome
         updates = jax.tree.map(lambda g, w: scale(g, w, lr), updates, params)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
-    larc = optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
-    return optax.chain(larc, optax.trace(momentum, nesterov), _scale(learning_rate), optax.scale(-1.0))
+    larc = optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
+    )
+    return optax.chain(
+        larc, optax.trace(momentum, nesterov), _scale(learning_rate), optax.scale(-1.0)
+    )
 
 
-def sgd(learning_rate: float | Schedule, *, weight_decay: float | Schedule = 0.0, momentum: float = 0.9,
-        nesterov: bool = False, mask: Mask | None = None) -> optax.GradientTransformation:
-    """PyTorch's SGD: v <- momentum v + g + weight_decay w,  w <- w - lr v; decay is coupled (it is in the buffer)."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(momentum, nesterov),
-                       _scale(learning_rate), optax.scale(-1.0))
+def sgd(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float | Schedule = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    """PyTorch's SGD: v <- momentum v + g + weight_decay w,  w <- w - lr v; decay is coupled (it is
+    in the buffer)."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.trace(momentum, nesterov),
+        _scale(learning_rate),
+        optax.scale(-1.0),
+    )
 
 
-def adamw(learning_rate: float | Schedule, *, weight_decay: float | Schedule = 0.0, b1: float = 0.9, b2: float = 0.999,
-          eps: float = 1e-8, mask: Mask | None = None) -> optax.GradientTransformation:
-    """Adam with decoupled decay: w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), both moments bias-corrected."""
-    return optax.chain(optax.scale_by_adam(b1, b2, eps), optax.add_decayed_weights(weight_decay, mask),
-                       _scale(learning_rate), optax.scale(-1.0))
+def adamw(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float | Schedule = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    """Adam with decoupled decay: w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), both moments
+    bias-corrected."""
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        _scale(learning_rate),
+        optax.scale(-1.0),
+    )
 
 
 def clip_per_tensor(max_norm: float, *, eps: float = 1e-6) -> optax.GradientTransformation:
-    """DINO's clipping: each parameter's gradient times min(1, max_norm / (norm + eps)), apart from the others."""
+    """DINO's clipping: each parameter's gradient times min(1, max_norm / (norm + eps)), apart from
+    the others."""
+
     def clip(g):
         norm = jnp.sqrt(jnp.sum(jnp.square(g)))
         return g * jnp.minimum(1.0, max_norm / (norm + eps))
+
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
-def freeze_until(steps: int, path_contains: Sequence[str], optimizer: Callable[[int], optax.GradientTransformation]
-                 ) -> optax.GradientTransformation:
+def freeze_until(
+    steps: int,
+    path_contains: Sequence[str],
+    optimizer: Callable[[int], optax.GradientTransformation],
+) -> optax.GradientTransformation:
     """Leaves the parameters whose path a pattern is found in alone for the first `steps` updates.
 
-    Alone as with a gradient of None in PyTorch: no step, no decay, no change of momenta or of Adam's count. So those
-    parameters have an optimiser of their own, optimizer(steps); the others have optimizer(0). The argument is what
-    schedules must add to its count: optimizer = lambda offset: sgd(lambda step: lr(step + offset), ...).
-    SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
+    Alone as with a gradient of None in PyTorch: no step, no decay, no change of momenta or of
+    Adam's count. So those parameters have an optimiser of their own, optimizer(steps); the others
+    have optimizer(0). The argument is what
+    schedules must add to its count: optimizer = lambda offset: sgd(lambda step: lr(step + offset),
+    ...). SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
     """
+
     def held(step):
         return step >= steps
 
     groups = {"moving": optimizer(0), "held": optax.conditionally_mask(optimizer(steps), held)}
-    return _checked(optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains)
+    return _checked(
+        optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains
+    )
 
 
-def _trust(weight_decay: float, trust_coefficient: float, mask: Mask | None) -> optax.GradientTransformation:
-    trust = optax.chain(optax.add_decayed_weights(weight_decay),
-                        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient))
+def _trust(
+    weight_decay: float, trust_coefficient: float, mask: Mask | None
+) -> optax.GradientTransformation:
+    trust = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+    )
     return trust if mask is None else optax.masked(trust, mask)
 
 
 def _scale(learning_rate: float | Schedule) -> optax.GradientTransformation:
-    return optax.scale_by_schedule(learning_rate) if callable(learning_rate) else optax.scale(learning_rate)
+    return (
+        optax.scale_by_schedule(learning_rate)
+        if callable(learning_rate)
+        else optax.scale(learning_rate)
+    )
 
 
-def _checked(tx: optax.GradientTransformation, patterns: Sequence[str]) -> optax.GradientTransformation:
-    """Refuses, at init, a pattern that no parameter's path contains: a typo would silently train everything."""
+def _checked(
+    tx: optax.GradientTransformation, patterns: Sequence[str]
+) -> optax.GradientTransformation:
+    """Refuses, at init, a pattern that no parameter's path contains: a typo would silently train
+    everything."""
+
     def init(params):
         paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(f"no parameter's path contains {pattern!r}; the paths begin "
-                                 f"{', '.join(sorted(paths)[:8])}.")
+                raise ValueError(
+                    f"no parameter's path contains {pattern!r}; the paths begin "
+                    f"{', '.join(sorted(paths)[:8])}."
+                )
         return tx.init(params)
+
     return optax.GradientTransformation(init, tx.update)
 
 
 def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any], Any]:
     """params -> tree of group names: the first whose patterns match the path."""
+
     def label(path, leaf):
         return next((name for name, words in patterns.items() if _matches(path, words)), default)
+
     return lambda params: jax.tree_util.tree_map_with_path(label, params)
 
 
-# From a config ----------------------------------------------------------------------------------------------------
+# From a config --------------------------------------
 
 
-def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: int, total_steps: int,
-          learning_rate_scaling: str = "linear", schedule: str = "warmup_cosine", warmup_epochs: float = 0.0,
-          warmup_steps: int | None = None, warmup_start: float = 0.0, final_learning_rate: float = 0.0,
-          schedule_per_epoch: bool = False, milestones_epochs: Sequence[float] = (),
-          decay_factor: float | Sequence[float] = 0.1,
-          weight_decay: float = 0.0, final_weight_decay: float | None = None, momentum: float = 0.9,
-          nesterov: bool = False, trust_coefficient: float = 0.001, larc_clip: bool = False, b1: float = 0.9,
-          b2: float = 0.999, eps: float = 1e-8, exclude_ndim: int | None = None, exclude_paths: Sequence[str] = (),
-          clip_global_norm: float | None = None, clip_tensor_norm: float | None = None, freeze_epochs: float = 0.0,
-          freeze_steps: int | None = None, freeze_paths: Sequence[str] = (), constant_lr_paths: Sequence[str] = ()
-          ) -> tuple[optax.GradientTransformation, Schedule]:
-    """An optimiser from a config's final values: (transformation, learning rate as a function of the step, for logs).
+def build(
+    *,
+    name: str,
+    learning_rate: float,
+    batch_size: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    learning_rate_scaling: str = "linear",
+    schedule: str = "warmup_cosine",
+    warmup_epochs: float = 0.0,
+    warmup_steps: int | None = None,
+    warmup_start: float = 0.0,
+    final_learning_rate: float = 0.0,
+    schedule_per_epoch: bool = False,
+    milestones_epochs: Sequence[float] = (),
+    decay_factor: float | Sequence[float] = 0.1,
+    weight_decay: float = 0.0,
+    final_weight_decay: float | None = None,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    trust_coefficient: float = 0.001,
+    larc_clip: bool = False,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    exclude_ndim: int | None = None,
+    exclude_paths: Sequence[str] = (),
+    clip_global_norm: float | None = None,
+    clip_tensor_norm: float | None = None,
+    freeze_epochs: float = 0.0,
+    freeze_steps: int | None = None,
+    freeze_paths: Sequence[str] = (),
+    constant_lr_paths: Sequence[str] = (),
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """An optimiser from a config's final values: (transformation, learning rate as a function of
+    the step, for logs).
 
     Args:
       name: "lars_simclr", "lars_byol", "larc_sgd", "sgd" or "adamw".
-      learning_rate, learning_rate_scaling: before and by `scaled_learning_rate`; the other rates are not scaled.
+      learning_rate, learning_rate_scaling: before and by `scaled_learning_rate`; the other rates
+        are not scaled.
       batch_size: global, in images.
       total_steps: where the schedule ends.
-      schedule: "warmup_cosine", "linspace_warmup_cosine" (starts at warmup_start), "step_decay" (milestones_epochs,
-        decay_factor) or "constant"; the first two end at final_learning_rate.
+      schedule: "warmup_cosine", "linspace_warmup_cosine" (starts at warmup_start), "step_decay"
+        (milestones_epochs, decay_factor) or "constant"; the first two end at final_learning_rate.
       warmup_epochs, warmup_steps: length of the warm-up; steps win where given (`simclr_steps`).
       schedule_per_epoch: hold the value during each epoch.
-      final_weight_decay: where a half cosine takes the decay during the run (DINO); adamw and sgd only.
-      exclude_ndim, exclude_paths: what is not decayed, nor rescaled by LARS: see `decay_mask`. None is 1 for LARS and
-        nothing for the others, which decay all parameters as MoCo and SimSiam do. LARC excludes nothing.
-      clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or `clip_per_tensor`.
-      freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds throughout.
-      constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's predictor).
+      final_weight_decay: where a half cosine takes the decay during the run (DINO); adamw and sgd
+        only.
+      exclude_ndim, exclude_paths: what is not decayed, nor rescaled by LARS: see `decay_mask`. None
+        is 1 for LARS and nothing for the others, which decay all parameters as MoCo and SimSiam do.
+        LARC excludes nothing.
+      clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or
+        `clip_per_tensor`.
+      freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds
+        throughout.
+      constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's
+        predictor).
 
     Raises:
       ValueError: unknown name, schedule or scaling; a setting the optimiser does not have.
@@ -271,16 +419,27 @@ def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: 
     if warmup_steps is None:
         warmup_steps = round(warmup_epochs * steps_per_epoch)
     if warmup_steps > total_steps:
-        raise ValueError(f"the warm-up of {warmup_steps} steps (warmup_epochs={warmup_epochs}) is longer than the run "
-                         f"of {total_steps}; shorten it or train longer.")
+        raise ValueError(
+            f"the warm-up of {warmup_steps} steps (warmup_epochs={warmup_epochs}) is longer than "
+            f"the run "
+            f"of {total_steps}; shorten it or train longer."
+        )
     schedules = {
         "warmup_cosine": lambda: warmup_cosine(
-            base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate),
+            base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate
+        ),
         "linspace_warmup_cosine": lambda: linspace_warmup_cosine(
-            base=base, total_steps=total_steps, warmup_steps=warmup_steps, start=warmup_start,
-            final=final_learning_rate),
+            base=base,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            start=warmup_start,
+            final=final_learning_rate,
+        ),
         "step_decay": lambda: step_decay(
-            base=base, milestones=[epoch * steps_per_epoch for epoch in milestones_epochs], factor=decay_factor),
+            base=base,
+            milestones=[epoch * steps_per_epoch for epoch in milestones_epochs],
+            factor=decay_factor,
+        ),
         "constant": lambda: constant(base=base),
     }
     if schedule not in schedules:
@@ -290,25 +449,47 @@ def build(*, name: str, learning_rate: float, batch_size: int, steps_per_epoch: 
         lr = per_epoch(lr, steps_per_epoch=steps_per_epoch)
     decay: float | Schedule = weight_decay
     if final_weight_decay is not None:
-        decay = linspace_warmup_cosine(base=weight_decay, final=final_weight_decay, total_steps=total_steps)
+        decay = linspace_warmup_cosine(
+            base=weight_decay, final=final_weight_decay, total_steps=total_steps
+        )
     lars = name in ("lars_simclr", "lars_byol")
     if final_weight_decay is not None and name not in ("adamw", "sgd"):
         raise ValueError(f"final_weight_decay is for adamw and sgd, not {name}; leave it None.")
     if name == "larc_sgd" and (exclude_ndim is not None or exclude_paths):
-        raise ValueError("larc_sgd decays and rescales every parameter; leave exclude_ndim and exclude_paths unset.")
+        raise ValueError(
+            "larc_sgd decays and rescales every parameter; leave exclude_ndim and exclude_paths "
+            "unset."
+        )
     if exclude_ndim is None:
         exclude_ndim = 1 if lars else -1
     keep = decay_mask(exclude_ndim=exclude_ndim, exclude_paths=tuple(exclude_paths))
     optimizers: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
         "lars_simclr": lambda lr, decay: lars_simclr(
-            lr, weight_decay=decay, momentum=momentum, trust_coefficient=trust_coefficient, nesterov=nesterov,
-            mask=keep),
+            lr,
+            weight_decay=decay,
+            momentum=momentum,
+            trust_coefficient=trust_coefficient,
+            nesterov=nesterov,
+            mask=keep,
+        ),
         "lars_byol": lambda lr, decay: lars_byol(
-            lr, weight_decay=decay, momentum=momentum, trust_coefficient=trust_coefficient, mask=keep),
+            lr,
+            weight_decay=decay,
+            momentum=momentum,
+            trust_coefficient=trust_coefficient,
+            mask=keep,
+        ),
         "larc_sgd": lambda lr, decay: larc_sgd(
-            lr, weight_decay=decay, momentum=momentum, trust_coefficient=trust_coefficient, clip=larc_clip,
-            nesterov=nesterov),
-        "sgd": lambda lr, decay: sgd(lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, mask=keep),
+            lr,
+            weight_decay=decay,
+            momentum=momentum,
+            trust_coefficient=trust_coefficient,
+            clip=larc_clip,
+            nesterov=nesterov,
+        ),
+        "sgd": lambda lr, decay: sgd(
+            lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, mask=keep
+        ),
         "adamw": lambda lr, decay: adamw(lr, weight_decay=decay, b1=b1, b2=b2, eps=eps, mask=keep),
     }
     if name not in optimizers:

@@ -1,4 +1,5 @@
-"""From a State to the next: which batch, how many steps at once, and what happens to numbers that are not finite."""
+"""From a State to the next: which batch, how many steps at once, and what happens to numbers that
+are not finite."""
 
 import dataclasses
 import time
@@ -28,13 +29,14 @@ Metrics = dict[str, jax.Array]
 class Stepper:
     """Advances a State through the run's batches.
 
-    A data set that fits lies on the device as uint8, and up to `dispatch_steps` steps are one compiled program that scans
-    over their example ids; other sets are loaded on the host, one batch a step. Both see the same batches. How steps are
-    grouped depends on their number alone (and where `until` cuts), so a resumed run computes bit for bit what an unbroken
-    one does.
+    A data set that fits lies on the device as uint8, and up to `dispatch_steps` steps are one
+    compiled program that scans over their example ids; other sets are loaded on the host, one batch
+    a step. Both see the same batches. How steps are grouped depends on their number alone (and
+    where `until` cuts), so a resumed run computes bit for bit what an unbroken one does.
 
-    A step whose loss or gradient norm is not finite leaves the State as it was, `step` included, and so do all after it:
-    whoever reads the metrics later holds the State before that step. `nonfinite="ignore"` lets it through.
+    A step whose loss or gradient norm is not finite leaves the State as it was, `step` included,
+    and so do all after it: whoever reads the metrics later holds the State before that step.
+      `nonfinite="ignore"` lets it through.
     """
 
     def __init__(self, built: Built, config: ConfigDict, start: int):
@@ -52,20 +54,36 @@ class Stepper:
         resident = batches.resident(self.data.train, max_bytes=RESIDENT_BYTES)
         self.rows = None
         if resident is not None:
-            self.rows = parallel.replicate({name: resident[name] for name in self.fields}, self.mesh)
-            self.one = parallel.lift(self._indexed, self.mesh, (SAME, SAME, EACH, SAME, SAME), SAME, donate=(0,))
-            self.many = parallel.lift(self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,))
+            self.rows = parallel.replicate(
+                {name: resident[name] for name in self.fields}, self.mesh
+            )
+            self.one = parallel.lift(
+                self._indexed, self.mesh, (SAME, SAME, EACH, SAME, SAME), SAME, donate=(0,)
+            )
+            self.many = parallel.lift(
+                self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,)
+            )
         else:
-            self.one = parallel.lift(self.update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
+            self.one = parallel.lift(
+                self.update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,)
+            )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         asked = config.dispatch_steps or (1 if on_cpu else config.log_steps)
         self.at_once = asked if self.rows is not None else 1
         if self.at_once > 1 and on_cpu:
-            logging.warning("dispatch_steps=%d on a CPU: convolutions inside a loop are compiled to programs about 20 times "
-                            "slower; 1 is faster, and the same run.", self.at_once)
+            logging.warning(
+                "dispatch_steps=%d on a CPU: convolutions inside a loop are compiled to programs "
+                "about 20 times "
+                "slower; 1 is faster, and the same run.",
+                self.at_once,
+            )
         if asked != self.at_once and config.dispatch_steps:
-            logging.warning("dispatch_steps=%d is 1 here: %s does not lie on the device and is loaded a batch a step.",
-                            asked, self.data.train.name)
+            logging.warning(
+                "dispatch_steps=%d is 1 here: %s does not lie on the device and is loaded a batch "
+                "a step.",
+                asked,
+                self.data.train.name,
+            )
         self.loaded: Iterator[dict[str, np.ndarray]] | None = None
         self.flying: deque[jax.Array] = deque()
 
@@ -75,7 +93,8 @@ class Stepper:
         return state, jax.tree.map(lambda x: x[0], stacked)
 
     def advance(self, state: State, until: int) -> tuple[State, Metrics]:
-        """The next steps, as many as one dispatch takes and none at or beyond `until`; metrics are stacked, [steps]."""
+        """The next steps, as many as one dispatch takes and none at or beyond `until`; metrics are
+        stacked, [steps]."""
         self._plan(state)
         within = self.step % self.run.steps_per_epoch
         count = self.at_once
@@ -96,12 +115,15 @@ class Stepper:
         else:
             stacked = np.stack([self._ids(self.step + i) for i in range(count)])
             ids = self._place({"id": stacked}, P(None, AXIS))["id"]
-            state, metrics = self._compiled(self.many, count, state, self.rows, ids, self.key, expected)
+            state, metrics = self._compiled(
+                self.many, count, state, self.rows, ids, self.key, expected
+            )
         self.step += count
         return state, metrics
 
     def again(self, state: State, count: int) -> Metrics:
-        """The metrics of the step that `state` is before, by the program that does it alone or first of `count`."""
+        """The metrics of the step that `state` is before, by the program that does it alone or
+        first of `count`."""
         if count == 1:
             return self(state)[1]
         self._plan(state)
@@ -110,20 +132,28 @@ class Stepper:
         return jax.tree.map(lambda x: x[0], metrics)
 
     def skip(self, state: State) -> State:
-        """Past the step that a State stopped before: its batch is left out, and what followed it is done again."""
+        """Past the step that a State stopped before: its batch is left out, and what followed it is
+        done again."""
         self.step = int(state.step) + 1
         self.loaded = None
         return dataclasses.replace(state, step=state.step + 1)
 
     def ids(self, step: int) -> np.ndarray:
         """The examples [B] of the global batch of a step of the current epoch."""
-        return batches.ids_at(step, seed=self.seed, size=self.run.size, batch_size=self.run.batch_size,
-                              epoch_order=self.epoch_order)
+        return batches.ids_at(
+            step,
+            seed=self.seed,
+            size=self.run.size,
+            batch_size=self.run.batch_size,
+            epoch_order=self.epoch_order,
+        )
 
-    # On the device, per device -----------------------------------------------------------------------------------
+    # On the device, per device
+    # -----------------------------------------------------------------------------------
 
-    def update(self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
-                ) -> tuple[State, Metrics]:
+    def update(
+        self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
+    ) -> tuple[State, Metrics]:
         after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
         if not self.guard:
             return after, metrics
@@ -131,24 +161,39 @@ class Stepper:
         go = finite & (state.step == expected)
         return jax.tree.map(lambda new, old: jnp.where(go, new, old), after, state), metrics
 
-    def _indexed(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
-                 ) -> tuple[State, Metrics]:
+    def _indexed(
+        self,
+        state: State,
+        rows: dict[str, jax.Array],
+        ids: jax.Array,
+        key: jax.Array,
+        expected: jax.Array,
+    ) -> tuple[State, Metrics]:
         batch = {name: values[ids] for name, values in rows.items()} | {"id": ids}
         return self.update(state, batch, key, expected)
 
-    def _scanned(self, state: State, rows: dict[str, jax.Array], ids: jax.Array, key: jax.Array, expected: jax.Array
-                 ) -> tuple[State, Metrics]:
+    def _scanned(
+        self,
+        state: State,
+        rows: dict[str, jax.Array],
+        ids: jax.Array,
+        key: jax.Array,
+        expected: jax.Array,
+    ) -> tuple[State, Metrics]:
         def body(state, given):
             offset, ids = given
             return self._indexed(state, rows, ids, key, expected + offset)
+
         return lax.scan(body, state, (jnp.arange(ids.shape[0], dtype=jnp.int32), ids))
 
-    # On the host -------------------------------------------------------------------------------------------------
+    # On the host --------------------------------------
 
     def _compiled(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
         if not self.compile_seconds:
             began = time.perf_counter()
-            program = lifted.lower(*arguments).compile()  # the same executable that the call below finds
+            program = lifted.lower(
+                *arguments
+            ).compile()  # the same executable that the call below finds
             self.compile_seconds = time.perf_counter() - began
             cost, memory = program.cost_analysis(), program.memory_analysis()
             self.flops = float((cost or {}).get("flops", 0.0))
@@ -156,7 +201,9 @@ class Stepper:
         return lifted(*arguments)
 
     def _ids(self, step: int) -> np.ndarray:
-        return self.ids(step)[batches.local_rows(self.run.batch_size, jax.process_index(), jax.process_count())]
+        return self.ids(step)[
+            batches.local_rows(self.run.batch_size, jax.process_index(), jax.process_count())
+        ]
 
     def _place(self, rows: dict[str, np.ndarray], spec: P) -> dict[str, jax.Array]:
         return parallel.place_batch(rows, self.mesh, spec)
@@ -172,10 +219,21 @@ class Stepper:
     def _load(self, state: State) -> dict[str, jax.Array]:
         if self.loaded is None:
             # With a plan, the batches of later epochs are not known yet.
-            end = self.run.total_steps if self.epoch_order is None else (self.planned + 1) * self.run.steps_per_epoch
+            end = (
+                self.run.total_steps
+                if self.epoch_order is None
+                else (self.planned + 1) * self.run.steps_per_epoch
+            )
             self.loaded = batches.host_batches(
-                self.data.train, batch_size=self.run.batch_size, seed=self.seed, start_step=self.step, steps=end,
-                epoch_order=self.epoch_order, process_index=jax.process_index(), process_count=jax.process_count())
+                self.data.train,
+                batch_size=self.run.batch_size,
+                seed=self.seed,
+                start_step=self.step,
+                steps=end,
+                epoch_order=self.epoch_order,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
         began = time.perf_counter()
         batch = next(self.loaded)
         self.wait_seconds += time.perf_counter() - began

@@ -1,8 +1,9 @@
 """Colour jitter and grayscale, in the two published families.
 
-"tv" is torchvision / PIL (MoCo, SwAV, DINO, SimSiam, InstDisc): contrast around the mean grey of the image, saturation
-around each pixel's grey. "tf" is SimCLR's TensorFlow and BYOL's JAX program: contrast around each channel's mean,
-saturation scaled in HSV. The same numbers mean different pictures in the two. Planes are [C, H, W], floats in [0, 1].
+"tv" is torchvision / PIL (MoCo, SwAV, DINO, SimSiam, InstDisc): contrast around the mean grey of
+the image, saturation around each pixel's grey. "tf" is SimCLR's TensorFlow and BYOL's JAX program:
+contrast around each channel's mean, saturation scaled in HSV. The same numbers mean different
+pictures in the two. Planes are [C, H, W], floats in [0, 1].
 """
 
 import itertools
@@ -22,24 +23,43 @@ _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
 class Jitter(NamedTuple):
-    """One draw of colour jitter: `order` int32 [4], a permutation of (brightness 0, contrast 1, saturation 2, hue 3);
-    `factors` float32 [4] in that numbering, the last a shift of the hue in turns."""
+    """One draw of colour jitter: `order` int32 [4], a permutation of (brightness 0, contrast 1,
+    saturation 2, hue 3); `factors` float32 [4] in that numbering, the last a shift of the hue in
+    turns."""
 
     order: jax.Array
     factors: jax.Array
 
 
-def draw_jitter(key: jax.Array, *, brightness: float, contrast: float, saturation: float, hue: float,
-                additive: bool = False) -> Jitter:
-    """Factors uniform in [max(0, 1 - strength), 1 + strength], hue in [-hue, hue], the order uniform over all 24.
+def draw_jitter(
+    key: jax.Array,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    additive: bool = False,
+) -> Jitter:
+    """Factors uniform in [max(0, 1 - strength), 1 + strength], hue in [-hue, hue], the order
+    uniform over all 24.
 
     Args:
-      additive: brightness is an offset in [-brightness, brightness] (SimCLR's paper and first code; BYOL).
+      additive: brightness is an offset in [-brightness, brightness] (SimCLR's paper and first code;
+        BYOL).
     """
     u = jax.random.uniform(key, (5,), jnp.float32)
-    low = np.array([-brightness if additive else max(0.0, 1 - brightness), max(0.0, 1 - contrast),
-                    max(0.0, 1 - saturation), -hue], np.float32)
-    high = np.array([brightness if additive else 1 + brightness, 1 + contrast, 1 + saturation, hue], np.float32)
+    low = np.array(
+        [
+            -brightness if additive else max(0.0, 1 - brightness),
+            max(0.0, 1 - contrast),
+            max(0.0, 1 - saturation),
+            -hue,
+        ],
+        np.float32,
+    )
+    high = np.array(
+        [brightness if additive else 1 + brightness, 1 + contrast, 1 + saturation, hue], np.float32
+    )
     order = jnp.asarray(_ORDERS)[jnp.floor(u[4] * len(_ORDERS)).astype(jnp.int32)]
     return Jitter(order, jnp.asarray(low) + jnp.asarray(high - low) * u[:4])
 
@@ -50,7 +70,9 @@ def luma(x: jax.Array, weights: Sequence[float] = LUMA_PIL) -> jax.Array:
     return _luma(tuple(x), weights)
 
 
-def grayscale(x: jax.Array, weights: Sequence[float] = LUMA_PIL, apply: jax.Array | bool = True) -> jax.Array:
+def grayscale(
+    x: jax.Array, weights: Sequence[float] = LUMA_PIL, apply: jax.Array | bool = True
+) -> jax.Array:
     """The grey in every channel where `apply` is true; one channel is returned as it came."""
     if check_colour(x.shape[0], "grayscale") == 1:
         return x
@@ -62,18 +84,30 @@ def brightness(x: jax.Array, factor: jax.Array | float, *, additive: bool = Fals
     return x + factor if additive else x * factor
 
 
-def contrast(x: jax.Array, factor: jax.Array | float, *, family: str,
-             luma_weights: Sequence[float] = LUMA_PIL) -> jax.Array:
-    """factor * x + (1 - factor) * mean: "tv" the mean grey of the image, "tf" each channel's own mean.
+def contrast(
+    x: jax.Array,
+    factor: jax.Array | float,
+    *,
+    family: str,
+    luma_weights: Sequence[float] = LUMA_PIL,
+) -> jax.Array:
+    """factor * x + (1 - factor) * mean: "tv" the mean grey of the image, "tf" each channel's own
+    mean.
 
     Any channels; where there is no grey, neither 1 nor 3 of them, "tv" takes the mean over all.
     """
     return jnp.stack(_contrast(tuple(x), factor, family, luma_weights))
 
 
-def saturation(x: jax.Array, factor: jax.Array | float, *, family: str,
-               luma_weights: Sequence[float] = LUMA_PIL) -> jax.Array:
-    """factor * x + (1 - factor) * grey of the pixel in "tv"; S of HSV times factor, cut off at 1, in "tf".
+def saturation(
+    x: jax.Array,
+    factor: jax.Array | float,
+    *,
+    family: str,
+    luma_weights: Sequence[float] = LUMA_PIL,
+) -> jax.Array:
+    """factor * x + (1 - factor) * grey of the pixel in "tv"; S of HSV times factor, cut off at 1,
+    in "tf".
 
     One channel is returned as it came.
     """
@@ -82,20 +116,28 @@ def saturation(x: jax.Array, factor: jax.Array | float, *, family: str,
 
 
 def hue(x: jax.Array, shift: jax.Array | float) -> jax.Array:
-    """Turns the hue by `shift` turns, value and saturation kept; grey pixels have none and stay. C = 1: identity."""
+    """Turns the hue by `shift` turns, value and saturation kept; grey pixels have none and stay. C
+    = 1: identity."""
     check_colour(x.shape[0], "hue")
     return jnp.stack(_hue(tuple(x), shift))
 
 
-# The operators on planes apart, [H, W] each. What all channels of a pixel share, its grey or its largest, is then a value
-# inside one loop; of stacked planes the compilers make an array of it first, on a GPU twice the traffic.
+# The operators on planes apart, [H, W] each. What all channels of a pixel share, its grey or its
+# largest, is then a value inside one loop; of stacked planes the compilers make an array of it
+# first, on a GPU twice the traffic.
 
 
 def _luma(planes: Planes, weights: Sequence[float]) -> jax.Array:
-    return planes[0] if len(planes) == 1 else weights[0] * planes[0] + weights[1] * planes[1] + weights[2] * planes[2]
+    return (
+        planes[0]
+        if len(planes) == 1
+        else weights[0] * planes[0] + weights[1] * planes[1] + weights[2] * planes[2]
+    )
 
 
-def _contrast(planes: Planes, factor: jax.Array | float, family: str, weights: Sequence[float]) -> Planes:
+def _contrast(
+    planes: Planes, factor: jax.Array | float, family: str, weights: Sequence[float]
+) -> Planes:
     means = [plane.mean() for plane in planes]
     if family == "tv":
         of_all = _luma(planes, weights).mean() if len(planes) in (1, 3) else jnp.stack(means).mean()
@@ -103,13 +145,16 @@ def _contrast(planes: Planes, factor: jax.Array | float, family: str, weights: S
     return tuple(factor * plane + (1 - factor) * mean for plane, mean in zip(planes, means))
 
 
-def _saturation(planes: Planes, factor: jax.Array | float, family: str, weights: Sequence[float]) -> Planes:
+def _saturation(
+    planes: Planes, factor: jax.Array | float, family: str, weights: Sequence[float]
+) -> Planes:
     if len(planes) == 1:
         return planes
     if family == "tv":
         other = _luma(planes, weights)
     else:
-        # Scaling S moves the pixel along the line to its largest channel V; the cut at S = 1 limits how far.
+        # Scaling S moves the pixel along the line to its largest channel V; the cut at S = 1 limits
+        # how far.
         other, span = _value(planes)
         limit = jnp.where(span > 0, other / jnp.where(span > 0, span, 1), factor)
         factor = jnp.maximum(jnp.minimum(factor, limit), 0)
@@ -122,7 +167,9 @@ def _hue(planes: Planes, shift: jax.Array | float) -> Planes:
     r, g, b = planes
     high, span = _value(planes)
     safe = jnp.where(span > 0, span, 1)
-    sixths = jnp.where(r == high, (g - b) / safe, jnp.where(g == high, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sixths = jnp.where(
+        r == high, (g - b) / safe, jnp.where(g == high, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
     sixths = sixths + 6 * shift
     sixths = sixths - 6 * jnp.floor(sixths / 6)
     away = jnp.abs(sixths - 3) - 1, 2 - jnp.abs(sixths - 2), 2 - jnp.abs(sixths - 4)
@@ -135,24 +182,37 @@ def _value(planes: Planes) -> tuple[jax.Array, jax.Array]:
     return high, high - jnp.minimum(jnp.minimum(r, g), b)
 
 
-def jitter(x: jax.Array, draw: Jitter, *, family: str, additive: bool = False,
-           luma_weights: Sequence[float] = LUMA_PIL, operators: Collection[int] = range(4),
-           apply: jax.Array | bool = True) -> jax.Array:
+def jitter(
+    x: jax.Array,
+    draw: Jitter,
+    *,
+    family: str,
+    additive: bool = False,
+    luma_weights: Sequence[float] = LUMA_PIL,
+    operators: Collection[int] = range(4),
+    apply: jax.Array | bool = True,
+) -> jax.Array:
     """The four operators in the drawn order, clipped to [0, 1] after each, where `apply` is true.
 
-    Under `vmap` a branch computes every arm, so choosing one of four operators at four places costs sixteen. Instead
-    the order is cut at its one expensive operator: the three others, in their order, are offered before hue and once
-    more after it, and each acts at the side it belongs to. Six blends and one hue, equal to the true permutation.
+    Under `vmap` a branch computes every arm, so choosing one of four operators at four places costs
+    sixteen. Instead
+    the order is cut at its one expensive operator: the three others, in their order, are offered
+    before hue and once more after it, and each acts at the side it belongs to. Six blends and one
+    hue, equal to the true permutation.
 
     Args:
-      x: [C, H, W]; saturation and hue are defined for C = 3, change nothing for 1 and raise for others.
+      x: [C, H, W]; saturation and hue are defined for C = 3, change nothing for 1 and raise for
+        others.
       draw: see `Jitter`.
       family: "tv" or "tf". additive: see `draw_jitter`.
       luma_weights: grey weights of "tv": PIL's, or LUMA_TENSOR for torchvision's tensor path.
-      operators: those that take part, static; leave out BRIGHTNESS, CONTRAST, SATURATION or HUE of strength 0.
+      operators: those that take part, static; leave out BRIGHTNESS, CONTRAST, SATURATION or HUE of
+        strength 0.
     """
     if family not in FAMILIES:
-        raise ValueError(f"family is {family!r}; expected \"tv\" (torchvision, PIL) or \"tf\" (SimCLR, BYOL).")
+        raise ValueError(
+            f'family is {family!r}; expected "tv" (torchvision, PIL) or "tf" (SimCLR, BYOL).'
+        )
     order, factors = draw.order, draw.factors.astype(x.dtype)
     cut = jnp.argmax(order == HUE)
     place = jnp.arange(3)
@@ -169,7 +229,11 @@ def jitter(x: jax.Array, draw: Jitter, *, family: str, additive: bool = False,
         kind, factor = kinds[slot], factors[kinds[slot]]
         y = planes
         if BRIGHTNESS in operators:
-            y = choose(kind == BRIGHTNESS, [brightness(plane, factor, additive=additive) for plane in planes], y)
+            y = choose(
+                kind == BRIGHTNESS,
+                [brightness(plane, factor, additive=additive) for plane in planes],
+                y,
+            )
         if CONTRAST in operators:
             y = choose(kind == CONTRAST, _contrast(planes, factor, family, luma_weights), y)
         if SATURATION in operators:
@@ -184,7 +248,9 @@ def jitter(x: jax.Array, draw: Jitter, *, family: str, additive: bool = False,
     for slot in range(3):
         planes = blend(planes, slot, slot < cut)
     turned = _hue(planes, factors[HUE])
-    planes = choose(apply, [jnp.clip(plane, 0, 1) for plane in turned] if family == "tf" else turned, planes)
+    planes = choose(
+        apply, [jnp.clip(plane, 0, 1) for plane in turned] if family == "tf" else turned, planes
+    )
     for slot in range(3):
         planes = blend(planes, slot, slot >= cut)
     return jnp.stack(planes)
@@ -193,6 +259,10 @@ def jitter(x: jax.Array, draw: Jitter, *, family: str, additive: bool = False,
 def check_colour(channels: int, what: str) -> int:
     """Refuses channel counts for which `what` is undefined."""
     if channels not in (1, 3):
-        raise ValueError(f"{what} is defined for 1 or 3 channels; the images have {channels}. Set saturation, hue and "
-                         "gray of the recipe to 0: crop, flip, brightness, contrast, blur, solarize take any number.")
+        raise ValueError(
+            f"{what} is defined for 1 or 3 channels; the images have {channels}. Set saturation, "
+            f"hue and "
+            "gray of the recipe to 0: crop, flip, brightness, contrast, blur, solarize take any "
+            "number."
+        )
     return channels

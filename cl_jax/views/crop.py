@@ -1,7 +1,8 @@
 """Random resized crops, three samplers of boxes, and one resampler.
 
-A box is int32 [top, left, height, width]. The resampler writes crop and resize as two matrices built from the box,
-out = rows @ image @ columns^T: a few thousand multiplications per view on a CPU, and what accelerators do best.
+A box is int32 [top, left, height, width]. The resampler writes crop and resize as two matrices
+built from the box, out = rows @ image @ columns^T: a few thousand multiplications per view on a
+CPU, and what accelerators do best.
 """
 
 from collections.abc import Sequence
@@ -14,22 +15,33 @@ INTERPOLATIONS = ("bilinear", "bicubic", "tf_bicubic")
 _TABLE = 1024
 
 
-def resampling_matrix(start: jax.Array | int, length: jax.Array | int, n_in: int, n_out: int, *, interpolation: str,
-                      dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """[n_out, n_in] weights that resize the `length` samples from `start` on to `n_out`, seeing nothing outside them.
+def resampling_matrix(
+    start: jax.Array | int,
+    length: jax.Array | int,
+    n_in: int,
+    n_out: int,
+    *,
+    interpolation: str,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """[n_out, n_in] weights that resize the `length` samples from `start` on to `n_out`, seeing
+    nothing outside them.
 
-    weight[i, j] ~ kernel((centre of i - centre of j) / support), each row divided by its sum: border samples are
-    renormalised, as PIL, torchvision and TensorFlow 2 all do.
+    weight[i, j] ~ kernel((centre of i - centre of j) / support), each row divided by its sum:
+    border samples are renormalised, as PIL, torchvision and TensorFlow 2 all do.
 
     Args:
       start, length: integers, Python's or traced.
       n_in, n_out: static sizes.
-      interpolation: "bilinear" and "bicubic" are antialiased (PIL; torchvision with antialias=True), the kernel
-        widening with the reduction; "tf_bicubic" is `tf.image.resize(method=BICUBIC)`: never widened, and offsets
-        rounded to 1/1024, because TensorFlow reads its kernel from a table. All cubics are Keys' with a = -0.5.
+      interpolation: "bilinear" and "bicubic" are antialiased (PIL; torchvision with
+        antialias=True), the kernel widening with the reduction; "tf_bicubic" is
+        `tf.image.resize(method=BICUBIC)`: never widened, and offsets rounded to 1/1024, because
+        TensorFlow reads its kernel from a table. All cubics are Keys' with a = -0.5.
     """
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation is {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}.")
+        raise ValueError(
+            f"interpolation is {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}."
+        )
     i = jnp.arange(n_out, dtype=jnp.int32)[:, None]
     j = jnp.arange(n_in, dtype=jnp.int32)[None, :] - start
     if interpolation == "tf_bicubic":
@@ -38,10 +50,13 @@ def resampling_matrix(start: jax.Array | int, length: jax.Array | int, n_in: int
         part = jnp.rint((twice - 2 * n_out * floor).astype(dtype) * (_TABLE / (2 * n_out))) / _TABLE
         weight = _cubic((j - floor).astype(dtype) - part)
     else:
-        # Twice the distance between centres times n_out is an integer: exact in float32 up to sides of 4096.
+        # Twice the distance between centres times n_out is an integer: exact in float32 up to sides
+        # of 4096.
         distance = ((2 * i + 1) * length - (2 * j + 1) * n_out).astype(dtype)
         offset = distance / (2 * jnp.maximum(length, n_out)).astype(dtype)
-        weight = jnp.maximum(1 - jnp.abs(offset), 0) if interpolation == "bilinear" else _cubic(offset)
+        weight = (
+            jnp.maximum(1 - jnp.abs(offset), 0) if interpolation == "bilinear" else _cubic(offset)
+        )
     weight = jnp.where((j >= 0) & (j < length), weight, 0)
     return weight / weight.sum(axis=1, keepdims=True)
 
@@ -53,8 +68,14 @@ def _cubic(x: jax.Array, a: float = -0.5) -> jax.Array:
     return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0))
 
 
-def resized_crop(x: jax.Array, box: jax.Array, size: int | tuple[int, int], *, interpolation: str,
-                 clip: bool = False) -> jax.Array:
+def resized_crop(
+    x: jax.Array,
+    box: jax.Array,
+    size: int | tuple[int, int],
+    *,
+    interpolation: str,
+    clip: bool = False,
+) -> jax.Array:
     """Cuts `box` out of the planes [C, H, W] and resizes it to [C, *size]; any number of channels.
 
     Args:
@@ -62,18 +83,24 @@ def resized_crop(x: jax.Array, box: jax.Array, size: int | tuple[int, int], *, i
       box: [4] integers (top, left, height, width) inside the image.
       size: the side, or (height, width), of the result.
       interpolation: see `resampling_matrix`.
-      clip: into [0, 1] after the horizontal and after the vertical pass, which is what 8-bit PIL does to a cubic's
-        overshoot; bilinear has none. Pillow up to 12 always went in this order; 13 starts with the cheaper pass.
+      clip: into [0, 1] after the horizontal and after the vertical pass, which is what 8-bit PIL
+        does to a cubic's overshoot; bilinear has none. Pillow up to 12 always went in this order;
+        13 starts with the cheaper pass.
     """
     top, left, height, width = (box[axis] for axis in range(4))
     out_h, out_w = (size, size) if isinstance(size, int) else size
-    rows = resampling_matrix(top, height, x.shape[1], out_h, interpolation=interpolation, dtype=x.dtype)
-    columns = resampling_matrix(left, width, x.shape[2], out_w, interpolation=interpolation, dtype=x.dtype)
+    rows = resampling_matrix(
+        top, height, x.shape[1], out_h, interpolation=interpolation, dtype=x.dtype
+    )
+    columns = resampling_matrix(
+        left, width, x.shape[2], out_w, interpolation=interpolation, dtype=x.dtype
+    )
     return _separable(x, rows, columns, clip)
 
 
 def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array, clip: bool) -> jax.Array:
-    # Rows before channels: both products are then one matrix product per image. Accelerators round float32 factors
+    # Rows before channels: both products are then one matrix product per image. Accelerators round
+    # float32 factors
     # to bfloat16 or tf32 unless told not to: a visible loss of grey levels.
     exact = jax.lax.Precision.HIGHEST
     wide = jnp.einsum("hcw,pw->hcp", jnp.swapaxes(x, 0, 1), columns, precision=exact)
@@ -86,8 +113,8 @@ def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array, clip: bool) ->
 
 
 def centre_box(height: int, width: int, proportion: float, aspect: float = 1.0) -> np.ndarray:
-    """SimCLR's central crop: the largest centred box of `aspect` = width / height, times `proportion`, rounded half to
-    even; the offset rounds up."""
+    """SimCLR's central crop: the largest centred box of `aspect` = width / height, times
+    `proportion`, rounded half to even; the offset rounds up."""
     if aspect > width / height:
         box_h, box_w = np.rint(proportion / aspect * width), np.rint(proportion * width)
     else:
@@ -105,30 +132,48 @@ def _centred(height: int, width: int, box_h: int, box_w: int) -> np.ndarray:
     return np.array([(height - box_h + 1) // 2, (width - box_w + 1) // 2, box_h, box_w], np.int32)
 
 
-def resize_centre_crop(x: jax.Array, resize: int, size: int, *, interpolation: str, clip: bool = False) -> jax.Array:
-    """torchvision's test transform: the shorter side to `resize`, then the central [C, size, size]."""
+def resize_centre_crop(
+    x: jax.Array, resize: int, size: int, *, interpolation: str, clip: bool = False
+) -> jax.Array:
+    """torchvision's test transform: the shorter side to `resize`, then the central [C, size,
+    size]."""
     if resize < size:
-        raise ValueError(f"resize is {resize}, smaller than the crop of {size}. The shorter side must hold the crop: "
-                         "256 for 224, or the same number for no crop.")
+        raise ValueError(
+            f"resize is {resize}, smaller than the crop of {size}. The shorter side must hold the "
+            f"crop: "
+            "256 for 224, or the same number for no crop."
+        )
     matrices = []
     short = min(x.shape[1:])
     for n_in in x.shape[1:]:
         n_out = resize * n_in // short
         first = round((n_out - size) / 2)
         matrix = resampling_matrix(0, n_in, n_in, n_out, interpolation=interpolation, dtype=x.dtype)
-        matrices.append(matrix[first:first + size])
+        matrices.append(matrix[first : first + size])
     return _separable(x, matrices[0], matrices[1], clip)
 
 
-# Random boxes. The cores take draws that are uniform in [0, 1), so that they can be checked against pinned ones.
+# Random boxes. The cores take draws that are uniform in [0, 1), so that they can be checked against
+# pinned ones.
 
 
-def tv_box(height: jax.Array | int, width: jax.Array | int, area_draw: jax.Array, log_ratio_draw: jax.Array,
-           offset_draw: jax.Array, *, scale: Sequence[float], ratio: Sequence[float]) -> tuple[jax.Array, jax.Array]:
-    """torchvision's RandomResizedCrop.get_params: the first of T = 10 tries that fits, else a centred box.
+def tv_box(
+    height: jax.Array | int,
+    width: jax.Array | int,
+    area_draw: jax.Array,
+    log_ratio_draw: jax.Array,
+    offset_draw: jax.Array,
+    *,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> tuple[jax.Array, jax.Array]:
+    """torchvision's RandomResizedCrop.get_params: the first of T = 10 tries that fits, else a
+    centred box.
 
-    Area uniform in `scale` of the image, width / height log-uniform in `ratio`, sides rounded half to even. If no try
-    fits: the largest centred box with the ratio brought into `ratio`, the whole image where that is inside.
+    Area uniform in `scale` of the image, width / height log-uniform in `ratio`, sides rounded half
+    to even. If no try
+    fits: the largest centred box with the ratio brought into `ratio`, the whole image where that is
+      inside.
 
     Args:
       height, width: integers, Python's or traced.
@@ -154,19 +199,31 @@ def tv_box(height: jax.Array | int, width: jax.Array | int, area_draw: jax.Array
     h, w = jnp.where(found, h[first], last_h), jnp.where(found, w[first], last_w)
     top = jnp.where(found, _below(offset_draw[0], height - h + 1), (height - h) // 2)
     left = jnp.where(found, _below(offset_draw[1], width - w + 1), (width - w) // 2)
-    return jnp.stack([top, left, h, w]), jnp.where(found, first + 1, fits.shape[0]).astype(jnp.int32)
+    return jnp.stack([top, left, h, w]), jnp.where(found, first + 1, fits.shape[0]).astype(
+        jnp.int32
+    )
 
 
-def tf_box(height: jax.Array | int, width: jax.Array | int, ratio_draw: jax.Array, height_draw: jax.Array,
-           offset_draw: jax.Array, *, scale: Sequence[float], ratio: Sequence[float],
-           min_covered: float = 0.1) -> jax.Array:
-    """`tf.image.sample_distorted_bounding_box` as SimCLR calls it, the object being the whole image.
+def tf_box(
+    height: jax.Array | int,
+    width: jax.Array | int,
+    ratio_draw: jax.Array,
+    height_draw: jax.Array,
+    offset_draw: jax.Array,
+    *,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    min_covered: float = 0.1,
+) -> jax.Array:
+    """`tf.image.sample_distorted_bounding_box` as SimCLR calls it, the object being the whole
+    image.
 
-    Per try: width / height uniform in `ratio`; height uniform over the integers between the box of the smallest area
-    and the largest that fits, so that small areas are favoured; one step of repair where rounding left `scale`. The
-    first of T tries that holds the area and covers `min_covered` of the image is taken, else the whole image. The
-    coverage outdoes a `scale` that starts below it: with 0.08, no box is smaller than 0.1. Offsets never reach the
-    last place (TensorFlow draws below image - box, not up to it).
+    Per try: width / height uniform in `ratio`; height uniform over the integers between the box of
+    the smallest area and the largest that fits, so that small areas are favoured; one step of
+    repair where rounding left `scale`. The first of T tries that holds the area and covers
+    `min_covered` of the image is taken, else the whole image. The
+    coverage outdoes a `scale` that starts below it: with 0.08, no box is smaller than 0.1. Offsets
+    never reach the last place (TensorFlow draws below image - box, not up to it).
 
     Args:
       height, width: integers, Python's or traced. ratio_draw, height_draw: [T] uniform in [0, 1).
@@ -211,9 +268,11 @@ def tf_box(height: jax.Array | int, width: jax.Array | int, ratio_draw: jax.Arra
     return jnp.stack([top, left, h, w])
 
 
-def byol_sides(height: jax.Array | int, width: jax.Array | int, area_fraction: jax.Array,
-               log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """BYOL's box, (height, width): sides from area and ratio, rounded half to even, cut off at the image; no retry."""
+def byol_sides(
+    height: jax.Array | int, width: jax.Array | int, area_fraction: jax.Array, log_ratio: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """BYOL's box, (height, width): sides from area and ratio, rounded half to even, cut off at the
+    image; no retry."""
     height, width = jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)
     area = area_fraction * (height * width).astype(jnp.float32)
     aspect = jnp.exp(log_ratio)
@@ -228,24 +287,47 @@ def _below(draw: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.floor(draw * count.astype(draw.dtype)).astype(jnp.int32)
 
 
-def draw_tv_box(key: jax.Array, height: int, width: int, *, scale: Sequence[float], ratio: Sequence[float],
-                tries: int = 10) -> jax.Array:
+def draw_tv_box(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    tries: int = 10,
+) -> jax.Array:
     """A random box as torchvision draws it: `tv_box`."""
     u = jax.random.uniform(key, (2 * tries + 2,), jnp.float32)
-    return tv_box(height, width, u[2:2 + tries], u[2 + tries:], u[:2], scale=scale, ratio=ratio)[0]
+    return tv_box(height, width, u[2 : 2 + tries], u[2 + tries :], u[:2], scale=scale, ratio=ratio)[
+        0
+    ]
 
 
-def draw_tf_box(key: jax.Array, height: int, width: int, *, scale: Sequence[float], ratio: Sequence[float],
-                tries: int = 100) -> jax.Array:
+def draw_tf_box(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    tries: int = 100,
+) -> jax.Array:
     """A random box as SimCLR's TensorFlow program draws it: `tf_box`."""
     u = jax.random.uniform(key, (2 * tries + 2,), jnp.float32)
-    return tf_box(height, width, u[2:2 + tries], u[2 + tries:], u[:2], scale=scale, ratio=ratio)
+    return tf_box(height, width, u[2 : 2 + tries], u[2 + tries :], u[:2], scale=scale, ratio=ratio)
 
 
-def draw_byol_box(key: jax.Array, height: int, width: int, *, scale: Sequence[float],
-                  ratio: Sequence[float]) -> jax.Array:
-    """A random box as BYOL's program draws it: area uniform, ratio log-uniform, then `byol_sides`."""
+def draw_byol_box(
+    key: jax.Array, height: int, width: int, *, scale: Sequence[float], ratio: Sequence[float]
+) -> jax.Array:
+    """A random box as BYOL's program draws it: area uniform, ratio log-uniform, then
+    `byol_sides`."""
     u = jax.random.uniform(key, (4,), jnp.float32)
     log_low, log_high = np.log(np.asarray(ratio, np.float32))
-    h, w = byol_sides(height, width, scale[0] + (scale[1] - scale[0]) * u[0], log_low + (log_high - log_low) * u[1])
+    h, w = byol_sides(
+        height,
+        width,
+        scale[0] + (scale[1] - scale[0]) * u[0],
+        log_low + (log_high - log_low) * u[1],
+    )
     return jnp.stack([_below(u[2], height - h + 1), _below(u[3], width - w + 1), h, w])

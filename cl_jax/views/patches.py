@@ -1,7 +1,7 @@
 """Overlapping patches of an image on a grid, and views of each patch by itself: CPC.
 
->>> cut = grid(images, size=64, stride=32)                   # [B, 7, 7, 64, 64, C] of 256 x 256 pixels
->>> seen = augment(recipe, keys, cut, subcrop=60)            # keys [B]: `views.example_keys`
+>>> cut = grid(images, size=64, stride=32)                   # [B, 7, 7, 64, 64, C] of 256 x 256
+pixels >>> seen = augment(recipe, keys, cut, subcrop=60)            # keys [B]: `views.example_keys`
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from cl_jax.views.recipe import draw, transform
 
 
 def grid(images: jax.Array, *, size: int, stride: int) -> jax.Array:
-    """All patches of `size` pixels, `stride` pixels apart: [B, H, W, C] -> [B, rows, columns, size, size, C].
+    """All patches of `size` pixels, `stride` pixels apart: [B, H, W, C] -> [B, rows, columns, size,
+    size, C].
 
     Raises:
       ValueError: a grid that does not end at the image's edges.
@@ -38,25 +39,34 @@ def starts_of(side: int, size: int, stride: int) -> range:
     """
     if side < size or (side - size) % stride:
         fits = size + max(side - size, 0) // stride * stride
-        raise ValueError(f"patches of {size} pixels with stride {stride} do not fill an image of {side}; "
-                         f"images of {fits} or {fits + stride} they do.")
+        raise ValueError(
+            f"patches of {size} pixels with stride {stride} do not fill an image of {side}; "
+            f"images of {fits} or {fits + stride} they do."
+        )
     return range(0, side - size + 1, stride)
 
 
-def augment(recipe: Recipe, keys: jax.Array, patches: jax.Array, *, subcrop: int | None = None, drop_channels: float = 0.0
-            ) -> jax.Array:
+def augment(
+    recipe: Recipe,
+    keys: jax.Array,
+    patches: jax.Array,
+    *,
+    subcrop: int | None = None,
+    drop_channels: float = 0.0,
+) -> jax.Array:
     """One view of each patch, drawn by the example's key and the patch's place on the grid.
 
     Args:
-      recipe: jitter, gray, flip, ..., and the normalisation; with crop="none" the whole patch is seen. Its size is that of
-        the patches, whatever it says.
+      recipe: jitter, gray, flip, ..., and the normalisation; with crop="none" the whole patch is
+        seen. Its size is that of the patches, whatever it says.
       keys: [B] typed keys, one per example.
       patches: [B, rows, columns, size, size, C], floats in [0, 1].
-      subcrop: side in pixels of a square at a random place of the patch, which alone is seen, moved to its middle with
-        zeros around it: after normalisation these are the mean colour. CPC v1 has 60 of 64 pixels; what it pads with, and
-        where, is not stated.
-      drop_channels: probability that only one of the patch's channels, drawn at random, is seen, the others 0 after
-        normalisation. CPC v2 drops two of three, as Doersch et al., ICCV 2015, who fill with faint noise.
+      subcrop: side in pixels of a square at a random place of the patch, which alone is seen, moved
+        to its middle with zeros around it: after normalisation these are the mean colour. CPC v1
+        has 60 of 64 pixels; what it pads with, and where, is not stated.
+      drop_channels: probability that only one of the patch's channels, drawn at random, is seen,
+        the others 0 after normalisation. CPC v2 drops two of three, as Doersch et al., ICCV 2015,
+        who fill with faint noise.
 
     Returns:
       [B, rows, columns, size, size, C] float32.
@@ -65,8 +75,11 @@ def augment(recipe: Recipe, keys: jax.Array, patches: jax.Array, *, subcrop: int
       ValueError: shapes that disagree, a sub-crop larger than the patch, no probability.
     """
     if patches.ndim != 6 or patches.shape[3] != patches.shape[4] or keys.shape != patches.shape[:1]:
-        raise ValueError(f"patches have shape {patches.shape} and keys {keys.shape}; expected [B, rows, columns, size, "
-                         "size, C] and one key per example.")
+        raise ValueError(
+            f"patches have shape {patches.shape} and keys {keys.shape}; expected [B, rows, "
+            f"columns, size, "
+            "size, C] and one key per example."
+        )
     size = patches.shape[3]
     if subcrop is not None and not 1 <= subcrop <= size:
         raise ValueError(f"subcrop={subcrop}; expected 1 to {size} pixels, the side of a patch.")
@@ -91,6 +104,8 @@ def augment(recipe: Recipe, keys: jax.Array, patches: jax.Array, *, subcrop: int
 
     places = jnp.arange(patches.shape[1] * patches.shape[2])
     flat = patches.reshape(patches.shape[0], len(places), *patches.shape[3:])
-    of_places = jax.vmap(lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))(keys)
+    of_places = jax.vmap(
+        lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    )(keys)
     seen = jax.vmap(jax.vmap(view))(of_places, flat)
     return seen.reshape(*patches.shape[:5], seen.shape[-1])

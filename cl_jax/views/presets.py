@@ -1,6 +1,8 @@
-"""Recipes: what the published systems do to an image, as plain fields, one function per row of their tables.
+"""Recipes: what the published systems do to an image, as plain fields, one function per row of
+their tables.
 
-A recipe is data: change a field with `dataclasses.replace(moco_v2(), size=96)`. `recipe.py` carries them out.
+A recipe is data: change a field with `dataclasses.replace(moco_v2(), size=96)`. `recipe.py` carries
+  them out.
 """
 
 import dataclasses
@@ -16,26 +18,31 @@ OPERATORS = ("flip", "jitter", "gray", "blur", "solarize")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One view's augmentation. The defaults are a random resized crop and a flip of torchvision at 224.
+    """One view's augmentation. The defaults are a random resized crop and a flip of torchvision at
+    224.
 
     size: side of the square result.
-    family: whose operators, "tv" (torchvision / PIL) or "tf" (SimCLR TF / BYOL JAX): grey weights, contrast and
-      saturation, antialiasing of the crop, edge of the blur.
-    crop: sampler of boxes: "tv" ten tries and a fallback, "tf" sample_distorted_bounding_box, "byol" clamped to the
-      image, "none" the whole image resized.
+    family: whose operators, "tv" (torchvision / PIL) or "tf" (SimCLR TF / BYOL JAX): grey weights,
+      contrast and saturation, antialiasing of the crop, edge of the blur.
+    crop: sampler of boxes: "tv" ten tries and a fallback, "tf" sample_distorted_bounding_box,
+      "byol" clamped to the image, "none" the whole image resized.
     scale, ratio: area as a share of the image, and width / height.
     interpolation: "bilinear" or "bicubic".
     flip, jitter, gray, blur, solarize: probabilities.
-    brightness, contrast, saturation, hue: strengths of the jitter; additive_brightness adds an offset, not a factor.
-    blur_sigma: range in pixels of the result. blur_radius: None for the authors' own: size // 20 in "tf" (224: 23
-      taps), 6 times the largest sigma in "tv". blur_padding: None for "zero" in "tf", "edge" in "tv"; or "reflect".
+    brightness, contrast, saturation, hue: strengths of the jitter; additive_brightness adds an
+      offset, not a factor.
+    blur_sigma: range in pixels of the result. blur_radius: None for the authors' own: size // 20 in
+      "tf" (224: 23 taps), 6 times the largest sigma in "tv". blur_padding: None for "zero" in "tf",
+      "edge" in "tv"; or "reflect".
     solarize_threshold: from here on x becomes 1 - x.
     order: order of the operators after the crop; one that is not in it does not happen.
-    colour_space: "rgb", "lab", "ycbcr" or "ydbdr", converted to at the end; `lab.split` makes CMC's views of it.
+    colour_space: "rgb", "lab", "ycbcr" or "ydbdr", converted to at the end; `lab.split` makes CMC's
+      views of it.
     mean, std: subtracted and divided by last, in units of the colour space; None for neither.
-    test_crop: share of the side that the clean test image keeps: 0.875 is 256 -> 224, 1.0 the whole image.
-    second: probability that a view is of its example's second picture, where the data set has two (`views.batch`). Two
-      recipes with 0 and 1 make pairs of two pictures always.
+    test_crop: share of the side that the clean test image keeps: 0.875 is 256 -> 224, 1.0 the whole
+      image.
+    second: probability that a view is of its example's second picture, where the data set has two
+      (`views.batch`). Two recipes with 0 and 1 make pairs of two pictures always.
     """
 
     size: int = 224
@@ -83,27 +90,39 @@ class Recipe:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; expected a probability from 0 to 1.")
             if value > 0 and name not in ("flip", "second", *self.order):
-                raise ValueError(f"{name} is {value} but order {self.order} has no {name!r}. Add it, or set "
-                                 f"{name} to 0.")
+                raise ValueError(
+                    f"{name} is {value} but order {self.order} has no {name!r}. Add it, or set "
+                    f"{name} to 0."
+                )
         for name in ("brightness", "contrast", "saturation", "hue"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a strength of 0 or more.")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected a strength of 0 or more."
+                )
         if self.hue > 0.5:
             raise ValueError(f"hue is {self.hue}; expected at most 0.5, half a turn.")
         for name, top in (("scale", 1.0), ("ratio", float("inf")), ("blur_sigma", float("inf"))):
             low, high = getattr(self, name)
             if not 0 < low <= high <= top:
-                raise ValueError(f"{name} is {(low, high)}; expected 0 < low <= high" +
-                                 (" <= 1, shares of the image's area." if name == "scale" else "."))
+                raise ValueError(
+                    f"{name} is {(low, high)}; expected 0 < low <= high"
+                    + (" <= 1, shares of the image's area." if name == "scale" else ".")
+                )
         if not 0 < self.test_crop <= 1:
-            raise ValueError(f"test_crop is {self.test_crop}; expected a share above 0 and up to 1.")
+            raise ValueError(
+                f"test_crop is {self.test_crop}; expected a share above 0 and up to 1."
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be given together, or both be None.")
 
     @property
     def resampling(self) -> str:
         """The name `crop.resampling_matrix` has for this family's interpolation."""
-        return "tf_bicubic" if self.family == "tf" and self.interpolation == "bicubic" else self.interpolation
+        return (
+            "tf_bicubic"
+            if self.family == "tf" and self.interpolation == "bicubic"
+            else self.interpolation
+        )
 
     @property
     def radius(self) -> int:
@@ -125,26 +144,54 @@ def _one_of(field: str, value: str, expected: tuple[str, ...]) -> None:
 
 
 def simclr(size: int = 224, strength: float = 1.0, *, additive_brightness: bool = False) -> Recipe:
-    """SimCLR v1 and v2 on ImageNet. `additive_brightness` is the paper's and the first code's; the released default
-    multiplies. No normalisation: the network sees [0, 1]. Sigma is drawn per image; the authors draw one per core."""
-    return Recipe(size=size, family="tf", crop="tf", interpolation="bicubic", jitter=0.8, brightness=0.8 * strength,
-                  contrast=0.8 * strength, saturation=0.8 * strength, hue=0.2 * strength,
-                  additive_brightness=additive_brightness, gray=0.2, blur=0.5, mean=None, std=None)
+    """SimCLR v1 and v2 on ImageNet. `additive_brightness` is the paper's and the first code's; the
+    released default multiplies. No normalisation: the network sees [0, 1]. Sigma is drawn per
+    image; the authors draw one per core."""
+    return Recipe(
+        size=size,
+        family="tf",
+        crop="tf",
+        interpolation="bicubic",
+        jitter=0.8,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        additive_brightness=additive_brightness,
+        gray=0.2,
+        blur=0.5,
+        mean=None,
+        std=None,
+    )
 
 
-def simclr_cifar(size: int = 32, strength: float = 0.5, *, additive_brightness: bool = False) -> Recipe:
+def simclr_cifar(
+    size: int = 32, strength: float = 0.5, *, additive_brightness: bool = False
+) -> Recipe:
     """SimCLR on CIFAR-10: half the colour jitter, no blur; the whole image at test."""
     recipe = simclr(size, strength, additive_brightness=additive_brightness)
     return dataclasses.replace(recipe, blur=0.0, test_crop=1.0)
 
 
 def byol(view: int = 1, size: int = 224) -> Recipe:
-    """BYOL's two recipes: view 1 always blurred, view 2 blurred at 0.1 and solarized at 0.2. Normalised, which the
-    authors do inside the network."""
+    """BYOL's two recipes: view 1 always blurred, view 2 blurred at 0.1 and solarized at 0.2.
+    Normalised, which the authors do inside the network."""
     first = _is_first(view)
-    return Recipe(size=size, family="tf", crop="byol", interpolation="bicubic", jitter=0.8, brightness=0.4,
-                  contrast=0.4, saturation=0.2, hue=0.1, additive_brightness=True, gray=0.2, blur=1.0 if first else 0.1,
-                  solarize=0.0 if first else 0.2)
+    return Recipe(
+        size=size,
+        family="tf",
+        crop="byol",
+        interpolation="bicubic",
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        additive_brightness=True,
+        gray=0.2,
+        blur=1.0 if first else 0.1,
+        solarize=0.0 if first else 0.2,
+    )
 
 
 def _is_first(view: int) -> bool:
@@ -158,8 +205,17 @@ def _is_first(view: int) -> bool:
 
 def instdisc(size: int = 224) -> Recipe:
     """InstDisc on ImageNet: grayscale before a jitter that is always on."""
-    return Recipe(size=size, scale=(0.2, 1.0), jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4,
-                  gray=0.2, order=("gray", "jitter", "flip"))
+    return Recipe(
+        size=size,
+        scale=(0.2, 1.0),
+        jitter=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.4,
+        gray=0.2,
+        order=("gray", "jitter", "flip"),
+    )
 
 
 def moco_v1(size: int = 224) -> Recipe:
@@ -168,9 +224,16 @@ def moco_v1(size: int = 224) -> Recipe:
 
 
 def instdisc_cifar(size: int = 32) -> Recipe:
-    """InstDisc on CIFAR-10: jitter, then grayscale, no flip (the authors' code has it commented out)."""
-    return dataclasses.replace(instdisc(size), flip=0.0, order=("jitter", "gray"), mean=CIFAR_MEAN, std=CIFAR_STD,
-                               test_crop=1.0)
+    """InstDisc on CIFAR-10: jitter, then grayscale, no flip (the authors' code has it commented
+    out)."""
+    return dataclasses.replace(
+        instdisc(size),
+        flip=0.0,
+        order=("jitter", "gray"),
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        test_crop=1.0,
+    )
 
 
 def invaspread(size: int = 32) -> Recipe:
@@ -180,14 +243,31 @@ def invaspread(size: int = 32) -> Recipe:
 
 def moco_v2(size: int = 224) -> Recipe:
     """MoCo v2, SimSiam and PCL v2."""
-    return Recipe(size=size, scale=(0.2, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
-                  gray=0.2, blur=0.5, order=("jitter", "gray", "blur", "flip"))
+    return Recipe(
+        size=size,
+        scale=(0.2, 1.0),
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.2,
+        blur=0.5,
+        order=("jitter", "gray", "blur", "flip"),
+    )
 
 
 def moco_cifar(size: int = 32) -> Recipe:
     """The authors' CIFAR-10 demo of MoCo: no blur, the smaller crops too."""
-    return dataclasses.replace(moco_v2(size), scale=(0.08, 1.0), blur=0.0, order=("flip", "jitter", "gray"),
-                               mean=CIFAR_MEAN, std=CIFAR_STD, test_crop=1.0)
+    return dataclasses.replace(
+        moco_v2(size),
+        scale=(0.08, 1.0),
+        blur=0.0,
+        order=("flip", "jitter", "gray"),
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        test_crop=1.0,
+    )
 
 
 def simsiam(size: int = 224) -> Recipe:
@@ -197,16 +277,32 @@ def simsiam(size: int = 224) -> Recipe:
 
 def simsiam_cifar(size: int = 32) -> Recipe:
     """SimSiam on CIFAR-10 (appendix D): as on ImageNet without blur."""
-    return dataclasses.replace(moco_v2(size), blur=0.0, order=("jitter", "gray", "flip"), mean=CIFAR_MEAN,
-                               std=CIFAR_STD, test_crop=1.0)
+    return dataclasses.replace(
+        moco_v2(size),
+        blur=0.0,
+        order=("jitter", "gray", "flip"),
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        test_crop=1.0,
+    )
 
 
 def moco_v3(view: int = 1, size: int = 224, crop_min: float = 0.08) -> Recipe:
     """MoCo v3's two recipes. `crop_min` is 0.08 for ViT, 0.2 for ResNet-50."""
     first = _is_first(view)
-    return Recipe(size=size, scale=(crop_min, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
-                  gray=0.2, blur=1.0 if first else 0.1, solarize=0.0 if first else 0.2,
-                  order=("jitter", "gray", "blur", "solarize", "flip"))
+    return Recipe(
+        size=size,
+        scale=(crop_min, 1.0),
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        gray=0.2,
+        blur=1.0 if first else 0.1,
+        solarize=0.0 if first else 0.2,
+        order=("jitter", "gray", "blur", "solarize", "flip"),
+    )
 
 
 # SwAV, DeepCluster v2, DINO: one size each; `multicrop` makes the whole set.
@@ -214,36 +310,79 @@ def moco_v3(view: int = 1, size: int = 224, crop_min: float = 0.08) -> Recipe:
 
 def swav(size: int = 224, scale: tuple[float, float] = (0.14, 1.0)) -> Recipe:
     """SwAV and DeepCluster v2, one size of crop; the red deviation 0.228 is the authors'."""
-    return Recipe(size=size, scale=scale, jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, gray=0.2,
-                  blur=0.5, order=("flip", "jitter", "gray", "blur"), std=SWAV_STD)
+    return Recipe(
+        size=size,
+        scale=scale,
+        jitter=0.8,
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        gray=0.2,
+        blur=0.5,
+        order=("flip", "jitter", "gray", "blur"),
+        std=SWAV_STD,
+    )
 
 
-def dino(crop: str = "global1", size: int | None = None, scale: tuple[float, float] | None = None) -> Recipe:
+def dino(
+    crop: str = "global1", size: int | None = None, scale: tuple[float, float] | None = None
+) -> Recipe:
     """DINO's crops "global1", "global2" (224) and "local" (96), bicubic."""
     _one_of("crop", crop, ("global1", "global2", "local"))
     large = crop != "local"
-    return Recipe(size=size or (224 if large else 96), scale=scale or ((0.4, 1.0) if large else (0.05, 0.4)),
-                  interpolation="bicubic", jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2,
-                  blur={"global1": 1.0, "global2": 0.1, "local": 0.5}[crop], solarize=0.2 if crop == "global2" else 0.0)
+    return Recipe(
+        size=size or (224 if large else 96),
+        scale=scale or ((0.4, 1.0) if large else (0.05, 0.4)),
+        interpolation="bicubic",
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        gray=0.2,
+        blur={"global1": 1.0, "global2": 0.1, "local": 0.5}[crop],
+        solarize=0.2 if crop == "global2" else 0.0,
+    )
 
 
 # CMC: crop, flip, another colour space; `lab.split` cuts the result into the two views.
 
 
 def cmc_lab(size: int = 224, crop_min: float = 0.2) -> Recipe:
-    """CMC's Lab views. `crop_min` is 0.2 for AlexNet and ImageNet-100, 0.08 for ResNets on ImageNet."""
-    return Recipe(size=size, scale=(crop_min, 1.0), colour_space="lab", mean=lab.LAB_MEAN, std=lab.LAB_STD)
+    """CMC's Lab views. `crop_min` is 0.2 for AlexNet and ImageNet-100, 0.08 for ResNets on
+    ImageNet."""
+    return Recipe(
+        size=size, scale=(crop_min, 1.0), colour_space="lab", mean=lab.LAB_MEAN, std=lab.LAB_STD
+    )
 
 
 def cmc_ycbcr(size: int = 224, crop_min: float = 0.2) -> Recipe:
     """CMC's YCbCr views."""
-    return Recipe(size=size, scale=(crop_min, 1.0), colour_space="ycbcr", mean=lab.YCBCR_MEAN, std=lab.YCBCR_STD)
+    return Recipe(
+        size=size,
+        scale=(crop_min, 1.0),
+        colour_space="ycbcr",
+        mean=lab.YCBCR_MEAN,
+        std=lab.YCBCR_STD,
+    )
 
 
 def cmc_ydbdr(size: int = 224, crop_min: float = 0.08) -> Recipe:
-    """The authors' later YDbDr views (PyContrast): colour jitter always on before the conversion."""
-    return Recipe(size=size, scale=(crop_min, 1.0), jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
-                  colour_space="ydbdr", mean=lab.YDBDR_MEAN, std=lab.YDBDR_STD)
+    """The authors' later YDbDr views (PyContrast): colour jitter always on before the
+    conversion."""
+    return Recipe(
+        size=size,
+        scale=(crop_min, 1.0),
+        jitter=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        colour_space="ydbdr",
+        mean=lab.YDBDR_MEAN,
+        std=lab.YDBDR_STD,
+    )
 
 
 # Training of probes and supervised stages.
@@ -256,5 +395,12 @@ def crop_flip(size: int = 224) -> Recipe:
 
 def simclr_crop_flip(size: int = 224) -> Recipe:
     """SimCLR's crop and flip for linear evaluation, fine-tuning and distillation."""
-    return Recipe(size=size, family="tf", crop="tf", interpolation="bicubic", mean=None, std=None,
-                  test_crop=0.875 if size > 32 else 1.0)
+    return Recipe(
+        size=size,
+        family="tf",
+        crop="tf",
+        interpolation="bicubic",
+        mean=None,
+        std=None,
+        test_crop=0.875 if size > 32 else 1.0,
+    )

@@ -21,7 +21,8 @@ from cl_jax.views.presets import Recipe
 
 
 class Draw(NamedTuple):
-    """Everything random about one view: the box (top, left, height, width), what is applied, and with what numbers."""
+    """Everything random about one view: the box (top, left, height, width), what is applied, and
+    with what numbers."""
 
     box: jax.Array
     flip: jax.Array
@@ -37,28 +38,37 @@ class Draw(NamedTuple):
 def make(section: str | Mapping[str, Any]) -> Recipe:
     """A recipe from a preset's name, or from a config section of plain values.
 
-    In a section, "name" is the preset (`presets.py`; without one, Recipe's defaults), keys that the preset's function
-    takes go to it, and the others replace fields of the result: {"name": "simclr", "size": 96, "strength": 0.5,
-    "gray": 0.1}. Lists become tuples.
+    In a section, "name" is the preset (`presets.py`; without one, Recipe's defaults), keys that the
+    preset's function
+    takes go to it, and the others replace fields of the result: {"name": "simclr", "size": 96,
+    "strength": 0.5, "gray": 0.1}. Lists become tuples.
 
     Raises:
       ValueError: an unknown preset or key, with the nearest known name.
     """
     fields = {"name": section} if isinstance(section, str) else dict(section.items())
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
     name = fields.pop("name", None)
     preset: Callable[..., Recipe] = Recipe
     if name is not None:
-        functions = {key: f for key, f in inspect.getmembers(presets, inspect.isfunction) if key[0] != "_"}
+        functions = {
+            key: f for key, f in inspect.getmembers(presets, inspect.isfunction) if key[0] != "_"
+        }
         if name not in functions:
-            raise ValueError(f"recipe {name!r} is not known{nearest(name, functions)}. "
-                             f"Known: {', '.join(functions)}.")
+            raise ValueError(
+                f"recipe {name!r} is not known{nearest(name, functions)}. "
+                f"Known: {', '.join(functions)}."
+            )
         preset = functions[name]
     takes = set(inspect.signature(preset).parameters)
     known = {field.name for field in dataclasses.fields(Recipe)}
     for key in fields:
         if key not in known | takes:
-            raise ValueError(f"recipe {name or 'Recipe'} has no field {key!r}{nearest(key, known | takes)}.")
+            raise ValueError(
+                f"recipe {name or 'Recipe'} has no field {key!r}{nearest(key, known | takes)}."
+            )
     recipe = preset(**{key: value for key, value in fields.items() if key in takes})
     rest: dict[str, Any] = {key: value for key, value in fields.items() if key not in takes}
     return dataclasses.replace(recipe, **rest)
@@ -75,19 +85,40 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
         box = crop.draw_byol_box(crop_key, height, width, scale=recipe.scale, ratio=recipe.ratio)
     else:
         box = jnp.array([0, 0, height, width], jnp.int32)
-    jitter = colour.draw_jitter(jitter_key, brightness=recipe.brightness, contrast=recipe.contrast, hue=recipe.hue,
-                                saturation=recipe.saturation, additive=recipe.additive_brightness)
+    jitter = colour.draw_jitter(
+        jitter_key,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        hue=recipe.hue,
+        saturation=recipe.saturation,
+        additive=recipe.additive_brightness,
+    )
     u = jax.random.uniform(rest_key, (6,), jnp.float32)
     low, high = recipe.blur_sigma
-    return Draw(box, u[0] < recipe.flip, u[1] < recipe.jitter, *jitter, u[2] < recipe.gray, u[3] < recipe.blur,
-                low + (high - low) * u[4], u[5] < recipe.solarize)
+    return Draw(
+        box,
+        u[0] < recipe.flip,
+        u[1] < recipe.jitter,
+        *jitter,
+        u[2] < recipe.gray,
+        u[3] < recipe.blur,
+        low + (high - low) * u[4],
+        u[5] < recipe.solarize,
+    )
 
 
 def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
-    """The deterministic part: one image's planes [C, H, W] in [0, 1] -> the view's planes [C, size, size]."""
-    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it goes on into the jitter.
-    x = crop.resized_crop(x, drawn.box, recipe.size, interpolation=recipe.resampling,
-                          clip=recipe.family == "tv" and recipe.interpolation == "bicubic")
+    """The deterministic part: one image's planes [C, H, W] in [0, 1] -> the view's planes [C, size,
+    size]."""
+    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it goes on into
+    # the jitter.
+    x = crop.resized_crop(
+        x,
+        drawn.box,
+        recipe.size,
+        interpolation=recipe.resampling,
+        clip=recipe.family == "tv" and recipe.interpolation == "bicubic",
+    )
     x = image.clip(x) if recipe.crop == "byol" else x
     weights = colour.LUMA_TENSOR if recipe.family == "tf" else colour.LUMA_PIL
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
@@ -98,14 +129,25 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
         if operator == "flip":
             x = image.flip(x, drawn.flip)
         elif operator == "jitter":
-            x = colour.jitter(x, colour.Jitter(drawn.order, drawn.factors), family=recipe.family,
-                              additive=recipe.additive_brightness, luma_weights=weights, operators=operators,
-                              apply=drawn.jitter)
+            x = colour.jitter(
+                x,
+                colour.Jitter(drawn.order, drawn.factors),
+                family=recipe.family,
+                additive=recipe.additive_brightness,
+                luma_weights=weights,
+                operators=operators,
+                apply=drawn.jitter,
+            )
         elif operator == "gray":
             x = colour.grayscale(x, weights, drawn.gray)
         elif operator == "blur":
-            x = gaussian.blur(image.clip(x), drawn.sigma, radius=recipe.radius, padding=recipe.padding,
-                              apply=drawn.blur)
+            x = gaussian.blur(
+                image.clip(x),
+                drawn.sigma,
+                radius=recipe.radius,
+                padding=recipe.padding,
+                apply=drawn.blur,
+            )
         else:
             x = image.solarize(x, recipe.solarize_threshold, drawn.solarize)
     return _finish(recipe, image.clip(x))
@@ -113,7 +155,11 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
 
 def _finish(recipe: Recipe, x: jax.Array) -> jax.Array:
     x = lab.convert(x, recipe.colour_space)
-    return x if recipe.mean is None or recipe.std is None else image.normalise(x, recipe.mean, recipe.std)
+    return (
+        x
+        if recipe.mean is None or recipe.std is None
+        else image.normalise(x, recipe.mean, recipe.std)
+    )
 
 
 def apply(recipe: Recipe, keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -143,10 +189,12 @@ def apply(recipe: Recipe, keys: jax.Array, images: jax.Array) -> jax.Array:
 def augment(recipes: Sequence[Recipe], keys: jax.Array, images: jax.Array) -> list[jax.Array]:
     """One view per recipe, in their order: view v of an example uses `fold_in(its key, v)`.
 
-    Equal recipes are independent views and share one program; recipes of several sizes are multi-crop.
+    Equal recipes are independent views and share one program; recipes of several sizes are
+    multi-crop.
 
     Args:
-      recipes: two of one kind for a SimCLR pair, two kinds for BYOL's, `multicrop.swav()` for SwAV's.
+      recipes: two of one kind for a SimCLR pair, two kinds for BYOL's, `multicrop.swav()` for
+        SwAV's.
       keys, images: as in `apply`.
 
     Returns:
@@ -159,17 +207,21 @@ def augment(recipes: Sequence[Recipe], keys: jax.Array, images: jax.Array) -> li
         places.setdefault(recipe, []).append(number)
     views: dict[int, jax.Array] = {}
     for recipe, numbers in places.items():
-        folded = jax.vmap(lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys))(jnp.array(numbers, jnp.uint32))
+        folded = jax.vmap(lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys))(
+            jnp.array(numbers, jnp.uint32)
+        )
         stacked = jax.vmap(lambda k: apply(recipe, k, images))(folded)
         views.update({number: stacked[row] for row, number in enumerate(numbers)})
     return [views[number] for number in range(len(recipes))]
 
 
 def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
-    """The clean test images of a recipe: central crop and resize of the system's own kind, colour space, normalisation.
+    """The clean test images of a recipe: central crop and resize of the system's own kind, colour
+    space, normalisation.
 
-    "tv": the shorter side to size / test_crop, then the central square. "tf": the central square of test_crop of the
-    shorter side, then the resize. Images that have the size already and a test_crop of 1 are not resampled.
+    "tv": the shorter side to size / test_crop, then the central square. "tf": the central square of
+    test_crop of the shorter side, then the resize. Images that have the size already and a
+    test_crop of 1 are not resampled.
 
     Args:
       images: [B, H, W, C] uint8.
@@ -186,11 +238,18 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
         if recipe.test_crop == 1 and height == width == size:
             return image.pixels(_finish(recipe, x))
         if recipe.family == "tv":
-            x = crop.resize_centre_crop(x, round(size / recipe.test_crop), size, interpolation=recipe.resampling,
-                                        clip=recipe.interpolation == "bicubic")
+            x = crop.resize_centre_crop(
+                x,
+                round(size / recipe.test_crop),
+                size,
+                interpolation=recipe.resampling,
+                clip=recipe.interpolation == "bicubic",
+            )
         else:
             of = crop.byol_centre_box if recipe.crop == "byol" else crop.centre_box
-            x = crop.resized_crop(x, of(height, width, recipe.test_crop), size, interpolation=recipe.resampling)
+            x = crop.resized_crop(
+                x, of(height, width, recipe.test_crop), size, interpolation=recipe.resampling
+            )
         return image.pixels(_finish(recipe, image.clip(x)))
 
     return jax.vmap(clean)(images)
@@ -198,11 +257,20 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
 
 def _check_images(images: jax.Array) -> None:
     if jnp.ndim(images) != 4 or images.dtype != jnp.uint8:
-        raise ValueError(f"images are {jnp.result_type(images)}{list(jnp.shape(images))}; expected uint8 [B, H, W, C]. "
-                         "Leave the division by 255 to the views; grey images need a channel axis, images[..., None].")
+        raise ValueError(
+            f"images are {jnp.result_type(images)}{list(jnp.shape(images))}; expected uint8 [B, "
+            f"H, W, C]. "
+            "Leave the division by 255 to the views; grey images need a channel axis, images[..., "
+            "None]."
+        )
 
 
 def _check_keys(keys: jax.Array, images: jax.Array) -> None:
-    if not jax.dtypes.issubdtype(getattr(keys, "dtype", None), jax.dtypes.prng_key) or keys.shape != images.shape[:1]:
-        raise ValueError(f"keys are {jax.typeof(keys)} for {images.shape[0]} images; expected one typed key per "
-                         "example, as example_keys(key, ids) makes them.")
+    if (
+        not jax.dtypes.issubdtype(getattr(keys, "dtype", None), jax.dtypes.prng_key)
+        or keys.shape != images.shape[:1]
+    ):
+        raise ValueError(
+            f"keys are {jax.typeof(keys)} for {images.shape[0]} images; expected one typed key per "
+            "example, as example_keys(key, ids) makes them."
+        )

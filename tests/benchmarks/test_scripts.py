@@ -23,7 +23,9 @@ SCRIPTS = {
 
 def run(name, *arguments):
     script = str(ROOT / "benchmarks" / f"{name}.py")
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
 
 
 def test_there_is_a_case_for_every_script():
@@ -36,19 +38,34 @@ def test_small_form(name, tmp_path):
     ran = run(name, *SCRIPTS[name], *workdir, "--out", str(tmp_path / "record"))
     assert ran.returncode == 0, ran.stderr[-3000:]
     record = json.loads((tmp_path / "record.json").read_text())
-    assert {"machine", "versions", "date", "load"} <= record.keys() and (tmp_path / "record.md").stat().st_size > 0
+    assert {"machine", "versions", "date", "load"} <= record.keys() and (
+        tmp_path / "record.md"
+    ).stat().st_size > 0
 
 
 @pytest.mark.slow
 def test_the_speed_run_goes_on_where_it_stopped(tmp_path):
-    arguments = ["--small", "--seeds", "0", "--target", "1.1", "--epochs", "2", f"--workdir={tmp_path}",
-                 "--out", str(tmp_path / "record")]
+    arguments = [
+        "--small",
+        "--seeds",
+        "0",
+        "--target",
+        "1.1",
+        "--epochs",
+        "2",
+        f"--workdir={tmp_path}",
+        "--out",
+        str(tmp_path / "record"),
+    ]
     first = run("speedrun_cifar10", *arguments, "--piece", "1")
     assert first.returncode == 75, first.stderr[-3000:]
     assert run("speedrun_cifar10", *arguments).returncode == 1  # ends, the target not reached
     seed = json.loads((tmp_path / "record.json").read_text())["seeds"][0]
     assert seed["pieces"] == 2 and [row["epoch"] for row in seed["evaluations"]] == [1, 2]
-    assert seed["evaluations"][1]["seconds"] > seed["evaluations"][0]["seconds"] and not seed["reached"]
+    assert (
+        seed["evaluations"][1]["seconds"] > seed["evaluations"][0]["seconds"]
+        and not seed["reached"]
+    )
 
 
 def test_ratios_are_of_the_same_round(monkeypatch):
@@ -58,5 +75,7 @@ def test_ratios_are_of_the_same_round(monkeypatch):
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "xyz"}
     times, processor = timing.in_turn(runs, repeats=3, warm=1)
-    assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy" and [len(values) for values in times.values()] == [3, 3, 3]
+    assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy" and [
+        len(values) for values in times.values()
+    ] == [3, 3, 3]
     assert np.all(np.array([*times.values(), *processor.values()]) >= 0)

@@ -1,4 +1,5 @@
-"""Verdicts: on logs as runs wrote them, on features made to fail, and (slow) on runs made to fail."""
+"""Verdicts: on logs as runs wrote them, on features made to fail, and (slow) on runs made to
+fail."""
 
 import json
 
@@ -11,7 +12,17 @@ from ml_collections import ConfigDict
 
 from cl_jax import losses
 from cl_jax.checks import diagnosis
-from cl_jax.checks.diagnosis import BELOW_CHANCE, CHANCE, COLLAPSED, COLLAPSING, EARLY, HEALTHY, LEAKING, WORSE, diagnose
+from cl_jax.checks.diagnosis import (
+    BELOW_CHANCE,
+    CHANCE,
+    COLLAPSED,
+    COLLAPSING,
+    EARLY,
+    HEALTHY,
+    LEAKING,
+    WORSE,
+    diagnose,
+)
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data.source import Splits, from_arrays
@@ -24,8 +35,9 @@ from cl_jax.training.steps import stepper
 from configs import simclr_v1
 
 EPOCHS = 12.0
-# Twelve epochs on `scenes`, one seed each, as the runs logged them: rows of the loss before the evaluation, effective rank
-# at it and of the untrained network (measured afterwards), chance, kNN, kNN untrained.
+# Twelve epochs on `scenes`, one seed each, as the runs logged them: rows of the loss before the
+# evaluation, effective rank at it and of the untrained network (measured afterwards), chance, kNN,
+# kNN untrained.
 LOGGED = {
     "simclr_v1, epoch 4": (4, (12.5, 12.4, 11.75), 64.2, 78.9, 12.473, 0.638, 0.396, HEALTHY),
     "simclr_v1": (12, (7.65, 7.78), 63.2, 78.9, 12.473, 0.792, 0.396, HEALTHY),
@@ -44,10 +56,16 @@ LOGGED = {
 
 def log(*, epoch=EPOCHS, loss=(1.0,), chance=None, start=None, **evaluated):
     """A log with one evaluation; names of what was evaluated have _ for /."""
-    training = [{"step": 1000 + i, "loss": x, "epoch": epoch} | ({} if chance is None else {"chance": chance})
-                for i, x in enumerate(loss)]
-    now = {"geometry/feature_std": 0.05, "geometry/relative_std": 0.5, "geometry/effective_rank": 60.0} | {
-        name.replace("_", "/", 1): value for name, value in evaluated.items()}
+    training = [
+        {"step": 1000 + i, "loss": x, "epoch": epoch}
+        | ({} if chance is None else {"chance": chance})
+        for i, x in enumerate(loss)
+    ]
+    now = {
+        "geometry/feature_std": 0.05,
+        "geometry/relative_std": 0.5,
+        "geometry/effective_rank": 60.0,
+    } | {name.replace("_", "/", 1): value for name, value in evaluated.items()}
     return [{"step": 0} | (start or {}), *training, {"step": 2000} | now]
 
 
@@ -55,8 +73,17 @@ def log(*, epoch=EPOCHS, loss=(1.0,), chance=None, start=None, **evaluated):
 def test_logged_runs(name):
     epoch, loss, rank, untrained, chance, knn, before, wanted = LOGGED[name]
     for reference in (True, False):
-        start = {"knn/random_network": before} | ({"untrained/effective_rank": untrained} if reference else {})
-        rows = log(epoch=epoch, loss=loss, chance=chance, start=start, geometry_effective_rank=rank, knn_top1=knn)
+        start = {"knn/random_network": before} | (
+            {"untrained/effective_rank": untrained} if reference else {}
+        )
+        rows = log(
+            epoch=epoch,
+            loss=loss,
+            chance=chance,
+            start=start,
+            geometry_effective_rank=rank,
+            knn_top1=knn,
+        )
         found = diagnose(rows, 12)
         if reference:
             assert found.name == wanted, found
@@ -76,14 +103,24 @@ def test_without_labels_the_loss_and_the_rank_decide():
 
 def test_a_knn_that_training_did_not_raise():
     start = {"knn/random_network": 0.4}
-    for knn, epoch, wanted in ((0.43, 12, HEALTHY), (0.41, 12, WORSE), (0.41, 5, EARLY), (0.43, 5, HEALTHY)):
+    for knn, epoch, wanted in (
+        (0.43, 12, HEALTHY),
+        (0.41, 12, WORSE),
+        (0.41, 5, EARLY),
+        (0.43, 5, HEALTHY),
+    ):
         assert diagnose(log(epoch=epoch, start=start, knn_top1=knn), 12).name == wanted
-    assert diagnose(log(loss=(8.3,), chance=8.3, start=start, knn_top1=0.43), 12).name == HEALTHY  # more than the loss says
+    assert (
+        diagnose(log(loss=(8.3,), chance=8.3, start=start, knn_top1=0.43), 12).name == HEALTHY
+    )  # more than the loss says
 
 
 def test_no_verdict_before_its_time():
     assert diagnose([], 12).name == EARLY
-    assert diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name == EARLY
+    assert (
+        diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name
+        == EARLY
+    )
     rows = log(epoch=1.0, geometry_relative_std=0.0)
     rows[-1]["step"] = 20
     assert diagnose(rows, 12).name == EARLY
@@ -93,46 +130,62 @@ def test_only_losses_since_the_evaluation_before_count():
     first, second = log(loss=(8.3, 8.3), chance=8.3), log(loss=(5.0,), chance=8.3)
     assert diagnose(first, 12).name == CHANCE
     assert diagnose(first + second[1:], 12).name == HEALTHY
-    assert diagnose((first + second[1:])[:len(first)], 12).name == CHANCE
+    assert diagnose((first + second[1:])[: len(first)], 12).name == CHANCE
 
 
 def test_the_line_names_figures_cause_and_mend():
     text = str(diagnose(log(loss=(8.3,), chance=8.318), 12))
-    assert text.startswith("verdict: no better than chance (loss 8.300, 8.318 of a network that knows nothing). ")
+    assert text.startswith(
+        "verdict: no better than chance (loss 8.300, 8.318 of a network that knows nothing). "
+    )
     assert "temperature far too high (0.05 to 0.5 is usual)" in text
     filling = log(loss=(5.0,), chance=8.3)
     filling[1]["queue_filled"] = 0.25
     assert str(diagnose(filling, 12)).endswith("queue 25% filled).")
 
 
-# Features made to fail -----------------------------------------------------------------------------------------------------
+# Features made to fail
+# --------------------------------------
 
 ROWS, BATCH, DIM = 256, 32, 64
 
 
 def features(kind, seed=0):
-    """[2, N, D] of two views: what both share of an image, noise of each, and what the kind adds."""
+    """[2, N, D] of two views: what both share of an image, noise of each, and what the kind
+    adds."""
     rng = np.random.default_rng(seed)
     image, noise = rng.normal(size=(1, ROWS, DIM)), rng.normal(size=(2, ROWS, DIM))
     mark = rng.normal(size=(1, ROWS // BATCH, DIM)).repeat(BATCH, axis=1)
-    return np.float32({
-        "good": image + 0.3 * noise,
-        "constant": 100 + 0.1 * image + 0.01 * noise,
-        "few directions": (image + 0.3 * noise) * (np.arange(DIM) < 6) + 0.01 * noise,
-        "marked": image + 0.3 * noise + 1.5 * mark,
-    }[kind])
+    return np.float32(
+        {
+            "good": image + 0.3 * noise,
+            "constant": 100 + 0.1 * image + 0.01 * noise,
+            "few directions": (image + 0.3 * noise) * (np.arange(DIM) < 6) + 0.01 * noise,
+            "marked": image + 0.3 * noise + 1.5 * mark,
+        }[kind]
+    )
 
 
-@pytest.mark.parametrize("clean, trained, wanted", [
-    ("good", "good", HEALTHY), ("constant", "constant", COLLAPSED), ("few directions", "few directions", COLLAPSING),
-    ("good", "marked", LEAKING),
-])
+@pytest.mark.parametrize(
+    "clean, trained, wanted",
+    [
+        ("good", "good", HEALTHY),
+        ("constant", "constant", COLLAPSED),
+        ("few directions", "few directions", COLLAPSING),
+        ("good", "marked", LEAKING),
+    ],
+)
 def test_features_made_to_fail(clean, trained, wanted):
     running, batches = features(clean), features(trained)
     untrained = features("good", seed=1)
-    start = {"step": 0, "untrained/effective_rank": geometry.measure(untrained[0])["geometry/effective_rank"],
-             "untrained/same_batch": geometry.of_pairs(untrained, untrained, BATCH)["pairs/same_batch"]}
-    now = geometry.measure(running[0], None, tuple(running)) | geometry.of_pairs(running, batches, BATCH)
+    start = {
+        "step": 0,
+        "untrained/effective_rank": geometry.measure(untrained[0])["geometry/effective_rank"],
+        "untrained/same_batch": geometry.of_pairs(untrained, untrained, BATCH)["pairs/same_batch"],
+    }
+    now = geometry.measure(running[0], None, tuple(running)) | geometry.of_pairs(
+        running, batches, BATCH
+    )
     found = diagnose([start, {"step": 5000, "loss": 1.0, "epoch": 9.0}, {"step": 5000} | now], 12)
     assert found.name == wanted, found
     if trained == "marked":
@@ -146,21 +199,30 @@ def test_a_contrast_that_running_statistics_do_not_support():
     rows = log(loss=(5.0,), chance=8.3, pairs_top1=0.01)
     rows[1]["contrast_top1"] = 0.44
     found = diagnose(rows, 12)
-    assert found.name == LEAKING and "training tells 44% of its positives, running statistics 1%" in found.evidence
+    assert (
+        found.name == LEAKING
+        and "training tells 44% of its positives, running statistics 1%" in found.evidence
+    )
     rows[1]["contrast_top1"] = 0.15
     assert diagnose(rows, 12).name == HEALTHY
-    rows = log(loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"knn/random_network": 0.325}, knn_top1=0.77)
-    rows[1]["contrast_top1"] = 0.29  # MoCo v1 on `scenes`, where half of the pairs are two views of one picture
+    rows = log(
+        loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"knn/random_network": 0.325}, knn_top1=0.77
+    )
+    rows[1]["contrast_top1"] = (
+        0.29  # MoCo v1 on `scenes`, where half of the pairs are two views of one picture
+    )
     assert diagnose(rows, 12).name == HEALTHY
 
 
 def test_pairs_by_hand():
-    """Four rows in two batches: the second view of row 0 is nearest to itself, of row 1 to row 0."""
+    """Four rows in two batches: the second view of row 0 is nearest to itself, of row 1 to row
+    0."""
     a = np.float32([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1], [0, 1, 0]])
     b = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.9, 0.1]])
     found = geometry.of_pairs(np.stack([a, b]), np.stack([a, b]), 2)
     assert found["pairs/top1"] == 0.5  # rows 0 and 2; row 1 goes to 0, row 3 to 1
-    # Leaving each row's own out: 0 -> 1 (of equal ones the first), 1 -> 0, 2 -> 3, 3 -> 1. Chance is 1 / 3.
+    # Leaving each row's own out: 0 -> 1 (of equal ones the first), 1 -> 0, 2 -> 3, 3 -> 1. Chance
+    # is 1 / 3.
     assert found["pairs/same_batch"] == pytest.approx((3 / 4 - 1 / 3) / (2 / 3))
 
 
@@ -169,10 +231,13 @@ def test_the_table_of_a_log(tmp_path):
     rows = log(loss=(8.3,), chance=8.3, start={"knn/random_network": 0.3}, knn_top1=0.2)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnosis.table([tmp_path]).splitlines()[-1] == (
-        f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a network that knows nothing |")
+        f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a "
+        f"network that knows nothing |"
+    )
 
 
-# Runs made to fail: one layer, compiled in a second -----------------------------------------------------------------------
+# Runs made to fail: one layer, compiled in a second
+# -----------------------------------------------------------------------
 
 WIDTH, QUEUE, STEPS, TINY_BATCH = 24, 64, 240, 16
 
@@ -180,33 +245,46 @@ WIDTH, QUEUE, STEPS, TINY_BATCH = 24, 64, 240, 16
 def tiny(kind):
     """A method on 64 random images; `kind` is "InfoNCE" or what is wrong with it.
 
-    "batch mean": features may add the mean of their batch, by a learnt weight that starts at 0; negatives are a queue's, and
-    noise hides the images but not their mean. This is what batch norm offers a method whose keys are not shuffled.
+    "batch mean": features may add the mean of their batch, by a learnt weight that starts at 0;
+    negatives are a queue's, and noise hides the images but not their mean. This is what batch norm
+    offers a method whose keys are not shuffled.
     """
     queue = kind == "batch mean"
 
     def variables(key, batch):
         weights = 0.1 * jax.random.normal(key, (48, WIDTH))
         rows = unit(jax.random.normal(jax.random.fold_in(key, 1), (QUEUE, WIDTH)))
-        return Variables({"w": weights, "b": jnp.zeros(WIDTH), "share": jnp.zeros(())}, {"mean": jnp.zeros(WIDTH)},
-                         memory=queues.init(key, QUEUE, WIDTH) if queue else rows)
+        return Variables(
+            {"w": weights, "b": jnp.zeros(WIDTH), "share": jnp.zeros(())},
+            {"mean": jnp.zeros(WIDTH)},
+            memory=queues.init(key, QUEUE, WIDTH) if queue else rows,
+        )
 
     def network(params, stats, x, train):
         x = jnp.zeros_like(x) if kind == "constant" else x
         h = x @ params["w"] + params["b"][None]
         mean = lax.pmean(jnp.mean(h, axis=0), parallel.AXIS) if train else stats["mean"]
-        return h + 8 * params["share"] * mean[None] * queue, {"mean": 0.9 * stats["mean"] + 0.1 * lax.stop_gradient(mean)}
+        return h + 8 * params["share"] * mean[None] * queue, {
+            "mean": 0.9 * stats["mean"] + 0.1 * lax.stop_gradient(mean)
+        }
 
     def forward(params, stats, target, batch, key):
         def view(number):
             def one(image, i, size):
-                noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), number), (48,))
+                noise = jax.random.normal(
+                    jax.random.fold_in(jax.random.fold_in(key, i), number), (48,)
+                )
                 return image.reshape(-1) / 255.0 - 0.5 + size * noise
+
             ids, sizes = batch["id"], jnp.full(len(batch["id"]), 0.3)
             if queue:  # rows in twos share a large noise with opposite signs
                 ids, sizes = jnp.repeat(ids[::2], 2), jnp.where(jnp.arange(len(ids)) % 2, 1.0, -1.0)
             return jax.vmap(one)(batch["image"], ids, sizes)
-        (a, after), (b, _) = network(params, stats, view(1), True), network(params, stats, view(2), True)
+
+        (a, after), (b, _) = (
+            network(params, stats, view(1), True),
+            network(params, stats, view(2), True),
+        )
         return {"a": unit(a), "b": unit(b)}, after, None
 
     def loss(outputs, params, memory, batch, key):
@@ -216,35 +294,68 @@ def tiny(kind):
         if queue:
             k = lax.stop_gradient(b)
             value = nce.queue_softmax(a, k, memory.rows, temperature=0.2, axis_name=parallel.AXIS)
-            return value, Aux({"chance": jnp.float32(np.log(QUEUE + 1))},
-                              queues.enqueue(memory, parallel.gather(k, parallel.AXIS)))
+            return value, Aux(
+                {"chance": jnp.float32(np.log(QUEUE + 1))},
+                queues.enqueue(memory, parallel.gather(k, parallel.AXIS)),
+            )
         temperature = 1000.0 if kind == "temperature 1000" else 0.2
         value = losses.nt_xent(a, b, temperature=temperature, axis_name=parallel.AXIS)
         return value, Aux({"chance": jnp.float32(np.log(2 * TINY_BATCH - 1))}, memory)
 
-    tx, _ = optim.build(name="adamw", learning_rate=1e-2, learning_rate_scaling="none", schedule="constant",
-                        weight_decay=0.0, batch_size=TINY_BATCH, steps_per_epoch=4, total_steps=STEPS)
+    tx, _ = optim.build(
+        name="adamw",
+        learning_rate=1e-2,
+        learning_rate_scaling="none",
+        schedule="constant",
+        weight_decay=0.0,
+        batch_size=TINY_BATCH,
+        steps_per_epoch=4,
+        total_steps=STEPS,
+    )
 
     def features(params, stats, images, train):
         h, stats = network(params, stats, images.reshape(-1, 48), train)
         return {"h": h}, stats
-    return from_loss(variables=variables, forward=forward, loss=loss, tx=tx, axis_name=parallel.AXIS, features=features,
-                     clean=lambda images: images / 255.0 - 0.5)
+
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        axis_name=parallel.AXIS,
+        features=features,
+        clean=lambda images: images / 255.0 - 0.5,
+    )
 
 
-@pytest.mark.parametrize("kind, wanted", [
-    ("InfoNCE", HEALTHY), ("no negatives, no stop-gradient", COLLAPSED), ("batch mean", LEAKING),
-    pytest.param("constant", COLLAPSED, marks=pytest.mark.slow),
-    pytest.param("temperature 1000", CHANCE, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "kind, wanted",
+    [
+        ("InfoNCE", HEALTHY),
+        ("no negatives, no stop-gradient", COLLAPSED),
+        ("batch mean", LEAKING),
+        pytest.param("constant", COLLAPSED, marks=pytest.mark.slow),
+        pytest.param("temperature 1000", CHANCE, marks=pytest.mark.slow),
+    ],
+)
 def test_tiny_runs(kind, wanted, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
     source = from_arrays("random", {"image": images}, {})
     facts = Run(parallel.AXIS, TINY_BATCH, 64, 4, STEPS, {})
-    built = Built(tiny(kind), Splits(source, source), facts, parallel.make_mesh(2), lambda step: 1e-2)
-    config = ConfigDict(dict(seed=0, batch_size=TINY_BATCH, nonfinite="stop", dispatch_steps=0, log_steps=10,
-                             views=dict(one=dict(size=4, crop="none", order=(), mean=(0.5,) * 3, std=(1.0,) * 3)),
-                             evals=dict(batch_size=32, feature="h")))
+    built = Built(
+        tiny(kind), Splits(source, source), facts, parallel.make_mesh(2), lambda step: 1e-2
+    )
+    config = ConfigDict(
+        dict(
+            seed=0,
+            batch_size=TINY_BATCH,
+            nonfinite="stop",
+            dispatch_steps=0,
+            log_steps=10,
+            views=dict(one=dict(size=4, crop="none", order=(), mean=(0.5,) * 3, std=(1.0,) * 3)),
+            evals=dict(batch_size=32, feature="h"),
+        )
+    )
     evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, tmp_path)
     state = initial_state(built, config)
     rows = [{"step": 0} | evaluator.baselines(state)]
@@ -252,18 +363,28 @@ def test_tiny_runs(kind, wanted, tmp_path):
     for step in range(STEPS):
         state, values = steps(state)
         if step % 10 == 9:
-            rows.append({"step": step + 1, "epoch": (step + 1) / 4} | {name: float(x) for name, x in values.items()})
+            rows.append(
+                {"step": step + 1, "epoch": (step + 1) / 4}
+                | {name: float(x) for name, x in values.items()}
+            )
     rows.append({"step": STEPS} | evaluator.online(state))
     found = diagnose(rows, STEPS / 4)
     assert found.name == wanted, (found, rows[0], rows[-1])
 
 
-# A whole run made to fail ----------------------------------------------------------------------------------------------
+# A whole run made to fail
+# --------------------------------------
+
 
 @pytest.mark.slow
 def test_an_absurd_temperature(tmp_path, capfd):
     config = simclr_v1.get_config("debug")
-    config.devices, config.total_epochs, config.log_steps, config.evals.every_epochs = 1, 10.0, 8, 5.0
+    config.devices, config.total_epochs, config.log_steps, config.evals.every_epochs = (
+        1,
+        10.0,
+        8,
+        5.0,
+    )
     config.method.temperature = 1000.0
     config = loop.stages(config, tmp_path)[0][1]
     loop.train(config, tmp_path)

@@ -21,6 +21,7 @@ from tests import small
 
 def method(loss, learning_rate=1e-2):
     """One layer under a loss of its outputs [B, 8]."""
+
     def variables(key, batch):
         return Variables({"w": 0.1 * jax.random.normal(key, (48, 8))}, {})
 
@@ -31,9 +32,19 @@ def method(loss, learning_rate=1e-2):
 
     def value(outputs, params, memory, batch, key):
         return parallel.mean(loss(outputs), parallel.AXIS), Aux({})
-    return from_loss(variables=variables, forward=forward, loss=value, tx=optax.sgd(learning_rate), axis_name=parallel.AXIS,
-                     features=lambda params, stats, images, train: ({"h": images.reshape(-1, 48) @ params["w"]}, stats),
-                     clean=lambda images: images / 255.0)
+
+    return from_loss(
+        variables=variables,
+        forward=forward,
+        loss=value,
+        tx=optax.sgd(learning_rate),
+        axis_name=parallel.AXIS,
+        features=lambda params, stats, images, train: (
+            {"h": images.reshape(-1, 48) @ params["w"]},
+            stats,
+        ),
+        clean=lambda images: images / 255.0,
+    )
 
 
 def square(z):
@@ -45,7 +56,9 @@ def log_of_zero(z):
 
 
 def log_in_a_loop(z):
-    return lax.scan(lambda total, row: (total + jnp.sum(jnp.log(jnp.maximum(row, 0.0))), None), 0.0, z)[0]
+    return lax.scan(
+        lambda total, row: (total + jnp.sum(jnp.log(jnp.maximum(row, 0.0))), None), 0.0, z
+    )[0]
 
 
 def masked_log(z):
@@ -88,16 +101,30 @@ def planted(w):
     return w
 
 
-@pytest.mark.parametrize("loss,params,first,where", [
-    (log_of_zero, None, "log", "log_of_zero"),
-    pytest.param(log_in_a_loop, None, "log", "log_in_a_loop", marks=pytest.mark.slow),
-    (overflow, None, "exp", "overflow"),
-    pytest.param(everything_masked, None, "log", "everything_masked", marks=pytest.mark.slow),
-    (root, None, "div", "root"),
-    (square, lambda w: w * 1e30, "integer_pow", "square"),
-    (square, lambda w: np.full_like(w, np.inf), None, "State given to the step, state.params['w']: float32[48, 8]: 384 inf"),
-    (square, planted, None, "State given to the step, state.params['w']: float32[48, 8]: 1 nan"),
-], ids=lambda given: getattr(given, "__name__", str(given)))
+@pytest.mark.parametrize(
+    "loss,params,first,where",
+    [
+        (log_of_zero, None, "log", "log_of_zero"),
+        pytest.param(log_in_a_loop, None, "log", "log_in_a_loop", marks=pytest.mark.slow),
+        (overflow, None, "exp", "overflow"),
+        pytest.param(everything_masked, None, "log", "everything_masked", marks=pytest.mark.slow),
+        (root, None, "div", "root"),
+        (square, lambda w: w * 1e30, "integer_pow", "square"),
+        (
+            square,
+            lambda w: np.full_like(w, np.inf),
+            None,
+            "State given to the step, state.params['w']: float32[48, 8]: 384 inf",
+        ),
+        (
+            square,
+            planted,
+            None,
+            "State given to the step, state.params['w']: float32[48, 8]: 1 nan",
+        ),
+    ],
+    ids=lambda given: getattr(given, "__name__", str(given)),
+)
 def test_the_first_tensor_is_named(loss, params, first, where):
     values, cause = step(loss, params)
     assert not all(np.isfinite(list(values.values())))
@@ -105,7 +132,10 @@ def test_the_first_tensor_is_named(loss, params, first, where):
     if first is None:
         assert cause.equation is None
     else:
-        assert cause.equation.primitive.name in (first, "square" if first == "integer_pow" else first)
+        assert cause.equation.primitive.name in (
+            first,
+            "square" if first == "integer_pow" else first,
+        )
         assert "tests/checks/test_replay.py:" in str(cause)
 
 
@@ -115,7 +145,10 @@ def test_what_is_masked_is_not_blamed():
 
 
 def test_the_scope_is_said():
-    _, cause = step(square, lambda w: np.where(np.arange(8) < 4, 3e38, -3e38).astype(np.float32) * np.ones_like(w))
+    _, cause = step(
+        square,
+        lambda w: np.where(np.arange(8) < 4, 3e38, -3e38).astype(np.float32) * np.ones_like(w),
+    )
     assert cause.equation.primitive.name == "dot_general" and "layer" in cause.where
     assert any("float32[48, 8]: -3e+38 to 3e+38" in text for text in cause.inputs)
 
@@ -130,13 +163,16 @@ def test_float64_parts_overflow_from_a_fault_of_the_mathematics():
 @pytest.mark.slow  # compiles a thousand operations one by one
 @pytest.mark.parametrize("wide", [True, False])
 def test_one_operation_at_a_time_is_the_compiled_step(wide):
-    """A method with gathers, a memory and random views; in float64 the draws are those of float32."""
+    """A method with gathers, a memory and random views; in float64 the draws are those of
+    float32."""
     built, config = small.built(1), small.config(1)
     steps = loop.stepper(built, config, 0)
     state = parallel.fetch(initial_state(built, config))
     ids = steps.ids(0)
     batch = {"image": np.stack([built.data.train.read(int(i))["image"] for i in ids]), "id": ids}
-    values, cause = finite.evaluate(built.method.update, (state, batch, jax.random.fold_in(jax.random.key(3), 0)), wide)
+    values, cause = finite.evaluate(
+        built.method.update, (state, batch, jax.random.fold_in(jax.random.key(3), 0)), wide
+    )
     _, compiled = steps(parallel.replicate(state, built.mesh))
     assert cause is None
     assert values["loss"] == pytest.approx(float(compiled["loss"]), rel=1e-6)
@@ -144,28 +180,39 @@ def test_one_operation_at_a_time_is_the_compiled_step(wide):
     assert jax.numpy.zeros(1).dtype == np.float32  # the types are as before
 
 
-# The kept step ---------------------------------------------------------------------------------------------------------
+# The kept step --------------------------------------
 
 
 @pytest.fixture
 def run(monkeypatch):
-    """(train a method in a workdir under these settings); what stands in for data and encoder is small."""
+    """(train a method in a workdir under these settings); what stands in for data and encoder is
+    small."""
+
     def run(workdir, made, **settings):
         config = simclr_v1.get_config("debug")
         config.update({"devices": 1, "seed": 3, "log_steps": 2, **settings})
         config.evals.update({"every_epochs": 0.0, "baselines": False})
         config = loop.stages(config, "unused")[0][1]
         for module in (loop, replay):
-            monkeypatch.setattr(module, "build", lambda config, previous: small.built(config.devices)._replace(method=made))
+            monkeypatch.setattr(
+                module,
+                "build",
+                lambda config, previous: small.built(config.devices)._replace(method=made),
+            )
         monkeypatch.setattr(loop.protocols.Evaluator, "online", lambda *_, **__: {"knn/top1": 0.0})
         monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
         return loop.train(config, workdir)
+
     return run
 
 
-@pytest.mark.parametrize("devices,together", [(1, 2), *(pytest.param(*pair, marks=pytest.mark.slow)
-                                                        for pair in ((1, 1), (4, 1), (4, 2)))])
-def test_an_absurd_learning_rate_stops_and_the_step_is_done_again_bit_for_bit(run, tmp_path, capsys, devices, together):
+@pytest.mark.parametrize(
+    "devices,together",
+    [(1, 2), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 1), (4, 1), (4, 2)))],
+)
+def test_an_absurd_learning_rate_stops_and_the_step_is_done_again_bit_for_bit(
+    run, tmp_path, capsys, devices, together
+):
     with pytest.raises(FloatingPointError, match="step 2: loss inf"):
         run(tmp_path, method(square, 1e30), devices=devices, dispatch_steps=together)
     kept = tmp_path / "bad_step" / "2"
@@ -175,8 +222,13 @@ def test_an_absurd_learning_rate_stops_and_the_step_is_done_again_bit_for_bit(ru
     assert replay.main([str(tmp_path / "bad_step")]) == 0
     said = capsys.readouterr()
     assert f"replay{kept}`says" in "".join(said.err.split())
-    assert "step 2 of simclr_v1 on random: loss inf" in said.out and "as recorded, bit for bit" in said.out
-    assert "first not finite: " in said.out and "test_replay.py" in said.out and "(square)" in said.out
+    assert (
+        "step 2 of simclr_v1 on random: loss inf" in said.out
+        and "as recorded, bit for bit" in said.out
+    )
+    assert (
+        "first not finite: " in said.out and "test_replay.py" in said.out and "(square)" in said.out
+    )
     assert replay.main([str(kept), "--float64"]) == 0
     assert "all finite: the fault is rounding or overflow" in capsys.readouterr().out
 
@@ -186,15 +238,28 @@ def test_skipped_steps_are_kept_up_to_the_third_and_counted_over_a_resume(run, t
 
     def update(state, batch, key):
         after, values = made.update(state, batch, key)
-        return after, values | {"loss": jnp.where(state.step % 2 == 1, jnp.log(-values["loss"]), values["loss"])}
+        return after, values | {
+            "loss": jnp.where(state.step % 2 == 1, jnp.log(-values["loss"]), values["loss"])
+        }
+
     poisoned = dataclasses.replace(made, update=update)
     run(tmp_path, poisoned, nonfinite="skip", log_steps=1)
-    assert [row["skipped_steps"] for row in metrics.read(tmp_path) if "skipped_steps" in row] == [1, 2, 3, 4, 5]
+    assert [row["skipped_steps"] for row in metrics.read(tmp_path) if "skipped_steps" in row] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert sorted(path.name for path in (tmp_path / "bad_step").iterdir()) == ["2", "4", "6"]
     capsys.readouterr()
     assert replay.main([str(tmp_path / "bad_step" / "4")]) == 0
     said = capsys.readouterr().out
-    assert "loss nan" in said and "first not finite: log -> float32[]: 1 nan" in said and ".update)" in said
+    assert (
+        "loss nan" in said
+        and "first not finite: log -> float32[]: 1 nan" in said
+        and ".update)" in said
+    )
 
 
 def test_a_step_that_comes_out_otherwise_is_said(run, tmp_path, capsys):
@@ -216,6 +281,7 @@ def test_a_step_that_comes_out_otherwise_is_said(run, tmp_path, capsys):
 def test_a_full_disk_does_not_hide_the_fault(run, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(checkpoint, "keep", full)
     with pytest.raises(FloatingPointError, match="step 2"):
         run(tmp_path, method(square, 1e30))
@@ -223,11 +289,23 @@ def test_a_full_disk_does_not_hide_the_fault(run, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.slow  # compiles a whole method, and each of its operations
-@pytest.mark.parametrize("name,learning_rate", [("simclr_v1", 1e30), ("swav", 1e30), ("moco_v2", float("nan"))])
+@pytest.mark.parametrize(
+    "name,learning_rate", [("simclr_v1", 1e30), ("swav", 1e30), ("moco_v2", float("nan"))]
+)
 def test_methods_themselves(name, learning_rate, tmp_path, capsys):
     _, config = verify.debug_stages(name)[0]
-    config.update({"devices": 1, "log_steps": 1, "optimizer": {"name": "sgd", "learning_rate": learning_rate,
-                                                               "learning_rate_scaling": "none", "schedule": "constant"}})
+    config.update(
+        {
+            "devices": 1,
+            "log_steps": 1,
+            "optimizer": {
+                "name": "sgd",
+                "learning_rate": learning_rate,
+                "learning_rate_scaling": "none",
+                "schedule": "constant",
+            },
+        }
+    )
     config.evals.update({"every_epochs": 0.0, "baselines": False})
     with pytest.raises(FloatingPointError):
         loop.train(config, tmp_path)

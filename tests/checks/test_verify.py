@@ -1,4 +1,5 @@
-"""cl_jax.checks.verify finds the classic faults of several devices, passes a healthy method, and reports as it says."""
+"""cl_jax.checks.verify finds the classic faults of several devices, passes a healthy method, and
+reports as it says."""
 
 import dataclasses
 import json
@@ -28,11 +29,19 @@ def healthy():
 
 def test_a_healthy_method_passes(healthy):
     assert healthy.same() and set(healthy.differences) == {2, 4}
-    assert set(healthy.bounds) == {"loss", "grad_norm", "params", "opt", "memory", "stats"}  # there is no target
+    assert set(healthy.bounds) == {
+        "loss",
+        "grad_norm",
+        "params",
+        "opt",
+        "memory",
+        "stats",
+    }  # there is no target
 
 
 def test_the_bound_is_rounding_and_no_more(healthy):
-    """A few roundings of float32 (1.2e-7) of each quantity's magnitude, although nobody wrote these numbers down."""
+    """A few roundings of float32 (1.2e-7) of each quantity's magnitude, although nobody wrote these
+    numbers down."""
     for name, bound in healthy.bounds.items():
         assert 1e-7 < bound / healthy.magnitudes[name] < 2e-5, name
 
@@ -46,13 +55,17 @@ def test_a_planted_fault_is_found(fault, healthy):
         assert {"grad_norm", "params", "opt"} <= set(broken)
         # Far beyond the bound, so that neither luck nor a generous factor decides.
         assert record.differences[devices]["grad_norm"] > 1000 * record.bounds["grad_norm"]
-    # On one device none of the three is a fault: what it comes to is the healthy run, to the last bit but for fusion.
+    # On one device none of the three is a fault: what it comes to is the healthy run, to the last
+    # bit but for fusion.
     assert record.magnitudes["params"] == pytest.approx(healthy.magnitudes["params"], rel=1e-6)
 
 
 def test_the_gradients_scale_alone_leaves_the_first_loss_right():
     """The second fault is silent: the loss of the first step is right, and Adam would train on."""
-    right, wrong = (verify.Runner(small.built(4, fault), small.config(4))(None) for fault in (None, small.FAULTS[1]))
+    right, wrong = (
+        verify.Runner(small.built(4, fault), small.config(4))(None)
+        for fault in (None, small.FAULTS[1])
+    )
     assert wrong.loss[0] == pytest.approx(right.loss[0], rel=1e-6)
     assert wrong.grad_norm[0] == pytest.approx(right.grad_norm[0] / 4, rel=1e-5)
 
@@ -75,35 +88,56 @@ def outcome(loss, memory=None, steps=3):
 def test_integers_and_what_is_no_number_must_agree_exactly():
     def compared(loss, memory):
         return verify.differences(outcome(1.0, {"ids": np.int32([1, 2])}), outcome(loss, memory))
-    assert compared(1.5, {"ids": np.int32([1, 2])}) == {"loss": 0.5, "grad_norm": 0, "params": 0, "memory": 0}
+
+    assert compared(1.5, {"ids": np.int32([1, 2])}) == {
+        "loss": 0.5,
+        "grad_norm": 0,
+        "params": 0,
+        "memory": 0,
+    }
     assert compared(1.0, {"ids": np.int32([1, 3])})["memory"] == np.inf
     assert compared(1.0, {"ids": np.int32([1, 2, 3])})["memory"] == np.inf
     assert compared(np.nan, {"ids": np.int32([1, 2])})["loss"] == np.inf
 
 
 def test_a_bound_that_says_nothing_is_not_passed():
-    """Runs that part under a nudge, as training at an absurd rate does, would excuse any difference."""
-    record = verify.compare(lambda devices, seed: outcome(1.0 if seed is None else 1.1 + seed), (1, 2), "chaotic")
+    """Runs that part under a nudge, as training at an absurd rate does, would excuse any
+    difference."""
+    record = verify.compare(
+        lambda devices, seed: outcome(1.0 if seed is None else 1.1 + seed), (1, 2), "chaotic"
+    )
     assert record.loose() == ["loss"] and not record.same() and not record.differences
     assert "says nothing: loss" in verify.table([record]) and "same" not in verify.table([record])
 
 
 def test_where_the_bound_says_nothing_the_next_seed_is_tried(monkeypatch):
-    """All seeds but the third part under a nudge; what the next stage starts from is the third's."""
+    """All seeds but the third part under a nudge; what the next stage starts from is the
+    third's."""
     monkeypatch.setattr(verify, "debug_stages", lambda name: [("", ConfigDict({"seed": 0}))])
 
     def runner(config, devices, previous, steps, state=None):
         def run(nudge):
-            return outcome(3.0 + config.seed + (0.0 if nudge is None or config.seed == 2 else nudge))
-        run.built = SimpleNamespace(mesh=SimpleNamespace(size=devices), method=f"of seed {config.seed}")
+            return outcome(
+                3.0 + config.seed + (0.0 if nudge is None or config.seed == 2 else nudge)
+            )
+
+        run.built = SimpleNamespace(
+            mesh=SimpleNamespace(size=devices), method=f"of seed {config.seed}"
+        )
         run.state = None
         return run
+
     monkeypatch.setattr(verify, "runner", runner)
-    (record, stage), = verify.verify("any", (1, 2))
-    assert record.seed == 2 and record.same() and record.magnitudes["loss"] == 5.0 and stage.method == "of seed 2"
+    ((record, stage),) = verify.verify("any", (1, 2))
+    assert (
+        record.seed == 2
+        and record.same()
+        and record.magnitudes["loss"] == 5.0
+        and stage.method == "of seed 2"
+    )
     assert "| seed 2 |" in verify.table([record])
     monkeypatch.setattr(verify, "SEEDS", 2)
-    (record, _), = verify.verify("any", (1, 2))
+    ((record, _),) = verify.verify("any", (1, 2))
     assert not record.same() and record.loose() == ["loss"]
 
 
@@ -113,49 +147,78 @@ def test_what_differs_from_every_start_is_tried_from_the_next_seed(monkeypatch):
 
     def runner(config, devices, previous, steps, state=None):
         def run(nudge):
-            return outcome(1.0 + 1e-7 * (nudge or 0) + (0.1 if devices == 2 and config.seed in faulty else 0.0))
+            return outcome(
+                1.0 + 1e-7 * (nudge or 0) + (0.1 if devices == 2 and config.seed in faulty else 0.0)
+            )
+
         run.built = SimpleNamespace(mesh=SimpleNamespace(size=devices), method="any")
         run.state = None
         return run
+
     monkeypatch.setattr(verify, "runner", runner)
     faulty = {0}
-    (record, _), = verify.verify("any", (1, 2))
+    ((record, _),) = verify.verify("any", (1, 2))
     assert record.seed == 1 and record.same()
     faulty = set(range(verify.SEEDS))
-    (record, _), = verify.verify("any", (1, 2))
+    ((record, _),) = verify.verify("any", (1, 2))
     assert not record.same() and record.broken(2) == ["loss"]
 
 
 def test_what_tips_over_at_one_start_is_no_fault_and_what_differs_at_every_start_is():
-    """A rounding tips a ReLU of one nudged run, and of the first run on two devices; three devices always differ."""
+    """A rounding tips a ReLU of one nudged run, and of the first run on two devices; three devices
+    always differ."""
+
     def run(devices, seed):
         tipped = 0.2 if devices == 3 else 0.1 if (devices, seed) in ((1, 3), (2, None)) else 0.0
         return outcome(1.0 + 1e-7 * (seed or 0) + tipped)
+
     record = verify.compare(run, (1, 2, 3), "kinks")
     assert record.bounds["loss"] < 3e-6 and not record.loose()
-    assert not record.broken(2) and record.starts == {2: 2, 3: verify.NUDGES + 1} and record.broken(3) == ["loss"]
-    assert "| same, from start 2 |" in verify.table([record]) and "DIFFERS: loss |" in verify.table([record])
+    assert (
+        not record.broken(2)
+        and record.starts == {2: 2, 3: verify.NUDGES + 1}
+        and record.broken(3) == ["loss"]
+    )
+    assert "| same, from start 2 |" in verify.table([record]) and "DIFFERS: loss |" in verify.table(
+        [record]
+    )
 
 
 def test_command_line(healthy, tmp_path, monkeypatch, capsys):
-    """Table, JSON, page and exit status; a config verified again takes the place of its old record."""
-    wrong = dataclasses.replace(healthy, name="b second", differences={2: healthy.bounds | {"loss": 1.0}}, starts={2: 3})
-    found = {"a": [dataclasses.replace(healthy, name="a")], "b": [dataclasses.replace(healthy, name="b first"), wrong]}
+    """Table, JSON, page and exit status; a config verified again takes the place of its old
+    record."""
+    wrong = dataclasses.replace(
+        healthy, name="b second", differences={2: healthy.bounds | {"loss": 1.0}}, starts={2: 3}
+    )
+    found = {
+        "a": [dataclasses.replace(healthy, name="a")],
+        "b": [dataclasses.replace(healthy, name="b first"), wrong],
+    }
     monkeypatch.setattr(verify, "config_names", lambda: list(found))
-    monkeypatch.setattr(verify, "verify", lambda name, devices, steps: ((record, None) for record in found[name]))
+    monkeypatch.setattr(
+        verify, "verify", lambda name, devices, steps: ((record, None) for record in found[name])
+    )
     path, page = tmp_path / "all.json", tmp_path / "page.md"
     page.write_text("before\n<!-- verify -->\nold\n<!-- end of verify -->\nafter\n")
     words = [f"--json={path}", f"--page={page}", "--devices=1,2,4"]
     assert verify.main([*words, "--configs=a"]) == 0
     assert verify.main([*words, "--configs=b"]) == 1
     said = capsys.readouterr().out
-    assert "1 of 1 the same on 1, 2, 4 devices" in said and "1 of 2 the same on 1, 2, 4 devices; not: b second" in said
+    assert (
+        "1 of 1 the same on 1, 2, 4 devices" in said
+        and "1 of 2 the same on 1, 2, 4 devices; not: b second" in said
+    )
     assert "| 2 | 1.0e+00 |" in said and "DIFFERS: loss" in said
     assert [(row["name"], row["same"]) for row in json.loads(path.read_text())["methods"]] == [
-        ("a", True), ("b first", True), ("b second", False)]
+        ("a", True),
+        ("b first", True),
+        ("b second", False),
+    ]
     assert verify.stored(path)["b second"] == wrong
     text = page.read_text()
-    assert text.startswith("before\n<!-- verify -->\n| method |") and text.endswith("\n<!-- end of verify -->\nafter\n")
+    assert text.startswith("before\n<!-- verify -->\n| method |") and text.endswith(
+        "\n<!-- end of verify -->\nafter\n"
+    )
     assert text.count("**a**") == 1 and "old" not in text
     del found["b"][1]
     assert verify.main([*words, "--configs=b"]) == 0 and "b second" not in path.read_text()
@@ -166,19 +229,26 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
         if name == "a":
             raise ValueError("splits=4 on 8 devices")
         yield dataclasses.replace(healthy, name=name), None
+
     monkeypatch.setattr(verify, "config_names", lambda: ["a", "b"])
     monkeypatch.setattr(verify, "verify", found)
     assert verify.main(["--devices=1,2,4"]) == 1
     said = capsys.readouterr()
-    assert "a does not run: ValueError: splits=4 on 8 devices" in said.err and "1 of 2 the same" in said.out
+    assert (
+        "a does not run: ValueError: splits=4 on 8 devices" in said.err
+        and "1 of 2 the same" in said.out
+    )
 
 
-@pytest.mark.parametrize("words,message", [
-    (["--configs=simclr_v3"], "configs/simclr_v3.py does not exist; have "),
-    (["--devices=1"], "expected at least two devices"),
-    (["--devices=1,x"], "invalid literal"),
-    (["--steps=0"], "expected at least two devices and one step"),
-])
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--configs=simclr_v3"], "configs/simclr_v3.py does not exist; have "),
+        (["--devices=1"], "expected at least two devices"),
+        (["--devices=1,x"], "invalid literal"),
+        (["--steps=0"], "expected at least two devices and one step"),
+    ],
+)
 def test_mistakes_are_named(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
         verify.main(words)
@@ -194,7 +264,11 @@ def test_a_page_without_its_marks_is_refused(tmp_path):
 def test_every_config_has_its_stages():
     names = verify.config_names()
     assert "common" not in names and {"simclr_v1", "simclr_v2"} <= set(names)
-    assert [stage for stage, _ in verify.debug_stages("simclr_v2")] == ["pretrain", "finetune", "distill"]
+    assert [stage for stage, _ in verify.debug_stages("simclr_v2")] == [
+        "pretrain",
+        "finetune",
+        "distill",
+    ]
     assert [stage for stage, _ in verify.debug_stages("simclr_v1")] == [""]
 
 

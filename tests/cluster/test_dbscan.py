@@ -12,7 +12,9 @@ def unit(x):
 
 def features(n=40, d=4, seed=0, spread=0.4):
     rng = np.random.default_rng(seed)
-    return unit(rng.normal(size=(5, d))[np.arange(n) % 5] + spread * rng.normal(size=(n, d))).astype(np.float32)
+    return unit(
+        rng.normal(size=(5, d))[np.arange(n) % 5] + spread * rng.normal(size=(n, d))
+    ).astype(np.float32)
 
 
 def jaccard_oracle(x, k1, k2):
@@ -21,7 +23,7 @@ def jaccard_oracle(x, k1, k2):
     rank = np.argsort(((x[:, None] - x[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :k1]
 
     def reciprocal(i, k):
-        return {j for j in rank[i, :k + 1] if i in rank[j, :k + 1]}
+        return {j for j in rank[i, : k + 1] if i in rank[j, : k + 1]}
 
     v = np.zeros((n, n))
     for i in range(n):
@@ -51,7 +53,9 @@ def test_jaccard(k1, k2):
 
 def test_more_neighbours_than_rows():
     x = features(12)
-    np.testing.assert_allclose(dbscan.jaccard_distance(x, k1=30, k2=6), jaccard_oracle(x, 30, 6), atol=2e-6)
+    np.testing.assert_allclose(
+        dbscan.jaccard_distance(x, k1=30, k2=6), jaccard_oracle(x, 30, 6), atol=2e-6
+    )
     assert dbscan.jaccard_distance(x[:1]).shape == (1, 1)
 
 
@@ -64,7 +68,9 @@ def test_clusters_of_blobs():
 
 
 def test_outliers_are_numbered_in_order():
-    np.testing.assert_array_equal(dbscan.number_outliers(np.array([1, -1, 0, -1, 1])), [1, 2, 0, 3, 1])
+    np.testing.assert_array_equal(
+        dbscan.number_outliers(np.array([1, -1, 0, -1, 1])), [1, 2, 0, 3, 1]
+    )
     np.testing.assert_array_equal(dbscan.number_outliers(np.array([-1, -1])), [0, 1])
     np.testing.assert_array_equal(dbscan.number_outliers(np.array([], int)), [])
 

@@ -17,10 +17,14 @@ def blobs(seed=0, n=240, k=6, d=5, spread=0.1):
 
 def check_consistent(found, x):
     """Assignment, distance, counts and objective are those of the centroids."""
-    square = ((x[:, None].astype(np.float64) - np.asarray(found.centroids, np.float64)[None]) ** 2).sum(-1)
+    square = (
+        (x[:, None].astype(np.float64) - np.asarray(found.centroids, np.float64)[None]) ** 2
+    ).sum(-1)
     np.testing.assert_array_equal(found.assignment, square.argmin(1))
     np.testing.assert_allclose(found.distance, square.min(1), rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(found.counts, np.bincount(found.assignment, minlength=len(found.centroids)))
+    np.testing.assert_array_equal(
+        found.counts, np.bincount(found.assignment, minlength=len(found.centroids))
+    )
     np.testing.assert_allclose(found.objective, square.min(1).sum(), rtol=1e-4)
 
 
@@ -30,7 +34,10 @@ def test_finds_blobs(block_size):
     found = km.kmeans(jax.random.key(0), x, 6, restarts=3, start="spread", block_size=block_size)
     check_consistent(found, x)
     assert found.objective <= 1.001 * Reference(6, n_init=5, random_state=0).fit(x).inertia_
-    assert all(len(set((np.arange(240) % 6)[np.asarray(found.assignment) == c].tolist())) == 1 for c in range(6))
+    assert all(
+        len(set((np.arange(240) % 6)[np.asarray(found.assignment) == c].tolist())) == 1
+        for c in range(6)
+    )
 
 
 def test_one_update_is_the_mean():
@@ -38,7 +45,9 @@ def test_one_update_is_the_mean():
     found = km.kmeans(jax.random.key(0), x, 4, iterations=1, initial=start, block_size=16)
     nearest = ((x[:, None] - start[None]) ** 2).sum(-1).argmin(1)
     assert np.bincount(nearest, minlength=4).min() > 0
-    np.testing.assert_allclose(found.centroids, [x[nearest == c].mean(0) for c in range(4)], atol=1e-5)
+    np.testing.assert_allclose(
+        found.centroids, [x[nearest == c].mean(0) for c in range(4)], atol=1e-5
+    )
 
 
 def test_restarts_keep_the_best():
@@ -52,7 +61,9 @@ def test_restarts_keep_the_best():
 
 
 def test_empty_cluster_halves_the_largest():
-    x = np.concatenate([np.random.default_rng(0).normal(size=(50, 2)) + 5, np.full((3, 2), -5)]).astype(np.float32)
+    x = np.concatenate(
+        [np.random.default_rng(0).normal(size=(50, 2)) + 5, np.full((3, 2), -5)]
+    ).astype(np.float32)
     start = np.array([[5, 5], [-5, -5], [100, 100], [90, 100]], np.float32)
     found = km.kmeans(jax.random.key(0), x, 4, iterations=5, initial=start)
     assert np.asarray(found.counts).min() > 0
@@ -65,7 +76,9 @@ def test_one_row_per_cluster_and_one_cluster():
         found = km.kmeans(jax.random.key(0), x, 9, start=start)
         np.testing.assert_allclose(found.objective, 0, atol=1e-6)
         assert sorted(np.asarray(found.assignment).tolist()) == list(range(9))
-    np.testing.assert_allclose(km.kmeans(jax.random.key(0), x, 1).centroids[0], x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        km.kmeans(jax.random.key(0), x, 1).centroids[0], x.mean(0), atol=1e-5
+    )
 
 
 def test_equal_rows_end():
@@ -111,7 +124,10 @@ def test_concentration():
 
 
 def test_concentration_without_spread():
-    for distance, cluster in ((np.zeros(4, np.float32), [0, 0, 1, 1]), (np.ones(3, np.float32), [0, 1, 2])):
+    for distance, cluster in (
+        (np.zeros(4, np.float32), [0, 0, 1, 1]),
+        (np.ones(3, np.float32), [0, 1, 2]),
+    ):
         phi = km.concentration(distance, np.array(cluster), 4, temperature=0.3)
         np.testing.assert_allclose(phi, 0.3, rtol=1e-6)
 

@@ -49,10 +49,14 @@ def test_an_empty_cluster_keeps_its_centroid_and_ties_go_to_the_lowest():
     memory = rows(8)
     memory[5] = memory[2]
     centroids, labels = spherical_kmeans(memory, np.array([2, 5]), iterations=3)
-    np.testing.assert_array_equal(labels == 0, memory @ np.asarray(centroids[0]) >= memory @ memory[5] - 1e-6)
+    np.testing.assert_array_equal(
+        labels == 0, memory @ np.asarray(centroids[0]) >= memory @ memory[5] - 1e-6
+    )
     first = spherical_kmeans(memory, np.array([2, 5]), iterations=0)[1]
     np.testing.assert_array_equal(first, 0)
-    np.testing.assert_allclose(spherical_kmeans(memory, np.array([2, 5]), iterations=1)[0][1], memory[5], atol=1e-6)
+    np.testing.assert_allclose(
+        spherical_kmeans(memory, np.array([2, 5]), iterations=1)[0][1], memory[5], atol=1e-6
+    )
 
 
 def test_every_row_its_own_cluster_and_one_cluster():
@@ -70,13 +74,23 @@ def test_devices_agree_with_one(devices):
     memory, initial = rows(), np.array([2, 0, 1])
     one = spherical_kmeans(memory, initial, iterations=5)
     ids = np.random.default_rng(1).permutation(30)[:24]
-    mesh = jax.make_mesh((devices,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    mesh = jax.make_mesh(
+        (devices,),
+        ("i",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
     rank, all_ranks = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
 
     def cluster(memory, ids):
-        centroids, labels = spherical_kmeans(memory, initial, iterations=5, block_size=2, axis_name="i")
+        centroids, labels = spherical_kmeans(
+            memory, initial, iterations=5, block_size=2, axis_name="i"
+        )
         return centroids, labels, labels_by_example(labels, ids, 30, axis_name="i")[None]
-    many = jax.jit(jax.shard_map(cluster, mesh=mesh, in_specs=(rank, rank), out_specs=(all_ranks, rank, rank)))
+
+    many = jax.jit(
+        jax.shard_map(cluster, mesh=mesh, in_specs=(rank, rank), out_specs=(all_ranks, rank, rank))
+    )
     centroids, labels, by_example = many(memory, ids)
     np.testing.assert_allclose(centroids, one[0], atol=1e-6)
     np.testing.assert_array_equal(labels, one[1])

@@ -27,8 +27,10 @@ def test_directions_are_equally_spread():
 def test_blocks_of_any_sizes():
     x = data()
     whole = whitening.moments(x)
-    merged = whitening.merge(whitening.moments(x[:1]), whitening.merge(whitening.moments(x[1:40]),
-                                                                     whitening.moments(x[40:])))
+    merged = whitening.merge(
+        whitening.moments(x[:1]),
+        whitening.merge(whitening.moments(x[1:40]), whitening.moments(x[40:])),
+    )
     for a, b in zip(merged, whole):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
     pieces = np.asarray(whitening.apply(whitening.fit(iter([x[:17], x[17:80], x[80:]]), 3), x))

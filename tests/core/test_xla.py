@@ -33,7 +33,9 @@ def test_a_flag_that_the_user_set_stays(environment):
 
 
 def test_a_flag_that_xla_does_not_know_is_left_out(environment):
-    environment.setitem(xla.FLAGS, "cpu", ("--xla_no_such_flag=1", "--xla_cpu_experimental_ynn=1"))  # the start of a name
+    environment.setitem(
+        xla.FLAGS, "cpu", ("--xla_no_such_flag=1", "--xla_cpu_experimental_ynn=1")
+    )  # the start of a name
     assert xla.prepare("cpu") == "" and os.environ["XLA_FLAGS"] == ""
 
 
@@ -46,8 +48,16 @@ def test_the_platform_is_the_one_asked_for(environment):
 def test_every_flag_is_accepted_by_this_jaxlib(environment):
     """XLA ends the process on a flag that it does not know."""
     environment.setenv("JAX_PLATFORMS", "cpu")
-    ran = subprocess.run([sys.executable, "-c", "from cl_jax import xla; xla.prepare('cpu'); xla.prepare('gpu')\n"
-                          "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from cl_jax import xla; xla.prepare('cpu'); xla.prepare('gpu')\n"
+            "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [flag for flag in (CPU, *xla.FLAGS["gpu"]) if xla.known(flag)]
 
@@ -58,7 +68,8 @@ from cl_jax.core import xla
 print(xla.keep_memory())
 import jax, jax.numpy as jnp
 @jax.jit
-def step(x):  # needs 64 MiB besides its argument and result, of the program and not of a thread of one operation
+def step(x):  # needs 64 MiB besides its argument and result, of the program and not of a thread of
+one operation
     return jnp.exp(x @ x.T) @ x
 x = jnp.ones((4096, 64))
 faults = []
@@ -71,12 +82,26 @@ print(min(faults[5:]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(("setting", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False),
-                                               ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False)])
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ({}, True),
+        ({"MALLOC_ARENA_MAX": "4"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False),
+    ],
+)
 def test_freed_memory_is_kept_unless_the_user_set_malloc(setting, kept):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    ran = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True,
-                         env=clean | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | setting)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        capture_output=True,
+        text=True,
+        env=clean | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | setting,
+    )
     assert ran.returncode == 0, ran.stderr
     said, faults = ran.stdout.split()
     pages = 2**26 // os.sysconf("SC_PAGE_SIZE")

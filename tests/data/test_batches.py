@@ -5,13 +5,23 @@ import itertools
 import numpy as np
 import pytest
 
-from cl_jax.data.batches import balanced_order, host_batches, ids_at, order, resident, sequential, steps_per_epoch
+from cl_jax.data.batches import (
+    balanced_order,
+    host_batches,
+    ids_at,
+    order,
+    resident,
+    sequential,
+    steps_per_epoch,
+)
 from cl_jax.data.source import Source, fraction, from_arrays, labels_of, subset, with_channels
 
 
 def arrays_of(size):
     """Images whose pixels are the example's number."""
-    image = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 2, 3)).copy()
+    image = np.broadcast_to(
+        np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 2, 3)
+    ).copy()
     return {"image": image, "label": (np.arange(size) % 3).astype(np.int32)}
 
 
@@ -44,7 +54,9 @@ def test_balanced_order_draws_every_group_equally_often():
     groups = np.repeat([0, 2, 5, -1], [1, 20, 60, 19])
     drawn = balanced_order(0, 0, groups)
     assert drawn.shape == (100,) and drawn.dtype == np.int32
-    counts = np.bincount(groups[drawn], minlength=6)  # 34 of each of three groups, the last two of 102 cut off
+    counts = np.bincount(
+        groups[drawn], minlength=6
+    )  # 34 of each of three groups, the last two of 102 cut off
     assert counts[[1, 3, 4]].sum() == 0 and counts.sum() == 100 and counts[[0, 2, 5]].min() >= 32
     times = np.bincount(drawn, minlength=100)
     assert times[0] == counts[0]  # the only one of its group, again and again
@@ -69,12 +81,16 @@ def test_balanced_order_depends_on_seed_epoch_and_groups_alone():
     for a, b in itertools.combinations(orders, 2):
         assert (a != b).any()
     np.testing.assert_array_equal(balanced_order(0, 0, groups), orders[0])
-    np.testing.assert_array_equal(balanced_order(0, 0, groups * 7 + 2), orders[0])  # names of groups mean nothing
+    np.testing.assert_array_equal(
+        balanced_order(0, 0, groups * 7 + 2), orders[0]
+    )  # names of groups mean nothing
 
 
 def test_balanced_order_is_the_same_on_every_machine():
     """Written down: a change of these numbers breaks the resuming of every run that has a plan."""
-    np.testing.assert_array_equal(balanced_order(3, 2, np.array([0, 0, 0, 0, 0, 1, 1, -1])), [6, 4, 0, 6, 6, 5, 1, 2])
+    np.testing.assert_array_equal(
+        balanced_order(3, 2, np.array([0, 0, 0, 0, 0, 1, 1, -1])), [6, 4, 0, 6, 6, 5, 1, 2]
+    )
 
 
 def test_balanced_order_refuses_what_is_no_grouping():
@@ -88,14 +104,15 @@ def test_ids_go_through_the_data_once_an_epoch_and_drop_the_rest():
     steps = [ids_at(step, seed=5, size=23, batch_size=4) for step in range(10)]
     assert steps_per_epoch(23, 4) == 5
     for epoch in range(2):
-        seen = np.concatenate(steps[epoch * 5:epoch * 5 + 5])
+        seen = np.concatenate(steps[epoch * 5 : epoch * 5 + 5])
         assert seen.dtype == np.int32 and len(set(seen.tolist())) == 20
         np.testing.assert_array_equal(seen, order(5, epoch, 23)[:20])
 
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])
 def test_host_batches_hold_the_rows_that_ids_at_names(make):
-    """What the device path indexes and what the host path reads are the same examples in the same order."""
+    """What the device path indexes and what the host path reads are the same examples in the same
+    order."""
     source, arrays = make(23), arrays_of(23)
     batches = list(host_batches(source, batch_size=4, seed=5, start_step=0, steps=12, workers=3))
     assert len(batches) == 12
@@ -103,7 +120,11 @@ def test_host_batches_hold_the_rows_that_ids_at_names(make):
         ids = ids_at(step, seed=5, size=23, batch_size=4)
         assert set(batch) == {"image", "label", "id"}
         np.testing.assert_array_equal(batch["id"], ids)
-        assert batch["id"].dtype == np.int32 and batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+        assert (
+            batch["id"].dtype == np.int32
+            and batch["image"].dtype == np.uint8
+            and batch["label"].dtype == np.int32
+        )
         for field in arrays:
             np.testing.assert_array_equal(batch[field], arrays[field][ids])
 
@@ -121,8 +142,20 @@ def test_resuming_gives_the_batches_that_were_left(make):
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])
 def test_processes_share_each_batch_without_overlap_or_loss(make):
-    parts = [list(host_batches(make(23), batch_size=8, seed=1, start_step=1, steps=6, process_index=p, process_count=4))
-             for p in range(4)]
+    parts = [
+        list(
+            host_batches(
+                make(23),
+                batch_size=8,
+                seed=1,
+                start_step=1,
+                steps=6,
+                process_index=p,
+                process_count=4,
+            )
+        )
+        for p in range(4)
+    ]
     for step in range(1, 6):
         joined = np.concatenate([part[step - 1]["id"] for part in parts])
         np.testing.assert_array_equal(joined, ids_at(step, seed=1, size=23, batch_size=8))
@@ -140,13 +173,17 @@ def test_an_error_of_the_reader_reaches_the_caller():
         raise OSError(f"image {i} is gone")
 
     with pytest.raises(OSError, match="is gone"):
-        list(host_batches(Source("broken", 9, read, {}), batch_size=3, seed=0, start_step=0, steps=2))
+        list(
+            host_batches(Source("broken", 9, read, {}), batch_size=3, seed=0, start_step=0, steps=2)
+        )
 
 
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches():
     plain = list(host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9))
-    others = list(host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9, worker_processes=2))
+    others = list(
+        host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9, worker_processes=2)
+    )
     assert len(others) == 7
     for a, b in zip(plain, others):
         for field in a:
@@ -158,7 +195,9 @@ def test_worker_processes_give_the_same_batches():
 def test_sequential_gives_all_examples_once_in_order(make, size):
     batches = list(sequential(make(size), 4))
     assert len(batches) == -(-size // 4)
-    assert all(batch["image"].shape == (4, 2, 2, 3) and batch["valid"].dtype == bool for batch in batches)
+    assert all(
+        batch["image"].shape == (4, 2, 2, 3) and batch["valid"].dtype == bool for batch in batches
+    )
     valid = np.concatenate([batch["valid"] for batch in batches])
     for field in ("id", "label"):
         seen = np.concatenate([batch[field] for batch in batches])[valid]
@@ -173,14 +212,17 @@ def test_resident_needs_arrays_that_fit():
     assert resident(on_disk(10), 10**9) is None
 
 
-@pytest.mark.parametrize("kwargs, words", [
-    (dict(batch_size=24), r"23 examples, fewer than one batch of 24.*Lower batch_size"),
-    (dict(batch_size=6, process_count=4), r"batch_size is 6, not divisible by the 4 processes"),
-    (dict(batch_size=8, process_count=4, process_index=4), r"process_index is 4"),
-    (dict(batch_size=0), "batch_size is 0"),
-    (dict(batch_size=4, start_step=-1), "start_step is -1"),
-    (dict(batch_size=4, workers=0), "workers=0"),
-])
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        (dict(batch_size=24), r"23 examples, fewer than one batch of 24.*Lower batch_size"),
+        (dict(batch_size=6, process_count=4), r"batch_size is 6, not divisible by the 4 processes"),
+        (dict(batch_size=8, process_count=4, process_index=4), r"process_index is 4"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(batch_size=4, start_step=-1), "start_step is -1"),
+        (dict(batch_size=4, workers=0), "workers=0"),
+    ],
+)
 def test_errors_come_before_the_first_batch(kwargs, words):
     with pytest.raises(ValueError, match=words):
         host_batches(in_memory(23), **{"seed": 0, "start_step": 0, "steps": 3, **kwargs})
@@ -213,8 +255,14 @@ def test_fraction_takes_the_same_share_of_every_class(make):
         return {int(s.read(i)["image"][0, 0, 0]) for i in range(s.size)}
 
     assert pixels(tenth) < pixels(third)
-    assert pixels(tenth) == pixels(fraction(source, 0.1, seed=4)) != pixels(fraction(source, 0.1, seed=5))
-    np.testing.assert_array_equal(np.bincount(labels_of(fraction(source, 0.001, seed=4))), [1, 1, 1])
+    assert (
+        pixels(tenth)
+        == pixels(fraction(source, 0.1, seed=4))
+        != pixels(fraction(source, 0.1, seed=5))
+    )
+    np.testing.assert_array_equal(
+        np.bincount(labels_of(fraction(source, 0.001, seed=4))), [1, 1, 1]
+    )
     assert fraction(source, 1.0, seed=4) is source
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match="share is"):
@@ -234,18 +282,23 @@ def test_labels_are_read_the_cheap_way_where_there_is_one():
     def read(i):
         raise AssertionError("decoded an image for its label")
 
-    source = Source("cheap", 6, read, {"label": 2}, labels=lambda field: np.arange(6, dtype=np.int32) % 2)
+    source = Source(
+        "cheap", 6, read, {"label": 2}, labels=lambda field: np.arange(6, dtype=np.int32) % 2
+    )
     np.testing.assert_array_equal(labels_of(subset(source, [5, 0])), [1, 0])
     np.testing.assert_array_equal(labels_of(fraction(source, 1 / 3, seed=0)), [0, 1])
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"label": np.zeros(3, np.int32)}, "label has 3 rows, image has 4"),
-    ({"label": np.full(4, 3, np.int32)}, "label goes from 3 to 3; expected 0 to 2"),
-    ({"label": np.zeros(4)}, "label is float64"),
-    ({"image": np.zeros((4, 2, 2), np.uint8)}, "Grey images need a channel axis"),
-    ({"image": np.zeros((4, 2, 2, 3), np.float32)}, "image is float32"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"label": np.zeros(3, np.int32)}, "label has 3 rows, image has 4"),
+        ({"label": np.full(4, 3, np.int32)}, "label goes from 3 to 3; expected 0 to 2"),
+        ({"label": np.zeros(4)}, "label is float64"),
+        ({"image": np.zeros((4, 2, 2), np.uint8)}, "Grey images need a channel axis"),
+        ({"image": np.zeros((4, 2, 2, 3), np.float32)}, "image is float32"),
+    ],
+)
 def test_arrays_are_checked(change, words):
     with pytest.raises(ValueError, match=words):
         from_arrays("x", arrays_of(4) | change, {"label": 3})

@@ -40,7 +40,11 @@ def classes(tmp_path):
 @pytest.mark.parametrize("cache_bytes", [10**9, 0])
 def test_class_folders_of_mixed_sizes_and_formats(classes, cache_bytes):
     splits = folder.make(path=str(classes), image_size=8, test_share=0.3, cache_bytes=cache_bytes)
-    assert splits.train.size + splits.test.size == 18 and splits.test.size > 0 and splits.unlabeled is None
+    assert (
+        splits.train.size + splits.test.size == 18
+        and splits.test.size > 0
+        and splits.unlabeled is None
+    )
     for source in (splits.train, splits.test):
         assert source.classes == {"label": 3} and source.skipped == 0
         assert (source.arrays is None) == (cache_bytes == 0)
@@ -48,14 +52,23 @@ def test_class_folders_of_mixed_sizes_and_formats(classes, cache_bytes):
             example = source.read(i)
             assert example["image"].shape == (8, 8, 3) and example["image"].dtype == np.uint8
             assert example["label"].dtype == np.int32
-            np.testing.assert_allclose(example["image"].mean((0, 1)), (RED, GREEN, BLUE)[example["label"]], atol=4)
-        np.testing.assert_array_equal(labels_of(source), [source.read(i)["label"] for i in range(source.size)])
+            np.testing.assert_allclose(
+                example["image"].mean((0, 1)), (RED, GREEN, BLUE)[example["label"]], atol=4
+            )
+        np.testing.assert_array_equal(
+            labels_of(source), [source.read(i)["label"] for i in range(source.size)]
+        )
 
 
 def test_memory_and_disk_give_the_same_batches(classes):
-    kept, read = (folder.make(path=str(classes), image_size=8, cache_bytes=limit).train for limit in (10**9, 0))
+    kept, read = (
+        folder.make(path=str(classes), image_size=8, cache_bytes=limit).train
+        for limit in (10**9, 0)
+    )
     options = dict(batch_size=4, seed=0, start_step=1, steps=6)
-    for step, (a, b) in enumerate(zip(host_batches(kept, **options), host_batches(read, **options), strict=True), 1):
+    for step, (a, b) in enumerate(
+        zip(host_batches(kept, **options), host_batches(read, **options), strict=True), 1
+    ):
         np.testing.assert_array_equal(a["id"], ids_at(step, seed=0, size=kept.size, batch_size=4))
         for field in ("image", "label", "id"):
             np.testing.assert_array_equal(a[field], b[field])
@@ -108,7 +121,8 @@ def test_split_by_hash_keeps_its_members_when_images_are_added(tmp_path):
 
 
 def test_centre_is_kept_and_stands_upright(tmp_path):
-    """Of a wide picture, red | green | blue, the green square in the middle; and turned as EXIF says."""
+    """Of a wide picture, red | green | blue, the green square in the middle; and turned as EXIF
+    says."""
     pixels = np.zeros((40, 120, 3), np.uint8)
     pixels[:, :40], pixels[:, 40:80], pixels[:, 80:] = RED, GREEN, BLUE
     Image.fromarray(pixels).save(tmp_path / "wide.png")
@@ -153,11 +167,11 @@ def damage(path):
     """One of each kind; returns what an error must say of it, by name."""
     outside = noise(path.parent / "elsewhere" / "secret.png")
     whole = noise(path / "a" / "cut.jpg").read_bytes()
-    (path / "a" / "cut.jpg").write_bytes(whole[:len(whole) // 2])
+    (path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     whole = noise(path / "a" / "cut.png").read_bytes()
-    (path / "a" / "cut.png").write_bytes(whole[:len(whole) // 2])
+    (path / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
     whole = noise(path / "a" / "cut.webp").read_bytes()
-    (path / "a" / "cut.webp").write_bytes(whole[:len(whole) // 2])
+    (path / "a" / "cut.webp").write_bytes(whole[: len(whole) // 2])
     (path / "a" / "empty.png").touch()
     (path / "a" / "text.jpg").write_text("not an image")
     put(path / "a" / "huge.png", (101, 100))
@@ -165,10 +179,18 @@ def damage(path):
     (path / "a" / "nowhere.png").symlink_to(path / "a" / "gone.png")
     (path / "linked").symlink_to(outside.parent)
     os.mkfifo(path / "a" / "pipe.png")
-    return {"a/cut.jpg": "truncated", "a/cut.png": "", "a/cut.webp": "", "a/empty.png": "empty file",
-            "a/text.jpg": "cannot identify", "a/huge.png": "101x100 pixels, more than max_pixels=10000",
-            "a/link.png": "leads out of the folder", "a/nowhere.png": "cannot be read",
-            "a/pipe.png": "not a regular file", "linked": "leads out of the folder"}
+    return {
+        "a/cut.jpg": "truncated",
+        "a/cut.png": "",
+        "a/cut.webp": "",
+        "a/empty.png": "empty file",
+        "a/text.jpg": "cannot identify",
+        "a/huge.png": "101x100 pixels, more than max_pixels=10000",
+        "a/link.png": "leads out of the folder",
+        "a/nowhere.png": "cannot be read",
+        "a/pipe.png": "not a regular file",
+        "linked": "leads out of the folder",
+    }
 
 
 @pytest.mark.parametrize("cache_bytes", [10**9, 0])
@@ -179,9 +201,13 @@ def test_damaged_images_are_named_skipped_and_counted(tmp_path, cache_bytes, cap
         put(root / "b" / f"{i}.png")
     (root / "a" / "within.png").symlink_to(root / "b" / "0.png")
     wrong = damage(root)
-    options = dict(path=str(root), image_size=8, max_pixels=10_000, cache_bytes=cache_bytes, labels=True)
+    options = dict(
+        path=str(root), image_size=8, max_pixels=10_000, cache_bytes=cache_bytes, labels=True
+    )
     monkeypatch.setattr(folder, "_SHOWN", 20)
-    with pytest.raises(ValueError, match=f"{len(wrong)} of the images in .* cannot be used") as caught:
+    with pytest.raises(
+        ValueError, match=f"{len(wrong)} of the images in .* cannot be used"
+    ) as caught:
         folder.make(**options)
     lines = {line.split(":")[0].strip(): line for line in str(caught.value).splitlines()}
     for name, words in wrong.items():
@@ -191,7 +217,9 @@ def test_damaged_images_are_named_skipped_and_counted(tmp_path, cache_bytes, cap
     with caplog.at_level("WARNING"):
         splits = folder.make(**options, on_error="skip")
     assert splits.train.size + splits.test.size == 11
-    assert splits.train.skipped + splits.test.skipped == len(wrong) - 1  # the linked folder is not one image
+    assert (
+        splits.train.skipped + splits.test.skipped == len(wrong) - 1
+    )  # the linked folder is not one image
     assert all(name in caplog.text for name in wrong)
     assert all(splits.train.read(i)["image"].shape == (8, 8, 3) for i in range(splits.train.size))
 
@@ -199,7 +227,9 @@ def test_damaged_images_are_named_skipped_and_counted(tmp_path, cache_bytes, cap
 def test_an_error_names_the_first_few(tmp_path):
     for i in range(8):
         (tmp_path / f"{i}.png").touch()
-    with pytest.raises(ValueError, match=r"8 of the images(.|\n)*4.png: an empty file\n  and 3 more"):
+    with pytest.raises(
+        ValueError, match=r"8 of the images(.|\n)*4.png: an empty file\n  and 3 more"
+    ):
         folder.make(path=str(tmp_path), image_size=8)
     with pytest.raises(ValueError, match="no image of its train part can be used"):
         folder.make(path=str(tmp_path), image_size=8, on_error="skip")
@@ -212,10 +242,14 @@ def test_damage_found_while_reading(tmp_path, caplog):
     raising = folder.make(path=str(tmp_path), image_size=8, cache_bytes=0).train
     skipping = folder.make(path=str(tmp_path), image_size=8, cache_bytes=0, on_error="skip").train
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        buffer, "PNG"
+    )
     data = bytearray(buffer.getvalue())
-    data[len(data) // 2:len(data) // 2 + 100] = bytes(100)
-    broken = next(i for i in range(4) if raising.size and i == int(raising.read(1)["image"][0, 0, 0]))
+    data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
+    broken = next(
+        i for i in range(4) if raising.size and i == int(raising.read(1)["image"][0, 0, 0])
+    )
     (tmp_path / f"{broken}.png").write_bytes(data)
     with pytest.raises(ValueError, match=f"^{broken}.png: "):
         raising.read(1)
@@ -238,18 +272,29 @@ def test_channels(tmp_path):
     for i in range(3):
         put(tmp_path / f"{i}.png", mode="L")
     for channels in (1, 3):
-        image = folder.make(path=str(tmp_path), image_size=8, channels=channels).train.read(0)["image"]
+        image = folder.make(path=str(tmp_path), image_size=8, channels=channels).train.read(0)[
+            "image"
+        ]
         assert image.shape == (8, 8, channels) and np.ptp(image) == 0
 
 
-@pytest.mark.parametrize("files, words", [
-    ([], "holds no image. Images end in .jpg"),
-    (["a.heic", "b.heic", "c.txt"], r"holds no image. It has other files: 2 .heic, 1 .txt."),
-    (["a.png"], "1 image, too few for a train and a test part"),
-    (["x/a.png", "y/b.png", "c.png"], "beside its class folders .x, y., such as c.png.*labels=False"),
-    (["train/a.png", "test/b.png", "c.png"], "beside its train folder, such as c.png"),
-    (["train/x/a.png", "train/y/a.png", "test/x/b.png", "test/z/b.png"], "train has x, y, test has x, z"),
-])
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ([], "holds no image. Images end in .jpg"),
+        (["a.heic", "b.heic", "c.txt"], r"holds no image. It has other files: 2 .heic, 1 .txt."),
+        (["a.png"], "1 image, too few for a train and a test part"),
+        (
+            ["x/a.png", "y/b.png", "c.png"],
+            "beside its class folders .x, y., such as c.png.*labels=False",
+        ),
+        (["train/a.png", "test/b.png", "c.png"], "beside its train folder, such as c.png"),
+        (
+            ["train/x/a.png", "train/y/a.png", "test/x/b.png", "test/z/b.png"],
+            "train has x, y, test has x, z",
+        ),
+    ],
+)
 def test_layouts_that_cannot_be_read(tmp_path, files, words):
     for file in files:
         if file.endswith(".png"):
@@ -267,11 +312,17 @@ def test_labels_false_takes_everything(tmp_path):
     assert splits.train.size + splits.test.size == 3 and splits.train.classes == {}
 
 
-@pytest.mark.parametrize("knob, words", [
-    (dict(image_size=0), "image_size=0"), (dict(channels=2), "channels=2"), (dict(test_share=0.0), "test_share=0.0"),
-    (dict(on_error="ignore"), "on_error='ignore'"), (dict(path="/no/such"), "not a folder"),
-    (dict(workers=0), "workers=0"),
-])
+@pytest.mark.parametrize(
+    "knob, words",
+    [
+        (dict(image_size=0), "image_size=0"),
+        (dict(channels=2), "channels=2"),
+        (dict(test_share=0.0), "test_share=0.0"),
+        (dict(on_error="ignore"), "on_error='ignore'"),
+        (dict(path="/no/such"), "not a folder"),
+        (dict(workers=0), "workers=0"),
+    ],
+)
 def test_wrong_settings(tmp_path, knob, words):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png")

@@ -1,6 +1,7 @@
 """Bad and hostile inputs: each is refused (or converted) with its name, and nothing in it is run.
 
-`python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the page to it.
+`python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the
+page to it.
 """
 
 import functools
@@ -36,7 +37,8 @@ SIZE, MAX_BYTES = 8, 10**7
 
 
 class Case(NamedTuple):
-    """`run(tmp_path)` ends in an error whose text `says` matches, or returns what was made of the input, in these words."""
+    """`run(tmp_path)` ends in an error whose text `says` matches, or returns what was made of the
+    input, in these words."""
 
     group: str
     given: str
@@ -51,10 +53,13 @@ def case(group: str, given: str, says: str, *arguments):
     def add(run):
         CASES.append(Case(group, given, functools.partial(run, *arguments), says))
         return run
+
     return add
 
 
-# Files in a folder of images -----------------------------------------------------------------------------------------
+# Files in a folder of images
+# --------------------------------------
+
 
 def encoded(kind="PNG", size=(40, 30), mode="RGB", colour=(200, 40, 40), **options) -> bytes:
     buffer = io.BytesIO()
@@ -65,7 +70,9 @@ def encoded(kind="PNG", size=(40, 30), mode="RGB", colour=(200, 40, 40), **optio
 def noise(kind: str) -> bytes:
     """An image that compresses badly, so that half of its file is half of its pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(buffer, kind)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(
+        buffer, kind
+    )
     return buffer.getvalue()
 
 
@@ -74,12 +81,14 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
 
 
 def damaged_middle() -> bytes:
     data = bytearray(noise("PNG"))
-    data[len(data) // 2:len(data) // 2 + 100] = bytes(100)
+    data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
     return bytes(data)
 
 
@@ -92,16 +101,21 @@ def photos(tmp_path: Path) -> Path:
 
 
 def in_folder(plant: Callable[[Path], str], tmp_path: Path) -> str:
-    """Refused by name under "raise"; under "skip" left out and counted, and the good images are there."""
+    """Refused by name under "raise"; under "skip" left out and counted, and the good images are
+    there."""
     root = photos(tmp_path)
     name = plant(root)
     splits = folder.make(path=str(root), image_size=SIZE, on_error="skip")
     assert splits.train.size + splits.test.size == 4
-    assert splits.train.skipped + splits.test.skipped == (not (root / name).is_dir())  # a folder is not one image
+    assert splits.train.skipped + splits.test.skipped == (
+        not (root / name).is_dir()
+    )  # a folder is not one image
     with pytest.raises(ValueError) as caught:
         folder.make(path=str(root), image_size=SIZE)
     message = str(caught.value)
-    assert message.startswith("1 of the images in ") and f"\n  {images.printable(name)}: " in message
+    assert (
+        message.startswith("1 of the images in ") and f"\n  {images.printable(name)}: " in message
+    )
     assert message.endswith("Mend or remove them, or set on_error='skip' to leave them out.")
     raise caught.value
 
@@ -110,6 +124,7 @@ def a_file(name: str, data: Callable[[], bytes]) -> Callable[[Path], str]:
     def plant(root: Path) -> str:
         (root / name).write_bytes(data())
         return name
+
     return plant
 
 
@@ -120,6 +135,7 @@ def linked(name: str, target: str) -> Callable[[Path], str]:
         (outside / "secret.png").write_bytes(encoded())
         (root / name).symlink_to(root.parent / target)
         return name
+
     return plant
 
 
@@ -130,30 +146,71 @@ def pipe(root: Path) -> str:
 
 for _given, _plant, _says in (
     ("a file of 0 bytes", a_file("bad.png", lambda: b""), "bad.png: an empty file"),
-    ("a text named .png", a_file("bad.png", lambda: b"hello"), "bad.png: cannot identify image file"),
-    ("a GIF named .png", a_file("bad.png", lambda: encoded("GIF")), "bad.png: cannot identify image file"),
-    ("a TIFF named .jpg", a_file("bad.jpg", lambda: encoded("TIFF")), "bad.jpg: cannot identify image file"),
-    ("a JPEG cut in the middle", a_file("bad.jpg", lambda: noise("JPEG")[:2000]), "bad.jpg: image file is truncated"),
+    (
+        "a text named .png",
+        a_file("bad.png", lambda: b"hello"),
+        "bad.png: cannot identify image file",
+    ),
+    (
+        "a GIF named .png",
+        a_file("bad.png", lambda: encoded("GIF")),
+        "bad.png: cannot identify image file",
+    ),
+    (
+        "a TIFF named .jpg",
+        a_file("bad.jpg", lambda: encoded("TIFF")),
+        "bad.jpg: cannot identify image file",
+    ),
+    (
+        "a JPEG cut in the middle",
+        a_file("bad.jpg", lambda: noise("JPEG")[:2000]),
+        "bad.jpg: image file is truncated",
+    ),
     ("a PNG cut in the middle", a_file("bad.png", lambda: noise("PNG")[:5000]), "bad.png: "),
     ("a WebP cut in the middle", a_file("bad.webp", lambda: noise("WEBP")[:1500]), "bad.webp: "),
     ("a PNG damaged in the middle", a_file("bad.png", damaged_middle), "bad.png: "),
-    ("a decompression bomb: 100 bytes of PNG that declare 100,000 x 100,000 pixels",
-     a_file("bad.png", lambda: png(100_000, 100_000)), r"bad.png: Image size \(10000000000 pixels\) exceeds limit"),
-    ("a PNG that declares 12,000 x 12,000 pixels", a_file("bad.png", lambda: png(12_000, 12_000)),
-     "bad.png: (12000x12000 pixels, more than max_pixels|Image size .144000000 pixels. exceeds limit)"),
-    ("an image 50,000 pixels wide", a_file("bad.png", lambda: encoded(size=(50_000, 20))),
-     "bad.png: 50000x20 pixels, a side of more than 32767; cut it into pieces"),
-    ("a PNG whose comment unpacks to 20 MB",
-     a_file("bad.png", lambda: png(8, 8, (b"zTXt", b"note\0\0" + zlib.compress(bytes(2 * 10**7))))),
-     "bad.png: .*MAX_TEXT_CHUNK"),
+    (
+        "a decompression bomb: 100 bytes of PNG that declare 100,000 x 100,000 pixels",
+        a_file("bad.png", lambda: png(100_000, 100_000)),
+        r"bad.png: Image size \(10000000000 pixels\) exceeds limit",
+    ),
+    (
+        "a PNG that declares 12,000 x 12,000 pixels",
+        a_file("bad.png", lambda: png(12_000, 12_000)),
+        "bad.png: (12000x12000 pixels, more than max_pixels|Image size .144000000 pixels. exceeds "
+        "limit)",
+    ),
+    (
+        "an image 50,000 pixels wide",
+        a_file("bad.png", lambda: encoded(size=(50_000, 20))),
+        "bad.png: 50000x20 pixels, a side of more than 32767; cut it into pieces",
+    ),
+    (
+        "a PNG whose comment unpacks to 20 MB",
+        a_file(
+            "bad.png", lambda: png(8, 8, (b"zTXt", b"note\0\0" + zlib.compress(bytes(2 * 10**7))))
+        ),
+        "bad.png: .*MAX_TEXT_CHUNK",
+    ),
     ("a PNG of 0 x 8 pixels", a_file("bad.png", lambda: png(0, 8)), "bad.png: "),
-    ("a link to a file outside the folder", linked("bad.png", "outside/secret.png"),
-     "bad.png: a link that leads out of the folder"),
-    ("a link to a folder outside", linked("bad", "outside"), "bad: a link that leads out of the folder"),
+    (
+        "a link to a file outside the folder",
+        linked("bad.png", "outside/secret.png"),
+        "bad.png: a link that leads out of the folder",
+    ),
+    (
+        "a link to a folder outside",
+        linked("bad", "outside"),
+        "bad: a link that leads out of the folder",
+    ),
     ("a link to nothing", linked("bad.png", "photos/gone.png"), "bad.png: cannot be read"),
     ("a link to itself", linked("bad.png", "photos/bad.png"), "bad.png: cannot be read"),
     ("a pipe named .png, which would be read for ever", pipe, "bad.png: not a regular file"),
-    ("a file name that clears the terminal", a_file("\x1b[2J.png", lambda: b""), r"\\x1b\[2J.png: an empty file"),
+    (
+        "a file name that clears the terminal",
+        a_file("\x1b[2J.png", lambda: b""),
+        r"\\x1b\[2J.png: an empty file",
+    ),
 ):
     case("A folder of images", _given, _says, _plant)(in_folder)
 
@@ -168,9 +225,14 @@ def archive(tmp_path: Path) -> str:
     return "left aside, not opened"
 
 
-def converted(data: Callable[[], bytes], suffix: str, colour: tuple[int, int, int], tmp_path: Path) -> str:
+def converted(
+    data: Callable[[], bytes], suffix: str, colour: tuple[int, int, int], tmp_path: Path
+) -> str:
     (tmp_path / f"x{suffix}").write_bytes(data())
-    for channels, wanted in ((3, colour), (1, (round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]),))):
+    for channels, wanted in (
+        (3, colour),
+        (1, (round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]),)),
+    ):
         found = images.decode(tmp_path / f"x{suffix}", "x", image_size=SIZE, channels=channels)
         assert found.shape == (SIZE, SIZE, channels) and found.dtype == np.uint8
         assert np.abs(found.astype(int) - wanted).max() <= 4, found[0, 0]
@@ -198,7 +260,12 @@ for _given, _data, _suffix, _colour in (
     ("a PNG with a palette", lambda: encoded(mode="P"), ".png", _RED),
     ("a PNG with transparency, which is dropped", lambda: encoded(mode="RGBA"), ".png", _RED),
     ("a grey PNG", lambda: encoded(mode="L"), ".png", _LUMA),
-    ("a black-and-white PNG of 1 bit", lambda: encoded(mode="1", colour=(255, 255, 255)), ".png", (255, 255, 255)),
+    (
+        "a black-and-white PNG of 1 bit",
+        lambda: encoded(mode="1", colour=(255, 255, 255)),
+        ".png",
+        (255, 255, 255),
+    ),
     ("an animated PNG, its first picture", lambda: animated("PNG"), ".png", _RED),
     ("an animated WebP, its first picture", lambda: animated("WEBP"), ".webp", _RED),
     ("a JPEG named .png", lambda: encoded("JPEG", quality=95), ".png", _RED),
@@ -207,7 +274,8 @@ for _given, _data, _suffix, _colour in (
     case("A folder of images", _given, _READ, _data, _suffix, _colour)(converted)
 
 
-# Packed files ----------------------------------------------------------------------------------------------------------
+# Packed files --------------------------------------
+
 
 class Harmful:
     """Unpickling it would leave a file behind."""
@@ -234,14 +302,16 @@ def member(data: bytes, name: str = "image") -> bytes:
 
 def header(shape: tuple[int, ...], descr: str = "|u1", data: bytes = b"") -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue() + data
 
 
 def flipped() -> bytes:
     data = bytearray(archive_of(image=np.ones((6, 4, 4, 3), np.uint8)))
     at = data.find(bytes([1] * 40))
-    data[at:at + 4] = bytes([2] * 4)
+    data[at : at + 4] = bytes([2] * 4)
     return bytes(data)
 
 
@@ -260,48 +330,110 @@ def in_packed(data: Callable[[], bytes], tmp_path: Path) -> str:
 
 
 for _given, _data, _says in (
-    ("a text named .npz", lambda: b"hello", "train.npz is not a whole .npz archive .*Make or copy it again"),
-    ("a pickle named .npz, which would run code", lambda: pickle.dumps(Harmful()), "train.npz is not a whole .npz archive"),
-    ("an object array, which would run code", lambda: archive_of(image=np.array([Harmful()] * 6, object)),
-     "image has elements of type object; expected plain numbers. Objects are never read: they could run code"),
-    ("an array of strings", lambda: archive_of(label=np.array(["cat"] * 6)), "label has elements of type <U3"),
-    ("an archive cut in the middle", lambda: archive_of()[:300], "train.npz is not a whole .npz archive"),
+    (
+        "a text named .npz",
+        lambda: b"hello",
+        "train.npz is not a whole .npz archive .*Make or copy it again",
+    ),
+    (
+        "a pickle named .npz, which would run code",
+        lambda: pickle.dumps(Harmful()),
+        "train.npz is not a whole .npz archive",
+    ),
+    (
+        "an object array, which would run code",
+        lambda: archive_of(image=np.array([Harmful()] * 6, object)),
+        "image has elements of type object; expected plain numbers. Objects are never read: they "
+        "could run code",
+    ),
+    (
+        "an array of strings",
+        lambda: archive_of(label=np.array(["cat"] * 6)),
+        "label has elements of type <U3",
+    ),
+    (
+        "an archive cut in the middle",
+        lambda: archive_of()[:300],
+        "train.npz is not a whole .npz archive",
+    ),
     ("flipped bytes", flipped, "train.npz is not a whole .npz archive .*CRC"),
     ("a member that is no array", lambda: member(b"hello"), "image is not a NumPy array"),
-    ("a header that runs code if evaluated", lambda: member(header((6,)).replace(b"(6,)", b"f() ")),
-     "image is not a NumPy array"),
-    ("a header that declares 4 TB", lambda: member(header((2**40, 1, 1, 4))),
-     "4,398,046,511,104 bytes unpacked, more than max_bytes"),
-    ("an array shorter than its header says", lambda: member(header((6, 4, 4, 3), data=bytes(100))),
-     r"image is uint8\[6, 4, 4, 3\], 288 bytes, and has \d+. It was cut short"),
-    ("floating-point images", lambda: archive_of(image=np.zeros((6, 4, 4, 3))),
-     r"image is float64\[6, 4, 4, 3\]; expected uint8 .*Scale"),
-    ("images without height", lambda: archive_of(image=np.zeros((6, 48), np.uint8)), r"image is uint8\[6, 48\]; expected"),
-    ("residuals of another rank", lambda: archive_of(image=None, **{"image.res": np.zeros((6, 4), np.uint8)}),
-     r"image.res is uint8\[6, 4\]; expected residuals uint8 \[C, N, H, W\]"),
-    ("members of another kind", lambda: member(b"", "image").replace(b"image.npy", b"image.exe"), "has no field 'image'"),
-    ("fewer labels than images", lambda: archive_of(label=np.arange(5)), "label is int64.5. beside 6 images"),
-    ("labels that are no whole numbers", lambda: archive_of(label=np.full(6, np.nan)),
-     "label is float64.6. beside 6 images"),
+    (
+        "a header that runs code if evaluated",
+        lambda: member(header((6,)).replace(b"(6,)", b"f() ")),
+        "image is not a NumPy array",
+    ),
+    (
+        "a header that declares 4 TB",
+        lambda: member(header((2**40, 1, 1, 4))),
+        "4,398,046,511,104 bytes unpacked, more than max_bytes",
+    ),
+    (
+        "an array shorter than its header says",
+        lambda: member(header((6, 4, 4, 3), data=bytes(100))),
+        r"image is uint8\[6, 4, 4, 3\], 288 bytes, and has \d+. It was cut short",
+    ),
+    (
+        "floating-point images",
+        lambda: archive_of(image=np.zeros((6, 4, 4, 3))),
+        r"image is float64\[6, 4, 4, 3\]; expected uint8 .*Scale",
+    ),
+    (
+        "images without height",
+        lambda: archive_of(image=np.zeros((6, 48), np.uint8)),
+        r"image is uint8\[6, 48\]; expected",
+    ),
+    (
+        "residuals of another rank",
+        lambda: archive_of(image=None, **{"image.res": np.zeros((6, 4), np.uint8)}),
+        r"image.res is uint8\[6, 4\]; expected residuals uint8 \[C, N, H, W\]",
+    ),
+    (
+        "members of another kind",
+        lambda: member(b"", "image").replace(b"image.npy", b"image.exe"),
+        "has no field 'image'",
+    ),
+    (
+        "fewer labels than images",
+        lambda: archive_of(label=np.arange(5)),
+        "label is int64.5. beside 6 images",
+    ),
+    (
+        "labels that are no whole numbers",
+        lambda: archive_of(label=np.full(6, np.nan)),
+        "label is float64.6. beside 6 images",
+    ),
     ("a negative label", lambda: archive_of(label=np.arange(6) - 1), "label goes from -1 to 4"),
-    ("no images at all", lambda: archive_of(image=np.zeros((0, 4, 4, 3), np.uint8), label=np.zeros(0, int)),
-     "beside 0 images; expected one whole number for each, and at least one"),
+    (
+        "no images at all",
+        lambda: archive_of(image=np.zeros((0, 4, 4, 3), np.uint8), label=np.zeros(0, int)),
+        "beside 0 images; expected one whole number for each, and at least one",
+    ),
 ):
     case("A packed data set", _given, _says, _data)(in_packed)
 
 
-@case("A packed data set", "no train.npz", r"train.npz is missing; data.path must name a folder with train.npz and test.npz")
+@case(
+    "A packed data set",
+    "no train.npz",
+    r"train.npz is missing; data.path must name a folder with train.npz and test.npz",
+)
 def no_part(tmp_path: Path) -> str:
     packed.make(path=str(tmp_path))
     return "read"
 
 
-# Settings --------------------------------------------------------------------------------------------------------------
+# Settings --------------------------------------
+
 
 def build(change: Callable[[ConfigDict], None], tmp_path: Path, module=simclr_v1) -> str:
     """The config's debug variant on one device and a set of 64 small images, with one change."""
     for part in ("train", "test"):
-        np.savez(tmp_path / f"{part}.npz", image=np.zeros((64, 16, 16, 3), np.uint8), label=np.arange(64) % 3)
+        np.savez(
+            tmp_path / f"{part}.npz",
+            image=np.zeros((64, 16, 16, 3), np.uint8),
+            label=np.arange(64) % 3,
+        )
     config = experiment.stages(module.get_config("debug"), tmp_path)[0][1]
     config.devices, config.data = 1, ConfigDict(dict(name="packed", path=str(tmp_path)))
     change(config)
@@ -316,27 +448,55 @@ def setting(path: str, value) -> Callable[[ConfigDict], None]:
         for section in sections:
             config = config[section]
         config[name] = value
+
     return change
 
 
 for _given, _change, _says in (
-    ("an unknown setting", setting("method.temprature", 0.1),
-     "simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"),
+    (
+        "an unknown setting",
+        setting("method.temprature", 0.1),
+        "simclr_v1.make has no setting 'temprature'; did you mean 'temperature'",
+    ),
     ("an unknown method", setting("method.name", "simclr_v3"), "did you mean 'simclr_v."),
-    ("a method that is a path", setting("method.name", "../../home/me/evil"), "evil does not exist; have "),
-    ("an unknown field of a view", setting("views.both.scales", 0.5), "has no field 'scales'; did you mean 'scale'"),
-    ("fewer examples than a batch", setting("batch_size", 128),
-     "64 training examples, fewer than one batch of 128. Set --config.batch_size=32 or give more data"),
-    ("a batch that the devices do not divide", lambda config: config.update(dict(devices=3, batch_size=16)),
-     "batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"),
+    (
+        "a method that is a path",
+        setting("method.name", "../../home/me/evil"),
+        "evil does not exist; have ",
+    ),
+    (
+        "an unknown field of a view",
+        setting("views.both.scales", 0.5),
+        "has no field 'scales'; did you mean 'scale'",
+    ),
+    (
+        "fewer examples than a batch",
+        setting("batch_size", 128),
+        "64 training examples, fewer than one batch of 128. Set --config.batch_size=32 or give "
+        "more data",
+    ),
+    (
+        "a batch that the devices do not divide",
+        lambda config: config.update(dict(devices=3, batch_size=16)),
+        "batch_size=16 is not divisible by 3 devices; try --config.batch_size=15",
+    ),
     ("more devices than there are", setting("devices", 64), "devices=64 asked for, 8 found"),
-    ("a folder that is not there", lambda config: config.update(dict(data=ConfigDict(dict(
-        name="folder", path="/no/such", image_size=8)))), "path='/no/such' is not a folder"),
+    (
+        "a folder that is not there",
+        lambda config: config.update(
+            dict(data=ConfigDict(dict(name="folder", path="/no/such", image_size=8)))
+        ),
+        "path='/no/such' is not a folder",
+    ),
 ):
     case("Settings", _given, _says, _change)(build)
 
 
-@case("Settings", "a queue larger than the data set", "queue_size=65 is more than the 64 examples .*Use at most 64")
+@case(
+    "Settings",
+    "a queue larger than the data set",
+    "queue_size=65 is more than the 64 examples .*Use at most 64",
+)
 def queue(tmp_path: Path) -> str:
     return build(setting("method.queue_size", 65), tmp_path, moco_v2)
 
@@ -347,21 +507,29 @@ def variant(tmp_path: Path) -> str:
     return "built"
 
 
-@case("Settings", "one channel where three are needed: a mean of three",
-      "mean has 3 and std 3 values for images of 1 channels.*Set mean and std of the recipe to this data's")
+@case(
+    "Settings",
+    "one channel where three are needed: a mean of three",
+    "mean has 3 and std 3 values for images of 1 channels.*Set mean and std of the recipe to this "
+    "data's",
+)
 def one_channel(tmp_path: Path) -> str:
     image.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     return "read"
 
 
-@case("Settings", "one channel where three are needed: a colour space",
-      r"expected \[3, H, W\], RGB. Only colour images have these spaces")
+@case(
+    "Settings",
+    "one channel where three are needed: a colour space",
+    r"expected \[3, H, W\], RGB. Only colour images have these spaces",
+)
 def no_colours(tmp_path: Path) -> str:
     lab.convert(np.zeros((1, 4, 4), np.float32), "lab")
     return "read"
 
 
-# What a run left -----------------------------------------------------------------------------------------------------
+# What a run left --------------------------------------
+
 
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
@@ -384,14 +552,22 @@ def saved(workdir: Path, width: int = 4) -> State:
     return state
 
 
-@case("A run's folder", "a checkpoint of other sizes", "If the method or its sizes were changed, use a new --workdir")
+@case(
+    "A run's folder",
+    "a checkpoint of other sizes",
+    "If the method or its sizes were changed, use a new --workdir",
+)
 def other_sizes(tmp_path: Path) -> str:
     saved(tmp_path)
     checkpoint.Checkpoints(tmp_path).restore(saved(tmp_path / "other", 5))
     return "restored"
 
 
-@case("A run's folder", "a checkpoint whose files are a pickle", "no checkpoint in WORKDIR/last fits this run")
+@case(
+    "A run's folder",
+    "a checkpoint whose files are a pickle",
+    "no checkpoint in WORKDIR/last fits this run",
+)
 def pickled_checkpoint(tmp_path: Path) -> str:
     state = saved(tmp_path)
     for path in (tmp_path / "last").rglob("*"):
@@ -411,7 +587,8 @@ def cut_log(tmp_path: Path) -> str:
     return "read without that line"
 
 
-# The tests ---------------------------------------------------------------------------------------------------------------
+# The tests --------------------------------------
+
 
 def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
     """(what the input got, in which words): the part of the real message that `says` matches."""
@@ -427,24 +604,35 @@ def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # before our own error
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the checkpoint store's cancelled reads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of the checkpoint store's cancelled reads
 @pytest.mark.parametrize("of", CASES, ids=[of.given for of in CASES])
 def test_each_gets_what_the_page_says(of, tmp_path):
     gets, words = outcome(of, tmp_path)
-    assert line(of, gets, words) in PAGE.read_text().splitlines(), "python -m tests.data.test_hostile writes the page anew"
+    assert line(of, gets, words) in PAGE.read_text().splitlines(), (
+        "python -m tests.data.test_hostile writes the page anew"
+    )
 
 
 def test_the_page_has_these_lines_alone():
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and not line.startswith("| input")]
+    rows = [
+        line
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| input")
+    ]
     assert len(rows) == len(CASES)
     for page in (PAGE, PAGE.with_name("reliability.md")):
         assert summary(rows) in " ".join(page.read_text().split()), page
 
 
 def test_no_pickle_on_the_way(tmp_path, monkeypatch):
-    """What is read of data, configs, logs and checkpoints works in a Python whose pickle only raises."""
+    """What is read of data, configs, logs and checkpoints works in a Python whose pickle only
+    raises."""
+
     def refuse(*_, **__):
         raise AssertionError("something was unpickled")
+
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     (tmp_path / "train.npz").write_bytes(archive_of())
@@ -466,11 +654,20 @@ def line(of: Case, gets: str, words: str) -> str:
 
 
 def page() -> str:
-    parts = ["# Bad inputs", "", SUMMARY, "",
-             "Each with words of the message that names it. `python -m tests.data.test_hostile` writes this page, and",
-             "`pytest tests/data/test_hostile.py` holds it to what happens.", "",
-             "Images are refused under `on_error=\"raise\"`; under `on_error=\"skip\"` the same ones are left out, logged "
-             "by name and counted,", "and the others are read. Both are tested."]
+    parts = [
+        "# Bad inputs",
+        "",
+        SUMMARY,
+        "",
+        "Each with words of the message that names it. `python -m tests.data.test_hostile` writes "
+        "this page, and",
+        "`pytest tests/data/test_hostile.py` holds it to what happens.",
+        "",
+        'Images are refused under `on_error="raise"`; under `on_error="skip"` the same ones are '
+        "left out, logged "
+        "by name and counted,",
+        "and the others are read. Both are tested.",
+    ]
     for group, cases in itertools.groupby(CASES, lambda of: of.group):
         parts += ["", f"## {group}", "", "| input | gets | in its words |", "|---|---|---|"]
         for of in cases:
@@ -484,8 +681,11 @@ SUMMARY = "(how many)"
 
 def summary(lines: list[str]) -> str:
     refused = sum("| refused |" in line for line in lines)
-    return (f"{len(CASES)} inputs were tried: {refused} are refused with a message that names them, {len(CASES) - refused} "
-            "are read for what they are or left aside.")
+    return (
+        f"{len(CASES)} inputs were tried: {refused} are refused with a message that names them, "
+        f"{len(CASES) - refused} "
+        "are read for what they are or left aside."
+    )
 
 
 if __name__ == "__main__":

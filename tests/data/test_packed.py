@@ -9,7 +9,9 @@ import pytest
 from cl_jax.data import packed
 from cl_jax.data.source import labels_of
 
-SHARED = Path(os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+SHARED = Path(
+    os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
+)
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no development data at {SHARED}")
 
 
@@ -23,7 +25,13 @@ def residuals_of(images):
         p = planes[c, n]
         if y and x:
             a, b, corner = p[y, x - 1], p[y - 1, x], p[y - 1, x - 1]
-            guess = min(a, b) if corner >= max(a, b) else max(a, b) if corner <= min(a, b) else a + b - corner
+            guess = (
+                min(a, b)
+                if corner >= max(a, b)
+                else max(a, b)
+                if corner <= min(a, b)
+                else a + b - corner
+            )
         else:
             guess = p[y, x - 1] if x else p[y - 1, x] if y else 0
         out[c, n, y, x] = (p[y, x] - guess) % 256
@@ -39,7 +47,11 @@ def images():
 def write(folder, label=None, **arrays):
     folder.mkdir(exist_ok=True)
     for part in ("train", "test"):
-        np.savez(folder / f"{part}.npz", label=np.arange(5, dtype=np.uint8) % 3 if label is None else label, **arrays)
+        np.savez(
+            folder / f"{part}.npz",
+            label=np.arange(5, dtype=np.uint8) % 3 if label is None else label,
+            **arrays,
+        )
     return str(folder)
 
 
@@ -50,24 +62,35 @@ def test_unpack_undoes_the_residuals(images, channels):
 
 def test_plain_packed_and_grey_files(tmp_path, images):
     plain = packed.make(path=write(tmp_path / "plain", image=images[3])).train
-    coded = packed.make(path=write(tmp_path / "coded", **{"image.res": residuals_of(images[3])})).train
+    coded = packed.make(
+        path=write(tmp_path / "coded", **{"image.res": residuals_of(images[3])})
+    ).train
     for source in (plain, coded):
         np.testing.assert_array_equal(source.arrays["image"], images[3])
         np.testing.assert_array_equal(labels_of(source), np.arange(5) % 3)
         assert source.classes == {"label": 3} and source.arrays["label"].dtype == np.int32
     grey = write(tmp_path / "grey", image=images[1][..., 0])
     assert packed.make(path=grey).test.read(0)["image"].shape == (4, 6, 1)
-    np.testing.assert_array_equal(packed.make(path=grey, channels=3).test.arrays["image"], np.repeat(images[1], 3, -1))
+    np.testing.assert_array_equal(
+        packed.make(path=grey, channels=3).test.arrays["image"], np.repeat(images[1], 3, -1)
+    )
 
 
 def test_unpacked_images_are_kept_and_renewed(tmp_path, images, monkeypatch):
-    path, cache = write(tmp_path / "x", **{"image.res": residuals_of(images[3])}), str(tmp_path / "cache")
+    path, cache = (
+        write(tmp_path / "x", **{"image.res": residuals_of(images[3])}),
+        str(tmp_path / "cache"),
+    )
     packed.make(path=path, cache_dir=cache)
     with monkeypatch.context() as patch:
         patch.setattr(packed, "unpack", None)
-        np.testing.assert_array_equal(packed.make(path=path, cache_dir=cache).train.arrays["image"], images[3])
+        np.testing.assert_array_equal(
+            packed.make(path=path, cache_dir=cache).train.arrays["image"], images[3]
+        )
     write(tmp_path / "x", **{"image.res": residuals_of(images[3][:, ::-1])})
-    np.testing.assert_array_equal(packed.make(path=path, cache_dir=cache).train.arrays["image"], images[3][:, ::-1])
+    np.testing.assert_array_equal(
+        packed.make(path=path, cache_dir=cache).train.arrays["image"], images[3][:, ::-1]
+    )
 
 
 def test_errors(tmp_path, images):
@@ -85,7 +108,9 @@ def test_errors(tmp_path, images):
 def test_mnist():
     splits = packed.make(path=str(SHARED / "mnist"))
     assert (splits.train.size, splits.test.size) == (60_000, 10_000)
-    assert splits.train.read(0)["image"].shape == (28, 28, 1) and splits.train.classes == {"label": 10}
+    assert splits.train.read(0)["image"].shape == (28, 28, 1) and splits.train.classes == {
+        "label": 10
+    }
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""`scenes`: its parts never share a handwriting, and its labels are the factors one sees in the pixels."""
+"""`scenes`: its parts never share a handwriting, and its labels are the factors one sees in the
+pixels."""
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ def render(level, share=("digit",), size=60, seed=0):
 
 @pytest.fixture
 def solid(monkeypatch):
-    """Every digit a filled square, so that what surrounds it and what it covers can be told exactly."""
+    """Every digit a filled square, so that what surrounds it and what it covers can be told
+    exactly."""
     targets = load_digits().target.astype(np.int32)
-    monkeypatch.setattr(scenes, "_digits", lambda: (np.ones((len(targets), 8, 8), np.float32), targets))
+    monkeypatch.setattr(
+        scenes, "_digits", lambda: (np.ones((len(targets), 8, 8), np.float32), targets)
+    )
 
 
 def boxes(image, ground):
@@ -47,7 +51,9 @@ def test_the_parts_are_what_scikit_learn_loads():
 
 def test_parts_that_are_missing(monkeypatch):
     monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"):
+    with pytest.raises(
+        FileNotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"
+    ):
         scenes._digits()
 
 
@@ -64,7 +70,15 @@ def test_fields():
     assert splits.train.classes == {"label": 10, "place": 9, "background": 8, "colour": 8}
     for source in splits[:2]:
         example = source.read(3)
-        assert set(example) == {"image", "image_b", "label", "place", "background", "colour", "instance"}
+        assert set(example) == {
+            "image",
+            "image_b",
+            "label",
+            "place",
+            "background",
+            "colour",
+            "instance",
+        }
         for field, value in example.items():
             shape, dtype = ((32, 32, 3), np.uint8) if field.startswith("image") else ((), np.int32)
             assert (value.shape, value.dtype) == (shape, dtype), field
@@ -73,7 +87,9 @@ def test_fields():
 
 @pytest.mark.parametrize("level", scenes.LEVELS)
 def test_same_seed_same_scenes(level):
-    a, b, other = (scenes.make(level=level, train_size=40, test_size=9, seed=seed) for seed in (3, 3, 4))
+    a, b, other = (
+        scenes.make(level=level, train_size=40, test_size=9, seed=seed) for seed in (3, 3, 4)
+    )
     for part in range(2):
         for field in a[part].arrays:
             np.testing.assert_array_equal(a[part].arrays[field], b[part].arrays[field])
@@ -112,7 +128,8 @@ def test_the_digit_is_drawn_as_it_was_written():
 def test_place_and_colour_are_what_one_sees(solid):
     arrays = render(PLAIN, size=300)
     corner = boxes(arrays["image"], own_ground(arrays["image"]))
-    # A square of 8 begins anywhere in 24 pixels: 8 for each of the three cells. Its edge is blurred over a pixel.
+    # A square of 8 begins anywhere in 24 pixels: 8 for each of the three cells. Its edge is blurred
+    # over a pixel.
     cell = np.stack([arrays["place"] // 3, arrays["place"] % 3], 1)
     assert (cell * 8 - 1 <= corner).all() and (corner <= cell * 8 + 8).all()
     assert set(arrays["place"].tolist()) == set(range(9))
@@ -130,9 +147,9 @@ def test_background_is_the_quarter_of_the_photograph(solid):
         bare = 31 if place // 3 == 0 else 0  # a row that the square of 8 does not touch
         for number, photograph in enumerate(photographs):
             height, width = photograph.shape[:2]
-            starts = np.argwhere((photograph[:, :width - 31] == image[bare, 0]).all(-1))
+            starts = np.argwhere((photograph[:, : width - 31] == image[bare, 0]).all(-1))
             for y, x in starts:
-                if not (photograph[y, x:x + 32] == image[bare]).all():
+                if not (photograph[y, x : x + 32] == image[bare]).all():
                     continue
                 quarter = np.array([(y - bare) / (height - 32), x / (width - 32)]) * 2
                 if np.abs(quarter - 1).min() > 0.02:  # not on the border between two
@@ -155,8 +172,10 @@ def test_renderings_share_what_is_asked(solid, share):
 def test_renderings_share_the_handwriting():
     def alike(share):
         arrays = render(LARGE, share, size=200)
-        shapes = [np.abs(arrays[f].astype(int) - own_ground(arrays[f])).sum(-1).reshape(200, -1)
-                  for f in ("image", "image_b")]
+        shapes = [
+            np.abs(arrays[f].astype(int) - own_ground(arrays[f])).sum(-1).reshape(200, -1)
+            for f in ("image", "image_b")
+        ]
         return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(*shapes)])
 
     assert alike(("digit",)).min() > 0.9
@@ -173,17 +192,30 @@ def test_the_first_rendering_does_not_depend_on_the_second():
 
 
 def test_levels_differ_in_their_grounds():
-    spread = [np.std(scenes.make(level=level, train_size=100, test_size=1, share=None).train.arrays["image"][:, 0],
-                     axis=1).mean() for level in scenes.LEVELS]
+    spread = [
+        np.std(
+            scenes.make(level=level, train_size=100, test_size=1, share=None).train.arrays["image"][
+                :, 0
+            ],
+            axis=1,
+        ).mean()
+        for level in scenes.LEVELS
+    ]
     assert spread == sorted(spread) and spread[-1] > 3 * spread[0]
 
 
-@pytest.mark.parametrize("knobs, words", [
-    (dict(level="esay"), "level='esay' is unknown; expected one of easy, medium, hard, full"),
-    (dict(share=("shape",)), "expected None, or a sequence of names among digit, place, background"),
-    (dict(share="digit"), "share='digit'"),
-    (dict(train_size=0), "train_size=0; expected 1 or more"),
-])
+@pytest.mark.parametrize(
+    "knobs, words",
+    [
+        (dict(level="esay"), "level='esay' is unknown; expected one of easy, medium, hard, full"),
+        (
+            dict(share=("shape",)),
+            "expected None, or a sequence of names among digit, place, background",
+        ),
+        (dict(share="digit"), "share='digit'"),
+        (dict(train_size=0), "train_size=0; expected 1 or more"),
+    ],
+)
 def test_wrong_settings(knobs, words):
     with pytest.raises(ValueError, match=words):
         scenes.make(**knobs)

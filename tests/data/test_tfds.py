@@ -1,4 +1,5 @@
-"""Data sets of TensorFlow Datasets, without TensorFlow: small ones made here, and MNIST where it can be had."""
+"""Data sets of TensorFlow Datasets, without TensorFlow: small ones made here, and MNIST where it
+can be had."""
 
 import io
 import os
@@ -13,7 +14,9 @@ from PIL import Image
 from cl_jax.data import tfds as ours
 from cl_jax.data.source import fraction, labels_of
 
-SHARED = Path(os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+SHARED = Path(
+    os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
+)
 
 
 def png(pixels):
@@ -24,7 +27,8 @@ def png(pixels):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Two sets prepared by TFDS itself: `tiny_grey`, 12 x 12 of one channel, and `tiny_mixed`, colour of any size."""
+    """Two sets prepared by TFDS itself: `tiny_grey`, 12 x 12 of one channel, and `tiny_mixed`,
+    colour of any size."""
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("array_record")
     folder = str(tmp_path_factory.mktemp("tfds"))
@@ -33,20 +37,42 @@ def prepared(tmp_path_factory):
         def examples(count):
             for i in range(count):
                 pixels = np.full((*size_of(i), shape[-1]), 20 * i, np.uint8)
-                yield i, {"image": png(pixels[..., 0] if shape[-1] == 1 else pixels), "label": i % 3, "note": "x"}
+                yield (
+                    i,
+                    {
+                        "image": png(pixels[..., 0] if shape[-1] == 1 else pixels),
+                        "label": i % 3,
+                        "note": "x",
+                    },
+                )
 
         def info(self):
-            features = tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=shape), "note": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(num_classes=3)})
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=shape),
+                    "note": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(num_classes=3),
+                }
+            )
             return self.dataset_info_from_configs(features=features)
 
         with tfds.core.registered.skip_registration():
-            builder = type(name, (tfds.core.GeneratorBasedBuilder,), {
-                "name": name, "VERSION": tfds.core.Version("1.0.0"), "__module__": __name__, "_info": info,
-                "pkg_dir_path": Path(folder),
-                "_split_generators": lambda self, dl_manager: {"train": examples(9), "test": examples(6)},
-                "_generate_examples": lambda self: iter(())})
+            builder = type(
+                name,
+                (tfds.core.GeneratorBasedBuilder,),
+                {
+                    "name": name,
+                    "VERSION": tfds.core.Version("1.0.0"),
+                    "__module__": __name__,
+                    "_info": info,
+                    "pkg_dir_path": Path(folder),
+                    "_split_generators": lambda self, dl_manager: {
+                        "train": examples(9),
+                        "test": examples(6),
+                    },
+                    "_generate_examples": lambda self: iter(()),
+                },
+            )
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
 
     build("tiny_grey", (12, 12, 1), lambda i: (12, 12))
@@ -69,30 +95,50 @@ def test_a_set_of_one_size(prepared, cache_bytes):
         seen.append(number)
     assert sorted(seen) == list(range(9))
     np.testing.assert_array_equal(labels_of(splits.train), np.array(seen) % 3)
-    np.testing.assert_array_equal(np.bincount(labels_of(fraction(splits.train, 2 / 3, seed=0))), [2, 2, 2])
+    np.testing.assert_array_equal(
+        np.bincount(labels_of(fraction(splits.train, 2 / 3, seed=0))), [2, 2, 2]
+    )
     assert "tensorflow" not in sys.modules
 
 
 def test_channels_sizes_splits_and_labels_can_be_chosen(prepared):
-    image = ours.make(dataset="tiny_grey", data_dir=prepared, channels=3, image_size=6).train.read(0)["image"]
+    image = ours.make(dataset="tiny_grey", data_dir=prepared, channels=3, image_size=6).train.read(
+        0
+    )["image"]
     assert image.shape == (6, 6, 3) and np.ptp(image) == 0
-    splits = ours.make(dataset="tiny_mixed", data_dir=prepared, image_size=7, train_split="train[:5]",
-                       test_split="train[5:]", unlabeled_split="test", cache_bytes=0)
+    splits = ours.make(
+        dataset="tiny_mixed",
+        data_dir=prepared,
+        image_size=7,
+        train_split="train[:5]",
+        test_split="train[5:]",
+        unlabeled_split="test",
+        cache_bytes=0,
+    )
     assert (splits.train.size, splits.test.size, splits.unlabeled.size) == (5, 4, 6)
     assert {splits.train.read(i)["image"].shape for i in range(5)} == {(7, 7, 3)}
     assert splits.unlabeled.classes == {} and set(splits.unlabeled.read(0)) == {"image"}
     assert ours.make(dataset="tiny_grey", data_dir=prepared, label_key="").train.classes == {}
 
 
-@pytest.mark.parametrize("settings, words", [
-    (dict(dataset="tiny_mixed"), "mixed sizes; set image_size"),
-    (dict(dataset="tiny_grey", test_split="validation"), "no split 'validation'.*has train, test. Set test_split"),
-    (dict(dataset="tiny_grey", train_split="train[:0%]"), "Set train_split"),
-    (dict(dataset="tiny_grey", image_key="picture"), "no image feature 'picture'; it has image .Image., label"),
-    (dict(dataset="tiny_grey", label_key="note"), "no class feature 'note'"),
-    (dict(dataset="tiny_grey", channels=4), "channels=4; set channels to 1 or 3"),
-    (dict(dataset="no_such_set"), "'no_such_set' is unknown to TensorFlow Datasets"),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(dataset="tiny_mixed"), "mixed sizes; set image_size"),
+        (
+            dict(dataset="tiny_grey", test_split="validation"),
+            "no split 'validation'.*has train, test. Set test_split",
+        ),
+        (dict(dataset="tiny_grey", train_split="train[:0%]"), "Set train_split"),
+        (
+            dict(dataset="tiny_grey", image_key="picture"),
+            "no image feature 'picture'; it has image .Image., label",
+        ),
+        (dict(dataset="tiny_grey", label_key="note"), "no class feature 'note'"),
+        (dict(dataset="tiny_grey", channels=4), "channels=4; set channels to 1 or 3"),
+        (dict(dataset="no_such_set"), "'no_such_set' is unknown to TensorFlow Datasets"),
+    ],
+)
 def test_errors(prepared, settings, words):
     with pytest.raises(ValueError, match=words):
         ours.make(data_dir=prepared, **settings)
@@ -118,13 +164,21 @@ def test_a_missing_set_says_what_prepares_it(tmp_path, monkeypatch):
 def test_mnist(tmp_path):
     from cl_jax.data import packed
 
-    subprocess.run([sys.executable, str(SHARED / "make_tfds.py"), str(tmp_path), "mnist", "--no_tfrecord"], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, str(SHARED / "make_tfds.py"), str(tmp_path), "mnist", "--no_tfrecord"],
+        check=True,
+        capture_output=True,
+    )
     splits = ours.make(dataset="mnist", data_dir=str(tmp_path / "array_record"))
     same = packed.make(path=str(SHARED / "mnist"))
     for a, b in zip(splits[:2], same[:2]):
         assert a.size == b.size and a.classes == b.classes == {"label": 10}
-        rows = [sorted(bytes(image) + bytes([label]) for image, label in zip(s.arrays["image"], s.arrays["label"]))
-                for s in (a, b)]
+        rows = [
+            sorted(
+                bytes(image) + bytes([label])
+                for image, label in zip(s.arrays["image"], s.arrays["label"])
+            )
+            for s in (a, b)
+        ]
         assert rows[0] == rows[1]
     assert "tensorflow" not in sys.modules

@@ -16,8 +16,10 @@ RNG = np.random.default_rng(0)
 
 def _variables(channels, rng=RNG):
     scale, bias, mean = rng.normal(size=(3, channels)).astype(np.float32)
-    return {"params": {"scale": scale, "bias": bias},
-            "batch_stats": {"mean": mean, "var": rng.uniform(0.5, 2, channels).astype(np.float32)}}
+    return {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": mean, "var": rng.uniform(0.5, 2, channels).astype(np.float32)},
+    }
 
 
 def _expected(x, variables, splits, unbiased=False):
@@ -32,7 +34,11 @@ def _expected(x, variables, splits, unbiased=False):
         y[group] = (x[group] - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
         means.append(mean)
         variances.append(var * (len(values) / (len(values) - 1) if unbiased else 1))
-    return (y, 0.9 * stats["mean"] + 0.1 * np.mean(means, 0), 0.9 * stats["var"] + 0.1 * np.mean(variances, 0))
+    return (
+        y,
+        0.9 * stats["mean"] + 0.1 * np.mean(means, 0),
+        0.9 * stats["var"] + 0.1 * np.mean(variances, 0),
+    )
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4])
@@ -42,7 +48,9 @@ def test_equals_the_definition(splits, unbiased):
     module = BatchNorm(splits=splits, unbiased_running_variance=unbiased)
     y, state = module.apply(variables, x, train=True, mutable=["batch_stats"])
     expected = _expected(x, variables, splits, unbiased)
-    for ours, theirs in zip((y, state["batch_stats"]["mean"], state["batch_stats"]["var"]), expected):
+    for ours, theirs in zip(
+        (y, state["batch_stats"]["mean"], state["batch_stats"]["var"]), expected
+    ):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
@@ -57,8 +65,13 @@ def test_evaluation_uses_the_running_statistics():
 def test_large_means_do_not_cancel(first, rtol):
     """E[x^2] - E[x]^2 in float32 would be off by 8 here."""
     x = (1e4 + RNG.normal(size=(64, 4, 4, 2))).astype(np.float32)
-    x[0] += first - 1e4  # also where the first example, about which deviations are taken, lies far from the others
-    module, variables = BatchNorm(use_scale=False, use_bias=False), {"batch_stats": _variables(2)["batch_stats"]}
+    x[0] += (
+        first - 1e4
+    )  # also where the first example, about which deviations are taken, lies far from the others
+    module, variables = (
+        BatchNorm(use_scale=False, use_bias=False),
+        {"batch_stats": _variables(2)["batch_stats"]},
+    )
     _, state = module.apply(variables, x, train=True, mutable=["batch_stats"])
     var = (state["batch_stats"]["var"] - 0.9 * variables["batch_stats"]["var"]) / 0.1
     expected = x.astype(np.float64).var((0, 1, 2))
@@ -76,17 +89,25 @@ def test_gradient_and_hessian():
 
     def plain(x):
         y = (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-5)[None]
-        return jnp.sum(w * (y * variables["params"]["scale"][None] + variables["params"]["bias"][None])**3)
+        return jnp.sum(
+            w * (y * variables["params"]["scale"][None] + variables["params"]["bias"][None]) ** 3
+        )
 
     for derivative in (jax.grad, jax.hessian):
         expected = jax.jit(derivative(plain))(x)
-        np.testing.assert_allclose(jax.jit(derivative(ours))(x), expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            jax.jit(derivative(ours))(x), expected, atol=1e-4 * np.abs(expected).max()
+        )
 
 
 def _loss(x, weights, scale, bias, *, axis_name, splits):
-    variables = {"params": {"scale": scale, "bias": bias},
-                 "batch_stats": {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])}}
-    y, _ = BatchNorm(axis_name=axis_name, splits=splits).apply(variables, x, train=True, mutable=["batch_stats"])
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])},
+    }
+    y, _ = BatchNorm(axis_name=axis_name, splits=splits).apply(
+        variables, x, train=True, mutable=["batch_stats"]
+    )
     loss = jnp.mean(weights * jnp.tanh(y))
     return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
 
@@ -94,7 +115,11 @@ def _loss(x, weights, scale, bias, *, axis_name, splits):
 @pytest.mark.parametrize("splits", [1, 8])
 def test_devices_agree_in_value_and_gradient(splits):
     x, weights = RNG.normal(1, 2, (2, 16, 3, 4))
-    assert_parity(partial(_loss, splits=splits), [x, weights, *RNG.normal(size=(2, 4))], [True, True, False, False])
+    assert_parity(
+        partial(_loss, splits=splits),
+        [x, weights, *RNG.normal(size=(2, 4))],
+        [True, True, False, False],
+    )
 
 
 @pytest.mark.parametrize("splits", [1, 8])
@@ -109,22 +134,38 @@ def test_devices_agree_in_running_statistics(splits):
     for n in (2, 4, 8):
         mesh = jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
         # The varying-axes check proves that all devices hold the same statistics.
-        actual = jax.jit(jax.shard_map(partial(stats, axis_name=AXIS), mesh=mesh, in_specs=PartitionSpec(AXIS),
-                                       out_specs=PartitionSpec()))(x)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), jax.device_get(actual), jax.device_get(expected))
+        actual = jax.jit(
+            jax.shard_map(
+                partial(stats, axis_name=AXIS),
+                mesh=mesh,
+                in_specs=PartitionSpec(AXIS),
+                out_specs=PartitionSpec(),
+            )
+        )(x)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, atol=1e-6),
+            jax.device_get(actual),
+            jax.device_get(expected),
+        )
 
 
 def test_bfloat16_keeps_float32_statistics():
     x = jnp.asarray(RNG.normal(300, 1, (64, 3)), jnp.bfloat16)
     variables = {"batch_stats": {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}}
-    y, state = BatchNorm(use_scale=False, use_bias=False).apply(variables, x, train=True, mutable=["batch_stats"])
+    y, state = BatchNorm(use_scale=False, use_bias=False).apply(
+        variables, x, train=True, mutable=["batch_stats"]
+    )
     assert y.dtype == jnp.bfloat16
     assert {s.dtype for s in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        state["batch_stats"]["mean"], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-6
+    )
 
 
 def test_initialisation_does_not_need_the_axis_or_whole_groups():
-    variables = BatchNorm(axis_name=AXIS, splits=8).init(jax.random.key(0), jnp.ones((1, 3)), train=True)
+    variables = BatchNorm(axis_name=AXIS, splits=8).init(
+        jax.random.key(0), jnp.ones((1, 3)), train=True
+    )
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
 
 
@@ -135,7 +176,14 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="not mapped here"):
         BatchNorm(axis_name="elsewhere").apply(variables, x, train=True, mutable=["batch_stats"])
     with pytest.raises(ValueError, match="splits=3 on 2 devices"):
-        jax.eval_shape(jax.vmap(lambda x: BatchNorm(axis_name=AXIS, splits=3).apply(
-            variables, x, train=True, mutable=["batch_stats"])[0], axis_name=AXIS), x.reshape(2, 3, 3))
+        jax.eval_shape(
+            jax.vmap(
+                lambda x: BatchNorm(axis_name=AXIS, splits=3).apply(
+                    variables, x, train=True, mutable=["batch_stats"]
+                )[0],
+                axis_name=AXIS,
+            ),
+            x.reshape(2, 3, 3),
+        )
     with pytest.raises(ValueError, match="floating-point"):
         BatchNorm().apply(variables, x.astype(np.uint8), train=False)

@@ -9,8 +9,11 @@ import pytest
 from cl_jax.encoders.pool import max_pool
 
 RNG = np.random.default_rng(0)
-IMAGES = {"distinct": RNG.normal(size=(2, 7, 8, 3)), "rectified": np.maximum(RNG.normal(size=(2, 7, 8, 3)), 0),
-          "equal": RNG.integers(0, 2, (2, 7, 8, 3))}
+IMAGES = {
+    "distinct": RNG.normal(size=(2, 7, 8, 3)),
+    "rectified": np.maximum(RNG.normal(size=(2, 7, 8, 3)), 0),
+    "equal": RNG.integers(0, 2, (2, 7, 8, 3)),
+}
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 1), (1, 1)), ((0, 1), (0, 1))])
@@ -22,7 +25,10 @@ def test_value_and_gradient_are_flax_s(window, strides, padding):
 
     for x in IMAGES.values():
         x = jnp.asarray(x, jnp.float32)
-        (y, dx), (expected, d_expected) = jax.jit(both, static_argnums=0)(max_pool, x), both(nn.max_pool, x)
+        (y, dx), (expected, d_expected) = (
+            jax.jit(both, static_argnums=0)(max_pool, x),
+            both(nn.max_pool, x),
+        )
         np.testing.assert_array_equal(y, expected)
         np.testing.assert_allclose(dx, d_expected, atol=1e-6)
 

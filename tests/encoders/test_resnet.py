@@ -1,4 +1,5 @@
-"""ResNet and AlexNet: padding conventions, starting values, devices, bfloat16, errors. Sizes are in test_tables."""
+"""ResNet and AlexNet: padding conventions, starting values, devices, bfloat16, errors. Sizes are in
+test_tables."""
 
 from functools import partial
 
@@ -25,7 +26,8 @@ def _train(net, variables, x):
 
 
 def test_blocks_start_as_the_identity(variables):
-    """The last scale is 0 in the simclr variant: with a plain shortcut a block is relu(x), and x is not negative."""
+    """The last scale is 0 in the simclr variant: with a plain shortcut a block is relu(x), and x is
+    not negative."""
     net = TINY(variant="simclr", zero_init_last=True)
     features = jax.jit(partial(net.apply, train=False))(variables, IMAGES)
     kernel = variables["params"]["stage1_block1"]["shortcut_conv"]["kernel"][0, 0]
@@ -37,7 +39,8 @@ def test_blocks_start_as_the_identity(variables):
 
 @pytest.mark.parametrize("splits", [1, 4])
 def test_devices_agree(variables, splits):
-    """Features, statistics and gradients of one device and of four, batch norm over all or over four groups."""
+    """Features, statistics and gradients of one device and of four, batch norm over all or over
+    four groups."""
     # Not the identity any more.
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
 
@@ -47,17 +50,26 @@ def test_devices_agree(variables, splits):
             features, stats = _train(net, variables | {"params": params}, x)
             value = jnp.mean(jnp.square(features["h"]))
             return value, (features["h"], stats)
+
         (value, (h, stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        mean = (lambda tree: tree) if axis_name is None else partial(jax.lax.pmean, axis_name=axis_name)
+        mean = (
+            (lambda tree: tree)
+            if axis_name is None
+            else partial(jax.lax.pmean, axis_name=axis_name)
+        )
         return mean(value), h, stats, mean(grads)
 
     value, h, stats, grads = jax.jit(partial(step, axis_name=None))(IMAGES)
-    mapped = jax.jit(jax.vmap(partial(step, axis_name=AXIS), axis_name=AXIS))(IMAGES.reshape(4, 2, 8, 8, 3))
+    mapped = jax.jit(jax.vmap(partial(step, axis_name=AXIS), axis_name=AXIS))(
+        IMAGES.reshape(4, 2, 8, 8, 3)
+    )
     np.testing.assert_allclose(mapped[0], np.full(4, value), rtol=1e-5)
     np.testing.assert_allclose(mapped[1].reshape(h.shape), h, atol=2e-5)
     for ours, expected in zip(jax.tree.leaves(mapped[2:]), jax.tree.leaves((stats, grads))):
         for device in range(4):
-            np.testing.assert_allclose(ours[device], expected, atol=2e-5 * max(1, np.abs(expected).max()))
+            np.testing.assert_allclose(
+                ours[device], expected, atol=2e-5 * max(1, np.abs(expected).max())
+            )
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32(variables):
@@ -71,11 +83,21 @@ def test_bfloat16_computes_in_it_and_keeps_float32(variables):
     np.testing.assert_allclose(features["h"], full["h"], atol=0.05)
 
 
-@pytest.mark.parametrize("variant, same", [("torchvision", False), ("simclr", False), ("byol", True)])
+@pytest.mark.parametrize(
+    "variant, same", [("torchvision", False), ("simclr", False), ("byol", True)]
+)
 def test_strided_convolutions_pad_as_the_authors_do(variant, same):
-    """A 3x3 kernel that reads its upper left corner: what it sees at the first place depends on the padding."""
-    net = resnet._conv(1, 3, 2, same=resnet.VARIANTS[variant].same_convolutions, kernel_init="zeros", dtype=None,
-                       name=None)
+    """A 3x3 kernel that reads its upper left corner: what it sees at the first place depends on the
+    padding."""
+    net = resnet._conv(
+        1,
+        3,
+        2,
+        same=resnet.VARIANTS[variant].same_convolutions,
+        kernel_init="zeros",
+        dtype=None,
+        name=None,
+    )
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[0, 0] = 1
     x = np.arange(1.0, 17.0, dtype=np.float32).reshape(1, 4, 4, 1)
@@ -91,9 +113,13 @@ def test_shortcut_pool_counts_padding_only_where_it_strides():
 
 def test_errors_say_what_is_known():
     x = jnp.zeros((1, 8, 8, 3))
-    for settings, message in (({"depth": 19}, "have 10, 18, 34"), ({"variant": "keras"}, "have simclr, byol"),
-                              ({"stem": "stl"}, "have imagenet, cifar"), ({"width": 0.001}, "at least 1/64"),
-                              ({"blocks": (2, 0)}, "one positive number per stage")):
+    for settings, message in (
+        ({"depth": 19}, "have 10, 18, 34"),
+        ({"variant": "keras"}, "have simclr, byol"),
+        ({"stem": "stl"}, "have imagenet, cifar"),
+        ({"width": 0.001}, "at least 1/64"),
+        ({"blocks": (2, 0)}, "one positive number per stage"),
+    ):
         with pytest.raises(ValueError, match=message):
             resnet.make(**settings).init(jax.random.key(0), x, train=False)
     with pytest.raises(ValueError, match="B, H, W, C"):
@@ -106,10 +132,17 @@ def test_errors_say_what_is_known():
 
 def test_initial_weights_have_the_frameworks_spread():
     from cl_jax.encoders import initializers
+
     shape = (3, 3, 64, 128)
     fan_in, fan_out = 9 * 64, 9 * 128
-    for name, std in (("torch", (3 * fan_in) ** -0.5), ("he_fan_out", (2 / fan_out) ** 0.5), ("lecun", fan_in**-0.5),
-                      ("haiku", 0.8796 * fan_in**-0.5), ("normal_0.01", 0.01), ("trunc_0.02", 0.02)):
+    for name, std in (
+        ("torch", (3 * fan_in) ** -0.5),
+        ("he_fan_out", (2 / fan_out) ** 0.5),
+        ("lecun", fan_in**-0.5),
+        ("haiku", 0.8796 * fan_in**-0.5),
+        ("normal_0.01", 0.01),
+        ("trunc_0.02", 0.02),
+    ):
         weights = jax.jit(partial(initializers.kernel(name), shape=shape))(jax.random.key(0))
         assert abs(float(weights.std()) / std - 1) < 0.01, name
     bias = initializers.bias("torch", 100)(jax.random.key(0), (10000,), jnp.float32)

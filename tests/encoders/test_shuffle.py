@@ -1,4 +1,5 @@
-"""Shuffled batches: a permutation of the global batch, undone exactly, the same on any number of devices."""
+"""Shuffled batches: a permutation of the global batch, undone exactly, the same on any number of
+devices."""
 
 import jax
 import jax.numpy as jnp
@@ -44,5 +45,3 @@ def test_gradient_comes_back_to_its_row():
 def test_unmapped_axis_is_refused():
     with pytest.raises((ValueError, NameError), match="elsewhere"):
         shuffle_batch(jax.random.key(0), jnp.zeros(4), "elsewhere")
-
-

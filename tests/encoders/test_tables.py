@@ -1,4 +1,5 @@
-"""Parameter counts, statistics and output shapes of the published networks, without compiling one."""
+"""Parameter counts, statistics and output shapes of the published networks, without compiling
+one."""
 
 import json
 import re
@@ -19,10 +20,12 @@ MODELS = json.loads(FILE.read_text())["models"] if FILE.is_file() else {}
 
 def _shapes(module, *shape, train=True):
     """(output, parameters, statistics) as shapes."""
+
     def init(x):
         if train is None:
             return module.init_with_output(jax.random.key(0), x)
         return module.init_with_output(jax.random.key(0), x, train=train)
+
     out, variables = jax.eval_shape(init, jax.ShapeDtypeStruct(shape, jnp.float32))
     return out, variables.get("params", {}), variables.get("batch_stats", {})
 
@@ -43,21 +46,39 @@ def _maps(features, stages=("stage1", "stage2", "stage3", "stage4")):
     return [list(features[stage].shape[1:]) for stage in stages]
 
 
-needs_tables = pytest.mark.skipif(not MODELS, reason=f"no encoder tables at {FILE}; set CL_JAX_GOLDENS")
+needs_tables = pytest.mark.skipif(
+    not MODELS, reason=f"no encoder tables at {FILE}; set CL_JAX_GOLDENS"
+)
 
 
 @needs_tables
 @pytest.mark.parametrize("name", _names(r"simclr_resnet.*"))
 def test_simclr_networks(name):
     table = MODELS[name]
-    depth, width, sk, cifar = re.fullmatch(r"simclr_resnet(\d+)_(\d+)x(_sk)?(_cifar)?", name).groups()
-    net = resnet.make(depth=int(depth), width=int(width), variant="simclr", stem="cifar" if cifar else "imagenet",
-                      sk_ratio=0.0625 if sk else 0.0)
+    depth, width, sk, cifar = re.fullmatch(
+        r"simclr_resnet(\d+)_(\d+)x(_sk)?(_cifar)?", name
+    ).groups()
+    net = resnet.make(
+        depth=int(depth),
+        width=int(width),
+        variant="simclr",
+        stem="cifar" if cifar else "imagenet",
+        sk_ratio=0.0625 if sk else 0.0,
+    )
     features, params, stats = _shapes(net, 1, *table["input"])
     assert _maps(features, ("stem", "stage1", "stage2", "stage3", "stage4", "h")) == list(
-        table["shapes_NHWC"].values())
-    parts = {"stem": "stem_", "group1": "stage1", "group2": "stage2", "group3": "stage3", "group4": "stage4"}
-    assert {part: _stage(params, prefix) for part, prefix in parts.items()} == table["params_by_part"]
+        table["shapes_NHWC"].values()
+    )
+    parts = {
+        "stem": "stem_",
+        "group1": "stage1",
+        "group2": "stage2",
+        "group3": "stage3",
+        "group4": "stage4",
+    }
+    assert {part: _stage(params, prefix) for part, prefix in parts.items()} == table[
+        "params_by_part"
+    ]
     assert (_count(params), _count(stats)) == (table["params"], table["batchnorm_running"])
     # The histogram of kernel shapes, TensorFlow's HWIO as ours.
     histogram = {}
@@ -71,8 +92,13 @@ def test_simclr_networks(name):
 @pytest.mark.parametrize("name", _names(r"simclr_head_.*"))
 def test_simclr_heads(name):
     width, layers = map(int, re.fullmatch(r"simclr_head_(\d+)_(\d)layers", name).groups())
-    (z, hiddens), params, stats = _shapes(mlp.make(variant="simclr", num_layers=layers, out_dim=128), 2, width)
-    assert (_count(params), _count(stats)) == (MODELS[name]["params"], MODELS[name]["batchnorm_running"])
+    (z, hiddens), params, stats = _shapes(
+        mlp.make(variant="simclr", num_layers=layers, out_dim=128), 2, width
+    )
+    assert (_count(params), _count(stats)) == (
+        MODELS[name]["params"],
+        MODELS[name]["batchnorm_running"],
+    )
     assert z.shape == (2, 128) and [h.shape[1] for h in hiddens] == [width] * layers + [128]
 
 
@@ -88,19 +114,46 @@ def test_supervised_heads(name):
 TORCH = {
     "moco_v1_resnet50": ({"depth": 50}, mlp.make(variant="linear", out_dim=128)),
     "moco_v2_resnet50": ({"depth": 50}, mlp.make(variant="moco_v2", out_dim=128)),
-    "moco_cifar_resnet18": ({"depth": 18, "stem": "cifar", "splits": 8}, mlp.make(variant="linear", out_dim=128)),
-    "mocov3_resnet50": ({"depth": 50, "zero_init_last": True}, mlp.make(variant="moco_v3", out_dim=256)),
-    "simsiam_resnet50": ({"depth": 50, "zero_init_last": True}, mlp.make(variant="simsiam", out_dim=2048)),
+    "moco_cifar_resnet18": (
+        {"depth": 18, "stem": "cifar", "splits": 8},
+        mlp.make(variant="linear", out_dim=128),
+    ),
+    "mocov3_resnet50": (
+        {"depth": 50, "zero_init_last": True},
+        mlp.make(variant="moco_v3", out_dim=256),
+    ),
+    "simsiam_resnet50": (
+        {"depth": 50, "zero_init_last": True},
+        mlp.make(variant="simsiam", out_dim=2048),
+    ),
     "swav_resnet50_224": ({"depth": 50}, mlp.make(variant="swav", out_dim=128)),
     "swav_resnet50_96": ({"depth": 50}, mlp.make(variant="swav", out_dim=128)),
-    "swav_resnet50w2_224": ({"depth": 50, "width": 2}, mlp.make(variant="swav", out_dim=128, hidden_dim=8192)),
-    "swav_resnet50w4_224": ({"depth": 50, "width": 4}, mlp.make(variant="swav", out_dim=128, hidden_dim=8192)),
-    "swav_resnet50w5_224": ({"depth": 50, "width": 5}, mlp.make(variant="swav", out_dim=128, hidden_dim=10240)),
+    "swav_resnet50w2_224": (
+        {"depth": 50, "width": 2},
+        mlp.make(variant="swav", out_dim=128, hidden_dim=8192),
+    ),
+    "swav_resnet50w4_224": (
+        {"depth": 50, "width": 4},
+        mlp.make(variant="swav", out_dim=128, hidden_dim=8192),
+    ),
+    "swav_resnet50w5_224": (
+        {"depth": 50, "width": 5},
+        mlp.make(variant="swav", out_dim=128, hidden_dim=10240),
+    ),
     "instdisc_resnet18": ({"depth": 18}, mlp.make(variant="linear", out_dim=128)),
     "instdisc_resnet50": ({"depth": 50}, mlp.make(variant="linear", out_dim=128)),
-    "instdisc_cifar_resnet18": ({"depth": 18, "stem": "cifar"}, mlp.make(variant="linear", out_dim=128)),
-    "invaspread_cifar_resnet18": ({"depth": 18, "stem": "cifar"}, mlp.make(variant="linear", out_dim=128)),
-    "invaspread_stl_resnet18": ({"depth": 18, "stem": "cifar"}, mlp.make(variant="linear", out_dim=128)),
+    "instdisc_cifar_resnet18": (
+        {"depth": 18, "stem": "cifar"},
+        mlp.make(variant="linear", out_dim=128),
+    ),
+    "invaspread_cifar_resnet18": (
+        {"depth": 18, "stem": "cifar"},
+        mlp.make(variant="linear", out_dim=128),
+    ),
+    "invaspread_stl_resnet18": (
+        {"depth": 18, "stem": "cifar"},
+        mlp.make(variant="linear", out_dim=128),
+    ),
 }
 
 
@@ -116,7 +169,9 @@ def test_torchvision_networks(name):
     assert list(features["stem"].shape[1:]) == shapes.get("stem_pool", shapes["stem_conv"])
     count, running = _count(params) + _count(head_params), _count(stats) + _count(head_stats)
     if "prototypes" in shapes:
-        scores, prototypes, _ = _shapes(Prototypes(shapes["prototypes"][0]), 2, z.shape[1], train=None)
+        scores, prototypes, _ = _shapes(
+            Prototypes(shapes["prototypes"][0]), 2, z.shape[1], train=None
+        )
         count += _count(prototypes)
         assert [list(z.shape[1:]), list(scores.shape[1:])] == shapes["output"]
     else:
@@ -131,7 +186,10 @@ def test_dino_heads(name):
     width, bn = re.fullmatch(r"dino_head_(\d+)(_bn)?", name).groups()
     logits, params, stats = _shapes(DINOHead(65536, use_bn=bool(bn)), 2, int(width))
     assert logits.shape == (2, 65536)
-    assert (_count(params), _count(stats)) == (MODELS[name]["trainable"], MODELS[name]["batchnorm_running"])
+    assert (_count(params), _count(stats)) == (
+        MODELS[name]["trainable"],
+        MODELS[name]["batchnorm_running"],
+    )
     _, params, _ = _shapes(DINOHead(65536, use_bn=bool(bn), norm_last_layer=False), 2, int(width))
     assert _count(params) == MODELS[name]["params"]
 
@@ -141,7 +199,9 @@ def test_dino_heads(name):
 def test_byol_networks(name):
     table = MODELS[name]
     depth, width = map(int, re.fullmatch(r"byol_resnet(\d+)_(\d)x_224", name).groups())
-    features, params, _ = _shapes(resnet.make(depth=depth, width=width, variant="byol"), 1, *table["input"])
+    features, params, _ = _shapes(
+        resnet.make(depth=depth, width=width, variant="byol"), 1, *table["input"]
+    )
     (z, _), projector, _ = _shapes(mlp.make(variant="byol", out_dim=256), 2, features["h"].shape[1])
     (p, _), predict, _ = _shapes(predictor.make(variant="byol", out_dim=256), 2, 256)
     parts = table["params_by_part"]
@@ -153,9 +213,10 @@ def test_byol_networks(name):
 def test_predictors():
     """Counts by hand: h d + d h, one bias where there is one, two for each affine norm."""
     for variant, dim, hidden, expected in (
-            ("simsiam", 2048, 512, 2 * 2048 * 512 + 2 * 512 + 2048),
-            ("moco_v3", 256, 4096, 2 * 256 * 4096 + 2 * 4096),
-            ("moco_v3_vit", 256, 4096, 2 * 256 * 4096 + 2 * 4096)):
+        ("simsiam", 2048, 512, 2 * 2048 * 512 + 2 * 512 + 2048),
+        ("moco_v3", 256, 4096, 2 * 256 * 4096 + 2 * 4096),
+        ("moco_v3_vit", 256, 4096, 2 * 256 * 4096 + 2 * 4096),
+    ):
         (p, _), params, stats = _shapes(predictor.make(variant=variant, out_dim=dim), 2, dim)
         assert _count(params) == expected and p.shape == (2, dim)
         assert _count(stats) == 2 * (hidden + (dim if variant == "moco_v3_vit" else 0))
@@ -164,16 +225,32 @@ def test_predictors():
 @pytest.mark.parametrize("width, stem", [(0.5, 64), (1, 64), (2, 64)])
 def test_cmc_resnets_keep_their_stem(width, stem):
     features, _, _ = _shapes(resnet.make(depth=50, width=width, stem_width=stem), 1, 224, 224, 2)
-    assert features["stem"].shape == (1, 56, 56, 64) and features["h"].shape == (1, int(2048 * width))
+    assert features["stem"].shape == (1, 56, 56, 64) and features["h"].shape == (
+        1,
+        int(2048 * width),
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_half_width_alexnet(channels):
     features, params, stats = _shapes(alexnet.make(), 1, 224, 224, channels)
     assert {name: leaf.shape[1:] for name, leaf in features.items()} == {
-        "conv1": (27, 27, 48), "conv2": (13, 13, 128), "conv3": (13, 13, 192), "conv4": (13, 13, 192),
-        "conv5": (6, 6, 128), "fc6": (2048,), "fc7": (2048,), "h": (2048,)}
-    kernels = 121 * channels * 48 + 25 * 48 * 128 + 9 * (128 * 192 + 192 * 192 + 192 * 128) + 4608 * 2048 + 2048**2
+        "conv1": (27, 27, 48),
+        "conv2": (13, 13, 128),
+        "conv3": (13, 13, 192),
+        "conv4": (13, 13, 192),
+        "conv5": (6, 6, 128),
+        "fc6": (2048,),
+        "fc7": (2048,),
+        "h": (2048,),
+    }
+    kernels = (
+        121 * channels * 48
+        + 25 * 48 * 128
+        + 9 * (128 * 192 + 192 * 192 + 192 * 128)
+        + 4608 * 2048
+        + 2048**2
+    )
     widths = 48 + 128 + 192 + 192 + 128 + 2048 + 2048
     assert _count(params) == kernels + 2 * widths + 2 * 2048  # dense biases
     assert _count(stats) == 2 * widths

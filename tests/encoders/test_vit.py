@@ -18,11 +18,16 @@ def built(**settings):
     return network, jax.jit(lambda key: network.init(key, IMAGES, train=True))(jax.random.key(0))
 
 
-# timm's models of these sizes at patch 16 and 224 pixels without their classifier; "small" is DINO's 21.67 M.
-@pytest.mark.parametrize(("size", "count"), [("tiny", 5_524_416), ("small", 21_665_664), ("base", 85_798_656)])
+# timm's models of these sizes at patch 16 and 224 pixels without their classifier; "small" is
+# DINO's 21.67 M.
+@pytest.mark.parametrize(
+    ("size", "count"), [("tiny", 5_524_416), ("small", 21_665_664), ("base", 85_798_656)]
+)
 def test_parameter_counts(size, count):
     network = vit.make(size=size)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    shapes = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
@@ -41,8 +46,14 @@ def test_features_attention_and_pooling():
 def test_the_attention_that_is_returned_is_the_one_that_is_used():
     """The last block's output, computed by hand from the weights returned."""
     network, variables = built(depth=1)
-    _, state = network.apply(variables, IMAGES, train=False, attention=True, capture_intermediates=True,
-                             mutable=["intermediates"])
+    _, state = network.apply(
+        variables,
+        IMAGES,
+        train=False,
+        attention=True,
+        capture_intermediates=True,
+        mutable=["intermediates"],
+    )
     inner = state["intermediates"]["block1"]
     qkv = np.asarray(inner["qkv"]["__call__"][0]).reshape(4, 5, 3, 2, 8)
     v = qkv[:, :, 2]
@@ -63,8 +74,9 @@ def test_other_sizes_resize_learned_positions_and_move_fixed_ones():
 def test_frozen_patches_get_no_gradient():
     network, variables = built(variant="moco_v3", freeze_patches=True)
     weights = np.random.default_rng(1).normal(size=16).astype(np.float32)
-    grads = jax.jit(jax.grad(lambda p: (network.apply({"params": p}, IMAGES, train=True)["h"] @ weights).sum()))(
-        variables["params"])
+    grads = jax.jit(
+        jax.grad(lambda p: (network.apply({"params": p}, IMAGES, train=True)["h"] @ weights).sum())
+    )(variables["params"])
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["patches"]))
     assert np.abs(grads["block1"]["qkv"]["kernel"]).max() > 0
 
@@ -72,7 +84,9 @@ def test_frozen_patches_get_no_gradient():
 def test_stochastic_depth_is_each_examples_own():
     network, variables = built(drop_path=0.9)
     keys = jax.random.split(jax.random.key(1), 4)
-    run = jax.jit(lambda keys, images: network.apply(variables, images, train=True, drop_keys=keys)["h"])
+    run = jax.jit(
+        lambda keys, images: network.apply(variables, images, train=True, drop_keys=keys)["h"]
+    )
     once = run(keys, IMAGES)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(keys[order], IMAGES[order]), once[order], atol=1e-6)
@@ -99,6 +113,7 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
     def stand_in(q, k, v, *, implementation, **lengths):
         seen.append((implementation, q.shape[1]))
         return plain(q, k, v, **lengths)
+
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     *qkv, pull = jax.random.normal(jax.random.key(0), (4, 2, tokens, 3, 8))
     both = [jax.vjp(attend, *qkv) for attend in (vit._flash, plain)]
@@ -107,26 +122,42 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
     assert seen == [("cudnn", 4 if tokens == 4 else 6)]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 6e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 6e-3)]
+)
 @pytest.mark.parametrize("tokens", [5, 16, 37])
 def test_attention_is_softmax_of_products_and_keeps_one_array_of_that_size(dtype, bound, tokens):
     """Value and gradients against differentiation in float64."""
     rng = np.random.default_rng(0)
 
     def plain(q, k, v):
-        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5, axis=-1), v)
+        return jnp.einsum(
+            "bhqk,bkhd->bqhd",
+            jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5, axis=-1),
+            v,
+        )
+
     with jax.enable_x64(True):
-        given = [jnp.asarray(rng.normal(size=(3, tokens, 2, 8)) * scale, dtype) for scale in (2, 2, 1, 1)]
+        given = [
+            jnp.asarray(rng.normal(size=(3, tokens, 2, 8)) * scale, dtype) for scale in (2, 2, 1, 1)
+        ]
         wide = [jnp.asarray(x, "float64") for x in given]
         y, back = jax.vjp(vit._attention, *given[:3])
         expected, expected_back = jax.vjp(plain, *wide[:3])
         for found, right in zip((y, *back(given[3])), (expected, *expected_back(wide[3]))):
             assert found.dtype == dtype and found.shape == right.shape
             assert np.linalg.norm(np.float64(found) - right) <= bound * np.linalg.norm(right)
-        kept = [leaf for leaf in jax.tree.leaves(back) if leaf.size >= 3 * 2 * tokens**2 and leaf.ndim == 4
-                and leaf.shape[-1] == leaf.shape[-2]]
+        kept = [
+            leaf
+            for leaf in jax.tree.leaves(back)
+            if leaf.size >= 3 * 2 * tokens**2
+            and leaf.ndim == 4
+            and leaf.shape[-1] == leaf.shape[-2]
+        ]
         assert [leaf.dtype for leaf in kept] == [dtype]
-        steep = vit._attention(1e3 * given[0], given[1], given[2])  # exponentials of such logits overflow
+        steep = vit._attention(
+            1e3 * given[0], given[1], given[2]
+        )  # exponentials of such logits overflow
         assert np.isfinite(np.float64(steep)).all()
 
 
@@ -140,10 +171,15 @@ def test_flash_where_there_is_no_cudnn():
 
 
 def test_errors():
-    for settings, text in ((dict(size="huge"), "have tiny, small, base, large"), (dict(pool="max"), "expected cls or mean"),
-                           (dict(heads=5), "not divisible by heads=5"), (dict(drop_path=1.0), "drop_path is 1.0"),
-                           (dict(patch=5), "not a multiple of patch=5"), (dict(variant="timm"), "have moco_v3, dino"),
-                           (dict(flash=True), "set dtype=bfloat16")):
+    for settings, text in (
+        (dict(size="huge"), "have tiny, small, base, large"),
+        (dict(pool="max"), "expected cls or mean"),
+        (dict(heads=5), "not divisible by heads=5"),
+        (dict(drop_path=1.0), "drop_path is 1.0"),
+        (dict(patch=5), "not a multiple of patch=5"),
+        (dict(variant="timm"), "have moco_v3, dino"),
+        (dict(flash=True), "set dtype=bfloat16"),
+    ):
         with pytest.raises(ValueError, match=text):
             vit.make(**{**SMALL, **settings})
     network, variables = built()

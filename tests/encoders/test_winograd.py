@@ -1,4 +1,5 @@
-"""Convolutions as a CPU runs them: the plain ones' values and gradients, and no trace of them on other devices."""
+"""Convolutions as a CPU runs them: the plain ones' values and gradients, and no trace of them on
+other devices."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,15 @@ def distance(ours, exact):
     return float(jnp.abs(ours.astype(exact.dtype) - exact).max() / jnp.std(exact))
 
 
-@pytest.mark.parametrize(("sides", "pads"), [
-    ((8, 6), ((1, 1), (1, 1))), ((7, 5), ((1, 1), (1, 1))), ((6, 7), ((0, 0), (0, 0))), ((5, 6), ((0, 1), (2, 2)))])
+@pytest.mark.parametrize(
+    ("sides", "pads"),
+    [
+        ((8, 6), ((1, 1), (1, 1))),
+        ((7, 5), ((1, 1), (1, 1))),
+        ((6, 7), ((0, 0), (0, 0))),
+        ((5, 6), ((0, 1), (2, 2))),
+    ],
+)
 def test_equals_the_plain_sums(sides, pads):
     x, kernel = draw((7, *sides, 5), (3, 3, 5, 4))
     y, back = jax.vjp(lambda x, kernel: plain(x, kernel, pads), x, kernel)
@@ -50,13 +58,23 @@ def test_equals_the_plain_sums(sides, pads):
 
 def test_images_are_taken_in_parts(monkeypatch):
     x, kernel, dy = draw((6, 4, 4, 8), (3, 3, 8, 8), (6, 4, 4, 8))
-    whole = winograd.forward(x, kernel, ((1, 1), (1, 1))), winograd.kernel_gradient(x, dy, ((1, 1), (1, 1)))
+    whole = (
+        winograd.forward(x, kernel, ((1, 1), (1, 1))),
+        winograd.kernel_gradient(x, dy, ((1, 1), (1, 1))),
+    )
     split = winograd.parts
     assert split(jnp.zeros((6, 1)), 1).shape == (1, 6, 1)
     assert split(jnp.zeros((6, 1)), 1 << 30).shape == (6, 1, 1)
-    assert split(jnp.zeros((6, 1)), 1 << 30, 8 << 30).shape == (2, 3, 1)  # of at most four, three divide six
+    assert split(jnp.zeros((6, 1)), 1 << 30, 8 << 30).shape == (
+        2,
+        3,
+        1,
+    )  # of at most four, three divide six
     monkeypatch.setattr(winograd, "parts", lambda x, *_: split(x, 1 << 30))
-    parted = winograd.forward(x, kernel, ((1, 1), (1, 1))), winograd.kernel_gradient(x, dy, ((1, 1), (1, 1)))
+    parted = (
+        winograd.forward(x, kernel, ((1, 1), (1, 1))),
+        winograd.kernel_gradient(x, dy, ((1, 1), (1, 1))),
+    )
     for a, b in zip(whole, parted):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -64,7 +82,9 @@ def test_images_are_taken_in_parts(monkeypatch):
 def test_bfloat16_is_rounded_about_as_the_plain_convolution_rounds():
     pads = ((1, 1), (1, 1))
     x, kernel, dy = draw((4, 8, 8, 64), (3, 3, 64, 64), (4, 8, 8, 64), dtype=jnp.bfloat16)
-    exact, back = jax.vjp(lambda x, kernel: plain(x, kernel, pads), *(a.astype(jnp.float32) for a in (x, kernel)))
+    exact, back = jax.vjp(
+        lambda x, kernel: plain(x, kernel, pads), *(a.astype(jnp.float32) for a in (x, kernel))
+    )
     y, dkernel = winograd.forward(x, kernel, pads), winograd.kernel_gradient(x, dy, pads)
     assert y.dtype == dkernel.dtype == jnp.bfloat16
     rounded = jnp.std(exact.astype(jnp.bfloat16).astype(jnp.float32) - exact)
@@ -73,16 +93,30 @@ def test_bfloat16_is_rounded_about_as_the_plain_convolution_rounds():
 
 
 def value(strides, padding, **settings):
-    return lambda x, kernel: jnp.sin(convolve(x, kernel, strides, padding, dimension_numbers=NUMBERS, **settings)).sum()
+    return lambda x, kernel: jnp.sin(
+        convolve(x, kernel, strides, padding, dimension_numbers=NUMBERS, **settings)
+    ).sum()
 
 
-@pytest.mark.parametrize(("size", "strides", "padding"), [
-    (3, (1, 1), "SAME"), (3, (2, 2), "SAME"), (3, (2, 2), ((1, 1), (1, 1))), (1, (1, 1), "SAME"),
-    (1, (2, 2), ((0, 0), (0, 0))), (3, (1, 1), ((3, 1), (0, -1))), (5, (2, 1), ((2, 2), (1, 3)))])
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [
+        (3, (1, 1), "SAME"),
+        (3, (2, 2), "SAME"),
+        (3, (2, 2), ((1, 1), (1, 1))),
+        (1, (1, 1), "SAME"),
+        (1, (2, 2), ((0, 0), (0, 0))),
+        (3, (1, 1), ((3, 1), (0, -1))),
+        (5, (2, 1), ((2, 2), (1, 3))),
+    ],
+)
 def test_many_channels_give_the_plain_values_and_gradients(size, strides, padding):
     x, kernel = draw((3, 16, 17, FEWEST), (size, size, FEWEST, FEWEST + 3))
     kernel = kernel / np.sqrt(size * size * FEWEST)
-    ours, theirs = (jax.value_and_grad(value(strides, padding, for_cpu=own), (0, 1))(x, kernel) for own in (True, False))
+    ours, theirs = (
+        jax.value_and_grad(value(strides, padding, for_cpu=own), (0, 1))(x, kernel)
+        for own in (True, False)
+    )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * max(1, float(jnp.abs(b).max())))
 
@@ -94,11 +128,18 @@ def test_other_devices_get_xlas_own_convolution():
         traced = jax.jit(jax.grad(value((1, 1), "SAME", **settings), (0, 1))).trace(x, kernel)
         return traced.lower(lowering_platforms=(platform,)).as_text(), costs.flops(traced.jaxpr)
 
-    (gpu, flops), (cpu, _), (off, plainly) = program("cuda"), program("cpu"), program("cpu", for_cpu=False)
+    (gpu, flops), (cpu, _), (off, plainly) = (
+        program("cuda"),
+        program("cpu"),
+        program("cpu", for_cpu=False),
+    )
     assert gpu.count("stablehlo.convolution") == off.count("stablehlo.convolution") == 3
     assert "dot_general" not in gpu and "while" not in gpu
     assert "stablehlo.convolution" not in cpu and "dot_general" in cpu
-    assert "stablehlo.convolution" in program("cpu", x[:, :15])[0] and x[0, :15, :, 0].size * FEWEST**2 < LEAST
+    assert (
+        "stablehlo.convolution" in program("cpu", x[:, :15])[0]
+        and x[0, :15, :, 0].size * FEWEST**2 < LEAST
+    )
     assert flops == plainly  # a model's arithmetic is that of its sums, however they are done
 
 
@@ -113,7 +154,9 @@ def test_more_cores_need_more_channels(monkeypatch):
     x, kernel = draw((2, 16, 16, 2 * FEWEST), (3, 3, 2 * FEWEST, 2 * FEWEST))
     for cores, plainly in ((2, False), (3, True)):
         monkeypatch.setattr(winograd, "cores", lambda cores=cores: cores)
-        program = jax.jit(lambda x, kernel: value((1, 1), "SAME")(x, kernel)).lower(x, kernel).as_text()
+        program = (
+            jax.jit(lambda x, kernel: value((1, 1), "SAME")(x, kernel)).lower(x, kernel).as_text()
+        )
         assert ("stablehlo.convolution" in program) == plainly
 
 
@@ -122,9 +165,13 @@ def test_across_devices(check_vma):
     mesh = parallel.make_mesh(4)
     x, kernel = draw((8, 16, 16, FEWEST), (3, 3, FEWEST, FEWEST))
     for strides in ((1, 1), (2, 2)):
+
         def local(kernel, x):
             return lax.psum(value(strides, "SAME")(x, kernel), parallel.AXIS)
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(parallel.AXIS)), out_specs=P(), check_vma=check_vma)
+
+        mapped = jax.shard_map(
+            local, mesh=mesh, in_specs=(P(), P(parallel.AXIS)), out_specs=P(), check_vma=check_vma
+        )
         ours = jax.jit(jax.grad(mapped))(kernel, x)
         exact = jax.grad(value(strides, "SAME", for_cpu=False), 1)(x, kernel)
         np.testing.assert_allclose(ours, exact, atol=1e-4 * float(jnp.abs(exact).max()))
@@ -136,10 +183,19 @@ def test_a_resnet_is_the_same_network():
     variables = jax.jit(lambda: networks[1].init(jax.random.key(0), images, train=True))()
 
     def loss(params, network):
-        seen, _ = network.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        seen, _ = network.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
         return (seen["h"] ** 2).mean()
-    own, others = (str(jax.make_jaxpr(loss, static_argnums=1)(variables["params"], network)) for network in networks)
+
+    own, others = (
+        str(jax.make_jaxpr(loss, static_argnums=1)(variables["params"], network))
+        for network in networks
+    )
     assert "platform_index" in own and "platform_index" not in others
-    ours, theirs = (jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], network) for network in networks)
+    ours, theirs = (
+        jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], network)
+        for network in networks
+    )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1e-3, float(jnp.abs(b).max())) + 1e-7)

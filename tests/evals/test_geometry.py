@@ -34,19 +34,27 @@ def test_uniformity_equals_the_loops():
     x = np.random.default_rng(1).normal(size=(9, 3))
     u = x / np.linalg.norm(x, axis=1, keepdims=True)
     pairs = [np.exp(-2 * np.sum((u[i] - u[j]) ** 2)) for i in range(9) for j in range(i)]
-    assert measure(np.float32(x))["geometry/uniformity"] == pytest.approx(np.log(np.mean(pairs)), abs=1e-5)
+    assert measure(np.float32(x))["geometry/uniformity"] == pytest.approx(
+        np.log(np.mean(pairs)), abs=1e-5
+    )
 
 
 def test_labels_and_pairs_may_be_missing():
     x = np.float32(np.random.default_rng(1).normal(size=(9, 3)))
-    assert set(measure(x)) == NAMES - {"geometry/alignment", "geometry/tolerance", "geometry/tolerance_same_class"}
+    assert set(measure(x)) == NAMES - {
+        "geometry/alignment",
+        "geometry/tolerance",
+        "geometry/tolerance_same_class",
+    }
 
 
 def test_large_sets_are_drawn_from_alike_each_time():
     x = np.float32(np.random.default_rng(2).normal(size=(200, 6)) * np.arange(1, 7))
     first, again, other = (measure(x, max_rows=64, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
-    assert first["geometry/effective_rank"] == pytest.approx(measure(x)["geometry/effective_rank"], rel=0.1)
+    assert first["geometry/effective_rank"] == pytest.approx(
+        measure(x)["geometry/effective_rank"], rel=0.1
+    )
 
 
 def test_errors():

@@ -11,7 +11,12 @@ RNG = np.random.default_rng(0)
 
 
 def data(n=37, m=11, d=5, classes=4):
-    return (RNG.normal(size=(n, d)), RNG.integers(0, classes, n), RNG.normal(size=(m, d)), RNG.integers(0, classes, m))
+    return (
+        RNG.normal(size=(n, d)),
+        RNG.integers(0, classes, n),
+        RNG.normal(size=(m, d)),
+        RNG.integers(0, classes, m),
+    )
 
 
 def by_loops(bank, bank_labels, features, k, temperature, num_classes):
@@ -23,13 +28,24 @@ def by_loops(bank, bank_labels, features, k, temperature, num_classes):
     return votes
 
 
-@pytest.mark.parametrize("k, block_size, query_size", [(1, 8, 4), (7, 5, 3), (7, 37, 11), (37, 8, 100), (20, 1, 11)])
+@pytest.mark.parametrize(
+    "k, block_size, query_size", [(1, 8, 4), (7, 5, 3), (7, 37, 11), (37, 8, 100), (20, 1, 11)]
+)
 def test_equals_the_loops_whatever_the_blocks(k, block_size, query_size):
     bank, bank_labels, features, labels = data()
     votes = by_loops(bank, bank_labels, features, k, 0.1, 4)
     with jax.enable_x64():
-        out = knn(bank, bank_labels, features, labels, k=k, temperature=0.1, num_classes=4, block_size=block_size,
-                  query_size=query_size)
+        out = knn(
+            bank,
+            bank_labels,
+            features,
+            labels,
+            k=k,
+            temperature=0.1,
+            num_classes=4,
+            block_size=block_size,
+            query_size=query_size,
+        )
         np.testing.assert_allclose(out.votes, votes, rtol=1e-9)
         np.testing.assert_array_equal(out.prediction, votes.argmax(axis=1))
         assert float(out.top1) == pytest.approx(np.mean(votes.argmax(axis=1) == labels), abs=1e-12)
@@ -41,14 +57,17 @@ def test_top5_counts_the_five_first_classes():
     votes = by_loops(bank, bank_labels, features, 30, 0.5, 9)
     first = np.argsort(-votes, axis=1, kind="stable")[:, :5]
     out = knn(bank, bank_labels, features, labels, k=30, temperature=0.5, num_classes=9)
-    assert float(out.top5) == pytest.approx(np.mean((first == labels[:, None]).any(axis=1)), abs=1e-6)
+    assert float(out.top5) == pytest.approx(
+        np.mean((first == labels[:, None]).any(axis=1)), abs=1e-6
+    )
     assert 0 < float(out.top1) < float(out.top5) < 1
 
 
 def test_neighbours_are_the_sorted_cosines():
     bank, _, features, _ = data()
-    cosine = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ (bank / np.linalg.norm(
-        bank, axis=1, keepdims=True)).T
+    cosine = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ (
+        bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    ).T
     found = neighbours(bank, features, 6, block_size=7, query_size=4)
     np.testing.assert_array_equal(found, np.argsort(-cosine, axis=1)[:, :6])
     plain = neighbours(bank, features, 6, normalise=False, block_size=7)
@@ -63,21 +82,38 @@ def test_of_equal_neighbours_the_first_counts(block_size):
 
 
 def test_of_equal_votes_the_lower_class_wins():
-    out = knn(np.eye(2), np.array([2, 1]), np.ones((1, 2)), np.array([1]), k=2, temperature=0.1, num_classes=3)
+    out = knn(
+        np.eye(2),
+        np.array([2, 1]),
+        np.ones((1, 2)),
+        np.array([1]),
+        k=2,
+        temperature=0.1,
+        num_classes=3,
+    )
     assert float(out.votes[0, 1]) == float(out.votes[0, 2])
     assert int(out.prediction[0]) == 1 and float(out.top1) == 1
 
 
 def test_a_low_temperature_cannot_overflow_the_prediction():
     bank = np.array([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]])
-    out = knn(bank, np.array([1, 1, 0]), bank[:1], np.array([1]), k=3, temperature=0.005, num_classes=2)
+    out = knn(
+        bank, np.array([1, 1, 0]), bank[:1], np.array([1]), k=3, temperature=0.005, num_classes=2
+    )
     assert np.isinf(out.votes[0, 1]) and np.isfinite(out.votes[0, 0])
     assert int(out.prediction[0]) == 1
 
 
 def test_zero_rows_are_similar_to_nothing():
     bank = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    out = knn(bank, np.array([0, 1, 2]), np.array([[0.0, 0.0], [2.0, 0.0]]), k=3, temperature=1.0, num_classes=3)
+    out = knn(
+        bank,
+        np.array([0, 1, 2]),
+        np.array([[0.0, 0.0], [2.0, 0.0]]),
+        k=3,
+        temperature=1.0,
+        num_classes=3,
+    )
     np.testing.assert_allclose(out.votes, [[1, 1, 1], np.exp([0, 1, -1])], rtol=1e-6)
     assert np.isnan(out.top1)
 
@@ -86,16 +122,35 @@ def test_bfloat16_features_vote_in_float32():
     bank, bank_labels, features, labels = data()
     half = jax.numpy.asarray(bank, "bfloat16"), jax.numpy.asarray(features, "bfloat16")
     out = knn(half[0], bank_labels, half[1], labels, k=5, temperature=0.1, num_classes=4)
-    wide = knn(np.float32(half[0]), bank_labels, np.float32(half[1]), labels, k=5, temperature=0.1, num_classes=4)
+    wide = knn(
+        np.float32(half[0]),
+        bank_labels,
+        np.float32(half[1]),
+        labels,
+        k=5,
+        temperature=0.1,
+        num_classes=4,
+    )
     assert out.votes.dtype == np.float32
     np.testing.assert_allclose(out.votes, wide.votes, rtol=1e-5)
 
 
 def test_memory_is_of_blocks_not_of_the_whole():
     n, m = 4096, 2048
-    args = (np.zeros((n, 4), np.float32), np.zeros(n, np.int32), np.zeros((m, 4), np.float32), None, 0.1)
-    sizes = [module._knn.lower(*args, 10, 3, True, block, query).compile().memory_analysis().temp_size_in_bytes
-             for block, query in ((128, 64), (n, m))]
+    args = (
+        np.zeros((n, 4), np.float32),
+        np.zeros(n, np.int32),
+        np.zeros((m, 4), np.float32),
+        None,
+        0.1,
+    )
+    sizes = [
+        module._knn.lower(*args, 10, 3, True, block, query)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for block, query in ((128, 64), (n, m))
+    ]
     assert sizes[0] < 1e6 < 4 * n * m <= sizes[1]
 
 

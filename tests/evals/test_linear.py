@@ -48,19 +48,38 @@ def test_normalisation_makes_the_scale_of_features_irrelevant(normalise):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_two_full_batch_steps_equal_the_equations(nesterov):
     (x, y), rate, decay = blobs(24), 0.4, 0.01
-    out = probe(x, y, x, y, num_classes=CLASSES, total_epochs=2, batch_size=24, learning_rate=rate, weight_decay=decay,
-                nesterov=nesterov)
-    kernel = np.array(linear._start(jax.random.fold_in(jax.random.key(0), 0), WIDTH, CLASSES).kernel, np.float64)
+    out = probe(
+        x,
+        y,
+        x,
+        y,
+        num_classes=CLASSES,
+        total_epochs=2,
+        batch_size=24,
+        learning_rate=rate,
+        weight_decay=decay,
+        nesterov=nesterov,
+    )
+    kernel = np.array(
+        linear._start(jax.random.fold_in(jax.random.key(0), 0), WIDTH, CLASSES).kernel, np.float64
+    )
     assert 0.003 < kernel.std() < 0.03
     weights = np.concatenate([kernel, np.zeros((1, CLASSES))])
     rows, velocity = np.concatenate([x, np.ones((24, 1))], axis=1), 0.0
     for step in range(2):
         p = np.exp(rows @ weights)
         p /= p.sum(axis=1, keepdims=True)
-        assert out.history.loss[step] == pytest.approx(-np.log(p[np.arange(24), y]).mean(), abs=1e-5)
+        assert out.history.loss[step] == pytest.approx(
+            -np.log(p[np.arange(24), y]).mean(), abs=1e-5
+        )
         grad = rows.T @ (p - np.eye(CLASSES)[y]) / 24 + decay * weights
         velocity = 0.9 * velocity + grad
-        weights -= rate * (1 + np.cos(np.pi * step / 2)) / 2 * (0.9 * velocity + grad if nesterov else velocity)
+        weights -= (
+            rate
+            * (1 + np.cos(np.pi * step / 2))
+            / 2
+            * (0.9 * velocity + grad if nesterov else velocity)
+        )
     np.testing.assert_allclose(out.params.kernel, weights[:-1], atol=1e-5)
     np.testing.assert_allclose(out.params.bias, weights[-1], atol=1e-5)
 
@@ -70,9 +89,13 @@ def test_half_an_epoch_is_half_its_steps():
     out = probe(x, y, x, y, **KNOBS | {"total_epochs": 0.5})  # of two steps the first moves
     key = jax.random.key(0)
     start = linear._start(jax.random.fold_in(key, 0), WIDTH, CLASSES)
-    rows = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 1), 0), 64))[:32]
+    rows = np.asarray(
+        jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 1), 0), 64)
+    )[:32]
     p = np.asarray(jax.nn.softmax(x[rows] @ start.kernel))
-    np.testing.assert_allclose(out.params.bias, -0.5 * (p - np.eye(CLASSES)[y[rows]]).mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(
+        out.params.bias, -0.5 * (p - np.eye(CLASSES)[y[rows]]).mean(axis=0), atol=1e-5
+    )
     assert out.history.loss.shape == (1,)
 
 
@@ -87,7 +110,9 @@ def test_errors_say_what_to_do():
     (x, y) = blobs(16)
     with pytest.raises(ValueError, match="batch_size is 32 but there are 16 training rows"):
         probe(x, y, x, y, **KNOBS)
-    with pytest.raises(ValueError, match="normalise is 'layer'; expected one of none, batch_norm, unit"):
+    with pytest.raises(
+        ValueError, match="normalise is 'layer'; expected one of none, batch_norm, unit"
+    ):
         probe(x, y, x, y, **KNOBS | {"batch_size": 8, "normalise": "layer"})
     with pytest.raises(ValueError, match="test_labels go from 3"):
         probe(x, y, x, np.full(16, 3), **KNOBS | {"batch_size": 8})
@@ -113,8 +138,16 @@ def test_augmented_learns_and_leaves_the_backbone():
     before = checksum(frozen)
     seen = []
     knobs = {"recipe": views.presets.crop_flip(8), **KNOBS, "learning_rate": 1.0, "total_epochs": 4}
-    out = probe_augmented(encode, frozen, x, y, x_test, y_test, **knobs,
-                          clean=lambda images: seen.append(images.shape) or views.evaluate(knobs["recipe"], images))
+    out = probe_augmented(
+        encode,
+        frozen,
+        x,
+        y,
+        x_test,
+        y_test,
+        **knobs,
+        clean=lambda images: seen.append(images.shape) or views.evaluate(knobs["recipe"], images),
+    )
     assert out.top1 > 0.9 and out.top5 == 1.0
     assert out.history.loss.shape == out.history.top1.shape == (4,)
     assert out.history.loss[-1] < out.history.loss[0]
@@ -141,18 +174,34 @@ def test_batches_that_run_out_are_an_error():
     x, y = pictures(32)
     batch = {"image": x, "label": y, "id": np.arange(32)}
     with pytest.raises(ValueError, match="epoch 0 gave 0 batches; expected steps_per_epoch=2"):
-        probe_batches(encode, {"w": np.ones((3, WIDTH), np.float32)}, lambda epoch: [], lambda: [batch],
-                      recipe=views.presets.crop_flip(8), steps_per_epoch=2, num_classes=CLASSES, total_epochs=1,
-                      learning_rate=0.1)
+        probe_batches(
+            encode,
+            {"w": np.ones((3, WIDTH), np.float32)},
+            lambda epoch: [],
+            lambda: [batch],
+            recipe=views.presets.crop_flip(8),
+            steps_per_epoch=2,
+            num_classes=CLASSES,
+            total_epochs=1,
+            learning_rate=0.1,
+        )
 
 
 def test_checksum_sees_every_bit_name_shape_and_type():
-    tree = {"a": np.arange(6, dtype=np.float32), "b": {"c": jnp.ones((2, 3)), "key": jax.random.key(1)}}
+    tree = {
+        "a": np.arange(6, dtype=np.float32),
+        "b": {"c": jnp.ones((2, 3)), "key": jax.random.key(1)},
+    }
     same = {"b": {"key": jax.random.key(1), "c": np.ones((2, 3), np.float32)}, "a": jnp.arange(6.0)}
     assert checksum(tree) == checksum(same) and len(checksum(tree)) == 64
     assert checksum(None) == checksum({})
     last = np.arange(6, dtype=np.float32)
     last[-1] = np.nextafter(last[-1], np.float32(9))
-    changed = [{"a": last}, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"a": np.arange(6, dtype=np.int32)},
-               {"b": {"c": jnp.ones((2, 3)), "key": jax.random.key(2)}}, {"b": {"d": jnp.ones((2, 3))}}]
+    changed = [
+        {"a": last},
+        {"a": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        {"a": np.arange(6, dtype=np.int32)},
+        {"b": {"c": jnp.ones((2, 3)), "key": jax.random.key(2)}},
+        {"b": {"d": jnp.ones((2, 3))}},
+    ]
     assert len({checksum(tree), *(checksum(tree | change) for change in changed)}) == 6

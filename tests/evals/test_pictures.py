@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_jax.evals.pictures import DPI, FRAME, GAP, MARGIN, TEXT, TILE, _apart, knn_curve, neighbour_grid, views_grid
+from cl_jax.evals.pictures import (
+    DPI,
+    FRAME,
+    GAP,
+    MARGIN,
+    TEXT,
+    TILE,
+    _apart,
+    knn_curve,
+    neighbour_grid,
+    views_grid,
+)
 
 CELL = TILE + 2 * FRAME
 TOP, SECOND = MARGIN + TEXT, MARGIN + CELL + 3 * GAP  # of the first row; left of the second column
@@ -22,7 +33,9 @@ def images(*shape):
 
 def test_curve(tmp_path):
     path = tmp_path / "new" / "curve.png"
-    knn_curve(path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "knn/random_network": 0.25})
+    knn_curve(
+        path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "knn/random_network": 0.25}
+    )
     shown = read(path)
     assert shown.shape == (4.5 * DPI, 7 * DPI, 3) and shown.std() > 5
     knn_curve(tmp_path / "higher.png", [0, 1, 2], [0.1, 0.3, 0.9], {})
@@ -38,10 +51,14 @@ def test_neighbours_with_frames(tmp_path):
     correct[0, 0] = True
     neighbour_grid(tmp_path / "n.png", queries, near, correct)
     shown = read(tmp_path / "n.png")
-    assert shown.shape == (TOP + 2 * CELL + GAP + TEXT + MARGIN, SECOND + 6 * CELL + 5 * GAP + MARGIN, 3)
+    assert shown.shape == (
+        TOP + 2 * CELL + GAP + TEXT + MARGIN,
+        SECOND + 6 * CELL + 5 * GAP + MARGIN,
+        3,
+    )
     inner = slice(TOP + FRAME, TOP + FRAME + TILE)
     for left, picture in ((MARGIN, queries[0]), (SECOND, near[0, 0])):
-        tile = shown[inner, left + FRAME:left + FRAME + TILE]
+        tile = shown[inner, left + FRAME : left + FRAME + TILE]
         np.testing.assert_array_equal(tile, picture.repeat(3, axis=0).repeat(3, axis=1))
     assert tuple(shown[TOP, SECOND]) == (0, 158, 115)  # green round the right one
     assert tuple(shown[TOP, SECOND + CELL + GAP]) == (213, 94, 0)
@@ -60,12 +77,18 @@ def test_neighbours_of_other_sizes_and_channels(tmp_path):
 
 def test_views(tmp_path):
     originals = images(3, 32, 32)
-    views_grid(tmp_path / "v.png", originals, [originals / 255.0, images(3, 16, 16), originals, originals])
+    views_grid(
+        tmp_path / "v.png", originals, [originals / 255.0, images(3, 16, 16), originals, originals]
+    )
     shown = read(tmp_path / "v.png")
-    assert shown.shape == (TOP + 3 * CELL + 2 * GAP + MARGIN, SECOND + 4 * CELL + 3 * GAP + MARGIN, 3)
+    assert shown.shape == (
+        TOP + 3 * CELL + 2 * GAP + MARGIN,
+        SECOND + 4 * CELL + 3 * GAP + MARGIN,
+        3,
+    )
     # The float view of the first column is the original again.
-    left = shown[TOP:, MARGIN:MARGIN + CELL][:CELL]
-    np.testing.assert_array_equal(shown[TOP:TOP + CELL, SECOND:SECOND + CELL], left)
+    left = shown[TOP:, MARGIN : MARGIN + CELL][:CELL]
+    np.testing.assert_array_equal(shown[TOP : TOP + CELL, SECOND : SECOND + CELL], left)
     with pytest.raises(ValueError, match="at least one view"):
         views_grid(tmp_path / "x.png", originals, [])
     with pytest.raises(ValueError, match="int64"):
@@ -76,5 +99,8 @@ def test_names_of_lines_keep_apart():
     moved = _apart([10.0, 10.5, 40.0], 4.0, 50.0)
     np.testing.assert_allclose(moved, [8.25, 12.25, 40.0])
     assert np.diff(np.sort(_apart([49.0, 50.0, 50.0], 4.0, 50.0))).min() >= 4 - 1e-9
-    assert _apart([49.0, 50.0, 50.0], 4.0, 50.0).max() <= 50 and _apart([0.0, 0.0], 4.0, 50.0).min() >= 0
+    assert (
+        _apart([49.0, 50.0, 50.0], 4.0, 50.0).max() <= 50
+        and _apart([0.0, 0.0], 4.0, 50.0).min() >= 0
+    )
     assert len(_apart([], 4.0, 50.0)) == 0

@@ -5,8 +5,18 @@ from tests.goldens import Case, Golden
 
 
 def _knn(case: Case, num_classes: int, labels=None):
-    return knn(case["bank"], case["bank_labels"], case["features"], labels, k=case["k"],
-               temperature=case["temperature"], num_classes=num_classes, normalise=False, block_size=16, query_size=8)
+    return knn(
+        case["bank"],
+        case["bank_labels"],
+        case["features"],
+        labels,
+        k=case["k"],
+        temperature=case["temperature"],
+        num_classes=num_classes,
+        normalise=False,
+        block_size=16,
+        query_size=8,
+    )
 
 
 def _instdisc(case):

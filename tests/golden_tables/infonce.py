@@ -25,23 +25,35 @@ def nt_xent(case: Case) -> dict:
 
 
 def nt_xent_on_replicas(case: Case) -> dict:
-    shared = {"temperature": case["temperature"], "normalise": bool(case["hidden_norm"]), "axis_name": RANK}
+    shared = {
+        "temperature": case["temperature"],
+        "normalise": bool(case["hidden_norm"]),
+        "axis_name": RANK,
+    }
 
     def losses(hidden):
         def replica(hidden):
             return infonce.nt_xent_rows(*jnp.split(hidden, 2), **shared).mean(axis=1).sum()
+
         return jax.vmap(replica, axis_name=RANK)(hidden)
 
     def loss(hidden):
         def replica(hidden):
             return infonce.nt_xent(*jnp.split(hidden, 2), sum_directions=True, **shared)
+
         return jax.vmap(replica, axis_name=RANK, out_axes=None)(hidden)
 
     value, grads = case.grad(loss, "hidden")
-    ab = jax.vmap(lambda hidden: infonce.nt_xent_logits(*jnp.split(hidden, 2), **shared),
-                  axis_name=RANK)(case["hidden"])
-    return {"loss": value, **grads, "loss_per_replica": losses(case["hidden"]), "logits_ab": ab.logits,
-            "labels": jax.vmap(_one_hot)(ab)}
+    ab = jax.vmap(
+        lambda hidden: infonce.nt_xent_logits(*jnp.split(hidden, 2), **shared), axis_name=RANK
+    )(case["hidden"])
+    return {
+        "loss": value,
+        **grads,
+        "loss_per_replica": losses(case["hidden"]),
+        "logits_ab": ab.logits,
+        "labels": jax.vmap(_one_hot)(ab),
+    }
 
 
 def _one_hot(ab: infonce.Logits) -> jax.Array:
@@ -54,41 +66,70 @@ def moco(case: Case) -> dict:
     values, grads, logits, rows, pointers = [], [], [], [], []
     for step in range(case["q"].shape[0]):
         q, k = case["q"][step], case["k"][step]
-        value, grad = jax.value_and_grad(infonce.info_nce)(q, k, memory.rows, temperature=case["temperature"])
+        value, grad = jax.value_and_grad(infonce.info_nce)(
+            q, k, memory.rows, temperature=case["temperature"]
+        )
         unit_q, unit_k = infonce.unit(q), infonce.unit(k)
         logits.append(queue_logits(unit_q, unit_k, memory.rows, temperature=case["temperature"]))
         memory = queues.enqueue(memory, unit_k)
-        values.append(value), grads.append(grad), rows.append(memory.rows.T), pointers.append(memory.pointer)
-    return {"loss": values[0], "loss_steps": jnp.stack(values), "grad_q": jnp.stack(grads),
-            "logits": jnp.stack(logits), "queue_after": jnp.stack(rows), "queue_ptr_after": jnp.stack(pointers)}
+        (
+            values.append(value),
+            grads.append(grad),
+            rows.append(memory.rows.T),
+            pointers.append(memory.pointer),
+        )
+    return {
+        "loss": values[0],
+        "loss_steps": jnp.stack(values),
+        "grad_q": jnp.stack(grads),
+        "logits": jnp.stack(logits),
+        "queue_after": jnp.stack(rows),
+        "queue_ptr_after": jnp.stack(pointers),
+    }
 
 
 def moco_v3(case: Case) -> dict:
     """One direction: both, of the same arrays, are twice it."""
-    loss, grads = case.grad(lambda q: infonce.moco_v3(q, q, case["k"], case["k"],
-                                                      temperature=case["temperature"]) / 2, "q")
+    loss, grads = case.grad(
+        lambda q: infonce.moco_v3(q, q, case["k"], case["k"], temperature=case["temperature"]) / 2,
+        "q",
+    )
     return {"loss": loss, **grads}
 
 
 def moco_v3_on_ranks(case: Case) -> dict:
     shared = {"temperature": case["temperature"], "axis_name": RANK}
     k = case["k1"], case["k2"]
-    loss, grads = case.grad(lambda *q: jax.vmap(partial(infonce.moco_v3, **shared), axis_name=RANK,
-                                                out_axes=None)(*q, *k), "q1", "q2")
-    rows = jax.vmap(partial(infonce.moco_v3_rows, **shared), axis_name=RANK)(case["q1"], case["q2"], *k)
+    loss, grads = case.grad(
+        lambda *q: jax.vmap(partial(infonce.moco_v3, **shared), axis_name=RANK, out_axes=None)(
+            *q, *k
+        ),
+        "q1",
+        "q2",
+    )
+    rows = jax.vmap(partial(infonce.moco_v3_rows, **shared), axis_name=RANK)(
+        case["q1"], case["q2"], *k
+    )
     return {"loss": loss, **grads, "loss_per_rank": rows.sum(axis=1).mean(axis=1)}
 
 
 def clip(case: Case) -> dict:
     scale = jnp.asarray(case["logit_scale"], case.dtype)
     image, text = case["image_features"], case["text_features"]
-    loss, grads = jax.value_and_grad(lambda u, v, s: image_text.clip(u, v, logit_scale=s, normalise=False),
-                                     argnums=(0, 1, 2))(image, text, scale)
+    loss, grads = jax.value_and_grad(
+        lambda u, v, s: image_text.clip(u, v, logit_scale=s, normalise=False), argnums=(0, 1, 2)
+    )(image, text, scale)
     bias = case["logit_bias"] if "logit_bias" in case else 0.0
-    logits = image_text.clip_logits(image, text, logit_scale=scale, logit_bias=bias, normalise=False)
-    return {"loss": loss, "logits_per_image": logits, "logits_per_text": logits.T,
-            "grad_logit_bias": jnp.zeros(()),  # a bias cancels, and our loss has none
-            **_named(grads, "grad_", ("image_features", "text_features", "logit_scale"))}
+    logits = image_text.clip_logits(
+        image, text, logit_scale=scale, logit_bias=bias, normalise=False
+    )
+    return {
+        "loss": loss,
+        "logits_per_image": logits,
+        "logits_per_text": logits.T,
+        "grad_logit_bias": jnp.zeros(()),  # a bias cancels, and our loss has none
+        **_named(grads, "grad_", ("image_features", "text_features", "logit_scale")),
+    }
 
 
 def clip_on_ranks(case: Case) -> dict:
@@ -98,8 +139,15 @@ def clip_on_ranks(case: Case) -> dict:
     local = bool(case["local_loss"])
 
     def rank(image, text, scale):
-        return image_text.clip_rows(image, text, logit_scale=scale, normalise=False, axis_name=RANK, local_loss=local,
-                                    gather_with_grad=bool(case["gather_with_grad"])).mean()
+        return image_text.clip_rows(
+            image,
+            text,
+            logit_scale=scale,
+            normalise=False,
+            axis_name=RANK,
+            local_loss=local,
+            gather_with_grad=bool(case["gather_with_grad"]),
+        ).mean()
 
     def whole(image, text, scale):
         return image_text.clip(image, text, logit_scale=scale, normalise=False)
@@ -112,13 +160,25 @@ def siglip(case: Case) -> dict:
     image, text = case["image_features"], case["text_features"]
 
     def loss(u, v, s, b, negative_only=False):
-        return image_text.siglip(u, v, logit_scale=s, logit_bias=b, normalise=False, negative_only=negative_only,
-                                 block_size=case["chunk_size"])
+        return image_text.siglip(
+            u,
+            v,
+            logit_scale=s,
+            logit_bias=b,
+            normalise=False,
+            negative_only=negative_only,
+            block_size=case["chunk_size"],
+        )
 
     value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(image, text, scale, bias)
-    return {"loss": value, "loss_negative_only": loss(image, text, scale, bias, negative_only=True),
-            "logits": image_text.clip_logits(image, text, logit_scale=scale, logit_bias=bias, normalise=False),
-            **_named(grads, "grad_", ("image_features", "text_features", "logit_scale", "logit_bias"))}
+    return {
+        "loss": value,
+        "loss_negative_only": loss(image, text, scale, bias, negative_only=True),
+        "logits": image_text.clip_logits(
+            image, text, logit_scale=scale, logit_bias=bias, normalise=False
+        ),
+        **_named(grads, "grad_", ("image_features", "text_features", "logit_scale", "logit_bias")),
+    }
 
 
 def siglip_on_ranks(case: Case) -> dict:
@@ -126,8 +186,9 @@ def siglip_on_ranks(case: Case) -> dict:
     scale, bias = (jnp.asarray(case[name], case.dtype) for name in names[2:])
 
     def rank(image, text, scale, bias):
-        return image_text.siglip_rows(image, text, logit_scale=scale, logit_bias=bias, normalise=False,
-                                      axis_name=RANK).mean()
+        return image_text.siglip_rows(
+            image, text, logit_scale=scale, logit_bias=bias, normalise=False, axis_name=RANK
+        ).mean()
 
     def whole(image, text, scale, bias):
         return image_text.siglip(image, text, logit_scale=scale, logit_bias=bias, normalise=False)
@@ -136,16 +197,25 @@ def siglip_on_ranks(case: Case) -> dict:
 
 
 def _on_ranks(rank, whole, names, image, text, *scalars) -> dict:
-    """Each rank's loss and the gradient it holds after all have gone backward; then one process on all rows."""
+    """Each rank's loss and the gradient it holds after all have gone backward; then one process on
+    all rows."""
     every = tuple(range(len(names)))
-    losses, held = jax.vmap(jax.value_and_grad(rank, argnums=every), axis_name=RANK,
-                            in_axes=(0, 0, *(None for _ in scalars)))(image, text, *scalars)
+    losses, held = jax.vmap(
+        jax.value_and_grad(rank, argnums=every),
+        axis_name=RANK,
+        in_axes=(0, 0, *(None for _ in scalars)),
+    )(image, text, *scalars)
 
     def one_process(image, text, *scalars):
         return whole(*(x.reshape(-1, x.shape[-1]) for x in (image, text)), *scalars)
 
     loss, grads = jax.value_and_grad(one_process, argnums=every)(image, text, *scalars)
-    return {"loss": loss, "loss_ranks": losses, **_named(grads, "grad_", names), **_named(held, "gradrank_", names)}
+    return {
+        "loss": loss,
+        "loss_ranks": losses,
+        **_named(grads, "grad_", names),
+        **_named(held, "gradrank_", names),
+    }
 
 
 def _named(grads, prefix, names) -> dict:

@@ -1,4 +1,5 @@
-"""Mixing, adversarial examples, generation, video and text, planning, leave-one-out and local losses."""
+"""Mixing, adversarial examples, generation, video and text, planning, leave-one-out and local
+losses."""
 
 from functools import partial
 
@@ -25,7 +26,9 @@ def _mixes(case: Case):
     for step, (raw, partner) in enumerate(zip(case["lam_raw"], case["randind"])):
         weight = mixing.own_share(raw)
         if "box_center" in case:
-            box, weight = mixing.cutmix_box(weight, case["box_center"][step], *case["im_1"].shape[2:])
+            box, weight = mixing.cutmix_box(
+                weight, case["box_center"][step], *case["im_1"].shape[2:]
+            )
             mixes.append(mixing.Mix(jnp.broadcast_to(weight, partner.shape), partner, box))
         else:
             mixes.append(mixing.Mix(weight, partner))
@@ -50,7 +53,8 @@ def _encode(weights, x):
 
 
 def _imix(case: Case, trained, pass_loss, pass_logits):
-    """pass_loss(params, step, mixed, other, mix): one pass; a second has the views swapped and is added."""
+    """pass_loss(params, step, mixed, other, mix): one pass; a second has the views swapped and is
+    added."""
     mixes = _mixes(case)
 
     def views(params, step):
@@ -68,13 +72,23 @@ def _imix(case: Case, trained, pass_loss, pass_logits):
     value, grads = case.grad(loss, *trained)
     params = {name: case[name] for name in trained}
     mixed = [_mixed(views(params, step)[0], mix) for step, mix in enumerate(mixes)]
-    logits = [pass_logits(params, step, mixed[step], views(params, step)[1]) for step in range(len(mixes))]
+    logits = [
+        pass_logits(params, step, mixed[step], views(params, step)[1]) for step in range(len(mixes))
+    ]
     rows = case["im_1"].shape[0]
-    out = {"loss": value, **grads, "logits": jnp.concatenate(logits), "labels": jnp.tile(jnp.arange(rows), len(mixes))}
+    out = {
+        "loss": value,
+        **grads,
+        "logits": jnp.concatenate(logits),
+        "labels": jnp.tile(jnp.arange(rows), len(mixes)),
+    }
     if mixes[0] is not None:
         out |= {"mixed": jnp.stack(mixed), "lam": jnp.stack([mix.weight for mix in mixes])}
     if mixes[0] is not None and mixes[0].box is not None:
-        out |= {"box": jnp.stack([mix.box for mix in mixes]), "lam": jnp.stack([mix.weight[0] for mix in mixes])}
+        out |= {
+            "box": jnp.stack([mix.box for mix in mixes]),
+            "lam": jnp.stack([mix.weight[0] for mix in mixes]),
+        }
     return out
 
 
@@ -82,10 +96,14 @@ def _npair(case: Case):
     temperature = case["temperature"]
 
     def loss(params, step, x, other, mix):
-        return mixing.imix_n_pair(_encode(params["W"], x), _encode(params["W"], other), mix, temperature=temperature)
+        return mixing.imix_n_pair(
+            _encode(params["W"], x), _encode(params["W"], other), mix, temperature=temperature
+        )
 
     def logits(params, step, x, other):
-        return mixing.imix_logits(_encode(params["W"], x), _encode(params["W"], other), temperature=temperature)
+        return mixing.imix_logits(
+            _encode(params["W"], x), _encode(params["W"], other), temperature=temperature
+        )
 
     return _imix(case, ("im_1", "im_2", "W"), loss, logits)
 
@@ -101,7 +119,9 @@ def _slow(case: Case, passes: int):
 
 
 def _enqueued(case: Case, keys):
-    after = queues.enqueue(queues.Queue(case["queue"].T, jnp.asarray(case["queue_ptr"]), jnp.asarray(0)), keys)
+    after = queues.enqueue(
+        queues.Queue(case["queue"].T, jnp.asarray(case["queue_ptr"]), jnp.asarray(0)), keys
+    )
     return {"queue_after": after.rows.T, "queue_ptr_after": after.pointer}
 
 
@@ -109,15 +129,24 @@ def _mocon(case: Case):
     slow, temperature = _slow(case, 1)[0], case["temperature"]
 
     def loss(params, step, x, other, mix):
-        return mixing.imix_moco(_encode(params["W"], x), _encode(slow, other), case["queue"].T, mix,
-                                temperature=temperature)
+        return mixing.imix_moco(
+            _encode(params["W"], x),
+            _encode(slow, other),
+            case["queue"].T,
+            mix,
+            temperature=temperature,
+        )
 
     def logits(params, step, x, other):
-        return mixing.imix_logits(_encode(params["W"], x), _encode(slow, other), case["queue"].T,
-                                  temperature=temperature)
+        return mixing.imix_logits(
+            _encode(params["W"], x), _encode(slow, other), case["queue"].T, temperature=temperature
+        )
 
-    return _imix(case, ("im_1", "W"), loss, logits) | _enqueued(case, unit(_encode(slow, case["im_2"]))) | {
-        "W_k_after": slow}
+    return (
+        _imix(case, ("im_1", "W"), loss, logits)
+        | _enqueued(case, unit(_encode(slow, case["im_2"])))
+        | {"W_k_after": slow}
+    )
 
 
 def _moco(case: Case):
@@ -128,13 +157,23 @@ def _moco(case: Case):
         return info_nce(_encode(weights, x), k, memory, temperature=temperature)
 
     value, grads = case.grad(loss, "im_1", "W")
-    logits = queue_logits(unit(_encode(case["W"], case["im_1"])), unit(k), memory, temperature=temperature)
-    return {"loss": value, **grads, "logits": logits, "labels": jnp.zeros(len(k), int), "W_k_after": slow,
-            **_enqueued(case, unit(k))}
+    logits = queue_logits(
+        unit(_encode(case["W"], case["im_1"])), unit(k), memory, temperature=temperature
+    )
+    return {
+        "loss": value,
+        **grads,
+        "logits": logits,
+        "labels": jnp.zeros(len(k), int),
+        "W_k_after": slow,
+        **_enqueued(case, unit(k)),
+    }
 
 
 def _byol(case: Case):
-    names = ("im_1", "W", "pred_W", "pred_b") + (("im_2",) if "grad_im_2" in case.meta["outputs"] else ())
+    names = ("im_1", "W", "pred_W", "pred_b") + (
+        ("im_2",) if "grad_im_2" in case.meta["outputs"] else ()
+    )
     slow = _slow(case, len(case["lam_raw"]))
 
     def predict(params, x):
@@ -156,70 +195,123 @@ def _input_mix(case: Case):
 def _two_c(case: Case, positives: str):
     knobs = {"temperature": case["temperature"], "positives": positives}
     z, proxies, labels = case["embed"], case["proxies"], case["label"]
-    loss, grads = case.grad(lambda z, p: generation.two_c(z, p, labels, **knobs), "embed", "proxies")
+    loss, grads = case.grad(
+        lambda z, p: generation.two_c(z, p, labels, **knobs), "embed", "proxies"
+    )
     rows = generation.two_c_rows(z, proxies, labels, **knobs)
-    own = generation.two_c_rows(z, proxies, labels, temperature=case["temperature"], positives="proxy")
-    others = np.array([[j for j in range(len(z)) if j != i] for i in range(len(z))], int).reshape(len(z), -1)
+    own = generation.two_c_rows(
+        z, proxies, labels, temperature=case["temperature"], positives="proxy"
+    )
+    others = np.array([[j for j in range(len(z)) if j != i] for i in range(len(z))], int).reshape(
+        len(z), -1
+    )
     cosine = dots("id,jd->ij", unit(z, 1e-8), unit(z, 1e-8))
-    return {"loss": loss, **grads, "numerator": jnp.exp(rows.log_numerator),
-            "denominator": jnp.exp(rows.log_denominator), "loss_rows": rows.loss,
-            "proxy_exp": jnp.exp(own.log_numerator), "same_class_mask": labels[others] == labels[:, None],
-            "sim_exp": jnp.exp(jnp.take_along_axis(cosine, others, axis=1) / case["temperature"])}
+    return {
+        "loss": loss,
+        **grads,
+        "numerator": jnp.exp(rows.log_numerator),
+        "denominator": jnp.exp(rows.log_denominator),
+        "loss_rows": rows.loss,
+        "proxy_exp": jnp.exp(own.log_numerator),
+        "same_class_mask": labels[others] == labels[:, None],
+        "sim_exp": jnp.exp(jnp.take_along_axis(cosine, others, axis=1) / case["temperature"]),
+    }
 
 
 def _two_c_ranks(case: Case):
     knobs = {"temperature": case["temperature"], "released_gradient": True, "axis_name": "ranks"}
 
     def rank(z, labels):
-        return jax.value_and_grad(lambda z, p: generation.two_c(z, p, labels, **knobs), argnums=(0, 1))(
-            z, case["proxies"])
+        return jax.value_and_grad(
+            lambda z, p: generation.two_c(z, p, labels, **knobs), argnums=(0, 1)
+        )(z, case["proxies"])
 
-    losses, (by_rank, by_rank_proxies) = jax.vmap(rank, axis_name="ranks")(case["embed"], case["label"])
+    losses, (by_rank, by_rank_proxies) = jax.vmap(rank, axis_name="ranks")(
+        case["embed"], case["label"]
+    )
 
     def whole(z, proxies):
-        return generation.two_c(z.reshape(-1, z.shape[-1]), proxies, case["label"].reshape(-1),
-                                temperature=case["temperature"])
+        return generation.two_c(
+            z.reshape(-1, z.shape[-1]),
+            proxies,
+            case["label"].reshape(-1),
+            temperature=case["temperature"],
+        )
 
     loss, grads = case.grad(whole, "embed", "proxies")
-    return {"loss": loss, **grads, "loss_ranks": losses, "gradrank_embed": by_rank,
-            "gradrank_proxies": by_rank_proxies}
+    return {
+        "loss": loss,
+        **grads,
+        "loss_ranks": losses,
+        "gradrank_embed": by_rank,
+        "gradrank_proxies": by_rank_proxies,
+    }
 
 
 def _discriminator(case: Case):
     def loss(d_real, d_fake, z, proxies):
-        return generation.contragan_discriminator(d_real, d_fake, z, proxies, case["label_real"],
-                                                  temperature=case["temperature"], weight=case["cond_lambda"])
+        return generation.contragan_discriminator(
+            d_real,
+            d_fake,
+            z,
+            proxies,
+            case["label_real"],
+            temperature=case["temperature"],
+            weight=case["cond_lambda"],
+        )
 
     value, grads = case.grad(loss, "d_real", "d_fake", "embed_real", "proxies")
-    return {"loss": value, **grads, "loss_adv": generation.hinge_discriminator(case["d_real"], case["d_fake"]),
-            "loss_2c": generation.two_c(case["embed_real"], case["proxies"], case["label_real"],
-                                        temperature=case["temperature"])}
+    return {
+        "loss": value,
+        **grads,
+        "loss_adv": generation.hinge_discriminator(case["d_real"], case["d_fake"]),
+        "loss_2c": generation.two_c(
+            case["embed_real"], case["proxies"], case["label_real"], temperature=case["temperature"]
+        ),
+    }
 
 
 def _generator(case: Case):
     def loss(d_fake, z):
-        return generation.contragan_generator(d_fake, z, case["proxies"], case["label_fake"],
-                                              temperature=case["temperature"], weight=case["cond_lambda"])
+        return generation.contragan_generator(
+            d_fake,
+            z,
+            case["proxies"],
+            case["label_fake"],
+            temperature=case["temperature"],
+            weight=case["cond_lambda"],
+        )
 
     value, grads = case.grad(loss, "d_fake", "embed_fake")
-    return {"loss": value, **grads, "loss_adv": generation.hinge_generator(case["d_fake"]),
-            "loss_2c": generation.two_c(case["embed_fake"], case["proxies"], case["label_fake"],
-                                        temperature=case["temperature"])}
+    return {
+        "loss": value,
+        **grads,
+        "loss_adv": generation.hinge_generator(case["d_fake"]),
+        "loss_2c": generation.two_c(
+            case["embed_fake"], case["proxies"], case["label_fake"], temperature=case["temperature"]
+        ),
+    }
 
 
 def _hinge(case: Case):
     real, fake = case["d_real"], case["d_fake"]
     loss, grads = case.grad(generation.hinge_discriminator, "d_real", "d_fake")
-    return {"loss": loss, **grads, "loss_g_hinge": generation.hinge_generator(fake),
-            "loss_d_vanilla": generation.logistic_discriminator(real, fake),
-            "loss_g_vanilla": generation.logistic_generator(fake),
-            "loss_d_ls": generation.least_squares_discriminator(real, fake),
-            "loss_g_ls": generation.least_squares_generator(fake)}
+    return {
+        "loss": loss,
+        **grads,
+        "loss_g_hinge": generation.hinge_generator(fake),
+        "loss_d_vanilla": generation.logistic_discriminator(real, fake),
+        "loss_g_vanilla": generation.logistic_generator(fake),
+        "loss_d_ls": generation.least_squares_discriminator(real, fake),
+        "loss_g_ls": generation.least_squares_generator(fake),
+    }
 
 
 def _leave_one_out(case: Case):
     k, memory = case["zk"], case["queues"]
-    loss, grads = case.grad(lambda q: spaces.leave_one_out(q, k, memory, temperature=case["temperature"]), "zq")
+    loss, grads = case.grad(
+        lambda q: spaces.leave_one_out(q, k, memory, temperature=case["temperature"]), "zq"
+    )
     rows = spaces.leave_one_out_rows(case["zq"], k, memory, temperature=case["temperature"])
     return {"loss": loss, **grads, "loss_heads": rows.mean(axis=1)}
 
@@ -228,7 +320,14 @@ def _calm(case: Case):
     labels = case["labels_gen"], case["labels_dis"]
 
     def joint(gen, dis):
-        return calm.calm(gen, labels[0], dis, labels[1], weight_gen=case["weight_gen"], weight_dis=case["weight_dis"])
+        return calm.calm(
+            gen,
+            labels[0],
+            dis,
+            labels[1],
+            weight_gen=case["weight_gen"],
+            weight_dis=case["weight_dis"],
+        )
 
     loss, grads = case.grad(joint, "logits_gen", "logits_dis")
     out = {"loss": loss, **grads}
@@ -242,42 +341,72 @@ def _calm(case: Case):
 
 def _attention(case: Case):
     def support(t, v):
-        return video_text.support_set(t, v, case["video_id"], temperature=case["temperature"], support=case["support"])
+        return video_text.support_set(
+            t, v, case["video_id"], temperature=case["temperature"], support=case["support"]
+        )
 
-    loss, grads = case.grad(lambda t, v: (support(t, v).vectors * case["cotangent"]).sum(), "t", "v")
+    loss, grads = case.grad(
+        lambda t, v: (support(t, v).vectors * case["cotangent"]).sum(), "t", "v"
+    )
     result = support(case["t"], case["v"])
-    return {"loss": loss, **grads, "allowed": result.allowed, "attention": result.attention, "entropy": result.entropy,
-            "support_vectors": result.vectors}
+    return {
+        "loss": loss,
+        **grads,
+        "allowed": result.allowed,
+        "attention": result.attention,
+        "entropy": result.entropy,
+        "support_vectors": result.vectors,
+    }
 
 
 def _rank(case: Case):
     knobs = {"margin": case["margin"], "reduction": case["reduction"]}
-    loss, grads = case.grad(lambda t, v: video_text.ranking_loss(t, v, case["video_id"], **knobs), "t", "v")
+    loss, grads = case.grad(
+        lambda t, v: video_text.ranking_loss(t, v, case["video_id"], **knobs), "t", "v"
+    )
     text, video = video_text.ranking_rows(case["t"], case["v"], case["video_id"], **knobs)
-    return {"loss": loss, **grads, "loss_text_rows": text, "loss_video_rows": video,
-            "similarity": dots("id,jd->ij", case["t"], case["v"])}
+    return {
+        "loss": loss,
+        **grads,
+        "loss_text_rows": text,
+        "loss_video_rows": video,
+        "similarity": dots("id,jd->ij", case["t"], case["v"]),
+    }
 
 
 def _mmt(case: Case):
-    loss, grads = case.grad(lambda s: video_text.max_margin(
-        s, margin=case["margin"], count_diagonal=not case["fix_norm"]), "similarity")
+    loss, grads = case.grad(
+        lambda s: video_text.max_margin(
+            s, margin=case["margin"], count_diagonal=not case["fix_norm"]
+        ),
+        "similarity",
+    )
     value, grad = jax.value_and_grad(video_text.similarity_info_nce)(case["similarity"])
     return {"loss": loss, **grads, "loss_infonce": value, "gradinfonce_similarity": grad}
 
 
 def _caption(case: Case):
     def loss(logits):
-        return case["loss_contrastive"] + case["lam"] * video_text.caption_loss(logits, case["labels"])
+        return case["loss_contrastive"] + case["lam"] * video_text.caption_loss(
+            logits, case["labels"]
+        )
 
     value, grads = case.grad(loss, "logits")
-    return {"loss": value, **grads, "loss_caption": video_text.caption_loss(case["logits"], case["labels"]),
-            "loss_rows": video_text.caption_rows(case["logits"], case["labels"])}
+    return {
+        "loss": value,
+        **grads,
+        "loss_caption": video_text.caption_loss(case["logits"], case["labels"]),
+        "loss_rows": video_text.caption_rows(case["logits"], case["labels"]),
+    }
 
 
 def _network(params, x, normalised, adversarial):
-    """The encoder that the files give: a linear map, or convolution, batch norm (its own for attacks), ReLU, linear."""
+    """The encoder that the files give: a linear map, or convolution, batch norm (its own for
+    attacks), ReLU, linear."""
     if "conv_w" in params:
-        x = lax.conv_general_dilated(x, params["conv_w"], (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+        x = lax.conv_general_dilated(
+            x, params["conv_w"], (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")
+        )
         centred = x - x.mean(axis=(0, 2, 3), keepdims=True)
         x = centred * lax.rsqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
         norm = "bnadv" if adversarial else "bn"
@@ -288,12 +417,18 @@ def _network(params, x, normalised, adversarial):
 
 
 def _clae(case: Case, loss, normalised):
-    names = [name for name in ("bn_b", "bn_g", "bnadv_b", "bnadv_g", "conv_w", "fc_b", "fc_w") if name in case]
+    names = [
+        name
+        for name in ("bn_b", "bn_g", "bnadv_b", "bnadv_g", "conv_w", "fc_b", "fc_w")
+        if name in case
+    ]
     params = {name: case[name] for name in names}
     encode = partial(_network, normalised=normalised)
-    view = adversarial.adversarial_view(partial(encode, params, adversarial=True), loss, case["x_1"],
-                                        epsilon=case["eps"])
-    # An entry whose gradient is rounding noise may move either way: there the authors' own draw of the sign is taken.
+    view = adversarial.adversarial_view(
+        partial(encode, params, adversarial=True), loss, case["x_1"], epsilon=case["eps"]
+    )
+    # An entry whose gradient is rounding noise may move either way: there the authors' own draw of
+    # the sign is taken.
     gradient = np.abs(case.numpy("input_grad"))
     noise = gradient <= (1e-5 if case.dtype == np.float32 else 1e-12) * gradient.max()
     x_adv = jnp.where(noise, case.numpy("x_adv").astype(case.dtype), view.x)
@@ -301,13 +436,24 @@ def _clae(case: Case, loss, normalised):
     def total(*values):
         params = dict(zip(names, values))
         return adversarial.adversarial_contrast(
-            loss, encode(params, case["x_1"], adversarial=False), encode(params, case["x_2"], adversarial=False),
-            encode(params, x_adv, adversarial=True), weight=case["alpha"])
+            loss,
+            encode(params, case["x_1"], adversarial=False),
+            encode(params, case["x_2"], adversarial=False),
+            encode(params, x_adv, adversarial=True),
+            weight=case["alpha"],
+        )
 
     _, grads = case.grad(lambda *values: total(*values).total, *names)
     parts = total(*params.values())
-    return {"loss": parts.total, "loss_clean": parts.clean, "loss_adv": parts.adversarial, "loss_attack": view.loss,
-            "input_grad": view.gradient, "x_adv": x_adv, **grads}
+    return {
+        "loss": parts.total,
+        "loss_clean": parts.clean,
+        "loss_adv": parts.adversarial,
+        "loss_attack": view.loss,
+        "input_grad": view.gradient,
+        "x_adv": x_adv,
+        **grads,
+    }
 
 
 def _uel(case: Case):
@@ -321,7 +467,9 @@ def _uel_loss(case: Case):
 
 def _clae_embeddings(case: Case):
     def parts(z_adv, z_i, z_j):
-        return adversarial.adversarial_contrast(_nt_xent(case), z_i, z_j, z_adv, weight=case["alpha"])
+        return adversarial.adversarial_contrast(
+            _nt_xent(case), z_i, z_j, z_adv, weight=case["alpha"]
+        )
 
     names = ("z_adv", "z_i", "z_j")
     loss, grads = case.grad(lambda *z: parts(*z).total, *names)
@@ -331,8 +479,11 @@ def _clae_embeddings(case: Case):
 
 def _nt_xent(case: Case):
     """CLAE's cosine keeps each norm above 1e-8."""
+
     def loss(z_a, z_b):
-        return nt_xent(unit(z_a, 1e-8), unit(z_b, 1e-8), temperature=case["temperature"], normalise=False)
+        return nt_xent(
+            unit(z_a, 1e-8), unit(z_b, 1e-8), temperature=case["temperature"], normalise=False
+        )
 
     return loss
 
@@ -345,19 +496,33 @@ def _local(case: Case, span: int | None):
 
     def parts(*values):
         layers, heads = values[:stages], values[stages:]
-        return jnp.stack(spaces.local_losses([lambda h, a=a: jnp.tanh(h @ a) for a in layers],
-                                             [lambda h, w=w: h @ w for w in heads],
-                                             partial(nt_xent, temperature=case["temperature"]), case["x_1"],
-                                             case["x_2"], units=units))
+        return jnp.stack(
+            spaces.local_losses(
+                [lambda h, a=a: jnp.tanh(h @ a) for a in layers],
+                [lambda h, w=w: h @ w for w in heads],
+                partial(nt_xent, temperature=case["temperature"]),
+                case["x_1"],
+                case["x_2"],
+                units=units,
+            )
+        )
 
     values = [case[name] for name in names]
     by_unit = jax.jacobian(parts, argnums=tuple(range(stages)))(*values)
     norms = jnp.stack([jnp.sqrt((g**2).sum(axis=(1, 2))) for g in by_unit], axis=1)
     loss, grads = case.grad(lambda *values: parts(*values).sum(), *names)
-    outputs = spaces.local_features([lambda h, a=a: jnp.tanh(h @ a) for a in values[:stages]],
-                                    jnp.concatenate([case["x_1"], case["x_2"]]), units=units).stages
-    return {"loss": loss, **grads, "unit_stage_grad_norm": norms, **{f"h{j + 1}": h for j, h in enumerate(outputs)},
-            **{f"loss_unit{u + 1}": value for u, value in enumerate(parts(*values))}}
+    outputs = spaces.local_features(
+        [lambda h, a=a: jnp.tanh(h @ a) for a in values[:stages]],
+        jnp.concatenate([case["x_1"], case["x_2"]]),
+        units=units,
+    ).stages
+    return {
+        "loss": loss,
+        **grads,
+        "unit_stage_grad_norm": norms,
+        **{f"h{j + 1}": h for j, h in enumerate(outputs)},
+        **{f"loss_unit{u + 1}": value for u, value in enumerate(parts(*values))},
+    }
 
 
 TABLE = {
@@ -369,9 +534,15 @@ TABLE = {
     "imix-cutmixnpair": Golden(_npair, f32=2e-6, loss=5e-6, grad=1e-5),
     "imix-cutmixmocon": Golden(_mocon, f32=2e-6, loss=1e-5, grad=2e-5),
     "imix-inputmix": Golden(_input_mix, f32=2e-6),
-    "clae-simclr": Golden(lambda case: _clae(case, _nt_xent(case), False), f32=2e-6, loss=5e-6, grad=1e-5),
-    "clae-plain": Golden(lambda case: _clae(case, partial(info_nce, temperature=case["temperature"]), True),
-                         f32=2e-6, loss=5e-6, grad=2e-5),
+    "clae-simclr": Golden(
+        lambda case: _clae(case, _nt_xent(case), False), f32=2e-6, loss=5e-6, grad=1e-5
+    ),
+    "clae-plain": Golden(
+        lambda case: _clae(case, partial(info_nce, temperature=case["temperature"]), True),
+        f32=2e-6,
+        loss=5e-6,
+        grad=2e-5,
+    ),
     "clae-uel": Golden(lambda case: _clae(case, _uel(case), True), f32=2e-6, loss=1e-5, grad=5e-5),
     "clae-uelloss": Golden(_uel_loss, f32=5e-5, grad=5e-4),
     "clae-ntxent": Golden(_clae_embeddings, f32=2e-6, grad=5e-6),

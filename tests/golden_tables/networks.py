@@ -21,11 +21,16 @@ from tests.goldens import Golden
 
 
 def _pullback(module, params, stats, x, cotangent):
-    """Train-mode output, running statistics after, and gradients of sum(y * cotangent) by (params, x)."""
+    """Train-mode output, running statistics after, and gradients of sum(y * cotangent) by (params,
+    x)."""
+
     def run(params, x):
-        y, state = module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+        y, state = module.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
         y = y[0] if isinstance(y, tuple) else y
         return jnp.sum(y * cotangent), (y, state.get("batch_stats", {}))
+
     (_, (y, after)), grads = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(params, x)
     return y, after, *grads
 
@@ -39,8 +44,13 @@ def _simclr_head(case):
         names[f"norm{i + 1}", "scale"] = f"nl_{i}.gamma"
         if i < layers - 1:
             names[f"norm{i + 1}", "bias"] = f"nl_{i}.beta"
-    stats = {f"norm{i + 1}": {"mean": case[f"w.nl_{i}.moving_mean"], "var": case[f"w.nl_{i}.moving_variance"]}
-             for i in range(layers)}
+    stats = {
+        f"norm{i + 1}": {
+            "mean": case[f"w.nl_{i}.moving_mean"],
+            "var": case[f"w.nl_{i}.moving_variance"],
+        }
+        for i in range(layers)
+    }
     params = {}
     for (layer, name), theirs in names.items():
         params.setdefault(layer, {})[name] = case[f"w.{theirs}"]
@@ -55,32 +65,45 @@ def _simclr_head(case):
     return outputs
 
 
-_SK = {("conv", "kernel"): "conv.kernel", ("norm", "scale"): "bn.gamma", ("norm", "bias"): "bn.beta",
-       ("squeeze_conv", "kernel"): "conv_a.kernel", ("squeeze_norm", "scale"): "bn_a.gamma",
-       ("squeeze_norm", "bias"): "bn_a.beta", ("mix_conv", "kernel"): "conv_b.kernel"}
+_SK = {
+    ("conv", "kernel"): "conv.kernel",
+    ("norm", "scale"): "bn.gamma",
+    ("norm", "bias"): "bn.beta",
+    ("squeeze_conv", "kernel"): "conv_a.kernel",
+    ("squeeze_norm", "scale"): "bn_a.gamma",
+    ("squeeze_norm", "bias"): "bn_a.beta",
+    ("mix_conv", "kernel"): "conv_b.kernel",
+}
 
 
 def _skconv(case):
     conv = partial(_conv, same=False, kernel_init="lecun", dtype=None)
-    module = SKConv(case["filters"], case["strides"], case["sk_ratio"], conv, BatchNorm, min_dim=case["min_dim"])
+    module = SKConv(
+        case["filters"], case["strides"], case["sk_ratio"], conv, BatchNorm, min_dim=case["min_dim"]
+    )
     params = {}
     for (layer, name), theirs in _SK.items():
         params.setdefault(layer, {})[name] = case[f"w.{theirs}"]
     norms = {"norm": "bn", "squeeze_norm": "bn_a"}
-    stats = {ours: {"mean": case[f"w.{theirs}.moving_mean"], "var": case[f"w.{theirs}.moving_variance"]}
-             for ours, theirs in norms.items()}
+    stats = {
+        ours: {"mean": case[f"w.{theirs}.moving_mean"], "var": case[f"w.{theirs}.moving_variance"]}
+        for ours, theirs in norms.items()
+    }
     y, after, grads, grad_x = _pullback(module, params, stats, case["x"], case["cotangent"])
     y_eval = module.apply({"params": params, "batch_stats": stats}, case["x"], train=False)
     outputs = {"y_train": y, "y_eval": y_eval, "grad_x": grad_x}
     outputs |= {f"grad_w.{theirs}": grads[layer][name] for (layer, name), theirs in _SK.items()}
     for ours, theirs in norms.items():
-        outputs |= {f"after.{theirs}.moving_mean": after[ours]["mean"],
-                    f"after.{theirs}.moving_variance": after[ours]["var"]}
+        outputs |= {
+            f"after.{theirs}.moving_mean": after[ours]["mean"],
+            f"after.{theirs}.moving_variance": after[ours]["var"],
+        }
     return outputs
 
 
 def _strided_groups(batch, splits):
-    """Their split s holds the rows n with n mod splits == s, ours consecutive rows: (order, its inverse)."""
+    """Their split s holds the rows n with n mod splits == s, ours consecutive rows: (order, its
+    inverse)."""
     order = jnp.arange(batch).reshape(batch // splits, splits).T.reshape(-1)
     return order, jnp.argsort(order)
 
@@ -98,18 +121,33 @@ def _splitbn(case):
     def theirs(y):
         return y.transpose(0, 3, 1, 2)[back]
 
-    y, after, grads, grad_x = _pullback(module, params, stats, ours(case["x"]), ours(case["cotangent"]))
+    y, after, grads, grad_x = _pullback(
+        module, params, stats, ours(case["x"]), ours(case["cotangent"])
+    )
     y_eval = module.apply({"params": params, "batch_stats": stats}, ours(case["x"]), train=False)
-    return {"y_train": theirs(y), "y_eval": theirs(y_eval), "grad_x": theirs(grad_x), "grad_weight": grads["scale"],
-            "grad_bias": grads["bias"], "running_mean_after": after["mean"], "running_var_after": after["var"]}
+    return {
+        "y_train": theirs(y),
+        "y_eval": theirs(y_eval),
+        "grad_x": theirs(grad_x),
+        "grad_weight": grads["scale"],
+        "grad_bias": grads["bias"],
+        "running_mean_after": after["mean"],
+        "running_var_after": after["var"],
+    }
 
 
 def _dino_head(case):
     layers, use_bn = case["nlayers"], bool(case["use_bn"])
     weights = case.group("p.")
     out_dim = weights["last_layer.weight_v"].shape[0]
-    head = DINOHead(out_dim, case["hidden"], case["bottleneck"], layers, use_bn=use_bn,
-                    norm_last_layer=bool(case["norm_last_layer"]))
+    head = DINOHead(
+        out_dim,
+        case["hidden"],
+        case["bottleneck"],
+        layers,
+        use_bn=use_bn,
+        norm_last_layer=bool(case["norm_last_layer"]),
+    )
     names = {}  # ours -> theirs
     # nn.Sequential numbers activations and norms too; a single layer is a bare nn.Linear.
     per_layer = 3 if use_bn else 2
@@ -123,8 +161,12 @@ def _dino_head(case):
     names["last_layer", "v"] = "last_layer.weight_v"
     if not case["norm_last_layer"]:
         names["last_layer", "g"] = "last_layer.weight_g"
-    params = _tree({path: weights[theirs].T if path[-1] == "kernel" else weights[theirs]
-                    for path, theirs in names.items()})
+    params = _tree(
+        {
+            path: weights[theirs].T if path[-1] == "kernel" else weights[theirs]
+            for path, theirs in names.items()
+        }
+    )
     stats = _fresh_stats(head, case["x"])
     y, after, grads, grad_x = _pullback(head, params, stats, case["x"], case["cotangent"])
     outputs = {"y": y, "grad_x": grad_x}
@@ -132,8 +174,12 @@ def _dino_head(case):
         grad = _leaf(grads, path)
         outputs[f"grad_p.{theirs}"] = grad.T if path[-1] == "kernel" else grad
     for i in range(layers - 1 if use_bn else 0):
-        outputs[f"bn_after.mlp.{i * per_layer + 1}.running_mean"] = after["mlp"][f"norm{i + 1}"]["mean"]
-        outputs[f"bn_after.mlp.{i * per_layer + 1}.running_var"] = after["mlp"][f"norm{i + 1}"]["var"]
+        outputs[f"bn_after.mlp.{i * per_layer + 1}.running_mean"] = after["mlp"][f"norm{i + 1}"][
+            "mean"
+        ]
+        outputs[f"bn_after.mlp.{i * per_layer + 1}.running_var"] = after["mlp"][f"norm{i + 1}"][
+            "var"
+        ]
     return outputs
 
 
@@ -156,26 +202,56 @@ def _leaf(tree, path):
 
 def _fresh_stats(module, x):
     """Running statistics as they start (mean 0, variance 1), in the float type of x."""
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x).get("batch_stats", {})
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x).get(
+        "batch_stats", {}
+    )
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (jnp.ones if path[-1].key == "var" else jnp.zeros)(leaf.shape, x.dtype), shapes)
+        lambda path, leaf: (jnp.ones if path[-1].key == "var" else jnp.zeros)(leaf.shape, x.dtype),
+        shapes,
+    )
 
 
-# Whole steps ------------------------------------------------------------------------------------------------------
+# Whole steps --------------------------------------
 
 
 def _torch_tree(weights, names):
-    """Our tree from their arrays: linear [out, in] and convolution OIHW kernels to [in, out] and HWIO."""
+    """Our tree from their arrays: linear [out, in] and convolution OIHW kernels to [in, out] and
+    HWIO."""
+
     def ours(name, array):
-        return array if name != "kernel" else array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
-    return _tree({path: ours(path[-1], weights[theirs]) for path, theirs in names.items() if theirs in weights})
+        return (
+            array
+            if name != "kernel"
+            else array.T
+            if array.ndim == 2
+            else array.transpose(2, 3, 1, 0)
+        )
+
+    return _tree(
+        {
+            path: ours(path[-1], weights[theirs])
+            for path, theirs in names.items()
+            if theirs in weights
+        }
+    )
 
 
 def _torch_names(tree, names, prefix):
     """The reverse: {prefix + their name: array} of every leaf of ours."""
+
     def theirs(name, array):
-        return array if name != "kernel" else array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
-    paths = [(path, tuple(part.key for part in path)) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        return (
+            array
+            if name != "kernel"
+            else array.T
+            if array.ndim == 2
+            else array.transpose(3, 2, 0, 1)
+        )
+
+    paths = [
+        (path, tuple(part.key for part in path))
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
     return {prefix + names[path]: theirs(path[-1], _leaf(tree, path)) for _, path in paths}
 
 
@@ -189,15 +265,21 @@ def _sequential(module, theirs, layers, *, norm):
     names, per_layer = {}, 3 if norm else 2
     for i in range(layers):
         names |= _linear((*module, f"dense{i + 1}"), f"{theirs}{i * per_layer}")
-        names |= {(*module, f"norm{i + 1}", "scale"): f"{theirs}{i * per_layer + 1}.weight",
-                  (*module, f"norm{i + 1}", "bias"): f"{theirs}{i * per_layer + 1}.bias"}
+        names |= {
+            (*module, f"norm{i + 1}", "scale"): f"{theirs}{i * per_layer + 1}.weight",
+            (*module, f"norm{i + 1}", "bias"): f"{theirs}{i * per_layer + 1}.bias",
+        }
     return names
 
 
 def _running(stats, module, theirs, layers, prefix):
     """Running statistics of a sequential head under their names."""
-    return {f"{prefix}{theirs}{3 * i + 1}.running_{name}": _leaf(stats, module)[f"norm{i + 1}"][name]
-            for i in range(layers) if f"norm{i + 1}" in _leaf(stats, module) for name in ("mean", "var")}
+    return {
+        f"{prefix}{theirs}{3 * i + 1}.running_{name}": _leaf(stats, module)[f"norm{i + 1}"][name]
+        for i in range(layers)
+        if f"norm{i + 1}" in _leaf(stats, module)
+        for name in ("mean", "var")
+    }
 
 
 class Toy(nn.Module):
@@ -220,8 +302,11 @@ def _moco_step(case, layers):
     out_dim, width = case["queue"].shape[0], case["q.body.weight"].shape[0]
     head = mlp.make(variant="moco_v2" if layers == 2 else "linear", out_dim=out_dim, dtype=None)
     net = Toy(width, head)
-    names = _BODY | (_sequential(("head",), "fc.", 2, norm=False) if layers == 2 else
-                     _linear(("head", "dense1"), "fc"))
+    names = _BODY | (
+        _sequential(("head",), "fc.", 2, norm=False)
+        if layers == 2
+        else _linear(("head", "dense1"), "fc")
+    )
     q_params, k_params = (_torch_tree(case.group(prefix), names) for prefix in ("q.", "k."))
     k_params = _moved(q_params, k_params, case["m"])
     ring = _ring(case)
@@ -230,16 +315,26 @@ def _moco_step(case, layers):
     def loss(params):
         q = unit(net.apply({"params": params}, case["im_q"], train=True))
         knobs = {"temperature": case["temperature"]}
-        return nce.queue_softmax(q, k, ring.rows, **knobs), nce.queue_logits(q, k, ring.rows, **knobs)
+        return nce.queue_softmax(q, k, ring.rows, **knobs), nce.queue_logits(
+            q, k, ring.rows, **knobs
+        )
 
     (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(q_params)
-    return {"loss": value, "logits": logits, "labels": jnp.zeros(len(k), int), **_ring_after(queue.enqueue(ring, k)),
-            **_torch_names(grads, names, "grad_q."), **_torch_names(k_params, names, "k_after.")}
+    return {
+        "loss": value,
+        "logits": logits,
+        "labels": jnp.zeros(len(k), int),
+        **_ring_after(queue.enqueue(ring, k)),
+        **_torch_names(grads, names, "grad_q."),
+        **_torch_names(k_params, names, "k_after."),
+    }
 
 
 def _moved(params, target, momentum):
     """One step of the momentum encoder's parameters."""
-    target, _ = ema_of_params(momentum).update(params, optax.EmaState(jnp.zeros([], jnp.int32), target))
+    target, _ = ema_of_params(momentum).update(
+        params, optax.EmaState(jnp.zeros([], jnp.int32), target)
+    )
     return target
 
 
@@ -266,13 +361,20 @@ class ToyNorm(nn.Module):
             x = nn.Conv(self.width, (3, 3), use_bias=False, padding=1, name="conv")(x)
         else:
             x = nn.Dense(self.width, name="body")(x)
-        x = nn.relu(BatchNorm(splits=self.splits, unbiased_running_variance=True, name="bn")(x, train=train))
+        x = nn.relu(
+            BatchNorm(splits=self.splits, unbiased_running_variance=True, name="bn")(x, train=train)
+        )
         x = x.mean((1, 2)) if x.ndim == 4 else x
         return unit(mlp.make(variant="linear", out_dim=self.out_dim, dtype=None)(x, train=train)[0])
 
 
-_NORMED = {**_linear(("body",), "body"), ("conv", "kernel"): "conv.weight", ("bn", "scale"): "bn.weight",
-           ("bn", "bias"): "bn.bias", **_linear(("MLP_0", "dense1"), "fc")}
+_NORMED = {
+    **_linear(("body",), "body"),
+    ("conv", "kernel"): "conv.weight",
+    ("bn", "scale"): "bn.weight",
+    ("bn", "bias"): "bn.bias",
+    **_linear(("MLP_0", "dense1"), "fc"),
+}
 
 
 def _shufflebn(case):
@@ -285,7 +387,9 @@ def _shufflebn(case):
     stats = _fresh_stats(net, case["im_q"][0])
 
     def forward(params, x):
-        z, state = net.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+        z, state = net.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
         return z, state["batch_stats"]["bn"]
 
     def step(im_q, im_k):
@@ -296,17 +400,35 @@ def _shufflebn(case):
         def loss(params):
             q, bn_q = forward(params, im_q)
             knobs = {"temperature": case["temperature"]}
-            return nce.queue_softmax(q, k, ring.rows, **knobs), (nce.queue_logits(q, k, ring.rows, **knobs), bn_q)
+            return nce.queue_softmax(q, k, ring.rows, **knobs), (
+                nce.queue_logits(q, k, ring.rows, **knobs),
+                bn_q,
+            )
 
         (value, (logits, bn_q)), grads = jax.value_and_grad(loss, has_aux=True)(q_params)
         keys = jax.lax.all_gather(k, "ranks", tiled=True)
-        return value, jax.lax.pmean(value, "ranks"), logits, bn_q, bn_k, jax.lax.pmean(grads, "ranks"), keys
+        return (
+            value,
+            jax.lax.pmean(value, "ranks"),
+            logits,
+            bn_q,
+            bn_k,
+            jax.lax.pmean(grads, "ranks"),
+            keys,
+        )
 
-    per_rank, value, logits, bn_q, bn_k, grads, keys = jax.vmap(step, axis_name="ranks")(case["im_q"], case["im_k"])
+    per_rank, value, logits, bn_q, bn_k, grads, keys = jax.vmap(step, axis_name="ranks")(
+        case["im_q"], case["im_k"]
+    )
     grads = jax.tree.map(lambda g: g[0], grads)
-    outputs = {"loss_per_rank": per_rank, "loss": value[0], "logits": logits,
-               **_ring_after(queue.enqueue(ring, keys[0])),
-               **_torch_names(grads, _NORMED, "grad_q."), **_torch_names(k_params, _NORMED, "k_after.")}
+    outputs = {
+        "loss_per_rank": per_rank,
+        "loss": value[0],
+        "logits": logits,
+        **_ring_after(queue.enqueue(ring, keys[0])),
+        **_torch_names(grads, _NORMED, "grad_q."),
+        **_torch_names(k_params, _NORMED, "k_after."),
+    }
     for name, bn in (("bn_q", bn_q), ("bn_k", bn_k)):
         outputs |= {f"{name}.bn.running_{part}": bn[part] for part in ("mean", "var")}
     return outputs
@@ -323,7 +445,9 @@ def _cifarstep(case):
     fresh = _fresh_stats(net, images[0])
 
     def forward(params, stats, x):
-        z, state = net.apply({"params": params, "batch_stats": stats}, x[order], train=True, mutable=["batch_stats"])
+        z, state = net.apply(
+            {"params": params, "batch_stats": stats}, x[order], train=True, mutable=["batch_stats"]
+        )
         return z[back], state["batch_stats"]
 
     def keys(stats, x, permutation):
@@ -340,8 +464,12 @@ def _cifarstep(case):
         return total, (jnp.concatenate(new), q_stats["bn"], k_stats["bn"])
 
     (value, (new, bn_q, bn_k)), grads = jax.value_and_grad(loss, has_aux=True)(q_params)
-    outputs = {"loss": value, **_ring_after(queue.enqueue(ring, new)), **_torch_names(grads, _NORMED, "grad_q."),
-               **_torch_names(k_params, _NORMED, "k_after.")}
+    outputs = {
+        "loss": value,
+        **_ring_after(queue.enqueue(ring, new)),
+        **_torch_names(grads, _NORMED, "grad_q."),
+        **_torch_names(k_params, _NORMED, "k_after."),
+    }
     for name, bn in (("bn_q", bn_q), ("bn_k", bn_k)):
         outputs |= {f"{name}.bn.running_{part}": bn[part] for part in ("mean", "var")}
     return outputs
@@ -349,35 +477,56 @@ def _cifarstep(case):
 
 def _simsiam_step(case):
     width = case["w.encoder.body.weight"].shape[0]
-    # With the frozen bias of the last linear layer, which batch norm cancels but for its running mean.
+    # With the frozen bias of the last linear layer, which batch norm cancels but for its running
+    # mean.
     projector = mlp.make(variant="simsiam", out_dim=case["dim"], dtype=None).clone(last_bias=True)
     encoder = Toy(width, projector)
-    predict = predictor.make(variant="simsiam", out_dim=case["dim"], hidden_dim=case["pred_dim"], dtype=None)
+    predict = predictor.make(
+        variant="simsiam", out_dim=case["dim"], hidden_dim=case["pred_dim"], dtype=None
+    )
     encoder_names = _BODY | _sequential(("head",), "fc.", 3, norm=True)
     predictor_names = _sequential((), "", 2, norm=True)
-    params = {"encoder": _torch_tree(case.group("w.encoder."), encoder_names),
-              "predictor": _torch_tree(case.group("w.predictor."), predictor_names)}
-    fresh = {"encoder": _fresh_stats(encoder, case["x1"]),
-             "predictor": _fresh_stats(predict, jnp.zeros((len(case["x1"]), case["dim"]), case["x1"].dtype))}
+    params = {
+        "encoder": _torch_tree(case.group("w.encoder."), encoder_names),
+        "predictor": _torch_tree(case.group("w.predictor."), predictor_names),
+    }
+    fresh = {
+        "encoder": _fresh_stats(encoder, case["x1"]),
+        "predictor": _fresh_stats(
+            predict, jnp.zeros((len(case["x1"]), case["dim"]), case["x1"].dtype)
+        ),
+    }
 
     def loss(params):
         stats, z, p = fresh, {}, {}
         for view in ("1", "2"):
-            z[view], new = encoder.apply({"params": params["encoder"], "batch_stats": stats["encoder"]},
-                                         case[f"x{view}"], train=True, mutable=["batch_stats"])
+            z[view], new = encoder.apply(
+                {"params": params["encoder"], "batch_stats": stats["encoder"]},
+                case[f"x{view}"],
+                train=True,
+                mutable=["batch_stats"],
+            )
             stats = stats | {"encoder": new["batch_stats"]}
         for view in ("1", "2"):
-            (p[view], _), new = predict.apply({"params": params["predictor"], "batch_stats": stats["predictor"]},
-                                              z[view], train=True, mutable=["batch_stats"])
+            (p[view], _), new = predict.apply(
+                {"params": params["predictor"], "batch_stats": stats["predictor"]},
+                z[view],
+                train=True,
+                mutable=["batch_stats"],
+            )
             stats = stats | {"predictor": new["batch_stats"]}
         return no_negatives.simsiam(p["1"], p["2"], z["1"], z["2"]), (z, p, stats)
 
     (value, (z, p, stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return {"loss": value, **{f"z{view}": z[view] for view in z}, **{f"p{view}": p[view] for view in p},
-            **_torch_names(grads["encoder"], encoder_names, "grad_w.encoder."),
-            **_torch_names(grads["predictor"], predictor_names, "grad_w.predictor."),
-            **_running(stats["encoder"], ("head",), "fc.", 3, "bn_after.encoder."),
-            **_running(stats["predictor"], (), "", 2, "bn_after.predictor.")}
+    return {
+        "loss": value,
+        **{f"z{view}": z[view] for view in z},
+        **{f"p{view}": p[view] for view in p},
+        **_torch_names(grads["encoder"], encoder_names, "grad_w.encoder."),
+        **_torch_names(grads["predictor"], predictor_names, "grad_w.predictor."),
+        **_running(stats["encoder"], ("head",), "fc.", 3, "bn_after.encoder."),
+        **_running(stats["predictor"], (), "", 2, "bn_after.predictor."),
+    }
 
 
 def _mocov3_step(case, layers, head_name, predictor_variant):
@@ -385,20 +534,32 @@ def _mocov3_step(case, layers, head_name, predictor_variant):
     from cl_jax.losses.infonce import moco_v3
 
     width = case["base.body.weight"].shape[0]
-    head = mlp.make(variant="moco_v3", num_layers=layers, out_dim=case["dim"], hidden_dim=case["mlp_dim"], dtype=None)
+    head = mlp.make(
+        variant="moco_v3",
+        num_layers=layers,
+        out_dim=case["dim"],
+        hidden_dim=case["mlp_dim"],
+        dtype=None,
+    )
     encoder = Toy(width, head)
-    predict = predictor.make(variant=predictor_variant, out_dim=case["dim"], hidden_dim=case["mlp_dim"], dtype=None)
+    predict = predictor.make(
+        variant=predictor_variant, out_dim=case["dim"], hidden_dim=case["mlp_dim"], dtype=None
+    )
     names = _BODY | _sequential(("head",), f"{head_name}.", layers, norm=True)
     predictor_names = _sequential((), "", 2, norm=True)
-    params = {"base": _torch_tree(case.group("base."), names),
-              "pred": _torch_tree(case.group("pred."), predictor_names)}
+    params = {
+        "base": _torch_tree(case.group("base."), names),
+        "pred": _torch_tree(case.group("pred."), predictor_names),
+    }
     slow = _moved(params["base"], _torch_tree(case.group("mom."), names), case["m"])
     fresh = _fresh_stats(encoder, case["x1"])
 
     def forward(module, params, stats, inputs):
         outputs = []
         for x in inputs:
-            y, new = module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+            y, new = module.apply(
+                {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+            )
             outputs.append(y[0] if isinstance(y, tuple) else y)
             stats = new["batch_stats"]
         return outputs, stats
@@ -411,11 +572,15 @@ def _mocov3_step(case, layers, head_name, predictor_variant):
         return moco_v3(*q, *keys, temperature=case["temperature"]), (base_stats, pred_stats)
 
     (value, (base_stats, pred_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return {"loss": value, **_torch_names(grads["base"], names, "grad_base."),
-            **_torch_names(grads["pred"], predictor_names, "grad_pred."), **_torch_names(slow, names, "mom_after."),
-            **_running(base_stats, ("head",), f"{head_name}.", layers, "bn_after_base."),
-            **_running(slow_stats, ("head",), f"{head_name}.", layers, "bn_after_mom."),
-            **_running(pred_stats, (), "", 2, "bn_after_pred.")}
+    return {
+        "loss": value,
+        **_torch_names(grads["base"], names, "grad_base."),
+        **_torch_names(grads["pred"], predictor_names, "grad_pred."),
+        **_torch_names(slow, names, "mom_after."),
+        **_running(base_stats, ("head",), f"{head_name}.", layers, "bn_after_base."),
+        **_running(slow_stats, ("head",), f"{head_name}.", layers, "bn_after_mom."),
+        **_running(pred_stats, (), "", 2, "bn_after_pred."),
+    }
 
 
 def _byol_update(case):
@@ -423,23 +588,35 @@ def _byol_update(case):
     names = {"enc": True, "projector": True, "predictor": False, "classifier": True}  # has a bias
 
     def tree(prefix):
-        return {name: {"dense1": {"kernel": case[f"{prefix}.{name}.w"]} | (
-            {"bias": case[f"{prefix}.{name}.b"]} if bias else {})} for name, bias in names.items()}
+        return {
+            name: {
+                "dense1": {"kernel": case[f"{prefix}.{name}.w"]}
+                | ({"bias": case[f"{prefix}.{name}.b"]} if bias else {})
+            }
+            for name, bias in names.items()
+        }
 
     def apply(params, name, x):
         width = params[name]["dense1"]["kernel"].shape[1]
-        return mlp.MLP((width,), last_bias=names[name]).apply({"params": params[name]}, x, train=True)[0]
+        return mlp.MLP((width,), last_bias=names[name]).apply(
+            {"params": params[name]}, x, train=True
+        )[0]
 
     def project(params, view):
         h = nn.relu(apply(params, "enc", view))
         return h, apply(params, "projector", h)
 
     base = optim.scaled_learning_rate(case["base_lr"], case["batch_size"], "linear")
-    rate = optim.warmup_cosine(base=base, total_steps=case["max_steps"], warmup_steps=case["warmup_steps"])
+    rate = optim.warmup_cosine(
+        base=base, total_steps=case["max_steps"], warmup_steps=case["warmup_steps"]
+    )
     decay = optim.warmup_cosine(base=case["base_ema"], final=1.0, total_steps=case["max_steps"])
     start = case["global_step"]
-    tx = optim.lars_byol(lambda step: rate(step + start), weight_decay=case["weight_decay"],
-                         mask=optim.decay_mask(exclude_ndim=1))
+    tx = optim.lars_byol(
+        lambda step: rate(step + start),
+        weight_decay=case["weight_decay"],
+        mask=optim.decay_mask(exclude_ndim=1),
+    )
     slow = ema_of_params(lambda step: decay(step + start))
     online, state = tree("online"), tx.init(tree("online"))
     target = slow.init(tree("target"))
@@ -449,6 +626,7 @@ def _byol_update(case):
         outputs.setdefault(name, []).append(value)
 
     for step in range(2):
+
         def loss(params, view1, view2, labels, target=target):
             (h, z1), (_, z2) = project(params, view1), project(params, view2)
             p1, p2 = apply(params, "predictor", z1), apply(params, "predictor", z2)
@@ -459,17 +637,25 @@ def _byol_update(case):
             return representation + classification, (representation, classification)
 
         def device(view1, view2, labels, params=online, loss=loss):
-            (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(params, view1, view2, labels)
+            (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
+                params, view1, view2, labels
+            )
             return value, parts, jax.lax.pmean(grads, "devices")
 
-        value, parts, grads = jax.tree.map(lambda leaf: leaf[0], jax.vmap(device, axis_name="devices")(
-            case["view1"], case["view2"], case["labels"]))
+        value, parts, grads = jax.tree.map(
+            lambda leaf: leaf[0],
+            jax.vmap(device, axis_name="devices")(case["view1"], case["view2"], case["labels"]),
+        )
         updates, state = tx.update(grads, state, online)
         online = optax.apply_updates(online, updates)
         record("tau_steps", decay(step + start))
         record("learning_rate_steps", rate(step + start))
         _, target = slow.update(online, target)
-        for name, entry in (("loss_steps", value), ("repr_loss_steps", parts[0]), ("classif_loss_steps", parts[1])):
+        for name, entry in (
+            ("loss_steps", value),
+            ("repr_loss_steps", parts[0]),
+            ("classif_loss_steps", parts[1]),
+        ):
             record(name, entry)
         for prefix, params in (("online_after", online), ("target_after", target.ema)):
             for name, bias in names.items():
@@ -481,7 +667,11 @@ def _byol_update(case):
 
 
 def _posinterp(case):
-    return {"pos_out": positions.interpolate(case["pos_embed"], case["w"], case["h"], patch=case["patch"])}
+    return {
+        "pos_out": positions.interpolate(
+            case["pos_embed"], case["w"], case["h"], patch=case["patch"]
+        )
+    }
 
 
 def _posembed(case):
@@ -490,10 +680,26 @@ def _posembed(case):
 
 TABLE = {
     # TensorFlow's .9 of the running update is a float32 constant.
-    "simclr-head": Golden(_simclr_head, f64=1e-9, f32=1e-5, bounds={
-        f"after.nl_{i}.moving_{name}": (1e-7, 1e-5) for i in range(8) for name in ("mean", "variance")}),
-    "simclrv2-skconv": Golden(_skconv, f64=1e-9, f32=1e-4, bounds={
-        f"after.{bn}.moving_{name}": (1e-7, 1e-4) for bn in ("bn", "bn_a") for name in ("mean", "variance")}),
+    "simclr-head": Golden(
+        _simclr_head,
+        f64=1e-9,
+        f32=1e-5,
+        bounds={
+            f"after.nl_{i}.moving_{name}": (1e-7, 1e-5)
+            for i in range(8)
+            for name in ("mean", "variance")
+        },
+    ),
+    "simclrv2-skconv": Golden(
+        _skconv,
+        f64=1e-9,
+        f32=1e-4,
+        bounds={
+            f"after.{bn}.moving_{name}": (1e-7, 1e-4)
+            for bn in ("bn", "bn_a")
+            for name in ("mean", "variance")
+        },
+    ),
     "moco-splitbn": Golden(_splitbn, f64=1e-9, f32=2e-6),
     "moco-v1step": Golden(partial(_moco_step, layers=1), f64=1e-9, f32=5e-6),
     "moco-v2step": Golden(partial(_moco_step, layers=2), f64=1e-9, f32=1e-5),
@@ -504,10 +710,16 @@ TABLE = {
     "byol-update": Golden(_byol_update, f64=1e-6, f32=2e-6),
     "dino-head": Golden(_dino_head, f64=1e-9, f32=2e-4),
     "dino-posinterp": Golden(_posinterp, f64=1e-9, f32=1e-5),
-    "mocov3-resnetstep": Golden(partial(_mocov3_step, layers=2, head_name="fc", predictor_variant="moco_v3"),
-                                f64=1e-9, f32=5e-5),
-    "mocov3-vitstep": Golden(partial(_mocov3_step, layers=3, head_name="head", predictor_variant="moco_v3_vit"),
-                             f64=1e-9, f32=2e-4),
+    "mocov3-resnetstep": Golden(
+        partial(_mocov3_step, layers=2, head_name="fc", predictor_variant="moco_v3"),
+        f64=1e-9,
+        f32=5e-5,
+    ),
+    "mocov3-vitstep": Golden(
+        partial(_mocov3_step, layers=3, head_name="head", predictor_variant="moco_v3_vit"),
+        f64=1e-9,
+        f32=2e-4,
+    ),
     # Float32 in the authors' program.
     "mocov3-posembed": Golden(_posembed, f64=1e-6, f32=None),
 }

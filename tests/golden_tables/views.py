@@ -1,4 +1,5 @@
-"""Augmentation: operators and whole recipes with their draws pinned, tv (torchvision, PIL), tf (SimCLR, BYOL), CMC."""
+"""Augmentation: operators and whole recipes with their draws pinned, tv (torchvision, PIL), tf
+(SimCLR, BYOL), CMC."""
 
 import dataclasses
 from functools import partial
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from cl_jax.views import blur, colour, crop, image, lab, presets, recipe
 from tests.goldens import Case, Golden
 
-# Tolerances of images are absolute: above every value, `floor` turns the table's relative bound into one.
+# Tolerances of images are absolute: above every value, `floor` turns the table's relative bound
+# into one.
 FLOOR = 1e3
 LEVEL = 1 / 255
-# The repositories' PIL pipelines round to 8 bits after every operator; ours is float. Largest difference, grey levels.
+# The repositories' PIL pipelines round to 8 bits after every operator; ours is float. Largest
+# difference, grey levels.
 PIL_LEVELS = 30
 
 
@@ -29,29 +32,38 @@ def _levels(x):
 def _resized(interpolation, box="box", clip=False):
     def run(case: Case):
         size = (case["out_h"], case["out_w"])
-        x = crop.resized_crop(image.planes(case["image"]), case[box], size, interpolation=interpolation, clip=clip)
+        x = crop.resized_crop(
+            image.planes(case["image"]), case[box], size, interpolation=interpolation, clip=clip
+        )
         return {"out": image.pixels(x)}
+
     return run
 
 
 def _simclr_centre(case):
     height, width = case["image"].shape[:2]
     box = crop.centre_box(height, width, case["proportion"], case["out_w"] / case["out_h"])
-    x = crop.resized_crop(image.planes(case["image"]), box, (case["out_h"], case["out_w"]), interpolation="tf_bicubic")
+    x = crop.resized_crop(
+        image.planes(case["image"]), box, (case["out_h"], case["out_w"]), interpolation="tf_bicubic"
+    )
     return {"out": image.pixels(x)}
 
 
 def _single(x, factors, additive, **family):
-    return {"only_brightness": colour.brightness(x, factors[0], additive=additive),
-            "only_contrast": colour.contrast(x, factors[1], **family),
-            "only_saturation": colour.saturation(x, factors[2], **family),
-            "only_hue": colour.hue(x, factors[3])}
+    return {
+        "only_brightness": colour.brightness(x, factors[0], additive=additive),
+        "only_contrast": colour.contrast(x, factors[1], **family),
+        "only_saturation": colour.saturation(x, factors[2], **family),
+        "only_hue": colour.hue(x, factors[3]),
+    }
 
 
 def _simclr_jitter(additive, case):
     x = image.planes(case["image"])
     out = _single(x, case["factors"], additive, family="tf")
-    out["out"] = colour.jitter(x, colour.Jitter(case["order"], case["factors"]), family="tf", additive=additive)
+    out["out"] = colour.jitter(
+        x, colour.Jitter(case["order"], case["factors"]), family="tf", additive=additive
+    )
     return {name: image.pixels(value) for name, value in out.items()}
 
 
@@ -59,8 +71,13 @@ def _simclr_blur(case):
     x, size = image.planes(case["image"]), case["kernel_size"]
     blurred = partial(blur.blur, sigma=case["sigma"], padding="zero")
     both = jnp.stack([x, x[:, ::-1]])
-    batch = jax.vmap(lambda x, u: blurred(x, radius=size // 2, apply=u < 0.5))(both, case["selector"])
-    return {"out": image.pixels(blurred(x, radius=size // 2)), "batch_out": image.pixels(image.clip(batch))}
+    batch = jax.vmap(lambda x, u: blurred(x, radius=size // 2, apply=u < 0.5))(
+        both, case["selector"]
+    )
+    return {
+        "out": image.pixels(blurred(x, radius=size // 2)),
+        "batch_out": image.pixels(image.clip(batch)),
+    }
 
 
 def _draw(case, box, **replaced):
@@ -76,12 +93,18 @@ def _simclr_whole(additive, case):
 
 def _byol_crop(case):
     height, width = case["image"].shape[:2]
-    box_h, box_w = crop.byol_sides(height, width, jnp.float32(case["area_fraction"]), jnp.float32(case["log_ratio"]))
+    box_h, box_w = crop.byol_sides(
+        height, width, jnp.float32(case["area_fraction"]), jnp.float32(case["log_ratio"])
+    )
     box = jnp.stack([jnp.int32(case["offset_h"]), jnp.int32(case["offset_w"]), box_h, box_w])
-    only_crop = dataclasses.replace(presets.byol(1, case["size"]), order=(), jitter=0.0, gray=0.0, blur=0.0, mean=None,
-                                    std=None)
+    only_crop = dataclasses.replace(
+        presets.byol(1, case["size"]), order=(), jitter=0.0, gray=0.0, blur=0.0, mean=None, std=None
+    )
     drawn = recipe.Draw(box, *[None] * 8)
-    return {"out": image.pixels(recipe.transform(only_crop, drawn, image.planes(case["image"]))), "box": box}
+    return {
+        "out": image.pixels(recipe.transform(only_crop, drawn, image.planes(case["image"]))),
+        "box": box,
+    }
 
 
 def _byol_centre(case):
@@ -93,7 +116,9 @@ def _byol_jitter(case):
     x = image.planes(case["images"])
 
     def one(x, order, factors, jitter, gray):
-        x = colour.jitter(x, colour.Jitter(order, factors), family="tf", additive=True, apply=jitter)
+        x = colour.jitter(
+            x, colour.Jitter(order, factors), family="tf", additive=True, apply=jitter
+        )
         return colour.grayscale(x, colour.LUMA_TENSOR, gray)
 
     out = _single(x[0], case["factors"][0], True, family="tf")
@@ -104,14 +129,19 @@ def _byol_jitter(case):
 def _byol_blur(case):
     x = image.planes(case["images"])
     radius = int(x.shape[2] / case["blur_divider"] / 2)
-    blurred = jax.vmap(lambda x, sigma, on: blur.blur(x, sigma, radius=radius, padding="zero", apply=on))
+    blurred = jax.vmap(
+        lambda x, sigma, on: blur.blur(x, sigma, radius=radius, padding="zero", apply=on)
+    )
     return {"out": image.pixels(blurred(x, case["sigma"], case["apply"]))}
 
 
 def _byol_solarize(case):
     x = image.planes(case["images"])
     out = jax.vmap(partial(image.solarize, threshold=case["threshold"]))(x, apply=case["apply"])
-    return {"out": image.pixels(out), "flipped": image.pixels(jax.vmap(image.flip)(x, case["flip"]))}
+    return {
+        "out": image.pixels(out),
+        "flipped": image.pixels(jax.vmap(image.flip)(x, case["flip"])),
+    }
 
 
 def _byol_whole(case):
@@ -141,19 +171,30 @@ def _tv_jitter(case):
     for suffix, weights in (("", colour.LUMA_PIL), ("_float", colour.LUMA_TENSOR)):
         made = _single(x, case["factors"].astype(x.dtype), False, family="tv", luma_weights=weights)
         made["out"] = colour.jitter(x, draw, family="tv", luma_weights=weights)
-        out |= {name + suffix: image.pixels(image.clip(value)) if suffix else _levels(value)
-                for name, value in made.items()}
+        out |= {
+            name + suffix: image.pixels(image.clip(value)) if suffix else _levels(value)
+            for name, value in made.items()
+        }
     return out
 
 
 def _tv_misc(case):
     x = image.planes(case["image"])
-    norm = {"imagenet": (presets.IMAGENET_MEAN, presets.IMAGENET_STD), "cifar": (presets.CIFAR_MEAN, presets.CIFAR_STD),
-            "swav": (presets.IMAGENET_MEAN, presets.SWAV_STD)}
-    return {"solarize": _levels(image.solarize(x)), "hflip": _levels(image.flip(x)),
-            "grayscale": _levels(colour.grayscale(x)),
-            "grayscale_float": image.pixels(colour.grayscale(x, colour.LUMA_TENSOR)),
-            **{f"normalize_{name}": image.pixels(image.normalise(x, *numbers)) for name, numbers in norm.items()}}
+    norm = {
+        "imagenet": (presets.IMAGENET_MEAN, presets.IMAGENET_STD),
+        "cifar": (presets.CIFAR_MEAN, presets.CIFAR_STD),
+        "swav": (presets.IMAGENET_MEAN, presets.SWAV_STD),
+    }
+    return {
+        "solarize": _levels(image.solarize(x)),
+        "hflip": _levels(image.flip(x)),
+        "grayscale": _levels(colour.grayscale(x)),
+        "grayscale_float": image.pixels(colour.grayscale(x, colour.LUMA_TENSOR)),
+        **{
+            f"normalize_{name}": image.pixels(image.normalise(x, *numbers))
+            for name, numbers in norm.items()
+        },
+    }
 
 
 def _tv_blur(case):
@@ -164,7 +205,11 @@ def _tv_blur(case):
 
 def _tv_boxes(case):
     names = ("height", "width", "area_draw", "logratio_draw", "offset_draw")
-    box = partial(crop.tv_box, scale=tuple(case.numpy("scale").tolist()), ratio=tuple(case.numpy("ratio").tolist()))
+    box = partial(
+        crop.tv_box,
+        scale=tuple(case.numpy("scale").tolist()),
+        ratio=tuple(case.numpy("ratio").tolist()),
+    )
     # The authors draw in float32 but compute sides in Python's floats.
     given = (case[name].astype(jnp.float64) if "draw" in name else case[name] for name in names)
     boxes, attempts = jax.vmap(box)(*given)
@@ -185,8 +230,12 @@ def _cmc(preset, case):
     used = preset()
     x = lab.convert(image.planes(case["rgb"], case.dtype), used.colour_space)
     normalised = image.normalise(x, used.mean, used.std)
-    return {"converted": image.pixels(x), "normalised": image.pixels(normalised), "mean": jnp.array(used.mean),
-            "std": jnp.array(used.std)}
+    return {
+        "converted": image.pixels(x),
+        "normalised": image.pixels(normalised),
+        "mean": jnp.array(used.mean),
+        "std": jnp.array(used.std),
+    }
 
 
 TABLE = {
@@ -194,8 +243,12 @@ TABLE = {
     "simclr-centercrop": absolute(_simclr_centre, 2e-6),
     "simclr-jitterv1": absolute(partial(_simclr_jitter, True), 1e-5),
     "simclr-jitterv2": absolute(partial(_simclr_jitter, False), 1e-5),
-    "simclr-gray": absolute(lambda case: {"out": image.pixels(
-        colour.grayscale(image.planes(case["image"]), colour.LUMA_TENSOR))}, 2e-6),
+    "simclr-gray": absolute(
+        lambda case: {
+            "out": image.pixels(colour.grayscale(image.planes(case["image"]), colour.LUMA_TENSOR))
+        },
+        2e-6,
+    ),
     "simclr-blur": absolute(_simclr_blur, 2e-6),
     "simclr-augv1": absolute(partial(_simclr_whole, True), 1e-5),
     "simclr-augv2": absolute(partial(_simclr_whole, False), 1e-5),
@@ -206,10 +259,18 @@ TABLE = {
     "byol-solarize": absolute(_byol_solarize, 2e-6),
     "byol-postprocess": absolute(_byol_whole, 1e-5),
     "tv-crop": absolute(_tv_crop, 2e-6, bilinear=1.1, bicubic=1.6),
-    "tv-jitter": absolute(_tv_jitter, 2e-6, out=12, only_hue=12, only_brightness=1.3, only_contrast=1.3,
-                          only_saturation=1.3),
+    "tv-jitter": absolute(
+        _tv_jitter,
+        2e-6,
+        out=12,
+        only_hue=12,
+        only_brightness=1.3,
+        only_contrast=1.3,
+        only_saturation=1.3,
+    ),
     "tv-misc": absolute(_tv_misc, 1e-6, solarize=1e-4, hflip=1e-4, grayscale=1),
-    # PIL's blur is three boxes, not a Gaussian: 30 levels at single pixels of noise. The formula is held to 1e-9.
+    # PIL's blur is three boxes, not a Gaussian: 30 levels at single pixels of noise. The formula is
+    # held to 1e-9.
     "tv-blur": absolute(_tv_blur, 30, exact_gaussian_formula=1e-9),
     "tv-rrcparams": Golden(_tv_boxes, f64=0, f32=None),
     "moco-augv1": _whole_row(presets.moco_v1),
@@ -225,7 +286,11 @@ TABLE = {
     "dino-augglobal1": _whole_row(partial(presets.dino, "global1")),
     "dino-augglobal2": _whole_row(partial(presets.dino, "global2")),
     "dino-auglocal": _whole_row(partial(presets.dino, "local")),
-    "cmc-lab": Golden(partial(_cmc, presets.cmc_lab), f64=1e-10, f32=3e-6, bounds={"normalised": (1e-10, 5e-6)}),
-    "cmc-ycbcr": Golden(partial(_cmc, presets.cmc_ycbcr), f64=1e-11, f32=1e-6, bounds={"normalised": (1e-11, 2e-6)}),
+    "cmc-lab": Golden(
+        partial(_cmc, presets.cmc_lab), f64=1e-10, f32=3e-6, bounds={"normalised": (1e-10, 5e-6)}
+    ),
+    "cmc-ycbcr": Golden(
+        partial(_cmc, presets.cmc_ycbcr), f64=1e-11, f32=1e-6, bounds={"normalised": (1e-11, 2e-6)}
+    ),
     "cmc-ydbdr": Golden(partial(_cmc, presets.cmc_ydbdr), f64=1e-11, f32=1e-6),
 }

@@ -26,15 +26,26 @@ def test_hiddens_are_the_layers_for_fine_tuning():
     first = H @ np.asarray(variables["params"]["dense1"]["kernel"])
     first = (first - first.mean(0)) / np.sqrt(first.var(0) + 1e-5)
     np.testing.assert_allclose(hiddens[1], np.maximum(first, 0), atol=2e-3)
-    assert "bias" not in variables["params"]["norm3"] and "bias" not in variables["params"]["dense1"]
+    assert (
+        "bias" not in variables["params"]["norm3"] and "bias" not in variables["params"]["dense1"]
+    )
 
 
-@pytest.mark.parametrize("make, variant", [
-    *((mlp.make, variant) for variant in ("simclr", "linear", "moco_v2", "byol", "simsiam", "moco_v3", "swav")),
-    *((predictor.make, variant) for variant in ("byol", "simsiam", "moco_v3", "moco_v3_vit"))])
+@pytest.mark.parametrize(
+    "make, variant",
+    [
+        *(
+            (mlp.make, variant)
+            for variant in ("simclr", "linear", "moco_v2", "byol", "simsiam", "moco_v3", "swav")
+        ),
+        *((predictor.make, variant) for variant in ("byol", "simsiam", "moco_v3", "moco_v3_vit")),
+    ],
+)
 def test_bfloat16_heads_put_out_float32(make, variant):
     head = make(variant=variant, out_dim=3, hidden_dim=8, dtype="bfloat16")
-    (z, _), variables = jax.eval_shape(partial(head.init_with_output, train=False), jax.random.key(0), H)
+    (z, _), variables = jax.eval_shape(
+        partial(head.init_with_output, train=False), jax.random.key(0), H
+    )
     assert z.dtype == jnp.float32 and z.shape == (6, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -52,11 +63,17 @@ def test_prototypes_are_projected_alone():
     module = prototypes.make(num_prototypes=7)
     params = {"head": {"kernel": jnp.ones((2, 2))}, "swav": _init(module)["params"]}
     projected = jax.jit(prototypes.project)(params)
-    np.testing.assert_allclose(np.linalg.norm(projected["swav"]["prototypes"], axis=1), np.ones(7), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(projected["swav"]["prototypes"], axis=1), np.ones(7), rtol=1e-6
+    )
     np.testing.assert_array_equal(projected["head"]["kernel"], params["head"]["kernel"])
-    scores = module.apply({"params": projected["swav"]}, H / np.linalg.norm(H, axis=1, keepdims=True))
+    scores = module.apply(
+        {"params": projected["swav"]}, H / np.linalg.norm(H, axis=1, keepdims=True)
+    )
     rows = np.asarray(projected["swav"]["prototypes"])
-    np.testing.assert_allclose(scores, H / np.linalg.norm(H, axis=1, keepdims=True) @ rows.T, atol=1e-6)
+    np.testing.assert_allclose(
+        scores, H / np.linalg.norm(H, axis=1, keepdims=True) @ rows.T, atol=1e-6
+    )
     assert np.abs(params["swav"]["prototypes"]).max() <= 5**-0.5
 
 

@@ -13,9 +13,18 @@ def test_poolers_of_loops():
     layers = {"avg": [3], "avg_top2": [2, 3], "avg_first_last": [1, 3]}
     for pooler in POOLERS:
         for i in range(3):
-            tokens = [np.mean([states[layer, i, j] for layer in layers.get(pooler, [])], 0)
-                      for j in range(5) if mask[i, j]] if pooler != "cls" else [states[3, i, 0]]
-            np.testing.assert_allclose(pool(states, mask, pooler=pooler)[i], np.mean(tokens, 0), rtol=1e-5)
+            tokens = (
+                [
+                    np.mean([states[layer, i, j] for layer in layers.get(pooler, [])], 0)
+                    for j in range(5)
+                    if mask[i, j]
+                ]
+                if pooler != "cls"
+                else [states[3, i, 0]]
+            )
+            np.testing.assert_allclose(
+                pool(states, mask, pooler=pooler)[i], np.mean(tokens, 0), rtol=1e-5
+            )
     assert not np.any(pool(states, 0 * mask, pooler="avg"))
 
 
@@ -23,7 +32,9 @@ def test_sentence_head():
     h = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     params = SentenceHead().init(jax.random.key(0), h)
     kernel = params["params"]["dense"]["kernel"]
-    np.testing.assert_allclose(SentenceHead().apply(params, h), np.tanh(h @ kernel), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        SentenceHead().apply(params, h), np.tanh(h @ kernel), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_errors():

@@ -10,8 +10,13 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 
 def run(script, *words, timeout=60, **environment):
     """Runs launch/<script>; `environment` is added to what it inherits."""
-    return subprocess.run([str(LAUNCH / script), *map(str, words)], capture_output=True, text=True, timeout=timeout,
-                          env=os.environ | {name: str(value) for name, value in environment.items()})
+    return subprocess.run(
+        [str(LAUNCH / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+    )
 
 
 def program(folder, name, body):

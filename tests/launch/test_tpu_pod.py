@@ -13,15 +13,39 @@ RUN = ("--", "--config=configs/simclr_v1.py", "--workdir=/runs/a b")
 
 def test_dry_run_prints_every_command_and_runs_none(tmp_path):
     program(tmp_path / "bin", "gcloud", f"touch {tmp_path}/called")
-    done = run("tpu_pod.sh", "run", "a", "--zone=z", "--type=v6e-16", "--spot", "--nfs=h:/p", "--setup=true", "--dry-run",
-               *RUN, PATH=before(tmp_path / "bin"))
+    done = run(
+        "tpu_pod.sh",
+        "run",
+        "a",
+        "--zone=z",
+        "--type=v6e-16",
+        "--spot",
+        "--nfs=h:/p",
+        "--setup=true",
+        "--dry-run",
+        *RUN,
+        PATH=before(tmp_path / "bin"),
+    )
     assert done.returncode == 0 and not (tmp_path / "called").exists()
     words = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("gcloud")]
     assert all(line[-1] == "--zone=z" for line in words)
-    assert [line[4] for line in words] == ["describe", "create", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "ssh"]
+    assert [line[4] for line in words] == [
+        "describe",
+        "create",
+        "ssh",
+        "scp",
+        "ssh",
+        "ssh",
+        "ssh",
+        "ssh",
+        "ssh",
+    ]
     assert {"--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot"} <= set(words[1])
     start = shlex.split(words[-2][-2].removeprefix("--command="))
-    assert start == ["sh", "cl_jax/launch/tpu_worker.sh", "start", *RUN[1:]] and "--worker=all" in words[-2]
+    assert (
+        start == ["sh", "cl_jax/launch/tpu_worker.sh", "start", *RUN[1:]]
+        and "--worker=all" in words[-2]
+    )
     assert "--worker=0" in words[-1] and words[-1][-2].endswith("follow")
     for task, last in (("follow", "--worker=0"), ("stop", "--worker=all"), ("delete", "--quiet")):
         assert last in run("tpu_pod.sh", task, "a", "--zone=z", "--dry-run").stdout
@@ -29,14 +53,18 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
 
 @pytest.fixture
 def cloud(tmp_path):
-    """Two workers, ~ of each a folder; pip does nothing, uv makes a Python that notes its arguments and runs $RUN."""
+    """Two workers, ~ of each a folder; pip does nothing, uv makes a Python that notes its arguments
+    and runs $RUN."""
     bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
-    program(bin_, "gcloud", f"""
+    program(
+        bin_,
+        "gcloud",
+        f"""
 verb=$4 slice=$5 home={tmp_path}/workers
 case $verb in
     describe) cat {tmp_path}/state ;;
-    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
-    delete) rm -r $home {tmp_path}/state ;;
+    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state
+    ;; delete) rm -r $home {tmp_path}/state ;;
     scp) cp "$5" $home/0/; cp "$5" $home/1/ ;;
     ssh)
         for word; do case $word in
@@ -45,11 +73,16 @@ case $verb in
             --command=*) command=${{word#*=}} ;;
         esac; done
         for i in $workers; do HOME=$home/$i sh -c "cd && $command" || exit; done ;;
-esac""")
+esac""",
+    )
     program(bin_, "pip", ":")
     program(tmp_path / "fake", "python", f'echo "$@" >>~/given\n. {tmp_path}/behaviour')
-    program(bin_, "uv", 'for last; do :; done\n[ "$1" = pip ] || { mkdir -p "$last/bin" && '
-                        f'cp {tmp_path}/fake/python "$last/bin/"; }}')
+    program(
+        bin_,
+        "uv",
+        'for last; do :; done\n[ "$1" = pip ] || { mkdir -p "$last/bin" && '
+        f'cp {tmp_path}/fake/python "$last/bin/"; }}',
+    )
     for name in ("cl_jax/main.py", "launch/README", "runs/ignored"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text(name)
@@ -62,8 +95,13 @@ esac""")
 
 
 def pod(cloud, *words):
-    return subprocess.run([cloud / "checkout/launch/tpu_pod.sh", *words], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"})
+    return subprocess.run(
+        [cloud / "checkout/launch/tpu_pod.sh", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"},
+    )
 
 
 def test_a_run_from_nothing_and_again(cloud):
@@ -82,14 +120,21 @@ def test_a_run_from_nothing_and_again(cloud):
     assert second.returncode == 0, second.stderr
     assert (cloud / "created").read_text().count("\n") == 1
     home = cloud / "workers/0/cl_jax"
-    assert sorted(path.name for path in (home / "cl_jax").iterdir()) == ["other.py"] and (home / "runs").exists()
+    assert (
+        sorted(path.name for path in (home / "cl_jax").iterdir()) == ["other.py"]
+        and (home / "runs").exists()
+    )
     assert pod(cloud, "delete", "a").returncode == 0 and not (cloud / "workers").exists()
 
 
 def test_stop_ends_the_run_and_follow_tells_its_status(cloud):
     (cloud / "behaviour").write_text("trap 'exit 75' TERM; echo up; while :; do sleep 0.1; done\n")
-    with subprocess.Popen([cloud / "checkout/launch/tpu_pod.sh", "run", "a", *RUN], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"}) as job:
+    with subprocess.Popen(
+        [cloud / "checkout/launch/tpu_pod.sh", "run", "a", *RUN],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"},
+    ) as job:
         assert job.stdout.readline() == "up\n"
         again = pod(cloud, "run", "a", *RUN)
         assert again.returncode != 0 and "a run is going on here already" in again.stderr
@@ -99,8 +144,10 @@ def test_stop_ends_the_run_and_follow_tells_its_status(cloud):
 
 
 def test_a_slice_that_was_taken_away_is_asked_for_again(cloud):
-    (cloud / "behaviour").write_text(f"if [ -e {cloud}/once ]; then exit 0; fi\n"
-                                     f"sleep 0.5; touch {cloud}/once; echo PREEMPTED >{cloud}/state; exit 1\n")
+    (cloud / "behaviour").write_text(
+        f"if [ -e {cloud}/once ]; then exit 0; fi\n"
+        f"sleep 0.5; touch {cloud}/once; echo PREEMPTED >{cloud}/state; exit 1\n"
+    )
     done = pod(cloud, "run", "a", "--spot", *RUN)
     assert done.returncode == 0 and "the slice was taken away" in done.stderr
     assert (cloud / "created").read_text().count("--spot") == 2
@@ -109,4 +156,7 @@ def test_a_slice_that_was_taken_away_is_asked_for_again(cloud):
 def test_a_slice_in_another_state_is_refused(cloud):
     (cloud / "state").write_text("CREATING\n")
     refused = pod(cloud, "run", "a", *RUN)
-    assert refused.returncode == 2 and "the slice a is CREATING. Wait until it is READY" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "the slice a is CREATING. Wait until it is READY" in refused.stderr
+    )

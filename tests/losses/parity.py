@@ -1,4 +1,5 @@
-"""The gathered loss against the one-device loss: value and absolute gradient, in every way users map a step; unit rows."""
+"""The gathered loss against the one-device loss: value and absolute gradient, in every way users
+map a step; unit rows."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 AXIS = "devices"
-# Nearly all of the time is compilation, of each way on each device count in each type: all of them with CL_JAX_SLOW=1,
-# beside `-m slow`; else four devices, and float32 in one way.
+# Nearly all of the time is compilation, of each way on each device count in each type: all of them
+# with CL_JAX_SLOW=1, beside `-m slow`; else four devices, and float32 in one way.
 SLOW = bool(os.environ.get("CL_JAX_SLOW"))
 N_DEVICES = (2, 4, 8) if SLOW else (4,)
 
@@ -23,40 +24,65 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def assert_parity(loss: Callable[..., Any], args: Sequence[Any], sharded: Sequence[bool], *,
-                  n_devices: Sequence[int] = N_DEVICES, f64: float = 1e-10, f32: float = 1e-6) -> None:
+def assert_parity(
+    loss: Callable[..., Any],
+    args: Sequence[Any],
+    sharded: Sequence[bool],
+    *,
+    n_devices: Sequence[int] = N_DEVICES,
+    f64: float = 1e-10,
+    f32: float = 1e-6,
+) -> None:
     """Holds loss(*args, axis_name=...) on n devices to loss(*args, axis_name=None) on one.
 
-    args are float64 (or integer) NumPy arrays of the global batch; sharded[i] says whether args[i] is split over its
-    first axis, which every n in n_devices must divide. Value and gradient of each float argument are compared relative
+    args are float64 (or integer) NumPy arrays of the global batch; sharded[i] says whether args[i]
+    is split over its first axis, which every n in n_devices must divide. Value and gradient of each
+    float argument are compared relative
     to the largest magnitude: f64 under x64, f32 without.
     """
     for dtype, bound in ((np.float64, f64), (np.float32, f32)):
         with jax.enable_x64(dtype is np.float64):
-            given = [jnp.asarray(a, dtype) if np.asarray(a).dtype.kind == "f" else jnp.asarray(a) for a in args]
+            given = [
+                jnp.asarray(a, dtype) if np.asarray(a).dtype.kind == "f" else jnp.asarray(a)
+                for a in args
+            ]
             floats = tuple(i for i, a in enumerate(given) if jnp.issubdtype(a.dtype, jnp.floating))
-            expected = jax.jit(jax.value_and_grad(partial(loss, axis_name=None), argnums=floats))(*given)
+            expected = jax.jit(jax.value_and_grad(partial(loss, axis_name=None), argnums=floats))(
+                *given
+            )
             assert np.isfinite(expected[0])
             for n in n_devices:
-                for how, run in WAYS.items() if SLOW or dtype is np.float64 else [("shard_map", _shard_map)]:
+                for how, run in (
+                    WAYS.items() if SLOW or dtype is np.float64 else [("shard_map", _shard_map)]
+                ):
                     actual = run(loss, given, sharded, floats, n)
                     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
                         error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-2)
-                        assert error <= bound, f"{how} on {n} devices, {dtype.__name__}: relative error {error:.3g}"
+                        assert error <= bound, (
+                            f"{how} on {n} devices, {dtype.__name__}: relative error {error:.3g}"
+                        )
 
 
 def _local(args, sharded, n):
     """This device's rows of the arguments that are sharded."""
+
     def rows(a):
-        return lax.dynamic_slice_in_dim(a, lax.axis_index(AXIS) * (a.shape[0] // n), a.shape[0] // n)
+        return lax.dynamic_slice_in_dim(
+            a, lax.axis_index(AXIS) * (a.shape[0] // n), a.shape[0] // n
+        )
+
     return [rows(a) if split else a for a, split in zip(args, sharded)]
 
 
 def _inside(loss, sharded, floats, n):
     """The ordinary training step: gradient inside the mapped function, averaged over devices."""
+
     def step(*args):
-        value, grads = jax.value_and_grad(lambda *a: loss(*_local(a, sharded, n), axis_name=AXIS), argnums=floats)(*args)
+        value, grads = jax.value_and_grad(
+            lambda *a: loss(*_local(a, sharded, n), axis_name=AXIS), argnums=floats
+        )(*args)
         return value, lax.pmean(grads, AXIS)
+
     return step
 
 
@@ -65,24 +91,35 @@ def _mesh(n):
 
 
 def _shard_map(loss, args, sharded, floats, n):
-    step = jax.shard_map(_inside(loss, sharded, floats, n), mesh=_mesh(n), in_specs=PartitionSpec(),
-                         out_specs=PartitionSpec(), check_vma=False)
+    step = jax.shard_map(
+        _inside(loss, sharded, floats, n),
+        mesh=_mesh(n),
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
     return jax.device_get(jax.jit(step)(*args))
 
 
 def _outside(loss, args, sharded, floats, n):
     """Gradient of the mapped loss, with the varying-axes check on."""
     specs = tuple(PartitionSpec(AXIS) if split else PartitionSpec() for split in sharded)
-    mapped = jax.shard_map(partial(loss, axis_name=AXIS), mesh=_mesh(n), in_specs=specs, out_specs=PartitionSpec())
+    mapped = jax.shard_map(
+        partial(loss, axis_name=AXIS), mesh=_mesh(n), in_specs=specs, out_specs=PartitionSpec()
+    )
     return jax.device_get(jax.jit(jax.value_and_grad(mapped, argnums=floats))(*args))
 
 
 def _pmap(loss, args, sharded, floats, n):
     inside = _inside(loss, sharded, floats, n)
-    step = jax.pmap(lambda _, args: inside(*args), axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:n])
+    step = jax.pmap(
+        lambda _, args: inside(*args), axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:n]
+    )
     value, grads = jax.device_get(step(np.arange(n), args))  # pmap asks for one mapped argument
     for leaf in jax.tree.leaves((value, grads)):
-        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape), "devices disagree")
+        np.testing.assert_array_equal(
+            leaf, np.broadcast_to(leaf[:1], leaf.shape), "devices disagree"
+        )
     return value[0], tuple(g[0] for g in grads)
 
 

@@ -1,4 +1,5 @@
-"""Adversarial views: direction, size and constancy of the step, for any encoder and loss, over devices."""
+"""Adversarial views: direction, size and constancy of the step, for any encoder and loss, over
+devices."""
 
 from functools import partial
 
@@ -28,6 +29,7 @@ def encode(weights, x):
 
 def oracle_gradient(weights, x, step=1e-6):
     """Central differences of a loop NT-Xent between the clean anchor and the moved copy."""
+
     def nll(a, b):
         z = np.concatenate([np.tanh(v.reshape(len(v), -1) @ weights) for v in (a, b)])
         z /= np.linalg.norm(z, axis=1, keepdims=True)
@@ -50,7 +52,9 @@ def test_equals_finite_differences_of_loops():
     weights, x = setup()
     value, gradient = oracle_gradient(weights, x[:4])
     with jax.enable_x64(True):
-        view = module.adversarial_view(partial(encode, weights), LOSS, jnp.asarray(x[:4]), epsilon=0.03)
+        view = module.adversarial_view(
+            partial(encode, weights), LOSS, jnp.asarray(x[:4]), epsilon=0.03
+        )
     np.testing.assert_allclose(view.loss, value, atol=1e-12)
     np.testing.assert_allclose(view.gradient, gradient, atol=1e-8)
     np.testing.assert_allclose(view.x, x[:4] + 0.03 * np.sign(gradient), atol=1e-12)
@@ -73,32 +77,45 @@ def test_no_gradient_flows_through_the_attack():
     weights, x = setup()
 
     def total(weights):
-        return module.adversarial_view(partial(encode, weights), LOSS, jnp.asarray(x), epsilon=0.1).x.sum()
+        return module.adversarial_view(
+            partial(encode, weights), LOSS, jnp.asarray(x), epsilon=0.1
+        ).x.sum()
 
     assert not np.any(jax.grad(total)(jnp.asarray(weights)))
 
 
 def test_encoders_may_differ_between_attack_and_training():
-    """The adversarial branch has its own norm: total = L(clean a, clean b) + alpha L(clean a, adversarial a)."""
+    """The adversarial branch has its own norm: total = L(clean a, clean b) + alpha L(clean a,
+    adversarial a)."""
     weights, x = setup()
     other = setup(1)[1]
 
     def train(weights):
-        view = module.adversarial_view(lambda v: 2 * encode(weights, v) + 1, LOSS, jnp.asarray(x), epsilon=0.03)
+        view = module.adversarial_view(
+            lambda v: 2 * encode(weights, v) + 1, LOSS, jnp.asarray(x), epsilon=0.03
+        )
         z_a, z_b = encode(weights, x), encode(weights, other)
-        return module.adversarial_contrast(LOSS, z_a, z_b, 2 * encode(weights, view.x) + 1, weight=0.5)
+        return module.adversarial_contrast(
+            LOSS, z_a, z_b, 2 * encode(weights, view.x) + 1, weight=0.5
+        )
 
     parts = train(jnp.asarray(weights))
     np.testing.assert_allclose(parts.total, parts.clean + 0.5 * parts.adversarial, rtol=1e-6)
-    np.testing.assert_allclose(parts.clean, LOSS(encode(weights, x), encode(weights, other)), rtol=1e-6)
+    np.testing.assert_allclose(
+        parts.clean, LOSS(encode(weights, x), encode(weights, other)), rtol=1e-6
+    )
     assert np.any(jax.grad(lambda w: train(w).total)(jnp.asarray(weights)))
 
 
 def test_bfloat16_views_stay_bfloat16_and_zero_views_finite():
     weights, x = setup()
     x = jnp.asarray(x, jnp.bfloat16).at[0].set(0)
-    view = module.adversarial_view(partial(encode, jnp.asarray(weights, jnp.bfloat16)), LOSS, x, epsilon=0.03)
-    assert view.x.dtype == jnp.bfloat16 and all(np.isfinite(np.asarray(a, np.float32)).all() for a in view)
+    view = module.adversarial_view(
+        partial(encode, jnp.asarray(weights, jnp.bfloat16)), LOSS, x, epsilon=0.03
+    )
+    assert view.x.dtype == jnp.bfloat16 and all(
+        np.isfinite(np.asarray(a, np.float32)).all() for a in view
+    )
 
 
 @pytest.mark.parametrize("n", [2, 8])
@@ -106,19 +123,36 @@ def test_the_view_does_not_depend_on_devices(n):
     weights, x = setup()
 
     def attack(x, axis_name=None):
-        return module.adversarial_view(partial(encode, weights), partial(LOSS, axis_name=axis_name), x, epsilon=0.03).x
+        return module.adversarial_view(
+            partial(encode, weights), partial(LOSS, axis_name=axis_name), x, epsilon=0.03
+        ).x
 
     with jax.enable_x64(True):
         expected = jax.jit(attack)(x)
         shards = x.reshape(n, 8 // n, *x.shape[1:])
-        actual = jax.pmap(partial(attack, axis_name="i"), axis_name="i", devices=jax.devices()[:n])(shards)
+        actual = jax.pmap(partial(attack, axis_name="i"), axis_name="i", devices=jax.devices()[:n])(
+            shards
+        )
     np.testing.assert_allclose(np.asarray(actual).reshape(x.shape), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda x: module.adversarial_view(jnp.ravel, LOSS, (x * 9).astype(np.uint8), epsilon=0.1), "floating-point"),
-    (lambda x: module.adversarial_view(lambda v: v, lambda a, b: (a - b).sum((1, 2)), x, epsilon=0.1), "a scalar"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda x: module.adversarial_view(
+                jnp.ravel, LOSS, (x * 9).astype(np.uint8), epsilon=0.1
+            ),
+            "floating-point",
+        ),
+        (
+            lambda x: module.adversarial_view(
+                lambda v: v, lambda a, b: (a - b).sum((1, 2)), x, epsilon=0.1
+            ),
+            "a scalar",
+        ),
+    ],
+)
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
         call(setup()[1])

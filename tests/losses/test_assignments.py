@@ -1,4 +1,5 @@
-"""Sinkhorn, SwAV and DeepCluster v2 against loops, closed forms, stop-gradients, edges, and devices against one."""
+"""Sinkhorn, SwAV and DeepCluster v2 against loops, closed forms, stop-gradients, edges, and devices
+against one."""
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,12 @@ def oracle_swav(scores, codes, temperature, assigned):
         for v, s in enumerate(scores):
             if v != owner:
                 for i in range(len(s)):
-                    terms.append(sum(codes[a, i, k] * oracle_cross_entropy(s[i] / temperature, k)
-                                     for k in range(s.shape[1])))
+                    terms.append(
+                        sum(
+                            codes[a, i, k] * oracle_cross_entropy(s[i] / temperature, k)
+                            for k in range(s.shape[1])
+                        )
+                    )
     return np.mean(terms)
 
 
@@ -53,7 +58,9 @@ def test_sinkhorn_equals_loops(iterations):
     with jax.enable_x64(True):
         alone = module.sinkhorn(scores, epsilon=0.05, iterations=iterations)
         both = module.sinkhorn(scores, queued, epsilon=0.05, iterations=iterations)
-        unused = module.sinkhorn(scores, queued, epsilon=0.05, iterations=iterations, use_queued=jnp.array(False))
+        unused = module.sinkhorn(
+            scores, queued, epsilon=0.05, iterations=iterations, use_queued=jnp.array(False)
+        )
     np.testing.assert_allclose(alone, oracle_sinkhorn(scores, 0.05, iterations), atol=1e-12)
     np.testing.assert_allclose(unused, alone, atol=1e-12)
     together = oracle_sinkhorn(np.concatenate([queued, scores]), 0.05, iterations)
@@ -66,32 +73,50 @@ def test_sinkhorn_balances_and_forgets_constants():
     np.testing.assert_allclose(codes.sum(0), 3, rtol=1e-3)
     np.testing.assert_allclose(codes.sum(1), 1, rtol=1e-6)
     # A score added to all examples of one prototype is divided out by the first step.
-    np.testing.assert_allclose(module.sinkhorn(scores + np.arange(4)[None], **SINKHORN),
-                               module.sinkhorn(scores, **SINKHORN), atol=1e-5)
+    np.testing.assert_allclose(
+        module.sinkhorn(scores + np.arange(4)[None], **SINKHORN),
+        module.sinkhorn(scores, **SINKHORN),
+        atol=1e-5,
+    )
     np.testing.assert_allclose(module.sinkhorn(np.ones((5, 4)), **SINKHORN), 0.25, rtol=1e-6)
 
 
 def test_sinkhorn_keeps_float32_at_small_epsilon():
-    """exp(scores / epsilon) overflows float32 here; with one global maximum taken off, the low rows would underflow."""
+    """exp(scores / epsilon) overflows float32 here; with one global maximum taken off, the low rows
+    would underflow."""
     scores = np.concatenate([features(6, 5), features(6, 5, seed=1) - 2])
     with jax.enable_x64(True):
-        exact = module.sinkhorn(jnp.asarray(scores, jnp.float32).astype(jnp.float64), epsilon=0.01, iterations=3)
-    np.testing.assert_allclose(module.sinkhorn(jnp.asarray(scores, jnp.float32), epsilon=0.01, iterations=3), exact,
-                               atol=2e-5)
+        exact = module.sinkhorn(
+            jnp.asarray(scores, jnp.float32).astype(jnp.float64), epsilon=0.01, iterations=3
+        )
+    np.testing.assert_allclose(
+        module.sinkhorn(jnp.asarray(scores, jnp.float32), epsilon=0.01, iterations=3),
+        exact,
+        atol=2e-5,
+    )
 
 
 def test_swav_equals_loops():
     scores, codes = features(4, 6, 5), module.swav_codes(features(2, 6, 5, seed=1), **SINKHORN)
     with jax.enable_x64(True):
-        ours = [module.swav(scores, codes, temperature=0.1),
-                module.swav(scores, codes, temperature=0.1, assigned=(3, 1)),
-                module.swav(scores, codes[:1], temperature=0.1)]
-        check_grads(lambda s: module.swav(s, codes, temperature=0.1), (scores,), order=1, modes="rev")
+        ours = [
+            module.swav(scores, codes, temperature=0.1),
+            module.swav(scores, codes, temperature=0.1, assigned=(3, 1)),
+            module.swav(scores, codes[:1], temperature=0.1),
+        ]
+        check_grads(
+            lambda s: module.swav(s, codes, temperature=0.1), (scores,), order=1, modes="rev"
+        )
     codes = np.asarray(codes, np.float64)
-    expected = [oracle_swav(scores, codes, 0.1, (0, 1)), oracle_swav(scores, codes, 0.1, (3, 1)),
-                oracle_swav(scores, codes[:1], 0.1, (0,))]
+    expected = [
+        oracle_swav(scores, codes, 0.1, (0, 1)),
+        oracle_swav(scores, codes, 0.1, (3, 1)),
+        oracle_swav(scores, codes[:1], 0.1, (0,)),
+    ]
     np.testing.assert_allclose(ours, expected, atol=1e-12)
-    np.testing.assert_allclose(module.swav(0 * scores, codes, temperature=0.1), np.log(5), rtol=1e-6)
+    np.testing.assert_allclose(
+        module.swav(0 * scores, codes, temperature=0.1), np.log(5), rtol=1e-6
+    )
 
 
 def test_no_gradient_through_codes():
@@ -99,11 +124,15 @@ def test_no_gradient_through_codes():
 
     def codes(z, prototypes, queue):
         scores = jnp.einsum("vbd,kd->vbk", z[:2], prototypes)
-        return module.swav_codes(scores, queue, prototypes, crop_queue.filled(queue), **SINKHORN).max()
+        return module.swav_codes(
+            scores, queue, prototypes, crop_queue.filled(queue), **SINKHORN
+        ).max()
+
     for grad in jax.jit(jax.grad(codes, argnums=(0, 1, 2)))(z, prototypes, queue):
         assert not np.any(grad)
     grads = jax.grad(lambda s, c: module.swav(s, c, temperature=0.1), argnums=(0, 1))(
-        jnp.asarray(z), jnp.asarray(features(2, 6, 4)))
+        jnp.asarray(z), jnp.asarray(features(2, 6, 4))
+    )
     assert np.any(grads[0]) and not np.any(grads[1])
 
 
@@ -111,23 +140,48 @@ def test_codes_use_a_filled_queue_alone():
     z, prototypes, queue = features(2, 6, 4), features(5, 4, seed=1), features(2, 8, 4, seed=2)
     queue[1, -1] = 0
     scores = np.einsum("vbd,kd->vbk", z, prototypes)
-    codes = module.swav_codes(scores, queue, prototypes, crop_queue.filled(jnp.asarray(queue)), **SINKHORN)
+    codes = module.swav_codes(
+        scores, queue, prototypes, crop_queue.filled(jnp.asarray(queue)), **SINKHORN
+    )
     with_queue = oracle_sinkhorn(np.concatenate([queue[0] @ prototypes.T, scores[0]]), 0.05, 3)[8:]
-    np.testing.assert_allclose(codes, np.stack([with_queue, oracle_sinkhorn(scores[1], 0.05, 3)]), atol=1e-5)
+    np.testing.assert_allclose(
+        codes, np.stack([with_queue, oracle_sinkhorn(scores[1], 0.05, 3)]), atol=1e-5
+    )
 
 
 def test_deepcluster_v2_equals_loops_and_skips_examples_without_cluster():
     scores = [features(3, 5, 4), features(3, 5, 7, seed=1)]
     labels = np.array([[0, 3, -100, 1, 2], [6, -100, -100, 2, 0]])
-    expected = np.mean([np.mean([oracle_cross_entropy(s[v, i] / 0.1, y[i])
-                                 for v in range(3) for i in range(5) if y[i] >= 0]) for s, y in zip(scores, labels)])
+    expected = np.mean(
+        [
+            np.mean(
+                [
+                    oracle_cross_entropy(s[v, i] / 0.1, y[i])
+                    for v in range(3)
+                    for i in range(5)
+                    if y[i] >= 0
+                ]
+            )
+            for s, y in zip(scores, labels)
+        ]
+    )
     with jax.enable_x64(True):
-        np.testing.assert_allclose(module.deepcluster_v2(scores, labels, temperature=0.1), expected, atol=1e-12)
-        check_grads(lambda *s: module.deepcluster_v2(s, labels, temperature=0.5), tuple(scores), order=1, modes="rev")
-    grads = jax.grad(lambda s: module.deepcluster_v2([s], labels[:1], temperature=0.1))(jnp.asarray(scores[0]))
+        np.testing.assert_allclose(
+            module.deepcluster_v2(scores, labels, temperature=0.1), expected, atol=1e-12
+        )
+        check_grads(
+            lambda *s: module.deepcluster_v2(s, labels, temperature=0.5),
+            tuple(scores),
+            order=1,
+            modes="rev",
+        )
+    grads = jax.grad(lambda s: module.deepcluster_v2([s], labels[:1], temperature=0.1))(
+        jnp.asarray(scores[0])
+    )
     assert not np.any(grads[:, 2]) and np.any(grads[:, 0])
-    value, grads = jax.value_and_grad(lambda s: module.deepcluster_v2([s], np.full((1, 5), -100), temperature=0.1))(
-        jnp.asarray(scores[0]))
+    value, grads = jax.value_and_grad(
+        lambda s: module.deepcluster_v2([s], np.full((1, 5), -100), temperature=0.1)
+    )(jnp.asarray(scores[0]))
     assert value == 0 and not np.any(grads)
 
 
@@ -137,22 +191,29 @@ def test_bfloat16_is_summed_in_float32():
     assert codes.dtype == jnp.float32
     np.testing.assert_allclose(codes, module.swav_codes(full[:2], **SINKHORN), atol=1e-6)
     labels = np.zeros((1, 6), int)
-    for ours, expected in ((module.swav(half, codes, temperature=0.1), module.swav(full, codes, temperature=0.1)),
-                           (module.deepcluster_v2([half], labels, temperature=0.1),
-                            module.deepcluster_v2([full], labels, temperature=0.1))):
+    for ours, expected in (
+        (module.swav(half, codes, temperature=0.1), module.swav(full, codes, temperature=0.1)),
+        (
+            module.deepcluster_v2([half], labels, temperature=0.1),
+            module.deepcluster_v2([full], labels, temperature=0.1),
+        ),
+    ):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def test_swav_parity_over_devices():
-    """The whole of a step's mathematics: the global queue makes it the same on any number of devices."""
+    """The whole of a step's mathematics: the global queue makes it the same on any number of
+    devices."""
     z, prototypes, queue = features(8, 3, 4), features(5, 4, seed=1), features(2, 6, 4, seed=2)
 
     def loss(z, prototypes, queue, axis_name):
         scores = jnp.einsum("bvd,kd->vbk", z, prototypes)
-        codes = module.swav_codes(scores[:2], queue, prototypes, crop_queue.filled(queue), **SINKHORN,
-                                  axis_name=axis_name)
+        codes = module.swav_codes(
+            scores[:2], queue, prototypes, crop_queue.filled(queue), **SINKHORN, axis_name=axis_name
+        )
         return module.swav(scores, codes, temperature=0.1, axis_name=axis_name)
+
     assert_parity(loss, (z, prototypes, queue), [True, False, False])
 
 
@@ -160,31 +221,53 @@ def test_sinkhorn_over_devices_and_queues_of_devices():
     scores, queued = features(2, 4, 5), features(2, 3, 5, seed=1)
 
     def codes(per_device, **knobs):
-        return jax.vmap(lambda s, q: module.sinkhorn(s, q, queued_per_device=per_device, axis_name="i", **knobs),
-                        axis_name="i")
+        return jax.vmap(
+            lambda s, q: module.sinkhorn(
+                s, q, queued_per_device=per_device, axis_name="i", **knobs
+            ),
+            axis_name="i",
+        )
+
     rows = np.concatenate(scores)
     for iterations in (0, 3):
         knobs = {"epsilon": 0.05, "iterations": iterations}
         local = codes(True, **knobs)(scores, queued).reshape(8, 5)
         shared = codes(False, **knobs)(scores, np.stack([queued[0]] * 2)).reshape(8, 5)
-        np.testing.assert_allclose(local, oracle_sinkhorn(np.concatenate([*queued, rows]), **knobs)[6:], atol=1e-5)
-        np.testing.assert_allclose(shared, oracle_sinkhorn(np.concatenate([queued[0], rows]), **knobs)[3:], atol=1e-5)
+        np.testing.assert_allclose(
+            local, oracle_sinkhorn(np.concatenate([*queued, rows]), **knobs)[6:], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            shared, oracle_sinkhorn(np.concatenate([queued[0], rows]), **knobs)[3:], atol=1e-5
+        )
 
 
 def test_queues_of_devices_and_of_the_global_batch_give_the_same_codes():
-    """Where the global batch divides the length: 3 batches of 4 rows on 2 devices, in queues of 2 x 4 or 8 rows."""
-    prototypes, steps = features(5, 4), features(3, 2, 1, 2, 4, seed=1)  # steps, devices, crops, rows, width
+    """Where the global batch divides the length: 3 batches of 4 rows on 2 devices, in queues of 2 x
+    4 or 8 rows."""
+    prototypes, steps = (
+        features(5, 4),
+        features(3, 2, 1, 2, 4, seed=1),
+    )  # steps, devices, crops, rows, width
 
     def run(length, per_device):
         def step(z, queue):
-            codes = module.swav_codes(jnp.einsum("abd,kd->abk", z, prototypes), queue, prototypes,
-                                      crop_queue.filled(queue), **SINKHORN, queue_per_device=per_device, axis_name="i")
+            codes = module.swav_codes(
+                jnp.einsum("abd,kd->abk", z, prototypes),
+                queue,
+                prototypes,
+                crop_queue.filled(queue),
+                **SINKHORN,
+                queue_per_device=per_device,
+                axis_name="i",
+            )
             return codes, crop_queue.push(queue, z, axis_name=None if per_device else "i")
+
         queue, out = jnp.zeros((2, 1, length, 4)), []
         for z in steps:
             codes, queue = jax.vmap(step, axis_name="i")(jnp.asarray(z, jnp.float32), queue)
             out.append(codes)
         return out
+
     for local, shared in zip(run(4, True), run(8, False)):
         np.testing.assert_allclose(local, shared, atol=1e-6)
 
@@ -193,7 +276,10 @@ def test_deepcluster_v2_parity_over_devices():
     labels = np.array([0, 3, -100, 1, 2, -100, 0, 1])  # devices with and without assigned examples
 
     def loss(scores, labels, axis_name):
-        return module.deepcluster_v2([jnp.moveaxis(scores, 0, 1)], [labels], temperature=0.1, axis_name=axis_name)
+        return module.deepcluster_v2(
+            [jnp.moveaxis(scores, 0, 1)], [labels], temperature=0.1, axis_name=axis_name
+        )
+
     assert_parity(loss, (features(8, 2, 4), labels), [True, True])
 
 

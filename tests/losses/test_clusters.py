@@ -26,7 +26,12 @@ def pcl_data(b=8, seed=0):
     prototypes, concentration = unit(rng.normal(size=(20, 4))), rng.uniform(0.1, 0.4, 20)
     assignment = rng.integers(0, 9, b)
     assignment[1] = assignment[0]
-    return q, k, queue, Clustering(prototypes, concentration, assignment, np.array([11, 15, 10, 19, 12]))
+    return (
+        q,
+        k,
+        queue,
+        Clustering(prototypes, concentration, assignment, np.array([11, 15, 10, 19, 12])),
+    )
 
 
 def proto_oracle(q, clustering, mask=False):
@@ -57,10 +62,16 @@ def test_shared_prototype_is_its_own_negative():
 
 def test_pcl():
     q, k, queue, clustering = pcl_data()
-    instance = -np.mean([s[0] - np.log(np.exp(s).sum()) for s in
-                         (np.array([q[i] @ k[i], *(queue @ q[i])]) / 0.2 for i in range(8))])
+    instance = -np.mean(
+        [
+            s[0] - np.log(np.exp(s).sum())
+            for s in (np.array([q[i] @ k[i], *(queue @ q[i])]) / 0.2 for i in range(8))
+        ]
+    )
     np.testing.assert_allclose(clusters.pcl(q, k, queue, (), temperature=0.2), instance, rtol=1e-12)
-    other = clustering._replace(prototypes=clustering.prototypes[::-1], negatives=np.array([13, 14]))
+    other = clustering._replace(
+        prototypes=clustering.prototypes[::-1], negatives=np.array([13, 14])
+    )
     loss = clusters.pcl(q, k, queue, (clustering, other), temperature=0.2)
     expected = instance + (proto_oracle(q, clustering) + proto_oracle(q, other)) / 2
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -69,7 +80,9 @@ def test_pcl():
 def test_pcl_knows_nothing_and_gradient():
     q, k, queue, clustering = pcl_data()
     np.testing.assert_allclose(clusters.proto_nce(0 * q, clustering), np.log(8 + 5), rtol=1e-12)
-    check_grads(lambda q: clusters.pcl(q, k, queue, (clustering,), temperature=0.3), (q,), 1, modes="rev")
+    check_grads(
+        lambda q: clusters.pcl(q, k, queue, (clustering,), temperature=0.3), (q,), 1, modes="rev"
+    )
 
     def loss(prototypes, concentration):
         moved = clustering._replace(prototypes=prototypes, concentration=concentration)
@@ -119,17 +132,23 @@ def mice_oracle(f, v, g, queue, gates, experts, t, kappa):
 def test_mice():
     args = mice_data()
     expected, posterior = mice_oracle(*args, 0.7, 0.4)
-    np.testing.assert_allclose(clusters.mice(*args, temperature=0.7, gate_temperature=0.4), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        clusters.mice(*args, temperature=0.7, gate_temperature=0.4), expected, rtol=1e-12
+    )
     terms = clusters.mice_terms(*args, temperature=0.7, gate_temperature=0.4)
     np.testing.assert_allclose(terms.posterior, posterior, rtol=1e-11)
-    np.testing.assert_allclose(clusters.mice(*args, temperature=0.7), mice_oracle(*args, 0.7, 0.7)[0], rtol=1e-12)
+    np.testing.assert_allclose(
+        clusters.mice(*args, temperature=0.7), mice_oracle(*args, 0.7, 0.7)[0], rtol=1e-12
+    )
 
 
 def test_pcl_in_blocks():
     q, k, queue, clustering = pcl_data(5)
 
     def loss(q, block_size):
-        return clusters.pcl(q, k, queue, (clustering,), temperature=0.3, mask_duplicates=True, block_size=block_size)
+        return clusters.pcl(
+            q, k, queue, (clustering,), temperature=0.3, mask_duplicates=True, block_size=block_size
+        )
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     for block_size in (1, 2, 9):
@@ -151,10 +170,16 @@ def test_mice_in_blocks():
 
 def test_mice_gradient():
     f, v, g, queue, gates, experts = mice_data(3)
-    check_grads(lambda f, g, experts: clusters.mice(f, v, g, queue, gates, experts, temperature=0.7),
-                (f, g, experts), 1, modes="rev")
-    grads = jax.grad(lambda v, queue, gates: clusters.mice(f, v, g, queue, gates, experts, temperature=1.0),
-                     (0, 1, 2))(v, queue, gates)
+    check_grads(
+        lambda f, g, experts: clusters.mice(f, v, g, queue, gates, experts, temperature=0.7),
+        (f, g, experts),
+        1,
+        modes="rev",
+    )
+    grads = jax.grad(
+        lambda v, queue, gates: clusters.mice(f, v, g, queue, gates, experts, temperature=1.0),
+        (0, 1, 2),
+    )(v, queue, gates)
     for grad in grads:
         np.testing.assert_array_equal(grad, 0)
 
@@ -162,8 +187,12 @@ def test_mice_gradient():
 def test_mice_without_knowledge_and_with_an_empty_expert():
     f, v, g, queue, gates, experts = mice_data()
     zero = np.zeros_like(experts)
-    np.testing.assert_allclose(clusters.mice(0 * f, v, g, queue, gates, zero, temperature=1.0), np.log(7), rtol=1e-12)
-    value, grad = jax.value_and_grad(lambda e: clusters.mice(f, v, g, queue, gates, e, temperature=1.0))(zero)
+    np.testing.assert_allclose(
+        clusters.mice(0 * f, v, g, queue, gates, zero, temperature=1.0), np.log(7), rtol=1e-12
+    )
+    value, grad = jax.value_and_grad(
+        lambda e: clusters.mice(f, v, g, queue, gates, e, temperature=1.0)
+    )(zero)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
@@ -189,13 +218,21 @@ def test_simplex(num_classes, width):
 def spcl_data(b=8, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.array([0, 4, 1, 1, 6, 4, 0, 1, 5, 2])  # 3 has no rows
-    return unit(rng.normal(size=(b, 4))), unit(rng.normal(size=(10, 4))), labels, rng.integers(0, 10, b)
+    return (
+        unit(rng.normal(size=(b, 4))),
+        unit(rng.normal(size=(10, 4))),
+        labels,
+        rng.integers(0, 10, b),
+    )
 
 
 def spcl_oracle(f, memory, labels, ids, t, eps):
     total = 0.0
     for i, row in enumerate(ids):
-        a = {c: np.mean([f[i] @ memory[v] / t for v in np.flatnonzero(labels == c)]) for c in set(labels.tolist())}
+        a = {
+            c: np.mean([f[i] @ memory[v] / t for v in np.flatnonzero(labels == c)])
+            for c in set(labels.tolist())
+        }
         p = np.exp(a[labels[row]]) / (np.sum(np.exp(list(a.values()))) + eps)
         total -= np.log(p + eps)
     return total / len(ids)
@@ -212,38 +249,66 @@ def test_spcl(eps, num_labels):
 def test_spcl_edges():
     f, memory, labels, ids = spcl_data()
     knobs = {"temperature": 0.1, "num_labels": 7, "eps": 0.0}
-    np.testing.assert_allclose(clusters.spcl(0 * f, memory, labels, ids, **knobs), np.log(6), rtol=1e-12)
+    np.testing.assert_allclose(
+        clusters.spcl(0 * f, memory, labels, ids, **knobs), np.log(6), rtol=1e-12
+    )
     # Nothing like any row: the epsilons hold the loss at -log 1e-6.
-    far = clusters.spcl(-100 * np.ones((1, 4)), np.ones((3, 4)), np.arange(3), np.array([1]), temperature=0.05,
-                        num_labels=3)
+    far = clusters.spcl(
+        -100 * np.ones((1, 4)),
+        np.ones((3, 4)),
+        np.arange(3),
+        np.array([1]),
+        temperature=0.05,
+        num_labels=3,
+    )
     np.testing.assert_allclose(far, -np.log(1e-6), rtol=1e-9)
     with jax.enable_x64(False):
-        hot = clusters.spcl(jnp.asarray(f, jnp.float32), jnp.asarray(memory, jnp.float32), labels, ids,
-                            temperature=0.002, num_labels=7)
+        hot = clusters.spcl(
+            jnp.asarray(f, jnp.float32),
+            jnp.asarray(memory, jnp.float32),
+            labels,
+            ids,
+            temperature=0.002,
+            num_labels=7,
+        )
         assert np.isfinite(hot)
-    check_grads(lambda f: clusters.spcl(f, memory, labels, ids, temperature=0.1, num_labels=7), (f,), 1, modes="rev")
-    grad = jax.grad(lambda m: clusters.spcl(f, m, labels, ids, temperature=0.1, num_labels=7))(memory)
+    check_grads(
+        lambda f: clusters.spcl(f, memory, labels, ids, temperature=0.1, num_labels=7),
+        (f,),
+        1,
+        modes="rev",
+    )
+    grad = jax.grad(lambda m: clusters.spcl(f, m, labels, ids, temperature=0.1, num_labels=7))(
+        memory
+    )
     np.testing.assert_array_equal(grad, 0)
 
 
 def test_devices_pcl():
     def loss(q, k, queue, *clustering, axis_name):
         knobs = {"temperature": 0.2, "axis_name": axis_name}
-        return (clusters.pcl(q, k, queue, (Clustering(*clustering),), **knobs)
-                + 2 * clusters.pcl(q, k, queue, (Clustering(*clustering),), **knobs, mask_duplicates=True, block_size=1))
+        return clusters.pcl(q, k, queue, (Clustering(*clustering),), **knobs) + 2 * clusters.pcl(
+            q, k, queue, (Clustering(*clustering),), **knobs, mask_duplicates=True, block_size=1
+        )
 
     q, k, queue, clustering = pcl_data()
     assert_parity(loss, (q, k, queue, *clustering), (True, True, False, False, False, True, False))
 
 
 def test_devices_mice():
-    assert_parity(lambda *a, axis_name: clusters.mice(*a, temperature=0.7, axis_name=axis_name), mice_data(),
-                  (True, True, True, False, False, False))
+    assert_parity(
+        lambda *a, axis_name: clusters.mice(*a, temperature=0.7, axis_name=axis_name),
+        mice_data(),
+        (True, True, True, False, False, False),
+    )
 
 
 def test_devices_spcl():
-    assert_parity(lambda *a, axis_name: clusters.spcl(*a, temperature=0.2, num_labels=7, axis_name=axis_name),
-                  spcl_data(), (True, False, False, True))
+    assert_parity(
+        lambda *a, axis_name: clusters.spcl(*a, temperature=0.2, num_labels=7, axis_name=axis_name),
+        spcl_data(),
+        (True, False, False, True),
+    )
 
 
 def test_errors():

@@ -10,7 +10,16 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from cl_jax.losses import LOG_ZERO, allow, contrast, not_self, pair_sums, row_ids, same_id, same_label
+from cl_jax.losses import (
+    LOG_ZERO,
+    allow,
+    contrast,
+    not_self,
+    pair_sums,
+    row_ids,
+    same_id,
+    same_label,
+)
 from tests.losses.parity import assert_parity, unit
 
 RNG = np.random.default_rng(0)
@@ -30,26 +39,54 @@ def weighted_label(rows, cols):
 
 
 def everything(q, k, bias, scale, label_q, label_k, *, block_size, axis_name=None, plan="gather"):
-    return contrast(q, k, scale=scale, rows={"label": label_q}, cols={"label": label_k, "bias": bias},
-                    log_weight=other_label, positive=weighted_label, columns=True, axis_name=axis_name, plan=plan,
-                    block_size=block_size)
+    return contrast(
+        q,
+        k,
+        scale=scale,
+        rows={"label": label_q},
+        cols={"label": label_k, "bias": bias},
+        log_weight=other_label,
+        positive=weighted_label,
+        columns=True,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
 
 
 def oracle(q, k, bias, scale, label_q, label_k):
     s = np.array([[scale * sum(a * b for a, b in zip(x, y)) for y in k] for x in q])
-    powers = np.array([[np.exp(s[i, j] + bias[j]) * (label_q[i] != label_k[j]) for j in range(len(k))]
-                       for i in range(len(q))])
-    pulled = np.array([[s[i, j] * bias[j] ** 2 * (label_q[i] == label_k[j]) for j in range(len(k))]
-                       for i in range(len(q))])
-    rows, cols = [np.log(powers.sum(axis)) for axis in (1, 0)], [pulled.sum(axis) for axis in (1, 0)]
-    highest = np.array([max(s[i, j] + bias[j] for j in range(len(k)) if label_q[i] != label_k[j]) for i in range(len(q))])
+    powers = np.array(
+        [
+            [np.exp(s[i, j] + bias[j]) * (label_q[i] != label_k[j]) for j in range(len(k))]
+            for i in range(len(q))
+        ]
+    )
+    pulled = np.array(
+        [
+            [s[i, j] * bias[j] ** 2 * (label_q[i] == label_k[j]) for j in range(len(k))]
+            for i in range(len(q))
+        ]
+    )
+    rows, cols = (
+        [np.log(powers.sum(axis)) for axis in (1, 0)],
+        [pulled.sum(axis) for axis in (1, 0)],
+    )
+    highest = np.array(
+        [
+            max(s[i, j] + bias[j] for j in range(len(k)) if label_q[i] != label_k[j])
+            for i in range(len(q))
+        ]
+    )
     return [rows[0], cols[0], rows[0] - cols[0], rows[1], cols[1], rows[1] - cols[1], highest]
 
 
 @pytest.mark.parametrize("block_size", [0, 4, 8, 100, None])
 def test_value_is_the_formula(block_size):
     with jax.enable_x64(True):
-        ours = jax.jit(partial(everything, block_size=block_size))(Q, K, BIAS, 2.0, LABEL_Q, LABEL_K)
+        ours = jax.jit(partial(everything, block_size=block_size))(
+            Q, K, BIAS, 2.0, LABEL_Q, LABEL_K
+        )
     for a, b in zip(ours, oracle(Q, K, BIAS, 2.0, LABEL_Q, LABEL_K), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -68,17 +105,30 @@ def test_gradient_is_the_numerical_one(block_size):
 @pytest.mark.parametrize("block_size", [0, 4])
 def test_sums_of_any_function_of_a_pair(block_size):
     def sums(q, k, bias, scale):
-        return pair_sums(q, k, lambda s, rows, cols: jnp.tanh(s + cols["bias"][None, :]) * same_label(rows, cols),
-                         scale=scale, rows={"label": LABEL_Q}, cols={"label": LABEL_K, "bias": bias},
-                         block_size=block_size)
+        return pair_sums(
+            q,
+            k,
+            lambda s, rows, cols: jnp.tanh(s + cols["bias"][None, :]) * same_label(rows, cols),
+            scale=scale,
+            rows={"label": LABEL_Q},
+            cols={"label": LABEL_K, "bias": bias},
+            block_size=block_size,
+        )
 
     with jax.enable_x64(True):
         args = [jnp.asarray(a) for a in (Q, K, BIAS, 0.3)]
-        expected = [sum(np.tanh(0.3 * Q[i] @ K[j] + BIAS[j]) for j in range(19) if LABEL_K[j] == LABEL_Q[i])
-                    for i in range(13)]
+        expected = [
+            sum(np.tanh(0.3 * Q[i] @ K[j] + BIAS[j]) for j in range(19) if LABEL_K[j] == LABEL_Q[i])
+            for i in range(13)
+        ]
         np.testing.assert_allclose(sums(*args), expected, rtol=1e-12, atol=1e-12)
-        jax.test_util.check_grads(jax.jit(lambda *args: jnp.vdot(sums(*args), COTANGENTS[0])), args, order=1,
-                                  modes=["rev"], rtol=1e-6)
+        jax.test_util.check_grads(
+            jax.jit(lambda *args: jnp.vdot(sums(*args), COTANGENTS[0])),
+            args,
+            order=1,
+            modes=["rev"],
+            rtol=1e-6,
+        )
 
 
 def test_scale_may_be_a_number_or_an_array():
@@ -91,27 +141,54 @@ def test_scale_may_be_a_number_or_an_array():
 
 def test_plain_matrix_differentiates_twice_and_forward():
     with jax.enable_x64(True):
-        jax.test_util.check_grads(jax.jit(lambda q: contrast(q, K, scale=2.0, block_size=0).gap.sum()),
-                                  (jnp.asarray(Q[:3]),), order=2, rtol=1e-5)
+        jax.test_util.check_grads(
+            jax.jit(lambda q: contrast(q, K, scale=2.0, block_size=0).gap.sum()),
+            (jnp.asarray(Q[:3]),),
+            order=2,
+            rtol=1e-5,
+        )
 
 
 def paired(q, k, label_q, label_k, bias, scale, *, axis_name, plan, block_size):
-    """A scalar that uses every output, ids over devices, labels, and a bias that travels with the keys."""
-    out = contrast(q, k, scale=scale, rows={"label": label_q, "id": row_ids(q.shape[0], axis_name)},
-                   cols={"label": label_k, "id": row_ids(k.shape[0], axis_name), "bias": bias},
-                   log_weight=lambda r, c: not_self(r, c) + other_label(r, c), positive=same_id, columns=True,
-                   axis_name=axis_name, plan=plan, block_size=block_size)
-    loss = (out.gap + 0.3 * out.lse - 0.2 * out.pos ** 2 + 0.1 * out.highest).mean() + (0.5 * out.col_gap + out.col_lse ** 2
-                                                                    + out.col_pos).mean()
+    """A scalar that uses every output, ids over devices, labels, and a bias that travels with the
+    keys."""
+    out = contrast(
+        q,
+        k,
+        scale=scale,
+        rows={"label": label_q, "id": row_ids(q.shape[0], axis_name)},
+        cols={"label": label_k, "id": row_ids(k.shape[0], axis_name), "bias": bias},
+        log_weight=lambda r, c: not_self(r, c) + other_label(r, c),
+        positive=same_id,
+        columns=True,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
+    loss = (out.gap + 0.3 * out.lse - 0.2 * out.pos**2 + 0.1 * out.highest).mean() + (
+        0.5 * out.col_gap + out.col_lse**2 + out.col_pos
+    ).mean()
     return loss if axis_name is None else lax.pmean(loss, axis_name)
 
 
-@pytest.mark.parametrize(("plan", "block_size"), [("gather", 0), ("gather", 3), ("ring", None), ("ring", 3)])
+@pytest.mark.parametrize(
+    ("plan", "block_size"), [("gather", 0), ("gather", 3), ("ring", None), ("ring", 3)]
+)
 def test_devices_agree_with_one(plan, block_size):
     rng = np.random.default_rng(1)
-    args = [rng.normal(size=(16, 4)), rng.normal(size=(16, 4)), rng.integers(0, 3, 16), rng.integers(3, 5, 16),
-            rng.normal(size=16), np.array(1.7)]
-    assert_parity(partial(paired, plan=plan, block_size=block_size), args, [True, True, True, True, True, False])
+    args = [
+        rng.normal(size=(16, 4)),
+        rng.normal(size=(16, 4)),
+        rng.integers(0, 3, 16),
+        rng.integers(3, 5, 16),
+        rng.normal(size=16),
+        np.array(1.7),
+    ]
+    assert_parity(
+        partial(paired, plan=plan, block_size=block_size),
+        args,
+        [True, True, True, True, True, False],
+    )
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -122,18 +199,23 @@ def test_more_keys_than_queries_on_devices(plan):
         value = contrast(q, k, scale=3.0, axis_name=axis_name, plan=plan, block_size=2).lse.mean()
         return value if axis_name is None else lax.pmean(value, axis_name)
 
-    assert_parity(loss, [unit(rng.normal(size=(8, 4))), unit(rng.normal(size=(24, 4)))], [True, True])
+    assert_parity(
+        loss, [unit(rng.normal(size=(8, 4))), unit(rng.normal(size=(24, 4)))], [True, True]
+    )
 
 
 def test_replicated_keys_inside_a_mapped_function():
-    """A queue that all devices hold is contrasted without an axis; under the varying-axes check too."""
+    """A queue that all devices hold is contrasted without an axis; under the varying-axes check
+    too."""
     rng = np.random.default_rng(3)
 
     def loss(q, queue, *, axis_name):
         value = contrast(q, queue, scale=3.0, block_size=5).lse.mean()
         return value if axis_name is None else lax.pmean(value, axis_name)
 
-    assert_parity(loss, [unit(rng.normal(size=(8, 4))), unit(rng.normal(size=(7, 4)))], [True, False])
+    assert_parity(
+        loss, [unit(rng.normal(size=(8, 4))), unit(rng.normal(size=(7, 4)))], [True, False]
+    )
 
 
 @pytest.mark.parametrize("block_size", [0, 3])
@@ -141,8 +223,17 @@ def test_rows_and_columns_without_anything(block_size):
     rows, cols = {"label": jnp.array([0, 1, 2, 0])}, {"label": jnp.array([0, 0, 1, 3])}
 
     def outputs(q, k):
-        return contrast(q, k, scale=5.0, rows=rows, cols=cols, positive=same_label, columns=True,
-                        log_weight=lambda r, c: allow(same_label(r, c)), block_size=block_size)
+        return contrast(
+            q,
+            k,
+            scale=5.0,
+            rows=rows,
+            cols=cols,
+            positive=same_label,
+            columns=True,
+            log_weight=lambda r, c: allow(same_label(r, c)),
+            block_size=block_size,
+        )
 
     q, k = jnp.ones((4, 3)), jnp.full((4, 3), 0.1)
     out = outputs(q, k)
@@ -163,7 +254,9 @@ def test_the_positive_wins_where_it_is_highest(block_size):
     ids = {"id": jnp.arange(5)}
 
     def sums(q):
-        return contrast(q, k, scale=3.0, rows=ids, cols=ids, positive=same_id, block_size=block_size)
+        return contrast(
+            q, k, scale=3.0, rows=ids, cols=ids, positive=same_id, block_size=block_size
+        )
 
     out = sums(q)
     np.testing.assert_array_equal(out.pos >= out.highest, [True, True, True, False, False])
@@ -173,15 +266,30 @@ def test_the_positive_wins_where_it_is_highest(block_size):
 @pytest.mark.parametrize("block_size", [0, 3])
 def test_very_negative_log_weights_mask(block_size):
     q = jnp.asarray(Q, jnp.float32)
-    finite = contrast(q, q, scale=1.0, rows={"id": jnp.arange(13)}, cols={"id": jnp.arange(13)}, block_size=block_size,
-                      log_weight=lambda r, c: jnp.where(same_id(r, c), jnp.finfo(jnp.float32).min, 0))
-    infinite = contrast(q, q, scale=1.0, rows={"id": jnp.arange(13)}, cols={"id": jnp.arange(13)},
-                        log_weight=not_self, block_size=block_size)
+    finite = contrast(
+        q,
+        q,
+        scale=1.0,
+        rows={"id": jnp.arange(13)},
+        cols={"id": jnp.arange(13)},
+        block_size=block_size,
+        log_weight=lambda r, c: jnp.where(same_id(r, c), jnp.finfo(jnp.float32).min, 0),
+    )
+    infinite = contrast(
+        q,
+        q,
+        scale=1.0,
+        rows={"id": jnp.arange(13)},
+        cols={"id": jnp.arange(13)},
+        log_weight=not_self,
+        block_size=block_size,
+    )
     np.testing.assert_array_equal(finite.lse, infinite.lse)
 
 
 def pairs(n, noise, dtype):
-    """Unit rows and noisy copies: the loss of copies is low, where softmax and indicator nearly cancel."""
+    """Unit rows and noisy copies: the loss of copies is low, where softmax and indicator nearly
+    cancel."""
     rng = np.random.default_rng(4)
     q = rng.normal(size=(n, 32))
     k = q + noise * rng.normal(size=(n, 32))
@@ -192,17 +300,30 @@ def pairs(n, noise, dtype):
 @pytest.mark.parametrize("block_size", [0, 64])
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.bfloat16, 5e-3), (jnp.float32, 3e-5)])
 def test_gradient_at_low_loss(dtype, bound, block_size):
-    """Subtracting the positive after the product instead makes the bfloat16 gradient wrong by a tenth here."""
+    """Subtracting the positive after the product instead makes the bfloat16 gradient wrong by a
+    tenth here."""
+
     def loss(q, k, block_size):
         ids = {"id": jnp.arange(q.shape[0])}
-        out = contrast(q, k, scale=14.0, rows=ids, cols=ids, positive=same_id, columns=True, block_size=block_size)
+        out = contrast(
+            q,
+            k,
+            scale=14.0,
+            rows=ids,
+            cols=ids,
+            positive=same_id,
+            columns=True,
+            block_size=block_size,
+        )
         return (out.gap + out.col_gap).mean() / 2
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
     q, k = pairs(512, 0.2, dtype)
     value, grads = step(q, k, block_size)
     with jax.enable_x64(True):
-        exact, exact_grads = jax.device_get(step(*(np.asarray(x).astype(np.float64) for x in (q, k)), 0))
+        exact, exact_grads = jax.device_get(
+            step(*(np.asarray(x).astype(np.float64) for x in (q, k)), 0)
+        )
     assert 1e-3 < exact < 0.05
     assert abs(float(value) - exact) < 1e-6
     for a, b in zip(grads, exact_grads):
@@ -214,16 +335,34 @@ def test_gap_keeps_the_digits_of_a_low_loss():
     q = jnp.eye(4, dtype=jnp.float32)
     ids = {"id": jnp.arange(4)}
     for block_size in (0, 2):
-        out = contrast(q, q, scale=100.0, rows=ids, cols=ids, positive=same_id, block_size=block_size,
-                       log_weight=lambda r, c: 90.0 * ~same_id(r, c))
+        out = contrast(
+            q,
+            q,
+            scale=100.0,
+            rows=ids,
+            cols=ids,
+            positive=same_id,
+            block_size=block_size,
+            log_weight=lambda r, c: 90.0 * ~same_id(r, c),
+        )
         np.testing.assert_allclose(out.gap, np.log1p(3 * np.exp(-10)), rtol=1e-3)
         assert out.lse.dtype == jnp.float32
 
 
 def loss_of_rows(z, block_size, axis_name=None, plan="gather"):
     ids = {"id": row_ids(z.shape[0], axis_name)}
-    out = contrast(z, z, scale=10.0, rows=ids, cols=ids, log_weight=not_self, positive=same_id, axis_name=axis_name,
-                   plan=plan, block_size=block_size)
+    out = contrast(
+        z,
+        z,
+        scale=10.0,
+        rows=ids,
+        cols=ids,
+        log_weight=not_self,
+        positive=same_id,
+        axis_name=axis_name,
+        plan=plan,
+        block_size=block_size,
+    )
     return out.gap.mean() if axis_name is None else lax.pmean(out.gap.mean(), axis_name)
 
 
@@ -245,8 +384,12 @@ def test_memory_on_devices(plan):
     """The ring holds a device's share of the keys; gathering holds all."""
     rows, width, n = 65536, 128, 8
     mesh = jax.make_mesh((n,), ("i",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(partial(loss_of_rows, block_size=512, axis_name="i", plan=plan), mesh=mesh,
-                           in_specs=PartitionSpec("i"), out_specs=PartitionSpec())
+    mapped = jax.shard_map(
+        partial(loss_of_rows, block_size=512, axis_name="i", plan=plan),
+        mesh=mesh,
+        in_specs=PartitionSpec("i"),
+        out_specs=PartitionSpec(),
+    )
     step = jax.jit(jax.value_and_grad(mapped))
     used = step.lower(jax.ShapeDtypeStruct((rows, width), jnp.float32)).compile().memory_analysis()
     keys = rows * width * 4

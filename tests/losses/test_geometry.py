@@ -1,4 +1,5 @@
-"""Alignment, uniformity, tolerance, effective rank, hardness: loops, closed forms, devices, edges."""
+"""Alignment, uniformity, tolerance, effective rank, hardness: loops, closed forms, devices,
+edges."""
 
 import itertools
 from functools import partial
@@ -26,7 +27,11 @@ def data(seed=0, *shape):
 
 
 def uniformity_oracle(x, queue=(), t=2.0, intra_batch=True):
-    values = [np.exp(-t * np.sum((a - b) ** 2)) for a, b in itertools.combinations(x, 2)] if intra_batch else []
+    values = (
+        [np.exp(-t * np.sum((a - b) ** 2)) for a, b in itertools.combinations(x, 2)]
+        if intra_batch
+        else []
+    )
     return np.log(np.mean(values + [np.exp(-t * np.sum((a - b) ** 2)) for a in x for b in queue]))
 
 
@@ -40,10 +45,14 @@ def test_alignment_of_a_loop(alpha):
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_uniformity_of_a_loop(block_size):
     x, queue = data(0), data(1, 6, 5)
-    f = jax.jit(partial(geometry.uniformity, t=3.0, block_size=block_size), static_argnames="intra_batch")
+    f = jax.jit(
+        partial(geometry.uniformity, t=3.0, block_size=block_size), static_argnames="intra_batch"
+    )
     np.testing.assert_allclose(f(x), uniformity_oracle(x, t=3.0), rtol=1e-12)
     np.testing.assert_allclose(f(x, queue), uniformity_oracle(x, queue, 3.0), rtol=1e-12)
-    np.testing.assert_allclose(f(x, queue, intra_batch=False), uniformity_oracle(x, queue, 3.0, False), rtol=1e-12)
+    np.testing.assert_allclose(
+        f(x, queue, intra_batch=False), uniformity_oracle(x, queue, 3.0, False), rtol=1e-12
+    )
 
 
 def test_closed_forms():
@@ -53,14 +62,21 @@ def test_closed_forms():
     np.testing.assert_allclose(geometry.uniformity(np.repeat(x[:1], 4, 0)), 0, atol=1e-12)
     np.testing.assert_allclose(geometry.uniformity(np.stack([x[0], -x[0]])), -8)
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(5, 5)))[0]
-    np.testing.assert_allclose(geometry.uniformity(x @ rotation), geometry.uniformity(x), rtol=1e-12)
-    for loss in (geometry.uniformity, lambda x: geometry.align_uniform(x, x[::-1], uniform_weight=0.5)):
+    np.testing.assert_allclose(
+        geometry.uniformity(x @ rotation), geometry.uniformity(x), rtol=1e-12
+    )
+    for loss in (
+        geometry.uniformity,
+        lambda x: geometry.align_uniform(x, x[::-1], uniform_weight=0.5),
+    ):
         np.testing.assert_allclose(loss(x), loss(x[::-1]), rtol=1e-12)
 
 
 def test_align_uniform_is_the_weighted_sum():
     x, y = data(0), data(1)
-    expected = 3 * np.mean(np.sum((x - y) ** 2, 1)) + 2 * (uniformity_oracle(x) + uniformity_oracle(y)) / 2
+    expected = (
+        3 * np.mean(np.sum((x - y) ** 2, 1)) + 2 * (uniformity_oracle(x) + uniformity_oracle(y)) / 2
+    )
     actual = geometry.align_uniform(x, y, align_weight=3, uniform_weight=2)
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
@@ -83,28 +99,46 @@ def test_tolerance_of_a_loop(labels):
     same = [s for s, alike in pairs if alike]
     found = jax.jit(geometry.tolerance)(x, labels)
     np.testing.assert_allclose(found.all_pairs, sum(same) / len(pairs), rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(found.same_class, np.mean(same) if same else 0, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        found.same_class, np.mean(same) if same else 0, rtol=1e-10, atol=1e-14
+    )
     assert (found.num_pairs, found.num_same_class_pairs) == (56, len(same))
 
 
 def test_effective_rank():
     assert abs(geometry.effective_rank(3 * np.eye(4)) - 4) < 1e-12
-    np.testing.assert_allclose(geometry.effective_rank(np.outer(np.arange(1.0, 7), [1, 2, 3])), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        geometry.effective_rank(np.outer(np.arange(1.0, 7), [1, 2, 3])), 1, rtol=1e-6
+    )
     sigma = np.linalg.svd(data() - data().mean(0), compute_uv=False)
     p = sigma / sigma.sum()
-    np.testing.assert_allclose(geometry.effective_rank(data(), centre=True), np.exp(-np.sum(p * np.log(p))), rtol=1e-10)
+    np.testing.assert_allclose(
+        geometry.effective_rank(data(), centre=True), np.exp(-np.sum(p * np.log(p))), rtol=1e-10
+    )
     assert geometry.effective_rank(jnp.zeros((4, 3))) == 1
 
 
 def test_hardness_is_the_gradient_of_the_contrastive_loss():
-    similarity, positive, t = np.random.default_rng(0).normal(size=(4, 6)), np.array([2, 0, 5, 1]), 0.3
-    grad = jax.grad(lambda s: -jnp.sum(jax.nn.log_softmax(s / t)[jnp.arange(4), positive]))(similarity)
+    similarity, positive, t = (
+        np.random.default_rng(0).normal(size=(4, 6)),
+        np.array([2, 0, 5, 1]),
+        0.3,
+    )
+    grad = jax.grad(lambda s: -jnp.sum(jax.nn.log_softmax(s / t)[jnp.arange(4), positive]))(
+        similarity
+    )
     found = geometry.negative_hardness(similarity, positive, temperature=t)
     own = np.arange(6)[None] == positive[:, None]
-    np.testing.assert_allclose(np.where(own, 0, found.probability / t), np.where(own, 0, grad), rtol=1e-10)
-    np.testing.assert_allclose(found.penalty, np.where(own, 0, grad / -grad[own][:, None]), rtol=1e-10)
+    np.testing.assert_allclose(
+        np.where(own, 0, found.probability / t), np.where(own, 0, grad), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        found.penalty, np.where(own, 0, grad / -grad[own][:, None]), rtol=1e-10
+    )
     np.testing.assert_allclose(found.penalty.sum(1), 1)
-    none = geometry.negative_hardness(similarity, positive, temperature=t, selected=np.zeros((4, 6)))
+    none = geometry.negative_hardness(
+        similarity, positive, temperature=t, selected=np.zeros((4, 6))
+    )
     assert not np.any(none.penalty) and np.array_equal(none.probability, own)
 
 
@@ -112,10 +146,14 @@ def test_devices():
     x, y, queue, labels = data(0, 8, 3), data(1, 8, 3), data(2, 4, 3), np.arange(8) % 3
 
     def loss(x, y, queue, labels, axis_name):
-        return (geometry.align_uniform(x, y, alpha=3.0, axis_name=axis_name)
-                + 3 * geometry.align_uniform_moco(x, y, queue, contrast_weight=0.5, temperature=0.2, axis_name=axis_name,
-                                                  plan="ring")
-                + 5 * geometry.tolerance(x, labels, axis_name=axis_name).same_class)
+        return (
+            geometry.align_uniform(x, y, alpha=3.0, axis_name=axis_name)
+            + 3
+            * geometry.align_uniform_moco(
+                x, y, queue, contrast_weight=0.5, temperature=0.2, axis_name=axis_name, plan="ring"
+            )
+            + 5 * geometry.tolerance(x, labels, axis_name=axis_name).same_class
+        )
 
     assert_parity(loss, (x, y, queue, labels), (True, True, False, True))
     assert_parity(partial(geometry.effective_rank, centre=True), (x,), (True,), f32=2e-5)
@@ -124,8 +162,11 @@ def test_devices():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_degenerate_features_are_finite(dtype):
     x = jnp.asarray(data(), dtype).at[1].set(0).at[2].set(0).at[3].set(data()[0])
-    for loss in (partial(geometry.alignment, alpha=1.0), lambda x, y: geometry.uniformity(x) + geometry.uniformity(y),
-                 lambda x, y: geometry.effective_rank(x[:, :2] * 0 + 1) + geometry.effective_rank(0 * y)):
+    for loss in (
+        partial(geometry.alignment, alpha=1.0),
+        lambda x, y: geometry.uniformity(x) + geometry.uniformity(y),
+        lambda x, y: geometry.effective_rank(x[:, :2] * 0 + 1) + geometry.effective_rank(0 * y),
+    ):
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, x)
         assert np.isfinite(value) and value.dtype == jnp.float32
         assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)

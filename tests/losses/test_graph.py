@@ -32,11 +32,18 @@ def test_graphcl_of_loops(include_positive, symmetric):
     s = unit(a) @ unit(b).T / t
 
     def direction(s):
-        return np.mean([-s[i, i] + np.log(sum(np.exp(s[i, j]) for j in range(5) if j != i or include_positive))
-                        for i in range(5)])
+        return np.mean(
+            [
+                -s[i, i]
+                + np.log(sum(np.exp(s[i, j]) for j in range(5) if j != i or include_positive))
+                for i in range(5)
+            ]
+        )
 
     expected = (direction(s) + direction(s.T)) / 2 if symmetric else direction(s)
-    loss = partial(graph.graphcl, temperature=t, include_positive=include_positive, symmetric=symmetric)
+    loss = partial(
+        graph.graphcl, temperature=t, include_positive=include_positive, symmetric=symmetric
+    )
     np.testing.assert_allclose(jax.jit(loss)(a, b), expected, rtol=1e-12)
     np.testing.assert_allclose(jax.jit(partial(loss, block_size=2))(3 * a, b), expected, rtol=1e-12)
     np.testing.assert_allclose(graph.cosine_logits(a, b, temperature=t), s, rtol=1e-12)
@@ -69,20 +76,35 @@ def infograph_oracle(local, summary, graph_id, hard, beta, tau, sign):
             penalty = softplus(-neg[i, g]) + neg[i, g]
             if hard:
                 e_pos -= tau / (1 - tau) * (softplus(-pos[i, g]) + pos[i, g])
-                e_neg += (w[g] * penalty / (1 - tau) - np.log(2) if beta else (penalty - np.log(2)) / (1 - tau))
+                e_neg += (
+                    w[g] * penalty / (1 - tau) - np.log(2)
+                    if beta
+                    else (penalty - np.log(2)) / (1 - tau)
+                )
             else:
                 e_neg += penalty - np.log(2)
     return e_neg / (n * (graphs - 1)) - e_pos / n
 
 
-@pytest.mark.parametrize("hard, beta, tau, up", [(False, 1.0, 0.5, False), (True, 1.0, 0.5, False),
-                                                 (True, 0.0, 0.3, False), (True, 2.0, 0.2, True)])
+@pytest.mark.parametrize(
+    "hard, beta, tau, up",
+    [
+        (False, 1.0, 0.5, False),
+        (True, 1.0, 0.5, False),
+        (True, 0.0, 0.3, False),
+        (True, 2.0, 0.2, True),
+    ],
+)
 def test_infograph_of_loops(hard, beta, tau, up):
     local, summary, graph_id = data(7, 3), data(4, 3, seed=1), np.array([0, 0, 1, 3, 3, 3, 2])
     loss = jax.jit(partial(graph.infograph, hard=hard, beta=beta, tau_plus=tau, upweight_hard=up))
     expected = infograph_oracle(local, summary, graph_id, hard, beta, tau, 1 if up else -1)
     np.testing.assert_allclose(loss(local, summary, graph_id), expected, rtol=1e-12)
-    padded = np.concatenate([local, 9 * np.ones((2, 3))]), summary, np.concatenate([graph_id, [4, -1]])
+    padded = (
+        np.concatenate([local, 9 * np.ones((2, 3))]),
+        summary,
+        np.concatenate([graph_id, [4, -1]]),
+    )
     np.testing.assert_allclose(loss(*padded), expected, rtol=1e-12)
     assert not np.any(jax.jit(jax.grad(loss))(*padded)[7:])
 
@@ -91,7 +113,9 @@ def test_infograph_that_knows_nothing():
     zero, one = np.zeros((7, 3)), np.ones((4, 3))
     graph_id = np.array([0, 0, 1, 3, 3, 3, 2])
     assert abs(graph.infograph(zero, one, graph_id)) < 1e-12
-    value, grad = jax.jit(jax.value_and_grad(partial(graph.infograph, hard=True)))(zero, one, graph_id)
+    value, grad = jax.jit(jax.value_and_grad(partial(graph.infograph, hard=True)))(
+        zero, one, graph_id
+    )
     assert np.isfinite(value) and np.isfinite(grad).all()
     alone = graph.infograph_expectations(data(2, 3), one[:1], np.zeros(2, int))
     assert alone.negative == 0 and np.isfinite(alone.positive)
@@ -105,10 +129,12 @@ def test_devices():
         if axis_name is not None:  # counted on the device
             graph_id -= lax.axis_index(axis_name) * summary.shape[0]
         knobs = {"temperature": 0.3, "axis_name": axis_name}
-        return (graph.graphcl(summary, other, **knobs, plan="ring")
-                + 2 * graph.graphcl(summary, other, **knobs, symmetric=True, include_positive=True)
-                + 3 * graph.infograph(local, summary, graph_id, axis_name=axis_name)
-                + 5 * graph.infograph(local, summary, graph_id, hard=True, axis_name=axis_name))
+        return (
+            graph.graphcl(summary, other, **knobs, plan="ring")
+            + 2 * graph.graphcl(summary, other, **knobs, symmetric=True, include_positive=True)
+            + 3 * graph.infograph(local, summary, graph_id, axis_name=axis_name)
+            + 5 * graph.infograph(local, summary, graph_id, hard=True, axis_name=axis_name)
+        )
 
     assert_parity(loss, (local, summary, other, graph_id), (True, True, True, True))
 
@@ -118,8 +144,9 @@ def test_hard_inputs_are_finite(dtype):
     a, b = (jnp.asarray(data(5, 4, seed=seed), dtype).at[0].set(0) for seed in (0, 1))
 
     def loss(a, b):
-        return (graph.graphcl(a, b.at[1].set(a[2]), temperature=0.01)
-                + graph.infograph(100 * a, 100 * b, jnp.arange(5), hard=True, beta=10.0))
+        return graph.graphcl(a, b.at[1].set(a[2]), temperature=0.01) + graph.infograph(
+            100 * a, 100 * b, jnp.arange(5), hard=True, beta=10.0
+        )
 
     value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(a, b)
     assert np.isfinite(value) and value.dtype == jnp.float32

@@ -1,4 +1,5 @@
-"""HCL and its debiased and easy forms, MoCHi, the temperature study: loops, closed forms, devices, edges."""
+"""HCL and its debiased and easy forms, MoCHi, the temperature study: loops, closed forms, devices,
+edges."""
 
 from functools import partial
 
@@ -44,20 +45,32 @@ def hcl_oracle(z_a, z_b, t, beta, tau, easy=False):
 def test_hcl_of_loops(beta, tau):
     z_a, z_b, t = data(5, 4), data(5, 4, seed=1), 0.5
     loss = partial(hardness.hcl, temperature=t, beta=beta, tau_plus=tau)
-    np.testing.assert_allclose(jax.jit(loss)(z_a, z_b), hcl_oracle(z_a, z_b, t, beta, tau), rtol=1e-12)
-    np.testing.assert_allclose(jax.jit(partial(loss, block_size=3))(z_a, z_b), hcl_oracle(z_a, z_b, t, beta, tau))
+    np.testing.assert_allclose(
+        jax.jit(loss)(z_a, z_b), hcl_oracle(z_a, z_b, t, beta, tau), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        jax.jit(partial(loss, block_size=3))(z_a, z_b), hcl_oracle(z_a, z_b, t, beta, tau)
+    )
     terms = hardness.hcl_terms(z_a, z_b, temperature=t, beta=beta, tau_plus=tau)
     assert np.any(terms.clamped) == (tau == 0.6)
     floor = np.log(8) - 1 / t
-    np.testing.assert_allclose(np.asarray(terms.log_negatives)[np.asarray(terms.clamped)], floor, rtol=1e-12)
+    np.testing.assert_allclose(
+        np.asarray(terms.log_negatives)[np.asarray(terms.clamped)], floor, rtol=1e-12
+    )
 
 
 def test_hcl_estimators():
     z_a, z_b = data(5, 4), data(5, 4, seed=1)
     loss = partial(hardness.hcl, z_a, z_b, temperature=0.3)
-    np.testing.assert_allclose(loss(estimator="easy"), hcl_oracle(z_a, z_b, 0.3, 1, 0, easy=True), rtol=1e-12)
-    np.testing.assert_allclose(loss(estimator="debiased", tau_plus=0.2), loss(beta=0.0, tau_plus=0.2), rtol=1e-12)
-    np.testing.assert_allclose(loss(estimator="debiased", tau_plus=0.0), loss(estimator="easy"), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss(estimator="easy"), hcl_oracle(z_a, z_b, 0.3, 1, 0, easy=True), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        loss(estimator="debiased", tau_plus=0.2), loss(beta=0.0, tau_plus=0.2), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        loss(estimator="debiased", tau_plus=0.0), loss(estimator="easy"), rtol=1e-12
+    )
     same = np.repeat(z_a[:1], 5, 0)
     for estimator in ("easy", "debiased", "hard"):
         value = hardness.hcl(same, same, temperature=0.3, estimator=estimator)
@@ -67,8 +80,15 @@ def test_hcl_estimators():
 
 def test_hcl_gradient_is_that_of_its_value():
     z_a, z_b = data(4, 3), data(4, 3, seed=1)
-    check_grads(jax.jit(partial(hardness.hcl, temperature=0.5, beta=1.5)), (z_a, z_b), order=1, modes=["rev"])
-    # At the floor, where the positives are the most similar of all, nothing flows through the negatives.
+    check_grads(
+        jax.jit(partial(hardness.hcl, temperature=0.5, beta=1.5)),
+        (z_a, z_b),
+        order=1,
+        modes=["rev"],
+    )
+
+    # At the floor, where the positives are the most similar of all, nothing flows through the
+    # negatives.
     def negatives(x):
         return hardness.hcl_terms(x, z_a, temperature=0.5, tau_plus=0.99).log_negatives.sum()
 
@@ -76,7 +96,9 @@ def test_hcl_gradient_is_that_of_its_value():
 
 
 def mochi_arguments(b=4, k=9, d=3, s=5, u=2, hard=4):
-    draws = hardness.draw_mixtures(jax.random.key(0), np.arange(b), num_hard=hard, num_pairs=s, num_query=u)
+    draws = hardness.draw_mixtures(
+        jax.random.key(0), np.arange(b), num_hard=hard, num_pairs=s, num_query=u
+    )
     return data(b, d), data(b, d, seed=1), data(k, d, seed=2), draws, hard
 
 
@@ -86,8 +108,13 @@ def test_mochi_of_loops(block_size):
     t, losses = 0.2, []
     for i in range(4):
         order = sorted(range(9), key=lambda j: -(q[i] @ queue[j]))[:hard]
-        first = [a * queue[order[m]] + (1 - a) * queue[order[n]] for (m, n), a in zip(draws.pairs[i], draws.alpha[i])]
-        second = [b * q[i] + (1 - b) * queue[order[m]] for m, b in zip(draws.picks[i], draws.beta[i])]
+        first = [
+            a * queue[order[m]] + (1 - a) * queue[order[n]]
+            for (m, n), a in zip(draws.pairs[i], draws.alpha[i])
+        ]
+        second = [
+            b * q[i] + (1 - b) * queue[order[m]] for m, b in zip(draws.picks[i], draws.beta[i])
+        ]
         keys = [k[i], *queue] + [h / np.linalg.norm(h) for h in first + second]
         logits = np.array([q[i] @ key for key in keys]) / t
         losses.append(np.log(np.exp(logits).sum()) - logits[0])
@@ -95,9 +122,13 @@ def test_mochi_of_loops(block_size):
 
     @jax.jit
     def loss(q, k, queue):
-        mixed = [hardness.mix_negatives(queue, hardest, draws.pairs, draws.alpha),
-                 hardness.mix_with_query(q, queue, hardest, draws.picks, draws.beta)]
-        return hardness.mochi(q, k, queue, jnp.concatenate(mixed, 1), temperature=t, block_size=block_size)
+        mixed = [
+            hardness.mix_negatives(queue, hardest, draws.pairs, draws.alpha),
+            hardness.mix_with_query(q, queue, hardest, draws.picks, draws.beta),
+        ]
+        return hardness.mochi(
+            q, k, queue, jnp.concatenate(mixed, 1), temperature=t, block_size=block_size
+        )
 
     np.testing.assert_allclose(loss(q, k, queue), np.mean(losses), rtol=1e-12)
     grads = jax.grad(loss, (0, 1, 2))(q, k, queue)
@@ -114,27 +145,38 @@ def test_mochi_without_synthesis_is_moco():
         np.testing.assert_allclose(loss, moco, rtol=1e-12)
     assert hardness.mochi(q, k, queue, synthetic, temperature=0.2) > moco
     same = np.repeat(q[:1], 9, 0)
-    ones = hardness.mochi(same[:4], same[:4], same, np.repeat(same[None, :5], 4, 0), temperature=0.2)
+    ones = hardness.mochi(
+        same[:4], same[:4], same, np.repeat(same[None, :5], 4, 0), temperature=0.2
+    )
     np.testing.assert_allclose(ones, np.log(1 + 9 + 5))
 
 
 def test_mixtures():
     q, _, queue, draws, hard = mochi_arguments(s=50, u=60)
-    assert draws.pairs.shape == (4, 50, 2) and draws.pairs.min() == 0 and draws.pairs.max() == hard - 1
+    assert (
+        draws.pairs.shape == (4, 50, 2) and draws.pairs.min() == 0 and draws.pairs.max() == hard - 1
+    )
     assert 0.4 < draws.beta.max() < 0.5 and 0.9 < draws.alpha.max() < 1
-    moved = hardness.draw_mixtures(jax.random.key(0), np.array([2]), num_hard=hard, num_pairs=50, num_query=60)
+    moved = hardness.draw_mixtures(
+        jax.random.key(0), np.array([2]), num_hard=hard, num_pairs=50, num_query=60
+    )
     np.testing.assert_array_equal(moved.pairs[0], draws.pairs[2])
     hardest = hardness.hardest_negatives(q, queue, num_hard=9)
     np.testing.assert_array_equal(np.sort(hardest, 1), np.arange(9)[None].repeat(4, 0))
     for block_size in (1, 4, 9):
-        blocked = hardness.hardest_negatives(q, np.repeat(queue, 2, 0), num_hard=5, block_size=block_size)
-        np.testing.assert_array_equal(blocked, hardness.hardest_negatives(q, np.repeat(queue, 2, 0), num_hard=5))
+        blocked = hardness.hardest_negatives(
+            q, np.repeat(queue, 2, 0), num_hard=5, block_size=block_size
+        )
+        np.testing.assert_array_equal(
+            blocked, hardness.hardest_negatives(q, np.repeat(queue, 2, 0), num_hard=5)
+        )
     mixed = hardness.mix_with_query(q, queue, hardest, draws.picks, draws.beta)
     np.testing.assert_allclose(np.linalg.norm(mixed, axis=-1), 1)
     negative = queue[np.take_along_axis(np.asarray(hardest), np.asarray(draws.picks), 1)]
     assert np.all(np.einsum("bd,bud->bu", q, mixed) >= np.einsum("bd,bud->bu", q, negative) - 1e-12)
-    opposite = hardness.mix_negatives(np.stack([q[0], -q[0]]), np.array([[0, 1]]), np.array([[[0, 1]]]),
-                                      np.array([[0.5]]))
+    opposite = hardness.mix_negatives(
+        np.stack([q[0], -q[0]]), np.array([[0, 1]]), np.array([[[0, 1]]]), np.array([[0.5]])
+    )
     assert not np.any(opposite)
 
 
@@ -151,57 +193,93 @@ def test_study_of_loops(num_hard, block_size):
     for i in range(5):
         negatives = sorted((s[i, j] for j in range(7) if j != positive[i]), reverse=True)[:num_hard]
         own = s[i, positive[i]]
-        rows.append((-own + 0.3 * sum(negatives),
-                     np.log(np.exp(own / 0.2) + np.sum(np.exp(np.array(negatives) / 0.2))) - own / 0.2))
+        rows.append(
+            (
+                -own + 0.3 * sum(negatives),
+                np.log(np.exp(own / 0.2) + np.sum(np.exp(np.array(negatives) / 0.2))) - own / 0.2,
+            )
+        )
     expected = np.mean(rows, 0)
-    contrastive = jax.jit(partial(hardness.hard_contrastive, temperature=0.2, num_hard=num_hard, block_size=block_size))
+    contrastive = jax.jit(
+        partial(
+            hardness.hard_contrastive, temperature=0.2, num_hard=num_hard, block_size=block_size
+        )
+    )
     np.testing.assert_allclose(contrastive(f, g, positive), expected[1], rtol=1e-12)
     if num_hard is None:
-        np.testing.assert_allclose(hardness.simple(f, g, positive, negative_weight=0.3), expected[0], rtol=1e-12)
+        np.testing.assert_allclose(
+            hardness.simple(f, g, positive, negative_weight=0.3), expected[0], rtol=1e-12
+        )
     else:
-        simple = partial(hardness.hard_simple, negative_weight=0.3, num_hard=num_hard, block_size=block_size)
+        simple = partial(
+            hardness.hard_simple, negative_weight=0.3, num_hard=num_hard, block_size=block_size
+        )
         np.testing.assert_allclose(jax.jit(simple)(f, g, positive), expected[0], rtol=1e-12)
 
 
 def test_facts_of_the_study():
-    """The negatives' gradients sum to the positive's; low temperatures see the hardest negative, high ones all."""
+    """The negatives' gradients sum to the positive's; low temperatures see the hardest negative,
+    high ones all."""
     f, g, positive, s = study()
     axes, own = np.eye(7), np.arange(7)[None] == positive[:, None]
-    gradient = jax.jit(jax.grad(lambda s, t: 5 * hardness.hard_contrastive(s, axes, positive, temperature=t,
-                                                                           num_hard=None)))
+    gradient = jax.jit(
+        jax.grad(
+            lambda s, t: (
+                5 * hardness.hard_contrastive(s, axes, positive, temperature=t, num_hard=None)
+            )
+        )
+    )
     grad = np.asarray(gradient(s, 0.3))
     np.testing.assert_allclose(np.sum(np.where(own, 0, grad), 1), -grad[own], rtol=1e-10)
-    loss = jax.jit(lambda t: hardness.hard_contrastive(f, g, positive, temperature=t, num_hard=None))
+    loss = jax.jit(
+        lambda t: hardness.hard_contrastive(f, g, positive, temperature=t, num_hard=None)
+    )
     hardest = np.max(np.where(own, -np.inf, s), 1)
-    np.testing.assert_allclose(1e-4 * loss(1e-4), np.mean(np.maximum(hardest - s[own], 0)), atol=1e-3)
+    np.testing.assert_allclose(
+        1e-4 * loss(1e-4), np.mean(np.maximum(hardest - s[own], 0)), atol=1e-3
+    )
     simple = hardness.simple(f, g, positive, negative_weight=1 / 6) * 6 / 7
     np.testing.assert_allclose(1e4 * (loss(1e4) - np.log(7)), simple, atol=1e-3)
     chosen = hardness.select_hard(s, positive, num_hard=2)
     np.testing.assert_array_equal(chosen.selected.sum(1), 2)
     np.testing.assert_array_equal(chosen.threshold, np.sort(np.where(own, -np.inf, s), 1)[:, -2])
-    grad = 5 * jax.grad(lambda s: hardness.hard_simple(s, axes, positive, negative_weight=0.3, num_hard=2))(s)
-    np.testing.assert_allclose(grad, np.where(own, -1, np.where(chosen.selected, 0.3, 0)), atol=1e-12)
+    grad = 5 * jax.grad(
+        lambda s: hardness.hard_simple(s, axes, positive, negative_weight=0.3, num_hard=2)
+    )(s)
+    np.testing.assert_allclose(
+        grad, np.where(own, -1, np.where(chosen.selected, 0.3, 0)), atol=1e-12
+    )
 
 
 def test_paired_keys_are_their_own_positives():
     f, g, _, _ = study(m=5)
-    for loss in (partial(hardness.simple, negative_weight=0.1),
-                 partial(hardness.hard_simple, negative_weight=0.1, num_hard=2),
-                 partial(hardness.hard_contrastive, temperature=0.1, num_hard=2)):
+    for loss in (
+        partial(hardness.simple, negative_weight=0.1),
+        partial(hardness.hard_simple, negative_weight=0.1, num_hard=2),
+        partial(hardness.hard_contrastive, temperature=0.1, num_hard=2),
+    ):
         np.testing.assert_allclose(loss(f, g), loss(f, g, np.arange(5)), rtol=1e-12)
 
 
 def test_devices():
-    z_a, z_b, queue, synthetic = data(8, 3), data(8, 3, seed=1), data(6, 3, seed=2), data(8, 2, 3, seed=3)
+    z_a, z_b, queue, synthetic = (
+        data(8, 3),
+        data(8, 3, seed=1),
+        data(6, 3, seed=2),
+        data(8, 2, 3, seed=3),
+    )
 
     def loss(z_a, z_b, queue, synthetic, axis_name):
         knobs = {"temperature": 0.5, "axis_name": axis_name}
-        return (hardness.hcl(z_a, z_b, **knobs)
-                + 2 * hardness.hcl(z_a, z_b, estimator="easy", plan="ring", **knobs)
-                + 3 * hardness.hard_contrastive(z_a, z_b, num_hard=3, **knobs)
-                + 5 * hardness.hard_simple(z_a, z_b, negative_weight=0.1, num_hard=2, axis_name=axis_name)
-                + 7 * hardness.simple(z_a, z_b, negative_weight=0.1, axis_name=axis_name)
-                + 9 * hardness.mochi(z_a, z_b, queue, synthetic, **knobs))
+        return (
+            hardness.hcl(z_a, z_b, **knobs)
+            + 2 * hardness.hcl(z_a, z_b, estimator="easy", plan="ring", **knobs)
+            + 3 * hardness.hard_contrastive(z_a, z_b, num_hard=3, **knobs)
+            + 5
+            * hardness.hard_simple(z_a, z_b, negative_weight=0.1, num_hard=2, axis_name=axis_name)
+            + 7 * hardness.simple(z_a, z_b, negative_weight=0.1, axis_name=axis_name)
+            + 9 * hardness.mochi(z_a, z_b, queue, synthetic, **knobs)
+        )
 
     assert_parity(loss, (z_a, z_b, queue, synthetic), (True, True, False, True))
 
@@ -211,14 +289,18 @@ def test_hard_inputs_are_finite(dtype):
     """A zero row, equal rows, temperature 0.01."""
     z_a, z_b = (jnp.asarray(data(5, 4, seed=seed), dtype).at[0].set(0) for seed in (0, 1))
     z_a = z_a.at[2].set(z_a[1])
-    losses = [partial(hardness.hcl, temperature=0.01, beta=2.0), partial(hardness.hcl, temperature=0.01, tau_plus=0.9),
-              partial(hardness.hard_contrastive, temperature=0.01, num_hard=2),
-              partial(hardness.hard_contrastive, temperature=0.01, num_hard=None),
-              partial(hardness.hard_simple, negative_weight=1.0, num_hard=2),
-              partial(hardness.simple, negative_weight=1.0),
-              lambda a, b: hardness.mochi(a, b, a, a[:, None], temperature=0.01)]
-    values, grads = jax.jit(lambda a, b: list(zip(*[jax.value_and_grad(loss, (0, 1))(a, b) for loss in losses])))(
-        z_a, z_b)
+    losses = [
+        partial(hardness.hcl, temperature=0.01, beta=2.0),
+        partial(hardness.hcl, temperature=0.01, tau_plus=0.9),
+        partial(hardness.hard_contrastive, temperature=0.01, num_hard=2),
+        partial(hardness.hard_contrastive, temperature=0.01, num_hard=None),
+        partial(hardness.hard_simple, negative_weight=1.0, num_hard=2),
+        partial(hardness.simple, negative_weight=1.0),
+        lambda a, b: hardness.mochi(a, b, a, a[:, None], temperature=0.01),
+    ]
+    values, grads = jax.jit(
+        lambda a, b: list(zip(*[jax.value_and_grad(loss, (0, 1))(a, b) for loss in losses]))
+    )(z_a, z_b)
     assert all(np.isfinite(value) and value.dtype == jnp.float32 for value in values)
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in jax.tree.leaves(grads))
     exact = hardness.hcl(*(z.astype(jnp.float64) for z in (z_a, z_b)), temperature=0.01, beta=2.0)
@@ -229,10 +311,14 @@ def test_memory_of_the_gradient_is_far_below_the_matrix():
     """At 16,384 rows one matrix of similarities is 1 GiB."""
     with jax.enable_x64(False):
         half, x = (jax.ShapeDtypeStruct((n, 32), jnp.float32) for n in (8192, 16384))
-        for loss, given in ((partial(hardness.hcl, temperature=0.5), half),
-                            (partial(hardness.hard_contrastive, temperature=0.1, num_hard=512), x)):
+        for loss, given in (
+            (partial(hardness.hcl, temperature=0.5), half),
+            (partial(hardness.hard_contrastive, temperature=0.1, num_hard=512), x),
+        ):
             gradient = jax.jit(jax.grad(loss, (0, 1)))
-            assert gradient.lower(given, given).compile().memory_analysis().temp_size_in_bytes < 2**27
+            assert (
+                gradient.lower(given, given).compile().memory_analysis().temp_size_in_bytes < 2**27
+            )
 
 
 def test_errors():

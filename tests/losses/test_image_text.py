@@ -29,21 +29,36 @@ def oracle_clip(u, v, scale):
 
 def oracle_siglip(u, v, scale, bias):
     s = scale * unit(u) @ unit(v).T + bias
-    return sum(np.log1p(np.exp(-s[i, j] if i == j else s[i, j])) for i in range(len(u)) for j in range(len(u))) / len(u)
+    return sum(
+        np.log1p(np.exp(-s[i, j] if i == j else s[i, j]))
+        for i in range(len(u))
+        for j in range(len(u))
+    ) / len(u)
 
 
 @pytest.mark.parametrize("block_size", BLOCKS)
 def test_values_are_the_formulas(block_size):
     with jax.enable_x64(True):
-        np.testing.assert_allclose(module.clip(U, V, logit_scale=8.0, block_size=block_size), oracle_clip(U, V, 8.0),
-                                   rtol=1e-12)
-        np.testing.assert_allclose(module.clip(U, V, logit_scale=300.0, block_size=block_size),
-                                   oracle_clip(U, V, 100.0), rtol=1e-12)
         np.testing.assert_allclose(
-            module.clip(U, V, logit_scale=300.0, max_scale=None, block_size=block_size), oracle_clip(U, V, 300.0),
-            rtol=1e-12)
-        np.testing.assert_allclose(module.siglip(U, V, logit_scale=10.0, logit_bias=-4.0, block_size=block_size),
-                                   oracle_siglip(U, V, 10.0, -4.0), rtol=1e-12)
+            module.clip(U, V, logit_scale=8.0, block_size=block_size),
+            oracle_clip(U, V, 8.0),
+            rtol=1e-12,
+        )
+        np.testing.assert_allclose(
+            module.clip(U, V, logit_scale=300.0, block_size=block_size),
+            oracle_clip(U, V, 100.0),
+            rtol=1e-12,
+        )
+        np.testing.assert_allclose(
+            module.clip(U, V, logit_scale=300.0, max_scale=None, block_size=block_size),
+            oracle_clip(U, V, 300.0),
+            rtol=1e-12,
+        )
+        np.testing.assert_allclose(
+            module.siglip(U, V, logit_scale=10.0, logit_bias=-4.0, block_size=block_size),
+            oracle_siglip(U, V, 10.0, -4.0),
+            rtol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("block_size", [0, 3])
@@ -67,16 +82,23 @@ def test_scale_above_its_bound_keeps_the_gradient_of_the_bound():
 
     with jax.enable_x64(True):
         np.testing.assert_allclose(slope(250.0), slope(100.0), rtol=1e-12)
-        np.testing.assert_allclose(slope(100.0), jax.grad(lambda s: module.clip(U, V, logit_scale=s, max_scale=None))(
-            100.0), rtol=1e-12)
+        np.testing.assert_allclose(
+            slope(100.0),
+            jax.grad(lambda s: module.clip(U, V, logit_scale=s, max_scale=None))(100.0),
+            rtol=1e-12,
+        )
         assert slope(100.0) != 0
-    np.testing.assert_allclose(jnp.exp(module.clamp_log_scale(jnp.asarray([2.0, 9.0]))), [np.exp(2), 100], rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.exp(module.clamp_log_scale(jnp.asarray([2.0, 9.0]))), [np.exp(2), 100], rtol=1e-5
+    )
 
 
 def test_knowing_nothing():
     same = jnp.ones((6, 4))
     np.testing.assert_allclose(module.clip(same, same, logit_scale=20.0), np.log(6), rtol=1e-6)
-    np.testing.assert_allclose(module.siglip(same, same, logit_scale=10.0, logit_bias=-10.0), 6 * np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(
+        module.siglip(same, same, logit_scale=10.0, logit_bias=-10.0), 6 * np.log(2), rtol=1e-5
+    )
 
 
 def test_logits():
@@ -89,14 +111,25 @@ def test_clip_on_devices(plan):
     def loss(u, v, scale, *, axis_name):
         return module.clip(u, v, logit_scale=scale, axis_name=axis_name, plan=plan, block_size=None)
 
-    assert_parity(loss, [*np.random.default_rng(1).normal(size=(2, 16, 4)), np.array(7.0)], [True, True, False])
+    assert_parity(
+        loss,
+        [*np.random.default_rng(1).normal(size=(2, 16, 4)), np.array(7.0)],
+        [True, True, False],
+    )
 
 
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_siglip_on_devices(plan):
     def loss(u, v, scale, bias, *, axis_name):
-        return module.siglip(u, v, logit_scale=scale, logit_bias=bias, axis_name=axis_name, plan=plan,
-                             block_size=2 if plan == "gather" else None)
+        return module.siglip(
+            u,
+            v,
+            logit_scale=scale,
+            logit_bias=bias,
+            axis_name=axis_name,
+            plan=plan,
+            block_size=2 if plan == "gather" else None,
+        )
 
     args = [*np.random.default_rng(1).normal(size=(2, 8, 4)), np.array(7.0), np.array(-5.0)]
     assert_parity(loss, args, [True, True, False, False])
@@ -113,8 +146,10 @@ def test_the_exchanges_of_the_authors_are_the_same_loss(local_loss):
 @pytest.mark.parametrize("block_size", [0, 2])
 def test_edges(block_size):
     u, v = jnp.asarray(U, jnp.float32).at[1].set(0), jnp.asarray(V, jnp.float32).at[1:3].set(0)
-    for loss in (partial(module.clip, logit_scale=100.0),
-                 partial(module.siglip, logit_scale=10.0, logit_bias=-10.0)):
+    for loss in (
+        partial(module.clip, logit_scale=100.0),
+        partial(module.siglip, logit_scale=10.0, logit_bias=-10.0),
+    ):
         loss = partial(loss, block_size=block_size)
         value, grads = jax.value_and_grad(loss, argnums=(0, 1))(u, v)
         assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
@@ -129,7 +164,10 @@ def test_memory_is_linear():
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         return step.lower(shape, shape).compile().memory_analysis().temp_size_in_bytes
 
-    for loss in (partial(module.clip, logit_scale=20.0), partial(module.siglip, logit_scale=10.0, logit_bias=-10.0)):
+    for loss in (
+        partial(module.clip, logit_scale=20.0),
+        partial(module.siglip, logit_scale=10.0, logit_bias=-10.0),
+    ):
         at_64k = temporaries(loss, 65536)
         assert at_64k < 2**28
         assert at_64k < 2.2 * temporaries(loss, 32768)
@@ -139,14 +177,21 @@ def test_errors():
     u = jnp.ones((4, 3))
     clip = partial(module.clip, logit_scale=10.0)
     for call, text in (
-            (lambda: clip(u, u[:3]), r"text has shape \(3, 3\).*b = 4 as in image"),
-            (lambda: clip(u, u.astype(int)), "text has dtype int32"),
-            (lambda: module.clip(u, u, logit_scale=0.0), "logit_scale is 0.0; expected a number above 0"),
-            (lambda: module.clip(u, u, logit_scale=jnp.ones(2)), "expected a scalar"),
-            (lambda: clip(u, u, axis_name="batch"), "axis_name='batch' is not mapped"),
-            (lambda: clip(u, u, gather_with_grad=False), "expected local_loss too"),
-            (lambda: clip(u, u, plan="star"), "plan is 'star'"),
-            (lambda: module.siglip(u, u[:, :2], logit_scale=10.0, logit_bias=0.0), r"text has shape \(4, 2\)"),
-            (lambda: module.siglip(u, u, logit_scale=-1.0, logit_bias=0.0), "logit_scale is -1.0")):
+        (lambda: clip(u, u[:3]), r"text has shape \(3, 3\).*b = 4 as in image"),
+        (lambda: clip(u, u.astype(int)), "text has dtype int32"),
+        (
+            lambda: module.clip(u, u, logit_scale=0.0),
+            "logit_scale is 0.0; expected a number above 0",
+        ),
+        (lambda: module.clip(u, u, logit_scale=jnp.ones(2)), "expected a scalar"),
+        (lambda: clip(u, u, axis_name="batch"), "axis_name='batch' is not mapped"),
+        (lambda: clip(u, u, gather_with_grad=False), "expected local_loss too"),
+        (lambda: clip(u, u, plan="star"), "plan is 'star'"),
+        (
+            lambda: module.siglip(u, u[:, :2], logit_scale=10.0, logit_bias=0.0),
+            r"text has shape \(4, 2\)",
+        ),
+        (lambda: module.siglip(u, u, logit_scale=-1.0, logit_bias=0.0), "logit_scale is -1.0"),
+    ):
         with pytest.raises(ValueError, match=text):
             call()

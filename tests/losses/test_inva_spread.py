@@ -33,8 +33,14 @@ def oracle(x, keys, temperature, m):
         e = {j: np.exp(x[i] @ keys[j] / temperature) for j in range(rows) if j != i}
         d = e[partner] + m * sum(value for j, value in e.items() if j != partner)
         loss -= np.log(e[partner] / d)
-        for j in e.keys() - {partner}:  # d - e_j from the other terms: their difference has no digits where e_j leads
-            rest = e[partner] + m * sum(value for k, value in e.items() if k not in (j, partner)) + (m - 1) * e[j]
+        for j in e.keys() - {
+            partner
+        }:  # d - e_j from the other terms: their difference has no digits where e_j leads
+            rest = (
+                e[partner]
+                + m * sum(value for k, value in e.items() if k not in (j, partner))
+                + (m - 1) * e[j]
+            )
             loss -= m * np.log(rest / d)
     return loss / rows
 
@@ -43,7 +49,9 @@ def oracle(x, keys, temperature, m):
 def test_value_and_detached_gradient_of_loops(m):
     z_a, z_b = data()
     x, t, step = np.concatenate([z_a, z_b]), 0.3, 1e-6
-    value, grads = jax.jit(jax.value_and_grad(partial(inva_spread, temperature=t, negative_weight=m), (0, 1)))(z_a, z_b)
+    value, grads = jax.jit(
+        jax.value_and_grad(partial(inva_spread, temperature=t, negative_weight=m), (0, 1))
+    )(z_a, z_b)
     np.testing.assert_allclose(value, oracle(x, x, t, m), rtol=1e-12)
     for index in ((0, 1), (7, 2)):
         moved = [x.copy(), x.copy()]
@@ -67,8 +75,9 @@ def test_closed_forms():
 
 def test_devices():
     def loss(z_a, z_b, axis_name):
-        return (inva_spread(z_a, z_b, temperature=0.3, axis_name=axis_name)
-                + inva_spread(z_a, z_b, temperature=0.3, negative_weight=2.0, axis_name=axis_name, block_size=1))
+        return inva_spread(z_a, z_b, temperature=0.3, axis_name=axis_name) + inva_spread(
+            z_a, z_b, temperature=0.3, negative_weight=2.0, axis_name=axis_name, block_size=1
+        )
 
     assert_parity(loss, data(8, 3), (True, True))
 
@@ -80,13 +89,16 @@ def test_hard_inputs_are_finite(dtype, m):
     z_a, z_b = (jnp.asarray(z, dtype) for z in data())
     z_a = z_a.at[1].set(z_a[0]).at[2].set(0)
     z_b = z_b.at[0].set(-z_a[0])
-    value, grads = jax.jit(jax.value_and_grad(
-        partial(inva_spread, temperature=0.01, negative_weight=m), (0, 1)))(z_a, z_b)
+    value, grads = jax.jit(
+        jax.value_and_grad(partial(inva_spread, temperature=0.01, negative_weight=m), (0, 1))
+    )(z_a, z_b)
     assert np.isfinite(value) and value.dtype == jnp.float32
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
     if m >= 1:
         exact = oracle(*[np.concatenate([z_a, z_b]).astype(np.longdouble)] * 2, 0.01, m)
-        np.testing.assert_allclose(value, float(exact), rtol=1e-2 if dtype == jnp.bfloat16 else 1e-4)
+        np.testing.assert_allclose(
+            value, float(exact), rtol=1e-2 if dtype == jnp.bfloat16 else 1e-4
+        )
 
 
 def test_memory_of_the_gradient_is_far_below_the_matrix():

@@ -14,8 +14,12 @@ from tests.losses.parity import SLOW, assert_parity
 
 module = compiled(mutual_information)
 
-EVERY = [*(partial(module.dim_divergence, measure=measure) for measure in module.MEASURES),
-         module.dim_infonce, partial(module.dim_infonce, own_logit=None), module.dim_donsker_varadhan]
+EVERY = [
+    *(partial(module.dim_divergence, measure=measure) for measure in module.MEASURES),
+    module.dim_infonce,
+    partial(module.dim_infonce, own_logit=None),
+    module.dim_donsker_varadhan,
+]
 NAMES = [*module.MEASURES, "infonce", "infonce without own", "dv"]
 LOG2 = np.log(2)
 PARTS = {
@@ -45,15 +49,18 @@ def pairs(local, summary):
 
 def oracle_divergence(local, summary, measure):
     positive, negative = PARTS[measure]
-    return (np.mean([negative(u) for u, own in pairs(local, summary) if not own])
-            - np.mean([positive(u) for u, own in pairs(local, summary) if own]))
+    return np.mean([negative(u) for u, own in pairs(local, summary) if not own]) - np.mean(
+        [positive(u) for u, own in pairs(local, summary) if own]
+    )
 
 
 def oracle_infonce(local, summary, own_logit):
     terms = []
     for n in range(len(summary)):
         for m in range(summary.shape[1]):
-            others = sum(np.exp(summary[n, m] @ z) for k in range(len(local)) if k != n for z in local[k])
+            others = sum(
+                np.exp(summary[n, m] @ z) for k in range(len(local)) if k != n for z in local[k]
+            )
             others += local.shape[1] * np.exp(own_logit)
             for z in local[n]:
                 u = summary[n, m] @ z
@@ -63,10 +70,13 @@ def oracle_infonce(local, summary, own_logit):
 
 def test_equals_loops():
     local, summary = maps()
-    expected = [*(oracle_divergence(local, summary, measure) for measure in module.MEASURES),
-                oracle_infonce(local, summary, -10), oracle_infonce(local, summary, -np.inf),
-                np.log(np.mean([np.exp(u) for u, own in pairs(local, summary) if not own]))
-                - np.mean([u for u, own in pairs(local, summary) if own])]
+    expected = [
+        *(oracle_divergence(local, summary, measure) for measure in module.MEASURES),
+        oracle_infonce(local, summary, -10),
+        oracle_infonce(local, summary, -np.inf),
+        np.log(np.mean([np.exp(u) for u, own in pairs(local, summary) if not own]))
+        - np.mean([u for u, own in pairs(local, summary) if own]),
+    ]
     with jax.enable_x64(True):
         ours = [loss(local, summary) for loss in EVERY]
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
@@ -83,26 +93,38 @@ def test_gradients_flow_to_both(loss):
 
 def test_what_says_nothing():
     local, summary = maps()
-    for loss, nothing in ((module.dim_divergence, 0), (module.dim_donsker_varadhan, 0),
-                          (partial(module.dim_infonce, own_logit=None), np.log(1 + 3 * 3))):
+    for loss, nothing in (
+        (module.dim_divergence, 0),
+        (module.dim_donsker_varadhan, 0),
+        (partial(module.dim_infonce, own_logit=None), np.log(1 + 3 * 3)),
+    ):
         np.testing.assert_allclose(loss(local, 0 * summary), nothing, atol=1e-6)
-    np.testing.assert_allclose(module.dim_infonce(local, 0 * summary), np.log(1 + 9 + 3 * np.exp(-10)), rtol=1e-6)
+    np.testing.assert_allclose(
+        module.dim_infonce(local, 0 * summary), np.log(1 + 9 + 3 * np.exp(-10)), rtol=1e-6
+    )
     # Scores of 100 for one's own, -100 for others: the bounds' other ends.
     images = jnp.eye(4)[:, None]
-    np.testing.assert_allclose(module.dim_divergence(100 * (2 * images - 1), images), -2 * LOG2, rtol=1e-6)
+    np.testing.assert_allclose(
+        module.dim_divergence(100 * (2 * images - 1), images), -2 * LOG2, rtol=1e-6
+    )
     np.testing.assert_allclose(module.dim_infonce(100 * (2 * images - 1), images), 0, atol=1e-6)
 
 
 def test_donsker_varadhan_does_not_overflow():
     local, summary = maps()
-    value, grads = jax.value_and_grad(module.dim_donsker_varadhan, argnums=(0, 1))(1e3 * local, summary)
+    value, grads = jax.value_and_grad(module.dim_donsker_varadhan, argnums=(0, 1))(
+        1e3 * local, summary
+    )
     assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)
     with jax.enable_x64(True):
         shifted = np.concatenate([summary, np.ones((4, 2, 1))], axis=2)
         for constant in (0.0, 700.0):  # the same for all pairs: cancels
             with_constant = np.concatenate([local, np.full((4, 3, 1), constant)], axis=2)
-            np.testing.assert_allclose(module.dim_donsker_varadhan(with_constant, shifted),
-                                       module.dim_donsker_varadhan(local, summary), atol=1e-10)
+            np.testing.assert_allclose(
+                module.dim_donsker_varadhan(with_constant, shifted),
+                module.dim_donsker_varadhan(local, summary),
+                atol=1e-10,
+            )
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=NAMES)
@@ -116,32 +138,47 @@ def test_zero_features_are_finite(loss):
 def test_an_overflow_of_own_scores_does_not_reach_the_gradient():
     """exp(u) of an image with itself is infinite in float32, and takes no part in E-."""
     local = summary = 12 * jnp.eye(3)[:, None]
-    value, grads = jax.value_and_grad(partial(module.dim_divergence, measure="KL"), argnums=(0, 1))(local, summary)
+    value, grads = jax.value_and_grad(partial(module.dim_divergence, measure="KL"), argnums=(0, 1))(
+        local, summary
+    )
     assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)
 
 
 def test_infonce_of_one_image():
     local, summary = maps(images=1)
     value, grads = jax.value_and_grad(partial(module.dim_infonce, own_logit=None), argnums=(0, 1))(
-        *map(jnp.asarray, (local, summary)))
+        *map(jnp.asarray, (local, summary))
+    )
     assert value == 0 and not np.any(grads[0]) and not np.any(grads[1])
-    np.testing.assert_allclose(module.dim_infonce(local, summary), oracle_infonce(local, summary, -10), rtol=1e-5)
+    np.testing.assert_allclose(
+        module.dim_infonce(local, summary), oracle_infonce(local, summary, -10), rtol=1e-5
+    )
 
 
 def test_bfloat16_is_summed_in_float32():
     half = [jnp.asarray(x, jnp.bfloat16) for x in maps()]
     for loss in (module.dim_divergence, module.dim_infonce, module.dim_donsker_varadhan):
         assert loss(*half).dtype == jnp.float32
-        np.testing.assert_allclose(loss(*half), loss(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+        np.testing.assert_allclose(
+            loss(*half), loss(*(x.astype(jnp.float32) for x in half)), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("loss", [EVERY[0], *EVERY[-3:]], ids=[NAMES[0], *NAMES[-3:]])
 def test_blocks_change_nothing_and_bound_memory(loss):
     local, summary = maps(images=48, places=16, summaries=1)
-    runs = [jax.jit(jax.value_and_grad(partial(loss, block_size=size), argnums=(0, 1))).lower(local, summary).compile()
-            for size in (None, 5)]
-    for plain, blocked in zip(*(jax.tree.leaves(run(local.astype(np.float32), summary.astype(np.float32)))
-                                for run in runs)):
+    runs = [
+        jax.jit(jax.value_and_grad(partial(loss, block_size=size), argnums=(0, 1)))
+        .lower(local, summary)
+        .compile()
+        for size in (None, 5)
+    ]
+    for plain, blocked in zip(
+        *(
+            jax.tree.leaves(run(local.astype(np.float32), summary.astype(np.float32)))
+            for run in runs
+        )
+    ):
         np.testing.assert_allclose(blocked, plain, atol=2e-6, rtol=2e-6)
     plain, blocked = (run.memory_analysis().temp_size_in_bytes for run in runs)
     assert plain > 4 * 48 * 48 * 16 > 2 * blocked
@@ -149,11 +186,15 @@ def test_blocks_change_nothing_and_bound_memory(loss):
 
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_parity_over_devices(plan):
-    """Several in one, each with a weight of its own; all with CL_JAX_SLOW=1, where small scores suit exponentials."""
+    """Several in one, each with a weight of its own; all with CL_JAX_SLOW=1, where small scores
+    suit exponentials."""
     several = EVERY if SLOW else [EVERY[0], *EVERY[-2:]]
 
     def loss(local, summary, axis_name):
-        return sum((1 + 0.1 * i) * each(local, summary, axis_name=axis_name, plan=plan) for i, each in enumerate(several))
+        return sum(
+            (1 + 0.1 * i) * each(local, summary, axis_name=axis_name, plan=plan)
+            for i, each in enumerate(several)
+        )
 
     local, summary = maps(images=8, places=2, summaries=2, width=3)
     assert_parity(loss, (0.5 * local, 0.5 * summary), [True, True])
@@ -165,7 +206,9 @@ def test_errors():
         module.dim_infonce(local, summary[..., :4])
     with pytest.raises(ValueError, match=r"local has shape \(4, 5\), 2 axes; expected \[b, l, d\]"):
         module.dim_divergence(local[:, 0], summary)
-    with pytest.raises(ValueError, match=r"measure is 'DV'; expected one of JSD.*dim_donsker_varadhan"):
+    with pytest.raises(
+        ValueError, match=r"measure is 'DV'; expected one of JSD.*dim_donsker_varadhan"
+    ):
         module.dim_divergence(local, summary, measure="DV")
     for loss in (module.dim_divergence, module.dim_donsker_varadhan):
         with pytest.raises(ValueError, match="The global batch has 1 image; expected at least 2"):

@@ -25,7 +25,9 @@ def data(seed=0, b=B, n=N, d=D, k=K):
 
 def oracle(query, bank, indices, temperature, n, z=None, eps=1e-7):
     """The loss entry by entry."""
-    exps = np.exp([[query[i] @ bank[j] / temperature for j in row] for i, row in enumerate(indices)])
+    exps = np.exp(
+        [[query[i] @ bank[j] / temperature for j in row] for i, row in enumerate(indices)]
+    )
     z = n * exps.mean() if z is None else z
     noise = (indices.shape[1] - 1) / n
     total = 0.0
@@ -45,7 +47,9 @@ def x64():
 def test_nce_fixes_z_at_the_first_batch():
     query, bank, indices = data()
     expected, z = oracle(query, bank, indices, 0.2, N)
-    loss, normalizer = nce.nce(query, bank, indices, nce.init_normalizer(dtype=float), temperature=0.2)
+    loss, normalizer = nce.nce(
+        query, bank, indices, nce.init_normalizer(dtype=float), temperature=0.2
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     np.testing.assert_allclose(np.exp(normalizer.log_z), z, rtol=1e-12)
     query, bank, indices = data(1)
@@ -56,14 +60,18 @@ def test_nce_fixes_z_at_the_first_batch():
 
 def test_nce_of_equal_logits_is_the_chance_level():
     query, _, indices = data()
-    loss, _ = nce.nce(query, np.zeros((N, D)), indices, nce.init_normalizer(dtype=float), temperature=0.2, eps=0.0)
+    loss, _ = nce.nce(
+        query, np.zeros((N, D)), indices, nce.init_normalizer(dtype=float), temperature=0.2, eps=0.0
+    )
     np.testing.assert_allclose(loss, nce.nce_chance(K), rtol=1e-12)
 
 
 def test_nce_averages_z():
     query, bank, indices = data()
     z = oracle(query, bank, indices, 0.2, N)[1]
-    _, normalizer = nce.nce(query, bank, indices, nce.init_normalizer(dtype=float), temperature=0.2, momentum=0.9)
+    _, normalizer = nce.nce(
+        query, bank, indices, nce.init_normalizer(dtype=float), temperature=0.2, momentum=0.9
+    )
     query, bank, indices = data(1)
     z = 0.9 * z + 0.1 * oracle(query, bank, indices, 0.2, N)[1]
     loss, normalizer = nce.nce(query, bank, indices, normalizer, temperature=0.2, momentum=0.9)
@@ -79,7 +87,9 @@ def test_given_z_is_used_from_the_start():
 
 def test_integer_z():
     logits = jnp.log(jnp.array([[1.5, 2.0, 2.7], [3.1, 0.2, 0.9]]))
-    _, normalizer = nce.nce_of_logits(logits, nce.init_normalizer(dtype=float), num_data=7, integer_z=True)
+    _, normalizer = nce.nce_of_logits(
+        logits, nce.init_normalizer(dtype=float), num_data=7, integer_z=True
+    )
     np.testing.assert_allclose(np.exp(normalizer.log_z), np.floor(7 * 10.4 / 6), rtol=1e-12)
 
 
@@ -90,16 +100,26 @@ def test_knows_nothing():
     loss, _ = nce.nce_of_logits(logits, normalizer, num_data=N, eps=0.0)
     np.testing.assert_allclose(loss, (1 + K) * np.log(2), rtol=1e-12)
     query, bank, indices = data()
-    np.testing.assert_allclose(nce.bank_softmax(query * 0, bank, indices, temperature=0.1), np.log(1 + K), rtol=1e-12)
-    np.testing.assert_allclose(nce.full_bank_softmax(query * 0, bank, indices[:, 0], temperature=0.1), np.log(N),
-                               rtol=1e-12)
+    np.testing.assert_allclose(
+        nce.bank_softmax(query * 0, bank, indices, temperature=0.1), np.log(1 + K), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        nce.full_bank_softmax(query * 0, bank, indices[:, 0], temperature=0.1),
+        np.log(N),
+        rtol=1e-12,
+    )
 
 
 def test_cross_nce_meets_the_other_bank():
     (a, bank_a, indices), (b, bank_b, _) = data(0), data(1)
     start = nce.init_normalizer(dtype=float)
-    loss, (of_a, of_b) = nce.cross_nce(a, b, bank_a, bank_b, indices, (start, start), temperature=0.3)
-    (loss_a, z_a), (loss_b, z_b) = oracle(a, bank_b, indices, 0.3, N), oracle(b, bank_a, indices, 0.3, N)
+    loss, (of_a, of_b) = nce.cross_nce(
+        a, b, bank_a, bank_b, indices, (start, start), temperature=0.3
+    )
+    (loss_a, z_a), (loss_b, z_b) = (
+        oracle(a, bank_b, indices, 0.3, N),
+        oracle(b, bank_a, indices, 0.3, N),
+    )
     np.testing.assert_allclose(loss, loss_a + loss_b, rtol=1e-12)
     np.testing.assert_allclose(np.exp([of_a.log_z, of_b.log_z]), [z_a, z_b], rtol=1e-12)
 
@@ -109,7 +129,9 @@ def test_queue_nce_has_the_fresh_key_as_positive():
     k = data(2)[0]
     rows = np.concatenate([k, queue])
     indices = np.array([[i, *range(B, B + N)] for i in range(B)])
-    loss, _ = nce.queue_nce(q, k, queue, nce.init_normalizer(dtype=float), temperature=0.3, num_data=40)
+    loss, _ = nce.queue_nce(
+        q, k, queue, nce.init_normalizer(dtype=float), temperature=0.3, num_data=40
+    )
     np.testing.assert_allclose(loss, oracle(q, rows, indices, 0.3, 40)[0], rtol=1e-12)
 
 
@@ -131,22 +153,36 @@ def test_softmax_forms():
         return cross_entropy(q, [rows[row] for row in indices], zeros, 0.2)
 
     def queued(q, k, rows):
-        return cross_entropy(q, [np.concatenate([k[i:i + 1], rows]) for i in range(B)], zeros, 0.2)
+        return cross_entropy(
+            q, [np.concatenate([k[i : i + 1], rows]) for i in range(B)], zeros, 0.2
+        )
 
     t = {"temperature": 0.2}
     close = partial(np.testing.assert_allclose, rtol=1e-12)
     close(nce.bank_softmax(query, bank, indices, **t), sampled(query, bank))
-    close(nce.bank_softmax(query, bank, indices, jigsaw, beta=0.3, **t),
-          0.7 * sampled(query, bank) + 0.3 * sampled(jigsaw, bank))
-    close(nce.cross_bank_softmax(query, other, bank, other_bank, indices, jigsaw, jigsaw_other, beta=0.3, **t),
-          0.7 * (sampled(query, other_bank) + sampled(other, bank))
-          + 0.3 * (sampled(jigsaw, other_bank) + sampled(jigsaw_other, bank)))
-    close(nce.full_bank_softmax(query, bank, indices[:, 0], **t),
-          cross_entropy(query, [bank] * B, indices[:, 0], 0.2))
-    close(nce.queue_softmax(query, other, bank, jigsaw, beta=0.3, **t),
-          0.7 * queued(query, other, bank) + 0.3 * queued(jigsaw, other, bank))
-    close(nce.cross_queue_softmax(query, other, jigsaw, jigsaw_other, bank, other_bank, **t),
-          queued(query, jigsaw_other, other_bank) + queued(other, jigsaw, bank))
+    close(
+        nce.bank_softmax(query, bank, indices, jigsaw, beta=0.3, **t),
+        0.7 * sampled(query, bank) + 0.3 * sampled(jigsaw, bank),
+    )
+    close(
+        nce.cross_bank_softmax(
+            query, other, bank, other_bank, indices, jigsaw, jigsaw_other, beta=0.3, **t
+        ),
+        0.7 * (sampled(query, other_bank) + sampled(other, bank))
+        + 0.3 * (sampled(jigsaw, other_bank) + sampled(jigsaw_other, bank)),
+    )
+    close(
+        nce.full_bank_softmax(query, bank, indices[:, 0], **t),
+        cross_entropy(query, [bank] * B, indices[:, 0], 0.2),
+    )
+    close(
+        nce.queue_softmax(query, other, bank, jigsaw, beta=0.3, **t),
+        0.7 * queued(query, other, bank) + 0.3 * queued(jigsaw, other, bank),
+    )
+    close(
+        nce.cross_queue_softmax(query, other, jigsaw, jigsaw_other, bank, other_bank, **t),
+        queued(query, jigsaw_other, other_bank) + queued(other, jigsaw, bank),
+    )
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 6, 100])
@@ -154,7 +190,14 @@ def test_blocks_change_nothing(block_size):
     query, bank, indices = data()
 
     def loss(q, block_size):
-        return nce.nce(q, bank, indices, nce.init_normalizer(dtype=float), temperature=0.2, block_size=block_size)[0]
+        return nce.nce(
+            q,
+            bank,
+            indices,
+            nce.init_normalizer(dtype=float),
+            temperature=0.2,
+            block_size=block_size,
+        )[0]
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     for a, b in zip(jax.tree.leaves(run(query, block_size)), jax.tree.leaves(run(query, None))):
@@ -166,8 +209,9 @@ def test_blocks_of_queries_change_nothing():
     other = data(1)[0]
 
     def loss(q, block_size):
-        return (nce.full_bank_softmax(q, bank, indices[:, 0], temperature=0.2, block_size=block_size)
-                + nce.queue_softmax(q, other, bank, temperature=0.2, block_size=block_size))
+        return nce.full_bank_softmax(
+            q, bank, indices[:, 0], temperature=0.2, block_size=block_size
+        ) + nce.queue_softmax(q, other, bank, temperature=0.2, block_size=block_size)
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     for block_size in (1, 3, 20):
@@ -176,13 +220,16 @@ def test_blocks_of_queries_change_nothing():
 
 
 def test_blocks_bound_the_memory():
-    query, bank, indices = (jax.ShapeDtypeStruct(s, d) for s, d in (
-        ((32, 128), jnp.float32), ((512, 128), jnp.float32), ((32, 4097), jnp.int32)))
+    query, bank, indices = (
+        jax.ShapeDtypeStruct(s, d)
+        for s, d in (((32, 128), jnp.float32), ((512, 128), jnp.float32), ((32, 4097), jnp.int32))
+    )
 
     def temporaries(block_size):
         def loss(q, bank, indices):
             start = nce.init_normalizer()
             return nce.nce(q, bank, indices, start, temperature=0.1, block_size=block_size)[0]
+
         compiled = jax.jit(jax.grad(loss)).lower(query, bank, indices).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -195,8 +242,12 @@ def test_gradient():
     query, bank, indices = data()
     # Z is a constant of the gradient, so differences are taken at a fixed one.
     fixed = nce.init_normalizer(3.0, dtype=float)
-    check_grads(lambda q: nce.nce(q, bank, indices, fixed, temperature=0.3)[0], (query,), 1, modes="rev")
-    grad = jax.grad(lambda q, b: nce.nce(q, b, indices, fixed, temperature=0.3)[0], (0, 1))(query, bank)
+    check_grads(
+        lambda q: nce.nce(q, bank, indices, fixed, temperature=0.3)[0], (query,), 1, modes="rev"
+    )
+    grad = jax.grad(lambda q, b: nce.nce(q, b, indices, fixed, temperature=0.3)[0], (0, 1))(
+        query, bank
+    )
     np.testing.assert_array_equal(grad[1], 0)
     first = nce.init_normalizer(dtype=float)
     z = oracle(query, bank, indices, 0.3, N)[1]
@@ -205,7 +256,9 @@ def test_gradient():
     given = jax.grad(lambda q: nce.nce(q, bank, indices, given, temperature=0.3)[0])(query)
     np.testing.assert_allclose(set_now, given, rtol=1e-9)
     other = data(1)[0]
-    grads = jax.grad(lambda q, k, rows: nce.queue_softmax(q, k, rows, temperature=0.3), (0, 1, 2))(query, other, bank)
+    grads = jax.grad(lambda q, k, rows: nce.queue_softmax(q, k, rows, temperature=0.3), (0, 1, 2))(
+        query, other, bank
+    )
     assert np.abs(grads[0]).max() > 0.01
     np.testing.assert_array_equal(grads[1], 0)
     np.testing.assert_array_equal(grads[2], 0)
@@ -215,9 +268,16 @@ def test_low_temperature_in_float32():
     query, bank, indices = data()
     expected = oracle(query, bank, indices, 0.005, N)[0]
     with jax.enable_x64(False):
+
         def loss(q):
-            return nce.nce(q, jnp.asarray(bank, jnp.float32), jnp.asarray(indices), nce.init_normalizer(),
-                           temperature=0.005)[0]
+            return nce.nce(
+                q,
+                jnp.asarray(bank, jnp.float32),
+                jnp.asarray(indices),
+                nce.init_normalizer(),
+                temperature=0.005,
+            )[0]
+
         value, grad = jax.value_and_grad(loss)(jnp.asarray(query, jnp.float32))
         # The largest similarity over temperature is above 88, where exp overflows float32.
         assert (query @ bank.T / 0.005).max() > 88
@@ -231,9 +291,15 @@ def test_bfloat16_is_summed_in_float32():
     query, bank, indices = (jnp.asarray(x) for x in data())
     with jax.enable_x64(False):
         low = [x.astype(jnp.bfloat16) for x in (query, bank)]
-        loss, normalizer = nce.nce(*low, indices.astype(jnp.int32), nce.init_normalizer(), temperature=0.2)
-        high = nce.nce(*(x.astype(jnp.float32) for x in low), indices.astype(jnp.int32), nce.init_normalizer(),
-                       temperature=0.2)[0]
+        loss, normalizer = nce.nce(
+            *low, indices.astype(jnp.int32), nce.init_normalizer(), temperature=0.2
+        )
+        high = nce.nce(
+            *(x.astype(jnp.float32) for x in low),
+            indices.astype(jnp.int32),
+            nce.init_normalizer(),
+            temperature=0.2,
+        )[0]
         assert loss.dtype == jnp.float32 and normalizer.log_z.dtype == jnp.float32
         # Products are rounded to bfloat16 on some backends, sums never.
         np.testing.assert_allclose(loss, high, rtol=1e-2)
@@ -244,7 +310,9 @@ def test_draws_follow_the_example():
     drawn = nce.draw_indices(jax.random.key(0), ids, 10, 400)
     np.testing.assert_array_equal(drawn[:, 0], ids)
     np.testing.assert_array_equal(drawn[0], drawn[2])
-    np.testing.assert_array_equal(drawn[1:2], nce.draw_indices(jax.random.key(0), ids[1:2], 10, 400))
+    np.testing.assert_array_equal(
+        drawn[1:2], nce.draw_indices(jax.random.key(0), ids[1:2], 10, 400)
+    )
     assert (drawn[0, 1:] != drawn[1, 1:]).any()
     counts = np.bincount(np.asarray(drawn[:2, 1:]).ravel(), minlength=10)
     assert counts.min() > 50 and len(counts) == 10
@@ -259,10 +327,12 @@ def test_devices():
 
     def loss(query, other, bank, other_bank, indices, axis_name):
         start, knobs = state(query.dtype), {"temperature": 0.2, "axis_name": axis_name}
-        return (nce.nce(query, bank, indices, start, **knobs)[0]
-                + 2 * nce.nce(query, bank, indices, start, **knobs, block_size=4)[0]
-                + 3 * nce.cross_nce(query, other, bank, other_bank, indices, (start, start), **knobs)[0]
-                + 5 * nce.queue_nce(query, other, bank, start, **knobs, num_data=40)[0])
+        return (
+            nce.nce(query, bank, indices, start, **knobs)[0]
+            + 2 * nce.nce(query, bank, indices, start, **knobs, block_size=4)[0]
+            + 3 * nce.cross_nce(query, other, bank, other_bank, indices, (start, start), **knobs)[0]
+            + 5 * nce.queue_nce(query, other, bank, start, **knobs, num_data=40)[0]
+        )
 
     assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
 
@@ -272,9 +342,11 @@ def test_devices_softmax():
 
     def loss(a, b, bank_a, bank_b, indices, axis_name):
         knobs = {"temperature": 0.2, "axis_name": axis_name}
-        return (nce.cross_bank_softmax(a, b, bank_a, bank_b, indices, b, a, **knobs, beta=0.3)
-                + 2 * nce.full_bank_softmax(a, bank_a, indices[:, 0], **knobs, block_size=4)
-                + 3 * nce.cross_queue_softmax(a, b, a, b, bank_a, bank_b, **knobs))
+        return (
+            nce.cross_bank_softmax(a, b, bank_a, bank_b, indices, b, a, **knobs, beta=0.3)
+            + 2 * nce.full_bank_softmax(a, bank_a, indices[:, 0], **knobs, block_size=4)
+            + 3 * nce.cross_queue_softmax(a, b, a, b, bank_a, bank_b, **knobs)
+        )
 
     assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
 

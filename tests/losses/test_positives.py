@@ -51,14 +51,22 @@ def oracle(features, weight, t, mode="all", inside=False):
 @pytest.mark.parametrize("what", ["labels", "mask", "views"])
 def test_supcon_of_loops(what, mode, inside):
     features = data(5, 2, 4)
-    mask = np.random.default_rng(1).uniform(size=(5, 5)) * np.random.default_rng(2).integers(0, 2, (5, 5))
+    mask = np.random.default_rng(1).uniform(size=(5, 5)) * np.random.default_rng(2).integers(
+        0, 2, (5, 5)
+    )
     given, weight = {
         "labels": ({"labels": LABELS}, lambda i, v, j, w: float(LABELS[i] == LABELS[j])),
         "mask": ({"mask": mask}, lambda i, v, j, w: mask[i, j]),
-        "views": ({}, lambda i, v, j, w: float(i == j))}[what]
+        "views": ({}, lambda i, v, j, w: float(i == j)),
+    }[what]
     expected = oracle(features, weight, 0.3, mode, inside)
-    loss = partial(positives.supcon, **given, temperature=0.3, contrast_mode=mode,
-                   summation="inside" if inside else "outside")
+    loss = partial(
+        positives.supcon,
+        **given,
+        temperature=0.3,
+        contrast_mode=mode,
+        summation="inside" if inside else "outside",
+    )
     for block_size in (None, 3):
         actual = jax.jit(partial(loss, block_size=block_size))(features)
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
@@ -70,19 +78,29 @@ def test_supcon_closed_forms():
     for given in ({}, {"labels": np.zeros(6, int)}):
         np.testing.assert_allclose(positives.supcon(same, **given, temperature=0.1), np.log(11))
     corners = np.eye(3)[[0, 1, 2]][:, None].repeat(2, 1)
-    np.testing.assert_allclose(positives.supcon(corners, temperature=0.5), np.log(1 + 4 * np.exp(-2)))
+    np.testing.assert_allclose(
+        positives.supcon(corners, temperature=0.5), np.log(1 + 4 * np.exp(-2))
+    )
     features, rotation = data(5, 2, 4), np.linalg.qr(data(4, 4, seed=3))[0]
     loss = partial(positives.supcon, temperature=0.2)
-    np.testing.assert_allclose(loss(features @ rotation, LABELS), loss(features, LABELS), rtol=1e-12)
-    np.testing.assert_allclose(loss(features[::-1], LABELS[::-1]), loss(features, LABELS + 7), rtol=1e-12)
-    np.testing.assert_allclose(loss(features.reshape(5, 2, 2, 2), LABELS), loss(features, LABELS), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss(features @ rotation, LABELS), loss(features, LABELS), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        loss(features[::-1], LABELS[::-1]), loss(features, LABELS + 7), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        loss(features.reshape(5, 2, 2, 2), LABELS), loss(features, LABELS), rtol=1e-12
+    )
 
 
 def test_stablerep_is_supcon_of_one_view_and_ignores_length():
     features = data(5, 4)
     expected = oracle(features[:, None], lambda i, v, j, w: float(LABELS[i] == LABELS[j]), 0.2)
     lengths = np.arange(1, 6)[:, None]
-    np.testing.assert_allclose(positives.stablerep(features * lengths, LABELS, temperature=0.2), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        positives.stablerep(features * lengths, LABELS, temperature=0.2), expected, rtol=1e-12
+    )
 
 
 def kcl_oracle(q, k, queue, labels, queue_labels, selected, t, zero):
@@ -102,14 +120,32 @@ def test_kcl_of_loops_and_constant_keys(unselected):
     q, k, queue = data(4, 3), data(4, 3, seed=1), data(7, 3, seed=2)
     labels, queue_labels = np.array([0, 1, 2, 5]), np.array([0, 0, 1, -1, 0, 2, 1])
     selected = np.array([[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1], [0] * 7, [1] * 7])
-    f = jax.value_and_grad(partial(positives.kcl, labels=labels, queue_labels=queue_labels, temperature=0.3,
-                                   selected=selected, unselected=unselected), (0, 1, 2))
+    f = jax.value_and_grad(
+        partial(
+            positives.kcl,
+            labels=labels,
+            queue_labels=queue_labels,
+            temperature=0.3,
+            selected=selected,
+            unselected=unselected,
+        ),
+        (0, 1, 2),
+    )
     value, grads = jax.jit(f)(q, k, queue)
     expected = kcl_oracle(q, k, queue, labels, queue_labels, selected, 0.3, unselected == "zero")
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     assert np.abs(grads[0]).max() > 0.01 and not np.any(grads[1]) and not np.any(grads[2])
-    blocked = positives.kcl(q, k, queue, labels, queue_labels, temperature=0.3, selected=selected,
-                            unselected=unselected, block_size=3)
+    blocked = positives.kcl(
+        q,
+        k,
+        queue,
+        labels,
+        queue_labels,
+        temperature=0.3,
+        selected=selected,
+        unselected=unselected,
+        block_size=3,
+    )
     np.testing.assert_allclose(blocked, expected, rtol=1e-12)
 
 
@@ -117,24 +153,39 @@ def test_kcl_of_all_positives_and_of_none():
     q, k, queue, labels = data(4, 3), data(4, 3, seed=1), data(7, 3, seed=2), np.zeros(4, int)
     queue_labels = np.array([0, 0, 1, 3, 0, 2, 1])
     loss = partial(positives.kcl, q, k, queue, labels, temperature=0.3)
-    np.testing.assert_allclose(loss(queue_labels), kcl_oracle(q, k, queue, labels, queue_labels, np.ones((4, 7)), 0.3,
-                                                              False), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss(queue_labels),
+        kcl_oracle(q, k, queue, labels, queue_labels, np.ones((4, 7)), 0.3, False),
+        rtol=1e-12,
+    )
     unlabelled = np.full(7, -1)  # the start of training: MoCo's loss, even for a row labelled -1
     moco = kcl_oracle(q, k, queue, labels, unlabelled, np.ones((4, 7)), 0.3, False)
     np.testing.assert_allclose(loss(unlabelled), moco, rtol=1e-12)
-    np.testing.assert_allclose(positives.kcl(q, k, queue, unlabelled[:4], unlabelled, temperature=0.3), moco)
+    np.testing.assert_allclose(
+        positives.kcl(q, k, queue, unlabelled[:4], unlabelled, temperature=0.3), moco
+    )
 
 
 def test_kcl_in_batch_of_loops():
     features, draws = data(5, 2, 4), np.random.default_rng(0).uniform(size=(1, 10))
     selected = positives.in_batch_positives(LABELS, draws, num_views=2)
-    np.testing.assert_array_equal(selected.sum(1), 1 + (np.bincount(LABELS)[LABELS] > 1)[[*range(5), *range(5)]])
-    assert not np.any(np.diag(selected)) and np.all(np.diag(selected, 5)) and np.all(np.diag(selected, -5))
+    np.testing.assert_array_equal(
+        selected.sum(1), 1 + (np.bincount(LABELS)[LABELS] > 1)[[*range(5), *range(5)]]
+    )
+    assert (
+        not np.any(np.diag(selected))
+        and np.all(np.diag(selected, 5))
+        and np.all(np.diag(selected, -5))
+    )
     expected = oracle(features, lambda i, v, j, w: float(selected[v * 5 + i, w * 5 + j]), 0.2)
-    loss = positives.kcl_in_batch(features, LABELS, selected, temperature=0.2, base_temperature=0.1, block_size=4)
+    loss = positives.kcl_in_batch(
+        features, LABELS, selected, temperature=0.2, base_temperature=0.1, block_size=4
+    )
     np.testing.assert_allclose(loss, 2 * expected, rtol=1e-12)
     everything = positives.kcl_in_batch(features, LABELS, np.ones((10, 10)), temperature=0.2)
-    np.testing.assert_allclose(everything, positives.supcon(features, LABELS, temperature=0.2), rtol=1e-12)
+    np.testing.assert_allclose(
+        everything, positives.supcon(features, LABELS, temperature=0.2), rtol=1e-12
+    )
 
 
 def test_draws_are_uniform_without_replacement():
@@ -148,9 +199,13 @@ def test_draws_are_uniform_without_replacement():
     # A row's draw is its example's, wherever the row is.
     moved = positives.positive_draws(jax.random.key(0), np.array([7, 3]), num_positives=3)
     np.testing.assert_array_equal(moved, np.asarray(draws)[:, [7, 3]])
-    np.testing.assert_array_equal(positives.first_positives(candidates[:1], num_positives=2), [[1, 0, 1, 0, 0, 0]])
-    np.testing.assert_allclose(positives.kcl_targets(np.array([[1, 0, 1], [0, 0, 0]])),
-                               [[1 / 3, 1 / 3, 0, 1 / 3], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        positives.first_positives(candidates[:1], num_positives=2), [[1, 0, 1, 0, 0, 0]]
+    )
+    np.testing.assert_allclose(
+        positives.kcl_targets(np.array([[1, 0, 1], [0, 0, 0]])),
+        [[1 / 3, 1 / 3, 0, 1 / 3], [1, 0, 0, 0]],
+    )
 
 
 def test_devices():
@@ -162,38 +217,71 @@ def test_devices():
     def loss(features, mask, draws, queue, labels, queue_labels, axis_name):
         knobs = {"temperature": 0.3, "axis_name": axis_name}
         rounds = draws.transpose(2, 1, 0).reshape(2, -1)
-        selected = positives.in_batch_positives(labels, jax.lax.stop_gradient(rounds), num_views=2, axis_name=axis_name)
-        return (positives.supcon(features, labels, **knobs, summation="inside")
-                + 2 * positives.supcon(features, mask=mask, **knobs, contrast_mode="one", plan="ring")
-                + 3 * positives.supcon(features, **knobs)
-                + 5 * positives.kcl_in_batch(features, labels, selected, **knobs)
-                + 7 * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs)
-                + 9 * positives.stablerep(features[:, 0], labels, **knobs))
+        selected = positives.in_batch_positives(
+            labels, jax.lax.stop_gradient(rounds), num_views=2, axis_name=axis_name
+        )
+        return (
+            positives.supcon(features, labels, **knobs, summation="inside")
+            + 2 * positives.supcon(features, mask=mask, **knobs, contrast_mode="one", plan="ring")
+            + 3 * positives.supcon(features, **knobs)
+            + 5 * positives.kcl_in_batch(features, labels, selected, **knobs)
+            + 7
+            * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs)
+            + 9 * positives.stablerep(features[:, 0], labels, **knobs)
+        )
 
-    assert_parity(loss, (features, mask, draws, queue, labels, queue_labels), (True, True, True, False, True, False))
+    assert_parity(
+        loss,
+        (features, mask, draws, queue, labels, queue_labels),
+        (True, True, True, False, True, False),
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_hard_inputs_are_finite(dtype):
     """A zero row, equal rows, rows without a positive, temperature 0.01, a batch of one."""
-    x = jnp.asarray(data(5, 2, 4), dtype).at[0].set(0).at[1].set(data(1, 1, 4)[0, 0]).at[2, 0].set(data(1, 1, 4)[0, 0])
+    x = (
+        jnp.asarray(data(5, 2, 4), dtype)
+        .at[0]
+        .set(0)
+        .at[1]
+        .set(data(1, 1, 4)[0, 0])
+        .at[2, 0]
+        .set(data(1, 1, 4)[0, 0])
+    )
 
     def loss(x):
         queue = x.reshape(10, 4)
-        return (positives.supcon(x, LABELS, temperature=0.01, summation="inside")
-                + positives.supcon(x, temperature=0.01)
-                + positives.stablerep(x[:, 0], LABELS, temperature=0.01)
-                + positives.stablerep(x[:1, 0], LABELS[:1], temperature=0.01)
-                + positives.kcl(x[:, 0], x[:, 1], queue, LABELS, jnp.tile(LABELS, 2), temperature=0.01,
-                                selected=jnp.zeros((5, 10)), unselected="zero"))
+        return (
+            positives.supcon(x, LABELS, temperature=0.01, summation="inside")
+            + positives.supcon(x, temperature=0.01)
+            + positives.stablerep(x[:, 0], LABELS, temperature=0.01)
+            + positives.stablerep(x[:1, 0], LABELS[:1], temperature=0.01)
+            + positives.kcl(
+                x[:, 0],
+                x[:, 1],
+                queue,
+                LABELS,
+                jnp.tile(LABELS, 2),
+                temperature=0.01,
+                selected=jnp.zeros((5, 10)),
+                unselected="zero",
+            )
+        )
 
     value, grad = jax.jit(jax.value_and_grad(loss))(x)
-    assert np.isfinite(value) and value.dtype == jnp.float32 and np.isfinite(np.asarray(grad, np.float32)).all()
+    assert (
+        np.isfinite(value)
+        and value.dtype == jnp.float32
+        and np.isfinite(np.asarray(grad, np.float32)).all()
+    )
 
 
 def test_rows_without_a_positive_count_as_zero():
     features = data(4, 1, 3)
-    value, grad = jax.value_and_grad(partial(positives.supcon, temperature=0.1))(features, np.arange(4))
+    value, grad = jax.value_and_grad(partial(positives.supcon, temperature=0.1))(
+        features, np.arange(4)
+    )
     assert value == 0 and not np.any(grad)
     pair = positives.supcon(features, np.array([0, 0, 1, 2]), temperature=0.1)
     rows = positives.supcon_rows(features, np.array([0, 0, 1, 2]), temperature=0.1)
@@ -212,7 +300,10 @@ def test_bfloat16_is_near_float32():
 def test_memory_of_the_gradient_is_far_below_the_matrix():
     """At 16,384 rows one matrix of similarities is 1 GiB."""
     with jax.enable_x64(False):
-        x, labels = jax.ShapeDtypeStruct((8192, 2, 32), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
+        x, labels = (
+            jax.ShapeDtypeStruct((8192, 2, 32), jnp.float32),
+            jax.ShapeDtypeStruct((8192,), jnp.int32),
+        )
         gradient = jax.jit(jax.grad(partial(positives.supcon, temperature=0.1)))
         assert gradient.lower(x, labels).compile().memory_analysis().temp_size_in_bytes < 2**26
 

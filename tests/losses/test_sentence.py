@@ -44,7 +44,9 @@ def test_value_of_loops(w, block_size):
     given = (a, b) if w is None else (a, b, h)
     knobs = {"temperature": 0.3, "hard_negative_weight": w or 0.0}
     loss = jax.jit(partial(simcse, **knobs, block_size=block_size))(*given)
-    np.testing.assert_allclose(loss, oracle(a, b, None if w is None else h, 0.3, w or 0.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss, oracle(a, b, None if w is None else h, 0.3, w or 0.0), rtol=1e-12
+    )
     logits = simcse_logits(*given, **knobs)
     np.testing.assert_allclose(loss, -np.mean(np.diag(jax.nn.log_softmax(logits))), rtol=1e-12)
 
@@ -62,7 +64,9 @@ def test_closed_forms():
     assert simcse(a[:1], b[:1], temperature=0.2) == 0
     # A low loss keeps its digits in float32, where logits of 100 and 90 step by 8e-6.
     pair = jnp.array([[1.0, 0.0], [0.9, 0.19**0.5]], jnp.float32)
-    np.testing.assert_allclose(simcse(pair, pair, temperature=0.01), np.log1p(np.exp(-10)), rtol=0.05)
+    np.testing.assert_allclose(
+        simcse(pair, pair, temperature=0.01), np.log1p(np.exp(-10)), rtol=0.05
+    )
 
 
 def test_the_authors_exchange_loses_the_gradient_of_other_ranks():
@@ -81,7 +85,9 @@ def test_the_authors_exchange_loses_the_gradient_of_other_ranks():
 def test_devices():
     def loss(a, b, h, axis_name):
         knobs = {"temperature": 0.3, "axis_name": axis_name}
-        return (simcse(a, b, **knobs) + 2 * simcse(a, b, h, hard_negative_weight=0.7, **knobs, plan="ring"))
+        return simcse(a, b, **knobs) + 2 * simcse(
+            a, b, h, hard_negative_weight=0.7, **knobs, plan="ring"
+        )
 
     assert_parity(loss, data(8, 3), (True, True, True))
 
@@ -89,7 +95,9 @@ def test_devices():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_hard_inputs_are_finite(dtype):
     a, b, h = (jnp.asarray(x, dtype).at[0].set(0).at[2].set(x[1]) for x in data())
-    value, grads = jax.jit(jax.value_and_grad(partial(simcse, temperature=0.01), (0, 1, 2)))(a, b, h)
+    value, grads = jax.jit(jax.value_and_grad(partial(simcse, temperature=0.01), (0, 1, 2)))(
+        a, b, h
+    )
     assert np.isfinite(value) and value.dtype == jnp.float32
     assert all(np.isfinite(np.asarray(g, np.float32)).all() and g.dtype == dtype for g in grads)
 

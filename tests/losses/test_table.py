@@ -1,5 +1,6 @@
-"""Promises that all public losses and memories share, held over one table of them: what is refused, and with which words;
-zero rows give finite values and gradients; float32 products are asked for in float32."""
+"""Promises that all public losses and memories share, held over one table of them: what is refused,
+and with which words; zero rows give finite values and gradients; float32 products are asked for in
+float32."""
 
 import inspect
 import itertools
@@ -15,8 +16,28 @@ from cl_jax import losses, memory
 from cl_jax.losses import calm, nce
 from cl_jax.memory import bank, centre, crop_queue, hybrid, prototypes, queue
 
-SIZES = {"b": 6, "d": 5, "k": 7, "n": 9, "m": 8, "v": 3, "a": 2, "t": 4, "s": 2, "u": 3, "e": 2, "c": 4, "h": 3, "w": 2,
-         "l": 11, "g": 6, "r": 3, "y": 10, "x": 4, "i": 5}
+SIZES = {
+    "b": 6,
+    "d": 5,
+    "k": 7,
+    "n": 9,
+    "m": 8,
+    "v": 3,
+    "a": 2,
+    "t": 4,
+    "s": 2,
+    "u": 3,
+    "e": 2,
+    "c": 4,
+    "h": 3,
+    "w": 2,
+    "l": 11,
+    "g": 6,
+    "r": 3,
+    "y": 10,
+    "x": 4,
+    "i": 5,
+}
 NORMALIZER = nce.init_normalizer()
 
 
@@ -37,11 +58,14 @@ def of_clustering(f):
     def loss(q, prototypes, concentration, assignment, negatives, **knobs):
         clustering = losses.Clustering(prototypes, concentration, assignment, negatives)
         return f(q, clustering, **knobs)
+
     loss.__signature__, loss.__name__ = inspect.signature(f), f.__name__
     return loss
 
 
-def pcl(q, k, queue, prototypes, concentration, assignment, negatives, *, temperature, axis_name=None):
+def pcl(
+    q, k, queue, prototypes, concentration, assignment, negatives, *, temperature, axis_name=None
+):
     clustering = losses.Clustering(prototypes, concentration, assignment, negatives)
     return losses.pcl(q, k, queue, [clustering], temperature=temperature, axis_name=axis_name)
 
@@ -49,12 +73,15 @@ def pcl(q, k, queue, prototypes, concentration, assignment, negatives, *, temper
 def mixed(f):
     def loss(weight, partner, **rest):
         return f(**rest, mix=losses.Mix(weight, partner))
+
     loss.__signature__, loss.__name__ = inspect.signature(f), f.__name__
     return loss
 
 
 def deepcluster_v2(scores, assignments, *, temperature, axis_name=None):
-    return losses.deepcluster_v2([scores], [assignments], temperature=temperature, axis_name=axis_name)
+    return losses.deepcluster_v2(
+        [scores], [assignments], temperature=temperature, axis_name=axis_name
+    )
 
 
 def two_normalizers(f):
@@ -67,60 +94,116 @@ def spcl_update(rows_of_the_memory, rows, ids, *, momentum, chain):
 
 
 def enqueue(queue_rows, rows):
-    return queue.enqueue(queue.Queue(queue_rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows).rows
+    return queue.enqueue(
+        queue.Queue(queue_rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows
+    ).rows
 
 
 T = {"temperature": 0.2}
-PAIR, CLUSTERING = "z_a b d, z_b b d", "prototypes c d, concentration c, assignment *b, negatives *r"
+PAIR, CLUSTERING = (
+    "z_a b d, z_b b d",
+    "prototypes c d, concentration c, assignment *b, negatives *r",
+)
 STUDY = "queries b d, keys m d, positive *b"
 BANK = "query b d, bank n d, indices *b u"
 TWO_BANKS = "z_a b d, z_b b d, bank_a n d, bank_b n d, indices *b u"
-TWO_QUEUES = "q_a b d, q_b b d, k_a b d, k_b b d, queue_a k d, queue_b k d, jigsaw_a b d, jigsaw_b b d"
+TWO_QUEUES = (
+    "q_a b d, q_b b d, k_a b d, k_b b d, queue_a k d, queue_b k d, jigsaw_a b d, jigsaw_b b d"
+)
 MICE = "f b e d, v b e d, queue k e d, experts e d"
 SIAMESE = "p_a b d, p_b b d, z_a b d, z_b b d"
 CPC, GRID = "p 2 b t d, z b t d", "p 2 b t w d, z b t w d"
 TOKENS = "logits b t k, labels *b t"
 ROWS = [
     row(losses.contrast, "queries b d, keys k d", scale=2.0),
-    row(losses.pair_sums, "queries b d, keys k d", scale=2.0, term=lambda s, rows, cols: jnp.tanh(s)),
-    *(row(f, PAIR, **T) for f in (losses.nt_xent, losses.nt_xent_rows, losses.nt_xent_logits, losses.inva_spread,
-                                  losses.hcl, losses.hcl_terms, losses.graphcl, losses.graphcl_rows,
-                                  losses.cosine_logits)),
+    row(
+        losses.pair_sums, "queries b d, keys k d", scale=2.0, term=lambda s, rows, cols: jnp.tanh(s)
+    ),
+    *(
+        row(f, PAIR, **T)
+        for f in (
+            losses.nt_xent,
+            losses.nt_xent_rows,
+            losses.nt_xent_logits,
+            losses.inva_spread,
+            losses.hcl,
+            losses.hcl_terms,
+            losses.graphcl,
+            losses.graphcl_rows,
+            losses.cosine_logits,
+        )
+    ),
     *(row(f, "z v b d", **T) for f in (losses.nt_xent_views, losses.nt_xent_views_rows)),
-    *(row(f, f"queries b d, keys b d, negatives {axes}", **T, in_batch=in_batch)
-      for f, axes, in_batch in itertools.product((losses.info_nce, losses.info_nce_rows), ("k d", "b k d"),
-                                                 (False, True))),
+    *(
+        row(f, f"queries b d, keys b d, negatives {axes}", **T, in_batch=in_batch)
+        for f, axes, in_batch in itertools.product(
+            (losses.info_nce, losses.info_nce_rows), ("k d", "b k d"), (False, True)
+        )
+    ),
     row(losses.info_nce, "queries b d, keys b d, negatives n d, own *b", **T),
     row(losses.info_nce, "queries b d, keys b d", **T, symmetric=True),
-    *(row(f, "q_a b d, q_b b d, k_a b d, k_b b d", **T) for f in (losses.moco_v3, losses.moco_v3_rows)),
+    *(
+        row(f, "q_a b d, q_b b d, k_a b d, k_b b d", **T)
+        for f in (losses.moco_v3, losses.moco_v3_rows)
+    ),
     row(losses.n_pair, "queries b d, keys b d", l2_weight=0.1),
     *(row(f, "image b d, text b d", logit_scale=10.0) for f in (losses.clip, losses.clip_rows)),
     row(losses.clip_logits, "image b d, text k d", logit_scale=10.0),
-    *(row(f, "image b d, text b d", logit_scale=10.0, logit_bias=-1.0) for f in (losses.siglip, losses.siglip_rows)),
-    *(row(f, f"features b v d, {what}", **T) for f in (losses.supcon, losses.supcon_rows)
-      for what in ("labels *b", "mask b b")),
+    *(
+        row(f, "image b d, text b d", logit_scale=10.0, logit_bias=-1.0)
+        for f in (losses.siglip, losses.siglip_rows)
+    ),
+    *(
+        row(f, f"features b v d, {what}", **T)
+        for f in (losses.supcon, losses.supcon_rows)
+        for what in ("labels *b", "mask b b")
+    ),
     row(losses.supcon, "features b v d, labels *b", **T, summation="inside", contrast_mode="one"),
     row(losses.stablerep, "features b d, labels *b", **T),
     row(losses.kcl, "q b d, k b d, queue k d, labels *b, queue_labels *k", **T),
-    row(losses.kcl, "q b d, k b d, queue k d, labels *b, queue_labels *k, selected *b k", **T, unselected="zero"),
+    row(
+        losses.kcl,
+        "q b d, k b d, queue k d, labels *b, queue_labels *k, selected *b k",
+        **T,
+        unselected="zero",
+    ),
     row(losses.kcl_in_batch, "features b 1 d, labels *b, selected *b b", **T),
-    row(losses.tsc, "q b d, k b d, queue k d, labels *b, queue_labels *k, targets c d, assignment *c", **T),
+    row(
+        losses.tsc,
+        "q b d, k b d, queue k d, labels *b, queue_labels *k, targets c d, assignment *c",
+        **T,
+    ),
     row(losses.tsc_centroids, "centroids c d, features b d, labels *b"),
     row(losses.hardest_negatives, "queries b d, queue k d", num_hard=2),
     row(losses.mix_negatives, "queue k d, hardest *b u, pairs *b s 2, alpha b s"),
     row(losses.mix_with_query, "queries b d, queue k d, hardest *b u, picks *b s, beta b s"),
-    *(row(f, "q b d, k b d, queue k d, synthetic b s d", **T)
-      for f in (losses.mochi, losses.mochi_rows, losses.mochi_logits)),
+    *(
+        row(f, "q b d, k b d, queue k d, synthetic b s d", **T)
+        for f in (losses.mochi, losses.mochi_rows, losses.mochi_logits)
+    ),
     row(losses.select_hard, "similarity b m, positive *b", num_hard=2),
     *(row(f, STUDY, negative_weight=0.5) for f in (losses.simple, losses.simple_rows)),
-    *(row(f, STUDY, negative_weight=0.5, num_hard=2) for f in (losses.hard_simple, losses.hard_simple_rows)),
-    *(row(f, STUDY, **T, num_hard=num_hard) for f in (losses.hard_contrastive, losses.hard_contrastive_rows)
-      for num_hard in (2, None)),
+    *(
+        row(f, STUDY, negative_weight=0.5, num_hard=2)
+        for f in (losses.hard_simple, losses.hard_simple_rows)
+    ),
+    *(
+        row(f, STUDY, **T, num_hard=num_hard)
+        for f in (losses.hard_contrastive, losses.hard_contrastive_rows)
+        for num_hard in (2, None)
+    ),
     row(losses.alignment, "x b d, y b d", alpha=2.0),
     row(losses.alignment, "x b d, y b d", alpha=1.0),
     row(losses.uniformity, "x b d, queue k d", t=2.0),
     row(losses.align_uniform, "x b d, y b d", t=2.0, alpha=2.0),
-    row(losses.align_uniform_moco, "q b d, k b d, queue k d", t=2.0, alpha=2.0, contrast_weight=1.0, **T),
+    row(
+        losses.align_uniform_moco,
+        "q b d, k b d, queue k d",
+        t=2.0,
+        alpha=2.0,
+        contrast_weight=1.0,
+        **T,
+    ),
     row(losses.tolerance, "features b d, labels *b"),
     row(losses.effective_rank, "features b d"),
     row(losses.negative_hardness, "similarity b m, positive *b", **T),
@@ -128,11 +211,19 @@ ROWS = [
     row(losses.bank_softmax, f"{BANK}, jigsaw b d", **T),
     row(partial(nce.nce, normalizer=NORMALIZER), BANK, **T),
     row(losses.queue_logits, "query b d, key b d, queue k d", **T),
-    row(partial(losses.queue_nce, normalizer=NORMALIZER), "query b d, key b d, queue k d", **T, num_data=20),
+    row(
+        partial(losses.queue_nce, normalizer=NORMALIZER),
+        "query b d, key b d, queue k d",
+        **T,
+        num_data=20,
+    ),
     row(partial(losses.nce_of_logits, normalizer=NORMALIZER), "logits b k", num_data=20),
     row(two_normalizers(losses.cross_nce), TWO_BANKS, **T),
-    row(two_normalizers(losses.crd), "z_student b d, z_teacher b d, bank_student n d, bank_teacher n d, indices *b u",
-        **T),
+    row(
+        two_normalizers(losses.crd),
+        "z_student b d, z_teacher b d, bank_student n d, bank_teacher n d, indices *b u",
+        **T,
+    ),
     row(losses.cross_bank_softmax, f"{TWO_BANKS}, jigsaw_a b d, jigsaw_b b d", **T),
     row(losses.full_bank_softmax, "query b d, bank n d, ids *b", **T),
     row(losses.queue_softmax, "query b d, key b d, queue k d, jigsaw b d", **T),
@@ -146,34 +237,78 @@ ROWS = [
     row(losses.expert_prototypes, "sums e d"),
     row(losses.label_logits, "f b d, memory n d, labels *n", **T, num_labels=4),
     row(losses.spcl, "f b d, memory n d, labels *n, ids *b", **T, num_labels=4),
-    *(row(f, "student_logits b c, teacher_logits b c", **T)
-      for f in (losses.soft_label_rows, losses.knowledge_distillation)),
+    *(
+        row(f, "student_logits b c, teacher_logits b c", **T)
+        for f in (losses.soft_label_rows, losses.knowledge_distillation)
+    ),
     row(losses.soft_labels, "student_logits b c, teacher_logits b c, labels *b", **T, alpha=0.5),
     row(losses.embed, "features b i, kernel i d, bias d"),
     *(row(f, SIAMESE) for f in (losses.byol, losses.simsiam)),
     *(row(f, "p b d, z b d") for f in (losses.byol_rows, losses.simsiam_rows)),
     row(losses.fastsiam, "p v b d, z v b d"),
-    row(losses.dino, "student v b k, teacher a b k, centre k", student_temperature=0.1, teacher_temperature=0.05),
+    row(
+        losses.dino,
+        "student v b k, teacher a b k, centre k",
+        student_temperature=0.1,
+        teacher_temperature=0.05,
+    ),
     row(losses.swapped_cross_entropy, "log_p v b k, targets 2 b k", owners=(0, 1)),
     row(losses.swav, "scores v b k, codes a b k", **T),
-    row(losses.swav_codes, "scores a b k, queue a l d, prototypes k d", filled=True, epsilon=0.05, iterations=3),
+    row(
+        losses.swav_codes,
+        "scores a b k, queue a l d, prototypes k d",
+        filled=True,
+        epsilon=0.05,
+        iterations=3,
+    ),
     row(losses.sinkhorn, "scores b k, queued l k", epsilon=0.05, iterations=3),
     row(deepcluster_v2, "scores v b k, assignments *b", **T),
     row(losses.cross_entropy, "logits b k, labels *b"),
     row(losses.predictions, "c b t i, w v d i"),
-    *(row(f, CPC, scale=0.5, exclude_own=own) for f in (losses.cpc, losses.cpc_steps) for own in (False, True)),
-    *(row(f, f"{CPC}, negatives *b u 2", scale=0.5) for f in (losses.cpc, losses.cpc_steps, losses.cpc_logits)),
+    *(
+        row(f, CPC, scale=0.5, exclude_own=own)
+        for f in (losses.cpc, losses.cpc_steps)
+        for own in (False, True)
+    ),
+    *(
+        row(f, f"{CPC}, negatives *b u 2", scale=0.5)
+        for f in (losses.cpc, losses.cpc_steps, losses.cpc_logits)
+    ),
     *(row(f, GRID, scale=0.5, offsets=(1, 2)) for f in (losses.cpc_grid, losses.cpc_grid_steps)),
-    *(row(f, "local b l d, summary b s d")
-      for f in (losses.dim_divergence, losses.dim_infonce, losses.dim_donsker_varadhan)),
+    *(
+        row(f, "local b l d, summary b s d")
+        for f in (losses.dim_divergence, losses.dim_infonce, losses.dim_donsker_varadhan)
+    ),
     *(row(f, "z b d, proxies c d, labels *b", **T) for f in (losses.two_c, losses.two_c_rows)),
-    row(losses.contragan_discriminator, "d_real k, d_fake r, z_real b d, proxies c d, labels_real *b", **T, weight=1.0),
-    row(losses.contragan_generator, "d_fake k, z_fake b d, proxies c d, labels_fake *b", **T, weight=1.0),
-    *(row(f, "d_real b, d_fake k") for f in (losses.hinge_discriminator, losses.logistic_discriminator,
-                                             losses.least_squares_discriminator)),
-    *(row(f, "d_fake k") for f in (losses.hinge_generator, losses.logistic_generator, losses.least_squares_generator)),
-    *(row(f, "local n d, summary g d, graph_id *n", hard=hard)
-      for f in (losses.infograph, losses.infograph_expectations) for hard in (False, True)),
+    row(
+        losses.contragan_discriminator,
+        "d_real k, d_fake r, z_real b d, proxies c d, labels_real *b",
+        **T,
+        weight=1.0,
+    ),
+    row(
+        losses.contragan_generator,
+        "d_fake k, z_fake b d, proxies c d, labels_fake *b",
+        **T,
+        weight=1.0,
+    ),
+    *(
+        row(f, "d_real b, d_fake k")
+        for f in (
+            losses.hinge_discriminator,
+            losses.logistic_discriminator,
+            losses.least_squares_discriminator,
+        )
+    ),
+    *(
+        row(f, "d_fake k")
+        for f in (losses.hinge_generator, losses.logistic_generator, losses.least_squares_generator)
+    ),
+    *(
+        row(f, "local n d, summary g d, graph_id *n", hard=hard)
+        for f in (losses.infograph, losses.infograph_expectations)
+        for hard in (False, True)
+    ),
     row(mixed(losses.imix_n_pair), "q b d, k b d, weight b, partner *b", **T),
     row(mixed(losses.imix_moco), "q b d, k b d, queue k d, weight b, partner *b", **T),
     row(mixed(losses.imix_byol), "p b d, k b d, weight b, partner *b"),
@@ -181,40 +316,116 @@ ROWS = [
     row(mixed(losses.mix_inputs), "x b t t 3, weight b, partner *b"),
     row(losses.input_mix, "x b t t, raw b 3, partners *2 b"),
     *(row(f, f"{PAIR}, hard_negatives b d", **T) for f in (losses.simcse, losses.simcse_logits)),
-    *(row(f, "q h b d, k h h b d, queues h n d", **T) for f in (losses.leave_one_out, losses.leave_one_out_rows)),
+    *(
+        row(f, "q h b d, k h h b d, queues h n d", **T)
+        for f in (losses.leave_one_out, losses.leave_one_out_rows)
+    ),
     row(losses.support_set, "t b d, v b d, video_id *b", **T),
-    *(row(f, "t b d, v b d, video_id *b", margin=0.2) for f in (losses.ranking_loss, losses.ranking_rows)),
+    *(
+        row(f, "t b d, v b d, video_id *b", margin=0.2)
+        for f in (losses.ranking_loss, losses.ranking_rows)
+    ),
     row(losses.max_margin, "similarity b b", margin=0.2),
     row(losses.similarity_info_nce, "similarity b b"),
-    *(row(f, TOKENS) for f in (losses.token_log_likelihood, losses.token_cross_entropy, losses.caption_loss,
-                               losses.caption_rows)),
-    row(calm.calm, "logits_gen b t k, labels_gen *b t, logits_dis b x y, labels_dis *b x", weight_gen=1.0,
-        weight_dis=1.0),
+    *(
+        row(f, TOKENS)
+        for f in (
+            losses.token_log_likelihood,
+            losses.token_cross_entropy,
+            losses.caption_loss,
+            losses.caption_rows,
+        )
+    ),
+    row(
+        calm.calm,
+        "logits_gen b t k, labels_gen *b t, logits_dis b x y, labels_dis *b x",
+        weight_gen=1.0,
+        weight_dis=1.0,
+    ),
     row(losses.shift_right, "labels *b t", pad_id=0),
     row(losses.unit, "x b d"),
     row(bank.update, "bank n d, rows b d, ids *b", momentum=0.5),
-    *(row(spcl_update, "rows_of_the_memory n d, rows b d, ids *b", momentum=0.2, chain=chain) for chain in (True, False)),
+    *(
+        row(spcl_update, "rows_of_the_memory n d, rows b d, ids *b", momentum=0.2, chain=chain)
+        for chain in (True, False)
+    ),
     row(hybrid.class_means, "features n d, labels *n", num_classes=4),
     row(centre.update, "centre k, teacher_logits a b k", momentum=0.9),
     row(crop_queue.push, "queue a l d, z a b d"),
     row(enqueue, "queue_rows n d, rows b d"),
     row(prototypes.normalise, "rows n d"),
 ]
-# Not functions of checked arrays: rules of a tile, draws, sizes, functions of functions; and what takes what a loss made.
-OTHERS = {"LOG_ZERO", "allow", "not_self", "row_ids", "same_example", "same_id", "same_label", "clamp_log_scale",
-          "core_view", "full_graph", "adversarial_view", "adversarial_contrast", "local_features", "local_losses",
-          "local_units", "draw_cutmix", "draw_indices", "draw_mixtures", "draw_mixup", "draw_positives",
-          "draw_prototypes", "sample_negatives", "offset_negatives", "permuted_negatives", "positive_draws",
-          "in_batch_positives", "first_positives", "same_class", "kcl_targets", "cutmix_box", "own_share", "expectations",
-          "init_normalizer", "probabilities", "label_log_probabilities", "mice_of_terms", "simplex", "teacher_temperature",
-          "token_counts", "calm", "nce", "nce_chance"}
+# Not functions of checked arrays: rules of a tile, draws, sizes, functions of functions; and what
+# takes what a loss made.
+OTHERS = {
+    "LOG_ZERO",
+    "allow",
+    "not_self",
+    "row_ids",
+    "same_example",
+    "same_id",
+    "same_label",
+    "clamp_log_scale",
+    "core_view",
+    "full_graph",
+    "adversarial_view",
+    "adversarial_contrast",
+    "local_features",
+    "local_losses",
+    "local_units",
+    "draw_cutmix",
+    "draw_indices",
+    "draw_mixtures",
+    "draw_mixup",
+    "draw_positives",
+    "draw_prototypes",
+    "sample_negatives",
+    "offset_negatives",
+    "permuted_negatives",
+    "positive_draws",
+    "in_batch_positives",
+    "first_positives",
+    "same_class",
+    "kcl_targets",
+    "cutmix_box",
+    "own_share",
+    "expectations",
+    "init_normalizer",
+    "probabilities",
+    "label_log_probabilities",
+    "mice_of_terms",
+    "simplex",
+    "teacher_temperature",
+    "token_counts",
+    "calm",
+    "nce",
+    "nce_chance",
+}
 # Of any rank, or of a rank that says what is meant.
-ANY_RANK = {("predictions", "c"), ("normalise", "rows"), "teacher_logits", "queue_rows", "features", "x", "negatives"}
+ANY_RANK = {
+    ("predictions", "c"),
+    ("normalise", "rows"),
+    "teacher_logits",
+    "queue_rows",
+    "features",
+    "x",
+    "negatives",
+}
 # Booleans as well as numbers; a queue of anything.
 ANY_TYPE = {"mask", "selected", "queue_rows"}
 # Of the type they were given: memories, mixed inputs, a threshold among given similarities.
-KEEPS_TYPE = {"update", "spcl_update", "class_means", "push", "enqueue", "normalise", "mix_inputs", "input_mix",
-              "tsc_centroids", "select_hard"}
+KEEPS_TYPE = {
+    "update",
+    "spcl_update",
+    "class_means",
+    "push",
+    "enqueue",
+    "normalise",
+    "mix_inputs",
+    "input_mix",
+    "tsc_centroids",
+    "select_hard",
+}
 
 
 def name_of(f) -> str:
@@ -227,9 +438,19 @@ def _id(index: int) -> str:
 
 EACH = pytest.mark.parametrize("index", range(len(ROWS)), ids=_id)
 # A loss's rows and logits are compiled with it; by themselves with `-m slow`.
-EACH_COMPILED = pytest.mark.parametrize("index", [
-    pytest.param(i, marks=[pytest.mark.slow] if name_of(row.f).endswith(("_rows", "_terms", "_steps", "_logits")) else [])
-    for i, row in enumerate(ROWS)], ids=_id)
+EACH_COMPILED = pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(
+            i,
+            marks=[pytest.mark.slow]
+            if name_of(row.f).endswith(("_rows", "_terms", "_steps", "_logits"))
+            else [],
+        )
+        for i, row in enumerate(ROWS)
+    ],
+    ids=_id,
+)
 
 
 def size(letter: str) -> int:
@@ -238,7 +459,11 @@ def size(letter: str) -> int:
 
 def made(axes: str, seed: int) -> np.ndarray:
     rng, shape = np.random.default_rng(seed), [size(letter) for letter in axes.strip("*").split()]
-    return rng.integers(0, 3, shape).astype(np.int32) if axes[0] == "*" else rng.normal(size=shape).astype(np.float32)
+    return (
+        rng.integers(0, 3, shape).astype(np.int32)
+        if axes[0] == "*"
+        else rng.normal(size=shape).astype(np.float32)
+    )
 
 
 def arrays_of(given: Row) -> dict[str, np.ndarray]:
@@ -271,7 +496,16 @@ def test_every_loss_has_a_row():
     public = {name for name in losses.__all__ if not isinstance(getattr(losses, name), type)}
     assert public - covered - OTHERS == set()
     assert OTHERS - public == set()
-    assert set(memory.__all__) <= {"bank", "centre", "crop_queue", "hybrid", "prototypes", "queue", "HybridMemory", "Queue"}
+    assert set(memory.__all__) <= {
+        "bank",
+        "centre",
+        "crop_queue",
+        "hybrid",
+        "prototypes",
+        "queue",
+        "HybridMemory",
+        "Queue",
+    }
 
 
 @EACH
@@ -283,33 +517,55 @@ def test_refuses_wrong_shapes_and_types(index):
     for name, axes in given.arrays.items():
         x = arrays[name]
         if name not in ANY_RANK and (name_of(given.f), name) not in ANY_RANK:
-            assert name in refused(given, f"{name} without its last axis", arrays | {name: x[..., 0]})
+            assert name in refused(
+                given, f"{name} without its last axis", arrays | {name: x[..., 0]}
+            )
             assert name in refused(given, f"{name} with one axis more", arrays | {name: x[None]})
         for axis, letter in enumerate(letters[name]):
-            elsewhere = sum(letter in other for other in letters.values()) > 1 or letters[name].count(letter) > 1
+            elsewhere = (
+                sum(letter in other for other in letters.values()) > 1
+                or letters[name].count(letter) > 1
+            )
             if elsewhere and (letters[name].count(letter) == 1 or axis == 0):
-                refused(given, f"{name} of another {letter}", arrays | {name: np.concatenate(
-                    [x, np.take(x, [0], axis=axis)], axis=axis)})
+                refused(
+                    given,
+                    f"{name} of another {letter}",
+                    arrays | {name: np.concatenate([x, np.take(x, [0], axis=axis)], axis=axis)},
+                )
         if axes[0] == "*":
             if name not in ANY_TYPE:
-                assert name in refused(given, f"{name} in floats", arrays | {name: x.astype(np.float32)})
+                assert name in refused(
+                    given, f"{name} in floats", arrays | {name: x.astype(np.float32)}
+                )
         else:
             for dtype in (np.int32, np.complex64):
                 if name in ANY_TYPE and (dtype is np.int32 or name == "queue_rows"):
                     continue
-                assert "dtype" in refused(given, f"{name} in {dtype.__name__}", arrays | {name: x.astype(dtype)})
+                assert "dtype" in refused(
+                    given, f"{name} in {dtype.__name__}", arrays | {name: x.astype(dtype)}
+                )
 
 
 @EACH
 def test_refuses_numbers_out_of_range_and_axes_that_are_not_mapped(index):
     given = ROWS[index]
     arrays = arrays_of(given)
-    for name in ("temperature", "student_temperature", "teacher_temperature", "logit_scale", "epsilon", "t", "alpha"):
+    for name in (
+        "temperature",
+        "student_temperature",
+        "teacher_temperature",
+        "logit_scale",
+        "epsilon",
+        "t",
+        "alpha",
+    ):
         if isinstance(given.knobs.get(name), float) and (name != "alpha" or "x" in arrays):
             for value in (0, 0.0, -0.1, np.float32(0)):
                 assert name in refused(given, f"{name}={value}", arrays, **{name: value})
     if "axis_name" in inspect.signature(given.f).parameters:
-        assert "axis_name='elsewhere' is not mapped" in refused(given, "axis_name", arrays, axis_name="elsewhere")
+        assert "axis_name='elsewhere' is not mapped" in refused(
+            given, "axis_name", arrays, axis_name="elsewhere"
+        )
 
 
 def floats(tree):
@@ -323,6 +579,7 @@ def with_gradient(given: Row, arrays):
 
     def total(inputs):
         return sum((jnp.sum(x) for x in floats(run(given, inputs | rest))), jnp.zeros(()))
+
     return jax.value_and_grad(total), inputs
 
 
@@ -336,7 +593,10 @@ def test_zero_rows_are_finite_and_products_of_float32_stay_float32(index):
         assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
     step = traced.lower().compile()
     for zeroed in ([], *([name] for name in inputs), list(inputs)):
-        rows = {name: x * np.float32(0) if name in zeroed and name != "concentration" else x for name, x in inputs.items()}
+        rows = {
+            name: x * np.float32(0) if name in zeroed and name != "concentration" else x
+            for name, x in inputs.items()
+        }
         value, grads = step(rows)
         assert np.isfinite(value), zeroed
         for name, grad in grads.items():
@@ -348,15 +608,21 @@ def test_zero_rows_are_finite_and_products_of_float32_stay_float32(index):
 def test_half_precision_is_summed_in_float32(index, dtype):
     """A gradient has the type of its input."""
     given = ROWS[index]
-    arrays = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in arrays_of(given).items()}
+    arrays = {
+        name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in arrays_of(given).items()
+    }
     rest = {name: x for name, x in arrays.items() if x.dtype != dtype}
 
     def step(inputs):
         outputs = floats(run(given, inputs | rest))
-        assert {x.dtype for x in outputs} <= {jnp.dtype(dtype if name_of(given.f) in KEEPS_TYPE else jnp.float32)}
+        assert {x.dtype for x in outputs} <= {
+            jnp.dtype(dtype if name_of(given.f) in KEEPS_TYPE else jnp.float32)
+        }
         return sum((jnp.sum(x.astype(jnp.float32)) for x in outputs), jnp.zeros(()))
 
-    grads = jax.eval_shape(jax.grad(step), {name: x for name, x in arrays.items() if name not in rest})
+    grads = jax.eval_shape(
+        jax.grad(step), {name: x for name, x in arrays.items() if name not in rest}
+    )
     assert {x.dtype for x in jax.tree.leaves(grads)} <= {jnp.dtype(dtype)}
 
 
@@ -365,7 +631,9 @@ def products(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")
+        ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 yield from products(getattr(inner, "jaxpr", inner))
 

@@ -34,7 +34,9 @@ def test_bank_zero_row_is_finite():
 
 def test_bank_keeps_its_type():
     stored = bank.init(jax.random.key(0), 6, 4, dtype=jnp.bfloat16)
-    assert bank.update(stored, jnp.ones((2, 4)), jnp.array([0, 3]), momentum=0.5).dtype == jnp.bfloat16
+    assert (
+        bank.update(stored, jnp.ones((2, 4)), jnp.array([0, 3]), momentum=0.5).dtype == jnp.bfloat16
+    )
 
 
 def test_bank_start():
@@ -60,7 +62,9 @@ def test_hybrid_repeats_chain_in_batch_order():
         moved = 0.2 * expected[i] + 0.8 * row
         expected[i] = moved / np.linalg.norm(moved)
     memory = hybrid.HybridMemory(jnp.asarray(stored, jnp.float32), jnp.arange(5))
-    np.testing.assert_allclose(hybrid.update(memory, rows, ids, momentum=0.2).rows, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        hybrid.update(memory, rows, ids, momentum=0.2).rows, expected, atol=1e-6
+    )
 
 
 def test_hybrid_repeats_average():
@@ -71,7 +75,9 @@ def test_hybrid_repeats_average():
         moved = 0.2 * stored[i] + 0.8 * rows[ids == i].mean(0)
         expected[i] = moved / np.linalg.norm(moved)
     memory = hybrid.HybridMemory(jnp.asarray(stored, jnp.float32), jnp.arange(5))
-    np.testing.assert_allclose(hybrid.update(memory, rows, ids, momentum=0.2, chain=False).rows, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        hybrid.update(memory, rows, ids, momentum=0.2, chain=False).rows, expected, atol=1e-6
+    )
 
 
 def test_hybrid_start():
@@ -84,19 +90,30 @@ def test_hybrid_start():
 
 
 def test_centre_over_devices():
-    logits, start = rng().normal(size=(2, 8, 5)).astype(np.float32), rng(1).normal(size=5).astype(np.float32)
+    logits, start = (
+        rng().normal(size=(2, 8, 5)).astype(np.float32),
+        rng(1).normal(size=5).astype(np.float32),
+    )
     one = centre.update(start, logits, momentum=0.9)
     np.testing.assert_allclose(one, 0.9 * start + 0.1 * logits.mean((0, 1)), atol=1e-6)
     mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-    many = jax.shard_map(lambda c, x: centre.update(c, x, momentum=0.9, axis_name="i"), mesh=mesh,
-                         in_specs=(PartitionSpec(), PartitionSpec(None, "i")), out_specs=PartitionSpec())(start, logits)
+    many = jax.shard_map(
+        lambda c, x: centre.update(c, x, momentum=0.9, axis_name="i"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, "i")),
+        out_specs=PartitionSpec(),
+    )(start, logits)
     np.testing.assert_allclose(many, one, atol=1e-6)
     np.testing.assert_array_equal(centre.init(5), np.zeros(5))
 
 
 def test_prototypes():
-    np.testing.assert_allclose(np.linalg.norm(prototypes.init(jax.random.key(0), 9, 4), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(prototypes.init(jax.random.key(0), 9, 4), axis=1), 1, atol=1e-6
+    )
     kernel = rng().normal(size=(4, 9)).astype(np.float32)
-    np.testing.assert_allclose(prototypes.normalise(kernel, axis=0), kernel / np.linalg.norm(kernel, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        prototypes.normalise(kernel, axis=0), kernel / np.linalg.norm(kernel, axis=0), atol=1e-6
+    )
     zero = jax.grad(lambda x: prototypes.normalise(x).sum())(jnp.zeros((1, 3)))
     np.testing.assert_allclose(zero, np.full((1, 3), 1e12), rtol=1e-6)

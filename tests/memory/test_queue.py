@@ -63,7 +63,9 @@ def test_no_gradient_enters():
 
 def test_errors():
     queue = ring.init(jax.random.key(0), 4, 3)
-    with pytest.raises(ValueError, match=r"rows have shape \(2, 5\); expected \[B, 3\].*another projection width"):
+    with pytest.raises(
+        ValueError, match=r"rows have shape \(2, 5\); expected \[B, 3\].*another projection width"
+    ):
         ring.enqueue(queue, jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="int32; expected floating-point"):
         ring.enqueue(queue, jnp.ones((2, 3), jnp.int32))

@@ -1,4 +1,5 @@
-"""What is CMC's own: a network and a bank per view, banks that move at the batch's ids alone, Z, graphs of views."""
+"""What is CMC's own: a network and a bank per view, banks that move at the batch's ids alone, Z,
+graphs of views."""
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +62,21 @@ def test_each_network_sees_its_own_channels(two):
     np.testing.assert_array_equal(grey["h1"], plain["h1"])
     np.testing.assert_array_equal(lit["h2"], plain["h2"])
     assert np.abs(grey["h2"] - plain["h2"]).max() > 0 and np.abs(lit["h1"] - plain["h1"]).max() > 0
-    kernels = [state.params[v]["encoder"]["stem_conv1"]["kernel"].shape[2] for v in ("view1", "view2")]
+    kernels = [
+        state.params[v]["encoder"]["stem_conv1"]["kernel"].shape[2] for v in ("view1", "view2")
+    ]
     assert kernels == [1, 2]
 
 
-@pytest.mark.parametrize("graph,edges", [("core", [(1, 2), (1, 3)]), ("full", [(1, 2), (1, 3), (2, 3)])])
+@pytest.mark.parametrize(
+    "graph,edges", [("core", [(1, 2), (1, 3)]), ("full", [(1, 2), (1, 3), (2, 3)])]
+)
 def test_graphs_of_three_views(graph, edges):
     _, state, update = build(channels=[[0], [1], [2]], graph=graph, loss="softmax", temperature=1e6)
     after, metrics = update(state, BATCH, jax.random.key(1))
-    assert {name for name in metrics if name.startswith("similarity")} == {f"similarity_{a}_{b}" for a, b in edges}
+    assert {name for name in metrics if name.startswith("similarity")} == {
+        f"similarity_{a}_{b}" for a, b in edges
+    }
     np.testing.assert_allclose(metrics["loss"], 2 * len(edges) * np.log(17), rtol=1e-4)
     assert len(after.memory.banks) == 3 and after.memory.normalizers == ()
 

@@ -1,4 +1,5 @@
-"""What is DeepCluster's own: the front end, dropout by example, the E-step, the fresh top layer and its optimiser."""
+"""What is DeepCluster's own: the front end, dropout by example, the E-step, the fresh top layer and
+its optimiser."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ def build(**settings):
 
 @pytest.fixture(scope="module")
 def trained():
-    """(method, compiled update, State after a step, the same after an E-step, encode_all and its features)."""
+    """(method, compiled update, State after a step, the same after an E-step, encode_all and its
+    features)."""
     method = build()
     update = jax.jit(method.update)
     start = jax.device_put(jax.jit(method.init)(jax.random.key(0), BATCH), jax.devices()[0])
@@ -51,10 +53,14 @@ def test_e_step(trained):
     assignment = np.asarray(after.memory.assignment)
     whitened = pca_whiten(jnp.asarray(rows), 6)
     assert len(np.unique(assignment)) == 5
-    means = jnp.stack([whitened[assignment == c].mean(0) for c in range(5)])  # 20 iterations are enough for a fixed point
+    means = jnp.stack(
+        [whitened[assignment == c].mean(0) for c in range(5)]
+    )  # 20 iterations are enough for a fixed point
     np.testing.assert_array_equal(assign(whitened, means)[0], assignment)
     np.testing.assert_array_equal(method.plan(after), assignment)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
 
 
 def test_only_the_top_layer_is_new(trained):
@@ -100,7 +106,9 @@ def test_sobel_is_that_of_the_mean_channel():
     across, down = [[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]
     for image, got in zip(images.mean(3), found):
         for channel, weights in enumerate((across, down)):
-            np.testing.assert_allclose(got[..., channel], signal.correlate2d(image, weights, "same"), atol=1e-5)
+            np.testing.assert_allclose(
+                got[..., channel], signal.correlate2d(image, weights, "same"), atol=1e-5
+            )
 
 
 def test_dropout_is_of_the_example():
@@ -116,10 +124,19 @@ def test_the_authors_network():
     network = deepcluster.Network(encoder, (4096, 4096), 0.5, True)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     (before, _, named), start = jax.eval_shape(
-        lambda x: network.init_with_output(jax.random.key(0), x, True), image)
+        lambda x: network.init_with_output(jax.random.key(0), x, True), image
+    )
     assert before.shape == (1, 4096) and named["h"].shape == (1, 256 * 6 * 6)
-    maps = 2 * 96 * 121 + 96 * 256 * 25 + 9 * (256 * 384 + 384 * 384 + 384 * 256) + 2 * (96 + 256 + 384 + 384 + 256)
-    assert sum(leaf.size for leaf in jax.tree.leaves(start["params"])) == maps + 9217 * 4096 + 4097 * 4096
+    maps = (
+        2 * 96 * 121
+        + 96 * 256 * 25
+        + 9 * (256 * 384 + 384 * 384 + 384 * 256)
+        + 2 * (96 + 256 + 384 + 384 + 256)
+    )
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(start["params"]))
+        == maps + 9217 * 4096 + 4097 * 4096
+    )
 
 
 def test_errors():

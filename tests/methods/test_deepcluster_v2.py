@@ -1,4 +1,5 @@
-"""What is DeepCluster v2's own: the memory of embeddings, clusters of crop 1, 2, 1, ..., prototypes that do not train."""
+"""What is DeepCluster v2's own: the memory of embeddings, clusters of crop 1, 2, 1, ..., prototypes
+that do not train."""
 
 import jax
 import numpy as np
@@ -19,8 +20,13 @@ COUNTS = (4, 5, 5)
 
 def build(**settings):
     settings = {"num_prototypes": COUNTS, "hidden_dim": 16, "out_dim": 8} | settings
-    return deepcluster_v2.make(encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"), tx=optim.sgd(0.1), views=VIEWS,
-                               run=RUN, **settings)
+    return deepcluster_v2.make(
+        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+        tx=optim.sgd(0.1),
+        views=VIEWS,
+        run=RUN,
+        **settings,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +36,18 @@ def trained():
     start = jax.device_put(jax.jit(method.init)(jax.random.key(0), BATCH), jax.devices()[0])
     everything = {"image": IMAGES, "id": np.arange(32, dtype=np.int32)}
     state = method.refresh(start, lambda f: np.asarray(jax.jit(f)(start, everything)), 0)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), start)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), start
+    )
     update = jax.jit(method.update)
     after, metrics = update(state, BATCH, jax.random.key(1))
     return method, state, after, metrics, update
 
 
 def _are_clusters_of(memory, embeddings):
-    for h, (count, rows, assignment) in enumerate(zip(COUNTS, memory.prototypes, memory.assignments)):
+    for h, (count, rows, assignment) in enumerate(
+        zip(COUNTS, memory.prototypes, memory.assignments)
+    ):
         crops = np.asarray(embeddings)[:, h % 2]
         np.testing.assert_array_equal(np.argmax(crops @ np.asarray(rows).T, axis=1), assignment)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
@@ -73,7 +83,9 @@ def test_labels_are_those_of_the_ids(trained):
     _, state, _, metrics, update = trained
 
     def loss_with(ids):
-        assignments = state.memory.assignments.at[:, ids].set((state.memory.assignments[:, ids] + 1) % 4)
+        assignments = state.memory.assignments.at[:, ids].set(
+            (state.memory.assignments[:, ids] + 1) % 4
+        )
         moved = state.replace(memory=state.memory._replace(assignments=assignments))
         return update(moved, BATCH, jax.random.key(1))[1]["loss"]
 

@@ -1,4 +1,5 @@
-"""What is each method's own: Deep InfoMax's two players, CPC's directions and what a context may see."""
+"""What is each method's own: Deep InfoMax's two players, CPC's directions and what a context may
+see."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,16 @@ ENCODER = conv.make(variant="basic32x32", width=0.0625)
 
 
 def infomax(**settings):
-    return dim.make(encoder=ENCODER, tx=optax.sgd(0.1), views=(WHOLE,), run=RUN, summary_dim=8, units=8,
-                    discriminator_dims=(8,), **settings)
+    return dim.make(
+        encoder=ENCODER,
+        tx=optax.sgd(0.1),
+        views=(WHOLE,),
+        run=RUN,
+        summary_dim=8,
+        units=8,
+        discriminator_dims=(8,),
+        **settings,
+    )
 
 
 def step(method):
@@ -35,7 +44,8 @@ def changed(a, b):
 
 
 def test_each_player_gets_its_own_gradient_alone():
-    """Without the prior the network moves as with a prior of next to no weight; the discriminator moves all the same."""
+    """Without the prior the network moves as with a prior of next to no weight; the discriminator
+    moves all the same."""
     _, with_prior, metrics = step(infomax(gamma=1e-9))
     start, without, alone = step(infomax(gamma=0.0))
     assert "discriminator" not in without.params
@@ -50,12 +60,17 @@ def test_each_player_gets_its_own_gradient_alone():
 def test_estimators_train(estimator):
     *_, metrics = step(infomax(estimator=estimator, alpha=0.5, gamma=0.0))
     assert np.isfinite(metrics["loss"]) and {"global", "local"} <= metrics.keys()
-    np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["global"] + metrics["local"], rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["loss"], 0.5 * metrics["global"] + metrics["local"], rtol=1e-5
+    )
 
 
 def test_infomax_errors():
-    for settings, text in ((dict(estimator="MI"), "expected one of"), (dict(beta=0.0), "a global or a local term"),
-                           (dict(local="conv9"), "is not a map of this encoder")):
+    for settings, text in (
+        (dict(estimator="MI"), "expected one of"),
+        (dict(beta=0.0), "a global or a local term"),
+        (dict(local="conv9"), "is not a map of this encoder"),
+    ):
         with pytest.raises(ValueError, match=text):
             jax.eval_shape(infomax(**settings).init, jax.random.key(0), BATCH)
 
@@ -73,19 +88,36 @@ def test_a_context_sees_the_rows_down_to_its_own():
 def test_facing_turns_the_direction_downwards(direction):
     grid = jnp.arange(9).reshape(1, 3, 3, 1)
     turned = cpc.facing(grid, direction)[0, :, 0, 0]
-    assert turned.tolist() == {"down": [0, 3, 6], "up": [6, 3, 0], "right": [0, 1, 2], "left": [2, 1, 0]}[direction]
+    assert (
+        turned.tolist()
+        == {"down": [0, 3, 6], "up": [6, 3, 0], "right": [0, 1, 2], "left": [2, 1, 0]}[direction]
+    )
 
 
 def test_cpc_step_and_errors():
-    settings = dict(encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"), tx=optax.sgd(0.1), views=(WHOLE,), run=RUN,
-                    patch_size=16, stride=8, context_blocks=1, context_width=8, target_dim=8)
+    settings = dict(
+        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+        tx=optax.sgd(0.1),
+        views=(WHOLE,),
+        run=RUN,
+        patch_size=16,
+        stride=8,
+        context_blocks=1,
+        context_width=8,
+        target_dim=8,
+    )
     method = cpc.make(offsets=(1, 2), directions=("down", "left"), **settings)
     _, state, metrics = step(method)
     np.testing.assert_allclose(metrics["chance"], np.log(4 * 9), rtol=1e-6)
-    assert abs(metrics["loss"] - metrics["chance"]) < 0.5 and {"accuracy_1", "accuracy_2"} <= metrics.keys()
+    assert (
+        abs(metrics["loss"] - metrics["chance"]) < 0.5
+        and {"accuracy_1", "accuracy_2"} <= metrics.keys()
+    )
     assert method.encode(state, BATCH)["h"].shape == (4, 8)
-    for wrong, text in ((dict(offsets=(3,)), "expected rows from 1 to 2"),
-                        (dict(offsets=(1,), directions=("down", "down")), "each once"),
-                        (dict(offsets=(1,), directions=("north",)), "expected some of down")):
+    for wrong, text in (
+        (dict(offsets=(3,)), "expected rows from 1 to 2"),
+        (dict(offsets=(1,), directions=("down", "down")), "each once"),
+        (dict(offsets=(1,), directions=("north",)), "expected some of down"),
+    ):
         with pytest.raises(ValueError, match=text):
             cpc.make(**{**settings, **wrong})

@@ -20,8 +20,14 @@ NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
 
 
 def build(**settings):
-    method = instdisc.make(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,), run=RUN, out_dim=8,
-                           **{"num_negatives": 5, "momentum": 0.7, **settings})
+    method = instdisc.make(
+        encoder=NETWORK,
+        tx=optax.sgd(0.1),
+        views=(VIEW,),
+        run=RUN,
+        out_dim=8,
+        **{"num_negatives": 5, "momentum": 0.7, **settings},
+    )
     return jax.jit(method.init)(jax.random.key(0), BATCH), jax.jit(method.update)
 
 
@@ -40,14 +46,16 @@ def test_only_the_rows_of_the_batch_move_and_z_stays_that_of_the_first():
 
 
 def test_a_row_moves_to_the_feature_of_this_step():
-    """0.7 of the old row and 0.3 of the feature, normalised: so the feature lies in the plane of the two."""
+    """0.7 of the old row and 0.3 of the feature, normalised: so the feature lies in the plane of
+    the two."""
     state, update = build(loss="full_softmax")
     after, _ = update(state, BATCH, jax.random.key(1))
     assert after.memory.normalizer is None
     old, new = np.asarray(state.memory.rows[IDS]), np.asarray(after.memory.rows[IDS])
-    # scale * new - 0.7 old = 0.3 feature with a feature of norm 1: the quadratic's positive root gives the scale.
+    # scale * new - 0.7 old = 0.3 feature with a feature of norm 1: the quadratic's positive root
+    # gives the scale.
     cosine = np.sum(old * new, axis=1)
-    scale = 0.7 * cosine + np.sqrt((0.7 * cosine)**2 - 0.49 * np.sum(old**2, axis=1) + 0.09)
+    scale = 0.7 * cosine + np.sqrt((0.7 * cosine) ** 2 - 0.49 * np.sum(old**2, axis=1) + 0.09)
     assert np.isfinite(scale).all()
     feature = (scale[:, None] * new - 0.7 * old) / 0.3
     np.testing.assert_allclose(np.linalg.norm(feature, axis=1), 1, rtol=1e-4)
@@ -73,11 +81,16 @@ def test_the_proximal_term_adds_its_weight():
 
 
 def test_invaspread_chance_and_errors():
-    method = invaspread.make(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, out_dim=8, temperature=1e6)
+    method = invaspread.make(
+        encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, out_dim=8, temperature=1e6
+    )
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     _, metrics = jax.jit(method.update)(state, BATCH, jax.random.key(1))
     np.testing.assert_allclose(metrics["loss"], metrics["chance"], rtol=1e-4)
-    for settings, text in ((dict(loss="bce"), "expected one of nce"), (dict(proximal_weight=-1.0), "expected 0 or more")):
+    for settings, text in (
+        (dict(loss="bce"), "expected one of nce"),
+        (dict(proximal_weight=-1.0), "expected 0 or more"),
+    ):
         with pytest.raises(ValueError, match=text):
             build(**settings)
     with pytest.raises(ValueError, match="one view of each image"):

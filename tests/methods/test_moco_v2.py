@@ -1,4 +1,5 @@
-"""What is MoCo's own: the order of EMA, logits and queue; keys in shuffled order; the symmetric form."""
+"""What is MoCo's own: the order of EMA, logits and queue; keys in shuffled order; the symmetric
+form."""
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,17 @@ def build(**settings):
 
 
 def test_a_step_against_the_authors_order():
-    """theta_k <- m theta_k + (1 - m) theta_q of before the step, then keys, logits, enqueue, optimiser."""
+    """theta_k <- m theta_k + (1 - m) theta_q of before the step, then keys, logits, enqueue,
+    optimiser."""
     _, state, update = build()
     theta_k, key = state.params, jax.random.key(1)
     for step in range(3):
-        theta_k = jax.tree.map(lambda k, q: MOMENTUM * k + (1 - MOMENTUM) * q, theta_k, state.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), theta_k, state.target.params)
+        theta_k = jax.tree.map(
+            lambda k, q: MOMENTUM * k + (1 - MOMENTUM) * q, theta_k, state.params
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), theta_k, state.target.params
+        )
         before = state
         state, metrics = update(state, BATCH, jax.random.fold_in(key, step))
         new, at = state.memory.rows, (8 * step + np.arange(8)) % 20
@@ -44,7 +50,9 @@ def test_a_step_against_the_authors_order():
         assert state.memory.pointer == 8 * (step + 1) % 20
         assert np.isfinite(metrics["loss"])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.target.stats, before.target.stats)
-    assert min(jax.tree.leaves(moved)) > 0, "the key encoder's batch statistics follow its own passes"
+    assert min(jax.tree.leaves(moved)) > 0, (
+        "the key encoder's batch statistics follow its own passes"
+    )
 
 
 def test_keys_of_the_step_are_no_negatives_of_it(monkeypatch):
@@ -63,11 +71,14 @@ def test_keys_of_the_step_are_no_negatives_of_it(monkeypatch):
     np.testing.assert_array_equal(queue, state.memory.rows)
     np.testing.assert_allclose(after.memory.rows[:8], k, atol=1e-6)
     logits = np.concatenate([(q * k).sum(1, keepdims=True), q @ queue.T], 1) / 0.2
-    np.testing.assert_allclose(metrics["loss"], (np.log(np.exp(logits).sum(1)) - logits[:, 0]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["loss"], (np.log(np.exp(logits).sum(1)) - logits[:, 0]).mean(), rtol=1e-5
+    )
 
 
 def test_shuffling_changes_the_groups_and_not_the_order_of_the_keys():
-    """With no groups to change it does nothing; with groups, keys come out other than without, yet in place."""
+    """With no groups to change it does nothing; with groups, keys come out other than without, yet
+    in place."""
     whole = NETWORK.clone(splits=1)
 
     def keys(network, shuffle):
@@ -77,8 +88,15 @@ def test_shuffling_changes_the_groups_and_not_the_order_of_the_keys():
         @jax.jit
         def run(images):
             start = net.init(jax.random.key(0), images, True)
-            return moco_v2.momentum_keys(apply, start["params"], start["batch_stats"], images,
-                                         jax.random.key(2) if shuffle else None, None)[0]
+            return moco_v2.momentum_keys(
+                apply,
+                start["params"],
+                start["batch_stats"],
+                images,
+                jax.random.key(2) if shuffle else None,
+                None,
+            )[0]
+
         return run(jnp.asarray(BATCH["image"], jnp.float32) / 255)
 
     np.testing.assert_allclose(keys(whole, True), keys(whole, False), atol=1e-5)
@@ -108,7 +126,9 @@ def test_errors():
 
 def test_networks_without_batch_norm_train_too():
     encoder = vit.make(width=8, depth=1, heads=1, patch=4, image_size=8)
-    method = moco_v2.make(encoder=encoder, tx=optax.sgd(0.5), views=VIEWS, run=RUN, queue_size=20, out_dim=8)
+    method = moco_v2.make(
+        encoder=encoder, tx=optax.sgd(0.5), views=VIEWS, run=RUN, queue_size=20, out_dim=8
+    )
     state = jax.eval_shape(method.init, jax.random.key(0), BATCH)
     after, metrics = jax.eval_shape(method.update, state, BATCH, jax.random.key(1))
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()

@@ -1,4 +1,5 @@
-"""What is PCL's own: the switch after the warm-up, the E-step's numbers, prototypes looked up by id."""
+"""What is PCL's own: the switch after the warm-up, the E-step's numbers, prototypes looked up by
+id."""
 
 import jax
 import numpy as np
@@ -19,8 +20,16 @@ COUNTS = (12, 16)
 
 
 def build(**settings):
-    settings = {"num_prototypes": COUNTS, "num_negative_prototypes": 3, "warmup_epochs": 1, "queue_size": 20,
-                "out_dim": 8, "head": "linear", "restarts": 2, "momentum": 0.9} | settings
+    settings = {
+        "num_prototypes": COUNTS,
+        "num_negative_prototypes": 3,
+        "warmup_epochs": 1,
+        "queue_size": 20,
+        "out_dim": 8,
+        "head": "linear",
+        "restarts": 2,
+        "momentum": 0.9,
+    } | settings
     return pcl.make(encoder=NETWORK, tx=optax.sgd(0.1), views=VIEWS, run=RUN, **settings)
 
 
@@ -49,11 +58,15 @@ def test_warm_up_leaves_the_state_alone(trained):
 def test_e_step(trained):
     _, _, state, after, rows = trained
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
     assert after.memory.active == 1
     for count, found in zip(COUNTS, after.memory.clusterings):
         means = np.stack([rows[np.asarray(found.assignment) == c].mean(0) for c in range(count)])
-        np.testing.assert_allclose(found.prototypes, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-4)
+        np.testing.assert_allclose(
+            found.prototypes, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-4
+        )
         np.testing.assert_allclose(found.concentration.mean(), 0.2, rtol=1e-5)
 
 
@@ -61,19 +74,25 @@ def test_the_switch_needs_no_second_program(trained):
     _, update, _, after, _ = trained
     _, metrics = update(after, BATCH, jax.random.key(2))
     assert metrics["loss_proto"] > 0
-    np.testing.assert_allclose(metrics["loss"], metrics["loss_instance"] + metrics["loss_proto"], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["loss_instance"] + metrics["loss_proto"], rtol=1e-6
+    )
     assert update._cache_size() == 1
 
 
 def test_prototypes_are_those_of_the_ids(trained):
-    """Clusters of examples that are not in the batch change nothing but what may be drawn as a negative."""
+    """Clusters of examples that are not in the batch change nothing but what may be drawn as a
+    negative."""
     method = build(num_negative_prototypes=0)
     update = jax.jit(method.update)
     *_, after, _ = trained
 
     def loss_with(ids):
         def edit(found):
-            return found._replace(assignment=found.assignment.at[ids].set((found.assignment[ids] + 1) % 12))
+            return found._replace(
+                assignment=found.assignment.at[ids].set((found.assignment[ids] + 1) % 12)
+            )
+
         memory = after.memory._replace(clusterings=tuple(map(edit, after.memory.clusterings)))
         return update(after.replace(memory=memory), BATCH, jax.random.key(2))[1]["loss_proto"]
 

@@ -34,9 +34,19 @@ def moved(a, b):
 
 
 def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
-    tx, _ = optim.build(name="sgd", learning_rate=0.1, learning_rate_scaling="none", batch_size=8, steps_per_epoch=4,
-                        total_steps=2, momentum=0.0, constant_lr_paths=("predictor",))
-    method = simsiam.make(encoder=NETWORK, tx=tx, views=(VIEW,) * 2, run=RUN, out_dim=8, hidden_dim=4, num_layers=2)
+    tx, _ = optim.build(
+        name="sgd",
+        learning_rate=0.1,
+        learning_rate_scaling="none",
+        batch_size=8,
+        steps_per_epoch=4,
+        total_steps=2,
+        momentum=0.0,
+        constant_lr_paths=("predictor",),
+    )
+    method = simsiam.make(
+        encoder=NETWORK, tx=tx, views=(VIEW,) * 2, run=RUN, out_dim=8, hidden_dim=4, num_layers=2
+    )
     first, one, metrics = stepped(method)
     assert -1 <= metrics["loss"] <= 1 and 0 < metrics["z_std"] <= 1 / np.sqrt(8) + 1e-6
     _, two, _ = stepped(method, 3)  # the cosine has reached 0 after two steps
@@ -44,13 +54,21 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     assert moved(again.params["network"], two.params["network"]) == 0
     assert moved(again.params["predictor"], two.params["predictor"]) > 0
     # Two passes: from 0, the running mean is 0.09 of the first view's and 0.1 of the second's.
-    moments = [stem_mean(view, first) for view in simsiam.views_of.of_batch((VIEW,) * 2, BATCH, jax.random.key(1))]
-    np.testing.assert_allclose(one.stats["network"]["encoder"]["stem_norm1"]["mean"], 0.09 * moments[0] + 0.1 * moments[1],
-                               atol=1e-5)
+    moments = [
+        stem_mean(view, first)
+        for view in simsiam.views_of.of_batch((VIEW,) * 2, BATCH, jax.random.key(1))
+    ]
+    np.testing.assert_allclose(
+        one.stats["network"]["encoder"]["stem_norm1"]["mean"],
+        0.09 * moments[0] + 0.1 * moments[1],
+        atol=1e-5,
+    )
 
 
 def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
-    settings = dict(encoder=NETWORK, tx=optax.sgd(0.0), run=RUN, out_dim=8, hidden_dim=4, num_layers=2)
+    settings = dict(
+        encoder=NETWORK, tx=optax.sgd(0.0), run=RUN, out_dim=8, hidden_dim=4, num_layers=2
+    )
     method = simsiam.make(views=(VIEW,) * 4, **settings)
     first, _, metrics = stepped(method)
     network = simsiam.Network(NETWORK, simsiam.mlp.make(variant="simsiam", out_dim=8, num_layers=2))
@@ -71,7 +89,9 @@ def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
 def test_simsiams_deviation_of_channels_is_over_all_devices_and_0_at_a_collapse():
     z = np.random.default_rng(0).normal(size=(8, 2, 64)).astype(np.float32)
     rows = (z / np.linalg.norm(z, axis=2, keepdims=True)).reshape(-1, 64)
-    split = jax.pmap(lambda z: simsiam.channel_std(z, "i"), axis_name="i", devices=jax.devices()[:4])
+    split = jax.pmap(
+        lambda z: simsiam.channel_std(z, "i"), axis_name="i", devices=jax.devices()[:4]
+    )
     for found in (simsiam.channel_std(z, None), *split(z.reshape(4, 2, 2, 64))):
         np.testing.assert_allclose(found, rows.std(axis=0).mean(), rtol=1e-5)
         assert abs(found * 8 - 1) < 0.1  # 1 / sqrt(64) of rows spread over the sphere
@@ -80,18 +100,32 @@ def test_simsiams_deviation_of_channels_is_over_all_devices_and_0_at_a_collapse(
 
 def stem_mean(images, state):
     kernel = state.params["network"]["encoder"]["stem_conv1"]["kernel"]
-    maps = jax.lax.conv_general_dilated(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    maps = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return maps.mean((0, 1, 2))
 
 
 def test_moco_v3_target_moves_by_the_next_steps_momentum_and_owns_its_statistics():
-    method = moco_v3.make(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, hidden_dim=8, out_dim=8,
-                          temperature=0.2, momentum=0.9)
+    method = moco_v3.make(
+        encoder=NETWORK,
+        tx=optax.sgd(0.1),
+        views=(VIEW,) * 2,
+        run=RUN,
+        hidden_dim=8,
+        out_dim=8,
+        temperature=0.2,
+        momentum=0.9,
+    )
     first, after, metrics = stepped(method)
     np.testing.assert_allclose(metrics["chance"], 0.8 * np.log(8), rtol=1e-6)
     m = 1 - 0.1 * (1 + np.cos(np.pi / 8)) / 2  # step 1 of 8
-    for old, new, target in zip(*(jax.tree.leaves(tree) for tree in (first.params["network"], after.params["network"],
-                                                                     after.target.params))):
+    for old, new, target in zip(
+        *(
+            jax.tree.leaves(tree)
+            for tree in (first.params["network"], after.params["network"], after.target.params)
+        )
+    ):
         np.testing.assert_allclose(target, m * old + (1 - m) * new, atol=1e-6)
     assert moved(first.target.stats, after.target.stats) > 0
     with pytest.raises(ValueError, match="contrasts two views"):
@@ -99,7 +133,9 @@ def test_moco_v3_target_moves_by_the_next_steps_momentum_and_owns_its_statistics
 
 
 def test_a_network_that_would_drop_paths_is_refused_where_none_are_drawn():
-    method = moco_v3.make(encoder=TRANSFORMER, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, hidden_dim=8, out_dim=8)
+    method = moco_v3.make(
+        encoder=TRANSFORMER, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, hidden_dim=8, out_dim=8
+    )
     with pytest.raises(ValueError, match=r"drop_path=0.5: this method does not draw it"):
         jax.eval_shape(method.init, jax.random.key(0), BATCH)
 
@@ -107,14 +143,34 @@ def test_a_network_that_would_drop_paths_is_refused_where_none_are_drawn():
 @pytest.mark.parametrize("encoder", [NETWORK, TRANSFORMER], ids=["resnet", "vit"])
 def test_dino_step(encoder):
     small = recipe({"name": "crop_flip", "size": 4, "test_crop": 1.0})
-    tx, _ = optim.build(name="adamw", learning_rate=1e-3, learning_rate_scaling="none", batch_size=8, steps_per_epoch=4,
-                        total_steps=8, weight_decay=0.1, freeze_epochs=0.5, freeze_paths=("last_layer",),
-                        clip_tensor_norm=3.0)
-    method = dino.make(encoder=encoder, tx=tx, views=(VIEW, VIEW, small), run=RUN, num_prototypes=12, hidden_dim=8,
-                       bottleneck_dim=8, head_norm=encoder is NETWORK, momentum=0.9)
+    tx, _ = optim.build(
+        name="adamw",
+        learning_rate=1e-3,
+        learning_rate_scaling="none",
+        batch_size=8,
+        steps_per_epoch=4,
+        total_steps=8,
+        weight_decay=0.1,
+        freeze_epochs=0.5,
+        freeze_paths=("last_layer",),
+        clip_tensor_norm=3.0,
+    )
+    method = dino.make(
+        encoder=encoder,
+        tx=tx,
+        views=(VIEW, VIEW, small),
+        run=RUN,
+        num_prototypes=12,
+        hidden_dim=8,
+        bottleneck_dim=8,
+        head_norm=encoder is NETWORK,
+        momentum=0.9,
+    )
     first, after, metrics = stepped(method, 2)
     assert np.isfinite(metrics["loss"]) and 0 <= metrics["teacher_entropy"] <= np.log(12) + 1e-5
-    assert moved(first.params["head"]["last_layer"], after.params["head"]["last_layer"]) == 0  # held for two steps
+    assert (
+        moved(first.params["head"]["last_layer"], after.params["head"]["last_layer"]) == 0
+    )  # held for two steps
     _, later, _ = stepped(method, 3)
     assert moved(first.params["head"]["last_layer"], later.params["head"]["last_layer"]) > 0
     assert after.memory["step"] == 2 and np.abs(after.memory["centre"]).max() > 0
@@ -125,16 +181,31 @@ def test_dino_step(encoder):
 
 
 def test_dino_loss_is_of_the_centre_before_the_step():
-    """By hand from a student and teacher without batch norm or dropped paths: the first loss has a centre of zero."""
+    """By hand from a student and teacher without batch norm or dropped paths: the first loss has a
+    centre of zero."""
     plain = vit.make(width=16, depth=1, heads=2, patch=4, image_size=8)
-    method = dino.make(encoder=plain, tx=optax.sgd(0.0), views=(VIEW, VIEW), run=RUN, num_prototypes=12, hidden_dim=8,
-                       bottleneck_dim=8)
+    method = dino.make(
+        encoder=plain,
+        tx=optax.sgd(0.0),
+        views=(VIEW, VIEW),
+        run=RUN,
+        num_prototypes=12,
+        hidden_dim=8,
+        bottleneck_dim=8,
+    )
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     network = dino.Network(plain, dino.weight_norm.make(out_dim=12, hidden_dim=8, bottleneck_dim=8))
     crops = dino.views_of.of_batch((VIEW, VIEW), BATCH, jax.random.key(1))
     logits = [network.apply({"params": state.params}, [crop], True)[0] for crop in crops]
-    expected = losses.dino(np.stack(logits), np.stack(logits), np.zeros(12), student_temperature=0.1,
-                           teacher_temperature=0.04)
+    expected = losses.dino(
+        np.stack(logits),
+        np.stack(logits),
+        np.zeros(12),
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+    )
     after, metrics = jax.jit(method.update)(state, BATCH, jax.random.key(1))
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
-    np.testing.assert_allclose(after.memory["centre"], 0.1 * np.stack(logits).mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        after.memory["centre"], 0.1 * np.stack(logits).mean((0, 1)), atol=1e-6
+    )

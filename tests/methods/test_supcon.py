@@ -1,4 +1,5 @@
-"""What is SupCon's own: labels and their absence, the scale of the loss, and the classifier on the frozen network."""
+"""What is SupCon's own: labels and their absence, the scale of the loss, and the classifier on the
+frozen network."""
 
 import jax
 import numpy as np
@@ -18,7 +19,9 @@ NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
 
 
 def build(views=2, **settings):
-    return supcon.make(encoder=NETWORK, tx=optim.sgd(0.1), views=(VIEW,) * views, run=RUN, out_dim=8, **settings)
+    return supcon.make(
+        encoder=NETWORK, tx=optim.sgd(0.1), views=(VIEW,) * views, run=RUN, out_dim=8, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +48,26 @@ def test_labels(trained):
 def test_the_frozen_network_is_the_state_s_target(trained):
     before, _, after, *_ = trained
     run = RUN._replace(previous=Stage(before, after))
-    method = finetune.make(encoder=NETWORK, tx=optim.sgd(1.0, weight_decay=0.1), views=(VIEW,), run=run, freeze=True)
+    method = finetune.make(
+        encoder=NETWORK, tx=optim.sgd(1.0, weight_decay=0.1), views=(VIEW,), run=run, freeze=True
+    )
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     assert list(state.params) == ["classifier"]
     moved, metrics = jax.jit(method.update)(state, BATCH, jax.random.key(1))
     np.testing.assert_allclose(metrics["loss"], np.log(8), rtol=1e-5)
     assert np.any(moved.params["classifier"]["kernel"])
-    jax.tree.map(np.testing.assert_array_equal, (moved.target.params, moved.target.stats), (after.params, after.stats))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (moved.target.params, moved.target.stats),
+        (after.params, after.stats),
+    )
     named = method.encode(moved, BATCH)
     np.testing.assert_allclose(np.linalg.norm(named["h"], axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(named["h"], before.encode(after, BATCH)["h"], atol=1e-6)
     classifier = moved.params["classifier"]
-    np.testing.assert_allclose(named["logits"], named["h"] @ classifier["kernel"] + classifier["bias"][None], atol=1e-5)
+    np.testing.assert_allclose(
+        named["logits"], named["h"] @ classifier["kernel"] + classifier["bias"][None], atol=1e-5
+    )
 
 
 def test_errors():

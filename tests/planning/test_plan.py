@@ -1,4 +1,5 @@
-"""The plan of a run: bytes, products and traffic against what can be counted, and what is said when it does not fit."""
+"""The plan of a run: bytes, products and traffic against what can be counted, and what is said when
+it does not fit."""
 
 import dataclasses
 import json
@@ -30,7 +31,11 @@ def found(config):
 def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
     built = loop.build(config)
     state = loop.initial_state(built, config)
-    for kind, tree in (("parameters", state.params), ("optimiser", state.opt), ("batch statistics", state.stats)):
+    for kind, tree in (
+        ("parameters", state.params),
+        ("optimiser", state.opt),
+        ("batch statistics", state.stats),
+    ):
         assert found["bytes"][kind] == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     stepper = loop.stepper(built, config, 0)
@@ -40,7 +45,8 @@ def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
 
 
 def test_traffic_is_the_gradients_and_the_embeddings(found):
-    """All-reduced: the gradients (and norms' moments); gathered: the embeddings of both views, in float32."""
+    """All-reduced: the gradients (and norms' moments); gathered: the embeddings of both views, in
+    float32."""
     rows = found["collectives"]
     assert 4 * found["parameters"] <= rows["all-reduce"]["bytes"] <= 1.1 * 4 * found["parameters"]
     embeddings = 2 * found["batch_size"] * 128 * 4
@@ -53,6 +59,7 @@ def test_products_are_counted():
 
     def f(a, b):
         return jax.lax.scan(lambda c, _: (c @ b, None), a, None, length=3)[0]
+
     jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 5)), jnp.zeros((5, 5)))
     assert costs.flops(jaxpr) == 3 * 2 * 4 * 5 * 5
 
@@ -60,7 +67,11 @@ def test_products_are_counted():
 def test_what_does_not_fit_is_said_with_a_mend(config):
     tiny = dataclasses.replace(DEVICES["v5e"], memory=2e6)
     found = plan.plan(config, tiny, search=False)
-    assert not found["fits"] and found["advice"].startswith("Choose ") and "--config.batch_size" in found["advice"]
+    assert (
+        not found["fits"]
+        and found["advice"].startswith("Choose ")
+        and "--config.batch_size" in found["advice"]
+    )
     smaller = dataclasses.replace(DEVICES["v5e"], memory=1e5)
     assert "The State and data alone take" in plan.plan(config, smaller, search=False)["advice"]
 
@@ -71,6 +82,7 @@ def test_the_largest_batch_is_found_on_a_line():
     def total(batch):
         compiled.append(batch)
         return 1000 + 10 * batch
+
     largest, seen = plan.largest_batch(total, {64: 1640}, 5000, 4, 10_000)
     assert 0.9 * 5000 < seen[largest] <= 5000 and len(compiled) <= 4
 
@@ -95,17 +107,35 @@ def test_the_parts_of_a_gpus_program():
 
     def kernel(scope, size, flops=0.0, dtype="bf16", times=1):
         return Kernel(scope, "fusion", times, size, flops, dtype)
-    rows = plan.layers([kernel("views", 10, times=3), kernel("Network/encoder/block10/mlp1", 100, 50.0),
-                        kernel("Network/encoder/encoder/block10/mlp2", 100, 300.0), kernel("", 1),
-                        kernel("Network/encoder/block2/mlp1", 8, 8.0, "f32")], device)
-    assert [row["part"] for row in rows] == ["Network/encoder/block2", "Network/encoder/block10", "no scope", "views"]
-    assert [row["kernels"] for row in rows] == [1, 2, 1, 3] and rows[1]["bytes"] == 200 and rows[1]["flops"] == 350
+
+    rows = plan.layers(
+        [
+            kernel("views", 10, times=3),
+            kernel("Network/encoder/block10/mlp1", 100, 50.0),
+            kernel("Network/encoder/encoder/block10/mlp2", 100, 300.0),
+            kernel("", 1),
+            kernel("Network/encoder/block2/mlp1", 8, 8.0, "f32"),
+        ],
+        device,
+    )
+    assert [row["part"] for row in rows] == [
+        "Network/encoder/block2",
+        "Network/encoder/block10",
+        "no scope",
+        "views",
+    ]
+    assert (
+        [row["kernels"] for row in rows] == [1, 2, 1, 3]
+        and rows[1]["bytes"] == 200
+        and rows[1]["flops"] == 350
+    )
     assert [row["seconds"] for row in rows] == pytest.approx([16e-6, 400e-6, 1e-6, 30e-6])
     assert [row["by_products"] for row in rows] == pytest.approx([1, 0.75, 0, 0])
 
 
 def test_a_gpu_that_is_not_there(config):
-    """Its own compiler plans for it: where jax's CUDA plug-in is installed, with a GPU or without."""
+    """Its own compiler plans for it: where jax's CUDA plug-in is installed, with a GPU or
+    without."""
     assert plan.gpu_mesh("v5e", 1) is None
     mesh = plan.gpu_mesh("h200", 4)
     if mesh is None:
@@ -113,15 +143,31 @@ def test_a_gpu_that_is_not_there(config):
     found = plan.plan(config, DEVICES["h200"], mesh=mesh, search=False)
     assert found["compiler"] == "xla:gpu" and found["bound"] == "kernel by kernel"
     assert found["collectives"]["all-reduce"]["bytes"] >= 4 * found["parameters"]
-    assert {"views", "loss", "optimizer", "Network/encoder/stage1_block1"} <= {row["part"] for row in found["layers"]}
-    assert found["floor_seconds"]["kernel by kernel"] >= found["floor_seconds"]["memory"] * (1 - 1e-9)
+    assert {"views", "loss", "optimizer", "Network/encoder/stage1_block1"} <= {
+        row["part"] for row in found["layers"]
+    }
+    assert found["floor_seconds"]["kernel by kernel"] >= found["floor_seconds"]["memory"] * (
+        1 - 1e-9
+    )
 
 
 @pytest.mark.slow
 def test_command(tmp_path):
     out = tmp_path / "plan.json"
-    ran = subprocess.run([sys.executable, "-m", "cl_jax.planning.plan", "--config=configs/simclr_v1.py:debug", "--devices=2",
-                          "--device=h200", "--nosearch", f"--out={out}"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cl_jax.planning.plan",
+            "--config=configs/simclr_v1.py:debug",
+            "--devices=2",
+            "--device=h200",
+            "--nosearch",
+            f"--out={out}",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0 and ran.stdout.rstrip().endswith("fits"), ran.stderr
     assert json.loads(out.read_text())["devices"] == 2
 
@@ -132,10 +178,15 @@ def test_what_an_encoder_does_on_a_cpu_alone_is_not_planned(config, monkeypatch)
     def build(config):
         built.append(config)
         raise ValueError("seen")
+
     monkeypatch.setattr(experiment, "build", build)
     for encoder in (config.encoder, dict(name="conv"), dict(name="no_such")):
         changed = config.copy_and_resolve_references().unlock()
         changed.encoder = encoder
         with pytest.raises(ValueError, match="seen"):
             plan.programme(changed)
-    assert [found.encoder.get("for_cpu") for found in built] == [False, None, None] and "for_cpu" not in config.encoder
+    assert [found.encoder.get("for_cpu") for found in built] == [
+        False,
+        None,
+        None,
+    ] and "for_cpu" not in config.encoder

@@ -1,4 +1,5 @@
-"""The table of all methods: shared settings, rows that are kept, failures that leave the others theirs."""
+"""The table of all methods: shared settings, rows that are kept, failures that leave the others
+theirs."""
 
 import json
 import signal
@@ -13,20 +14,41 @@ from cl_jax.training.experiment import config_names
 
 
 def settings(tmp_path, **changed):
-    given = {"data": "scenes", "variant": "debug", "packed": "", "epochs": 0.0, "seeds": 1, "set": [], "probe_epochs": 3.0,
-             "augmented_epochs": 0.0, "workdir": str(tmp_path), "out": ""} | changed
+    given = {
+        "data": "scenes",
+        "variant": "debug",
+        "packed": "",
+        "epochs": 0.0,
+        "seeds": 1,
+        "set": [],
+        "probe_epochs": 3.0,
+        "augmented_epochs": 0.0,
+        "workdir": str(tmp_path),
+        "out": "",
+    } | changed
     return type("Args", (), given)()
 
 
 def row(text, workdir, augmented_epochs):
     config = json.loads(text)
-    return {"knn": 0.5 + config["seed"] / 10, "epochs": config["total_epochs"], "linear_augmented": None}
+    return {
+        "knn": 0.5 + config["seed"] / 10,
+        "epochs": config["total_epochs"],
+        "linear_augmented": None,
+    }
 
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_takes_the_shared_settings(tmp_path, name):
-    config = benchmark.config_of(name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3)
-    assert (config.seed, config.batch_size, config.total_epochs, config.evals.knn_k) == (3, 8, 0.5, 200)
+    config = benchmark.config_of(
+        name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
+    )
+    assert (config.seed, config.batch_size, config.total_epochs, config.evals.knn_k) == (
+        3,
+        8,
+        0.5,
+        200,
+    )
     assert config.evals.feature == "h" and all(view.size == 12 for view in config.views.values())
     assert config.optimizer.get("warmup_epochs", 0) <= 0.5
 
@@ -34,12 +56,21 @@ def test_every_config_takes_the_shared_settings(tmp_path, name):
 def test_a_setting_is_left_out_where_the_section_has_no_such_key(tmp_path):
     change = settings(tmp_path, set=["encoder.width=0.5"])
     assert benchmark.config_of("simclr_v2", change, 0).encoder.width == 0.5
-    assert "depth" not in benchmark.config_of("cpc", settings(tmp_path, set=["encoder.depth=18"]), 0).encoder
+    assert (
+        "depth"
+        not in benchmark.config_of("cpc", settings(tmp_path, set=["encoder.depth=18"]), 0).encoder
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    ("width", "expected section.key=value"), ("a.b.c=1", "expected section.key=value"),
-    ("batchsize=3", "no 'batchsize'; did you mean 'batch_size'"), ("model.width=1", "no section 'model'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("width", "expected section.key=value"),
+        ("a.b.c=1", "expected section.key=value"),
+        ("batchsize=3", "no 'batchsize'; did you mean 'batch_size'"),
+        ("model.width=1", "no section 'model'"),
+    ],
+)
 def test_settings_that_mean_nothing(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         benchmark.config_of("simclr_v2", settings(tmp_path, set=[change]), 0)
@@ -47,9 +78,13 @@ def test_settings_that_mean_nothing(tmp_path, change, message):
 
 def test_what_is_counted_in_epochs_shrinks_with_the_budget(tmp_path):
     whole = benchmark.config_of("instdisc", settings(tmp_path, data="cifar10", variant=""), 0)
-    short = benchmark.config_of("instdisc", settings(tmp_path, data="cifar10", variant="", epochs=20), 0)
+    short = benchmark.config_of(
+        "instdisc", settings(tmp_path, data="cifar10", variant="", epochs=20), 0
+    )
     share = 20 / whole.total_epochs
-    assert short.optimizer.milestones_epochs == pytest.approx([at * share for at in whole.optimizer.milestones_epochs])
+    assert short.optimizer.milestones_epochs == pytest.approx(
+        [at * share for at in whole.optimizer.milestones_epochs]
+    )
 
 
 def test_rows_are_kept_and_another_setting_is_refused(tmp_path):
@@ -58,6 +93,7 @@ def test_rows_are_kept_and_another_setting_is_refused(tmp_path):
     def run(*given):
         calls.append(given)
         return row(*given)
+
     args = settings(tmp_path, seeds=2)
     benchmark.run_all(args, ["simclr_v1", "byol"], run)
     rows = benchmark.run_all(args, ["simclr_v1", "byol"], run)
@@ -74,9 +110,13 @@ def test_a_failure_leaves_the_others_their_rows_and_is_tried_again(tmp_path):
         if json.loads(text)["method"]["name"] == "byol":
             raise FloatingPointError("step 3: loss nan")
         return row(text, *rest)
+
     benchmark.run_all(settings(tmp_path), ["byol", "simclr_v1"], run)
     table = (tmp_path / "table.md").read_text()
-    assert "| byol | failed: FloatingPointError: step 3: loss nan |" in table and "| simclr_v1 | 1 | 1 | 50.0 |" in table
+    assert (
+        "| byol | failed: FloatingPointError: step 3: loss nan |" in table
+        and "| simclr_v1 | 1 | 1 | 50.0 |" in table
+    )
     benchmark.run_all(settings(tmp_path), ["byol", "simclr_v1"], row)
     assert "failed" not in (tmp_path / "table.md").read_text()
 
@@ -90,15 +130,30 @@ def test_unknown_method_names_the_nearest(tmp_path, capsys):
 def test_one_real_row(tmp_path):
     config = benchmark.config_of("simclr_v1", settings(tmp_path), 0)
     found = benchmark.in_a_process(config.to_json(), str(tmp_path / "run"), 1.0)
-    assert 0 <= found["linear_augmented"] <= 1 and found["steps"] == 4 and found["peak_memory_mib"] > 10
+    assert (
+        0 <= found["linear_augmented"] <= 1
+        and found["steps"] == 4
+        and found["peak_memory_mib"] > 10
+    )
     again = benchmark.in_a_process(config.to_json(), str(tmp_path / "run"), 1.0)
-    assert again["resumed"] and again["knn"] == found["knn"] and again["linear_cached"] == found["linear_cached"]
+    assert (
+        again["resumed"]
+        and again["knn"] == found["knn"]
+        and again["linear_cached"] == found["linear_cached"]
+    )
 
 
 @pytest.mark.slow
 def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
-    command = [sys.executable, "-m", "cl_jax.tools.benchmark", "--methods=simclr_v1", "--variant=debug", "--epochs=5000",
-               f"--workdir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "cl_jax.tools.benchmark",
+        "--methods=simclr_v1",
+        "--variant=debug",
+        "--epochs=5000",
+        f"--workdir={tmp_path}",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     workdir = tmp_path / "simclr_v1" / "seed0"
     log = workdir / "metrics.jsonl"

@@ -1,4 +1,5 @@
-"""Kills, damaged checkpoints, full disks: a run loses nothing that it had saved, and ends bit for bit as one left alone."""
+"""Kills, damaged checkpoints, full disks: a run loses nothing that it had saved, and ends bit for
+bit as one left alone."""
 
 import os
 import random
@@ -29,8 +30,8 @@ from configs import simclr_v1
 
 def get_config(arg=None):
     config = simclr_v1.get_config("debug")
-    config.update(dict(devices=2, total_epochs={STEPS / 3}, log_steps=1, checkpoint_steps=1, keep_checkpoints=3))
-    config.evals.update(dict(every_epochs=1.0, baselines=False))
+    config.update(dict(devices=2, total_epochs={STEPS / 3}, log_steps=1, checkpoint_steps=1,
+    keep_checkpoints=3)) config.evals.update(dict(every_epochs=1.0, baselines=False))
     return config
 """
 
@@ -41,16 +42,33 @@ class Job:
     def __init__(self, folder, workdir):
         (folder / "config.py").write_text(CONFIG)
         self.folder, self.workdir, self.last = folder, folder / workdir, folder / workdir / "last"
-        self.line = [ROOT / "launch/local.sh", "-n", "2", sys.executable, "-m", "tests.killed", "--distributed",
-                     f"--config={folder}/config.py", f"--workdir={self.workdir}"]
-        self.environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        self.line = [
+            ROOT / "launch/local.sh",
+            "-n",
+            "2",
+            sys.executable,
+            "-m",
+            "tests.killed",
+            "--distributed",
+            f"--config={folder}/config.py",
+            f"--workdir={self.workdir}",
+        ]
+        self.environment = {
+            name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
+        }
         self.environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
 
     def start(self):
         self.said = self.folder / f"{self.workdir.name}.log"
         with self.said.open("w") as file:
-            self.process = subprocess.Popen(self.line, cwd=ROOT, env=self.environment, stdout=file,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.line,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         return self
 
     def output(self):
@@ -70,9 +88,14 @@ class Job:
 
     def kill_one(self, chance):
         """One of the two; the launcher ends the other."""
-        found = subprocess.run(["pgrep", "-g", str(self.process.pid), "-f", "tests.killed --distributed"],
-                               capture_output=True, text=True).stdout.split()
-        python = [pid for pid in found if "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))]
+        found = subprocess.run(
+            ["pgrep", "-g", str(self.process.pid), "-f", "tests.killed --distributed"],
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        python = [
+            pid for pid in found if "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+        ]
         os.kill(int(chance.choice(python)), signal.SIGKILL)
         assert self.wait(60) not in (0, 75), self.output()
 
@@ -96,7 +119,9 @@ class Job:
         state = store.restore(experiment.initial_state(small.epochal(config), config))
         store.close()
         assert state.step == STEPS
-        rows = [{name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(self.workdir)]
+        rows = [
+            {name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(self.workdir)
+        ]
         return parallel.fetch(state), rows
 
 
@@ -109,15 +134,21 @@ def undisturbed(tmp_path_factory):
 
 def damage(checkpoint_folder, how, chance):
     """Damages the largest file of a checkpoint."""
-    damage_file(max((path for path in checkpoint_folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size),
-                how, chance)
+    damage_file(
+        max(
+            (path for path in checkpoint_folder.rglob("*") if path.is_file()),
+            key=lambda path: path.stat().st_size,
+        ),
+        how,
+        chance,
+    )
 
 
 def damage_file(path, how, chance):
     """Cuts, removes or flips bits of a file."""
     content = bytearray(path.read_bytes())
     if how == "cut":
-        path.write_bytes(content[:len(content) // 2])
+        path.write_bytes(content[: len(content) // 2])
     elif how == "lost":
         path.unlink()
     else:
@@ -126,7 +157,8 @@ def damage_file(path, how, chance):
 
 
 def moment(job, kind, chance):
-    """Waits for the moment of a kill: soon after the start, some steps on, or in the middle of a save some steps on."""
+    """Waits for the moment of a kill: soon after the start, some steps on, or in the middle of a
+    save some steps on."""
     if kind == "early":
         time.sleep(chance.uniform(0.2, 8.0))
         return
@@ -141,20 +173,29 @@ def moment(job, kind, chance):
 
 @pytest.mark.slow  # twenty restarts of two processes
 def test_killed_at_random_moments_and_its_checkpoints_damaged(undisturbed, tmp_path):
-    """Each start goes on from the newest whole checkpoint. Now and then that one is damaged, and the one before serves."""
+    """Each start goes on from the newest whole checkpoint. Now and then that one is damaged, and
+    the one before serves."""
     chance, job = random.Random(int(os.environ.get("CL_JAX_CHAOS_SEED", "0"))), Job(tmp_path, "run")
     count = dict.fromkeys(("kills", "within a save", "of one process", "damaged", "fallen back"), 0)
     allowed, to_damage = {0}, list(DAMAGED)
     while count["kills"] < KILLS:
         job.start()
-        kind = chance.choice(("early", "any", "save", "save", "one")) if len(allowed) == 1 else "any"
+        kind = (
+            chance.choice(("early", "any", "save", "save", "one")) if len(allowed) == 1 else "any"
+        )
         moment(job, kind, chance)
         assert not job.ended(), job.output()
         resumed = re.search(r"resuming at step (\d+)", job.output())
         if resumed or kind != "early":
-            assert int(resumed[1]) in allowed if resumed else allowed == {0}, (allowed, job.output())
+            assert int(resumed[1]) in allowed if resumed else allowed == {0}, (
+                allowed,
+                job.output(),
+            )
             if len(allowed) == 2 and int(resumed[1]) == min(allowed):
-                assert f"checkpoint of step {max(allowed)} cannot be restored, trying the one before" in job.output()
+                assert (
+                    f"checkpoint of step {max(allowed)} cannot be restored, trying the one before"
+                    in job.output()
+                )
                 count["fallen back"] += 1
         if kind == "one":
             job.kill_one(chance)
@@ -163,7 +204,9 @@ def test_killed_at_random_moments_and_its_checkpoints_damaged(undisturbed, tmp_p
             job.kill()
         count["kills"] += 1
         count["within a save"] += job.saving()
-        print(f"kill {count['kills']} ({kind}) after step {max(job.saved(), default=0)}", flush=True)
+        print(
+            f"kill {count['kills']} ({kind}) after step {max(job.saved(), default=0)}", flush=True
+        )
         if kind == "early" and not resumed:
             continue
         allowed = {max(job.saved(), default=0)}
@@ -174,19 +217,28 @@ def test_killed_at_random_moments_and_its_checkpoints_damaged(undisturbed, tmp_p
     assert job.start().wait() == 0, job.output()
     count["fallen back"] += "trying the one before" in job.output()
     state, rows = job.result()
-    print(f"kills survived: {KILLS} of {KILLS}; " + ", ".join(f"{number} {name}" for name, number in count.items()))
+    print(
+        f"kills survived: {KILLS} of {KILLS}; "
+        + ", ".join(f"{number} {name}" for name, number in count.items())
+    )
     assert_same(undisturbed[0], state, "after the kills")
     assert undisturbed[1] == rows
     assert count["within a save"] >= 3 and count["fallen back"] >= 2
 
 
 @pytest.mark.slow
-def test_sigterm_saves_at_one_step_of_all_processes_and_the_same_command_resumes(undisturbed, tmp_path):
+def test_sigterm_saves_at_one_step_of_all_processes_and_the_same_command_resumes(
+    undisturbed, tmp_path
+):
     job = Job(tmp_path, "run").start()
     job.until(lambda: len(job.saved()) >= 3)
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == 75, job.output()
-    step = int(re.search(rf"stopped at step (\d+) of {STEPS}; the same command resumes there", job.output())[1])
+    step = int(
+        re.search(
+            rf"stopped at step (\d+) of {STEPS}; the same command resumes there", job.output()
+        )[1]
+    )
     assert max(job.saved()) == step < STEPS and not job.saving()
     assert job.start().wait() == 0, job.output()
     assert f"resuming at step {step} of {STEPS}" in job.output()
@@ -195,21 +247,29 @@ def test_sigterm_saves_at_one_step_of_all_processes_and_the_same_command_resumes
     assert undisturbed[1] == rows
 
 
-# One process ---------------------------------------------------------------------------------------------------------
+# One process --------------------------------------
 
 
 def state_of(step):
     keys = jax.random.split(jax.random.key(step))
-    return State(jnp.int32(step), {"w": jax.random.normal(keys[0], (64, 96)), "b": jnp.full(9, step, jnp.bfloat16)}, (), {},
-                 memory={"rows": jax.random.normal(keys[1], (40, 32)), "seen": jnp.arange(12) + step})
+    return State(
+        jnp.int32(step),
+        {"w": jax.random.normal(keys[0], (64, 96)), "b": jnp.full(9, step, jnp.bfloat16)},
+        (),
+        {},
+        memory={"rows": jax.random.normal(keys[1], (40, 32)), "seen": jnp.arange(12) + step},
+    )
 
 
 @pytest.mark.slow  # each file in three ways
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the store's own cancelled reads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of the store's own cancelled reads
 @pytest.mark.parametrize("how", DAMAGED)
 def test_every_file_of_the_newest_checkpoint_damaged(how, tmp_path, caplog):
-    """Whatever is damaged, a State that was saved comes back: the newest, if the file is one that it does not need, or the
-    one before, with a line that says so; and the run saves again over the damaged one."""
+    """Whatever is damaged, a State that was saved comes back: the newest, if the file is one that
+    it does not need, or the one before, with a line that says so; and the run saves again over the
+    damaged one."""
     store = checkpoint.Checkpoints(tmp_path / "whole")
     for step in (1, 2):
         store.save(state_of(step))
@@ -226,7 +286,10 @@ def test_every_file_of_the_newest_checkpoint_damaged(how, tmp_path, caplog):
             found = store.restore(state_of(0))
             assert_same(state_of(int(found.step)), found, f"{path} {how}")
             if found.step == 1:
-                assert "trying the one before" in caplog.text or "a save that never finished" in caplog.text
+                assert (
+                    "trying the one before" in caplog.text
+                    or "a save that never finished" in caplog.text
+                )
                 fallen_back += 1
             store.save(state_of(2))
             store.close()
@@ -234,14 +297,19 @@ def test_every_file_of_the_newest_checkpoint_damaged(how, tmp_path, caplog):
             assert store.restore(state_of(0)).step == 2
             store.close()
             tried += 1
-    print(f"damaged checkpoints survived: {tried} of {tried} ({how}); {fallen_back} went back to the one before")
+    print(
+        f"damaged checkpoints survived: {tried} of {tried} ({how}); {fallen_back} went back to "
+        f"the one before"
+    )
     assert fallen_back >= 4
 
 
 def test_a_flip_that_the_store_does_not_see_is_found_by_its_checksum(tmp_path, monkeypatch):
     store = checkpoint.Checkpoints(tmp_path)
     store.save(state_of(1))
-    monkeypatch.setattr(checkpoint, "checksums", lambda tree, right=checkpoint.checksums: right(tree) ^ np.uint32(1))
+    monkeypatch.setattr(
+        checkpoint, "checksums", lambda tree, right=checkpoint.checksums: right(tree) ^ np.uint32(1)
+    )
     store.save(state_of(2))
     store.close()
     monkeypatch.undo()
@@ -253,7 +321,7 @@ def test_a_flip_that_the_store_does_not_see_is_found_by_its_checksum(tmp_path, m
 FULL = """
 import resource, sys
 from cl_jax.training import checkpoint
-from tests.test_chaos import assert_same, state_of
+from tests.training.test_chaos import assert_same, state_of
 store = checkpoint.Checkpoints(sys.argv[1])
 store.save(state_of(1))
 store.wait()
@@ -277,7 +345,14 @@ assert_same(state_of(2), store.restore(state_of(0)), "saved once there is room")
 
 @pytest.mark.slow
 def test_no_room_for_a_save_leaves_the_one_before_whole(tmp_path):
-    """The limit on the size of files stands for the disk: the store meets it in the middle of a write."""
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    """The limit on the size of files stands for the disk: the store meets it in the middle of a
+    write."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "last").glob("*-tmp*"))

@@ -23,13 +23,17 @@ def config():
 
 def test_unknown_setting_names_the_nearest(config):
     config.method.temprature = 0.1
-    with pytest.raises(ValueError, match=r"simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"):
+    with pytest.raises(
+        ValueError, match=r"simclr_v1.make has no setting 'temprature'; did you mean 'temperature'"
+    ):
         loop.build(config)
 
 
 def test_unknown_method_and_variant(config):
     config.method.name = "simclr_v3"
-    with pytest.raises(ValueError, match=r"cl_jax.methods.simclr_v3 does not exist; have .*did you mean 'simclr_v"):
+    with pytest.raises(
+        ValueError, match=r"cl_jax.methods.simclr_v3 does not exist; have .*did you mean 'simclr_v"
+    ):
         loop.build(config)
     with pytest.raises(ValueError, match="variant 'cifar' of this config is unknown; have cifar10"):
         simclr_v1.get_config("cifar")
@@ -38,7 +42,9 @@ def test_unknown_method_and_variant(config):
 def test_unknown_stage():
     config = simclr_v2.get_config("debug")
     config.stage = "fine"
-    with pytest.raises(ValueError, match=r"stage='fine' is unknown; have all, pretrain.*did you mean 'finetune'"):
+    with pytest.raises(
+        ValueError, match=r"stage='fine' is unknown; have all, pretrain.*did you mean 'finetune'"
+    ):
         loop.stages(config, "unused")
 
 
@@ -61,7 +67,9 @@ def test_fewer_examples_than_a_batch(config):
 
 def test_batch_not_divisible_by_devices(config):
     config.devices, config.batch_size = 3, 16
-    with pytest.raises(ValueError, match=r"batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"):
+    with pytest.raises(
+        ValueError, match=r"batch_size=16 is not divisible by 3 devices; try --config.batch_size=15"
+    ):
         loop.build(config)
 
 
@@ -82,13 +90,15 @@ def test_run_resume_and_what_is_left(config, tmp_path):
     results = loop.train(config, tmp_path)
     rows = metrics.read(tmp_path)
     assert 0 <= results["knn/top1"] <= 1 and "linear/cached/top1" in results
-    at_start, = (row for row in rows if row["step"] == 0)
+    (at_start,) = (row for row in rows if row["step"] == 0)
     assert {"knn/raw_pixels", "knn/random_network"} <= at_start.keys()
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]
     for name in ("knn.png", "neighbours.png", "config.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert any((tmp_path / "tensorboard").iterdir())
-    assert loop.train(config, tmp_path)["knn/top1"] == results["knn/top1"]  # a finished run is only evaluated again
+    assert (
+        loop.train(config, tmp_path)["knn/top1"] == results["knn/top1"]
+    )  # a finished run is only evaluated again
     assert sum(row["step"] == 0 for row in metrics.read(tmp_path)) == 1
     loop.evaluate(tmp_path)
     assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
@@ -117,7 +127,9 @@ def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatc
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the store's own cancelled reads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of the store's own cancelled reads
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
     built = loop.build(config)
     state = loop.initial_state(built, config)
@@ -160,17 +172,29 @@ def test_a_locked_config_from_the_command_line(tmp_path):
 
 
 def test_rates_are_of_when_steps_ended_not_of_when_they_are_read(config, monkeypatch):
-    """On a CPU a step is done when it is dispatched; its interval is written one later all the same."""
+    """On a CPU a step is done when it is dispatched; its interval is written one later all the
+    same."""
     clock, rows = [0.0], []
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
-    built = SimpleNamespace(run=SimpleNamespace(steps_per_epoch=10, batch_size=8), learning_rate=lambda step: 0.1,
-                            mesh=parallel.make_mesh(1))
-    pending = loop._Pending(config, built, SimpleNamespace(write=lambda step, row: rows.append((step, row))),
-                             SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0))
+    built = SimpleNamespace(
+        run=SimpleNamespace(steps_per_epoch=10, batch_size=8),
+        learning_rate=lambda step: 0.1,
+        mesh=parallel.make_mesh(1),
+    )
+    pending = loop._Pending(
+        config,
+        built,
+        SimpleNamespace(write=lambda step, row: rows.append((step, row))),
+        SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0),
+    )
     for first, seconds in ((0, 2.0), (2, 4.0), (4, 1.0)):
         clock[0] += seconds
         pending.add(first, {"loss": jax.block_until_ready(jax.numpy.ones(2))})
         pending.log()
     clock[0] += 100.0
     pending.flush()
-    assert [(step, row["images_per_second"]) for step, row in rows] == [(2, 8.0), (4, 4.0), (6, 16.0)]
+    assert [(step, row["images_per_second"]) for step, row in rows] == [
+        (2, 8.0),
+        (4, 4.0),
+        (6, 16.0),
+    ]

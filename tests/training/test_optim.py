@@ -1,4 +1,5 @@
-"""Optimisers beyond the golden vectors: masks, frozen and constant groups, the slow copy, settings from a config."""
+"""Optimisers beyond the golden vectors: masks, frozen and constant groups, the slow copy, settings
+from a config."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,17 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.training import optim
 
 RNG = np.random.default_rng(0)
-PARAMS = {"encoder": {"conv": {"kernel": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)},
-                      "norm": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}},
-          "prototypes": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)}
-GRADS = [jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS) for _ in range(6)]
+PARAMS = {
+    "encoder": {
+        "conv": {"kernel": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)},
+        "norm": {"scale": jnp.ones(2), "bias": jnp.zeros(2)},
+    },
+    "prototypes": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32),
+}
+GRADS = [
+    jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS)
+    for _ in range(6)
+]
 
 
 def _run(tx, grads=GRADS, params=PARAMS):
@@ -34,8 +42,16 @@ def _assert_close(a, b, atol=1e-6):
 
 
 def _build(**settings):
-    return optim.build(**{"name": "sgd", "learning_rate": 0.1, "batch_size": 512, "steps_per_epoch": 2,
-                          "total_steps": 6} | settings)
+    return optim.build(
+        **{
+            "name": "sgd",
+            "learning_rate": 0.1,
+            "batch_size": 512,
+            "steps_per_epoch": 2,
+            "total_steps": 6,
+        }
+        | settings
+    )
 
 
 def test_sgd_in_loops():
@@ -52,8 +68,14 @@ def test_sgd_in_loops():
 
 
 def test_adamw_in_loops_with_a_decay_schedule():
-    tx, lr = _build(name="adamw", weight_decay=0.04, final_weight_decay=0.4, exclude_ndim=1, warmup_epochs=1,
-                    learning_rate_scaling="none")
+    tx, lr = _build(
+        name="adamw",
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        exclude_ndim=1,
+        warmup_epochs=1,
+        learning_rate_scaling="none",
+    )
     w = np.asarray(PARAMS["prototypes"], np.float64)
     b = np.asarray(PARAMS["encoder"]["norm"]["bias"], np.float64)
     moments = {"w": [0, 0], "b": [0, 0]}
@@ -84,14 +106,21 @@ def test_the_two_lars_differ_only_when_the_rate_changes():
 
 def test_masks_by_axes_and_by_path():
     keep = optim.decay_mask(exclude_ndim=1)(PARAMS)
-    assert keep == {"encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}}, "prototypes": True}
+    assert keep == {
+        "encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}},
+        "prototypes": True,
+    }
     keep = optim.decay_mask(exclude_paths=("/norm/scale$", "prototypes"))(PARAMS)
-    assert keep == {"encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": True}}, "prototypes": False}
+    assert keep == {
+        "encoder": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": True}},
+        "prototypes": False,
+    }
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars_simclr", "lars_byol", "larc_sgd"])
 def test_frozen_parameters_start_afresh_at_the_current_rate(name):
-    """Frozen for 3 updates, then as if its optimiser began there, with the rate moved on; the rest is untouched."""
+    """Frozen for 3 updates, then as if its optimiser began there, with the rate moved on; the rest
+    is untouched."""
     settings = {"name": name, "weight_decay": 0.1, "warmup_epochs": 1}
     tx, lr = _build(freeze_steps=3, freeze_paths=("prototypes",), **settings)
     free, _ = _build(**settings)
@@ -100,11 +129,17 @@ def test_frozen_parameters_start_afresh_at_the_current_rate(name):
         np.testing.assert_array_equal(frozen[step]["prototypes"], PARAMS["prototypes"])
     for a, b in zip(frozen, plain):
         _assert_close(a["encoder"], b["encoder"])
-    tail = {"adamw": optim.adamw, "sgd": optim.sgd, "larc_sgd": optim.larc_sgd,
-            "lars_simclr": optim.lars_simclr, "lars_byol": optim.lars_byol}[name](
-                lambda step: lr(step + 3), weight_decay=0.1)
+    tail = {
+        "adamw": optim.adamw,
+        "sgd": optim.sgd,
+        "larc_sgd": optim.larc_sgd,
+        "lars_simclr": optim.lars_simclr,
+        "lars_byol": optim.lars_byol,
+    }[name](lambda step: lr(step + 3), weight_decay=0.1)
     late = _run(tail, GRADS[3:])
-    _assert_close([after["prototypes"] for after in frozen[3:]], [after["prototypes"] for after in late])
+    _assert_close(
+        [after["prototypes"] for after in frozen[3:]], [after["prototypes"] for after in late]
+    )
     assert np.abs(frozen[-1]["prototypes"] - PARAMS["prototypes"]).max() > 1e-4
 
 
@@ -124,8 +159,12 @@ def test_clipping_is_global_or_per_tensor():
     _assert_close(step, jax.tree.map(lambda g: 0.2 * g * 0.5 / norms, GRADS[0]))
     tx, _ = _build(clip_tensor_norm=0.5, momentum=0.0, schedule="constant")
     step = jax.tree.map(lambda a, b: a - b, PARAMS, _run(tx, GRADS[:1])[0])
-    _assert_close(step, jax.tree.map(
-        lambda g: 0.2 * g * min(1, 0.5 / (float(jnp.linalg.norm(g)) + 1e-6)), GRADS[0]))
+    _assert_close(
+        step,
+        jax.tree.map(
+            lambda g: 0.2 * g * min(1, 0.5 / (float(jnp.linalg.norm(g)) + 1e-6)), GRADS[0]
+        ),
+    )
 
 
 def test_slow_copy_is_float32_and_starts_as_a_copy():
@@ -160,18 +199,25 @@ def test_slow_copy_follows_a_schedule():
 def test_schedules_stay_at_their_end():
     assert float(optim.warmup_cosine(base=1.0, total_steps=10, final=0.25)(99)) == 0.25
     assert float(optim.linspace_warmup_cosine(base=1.0, total_steps=10, final=0.25)(99)) == 0.25
-    assert [float(optim.step_decay(base=1.0, milestones=(3, 5))(step)) for step in (2, 3, 4)] == pytest.approx(
-        [1, 0.1, 0.1])
+    assert [
+        float(optim.step_decay(base=1.0, milestones=(3, 5))(step)) for step in (2, 3, 4)
+    ] == pytest.approx([1, 0.1, 0.1])
 
 
 def test_errors_name_the_mend():
     for settings, message in (
-            ({"name": "lars"}, "have lars_simclr, lars_byol"), ({"schedule": "cosine"}, "have warmup_cosine"),
-            ({"learning_rate_scaling": "log"}, "have linear, sqrt"), ({"warmup_epochs": 9}, "longer than the run"),
-            ({"name": "larc_sgd", "exclude_ndim": 1}, "leave exclude_ndim"),
-            ({"name": "lars_byol", "final_weight_decay": 0.1}, "leave it None")):
+        ({"name": "lars"}, "have lars_simclr, lars_byol"),
+        ({"schedule": "cosine"}, "have warmup_cosine"),
+        ({"learning_rate_scaling": "log"}, "have linear, sqrt"),
+        ({"warmup_epochs": 9}, "longer than the run"),
+        ({"name": "larc_sgd", "exclude_ndim": 1}, "leave exclude_ndim"),
+        ({"name": "lars_byol", "final_weight_decay": 0.1}, "leave it None"),
+    ):
         with pytest.raises(ValueError, match=message):
             _build(**settings)
-    for settings in ({"freeze_steps": 2, "freeze_paths": ("protoypes",)}, {"constant_lr_paths": ("predictor",)}):
+    for settings in (
+        {"freeze_steps": 2, "freeze_paths": ("protoypes",)},
+        {"constant_lr_paths": ("predictor",)},
+    ):
         with pytest.raises(ValueError, match="no parameter's path contains"):
             _build(**settings)[0].init(PARAMS)

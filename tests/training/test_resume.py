@@ -1,4 +1,5 @@
-"""A run that dies and is started again ends bit for bit as the unbroken one; on other devices, up to rounding."""
+"""A run that dies and is started again ends bit for bit as the unbroken one; on other devices, up
+to rounding."""
 
 import jax
 import numpy as np
@@ -20,13 +21,15 @@ class Died(BaseException):
 
 @pytest.fixture
 def run(monkeypatch):
-    """run(config, workdir, dies): trains, and returns the last State and the log without clocks; or dies before the first
-    step that follows `dies` updates or more. What is evaluated at the end is left out."""
+    """run(config, workdir, dies): trains, and returns the last State and the log without clocks; or
+    dies before the first step that follows `dies` updates or more. What is evaluated at the end is
+    left out."""
     advance, ended = steps.Stepper.advance, []
 
     def online(evaluator, state, final):
         ended.append(parallel.fetch(state))
         return {"knn/top1": 0.5}
+
     monkeypatch.setattr(loop.protocols.Evaluator, "online", online)
     monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
 
@@ -35,24 +38,31 @@ def run(monkeypatch):
             if dies is not None and self.step >= dies:
                 raise Died
             return advance(self, state, until)
+
         monkeypatch.setattr(steps.Stepper, "advance", may_die)
         if dies is not None:
             with pytest.raises(Died):
                 loop.train(config, workdir)
             return None
         loop.train(config, workdir)
-        return ended.pop(), [{name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(workdir)]
+        return ended.pop(), [
+            {name: row[name] for name in row.keys() - CLOCK} for row in metrics.read(workdir)
+        ]
+
     return run
 
 
 def assert_same(a, b, where):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
         np.testing.assert_array_equal(x, y, f"{where}: {jax.tree_util.keystr(path)}")
 
 
 def resumes(run, config, stage, folder, previous=None):
-    """Two and a half epochs at once, and with two deaths: in the middle of an epoch, and after the work that is done before
-    an epoch. A checkpoint every third step, so that what is resumed goes over epochs' beginnings again."""
+    """Two and a half epochs at once, and with two deaths: in the middle of an epoch, and after the
+    work that is done before an epoch. A checkpoint every third step, so that what is resumed goes
+    over epochs' beginnings again."""
     config = config.copy_and_resolve_references()
     config.update({"devices": 1, "log_steps": 1, "checkpoint_steps": 3, "total_epochs": 2.5})
     config.evals.update({"every_epochs": 0.0, "baselines": False})
@@ -106,6 +116,7 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
         if int(state.step) == 6:
             raise Died
         save(self, state, score, is_best)
+
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dies)
     with pytest.raises(Died):
         loop.train(small_config, tmp_path / "cut")
@@ -115,12 +126,13 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
     assert log == again
 
 
-# Other numbers of devices ------------------------------------------------------------------------------------------------
+# Other numbers of devices
+# --------------------------------------
 
 
 def compared(first, runner_of, config, folder):
-    """The verdict of `cl_jax.checks.verify` on runs of which one device trains the first half (`first`) and saves, and 1, 2 or 4
-    (`runner_of`) restore that and train the rest."""
+    """The verdict of `cl_jax.checks.verify` on runs of which one device trains the first half
+    (`first`) and saves, and 1, 2 or 4 (`runner_of`) restore that and train the rest."""
     runners, count = {}, 0
 
     def run(devices, seed):
@@ -139,21 +151,36 @@ def compared(first, runner_of, config, folder):
         assert all(len(leaf.devices()) == devices for leaf in jax.tree.leaves(restored))
         rest.state, rest.stepper.step = parallel.fetch(restored), int(restored.step)
         ended = rest(None)
-        return verify.Outcome(np.concatenate([begun.loss, ended.loss]), np.concatenate([begun.grad_norm, ended.grad_norm]),
-                              ended.state)
+        return verify.Outcome(
+            np.concatenate([begun.loss, ended.loss]),
+            np.concatenate([begun.grad_norm, ended.grad_norm]),
+            ended.state,
+        )
+
     record = verify.compare(run, (1, 2, 4), folder.name)
     assert record.same(), verify.table([record])
 
 
 def test_the_rest_of_a_run_on_other_devices(tmp_path):
-    """Same order and views, or the difference would be far beyond the bound; `memory` counts the examples, exactly."""
+    """Same order and views, or the difference would be far beyond the bound; `memory` counts the
+    examples, exactly."""
     built = small.built(1)
     first = verify.Runner(built._replace(run=built.run._replace(total_steps=5)), small.config(1))
-    compared(first, lambda devices: verify.Runner(small.built(devices), small.config(devices)), small.config(1), tmp_path)
+    compared(
+        first,
+        lambda devices: verify.Runner(small.built(devices), small.config(devices)),
+        small.config(1),
+        tmp_path,
+    )
 
 
 @pytest.mark.slow  # compiles a method on three numbers of devices
 @pytest.mark.parametrize("name", ["byol", "moco_v2", "pcl", "swav"])
 def test_the_rest_of_a_method_on_other_devices(name, tmp_path):
     _, config = verify.debug_stages(name)[0]
-    compared(verify.runner(config, 1, None, 5), lambda devices: verify.runner(config, devices, None, 10), config, tmp_path)
+    compared(
+        verify.runner(config, 1, None, 5),
+        lambda devices: verify.runner(config, devices, None, 10),
+        config,
+        tmp_path,
+    )

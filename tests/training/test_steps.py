@@ -1,4 +1,5 @@
-"""Steps: one at a time or many in a dispatch, from the device or from the host, and numbers that are not finite."""
+"""Steps: one at a time or many in a dispatch, from the device or from the host, and numbers that
+are not finite."""
 
 import dataclasses
 
@@ -26,7 +27,8 @@ def config():
 
 @pytest.fixture(scope="module")
 def built(config):
-    """A method of one matrix in the place of the config's: these tests are of the steps around it."""
+    """A method of one matrix in the place of the config's: these tests are of the steps around
+    it."""
     built = loop.build(config)
     axis = built.run.axis_name
 
@@ -35,17 +37,30 @@ def built(config):
 
     def forward(params, stats, target, batch, key):
         x = flat(batch["image"])
-        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(batch["id"])
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(
+            batch["id"]
+        )
         return {"a": x @ params["w"], "b": (x + noise) @ params["w"]}, stats, None
 
     def loss(outputs, params, memory, batch, key):
         return losses.nt_xent(outputs["a"], outputs["b"], temperature=0.5, axis_name=axis), Aux({})
 
     method = from_loss(
-        variables=lambda key, batch: Variables({"w": jax.random.normal(key, (flat(batch["image"]).shape[1], 8))}, {}),
-        forward=forward, loss=loss, tx=optim.build(**config.optimizer, batch_size=built.run.batch_size,
-                                                   steps_per_epoch=4, total_steps=built.run.total_steps)[0],
-        features=lambda params, stats, images, train: ({"h": images @ params["w"]}, stats), clean=flat, axis_name=axis)
+        variables=lambda key, batch: Variables(
+            {"w": jax.random.normal(key, (flat(batch["image"]).shape[1], 8))}, {}
+        ),
+        forward=forward,
+        loss=loss,
+        tx=optim.build(
+            **config.optimizer,
+            batch_size=built.run.batch_size,
+            steps_per_epoch=4,
+            total_steps=built.run.total_steps,
+        )[0],
+        features=lambda params, stats, images, train: ({"h": images @ params["w"]}, stats),
+        clean=flat,
+        axis_name=axis,
+    )
     return built._replace(method=method)
 
 
@@ -68,7 +83,9 @@ def run(built, config, state=None, start=0, until=None):
 
 
 def assert_same(a, b, **bound):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(parallel.fetch(a)), jax.tree.leaves(parallel.fetch(b))):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(parallel.fetch(a)), jax.tree.leaves(parallel.fetch(b))
+    ):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
 
 
@@ -112,10 +129,12 @@ def test_the_host_path_gives_the_same_run(built, config, caplog):
 
 def poisoned(built, at):
     """The same method, whose loss is no number at step `at`."""
+
     def update(state, batch, key):
         bad = state.step == at
         state, values = built.method.update(state, batch, key)
         return state, values | {"loss": jnp.where(bad, jnp.nan, values["loss"])}
+
     return built._replace(method=dataclasses.replace(built.method, update=update))
 
 
@@ -140,10 +159,15 @@ def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monk
 
 
 def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, monkeypatch):
-    method = dataclasses.replace(built.method, update=lambda state, batch, key: (state, {"loss": jnp.nan * jnp.ones(())}))
+    method = dataclasses.replace(
+        built.method, update=lambda state, batch, key: (state, {"loss": jnp.nan * jnp.ones(())})
+    )
     monkeypatch.setattr(loop, "build", lambda *_: built._replace(method=method))
     monkeypatch.setattr(loop, "IN_A_ROW", 2)
-    with pytest.raises(FloatingPointError, match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan",
+    ):
         loop.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
 
 
@@ -154,6 +178,7 @@ def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
     def plan(state):
         seen.append(int(state.step))
         return groups
+
     planned = built._replace(method=dataclasses.replace(built.method, plan=plan))
     stepper = loop.stepper(planned, config, 0)
     state = loop.initial_state(built, config)
@@ -161,7 +186,9 @@ def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
         state, _ = stepper(state)
     assert seen == [0, 4]
     assert set(stepper.ids(4)) <= set(range(8))
-    np.testing.assert_array_equal(stepper.ids(4), batches.balanced_order(config.seed, 1, groups)[:built.run.batch_size])
+    np.testing.assert_array_equal(
+        stepper.ids(4), batches.balanced_order(config.seed, 1, groups)[: built.run.batch_size]
+    )
 
 
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):

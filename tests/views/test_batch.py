@@ -13,8 +13,11 @@ PLAIN = views.make({"crop": "none", "flip": 0.0, "size": 8, "test_crop": 1.0})
 
 
 def batch(rows):
-    return {"id": np.arange(rows, dtype=np.int32), "image": np.zeros((rows, 8, 8, 3), np.uint8),
-            "image_b": np.full((rows, 8, 8, 3), 255, np.uint8)}
+    return {
+        "id": np.arange(rows, dtype=np.int32),
+        "image": np.zeros((rows, 8, 8, 3), np.uint8),
+        "image_b": np.full((rows, 8, 8, 3), 255, np.uint8),
+    }
 
 
 def of_second(view):
@@ -22,15 +25,21 @@ def of_second(view):
 
 
 def test_each_view_is_of_either_picture_by_a_coin_of_its_own():
-    drawn = np.stack([of_second(view) for view in of_batch([PLAIN] * 3, batch(400), jax.random.key(0))])
+    drawn = np.stack(
+        [of_second(view) for view in of_batch([PLAIN] * 3, batch(400), jax.random.key(0))]
+    )
     assert (np.abs(drawn.mean(axis=1) - 0.5) < 0.1).all()
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert abs((drawn[a] == drawn[b]).mean() - 0.5) < 0.1
 
 
 def test_recipes_say_how_often():
-    never, always, seldom = (dataclasses.replace(PLAIN, second=second) for second in (0.0, 1.0, 0.1))
-    a, b, c = (of_second(view) for view in of_batch([never, always, seldom], batch(400), jax.random.key(0)))
+    never, always, seldom = (
+        dataclasses.replace(PLAIN, second=second) for second in (0.0, 1.0, 0.1)
+    )
+    a, b, c = (
+        of_second(view) for view in of_batch([never, always, seldom], batch(400), jax.random.key(0))
+    )
     assert not a.any() and b.all() and 0.04 < c.mean() < 0.18
     with pytest.raises(ValueError, match="second"):
         dataclasses.replace(PLAIN, second=1.5)

@@ -40,15 +40,28 @@ def _oracle(x, kind, factor, family, additive):
 def test_jitter_is_the_true_permutation(family, additive):
     orders = np.array(list(itertools.permutations(range(4))), np.int32)
     x = RNG.random((24, 3, 3, 4)).astype(np.float32)
-    factors = np.stack([RNG.uniform(-0.4, 0.4, 24) if additive else RNG.uniform(0.4, 1.6, 24),
-                        RNG.uniform(0.4, 1.6, 24), RNG.uniform(0.2, 1.8, 24), RNG.uniform(-0.2, 0.2, 24)], 1)
+    factors = np.stack(
+        [
+            RNG.uniform(-0.4, 0.4, 24) if additive else RNG.uniform(0.4, 1.6, 24),
+            RNG.uniform(0.4, 1.6, 24),
+            RNG.uniform(0.2, 1.8, 24),
+            RNG.uniform(-0.2, 0.2, 24),
+        ],
+        1,
+    )
     factors = factors.astype(np.float32)
-    run = jax.jit(jax.vmap(lambda x, o, f: colour.jitter(x, colour.Jitter(o, f), family=family, additive=additive)))
+    run = jax.jit(
+        jax.vmap(
+            lambda x, o, f: colour.jitter(x, colour.Jitter(o, f), family=family, additive=additive)
+        )
+    )
     ours = run(x, orders, factors)
     for index, order in enumerate(orders):
         expected = x[index].astype(np.float64)
         for kind in order:
-            expected = np.clip(_oracle(expected, kind, float(factors[index, kind]), family, additive), 0, 1)
+            expected = np.clip(
+                _oracle(expected, kind, float(factors[index, kind]), family, additive), 0, 1
+            )
         np.testing.assert_allclose(ours[index], expected, atol=2e-5, err_msg=str(order))
 
 
@@ -72,7 +85,9 @@ def test_one_channel_has_no_colour(family):
         np.testing.assert_array_equal(same, x)
     draw = colour.Jitter(jnp.array([3, 2, 0, 1]), jnp.array([0.5, 1.2, 0.1, 0.3]))
     expected = np.clip(1.2 * (x * 0.5) - 0.2 * (x * 0.5).mean(), 0, 1)
-    np.testing.assert_allclose(jax.jit(partial(colour.jitter, family=family))(x, draw), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(partial(colour.jitter, family=family))(x, draw), expected, atol=1e-6
+    )
 
 
 def test_grey_pixels_keep_their_colour():
@@ -85,8 +100,12 @@ def test_grey_pixels_keep_their_colour():
 def test_errors_name_the_mend():
     x = jnp.zeros((4, 2, 2))
     draw = colour.Jitter(jnp.arange(4), jnp.ones(4))
-    for call in (lambda: colour.grayscale(x), lambda: colour.hue(x, 0.1),
-                 lambda: colour.saturation(x, 0.1, family="tv"), lambda: colour.jitter(x, draw, family="tf")):
+    for call in (
+        lambda: colour.grayscale(x),
+        lambda: colour.hue(x, 0.1),
+        lambda: colour.saturation(x, 0.1, family="tv"),
+        lambda: colour.jitter(x, draw, family="tf"),
+    ):
         with pytest.raises(ValueError, match="defined for 1 or 3 channels; the images have 4"):
             call()
     with pytest.raises(ValueError, match="family is 'kornia'"):
@@ -102,24 +121,33 @@ def test_errors_name_the_mend():
 @pytest.mark.parametrize("additive", [False, True])
 def test_distribution_of_jitter(additive):
     keys = jax.random.split(jax.random.key(3), 4800)
-    draw = partial(colour.draw_jitter, brightness=0.4, contrast=1.2, saturation=0.2, hue=0.1, additive=additive)
+    draw = partial(
+        colour.draw_jitter, brightness=0.4, contrast=1.2, saturation=0.2, hue=0.1, additive=additive
+    )
     orders, factors = jax.device_get(jax.jit(jax.vmap(lambda key: draw(key)))(keys))
     ranges = [(-0.4, 0.4) if additive else (0.6, 1.4), (0, 2.2), (0.8, 1.2), (-0.1, 0.1)]
     for column, (low, high) in zip(factors.T, ranges):
         assert low <= column.min() and column.max() <= high
-        np.testing.assert_allclose([column.mean(), column.std()], [(low + high) / 2, (high - low) / 12 ** 0.5],
-                                   atol=0.03 * (high - low))
+        np.testing.assert_allclose(
+            [column.mean(), column.std()],
+            [(low + high) / 2, (high - low) / 12**0.5],
+            atol=0.03 * (high - low),
+        )
     kinds, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(kinds) == 24 and counts.min() > 140 and counts.max() < 260  # 200 expected, deviation 14
+    assert (
+        len(kinds) == 24 and counts.min() > 140 and counts.max() < 260
+    )  # 200 expected, deviation 14
 
 
-@pytest.mark.parametrize("padding, mode", [("zero", "constant"), ("edge", "nearest"), ("reflect", "mirror")])
+@pytest.mark.parametrize(
+    "padding, mode", [("zero", "constant"), ("edge", "nearest"), ("reflect", "mirror")]
+)
 @pytest.mark.parametrize("sigma, radius", [(0.1, 2), (1.3, 3), (2.0, 5)])
 def test_blur_is_a_gaussian(padding, mode, sigma, radius):
     from scipy import ndimage
 
     x = RNG.random((2, 6, 9)).astype(np.float32)
-    taps = np.exp(-np.arange(-radius, radius + 1) ** 2 / (2 * sigma**2))
+    taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     expected = x.astype(np.float64)
     for axis in (1, 2):
         expected = ndimage.correlate1d(expected, taps / taps.sum(), axis, mode=mode)
@@ -130,8 +158,12 @@ def test_blur_is_a_gaussian(padding, mode, sigma, radius):
 def test_blur_edges():
     x = RNG.random((1, 3, 4)).astype(np.float32)
     np.testing.assert_array_equal(blur.blur(x, 1.0, radius=0, padding="zero"), x)
-    np.testing.assert_array_equal(jax.jit(partial(blur.blur, radius=9, padding="edge", apply=False))(x, 1.0), x)
+    np.testing.assert_array_equal(
+        jax.jit(partial(blur.blur, radius=9, padding="edge", apply=False))(x, 1.0), x
+    )
     wide = jax.jit(partial(blur.blur, radius=9, padding="edge"))(jnp.ones((1, 3, 4)), 2.0)
     np.testing.assert_allclose(wide, 1, atol=1e-6)
     sigma = jax.vmap(blur.draw_sigma)(jax.random.split(jax.random.key(0), 2000))
-    assert 0.1 <= sigma.min() < 0.12 and 1.98 < sigma.max() <= 2.0 and abs(sigma.mean() - 1.05) < 0.05
+    assert (
+        0.1 <= sigma.min() < 0.12 and 1.98 < sigma.max() <= 2.0 and abs(sigma.mean() - 1.05) < 0.05
+    )

@@ -6,11 +6,19 @@ import pytest
 
 from cl_jax.views import lab
 
-CORNERS = jnp.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], jnp.float32).T.reshape(3, 5, 1)
+CORNERS = jnp.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], jnp.float32).T.reshape(
+    3, 5, 1
+)
 
 
 def test_lab_of_known_colours():
-    expected = [[0, 0, 0], [100, 0, 0], [53.24, 80.09, 67.20], [87.74, -86.18, 83.18], [32.30, 79.19, -107.86]]
+    expected = [
+        [0, 0, 0],
+        [100, 0, 0],
+        [53.24, 80.09, 67.20],
+        [87.74, -86.18, 83.18],
+        [32.30, 79.19, -107.86],
+    ]
     np.testing.assert_allclose(lab.rgb_to_lab(CORNERS)[..., 0].T, expected, atol=0.02)
     grey = jnp.broadcast_to(jnp.linspace(0, 1, 256).reshape(1, 16, 16), (3, 16, 16))
     l, a, b = lab.rgb_to_lab(grey)
@@ -18,10 +26,16 @@ def test_lab_of_known_colours():
 
 
 def test_ycbcr_and_ydbdr_of_known_colours():
-    np.testing.assert_allclose(lab.rgb_to_ycbcr(CORNERS)[:, :3, 0].T,
-                               [[16, 128, 128], [235, 128, 128], [81.481, 90.203, 240]], atol=1e-3)
-    np.testing.assert_allclose(lab.rgb_to_ydbdr(CORNERS)[:, :3, 0].T,
-                               [[0, 0, 0], [1, 0, 0], [0.299, -0.45, -1.333]], atol=1e-6)
+    np.testing.assert_allclose(
+        lab.rgb_to_ycbcr(CORNERS)[:, :3, 0].T,
+        [[16, 128, 128], [235, 128, 128], [81.481, 90.203, 240]],
+        atol=1e-3,
+    )
+    np.testing.assert_allclose(
+        lab.rgb_to_ydbdr(CORNERS)[:, :3, 0].T,
+        [[0, 0, 0], [1, 0, 0], [0.299, -0.45, -1.333]],
+        atol=1e-6,
+    )
 
 
 def test_split_and_errors():

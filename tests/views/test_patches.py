@@ -29,7 +29,9 @@ def test_a_sub_crop_is_a_part_of_the_patch_in_the_middle_of_zeros():
     outer = seen.copy()
     outer[..., 1:3, 1:3, :] = 0
     assert (outer == 0).all()
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(cut), (2, 2), axis=(3, 4))  # [..., 3, 3, C, 2, 2]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.asarray(cut), (2, 2), axis=(3, 4)
+    )  # [..., 3, 3, C, 2, 2]
     for place in np.ndindex(2, 2, 2):
         found = np.abs(windows[place].transpose(0, 1, 3, 4, 2) - inner[place]).max((2, 3, 4)).min()
         assert found < 1e-6
@@ -47,8 +49,10 @@ def test_a_view_is_its_examples_and_its_places():
     keys = jax.random.split(jax.random.key(1), 16)
     seen = np.asarray(patches.augment(flipping, keys, cut))
     order = np.random.default_rng(2).permutation(16)
-    np.testing.assert_allclose(patches.augment(flipping, keys[order], cut[order]), seen[order], atol=1e-6)
-    flipped = (np.abs(seen - cut).max((3, 4, 5)) > 1e-6)
+    np.testing.assert_allclose(
+        patches.augment(flipping, keys[order], cut[order]), seen[order], atol=1e-6
+    )
+    flipped = np.abs(seen - cut).max((3, 4, 5)) > 1e-6
     assert 0.3 < flipped.mean() < 0.7 and (flipped.any((1, 2)) & ~flipped.all((1, 2))).any()
 
 
