@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         source = from_arrays(
             "random",
             {"image": images, "label": np.zeros(shape[0], np.int32)},
-            built.data.train.classes,
+            built.data.train.sizes,
         )
         built = built._replace(data=Splits(source, source))
     state = experiment.initial_state(built, config)

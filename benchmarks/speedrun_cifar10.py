@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
                 test["label"],
                 k=min(200, len(train["label"])),
                 temperature=0.1,
-                num_classes=built.run.classes["label"],
+                num_classes=built.run.sizes["label"],
             )
             top1 = float(found.top1)
             evaluations.append(

@@ -78,7 +78,7 @@ class Run(NamedTuple):
     size: int  # examples in the training split
     steps_per_epoch: int
     total_steps: int
-    classes: dict[str, int]  # label field -> number of classes
+    sizes: dict[str, int]  # integer field -> how many values it has: classes, vocabulary
     previous: Any = None  # the stage before this one: a `Stage`, or None
 
 

@@ -224,7 +224,7 @@ def _check_workers(workers: int, worker_processes: int, prefetch: int, source: S
             f"expected at "
             "least 1 thread, 0 processes and 1 batch."
         )
-    fields = source.arrays if source.arrays is not None else source.classes
+    fields = source.arrays if source.arrays is not None else source.sizes
     taken = [field for field in _FIELDS if field in fields]
     if taken:
         raise ValueError(

@@ -52,7 +52,7 @@ def make(
             source.name,
             size,
             read,
-            source.classes,
+            source.sizes,
             labels=lambda field: np.broadcast_to(np.int32(0), (size,)),
         )
 

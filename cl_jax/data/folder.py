@@ -104,7 +104,7 @@ def make(
             max_pixels,
             on_error,
         )
-    return Splits(**sources)
+    return Splits(sources.pop("train"), sources.pop("test"), sources)
 
 
 def _check_knobs(image_size: int, channels: int, test_share: float, on_error: str) -> None:

@@ -4,6 +4,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,72 +14,123 @@ Example = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Source:
-    """Random access to `size` examples.
+    """Random access to `size` examples, all with the same fields of fixed shapes.
 
-    `read(i)` gives example `i` as arrays: "image" uint8 [H, W, C], every label an int32 scalar
-    ("label" is the main one). `classes` says how many classes each label field has. `arrays` is the
-    whole set where it is in memory, one array of `size` rows per field; then `read(i)` is row `i`
-    of each. `labels(field)` gives one label of all examples without decoding their images, where
-    the format allows that. `skipped` counts the examples that could not be read and were left out.
+    `read(i)` gives example `i`. A field is what one example has: "image" uint8 [H, W, C], "tokens"
+    uint16 [T], "audio" int16 [S], "clip" uint8 [T, H, W, C], "node" uint8 [N] with "edge" int16
+    [E, 2], "world" int32 []. What varies in length is padded. The padding is a reserved value that
+    the source documents (0 in "tokens" and "node", -1 in "edge"), or a field of its own says how
+    much is real ("length" of "audio"). Types are the smallest that hold the values: a set that fits
+    lies on the device as it is, and views convert. "<field>_b" is a second picture, sentence, ...
+    of the same thing.
+
+    `sizes`: of integer fields, how many values there are: classes of a label, vocabulary of
+    "tokens", tags of "node". Values are checked against it on the host, because XLA clamps an index
+    beyond a table in silence. A label, one number for each example, may also be -1: no label.
+    `arrays`: the whole set where it is in memory, one array of `size` rows for each field; then
+    `read(i)` is row `i` of each. `labels(field)`: one label of all examples without decoding their
+    images, where the format allows that. `skipped`: examples that could not be read and were left
+    out.
     """
 
     name: str
     size: int
     read: Callable[[int], Example]
-    classes: Mapping[str, int]
+    sizes: Mapping[str, int]
     arrays: Mapping[str, np.ndarray] | None = None
     labels: Callable[[str], np.ndarray] | None = None
     skipped: int = 0
 
 
 class Splits(NamedTuple):
-    """The parts of a data set. `unlabeled` is there where a set has one (STL-10, a folder of that
-    name)."""
+    """The parts of a data set. `more`: further sources that evaluators and methods read by name:
+    "unlabeled" (STL-10, a folder of that name), "sts", "prompts", "gallery"."""
 
     train: Source
     test: Source
-    unlabeled: Source | None = None
+    more: Mapping[str, Source] = MappingProxyType({})
 
 
-def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: Mapping[str, int]) -> Source:
-    """A source over arrays in memory: "image" uint8 [N, H, W, C], the other fields [N, ...].
+def from_arrays(name: str, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Source:
+    """A source over arrays in memory: {field: [N, ...]}; "image..." uint8 [N, H, W, C].
 
     Raises:
-      ValueError: fields of different length, images of another type or rank, labels outside their
-        classes.
+      ValueError: no field, fields of different length, images of another type or rank, integers
+        outside their `sizes`.
     """
-    if "image" not in arrays:
-        raise ValueError(
-            f'{name} has the fields {", ".join(arrays) or "none"}; expected "image" among them.'
-        )
-    image = arrays["image"]
-    if image.ndim != 4 or image.dtype != np.uint8:
-        raise ValueError(
-            f"{name}: image is {image.dtype}{list(image.shape)}; expected uint8 [N, H, W, C]. "
-            "Grey images need a channel axis: image[..., None]."
-        )
+    if not arrays:
+        raise ValueError(f"{name} has no field; expected at least one array, for instance image.")
+    first = next(iter(arrays))
     for field, values in arrays.items():
-        if len(values) != len(image):
-            raise ValueError(f"{name}: {field} has {len(values)} rows, image has {len(image)}.")
-    for field, count in classes.items():
-        _check_labels(name, field, arrays[field], count)
+        if field.split("_")[0] == "image" and (values.ndim != 4 or values.dtype != np.uint8):
+            raise ValueError(
+                f"{name}: {field} is {values.dtype}{list(values.shape)}; expected uint8 "
+                "[N, H, W, C]. Grey images need a channel axis: image[..., None]."
+            )
+        if len(values) != len(arrays[first]):
+            raise ValueError(
+                f"{name}: {field} has {len(values)} rows, {first} has {len(arrays[first])}."
+            )
+    for field, count in sizes.items():
+        if field not in arrays:
+            raise ValueError(
+                f"{name} says how many values {field!r} has and has no such field; it has "
+                f"{', '.join(arrays)}."
+            )
+        check_values(name, field, arrays[field], count)
 
     def read(i: int) -> Example:
         return {field: values[i] for field, values in arrays.items()}
 
-    return Source(name, len(image), read, dict(classes), dict(arrays))
+    return Source(name, len(arrays[first]), read, dict(sizes), dict(arrays))
 
 
-def _check_labels(name: str, field: str, labels: np.ndarray, count: int) -> None:
-    if labels.dtype != np.int32 or labels.ndim != 1:
+def check_values(name: str, field: str, values: np.ndarray, count: int) -> None:
+    """Checks that an integer field holds 0 to `count` - 1; a label [N] may also be -1, no label.
+
+    Raises:
+      ValueError: another type, or values outside that range.
+    """
+    label = values.ndim == 1
+    if values.dtype.kind not in "iu" or (label and values.dtype != np.int32):
         raise ValueError(
-            f"{name}: {field} is {labels.dtype}{list(labels.shape)}; expected int32 [N]."
+            f"{name}: {field} is {values.dtype}{list(values.shape)}; expected "
+            f"{'int32 [N]' if label else 'integers'}."
         )
-    if len(labels) and not (0 <= labels.min() and labels.max() < count):
+    least = -1 if label else 0
+    if values.size and not (least <= values.min() and values.max() < count):
         raise ValueError(
-            f"{name}: {field} goes from {labels.min()} to {labels.max()}; expected 0 to "
-            f"{count - 1}."
+            f"{name}: {field} goes from {values.min()} to {values.max()}; expected 0 to "
+            f"{count - 1}" + (", or -1 for an example without a label." if label else ".")
         )
+
+
+def renamed(source: Source, names: Mapping[str, str]) -> Source:
+    """The source with fields under other names, {old: new}; other fields keep theirs. So an encoder
+    of "tokens" reads "tokens_b".
+
+    Raises:
+      ValueError: two fields would have one name.
+    """
+
+    def new(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        changed = {names.get(field, field): values for field, values in tree.items()}
+        if len(changed) != len(tree):
+            raise ValueError(
+                f"{source.name}: renaming {dict(names)} gives two fields of {sorted(tree)} one "
+                "name. Rename the other field too."
+            )
+        return changed
+
+    old = {value: key for key, value in names.items()}
+    labels = source.labels
+    return dataclasses.replace(
+        source,
+        read=lambda i: new(source.read(i)),
+        sizes=new(source.sizes) if source.sizes else {},
+        arrays=None if source.arrays is None else new(source.arrays),
+        labels=None if labels is None else lambda field: labels(old.get(field, field)),
+    )
 
 
 def with_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndarray:
@@ -106,8 +158,8 @@ def labels_of(source: Source, label: str = "label") -> np.ndarray:
     Raises:
       ValueError: no label of that name.
     """
-    if label not in source.classes:
-        known = ", ".join(sorted(source.classes)) or "none"
+    if label not in source.sizes:
+        known = ", ".join(sorted(source.sizes)) or "none"
         raise ValueError(f"{source.name} has no label {label!r}; its labels: {known}.")
     if source.arrays is not None:
         return np.asarray(source.arrays[label])
@@ -128,15 +180,13 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
     name = f"{source.name}[{len(chosen)}]"
     if source.arrays is not None:
         arrays = {field: array[chosen] for field, array in source.arrays.items()}
-        return dataclasses.replace(
-            from_arrays(name, arrays, source.classes), skipped=source.skipped
-        )
+        return dataclasses.replace(from_arrays(name, arrays, source.sizes), skipped=source.skipped)
     labels = source.labels
     return Source(
         name,
         len(chosen),
         lambda i: source.read(int(chosen[i])),
-        source.classes,
+        source.sizes,
         labels=None if labels is None else lambda field: labels(field)[chosen],
         skipped=source.skipped,
     )

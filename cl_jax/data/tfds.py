@@ -105,7 +105,7 @@ def make(
             if keep
             else _lazy(*what, channels)
         )
-    return Splits(**sources)
+    return Splits(sources.pop("train"), sources.pop("test"), sources)
 
 
 def _command(dataset: str, data_dir: str | None) -> str:

@@ -44,7 +44,7 @@ class Evaluator:
             Path(workdir),
         )
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        self.classes = data.train.classes.get("label", 0)
+        self.classes = data.train.sizes.get("label", 0)
         first = dict(config.views[min(config.views)])
         first.pop("copies", None)
         self.recipe = views.make(first)

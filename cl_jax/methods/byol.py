@@ -56,7 +56,7 @@ def make(
     apply, apply_predictor, num_classes = (
         applier(network),
         applier(predict),
-        run.classes.get("label", 0),
+        run.sizes.get("label", 0),
     )
 
     def tau(step: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ def make(
     if len(views) != 1:
         raise ValueError(f"distillation sees one view of each image; the config has {len(views)}.")
     teacher = run.previous
-    student = Student(encoder, run.classes["label"])
+    student = Student(encoder, run.sizes["label"])
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool

@@ -45,7 +45,7 @@ def make(
         )
     if len(views) != 1:
         raise ValueError(f"fine-tuning sees one view of each image; the config has {len(views)}.")
-    before, num_classes = run.previous, run.classes["label"]
+    before, num_classes = run.previous, run.sizes["label"]
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool

@@ -62,7 +62,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
         )
     steps_per_epoch = size // batch
     total_steps = max(1, round(config.total_epochs * steps_per_epoch))
-    run = Run(AXIS, batch, size, steps_per_epoch, total_steps, dict(data.train.classes), previous)
+    run = Run(AXIS, batch, size, steps_per_epoch, total_steps, dict(data.train.sizes), previous)
     encoder = _call("cl_jax.encoders", dict(config.encoder), axis_name=AXIS)
     tx, learning_rate = _checked(
         optim.build,

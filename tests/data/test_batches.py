@@ -237,7 +237,7 @@ def test_a_field_may_not_have_a_name_of_the_batches():
 @pytest.mark.parametrize("make", [in_memory, on_disk])
 def test_subset_keeps_the_order_asked_for(make):
     part = subset(make(10), [7, 2, 2])
-    assert part.size == 3 and part.classes == {"label": 3}
+    assert part.size == 3 and part.sizes == {"label": 3}
     assert [int(part.read(i)["image"][0, 0, 0]) for i in range(3)] == [7, 2, 2]
     np.testing.assert_array_equal(labels_of(part), [1, 2, 2])
     with pytest.raises(ValueError, match="from 0 to 9"):

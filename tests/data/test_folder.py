@@ -40,13 +40,9 @@ def classes(tmp_path):
 @pytest.mark.parametrize("cache_bytes", [10**9, 0])
 def test_class_folders_of_mixed_sizes_and_formats(classes, cache_bytes):
     splits = folder.make(path=str(classes), image_size=8, test_share=0.3, cache_bytes=cache_bytes)
-    assert (
-        splits.train.size + splits.test.size == 18
-        and splits.test.size > 0
-        and splits.unlabeled is None
-    )
+    assert splits.train.size + splits.test.size == 18 and splits.test.size > 0 and not splits.more
     for source in (splits.train, splits.test):
-        assert source.classes == {"label": 3} and source.skipped == 0
+        assert source.sizes == {"label": 3} and source.skipped == 0
         assert (source.arrays is None) == (cache_bytes == 0)
         for i in range(source.size):
             example = source.read(i)
@@ -78,14 +74,14 @@ def test_images_without_class_folders_have_no_label(tmp_path):
     for i in range(4):
         put(tmp_path / f"{i}.png")
     splits = folder.make(path=str(tmp_path), image_size=8)
-    assert splits.train.classes == {} and set(splits.train.read(0)) == {"image"}
+    assert splits.train.sizes == {} and set(splits.train.read(0)) == {"image"}
     assert (splits.train.size, splits.test.size) == (3, 1)
 
 
 def test_one_class_folder_tells_nothing_apart(tmp_path):
     for i in range(4):
         put(tmp_path / "all" / f"{i}.png")
-    assert folder.make(path=str(tmp_path), image_size=8).train.classes == {}
+    assert folder.make(path=str(tmp_path), image_size=8).train.sizes == {}
 
 
 def test_given_parts(tmp_path):
@@ -93,16 +89,19 @@ def test_given_parts(tmp_path):
         for name, colour in zip("ab", colours):
             put(tmp_path / part / name / "0.png", colour=colour)
     splits = folder.make(path=str(tmp_path), image_size=8)
-    assert (splits.train.size, splits.test.size, splits.unlabeled.size) == (2, 2, 1)
+    assert (splits.train.size, splits.test.size, splits.more["unlabeled"].size) == (2, 2, 1)
     np.testing.assert_array_equal(labels_of(splits.test), [0, 1])
-    assert splits.unlabeled.classes == {} and splits.unlabeled.read(0)["image"][0, 0, 2] == BLUE[2]
+    assert (
+        splits.more["unlabeled"].sizes == {}
+        and splits.more["unlabeled"].read(0)["image"][0, 0, 2] == BLUE[2]
+    )
 
 
 def test_train_may_be_a_class(tmp_path):
     for name in ("car", "plane", "train"):
         for i in range(2):
             put(tmp_path / name / f"{i}.png")
-    assert folder.make(path=str(tmp_path), image_size=8).train.classes == {"label": 3}
+    assert folder.make(path=str(tmp_path), image_size=8).train.sizes == {"label": 3}
 
 
 def test_split_by_hash_keeps_its_members_when_images_are_added(tmp_path):
@@ -309,7 +308,7 @@ def test_labels_false_takes_everything(tmp_path):
     for file in ("x/a.png", "y/b.png", "c.png"):
         put(tmp_path / file)
     splits = folder.make(path=str(tmp_path), image_size=8, labels=False)
-    assert splits.train.size + splits.test.size == 3 and splits.train.classes == {}
+    assert splits.train.size + splits.test.size == 3 and splits.train.sizes == {}
 
 
 @pytest.mark.parametrize(

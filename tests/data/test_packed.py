@@ -68,7 +68,7 @@ def test_plain_packed_and_grey_files(tmp_path, images):
     for source in (plain, coded):
         np.testing.assert_array_equal(source.arrays["image"], images[3])
         np.testing.assert_array_equal(labels_of(source), np.arange(5) % 3)
-        assert source.classes == {"label": 3} and source.arrays["label"].dtype == np.int32
+        assert source.sizes == {"label": 3} and source.arrays["label"].dtype == np.int32
     grey = write(tmp_path / "grey", image=images[1][..., 0])
     assert packed.make(path=grey).test.read(0)["image"].shape == (4, 6, 1)
     np.testing.assert_array_equal(
@@ -108,7 +108,7 @@ def test_errors(tmp_path, images):
 def test_mnist():
     splits = packed.make(path=str(SHARED / "mnist"))
     assert (splits.train.size, splits.test.size) == (60_000, 10_000)
-    assert splits.train.read(0)["image"].shape == (28, 28, 1) and splits.train.classes == {
+    assert splits.train.read(0)["image"].shape == (28, 28, 1) and splits.train.sizes == {
         "label": 10
     }
 

@@ -66,8 +66,8 @@ def test_how_many_are_painted_at_a_time_changes_nothing(monkeypatch):
 
 def test_fields():
     splits = scenes.make(train_size=70, test_size=30)
-    assert (splits.train.size, splits.test.size, splits.unlabeled) == (70, 30, None)
-    assert splits.train.classes == {"label": 10, "place": 9, "background": 8, "colour": 8}
+    assert (splits.train.size, splits.test.size, splits.more) == (70, 30, {})
+    assert splits.train.sizes == {"label": 10, "place": 9, "background": 8, "colour": 8}
     for source in splits[:2]:
         example = source.read(3)
         assert set(example) == {

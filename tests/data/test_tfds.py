@@ -83,7 +83,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("cache_bytes", [10**9, 0])
 def test_a_set_of_one_size(prepared, cache_bytes):
     splits = ours.make(dataset="tiny_grey", data_dir=prepared, cache_bytes=cache_bytes)
-    assert (splits.train.size, splits.test.size) == (9, 6) and splits.train.classes == {"label": 3}
+    assert (splits.train.size, splits.test.size) == (9, 6) and splits.train.sizes == {"label": 3}
     assert (splits.train.arrays is None) == (cache_bytes == 0)
     seen = []
     for i in range(9):
@@ -115,10 +115,12 @@ def test_channels_sizes_splits_and_labels_can_be_chosen(prepared):
         unlabeled_split="test",
         cache_bytes=0,
     )
-    assert (splits.train.size, splits.test.size, splits.unlabeled.size) == (5, 4, 6)
+    assert (splits.train.size, splits.test.size, splits.more["unlabeled"].size) == (5, 4, 6)
     assert {splits.train.read(i)["image"].shape for i in range(5)} == {(7, 7, 3)}
-    assert splits.unlabeled.classes == {} and set(splits.unlabeled.read(0)) == {"image"}
-    assert ours.make(dataset="tiny_grey", data_dir=prepared, label_key="").train.classes == {}
+    assert splits.more["unlabeled"].sizes == {} and set(splits.more["unlabeled"].read(0)) == {
+        "image"
+    }
+    assert ours.make(dataset="tiny_grey", data_dir=prepared, label_key="").train.sizes == {}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_mnist(tmp_path):
     splits = ours.make(dataset="mnist", data_dir=str(tmp_path / "array_record"))
     same = packed.make(path=str(SHARED / "mnist"))
     for a, b in zip(splits[:2], same[:2]):
-        assert a.size == b.size and a.classes == b.classes == {"label": 10}
+        assert a.size == b.size and a.sizes == b.sizes == {"label": 10}
         rows = [
             sorted(
                 bytes(image) + bytes([label])
