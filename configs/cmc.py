@@ -88,7 +88,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 milestones_epochs=(120.0, 160.0, 200.0),
             )
         )
-        config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
+        config.evals.protocols.linear.update(dict(total_epochs=60.0, learning_rate=50.0))
     if "debug" in chosen:
         common.debug(config)
         config.method.num_negatives = 24

@@ -80,7 +80,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="deepcluster"))
         config.optimizer = ConfigDict(published)
         config.evals.every_epochs = 50.0
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4))
+        config.evals.protocols.linear.update(
+            dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4)
+        )
     if "debug" in chosen:
         common.debug(config)
         config.method.update(dict(num_clusters=6, pca_dim=8))

@@ -82,7 +82,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 final_learning_rate=0.0048,
             )
         )
-        config.probe.update(dict(total_epochs=100.0, learning_rate=0.3, weight_decay=1e-6))
+        config.evals.protocols.linear.update(
+            dict(total_epochs=100.0, learning_rate=0.3, weight_decay=1e-6)
+        )
     if "debug" in chosen:
         common.debug(config)
         config.method.update(dict(num_prototypes=(6, 8), hidden_dim=32, out_dim=16))

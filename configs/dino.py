@@ -182,7 +182,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="dino"))
         config.views = crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))
         config.optimizer = ConfigDict(published)
-        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+        config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "imagenet2012_resnet50" in chosen:
         common.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
@@ -201,7 +201,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 freeze_paths=("last_layer",),
             )
         )
-        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+        config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "debug" in chosen:
         transformer = config.encoder.name == "vit"
         if transformer:

@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(
             dict(name="sgd", learning_rate=0.03, weight_decay=1e-4, schedule_per_epoch=True)
         )
-        config.probe.update(dict(total_epochs=100.0, learning_rate=30.0))
+        config.evals.protocols.linear.update(dict(total_epochs=100.0, learning_rate=30.0))
     if "imagenet2012_v1" in chosen:
         config.method.update(dict(head="linear", temperature=0.07))
         config.views = ConfigDict(dict(both=dict(name="moco_v1", copies=2)))

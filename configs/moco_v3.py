@@ -110,7 +110,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(
             dict(name="lars_byol", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0)
         )
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.1))
+        config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=0.1))
     for size, heads in (("small", 12), ("base", 12)):
         if f"imagenet2012_vit_{size}" in chosen:
             common.imagenet2012(config)
@@ -138,7 +138,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     frozen, name="adamw", learning_rate=1.5e-4, weight_decay=0.1, warmup_epochs=40.0
                 )
             )
-            config.probe.update(dict(total_epochs=90.0, learning_rate=3.0))
+            config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=3.0))
     if "debug" in chosen:
         transformer = config.encoder.name == "vit"
         if transformer:

@@ -125,7 +125,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 optimizer=tune,
                 total_epochs=tune_epochs,
                 batch_size=tune_batch,
-                evals=dict(baselines=False, every_epochs=tune_epochs),
+                evals=dict(
+                    baselines=False,
+                    every_epochs=tune_epochs,
+                    protocols=dict(classifier=dict()),
+                ),
             ),
             distill=dict(
                 previous="../finetune",
@@ -133,7 +137,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 views=dict(one=crop),
                 optimizer=distill,
                 total_epochs=distill_epochs,
-                evals=dict(baselines=False, every_epochs=distill_epochs),
+                evals=dict(
+                    baselines=False,
+                    every_epochs=distill_epochs,
+                    protocols=dict(classifier=dict()),
+                ),
             ),
         )
     )

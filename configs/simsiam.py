@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 schedule_per_epoch=True,
             )
         )
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.1))
+        config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=0.1))
     if "fastsiam" in chosen:
         config.views.both.copies = 4
         if "cifar10" in chosen:

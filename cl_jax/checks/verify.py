@@ -50,7 +50,7 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel, xla
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
-from cl_jax.evals import protocols
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training.experiment import Built, build, config_names, initial_state, stages
 from cl_jax.training.steps import stepper
 
@@ -230,7 +230,7 @@ class Runner:
         self.built = built
         self.state = parallel.fetch(initial_state(built, config)) if state is None else state
         self.stepper = stepper(built, config, 0)
-        self.evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, "unused")
+        self.evaluator = Evaluation({}, built.method, built.data, built.mesh, config, "unused")
 
     def __call__(self, seed: int | None) -> Outcome:
         method, run = self.built.method, self.built.run

@@ -88,13 +88,20 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def ids_at(
-    step: int, *, seed: int, size: int, batch_size: int, epoch_order: np.ndarray | None = None
+    step: int,
+    *,
+    seed: int,
+    size: int,
+    batch_size: int,
+    epoch_order: np.ndarray | None = None,
+    epoch_steps: int | None = None,
 ) -> np.ndarray:
     """The examples [batch_size] int32 of the global batch of a step, from its epoch's order:
-    `order`, or the one given."""
+    `order`, or the one given. An epoch has `epoch_steps` steps, by default all whole batches of the
+    examples."""
     if step < 0:
         raise ValueError(f"step is {step}; expected at least 0.")
-    epoch, at = divmod(step, steps_per_epoch(size, batch_size))
+    epoch, at = divmod(step, epoch_steps or steps_per_epoch(size, batch_size))
     ids = order(seed, epoch, size) if epoch_order is None else epoch_order
     return ids[at * batch_size : (at + 1) * batch_size]
 
@@ -139,6 +146,7 @@ def host_batches(
     start_step: int,
     steps: int,
     epoch_order: np.ndarray | None = None,
+    epoch_steps: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 4,
@@ -155,8 +163,9 @@ def host_batches(
       source: read from several threads at once.
       batch_size: of the global batch, over all processes.
       steps: the step to stop before.
-      epoch_order: [size] int32, the order of the one epoch that all these steps are in; None for
-        `order`.
+      epoch_order: [epoch_steps * batch_size] int32, the order of the one epoch that all these
+        steps are in; None for `order`.
+      epoch_steps: steps of an epoch; None for all whole batches of the examples.
       workers: threads that read examples, in this process or in each of the worker processes.
       worker_processes: above 0, examples are read in so many other processes. For readers that hold
         Python's lock; decoding images does not.
@@ -174,9 +183,15 @@ def host_batches(
     size = source.size
 
     def ids(step: int) -> np.ndarray:
-        return ids_at(step, seed=seed, size=size, batch_size=batch_size, epoch_order=epoch_order)[
-            rows
-        ]
+        found = ids_at(
+            step,
+            seed=seed,
+            size=size,
+            batch_size=batch_size,
+            epoch_order=epoch_order,
+            epoch_steps=epoch_steps,
+        )
+        return found[rows]
 
     count = max(steps - start_step, 0)
     return _batches(
@@ -185,12 +200,18 @@ def host_batches(
 
 
 def sequential(
-    source: Source, batch_size: int, *, workers: int = 4, prefetch: int = 2
+    source: Source,
+    batch_size: int,
+    *,
+    rows: slice = slice(None),
+    workers: int = 4,
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
     """All examples once, in order, for evaluation: their fields, "id" int32, and "valid" bool.
 
     The last batch is filled up by repeating the last example, with "valid" false, so that every
-    batch has one shape.
+    batch has one shape. `rows`: the part of each batch that is read, a process's share
+    (`local_rows`).
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
@@ -198,14 +219,14 @@ def sequential(
     size = source.size
 
     def ids(i: int) -> np.ndarray:
-        return np.minimum(np.arange(i * batch_size, (i + 1) * batch_size), size - 1).astype(
-            np.int32
-        )
+        places = np.arange(i * batch_size, (i + 1) * batch_size)[rows]
+        return np.minimum(places, size - 1).astype(np.int32)
 
     def with_valid(i: int, batch: Batch) -> Batch:
-        return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size) < size}
+        return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size)[rows] < size}
 
-    batches = _batches(source, ids, -(-size // batch_size), batch_size, workers, 0, prefetch)
+    each = len(range(batch_size)[rows])
+    batches = _batches(source, ids, -(-size // batch_size), each, workers, 0, prefetch)
     return (with_valid(i, batch) for i, batch in enumerate(batches))
 
 

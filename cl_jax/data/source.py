@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
       ValueError: two fields would have one name.
     """
 
-    def new(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new(tree: Mapping[str, Any]) -> dict[str, Any]:
         changed = {names.get(field, field): values for field, values in tree.items()}
         if len(changed) != len(tree):
             raise ValueError(
@@ -127,7 +127,7 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
     return dataclasses.replace(
         source,
         read=lambda i: new(source.read(i)),
-        sizes=new(source.sizes) if source.sizes else {},
+        sizes=new(source.sizes),
         arrays=None if source.arrays is None else new(source.arrays),
         labels=None if labels is None else lambda field: labels(old.get(field, field)),
     )

@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.keys import example_keys
+from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import applier, features_of
 from cl_jax.heads.context import RowContext
-from cl_jax.views import batch as views_of
-from cl_jax.views import colour, patches
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import ImageView, Recipe, colour, draw, fields, patches
 
 DIRECTIONS = ("down", "up", "right", "left")
 
@@ -93,7 +91,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[ImageView],
     run: Run,
     patch_size: int,
     stride: int,
@@ -146,7 +144,7 @@ def make(
         raise ValueError(
             f"directions={list(directions)}; expected some of {', '.join(DIRECTIONS)}, each once."
         )
-    whole = views[0]
+    whole = views[0].recipe
     side = len(patches.starts_of(whole.size, patch_size, stride))
     if not offsets or not all(1 <= offset < side for offset in offsets):
         raise ValueError(
@@ -159,8 +157,8 @@ def make(
             f"grey=True and mean={whole.mean}, std={whole.std}; expected the same for every "
             f"channel."
         )
-    unfinished = dataclasses.replace(whole, mean=None, std=None, colour_space="rgb")
-    plain = Recipe(crop="none", flip=0.0) if len(views) == 1 else views[1]
+    unfinished = ImageView(dataclasses.replace(whole, mean=None, std=None, colour_space="rgb"))
+    plain = Recipe(crop="none", flip=0.0) if len(views) == 1 else views[1].recipe
     each = dataclasses.replace(
         plain, mean=whole.mean, std=whole.std, colour_space=whole.colour_space
     )
@@ -179,21 +177,26 @@ def make(
     apply, candidates = applier(network), run.batch_size * side**2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(whole, batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
+    def cut_patches(batch: Batch, key: jax.Array) -> list[jax.Array]:
+        """[B, rows, columns, size, size, C] of a crop, each patch augmented by itself."""
+        (images,) = draw([unfinished], batch, key)
+        return [
+            patches.augment(
+                each,
+                view_keys(example_keys(key, batch["id"]), 1),
+                patches.grid(images, size=patch_size, stride=stride),
+                subcrop=subcrop,
+                drop_channels=drop_channels,
+            )
+        ]
+
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        [images] = views_of.of_batch([unfinished], batch, key)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys(key, batch["id"]), 1)
-        cut = patches.augment(
-            each,
-            keys,
-            patches.grid(images, size=patch_size, stride=stride),
-            subcrop=subcrop,
-            drop_channels=drop_channels,
-        )
+        (cut,) = inputs
         ((p, z), _), stats = apply(params, stats, cut, True)
         return {"p": p, "z": z}, stats, None
 
@@ -220,11 +223,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=cut_patches,
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(whole, images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=candidates - 1,
     )

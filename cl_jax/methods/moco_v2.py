@@ -18,7 +18,8 @@ import optax
 from jax import lax
 
 from cl_jax.core.ema import ema_of_params
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
@@ -26,15 +27,14 @@ from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.memory import queue as queues
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.2,
     momentum: float = 0.999,
@@ -72,12 +72,12 @@ def make(
     pairs = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        return start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
+        return start(network, key, views[0].clean(batch), queue_size, out_dim)
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        images, target_stats, q, k = views_of.of_batch(views, batch, key), target.stats, [], []
+        images, target_stats, q, k = inputs, target.stats, [], []
         for number, (query, positive) in enumerate(pairs):
             (z, _), stats = apply(params, stats, images[query], True)
             keys, target_stats = momentum_keys(
@@ -123,12 +123,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(momentum),
         negatives=queue_size,
     )

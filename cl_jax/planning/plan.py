@@ -203,7 +203,7 @@ def plan(
     """
     compiled = programme(config, mesh)
     run, devices = compiled.built.run, compiled.built.mesh.size
-    dtype = config.encoder.get("dtype") or "float32"
+    dtype = experiment.dtype_of(config)
     room = USABLE * device.memory
     compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())

@@ -16,13 +16,15 @@ from ml_collections import ConfigDict
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import parallel
 from cl_jax.core.method import Run, State
-from cl_jax.evals import protocols
+from cl_jax.evals import evaluation
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
 from cl_jax.training import checkpoint, metrics
 from cl_jax.training.experiment import (
     Built,
     build,
     describe,
+    dtype_of,
     initial_state,
     load,
     previous_stage,
@@ -79,9 +81,12 @@ def _train(
 ) -> dict[str, float]:
     method, run = built.method, built.run
     log.say(describe(config, built, state))
-    evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
+    evaluator = evaluation_of(built, config, workdir)
+    evaluator.check(state)
     logged = metrics.read(workdir)
-    history = [(row["step"], row["knn/top1"]) for row in logged if "knn/top1" in row]
+    history = [
+        (row["step"], score) for row in logged if (score := evaluator.score(row)) is not None
+    ]
     if restored is not None:
         state = restored
         log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
@@ -137,11 +142,11 @@ def _train(
                 if compares:  # as late as they are needed: training starts sooner
                     log.write(0, evaluator.baselines(initial_state(built, config)))
                     compares = False
-                results = evaluator.online(state, final=last)
+                results = evaluator.measure(state, final=last)
                 log.write(done, results)
                 if log.active:
                     log.say(str(diagnosis.diagnose(metrics.read(workdir), config.total_epochs)))
-                score = results.get("knn/top1")
+                score = evaluator.score(results)
                 best = score is not None and all(score > s for _, s in history)
                 if score is not None:
                     history.append((done, score))
@@ -154,12 +159,20 @@ def _train(
                     f"stopped at step {done} of {run.total_steps}; the same command resumes there."
                 )
     if not results:
-        results = evaluator.online(state, final=True)
+        results = evaluator.measure(state, final=True)
     rows = metrics.read(workdir)
-    if jax.process_index() == 0:
-        protocols.draw_curve(workdir, rows)
-    log.say(protocols.summary(rows))
+    evaluator.draw(state)
+    if jax.process_index() == 0 and evaluator.best:
+        evaluation.draw_curve(workdir, built.evaluators, rows, evaluator.best)
+    log.say(evaluation.summary(built.evaluators, rows))
     return results
+
+
+def evaluation_of(built: Built, config: ConfigDict, workdir: str | Path) -> Evaluation:
+    """The evaluation of a run's States."""
+    return Evaluation(
+        built.evaluators, built.method, built.data, built.mesh, config, workdir, built.views
+    )
 
 
 def _next_event(step: int, run: Run, *periods: int) -> int:
@@ -179,10 +192,10 @@ def _next_event(step: int, run: Run, *periods: int) -> int:
 def evaluate(workdir: str | Path) -> dict[str, float]:
     """Every evaluation of the newest State of a run, printed and written to `eval.json`."""
     config, built, state = load(workdir)
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
-    results = evaluator.online(state, final=True)
-    if config.probe.augment:
-        results |= evaluator.linear_augmented(state)
+    evaluator = evaluation_of(built, config, workdir)
+    evaluator.check(state)
+    results = evaluator.measure(state, final=True, asked=True)
+    evaluator.draw(state)
     if jax.process_index() == 0:
         (Path(workdir) / "eval.json").write_text(
             json.dumps({"step": int(state.step), **results}, indent=2) + "\n"
@@ -297,9 +310,7 @@ class _Pending:
             "images_per_second": rate * run.batch_size,
             "data_wait": (waited - self.waited) / elapsed,
         }
-        peak = peak_flops(
-            self.built.mesh.devices.flat[0].device_kind, self.config.encoder.get("dtype", "float32")
-        )
+        peak = peak_flops(self.built.mesh.devices.flat[0].device_kind, dtype_of(self.config))
         if peak and self.steps.flops > 0:
             row["mfu"] = rate * self.steps.flops / peak
         self.log_to.write(int(numbers[-1]) + 1, row)

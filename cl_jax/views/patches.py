@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.views import image
+from cl_jax.views import planes
 from cl_jax.views.presets import Recipe
 from cl_jax.views.recipe import draw, transform
 
@@ -89,7 +89,7 @@ def augment(
 
     def view(key: jax.Array, patch: jax.Array) -> jax.Array:
         recipe_key, crop_key, channel_key = jax.random.split(key, 3)
-        x = transform(recipe, draw(recipe, recipe_key, size, size), image.planes(patch))
+        x = transform(recipe, draw(recipe, recipe_key, size, size), planes.planes(patch))
         if subcrop is not None and subcrop < size:
             top, left = jax.random.randint(crop_key, (2,), 0, size - subcrop + 1)
             x = lax.dynamic_slice(x, (0, top, left), (x.shape[0], subcrop, subcrop))
@@ -100,7 +100,7 @@ def augment(
             whether, which = jax.random.uniform(channel_key, (2,))
             only = jnp.arange(x.shape[0]) == jnp.floor(which * x.shape[0])
             x = jnp.where((only | (whether >= drop_channels))[:, None, None], x, 0)
-        return image.pixels(x)
+        return planes.pixels(x)
 
     places = jnp.arange(patches.shape[1] * patches.shape[2])
     flat = patches.reshape(patches.shape[0], len(places), *patches.shape[3:])

@@ -73,8 +73,8 @@ def log(*, epoch=EPOCHS, loss=(1.0,), chance=None, start=None, **evaluated):
 def test_logged_runs(name):
     epoch, loss, rank, untrained, chance, knn, before, wanted = LOGGED[name]
     for reference in (True, False):
-        start = {"knn/random_network": before} | (
-            {"untrained/effective_rank": untrained} if reference else {}
+        start = {"untrained/knn/top1": before} | (
+            {"untrained/geometry/effective_rank": untrained} if reference else {}
         )
         rows = log(
             epoch=epoch,
@@ -93,7 +93,7 @@ def test_logged_runs(name):
 
 
 def test_without_labels_the_loss_and_the_rank_decide():
-    start = {"untrained/effective_rank": 80.0}
+    start = {"untrained/geometry/effective_rank": 80.0}
     assert diagnose(log(loss=(7.0,), chance=8.3, start=start), 12).name == HEALTHY
     assert diagnose(log(loss=(8.2,), chance=8.3, start=start), 12).name == CHANCE
     assert diagnose(log(loss=(9.1,), chance=8.3, start=start), 12).name == BELOW_CHANCE
@@ -102,7 +102,7 @@ def test_without_labels_the_loss_and_the_rank_decide():
 
 
 def test_a_knn_that_training_did_not_raise():
-    start = {"knn/random_network": 0.4}
+    start = {"untrained/knn/top1": 0.4}
     for knn, epoch, wanted in (
         (0.43, 12, HEALTHY),
         (0.41, 12, WORSE),
@@ -118,7 +118,7 @@ def test_a_knn_that_training_did_not_raise():
 def test_no_verdict_before_its_time():
     assert diagnose([], 12).name == EARLY
     assert (
-        diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name
+        diagnose([{"step": 0, "untrained/knn/top1": 0.3}, {"step": 5, "loss": 1.0}], 12).name
         == EARLY
     )
     rows = log(epoch=1.0, geometry_relative_std=0.0)
@@ -180,8 +180,12 @@ def test_features_made_to_fail(clean, trained, wanted):
     untrained = features("good", seed=1)
     start = {
         "step": 0,
-        "untrained/effective_rank": geometry.measure(untrained[0])["geometry/effective_rank"],
-        "untrained/same_batch": geometry.of_pairs(untrained, untrained, BATCH)["pairs/same_batch"],
+        "untrained/geometry/effective_rank": geometry.measure(untrained[0])[
+            "geometry/effective_rank"
+        ],
+        "untrained/pairs/same_batch": geometry.of_pairs(untrained, untrained, BATCH)[
+            "pairs/same_batch"
+        ],
     }
     now = geometry.measure(running[0], None, tuple(running)) | geometry.of_pairs(
         running, batches, BATCH
@@ -206,7 +210,7 @@ def test_a_contrast_that_running_statistics_do_not_support():
     rows[1]["contrast_top1"] = 0.15
     assert diagnose(rows, 12).name == HEALTHY
     rows = log(
-        loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"knn/random_network": 0.325}, knn_top1=0.77
+        loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"untrained/knn/top1": 0.325}, knn_top1=0.77
     )
     rows[1]["contrast_top1"] = (
         0.29  # MoCo v1 on `scenes`, where half of the pairs are two views of one picture
@@ -228,7 +232,7 @@ def test_pairs_by_hand():
 
 def test_the_table_of_a_log(tmp_path):
     (tmp_path / "config.json").write_text('{"total_epochs": 12.0}')
-    rows = log(loss=(8.3,), chance=8.3, start={"knn/random_network": 0.3}, knn_top1=0.2)
+    rows = log(loss=(8.3,), chance=8.3, start={"untrained/knn/top1": 0.3}, knn_top1=0.2)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnosis.table([tmp_path]).splitlines()[-1] == (
         f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a "

@@ -29,7 +29,7 @@ from PIL import Image
 from cl_jax.core.method import State
 from cl_jax.data import folder, images, packed
 from cl_jax.training import checkpoint, experiment, metrics
-from cl_jax.views import image, lab
+from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
@@ -514,7 +514,7 @@ def variant(tmp_path: Path) -> str:
     "data's",
 )
 def one_channel(tmp_path: Path) -> str:
-    image.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    planes.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     return "read"
 
 

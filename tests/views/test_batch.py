@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from cl_jax.views.batch import of_batch
 
 from cl_jax import views
-from cl_jax.views.batch import of_batch
 
 PLAIN = views.make({"crop": "none", "flip": 0.0, "size": 8, "test_crop": 1.0})
 
