@@ -1,4 +1,4 @@
-"""Fréchet distance against scipy's matrix square root, Inception Score and label accuracy by hand."""
+"""Fréchet distance against scipy's matrix square root; Inception Score, label accuracy by hand."""
 
 import numpy as np
 import pytest
