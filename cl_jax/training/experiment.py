@@ -235,18 +235,3 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
                 stage[section] = value
         found.append((name, stage, Path(workdir) / name))
     return found
-
-
-def config_names() -> list[str]:
-    """The configs of the checkout that this is called in."""
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError:
-        raise ValueError(
-            "there is no package `configs` here; call it in the checkout of cl_jax."
-        ) from None
-    return sorted(
-        path.stem
-        for path in Path(package.__path__[0]).glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
