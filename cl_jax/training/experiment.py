@@ -17,6 +17,8 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
+from cl_jax.core.seeds import check_seed
+from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction
 from cl_jax.training import checkpoint, optim
@@ -44,10 +46,17 @@ def load_data(config: ConfigDict) -> Splits:
     )
 
 
+def loading_of(config: ConfigDict) -> batches.Loading:
+    """How the config's examples are read."""
+    return _checked(batches.loading, dict(config.get("loading", {})))
+
+
 def build(config: ConfigDict, previous: Stage | None = None) -> Built:
     """Data, devices, networks, optimiser and method of a config; every mistake in it is found
     here."""
     mesh = parallel.make_mesh(config.devices or None)
+    check_seed(config.seed)
+    loading_of(config)
     data = load_data(config)
     size, batch = data.train.size, config.batch_size
     if size < batch:
@@ -226,18 +235,3 @@ def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDic
                 stage[section] = value
         found.append((name, stage, Path(workdir) / name))
     return found
-
-
-def config_names() -> list[str]:
-    """The configs of the checkout that this is called in."""
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError:
-        raise ValueError(
-            "there is no package `configs` here; call it in the checkout of cl_jax."
-        ) from None
-    return sorted(
-        path.stem
-        for path in Path(package.__path__[0]).glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
