@@ -44,7 +44,8 @@ from cl_jax.data.source import labels_of
 from cl_jax.evals import protocols
 from cl_jax.evals.knn import knn
 from cl_jax.training import loop, metrics
-from cl_jax.training.experiment import config_names, load, stages
+from cl_jax.training.experiment import config_names
+from cl_jax.training.stages import load, stages
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature
