@@ -162,18 +162,3 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def config_names() -> list[str]:
-    """The configs of the checkout that this is called in."""
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError:
-        raise ValueError(
-            "there is no package `configs` here; call it in the checkout of cl_jax."
-        ) from None
-    return sorted(
-        path.stem
-        for path in Path(package.__path__[0]).glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )

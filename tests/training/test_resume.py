@@ -7,7 +7,7 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, experiment, loop, metrics, stages, steps
+from cl_jax.training import checkpoint, configs, loop, metrics, stages, steps
 from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
@@ -79,7 +79,7 @@ def resumes(run, config, stage, folder, previous=None):
 
 
 @pytest.mark.slow  # compiles every method
-@pytest.mark.parametrize("name", experiment.config_names())
+@pytest.mark.parametrize("name", configs.names())
 def test_every_method_resumes_exactly(name, run, tmp_path):
     """All stages of every config in its debug variant, memories and E-steps included."""
     tried = 0
