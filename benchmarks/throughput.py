@@ -46,8 +46,8 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
     """The config of a case over declared data, and the side of its stored images."""
     from ml_collections import ConfigDict
 
+    from cl_jax.data.batches import RESIDENT_BYTES
     from cl_jax.training import stages
-    from cl_jax.training.steps import RESIDENT_BYTES
 
     config = importlib.import_module("configs.simclr_v1").get_config(
         "cifar10" if case == "resnet18" else "imagenet2012"

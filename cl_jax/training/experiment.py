@@ -15,6 +15,8 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
+from cl_jax.core.seeds import check_seed
+from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction
 from cl_jax.training import optim
@@ -42,10 +44,17 @@ def load_data(config: ConfigDict) -> Splits:
     )
 
 
+def loading_of(config: ConfigDict) -> batches.Loading:
+    """How the config's examples are read."""
+    return _checked(batches.loading, dict(config.get("loading", {})))
+
+
 def build(config: ConfigDict, previous: Stage | None = None) -> Built:
     """Data, devices, networks, optimiser and method of a config; every mistake in it is found
     here."""
     mesh = parallel.make_mesh(config.devices or None)
+    check_seed(config.seed)
+    loading_of(config)
     data = load_data(config)
     size, batch = data.train.size, config.batch_size
     if size < batch:
