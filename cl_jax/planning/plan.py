@@ -38,7 +38,7 @@ from cl_jax.data import batches, declared
 from cl_jax.planning import costs
 from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
 from cl_jax.planning.kernels import Kernel, kernels_of
-from cl_jax.training import experiment
+from cl_jax.training import experiment, stages
 from cl_jax.training.steps import Stepper
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
@@ -485,7 +485,7 @@ def main(argv: list[str]) -> int:
         if given.stage:
             config.stage = given.stage
     try:
-        _, config, _ = experiment.stages(config, "plan")[0]
+        _, config, _ = stages.stages(config, "plan")[0]
         if config.get("previous", ""):
             raise ValueError(
                 "a stage after the first starts from a finished run; plan the first stage."

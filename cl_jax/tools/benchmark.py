@@ -43,7 +43,7 @@ from cl_jax.data.source import labels_of
 from cl_jax.evals import protocols
 from cl_jax.evals.knn import knn
 from cl_jax.training import configs, loop, metrics
-from cl_jax.training.experiment import load, stages
+from cl_jax.training.stages import load, stages
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature

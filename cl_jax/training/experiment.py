@@ -1,9 +1,7 @@
-"""What a config means on this machine: data, devices, networks, optimiser, method, stages. Mistakes
-in it are found here."""
+"""What a config means on this machine: data, devices, networks, optimiser, method. Mistakes in it
+are found here."""
 
 import importlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction
-from cl_jax.training import checkpoint, optim
+from cl_jax.training import optim
 
 
 class Built(NamedTuple):
@@ -97,25 +95,6 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
     return Built(method, data, run, mesh, learning_rate)
 
 
-def load(workdir: str | Path, *, best: bool = False) -> tuple[ConfigDict, Built, State]:
-    """A finished (or interrupted) run from its workdir: config, what it built, and its newest
-    State."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{workdir} holds no run: {path} is missing. Train first, with --workdir={workdir}."
-        )
-    config = ConfigDict(json.loads(path.read_text()))
-    built = build(config, previous_stage(config, workdir))
-    like = initial_state(built, config)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    state = checkpoints.restore(like, best=best)
-    checkpoints.close()
-    if state is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet.")
-    return config, built, state
-
-
 def initial_state(built: Built, config: ConfigDict) -> State:
     """The State of step 0, one compiled program."""
     example = built.data.train.read(0)
@@ -159,17 +138,6 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
     )
 
 
-def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
-    """The stage that `config.previous` names, a path relative to this stage's workdir."""
-    name = config.get("previous", "")
-    if not name:
-        return None
-    _, built, state = load(
-        os.path.normpath(Path(workdir) / name)
-    )  # "../pretrain" of a folder that is not there yet
-    return Stage(built.method, state)
-
-
 def fields_of(method: Method, example: dict[str, Any]) -> list[str]:
     """The fields of an example that the method's step is given."""
     return [name for name in example if name in method.needs or name == "image_b"]
@@ -203,35 +171,3 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDict, Path]]:
-    """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in
-    their order."""
-    config = ConfigDict(config.copy_and_resolve_references()).unlock()
-    overrides, order, asked = config.stages, list(config.get("stage_order", ())), config.stage
-    del config.stages, config.stage
-    if "stage_order" in config:
-        del config.stage_order
-    if not order:
-        if asked:
-            raise ValueError(f"stage={asked!r}: this config has one stage only; leave it out.")
-        return [("", config, Path(workdir))]
-    if asked not in ("", "all", *order):
-        raise ValueError(
-            f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
-        )
-    chosen = order if asked == "all" else [asked or order[0]]
-    found = []
-    for name in chosen:
-        stage = ConfigDict(config.copy_and_resolve_references()).unlock()
-        for section, value in overrides[name].items():
-            if section in stage and isinstance(stage[section], ConfigDict):
-                if section == "views" or "name" in value:
-                    stage[section] = ConfigDict(value)
-                else:
-                    stage[section].update(value)
-            else:
-                stage[section] = value
-        found.append((name, stage, Path(workdir) / name))
-    return found
