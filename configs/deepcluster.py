@@ -5,14 +5,14 @@ learns to classify each image into its cluster, with a new top layer. Clusters a
 often, so that "all images in one" does not pay.
 
 Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both
-renderings of a digit are classified into the cluster of the first.
+  renderings of a digit are
+classified into the cluster of the first.
 
 Variants:
   cifar10       a ResNet-18 and 100 clusters. Not a setting of the authors.
   imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05
-  without a schedule, weight
-                decay 1e-5, batch 256, the paper's 500 epochs (200 in the code). Published: 37.9 %
-                linear (VISSL's evaluation of the released weights).
+                without a schedule, weight decay 1e-5, batch 256, the paper's 500 epochs (200 in the
+                code). Published: 37.9 % linear (VISSL's evaluation of the released weights).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -29,13 +29,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(
         dict(
             name="deepcluster",
@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=1e-5,
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 200.0
         config.views = ConfigDict(
@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(
                 name="alexnet",
@@ -84,7 +84,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(num_clusters=6, pca_dim=8))
         config.total_epochs = 2.0
         if config.encoder.name == "alexnet":

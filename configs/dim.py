@@ -5,18 +5,20 @@ the batch, which bounds their mutual information. There is one view of each imag
 pulls the distribution of summaries towards a uniform one.
 
 Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, DIM(G) with JSD on
-lightness alone, two CPU cores. With the local term alone, or with both, by InfoNCE, it stays below
-its untrained network there, 22 and 23 % kNN; DIM(G) reaches 72.
+  lightness alone, two CPU
+cores. With the local term alone, or with both, by InfoNCE, it stays below its untrained network
+there, 22 and 23 % kNN; DIM(G) reaches 72.
 
 Variants:
   cifar10        DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4. Published:
-  75.21 % from conv, 75.57 %
-                 from fc, 69.13 % from y; with `--config.method.estimator=JSD` 73.25, 73.62, 66.96 %
-                 (table 1).
+                 75.21 % from conv, 75.57 % from fc, 69.13 % from y; with
+                 `--config.method.estimator=JSD` 73.25, 73.62, 66.96 % (table 1).
   stl10          JSD, `alex64x64` on random 64x64 crops with flips. Published: 72.86, 70.85, 65.93 %
-  (table 2). tiny_imagenet  InfoNCE, `alex64x64`; a folder: set --config.data.path. Published:
-  34.21, 38.09, 33.33 % (table 2). imagenet2012   a ResNet-50 with the local term on its third
-  stage. Not a setting of the authors. debug          any of them in seconds.
+                 (table 2).
+  tiny_imagenet  InfoNCE, `alex64x64`; a folder: set --config.data.path. Published: 34.21, 38.09,
+                 33.33 % (table 2).
+  imagenet2012   a ResNet-50 with the local term on its third stage. Not a setting of the authors.
+  debug          any of them in seconds.
 
 Differences from the authors' code:
   - The published figures are of a classifier with a hidden layer of 200 units on the frozen
@@ -35,18 +37,18 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5, dtype="float32"))
     config.method = ConfigDict(
         dict(name="dim", alpha=1.0, beta=0.0, gamma=1.0, estimator="JSD", units=256)
     )
-    config.views = ConfigDict(dict(one=common.lightness(32)))
+    config.views = ConfigDict(dict(one=defaults.lightness(32)))
     config.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     adam = dict(
@@ -58,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     alex = dict(name="conv", variant="alex64x64", dtype="float32")
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", dtype="float32"))
         config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
     if "stl10" in chosen:
@@ -84,13 +86,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.every_epochs = 50.0
     if "imagenet2012" in chosen:
         config.encoder = ConfigDict(dict(name="resnet"))
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
         config.method = ConfigDict(dict(name="dim", estimator="InfoNCE", local="stage3"))
         config.views = ConfigDict(dict(one=dict(name="crop_flip", size=224)))
         config.optimizer = ConfigDict(adam)
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         every_term = (
             dict(alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE") if chosen == ["debug"] else {}
         )

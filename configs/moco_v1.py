@@ -10,7 +10,7 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 Variants:
   cifar10       the authors' demo: see the page of MoCo v2.
   imagenet2012  ResNet-50, batch 256, 200 epochs, learning rate 0.03 lowered at 120 and 160,
-  temperature 0.07, 65,536 keys.
+                temperature 0.07, 65,536 keys.
                 Published: 60.8 % linear, the mean of five trials (README of the authors' code);
                   60.6 % in the paper.
   debug         any of them in seconds.
@@ -24,12 +24,12 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common, moco_v2
+from cl_jax.training import configs, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
     names = ["imagenet2012_v1" if name == "imagenet2012" else name for name in chosen]
-    config = moco_v2.get_config(",".join(names))
+    config = configs.load(f"moco_v2:{','.join(names)}").unlock()
     config.method.head = "linear"
     return config

@@ -10,14 +10,15 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   cifar10          the authors' demo: ResNet-18, linear head, batch 512, 200 epochs, learning rate
-  0.06, weight decay 5e-4,
-                   temperature 0.1, momentum 0.99, 4,096 keys. Published: 82.6 % kNN of z; with
-                   `--config.method.symmetric=True` 85.3 % (the demo's notebook).
+                   0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys. Published:
+                   82.6 % kNN of z; with `--config.method.symmetric=True` 85.3 % (the demo's
+                   notebook).
   imagenet2012     ResNet-50, batch 256, 200 epochs, learning rate 0.03, temperature 0.2, 65,536
-  keys. Published: 67.5 %
-                   linear, the mean of five trials (README of the authors' code).
+                   keys. Published: 67.5 % linear, the mean of five trials (README of the authors'
+                     code).
   imagenet2012_v1  v1: linear head, temperature 0.07, v1's views and schedule. Published: 60.8 %
-  linear, likewise. debug            any of them in seconds.
+    linear, likewise.
+  debug            any of them in seconds.
 
 Differences from the authors' code:
   - Their batch norm is that of each of eight GPUs, with keys shuffled between GPUs. Here `splits=8`
@@ -35,20 +36,20 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=512))
     config.encoder.update(dict(variant="torchvision", splits=8))
-    common.laptop(config)
+    defaults.laptop(config)
     config.optimizer.learning_rate = (
         2e-3  # keys must not age: a queue of fast-moving networks tells new from old
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.total_epochs = 200.0
         config.method.update(dict(head="linear", temperature=0.1, queue_size=4096, symmetric=False))
         config.views = ConfigDict(dict(both=dict(name="moco_cifar", copies=2)))
@@ -57,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.evals.feature = "z"  # the demo's kNN is on the output of the head
     if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size = 256
         config.total_epochs = 200.0
         config.method.update(dict(momentum=0.999, queue_size=65536))
@@ -73,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.encoder.splits = 8
         config.method.queue_size = 40  # the batch of 16 does not divide it
         config.views.both.size = 16

@@ -5,16 +5,18 @@ warm-up as MoCo alone, k-means clusters the slow network's features at several g
 cluster's spread is its temperature, so that loose clusters pull less.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores. With fewer clusters than images in a
-batch it draws no negative prototypes and masks the copies of a prototype.
+  batch it draws no
+negative prototypes and masks the copies of a prototype.
 
 Variants:
   cifar10          MoCo's CIFAR-10 demo with 1,000, 1,500 and 2,000 clusters. Not a setting of the
-  authors. imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate
-  0.03, temperature 0.2, 25,000, 50,000
-                   and 100,000 clusters, 16,384 keys and negative prototypes. Published: 67.6 %
-                   linear (README of the authors' code).
+                   authors.
+  imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate 0.03,
+                   temperature 0.2, 25,000, 50,000 and 100,000 clusters, 16,384 keys and negative
+                   prototypes. Published: 67.6 % linear (README of the authors' code).
   imagenet2012_v1  v1: linear head, MoCo v1's views, step schedule. Published: 61.5 % linear,
-  likewise. debug            any of them in seconds.
+    likewise.
+  debug            any of them in seconds.
 
 Differences from the authors' code:
   - Their batch norm is that of each of four GPUs; here `splits=4` groups of the global batch, on
@@ -33,12 +35,12 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(
         dict(
             name="pcl",
@@ -53,11 +55,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.encoder.update(dict(variant="torchvision", splits=4))
-    common.laptop(config)
+    defaults.laptop(config)
     config.total_epochs = 48.0
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.total_epochs = 200.0
         config.method.update(
             dict(
@@ -74,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="sgd", learning_rate=0.03, weight_decay=5e-4, schedule_per_epoch=True)
         )
     if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size = 256
         config.total_epochs = 200.0
         config.method.update(
@@ -100,7 +102,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.encoder.splits = 8  # for up to eight devices
         config.total_epochs = 2.0  # the second with prototypes
         config.method.update(

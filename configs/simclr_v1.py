@@ -8,11 +8,10 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   cifar10       ResNet-18, batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay
-  1e-4, temperature 0.5.
+                1e-4, temperature 0.5.
                 Published: "around 91 %" linear (README of the authors' code).
   imagenet2012  ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6,
-  temperature 0.1. Published:
-                64.5 % linear (table B.1).
+                temperature 0.1. Published: 64.5 % linear (table B.1).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -30,16 +29,16 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2, out_dim=64))
-    common.laptop(config)
+    defaults.laptop(config)
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
         config.method.update(dict(temperature=0.5, out_dim=128))
@@ -47,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="lars_simclr", learning_rate=1.0, weight_decay=1e-4, warmup_epochs=10.0)
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.batch_size = 4096
         config.total_epochs = 100.0
@@ -57,5 +56,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
     return config

@@ -9,16 +9,18 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 Variants:
   folder                     your own images, at --config.data.path.
   cifar10                    pre-training at the CIFAR setting of the authors' code: ResNet-18,
-  batch 512, 1000 epochs.
+                             batch 512, 1000 epochs.
                              Published: "around 91 %" linear (README of the authors' code, of
                                SimCLR).
   imagenet2012               ResNet-50 with selective kernels, batch 4096, 800 epochs, LARS 0.1
-  sqrt(B), weight decay 1e-4,
+                             sqrt(B), weight decay 1e-4,
                              temperature 0.1. Published: 74.6 % linear; fine-tuned 64.5, 72.1, 78.7
-                             % with 1, 10, 100 % of the labels (README of the authors' code).
+                               % with 1, 10, 100 % of
+                             the labels (README of the authors' code).
   memory                     a queue of momentum keys (65,536 on ImageNet, decay 0.999).
   label1, label10, label100  the share of the labels that fine-tuning sees, 10 % where none is
-  named. debug                      any of them in seconds.
+                             named.
+  debug                      any of them in seconds.
 
 Differences from the authors' code:
   - The memory's code is not released, and the paper does not say how both views enter it. Here keys
@@ -35,20 +37,20 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 VARIANTS = ("folder", "cifar10", "imagenet2012", "memory", "label1", "label10", "label100", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, VARIANTS)
-    config = common.get_config()
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
     config.method = ConfigDict(
         dict(
             name="simclr_v2", temperature=0.2, num_layers=3, out_dim=64, queue_size=0, momentum=0.99
         )
     )
-    common.laptop(config)
+    defaults.laptop(config)
     crop = dict(
         name="simclr_crop_flip",
         size=config.views.both.size,
@@ -67,10 +69,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     queue_size = 4096
     if "folder" in chosen:
-        common.folder(config)
+        defaults.folder(config)
         crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0)
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
         config.method.update(dict(temperature=0.5, out_dim=128))
@@ -79,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         crop = dict(name="simclr_crop_flip", size=32, test_crop=1.0)
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.encoder.sk_ratio = 0.0625
         config.batch_size = 4096
@@ -146,7 +148,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.stages.finetune.update(dict(total_epochs=1.0, batch_size=8))
         config.stages.finetune.data.fraction = 0.5
         config.stages.distill.total_epochs = 1.0

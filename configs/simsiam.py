@@ -6,24 +6,25 @@ the output from becoming constant. The metric "z_std" is the deviation of the no
 (figure 2 of the paper): near 1/sqrt(dimensions) in health, 0 at a collapse.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
-contrastive methods. For the first sixteen it forgets what an untrained network sees of the digits,
-and finds them after.
+  contrastive methods.
+For the first sixteen it forgets what an untrained network sees of the digits, and finds them after.
 
 Variants:
   cifar10       ResNet-18, two-layer projector, batch 512, 800 epochs, learning rate 0.03 x B/256,
-  weight decay 5e-4.
+                weight decay 5e-4.
                 Published: 91.8 % linear (appendix D).
   imagenet2012  ResNet-50, batch 512, 100 epochs, learning rate 0.05 x B/256, weight decay 1e-4, the
-  predictor's rate
+                predictor's rate
                 constant. Published: 68.1 % linear (table 4, and README of the authors' code).
   fastsiam      of any of them FastSiam (Pototzky et al., GCPR 2022): each of four views predicts
-  the mean of the others.
+                the mean of the others.
                 Reached on `scenes`: 91.5 % by kNN, 76.0 % with `total_epochs=24`, SimSiam 68.3 %;
                   one seed.
                 `cifar10,fastsiam`: batch 128, 200 epochs, learning rate 0.06 whatever the batch,
-                the predictor's too on a cosine, last scales of blocks from 1. Published: 90.6 % by
-                kNN of 200, the best of all epochs, and 81.9 % of SimSiam (lightly's benchmark,
-                whose last norm of the projector has a scale and a bias).
+                  the predictor's too on
+                a cosine, last scales of blocks from 1. Published: 90.6 % by kNN of 200, the best of
+                all epochs, and 81.9 % of SimSiam (lightly's benchmark, whose last norm of the
+                projector has a scale and a bias).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -40,13 +41,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "fastsiam", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "fastsiam", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
     config.method = ConfigDict(dict(name="simsiam", out_dim=256, hidden_dim=64, num_layers=2))
     config.encoder.update(dict(variant="torchvision", zero_init_last=False))
@@ -56,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.constant_lr_paths = ("predictor",)
     config.total_epochs = 48.0
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.zero_init_last = True
         config.total_epochs = 800.0
         config.method = ConfigDict(dict(name="simsiam", num_layers=2))
@@ -70,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 512, 100.0
         config.method = ConfigDict(dict(name="simsiam"))
@@ -93,6 +94,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 dict(learning_rate=0.06, learning_rate_scaling="none", constant_lr_paths=())
             )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(out_dim=16, hidden_dim=8))
     return config

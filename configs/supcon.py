@@ -1,24 +1,25 @@
 """SupCon (Khosla et al. 2020, arXiv 2004.11362).
 
 SimCLR with labels: all views of all images of a class are each other's positives. A second stage
-trains a linear classifier on the frozen encoder.
+  trains a linear classifier
+on the frozen encoder.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores; SimCLR's head, whose batch norm keeps
-features apart until there is something to learn (with the authors' head all became equal, until the
-learning rate had fallen).
+  features apart until
+there is something to learn (with the authors' head all became equal, until the learning rate had
+fallen).
 
 Variants:
   cifar10       the authors' PyTorch code: ResNet-50, batch 1024, 1000 epochs, SGD 0.5 to 0.0005,
-  temperature 0.1; the
-                classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90. Published: 96.0 %
-                (README of that code).
+                temperature 0.1; the classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90.
+                Published: 96.0 % (README of that code).
   cifar100      the same. Published: 76.5 % (README of that code).
   imagenet2012  the authors' TPU code for ResNet-50: batch 6144, 350 epochs, LARS 0.4 x B/256, a
-  linear head on an embedding
-                of unit length. No figure of this setting, without AutoAugment, is published.
+                linear head on an embedding of unit length. No figure of this setting, without
+                AutoAugment, is published.
   simclr        with any of them: no labels in pre-training, the authors' own SimCLR (temperature
                 and rate 0.5). Published: 93.6 % on CIFAR-10, 70.7 % on CIFAR-100 (README of the
-                PyTorch code).
+                  PyTorch code).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -36,13 +37,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "cifar100", "imagenet2012", "simclr", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "cifar100", "imagenet2012", "simclr", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(
         dict(
             name="supcon", temperature=0.1, head="simclr", out_dim=64, labels="simclr" not in chosen
@@ -58,7 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     linear = dict(name="sgd", learning_rate=0.1, learning_rate_scaling="none", weight_decay=0.0)
     linear_epochs, linear_batch = 10.0, 256
     if "cifar10" in chosen or "cifar100" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.data.dataset = "cifar100" if "cifar100" in chosen else "cifar10"
         config.encoder.update(dict(depth=50, variant="torchvision"))
         config.batch_size, config.total_epochs = 1024, 1000.0
@@ -90,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         linear_epochs, linear_batch = 100.0, 512
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.batch_size, config.total_epochs = 6144, 350.0
         config.views = ConfigDict(dict(both=dict(name="simclr", copies=2)))
@@ -120,7 +121,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.temperature = (
             0.5  # a lower one amplifies rounding, and tiny runs are compared to the last digits
         )

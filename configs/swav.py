@@ -9,13 +9,11 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores, two large crops a
 
 Variants:
   cifar10       ResNet-18, 1000 epochs, batch 256, learning rate 0.6, 3,000 prototypes frozen for
-  two epochs, a queue of
-                3,840 from epoch 50. No setting of the authors; solo-learn's but for what is said
-                below. Published: 89.17 % online linear (solo-learn's README).
+                two epochs, a queue of 3,840 from epoch 50. No setting of the authors; solo-learn's
+                but for what is said below. Published: 89.17 % online linear (solo-learn's README).
   imagenet2012  the authors' batch-256 run: 2x224 + 6x96 crops, 200 epochs, LARC 0.6 to 0.0006,
-  weight decay 1e-6, a queue of
-                3,840 from epoch 15, prototypes frozen for 5,005 steps. Published: 72.7 % linear
-                (README of the authors' code).
+                weight decay 1e-6, a queue of 3,840 from epoch 15, prototypes frozen for 5,005
+                steps. Published: 72.7 % linear (README of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -32,13 +30,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     large = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(dict(a_large=large, b_small=dict(large, size=12, scale=(0.5, 0.8))))
     config.method = ConfigDict(
@@ -60,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         freeze_paths=("prototypes",),
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(
             dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=50.0)
@@ -83,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
         config.method = ConfigDict(
             dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=15.0)
@@ -98,7 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=5005)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(
             dict(
                 num_prototypes=10,

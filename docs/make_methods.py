@@ -4,8 +4,7 @@ docstring.
 A config's docstring is the method's record, in paragraphs: its name with the papers in brackets;
 the idea; "Default:"; "Variants:", a name and a text each, with what is published after
 "Published:"; "Differences from ...:", an item each; "Command:"; "Reached:". What was reached is
-read from the tables of `cl-jax benchmark` in docs/results.
-"""
+read from the tables of `cl-jax benchmark` in docs/results."""
 
 import ast
 import importlib
@@ -28,11 +27,7 @@ REACHED = (
 
 def names() -> list[str]:
     """The configs."""
-    return sorted(
-        path.stem
-        for path in (ROOT / "configs").glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 
 def docstring(name: str) -> str:

@@ -7,13 +7,13 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, loop
+from cl_jax.training import checkpoint, configs, loop
 
 STEPS = 3
 
 
 @pytest.mark.slow  # compiles every method on three device counts
-@pytest.mark.parametrize("name", verify.config_names())
+@pytest.mark.parametrize("name", configs.names())
 def test_contract(name, tmp_path):
     """Every stage: the same on 1, 2 and 4 devices; a resumed run is the unbroken one; no second
     compilation."""
@@ -59,11 +59,13 @@ def _resumes_exactly_and_compiles_once(config, previous, path, where):
     for (leaf, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(resumed)):
         np.testing.assert_array_equal(x, y, f"{where}: {jax.tree_util.keystr(leaf)}")
 
-    image = built.data.test.read(0)["image"]
+    example = built.data.test.read(0)
+    batch = {name: np.stack([example[name]] * 8) for name in built.method.needs if name in example}
+    batch["id"] = np.arange(8, dtype=np.int32)
     encode = parallel.lift(
         built.method.encode, built.mesh, (parallel.SAME, parallel.EACH), parallel.EACH
     )
-    named = encode(state, parallel.place_batch({"image": np.stack([image] * 8)}, built.mesh))
+    named = encode(state, parallel.place_batch(batch, built.mesh))
     assert "h" in named and all(
         rows.shape[0] == 8 and np.isfinite(rows).all() for rows in named.values()
     ), where

@@ -10,55 +10,46 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
 
-# The arrows of docs/design/architecture.md: per part, the libraries and the parts of cl_jax it may
-# import.
+# The arrows of docs/design/architecture.md: for each folder, or module of `core`, the libraries and
+# the parts of cl_jax it may import.
 NUMERIC = {"jax", "numpy"}
 NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}
-LAYERS = {"views", "encoders", "heads"}
+# Modules of core that need jax alone, which losses and memories may import.
+PLAIN = {"core.axis", "core.keys", "core.names", "core.numerics", "core.seeds", "core.shapes"}
 ALLOWED = {
-    "losses": (NUMERIC, {"losses", "shapes"}),
-    "memory": (NUMERIC, {"memory", "shapes"}),
-    "shapes": (NUMERIC, set()),
-    "views": (NETWORK, LAYERS | {"shapes"}),
-    # A gradient by hand must know over which mapped axes values vary, as the losses do.
-    "encoders": (NETWORK, LAYERS | {"shapes", "losses._axis"}),
-    "heads": (NETWORK, LAYERS | {"shapes"}),
-    "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
-    "network": (NETWORK, {"shapes"}),
-    "method": (TRAINING, {"method", "optim", "parallel", "shapes"}),
-    "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
-    # parallel.py offers the losses' own gather and means, which must live where jax alone is known.
-    "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
+    **{part: (NUMERIC, PLAIN) for part in sorted(PLAIN)},
+    "core": (TRAINING, {"core"}),
+    "losses": (NUMERIC, {"losses"} | PLAIN),
+    "memory": (NUMERIC, {"memory"} | PLAIN),
+    "views": (NETWORK, {"views", "core"}),
+    "encoders": (NETWORK, {"encoders", "heads", "core"}),
+    "heads": (NETWORK, {"encoders", "heads", "core"}),
+    "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "core"}),
     "methods": (
         TRAINING,
         {
-            "losses",
-            "memory",
-            "shapes",
-            "views",
-            "encoders",
-            "heads",
-            "cluster",
-            "method",
-            "network",
-            "optim",
-            "parallel",
-            "methods",
+            *("losses", "memory", "views", "encoders", "heads", "cluster", "core", "methods"),
+            "data.batches",
+            "training.optim",
         },
     ),
     "evals": (
-        TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
-        {"encoders", "method", "data", "parallel", "evals", "shapes", "losses", "views"},
+        TRAINING | {"absl", "scipy", "sklearn", "matplotlib", "ml_collections"},
+        {"evals", "core", "data", "losses", "views"},
     ),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(path: Path) -> str:
-    """The folder, or the module at the top level, that a file belongs to: losses, methods, train,
-    ..."""
+    """The folder that a file belongs to: losses, methods, training, ..."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def belongs(path: Path, name: str) -> bool:
+    """Whether a file is of a row of ALLOWED: a folder, or a module as "core.axis"."""
+    return part(path) == name or path == PACKAGE / f"{name.replace('.', '/')}.py"
 
 
 def imported(path: Path, package: Path = PACKAGE) -> set[str]:
@@ -80,7 +71,7 @@ def imported(path: Path, package: Path = PACKAGE) -> set[str]:
 
 def ours(names: set[str], parts: set[str] = frozenset()) -> set[str]:
     """The parts of cl_jax among `names`, less what `parts` allows: whole parts, or single modules
-    as "losses._axis"."""
+    as "core.axis"."""
     inside = {name.removeprefix("cl_jax.") for name in names if name.startswith("cl_jax.")}
     return {
         name.split(".")[0]
@@ -98,7 +89,7 @@ def test_arrows(name):
     libraries, parts = ALLOWED[name]
     wrong = {}
     for path in FILES:
-        if part(path) == name:
+        if belongs(path, name):
             names = imported(path)
             extra = (foreign(names) - libraries) | {
                 f"cl_jax.{p}" for p in ours(names, parts | {"__version__"})
@@ -109,13 +100,13 @@ def test_arrows(name):
 
 
 def test_train_names_no_method():
-    """Methods are found by name: neither train.py nor anything else outside methods/ knows one."""
+    """Nothing outside methods/ imports a method, and the trainer names none."""
     methods = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
     for path in FILES:
         if part(path) == "methods":
             continue
         assert "methods" not in ours(imported(path)), f"{path.name} imports a method"
-        if part(path) == "train":
+        if part(path) == "training":
             tree = ast.parse(path.read_text())
             words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             words |= {
@@ -123,7 +114,7 @@ def test_train_names_no_method():
                 for node in ast.walk(tree)
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
-            assert not methods & words, f"train.py names {sorted(methods & words)}"
+            assert not methods & words, f"{path.name} names {sorted(methods & words)}"
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path):
@@ -152,8 +143,7 @@ def test_losses_and_memory_need_only_jax():
     run("""
 import importlib, pkgutil, sys
 for name in ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "ml_collections",
-"sklearn", "matplotlib",
-             "grain", "PIL", "absl", "rich", "tensorboardX"):
+             "sklearn", "matplotlib", "grain", "PIL", "absl", "rich", "tensorboardX"):
     sys.modules[name] = None
 import cl_jax.losses, cl_jax.memory
 for package in (cl_jax.losses, cl_jax.memory):
@@ -167,6 +157,7 @@ def test_cl_jax_is_light():
     run("""
 import sys
 import cl_jax
-heavy = sorted({name.split(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "optax",
-"numpy", "orbax"}) assert not heavy, heavy
+loaded = {name.split(".")[0] for name in sys.modules}
+heavy = sorted(loaded & {"jax", "jaxlib", "flax", "optax", "numpy", "orbax"})
+assert not heavy, heavy
 """)

@@ -1,8 +1,8 @@
 """What a run's own log says of it: healthy, or what is wrong, the likely cause and the usual mend.
 Printed at evaluations.
 
-cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or running runs, as a
-table
+    cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or running runs, as a
+    table
 """
 
 import argparse

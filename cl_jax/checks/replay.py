@@ -12,11 +12,10 @@ Then it evaluates the step one operation at a time, on one device with the whole
 follows what is not finite back from the loss (or the gradient norm) to the operation that made it
 of finite numbers. `--float64` does this with every floating-point number in float64, those that the
 program casts to less included, on the same random draws: what is finite then was lost to rounding
-  or overflow, what is not is in the mathematics.
+or overflow, what is not is in the mathematics.
 
 A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss
-is.
-"""
+is."""
 
 import argparse
 import json
@@ -34,7 +33,8 @@ from cl_jax.checks import finite
 from cl_jax.core import parallel, xla
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint
-from cl_jax.training.experiment import Built, build, initial_state, previous_stage
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
 
 # What is kept and how it is read back

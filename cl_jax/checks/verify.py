@@ -5,9 +5,9 @@ The same global batches are trained on each number of devices. Loss and gradient
 and parameters, optimiser, target, memory and batch statistics after the last one, may differ from
 one device's by what the order of floating-point sums explains and by no more. What that is, is
 measured: one device trains again from parameters that are one unit in the last place (ulp) higher
-or lower, at random, NUDGES times. Such a change is of the size of one rounding, and what lies
-between two of these runs is what rounding may grow to in this method. The bound on an absolute
-difference is
+  or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
+what lies between two of these runs is what rounding may grow to in this method. The bound on an
+absolute difference is
 
     FACTOR x (lower quartile of the differences between any two of the runs)
       + FLOOR x float32's epsilon x (largest magnitude)
@@ -27,13 +27,11 @@ The optimiser is plain SGD with momentum, at a small rate. Gradients are the sam
 before an optimiser sees them, so none can bring in the number of devices. But Adam divides by the
 size of a gradient, and makes steps of full length of the rounding where the true gradient is zero;
 and large steps let any rounding grow without end. SGD's momentum is the sum of the gradients
-themselves, so it shows a wrong scale, which Adam and LARS hide.
-"""
+themselves, so it shows a wrong scale, which Adam and LARS hide."""
 
 import argparse
 import copy
 import dataclasses
-import importlib
 import json
 import os
 import sys
@@ -51,7 +49,9 @@ from cl_jax.core import parallel, xla
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.evals.evaluation import Evaluation
-from cl_jax.training.experiment import Built, build, config_names, initial_state, stages
+from cl_jax.training import configs
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
 DEVICES = (1, 2, 4, 8)
@@ -214,7 +214,7 @@ def _inexact(x: np.ndarray) -> bool:
 
 def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
     """(name, config) of all stages of a config in its `debug` variant."""
-    config = importlib.import_module(f"configs.{name}").get_config("debug")
+    config = configs.load(f"{name}:debug")
     config.stage = "all" if config.get("stage_order", ()) else ""
     return [(stage, settings) for stage, settings, _ in stages(config, "unused")]
 
@@ -271,8 +271,7 @@ def verify(
     the next starts there.
 
     One device and the largest number each make an initial State of their own; the others are given
-    one device's.
-    """
+    one device's."""
     previous = None
     for stage, config in debug_stages(name):
         for seed in range(SEEDS):
@@ -417,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        known, devices = config_names(), sorted({int(word) for word in args.devices.split(",")})
+        known, devices = configs.names(), sorted({int(word) for word in args.devices.split(",")})
         names = [name for name in args.configs.split(",") if name] or known
         for name in names:
             if name not in known:

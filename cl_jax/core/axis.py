@@ -3,8 +3,7 @@ None.
 
 Losses return the mean over the *global* batch, the same number on every device. Differentiated
 inside `jax.pmap` or `jax.shard_map` and averaged over the axis with `lax.pmean`, that gives the
-gradient one device would give.
-"""
+gradient one device would give."""
 
 from typing import Any
 

@@ -4,8 +4,7 @@ live.
 A step is written for one device with a named axis (`AXIS`) and lifted here by
 `jit(shard_map(...))`, which is what `jax.pmap` itself is since JAX 0.8, written out so that arrays
 are global. Gradients are taken inside and averaged with `lax.pmean`; with `check_vma=False` that is
-exact whether or not the loss is averaged over the axis too.
-"""
+exact whether or not the loss is averaged over the axis too."""
 
 import os
 from collections.abc import Callable

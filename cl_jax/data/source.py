@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cl_jax.core.seeds import check_seed
+
 Example = dict[str, np.ndarray]
 
 
@@ -206,6 +208,7 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
         )
     if share == 1:
         return source
+    check_seed(seed)
     labels = labels_of(source, label)
     shuffled = np.argsort(
         np.random.Philox(key=[seed, 2**63]).random_raw(len(labels)), kind="stable"

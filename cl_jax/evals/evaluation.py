@@ -46,7 +46,7 @@ class Evaluation:
         self.evaluators = {
             name: one for name, one in evaluators.items() if self._has_labels(name, one)
         }
-        self.feature = config.evals.feature
+        self.feature = config.evals.get("feature", "h")
         asked = {self.feature, *(f for one in self.evaluators.values() for f in one.needs.features)}
         self.wanted = tuple(sorted(asked - {""}))
         self.compiled: dict[Any, Callable[..., Any]] = {}
@@ -94,7 +94,7 @@ class Evaluation:
                             f"{nearest(what, there)}; there are "
                             f"{', '.join(sorted(there)) or 'none'}."
                         )
-        best = self.config.evals.best
+        best = self.config.evals.get("best", "")
         if best and best not in self.better:
             raise ValueError(
                 f"evals.best={best!r} is not measured{nearest(best, self.better)}; the protocols "
@@ -115,7 +115,7 @@ class Evaluation:
     def best(self) -> str:
         """The figure by which the best checkpoint is chosen: `config.evals.best`, else the first
         that has a better end; "" for none."""
-        return self.config.evals.best or next(iter(self.better), "")
+        return self.config.evals.get("best", "") or next(iter(self.better), "")
 
     def score(self, results: Mapping[str, float]) -> float | None:
         """The figure `best`, the higher the better; None where it was not measured."""
@@ -179,8 +179,11 @@ class Evaluation:
         size = -(-size // self.mesh.size) * self.mesh.size
         fields = self._fields(source)
         local = batches.local_rows(size, jax.process_index(), jax.process_count())
+        workers = self.config.get("loading", {}).get("workers", 0)
         parts = []
-        for start, batch in enumerate(batches.sequential(source, size, rows=local)):
+        for start, batch in enumerate(
+            batches.sequential(source, size, rows=local, workers=workers)
+        ):
             given = {name: batch[name] for name in (*fields, "id")}
             given["place"] = np.arange(size, dtype=np.int32)[local]
             out, place = parallel.fetch(
@@ -197,8 +200,8 @@ class Evaluation:
 
     def _example(self, source: Source) -> Batch:
         example = source.read(0)
-        batch = {name: jnp.asarray(example[name])[None] for name in self._fields(source)}
-        return batch | {"id": jnp.zeros(1, jnp.int32)}
+        batch = {name: jnp.asarray(np.stack([example[name]] * 2)) for name in self._fields(source)}
+        return batch | {"id": jnp.arange(2, dtype=jnp.int32)}
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         encoded: dict[int, dict[str, np.ndarray]] = {}

@@ -3,8 +3,7 @@ by fixed names.
 
 Pairs are two views of an image, drawn as in training. Passed as training passes them, view by view
 in batches with their own statistics, they also tell whether batch norm marks a batch, which a
-method may learn to recognise its positives by.
-"""
+method may learn to recognise its positives by."""
 
 import functools
 from collections.abc import Container
@@ -153,9 +152,8 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
     Returns:
       "pairs/top1": share of first views whose nearest second view is of the same example, running
       statistics. "pairs/same_batch": how surely the nearest second view of *another* example is of
-      the same batch: 0 as often as
-        chance has it, 1 always. Images have no part in this; above 0, batch statistics mark the
-        batch.
+        the same batch: 0 as often as chance has it, 1 always. Images have no part in this; above 0,
+          batch statistics mark the batch.
     """
     near = np.asarray(_nearest(clean, False))
     other = np.asarray(_nearest(trained, True))

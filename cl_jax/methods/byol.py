@@ -3,8 +3,7 @@ view; no negatives.
 
 The target starts from weights of its own, not from a copy; it moves after each step towards the new
 parameters, by a momentum that rises to 1. Its batch statistics come from its own training-mode
-passes. Views pass one after the other.
-"""
+passes. Views pass one after the other."""
 
 import math
 from collections.abc import Sequence

@@ -3,8 +3,7 @@ network of its own.
 
 Features of an image's views agree with each other's stored rows in memory banks, against rows of
 other images. Luminance and colour of Lab are the paper's two views; any groups of channels, of any
-number of recipes, are views too.
-"""
+number of recipes, are views too."""
 
 import math
 from collections.abc import Sequence

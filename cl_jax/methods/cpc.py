@@ -3,8 +3,7 @@
 
 An image is a grid of overlapping patches, each encoded by itself. A context, which has seen the
 rows down to one, picks out the encoding of the patch some rows further down among all patches of
-the batch, those of its own image included.
-"""
+the batch, those of its own image included."""
 
 import dataclasses
 import math
@@ -32,8 +31,7 @@ class Network(nn.Module):
     Takes images [B, S, S, C], or their patches [B, H, H, s, s, C]. Returns ((p, z), features):
     predictions p [B, directions, K, H, H, D], on the grid as `facing` turns it, of z [B, H, H, D];
     "h" [B, F], the mean encoding of the patches, and "context" [B, directions * F], the mean
-    contexts.
-    """
+    contexts."""
 
     encoder: nn.Module
     patch_size: int
@@ -131,8 +129,7 @@ def make(
 
     Gradient flows to positives and negatives. "h" is the mean encoding over patches, "context" that
     of the contexts of all directions. An encoder without batch norm keeps the patches of an image
-    apart.
-    """
+    apart."""
     if len(views) not in (1, 2):
         raise ValueError(
             f"CPC sees one view of an image, and perhaps a recipe for its patches; the config has "

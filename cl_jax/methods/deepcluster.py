@@ -49,8 +49,7 @@ class Network(nn.Module):
 
     Returns (features before the last ReLU, what the top layer sees, {"h": the encoder's, "z": the
     first}). Without fully connected layers the first two are the encoder's "h". Dropout only where
-    `keys` [B], one for each example, are given.
-    """
+    `keys` [B], one for each example, are given."""
 
     encoder: nn.Module
     hidden_dims: Sequence[int]
@@ -112,8 +111,7 @@ def make(
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
     the authors draw anew. The host holds the features of all examples during an E-step: N x D
-    float32, for ImageNet and AlexNet 21 GB.
-    """
+    float32, for ImageNet and AlexNet 21 GB."""
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")
     if not 0 <= dropout < 1:

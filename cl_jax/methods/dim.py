@@ -3,8 +3,7 @@ features from others'.
 
 One picture of each image and no augmentation pair: both sides of a score come from it, negatives
 are the other images of the batch. A discriminator, the second player, pulls the summary's
-distribution towards a uniform one.
-"""
+distribution towards a uniform one."""
 
 import math
 from collections.abc import Sequence

@@ -3,8 +3,7 @@ the global ones.
 
 Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and
 sharpened, which keeps them from collapsing to one prototype or to all. Evaluations read the
-teacher.
-"""
+teacher."""
 
 import math
 from collections.abc import Sequence
@@ -76,11 +75,11 @@ def make(
 
     views: the first `num_global` are the global crops, which the teacher sees.
     num_prototypes, hidden_dim, bottleneck_dim: of the head. head_norm: batch norm in its hidden
-      layers.
+    layers.
     norm_last_layer: prototypes of unit length; False trains their lengths (the authors' ViT-S
       recipe).
     teacher_temperature, teacher_temperature_start, teacher_warmup_epochs: see
-      `losses.teacher_temperature`.
+    `losses.teacher_temperature`.
     momentum: of the teacher at the first step, rising to 1 by a half cosine.
 
     The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient

@@ -3,8 +3,7 @@
 Fine-tuning (SimCLR v2, Chen et al. 2020, section 2): the whole network trains, with a new linear
 classifier on the layer; layers above it are dropped. The released TF1 code never trains the head's
 layers that it keeps; TF2 does, and so does this. Frozen (SupCon's second stage, and linear
-evaluation): only the classifier trains.
-"""
+evaluation): only the classifier trains."""
 
 from collections.abc import Sequence
 from typing import Any

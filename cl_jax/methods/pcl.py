@@ -4,7 +4,8 @@ image's clusters.
 E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the
 whole training split, at several numbers of clusters, and each cluster's concentration, its
 temperature. M-step: MoCo's loss plus ProtoNCE. The clusterings lie in the State's memory, with
-random prototypes and `active` 0 during the warm-up, so that one compiled step serves the whole run.
+  random prototypes and `active` 0 during the warm-up, so that
+one compiled step serves the whole run.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ def make(
     warmup_epochs: epochs of MoCo alone.
     mask_duplicates: see `clusters.proto_nce`; wanted where clusters are fewer than the batch.
     iterations, restarts, max_points_per_centroid: of k-means. Its seed is the clustering's number,
-      in every E-step.
+    in every E-step.
     temperature: of the instance term, and the mean of the concentrations. The others as in
       `moco_v2.make`.
 

@@ -2,8 +2,7 @@
 between them.
 
 Both views go through batch norm together, whose moments are over all devices; negatives are
-gathered with gradient.
-"""
+gathered with gradient."""
 
 import math
 from collections.abc import Sequence

@@ -2,10 +2,8 @@
 network; no negatives.
 
 The projection is a constant only where it is the target. Views pass one after the other, so batch
-norm sees one at a time.
-With more than two views each predicts the mean of the others: FastSiam (Pototzky et al., GCPR
-  2022).
-"""
+norm sees one at a time. With more than two views each predicts the mean of the others: FastSiam
+(Pototzky et al., GCPR 2022)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +39,7 @@ def make(
 
     The authors' predictor keeps its first learning rate throughout:
     `optimizer.constant_lr_paths=("predictor",)`. The metric "z_std" tells a collapse, which the
-    loss does not: see `channel_std`.
-    """
+    loss does not: see `channel_std`."""
     if len(views) < 2:
         raise ValueError(f"SimSiam compares two views or more; the config has {len(views)}.")
     settings = {

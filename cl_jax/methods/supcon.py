@@ -2,8 +2,7 @@
 positives.
 
 The first of two stages; the second, a linear classifier on the frozen encoder, is
-`methods/finetune.py` with `freeze`.
-"""
+`methods/finetune.py` with `freeze`."""
 
 import math
 from collections.abc import Sequence

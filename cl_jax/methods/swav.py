@@ -4,8 +4,7 @@ trained prototypes.
 Crops of one size pass the encoder together, all crops the head. Prototypes are unit rows before
 every forward pass; the config's optimiser freezes them at first. Codes come from the first views;
 the queue is of the global batch, the same on every device (the authors keep a share of it on each),
-so that any number of devices makes the same run.
-"""
+so that any number of devices makes the same run."""
 
 import math
 from collections.abc import Sequence

@@ -1,18 +1,20 @@
 """cl-jax plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
 
 What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between
-devices, a floor of the step's time, the largest batch. Read from the trainer's own step, lowered
-for as many devices and compiled; nothing is trained and no example is read where the data set's
-sizes are known. Ends with status 1 for a config that does not fit.
+  devices, a floor of the step's
+time, the largest batch. Read from the trainer's own step, lowered for as many devices and compiled;
+nothing is trained and no example is read where the data set's sizes are known. Ends with status 1
+for a config that does not fit.
 
 Three compilers can say what the temporaries take, and none needs its device: `--compiler=tpu` with
 libtpu installed (`pip install -e '.[tpu]'`), `--compiler=gpu` with jax's CUDA plug-in
 (`'.[cuda]'`), and XLA's for CPUs, which computes
 bfloat16 convolutions in float32: for such a config its temporaries are a bound from above, about
-twice too high, and the report says so. The memory traffic is that compiler's too, so the floor that
-the CPU's sets for another device is an estimate; those of arithmetic and links are bounds. A GPU's
-program is read kernel by kernel: `--layers` shows the floor of each part of the network, and
-  whether bytes or products set it.
+  twice too high, and the
+report says so. The memory traffic is that compiler's too, so the floor that the CPU's sets for
+another device is an estimate; those of arithmetic and links are bounds. A GPU's program is read
+kernel by kernel: `--layers` shows the floor of each part of the network, and whether bytes or
+  products set it.
 """
 
 import dataclasses
@@ -38,8 +40,8 @@ from cl_jax.data import batches, declared
 from cl_jax.planning import costs
 from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
 from cl_jax.planning.kernels import Kernel, kernels_of
-from cl_jax.training import experiment
-from cl_jax.training.steps import RESIDENT_BYTES, Stepper
+from cl_jax.training import experiment, stages
+from cl_jax.training.steps import Stepper
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
 LOSSES = str(Path("cl_jax") / "losses")
@@ -122,9 +124,11 @@ def _elsewhere(config: ConfigDict) -> ConfigDict:
     return changed
 
 
-def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Programme:
+def programme(
+    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, device_bytes: float | None = None
+) -> Programme:
     """Compiles the step of a config on its forced host devices, or on the devices of a mesh that
-    need not exist."""
+    need not exist. `device_bytes`: memory of one, which says whether the data lie on it."""
     built = experiment.build(_elsewhere(config))
     method, train = built.method, built.data.train
     example = train.read(0)
@@ -158,7 +162,8 @@ def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Prog
         if on_gpu
         else cost.get("bytes accessed", 0.0)
     )
-    resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
+    limit = experiment.loading_of(config).resident_limit(device_bytes)
+    resident = batches.resident(train, max_bytes=limit) or {}
     held = {
         "parameters": state.params,
         "batch statistics": state.stats,
@@ -201,7 +206,7 @@ def plan(
       mesh: devices of the program where they are not this machine's; see `tpu_mesh`.
       search: look for the largest batch, by compiling up to four programs more.
     """
-    compiled = programme(config, mesh)
+    compiled = programme(config, mesh, device.memory)
     run, devices = compiled.built.run, compiled.built.mesh.size
     dtype = experiment.dtype_of(config)
     room = USABLE * device.memory
@@ -246,7 +251,7 @@ def plan(
         def total(batch: int) -> int:
             changed = ConfigDict(config.copy_and_resolve_references()).unlock()
             changed.batch_size = batch
-            return programme(changed, mesh).bytes
+            return programme(changed, mesh, device.memory).bytes
 
         found["largest_batch"], found["compiled_batches"] = largest_batch(
             total, {run.batch_size: compiled.bytes}, room, devices, run.size
@@ -301,8 +306,7 @@ def largest_batch(
 
     A line through the two batches nearest to the room proposes the next, three times at most; it
     ends within a tenth of the room. Batches are multiples of the devices, of eight examples on each
-    where there are so many.
-    """
+    where there are so many."""
 
     def whole(batch: float) -> int:
         each = min(batch, examples) / devices
@@ -482,7 +486,7 @@ def main(argv: list[str]) -> int:
         if given.stage:
             config.stage = given.stage
     try:
-        _, config, _ = experiment.stages(config, "plan")[0]
+        _, config, _ = stages.stages(config, "plan")[0]
         if config.get("previous", ""):
             raise ValueError(
                 "a stage after the first starts from a finished run; plan the first stage."

@@ -4,21 +4,20 @@ table.
 Each method is trained by its own config, with the budget, the network and the data that the command
 line gives to all, and
 then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen
-features, cached and augmented, alignment and uniformity, all of "h" and with the same settings of
-the probe. A config of several stages runs its first. Every run is a process of its own, so its peak
-memory is its own; it leaves `row.json` in its workdir. The same
+  features, cached and
+augmented, alignment and uniformity, all of "h" and with the same settings of the probe. A config of
+several stages runs its first. Every run is a process of its own, so its peak memory is its own; it
+leaves `row.json` in its workdir. The same
 command goes on where it was stopped: finished rows are read, a broken run resumes from its
   checkpoint.
 
 --set changes the configs of all methods alike; a key of encoder, optimizer or method that a config
 does not list is left out there, since a ViT has no width multiplier. Without it, each config is as
-it stands.
-"""
+it stands."""
 
 import argparse
 import csv
 import hashlib
-import importlib
 import io
 import json
 import multiprocessing
@@ -41,8 +40,8 @@ from ml_collections import ConfigDict
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
 from cl_jax.evals import linear_augmented
-from cl_jax.training import loop, metrics
-from cl_jax.training.experiment import config_names, load, stages
+from cl_jax.training import configs, loop, metrics
+from cl_jax.training.stages import load, stages
 
 KNN = {
     "knn": {"k": 200, "temperature": 0.1},
@@ -71,7 +70,7 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
         if word
     )
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = configs.load(f"{name}:{variant}")
     _, config, _ = stages(config, "")[0]
     if args.packed:
         config.data = ConfigDict({"name": "packed", "path": args.packed})
@@ -376,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        known = config_names()
+        known = configs.names()
         names = (
             known if args.methods == "all" else [name for name in args.methods.split(",") if name]
         )

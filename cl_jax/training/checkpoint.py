@@ -29,8 +29,7 @@ class Checkpoints:
 
     A save is written beside its final name and moved there when complete, so a run that dies or a
     disk that fills leaves the one before whole. Each holds a checksum of every array, since a store
-    does not notice every flipped bit.
-    """
+    does not notice every flipped bit."""
 
     def __init__(self, workdir: str | Path, *, keep: int = 2):
         self.root, self.keep = Path(workdir).absolute(), keep

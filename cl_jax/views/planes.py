@@ -2,8 +2,7 @@
 
 Every operator of this package works on the planes of one image, [C, H, W], floats in [0, 1]:
 contiguous rows vectorise, three interleaved channels do not. Batches are `jax.vmap`ed.
-`recipe.apply` converts at both ends.
-"""
+`recipe.apply` converts at both ends."""
 
 from collections.abc import Sequence
 

@@ -39,9 +39,8 @@ def of_section(section: str | Mapping[str, Any]) -> Recipe:
     """A recipe from a preset's name, or from a config section of plain values.
 
     In a section, "name" is the preset (`presets.py`; without one, Recipe's defaults), keys that the
-    preset's function
-    takes go to it, and the others replace fields of the result: {"name": "simclr", "size": 96,
-    "strength": 0.5, "gray": 0.1}. Lists become tuples.
+    preset's function takes go to it, and the others replace fields of the result: {"name":
+    "simclr", "size": 96, "strength": 0.5, "gray": 0.1}. Lists become tuples.
 
     Raises:
       ValueError: an unknown preset or key, with the nearest known name.

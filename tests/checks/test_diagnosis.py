@@ -26,7 +26,7 @@ from cl_jax.checks.diagnosis import (
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import geometry, protocols
+from cl_jax.evals import geometry
 from cl_jax.losses import nce, unit
 from cl_jax.memory import queue as queues
 from cl_jax.training import loop, metrics, optim
@@ -251,8 +251,7 @@ def tiny(kind):
 
     "batch mean": features may add the mean of their batch, by a learnt weight that starts at 0;
     negatives are a queue's, and noise hides the images but not their mean. This is what batch norm
-    offers a method whose keys are not shuffled.
-    """
+    offers a method whose keys are not shuffled."""
     queue = kind == "batch mean"
 
     def variables(key, batch):
@@ -272,23 +271,23 @@ def tiny(kind):
             "mean": 0.9 * stats["mean"] + 0.1 * lax.stop_gradient(mean)
         }
 
-    def forward(params, stats, target, batch, key):
+    def views(batch, key):
         def view(number):
             def one(image, i, size):
                 noise = jax.random.normal(
-                    jax.random.fold_in(jax.random.fold_in(key, i), number), (48,)
+                    jax.random.fold_in(jax.random.fold_in(key, i), number), image.shape
                 )
-                return image.reshape(-1) / 255.0 - 0.5 + size * noise
+                return image / 255.0 - 0.5 + size * noise
 
             ids, sizes = batch["id"], jnp.full(len(batch["id"]), 0.3)
             if queue:  # rows in twos share a large noise with opposite signs
                 ids, sizes = jnp.repeat(ids[::2], 2), jnp.where(jnp.arange(len(ids)) % 2, 1.0, -1.0)
             return jax.vmap(one)(batch["image"], ids, sizes)
 
-        (a, after), (b, _) = (
-            network(params, stats, view(1), True),
-            network(params, stats, view(2), True),
-        )
+        return [view(1), view(2)]
+
+    def forward(params, stats, target, inputs, batch, key):
+        (a, after), (b, _) = (network(params, stats, x.reshape(-1, 48), True) for x in inputs)
         return {"a": unit(a), "b": unit(b)}, after, None
 
     def loss(outputs, params, memory, batch, key):
@@ -323,12 +322,14 @@ def tiny(kind):
 
     return from_loss(
         variables=variables,
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=loss,
         tx=tx,
         axis_name=parallel.AXIS,
         features=features,
-        clean=lambda images: images / 255.0 - 0.5,
+        clean=lambda batch: batch["image"] / 255.0 - 0.5,
     )
 
 
@@ -347,7 +348,12 @@ def test_tiny_runs(kind, wanted, tmp_path):
     source = from_arrays("random", {"image": images}, {})
     facts = Run(parallel.AXIS, TINY_BATCH, 64, 4, STEPS, {})
     built = Built(
-        tiny(kind), Splits(source, source), facts, parallel.make_mesh(2), lambda step: 1e-2
+        tiny(kind),
+        Splits(source, source),
+        facts,
+        parallel.make_mesh(2),
+        lambda step: 1e-2,
+        evaluators={"geometry": geometry.make()},
     )
     config = ConfigDict(
         dict(
@@ -356,11 +362,10 @@ def test_tiny_runs(kind, wanted, tmp_path):
             nonfinite="stop",
             dispatch_steps=0,
             log_steps=10,
-            views=dict(one=dict(size=4, crop="none", order=(), mean=(0.5,) * 3, std=(1.0,) * 3)),
             evals=dict(batch_size=32, feature="h"),
         )
     )
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, tmp_path)
+    evaluator = loop.evaluation_of(built, config, tmp_path)
     state = initial_state(built, config)
     rows = [{"step": 0} | evaluator.baselines(state)]
     steps = stepper(built, config, 0)
@@ -371,7 +376,7 @@ def test_tiny_runs(kind, wanted, tmp_path):
                 {"step": step + 1, "epoch": (step + 1) / 4}
                 | {name: float(x) for name, x in values.items()}
             )
-    rows.append({"step": STEPS} | evaluator.online(state))
+    rows.append({"step": STEPS} | evaluator.measure(state))
     found = diagnose(rows, STEPS / 4)
     assert found.name == wanted, (found, rows[0], rows[-1])
 
