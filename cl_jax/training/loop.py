@@ -19,6 +19,7 @@ from cl_jax.core.method import Run, State
 from cl_jax.evals import protocols
 from cl_jax.planning.devices import peak_flops
 from cl_jax.training import checkpoint, metrics
+from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
     build,
@@ -51,8 +52,16 @@ class Interrupted(Exception):
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Runs one stage to its end, from its newest checkpoint if there is one; returns the final
     evaluation."""
+    workdir = folder.path_of(workdir)
+    if jax.process_index() == 0:
+        folder.make(workdir)
+    with folder.locked(workdir):
+        return _locked(config, workdir)
+
+
+def _locked(config: ConfigDict, workdir: Path) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    checkpoint.check_config(workdir, json.loads(config.to_json()))
+    noted = checkpoint.check_config(workdir, json.loads(config.to_json()))
     state = initial_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
@@ -62,13 +71,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     parallel.everywhere(
         True
     )  # no process reads the log before process 0 has cut off what this run will write again
+    if noted:
+        log.say("settings that differ from those of the run so far:\n" + "\n".join(noted))
     with contextlib.closing(checkpoints), contextlib.closing(log):
         return _train(config, workdir, built, state, restored, checkpoints, log)
 
 
 def _train(
     config: ConfigDict,
-    workdir: str | Path,
+    workdir: Path,
     built: Built,
     state: State,
     restored: State | None,
@@ -78,7 +89,7 @@ def _train(
     method, run = built.method, built.run
     log.say(describe(config, built, state))
     evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
-    logged = metrics.read(workdir)
+    logged = list(log.rows)
     history = [(row["step"], row["knn/top1"]) for row in logged if "knn/top1" in row]
     if restored is not None:
         state = restored
@@ -132,18 +143,20 @@ def _train(
                 pending.forget(bad.step)
                 continue
             if evaluates:
+                checkpoints.save(state)
                 if compares:  # as late as they are needed: training starts sooner
                     log.write(0, evaluator.baselines(initial_state(built, config)))
                     compares = False
                 results = evaluator.online(state, final=last)
                 log.write(done, results)
                 if log.active:
-                    log.say(str(diagnosis.diagnose(metrics.read(workdir), config.total_epochs)))
+                    log.say(str(diagnosis.diagnose(log.rows, config.total_epochs)))
                 score = results.get("knn/top1")
                 best = score is not None and all(score > s for _, s in history)
                 if score is not None:
                     history.append((done, score))
-                checkpoints.save(state, score, best)
+                if best:
+                    checkpoints.save_best(state, score)
                 pending.restart_clock()
             elif saves:
                 checkpoints.save(state)
@@ -153,7 +166,7 @@ def _train(
                 )
     if not results:
         results = evaluator.online(state, final=True)
-    rows = metrics.read(workdir)
+    rows = log.rows
     if jax.process_index() == 0:
         protocols.draw_curve(workdir, rows)
     log.say(protocols.summary(rows))
