@@ -29,7 +29,8 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel, xla
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint
-from cl_jax.training.experiment import Built, build, initial_state, previous_stage
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
 
 if TYPE_CHECKING:

@@ -47,7 +47,8 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Stage, State
 from cl_jax.evals import protocols
 from cl_jax.training import configs
-from cl_jax.training.experiment import Built, build, initial_state, stages
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
 DEVICES = (1, 2, 4, 8)

@@ -62,7 +62,7 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
         if word
     )
-    from cl_jax.training.experiment import stages
+    from cl_jax.training.stages import stages
 
     config = configs.load(f"{name}:{variant}")
     _, config, _ = stages(config, "")[0]
@@ -141,7 +141,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     from cl_jax.evals import protocols
     from cl_jax.evals.knn import knn
     from cl_jax.training import loop, metrics
-    from cl_jax.training.experiment import load
+    from cl_jax.training.stages import load
 
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from cl_jax.core import xla
     from cl_jax.planning import plan
-    from cl_jax.training import experiment
+    from cl_jax.training import stages
 
     if args.compiler != "tpu":
         xla.prepare(args.compiler)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.devices = args.devices
             if args.stage:
                 config.stage = args.stage
-        _, config, _ = experiment.stages(config, "plan")[0]
+        _, config, _ = stages.stages(config, "plan")[0]
         if config.get("previous", ""):
             raise ValueError(
                 "a stage after the first starts from a finished run; plan the first stage."

@@ -7,7 +7,7 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, configs, experiment, loop, metrics, steps
+from cl_jax.training import checkpoint, configs, loop, metrics, stages, steps
 from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
@@ -84,7 +84,7 @@ def test_every_method_resumes_exactly(name, run, tmp_path):
     """All stages of every config in its debug variant, memories and E-steps included."""
     tried = 0
     for stage, config in verify.debug_stages(name):
-        previous = experiment.previous_stage(config, tmp_path / "whole" / stage)
+        previous = stages.previous_stage(config, tmp_path / "whole" / stage)
         resumes(run, config, stage, tmp_path, previous)
         tried += 2
     print(f"resumed bit for bit: {tried} of {tried} ({name})")
