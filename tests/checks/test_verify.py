@@ -195,7 +195,7 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
         "a": [dataclasses.replace(healthy, name="a")],
         "b": [dataclasses.replace(healthy, name="b first"), wrong],
     }
-    monkeypatch.setattr(verify.configs, "names", lambda: list(found))
+    monkeypatch.setattr(command.configs, "load", lambda name: None)
     monkeypatch.setattr(
         verify, "verify", lambda name, devices, steps: ((record, None) for record in found[name])
     )
@@ -231,7 +231,8 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
             raise ValueError("splits=4 on 8 devices")
         yield dataclasses.replace(healthy, name=name), None
 
-    monkeypatch.setattr(verify.configs, "names", lambda: ["a", "b"])
+    monkeypatch.setattr(command.configs, "load", lambda name: None)
+    monkeypatch.setattr(command.configs, "names", lambda: ["a", "b"])
     monkeypatch.setattr(verify, "verify", found)
     assert command.main(["--devices=1,2,4"]) == 1
     said = capsys.readouterr()
