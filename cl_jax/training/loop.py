@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Run, State
 from cl_jax.evals import protocols
 from cl_jax.planning.devices import peak_flops
@@ -55,8 +57,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     workdir = folder.path_of(workdir)
     if jax.process_index() == 0:
         folder.make(workdir)
-    with folder.locked(workdir):
+    with locked(workdir):
         return _locked(config, workdir)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a workdir; process 0 of a job holds it for all of them."""
+    lock, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            lock = folder.Lock(workdir)
+        except ConfigError as error:
+            failure = error
+    if not parallel.everywhere(failure is None):
+        raise failure or ConfigError(f"{workdir} is in use by another run; process 1 says which.")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _locked(config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -1,21 +1,19 @@
 """The folder of a run: its path, the lock that keeps a second run out, files that are replaced
-whole."""
+whole.
 
-import contextlib
+Nothing here imports jax."""
+
 import fcntl
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
-from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 
 LOCK = "lock"
@@ -137,24 +135,6 @@ class Lock:
             self.path.unlink(missing_ok=True)
         os.close(self.file)
         self.file = None
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a workdir; process 0 of a job holds it for all of them."""
-    lock, failure = None, None
-    if jax.process_index() == 0:
-        try:
-            lock = Lock(workdir)
-        except ConfigError as error:
-            failure = error
-    if not parallel.everywhere(failure is None):
-        raise failure or ConfigError(f"{workdir} is in use by another run; process 1 says which.")
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 _HELD: set[Lock] = set()

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import workdir
+from cl_jax.training import loop, workdir
 
 HOLD = """
 import sys, time
@@ -42,11 +42,11 @@ def test_a_second_run_is_refused_with_host_and_process(tmp_path):
 
 
 def test_one_process_cannot_run_twice_in_a_workdir_and_a_release_frees_it(tmp_path):
-    with workdir.locked(tmp_path):
+    with loop.locked(tmp_path):
         with pytest.raises(ConfigError, match="in use"):
-            with workdir.locked(tmp_path):
+            with loop.locked(tmp_path):
                 pass
-    with workdir.locked(tmp_path):
+    with loop.locked(tmp_path):
         pass
 
 
