@@ -34,7 +34,8 @@ from cl_jax.checks import finite
 from cl_jax.core import parallel, xla
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint
-from cl_jax.training.experiment import Built, build, initial_state, previous_stage
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
 
 # What is kept and how it is read back

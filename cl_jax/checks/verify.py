@@ -33,7 +33,6 @@ themselves, so it shows a wrong scale, which Adam and LARS hide.
 import argparse
 import copy
 import dataclasses
-import importlib
 import json
 import os
 import sys
@@ -51,7 +50,9 @@ from cl_jax.core import parallel, xla
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.evals import protocols
-from cl_jax.training.experiment import Built, build, config_names, initial_state, stages
+from cl_jax.training import configs
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
 DEVICES = (1, 2, 4, 8)
@@ -214,7 +215,7 @@ def _inexact(x: np.ndarray) -> bool:
 
 def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
     """(name, config) of all stages of a config in its `debug` variant."""
-    config = importlib.import_module(f"configs.{name}").get_config("debug")
+    config = configs.load(f"{name}:debug")
     config.stage = "all" if config.get("stage_order", ()) else ""
     return [(stage, settings) for stage, settings, _ in stages(config, "unused")]
 
@@ -417,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        known, devices = config_names(), sorted({int(word) for word in args.devices.split(",")})
+        known, devices = configs.names(), sorted({int(word) for word in args.devices.split(",")})
         names = [name for name in args.configs.split(",") if name] or known
         for name in names:
             if name not in known:

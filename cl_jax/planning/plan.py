@@ -38,8 +38,8 @@ from cl_jax.data import batches, declared
 from cl_jax.planning import costs
 from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
 from cl_jax.planning.kernels import Kernel, kernels_of
-from cl_jax.training import experiment
-from cl_jax.training.steps import RESIDENT_BYTES, Stepper
+from cl_jax.training import experiment, stages
+from cl_jax.training.steps import Stepper
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
 LOSSES = str(Path("cl_jax") / "losses")
@@ -122,9 +122,11 @@ def _elsewhere(config: ConfigDict) -> ConfigDict:
     return changed
 
 
-def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Programme:
+def programme(
+    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, device_bytes: float | None = None
+) -> Programme:
     """Compiles the step of a config on its forced host devices, or on the devices of a mesh that
-    need not exist."""
+    need not exist. `device_bytes`: memory of one, which says whether the data lie on it."""
     built = experiment.build(_elsewhere(config))
     method, train = built.method, built.data.train
     example = train.read(0)
@@ -158,7 +160,8 @@ def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Prog
         if on_gpu
         else cost.get("bytes accessed", 0.0)
     )
-    resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
+    limit = experiment.loading_of(config).resident_limit(device_bytes)
+    resident = batches.resident(train, max_bytes=limit) or {}
     held = {
         "parameters": state.params,
         "batch statistics": state.stats,
@@ -201,7 +204,7 @@ def plan(
       mesh: devices of the program where they are not this machine's; see `tpu_mesh`.
       search: look for the largest batch, by compiling up to four programs more.
     """
-    compiled = programme(config, mesh)
+    compiled = programme(config, mesh, device.memory)
     run, devices = compiled.built.run, compiled.built.mesh.size
     dtype = config.encoder.get("dtype") or "float32"
     room = USABLE * device.memory
@@ -246,7 +249,7 @@ def plan(
         def total(batch: int) -> int:
             changed = ConfigDict(config.copy_and_resolve_references()).unlock()
             changed.batch_size = batch
-            return programme(changed, mesh).bytes
+            return programme(changed, mesh, device.memory).bytes
 
         found["largest_batch"], found["compiled_batches"] = largest_batch(
             total, {run.batch_size: compiled.bytes}, room, devices, run.size
@@ -482,7 +485,7 @@ def main(argv: list[str]) -> int:
         if given.stage:
             config.stage = given.stage
     try:
-        _, config, _ = experiment.stages(config, "plan")[0]
+        _, config, _ = stages.stages(config, "plan")[0]
         if config.get("previous", ""):
             raise ValueError(
                 "a stage after the first starts from a finished run; plan the first stage."

@@ -18,7 +18,6 @@ it stands.
 import argparse
 import csv
 import hashlib
-import importlib
 import io
 import json
 import multiprocessing
@@ -43,8 +42,8 @@ from cl_jax.core.names import nearest
 from cl_jax.data.source import labels_of
 from cl_jax.evals import protocols
 from cl_jax.evals.knn import knn
-from cl_jax.training import loop, metrics
-from cl_jax.training.experiment import config_names, load, stages
+from cl_jax.training import configs, loop, metrics
+from cl_jax.training.stages import load, stages
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature
@@ -71,7 +70,7 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
         if word
     )
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = configs.load(f"{name}:{variant}")
     _, config, _ = stages(config, "")[0]
     if args.packed:
         config.data = ConfigDict({"name": "packed", "path": args.packed})
@@ -385,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        known = config_names()
+        known = configs.names()
         names = (
             known if args.methods == "all" else [name for name in args.methods.split(",") if name]
         )

@@ -24,10 +24,8 @@ from cl_jax.training.experiment import (
     build,
     describe,
     initial_state,
-    load,
-    previous_stage,
-    stages,
 )
+from cl_jax.training.stages import load, previous_stage, stages
 from cl_jax.training.steps import Stepper, stepper
 
 __all__ = [

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from cl_jax.tools import benchmark
-from cl_jax.training.experiment import config_names
+from cl_jax.training.configs import names
 
 
 def settings(tmp_path, **changed):
@@ -38,7 +38,7 @@ def row(text, workdir, augmented_epochs):
     }
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", names())
 def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
         name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
