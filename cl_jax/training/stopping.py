@@ -70,6 +70,13 @@ class Stop:
             signal.signal(number, handler)
         self.before = {}
 
+    def join(self) -> None:
+        """To be called once the process has joined its job: jax.distributed then has put a handler
+        of its own in place for SIGTERM."""
+        self.joined = _several_processes()
+        if not self.joined and signal.SIGTERM in self.before:
+            signal.signal(signal.SIGTERM, self._handle)
+
     def asked(self) -> bool:
         """True once the run is to stop, on every process at the same call. Each process calls it
         once per dispatch and once per block of an evaluation."""
@@ -102,7 +109,7 @@ class Stop:
 
     def _handle(self, number: int, _: Any) -> None:
         name = signal.Signals(number).name
-        if self.joined or _several_processes():
+        if self.joined:
             if number == signal.SIGINT:
                 self._interrupt()
             # One request for all processes, which jax.distributed passes on.
@@ -127,15 +134,15 @@ class Stop:
         elif self.saving and self.interrupts == 2:
             _say("the checkpoint is being written; Ctrl-C once more ends without it.")
         elif self.hard:
-            leave(
-                KILLED, "ended without saving; the same command resumes at the newest checkpoint."
-            )
+            leave(KILLED, "ended without saving; the same command resumes the newest checkpoint.")
         else:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
         """Ends the process where its main thread is in compiled code and cannot."""
-        while os.read(self.reader, 1):
+        while number := os.read(self.reader, 1):
+            if number[0] not in SIGNALS:
+                continue
             time.sleep(ANSWER)
             if self.told is None and self.safe and not self.joined:
                 leave(STOPPED, f"stopped {self.where}; the same command resumes there.")
@@ -178,5 +185,9 @@ def _quietly(call: Callable[[], Any]) -> None:
 
 
 def _several_processes() -> bool:
-    jax = sys.modules.get("jax")
-    return bool(jax and jax.distributed.is_initialized() and jax.process_count() > 1)
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    if distributed is None or not distributed.is_initialized():
+        return False
+    import jax
+
+    return jax.process_count() > 1
