@@ -1,7 +1,7 @@
 """Every family of golden vectors against the authors' own numbers, in float64 and float32.
 
-CL_JAX_GOLDENS names another directory of vectors; files there are run whenever their family is in
-TABLE.
+tests/goldens/README.md says how they were made. CL_JAX_GOLDENS names another directory of vectors;
+files there are run whenever their family is in TABLE.
 """
 
 import importlib
@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 
 from tests import golden_tables
-from tests.goldens import DIRECTORY, assert_close, compute, family
+from tests.goldens import DIRECTORY, HERE, assert_close, compute, family
 
 TABLE = {}
 for module in pkgutil.iter_modules(golden_tables.__path__):
     rows = importlib.import_module(f"tests.golden_tables.{module.name}").TABLE
     assert not TABLE.keys() & rows.keys(), f"listed twice: {sorted(TABLE.keys() & rows.keys())}"
     TABLE |= rows
+
+# Families whose functions are not written yet; a row of TABLE makes its name here dead.
+PENDING = frozenset(
+    "barlow barlow-dist dcl dcl-dist dclw dinov2-patch dinov2-sinkhorn dinov2-sinkhorn-dist "
+    "ibot-cls ibot-cls-dist ibot-patch ibot-patch-dist koleo lejepa mae-loss mae-mask mae-posembed "
+    "nnclr nnclr-dist nnclr-ntxent sigreg sigreg-dist simmim simmim-head vicreg vicreg-dist "
+    "vicreg-terms wmse".split()
+)
 
 FILES = [path for path in sorted(DIRECTORY.glob("*.npz")) if family(path) in TABLE]
 # The first file of each family, the others with `-m slow`: each is a program to compile. Of another
@@ -38,9 +46,6 @@ RUNS = [
 ]  # a file in float32 itself is compared once
 
 
-@pytest.mark.skipif(
-    not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS"
-)
 @pytest.mark.parametrize(("path", "dtype"), RUNS)
 def test_equals_the_authors_program(path, dtype):
     golden = TABLE[family(path)]
@@ -56,8 +61,12 @@ def test_equals_the_authors_program(path, dtype):
         )
 
 
-@pytest.mark.skipif(
-    not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS"
-)
 def test_every_family_has_a_row():
-    assert not {family(path) for path in DIRECTORY.glob("*.npz")} - TABLE.keys()
+    families = {family(path) for path in DIRECTORY.glob("*.npz")}
+    assert families and not families - TABLE.keys() - PENDING
+
+
+def test_the_page_names_every_family():
+    page = (HERE / "README.md").read_text()
+    missing = [name for name in {family(path) for path in HERE.glob("*.npz")} if name not in page]
+    assert not missing
