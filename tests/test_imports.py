@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
 NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}
 # Of core, the modules that know jax alone.
-PLAIN = {f"core.{name}" for name in ("axis", "keys", "names", "numerics", "seeds", "shapes")}
+PLAIN = {
+    f"core.{name}" for name in ("axis", "keys", "names", "numerics", "seeds", "shapes", "tokens")
+}
 LAYERS = {"views", "encoders", "heads"}
 ALLOWED = {
     "core": (TRAINING, {"core"}),
