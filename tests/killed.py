@@ -14,4 +14,4 @@ loop.Evaluation.measure = lambda _, state, final=False: {"knn/top1": int(state.s
 loop.evaluation.draw_curve = lambda *_: None
 
 if __name__ == "__main__":
-    main.run()
+    raise SystemExit(main.main())

@@ -5,7 +5,6 @@ Printed at evaluations.
     table
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -251,11 +250,3 @@ def table(workdirs: Sequence[str | Path]) -> str:
                     f"{found.name} | {found.evidence} |"
                 )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="The verdict at every evaluation of some runs, from their own logs."
-    )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
-    print(table(parser.parse_args().workdirs))

@@ -533,6 +533,7 @@ def no_colours(tmp_path: Path) -> str:
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
     checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    (tmp_path / "last" / "1").mkdir(parents=True)
     checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
     return "accepted"
 
@@ -565,7 +566,7 @@ def other_sizes(tmp_path: Path) -> str:
 @case(
     "A run's folder",
     "a checkpoint whose files are a pickle",
-    "no checkpoint in WORKDIR/last fits this run",
+    "no checkpoint in WORKDIR fits this run",
 )
 def pickled_checkpoint(tmp_path: Path) -> str:
     state = saved(tmp_path)

@@ -81,6 +81,7 @@ def test_more_devices_than_there_are(config):
 
 def test_workdir_of_another_config_shows_the_difference(tmp_path):
     checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    (tmp_path / "last" / "1").mkdir(parents=True)
     checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
     with pytest.raises(ValueError, match=r"method.name: a in the workdir, b now"):
         checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "b"}})

@@ -112,10 +112,10 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
     whole, log = run(small_config, tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 
-    def dies(self, state, score=None, is_best=False):
+    def dies(self, state):
         if int(state.step) == 6:
             raise Died
-        save(self, state, score, is_best)
+        save(self, state)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dies)
     with pytest.raises(Died):
