@@ -24,7 +24,7 @@ def ours(batch: int, dtype: str, small: bool):
     import jax
     from ml_collections import ConfigDict
 
-    from cl_jax.training import experiment
+    from cl_jax.training import experiment, stages
 
     config = importlib.import_module("configs.simclr_v1").get_config()
     config.data = ConfigDict(
@@ -39,7 +39,7 @@ def ours(batch: int, dtype: str, small: bool):
     )
     config.method.update(dict(temperature=0.5, out_dim=128))
     config.batch_size, config.total_epochs, config.devices = batch, 1e6, 1
-    config = experiment.stages(config, "unused")[0][1]
+    config = stages.stages(config, "unused")[0][1]
     built = experiment.build(config)
     from cl_jax.training.steps import stepper
 

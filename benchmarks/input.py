@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, path: str) -> None:
     from ml_collections import ConfigDict
 
     from cl_jax.data import folder
-    from cl_jax.training import experiment
+    from cl_jax.training import experiment, stages
     from cl_jax.training.steps import stepper
 
     decoding = folder.make(path=path, image_size=args.side, test_share=0.02, cache_bytes=0).train
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, path: str) -> None:
         dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none")
     )
     config.batch_size, config.total_epochs = args.batch, 1e6
-    config = experiment.stages(config, "unused")[0][1]
+    config = stages.stages(config, "unused")[0][1]
     built = experiment.build(config)
     decoded_in = time.perf_counter() - began
     sources = {

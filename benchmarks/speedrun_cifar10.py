@@ -41,7 +41,7 @@ GO_ON = 75  # EX_TEMPFAIL, as the trainer: call again
 def config_of(args: argparse.Namespace):
     from ml_collections import ConfigDict
 
-    from cl_jax.training import experiment
+    from cl_jax.training import stages
 
     name, _, variants = args.config.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variants or None)
@@ -91,7 +91,7 @@ def config_of(args: argparse.Namespace):
             section[last] = json.loads(value)
         except json.JSONDecodeError:
             section[last] = value
-    return experiment.stages(config, "unused")[0][1]
+    return stages.stages(config, "unused")[0][1]
 
 
 def encoder(built, batch: int):

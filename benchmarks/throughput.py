@@ -46,8 +46,8 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
     """The config of a case over declared data, and the side of its stored images."""
     from ml_collections import ConfigDict
 
-    from cl_jax.training import experiment
-    from cl_jax.training.steps import RESIDENT_BYTES
+    from cl_jax.data.batches import RESIDENT_BYTES
+    from cl_jax.training import stages
 
     config = importlib.import_module("configs.simclr_v1").get_config(
         "cifar10" if case == "resnet18" else "imagenet2012"
@@ -91,7 +91,7 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
         )
     )
     config.total_epochs = 1e6
-    return experiment.stages(config, "unused")[0][1], stored
+    return stages.stages(config, "unused")[0][1], stored
 
 
 def built_of(config, stored: int):

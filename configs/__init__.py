@@ -1,0 +1,3 @@
+from cl_jax.training import defaults as common
+
+__all__ = ["common"]

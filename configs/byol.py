@@ -35,13 +35,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
     config.method = ConfigDict(
         dict(name="byol", momentum=0.98, hidden_dim=1024, out_dim=256, monitor=True)
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.total_epochs = 48.0
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "byol"
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
@@ -70,13 +70,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(dict(lars, learning_rate=1.0, weight_decay=1e-5))
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "byol"
         config.batch_size, config.total_epochs = 4096, 300.0
         config.method = ConfigDict(dict(name="byol", momentum=0.99, monitor=True))
         config.views = ConfigDict(dict(a=dict(name="byol", view=1), b=dict(name="byol", view=2)))
         config.optimizer = ConfigDict(dict(lars, learning_rate=0.3, weight_decay=1e-6))
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(hidden_dim=32, out_dim=16))
     return config

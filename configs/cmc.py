@@ -35,17 +35,17 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(
         dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2")
     )
     config.encoder.variant = "torchvision"
-    common.laptop(config)
+    defaults.laptop(config)
     config.views = ConfigDict(
         dict(
             both=dict(
@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optimizer.learning_rate = 2e-3
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.total_epochs = 200.0
         config.method.update(
             dict(head="linear", temperature=0.1, num_negatives=4096, block_size=512)
@@ -72,7 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.views = ConfigDict(dict(both=dict(name="cmc_lab", size=32, test_crop=1.0)))
         config.optimizer = ConfigDict(dict(name="sgd", learning_rate=0.03, weight_decay=1e-4))
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size = 128
         config.total_epochs = 240.0
         config.encoder.update(dict(width=2.0, stem_width=64))
@@ -90,7 +90,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.num_negatives = 24
         config.views.both.size = 16
     return config

@@ -36,15 +36,15 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 _ALL = ("down", "up", "right", "left")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     half = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
     config.encoder = ConfigDict(
         dict(
@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=0.0,
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder = ConfigDict(
             dict(name="resnet_v2", depth=50, stages=None, width=0.5, stem="cifar", dtype="float32")
         )
@@ -151,7 +151,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.batch_size = 512
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.encoder.update(
             dict(stages=((1, 16, 64), (1, 32, 128)), width=0.125, stem="strided", dtype="float32")
         )

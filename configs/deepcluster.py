@@ -29,13 +29,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(
         dict(
             name="deepcluster",
@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=1e-5,
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 200.0
         config.views = ConfigDict(
@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(
                 name="alexnet",
@@ -82,7 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.every_epochs = 50.0
         config.probe.update(dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4))
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(num_clusters=6, pca_dim=8))
         config.total_epochs = 2.0
         if config.encoder.name == "alexnet":

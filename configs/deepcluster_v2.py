@@ -31,16 +31,16 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     # Clusters of colours would say nothing of digits.
     config.views = ConfigDict(
-        dict(a_large=common.lightness(copies=2), b_small=common.lightness(12, scale=(0.5, 0.8)))
+        dict(a_large=defaults.lightness(copies=2), b_small=defaults.lightness(12, scale=(0.5, 0.8)))
     )
     config.batch_size = 128
     config.method = ConfigDict(
@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         name="larc_sgd", schedule="linspace_warmup_cosine", weight_decay=1e-6, warmup_epochs=10.0
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="deepcluster_v2", num_prototypes=(100, 100, 100)))
@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(dict(larc, learning_rate=0.6, final_learning_rate=0.0006))
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 4096, 400.0
         config.method = ConfigDict(dict(name="deepcluster_v2"))
         config.views = ConfigDict(
@@ -84,7 +84,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.probe.update(dict(total_epochs=100.0, learning_rate=0.3, weight_decay=1e-6))
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(num_prototypes=(6, 8), hidden_dim=32, out_dim=16))
         if config.optimizer.get("warmup_epochs", 0) > 1:
             config.optimizer.warmup_epochs = 0.5

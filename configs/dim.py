@@ -35,18 +35,18 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5, dtype="float32"))
     config.method = ConfigDict(
         dict(name="dim", alpha=1.0, beta=0.0, gamma=1.0, estimator="JSD", units=256)
     )
-    config.views = ConfigDict(dict(one=common.lightness(32)))
+    config.views = ConfigDict(dict(one=defaults.lightness(32)))
     config.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     adam = dict(
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     alex = dict(name="conv", variant="alex64x64", dtype="float32")
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", dtype="float32"))
         config.views = ConfigDict(dict(one=dict(crop="none", flip=0.0, size=32, test_crop=1.0)))
     if "stl10" in chosen:
@@ -84,13 +84,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.every_epochs = 50.0
     if "imagenet2012" in chosen:
         config.encoder = ConfigDict(dict(name="resnet"))
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
         config.method = ConfigDict(dict(name="dim", estimator="InfoNCE", local="stage3"))
         config.views = ConfigDict(dict(one=dict(name="crop_flip", size=224)))
         config.optimizer = ConfigDict(adam)
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         every_term = (
             dict(alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE") if chosen == ["debug"] else {}
         )

@@ -42,7 +42,7 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 VARIANTS = ("cifar10", "imagenet2012", "imagenet2012_resnet50", "vit", "debug")
 
@@ -69,9 +69,9 @@ def crops(
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, VARIANTS)
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
+    defaults.laptop(config)
     views = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(
         dict(
@@ -132,7 +132,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.method.head_norm = False
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(
@@ -166,7 +166,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(
                 name="vit",
@@ -184,7 +184,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(published)
         config.evals.update(dict(knn_k=20, knn_temperature=0.07))
     if "imagenet2012_resnet50" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
         config.method = ConfigDict(dict(name="dino"))
         config.views = crops(224, 96, 6, (0.14, 1.0), (0.05, 0.14))
@@ -210,7 +210,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
             for name in config.views:  # the patch divides the side
                 config.views[name].size = 16 if "global" in name else 8
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(
             dict(
                 num_prototypes=32,

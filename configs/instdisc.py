@@ -33,15 +33,15 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_softmax", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_softmax", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.total_epochs = 48.0
-    config.views = ConfigDict(dict(one=common.lightness()))
+    config.views = ConfigDict(dict(one=defaults.lightness()))
     config.optimizer.learning_rate = 2e-3
     config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.2))
     published = dict(
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         milestones_epochs=(120.0, 160.0),
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 128, 200.0
         config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.1))
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(published, weight_decay=5e-4))
         config.evals.update(dict(feature="z", knn_temperature=0.1))
     if "imagenet2012" in chosen or "imagenet2012_softmax" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
         config.method = ConfigDict(
             dict(name="instdisc", loss="nce", temperature=0.07, num_negatives=4096)
@@ -71,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "imagenet2012_softmax" in chosen:
         config.method.update(dict(loss="softmax", num_negatives=65536, block_size=4096))
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         if len(chosen) == 1:  # the other loss than the default's
             config.method.update(dict(loss="nce", proximal_weight=0.1))
         config.method.update(dict(num_negatives=24, out_dim=16, block_size=None))

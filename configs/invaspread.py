@@ -31,16 +31,16 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(dict(name="invaspread", temperature=0.2, head="simclr"))
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "torchvision"
         config.batch_size, config.total_epochs = 128, 301.0
         config.method.update(dict(temperature=0.1, head="linear"))
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )  # to 0.1, 0.05 and 0.01 of it
         config.evals.feature = "z"
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
         config.method.temperature = 0.1
         config.views = ConfigDict(dict(both=dict(name="instdisc", copies=2)))
@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.evals.feature = "z"
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         # the other on 16 rows makes so much of a rounding that no comparison says anything
         config.method.head = "linear"
     return config

@@ -24,12 +24,12 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common, moco_v2
+from cl_jax.training import configs, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
     names = ["imagenet2012_v1" if name == "imagenet2012" else name for name in chosen]
-    config = moco_v2.get_config(",".join(names))
+    config = configs.load(f"moco_v2:{','.join(names)}").unlock()
     config.method.head = "linear"
     return config

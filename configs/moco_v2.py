@@ -35,20 +35,20 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=512))
     config.encoder.update(dict(variant="torchvision", splits=8))
-    common.laptop(config)
+    defaults.laptop(config)
     config.optimizer.learning_rate = (
         2e-3  # keys must not age: a queue of fast-moving networks tells new from old
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.total_epochs = 200.0
         config.method.update(dict(head="linear", temperature=0.1, queue_size=4096, symmetric=False))
         config.views = ConfigDict(dict(both=dict(name="moco_cifar", copies=2)))
@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.evals.feature = "z"  # the demo's kNN is on the output of the head
     if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size = 256
         config.total_epochs = 200.0
         config.method.update(dict(momentum=0.999, queue_size=65536))
@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.encoder.splits = 8
         config.method.queue_size = 40  # the batch of 16 does not divide it
         config.views.both.size = 16

@@ -37,7 +37,7 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 VARIANTS = (
     "cifar10",
@@ -50,9 +50,9 @@ VARIANTS = (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, VARIANTS)
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(
         dict(name="moco_v3", temperature=0.2, momentum=0.9, hidden_dim=256, out_dim=64)
     )
@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method.update(vit_head)
         config.optimizer.update(dict(frozen, learning_rate=1e-3))
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(dict(name="moco_v3", temperature=0.2, momentum=0.99))
@@ -97,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 4096, 300.0
         config.method = ConfigDict(dict(name="moco_v3", temperature=1.0, momentum=0.99))
@@ -113,7 +113,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.probe.update(dict(total_epochs=90.0, learning_rate=0.1))
     for size, heads in (("small", 12), ("base", 12)):
         if f"imagenet2012_vit_{size}" in chosen:
-            common.imagenet2012(config)
+            defaults.imagenet2012(config)
             config.encoder = ConfigDict(
                 dict(
                     name="vit",
@@ -143,6 +143,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         transformer = config.encoder.name == "vit"
         if transformer:
             config.encoder.update(dict(width=32, depth=2, heads=2, patch=8, dtype="float32"))
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(hidden_dim=32, out_dim=16))
     return config

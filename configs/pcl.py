@@ -33,12 +33,12 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(
         dict(
             name="pcl",
@@ -53,11 +53,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.encoder.update(dict(variant="torchvision", splits=4))
-    common.laptop(config)
+    defaults.laptop(config)
     config.total_epochs = 48.0
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.total_epochs = 200.0
         config.method.update(
             dict(
@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="sgd", learning_rate=0.03, weight_decay=5e-4, schedule_per_epoch=True)
         )
     if "imagenet2012" in chosen or "imagenet2012_v1" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size = 256
         config.total_epochs = 200.0
         config.method.update(
@@ -100,7 +100,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(schedule="step_decay", milestones_epochs=(120.0, 160.0), schedule_per_epoch=False)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.encoder.splits = 8  # for up to eight devices
         config.total_epochs = 2.0  # the second with prototypes
         config.method.update(

@@ -30,16 +30,16 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
     config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2, out_dim=64))
-    common.laptop(config)
+    defaults.laptop(config)
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
         config.method.update(dict(temperature=0.5, out_dim=128))
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="lars_simclr", learning_rate=1.0, weight_decay=1e-4, warmup_epochs=10.0)
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.batch_size = 4096
         config.total_epochs = 100.0
@@ -57,5 +57,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
     return config

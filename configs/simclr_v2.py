@@ -35,20 +35,20 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 VARIANTS = ("folder", "cifar10", "imagenet2012", "memory", "label1", "label10", "label100", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, VARIANTS)
-    config = common.get_config()
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
     config.method = ConfigDict(
         dict(
             name="simclr_v2", temperature=0.2, num_layers=3, out_dim=64, queue_size=0, momentum=0.99
         )
     )
-    common.laptop(config)
+    defaults.laptop(config)
     crop = dict(
         name="simclr_crop_flip",
         size=config.views.both.size,
@@ -67,10 +67,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     queue_size = 4096
     if "folder" in chosen:
-        common.folder(config)
+        defaults.folder(config)
         crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0)
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.variant = "simclr"
         config.total_epochs = 1000.0
         config.method.update(dict(temperature=0.5, out_dim=128))
@@ -79,7 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         crop = dict(name="simclr_crop_flip", size=32, test_crop=1.0)
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.encoder.sk_ratio = 0.0625
         config.batch_size = 4096
@@ -138,7 +138,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.stages.finetune.update(dict(total_epochs=1.0, batch_size=8))
         config.stages.finetune.data.fraction = 0.5
         config.stages.distill.total_epochs = 1.0

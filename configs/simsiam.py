@@ -40,13 +40,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "fastsiam", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "fastsiam", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
     config.method = ConfigDict(dict(name="simsiam", out_dim=256, hidden_dim=64, num_layers=2))
     config.encoder.update(dict(variant="torchvision", zero_init_last=False))
@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.constant_lr_paths = ("predictor",)
     config.total_epochs = 48.0
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.encoder.zero_init_last = True
         config.total_epochs = 800.0
         config.method = ConfigDict(dict(name="simsiam", num_layers=2))
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.zero_init_last = True
         config.batch_size, config.total_epochs = 512, 100.0
         config.method = ConfigDict(dict(name="simsiam"))
@@ -93,6 +93,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 dict(learning_rate=0.06, learning_rate_scaling="none", constant_lr_paths=())
             )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(dict(out_dim=16, hidden_dim=8))
     return config

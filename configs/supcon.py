@@ -36,13 +36,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "cifar100", "imagenet2012", "simclr", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "cifar100", "imagenet2012", "simclr", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     config.method = ConfigDict(
         dict(
             name="supcon", temperature=0.1, head="simclr", out_dim=64, labels="simclr" not in chosen
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     linear = dict(name="sgd", learning_rate=0.1, learning_rate_scaling="none", weight_decay=0.0)
     linear_epochs, linear_batch = 10.0, 256
     if "cifar10" in chosen or "cifar100" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.data.dataset = "cifar100" if "cifar100" in chosen else "cifar10"
         config.encoder.update(dict(depth=50, variant="torchvision"))
         config.batch_size, config.total_epochs = 1024, 1000.0
@@ -90,7 +90,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         linear_epochs, linear_batch = 100.0, 512
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.encoder.variant = "simclr"
         config.batch_size, config.total_epochs = 6144, 350.0
         config.views = ConfigDict(dict(both=dict(name="simclr", copies=2)))
@@ -120,7 +120,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.temperature = (
             0.5  # a lower one amplifies rounding, and tiny runs are compared to the last digits
         )

@@ -32,13 +32,13 @@ Reached: see the table of README.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = common.variants(arg, ("cifar10", "imagenet2012", "debug"))
-    config = common.get_config()
-    common.laptop(config)
+    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    config = defaults.get_config()
+    defaults.laptop(config)
     large = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(dict(a_large=large, b_small=dict(large, size=12, scale=(0.5, 0.8))))
     config.method = ConfigDict(
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         freeze_paths=("prototypes",),
     )
     if "cifar10" in chosen:
-        common.cifar10(config)
+        defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method = ConfigDict(
             dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=50.0)
@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "imagenet2012" in chosen:
-        common.imagenet2012(config)
+        defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
         config.method = ConfigDict(
             dict(name="swav", num_prototypes=3000, queue_size=3840, queue_start_epochs=15.0)
@@ -98,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(larc, learning_rate=0.6, final_learning_rate=0.0006, freeze_steps=5005)
         )
     if "debug" in chosen:
-        common.debug(config)
+        defaults.debug(config)
         config.method.update(
             dict(
                 num_prototypes=10,

@@ -28,11 +28,7 @@ REACHED = (
 
 def names() -> list[str]:
     """The configs."""
-    return sorted(
-        path.stem
-        for path in (ROOT / "configs").glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 
 def docstring(name: str) -> str:

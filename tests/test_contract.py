@@ -7,13 +7,13 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, loop
+from cl_jax.training import checkpoint, configs, loop
 
 STEPS = 3
 
 
 @pytest.mark.slow  # compiles every method on three device counts
-@pytest.mark.parametrize("name", verify.config_names())
+@pytest.mark.parametrize("name", configs.names())
 def test_contract(name, tmp_path):
     """Every stage: the same on 1, 2 and 4 devices; a resumed run is the unbroken one; no second
     compilation."""

@@ -24,7 +24,7 @@ def make(
     test_size: int = 1,
     channels: int = 3,
     num_classes: int = 10,
-    cache_bytes: int = 2**31,
+    cache_bytes: int = 2**32,
 ) -> Splits:
     """Black images of class 0 that take no memory.
 

@@ -38,7 +38,7 @@ def make(
     test_share: float = 0.1,
     on_error: str = "raise",
     max_pixels: int = images.MAX_PIXELS,
-    cache_bytes: int = 2**31,
+    cache_bytes: int = 2**32,
     workers: int = 8,
 ) -> Splits:
     """The images below `path`, as squares of `image_size` (short side resized, centre cropped).

@@ -118,7 +118,7 @@ def render(
     level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int
 ) -> Splits:
     """As `make`, for a `Level` of one's own."""
-    digits, targets = _digits()
+    digits, targets = handwritings()
     photographs = [
         {zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom}
         for photograph in _photographs()
@@ -280,7 +280,8 @@ def _luma(rgb):
     return rgb @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _digits():
+def handwritings() -> tuple[np.ndarray, np.ndarray]:
+    """`load_digits`: opacities [N, 8, 8] between 0 and 1, and which digit, int32 [N]."""
     with gzip.open(_shipped("data/digits.csv.gz"), "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].astype(np.int32)

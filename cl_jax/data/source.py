@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from cl_jax.core.seeds import check_seed
 
 Example = dict[str, np.ndarray]
 
@@ -113,7 +115,7 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
       ValueError: two fields would have one name.
     """
 
-    def new(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new(tree: Mapping[str, Any]) -> dict[str, Any]:
         changed = {names.get(field, field): values for field, values in tree.items()}
         if len(changed) != len(tree):
             raise ValueError(
@@ -206,6 +208,7 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
         )
     if share == 1:
         return source
+    check_seed(seed)
     labels = labels_of(source, label)
     shuffled = np.argsort(
         np.random.Philox(key=[seed, 2**63]).random_raw(len(labels)), kind="stable"

@@ -24,7 +24,7 @@ def make(
     image_size: int | None = None,
     channels: int | None = None,
     download: bool = True,
-    cache_bytes: int = 2**31,
+    cache_bytes: int = 2**32,
     workers: int = 8,
 ) -> Splits:
     """The splits of a data set, downloaded and prepared at first where that needs no TensorFlow.

@@ -61,7 +61,8 @@ class Evaluator:
         )
         parts = []
         local = batches.local_rows(batch_size, jax.process_index(), jax.process_count())
-        for batch in batches.sequential(source, batch_size):
+        workers = self.config.get("loading", {}).get("workers", 0)
+        for batch in batches.sequential(source, batch_size, workers=workers):
             given = {"image": batch["image"][local], "id": batch["id"][local]}
             out = parallel.fetch(self.compiled[f](state, parallel.place_batch(given, self.mesh)))
             parts.append(jax.tree.map(lambda x: x[batch["valid"]], out))

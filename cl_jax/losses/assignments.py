@@ -123,6 +123,7 @@ def sinkhorn(
     iterations: int,
     use_queued: jax.Array | bool = True,
     queued_per_device: bool = False,
+    valid: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Soft assignments of examples to prototypes that use all prototypes about equally, over all
@@ -162,6 +163,9 @@ def sinkhorn(
     scores = lax.stop_gradient(wide(scores))
     rows = sizes["b"]
     log_weight = jnp.zeros((rows,), scores.dtype)
+    if valid is not None:
+        check_integer("b", sizes, valid=jnp.asarray(valid, jnp.int32))
+        log_weight = jnp.where(valid, log_weight, -jnp.inf)
     if queued is not None:
         check("l k", sizes, queued=queued)
         scores = jnp.concatenate([lax.stop_gradient(wide(queued)).astype(scores.dtype), scores])

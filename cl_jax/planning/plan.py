@@ -1,6 +1,4 @@
-"""cl-jax plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
-
-What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between
+"""What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between
 devices, a floor of the step's time, the largest batch. Read from the trainer's own step, lowered
 for as many devices and compiled; nothing is trained and no example is read where the data set's
 sizes are known. Ends with status 1 for a config that does not fit.
@@ -19,27 +17,24 @@ import dataclasses
 import importlib.util
 import inspect
 import itertools
-import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from cl_jax.core import parallel, xla
+from cl_jax.core import parallel
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches, declared
 from cl_jax.planning import costs
-from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
+from cl_jax.planning.devices import CHIPS, Device, target
 from cl_jax.planning.kernels import Kernel, kernels_of
 from cl_jax.training import experiment
-from cl_jax.training.steps import RESIDENT_BYTES, Stepper
+from cl_jax.training.steps import Stepper
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
 LOSSES = str(Path("cl_jax") / "losses")
@@ -122,9 +117,11 @@ def _elsewhere(config: ConfigDict) -> ConfigDict:
     return changed
 
 
-def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Programme:
+def programme(
+    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, device_bytes: float | None = None
+) -> Programme:
     """Compiles the step of a config on its forced host devices, or on the devices of a mesh that
-    need not exist."""
+    need not exist. `device_bytes`: memory of one, which says whether the data lie on it."""
     built = experiment.build(_elsewhere(config))
     method, train = built.method, built.data.train
     example = train.read(0)
@@ -158,7 +155,8 @@ def programme(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Prog
         if on_gpu
         else cost.get("bytes accessed", 0.0)
     )
-    resident = batches.resident(train, max_bytes=RESIDENT_BYTES) or {}
+    limit = experiment.loading_of(config).resident_limit(device_bytes)
+    resident = batches.resident(train, max_bytes=limit) or {}
     held = {
         "parameters": state.params,
         "batch statistics": state.stats,
@@ -201,7 +199,7 @@ def plan(
       mesh: devices of the program where they are not this machine's; see `tpu_mesh`.
       search: look for the largest batch, by compiling up to four programs more.
     """
-    compiled = programme(config, mesh)
+    compiled = programme(config, mesh, device.memory)
     run, devices = compiled.built.run, compiled.built.mesh.size
     dtype = config.encoder.get("dtype") or "float32"
     room = USABLE * device.memory
@@ -246,7 +244,7 @@ def plan(
         def total(batch: int) -> int:
             changed = ConfigDict(config.copy_and_resolve_references()).unlock()
             changed.batch_size = batch
-            return programme(changed, mesh).bytes
+            return programme(changed, mesh, device.memory).bytes
 
         found["largest_batch"], found["compiled_batches"] = largest_batch(
             total, {run.batch_size: compiled.bytes}, room, devices, run.size
@@ -466,74 +464,3 @@ def gpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
     except NotImplementedError:  # no plug-in for this platform
         return None
     return jax.sharding.Mesh(np.array(found), (parallel.AXIS,))
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
-    given = flags.FLAGS
-    if given.compiler != "tpu":
-        xla.prepare(given.compiler)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", given.devices)
-    config = given.config
-    with config.unlocked():
-        config.devices = given.devices
-        if given.stage:
-            config.stage = given.stage
-    try:
-        _, config, _ = experiment.stages(config, "plan")[0]
-        if config.get("previous", ""):
-            raise ValueError(
-                "a stage after the first starts from a finished run; plan the first stage."
-            )
-        config = with_declared_data(config, examples=given.examples, image_size=given.image_size)
-        mesh = {"cpu": lambda *_: None, "tpu": tpu_mesh, "gpu": gpu_mesh}[given.compiler](
-            given.device, given.devices
-        )
-        if given.compiler == "tpu" and mesh is None:
-            raise ValueError(
-                f"libtpu is not installed, or no slice of {given.device} has {given.devices} "
-                f"chips; install "
-                "'.[tpu]', or leave --compiler out."
-            )
-        if given.compiler == "gpu" and mesh is None:
-            raise ValueError(
-                f"jax's CUDA plug-in is not installed, or {given.device} is none of "
-                f"{', '.join(CHIPS)}; "
-                "install '.[cuda]', or leave --compiler out."
-            )
-        found = plan(config, DEVICES[given.device], mesh=mesh, search=given.search)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report(found, table=given.layers))
-    if given.out:
-        Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if found["fits"] else 1
-
-
-def run() -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "What to plan: configs/<setting>.py, with :variant[,variant]."
-    )
-    flags.DEFINE_integer("devices", 1, "Devices of the run.", lower_bound=1)
-    flags.DEFINE_enum("device", "h200", sorted(DEVICES), "Their kind.")
-    flags.DEFINE_enum(
-        "compiler",
-        "cpu",
-        ["cpu", "gpu", "tpu"],
-        "Whose compiler says what the temporaries take: see above.",
-    )
-    flags.DEFINE_string("stage", None, "Stage of a config that has several.")
-    flags.DEFINE_integer("examples", 0, "Training images, where the data are not here.")
-    flags.DEFINE_integer("image_size", 0, "Side of the stored images, where the data are not here.")
-    flags.DEFINE_bool("search", True, "Look for the largest batch too: up to four programs more.")
-    flags.DEFINE_bool("layers", False, "Show the parts of a GPU's program too.")
-    flags.DEFINE_string("out", None, "Where to write the plan as JSON.")
-    flags.mark_flag_as_required("config")
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -19,9 +19,8 @@ from cl_jax.core import parallel
 from cl_jax.core.method import State
 from cl_jax.core.parallel import AXIS, EACH, SAME
 from cl_jax.data import batches
-from cl_jax.training.experiment import Built, fields_of
+from cl_jax.training.experiment import Built, fields_of, loading_of
 
-RESIDENT_BYTES = 2 << 30  # sets up to this size live on the device as uint8
 IN_FLIGHT = 3  # host batches that may wait on the device for their step
 Metrics = dict[str, jax.Array]
 
@@ -51,7 +50,9 @@ class Stepper:
         self.planned = -1  # the epoch that it is of
         self.key = parallel.replicate(jax.random.key(self.seed), self.mesh)
         self.fields = fields_of(self.method, self.data.train.read(0))
-        resident = batches.resident(self.data.train, max_bytes=RESIDENT_BYTES)
+        self.loading = loading_of(config)
+        limit = self.loading.resident_limit(device_bytes())
+        resident = batches.resident(self.data.train, max_bytes=limit)
         self.rows = None
         if resident is not None:
             self.rows = parallel.replicate(
@@ -233,11 +234,20 @@ class Stepper:
                 epoch_order=self.epoch_order,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                workers=self.loading.workers,
+                worker_processes=self.loading.worker_processes,
+                prefetch=self.loading.prefetch,
             )
         began = time.perf_counter()
         batch = next(self.loaded)
         self.wait_seconds += time.perf_counter() - began
         return self._place({name: batch[name] for name in (*self.fields, "id")}, EACH)
+
+
+def device_bytes() -> int | None:
+    """Memory of one of this machine's devices, all of it; None where that is not told. The devices
+    of a run are alike, so that all its processes decide alike what lies on them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def stepper(built: Built, config: ConfigDict, start: int) -> Stepper:

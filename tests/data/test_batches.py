@@ -1,6 +1,8 @@
 """Order, batches and their sharding; sources, subsets and fractions."""
 
+import cProfile
 import itertools
+import pstats
 
 import numpy as np
 import pytest
@@ -93,6 +95,24 @@ def test_balanced_order_is_the_same_on_every_machine():
     )
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_balanced_order_is_its_definition_group_by_group(seed):
+    """One sort over all examples gives what the groups give one by one from the same stream."""
+    groups = np.random.default_rng(seed).geometric(0.2, 200) - 3
+    stream = np.random.Philox(key=[seed, 1])
+    names = np.unique(groups[groups >= 0])
+    each, drawn = len(groups) // len(names) + 1, []
+    for name in names:
+        members = np.flatnonzero(groups == name)
+        if len(members) < each:
+            drawn.append(members[stream.random_raw(each) % np.uint64(len(members))])
+        else:
+            drawn.append(members[np.argsort(stream.random_raw(len(members)), kind="stable")[:each]])
+    chosen = np.concatenate(drawn)
+    expected = chosen[np.argsort(stream.random_raw(len(chosen)), kind="stable")][: len(groups)]
+    np.testing.assert_array_equal(balanced_order(seed, 1, groups), expected)
+
+
 def test_balanced_order_refuses_what_is_no_grouping():
     with pytest.raises(ValueError, match="none of the 3 examples is in a group"):
         balanced_order(0, 0, np.full(3, -1))
@@ -178,6 +198,47 @@ def test_an_error_of_the_reader_reaches_the_caller():
         )
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])
+def test_a_seed_that_repeats_another_run_is_refused(seed):
+    """2**32 would be the weights and views of 0."""
+    for draw in (
+        lambda: order(seed, 0, 5),
+        lambda: balanced_order(seed, 0, np.zeros(5, int)),
+        lambda: fraction(in_memory(9), 0.5, seed=seed),
+    ):
+        with pytest.raises(ValueError, match="expected an integer from 0 to"):
+            draw()
+
+
+def test_a_batch_costs_the_same_number_of_calls_at_any_size():
+    """Of the loop that trains; the reading is in other threads. A buffer of single examples, walked
+    at every `next`, took 2 B^2 calls: 2 million at 1,024."""
+
+    def calls(batch_size):
+        source = Source("x", 2048, lambda i: {"image": np.zeros((2, 2, 1), np.uint8)}, {})
+        batches = host_batches(
+            source, batch_size=batch_size, seed=0, start_step=0, steps=10**6, workers=2
+        )
+        next(batches)
+        with cProfile.Profile() as profile:
+            for _ in range(4):
+                next(batches)
+        return pstats.Stats(profile).total_calls / 4
+
+    small, large = calls(8), calls(1024)
+    assert large < 500 and large < 2 * small
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("odd", [np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2, 3))])
+def test_examples_of_different_shapes_are_refused_not_broadcast(odd, workers):
+    source = Source(
+        "mixed", 9, lambda i: {"image": odd if i == 4 else np.zeros((2, 2, 3), np.uint8)}, {}
+    )
+    with pytest.raises(ValueError, match="mixed: image of one example is "):
+        list(sequential(source, 3, workers=workers))
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches():
     plain = list(host_batches(on_disk(23), batch_size=4, seed=5, start_step=2, steps=9))
@@ -220,7 +281,8 @@ def test_resident_needs_arrays_that_fit():
         (dict(batch_size=8, process_count=4, process_index=4), r"process_index is 4"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(batch_size=4, start_step=-1), "start_step is -1"),
-        (dict(batch_size=4, workers=0), "workers=0"),
+        (dict(batch_size=4, workers=-1), "workers=-1"),
+        (dict(batch_size=4, prefetch=0), "prefetch=0"),
     ],
 )
 def test_errors_come_before_the_first_batch(kwargs, words):

@@ -28,7 +28,7 @@ from PIL import Image
 
 from cl_jax.core.method import State
 from cl_jax.data import folder, images, packed
-from cl_jax.training import checkpoint, experiment, metrics
+from cl_jax.training import checkpoint, experiment, metrics, stages
 from cl_jax.views import image, lab
 from configs import moco_v2, simclr_v1
 
@@ -434,7 +434,7 @@ def build(change: Callable[[ConfigDict], None], tmp_path: Path, module=simclr_v1
             image=np.zeros((64, 16, 16, 3), np.uint8),
             label=np.arange(64) % 3,
         )
-    config = experiment.stages(module.get_config("debug"), tmp_path)[0][1]
+    config = stages.stages(module.get_config("debug"), tmp_path)[0][1]
     config.devices, config.data = 1, ConfigDict(dict(name="packed", path=str(tmp_path)))
     change(config)
     experiment.build(config)
@@ -540,7 +540,7 @@ def other_config(tmp_path: Path) -> str:
 
 @case("A run's folder", "no run in it", "config.json is missing. Train first")
 def no_run(tmp_path: Path) -> str:
-    experiment.load(tmp_path)
+    stages.load(tmp_path)
     return "loaded"
 
 

@@ -1,18 +1,12 @@
-"""Packed folders: the residual coding against its definition, and the real files where they are."""
+"""Packed folders: the residual coding against its definition."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cl_jax.data import packed
 from cl_jax.data.source import labels_of
-
-SHARED = Path(
-    os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
-)
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no development data at {SHARED}")
 
 
 def residuals_of(images):
@@ -103,21 +97,10 @@ def test_errors(tmp_path, images):
         packed.make(path=path, channels=1)
 
 
-@pytest.mark.data
-@needs_data
-def test_mnist():
-    splits = packed.make(path=str(SHARED / "mnist"))
-    assert (splits.train.size, splits.test.size) == (60_000, 10_000)
-    assert splits.train.read(0)["image"].shape == (28, 28, 1) and splits.train.sizes == {
-        "label": 10
-    }
-
-
 @pytest.mark.slow
-@pytest.mark.data
-@needs_data
+@pytest.mark.skipif("CL_JAX_CIFAR10" not in os.environ, reason="CL_JAX_CIFAR10 names no folder")
 def test_cifar10(tmp_path):
-    splits = packed.make(path=str(SHARED / "cifar10"), cache_dir=str(tmp_path))
+    splits = packed.make(path=os.environ["CL_JAX_CIFAR10"], cache_dir=str(tmp_path))
     assert (splits.train.size, splits.test.size) == (50_000, 10_000)
     np.testing.assert_array_equal(np.bincount(labels_of(splits.train)), [5_000] * 10)
     # The published mean colour of the training images.

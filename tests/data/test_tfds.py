@@ -1,9 +1,6 @@
-"""Data sets of TensorFlow Datasets, without TensorFlow: small ones made here, and MNIST where it
-can be had."""
+"""Data sets of TensorFlow Datasets, without TensorFlow: small ones that TFDS prepares here."""
 
 import io
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +10,6 @@ from PIL import Image
 
 from cl_jax.data import tfds as ours
 from cl_jax.data.source import fraction, labels_of
-
-SHARED = Path(
-    os.environ.get("CL_JAX_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
-)
 
 
 def png(pixels):
@@ -158,29 +151,3 @@ def test_a_missing_set_says_what_prepares_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
     with pytest.raises(ValueError, match=f"ConnectionError: no network.*{command}"):
         ours.make(dataset="cifar10", data_dir=str(tmp_path))
-
-
-@pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no development data at {SHARED}")
-def test_mnist(tmp_path):
-    from cl_jax.data import packed
-
-    subprocess.run(
-        [sys.executable, str(SHARED / "make_tfds.py"), str(tmp_path), "mnist", "--no_tfrecord"],
-        check=True,
-        capture_output=True,
-    )
-    splits = ours.make(dataset="mnist", data_dir=str(tmp_path / "array_record"))
-    same = packed.make(path=str(SHARED / "mnist"))
-    for a, b in zip(splits[:2], same[:2]):
-        assert a.size == b.size and a.sizes == b.sizes == {"label": 10}
-        rows = [
-            sorted(
-                bytes(image) + bytes([label])
-                for image, label in zip(s.arrays["image"], s.arrays["label"])
-            )
-            for s in (a, b)
-        ]
-        assert rows[0] == rows[1]
-    assert "tensorflow" not in sys.modules

@@ -12,10 +12,9 @@ from cl_jax.encoders import alexnet, resnet
 from cl_jax.heads import mlp, predictor
 from cl_jax.heads.prototypes import Prototypes
 from cl_jax.heads.weight_norm import DINOHead
-from tests.goldens import DIRECTORY
+from tests.goldens import HERE
 
-FILE = DIRECTORY / "encoder_tables_A.json"
-MODELS = json.loads(FILE.read_text())["models"] if FILE.is_file() else {}
+MODELS = json.loads((HERE / "encoder_tables_A.json").read_text())["models"]
 
 
 def _shapes(module, *shape, train=True):
@@ -46,12 +45,6 @@ def _maps(features, stages=("stage1", "stage2", "stage3", "stage4")):
     return [list(features[stage].shape[1:]) for stage in stages]
 
 
-needs_tables = pytest.mark.skipif(
-    not MODELS, reason=f"no encoder tables at {FILE}; set CL_JAX_GOLDENS"
-)
-
-
-@needs_tables
 @pytest.mark.parametrize("name", _names(r"simclr_resnet.*"))
 def test_simclr_networks(name):
     table = MODELS[name]
@@ -88,7 +81,6 @@ def test_simclr_networks(name):
     assert histogram == table["tf_shapes"]
 
 
-@needs_tables
 @pytest.mark.parametrize("name", _names(r"simclr_head_.*"))
 def test_simclr_heads(name):
     width, layers = map(int, re.fullmatch(r"simclr_head_(\d+)_(\d)layers", name).groups())
@@ -102,7 +94,6 @@ def test_simclr_heads(name):
     assert z.shape == (2, 128) and [h.shape[1] for h in hiddens] == [width] * layers + [128]
 
 
-@needs_tables
 @pytest.mark.parametrize("name", _names(r"simclr_supervised_head_.*"))
 def test_supervised_heads(name):
     width, classes = map(int, re.fullmatch(r"simclr_supervised_head_(\d+)_(\d+)", name).groups())
@@ -157,7 +148,6 @@ TORCH = {
 }
 
 
-@needs_tables
 @pytest.mark.parametrize("name", TORCH)
 def test_torchvision_networks(name):
     table, (settings, head) = MODELS[name], TORCH[name]
@@ -180,7 +170,6 @@ def test_torchvision_networks(name):
     assert (count, running) == (table["trainable"], table["batchnorm_running"])
 
 
-@needs_tables
 @pytest.mark.parametrize("name", _names(r"dino_head_\d+(_bn)?"))
 def test_dino_heads(name):
     width, bn = re.fullmatch(r"dino_head_(\d+)(_bn)?", name).groups()
@@ -194,7 +183,6 @@ def test_dino_heads(name):
     assert _count(params) == MODELS[name]["params"]
 
 
-@needs_tables
 @pytest.mark.parametrize("name", _names(r"byol_resnet.*"))
 def test_byol_networks(name):
     table = MODELS[name]

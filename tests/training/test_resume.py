@@ -7,7 +7,7 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, experiment, loop, metrics, steps
+from cl_jax.training import checkpoint, configs, loop, metrics, stages, steps
 from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
@@ -79,12 +79,12 @@ def resumes(run, config, stage, folder, previous=None):
 
 
 @pytest.mark.slow  # compiles every method
-@pytest.mark.parametrize("name", experiment.config_names())
+@pytest.mark.parametrize("name", configs.names())
 def test_every_method_resumes_exactly(name, run, tmp_path):
     """All stages of every config in its debug variant, memories and E-steps included."""
     tried = 0
     for stage, config in verify.debug_stages(name):
-        previous = experiment.previous_stage(config, tmp_path / "whole" / stage)
+        previous = stages.previous_stage(config, tmp_path / "whole" / stage)
         resumes(run, config, stage, tmp_path, previous)
         tried += 2
     print(f"resumed bit for bit: {tried} of {tried} ({name})")

@@ -49,9 +49,6 @@ PIL_FILES = [
 ]
 
 
-@pytest.mark.skipif(
-    not DIRECTORY.is_dir(), reason=f"no golden vectors at {DIRECTORY}; set CL_JAX_GOLDENS"
-)
 @pytest.mark.parametrize("path", PIL_FILES)
 def test_pil_pipelines_within_grey_levels(path):
     """The authors' transforms round to 8 bits after every operator: within 5 grey levels in the

@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
             # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
             nonfinite="stop",
             data=dict(name="scenes"),
+            # threads that read (0: one a core), processes besides, batches ahead; a set of at most
+            # resident_bytes lies on the device (0: a quarter of the device's memory)
+            loading=dict(workers=0, worker_processes=0, prefetch=2, resident_bytes=0),
             views=dict(both=dict(name="simclr_cifar", copies=2)),
             encoder=dict(name="resnet", depth=18, stem="cifar", width=1.0, dtype="float32"),
             optimizer=dict(name="lars_simclr", learning_rate=0.3, weight_decay=1e-4),

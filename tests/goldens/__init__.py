@@ -1,5 +1,5 @@
 """Reads golden vectors: inputs, pinned randomness, values and gradients from the authors' own
-programs."""
+programs. README.md says how they were made; CL_JAX_GOLDENS names another folder to read."""
 
 import dataclasses
 import json
@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DIRECTORY = Path(
-    os.environ.get("CL_JAX_GOLDENS", Path(__file__).resolve().parents[2] / "shared" / "goldens")
-)
+HERE = Path(__file__).resolve().parent
+DIRECTORY = Path(os.environ.get("CL_JAX_GOLDENS", HERE))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,252 @@
+"""Finds configs by path, name or module, and puts settings of the command line into them.
+
+Nothing here imports jax, so that the help of a command appears at once.
+"""
+
+import ast
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cl_jax.core.names import nearest
+
+# Sections whose keys are keywords of a function: any may be given, listed in the config or not, and
+# `experiment.build` refuses those that the function does not take.
+KEYWORDS = ("data", "views", "encoder", "optimizer", "method")
+# A section of this name holds further sections of keywords, one for each evaluator.
+PROTOCOLS = "protocols"
+
+
+def folder() -> Path:
+    """The folder of the package's configs: inside the package where it was installed from a wheel,
+    beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside, beside = package / "configs", package.parent / "configs"
+    return inside if inside.is_dir() else beside
+
+
+def names() -> list[str]:
+    """The package's configs, sorted."""
+    return sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__")
+
+
+def load(text: str) -> ConfigDict:
+    """The config that `text` names, with its variants.
+
+    Args:
+      text: a name of the package's configs ("simclr_v2"), a path ("configs/simclr_v2.py"), or a
+        module ("my_lab.configs.mine"); after a colon, variants with commas between them
+        ("simclr_v2:cifar10,debug").
+
+    Raises:
+      ValueError: there is no such config, or no such variant.
+    """
+    name, _, variants = text.partition(":")
+    module = _module(name)
+    if not hasattr(module, "get_config"):
+        raise ValueError(
+            f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
+        )
+    return module.get_config(variants or None).lock()
+
+
+def _module(name: str) -> ModuleType:
+    path = Path(name).expanduser()
+    if name.endswith(".py") or "/" in name:
+        if path.is_file():
+            return _from_file(path)
+        # `configs/NAME.py` also means the package's own config where there is no checkout.
+        if path.parts == ("configs", path.name) and path.stem in names():
+            return _from_file(folder() / path.name)
+        raise ValueError(
+            f"config {name} does not exist{nearest(path.stem, names())}. Give the path of a "
+            f"file, or one of {', '.join(names())}."
+        )
+    if name in names():
+        return _from_file(folder() / f"{name}.py")
+    if importlib.util.find_spec(name.split(".")[0]) is not None and "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise
+    raise ValueError(
+        f"config {name!r} does not exist{nearest(name, names())}. Have "
+        f"{', '.join(names())}; the path of a file and the name of a module work too."
+    )
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_run(workdir: str | Path) -> ConfigDict:
+    """The config that a run was started with.
+
+    Raises:
+      FileNotFoundError: no run is there, or only the stages of one.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        stages = sorted(found.parent.name for found in Path(workdir).glob("*/config.json"))
+        raise FileNotFoundError(
+            f"{workdir} holds the runs {', '.join(stages)}: give one, --workdir={workdir}/"
+            f"{stages[0]}, or the config of all of them."
+            if stages
+            else f"{workdir} holds no run: {path} is missing. Train first, with "
+            f"--workdir={workdir}."
+        )
+    kept = {"stage": "", "stages": {}} | json.loads(path.read_text())
+    return ConfigDict(kept).lock()
+
+
+def take_settings(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Takes the settings of a config out of a command line.
+
+    Args:
+      words: a command line. `--config.KEY=VALUE`, `--config.KEY VALUE`, `--config.KEY` for true and
+        `--noconfig.KEY` for false are settings.
+
+    Returns:
+      ((key, value or None for true) of each setting, the other words), both in order.
+    """
+    settings: list[tuple[str, str | None]] = []
+    others: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word.startswith("--config."):
+            key, equals, value = word.removeprefix("--config.").partition("=")
+            if equals:
+                settings.append((key, value))
+            elif left and not left[0].startswith("--"):
+                settings.append((key, left.pop(0)))
+            else:
+                settings.append((key, None))
+        elif word.startswith("--noconfig."):
+            settings.append((word.removeprefix("--noconfig."), "false"))
+        else:
+            others.append(word)
+    return settings, others
+
+
+def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> None:
+    """Puts settings into a config, in place.
+
+    A key that the config lists keeps its type. In a section of keywords (`data`, `views`,
+    `encoder`, `optimizer`, `method`, each evaluator) any key may be given; its value is read as
+    Python where it can be and is text elsewhere. That the function behind the section takes the key
+    is checked when the run is built.
+
+    Raises:
+      ValueError: a key that there is not, with the nearest one, or a value of another type.
+    """
+    with config.unlocked():
+        for path, text in settings:
+            _change(config, path, text)
+
+
+def _change(config: ConfigDict, path: str, text: str | None) -> None:
+    *parents, key = path.split(".")
+    section = config
+    walked: list[str] = []
+    for name in parents:
+        if name not in section:
+            if not _takes_any(walked):
+                raise ValueError(_unknown(path, name, section))
+            section[name] = ConfigDict()
+        section = section[name]
+        walked.append(name)
+        if not isinstance(section, ConfigDict):
+            raise ValueError(
+                f"--config.{path}: {'.'.join(walked)} is {section!r}, not a section; set "
+                f"--config.{'.'.join(walked)} itself."
+            )
+    if key in section:
+        value = _read(path, text, section[key])
+    elif _takes_any(walked) or _is_stage_of(config, walked, key):
+        value = _literal(text)
+    else:
+        raise ValueError(_unknown(path, key, section))
+    with section.ignore_type():
+        section[key] = value
+
+
+def _takes_any(walked: Sequence[str]) -> bool:
+    """Whether the section at this path has the keywords of a function as its keys."""
+    if list(walked[:1]) == ["stages"]:
+        walked = walked[2:]
+    return bool(walked) and (walked[0] in KEYWORDS or PROTOCOLS in walked)
+
+
+def _is_stage_of(config: ConfigDict, walked: Sequence[str], key: str) -> bool:
+    """Whether `key` is a setting of the whole run, given for one stage alone."""
+    return len(walked) == 2 and walked[0] == "stages" and key in config
+
+
+def _unknown(path: str, name: str, section: ConfigDict) -> str:
+    return (
+        f"--config.{path}: the config has no {name!r} there{nearest(name, list(section))}. It has "
+        f"{', '.join(sorted(map(str, section)))}."
+    )
+
+
+def _read(path: str, text: str | None, old: Any) -> Any:
+    """A value of the type of the one it replaces."""
+    if isinstance(old, ConfigDict):
+        keys = ", ".join(sorted(map(str, old)))
+        raise ValueError(f"--config.{path} is a section; set one of its keys: {keys}.")
+    value = _literal(text)
+    if isinstance(old, bool):
+        words = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+        wanted = "true or false"
+    elif isinstance(old, str):
+        return "" if text is None else text
+    elif isinstance(old, int):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        wanted = "a whole number"
+    elif isinstance(old, float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if str(value).lower() in ("inf", "-inf", "nan"):
+            return float(value)
+        wanted = "a number"
+    elif isinstance(old, tuple | list):
+        if isinstance(value, str):
+            value = tuple(word.strip() for word in value.split(",") if word.strip())
+        return type(old)(value) if isinstance(value, tuple | list) else type(old)((value,))
+    else:
+        return value
+    raise ValueError(f"--config.{path}={'' if text is None else text}: expected {wanted}.")
+
+
+def _literal(text: str | None) -> Any:
+    """Text as a Python value where it is one; None stands for a setting without a value."""
+    if text is None:
+        return True
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def see_working_folder() -> None:
+    """Lets modules of the working folder be imported, as `python -m` does: methods, views and
+    configs of one's own."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, "")
