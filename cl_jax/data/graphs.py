@@ -111,7 +111,9 @@ def make(
     count = max(1, round(test_share * whole.size))
     if count >= whole.size:
         raise ValueError(f"{path} has {whole.size} graph, too few for a train and a test part.")
-    return Splits(subset(whole, np.sort(shuffled[count:])), subset(whole, np.sort(shuffled[:count])))
+    return Splits(
+        subset(whole, np.sort(shuffled[count:])), subset(whole, np.sort(shuffled[:count]))
+    )
 
 
 def source_of(
@@ -202,7 +204,7 @@ def _usable(
         f"{names(i)} has no {'nodes' if empty[i] else 'edges'}"
         for i in np.flatnonzero(bad)[:_SHOWN]
     ]
-    text = ", ".join(shown) + ", ..." * (bad.sum() > _SHOWN)
+    text = ", ".join(shown) + ", ..." * bool(bad.sum() > _SHOWN)
     if on_error != "skip":
         more = "" if on_error == "keep" else ", or 'keep' to take those without edges"
         raise ValueError(
@@ -344,57 +346,45 @@ def _edge_list(file: Path, labels: str, tags: str) -> tuple[GraphSet, Callable[[
     for graph, *ends in rows:
         for end in ends:
             nodes[number[graph]].setdefault(end, len(nodes[number[graph]]))
-    tag_of: dict[tuple[str, str], str] = {}
-    for graph, node, tag in tagged:
+    for graph, node, _ in tagged:
         nodes[number[graph]].setdefault(node, len(nodes[number[graph]]))
-        if tag_of.setdefault((graph, node), tag) != tag:
-            raise ValueError(f"{tags}: node {node} of graph {graph} has two tags.")
-    counts = np.array([len(of) for of in nodes])
-    tag = np.zeros(0, np.int64)
-    if tagged:
-        untagged = [
-            (graph, node)
-            for graph, of in zip(names, nodes)
-            for node in of
-            if (graph, node) not in tag_of
-        ]
-        if untagged:
-            raise ValueError(
-                f"{tags} has no tag for node {untagged[0][1]} of graph {untagged[0][0]}, and for "
-                f"{len(untagged) - 1} more; expected one for each node of {file}."
-            )
-        known = {name: i for i, name in enumerate(_sorted(set(tag_of.values())))}
-        tag = np.array(
-            [known[tag_of[graph, node]] for graph, of in zip(names, nodes) for node in of]
-        )
-    edge = np.array(
-        [[nodes[number[g]][a], nodes[number[g]][b]] for g, a, b in rows], np.int64
-    ).reshape(-1, 2)
-    graph = np.array([number[row[0]] for row in rows])
-    order = np.argsort(graph, kind="stable")
+    every_node = [(graph, node) for graph, of in zip(names, nodes) for node in of]
+    at = [[nodes[number[graph]][a], nodes[number[graph]][b]] for graph, a, b in rows]
+    owner = np.array([number[graph] for graph, _, _ in rows])
+    tag = _attached(tags, "tag", tagged, every_node) if tags else np.zeros(0, np.int64)
+    label = None
+    if labels:
+        label = _attached(labels, "label", labelled, [(name,) for name in names])
     graphs = GraphSet(
-        counts,
-        np.bincount(graph, minlength=len(names)),
+        np.array([len(of) for of in nodes]),
+        np.bincount(owner, minlength=len(names)),
         tag,
-        edge[order],
-        _labels(labels, labelled, names) if labels else None,
+        np.array(at, np.int64)[np.argsort(owner, kind="stable")],
+        label,
     )
     return graphs, lambda i: f"graph {names[i]}"
 
 
-def _labels(file: str, rows: Sequence[Sequence[str]], names: Sequence[str]) -> np.ndarray:
-    of = {}
-    for graph, label in rows:
-        if of.setdefault(graph, label) != label:
-            raise ValueError(f"{file}: graph {graph} has two labels.")
-    missing = [name for name in names if name not in of]
+def _attached(
+    file: str, what: str, rows: Sequence[Sequence[str]], things: Sequence[tuple[str, ...]]
+) -> np.ndarray:
+    """The tag of each node, or the label of each graph, as numbers from 0."""
+    given: dict[tuple[str, ...], str] = {}
+    for *names, value in rows:
+        if given.setdefault(tuple(names), value) != value:
+            raise ValueError(f"{file}: {_thing(names)} has two {what}s.")
+    missing = [thing for thing in things if thing not in given]
     if missing:
         raise ValueError(
-            f"{file} has no label for graph {missing[0]}, and for {len(missing) - 1} more; "
-            "expected one for each graph."
+            f"{file} has no {what} for {_thing(missing[0])}, and for {len(missing) - 1} more; "
+            "expected one for each."
         )
-    known = {name: i for i, name in enumerate(_sorted(set(of.values())))}
-    return np.array([known[of[name]] for name in names])
+    known = {value: i for i, value in enumerate(_sorted(set(given.values())))}
+    return np.array([known[given[thing]] for thing in things])
+
+
+def _thing(names: Sequence[str]) -> str:
+    return f"graph {names[0]}" if len(names) == 1 else f"node {names[1]} of graph {names[0]}"
 
 
 def _words(file: Path, columns: int, form: str) -> list[list[str]]:

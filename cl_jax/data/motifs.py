@@ -45,7 +45,10 @@ def make(*, train_size: int = 600, test_size: int = 200, seed: int = 0) -> Split
         if size < 1:
             raise ValueError(f"{name}={size}; expected 1 or more.")
     parts = [_generated(seed, number, size) for number, size in enumerate((train_size, test_size))]
-    places = tuple(int(max(counts.max() for counts in of)) for of in zip(*(p[:2] for p in parts)))
+    places = (
+        max(int(part.nodes.max()) for part in parts),
+        max(int(part.edges.max()) for part in parts),
+    )
 
     def source(name: str, graphs: GraphSet) -> Source:
         return source_of(f"motifs/{name}", graphs, tags=_TAGS, places=places)

@@ -21,13 +21,13 @@ class Gru(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         if x.ndim != 3:
             raise ValueError(f"x has shape {x.shape}; expected sequences [B, T, D].")
-        c = nn.RNN(nn.GRUCell(self.width, dtype=self.dtype), name="gru")(x)
+        c = jnp.asarray(nn.RNN(nn.GRUCell(self.width, dtype=self.dtype), name="gru")(x))
         c = c.astype(jnp.promote_types(c.dtype, jnp.float32))
         return {"sequence": c, "h": c.mean(1)}
 
 
 def make(*, width: int = 256, dtype: str | None = "float32", axis_name: str | None = None) -> Gru:
-    """A `Gru` from a config section. `axis_name` is not used: nothing here looks across examples.
+    """A `Gru` from a config section. `axis_name` is not used: examples do not meet here.
 
     Raises:
       ValueError: a width below 1.

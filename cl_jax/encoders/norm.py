@@ -42,8 +42,8 @@ class BatchNorm(nn.Module):
     Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running
     statistics). `weight`, of the leading axes of x, is how often each row counts in the moments and
     in the running statistics: 0 for padding. Rows are normalised whatever their weight, no gradient
-    flows to it, and moments of no weight at all are 0. Training is differentiated in reverse (`jax.grad`, `jax.vjp`, of any order), not
-    forward (`jax.jvp` alone).
+    flows to it, and moments of no weight at all are 0. Training is differentiated in reverse
+    (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
 
     Raises:
       ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not
@@ -61,9 +61,7 @@ class BatchNorm(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, weight: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, weight: jax.Array | None = None) -> jax.Array:
         check_real(x=x)
         if x.ndim < 2:
             raise ValueError(f"x has shape {x.shape}; batch norm expects [B, ..., C].")

@@ -1,14 +1,12 @@
 """Accuracy of a support vector machine on features of graphs, in ten folds: the protocol of the
 field's unsupervised results on TU data."""
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -74,34 +72,30 @@ def svm_folds(
     if not np.isfinite(features).all():
         raise ValueError("features are NaN or inf in some rows; the network has diverged.")
 
-    def machine(c: float) -> object:
+    def machine(c: float) -> Pipeline:
         steps = [StandardScaler()] if standardise else []
         return make_pipeline(*steps, SVC(C=c))
 
-    split = list(
-        StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if selection == "nested":
-            inner = StratifiedKFold(inner_folds, shuffle=True, random_state=seed)
-            scores = []
-            for train, test in split:
-                search = GridSearchCV(machine(1.0), {"svc__C": list(grid)}, cv=inner)
-                search.fit(features[train], labels[train])
-                scores.append(search.score(features[test], labels[test]))
-            found = np.array(scores)
-        else:
-            table = np.array(
+    split = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels))
+    if selection == "nested":
+        inner = StratifiedKFold(inner_folds, shuffle=True, random_state=seed)
+        scores = []
+        for train, test in split:
+            search = GridSearchCV(machine(1.0), {"svc__C": list(grid)}, cv=inner)
+            search.fit(features[train], labels[train])
+            scores.append(search.score(features[test], labels[test]))
+        found = np.array(scores)
+    else:
+        table = np.array(
+            [
                 [
-                    [
-                        machine(c)
-                        .fit(features[train], labels[train])
-                        .score(features[test], labels[test])
-                        for train, test in split
-                    ]
-                    for c in grid
+                    machine(c)
+                    .fit(features[train], labels[train])
+                    .score(features[test], labels[test])
+                    for train, test in split
                 ]
-            )
-            found = table[table.mean(1).argmax()]
+                for c in grid
+            ]
+        )
+        found = table[table.mean(1).argmax()]
     return Folds(float(found.mean()), float(found.std()), found)

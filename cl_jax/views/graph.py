@@ -1,7 +1,7 @@
 """GraphCL's views of a graph: nodes dropped, edges moved, features masked, a connected part kept.
 
-A batch comes as padded rows, "node" [B, N] and "edge" [B, E, 2], and leaves as `core.graphs.Graphs`,
-packed side by side: a graph then costs its own nodes and not those of the largest.
+A batch comes as padded rows, "node" [B, N] and "edge" [B, E, 2], and leaves packed side by side as
+`core.graphs.Graphs`: a graph then costs its own nodes and not those of the largest.
 
 >>> view = fitted(make(), sizes={"node": 8}, nodes=nodes, edges=edges)
 >>> graphs = view.draw(keys, batch)
@@ -86,7 +86,7 @@ class GraphView:
 
     def draw(self, keys: jax.Array, batch: Mapping[str, jax.Array]) -> Graphs:
         """Views of a batch. keys: [B] typed keys, one for each graph."""
-        rows, nodes = batch["node"].shape
+        rows, _nodes = batch["node"].shape
         places = None if self.budget is None else self.budget.of(rows)
         packed = pack(batch["node"], batch["edge"], self.values, places)
         return transform(self, draw(self, keys, packed), packed)

@@ -65,9 +65,7 @@ def _expected(variables, batch, train):
             y = [np.maximum(one @ w["kernel"] + w["bias"], 0) for one in y]
         norm, kept = p[f"layer{i}_norm"], stats[f"layer{i}_norm"]
         all_nodes = np.concatenate(y)
-        mean, var = (
-            (all_nodes.mean(0), all_nodes.var(0)) if train else (kept["mean"], kept["var"])
-        )
+        mean, var = (all_nodes.mean(0), all_nodes.var(0)) if train else (kept["mean"], kept["var"])
         y = [(one - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"] for one in y]
         found[f"block{i}"] = np.stack([one.sum(0) for one in y])
         graphs = [(one, a) for one, (_, a) in zip(y, graphs)]
@@ -121,8 +119,11 @@ def test_a_graph_without_a_place_is_nan_and_the_others_are_not():
     [(32, 3, 7, 1376 + 2 * 2176), (32, 5, 37, 2336 + 4 * 2176), (300, 5, 1, 91_500 + 4 * 181_200)],
 )
 def test_parameters(width, depth, tags, expected):
-    graphs = Graphs(*(jnp.zeros(s, d) for s, d in (((4, tags), float), ((4,), int), ((2,), int))),
-                    jnp.zeros(2, int), jnp.ones(1, bool))
+    graphs = Graphs(
+        *(jnp.zeros(s, d) for s, d in (((4, tags), float), ((4,), int), ((2,), int))),
+        jnp.zeros(2, int),
+        jnp.ones(1, bool),
+    )
     module = gin.make(width=width, depth=depth)
     shapes = jax.eval_shape(partial(module.init, train=True), jax.random.key(0), graphs)
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == expected

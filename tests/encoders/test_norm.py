@@ -271,7 +271,7 @@ def _weighted_loss(x, v, weight, scale, bias, *, axis_name, splits):
         "params": {"scale": scale, "bias": bias},
         "batch_stats": {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])},
     }
-    y, state = BatchNorm(axis_name=axis_name, splits=splits, unbiased_running_variance=True).apply(
+    y, _state = BatchNorm(axis_name=axis_name, splits=splits, unbiased_running_variance=True).apply(
         variables, x, train=True, weight=weight, mutable=["batch_stats"]
     )
     loss = jnp.mean(v * jnp.tanh(y))
@@ -292,5 +292,5 @@ def test_devices_agree_with_weights(splits):
 
 def test_a_weight_of_another_shape():
     x, variables = np.ones((6, 3), np.float32), _variables(3)
-    with pytest.raises(ValueError, match=r"weight has shape \(3,\).*one number for each row, \[6\]"):
+    with pytest.raises(ValueError, match=r"weight has shape \(3,\).*for each row, \[6\]"):
         BatchNorm().apply(variables, x, train=True, weight=np.ones(3), mutable=["batch_stats"])
