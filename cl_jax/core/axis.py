@@ -3,8 +3,7 @@ None.
 
 Losses return the mean over the *global* batch, the same number on every device. Differentiated
 inside `jax.pmap` or `jax.shard_map` and averaged over the axis with `lax.pmean`, that gives the
-gradient one device would give.
-"""
+gradient one device would give."""
 
 from typing import Any
 
@@ -66,4 +65,4 @@ def spread(x: Any, axes: frozenset) -> Any:
         return x
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
-    return lax.pvary(x, missing)  # its name in jax 0.8
+    return lax.pvary(x, missing)  # type: ignore[attr-defined]  # its name in jax 0.8
