@@ -131,6 +131,19 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _stop_without_parent() -> None:
+    """Lets a child end when its parent is killed: the run saves, as at any SIGTERM."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     """Trains and evaluates one config; in a process of its own."""
     import jax
@@ -229,7 +242,9 @@ def in_a_process(*given: Any) -> dict[str, Any]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
+        ) as process:
             row = process.submit(run_one, *given).result()
     except Exception as error:
         if told:
