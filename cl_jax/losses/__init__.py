@@ -3,8 +3,7 @@ is also a name here.
 
 Where a module and its function share a name, `nce` and `calm` are the modules (`nce.nce`,
 `calm.calm`), `contrast` and `inva_spread` the functions. `cross_entropy` is that of `assignments`,
-which leaves ignored labels out.
-"""
+which leaves ignored labels out."""
 
 from cl_jax.core.numerics import unit
 from cl_jax.losses import calm, nce

@@ -30,8 +30,9 @@ from configs import simclr_v1
 
 def get_config(arg=None):
     config = simclr_v1.get_config("debug")
-    config.update(dict(devices=2, total_epochs={STEPS / 3}, log_steps=1, checkpoint_steps=1,
-    keep_checkpoints=3)) config.evals.update(dict(every_epochs=1.0, baselines=False))
+    config.update(dict(devices=2, total_epochs={STEPS / 3}, log_steps=1))
+    config.update(dict(checkpoint_steps=1, keep_checkpoints=3))
+    config.evals.update(dict(every_epochs=1.0, baselines=False))
     return config
 """
 

@@ -26,12 +26,12 @@ def run(monkeypatch):
     left out."""
     advance, ended = steps.Stepper.advance, []
 
-    def online(evaluator, state, final):
+    def measure(evaluator, state, final):
         ended.append(parallel.fetch(state))
         return {"knn/top1": 0.5}
 
-    monkeypatch.setattr(loop.protocols.Evaluator, "online", online)
-    monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(loop.Evaluation, "measure", measure)
+    monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
 
     def run(config, workdir, dies=None):
         def may_die(self, state, until):
