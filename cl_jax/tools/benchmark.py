@@ -20,11 +20,14 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import resource
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
