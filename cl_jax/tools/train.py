@@ -16,6 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.training import configs
 
 EX_TEMPFAIL = 75  # schedulers requeue a job that ends with it
@@ -120,8 +121,8 @@ def run(
     except loop.Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return EX_TEMPFAIL
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if not _expected(error):
+    except (ValueError, FileNotFoundError, FloatingPointError, SaveError) as error:
+        if not (isinstance(error, ConfigError | SaveError) or _raised_here(error)):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -154,7 +155,7 @@ def prepare() -> str:
     return xla.prepare()
 
 
-def _expected(error: BaseException) -> bool:
+def _raised_here(error: BaseException) -> bool:
     """Whether the package itself raised the error, with a sentence for the user. What a library
     raises keeps its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
