@@ -20,11 +20,14 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import resource
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -55,6 +58,11 @@ COLUMNS = (
     ("train_seconds", "training, s", 1, 0),
     ("peak_memory_mib", "peak memory, MiB", 1, 0),
 )
+
+
+def of_scenes() -> list[str]:
+    """The configs whose data are the images of `scenes`: those that one table compares."""
+    return [name for name in configs.names() if configs.load(name).data.name == "scenes"]
 
 
 def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
@@ -134,6 +142,19 @@ def fingerprint(config: ConfigDict) -> str:
     """Twelve digits that tell settings apart; the seed is not part of them."""
     plain = {name: value for name, value in json.loads(config.to_json()).items() if name != "seed"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _stop_without_parent() -> None:
+    """Lets a child end when its parent is killed: the run saves, as at any SIGTERM."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
@@ -220,7 +241,9 @@ def in_a_process(*given: Any) -> dict[str, Any]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
+        ) as process:
             row = process.submit(run_one, *given).result()
     except Exception as error:
         if told:
@@ -384,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     xla.prepare()  # for this process and those it starts
     try:
         names = (
-            configs.names()
+            of_scenes()
             if args.methods == "all"
             else [name for name in args.methods.split(",") if name]
         )
