@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import views
 from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
@@ -140,7 +139,8 @@ def _views(section: ConfigDict) -> tuple[Any, ...]:
     recipes: list[Any] = []
     for settings in configs.plain(section).values():
         copies = settings.pop("copies", 1)
-        recipes += [views.make(settings)] * copies
+        make = _factory("cl_jax.views", settings.pop("kind", "image"))
+        recipes += [_checked(make, settings)] * copies
     return tuple(recipes)
 
 
@@ -278,8 +278,12 @@ def _module(package: str, name: str, function: str) -> Any:
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
-    """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = list(inspect.signature(make).parameters)
+    """Calls a factory; a keyword it does not have is an error that names the nearest one. A
+    factory of any keywords checks them itself."""
+    parameters = inspect.signature(make).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return make(**section, **given)
+    known = list(parameters)
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]
