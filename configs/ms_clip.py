@@ -4,7 +4,7 @@ CLIP with one transformer for images and words: attention and MLPs are shared, w
 norms and projections are each modality's own. Its comparison with two separate transformers of the
 same width is a variant.
 
-Default: `scenes` with captions, one transformer of four layers whose images come through
+Default: `scenes` with captions, one transformer of three layers whose images come through
   convolutions (the paper's early specialisation), one CPU core.
 
 Variants:
@@ -48,16 +48,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
             specific=1,
             stem="early",
             stem_width=16,
-            image_size=16,
-            patch=4,
+            image_size=32,
+            patch=8,
             width=64,
-            depth=4,
+            depth=3,
             heads=4,
             length=20,
             epsilon=1e-5,
         )
     )
     config.method = ConfigDict(dict(name="clip", out_dim=64))
+    config.views.image.size = 32
+    config.batch_size = 64
     if "folder" in chosen or "b32" in chosen:
         defaults.captions_folder(config)
         config.encoder.update(dict(image_size=64, patch=8, width=256, length=32))

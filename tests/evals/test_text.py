@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
-from cl_jax.evals import retrieval, sts, zero_shot
+from cl_jax.evals import retrieval, sts, transfer, zero_shot
 
 
 def rank(x):
@@ -134,3 +134,50 @@ def test_sts_reads_both_sentences_of_every_set():
     assert only["sts/spearman"] == pytest.approx(right[1]) and "sts/x/spearman" not in only
     with pytest.raises(ValueError, match=r"no scored pairs; give them as data\.sts"):
         sts.make().measure(given({"prompts": more["prompts"]}, features))
+
+
+def blobs(count, seed, spread=1.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    centres = 2 * np.eye(3, 5)
+    return centres[labels] + spread * rng.normal(size=(count, 5)), labels
+
+
+def test_transfer_is_the_accuracy_of_a_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    (x, y), (tx, ty) = blobs(200, 0), blobs(100, 1)
+    scaler = StandardScaler().fit(x)
+    right = LogisticRegression(C=0.1).fit(scaler.transform(x), y).score(scaler.transform(tx), ty)
+    assert transfer.accuracy(x, y, tx, ty, strengths=(0.1,)) == pytest.approx(right)
+    assert 0.6 < right < 1
+    assert transfer.by_folds(x, y, folds=4) == pytest.approx(right, abs=0.15)
+    noise = np.random.default_rng(2).permutation(y)
+    assert transfer.by_folds(x, noise, folds=4) < 0.5
+
+
+def test_transfer_takes_test_parts_where_there_are_some():
+    from types import SimpleNamespace
+
+    from cl_jax.data.source import from_arrays
+
+    more, features = {}, {}
+    for number, (name, spread) in enumerate(
+        [("classify/a", 0.01), ("classify/a/test", 0.01), ("classify/b", 9.0), ("sts", 1.0)]
+    ):
+        x, y = blobs(60, number, spread)
+        tokens = np.full((60, 2), number + 1, np.uint16)
+        more[name] = from_arrays(name, {"tokens": tokens, "label": y}, {"tokens": 9, "label": 3})
+        features[tokens.tobytes()] = x
+    seen = given(more, features)
+    seen = SimpleNamespace(**vars(seen), seed=0)
+    found = transfer.make(folds=3).measure(seen)
+    assert set(found) == {"transfer/a", "transfer/b", "transfer/average"}
+    assert found["transfer/a"] == 1 and found["transfer/b"] < 0.6
+    assert found["transfer/average"] == pytest.approx((1 + found["transfer/b"]) / 2)
+    seen.data.more = {"sts": more["sts"]}
+    with pytest.raises(ValueError, match=r"give them as data\.classify"):
+        transfer.make().measure(seen)
+    with pytest.raises(ValueError, match="expected 2 or more"):
+        transfer.make(folds=1)
