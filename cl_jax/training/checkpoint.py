@@ -365,6 +365,7 @@ NOTED = (
     "dispatch_steps",
     "evals",
     "keep_checkpoints",
+    "loading",
     "log_steps",
     "nonfinite",
     "probe",
