@@ -3,6 +3,7 @@ mistakes."""
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -277,7 +278,9 @@ def _module(package: str, name: str, function: str) -> Any:
         return module
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(
-        path.stem for path in folder.glob("*.py") if f"\ndef {function}(" in path.read_text()
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(rf"^(def {function}\(|{function} = )", path.read_text(), flags=re.MULTILINE)
     )
     if name not in known:
         raise ValueError(
