@@ -150,11 +150,12 @@ def _views(section: ConfigDict) -> tuple[Any, ...]:
     """The views of all sections, in the order that the config writes them."""
     recipes: list[Any] = []
     for name, view in configs.plain(section).items():
-        copies = view.pop("copies", 1)
+        copies, kind = view.pop("copies", 1), view.pop("kind", "image")
         settings.check_value(f"views.{name}.copies", copies, int)
-        for make in views.factories(view):
-            settings.check(f"views.{name}", make, view)
-        recipes += [views.make(view)] * copies
+        make = _factory("cl_jax.views", kind)
+        for takes in views.factories(kind, view):
+            settings.check(f"views.{name}", takes, view)
+        recipes += [_checked(make, view)] * copies
     return tuple(recipes)
 
 
@@ -292,9 +293,13 @@ def _module(package: str, name: str, function: str) -> Any:
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
-    """Calls a factory; a keyword it does not have is an error that names the nearest one."""
+    """Calls a factory; a keyword it does not have is an error that names the nearest one. A
+    factory of any keywords checks them itself."""
+    parameters = inspect.signature(make).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return make(**section, **given)
     name = f"{make.__module__}.{make.__name__}"
-    known = [key for key in inspect.signature(make).parameters if key not in given]
+    known = [key for key in parameters if key not in given]
     settings.check_keys(name, section, known)
     plain = {key: _plain(value) for key, value in section.items()}
     settings.check(_section_of(make) or name, make, plain)

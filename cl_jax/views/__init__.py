@@ -62,9 +62,8 @@ def make(section: Mapping[str, Any]) -> View:
     return view
 
 
-def factories(section: Mapping[str, Any]) -> list[Callable[..., Any]]:
-    """The functions whose keywords are the settings of a config section."""
-    kind = section.get("kind", "image")
+def factories(kind: str, section: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """The functions whose keywords are the settings of a config section of a kind."""
     module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
     if module is image:
         preset = getattr(presets, str(section.get("name", "")), None)

@@ -117,7 +117,7 @@ def test_the_settings_of_every_config_pass(name):
         ):
             settings.check(section, make, plain[section])
         for view in plain["views"].values():
-            for make in views.factories(view):
+            for make in views.factories(view.pop("kind", "image"), view):
                 settings.check("view", make, view)
         for protocol, section in plain["evals"]["protocols"].items():
             settings.check(protocol, FACTORIES[f"evals.{protocol}"], section)
