@@ -288,7 +288,8 @@ class Training:
         score = scores.pop(step, None)
         if score is None or any(other >= score for at, other in scores.items() if at < step):
             return
-        if self.checkpoints.best_step() == step:
+        # A process may see the folder of another late; all must save, or none.
+        if not parallel.everywhere(self.checkpoints.best_step() != step):
             return
         safe, self.stop.safe, self.stop.saving = self.stop.safe, False, True
         try:
