@@ -49,8 +49,9 @@ RANGES = (
     Range(r"_epochs$|_steps$|^every_epochs$|^milestones_epochs$", 0),
     Range(r"^fraction$", 0, 1, open_low=True),
     Range(r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$", 0, 1),
-    Range(r"^(queue_size|num_negative_prototypes|num_negatives|proximal_weight|label_weight)$", 0),
-    Range(r"^(cache_bytes|workers|exclude_ndim|threads|processes|read_ahead)$|_bytes$", -1),
+    Range(r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|hard|pairs|query)", 0),
+    Range(r"^exclude_ndim$", -1),
+    Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
     Range(r"^(width|stem_width|scale)$", 0, open_low=True),
     Range(
         r"^(k|knn_k|size|copies|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
@@ -90,9 +91,14 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
     for number in _numbers(value):
         if not abs(number) <= FLOAT32:  # NaN too
             raise ConfigError(f"{name}={value!r}; expected finite numbers of float32.")
-        found = next((one for one in RANGES if re.search(one.pattern, key)), None)
+        found = None if _nested(value) else range_of(key)
         if found is not None and not found.holds(number):
             raise ConfigError(f"{name}={value!r}; expected {found.words()}.")
+
+
+def range_of(key: str) -> Range | None:
+    """The range of a setting by its name."""
+    return next((one for one in RANGES if re.search(one.pattern, key)), None)
 
 
 def check_keys(where: str, section: Iterable[str], known: Iterable[str]) -> None:
@@ -160,6 +166,11 @@ def _words(kind: Any) -> str:
         return names[kind]
     inner = [one for one in given if one is not Ellipsis]
     return f"a list, each {_words(inner[0])}" if len(inner) == 1 else "a list"
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value is a list of lists, whose numbers are indices rather than amounts."""
+    return isinstance(value, list | tuple) and any(isinstance(one, list | tuple) for one in value)
 
 
 def _numbers(value: Any) -> list[float]:

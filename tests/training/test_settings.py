@@ -75,7 +75,7 @@ def test_wrong_settings_of_every_section_are_refused_by_name(name):
             and not any(settings._fits(value, one) and one not in (int, float) for one in kinds)
             and not (float in kinds and value in (1.5,))
         ]
-        found = next((one for one in settings.RANGES if re.search(one.pattern, key)), None)
+        found = settings.range_of(key)
         if found is not None and kinds & {int, float}:
             wrong.append(found.low if found.open_low else found.low - 1)
             if found.high < math.inf:
