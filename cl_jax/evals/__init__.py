@@ -1,5 +1,5 @@
 """Evaluators: what a trained State is worth. `cl_jax/evals/<name>.py` has `make(**section) ->
-Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/evals.md)."""
+Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/guides/evals.md)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -283,10 +283,12 @@ class Evaluation:
         return features
 
     def _checked(self, name: str, found: dict[str, float]) -> dict[str, float]:
+        """The figures that are numbers; those that are NaN or inf are named and left out, since a
+        probe that failed has no accuracy."""
         wrong = [figure for figure, value in found.items() if not np.isfinite(value)]
         if wrong:
-            logging.warning("%s: %s is NaN or inf", name, ", ".join(wrong))
-        return found
+            logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
+        return {figure: value for figure, value in found.items() if figure not in wrong}
 
 
 def _kind(x: Any) -> tuple[Any, ...]:

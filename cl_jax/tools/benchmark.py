@@ -372,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--packed",
         default="",
-        help="read the data from this folder of train.npz and test.npz instead (docs/data.md)",
+        help="read the data from this folder of train.npz and test.npz instead",
     )
     parser.add_argument(
         "--epochs",

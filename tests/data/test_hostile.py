@@ -1,7 +1,7 @@
 """Bad and hostile inputs: each is refused (or converted) with its name, and nothing in it is run.
 
-`python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the
-page to it."""
+`python -m tests.data.test_hostile` writes what each got to docs/guides/bad_inputs.md; a test holds
+the page to it."""
 
 import functools
 import io
@@ -31,7 +31,7 @@ from cl_jax.training import checkpoint, experiment, metrics, stages
 from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
-PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "bad_inputs.md"
 SIZE, MAX_BYTES = 8, 10**7
 
 

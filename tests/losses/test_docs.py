@@ -10,7 +10,7 @@ import pytest
 
 from cl_jax import cluster, losses, memory
 
-PAGES = sorted((Path(__file__).resolve().parents[2] / "docs").glob("losses*.md"))
+PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "guides" / "losses").glob("*.md"))
 WORDS = set(
     re.findall(
         r"\w+",
