@@ -1,11 +1,15 @@
 """The documentation: a page for each config, made from its docstring, and links that hold."""
 
+import contextlib
+import importlib
 import importlib.util
+import io
 import re
 from pathlib import Path
 
 import pytest
 
+from cl_jax.__main__ import VERBS
 from cl_jax.training import configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +49,32 @@ def test_files_that_contributing_names_are_there():
     assert named and not [path for path in named if not (ROOT / path).exists()]
     folders = set(re.findall(r"`(cl_jax/\w+/|tests/\w+/)", text))
     assert len(folders) > 8 and not [path for path in folders if not (ROOT / path).is_dir()]
+
+
+def commands():
+    """(page, words) of every `cl-jax VERB ...` in a page or a config."""
+    pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "configs").glob("*.py")]
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^ {4}|`|&& )(cl-jax [a-z]+[^`\n|]*)", text, flags=re.MULTILINE):
+            yield page.relative_to(ROOT), line.split()
+
+
+def test_commands_of_the_pages_have_options_that_there_are():
+    helps, wrong, count = {}, [], 0
+    for page, (_, verb, *words) in commands():
+        if verb not in VERBS:
+            wrong.append(f"{page}: {verb}")
+            continue
+        if verb not in helps:
+            with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+                importlib.import_module(VERBS[verb][0]).main(["--help"])
+            helps[verb] = said.getvalue()
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        options = {word for word in options if not word.startswith("--config.")} - {"--help"}
+        wrong += [f"{page}: {verb} {word}" for word in options if word not in helps[verb]]
+        count += 1
+    assert count > 20 and not wrong
 
 
 @pytest.mark.parametrize("name", make_methods.names())

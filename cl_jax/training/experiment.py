@@ -265,7 +265,7 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
-    if "." in name:
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -298,7 +298,9 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
     parameters = inspect.signature(make).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return make(**section, **given)
-    name = f"{make.__module__}.{make.__name__}"
+    # A method's `make` is made of its `parts`, and has their keywords.
+    function = "make" if make.__name__ == "parts" else make.__name__
+    name = f"{make.__module__}.{function}"
     known = [key for key in parameters if key not in given]
     settings.check_keys(name, section, known)
     plain = {key: _plain(value) for key, value in section.items()}
