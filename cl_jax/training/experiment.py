@@ -265,7 +265,7 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
+    if "." in name and all(word.isidentifier() for word in name.split(".")):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
