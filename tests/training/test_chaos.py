@@ -370,13 +370,14 @@ def start_real(name, workdir, log):
     words = [f"--config=configs/{name}.py:debug", f"--workdir={workdir}"]
     words += ["--config.checkpoint_steps=1", "--config.log_steps=1"]
     words += ["--stage=all"] if name == "simclr_v2" else []
-    return subprocess.Popen(
-        [sys.executable, "-m", "cl_jax.main", *words],
-        cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=log.open("a"),
-    )
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cl_jax.main", *words],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
 
 
 def left_by(workdir):
