@@ -18,7 +18,17 @@ TRAINING = {"jax", "numpy", "flax", "optax"}
 # Of core, the modules that know jax alone.
 PLAIN = {
     f"core.{name}"
-    for name in ("axis", "graphs", "keys", "names", "numerics", "seeds", "shapes", "tokens")
+    for name in (
+        "axis",
+        "graphs",
+        "linear",
+        "keys",
+        "names",
+        "numerics",
+        "seeds",
+        "shapes",
+        "tokens",
+    )
 }
 LAYERS = {"views", "encoders", "heads"}
 ALLOWED = {

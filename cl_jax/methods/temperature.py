@@ -60,7 +60,7 @@ def make(
             raise ValueError("this base has a queue; use one of in-batch negatives, as simclr_v1.")
         q, k = unit(q), unit(k)
         if loss.endswith("contrastive"):
-            value = losses.hard_contrastive(
+            value = losses.hardness.hard_contrastive(
                 q,
                 k,
                 temperature=temperature,
@@ -70,11 +70,11 @@ def make(
             factor = temperature if scale_by_temperature else 1.0
             return factor * value, {"chance": factor * jnp.log(jnp.float32(1 + negatives))}
         if hard:
-            value = losses.hard_simple(
+            value = losses.hardness.hard_simple(
                 q, k, num_hard=num_hard, negative_weight=weight, axis_name=axis_name
             )
         else:
-            value = losses.simple(q, k, negative_weight=weight, axis_name=axis_name)
+            value = losses.hardness.simple(q, k, negative_weight=weight, axis_name=axis_name)
         return value, {}
 
     return base._replace(contrast=contrast)

@@ -258,7 +258,7 @@ def in_a_process(*given: Any) -> dict[str, Any]:
             1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
         ) as process:
             row = process.submit(run_one, *given).result()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # the latter: the child saved and stopped
         if told:
             raise SystemExit(143) from error
         raise

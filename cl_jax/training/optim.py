@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import nearest
 
 Schedule = Callable[[Any], jax.Array]
@@ -346,8 +347,12 @@ def _checked(
     def init(params):
         paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         for pattern in patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
+            try:
+                found = any(re.search(pattern, path) for path in paths)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
+            if not found:
+                raise ConfigError(
                     f"no parameter's path contains {pattern!r}; the paths begin "
                     f"{', '.join(sorted(paths)[:8])}."
                 )
@@ -535,7 +540,7 @@ def build(
         freeze_steps = round(freeze_epochs * steps_per_epoch)
     held = total_steps if freeze_steps < 0 else freeze_steps
     tx = freeze_until(held, freeze_paths, all_groups) if held and freeze_paths else all_groups(0)
-    tx = _checked(tx, constant_lr_paths)
+    tx = _checked(tx, (*exclude_paths, *freeze_paths, *constant_lr_paths))
     clips = _clips(clip_global_norm, clip_tensor_norm)
     return optax.chain(*clips, tx) if clips else tx, lr
 

@@ -45,19 +45,19 @@ def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypa
     base = parts(name)
 
     def whole(key, rows, *, alpha, axis_name):
-        return losses.Mix(jnp.ones(rows), jnp.arange(rows))
+        return losses.mixing.Mix(jnp.ones(rows), jnp.arange(rows))
 
-    monkeypatch.setattr(losses, "draw_mixup", whole)
+    monkeypatch.setattr(losses.mixing, "draw_mixup", whole)
     state, _, values = step(imix.make(base=base, run=RUN))
     inputs = base.views(BATCH, KEY)
     outputs, *_ = base.embed(state.params, state.stats, state.target, inputs, KEY)
     q, k, negatives = base.pairs(outputs, state.memory)[0][:3]
     if name == "byol":
-        expected = losses.imix_byol(q, k)
+        expected = losses.mixing.imix_byol(q, k)
     elif name == "moco":
-        expected = losses.imix_moco(q, k, negatives, temperature=base.temperature)
+        expected = losses.mixing.imix_moco(q, k, negatives, temperature=base.temperature)
     else:
-        expected = losses.imix_n_pair(q, k, temperature=base.temperature)
+        expected = losses.mixing.imix_n_pair(q, k, temperature=base.temperature)
     np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
 
 
@@ -71,8 +71,8 @@ def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
     _, _, values = step(crossed)
     if kind == "mixup":
         # x_mixed = w x + (1 - w) x[partner]: the share that the loss reports is that of the inputs.
-        drawn = losses.draw_mixup(imix.batch_key(KEY, imix.MIXTURE), 8, alpha=1.0)
-        np.testing.assert_allclose(mixed, losses.mix_inputs(a, drawn), atol=1e-6)
+        drawn = losses.mixing.draw_mixup(imix.batch_key(KEY, imix.MIXTURE), 8, alpha=1.0)
+        np.testing.assert_allclose(mixed, losses.mixing.mix_inputs(a, drawn), atol=1e-6)
         np.testing.assert_allclose(values["own_share"], drawn.weight.mean(), rtol=1e-6)
     assert 0.5 <= float(values["own_share"]) <= 1
 

@@ -143,7 +143,9 @@ def test_one_real_row(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_signal_ends_the_run_as_well_which_saves_and_goes_on_later(number, status, tmp_path):
+    """Also one that the parent cannot pass on."""
     command = [
         sys.executable,
         "-m",
@@ -160,8 +162,11 @@ def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
     until = time.time() + 120
     while not (log.exists() and log.read_text()) and time.time() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    process.send_signal(number)
+    assert process.wait(60) == status
+    until = time.time() + 60
+    while (workdir / "lock").exists() and time.time() < until:
+        time.sleep(0.1)
     said = log.read_text()
     time.sleep(1)
     assert log.read_text() == said and not (workdir / "row.json").exists()

@@ -218,9 +218,12 @@ def test_errors_name_the_mend():
     for settings in (
         {"freeze_steps": 2, "freeze_paths": ("protoypes",)},
         {"constant_lr_paths": ("predictor",)},
+        {"exclude_paths": ("biass",)},
     ):
         with pytest.raises(ValueError, match="no parameter's path contains"):
             _build(**settings)[0].init(PARAMS)
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        _build(exclude_paths=("(",))[0].init(PARAMS)
 
 
 def test_parts_of_an_optimizer_move_by_their_own_settings():
