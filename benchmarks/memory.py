@@ -28,7 +28,8 @@ def planned(config: str, device: str, devices: int, compiler: str, settings: lis
             [
                 sys.executable,
                 "-m",
-                "cl_jax.planning.plan",
+                "cl_jax",
+                "plan",
                 f"--config={config}",
                 f"--devices={devices}",
                 f"--device={device}",

@@ -14,4 +14,4 @@ loop.protocols.Evaluator.online = lambda _, state, final: {"knn/top1": int(state
 loop.protocols.draw_curve = lambda *_: None
 
 if __name__ == "__main__":
-    main.run()
+    raise SystemExit(main.main())

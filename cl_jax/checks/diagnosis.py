@@ -5,7 +5,6 @@ cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or ru
 table
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -254,11 +253,3 @@ def table(workdirs: Sequence[str | Path]) -> str:
                     f"{found.name} | {found.evidence} |"
                 )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="The verdict at every evaluation of some runs, from their own logs."
-    )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
-    print(table(parser.parse_args().workdirs))

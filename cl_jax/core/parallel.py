@@ -8,10 +8,12 @@ exact whether or not the loss is averaged over the axis too.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,6 +32,7 @@ __all__ = [
     "lift",
     "make_mesh",
     "mean",
+    "offer_devices",
     "place_as",
     "place_batch",
     "replicate",
@@ -62,6 +65,28 @@ def join() -> None:
             "numbers and the last host:port, for instance 127.0.0.1:8476."
         )
     jax.distributed.initialize(found[names[2]], int(found[names[0]]), int(found[names[1]]))
+
+
+def offer_devices(count: int) -> None:
+    """Makes `count` devices available: the machine's own where it has as many, else virtual CPU
+    devices. Call it before jax is asked for a device.
+
+    A number that XLA_FLAGS sets (--xla_force_host_platform_device_count) stands.
+
+    Raises:
+      ValueError: there are fewer devices all the same.
+    """
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not asked and jax.config.jax_num_cpu_devices != count:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", count)
+    if jax.device_count() < count and jax.default_backend() != "cpu":
+        print(
+            f"{jax.device_count()} {jax.default_backend()} device(s); using {count} CPU devices",
+            file=sys.stderr,
+        )
+        jax.config.update("jax_platforms", "cpu")
+        jax.extend.backend.clear_backends()
+    make_mesh(count)  # says what to do where there are still too few
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

@@ -1,18 +1,17 @@
-"""cl-jax benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one
-table.
+"""Trains and evaluates many methods by one protocol and prints one table.
+
+example:
+  cl-jax benchmark --methods=simclr_v1,byol --workdir=runs/benchmark
 
 Each method is trained by its own config, with the budget, the network and the data that the command
-line gives to all, and
-then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen
-features, cached and augmented, alignment and uniformity, all of "h" and with the same settings of
-the probe. A config of several stages runs its first. Every run is a process of its own, so its peak
-memory is its own; it leaves `row.json` in its workdir. The same
-command goes on where it was stopped: finished rows are read, a broken run resumes from its
-  checkpoint.
+line gives to all, and evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear
+classifier on frozen features, cached and augmented, alignment and uniformity, all of "h" and with
+the same settings of the probe. A config of several stages runs its first. Every run is a process of
+its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same command
+continues where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
 
---set changes the configs of all methods alike; a key of encoder, optimizer or method that a config
-does not list is left out there, since a ViT has no width multiplier. Without it, each config is as
-it stands.
+--set changes the configs of all methods; it skips a key of encoder, optimizer or method that a
+config does not list, since a ViT has no width multiplier.
 """
 
 import argparse
@@ -32,18 +31,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
-from cl_jax.data.source import labels_of
-from cl_jax.evals import protocols
-from cl_jax.evals.knn import knn
-from cl_jax.training import configs, loop, metrics
-from cl_jax.training.stages import load, stages
+from cl_jax.training import configs
 
 PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
 SECOND_KNN = (20, 0.07)  # k, temperature
@@ -70,6 +62,8 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
         if word
     )
+    from cl_jax.training.stages import stages
+
     config = configs.load(f"{name}:{variant}")
     _, config, _ = stages(config, "")[0]
     if args.packed:
@@ -139,6 +133,16 @@ def fingerprint(config: ConfigDict) -> str:
 
 def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     """Trains and evaluates one config; in a process of its own."""
+    import jax
+    import numpy as np
+    from absl import logging
+
+    from cl_jax.data.source import labels_of
+    from cl_jax.evals import protocols
+    from cl_jax.evals.knn import knn
+    from cl_jax.training import loop, metrics
+    from cl_jax.training.stages import load
+
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
@@ -333,12 +337,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="cl-jax benchmark",
-        description=__doc__.split("\n\n")[0],
-        epilog=__doc__.split("\n\n", 1)[1],
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--methods", default="all", help="names in configs/, with commas (default: all)"
+        "--methods",
+        default="all",
+        help="names of configs, with commas between them; paths and modules too (default: all)",
     )
     parser.add_argument(
         "--data",
@@ -383,17 +389,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", default="", help="path of the tables without suffix (default: <workdir>/table)"
     )
     args = parser.parse_args(argv)
+    configs.see_working_folder()
+    xla.prepare()  # for this process and those it starts
     try:
-        known = configs.names()
         names = (
-            known if args.methods == "all" else [name for name in args.methods.split(",") if name]
+            configs.names()
+            if args.methods == "all"
+            else [name for name in args.methods.split(",") if name]
         )
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"configs/{name}.py does not exist; have "
-                    f"{', '.join(known)}{nearest(name, known)}."
-                )
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         rows = run_all(args, names)
@@ -402,8 +405,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(markdown(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
-
-
-if __name__ == "__main__":
-    xla.prepare()  # for this process and those it starts
-    sys.exit(main())

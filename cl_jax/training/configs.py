@@ -6,6 +6,7 @@ Nothing here imports jax, so that the help of a command appears at once.
 import ast
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,26 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
+def of_run(workdir: str | Path) -> ConfigDict:
+    """The config that a run was started with.
+
+    Raises:
+      FileNotFoundError: no run is there, or only the stages of one.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        stages = sorted(found.parent.name for found in Path(workdir).glob("*/config.json"))
+        raise FileNotFoundError(
+            f"{workdir} holds the runs {', '.join(stages)}: give one, --workdir={workdir}/"
+            f"{stages[0]}, or the config of all of them."
+            if stages
+            else f"{workdir} holds no run: {path} is missing. Train first, with "
+            f"--workdir={workdir}."
+        )
+    kept = {"stage": "", "stages": {}} | json.loads(path.read_text())
+    return ConfigDict(kept).lock()
+
+
 def take_settings(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
     """Takes the settings of a config out of a command line.
 
@@ -137,7 +158,8 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
 
 def _change(config: ConfigDict, path: str, text: str | None) -> None:
     *parents, key = path.split(".")
-    section, walked = config, []
+    section = config
+    walked: list[str] = []
     for name in parents:
         if name not in section:
             if not _takes_any(walked):

@@ -174,9 +174,13 @@ def _next_event(step: int, run: Run, *periods: int) -> int:
     )
 
 
-def evaluate(workdir: str | Path) -> dict[str, float]:
-    """Every evaluation of the newest State of a run, printed and written to `eval.json`."""
-    config, built, state = load(workdir)
+def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str, float]:
+    """Measures the newest State of a run in every way; prints the figures and writes `eval.json`.
+
+    `config` may change the settings of the evaluation; None for the run's own. See
+    `experiment.load`.
+    """
+    config, built, state = load(workdir, config)
     evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
     results = evaluator.online(state, final=True)
     if config.probe.augment:

@@ -8,8 +8,23 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
-from cl_jax.training import checkpoint
+from cl_jax.training import checkpoint, configs
 from cl_jax.training.experiment import Built, build, initial_state
+
+# Sections and keys of a config that no training step reads: a run is evaluated with others at will.
+EVALUATION = (
+    "evals",
+    "probe",
+    "devices",
+    "log_steps",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "dispatch_steps",
+    "nonfinite",
+    "stage",
+    "stages",
+    "stage_order",
+)
 
 
 def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDict, Path]]:
@@ -55,15 +70,27 @@ def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
     return Stage(built.method, state)
 
 
-def load(workdir: str | Path, *, best: bool = False) -> tuple[ConfigDict, Built, State]:
-    """A finished (or interrupted) run from its workdir: config, what it built, and its newest
-    State."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{workdir} holds no run: {path} is missing. Train first, with --workdir={workdir}."
-        )
-    config = ConfigDict(json.loads(path.read_text()))
+def load(
+    workdir: str | Path, config: ConfigDict | None = None, *, best: bool = False
+) -> tuple[ConfigDict, Built, State]:
+    """Loads a finished or interrupted run: (config, what it built, its newest State).
+
+    Args:
+      workdir: of the run.
+      config: settings to use instead of the run's own; they may differ from these in what no
+        training step reads (`EVALUATION`).
+      best: the best State by the evaluations in place of the newest.
+
+    Raises:
+      FileNotFoundError: there is no run, or it has no checkpoint.
+      ValueError: `config` is of another run; the message lists the differences.
+    """
+    own = configs.of_run(workdir)
+    if config is None:
+        config = own
+    else:
+        _refuse_another_run(workdir, own, config)
+    config = ConfigDict(config.copy_and_resolve_references()).unlock()
     built = build(config, previous_stage(config, workdir))
     like = initial_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -72,3 +99,25 @@ def load(workdir: str | Path, *, best: bool = False) -> tuple[ConfigDict, Built,
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet.")
     return config, built, state
+
+
+def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:
+    kept, now = (
+        {
+            key: value
+            for key, value in checkpoint.flatten(json.loads(config.to_json())).items()
+            if key.split(".")[0] not in EVALUATION
+        }
+        for config in (own, given)
+    )
+    rows = [
+        f"  {key}: {kept.get(key, '(absent)')} in the workdir, {now.get(key, '(absent)')} given"
+        for key in sorted(kept.keys() | now.keys())
+        if kept.get(key) != now.get(key)
+    ]
+    if rows:
+        raise ValueError(
+            f"{workdir} holds a run of another config; it differs in\n"
+            + "\n".join(rows)
+            + "\nGive the run's own config, or none, with the settings of the evaluation."
+        )

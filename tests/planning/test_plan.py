@@ -160,7 +160,8 @@ def test_command(tmp_path):
         [
             sys.executable,
             "-m",
-            "cl_jax.planning.plan",
+            "cl_jax",
+            "plan",
             "--config=configs/simclr_v1.py:debug",
             "--devices=2",
             "--device=h200",
