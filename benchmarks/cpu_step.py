@@ -7,8 +7,7 @@ ResNet-18 with the CIFAR stem, a two-layer head, NT-Xent, SGD with momentum, 32x
 memory. Ours is the trainer's own step (cl_jax/training/steps.py) of configs/simclr_v1.py with that
 network. PyTorch's is benchmarks/_torch.py, in both memory layouts. The numbers of parameters are
 compared first. Steps are run in turn; a ratio is ours by its, the median over rounds, by processor
-time and by the wall's clock, which on a machine that others use says less.
-"""
+time and by the wall's clock, which on a machine that others use says less."""
 
 import argparse
 import importlib

@@ -11,11 +11,10 @@ Then it evaluates the step one operation at a time, on one device with the whole
 follows what is not finite back from the loss (or the gradient norm) to the operation that made it
 of finite numbers. `--float64` does this with every floating-point number in float64, those that the
 program casts to less included, on the same random draws: what is finite then was lost to rounding
-  or overflow, what is not is in the mathematics.
+or overflow, what is not is in the mathematics.
 
 A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss
-is.
-"""
+is."""
 
 import json
 import os

@@ -5,9 +5,9 @@ The same global batches are trained on each number of devices. Loss and gradient
 and parameters, optimiser, target, memory and batch statistics after the last one, may differ from
 one device's by what the order of floating-point sums explains and by no more. What that is, is
 measured: one device trains again from parameters that are one unit in the last place (ulp) higher
-or lower, at random, NUDGES times. Such a change is of the size of one rounding, and what lies
-between two of these runs is what rounding may grow to in this method. The bound on an absolute
-difference is
+  or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
+what lies between two of these runs is what rounding may grow to in this method. The bound on an
+absolute difference is
 
     FACTOR x (lower quartile of the differences between any two of the runs)
       + FLOOR x float32's epsilon x (largest magnitude)
@@ -27,8 +27,7 @@ The optimiser is plain SGD with momentum, at a small rate. Gradients are the sam
 before an optimiser sees them, so none can bring in the number of devices. But Adam divides by the
 size of a gradient, and makes steps of full length of the rounding where the true gradient is zero;
 and large steps let any rounding grow without end. SGD's momentum is the sum of the gradients
-themselves, so it shows a wrong scale, which Adam and LARS hide.
-"""
+themselves, so it shows a wrong scale, which Adam and LARS hide."""
 
 import copy
 import dataclasses
@@ -45,7 +44,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.method import Stage, State
-from cl_jax.evals import protocols
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
 from cl_jax.training.experiment import Built, build, initial_state
 from cl_jax.training.stages import stages
@@ -227,7 +226,7 @@ class Runner:
         self.built = built
         self.state = parallel.fetch(initial_state(built, config)) if state is None else state
         self.stepper = stepper(built, config, 0)
-        self.evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, "unused")
+        self.evaluator = Evaluation({}, built.method, built.data, built.mesh, config, "unused")
 
     def __call__(self, seed: int | None) -> Outcome:
         method, run = self.built.method, self.built.run
@@ -268,8 +267,7 @@ def verify(
     the next starts there.
 
     One device and the largest number each make an initial State of their own; the others are given
-    one device's.
-    """
+    one device's."""
     previous = None
     for stage, config in debug_stages(name):
         for seed in range(SEEDS):

@@ -4,8 +4,7 @@ live.
 A step is written for one device with a named axis (`AXIS`) and lifted here by
 `jit(shard_map(...))`, which is what `jax.pmap` itself is since JAX 0.8, written out so that arrays
 are global. Gradients are taken inside and averaged with `lax.pmean`; with `check_vma=False` that is
-exact whether or not the loss is averaged over the axis too.
-"""
+exact whether or not the loss is averaged over the axis too."""
 
 import os
 import sys
@@ -98,7 +97,10 @@ def make_mesh(devices: int | None = None) -> Mesh:
             f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting."
         )
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
+    # In order of processes: `jax.make_mesh` orders a TPU slice by its topology, and rows that a
+    # process loads would then lie on devices of another.
+    ordered = sorted(found, key=lambda device: (device.process_index, device.id))[:count]
+    return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def lift(

@@ -3,7 +3,7 @@
     photos/*.jpg                             no labels
     photos/cat/*.jpg  photos/dog/*.png       sub-folders are classes, by name in alphabetical order
     photos/train/...  photos/test/...        parts, each in one of the forms above ("val" or
-    "validation" will do for
+                      "validation" will do for
                                              "test"); "unlabeled" beside them is a third
 
 Without a test folder an image belongs to the test part by a hash of its path: the same on every
@@ -54,8 +54,10 @@ def make(
         counts them in `Source.skipped`.
       max_pixels: an image with more is refused before it is decoded.
       cache_bytes: sets up to this size are decoded once, here, and kept in memory. Larger ones are
-        decoded as they are read: here only headers and ends of files are checked, and under "skip"
-        an image found damaged in its middle later is replaced by the next one.
+        decoded as they are
+        read: here only headers and ends of files are checked, and under "skip" an image found
+          damaged in its middle
+        later is replaced by the next one.
       workers: threads that check and decode.
 
     Raises:

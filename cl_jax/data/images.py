@@ -36,9 +36,9 @@ def decode(
     """One image as uint8 [H, W, channels], upright as its EXIF data say.
 
     With `image_size` S: the central square, resized with an antialiasing filter to [S, S,
-    channels], which is the short side resized and the centre cropped. A colour image asked for one
-    channel gives its luma, a grey one asked for three gives three equal ones; transparency is
-    dropped.
+      channels], which is the short
+    side resized and the centre cropped. A colour image asked for one channel gives its luma, a grey
+    one asked for three gives three equal ones; transparency is dropped.
 
     Raises:
       ValueError: names the image and what is wrong with it.
@@ -81,8 +81,7 @@ def inspect(path: str | os.PathLike[str], name: str, *, max_pixels: int = MAX_PI
     """Refuses what `decode` would refuse, as far as the header and the end of the file tell.
 
     An image whose end is not where it should be is decoded to find out; damage in the middle is not
-    seen here.
-    """
+    seen here."""
     with _named(name), Image.open(path, formats=FORMATS) as image:
         _check_pixels(image, max_pixels)
         if not _has_end(path, image.format or ""):

@@ -7,10 +7,11 @@ Three compilers can say what the temporaries take, and none needs its device: `-
 libtpu installed (`pip install -e '.[tpu]'`), `--compiler=gpu` with jax's CUDA plug-in
 (`'.[cuda]'`), and XLA's for CPUs, which computes
 bfloat16 convolutions in float32: for such a config its temporaries are a bound from above, about
-twice too high, and the report says so. The memory traffic is that compiler's too, so the floor that
-the CPU's sets for another device is an estimate; those of arithmetic and links are bounds. A GPU's
-program is read kernel by kernel: `--layers` shows the floor of each part of the network, and
-  whether bytes or products set it.
+  twice too high, and the
+report says so. The memory traffic is that compiler's too, so the floor that the CPU's sets for
+another device is an estimate; those of arithmetic and links are bounds. A GPU's program is read
+kernel by kernel: `--layers` shows the floor of each part of the network, and whether bytes or
+  products set it.
 """
 
 import dataclasses
@@ -201,7 +202,7 @@ def plan(
     """
     compiled = programme(config, mesh, device.memory)
     run, devices = compiled.built.run, compiled.built.mesh.size
-    dtype = config.encoder.get("dtype") or "float32"
+    dtype = experiment.dtype_of(config)
     room = USABLE * device.memory
     compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())
@@ -299,8 +300,7 @@ def largest_batch(
 
     A line through the two batches nearest to the room proposes the next, three times at most; it
     ends within a tenth of the room. Batches are multiples of the devices, of eight examples on each
-    where there are so many.
-    """
+    where there are so many."""
 
     def whole(batch: float) -> int:
         each = min(batch, examples) / devices

@@ -37,8 +37,10 @@ from cl_jax.core import xla
 from cl_jax.core.names import nearest
 from cl_jax.training import configs
 
-PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
-SECOND_KNN = (20, 0.07)  # k, temperature
+KNN = {
+    "knn": {"k": 200, "temperature": 0.1},
+    "knn20": {"name": "knn", "figure": "knn20", "k": 20, "temperature": 0.07},
+}
 PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
 COLUMNS = (
     ("knn", "kNN 200", 100, 1),
@@ -73,8 +75,11 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for section in (config.optimizer, config.method):
             shorten(section, share)
     config.seed = seed
-    config.evals.update(PROTOCOL | {"every_epochs": 0.0})
-    config.probe.update(PROBE | {"total_epochs": args.probe_epochs})
+    config.evals.update({"feature": "h", "every_epochs": 0.0, "best": ""})
+    protocols = config.evals.protocols
+    for name, section in KNN.items():
+        protocols[name] = ConfigDict(section)
+    protocols.linear = ConfigDict(PROBE | {"total_epochs": args.probe_epochs})
     for change in args.set:
         change_config(config, change)
     return config
@@ -137,9 +142,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     import numpy as np
     from absl import logging
 
-    from cl_jax.data.source import labels_of
-    from cl_jax.evals import protocols
-    from cl_jax.evals.knn import knn
+    from cl_jax.evals import linear_augmented
     from cl_jax.training import loop, metrics
     from cl_jax.training.stages import load
 
@@ -148,27 +151,15 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
     results = loop.train(config, workdir)
     _, built, state = load(workdir)
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
-    features = evaluator.features(state)
-    labels = [np.asarray(labels_of(part, "label")) for part in (built.data.train, built.data.test)]
-    second = knn(
-        features[0]["h"],
-        labels[0],
-        features[1]["h"],
-        labels[1],
-        num_classes=evaluator.classes,
-        k=min(SECOND_KNN[0], len(labels[0])),
-        temperature=SECOND_KNN[1],
-    )
     if augmented_epochs:
-        config.probe.total_epochs = augmented_epochs
-        results |= evaluator.linear_augmented(state)
+        section = dict(config.evals.protocols.linear, total_epochs=augmented_epochs)
+        only = {"linear_augmented": linear_augmented.make(**section)}
+        asked = loop.evaluation_of(built._replace(evaluators=only), config, workdir)
+        results |= asked.measure(state, asked=True)
     rows = metrics.read(workdir)
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     speed = float(np.median(speeds)) if speeds else None
-    baselines = {
-        name: value for row in rows for name, value in row.items() if name.startswith("knn/")
-    }
+    baselines = {name: value for row in rows if row["step"] == 0 for name, value in row.items()}
     peaks = [device.memory_stats() for device in jax.local_devices()]
     peak = (
         max(stats["peak_bytes_in_use"] for stats in peaks)
@@ -178,10 +169,10 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     )
     return {
         "knn": results["knn/top1"],
-        "knn20": float(second.top1),
+        "knn20": results["knn20/top1"],
         "linear_cached": results["linear/cached/top1"],
         "linear_augmented": results.get("linear/augmented/top1"),
-        "untrained": baselines.get("knn/random_network"),
+        "untrained": baselines.get("untrained/knn/top1"),
         "raw_pixels": baselines.get("knn/raw_pixels"),
         "alignment": results.get("geometry/alignment"),
         "uniformity": results.get("geometry/uniformity"),
@@ -358,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--packed",
         default="",
-        help="read the data from this folder of loop.npz and test.npz instead (docs/data.md)",
+        help="read the data from this folder of train.npz and test.npz instead (docs/data.md)",
     )
     parser.add_argument(
         "--epochs",

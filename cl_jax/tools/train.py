@@ -108,7 +108,9 @@ def run(
         )
         if added:
             print(f"XLA_FLAGS: added {added}", file=sys.stderr)
-        for stage, stage_config, workdir in loop.stages(config, str(args.workdir)):
+        for stage, stage_config, workdir in loop.stages(
+            config, args.workdir, [key for key, _ in settings]
+        ):
             if stage:
                 print(f"stage {stage} in {workdir}", file=sys.stderr)
             if mode == "eval":

@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Run, State
-from cl_jax.evals import protocols
+from cl_jax.evals import evaluation
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
 from cl_jax.training import checkpoint, metrics
+from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
     build,
     describe,
+    dtype_of,
     initial_state,
 )
 from cl_jax.training.stages import load, previous_stage, stages
@@ -51,8 +56,34 @@ class Interrupted(Exception):
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Runs one stage to its end, from its newest checkpoint if there is one; returns the final
     evaluation."""
+    workdir = folder.path_of(workdir)
+    if jax.process_index() == 0:
+        folder.make(workdir)
+    with locked(workdir):
+        return _locked(config, workdir)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a workdir; process 0 of a job holds it for all of them."""
+    lock, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            lock = folder.Lock(workdir)
+        except ConfigError as error:
+            failure = error
+    if not parallel.everywhere(failure is None):
+        raise failure or ConfigError(f"{workdir} is in use by another run; process 1 says which.")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _locked(config: ConfigDict, workdir: Path) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    checkpoint.check_config(workdir, json.loads(config.to_json()))
+    noted = checkpoint.check_config(workdir, json.loads(config.to_json()))
     state = initial_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
@@ -62,13 +93,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     parallel.everywhere(
         True
     )  # no process reads the log before process 0 has cut off what this run will write again
+    if noted:
+        log.say("settings that differ from those of the run so far:\n" + "\n".join(noted))
     with contextlib.closing(checkpoints), contextlib.closing(log):
         return _train(config, workdir, built, state, restored, checkpoints, log)
 
 
 def _train(
     config: ConfigDict,
-    workdir: str | Path,
+    workdir: Path,
     built: Built,
     state: State,
     restored: State | None,
@@ -77,9 +110,11 @@ def _train(
 ) -> dict[str, float]:
     method, run = built.method, built.run
     log.say(describe(config, built, state))
-    evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
-    logged = metrics.read(workdir)
-    history = [(row["step"], row["knn/top1"]) for row in logged if "knn/top1" in row]
+    evaluator = evaluation_of(built, config, workdir)
+    evaluator.check(state)
+    logged = list(log.rows)
+    scores = [(row["step"], evaluator.score(row)) for row in logged]
+    history = [(step, score) for step, score in scores if score is not None]
     if restored is not None:
         state = restored
         log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
@@ -132,18 +167,20 @@ def _train(
                 pending.forget(bad.step)
                 continue
             if evaluates:
+                checkpoints.save(state)
                 if compares:  # as late as they are needed: training starts sooner
                     log.write(0, evaluator.baselines(initial_state(built, config)))
                     compares = False
-                results = evaluator.online(state, final=last)
+                results = evaluator.measure(state, final=last)
                 log.write(done, results)
                 if log.active:
-                    log.say(str(diagnosis.diagnose(metrics.read(workdir), config.total_epochs)))
-                score = results.get("knn/top1")
+                    log.say(str(diagnosis.diagnose(log.rows, config.total_epochs)))
+                score = evaluator.score(results)
                 best = score is not None and all(score > s for _, s in history)
                 if score is not None:
                     history.append((done, score))
-                checkpoints.save(state, score, best)
+                if best:
+                    checkpoints.save_best(state, score)
                 pending.restart_clock()
             elif saves:
                 checkpoints.save(state)
@@ -152,12 +189,20 @@ def _train(
                     f"stopped at step {done} of {run.total_steps}; the same command resumes there."
                 )
     if not results:
-        results = evaluator.online(state, final=True)
-    rows = metrics.read(workdir)
-    if jax.process_index() == 0:
-        protocols.draw_curve(workdir, rows)
-    log.say(protocols.summary(rows))
+        results = evaluator.measure(state, final=True)
+    rows = log.rows
+    evaluator.draw(state)
+    if jax.process_index() == 0 and evaluator.best:
+        evaluation.draw_curve(workdir, built.evaluators, rows, evaluator.best)
+    log.say(evaluation.summary(built.evaluators, rows))
     return results
+
+
+def evaluation_of(built: Built, config: ConfigDict, workdir: str | Path) -> Evaluation:
+    """The evaluation of a run's States."""
+    return Evaluation(
+        built.evaluators, built.method, built.data, built.mesh, config, workdir, built.views
+    )
 
 
 def _next_event(step: int, run: Run, *periods: int) -> int:
@@ -178,13 +223,13 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
     """Measures the newest State of a run in every way; prints the figures and writes `eval.json`.
 
     `config` may change the settings of the evaluation; None for the run's own. See
-    `experiment.load`.
+    `stages.load`.
     """
     config, built, state = load(workdir, config)
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
-    results = evaluator.online(state, final=True)
-    if config.probe.augment:
-        results |= evaluator.linear_augmented(state)
+    evaluator = evaluation_of(built, config, workdir)
+    evaluator.check(state)
+    results = evaluator.measure(state, final=True, asked=True)
+    evaluator.draw(state)
     if jax.process_index() == 0:
         (Path(workdir) / "eval.json").write_text(
             json.dumps({"step": int(state.step), **results}, indent=2) + "\n"
@@ -299,9 +344,7 @@ class _Pending:
             "images_per_second": rate * run.batch_size,
             "data_wait": (waited - self.waited) / elapsed,
         }
-        peak = peak_flops(
-            self.built.mesh.devices.flat[0].device_kind, self.config.encoder.get("dtype", "float32")
-        )
+        peak = peak_flops(self.built.mesh.devices.flat[0].device_kind, dtype_of(self.config))
         if peak and self.steps.flops > 0:
             row["mfu"] = rate * self.steps.flops / peak
         self.log_to.write(int(numbers[-1]) + 1, row)

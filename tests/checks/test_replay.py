@@ -26,8 +26,10 @@ def method(loss, learning_rate=1e-2):
     def variables(key, batch):
         return Variables({"w": 0.1 * jax.random.normal(key, (48, 8))}, {})
 
-    def forward(params, stats, target, batch, key):
-        rows = batch["image"].reshape(-1, 48).astype(jnp.float32) / 255.0
+    def views(batch, key):
+        return batch["image"].reshape(-1, 48).astype(jnp.float32) / 255.0
+
+    def forward(params, stats, target, rows, batch, key):
         with jax.named_scope("layer"):
             return rows @ params["w"], stats, None
 
@@ -36,6 +38,8 @@ def method(loss, learning_rate=1e-2):
 
     return from_loss(
         variables=variables,
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=value,
         tx=optax.sgd(learning_rate),
@@ -44,7 +48,7 @@ def method(loss, learning_rate=1e-2):
             {"h": images.reshape(-1, 48) @ params["w"]},
             stats,
         ),
-        clean=lambda images: images / 255.0,
+        clean=lambda batch: batch["image"] / 255.0,
     )
 
 
@@ -200,8 +204,8 @@ def run(monkeypatch):
                 "build",
                 lambda config, previous: small.built(config.devices)._replace(method=made),
             )
-        monkeypatch.setattr(loop.protocols.Evaluator, "online", lambda *_, **__: {"knn/top1": 0.0})
-        monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
+        monkeypatch.setattr(loop.Evaluation, "measure", lambda *_, **__: {"knn/top1": 0.0})
+        monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
         return loop.train(config, workdir)
 
     return run

@@ -1,8 +1,7 @@
 """Bad and hostile inputs: each is refused (or converted) with its name, and nothing in it is run.
 
 `python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the
-page to it.
-"""
+page to it."""
 
 import functools
 import io
@@ -29,7 +28,7 @@ from PIL import Image
 from cl_jax.core.method import State
 from cl_jax.data import folder, images, packed
 from cl_jax.training import checkpoint, experiment, metrics, stages
-from cl_jax.views import image, lab
+from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
@@ -514,7 +513,7 @@ def variant(tmp_path: Path) -> str:
     "data's",
 )
 def one_channel(tmp_path: Path) -> str:
-    image.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    planes.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     return "read"
 
 
@@ -534,6 +533,7 @@ def no_colours(tmp_path: Path) -> str:
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
     checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    (tmp_path / "last" / "1").mkdir(parents=True)
     checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
     return "accepted"
 
@@ -566,7 +566,7 @@ def other_sizes(tmp_path: Path) -> str:
 @case(
     "A run's folder",
     "a checkpoint whose files are a pickle",
-    "no checkpoint in WORKDIR/last fits this run",
+    "no checkpoint in WORKDIR fits this run",
 )
 def pickled_checkpoint(tmp_path: Path) -> str:
     state = saved(tmp_path)

@@ -43,7 +43,7 @@ def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
         name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
     )
-    assert (config.seed, config.batch_size, config.total_epochs, config.evals.knn_k) == (
+    assert (config.seed, config.batch_size, config.total_epochs, config.evals.protocols.knn.k) == (
         3,
         8,
         0.5,

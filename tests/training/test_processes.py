@@ -179,8 +179,9 @@ from configs import moco_v2
 
 def get_config(arg=None):
     config = moco_v2.get_config("debug")
-    config.update(dict(devices=4, total_epochs=2.5, log_steps=1,
-    optimizer=ConfigDict(verify.OPTIMIZER))) config.encoder.splits = 4
+    config.update(dict(devices=4, total_epochs=2.5, log_steps=1))
+    config.optimizer = ConfigDict(verify.OPTIMIZER)
+    config.encoder.splits = 4
     config.evals.update(dict(every_epochs=0.0, baselines=False))
     return config
 """
