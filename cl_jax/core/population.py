@@ -66,8 +66,8 @@ def population(members: Mapping[str, Method]) -> Method:
         params: Tree, stats: Tree, inputs: Sequence[Tree], train: bool
     ) -> tuple[dict[str, jax.Array], Tree]:
         each = [
-            method.features(*given, train)
-            for method, *given in zip(group.methods, params, stats, inputs)
+            method.features(p, s, x, train)
+            for method, p, s, x in zip(group.methods, params, stats, inputs)
         ]
         return _named(group.names, [f for f, _ in each]), tuple(s for _, s in each)
 
@@ -133,7 +133,7 @@ def vmapped(
             )
     values = {name: np.asarray([one[name] for one in over]) for name in over[0]}
 
-    def each(f: Callable[[Method, Any], Any], *trees: Any) -> Any:
+    def each(f: Callable[..., Any], *trees: Any) -> Any:
         def one(numbers: Mapping[str, jax.Array], *trees: Any) -> Any:
             try:
                 method = make(**numbers)

@@ -133,7 +133,7 @@ def _judges(train: Source, image: str, label: str, seed: int) -> Judges:
     chosen = chosen[::stride]
     pixels, classes = _pixels(_images(train, image)[chosen]), labels[chosen]
     machine = SVC().fit(pixels, classes)
-    network = MLPClassifier((128,), max_iter=60, tol=0.0, n_iter_no_change=60, random_state=seed)
+    network = MLPClassifier((128,), max_iter=200, random_state=seed)
     network = _quietly(network.fit, pixels, classes)
 
     def hidden(images: np.ndarray) -> np.ndarray:

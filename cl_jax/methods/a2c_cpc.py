@@ -105,8 +105,8 @@ def make(
         seen = jnp.zeros((rows, *_seen(world)), jnp.float32)
         first = jnp.ones(rows, bool)
         found = player.init(keys[0], encoder.start(rows), seen, first)["params"]
-        z, h = jax.eval_shape(
-            lambda p: player.apply({"params": p}, encoder.start(rows), seen, first)[3:], found
+        *_, z, h = jax.eval_shape(
+            lambda p: _act(player, p, encoder.start(rows), seen, first), found
         )
         shape = (cpc_steps, z.shape[1], h.shape[1])
         normal = nn.initializers.lecun_normal(in_axis=2, out_axis=1, batch_axis=0)
@@ -134,7 +134,8 @@ def make(
     def loss(
         outputs: Any, params: Tree, memory: Tree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        played, after = batch["played"], batch["after"]
+        played: Any = batch["played"]
+        after: Any = batch["after"]
         value, metrics = _losses(
             outputs, params["predict"], played, weights, equal_negatives, axis_name
         )
@@ -150,7 +151,7 @@ def make(
     ) -> tuple[dict[str, jax.Array], Tree]:
         rows = inputs.shape[0]
         given = encoder.start(rows), inputs, jnp.ones(rows, bool)
-        *_, z, h = player.apply({"params": params["player"]}, *given)
+        *_, z, h = _act(player, params["player"], *given)
         return {"h": h, "z": z}, stats
 
     def clean(batch: Batch) -> jax.Array:
@@ -161,9 +162,7 @@ def make(
     def greedy(state: State, batch: Batch) -> dict[str, jax.Array]:
         def act(seen: jax.Array, held: Any, key: jax.Array) -> tuple[jax.Array, Any]:
             memory, first = held
-            memory, logits, *_ = player.apply(
-                {"params": state.params["player"]}, memory, seen[None], first
-            )
+            memory, logits, *_ = _act(player, state.params["player"], memory, seen[None], first)
             return logits[0].argmax().astype(jnp.int32), (memory, jnp.zeros(1, bool))
 
         def one(key: jax.Array) -> Any:
@@ -211,7 +210,7 @@ def play(
 
     def one(rows: Tree, at: jax.Array) -> tuple[Tree, Tree]:
         seen = jax.vmap(world.observe)(rows["world"])
-        memory, logits, *_ = player.apply({"params": params}, rows["memory"], seen, rows["first"])
+        memory, logits, *_ = _act(player, params, rows["memory"], seen, rows["first"])
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, at)
         draws = jax.vmap(jax.random.split)(now)
         action = jax.vmap(jax.random.categorical)(draws[:, 0], logits)
@@ -240,6 +239,14 @@ def play(
     last = {"observation": jax.vmap(world.observe)(after["world"]), "first": after["first"]}
     played |= {name: jnp.concatenate([played[name], last[name][:, None]], 1) for name in last}
     return {"played": played, "before": rows["memory"], "after": after}
+
+
+def _act(
+    player: Player, params: Tree, memory: Tree, seen: jax.Array, first: jax.Array
+) -> tuple[Any, ...]:
+    """(memory, logits, value, z, h) at one time."""
+    found: Any = player.apply({"params": params}, memory, seen, first)
+    return tuple(found)
 
 
 def _losses(

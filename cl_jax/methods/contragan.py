@@ -43,7 +43,6 @@ class Networks(NamedTuple):
     generator: nn.Module
     discriminator: nn.Module
     noise_dim: int
-    label: str
     num_classes: int
 
     def make(self, params: Tree, stats: Tree, noise: Any, train: bool) -> tuple[jax.Array, Tree]:
@@ -112,10 +111,10 @@ def make(
     _check(encoder, views, run, discriminator_steps, flip, ema, truncation, label)
     axis_name = run.axis_name
     networks = Networks(
-        *(encoder[player] for player in PLAYERS),
-        encoder["generator"].noise_dim,
-        label,
-        run.sizes[label],
+        generator=encoder["generator"],
+        discriminator=encoder["discriminator"],
+        noise_dim=encoder["generator"].noise_dim,
+        num_classes=run.sizes[label],
     )
     contrast = Contrast(weight, temperature, positives, axis_name)
     mover = ema_of_params(lambda count: jnp.where(count < ema_start, 0.0, ema))
