@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name="contragan",
             discriminator_steps=2,
             weight=1.0,
-            temperature=1.0,
+            temperature=0.3,
             positives="proxy",
             flip=0.0,
             ema=0.99,
@@ -109,7 +109,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         config.method.update(
-            dict(discriminator_steps=5, positives="class", flip=0.5, ema=0.9999, ema_start=1000)
+            dict(
+                discriminator_steps=5,
+                temperature=1.0,
+                positives="class",
+                flip=0.5,
+                ema=0.9999,
+                ema_start=1000,
+            )
         )
         config.optimizer.update(dict(learning_rate=2e-4, schedule="constant"))
         config.batch_size = 5 * 64

@@ -41,7 +41,7 @@ def make(
     class they were asked for, and "samples/renamed_accuracy" under the best renaming of classes: a
     generator may make all classes and mix up their names, which the other figures do not show.
     "samples/frechet_of_training_images" and "samples/label_accuracy_of_test_images" say what real
-    images have. `samples.png`: a row of samples for each class.
+    images have. `generated.png`: a row of samples for each class.
 
     The classifier of the labels is a support vector machine, that of the score (and of
     feature="classifier") a network of one hidden layer, both on pixels of the training images. They
@@ -100,7 +100,7 @@ def make(
         rows = [made["image"][made["label"] == one][:COLUMNS] for one in classes]
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
-        pictures.rows_of_images(given.workdir / "samples.png", rows)
+        pictures.rows_of_images(given.workdir / "generated.png", rows)
 
     return Evaluator(
         measure,

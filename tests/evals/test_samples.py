@@ -66,7 +66,7 @@ def test_a_feature_of_ones_own(data, tmp_path, monkeypatch):
 
 def test_the_picture_has_a_row_for_each_class(data, tmp_path):
     samples.make().draw(given(data, tmp_path))
-    picture = np.asarray(Image.open(tmp_path / "samples.png").convert("L"))
+    picture = np.asarray(Image.open(tmp_path / "generated.png").convert("L"))
     side = 48 + 2
     assert picture.shape == (10 * side - 2, samples.COLUMNS * side - 2)
     image, label = data.train.arrays["image"], data.train.arrays["label"]
