@@ -17,7 +17,8 @@ NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}
 # Of core, the modules that know jax alone.
 PLAIN = {
-    f"core.{name}" for name in ("axis", "keys", "names", "numerics", "seeds", "shapes", "tokens")
+    f"core.{name}"
+    for name in ("axis", "graphs", "keys", "names", "numerics", "seeds", "shapes", "tokens")
 }
 LAYERS = {"views", "encoders", "heads"}
 ALLOWED = {

@@ -23,7 +23,7 @@ from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction, labels_of
 from cl_jax.evals import Evaluator
-from cl_jax.training import optim
+from cl_jax.training import configs, optim
 
 
 class Built(NamedTuple):
@@ -84,8 +84,8 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
             f"{config.method.name} needs the batch fields {missing}; {data.train.name} has {there}."
         )
     evaluators = {
-        name: _call("cl_jax.evals", {"name": name} | dict(section))
-        for name, section in config.evals.protocols.items()
+        name: _call("cl_jax.evals", {"name": name} | section)
+        for name, section in configs.plain(config.evals.protocols).items()
     }
     return Built(method, data, run, mesh, learning_rate, recipes, evaluators)
 
@@ -137,8 +137,7 @@ def dtype_of(config: ConfigDict) -> str:
 def _views(section: ConfigDict) -> tuple[Any, ...]:
     """The views of all sections, in the order that the config writes them."""
     recipes: list[Any] = []
-    for one in section.values():
-        settings = {key: _plain(value) for key, value in one.items()}
+    for settings in configs.plain(section).values():
         copies = settings.pop("copies", 1)
         recipes += [views.make(settings)] * copies
     return tuple(recipes)
@@ -178,6 +177,24 @@ def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
     name = section.pop("name", "")
     module = _module("cl_jax.methods", name, "parts")
     found: Parts = _checked(module.parts, section, **given)
+    return found
+
+
+def defaults(config: ConfigDict) -> dict[str, Any]:
+    """{"section.key": value} of the keys that a config need not list: what the functions behind
+    its sections take where they are given nothing."""
+    found: dict[str, Any] = {}
+    makes: dict[str, Callable[..., Any]] = {
+        "data": _factory("cl_jax.data", config.data.name),
+        "method": _factory("cl_jax.methods", config.method.name),
+        "optimizer": optim.build,
+    }
+    if "name" in config.encoder:
+        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for section, make in makes.items():
+        for key, parameter in inspect.signature(make).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[f"{section}.{key}"] = parameter.default
     return found
 
 
