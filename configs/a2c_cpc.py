@@ -64,11 +64,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         agent["environment"] = "t_maze"
     over = dict(cpc_weight=(0.0, 1.0), seed=(0, 1, 2, 3, 4))
     if "debug" in chosen:
-        config.data.update(dict(train_size=16, test_size=8))
+        config.data.update(dict(train_size=64, test_size=8))
         config.encoder.update(dict(widths=(8,), memory=8))
         agent.update(dict(unroll=6, cpc_steps=2))
-        config.batch_size, config.total_epochs, config.log_steps = 16, 4.0, 2
-        config.evals.update(dict(every_epochs=4.0, batch_size=8))
+        config.batch_size, config.total_epochs, config.log_steps = 16, 1.0, 2
+        config.evals.update(dict(every_epochs=1.0, batch_size=8))
         over["seed"] = (0, 1)
     config.method = ConfigDict(agent)
     if "one" not in chosen:
