@@ -3,6 +3,7 @@ mistakes."""
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import views
 from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
@@ -139,7 +139,8 @@ def _views(section: ConfigDict) -> tuple[Any, ...]:
     recipes: list[Any] = []
     for settings in configs.plain(section).values():
         copies = settings.pop("copies", 1)
-        recipes += [views.make(settings)] * copies
+        make = _factory("cl_jax.views", settings.pop("kind", "image"))
+        recipes += [_checked(make, settings)] * copies
     return tuple(recipes)
 
 
@@ -277,7 +278,9 @@ def _module(package: str, name: str, function: str) -> Any:
         return module
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(
-        path.stem for path in folder.glob("*.py") if f"\ndef {function}(" in path.read_text()
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(rf"^(def {function}\(|{function} = )", path.read_text(), flags=re.MULTILINE)
     )
     if name not in known:
         raise ValueError(
@@ -289,8 +292,12 @@ def _module(package: str, name: str, function: str) -> Any:
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
-    """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = make.__code__.co_varnames[: make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
+    """Calls a factory; a keyword it does not have is an error that names the nearest one. A
+    factory of any keywords checks them itself."""
+    parameters = inspect.signature(make).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return make(**section, **given)
+    known = list(parameters)
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]
