@@ -46,7 +46,8 @@ ALLOWED = {
     ),
     "methods": (
         TRAINING,
-        {"losses", "memory", "cluster", "core", "methods", "data.batches", "training.optim"}
+        {"losses", "memory", "cluster", "core", "methods", "training.optim"}
+        | {"data.batches", "data.environments"}
         | LAYERS,
     ),
     "evals": (

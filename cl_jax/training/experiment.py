@@ -160,8 +160,22 @@ def _views(section: ConfigDict) -> tuple[Any, ...]:
 
 
 def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
-    """The method that a section names. A cross, whose section has a section `base`, is given the
-    base's parts in place of networks and views."""
+    """The method that a section names.
+
+    A method made of whole methods (a population) takes `build`, which makes one of a section, and
+    reads its section `base` itself. A cross, whose section has a section `base` too, is given the
+    base's parts in place of networks and views.
+    """
+    make = _factory("cl_jax.methods", section.get("name", ""))
+    if "build" in inspect.signature(make).parameters:
+        del section["name"]
+
+        def build(section: Mapping[str, Any], views: Any = None) -> Method:
+            changed = {} if views is None else {"views": _views(ConfigDict(views))}
+            return _method(dict(section), given | changed)
+
+        whole: Method = _checked(make, section, build=build)
+        return whole
     if "base" not in section:
         method: Method = _call("cl_jax.methods", section, **given)
         return method
