@@ -74,7 +74,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
         steps_per_epoch=run.steps_per_epoch,
         total_steps=run.total_steps,
     )
-    recipes = _views(config.views)
+    recipes = _views(config.views, run)
     given = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
     method = _method(dict(config.method), given)
     there = sorted(data.train.read(0))
@@ -134,13 +134,13 @@ def dtype_of(config: ConfigDict) -> str:
     return str(section.get("dtype") or "float32")
 
 
-def _views(section: ConfigDict) -> tuple[Any, ...]:
+def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     """The views of all sections, in the order that the config writes them."""
     recipes: list[Any] = []
     for one in section.values():
         settings = {key: _plain(value) for key, value in one.items()}
         copies = settings.pop("copies", 1)
-        recipes += [views.make(settings)] * copies
+        recipes += [views.make(settings, sizes=run.sizes, labels=run.labels)] * copies
     return tuple(recipes)
 
 
