@@ -135,8 +135,12 @@ def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path
 def result(workdir: Path) -> str:
     """The last kNN accuracy that a run logged, to be put behind its name."""
     path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    scores = [row["knn/top1"] for row in rows if "knn/top1" in row]
+    scores = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            scores.append(float(json.loads(line)["knn/top1"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # no row, or one without that figure
     return f", kNN {scores[-1]:.4f}" if scores else ""
 
 

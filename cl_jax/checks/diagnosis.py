@@ -88,7 +88,7 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
     return (
         _leak(now, start, math.nan if learnt else contrast)
         or _collapse(now, start)
-        or (None if learnt else _chance(loss, chance))
+        or (_chance(loss, chance) if not learnt or loss > chance else None)
         or _knn(now, start, loss, chance, epoch / total_epochs)
         or _healthy(now, start, loss, chance, filled)
     )

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 AXIS = "devices"
+HEARTBEAT = 10  # seconds without a sign of a process after which the others end
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
 
 
@@ -55,7 +56,7 @@ def join() -> None:
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")
     found = {name: os.environ[name] for name in names if name in os.environ}
     if names[0] not in found and names[1] not in found:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
         return
     if len(found) < 3 or not (found[names[0]].isdigit() and found[names[1]].isdigit()):
         raise ValueError(
@@ -63,7 +64,12 @@ def join() -> None:
             f"two whole "
             "numbers and the last host:port, for instance 127.0.0.1:8476."
         )
-    jax.distributed.initialize(found[names[2]], int(found[names[0]]), int(found[names[1]]))
+    jax.distributed.initialize(
+        found[names[2]],
+        int(found[names[0]]),
+        int(found[names[1]]),
+        heartbeat_timeout_seconds=HEARTBEAT,
+    )
 
 
 def offer_devices(count: int) -> None:

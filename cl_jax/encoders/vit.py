@@ -3,14 +3,13 @@ learned positions.
 
 Dosovitskiy et al., arXiv 2010.11929. `variant` names whose initial weights and positions they are:
 
-  variant  positions                                  dense kernels          biases  class token
-           patch projection
-  moco_v3  fixed 2-d sines and cosines                Xavier uniform         0       N(0, 1e-6)
-           Xavier uniform, bias 0
-  dino     learned, resized bicubically when needed   N(0, 0.02)             0       N(0, 0.02)
-           PyTorch's default
+  variant  positions                                 dense kernels   class token   patch projection
+  moco_v3  fixed 2-d sines and cosines               Xavier uniform  N(0, 1e-6)    Xavier, bias 0
+  dino     learned, resized bicubically when needed  N(0, 0.02)      N(0, 0.02)    PyTorch's default
+  mae      fixed, the row of patches outermost       Xavier uniform  N(0, 0.02)    Xavier, bias 0
 
-MoCo v3 takes each of query, key and value as a matrix of its own for Xavier's bound.
+Biases of dense layers start at 0. MoCo v3 takes each of query, key and value as a matrix of its own
+for Xavier's bound, MAE the three as one.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.shapes import check_real
-from cl_jax.encoders import initializers, positions
+from cl_jax.encoders import initializers, masking, positions
 
 SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
     "tiny": (192, 12, 3),
@@ -70,14 +69,18 @@ class ViT(nn.Module):
     [B, D] by `pool`}, float32 at least; with `attention` also "attention": [B, heads, 1 + P, 1 + P]
     weights of the last block.
 
-    `__call__(x, *, train, drop_keys=None, attention=False)`. drop_keys: [B] typed keys, one per
-    example, for stochastic depth in training; without them nothing is dropped.
+    `__call__(x, *, train, drop_keys=None, attention=False, mask=None, kept=None)`. drop_keys: [B]
+    typed keys, one per example, for stochastic depth in training; without them nothing is dropped.
+    mask: [B, P] booleans, patches whose embedding the learned mask token replaces before positions
+    are added (iBOT, SimMIM). kept: [B, K] the patches that go through the blocks, after positions
+    are added; "tokens" are then [B, 1 + K, D] in that order (MAE).
 
     Args:
       width, depth, heads: of the transformer; `make` has the named sizes.
       patch: side of a patch in pixels; images are multiples of it.
       image_size: side that learned positions are of; other sizes resize them.
-      variant: "moco_v3" or "dino": see the module's table.
+      variant: "moco_v3", "dino" or "mae": see the module's table.
+      mask_token: whether there is a mask token: N(0, 0.02) at first of "mae", else 0.
       pool: "cls" for the class token, "mean" for the mean of the patches.
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4).
         An optimiser that
@@ -101,6 +104,7 @@ class ViT(nn.Module):
     freeze_patches: bool = False
     drop_path: float = 0.0
     flash: bool = False
+    mask_token: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -111,6 +115,8 @@ class ViT(nn.Module):
         train: bool,
         drop_keys: jax.Array | None = None,
         attention: bool = False,
+        mask: jax.Array | None = None,
+        kept: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         check_real(x=x)
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
@@ -120,7 +126,7 @@ class ViT(nn.Module):
                 f"patch of {self.patch} pixels."
             )
         batch, height, width, channels = x.shape
-        theirs = self.variant == "moco_v3"
+        theirs = self.variant in ("moco_v3", "mae")
         patch_bound = (6 / (channels * self.patch**2 + self.width)) ** 0.5
         x = nn.Conv(
             self.width,
@@ -136,10 +142,9 @@ class ViT(nn.Module):
         )(x)
         if self.freeze_patches:
             x = jax.lax.stop_gradient(x)
-        x = x.reshape(batch, -1, self.width)
-        token = self.param(
-            "class_token", nn.initializers.normal(1e-6 if theirs else 0.02), (1, 1, self.width)
-        )
+        x = self._masked(x.reshape(batch, -1, self.width), mask)
+        spread = 1e-6 if self.variant == "moco_v3" else 0.02
+        token = self.param("class_token", nn.initializers.normal(spread), (1, 1, self.width))
         x = jnp.concatenate(
             [jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], axis=1
         )
@@ -147,8 +152,11 @@ class ViT(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) + jnp.broadcast_to(
             table, x.shape
         )  # the stream is float32
+        if kept is not None:
+            x = jnp.concatenate([x[:, :1], masking.take(x[:, 1:], kept)], axis=1)
         kernel = nn.initializers.xavier_uniform() if theirs else initializers.kernel("trunc_0.02")
-        qkv = _uniform((6 / (2 * self.width)) ** 0.5) if theirs else kernel
+        separate = _uniform((6 / (2 * self.width)) ** 0.5)
+        qkv = separate if self.variant == "moco_v3" else kernel
         keep = (
             self._kept(batch, drop_keys)
             if train and drop_keys is not None and self.drop_path > 0
@@ -181,9 +189,25 @@ class ViT(nn.Module):
         }
         return features if weights is None else features | {"attention": weights}
 
+    def _masked(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if not self.mask_token:
+            if mask is not None:
+                raise ValueError("a mask is given and there is no mask token; set mask_token=True.")
+            return x
+        start = nn.initializers.normal(0.02) if self.variant == "mae" else nn.initializers.zeros
+        token = jnp.asarray(self.param("mask_token", start, (1, 1, self.width)))
+        if mask is None:
+            return x
+        if mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"mask has shape {mask.shape}; expected {x.shape[:2]}, an entry for each patch."
+            )
+        return jnp.where(mask[:, :, None], token.astype(x.dtype), x)
+
     def _positions(self, height: int, width: int) -> jax.Array:
-        if self.variant == "moco_v3":
-            return positions.sincos_2d(height // self.patch, width // self.patch, self.width)
+        if self.variant in ("moco_v3", "mae"):
+            grid = height // self.patch, width // self.patch
+            return positions.sincos_2d(*grid, self.width, order=self.variant)
         side = self.image_size // self.patch
         table = self.param(
             "positions", nn.initializers.normal(0.02), (1, 1 + side * side, self.width)
@@ -318,6 +342,7 @@ def make(
     freeze_patches: bool = False,
     drop_path: float = 0.0,
     flash: bool = False,
+    mask_token: bool = False,
     dtype: str | None = "float32",
     axis_name: str | None = None,
 ) -> ViT:
@@ -331,8 +356,8 @@ def make(
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; have {', '.join(SIZES)}.")
-    if variant not in ("moco_v3", "dino"):
-        raise ValueError(f"variant {variant!r} is unknown; have moco_v3, dino.")
+    if variant not in ("moco_v3", "dino", "mae"):
+        raise ValueError(f"variant {variant!r} is unknown; have moco_v3, dino, mae.")
     if pool not in ("cls", "mean"):
         raise ValueError(f"pool is {pool!r}; expected cls or mean.")
     if not 0 <= drop_path < 1:
@@ -358,5 +383,6 @@ def make(
         freeze_patches=freeze_patches,
         drop_path=drop_path,
         flash=flash,
+        mask_token=mask_token,
         dtype=None if dtype is None else jnp.dtype(dtype),
     )

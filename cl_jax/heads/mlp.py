@@ -122,6 +122,16 @@ def make(
                 (out_dim=256; ViT: 3)
       swav      2       2048    hidden                all                     torch           (wide
                 ResNets: 8192)
+      vicreg    3       8192    hidden                hidden only             torch
+                (out_dim=8192)
+      barlow    3       8192    hidden                none                    torch
+                (out_dim=8192)
+      nnclr     3       2048    all                   none                    torch
+                (out_dim=256)
+      wmse      2       1024    hidden                all                     torch
+                (out_dim=64)
+      lejepa    3       2048    hidden                all                     torch
+                (out_dim=16)
 
     SimSiam's last dense layer has a frozen random bias, which its batch norm cancels: left out.
 
@@ -168,4 +178,9 @@ _VARIANTS: dict[str, tuple[int, int | None, dict[str, Any]]] = {
     "simsiam": (3, None, {**_NO_AFFINE, **_TORCH}),
     "moco_v3": (2, 4096, {**_NO_AFFINE, **_TORCH}),
     "swav": (2, 2048, {"hidden_bias": True, **_TORCH}),
+    "vicreg": (3, 8192, {"hidden_bias": True, "last_bias": False, **_TORCH}),
+    "barlow": (3, 8192, {"last_bias": False, **_TORCH}),
+    "nnclr": (3, 2048, {"last_norm": True, "last_bias": False, **_TORCH}),
+    "wmse": (2, 1024, {"hidden_bias": True, **_TORCH}),
+    "lejepa": (3, 2048, {"hidden_bias": True, **_TORCH}),
 }

@@ -25,6 +25,7 @@ def make(
       simsiam      512     hidden                   last only    torch
       moco_v3      4096    hidden                   none         torch    (ResNet)
       moco_v3_vit  4096    hidden, last not affine  none         torch
+      nnclr        4096    hidden                   last only    torch
 
     Raises:
       ValueError: no such variant.
@@ -45,6 +46,7 @@ _TORCH: dict[str, Any] = {"kernel_init": "torch", "unbiased_running_variance": T
 _VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "byol": (4096, {"hidden_bias": True, "last_bias": False, "kernel_init": "haiku"}),
     "simsiam": (512, _TORCH),
+    "nnclr": (4096, _TORCH),
     "moco_v3": (4096, {"last_bias": False, **_TORCH}),
     "moco_v3_vit": (
         4096,

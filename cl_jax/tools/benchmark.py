@@ -20,11 +20,14 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import resource
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -136,6 +139,19 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _stop_without_parent() -> None:
+    """Lets a child end when its parent is killed: the run saves, as at any SIGTERM."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     """Trains and evaluates one config; in a process of its own."""
     import jax
@@ -220,7 +236,9 @@ def in_a_process(*given: Any) -> dict[str, Any]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
+        ) as process:
             row = process.submit(run_one, *given).result()
     except Exception as error:
         if told:

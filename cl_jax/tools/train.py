@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
-from cl_jax.training import configs
+from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.training import configs, stopping
 
-EX_TEMPFAIL = 75  # schedulers requeue a job that ends with it
 KEYS = (
     "Any key of the config is an option: --config.batch_size=128, --config.data.level=hard.\n"
     "In data, views, encoder, optimizer and method, any keyword of the function that reads the\n"
@@ -90,6 +91,26 @@ def run(
       settings: of the command line, put into the config.
       mode: "train" or "eval".
     """
+    with stopping.Stop(hard=True) as stop:
+        try:
+            _run(args, name, settings, mode, stop)
+        except stopping.Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            return stopping.STOPPED
+        except KeyboardInterrupt:
+            return stopping.KILLED
+        except Exception as error:
+            return _failed(error)
+    return 0
+
+
+def _run(
+    args: argparse.Namespace,
+    name: str | None,
+    settings: list[tuple[str, str | None]],
+    mode: str,
+    stop: stopping.Stop,
+) -> None:
     configs.see_working_folder()
     added = prepare()
     import jax
@@ -97,35 +118,42 @@ def run(
     from cl_jax.core import parallel
     from cl_jax.training import loop
 
-    try:
-        config = _config(name, args.workdir, settings, args.stage)
-        if args.distributed:
-            parallel.join()
-        print(
-            f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
-            f"{jax.local_devices()}",
-            file=sys.stderr,
-        )
-        if added:
-            print(f"XLA_FLAGS: added {added}", file=sys.stderr)
-        for stage, stage_config, workdir in loop.stages(
-            config, args.workdir, [key for key, _ in settings]
-        ):
-            if stage:
-                print(f"stage {stage} in {workdir}", file=sys.stderr)
-            if mode == "eval":
-                loop.evaluate(workdir, stage_config)
-            else:
-                loop.train(stage_config, workdir)
-    except loop.Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return EX_TEMPFAIL
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if not _expected(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    config = _config(name, args.workdir, settings, args.stage)
+    if args.distributed:
+        parallel.join()
+        stop.join()
+    print(
+        f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
+        f"{jax.local_devices()}",
+        file=sys.stderr,
+    )
+    if added:
+        print(f"XLA_FLAGS: added {added}", file=sys.stderr)
+    given = [key for key, _ in settings]
+    for stage, stage_config, workdir in loop.stages(config, args.workdir, given):
+        stop.nothing_to_lose(f"before stage {stage}" if stage else "while starting")
+        if stage:
+            print(f"stage {stage} in {workdir}", file=sys.stderr)
+        if mode == "eval":
+            loop.evaluate(workdir, stage_config)
+        else:
+            loop.train(stage_config, workdir, stop)
+
+
+def _failed(error: Exception) -> int:
+    """Says what went wrong: one sentence of an expected mistake, a traceback of everything else.
+    One of several processes also says which it is, and does not wait for the others to end."""
+    jax = sys.modules.get("jax")
+    several = bool(jax and jax.distributed.is_initialized() and jax.process_count() > 1)
+    who = f"process {jax.process_index() + 1} of {jax.process_count()}: " if several else ""
+    if _expected(error):
+        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"{who}{type(error).__name__}", file=sys.stderr)
+        traceback.print_exception(error)
+    if several:
+        stopping.leave_within(stopping.PATIENCE, 1)
+    return 1
 
 
 def _config(
@@ -154,12 +182,23 @@ def prepare() -> str:
     return xla.prepare()
 
 
-def _expected(error: BaseException) -> bool:
-    """Whether the package itself raised the error, with a sentence for the user. What a library
-    raises keeps its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).resolve().parents[1])
-    return bool(frames) and (
-        frames[-1].filename.startswith(package)
-        or Path(frames[-1].filename).parent == configs.folder()
+def _expected(error: Exception) -> bool:
+    """Whether the message is all that the user needs: of an error that the package raised with a
+    sentence for him. What a library raises, or the package at the hands of the user's own code,
+    keeps its traceback."""
+    if isinstance(error, ConfigError | SaveError):
+        return True
+    if not isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    package = Path(__file__).resolve().parents[1]
+    libraries = [Path(folder) for folder in {*sysconfig.get_paths().values(), sys.prefix}]
+    known = [
+        any(file.is_relative_to(root) for root in (package, configs.folder(), *libraries))
+        or not file.is_absolute()  # <string>, <frozen importlib>
+        for file in files
+    ]
+    ours = bool(files) and any(
+        files[-1].is_relative_to(root) for root in (package, configs.folder())
     )
+    return ours and all(known)

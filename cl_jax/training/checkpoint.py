@@ -96,6 +96,10 @@ class Checkpoints:
             self.begun = step
             store.save(step, args=ocp.args.StandardSave(tree))
 
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint, None where there is none."""
+        return max(_steps(self.root / "best"), default=None)
+
     def newest(self) -> int | None:
         """The newest step of which a checkpoint is whole, as far as its folder shows."""
         steps = [

@@ -3,6 +3,7 @@ mistakes."""
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction, labels_of
 from cl_jax.evals import Evaluator
-from cl_jax.training import optim
+from cl_jax.training import configs, optim
 
 
 class Built(NamedTuple):
@@ -84,8 +85,8 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
             f"{config.method.name} needs the batch fields {missing}; {data.train.name} has {there}."
         )
     evaluators = {
-        name: _call("cl_jax.evals", {"name": name} | dict(section))
-        for name, section in config.evals.protocols.items()
+        name: _call("cl_jax.evals", {"name": name} | section)
+        for name, section in configs.plain(config.evals.protocols).items()
     }
     return Built(method, data, run, mesh, learning_rate, recipes, evaluators)
 
@@ -137,8 +138,7 @@ def dtype_of(config: ConfigDict) -> str:
 def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     """The views of all sections, in the order that the config writes them."""
     recipes: list[Any] = []
-    for one in section.values():
-        settings = {key: _plain(value) for key, value in one.items()}
+    for settings in configs.plain(section).values():
         copies = settings.pop("copies", 1)
         recipes += [views.make(settings, sizes=run.sizes, labels=run.labels)] * copies
     return tuple(recipes)
@@ -164,6 +164,24 @@ def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
     name = section.pop("name", "")
     module = _module("cl_jax.methods", name, "parts")
     found: Parts = _checked(module.parts, section, **given)
+    return found
+
+
+def defaults(config: ConfigDict) -> dict[str, Any]:
+    """{"section.key": value} of the keys that a config need not list: what the functions behind
+    its sections take where they are given nothing."""
+    found: dict[str, Any] = {}
+    makes: dict[str, Callable[..., Any]] = {
+        "data": _factory("cl_jax.data", config.data.name),
+        "method": _factory("cl_jax.methods", config.method.name),
+        "optimizer": optim.build,
+    }
+    if "name" in config.encoder:
+        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for section, make in makes.items():
+        for key, parameter in inspect.signature(make).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[f"{section}.{key}"] = parameter.default
     return found
 
 
@@ -246,7 +264,9 @@ def _module(package: str, name: str, function: str) -> Any:
         return module
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(
-        path.stem for path in folder.glob("*.py") if f"\ndef {function}(" in path.read_text()
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(rf"^(def {function}\(|{function} = )", path.read_text(), flags=re.MULTILINE)
     )
     if name not in known:
         raise ValueError(
@@ -259,7 +279,7 @@ def _module(package: str, name: str, function: str) -> Any:
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
     """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = make.__code__.co_varnames[: make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
+    known = list(inspect.signature(make).parameters)
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -137,7 +138,13 @@ class Stepper:
         done again."""
         self.step = int(state.step) + 1
         self.loaded = None
-        return dataclasses.replace(state, step=state.step + 1)
+        clocks: dict[str, Any] = {"step": state.step + 1, "opt": _one_later(state.opt)}
+        if state.target is not None:
+            ema = state.target.ema
+            clocks["target"] = dataclasses.replace(
+                state.target, ema=ema._replace(count=ema.count + 1)
+            )
+        return dataclasses.replace(state, **clocks)
 
     def ids(self, step: int) -> np.ndarray:
         """The examples [B] of the global batch of a step of the current epoch."""
@@ -257,6 +264,27 @@ def device_bytes() -> int | None:
     """Memory of one of this machine's devices, all of it; None where that is not told. The devices
     of a run are alike, so that all its processes decide alike what lies on them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _one_later(opt: Any) -> Any:
+    """An optimiser's state in which every schedule is one step further, as the log's is. A state
+    that is nothing but a count belongs to a schedule; counts beside moments (Adam's) are of the
+    updates made."""
+
+    def clock(node: Any) -> bool:
+        return isinstance(node, optax.ConditionallyMaskState) or (
+            isinstance(node, tuple) and getattr(node, "_fields", ()) == ("count",)
+        )
+
+    def later(node: Any) -> Any:
+        if isinstance(node, optax.ConditionallyMaskState):  # frozen until a step
+            counts = [leaf for leaf in jax.tree.leaves(node.inner_state) if jnp.ndim(leaf) == 0]
+            moves = any(int(count) > 0 for count in counts)
+            inner = _one_later(node.inner_state) if moves else node.inner_state
+            return node._replace(step=node.step + 1, inner_state=inner)
+        return node._replace(count=node.count + 1) if clock(node) else node
+
+    return jax.tree.map(later, opt, is_leaf=clock)
 
 
 def stepper(built: Built, config: ConfigDict, start: int) -> Stepper:

@@ -16,6 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPPED = 75  # EX_TEMPFAIL: schedulers requeue a job that ends with it
 KILLED = 130  # as of a program that Ctrl-C ended
 ANSWER = 1.0  # seconds in which Python code answers a signal; compiled code does not
+# seconds in which one of several processes that failed may end in good order; the others may wait
+# for it
+PATIENCE = 2.0
 UNWIND = 15.0  # seconds in which a program that was stopped may close its files
 
 

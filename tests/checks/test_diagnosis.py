@@ -115,6 +115,14 @@ def test_a_knn_that_training_did_not_raise():
     )  # more than the loss says
 
 
+@pytest.mark.parametrize("loss, wanted", [(8.31, CHANCE), (9.0, BELOW_CHANCE)])
+def test_a_loss_above_chance_is_never_healthy(loss, wanted):
+    """However good the kNN."""
+    start = {"knn/random_network": 0.4}
+    rows = log(loss=(loss,), chance=8.3, start=start, knn_top1=0.8)
+    assert diagnose(rows, 12).name == wanted
+
+
 def test_no_verdict_before_its_time():
     assert diagnose([], 12).name == EARLY
     assert (

@@ -185,3 +185,44 @@ def test_errors():
     network, variables = built()
     with pytest.raises(ValueError, match="multiples of its patch of 4"):
         network.apply(variables, IMAGES[:, :6], train=False)
+
+
+def test_a_mask_replaces_patches_before_positions_and_the_blocks_see_no_more_of_them():
+    network, variables = built(mask_token=True)
+    mask = np.zeros((4, 4), bool)
+    mask[:, 1] = True
+    variables["params"]["mask_token"] += 0.5
+    changed = IMAGES.copy()
+    changed[:, :4, 4:] = 0  # patch 1
+
+    def tokens(images, mask):
+        return network.apply(variables, images, train=False, mask=mask)["tokens"]
+
+    np.testing.assert_array_equal(tokens(IMAGES, mask), tokens(changed, mask))
+    assert np.abs(tokens(IMAGES, None) - tokens(changed, None)).max() > 1e-3
+    np.testing.assert_array_equal(tokens(IMAGES, np.zeros_like(mask)), tokens(IMAGES, None))
+
+
+def test_kept_patches_carry_their_positions_and_the_others_are_not_seen():
+    network, variables = built(variant="mae")
+
+    def tokens(images, kept):
+        return np.asarray(network.apply(variables, images, train=False, kept=kept)["tokens"])
+
+    whole = np.asarray(network.apply(variables, IMAGES, train=False)["tokens"])
+    order = np.array([[3, 0, 2, 1]] * 4)
+    np.testing.assert_allclose(tokens(IMAGES, order)[:, 1:], whole[:, 1:][:, order[0]], atol=1e-5)
+    changed = IMAGES.copy()
+    changed[:, :4, 4:] = 0  # patch 1
+    part = tokens(IMAGES, order[:, :2])
+    assert part.shape == (4, 3, 16)
+    np.testing.assert_array_equal(part, tokens(changed, order[:, :2]))
+
+
+def test_a_mask_needs_its_token_and_an_entry_for_each_patch():
+    network, variables = built()
+    with pytest.raises(ValueError, match="set mask_token=True"):
+        network.apply(variables, IMAGES, train=False, mask=np.zeros((4, 4), bool))
+    network, variables = built(mask_token=True)
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 5\); expected \(4, 4\)"):
+        network.apply(variables, IMAGES, train=False, mask=np.zeros((4, 5), bool))

@@ -172,7 +172,7 @@ def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, mo
     monkeypatch.setattr(loop, "IN_A_ROW", 2)
     with pytest.raises(
         FloatingPointError,
-        match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan",
+        match=r"2 steps in a row were skipped: skipping does not help\. step 3: loss nan",
     ):
         loop.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
 
