@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads.mlp import MLP
 from cl_jax.views import View, draw, fields
 
 
-def make(
+def parts(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
@@ -33,7 +34,7 @@ def make(
     symmetric: bool = False,
     block_size: int | None = None,
     micro_batches: int = 1,
-) -> Method:
+) -> Parts:
     """GraphCL.
 
     views: two. The authors' unsupervised code has the graph itself as the first, by the operator
@@ -65,8 +66,8 @@ def make(
         start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    def embed(
+        params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         found = []
         for one in inputs:
@@ -74,12 +75,12 @@ def make(
             found.append(z)
         return jnp.stack(found, axis=1), stats, None
 
-    def loss(
-        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+    def contrast(
+        pairs: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         value = losses.graphcl(
-            z[:, 0],
-            z[:, 1],
+            pairs[0].q,
+            pairs[0].k,
             temperature=temperature,
             include_positive=include_positive,
             symmetric=symmetric,
@@ -87,18 +88,26 @@ def make(
             block_size=block_size,
         )
         known = run.batch_size - (0 if include_positive else 1)
-        return value, Aux({"chance": jnp.float32(math.log(known))})
+        return value, {"chance": jnp.float32(math.log(known))}
 
-    return from_loss(
+    return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features_of(apply),
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        negatives=run.batch_size - 1,
-        micro_batches=micro_batches,
-        **fields(views),
+        embed=embed,
+        pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),
+        remember=lambda z, memory, batch: memory,
+        contrast=contrast,
+        temperature=temperature,
+        rest=dict(
+            tx=tx,
+            features=features_of(apply),
+            clean=views[0].clean,
+            axis_name=run.axis_name,
+            micro_batches=micro_batches,
+            negatives=run.batch_size - 1,
+            **fields(views),
+        ),
     )
+
+
+make = method_of(parts)
