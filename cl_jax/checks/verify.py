@@ -209,8 +209,8 @@ def _inexact(x: np.ndarray) -> bool:
 
 
 def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
-    """(name, config) of all stages of a config in its `debug` variant."""
-    config = configs.load(f"{name}:debug")
+    """(name, config) of all stages of a config in its `debug` variant, if it has one."""
+    config = configs.smallest(name)
     config.stage = "all" if config.get("stage_order", ()) else ""
     return [(stage, settings) for stage, settings, _ in stages(config, "unused")]
 

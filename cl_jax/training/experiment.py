@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax import views
 from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
@@ -136,11 +135,16 @@ def dtype_of(config: ConfigDict) -> str:
 
 
 def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
-    """The views of all sections, in the order that the config writes them."""
+    """The views of all sections, in the order that the config writes them. A factory is given the
+    facts of the training data that it takes: `sizes`, and `labels`, field -> [N]."""
     recipes: list[Any] = []
     for settings in configs.plain(section).values():
         copies = settings.pop("copies", 1)
-        recipes += [views.make(settings, sizes=run.sizes, labels=run.labels)] * copies
+        make = _factory("cl_jax.views", settings.pop("kind", "image"))
+        takes = inspect.signature(make).parameters
+        facts = {"sizes": run.sizes, "labels": run.labels}
+        given = {name: fact for name, fact in facts.items() if name in takes}
+        recipes += [_checked(make, settings, **given)] * copies
     return tuple(recipes)
 
 
@@ -278,8 +282,12 @@ def _module(package: str, name: str, function: str) -> Any:
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
-    """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = list(inspect.signature(make).parameters)
+    """Calls a factory; a keyword it does not have is an error that names the nearest one. A
+    factory of any keywords checks them itself."""
+    parameters = inspect.signature(make).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return make(**section, **given)
+    known = list(parameters)
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]

@@ -5,7 +5,6 @@ graph. A section of `config.views` names its kind, "image" where it does not.
 """
 
 import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,19 +52,13 @@ class View(Protocol):
     def clean(self, batch: Batch) -> Any: ...
 
 
-def make(section: Mapping[str, Any], **data: Any) -> View:
+def make(section: Mapping[str, Any]) -> View:
     """The view that a config section describes: its "kind" names a module of this package or, with
-    a dot, any module; the other keys are keywords of that module's `make`.
-
-    data: facts of the training data, for those `make` that take them: `sizes`, as of a source, and
-      `labels`, a function from a label field to its values [N].
-    """
+    a dot, any module; the other keys are keywords of that module's `make`."""
     settings = dict(section)
     kind = settings.pop("kind", "image")
     module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
-    takes = inspect.signature(module.make).parameters
-    given = {name: value for name, value in data.items() if name in takes}
-    view: View = module.make(**settings, **given)
+    view: View = module.make(**settings)
     return view
 
 
