@@ -6,12 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax import losses
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Run
+from cl_jax.core.numerics import unit
+from cl_jax.core.parts import from_parts
 from cl_jax.data import motifs
 from cl_jax.data.source import labels_of
 from cl_jax.encoders import gin
-from cl_jax.methods import graphcl
+from cl_jax.methods import graphcl, hcl
 from cl_jax.views import graph
 
 DATA = motifs.make(train_size=16, test_size=4).train
@@ -90,6 +93,24 @@ def test_a_graph_twice_in_a_batch_beyond_the_budget_is_no_number(started):
     same = {name: np.repeat(DATA.arrays[name][[largest]], 6, axis=0) for name in ("node", "edge")}
     _, metrics = jax.jit(method.update)(state, same | {"id": IDS}, jax.random.key(1))
     assert np.isnan(metrics["loss"])
+
+
+def test_hcl_goes_over_it(started):
+    """The cross has GraphCL's views and network, and a loss of its own on their outputs."""
+    _, state = started
+    base = graphcl.parts(encoder=NETWORK, views=(VIEW, VIEW), run=RUN, tx=optax.sgd(0.1))
+    crossed = from_parts(hcl.make(base=base, run=RUN, beta=2.0, temperature=0.4))
+    key = jax.random.key(7)
+    _, metrics = jax.jit(crossed.update)(state, BATCH, key)
+
+    @jax.jit
+    def outputs(state):
+        inputs = base.views(BATCH, key)
+        return base.embed(state.params, state.stats, None, inputs, key)[0]
+
+    z = unit(outputs(state))
+    expected = losses.hcl(z[:, 0], z[:, 1], temperature=0.4, beta=2.0, tau_plus=0.1)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 def test_errors_say_what_was_expected():
