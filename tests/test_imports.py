@@ -40,7 +40,7 @@ ALLOWED = {
     "heads": (NETWORK, LAYERS | PLAIN),
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
-        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn"}
+        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
         | {"tensorflow_datasets"},
         {"data", "core"},
     ),

@@ -74,7 +74,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
         steps_per_epoch=run.steps_per_epoch,
         total_steps=run.total_steps,
     )
-    recipes = _views(config.views)
+    recipes = _views(config.views, run)
     given = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
     method = _method(dict(config.method), given)
     there = sorted(data.train.read(0))
@@ -146,16 +146,20 @@ def dtype_of(config: ConfigDict) -> str:
     return str(section.get("dtype") or "float32")
 
 
-def _views(section: ConfigDict) -> tuple[Any, ...]:
-    """The views of all sections, in the order that the config writes them."""
+def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
+    """The views of all sections, in the order that the config writes them. A factory is given the
+    facts of the training data that it takes: `sizes`, and `labels`, field -> [N]."""
     recipes: list[Any] = []
+    facts = {"sizes": run.sizes, "labels": run.labels}
     for name, view in configs.plain(section).items():
         copies, kind = view.pop("copies", 1), view.pop("kind", "image")
         settings.check_value(f"views.{name}.copies", copies, int)
         make = _factory("cl_jax.views", kind)
         for takes in views.factories(kind, view):
             settings.check(f"views.{name}", takes, view)
-        recipes += [_checked(make, view)] * copies
+        known = inspect.signature(make).parameters
+        given = {fact: value for fact, value in facts.items() if fact in known}
+        recipes += [_checked(make, view, **given)] * copies
     return tuple(recipes)
 
 
