@@ -48,6 +48,8 @@ class ImageText(nn.Module):
       specific: how many of the first blocks are each modality's own, whatever `share`.
       stem: "patch", or "early": convolutions in the place of patches and of the image's first block
         (MS-CLIP-S), which is then own to the text.
+      stem_width: channels of the first convolution of the stem and of the branch, which double up
+        to `width`; None is width / 16, the authors'.
       branch: a parallel branch of convolutions over the image, added to its tokens before blocks 2,
         4, ..., 10 (MS-CLIP-S).
       epsilon: of the norms; 1e-12 in the authors' code, 1e-5 in CLIP.
@@ -65,6 +67,7 @@ class ImageText(nn.Module):
     share: str = "blocks"
     specific: int = 0
     stem: str = "patch"
+    stem_width: int | None = None
     branch: bool = False
     epsilon: float = 1e-5
     dtype: Any = None
@@ -90,9 +93,13 @@ class ImageText(nn.Module):
                 kernel_init=initializers.kernel("torch"),
             )
         else:
-            self.early = EarlyStem(self.width, self.patch, self.dtype, self.axis_name)
+            self.early = EarlyStem(
+                self.width, self.patch, self.stem_width, self.dtype, self.axis_name
+            )
         if self.branch:
-            self.side = SideBranch(self.width, self.patch, self.depth, self.dtype, self.axis_name)
+            self.side = SideBranch(
+                self.width, self.patch, self.depth, self.stem_width, self.dtype, self.axis_name
+            )
         norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=jnp.float32)
         block = partial(Block, self.width, self.heads, STYLES["clip"], self.depth, 4 * self.width)
         first = max(self.specific, int(self.stem == "early"))
@@ -176,6 +183,7 @@ class EarlyStem(nn.Module):
 
     width: int
     patch: int
+    first: int | None = None
     dtype: Any = None
     axis_name: str | None = None
 
@@ -183,9 +191,11 @@ class EarlyStem(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         strides = _strides(self.patch)
         conv, norm = _layers(self.dtype, self.axis_name, train)
-        x = nn.relu(norm("norm0")(conv("conv0", _widths(self.width)[0], 3, strides[0])(x)))
+        x = nn.relu(
+            norm("norm0")(conv("conv0", _widths(self.width, self.first)[0], 3, strides[0])(x))
+        )
         for j in range(1, _STAGES):
-            channels = _widths(self.width)[j]
+            channels = _widths(self.width, self.first)[j]
             y = norm(f"norm{j}")(conv(f"conv{j}", channels, 3, strides[j])(x))
             shortcut = norm(f"shortcut_norm{j}")(conv(f"shortcut{j}", channels, 1, strides[j])(x))
             x = nn.relu(y + shortcut)
@@ -203,6 +213,7 @@ class SideBranch(nn.Module):
     width: int
     patch: int
     depth: int
+    first: int | None = None
     dtype: Any = None
     axis_name: str | None = None
 
@@ -215,10 +226,12 @@ class SideBranch(nn.Module):
     def stages(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
         strides = _strides(self.patch)
         conv, norm = _layers(self.dtype, self.axis_name, train)
-        x = nn.relu(norm("norm0")(conv("conv0", _widths(self.width)[0], 3, strides[0])(x)))
+        x = nn.relu(
+            norm("norm0")(conv("conv0", _widths(self.width, self.first)[0], 3, strides[0])(x))
+        )
         maps = [x]
         for j in range(1, len(self.places)):
-            channels = _widths(self.width)[j]
+            channels = _widths(self.width, self.first)[j]
             y = nn.relu(norm(f"norm{j}a")(conv(f"conv{j}a", channels // 2, 1, 1)(x)))
             y = nn.relu(norm(f"norm{j}b")(conv(f"conv{j}b", channels // 2, 3, strides[j])(y)))
             y = norm(f"norm{j}c")(conv(f"conv{j}c", channels, 1, 1)(y))
@@ -270,8 +283,9 @@ def _strides(patch: int) -> list[int]:
     return [2] * halvings + [1] * (_STAGES - halvings)
 
 
-def _widths(width: int) -> list[int]:
-    return [width >> (_STAGES - 1 - j) for j in range(_STAGES)]
+def _widths(width: int, first: int | None) -> list[int]:
+    first = first or width >> (_STAGES - 1)
+    return [min(first << j, width) for j in range(_STAGES)]
 
 
 def make(
@@ -287,6 +301,7 @@ def make(
     share: str = "blocks",
     specific: int = 0,
     stem: str = "patch",
+    stem_width: int | None = None,
     branch: bool = False,
     epsilon: float = 1e-5,
     dtype: str | None = "float32",
@@ -328,6 +343,7 @@ def make(
         share,
         specific,
         stem,
+        stem_width,
         branch,
         epsilon,
         None if dtype is None else jnp.dtype(dtype),

@@ -72,7 +72,8 @@ class Evaluation:
         """
         fields = set(self.data.train.read(0)) & set(self.data.test.read(0))
         batch = self._example(self.data.test)
-        known = list(jax.eval_shape(self.method.encode, state, batch))
+        lifted = parallel.lift(self.method.encode, self.mesh, (SAME, EACH), EACH)
+        known = list(jax.eval_shape(lifted, state, batch))
         for name in self.wanted:
             if name not in known:
                 raise ValueError(
@@ -200,8 +201,9 @@ class Evaluation:
 
     def _example(self, source: Source) -> Batch:
         example = source.read(0)
-        batch = {name: jnp.asarray(np.stack([example[name]] * 2)) for name in self._fields(source)}
-        return batch | {"id": jnp.arange(2, dtype=jnp.int32)}
+        rows = 2 * self.mesh.size
+        batch = {n: jnp.asarray(np.stack([example[n]] * rows)) for n in self._fields(source)}
+        return batch | {"id": jnp.arange(rows, dtype=jnp.int32)}
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         encoded: dict[int, dict[str, np.ndarray]] = {}
@@ -256,8 +258,10 @@ class Evaluation:
         batch = self._example(self.data.test)
         if set(method.needs) - set(batch):
             return None
-        clean = jax.eval_shape(method.clean, batch)
-        drawn = jax.eval_shape(lambda batch: method.views(batch, key)[0], batch)
+        clean, drawn = (
+            jax.eval_shape(parallel.lift(f, self.mesh, EACH, EACH), batch)
+            for f in (method.clean, lambda batch: method.views(batch, key)[0])
+        )
         if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
             return None
 

@@ -17,13 +17,14 @@ from jax import lax
 
 from cl_jax import losses
 from cl_jax.core.ema import ema_of_params
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier
+from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp, predictor
 from cl_jax.views import View, draw, fields
 
 
-def make(
+def parts(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
@@ -33,7 +34,7 @@ def make(
     hidden_dim: int = 4096,
     out_dim: int = 256,
     monitor: bool = False,
-) -> Method:
+) -> Parts:
     """BYOL; the first view is of the first recipe, the second of the second.
 
     momentum: tau of step 0; at step k of K it is 1 - (1 - momentum) (1 + cos(pi k / K)) / 2.
@@ -51,11 +52,8 @@ def make(
         "axis_name": run.axis_name,
     }
     network, predict = Network(encoder, mlp.make(**settings)), predictor.make(**settings)
-    apply, apply_predictor, num_classes = (
-        applier(network),
-        applier(predict),
-        run.sizes.get("label", 0),
-    )
+    apply, apply_predictor = applier(network), applier(predict)
+    num_classes = run.sizes.get("label", 0)
 
     def tau(step: jax.Array) -> jax.Array:
         return 1 - (1 - momentum) * (1 + jnp.cos(math.pi * step / run.total_steps)) / 2
@@ -81,8 +79,8 @@ def make(
         stats = {"network": online.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
         return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    def embed(
+        params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         network_stats, head_stats, target_stats = stats["network"], stats["predictor"], target.stats
         p, z, h = [], [], []
@@ -104,20 +102,24 @@ def make(
         }
         return outputs, {"network": network_stats, "predictor": head_stats}, target_stats
 
-    def loss(
-        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        p, z = outputs["p"], outputs["z"]
-        value = losses.byol(p[:, 0], p[:, 1], z[:, 0], z[:, 1], axis_name=run.axis_name)
+    def pairs(outputs: Any, memory: Any) -> tuple[Pairs, ...]:
+        p, z, seen = outputs["p"], outputs["z"], outputs["h"] if monitor else None
+        return Pairs(p[:, 0], z[:, 1], seen=seen), Pairs(p[:, 1], z[:, 0])
+
+    def contrast(
+        found: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        (p_a, z_b), (p_b, z_a) = (pair[:2] for pair in found)
+        value = losses.byol(p_a, p_b, z_a, z_b, axis_name=run.axis_name)
         if not monitor:
-            return value, Aux({})
+            return value, {}
         logits = (
-            jnp.float32(outputs["h"]) @ params["classifier"]["kernel"]
+            jnp.float32(found[0].seen) @ params["classifier"]["kernel"]
             + params["classifier"]["bias"][None, :]
         )
         right = jnp.mean(logits.argmax(axis=1) == batch["label"])
         cross_entropy = losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name)
-        return value + cross_entropy, Aux({"regression": value, "monitor_accuracy": right})
+        return value + cross_entropy, {"regression": value, "monitor_accuracy": right}
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool
@@ -125,16 +127,24 @@ def make(
         (_, named), changed = apply(params["network"], stats["network"], images, train)
         return named, {**stats, "network": changed}
 
-    return from_loss(
+    return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features,
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        ema=ema_of_params(tau),
-        tracked=lambda params: params["network"],
-        **fields(views, *(("label",) if monitor else ())),
+        embed=embed,
+        pairs=pairs,
+        remember=lambda outputs, memory, batch: memory,
+        contrast=contrast,
+        temperature=None,
+        rest=dict(
+            tx=tx,
+            features=features,
+            clean=views[0].clean,
+            axis_name=run.axis_name,
+            ema=ema_of_params(tau),
+            tracked=lambda params: params["network"],
+            **fields(views, *(("label",) if monitor else ())),
+        ),
     )
+
+
+make = method_of(parts)

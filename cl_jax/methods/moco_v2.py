@@ -19,10 +19,11 @@ from jax import lax
 
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
+from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
@@ -30,7 +31,7 @@ from cl_jax.memory import queue as queues
 from cl_jax.views import View, draw, fields
 
 
-def make(
+def parts(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
@@ -44,7 +45,7 @@ def make(
     symmetric: bool = False,
     shuffle: bool = True,
     block_size: int | None = None,
-) -> Method:
+) -> Parts:
     """MoCo; view 1 is the query, view 2 the key.
 
     One step, as the authors': queries; keys of the momentum network; logits against the queue as it
@@ -70,16 +71,16 @@ def make(
         mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
     )
     apply = applier(network)
-    pairs = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
+    ways = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         return start(network, key, views[0].clean(batch), queue_size, out_dim)
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    def embed(
+        params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         images, target_stats, q, k = inputs, target.stats, [], []
-        for number, (query, positive) in enumerate(pairs):
+        for number, (query, positive) in enumerate(ways):
             (z, _), stats = apply(params, stats, images[query], True)
             keys, target_stats = momentum_keys(
                 apply,
@@ -91,50 +92,59 @@ def make(
             )
             q.append(unit(z))
             k.append(keys)
+        for further in images[2:]:
+            (z, _), stats = apply(params, stats, further, True)
+            q.append(unit(z))
+            k.append(k[0])
         return {"q": jnp.stack(q, axis=1), "k": jnp.stack(k, axis=1)}, stats, target_stats
 
-    def loss(
-        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+    def pairs(outputs: Any, memory: Any) -> tuple[Pairs, ...]:
         q, k = outputs["q"], outputs["k"]
+        return tuple(Pairs(q[:, i], k[:, i], memory.rows) for i in range(q.shape[1]))
+
+    def contrast(
+        found: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         terms = [
             nce.queue_softmax(
-                q[:, i],
-                k[:, i],
-                memory.rows,
-                temperature=temperature,
-                block_size=block_size,
-                axis_name=run.axis_name,
+                *pair[:3], temperature=temperature, block_size=block_size, axis_name=run.axis_name
             )
-            for i in range(len(pairs))
+            for pair in found
         ]
-        # The last pass had view 1 as its key.
-        entering = [gather(k[:, i], run.axis_name) for i in reversed(range(len(pairs)))]
-        top1 = jnp.mean(
-            jnp.stack([contrast_top1(q[:, i], k[:, i], memory.rows) for i in range(len(pairs))])
-        )
+        top1 = jnp.mean(jnp.stack([contrast_top1(*pair[:3]) for pair in found]))
         metrics = {
             "contrast_top1": top1,
-            "chance": jnp.float32(len(pairs) * math.log(1 + queue_size)),
-            "queue_filled": memory.filled / queue_size,
+            "chance": jnp.float32(len(found) * math.log(1 + queue_size)),
         }
-        return sum(terms[1:], terms[0]), Aux(
-            metrics, queues.enqueue(memory, jnp.concatenate(entering))
-        )
+        return sum(terms[1:], terms[0]), metrics
 
-    return from_loss(
+    def remember(outputs: Any, memory: Any, batch: Batch) -> Any:
+        # The last pass had view 1 as its key.
+        entering = [gather(outputs["k"][:, i], run.axis_name) for i in reversed(range(len(ways)))]
+        return queues.enqueue(memory, jnp.concatenate(entering))
+
+    return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features_of(apply),
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        **fields(views),
-        ema=ema_of_params(momentum),
-        negatives=queue_size,
+        embed=embed,
+        pairs=pairs,
+        remember=remember,
+        contrast=contrast,
+        temperature=temperature,
+        rest=dict(
+            tx=tx,
+            features=features_of(apply),
+            clean=views[0].clean,
+            axis_name=run.axis_name,
+            ema=ema_of_params(momentum),
+            negatives=queue_size,
+            **fields(views),
+        ),
+        watch=lambda memory: {"queue_filled": memory.filled / queue_size},
     )
+
+
+make = method_of(parts)
 
 
 def start(

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp
 from cl_jax.views import View, draw, fields
 
 
-def make(
+def parts(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
@@ -32,7 +33,7 @@ def make(
     num_layers: int = 2,
     block_size: int | None = None,
     micro_batches: int = 1,
-) -> Method:
+) -> Parts:
     """SimCLR v1.
 
     sum_directions: the released code adds the two directions, twice the paper's mean over 2B
@@ -62,35 +63,42 @@ def make(
         start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    def embed(
+        params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        a, b = inputs
-        (z, _), stats = apply(params, stats, jnp.concatenate([a, b]), True)
-        return jnp.stack(jnp.split(z, 2), axis=1), stats, None
+        (z, _), stats = apply(params, stats, jnp.concatenate(inputs), True)
+        return jnp.stack(jnp.split(z, len(inputs)), axis=1), stats, None
 
-    def loss(
-        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+    def contrast(
+        pairs: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         value = losses.nt_xent(
-            z[:, 0],
-            z[:, 1],
+            pairs[0].q,
+            pairs[0].k,
             temperature=temperature,
             axis_name=run.axis_name,
             block_size=block_size,
         )
-        return scale * value, Aux({"chance": jnp.float32(scale * math.log(negatives + 1))})
+        return scale * value, {"chance": jnp.float32(scale * math.log(negatives + 1))}
 
-    return from_loss(
+    return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features_of(apply),
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        **fields(views),
-        micro_batches=micro_batches,
-        negatives=negatives,
+        embed=embed,
+        pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),
+        remember=lambda z, memory, batch: memory,
+        contrast=contrast,
+        temperature=temperature,
+        rest=dict(
+            tx=tx,
+            features=features_of(apply),
+            clean=views[0].clean,
+            axis_name=run.axis_name,
+            micro_batches=micro_batches,
+            negatives=negatives,
+            **fields(views),
+        ),
     )
+
+
+make = method_of(parts)

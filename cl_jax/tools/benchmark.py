@@ -60,6 +60,11 @@ COLUMNS = (
 )
 
 
+def of_scenes() -> list[str]:
+    """The configs whose data are the images of `scenes`: those that one table compares."""
+    return [name for name in configs.names() if configs.load(name).data.name == "scenes"]
+
+
 def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     """The config of one run: the method's own, then what all share."""
     variant = ",".join(
@@ -402,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     xla.prepare()  # for this process and those it starts
     try:
         names = (
-            configs.names()
+            of_scenes()
             if args.methods == "all"
             else [name for name in args.methods.split(",") if name]
         )

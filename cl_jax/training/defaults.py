@@ -176,3 +176,90 @@ def imagenet2012(config: ConfigDict) -> None:
         dict(name="tfds", dataset="imagenet2012", test_split="validation", image_size=256)
     )
     config.encoder.update(dict(depth=50, width=1.0, stem="imagenet", dtype="bfloat16"))
+
+
+def captions(config: ConfigDict) -> None:
+    """`scenes` with captions, and views, optimiser and evaluation for two cores: the default of
+    methods of pictures and text."""
+    config.data = ConfigDict(dict(name="image_text", length=20))
+    config.views = ConfigDict(
+        dict(
+            image=dict(
+                name="simclr_crop_flip",
+                size=16,
+                scale=(0.8, 1.0),
+                flip=0.0,
+                family="tv",
+                crop="tv",
+                interpolation="bilinear",
+                test_crop=1.0,
+            ),
+            text=dict(kind="tokens"),
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            learning_rate=2e-3,
+            learning_rate_scaling="none",
+            weight_decay=0.1,
+            b2=0.98,
+            eps=1e-6,
+            warmup_epochs=0.5,
+            exclude_ndim=1,
+        )
+    )
+    config.batch_size = 128
+    config.total_epochs = 12.0
+    config.evals.every_epochs = 4.0
+    config.evals.protocols = ConfigDict(
+        dict(
+            zero_shot=dict(),
+            retrieval=dict(),
+            linear=dict(total_epochs=30.0, batch_size=256, learning_rate=0.1, weight_decay=0.0),
+        )
+    )
+
+
+def captions_folder(config: ConfigDict) -> None:
+    """Your own pictures with captions: set --config.data.path."""
+    config.data = ConfigDict(
+        dict(name="image_text", path="", image_size=72, length=32, vocab_size=8000)
+    )
+    config.views.image = ConfigDict(
+        dict(name="simclr_crop_flip", size=64, scale=(0.8, 1.0), flip=0.0)
+    )
+    config.evals.protocols = ConfigDict(dict(retrieval=dict()))
+
+
+def clip_published(config: ConfigDict) -> None:
+    """The batch, length and optimiser of CLIP's paper for a ViT."""
+    config.batch_size = 32768
+    config.total_epochs = 32.0
+    config.method.out_dim = 512
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            learning_rate=5e-4,
+            learning_rate_scaling="none",
+            weight_decay=0.2,
+            b2=0.98,
+            eps=1e-6,
+            warmup_steps=2000,
+            exclude_ndim=1,
+        )
+    )
+
+
+def captions_debug(config: ConfigDict) -> None:
+    """Tiny pictures and a few steps; the caller shrinks the encoder."""
+    config.data = ConfigDict(dict(name="image_text", length=20, train_size=64, test_size=32))
+    config.views.image.size = 16
+    config.batch_size = 16
+    config.total_epochs = 1.0
+    config.log_steps = 2
+    config.optimizer.warmup_steps = 1
+    config.method.out_dim = 16
+    config.evals.update(dict(every_epochs=1.0, batch_size=32))
+    if "linear" in config.evals.protocols:
+        config.evals.protocols.linear.update(dict(total_epochs=1.0, batch_size=16))

@@ -3,6 +3,7 @@ mistakes."""
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -263,7 +264,9 @@ def _module(package: str, name: str, function: str) -> Any:
         return module
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(
-        path.stem for path in folder.glob("*.py") if f"\ndef {function}(" in path.read_text()
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(rf"^(def {function}\(|{function} = )", path.read_text(), flags=re.MULTILINE)
     )
     if name not in known:
         raise ValueError(
@@ -276,7 +279,7 @@ def _module(package: str, name: str, function: str) -> Any:
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
     """Calls a factory; a keyword it does not have is an error that names the nearest one."""
-    known = make.__code__.co_varnames[: make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
+    known = list(inspect.signature(make).parameters)
     for key in section:
         if key not in known or key in given:
             options = [name for name in known if name not in given]

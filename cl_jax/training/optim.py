@@ -39,6 +39,22 @@ def warmup_cosine(
     return schedule
 
 
+def warmup_linear(
+    *, base: float, total_steps: float, warmup_steps: float = 0, final: float = 0.0
+) -> Schedule:
+    """base * t / warmup_steps, then a straight line from base to `final` at total_steps, where it
+    stays: BERT and what is fine-tuned from it (SimCSE)."""
+
+    def schedule(step):
+        t = _real(step)
+        along = jnp.clip((t - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0, 1)
+        return jnp.where(
+            t < warmup_steps, base * t / max(warmup_steps, 1e-9), base + (final - base) * along
+        )
+
+    return schedule
+
+
 def linspace_warmup_cosine(
     *, base: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0, final: float = 0.0
 ) -> Schedule:
@@ -392,8 +408,9 @@ def build(
         are not scaled.
       batch_size: global, in images.
       total_steps: where the schedule ends.
-      schedule: "warmup_cosine", "linspace_warmup_cosine" (starts at warmup_start), "step_decay"
-        (milestones_epochs, decay_factor) or "constant"; the first two end at final_learning_rate.
+      schedule: "warmup_cosine", "warmup_linear", "linspace_warmup_cosine" (starts at warmup_start),
+        "step_decay" (milestones_epochs, decay_factor) or "constant"; the first three end at
+        final_learning_rate.
       warmup_epochs, warmup_steps: length of the warm-up; steps win where given (`simclr_steps`).
       schedule_per_epoch: hold the value during each epoch.
       final_weight_decay: where a half cosine takes the decay during the run (DINO); adamw and sgd
@@ -422,6 +439,9 @@ def build(
         )
     schedules = {
         "warmup_cosine": lambda: warmup_cosine(
+            base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate
+        ),
+        "warmup_linear": lambda: warmup_linear(
             base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate
         ),
         "linspace_warmup_cosine": lambda: linspace_warmup_cosine(

@@ -10,7 +10,6 @@ import time
 import pytest
 
 from cl_jax.tools import benchmark
-from cl_jax.training.configs import names
 
 
 def settings(tmp_path, **changed):
@@ -38,7 +37,7 @@ def row(text, workdir, augmented_epochs):
     }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", benchmark.of_scenes())
 def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
         name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3

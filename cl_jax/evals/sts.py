@@ -1,0 +1,106 @@
+"""Semantic textual similarity: does the cosine of two sentences order pairs as people do?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from cl_jax.data.source import Source, renamed
+from cl_jax.evals import Evaluator, Given, Needs
+
+AGGREGATIONS = ("all", "mean", "wmean")
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N] cosine of each row of a [N, D] with that of b; norms below 1e-8 count as 1e-8."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    norms = [np.maximum(np.linalg.norm(x, axis=1), 1e-8) for x in (a, b)]
+    return np.sum(a * b, axis=1) / (norms[0] * norms[1])
+
+
+def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Rank correlation of two vectors [N], ties with their mean rank; 0 where one is constant.
+
+    Raises:
+      ValueError: fewer than two pairs, or lengths that differ.
+    """
+    scores, gold = np.asarray(scores, np.float64), np.asarray(gold, np.float64)
+    if scores.shape != gold.shape or scores.ndim != 1 or len(scores) < 2:
+        raise ValueError(
+            f"scores have shape {scores.shape}, gold {gold.shape}; expected one vector each, of "
+            "the same length, at least 2."
+        )
+    if np.ptp(scores) == 0 or np.ptp(gold) == 0:
+        return 0.0
+    return float(stats.spearmanr(scores, gold).statistic)
+
+
+def aggregate(parts: Sequence[tuple[np.ndarray, np.ndarray]], aggregation: str = "all") -> float:
+    """One figure of several sets of (scores, gold).
+
+    "all" is one correlation over all of them, as SimCSE reports; "mean" the mean of theirs, "wmean"
+    weighted by their sizes. Figures of the three differ by up to 5 points and must not be compared.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(
+            f"aggregation is {aggregation!r}; expected one of {', '.join(AGGREGATIONS)}."
+        )
+    if aggregation == "all":
+        return spearman(*(np.concatenate(each) for each in zip(*parts)))
+    weights = [len(gold) if aggregation == "wmean" else 1 for _, gold in parts]
+    return float(np.average([spearman(*part) for part in parts], weights=weights))
+
+
+def on_the_sphere(a: np.ndarray, b: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """(alignment of the pairs marked `positive` [N], uniformity of all sentences) of unit rows: the
+    two axes of the paper's figure 2. Both are lower where better. Wang and Isola 2020, arXiv
+    2005.10242; uniformity over distinct pairs of at most 4,096 sentences."""
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (a, b)]
+    apart = np.sum((unit[0] - unit[1]) ** 2, axis=1)
+    rows = np.unique(np.concatenate(unit)[:4096].astype(np.float64), axis=0)
+    square = np.maximum(2 - 2 * rows @ rows.T, 0)[np.triu_indices(len(rows), 1)]
+    spread = np.log(np.mean(np.exp(-2 * square))) if len(rows) > 1 else 0.0
+    return float(apart[positive].mean()) if positive.any() else 0.0, float(spread)
+
+
+def make(
+    *,
+    sources: Sequence[str] = ("sts",),
+    feature: str = "",
+    field: str = "tokens",
+    aligned: float = 0.8,
+) -> Evaluator:
+    """Spearman of cosine and gold score, "<source>/spearman"; of several sources also their mean,
+    "sts/average". No regressor, no training data (SentEval's protocol, aggregation "all").
+
+    Args:
+      sources: names of `Splits.more` with fields `field`, `<field>_b` and "score".
+      feature: of "encode"; "" is the run's own.
+      aligned: pairs with a score above this share of the highest are positives of
+        "<source>/alignment"; "<source>/uniformity" is of all sentences.
+    """
+    other: dict[str, Source] = {}
+
+    def measure(given: Given) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name in sources:
+            pairs = given.data.more[name]
+            if name not in other:
+                other[name] = renamed(pairs, {field: f"{field}_a", f"{field}_b": field})
+            a, b = (given.features(source, feature) for source in (pairs, other[name]))
+            gold = np.asarray(pairs.arrays["score"])
+            found[f"{name}/spearman"] = spearman(cosines(a, b), gold)
+            positive = gold > aligned * gold.max()
+            found[f"{name}/alignment"], found[f"{name}/uniformity"] = on_the_sphere(a, b, positive)
+        if len(sources) > 1:
+            found["sts/average"] = float(np.mean([found[f"{name}/spearman"] for name in sources]))
+        return found
+
+    best = "sts/average" if len(sources) > 1 else f"{sources[0]}/spearman"
+    better: Mapping[str, int] = {best: 1} | {f"{name}/spearman": 1 for name in sources}
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), sources=tuple(sources)),
+        better=better,
+        titles={best: "STS, Spearman of cosine and gold score %"},
+    )

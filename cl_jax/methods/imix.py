@@ -1,0 +1,69 @@
+"""i-Mix (Lee et al. 2021, arXiv 2010.08887): MixUp of the queries' inputs, and of their virtual
+labels, over any contrastive method.
+
+Each example is its own class. A query of a mixed input belongs to the classes of both its parts, by
+their shares; keys are never mixed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cl_jax import losses
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Batch, Run
+from cl_jax.core.parts import Pairs, Parts
+
+MIXTURE = 11  # number of the mixture's key among those of a step's whole-batch draws
+
+
+def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> Parts:
+    """i-Mix over a base of in-batch negatives (SimCLR), of a queue (MoCo), or without negatives
+    (BYOL). The loss has one direction, from the mixed first view to the clean second one.
+
+    alpha: of the Beta distribution of the shares; 1 for images and speech, 2 for CovType.
+    kind: "mixup", a weighted sum of inputs; "cutmix", a box of an image in another one.
+
+    Over a queue, the other keys of the batch are candidates beside it, since each is a class.
+    """
+    if kind not in ("mixup", "cutmix"):
+        raise ValueError(f"kind={kind!r}; expected mixup or cutmix.")
+    if base.rest.get("micro_batches", 1) > 1:
+        raise ValueError(
+            "i-Mix mixes examples of the whole batch; leave micro_batches of its base at 1."
+        )
+    axis_name = base.axis_name
+
+    def mixture(key: jax.Array, rows: int, shape: tuple[int, ...]) -> losses.Mix:
+        drawn = batch_key(key, MIXTURE)
+        if kind == "mixup":
+            return losses.draw_mixup(drawn, rows, alpha=alpha, axis_name=axis_name)
+        return losses.draw_cutmix(drawn, rows, *shape[:2], alpha=alpha, axis_name=axis_name)
+
+    def views(batch: Batch, key: jax.Array) -> list[Any]:
+        first, *others = base.views(batch, key)
+        mix = mixture(key, len(first), first.shape[1:])
+        return [losses.mix_inputs(first, mix, axis_name=axis_name), *others]
+
+    def contrast(
+        found: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        q, k, negatives = found[0][:3]
+        # The same key draws the same mixture; a box's share does not depend on the image's content.
+        shape = jax.eval_shape(base.views, batch, key)[0].shape[1:]
+        mix = mixture(key, len(q), shape)
+        share = {"own_share": jnp.mean(mix.weight)}
+        if base.temperature is None:
+            return losses.imix_byol(q, k, mix, axis_name=axis_name), share
+        candidates = run.batch_size + (0 if negatives is None else len(negatives))
+        share["chance"] = jnp.log(jnp.float32(candidates))
+        if negatives is None:
+            value = losses.imix_n_pair(q, k, mix, temperature=base.temperature, axis_name=axis_name)
+            return value, share
+        value = losses.imix_moco(
+            q, k, negatives, mix, temperature=base.temperature, axis_name=axis_name
+        )
+        return value, share
+
+    return base._replace(views=views, contrast=contrast)

@@ -1,0 +1,47 @@
+"""HCL (Robinson et al. 2021, arXiv 2010.04592; the debiased loss: Chuang et al. 2020, arXiv
+2007.00224).
+
+Negatives that lie near the anchor teach most, and some of them are of its own class. The loss
+weighs each negative by its similarity and takes the expected share of the own class away, at no
+cost beside the plain loss.
+
+Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
+
+Variants:
+  easy      the plain loss (NT-Xent), for comparison.
+  debiased  beta 0: the correction without the weights.
+  cifar10   SimCLR's CIFAR-10 setting. Published: STL-10, ResNet-50, 400 epochs: 80.15 % (easy),
+  84.26
+            (debiased), 87.44 (beta 1) (README of the authors' code).
+  debug     any of them in seconds.
+
+Differences from the authors' code:
+  - Views pass through batch norm together; theirs one after the other.
+  - In logarithms, where theirs overflows at low temperatures.
+
+Command: python -m cl_jax.main --config=configs/hcl.py --workdir=runs/hcl
+Reached: see the table of results.
+"""
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import configs, defaults
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, ("easy", "debiased", "cifar10", "debug"))
+    passed = [name for name in chosen if name in ("cifar10", "debug")]
+    config = configs.load(f"simclr_v1:{','.join(passed)}").unlock()
+    estimator = "easy" if "easy" in chosen else "hard"
+    beta = 0.0 if "debiased" in chosen else 1.0
+    config.method = ConfigDict(
+        dict(
+            name="hcl",
+            base=config.method.to_dict(),
+            estimator=estimator,
+            beta=beta,
+            tau_plus=0.1,
+            temperature=config.method.temperature,
+        )
+    )
+    return config

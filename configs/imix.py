@@ -1,0 +1,44 @@
+"""i-Mix (Lee et al. 2021, arXiv 2010.08887).
+
+Each example is a class of its own, and MixUp does to these virtual labels what it does to real
+ones: the input of a query is mixed with another one, and the query must find the keys of both, by
+their shares. It needs no augmentation that knows the kind of data, and works over SimCLR, MoCo and
+BYOL.
+
+Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
+
+Variants:
+  moco     over MoCo v2, with a queue of momentum keys.
+  byol     over BYOL, without negatives.
+  cutmix   a box of another image is pasted in place of the weighted sum.
+  cifar10  the CIFAR-10 setting of the base.
+  debug    any of them in seconds.
+
+Differences from the authors' code:
+  - Partners and keys come from the global batch; theirs from one device's.
+  - Over SimCLR the loss is theirs of N pairs: one direction, and no query among the candidates.
+  - The base keeps its own optimiser and length; theirs are chosen for each cell of their table.
+
+Command: python -m cl_jax.main --config=configs/imix.py --workdir=runs/imix
+Reached: see the table of results.
+"""
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import configs, defaults
+
+BASES = {"moco": "moco_v2", "byol": "byol"}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, ("moco", "byol", "cutmix", "cifar10", "debug"))
+    base = next((BASES[name] for name in chosen if name in BASES), "simclr_v1")
+    passed = [name for name in chosen if name in ("cifar10", "debug")]
+    config = configs.load(f"{base}:{','.join(passed)}").unlock()
+    if base == "byol":
+        config.method.monitor = False
+    kind = "cutmix" if "cutmix" in chosen else "mixup"
+    config.method = ConfigDict(
+        dict(name="imix", base=config.method.to_dict(), alpha=1.0, kind=kind)
+    )
+    return config

@@ -1,0 +1,96 @@
+"""MS-CLIP, first called MA-CLIP (You et al. 2022, arXiv 2207.12661).
+
+CLIP with one transformer for images and words: attention and MLPs are shared, while embeddings,
+norms and projections are each modality's own. Its comparison with two separate transformers of the
+same width is a variant.
+
+Default: `scenes` with captions, one transformer of four layers whose images come through
+  convolutions (the paper's early specialisation), one CPU core.
+
+Variants:
+  separate      the same network with nothing shared.
+  norms         the norms of the blocks are shared too.
+  plain         patches in the place of the convolutions, every block shared.
+  branch        with the parallel branch of MS-CLIP-S.
+  folder        your own pictures with captions, at --config.data.path.
+  b32           MS-CLIP-S B/32 for your own pictures with captions: width 768, 12 layers, early
+                convolutions and the parallel branch. Published: 36.7 % zero-shot on ImageNet from
+                YFCC-22M (README of the authors' code).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Only their model is released; the optimiser's settings are those of their configuration files.
+  - Initial weights are CLIP's; theirs are normal with 0.02 everywhere.
+  - The norms' epsilon is 1e-5, CLIP's; theirs is 1e-12, `--config.encoder.epsilon`.
+  - Shared weights have the learning rate of the others unless the optimiser's parts say otherwise.
+
+Command: python -m cl_jax.main --config=configs/ms_clip.py --workdir=runs/ms_clip
+Reached: see the table of README.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import defaults
+
+VARIANTS = ("separate", "norms", "plain", "branch", "folder", "b32", "debug")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
+    defaults.captions(config)
+    config.encoder = ConfigDict(
+        dict(
+            name="ms_clip",
+            share="blocks",
+            specific=1,
+            stem="early",
+            stem_width=16,
+            image_size=16,
+            patch=4,
+            width=64,
+            depth=4,
+            heads=4,
+            length=20,
+            epsilon=1e-5,
+        )
+    )
+    config.method = ConfigDict(dict(name="clip", out_dim=64))
+    if "folder" in chosen or "b32" in chosen:
+        defaults.captions_folder(config)
+        config.encoder.update(dict(image_size=64, patch=8, width=256, length=32))
+        config.method.out_dim = 256
+    if "b32" in chosen:
+        config.data.update(dict(image_size=256, length=77, vocab_size=49408))
+        config.views.image.size = 224
+        config.method.scale = math.e
+        config.encoder.update(
+            dict(
+                stem_width=None,
+                image_size=224,
+                patch=32,
+                width=768,
+                depth=12,
+                heads=12,
+                length=77,
+                branch=True,
+                dtype="bfloat16",
+            )
+        )
+        defaults.clip_published(config)
+    if "separate" in chosen:
+        config.encoder.share = "none"
+    if "norms" in chosen:
+        config.encoder.share = "blocks+norms"
+    if "plain" in chosen:
+        config.encoder.update(dict(stem="patch", specific=0))
+    if "branch" in chosen:
+        config.encoder.branch = True
+    if "debug" in chosen:
+        defaults.captions_debug(config)
+        config.encoder.update(
+            dict(width=16, depth=3, heads=2, image_size=16, patch=4, length=20, dtype="float32")
+        )
+    return config

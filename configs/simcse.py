@@ -1,0 +1,95 @@
+"""SimCSE (Gao et al. 2021, arXiv 2104.08821).
+
+A sentence passes the encoder twice, each time under another dropout mask, and must pick out its own
+second pass among those of the batch: dropout is all the augmentation. With labelled pairs the
+second is an entailment, or another wording, and its contradiction a further negative.
+
+Default: sentences about the embedded `scenes` with another wording of each and a contradiction (the
+  supervised form), a transformer of two layers, one CPU core.
+
+Variants:
+  unsupervised  two passes of the same sentence in the place of pairs. From a random start it learns
+                little, as the paper expects of it.
+  file          your own sentences, at --config.data.path; scored pairs at --config.data.sts.
+  prose         the documentation of Python and numpy, unsupervised; no scored pairs.
+  bert          the authors' size and setting for your own sentences: BERT base, batch 64, AdamW
+                3e-5, one epoch. It starts from random weights and not from BERT's. Published: 76.25
+                average Spearman of seven STS sets (table 5), from BERT's weights.
+  mlm           the masked language model's loss with weight 0.1.
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - Devices share gradient through the gathered rows; their exchange makes the gradient smaller by
+    the number of devices.
+  - The tokenizer is trained on the text and not BERT's.
+  - Masked tokens are averaged over the global batch; theirs over each device's.
+
+Command: python -m cl_jax.main --config=configs/simcse.py --workdir=runs/simcse
+Reached: see the table of README.
+"""
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import defaults
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, ("unsupervised", "file", "prose", "bert", "mlm", "debug"))
+    config = defaults.get_config()
+    config.data = ConfigDict(dict(name="text", length=20))
+    config.encoder = ConfigDict(
+        dict(name="transformer", width=96, depth=2, heads=4, length=20, pool="avg", dropout=0.1)
+    )
+    config.method = ConfigDict(dict(name="simcse", temperature=0.05))
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            learning_rate=1e-3,
+            learning_rate_scaling="none",
+            schedule="warmup_linear",
+            warmup_epochs=0.2,
+            clip_global_norm=1.0,
+        )
+    )
+    config.batch_size = 64
+    config.total_epochs = 2.0
+    config.evals = ConfigDict(
+        dict(
+            every_epochs=1.0,
+            batch_size=512,
+            feature="z",
+            baselines=True,
+            best="",
+            protocols=dict(sts=dict(), geometry=dict()),
+        )
+    )
+    pair = dict(first=dict(kind="tokens"), positive=dict(kind="tokens", field="tokens_b"))
+    config.views = ConfigDict(pair | dict(negative=dict(kind="tokens", field="tokens_c")))
+    unsupervised = {"unsupervised", "file", "prose", "bert"} & set(chosen)
+    if unsupervised:
+        config.views = ConfigDict(dict(both=dict(kind="tokens", copies=2)))
+        config.evals.feature = "h"
+    if "file" in chosen or "bert" in chosen:
+        config.data = ConfigDict(dict(name="text", path="", sts="", length=32, vocab_size=8000))
+        config.encoder.update(dict(width=256, depth=4, length=32))
+    if "prose" in chosen:
+        config.data = ConfigDict(
+            dict(name="text", embedded="prose", length=32, vocab_size=4000, train_size=12000)
+        )
+        config.encoder.length = 32
+        config.evals.protocols = ConfigDict(dict(geometry=dict()))
+    if "bert" in chosen:
+        config.data.vocab_size = 30522
+        config.encoder.update(dict(width=768, depth=12, heads=12, pool="cls", dtype="bfloat16"))
+        config.optimizer.update(dict(learning_rate=3e-5, warmup_epochs=0.0))
+        config.total_epochs = 1.0
+    if "mlm" in chosen:
+        config.method.mlm_weight = 0.1
+    if "debug" in chosen:
+        config.data.update(dict(train_size=64, test_size=32))
+        config.encoder.update(dict(width=16, depth=1, heads=2, dtype="float32"))
+        config.batch_size = 16
+        config.total_epochs = 1.0
+        config.log_steps = 2
+        config.evals.batch_size = 32
+    return config

@@ -1,0 +1,101 @@
+"""Figures of sentences and of image-text pairs, against other implementations and by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial import distance
+
+from cl_jax.evals import retrieval, sts, zero_shot
+
+
+def rank(x):
+    """Ranks with ties at their mean, by counting."""
+    return np.array([(x < v).sum() + ((x == v).sum() + 1) / 2 for v in x])
+
+
+def test_spearman_is_the_correlation_of_ranks():
+    rng = np.random.default_rng(0)
+    scores, gold = rng.normal(size=50), rng.integers(0, 6, 50)
+    right = np.corrcoef(rank(scores), rank(gold))[0, 1]
+    assert sts.spearman(scores, gold) == pytest.approx(right, abs=1e-12)
+    assert sts.spearman(np.exp(scores), gold) == pytest.approx(right, abs=1e-12)
+    assert sts.spearman(np.ones(50), gold) == 0
+    with pytest.raises(ValueError, match="expected one vector each"):
+        sts.spearman(scores, gold[:-1])
+
+
+def test_cosines_ignore_length():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 20, 7))
+    right = [1 - distance.cosine(x, y) for x, y in zip(a, b)]
+    np.testing.assert_allclose(sts.cosines(3 * a, b), right, atol=1e-12)
+    assert sts.cosines(np.zeros((1, 7)), b[:1]) == [0]
+
+
+def test_aggregations_differ_and_are_what_they_say():
+    rng = np.random.default_rng(1)
+    parts = [(rng.normal(size=n) + shift, rng.normal(size=n)) for n, shift in ((10, 0), (30, 5))]
+    each = [stats.spearmanr(*part).statistic for part in parts]
+    together = stats.spearmanr(*(np.concatenate(x) for x in zip(*parts))).statistic
+    found = {name: sts.aggregate(parts, name) for name in sts.AGGREGATIONS}
+    assert found["all"] == pytest.approx(together)
+    assert found["mean"] == pytest.approx(np.mean(each))
+    assert found["wmean"] == pytest.approx((10 * each[0] + 30 * each[1]) / 40)
+    assert len(set(np.round(list(found.values()), 6))) == 3
+    with pytest.raises(ValueError, match="expected one of all, mean, wmean"):
+        sts.aggregate(parts, "median")
+
+
+def test_alignment_and_uniformity_are_those_of_the_losses():
+    from cl_jax.losses import geometry
+
+    a, b = np.random.default_rng(0).normal(size=(2, 12, 5)).astype(np.float32)
+    positive = np.arange(12) < 5
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    alignment, uniformity = sts.on_the_sphere(2 * a, b, positive)
+    assert alignment == pytest.approx(float(geometry.alignment(unit[0][:5], unit[1][:5])), abs=1e-5)
+    right = float(geometry.uniformity(np.concatenate(unit)))
+    assert uniformity == pytest.approx(right, abs=1e-5)
+
+
+def test_ranks_by_sorting():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(40, 6))
+    b = a + rng.normal(size=(40, 6))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    similarity = unit[0] @ unit[1].T
+    right = [list(np.argsort(-row)).index(i) + 1 for i, row in enumerate(similarity)]
+    found = retrieval.ranks(a, b)
+    assert found.tolist() == right
+    assert retrieval.figures(found) == {
+        "r1": np.mean(np.array(right) <= 1),
+        "r5": np.mean(np.array(right) <= 5),
+        "r10": np.mean(np.array(right) <= 10),
+        "median": np.floor(np.median(right)),
+    }
+
+
+def test_many_queries_are_ranked_in_blocks(monkeypatch):
+    a, b = np.random.default_rng(0).normal(size=(2, 25, 4))
+    whole = retrieval.ranks(a, b)
+    monkeypatch.setattr(retrieval, "_BLOCK", 7)
+    np.testing.assert_array_equal(retrieval.ranks(a, b), whole)
+
+
+def test_ties_count_against():
+    same = np.ones((9, 4))
+    assert retrieval.ranks(same, same).tolist() == [9] * 9
+    with pytest.raises(ValueError, match="expected both"):
+        retrieval.ranks(same, same[:3])
+
+
+def test_class_weights_are_means_of_unit_prompts():
+    prompts = np.array([[2.0, 0], [0, 5], [0, 1], [0, -3]])
+    weights = zero_shot.class_weights(prompts, np.array([0, 0, 1, 2]), 3)
+    np.testing.assert_allclose(weights, [[0.5**0.5, 0.5**0.5], [0, 1], [0, -1]])
+    features = np.array([[1.0, 1], [0.1, 9], [0, -1], [1, 0]])
+    labels = np.array([0, 1, 1, -1])
+    assert zero_shot.accuracy(features, weights, labels) == pytest.approx(2 / 3)
+    assert zero_shot.accuracy(features, weights, labels, 3) == 1
+    with pytest.raises(ValueError, match="no prompt names class 3"):
+        zero_shot.class_weights(prompts, np.array([0, 0, 1, 2]), 4)

@@ -1,0 +1,105 @@
+"""Crosses: a cross changes one part of its base, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax import losses
+from cl_jax.core.method import Run
+from cl_jax.core.parts import from_parts
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.methods import byol, hcl, imix, mochi, moco_v2, simclr_v1
+from cl_jax.views import make as view
+
+VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+RUN = Run(None, 8, 32, 4, 8, {"label": 3})
+BATCH = {
+    "image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8),
+    "id": np.arange(8, dtype=np.int32),
+}
+KEY = jax.random.key(3)
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+BASES = {
+    "simclr": (simclr_v1, dict(out_dim=8)),
+    "moco": (moco_v2, dict(out_dim=8, queue_size=24, shuffle=False)),
+    "byol": (byol, dict(out_dim=8, hidden_dim=8)),
+}
+
+
+def parts(name):
+    module, settings = BASES[name]
+    return module.parts(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, **settings)
+
+
+def step(made):
+    method = from_parts(made)
+    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    return state, *jax.jit(method.update)(state, BATCH, KEY)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypatch):
+    """With every share at 1 i-Mix is the unmixed loss of N pairs, MoCo's keys, or BYOL."""
+    base = parts(name)
+
+    def whole(key, rows, *, alpha, axis_name):
+        return losses.Mix(jnp.ones(rows), jnp.arange(rows))
+
+    monkeypatch.setattr(losses, "draw_mixup", whole)
+    state, _, values = step(imix.make(base=base, run=RUN))
+    inputs = base.views(BATCH, KEY)
+    outputs, *_ = base.embed(state.params, state.stats, state.target, inputs, KEY)
+    q, k, negatives = base.pairs(outputs, state.memory)[0][:3]
+    if name == "byol":
+        expected = losses.imix_byol(q, k)
+    elif name == "moco":
+        expected = losses.imix_moco(q, k, negatives, temperature=base.temperature)
+    else:
+        expected = losses.imix_n_pair(q, k, temperature=base.temperature)
+    np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
+    base = parts("simclr")
+    crossed = imix.make(base=base, run=RUN, kind=kind)
+    (a, b), (mixed, clean) = base.views(BATCH, KEY), crossed.views(BATCH, KEY)
+    np.testing.assert_array_equal(b, clean)
+    assert np.abs(np.asarray(mixed - a)).max() > 0
+    _, _, values = step(crossed)
+    if kind == "mixup":
+        # x_mixed = w x + (1 - w) x[partner]: the share that the loss reports is that of the inputs.
+        drawn = losses.draw_mixup(imix.batch_key(KEY, imix.MIXTURE), 8, alpha=1.0)
+        np.testing.assert_allclose(mixed, losses.mix_inputs(a, drawn), atol=1e-6)
+        np.testing.assert_allclose(values["own_share"], drawn.weight.mean(), rtol=1e-6)
+    assert 0.5 <= float(values["own_share"]) <= 1
+
+
+def test_easy_hcl_is_nt_xent():
+    base = parts("simclr")
+    made = hcl.make(base=base, run=RUN, estimator="easy", temperature=base.temperature)
+    _, _, values = step(made)
+    _, _, plain = step(base)
+    np.testing.assert_allclose(2 * values["loss"], plain["loss"], rtol=2e-5)
+    with pytest.raises(ValueError, match="has a queue"):
+        step(hcl.make(base=parts("moco"), run=RUN))
+
+
+def test_mochi_without_mixtures_is_moco_and_mixtures_make_it_harder():
+    base = parts("moco")
+    _, _, plain = step(base)
+    _, _, none = step(mochi.make(base=base, run=RUN, num_hard=4, num_pairs=0, num_query=0))
+    np.testing.assert_allclose(none["loss"], plain["loss"], rtol=2e-5)
+    _, _, some = step(mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3))
+    assert some["loss"] > plain["loss"] + 0.1
+    with pytest.raises(ValueError, match="use a base with one"):
+        step(mochi.make(base=parts("simclr"), run=RUN))
+
+
+def test_the_queue_of_a_cross_is_that_of_its_base():
+    base = parts("moco")
+    _, plain, _ = step(base)
+    _, after, _ = step(mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3))
+    np.testing.assert_array_equal(after.memory.rows, plain.memory.rows)

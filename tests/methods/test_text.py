@@ -1,0 +1,249 @@
+"""What is each method's own: SimCSE, whose views are dropout, and CLIP, for two encoders and for
+one."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.core.method import Run
+from cl_jax.core.tokens import END, SPECIAL, START
+from cl_jax.encoders import ms_clip, transformer
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.losses import image_text, sentence
+from cl_jax.methods import clip, simcse
+from cl_jax.views import draw
+from cl_jax.views import make as view
+
+RNG = np.random.default_rng(0)
+
+
+def sentences(count=8):
+    tokens = RNG.integers(SPECIAL, 20, (count, 6)).astype(np.uint16)
+    tokens[:, 0], tokens[:, -1] = START, END
+    return tokens
+
+
+BATCH = {
+    "id": np.arange(8, dtype=np.int32),
+    "image": RNG.integers(0, 256, (8, 8, 8, 3), np.uint8),
+    "tokens": sentences(),
+    "tokens_b": sentences(),
+    "tokens_c": sentences(),
+}
+RUN = Run(None, 8, 32, 4, 8, {"tokens": 20})
+SENTENCE = view({"kind": "tokens"})
+POSITIVE, NEGATIVE = (view({"kind": "tokens", "field": f"tokens_{x}"}) for x in "bc")
+PICTURE = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+ENCODER = dict(vocab_size=20, length=6, width=16, depth=1, heads=2)
+
+
+def encoder(**settings):
+    return transformer.make(**{**ENCODER, "dropout": 0.2, **settings})
+
+
+def made(**settings):
+    given = dict(encoder=encoder(), tx=optax.sgd(0.1), views=(SENTENCE,) * 2, run=RUN)
+    return simcse.make(**given | settings)
+
+
+def stepped(method, steps=1, batch=BATCH):
+    state = first = jax.jit(method.init)(jax.random.key(0), batch)
+    update = jax.jit(method.update)
+    for step in range(steps):
+        state, metrics = update(state, batch, jax.random.key(1 + step))
+    return first, state, metrics
+
+
+def far(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_simcse_contrasts_two_passes_through_dropout():
+    method = made(temperature=0.1)
+    first, _, metrics = stepped(method)
+    a, b = draw((SENTENCE,) * 2, BATCH, jax.random.key(1))
+    z = [method.features(first.params, {}, inputs, True)[0]["z"] for inputs in (a, b)]
+    np.testing.assert_allclose(metrics["loss"], sentence.simcse(*z, temperature=0.1), rtol=1e-5)
+    assert metrics["chance"] == np.float32(math.log(8)) and method.negatives == 7
+    assert far(*z) > 1e-2
+    clean = method.encode(first, BATCH)
+    assert set(clean) == {"h", "z"}
+    same = [method.features(first.params, {}, inputs, False)[0]["z"] for inputs in (a, b)]
+    assert far(*same) == 0 and far(same[0], clean["z"]) == 0
+
+
+def test_simcse_with_one_mask_for_both_passes_has_nothing_to_align():
+    """The paper's "fixed 0.1" control: the same key gives the same vector."""
+    method = made()
+    first = jax.jit(method.init)(jax.random.key(0), BATCH)
+    a, b = draw((SENTENCE,) * 2, BATCH, jax.random.key(1))
+    z = [
+        method.features(first.params, {}, {**inputs, "keys": a["keys"]}, True)[0]["z"]
+        for inputs in (a, b)
+    ]
+    assert far(*z) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_simcse_with_hard_negatives(weight):
+    method = made(views=(SENTENCE, POSITIVE, NEGATIVE), hard_negative_weight=weight)
+    assert method.needs == ("tokens", "tokens_b", "tokens_c") and method.negatives == 15
+    first, _, metrics = stepped(method)
+    inputs = draw((SENTENCE, POSITIVE, NEGATIVE), BATCH, jax.random.key(1))
+    z = [method.features(first.params, {}, x, True)[0]["z"] for x in inputs]
+    right = sentence.simcse(*z, temperature=0.05, hard_negative_weight=weight)
+    np.testing.assert_allclose(metrics["loss"], right, rtol=1e-5)
+
+
+def test_simcse_head_is_left_out_on_request():
+    for head in (True, False):
+        method = made(head=head)
+        first = jax.jit(method.init)(jax.random.key(0), BATCH)
+        assert ("sentence_head" in first.params) == head
+        found = method.encode(first, BATCH)
+        assert (far(found["h"], found["z"]) == 0) != head
+
+
+def test_simcse_language_model_is_added_with_its_weight():
+    method = made(mlm_weight=0.5)
+    first, after, metrics = stepped(method)
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["contrast"] + 0.5 * metrics["mlm"], rtol=1e-6
+    )
+    assert metrics["mlm"] == pytest.approx(math.log(20), rel=0.1)
+    assert far(first.params["bias"], after.params["bias"]) > 0
+    plain = stepped(made())[2]
+    np.testing.assert_allclose(metrics["contrast"], plain["loss"], rtol=1e-5)
+
+
+def test_simcse_learns_its_language_model():
+    method = made(mlm_weight=1.0, tx=optax.adam(1e-2))
+    few, many = (stepped(method, steps)[2]["mlm"] for steps in (1, 40))
+    assert many < few - 0.5
+
+
+@pytest.mark.parametrize("mlm", [0.0, 0.5])
+def test_simcse_in_pieces_is_the_whole_step(mlm):
+    whole, pieces = (stepped(made(mlm_weight=mlm, micro_batches=m))[1] for m in (1, 2))
+    assert far(whole.params, pieces.params) < 2e-5
+
+
+def test_simcse_errors():
+    for settings, message in (
+        (dict(views=(SENTENCE,)), "contrasts two views, or three"),
+        (dict(mlm_weight=-1.0), "expected 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(**settings)
+
+
+def towers():
+    text = encoder(style="clip", causal=True, pool="eos", dropout=0.0)
+    return {"image": ResNet(blocks=(1,), width=0.125, stem="cifar"), "text": text}
+
+
+def one_for_both(**settings):
+    return ms_clip.make(**ENCODER, image_size=8, patch=4, **settings)
+
+
+def paired(**settings):
+    given = dict(
+        encoder=one_for_both(),
+        tx=optax.sgd(0.1),
+        views=(PICTURE, SENTENCE),
+        run=RUN,
+        out_dim=8,
+    )
+    return clip.make(**given | settings)
+
+
+@pytest.mark.parametrize("encoders", [towers, one_for_both])
+def test_clip_is_its_loss_and_encodes_what_there_is(encoders):
+    method = paired(encoder=encoders())
+    first, after, metrics = stepped(method)
+    image, text = draw((PICTURE, SENTENCE), BATCH, jax.random.key(1))
+    z, _ = method.features(first.params, first.stats, {"image": image} | text, True)
+    right = image_text.clip(z["image_z"], z["text_z"], logit_scale=1 / 0.07)
+    np.testing.assert_allclose(metrics["loss"], right, rtol=1e-5)
+    assert metrics["scale"] == pytest.approx(1 / 0.07) and metrics["chance"] == np.float32(
+        math.log(8)
+    )
+    assert far(first.params["log_scale"], after.params["log_scale"]) > 0
+    both = method.encode(first, BATCH)
+    assert set(both) == {"h", "image_z", "text_h", "text_z"}
+    np.testing.assert_allclose(np.linalg.norm(both["text_z"], axis=1), 1, rtol=1e-5)
+    without = {name: x for name, x in BATCH.items() if name != "image"}
+    prompts = method.encode(first, without)
+    assert set(prompts) == {"text_h", "text_z"}
+    np.testing.assert_allclose(prompts["text_z"], both["text_z"], atol=1e-6)
+
+
+def test_clip_holds_the_scale_below_its_bound():
+    method = paired(scale=99.9, tx=optax.sgd(-10.0))  # uphill, so that the scale grows
+    assert jnp.exp(stepped(method)[1].params["log_scale"]) == pytest.approx(100, rel=1e-5)
+    free = paired(scale=99.9, tx=optax.sgd(-10.0), max_scale=None)
+    assert jnp.exp(stepped(free)[1].params["log_scale"]) > 101
+
+
+def test_siglip_learns_a_bias():
+    method = paired(loss="siglip", scale=10.0, max_scale=None)
+    first, after, metrics = stepped(method)
+    z = stepped_features(method, first)
+    right = image_text.siglip(z["image_z"], z["text_z"], logit_scale=10.0, logit_bias=-10.0)
+    np.testing.assert_allclose(metrics["loss"], right, rtol=1e-5)
+    assert metrics["bias"] == -10 and after.params["logit_bias"] != -10
+    # What knows nothing but that one of eight is right says so of each pair.
+    logit = math.log(1 / 7)
+    chance = math.log1p(math.exp(-logit)) + 7 * math.log1p(math.exp(logit))
+    assert metrics["chance"] == pytest.approx(chance, rel=1e-5)
+
+
+def stepped_features(method, first):
+    image, text = draw((PICTURE, SENTENCE), BATCH, jax.random.key(1))
+    return method.features(first.params, first.stats, {"image": image} | text, True)[0]
+
+
+def test_clip_in_pieces_is_the_whole_step():
+    whole, pieces = (stepped(paired(micro_batches=m))[1] for m in (1, 4))
+    assert far(whole.params, pieces.params) < 2e-5
+
+
+def test_shared_weights_get_the_gradients_of_both_modalities():
+    method = paired(encoder=one_for_both(share="blocks"))
+    first = jax.jit(method.init)(jax.random.key(0), BATCH)
+    inputs = method.clean(BATCH)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(names):
+        def value(params):
+            z, _ = method.features(params, {}, {name: inputs[name] for name in names}, True)
+            return sum(
+                jnp.sum(z[f"{kind}_z"][:, 0]) for kind in ("image", "text") if f"{kind}_z" in z
+            )
+
+        return jax.grad(value)(first.params)["towers"]["shared_blocks_0"]
+
+    image, text, both = gradient(("image",)), gradient(("tokens",)), gradient(("image", "tokens"))
+    assert (
+        min(
+            far(image, jax.tree.map(jnp.zeros_like, image)),
+            far(text, jax.tree.map(jnp.zeros_like, text)),
+        )
+        > 0
+    )
+    assert far(jax.tree.map(jnp.add, image, text), both) < 1e-5
+
+
+def test_clip_errors():
+    for settings, message in (
+        (dict(views=(PICTURE,)), "has a view of images and one of tokens"),
+        (dict(loss="ce"), "expected clip or siglip"),
+        (dict(encoder={"image": None, "words": None}), "roles image, words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paired(**settings)
