@@ -123,7 +123,7 @@ def sinkhorn(
     scores: jax.Array,
     queued: jax.Array | None = None,
     *,
-    epsilon: float,
+    epsilon: float | jax.Array,
     iterations: int,
     use_queued: jax.Array | bool = True,
     queued_per_device: bool = False,

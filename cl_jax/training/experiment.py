@@ -175,7 +175,7 @@ def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
         del section["name"]
 
         def build(section: Mapping[str, Any], views: Any = None) -> Method:
-            changed = {} if views is None else {"views": _views(ConfigDict(views))}
+            changed = {} if views is None else {"views": _views(ConfigDict(views), given["run"])}
             return _method(dict(section), given | changed)
 
         whole: Method = _checked(make, section, build=build)
