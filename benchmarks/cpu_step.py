@@ -7,8 +7,7 @@ ResNet-18 with the CIFAR stem, a two-layer head, NT-Xent, SGD with momentum, 32x
 memory. Ours is the trainer's own step (cl_jax/training/steps.py) of configs/simclr_v1.py with that
 network. PyTorch's is benchmarks/_torch.py, in both memory layouts. The numbers of parameters are
 compared first. Steps are run in turn; a ratio is ours by its, the median over rounds, by processor
-time and by the wall's clock, which on a machine that others use says less.
-"""
+time and by the wall's clock, which on a machine that others use says less."""
 
 import argparse
 import importlib
@@ -24,7 +23,7 @@ def ours(batch: int, dtype: str, small: bool):
     import jax
     from ml_collections import ConfigDict
 
-    from cl_jax.training import experiment
+    from cl_jax.training import experiment, stages
 
     config = importlib.import_module("configs.simclr_v1").get_config()
     config.data = ConfigDict(
@@ -39,7 +38,7 @@ def ours(batch: int, dtype: str, small: bool):
     )
     config.method.update(dict(temperature=0.5, out_dim=128))
     config.batch_size, config.total_epochs, config.devices = batch, 1e6, 1
-    config = experiment.stages(config, "unused")[0][1]
+    config = stages.stages(config, "unused")[0][1]
     built = experiment.build(config)
     from cl_jax.training.steps import stepper
 

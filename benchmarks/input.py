@@ -3,10 +3,10 @@
 python benchmarks/input.py [--images 4096] [--side 64] [--path your/folder] [--small]
 
 Three measurements of the same images: reading alone (grain's threads, or worker processes, with
-nothing to train); training steps that wait for the host; training steps of a set that lies on the
-device. `data_wait` is the share of the step's time that the loop stood waiting for a batch, as the
-trainer logs it. Without --path a folder of photograph-like JPEGs is made: smooth noise of 1/f, of
---jpeg pixels a side.
+  nothing to train); training
+steps that wait for the host; training steps of a set that lies on the device. `data_wait` is the
+share of the step's time that the loop stood waiting for a batch, as the trainer logs it. Without
+--path a folder of photograph-like JPEGs is made: smooth noise of 1/f, of --jpeg pixels a side.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, path: str) -> None:
     from ml_collections import ConfigDict
 
     from cl_jax.data import folder
-    from cl_jax.training import experiment
+    from cl_jax.training import experiment, stages
     from cl_jax.training.steps import stepper
 
     decoding = folder.make(path=path, image_size=args.side, test_share=0.02, cache_bytes=0).train
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, path: str) -> None:
         dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none")
     )
     config.batch_size, config.total_epochs = args.batch, 1e6
-    config = experiment.stages(config, "unused")[0][1]
+    config = stages.stages(config, "unused")[0][1]
     built = experiment.build(config)
     decoded_in = time.perf_counter() - began
     sources = {

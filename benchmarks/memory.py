@@ -28,7 +28,8 @@ def planned(config: str, device: str, devices: int, compiler: str, settings: lis
             [
                 sys.executable,
                 "-m",
-                "cl_jax.planning.plan",
+                "cl_jax",
+                "plan",
                 f"--config={config}",
                 f"--devices={devices}",
                 f"--device={device}",
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     from cl_jax.data.source import Splits, from_arrays
     from cl_jax.planning import plan
     from cl_jax.planning.devices import CHIPS, DEVICES, known
-    from cl_jax.training import experiment
+    from cl_jax.training import experiment, stages
     from cl_jax.training.steps import stepper
 
     found = known(jax.devices()[0].device_kind)
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         settings.append(f"--config.batch_size={args.batch}")
     compiler = "gpu" if jax.default_backend() == "gpu" and device in CHIPS else "cpu"
     paper = planned(args.config, device, len(jax.devices()), compiler, settings)
-    config = plan.with_declared_data(experiment.stages(ConfigDict(config), "unused")[0][1])
+    config = plan.with_declared_data(stages.stages(ConfigDict(config), "unused")[0][1])
     built = experiment.build(config)
     shape = (built.data.train.size, *built.data.train.read(0)["image"].shape)
     if built.data.train.arrays is not None and "image_b" not in built.data.train.arrays:

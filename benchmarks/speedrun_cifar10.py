@@ -5,10 +5,12 @@ python benchmarks/speedrun_cifar10.py --data folder/of/train.npz [--config simsi
 [--piece 500]
 
 The clock starts when a seed's process does and counts everything: imports, reading the data,
-compilation, every evaluation, saving. Any network and method: --config names a config with its
-variants, --set changes it. Training sees CIFAR-10's 50,000 training images without labels; only kNN
-looks at the 10,000 test images. A seed is done at the first evaluation that reaches --target, or
-has failed at the end of its --epochs; --seeds 0,1,2 are the three of a record.
+compilation, every evaluation,
+saving. Any network and method: --config names a config with its variants, --set changes it.
+  Training sees CIFAR-10's 50,000
+training images without labels; only kNN looks at the 10,000 test images. A seed is done at the
+first evaluation that reaches --target, or has failed at the end of its --epochs; --seeds 0,1,2 are
+the three of a record.
 
 The default is the published recipe that reached 90 % by this kNN with the fewest views: FastSiam,
 200 epochs of four views (90.6 % in lightly's benchmark; there the next are SimSiam and BYOL, 800
@@ -21,8 +23,7 @@ piece that was killed, what came after its last save is done again and counted o
 gives each seed an empty folder for compiled programs: what cold means.
 
 --small is the same program on a tiny network, a part of the data and a low target, on a CPU;
-without --data on `scenes`.
-"""
+without --data on `scenes`."""
 
 import argparse
 import importlib
@@ -41,7 +42,7 @@ GO_ON = 75  # EX_TEMPFAIL, as the trainer: call again
 def config_of(args: argparse.Namespace):
     from ml_collections import ConfigDict
 
-    from cl_jax.training import experiment
+    from cl_jax.training import stages
 
     name, _, variants = args.config.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variants or None)
@@ -91,7 +92,7 @@ def config_of(args: argparse.Namespace):
             section[last] = json.loads(value)
         except json.JSONDecodeError:
             section[last] = value
-    return experiment.stages(config, "unused")[0][1]
+    return stages.stages(config, "unused")[0][1]
 
 
 def encoder(built, batch: int):
@@ -129,7 +130,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     import numpy as np
 
     from cl_jax.data.source import subset
-    from cl_jax.evals import knn, protocols
+    from cl_jax.evals import knn
+    from cl_jax.evals.evaluation import Evaluation
     from cl_jax.training import checkpoint, experiment
     from cl_jax.training.steps import stepper
 
@@ -162,7 +164,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         built.run.total_steps,
     )
     encode = encoder(built, 1024)
-    refreshed = protocols.Evaluator(built.method, built.data, built.mesh, config, folder)
+    refreshed = Evaluation({}, built.method, built.data, built.mesh, config, folder)
     train, test = built.data.train.arrays, built.data.test.arrays
     evaluations = [row for row in before["evaluations"] if row["step"] <= steps.step]
 

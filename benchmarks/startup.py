@@ -4,12 +4,14 @@ and with the cache.
 python benchmarks/startup.py [--config configs/simclr_v2.py] [--small]
 
 `python -m cl_jax.main --help` (goal: under 2 s); `import cl_jax.losses` against `import jax` (goal:
-under 0.3 s more), in turn; and one config from the command line to its first logged step, first
-with an empty folder for compiled programs and then with what the first start left there (goal: the
-second under a third of the first). That time is all of it: imports, data, initialisation,
-compilation. A logged step is the "time" of metrics.jsonl's first row with a loss, which is written
-one step late. Processes are stopped as soon as it is there. Times are of the wall's clock and, in a
-second column, of the processes' processor time, which others on the machine disturb less.
+  under 0.3 s more), in
+turn; and one config from the command line to its first logged step, first with an empty folder for
+compiled programs and then with what the first start left there (goal: the second under a third of
+the first). That time is all of it: imports, data, initialisation, compilation. A logged step is the
+  "time" of metrics.jsonl's first row with a loss, which is written one
+step late. Processes are stopped as soon as it is there.
+Times are of the wall's clock and, in a second column, of the processes' processor time, which
+others on the machine disturb less.
 """
 
 import argparse

@@ -6,8 +6,9 @@ python benchmarks/throughput.py [--cases resnet18,resnet50,vit_b16] [--layers] [
 
   resnet18       32x32, CIFAR stem, global batch 512 (configs/simclr_v1.py:cifar10)
   resnet50       256x256 stored, 224x224 views, batch 256 a device
-  (configs/simclr_v1.py:imagenet2012) vit_b16        the same data and views with MoCo v3's ViT-B/16
-  as the encoder, batch 256 a device vit_b16_flash  that with attention by cuDNN, on GPUs
+                 (configs/simclr_v1.py:imagenet2012)
+  vit_b16        the same data and views with MoCo v3's ViT-B/16 as the encoder, batch 256 a device
+  vit_b16_flash  that with attention by cuDNN, on GPUs
 
 Data are random uint8 images on the device, as the trainer keeps a set that fits; "step, from the
 host" reads the same images through grain instead. The parts are programs of their own: the
@@ -15,14 +16,16 @@ augmentation of both views; the network with its head on views that are ready, f
 backward; the whole step. Parts of a fused program need not sum to the whole. `--layers` times the
 encoder cut after each stage, so that differences are the stages. On a GPU the floor of the compiled
 step stands beside its time: each kernel's bytes at the data sheet's bandwidth or its products at
-the sheet's rate, whichever is longer (cl_jax/planning/kernels.py). `--floor` says that alone, from
-the GPU's own compiler, on a machine without one.
+  the sheet's rate, whichever
+is longer (cl_jax/planning/kernels.py). `--floor` says that alone, from the GPU's own compiler, on a
+machine without one.
 
 FLOPs are products only, counted in the program (cl_jax/planning/costs.py). "mfu" divides by the
 data sheet's rate (cl_jax/planning/devices.py), "of matmul" by what a large square matrix product
 reaches here in the same minutes. PyTorch runs in turn
 with the whole step: on CUDA with channels_last, bfloat16 autocast, torch.compile and its
-augmentation on the device; on a CPU as it is.
+  augmentation on the device; on a
+CPU as it is.
 """
 
 import argparse
@@ -47,7 +50,7 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
     from ml_collections import ConfigDict
 
     from cl_jax.data.batches import RESIDENT_BYTES
-    from cl_jax.training import experiment
+    from cl_jax.training import stages
 
     config = importlib.import_module("configs.simclr_v1").get_config(
         "cifar10" if case == "resnet18" else "imagenet2012"
@@ -91,7 +94,7 @@ def config_of(case: str, *, devices: int, batch: int, dtype: str, steps: int, sm
         )
     )
     config.total_epochs = 1e6
-    return experiment.stages(config, "unused")[0][1], stored
+    return stages.stages(config, "unused")[0][1], stored
 
 
 def built_of(config, stored: int):
@@ -125,7 +128,6 @@ def programmes(
     from cl_jax.planning import costs, plan
     from cl_jax.planning.devices import known
     from cl_jax.planning.kernels import kernels_of
-    from cl_jax.views import batch as views_of
 
     recipes, mesh = (
         tuple(
@@ -144,7 +146,7 @@ def programmes(
     key = parallel.replicate(jax.random.key(0), mesh)
 
     def augmentation(batch, key):
-        return jnp.concatenate(views_of.of_batch(recipes, batch, key))
+        return jnp.concatenate(views.draw(recipes, batch, key))
 
     def forward(params, stats, both):
         named, stats = built.method.features(params, stats, both, True)

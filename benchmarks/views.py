@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         keys = views.example_keys(jax.random.key(0), ids)
         runs = {}
         for name in recipes:
-            recipe = views.make({"name": name, "size": size})
+            recipe = views.make({"name": name, "size": size}).recipe
             made = jax.jit(lambda keys, images, recipe=recipe: views.apply(recipe, keys, images))
             runs[name] = lambda f=made, images=images, keys=keys: jax.block_until_ready(
                 f(keys, images)

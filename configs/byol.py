@@ -6,16 +6,16 @@ side alone has a predictor, and the heads have batch
 norm: without these the easiest answer is one constant for all images.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
-contrastive methods. For the first eight it forgets what an untrained network sees of the digits,
-and finds them after. LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
+  contrastive methods.
+For the first eight it forgets what an untrained network sees of the digits, and finds them after.
+LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
 
 Variants:
   cifar10       ResNet-18, batch 256, 1000 epochs, learning rate 1.0 x B/256, weight decay 1e-5,
-  momentum 0.99. No setting of
-                the authors; solo-learn's but for what is said below. Published: 92.58 % online
-                linear (solo-learn's README).
+                momentum 0.99. No setting of the authors; solo-learn's but for what is said below.
+                Published: 92.58 % online linear (solo-learn's README).
   imagenet2012  the 300-epoch preset of the authors' code: ResNet-50, batch 4096, LARS 0.3 x B/256,
-  weight decay 1e-6,
+                weight decay 1e-6,
                 momentum 0.99. Published: 72.5 % linear (the paper's baseline of its ablations).
   debug         any of them in seconds.
 

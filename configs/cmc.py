@@ -7,16 +7,17 @@ images, in a memory bank for each view. The representation is both networks' fea
 Default: the embedded `scenes`, a small ResNet for each view, two CPU cores; the softmax over 512
   drawn rows. It learns
 little: in each epoch the loss falls from 12.5 to 9 and is at 12.5 again when the next begins. Of
-the drawn rows ever more were written in this epoch, the image's own always in an earlier one, and
-the two networks can tell by how far they have moved. Neither NCE, nor SGD, nor a sixth of the rate
-for 48 epochs (23 % kNN), nor a bank of momentum 0 or 0.9 ended that.
+  the drawn rows ever more
+were written in this epoch, the image's own always in an earlier one, and the two networks can tell
+by how far they have moved. Neither NCE, nor SGD, nor a sixth of the rate for 48 epochs (23 % kNN),
+nor a bank of momentum 0 or 0.9 ended that.
 
 Variants:
   cifar10       a ResNet-18 for each view, softmax over 4,096 drawn rows. Not a setting of the
-  authors. imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs,
-  learning rate 0.03, NCE with 4,096
-                negatives at temperature 0.07; `--config.encoder.width=0.5` and `1.0` are the
-                smaller networks.
+                authors.
+  imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate
+                0.03, NCE with 4,096 negatives at temperature 0.07; `--config.encoder.width=0.5` and
+                `1.0` are the smaller networks.
                 Published: 68.4 % linear (README of the authors' code).
   debug         any of them in seconds.
 
@@ -88,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 milestones_epochs=(120.0, 160.0, 200.0),
             )
         )
-        config.probe.update(dict(total_epochs=60.0, learning_rate=50.0))
+        config.evals.protocols.linear.update(dict(total_epochs=60.0, learning_rate=50.0))
     if "debug" in chosen:
         defaults.debug(config)
         config.method.num_negatives = 24

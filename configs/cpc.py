@@ -6,18 +6,18 @@ down to one predicts the encodings of patches some rows further down, and must p
 the patches of the whole batch. Version 2 predicts in four directions with a larger network.
 
 Default: the embedded `scenes` in grey, patches of 16 pixels on a 3x3 grid, a small ResNet with
-layer norm, all four directions, two CPU cores.
+  layer norm, all four
+directions, two CPU cores.
 
 Variants:
   cifar10          patches of 8 pixels on a 7x7 grid, a ResNet-50 to its third stage. Not a setting
-  of the authors.
+                   of the authors.
   imagenet2012     v2: ResNet-161 with layer norm, patches of 80 pixels on a 6x6 grid of 260, four
-  directions, dropped
+                   directions, dropped
                    channels and flips by patch. Published: 71.5 % linear (v2's paper).
   imagenet2012_v1  ResNet-101 to its third stage without norm, patches of 64 pixels on a 7x7 grid of
-  256 in grey, sub-crops
-                   of 60, downwards, Adam 2e-4, batch 512. Published: 48.7 % linear (v1's paper,
-                   table 3).
+                   256 in grey, sub-crops of 60, downwards, Adam 2e-4, batch 512. Published: 48.7 %
+                   linear (v1's paper, table 3).
   debug            any of them in seconds.
 
 Differences from the papers, whose authors released no code but v2's pseudo-code:

@@ -5,14 +5,14 @@ learns to classify each image into its cluster, with a new top layer. Clusters a
 often, so that "all images in one" does not pay.
 
 Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both
-renderings of a digit are classified into the cluster of the first.
+  renderings of a digit are
+classified into the cluster of the first.
 
 Variants:
   cifar10       a ResNet-18 and 100 clusters. Not a setting of the authors.
   imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05
-  without a schedule, weight
-                decay 1e-5, batch 256, the paper's 500 epochs (200 in the code). Published: 37.9 %
-                linear (VISSL's evaluation of the released weights).
+                without a schedule, weight decay 1e-5, batch 256, the paper's 500 epochs (200 in the
+                code). Published: 37.9 % linear (VISSL's evaluation of the released weights).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -80,7 +80,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="deepcluster"))
         config.optimizer = ConfigDict(published)
         config.evals.every_epochs = 50.0
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4))
+        config.evals.protocols.linear.update(
+            dict(total_epochs=90.0, learning_rate=0.01, weight_decay=1e-4)
+        )
     if "debug" in chosen:
         defaults.debug(config)
         config.method.update(dict(num_clusters=6, pca_dim=8))

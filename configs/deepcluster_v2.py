@@ -11,9 +11,10 @@ Default: the embedded `scenes` without colours, a small ResNet, two CPU cores, t
 Variants:
   cifar10       the `cifar10` of SwAV with three sets of 100 clusters. Not a setting of the authors.
   imagenet2012  400 epochs of 2x160 + 4x96 crops, batch 4096, LARC 4.8 to 0.0048 after 10 epochs
-  from 0.3, weight decay 1e-6,
+                from 0.3, weight decay 1e-6,
                 three sets of 3,000 clusters. Published: 74.3 % linear, and 75.2 % after 800 epochs
-                of 2x224 + 6x96 (README of the authors' code).
+                  of 2x224 + 6x96 (README
+                of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -82,7 +83,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 final_learning_rate=0.0048,
             )
         )
-        config.probe.update(dict(total_epochs=100.0, learning_rate=0.3, weight_decay=1e-6))
+        config.evals.protocols.linear.update(
+            dict(total_epochs=100.0, learning_rate=0.3, weight_decay=1e-6)
+        )
     if "debug" in chosen:
         defaults.debug(config)
         config.method.update(dict(num_prototypes=(6, 8), hidden_dim=32, out_dim=16))

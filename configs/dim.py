@@ -5,18 +5,20 @@ the batch, which bounds their mutual information. There is one view of each imag
 pulls the distribution of summaries towards a uniform one.
 
 Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, DIM(G) with JSD on
-lightness alone, two CPU cores. With the local term alone, or with both, by InfoNCE, it stays below
-its untrained network there, 22 and 23 % kNN; DIM(G) reaches 72.
+  lightness alone, two CPU
+cores. With the local term alone, or with both, by InfoNCE, it stays below its untrained network
+there, 22 and 23 % kNN; DIM(G) reaches 72.
 
 Variants:
   cifar10        DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4. Published:
-  75.21 % from conv, 75.57 %
-                 from fc, 69.13 % from y; with `--config.method.estimator=JSD` 73.25, 73.62, 66.96 %
-                 (table 1).
+                 75.21 % from conv, 75.57 % from fc, 69.13 % from y; with
+                 `--config.method.estimator=JSD` 73.25, 73.62, 66.96 % (table 1).
   stl10          JSD, `alex64x64` on random 64x64 crops with flips. Published: 72.86, 70.85, 65.93 %
-  (table 2). tiny_imagenet  InfoNCE, `alex64x64`; a folder: set --config.data.path. Published:
-  34.21, 38.09, 33.33 % (table 2). imagenet2012   a ResNet-50 with the local term on its third
-  stage. Not a setting of the authors. debug          any of them in seconds.
+                 (table 2).
+  tiny_imagenet  InfoNCE, `alex64x64`; a folder: set --config.data.path. Published: 34.21, 38.09,
+                 33.33 % (table 2).
+  imagenet2012   a ResNet-50 with the local term on its third stage. Not a setting of the authors.
+  debug          any of them in seconds.
 
 Differences from the authors' code:
   - The published figures are of a classifier with a hidden layer of 200 units on the frozen

@@ -12,16 +12,14 @@ prototypes and a sharp teacher: 256 of them at temperature 0.04 left it near uni
 
 Variants:
   cifar10                ResNet-18, 4,096 prototypes, batch 256, 1000 epochs, two crops. No setting
-  of the authors;
-                         solo-learn's but for what is said below. Published: 89.52 % online linear
-                         (solo-learn's README).
+                         of the authors; solo-learn's but for what is said below. Published: 89.52 %
+                         online linear (solo-learn's README).
   imagenet2012           vanilla ViT-S/16: batch 512, 100 epochs, 2x224 + 8x96 crops, AdamW 5e-4 x
-  B/256, weight decay 0.04
+                         B/256, weight decay 0.04
                          to 0.4. Published: 69.3 % kNN, 74.0 % linear (README of the authors' code).
   imagenet2012_resnet50  the command of that README: SGD 0.03 x B/256, weight decay 1e-4, 2x224 +
-  6x96, 100 epochs. No figure
-                         of it is published; theirs of a ResNet-50 are 67.5 % kNN and 75.3 % linear
-                         after 800 epochs.
+                         6x96, 100 epochs. No figure of it is published; theirs of a ResNet-50 are
+                         67.5 % kNN and 75.3 % linear after 800 epochs.
   vit                    the default with a tiny transformer.
   debug                  any of them in seconds.
 
@@ -30,7 +28,8 @@ Differences from the authors' code:
     which their ViT-S classifier reads (`--config.evals.feature=blocks`). The logits of the
     prototypes are not among them.
   - Their linear figures use a rate of 0.001 x B/256 for 100 epochs; the probe here is the one of
-    all configs. kNN on ImageNet is theirs: 20 neighbours, temperature 0.07.
+    all configs. kNN on
+    ImageNet is theirs: 20 neighbours, temperature 0.07.
   - Dropped paths are drawn by example, not by place in the batch.
   - Matrix products are in bfloat16, theirs in float16.
   - `cifar10`: solo-learn's head has no batch norm, here it has; its LARS has trust coefficient 0.02
@@ -182,7 +181,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="dino"))
         config.views = crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))
         config.optimizer = ConfigDict(published)
-        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+        config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "imagenet2012_resnet50" in chosen:
         defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
@@ -201,7 +200,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 freeze_paths=("last_layer",),
             )
         )
-        config.evals.update(dict(knn_k=20, knn_temperature=0.07))
+        config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "debug" in chosen:
         transformer = config.encoder.name == "vit"
         if transformer:

@@ -10,14 +10,15 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   cifar10          the authors' demo: ResNet-18, linear head, batch 512, 200 epochs, learning rate
-  0.06, weight decay 5e-4,
-                   temperature 0.1, momentum 0.99, 4,096 keys. Published: 82.6 % kNN of z; with
-                   `--config.method.symmetric=True` 85.3 % (the demo's notebook).
+                   0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys. Published:
+                   82.6 % kNN of z; with `--config.method.symmetric=True` 85.3 % (the demo's
+                   notebook).
   imagenet2012     ResNet-50, batch 256, 200 epochs, learning rate 0.03, temperature 0.2, 65,536
-  keys. Published: 67.5 %
-                   linear, the mean of five trials (README of the authors' code).
+                   keys. Published: 67.5 % linear, the mean of five trials (README of the authors'
+                     code).
   imagenet2012_v1  v1: linear head, temperature 0.07, v1's views and schedule. Published: 60.8 %
-  linear, likewise. debug            any of them in seconds.
+    linear, likewise.
+  debug            any of them in seconds.
 
 Differences from the authors' code:
   - Their batch norm is that of each of eight GPUs, with keys shuffled between GPUs. Here `splits=8`
@@ -65,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(
             dict(name="sgd", learning_rate=0.03, weight_decay=1e-4, schedule_per_epoch=True)
         )
-        config.probe.update(dict(total_epochs=100.0, learning_rate=30.0))
+        config.evals.protocols.linear.update(dict(total_epochs=100.0, learning_rate=30.0))
     if "imagenet2012_v1" in chosen:
         config.method.update(dict(head="linear", temperature=0.07))
         config.views = ConfigDict(dict(both=dict(name="moco_v1", copies=2)))

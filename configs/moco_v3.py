@@ -1,25 +1,25 @@
 """MoCo v3 (Chen et al. 2021, arXiv 2104.02057).
 
 MoCo without the queue: each view's prediction must pick out the slow network's key of the other
-view among those of a large batch, both ways. Projection and predictor are BYOL's. A vision
-transformer trains stably once its patch projection stays as it was drawn.
+  view among those of a large
+batch, both ways. Projection and predictor are BYOL's. A vision transformer trains stably once its
+patch projection stays as it was drawn.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   cifar10                 ResNet-18, 1000 epochs, batch 256, LARS 0.3 x B/256 with trust coefficient
-  0.02, temperature 0.2.
-                          No setting of the authors; solo-learn's but for what is said below.
-                          Published: 93.10 % online linear (solo-learn's README).
+                          0.02, temperature 0.2. No setting of the authors; solo-learn's but for
+                          what is said below. Published: 93.10 % online linear (solo-learn's
+                            README).
   imagenet2012            ResNet-50, batch 4096, 300 epochs, LARS 0.3 x B/256, weight decay 1e-6,
-  temperature 1. Published:
-                          72.8 % linear (README of the authors' code).
+                          temperature 1. Published: 72.8 % linear (README of the authors' code).
   imagenet2012_vit_small  ViT-S/16 with twelve heads: AdamW 1.5e-4 x B/256, weight decay 0.1 of
-  everything, 40 epochs of
-                          warm-up, 300 epochs, temperature 0.2. Published: 73.2 % linear (README of
-                          the authors' code).
+                          everything, 40 epochs of warm-up, 300 epochs, temperature 0.2. Published:
+                          73.2 % linear (README of the authors' code).
   imagenet2012_vit_base   ViT-B/16, likewise. Published: 76.7 % linear (README of the authors'
-  code). vit                     the default with a tiny transformer.
+                          code).
+  vit                     the default with a tiny transformer.
   debug                   any of them in seconds.
 
 Differences from the authors' code:
@@ -110,7 +110,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(
             dict(name="lars_byol", learning_rate=0.3, weight_decay=1e-6, warmup_epochs=10.0)
         )
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.1))
+        config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=0.1))
     for size, heads in (("small", 12), ("base", 12)):
         if f"imagenet2012_vit_{size}" in chosen:
             defaults.imagenet2012(config)
@@ -138,7 +138,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     frozen, name="adamw", learning_rate=1.5e-4, weight_decay=0.1, warmup_epochs=40.0
                 )
             )
-            config.probe.update(dict(total_epochs=90.0, learning_rate=3.0))
+            config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=3.0))
     if "debug" in chosen:
         transformer = config.encoder.name == "vit"
         if transformer:

@@ -5,16 +5,18 @@ warm-up as MoCo alone, k-means clusters the slow network's features at several g
 cluster's spread is its temperature, so that loose clusters pull less.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores. With fewer clusters than images in a
-batch it draws no negative prototypes and masks the copies of a prototype.
+  batch it draws no
+negative prototypes and masks the copies of a prototype.
 
 Variants:
   cifar10          MoCo's CIFAR-10 demo with 1,000, 1,500 and 2,000 clusters. Not a setting of the
-  authors. imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate
-  0.03, temperature 0.2, 25,000, 50,000
-                   and 100,000 clusters, 16,384 keys and negative prototypes. Published: 67.6 %
-                   linear (README of the authors' code).
+                   authors.
+  imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate 0.03,
+                   temperature 0.2, 25,000, 50,000 and 100,000 clusters, 16,384 keys and negative
+                   prototypes. Published: 67.6 % linear (README of the authors' code).
   imagenet2012_v1  v1: linear head, MoCo v1's views, step schedule. Published: 61.5 % linear,
-  likewise. debug            any of them in seconds.
+    likewise.
+  debug            any of them in seconds.
 
 Differences from the authors' code:
   - Their batch norm is that of each of four GPUs; here `splits=4` groups of the global batch, on
@@ -92,7 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(
             dict(name="sgd", learning_rate=0.03, weight_decay=1e-4, schedule_per_epoch=True)
         )
-        config.probe.update(dict(total_epochs=100.0, learning_rate=5.0))
+        config.evals.protocols.linear.update(dict(total_epochs=100.0, learning_rate=5.0))
     if "imagenet2012_v1" in chosen:
         config.method.head = "linear"
         config.views = ConfigDict(dict(both=dict(name="moco_v1", copies=2)))

@@ -8,11 +8,10 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   cifar10       ResNet-18, batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay
-  1e-4, temperature 0.5.
+                1e-4, temperature 0.5.
                 Published: "around 91 %" linear (README of the authors' code).
   imagenet2012  ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6,
-  temperature 0.1. Published:
-                64.5 % linear (table B.1).
+                temperature 0.1. Published: 64.5 % linear (table B.1).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -9,16 +9,18 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 Variants:
   folder                     your own images, at --config.data.path.
   cifar10                    pre-training at the CIFAR setting of the authors' code: ResNet-18,
-  batch 512, 1000 epochs.
+                             batch 512, 1000 epochs.
                              Published: "around 91 %" linear (README of the authors' code, of
                                SimCLR).
   imagenet2012               ResNet-50 with selective kernels, batch 4096, 800 epochs, LARS 0.1
-  sqrt(B), weight decay 1e-4,
+                             sqrt(B), weight decay 1e-4,
                              temperature 0.1. Published: 74.6 % linear; fine-tuned 64.5, 72.1, 78.7
-                             % with 1, 10, 100 % of the labels (README of the authors' code).
+                               % with 1, 10, 100 % of
+                             the labels (README of the authors' code).
   memory                     a queue of momentum keys (65,536 on ImageNet, decay 0.999).
   label1, label10, label100  the share of the labels that fine-tuning sees, 10 % where none is
-  named. debug                      any of them in seconds.
+                             named.
+  debug                      any of them in seconds.
 
 Differences from the authors' code:
   - The memory's code is not released, and the paper does not say how both views enter it. Here keys
@@ -125,7 +127,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 optimizer=tune,
                 total_epochs=tune_epochs,
                 batch_size=tune_batch,
-                evals=dict(baselines=False, every_epochs=tune_epochs),
+                evals=dict(
+                    baselines=False,
+                    every_epochs=tune_epochs,
+                    protocols=dict(classifier=dict()),
+                ),
             ),
             distill=dict(
                 previous="../finetune",
@@ -133,7 +139,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 views=dict(one=crop),
                 optimizer=distill,
                 total_epochs=distill_epochs,
-                evals=dict(baselines=False, every_epochs=distill_epochs),
+                evals=dict(
+                    baselines=False,
+                    every_epochs=distill_epochs,
+                    protocols=dict(classifier=dict()),
+                ),
             ),
         )
     )

@@ -6,24 +6,25 @@ the output from becoming constant. The metric "z_std" is the deviation of the no
 (figure 2 of the paper): near 1/sqrt(dimensions) in health, 0 at a collapse.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
-contrastive methods. For the first sixteen it forgets what an untrained network sees of the digits,
-and finds them after.
+  contrastive methods.
+For the first sixteen it forgets what an untrained network sees of the digits, and finds them after.
 
 Variants:
   cifar10       ResNet-18, two-layer projector, batch 512, 800 epochs, learning rate 0.03 x B/256,
-  weight decay 5e-4.
+                weight decay 5e-4.
                 Published: 91.8 % linear (appendix D).
   imagenet2012  ResNet-50, batch 512, 100 epochs, learning rate 0.05 x B/256, weight decay 1e-4, the
-  predictor's rate
+                predictor's rate
                 constant. Published: 68.1 % linear (table 4, and README of the authors' code).
   fastsiam      of any of them FastSiam (Pototzky et al., GCPR 2022): each of four views predicts
-  the mean of the others.
+                the mean of the others.
                 Reached on `scenes`: 91.5 % by kNN, 76.0 % with `total_epochs=24`, SimSiam 68.3 %;
                   one seed.
                 `cifar10,fastsiam`: batch 128, 200 epochs, learning rate 0.06 whatever the batch,
-                the predictor's too on a cosine, last scales of blocks from 1. Published: 90.6 % by
-                kNN of 200, the best of all epochs, and 81.9 % of SimSiam (lightly's benchmark,
-                whose last norm of the projector has a scale and a bias).
+                  the predictor's too on
+                a cosine, last scales of blocks from 1. Published: 90.6 % by kNN of 200, the best of
+                all epochs, and 81.9 % of SimSiam (lightly's benchmark, whose last norm of the
+                projector has a scale and a bias).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -83,7 +84,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 schedule_per_epoch=True,
             )
         )
-        config.probe.update(dict(total_epochs=90.0, learning_rate=0.1))
+        config.evals.protocols.linear.update(dict(total_epochs=90.0, learning_rate=0.1))
     if "fastsiam" in chosen:
         config.views.both.copies = 4
         if "cifar10" in chosen:

@@ -1,24 +1,25 @@
 """SupCon (Khosla et al. 2020, arXiv 2004.11362).
 
 SimCLR with labels: all views of all images of a class are each other's positives. A second stage
-trains a linear classifier on the frozen encoder.
+  trains a linear classifier
+on the frozen encoder.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores; SimCLR's head, whose batch norm keeps
-features apart until there is something to learn (with the authors' head all became equal, until the
-learning rate had fallen).
+  features apart until
+there is something to learn (with the authors' head all became equal, until the learning rate had
+fallen).
 
 Variants:
   cifar10       the authors' PyTorch code: ResNet-50, batch 1024, 1000 epochs, SGD 0.5 to 0.0005,
-  temperature 0.1; the
-                classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90. Published: 96.0 %
-                (README of that code).
+                temperature 0.1; the classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90.
+                Published: 96.0 % (README of that code).
   cifar100      the same. Published: 76.5 % (README of that code).
   imagenet2012  the authors' TPU code for ResNet-50: batch 6144, 350 epochs, LARS 0.4 x B/256, a
-  linear head on an embedding
-                of unit length. No figure of this setting, without AutoAugment, is published.
+                linear head on an embedding of unit length. No figure of this setting, without
+                AutoAugment, is published.
   simclr        with any of them: no labels in pre-training, the authors' own SimCLR (temperature
                 and rate 0.5). Published: 93.6 % on CIFAR-10, 70.7 % on CIFAR-100 (README of the
-                PyTorch code).
+                  PyTorch code).
   debug         any of them in seconds.
 
 Differences from the authors' code:

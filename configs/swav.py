@@ -9,13 +9,11 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores, two large crops a
 
 Variants:
   cifar10       ResNet-18, 1000 epochs, batch 256, learning rate 0.6, 3,000 prototypes frozen for
-  two epochs, a queue of
-                3,840 from epoch 50. No setting of the authors; solo-learn's but for what is said
-                below. Published: 89.17 % online linear (solo-learn's README).
+                two epochs, a queue of 3,840 from epoch 50. No setting of the authors; solo-learn's
+                but for what is said below. Published: 89.17 % online linear (solo-learn's README).
   imagenet2012  the authors' batch-256 run: 2x224 + 6x96 crops, 200 epochs, LARC 0.6 to 0.0006,
-  weight decay 1e-6, a queue of
-                3,840 from epoch 15, prototypes frozen for 5,005 steps. Published: 72.7 % linear
-                (README of the authors' code).
+                weight decay 1e-6, a queue of 3,840 from epoch 15, prototypes frozen for 5,005
+                steps. Published: 72.7 % linear (README of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -4,8 +4,7 @@ docstring.
 A config's docstring is the method's record, in paragraphs: its name with the papers in brackets;
 the idea; "Default:"; "Variants:", a name and a text each, with what is published after
 "Published:"; "Differences from ...:", an item each; "Command:"; "Reached:". What was reached is
-read from the tables of `cl-jax benchmark` in docs/results.
-"""
+read from the tables of `cl-jax benchmark` in docs/results."""
 
 import ast
 import importlib

@@ -108,7 +108,7 @@ while [ "$i" -lt "$processes" ]; do
 done
 
 # The first failure decides. The others would wait for the lost process for minutes: they get some seconds to end.
-result=0 ended=0 since=0
+result=0 ended=0 since=0 stopping=0
 while [ "$ended" -lt "$processes" ]; do
     sleep 0.2 || true
     ended=0 i=0
@@ -127,6 +127,10 @@ while [ "$ended" -lt "$processes" ]; do
         since=$((since + 1))
         [ "$since" -ne 1 ] || signal TERM
         [ "$since" -ne 50 ] || signal KILL
+    elif [ "$result" -eq 75 ] && [ "$ended" -lt "$processes" ]; then # stopped while it started, the others wait for it
+        stopping=$((stopping + 1))
+        [ "$stopping" -ne 25 ] || signal TERM
+        [ "$stopping" -ne 60 ] || signal KILL
     fi
 done
 wait

@@ -5,14 +5,15 @@ is left.
     method.temperature=0.1,0.2 seed=0,1 python launch/sweep.py --config=configs/byol.py
     --workdir=runs/sweep --list=settings.txt --jobs=2 python launch/sweep.py ... --print
     # the commands, for another launcher, with what marks a run as done python launch/sweep.py ...
-    # --launcher='launch/local.sh -n 2 -d 2'
+    --launcher='launch/local.sh -n 2 -d 2'
 
 A setting is NAME=VALUE[,VALUE...], a name below `config`; the grid is the product of all. In a list
 each line is one run: settings between spaces, a value taken as it stands, # begins a comment.
-Values with commas of their own go in a list. A run's workdir is named by its settings. It is done
-when it holds the file `done`, which is written when the run has ended with status 0. A run that was
-stopped (status 75) is left to be resumed. Exit status: 0 when all are done, 1 when a run failed, 75
-when the sweep was stopped; Ctrl-C and SIGTERM let the runs save first.
+  Values with commas of their own go in a list.
+A run's workdir is named by its settings. It is done when it holds the file `done`, which is written
+when the run has ended with status 0. A run that was stopped (status 75) is left to be resumed. Exit
+status: 0 when all are done, 1 when a run failed, 75 when the sweep was stopped; Ctrl-C and SIGTERM
+  let the runs save first.
 """
 
 import argparse
@@ -134,8 +135,12 @@ def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path
 def result(workdir: Path) -> str:
     """The last kNN accuracy that a run logged, to be put behind its name."""
     path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    scores = [row["knn/top1"] for row in rows if "knn/top1" in row]
+    scores = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            scores.append(float(json.loads(line)["knn/top1"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # no row, or one without that figure
     return f", kNN {scores[-1]:.4f}" if scores else ""
 
 

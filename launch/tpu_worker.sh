@@ -10,7 +10,8 @@ case $1 in
             sudo apt-get install -y nfs-common
             sudo mkdir -p /mnt/runs
             sudo mount -t nfs "$2" /mnt/runs
-            sudo chmod 777 /mnt/runs
+            # For this user's group, each file for its owner to remove.
+            [ -w /mnt/runs ] || { sudo chgrp "$(id -g)" /mnt/runs && sudo chmod g+rwx,+t /mnt/runs; }
         fi ;;
     install)
         pip install --quiet --user uv

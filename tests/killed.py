@@ -1,8 +1,8 @@
 """One process of the job that tests/training/test_chaos.py kills: cl_jax.main with a small method
 that compiles in a second.
 
-The method remembers, has work before each epoch and a plan. What is evaluated is the step's number,
-so that each evaluation is the best so far, and is saved as that too.
+The method remembers, has work before each epoch and an order of its own. What is evaluated is the
+step's number, so that each evaluation is the best so far, and is saved as that too.
 """
 
 from cl_jax import main
@@ -10,8 +10,9 @@ from cl_jax.training import loop
 from tests import small
 
 loop.build = lambda config, previous: small.epochal(config)
-loop.protocols.Evaluator.online = lambda _, state, final: {"knn/top1": int(state.step) / 1000}
-loop.protocols.draw_curve = lambda *_: None
+loop.Evaluation.measure = lambda _, state, final=False: {"knn/top1": int(state.step) / 1000}
+loop.Evaluation.score = lambda _, row: row.get("knn/top1")
+loop.evaluation.draw_curve = lambda *_: None
 
 if __name__ == "__main__":
-    main.run()
+    raise SystemExit(main.main())

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Run, Variables, from_loss
+from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
 from cl_jax.losses import unit
 from cl_jax.training import optim
@@ -49,7 +50,7 @@ def method(fault=None):
         memory = {"seen": jnp.zeros(SIZE, jnp.int32), "keys": jnp.zeros((BATCH, 8))}
         return Variables({"w": weights}, {"mean": jnp.zeros(8)}, memory=memory)
 
-    def forward(params, stats, target, batch, key):
+    def views(batch, key):
         def view(number):
             def one(image, i):
                 noise = jax.random.normal(
@@ -57,9 +58,12 @@ def method(fault=None):
                 )
                 return image.reshape(-1) / 255.0 + 0.1 * noise
 
-            return jax.vmap(one)(batch["image"], batch["id"]) @ params["w"]
+            return jax.vmap(one)(batch["image"], batch["id"])
 
-        a, b = view(1), view(2)
+        return [view(1), view(2)]
+
+    def forward(params, stats, target, inputs, batch, key):
+        a, b = (x @ params["w"] for x in inputs)
         centre = parallel.mean(jnp.mean(a, 0), axis)
         return (
             (unit(a - centre[None]), unit(b - centre[None])),
@@ -99,6 +103,8 @@ def method(fault=None):
     )
     return from_loss(
         variables=variables,
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=loss,
         tx=tx,
@@ -107,7 +113,7 @@ def method(fault=None):
             {"h": images.reshape(-1, 48) @ params["w"]},
             stats,
         ),
-        clean=lambda images: images / 255.0,
+        clean=lambda batch: batch["image"] / 255.0,
     )
 
 
@@ -126,7 +132,7 @@ def built(devices, fault=None, resident=True):
 
 def epochal(config):
     """The method on the config's devices, for its epochs, with work before each: a centre of all
-    features is remembered, and a plan is made of it."""
+    features is remembered, and an order of examples is made of it."""
     start = built(config.devices)
     inner, run = (
         start.method,
@@ -157,11 +163,9 @@ def epochal(config):
         memory = after.memory | {name: state.memory[name] for name in ("offset", "groups")}
         return dataclasses.replace(after, params=params, memory=memory), values
 
-    method = dataclasses.replace(
-        inner,
-        init=init,
-        update=update,
-        refresh=refresh,
-        plan=lambda state: np.asarray(state.memory["groups"]),
-    )
+    def order(state, epoch, seed):
+        balanced = batches.balanced_order(seed, epoch, np.asarray(state.memory["groups"]))
+        return balanced[: run.steps_per_epoch * run.batch_size]
+
+    method = dataclasses.replace(inner, init=init, update=update, refresh=refresh, order=order)
     return start._replace(method=method, run=run)

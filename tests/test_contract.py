@@ -59,11 +59,13 @@ def _resumes_exactly_and_compiles_once(config, previous, path, where):
     for (leaf, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(resumed)):
         np.testing.assert_array_equal(x, y, f"{where}: {jax.tree_util.keystr(leaf)}")
 
-    image = built.data.test.read(0)["image"]
+    example = built.data.test.read(0)
+    batch = {name: np.stack([example[name]] * 8) for name in built.method.needs if name in example}
+    batch["id"] = np.arange(8, dtype=np.int32)
     encode = parallel.lift(
         built.method.encode, built.mesh, (parallel.SAME, parallel.EACH), parallel.EACH
     )
-    named = encode(state, parallel.place_batch({"image": np.stack([image] * 8)}, built.mesh))
+    named = encode(state, parallel.place_batch(batch, built.mesh))
     assert "h" in named and all(
         rows.shape[0] == 8 and np.isfinite(rows).all() for rows in named.values()
     ), where

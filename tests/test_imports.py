@@ -2,6 +2,7 @@
 must not need."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,55 +11,55 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cl_jax"
 
-# The arrows of docs/design/architecture.md: per part, the libraries and the parts of cl_jax it may
-# import.
-NUMERIC = {"jax", "numpy"}
+# The arrows of docs/design/architecture.md: per folder, the libraries and the parts of cl_jax that
+# it may import.
 NETWORK = {"jax", "numpy", "flax"}
 TRAINING = {"jax", "numpy", "flax", "optax"}
+# Of core, the modules that know jax alone.
+PLAIN = {
+    f"core.{name}"
+    for name in ("axis", "graphs", "keys", "names", "numerics", "seeds", "shapes", "tokens")
+}
 LAYERS = {"views", "encoders", "heads"}
 ALLOWED = {
-    "losses": (NUMERIC, {"losses", "shapes"}),
-    "memory": (NUMERIC, {"memory", "shapes"}),
-    "shapes": (NUMERIC, set()),
-    "views": (NETWORK, LAYERS | {"shapes"}),
-    # A gradient by hand must know over which mapped axes values vary, as the losses do.
-    "encoders": (NETWORK, LAYERS | {"shapes", "losses._axis"}),
-    "heads": (NETWORK, LAYERS | {"shapes"}),
-    "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster", "shapes"}),
-    "network": (NETWORK, {"shapes"}),
-    "method": (TRAINING, {"method", "optim", "parallel", "shapes"}),
-    "optim": (TRAINING, {"method", "optim", "parallel", "shapes"}),
-    # parallel.py offers the losses' own gather and means, which must live where jax alone is known.
-    "parallel": (TRAINING, {"method", "optim", "parallel", "shapes", "losses._axis"}),
+    "core": (TRAINING, {"core"}),
+    "losses": ({"jax"}, {"losses"} | PLAIN),
+    "memory": ({"jax"}, {"memory"} | PLAIN),
+    "views": (NETWORK, {"views"} | PLAIN),
+    "encoders": (NETWORK, LAYERS | PLAIN),
+    "heads": (NETWORK, LAYERS | PLAIN),
+    "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
+    "data": (
+        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn"}
+        | {"tensorflow_datasets"},
+        {"data", "core"},
+    ),
     "methods": (
         TRAINING,
-        {
-            "losses",
-            "memory",
-            "shapes",
-            "views",
-            "encoders",
-            "heads",
-            "cluster",
-            "method",
-            "network",
-            "optim",
-            "parallel",
-            "methods",
-        },
+        {"losses", "memory", "cluster", "core", "methods", "data.batches", "training.optim"}
+        | LAYERS,
     ),
     "evals": (
-        TRAINING | {"scipy", "sklearn", "matplotlib", "ml_collections"},
-        {"encoders", "method", "data", "parallel", "evals", "shapes", "losses", "views"},
+        TRAINING | {"absl", "scipy", "sklearn", "matplotlib", "ml_collections"},
+        {"evals", "data", "losses", "cluster", "core"} | LAYERS,
+    ),
+    "planning": (TRAINING | {"ml_collections"}, {"planning", "data", "training", "core"}),
+    "checks": (
+        TRAINING | {"ml_collections"},
+        {"checks", "data", "evals", "training", "core"},
     ),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(path: Path) -> str:
-    """The folder, or the module at the top level, that a file belongs to: losses, methods, train,
-    ..."""
+    """The folder that a file belongs to: losses, methods, training, ..."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def belongs(path: Path, name: str) -> bool:
+    """Whether a file is of a row of ALLOWED: a folder, or a module as "core.axis"."""
+    return part(path) == name or path == PACKAGE / f"{name.replace('.', '/')}.py"
 
 
 def imported(path: Path, package: Path = PACKAGE) -> set[str]:
@@ -80,7 +81,7 @@ def imported(path: Path, package: Path = PACKAGE) -> set[str]:
 
 def ours(names: set[str], parts: set[str] = frozenset()) -> set[str]:
     """The parts of cl_jax among `names`, less what `parts` allows: whole parts, or single modules
-    as "losses._axis"."""
+    as "core.axis"."""
     inside = {name.removeprefix("cl_jax.") for name in names if name.startswith("cl_jax.")}
     return {
         name.split(".")[0]
@@ -98,7 +99,7 @@ def test_arrows(name):
     libraries, parts = ALLOWED[name]
     wrong = {}
     for path in FILES:
-        if part(path) == name:
+        if belongs(path, name):
             names = imported(path)
             extra = (foreign(names) - libraries) | {
                 f"cl_jax.{p}" for p in ours(names, parts | {"__version__"})
@@ -109,13 +110,13 @@ def test_arrows(name):
 
 
 def test_train_names_no_method():
-    """Methods are found by name: neither train.py nor anything else outside methods/ knows one."""
+    """Nothing outside methods/ imports a method, and the trainer names none."""
     methods = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
     for path in FILES:
         if part(path) == "methods":
             continue
         assert "methods" not in ours(imported(path)), f"{path.name} imports a method"
-        if part(path) == "train":
+        if part(path) == "training":
             tree = ast.parse(path.read_text())
             words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             words |= {
@@ -123,7 +124,7 @@ def test_train_names_no_method():
                 for node in ast.walk(tree)
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
-            assert not methods & words, f"train.py names {sorted(methods & words)}"
+            assert not methods & words, f"{path.name} names {sorted(methods & words)}"
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path):
@@ -152,8 +153,7 @@ def test_losses_and_memory_need_only_jax():
     run("""
 import importlib, pkgutil, sys
 for name in ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "ml_collections",
-"sklearn", "matplotlib",
-             "grain", "PIL", "absl", "rich", "tensorboardX"):
+             "sklearn", "matplotlib", "grain", "PIL", "absl", "rich", "tensorboardX"):
     sys.modules[name] = None
 import cl_jax.losses, cl_jax.memory
 for package in (cl_jax.losses, cl_jax.memory):
@@ -167,6 +167,39 @@ def test_cl_jax_is_light():
     run("""
 import sys
 import cl_jax
-heavy = sorted({name.split(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "optax",
-"numpy", "orbax"}) assert not heavy, heavy
+loaded = {name.split(".")[0] for name in sys.modules}
+heavy = sorted(loaded & {"jax", "jaxlib", "flax", "optax", "numpy", "orbax"})
+assert not heavy, heavy
 """)
+
+
+def test_training_needs_no_internals_of_jax():
+    """`train` imports where a module of `jax._src` that diagnosis reads cannot be imported anew; no
+    file but that one names `jax._src`."""
+    run("""
+import sys
+import jax, flax, optax, orbax.checkpoint, grain  # they may use what they like
+sys.modules["jax._src.source_info_util"] = None
+import cl_jax.training.loop, cl_jax.tools.train
+""")
+    users = {path.name for path in FILES if any(n.startswith("jax._src") for n in imported(path))}
+    assert users <= {"finite.py"}
+
+
+def test_nothing_private_crosses_folders():
+    crossing = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in FILES
+        for name in imported(path)
+        if name.startswith("cl_jax.")
+        and name.split(".")[1] != part(path)
+        and any(re.match(r"_[^_]", word) for word in name.split("."))
+    ]
+    assert not crossing
+
+
+def test_every_folder_has_its_arrows_and_nothing_is_loose():
+    """What composes the rest (`training`, `tools`) may import all of it."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "main"}
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders - {"training", "tools", "weights"} == ALLOWED.keys()

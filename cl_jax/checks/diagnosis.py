@@ -1,18 +1,16 @@
 """What a run's own log says of it: healthy, or what is wrong, the likely cause and the usual mend.
 Printed at evaluations.
 
-cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or running runs, as a
-table
+    cl-jax diagnose WORKDIR...      the verdict at each evaluation of finished or running runs, as a
+    table
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cl_jax import evals
 from cl_jax.training import metrics
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
@@ -70,7 +68,7 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
     Causes come before their effects: a leak before the collapse that it leads to, a collapse before
       a low kNN.
     """
-    ends = [i for i, row in enumerate(rows) if evals.GEOMETRY_FEATURE_STD in row]
+    ends = [i for i, row in enumerate(rows) if "geometry/feature_std" in row]
     if not ends:
         return Verdict(EARLY, "nothing was evaluated yet")
     since = rows[ends[-2] + 1 if len(ends) > 1 else 0 : ends[-1]]
@@ -86,13 +84,11 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
         _mean(training[-RECENT:], name)
         for name in ("loss", "chance", "contrast_top1", "queue_filled")
     )
-    learnt = now.get(evals.KNN_TOP1, math.nan) > BETTER_KNN * start.get(
-        evals.KNN_RANDOM_NETWORK, math.nan
-    )
+    learnt = now.get("knn/top1", math.nan) > BETTER_KNN * start.get("untrained/knn/top1", math.nan)
     return (
         _leak(now, start, math.nan if learnt else contrast)
         or _collapse(now, start)
-        or (None if learnt else _chance(loss, chance))
+        or (_chance(loss, chance) if not learnt or loss > chance else None)
         or _knn(now, start, loss, chance, epoch / total_epochs)
         or _healthy(now, start, loss, chance, filled)
     )
@@ -100,8 +96,8 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
 
 def _leak(now: dict[str, float], start: dict[str, float], contrast: float) -> Verdict | None:
     marked, before = (
-        now.get(evals.PAIRS_SAME_BATCH, math.nan),
-        start.get(evals.UNTRAINED_SAME_BATCH, 0.0),
+        now.get("pairs/same_batch", math.nan),
+        start.get("untrained/pairs/same_batch", 0.0),
     )
     if marked > max(MARKED_BATCH, min(2 * before, (1 + before) / 2)):
         return Verdict(
@@ -116,7 +112,7 @@ def _leak(now: dict[str, float], start: dict[str, float], contrast: float) -> Ve
         )
     # These pairs are of two pictures where training's may be two views of one; a kNN that got
     # better says that this is why.
-    retrieved = now.get(evals.PAIRS_TOP1, math.nan)
+    retrieved = now.get("pairs/top1", math.nan)
     if contrast - retrieved > UNSUPPORTED_TOP1 and contrast > 3 * retrieved:
         return Verdict(
             LEAKING,
@@ -131,12 +127,12 @@ def _leak(now: dict[str, float], start: dict[str, float], contrast: float) -> Ve
 
 
 def _collapse(now: dict[str, float], start: dict[str, float]) -> Verdict | None:
-    spread = now.get(evals.GEOMETRY_RELATIVE_STD, math.nan)
+    spread = now.get("geometry/relative_std", math.nan)
     if spread < FLAT_STD:
         return Verdict(
             COLLAPSED,
             f"features deviate by {spread:.3f} of an isotropic set's, effective rank "
-            f"{now[evals.GEOMETRY_EFFECTIVE_RANK]:.1f}",
+            f"{now['geometry/effective_rank']:.1f}",
             "All images get nearly one feature. Without negatives, look for what keeps a method "
             "from the "
             "constant: stop-gradient, predictor, momentum target, centring. Else the network has "
@@ -144,8 +140,8 @@ def _collapse(now: dict[str, float], start: dict[str, float]) -> Verdict | None:
             "learning rate or the weight decay, lengthen the warm-up.",
         )
     rank, before = (
-        now[evals.GEOMETRY_EFFECTIVE_RANK],
-        start.get(evals.UNTRAINED_EFFECTIVE_RANK, math.nan),
+        now["geometry/effective_rank"],
+        start.get("untrained/geometry/effective_rank", math.nan),
     )
     if rank < LOST_RANK * before:
         return Verdict(
@@ -189,7 +185,7 @@ def _chance(loss: float, chance: float) -> Verdict | None:
 def _knn(
     now: dict[str, float], start: dict[str, float], loss: float, chance: float, share: float
 ) -> Verdict | None:
-    knn, before = now.get(evals.KNN_TOP1, math.nan), start.get(evals.KNN_RANDOM_NETWORK, math.nan)
+    knn, before = now.get("knn/top1", math.nan), start.get("untrained/knn/top1", math.nan)
     if not knn <= BETTER_KNN * before:
         return None
     evidence = f"kNN {knn:.1%}, {before:.1%} before the first step"
@@ -218,8 +214,8 @@ def _healthy(
 ) -> Verdict:
     said = [f"loss {loss:.3f} of {chance:.3f} by chance"] if chance > 0 else []
     for text, name, before, style in (
-        ("kNN", evals.KNN_TOP1, evals.KNN_RANDOM_NETWORK, ".1%"),
-        ("effective rank", evals.GEOMETRY_EFFECTIVE_RANK, evals.UNTRAINED_EFFECTIVE_RANK, ".1f"),
+        ("kNN", "knn/top1", "untrained/knn/top1", ".1%"),
+        ("effective rank", "geometry/effective_rank", "untrained/geometry/effective_rank", ".1f"),
     ):
         if name in now:
             said.append(
@@ -242,23 +238,15 @@ def table(workdirs: Sequence[str | Path]) -> str:
         rows = metrics.read(workdir)
         total = json.loads((Path(workdir) / "config.json").read_text())["total_epochs"]
         before = next(
-            (row[evals.KNN_RANDOM_NETWORK] for row in rows if evals.KNN_RANDOM_NETWORK in row),
+            (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,
         )
         for i, row in enumerate(rows):
-            if evals.GEOMETRY_FEATURE_STD in row:
+            if "geometry/feature_std" in row:
                 found = diagnose(rows[: i + 1], total)
                 lines.append(
-                    f"| {workdir} | {row['step']} | {row.get(evals.KNN_TOP1, math.nan):.1%} | "
+                    f"| {workdir} | {row['step']} | {row.get('knn/top1', math.nan):.1%} | "
                     f"{before:.1%} | "
                     f"{found.name} | {found.evidence} |"
                 )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="The verdict at every evaluation of some runs, from their own logs."
-    )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
-    print(table(parser.parse_args().workdirs))

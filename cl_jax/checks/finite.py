@@ -2,9 +2,8 @@
 types or in float64.
 
 What is not finite is followed back from the results to the operation that made it of finite
-numbers. So a mask of -inf, or
-the log of a zero that is masked away, is not blamed: only what reaches the results is.
-"""
+numbers. So a mask of -inf, or the log of a zero that is masked away, is not blamed: only what
+reaches the results is."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -48,8 +47,7 @@ def evaluate(
     operation at a time.
 
     The cause is that of the loss where it is not finite, else of the gradient norm, else of the new
-    State.
-    """
+    State."""
     closed, shapes = jax.make_jaxpr(update, axis_env=[(parallel.AXIS, 1)], return_shape=True)(
         *given
     )

@@ -1,5 +1,4 @@
-"""cl-jax replay WORKDIR/bad_step: a step that was not finite, once more, and the tensor that went
-first.
+"""Keeps a step that was not finite, and runs it again: `cl-jax replay WORKDIR/bad_step`.
 
 Where a loss or a gradient is no number, the run writes the State before that step and what rebuilds
 it into `WORKDIR/bad_step/<step>`. This command does two things with it.
@@ -12,30 +11,29 @@ Then it evaluates the step one operation at a time, on one device with the whole
 follows what is not finite back from the loss (or the gradient norm) to the operation that made it
 of finite numbers. `--float64` does this with every floating-point number in float64, those that the
 program casts to less included, on the same random draws: what is finite then was lost to rounding
-  or overflow, what is not is in the mathematics.
+or overflow, what is not is in the mathematics.
 
 A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss
-is.
-"""
+is."""
 
-import argparse
 import json
-import math
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax.checks import finite
 from cl_jax.core import parallel, xla
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint
-from cl_jax.training.experiment import Built, build, initial_state, previous_stage
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
+
+if TYPE_CHECKING:
+    from cl_jax.checks import finite
 
 # What is kept and how it is read back
 # --------------------------------------
@@ -144,9 +142,11 @@ class Replay:
             if _essential(name, self.record[name]) != _essential(name, value)
         )
 
-    def first(self, wide: bool = False) -> tuple[dict[str, float], finite.Cause | None]:
+    def first(self, wide: bool = False) -> tuple[dict[str, float], "finite.Cause | None"]:
         """The metrics of the step done one operation at a time, and what was not finite first;
         `wide`: in float64."""
+        from cl_jax.checks import finite  # reads jax internals, which training must not need
+
         train, method = self.built.data.train, self.built.method
         examples = [train.read(int(i)) for i in self.record["batch_ids"]]
         batch = {
@@ -166,80 +166,10 @@ def _essential(name: str, value: Any) -> Any:
     )
 
 
-# Command line --------------------------------------
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns 0 where the step came to the recorded numbers again, 1 where it did not, 2 where it
-    cannot be rebuilt."""
-    parser = argparse.ArgumentParser(
-        "cl-jax replay", description=__doc__.split("\n\n")[0].partition(": ")[2]
-    )
-    parser.add_argument(
-        "path", help="WORKDIR/bad_step (the first step that was kept) or WORKDIR/bad_step/STEP"
-    )
-    parser.add_argument(
-        "--float64", action="store_true", help="look for the first tensor in float64"
-    )
-    args = parser.parse_args(argv)
-    try:
-        path = find(args.path)
-        _devices(json.loads((path / "record.json").read_text()))
-        replay = Replay(path)
-        then, now = replay.record["metrics"], replay.again()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    other = replay.same_bits()
-    same = then.keys() == now.keys() and all(
-        np.array_equal(then[name], now[name], equal_nan=True) for name in then
-    )
-    print(
-        f"step {replay.record['step']} of {replay.config.method.name} on "
-        f"{replay.built.data.train.name}: {_said(now)}; "
-        + ("as recorded, bit for bit" if same else f"recorded: {_said(then)}")
-    )
-    if other:
-        print(f"not the run's own program ({other}), so equal up to the order of sums")
-    walked, cause = replay.first(args.float64)
-    print(
-        f"one operation at a time, {'all in float64' if args.float64 else 'in its own types'}: "
-        f"{_said(walked)}"
-    )
-    if cause:
-        print(f"first not finite: {cause}")
-    else:
-        print(
-            "all finite: the fault is rounding or overflow"
-            if args.float64
-            else "all finite: the compiled program orders its operations otherwise, at the edge "
-            "of what its types hold"
-        )
-    return 0 if same or (other and _finite(then) == _finite(now)) else 1
-
-
-def _said(metrics: dict[str, float]) -> str:
-    return ", ".join(
-        f"{name.replace('grad_norm', 'gradient norm')} {metrics[name]:.9g}"
-        for name in ("loss", "grad_norm")
-        if name in metrics
-    )
-
-
-def _finite(metrics: dict[str, float]) -> list[bool]:
-    return [math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "grad_norm")]
-
-
-def _devices(found: dict[str, Any]) -> None:
-    """As many forced host devices as the run had, where it ran on a CPU; before jax asks for its
-    devices."""
+def offer_devices(path: Path) -> None:
+    """Offers as many CPU devices as the run of a kept step had, where it ran on a CPU; call it
+    before jax is asked for a device."""
+    found = json.loads((path / "record.json").read_text())
     xla.prepare()
-    if found["device_kind"].lower() == "cpu" and "device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        flag = f"--xla_force_host_platform_device_count={found['devices']}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if found["device_kind"].lower() == "cpu":
+        parallel.offer_devices(found["devices"])

@@ -5,9 +5,9 @@ The same global batches are trained on each number of devices. Loss and gradient
 and parameters, optimiser, target, memory and batch statistics after the last one, may differ from
 one device's by what the order of floating-point sums explains and by no more. What that is, is
 measured: one device trains again from parameters that are one unit in the last place (ulp) higher
-or lower, at random, NUDGES times. Such a change is of the size of one rounding, and what lies
-between two of these runs is what rounding may grow to in this method. The bound on an absolute
-difference is
+  or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
+what lies between two of these runs is what rounding may grow to in this method. The bound on an
+absolute difference is
 
     FACTOR x (lower quartile of the differences between any two of the runs)
       + FLOOR x float32's epsilon x (largest magnitude)
@@ -27,15 +27,11 @@ The optimiser is plain SGD with momentum, at a small rate. Gradients are the sam
 before an optimiser sees them, so none can bring in the number of devices. But Adam divides by the
 size of a gradient, and makes steps of full length of the rounding where the true gradient is zero;
 and large steps let any rounding grow without end. SGD's momentum is the sum of the gradients
-themselves, so it shows a wrong scale, which Adam and LARS hide.
-"""
+themselves, so it shows a wrong scale, which Adam and LARS hide."""
 
-import argparse
 import copy
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -46,12 +42,12 @@ import jax.extend
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel, xla
+from cl_jax.core import parallel
 from cl_jax.core.method import Stage, State
-from cl_jax.core.names import nearest
-from cl_jax.evals import protocols
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
-from cl_jax.training.experiment import Built, build, initial_state, stages
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
 DEVICES = (1, 2, 4, 8)
@@ -230,7 +226,7 @@ class Runner:
         self.built = built
         self.state = parallel.fetch(initial_state(built, config)) if state is None else state
         self.stepper = stepper(built, config, 0)
-        self.evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, "unused")
+        self.evaluator = Evaluation({}, built.method, built.data, built.mesh, config, "unused")
 
     def __call__(self, seed: int | None) -> Outcome:
         method, run = self.built.method, self.built.run
@@ -271,8 +267,7 @@ def verify(
     the next starts there.
 
     One device and the largest number each make an initial State of their own; the others are given
-    one device's.
-    """
+    one device's."""
     previous = None
     for stage, config in debug_stages(name):
         for seed in range(SEEDS):
@@ -391,98 +386,3 @@ def put_into(page: Path, text: str) -> None:
             f"between."
         )
     page.write_text(f"{before}{mark}{text}\n{end}{after}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cl-jax verify",
-        description="Is a method the same on any number of devices? Exit status 1 where it is not.",
-    )
-    parser.add_argument(
-        "--configs", default="", help="names in configs/, with commas (default: all)"
-    )
-    parser.add_argument(
-        "--devices",
-        default=",".join(map(str, DEVICES)),
-        help="compared with 1 (default %(default)s)",
-    )
-    parser.add_argument("--steps", type=int, default=STEPS, help="default %(default)s")
-    parser.add_argument(
-        "--json", type=Path, help="write the records here; those of other configs in the file stay"
-    )
-    parser.add_argument(
-        "--page",
-        type=Path,
-        help="put the table (with --json: of all its records) into a Markdown page",
-    )
-    args = parser.parse_args(argv)
-    try:
-        known, devices = configs.names(), sorted({int(word) for word in args.devices.split(",")})
-        names = [name for name in args.configs.split(",") if name] or known
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"configs/{name}.py does not exist; have "
-                    f"{', '.join(known)}{nearest(name, known)}."
-                )
-        if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
-            raise ValueError(
-                f"devices={devices}, steps={args.steps}; expected at least two devices and one "
-                f"step."
-            )
-    except ValueError as error:
-        parser.error(str(error))
-    _devices(devices[-1])
-    all_of_them = stored(args.json) if args.json else {}
-    done, wrong = 0, []
-    for name in names:
-        for gone in [key for key in all_of_them if key.split()[0] == name]:
-            del all_of_them[gone]
-        try:
-            for record, _ in verify(name, devices, args.steps):
-                print(
-                    table([record]) if not done else table([record]).split("\n", 2)[2], flush=True
-                )
-                done += 1
-                if not record.same():
-                    wrong.append(record.name)
-                all_of_them[record.name] = record
-                in_order = [all_of_them[key] for key in sorted(all_of_them, key=str.split)]
-                if args.json:
-                    store(args.json, in_order, args.steps)
-                if args.page:
-                    put_into(args.page, table(in_order))
-        except Exception as error:  # one that does not run must not hide the others
-            print(
-                f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True
-            )
-            done += 1
-            wrong.append(name)
-    print(
-        f"{done - len(wrong)} of {done} the same on {', '.join(map(str, devices))} devices"
-        + (f"; not: {', '.join(wrong)}" if wrong else "")
-    )
-    return 1 if wrong else 0
-
-
-def _devices(count: int) -> None:
-    """Makes sure of so many devices: this machine's, or as many forced host devices."""
-    xla.prepare()
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
-    )
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = flags
-    if jax.device_count() < count and jax.default_backend() != "cpu":
-        print(
-            f"{jax.device_count()} {jax.default_backend()} device(s); using {count} forced host "
-            f"devices",
-            file=sys.stderr,
-        )
-        jax.config.update("jax_platforms", "cpu")
-        jax.extend.backend.clear_backends()
-    parallel.make_mesh(count)  # says what to do where there are still too few
-
-
-if __name__ == "__main__":
-    sys.exit(main())

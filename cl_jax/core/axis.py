@@ -3,8 +3,7 @@ None.
 
 Losses return the mean over the *global* batch, the same number on every device. Differentiated
 inside `jax.pmap` or `jax.shard_map` and averaged over the axis with `lax.pmean`, that gives the
-gradient one device would give.
-"""
+gradient one device would give."""
 
 from typing import Any
 
@@ -62,4 +61,8 @@ def axes_of(x: Any) -> frozenset:
 def spread(x: Any, axes: frozenset) -> Any:
     """x, made to vary over these axes too."""
     missing = () if isinstance(x, (int, float)) else tuple(sorted(axes - axes_of(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
+    if not missing:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, missing, to="varying")
+    return lax.pvary(x, missing)  # type: ignore[attr-defined]  # its name in jax 0.8

@@ -18,8 +18,7 @@ def ema_of_params(momentum: float | Callable[[Any], Any]) -> optax.GradientTrans
 
     The copy is float32 whatever the parameters are: in bfloat16 0.9995 is 1 and it would never
     move. Whether `params` are those before or after the step, and which part of them, is the
-    caller's (MoCo: before; BYOL, DINO: after).
-    """
+    caller's (MoCo: before; BYOL, DINO: after)."""
 
     def wide(params):
         return jax.tree.map(

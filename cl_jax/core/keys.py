@@ -27,3 +27,17 @@ def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
             "Turn a raw uint32 key into one with jax.random.wrap_key_data(key)."
         )
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+_WHOLE_BATCH = 2**32 - 1  # where an example folds in its id, which is below 2^31
+
+
+def batch_key(key: jax.Array, number: int = 0) -> jax.Array:
+    """The key of a draw that is for the whole batch of a step rather than for an example; the same
+    on every device."""
+    return jax.random.fold_in(jax.random.fold_in(key, _WHOLE_BATCH), number)
+
+
+def view_keys(keys: jax.Array, number: int) -> jax.Array:
+    """[B] keys of examples -> [B] keys of their view `number`."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -2,8 +2,9 @@
 explicit state tree."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class State:
     opt: Tree  # the optimiser's own state
     stats: Tree  # batch statistics of the networks in `params`
     target: Tree = None  # a Target, or None
-    memory: Tree = None  # queues, banks, centres, cluster assignments, ...
+    memory: Tree = None  # queues, banks, centres, cluster assignments, worlds, ...
 
 
 @struct.dataclass
@@ -50,35 +51,27 @@ class Variables(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss hands back besides its value: scalars to log, and the memory after the step.
+    """What a loss returns besides its value: scalars to log, and the memory after the step. A
+    method with a memory must return it, changed or not: without it the State would lose it.
 
-    Two names mean the same in every method: "chance" is the loss of a network that knows nothing
-    (nats; the log of the number of candidates), "queue_filled" the share of a queue's rows that are
-    keys of examples.
+    Two names mean the same in every method: "chance" is the loss at chance level (nats; the log of
+    the number of candidates), "queue_filled" the share of a queue's rows that are keys of examples.
     """
 
     metrics: dict[str, jax.Array]
     memory: Tree = None
 
 
-_WHOLE_BATCH = 2**32 - 1  # where an example folds in its id, which is below 2^31
-
-
-def batch_key(key: jax.Array, number: int = 0) -> jax.Array:
-    """The key, the same on every device, of a draw that is for the whole batch of a step rather
-    than for an example."""
-    return jax.random.fold_in(jax.random.fold_in(key, _WHOLE_BATCH), number)
-
-
 class Run(NamedTuple):
-    """Facts of a run that a method's factory may need: sizes are global, over all devices."""
+    """Facts of a run that a method's factory may need; sizes are global, over all devices."""
 
     axis_name: str | None
     batch_size: int
     size: int  # examples in the training split
-    steps_per_epoch: int
+    steps_per_epoch: int  # config.steps_per_epoch where it is set, else size // batch_size
     total_steps: int
-    sizes: dict[str, int]  # integer field -> how many values it has: classes, vocabulary
+    sizes: dict[str, int]  # `Source.sizes`: integer field -> how many values it has
+    labels: Callable[[str], np.ndarray] | None = None  # a label [N] of all training examples
     previous: Any = None  # the stage before this one: a `Stage`, or None
 
 
@@ -87,6 +80,12 @@ class Stage(NamedTuple):
 
     method: "Method"
     state: State
+
+
+class EncodeAll(Protocol):
+    """f(State, batch) over the training split in order: its rows as NumPy arrays, [N, ...]."""
+
+    def __call__(self, f: Callable[[State, Batch], Tree]) -> Tree: ...
 
 
 def trained(state: State) -> tuple[Tree, Tree]:
@@ -98,157 +97,203 @@ def trained(state: State) -> tuple[Tree, Tree]:
 class Method:
     """A method as the trainer sees it.
 
-    init:     (key, batch) -> State. `batch` is a small example batch, for shapes.
-    update:   (State, batch, key) -> (State, metrics). Runs per device on its rows; may use the
-      axis.
-    features: (params, stats, images, train) -> ({name: [B, D]}, stats). The trained network on
-              images that are already transformed; "h" is the representation. Differentiable:
-              fine-tuning starts from it.
-    clean:    uint8 images [B, H, W, C] -> the network's input without augmentation.
-    refresh:  (State, encode_all, epoch) -> State. On the host before each epoch: k-means, EM.
-              `encode_all(f)` runs f(State, batch) over the training split in order and returns its
-              rows.
-    plan:     State -> int32 [N], a group per training example. On the host before each epoch, after
-              `refresh`, and again at a resume: it must read only what stays as it is during an
-              epoch. Every group that has examples is then drawn equally often
-              (`data.batches.balanced_order`). None: each example once.
+    init:      (key, batch) -> State. `batch` is a real example, repeated: for shapes, with masks
+               that are not empty.
+    update:    (State, batch, key) -> (State, metrics). Runs on each device with its rows; may use
+               the axis. Metrics are scalars equal on every device, "loss" and "grad_norm" among
+               them; of several players, the sum and the norm over all.
+    functions: name -> (State, batch) -> arrays with the batch's rows first: all that others ask of
+               a trained State. "encode" is always there: {name: [B, D]} of clean inputs, "h" the
+               representation; of a batch that lacks a modality, what can be said without it.
+               "generate": tokens [B, T], or images [B, H, W, C] for the batch's ids and labels.
+               "score": [B] log likelihoods. "play": {"return", "length": [B]} of one greedy episode
+               in each world. Random numbers are folded from batch["id"], so that results do not
+               depend on the number of devices.
+    needs:     batch fields that must be there, checked before the first step.
+    wants:     batch fields that are passed on where they are there: "image_b".
+    features:  (params, stats, inputs, train) -> ({name: [B, D]}, stats), differentiable: for
+               fine-tuning, distillation, probes on views. None where params and stats alone do not
+               determine it.
+    clean:     batch -> inputs, without augmentation: what evaluators and `init` show the network.
+    views:     (batch, key) -> [inputs], as training draws them; None where training draws none.
+    refresh:   (State, encode_all, epoch) -> State. On the host before each epoch: k-means, EM.
+               `encode_all` is an `EncodeAll`.
+    order:     (State, epoch, seed) -> int32 [steps_per_epoch * batch_size], the examples of an
+               epoch, repeats allowed. On the host before each epoch, after `refresh`, and again at
+               a resume: it must read only what does not change during an epoch. None: each example
+               once, in a random order.
     evaluated: State -> (params, stats) that evaluators and later stages read; those trained, or
-      DINO's teacher.
+               DINO's teacher.
     negatives: how many negatives each anchor meets, for the log; None where that means nothing.
-    needs:    batch fields, checked before the first step.
     """
 
     init: Callable[[jax.Array, Batch], State]
     update: Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]
-    features: Callable[[Tree, Tree, jax.Array, bool], tuple[dict[str, jax.Array], Tree]]
-    clean: Callable[[jax.Array], jax.Array]
-    refresh: Callable[[State, Callable[..., Any], int], State] | None = None
-    plan: Callable[[State], np.ndarray] | None = None
+    functions: Mapping[str, Callable[[State, Batch], Tree]]
+    needs: tuple[str, ...]
+    wants: tuple[str, ...] = ()
+    features: Callable[[Tree, Tree, Tree, bool], tuple[dict[str, jax.Array], Tree]] | None = None
+    clean: Callable[[Batch], Tree] | None = None
+    views: Callable[[Batch, jax.Array], Sequence[Tree]] | None = None
+    refresh: Callable[[State, EncodeAll, int], State] | None = None
+    order: Callable[[State, int, int], np.ndarray] | None = None
     evaluated: Callable[[State], tuple[Tree, Tree]] = trained
     negatives: int | None = None
-    needs: tuple[str, ...] = ("image",)
 
-    def encode(self, state: State, batch: Batch) -> dict[str, jax.Array]:
-        """Clean features of a batch, {name: [B, D]}: what every evaluator reads."""
-        return self.features(*self.evaluated(state), self.clean(batch["image"]), False)[0]
+    @property
+    def encode(self) -> Callable[[State, Batch], dict[str, jax.Array]]:
+        """`functions["encode"]`: clean features of a batch, {name: [B, D]}."""
+        return self.functions["encode"]
+
+
+class Forward(Protocol):
+    """Inputs to embeddings. Every array in the outputs has the device's examples on its first axis.
+    `inputs` is what `views` returned; `target` is the State's Target, or None. Returns (outputs,
+    stats, target_stats)."""
+
+    def __call__(
+        self, params: Tree, stats: Tree, target: Any, inputs: Any, batch: Batch, key: jax.Array, /
+    ) -> tuple[Tree, Tree, Tree]: ...
+
+
+class Loss(Protocol):
+    """Everything after the networks: (mean over the global batch, Aux). The memory that it returns
+    is the same on every device. `params` is there for prototypes and temperatures."""
+
+    def __call__(
+        self, outputs: Any, params: Tree, memory: Any, batch: Batch, key: jax.Array, /
+    ) -> tuple[jax.Array, Aux]: ...
+
+
+def gradient(
+    objective: Callable[[Tree], tuple[jax.Array, Any]], params: Tree, axis_name: str | None
+) -> tuple[tuple[jax.Array, Any], Tree]:
+    """((value, aux), gradients averaged over devices) of objective(params) -> (value, aux)."""
+    found, grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return found, grads if axis_name is None else lax.pmean(grads, axis_name)
+
+
+def advance(
+    tx: optax.GradientTransformation, gradients: Tree, opt: Tree, params: Tree
+) -> tuple[Tree, Tree]:
+    """(params, opt) after one update of an optimiser. With `gradient`, what a method of several
+    players writes its `update` of."""
+    with jax.named_scope("optimizer"):
+        updates, opt = tx.update(gradients, opt, params)
+        return optax.apply_updates(params, updates), opt
+
+
+def start(
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    ema: optax.GradientTransformation | None = None,
+) -> State:
+    """The State of step 0: the optimiser's state of the parameters, and a target seeded with its
+    copy."""
+    target = None
+    if variables.target is not None:
+        held, target_stats = variables.target
+        seeded = optax.EmaState(jnp.zeros((), jnp.int32), held) if ema is None else ema.init(held)
+        target = Target(seeded, target_stats)
+    return State(
+        jnp.zeros((), jnp.int32),
+        variables.params,
+        tx.init(variables.params),
+        variables.stats,
+        target,
+        variables.memory,
+    )
 
 
 def from_loss(
     *,
     variables: Callable[[jax.Array, Batch], Variables],
-    forward: Callable[..., tuple[Tree, Tree, Tree]],
-    loss: Callable[..., tuple[jax.Array, Aux]],
+    views: Callable[[Batch, jax.Array], Any],
+    forward: Forward,
+    loss: Loss,
     tx: optax.GradientTransformation,
-    features: Callable[..., Any],
-    clean: Callable[[jax.Array], jax.Array],
+    features: Callable[[Tree, Tree, Tree, bool], tuple[dict[str, jax.Array], Tree]] | None,
+    clean: Callable[[Batch], Tree] | None,
     axis_name: str | None,
+    needs: tuple[str, ...],
+    wants: tuple[str, ...] = (),
+    prepare: Callable[[State, Batch, jax.Array], Batch] | None = None,
+    functions: Mapping[str, Callable[[State, Batch], Tree]] = MappingProxyType({}),
     ema: optax.GradientTransformation | None = None,
     tracked: Callable[[Tree], Tree] = lambda params: params,
     project: Callable[[Tree], Tree] = lambda params: params,
-    refresh: Callable[[State, Callable[..., Any], int], State] | None = None,
-    plan: Callable[[State], np.ndarray] | None = None,
+    refresh: Callable[[State, EncodeAll, int], State] | None = None,
+    order: Callable[[State, int, int], np.ndarray] | None = None,
     evaluated: Callable[[State], tuple[Tree, Tree]] = trained,
     negatives: int | None = None,
     micro_batches: int = 1,
-    needs: tuple[str, ...] = ("image",),
 ) -> Method:
     """The ordinary method: one loss, one optimiser, perhaps a momentum target and a memory.
 
-    One step: project the parameters; forward; loss against the memory as it was; gradient, averaged
-    over devices; optimiser; the target moves towards the new parameters; memory and statistics are
-    what the step returned.
+    One step: prepare; project the parameters; views; forward; loss against the memory as it was;
+    gradient, averaged over devices; optimiser; the target moves towards the new parameters; memory
+    and statistics are what the step returned.
 
     Args:
       variables: (key, batch) -> Variables.
-      forward: (params, stats, target, batch, key) -> (outputs, stats, target_stats): examples to
-        embeddings. Every array in `outputs` has the device's examples on its first axis. `target`
-        is the State's Target, or None.
-      loss: (outputs, params, memory, batch, key) -> (scalar, Aux), everything after the networks;
-        it returns the mean over the global batch, and a memory that is the same on every device.
-        `params` is there for prototypes and temperatures.
+      views: (batch, key) -> inputs, outside the gradient.
+      forward: a `Forward`, inputs to embeddings.
+      loss: a `Loss`, everything that looks across examples.
       tx, ema: the optimiser; the transform that moves the target (`core.ema.ema_of_params`), None
         for a frozen target.
-      features, clean, refresh, plan, evaluated, negatives, needs: see `Method`.
+      features, clean, needs, wants, refresh, order, evaluated, negatives: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
+      prepare: (State, batch, key) -> batch, without gradient: what a step makes of its own State
+        before the loss: a policy's unroll, an adversarial view, generated sentences. What is to be
+        remembered of it (the worlds after the unroll) is a field of the batch, and `loss` writes
+        it into the memory, gathered, at batch["id"].
+      functions: see `Method`. "encode" is made of `features`, `clean` and `evaluated` where it is
+        not given.
       tracked: the part of `params` that the target mirrors.
       project: brings parameters back onto their constraint (unit prototypes) before the forward
         pass.
       micro_batches: above 1, the step runs in that many pieces and still contrasts the whole batch:
         embeddings first, the gradient of the loss with respect to them, then each piece again with
-        its share (Gao et al. 2021, arXiv 2101.06983). Batch norm then sees one piece at a time.
+        its share (Gao et al. 2021, arXiv 2101.06983). Piece p is rows p, p + m, p + 2m, ... of each
+        device, so that pieces are the same examples on any number of devices. Batch norm sees
+        pieces.
+
+    Raises:
+      ValueError: fewer than one micro-batch, or neither `features` nor functions["encode"].
     """
     if micro_batches < 1:
         raise ValueError(f"micro_batches is {micro_batches}; expected 1 or more.")
+    step = _whole if micro_batches == 1 else _in_pieces
+    parts = _Step(views, forward, loss, micro_batches)
+    functions = dict(functions)
+    if "encode" not in functions:
+        if features is None or clean is None:
+            raise ValueError(
+                'this method has no features; give functions={"encode": ...}, what evaluators read.'
+            )
+        functions["encode"] = lambda state, batch: features(*evaluated(state), clean(batch), False)[
+            0
+        ]
 
     def init(key: jax.Array, batch: Batch) -> State:
-        start = variables(key, batch)
-        target = None
-        if start.target is not None:
-            held, target_stats = start.target
-            seeded = (
-                optax.EmaState(jnp.zeros((), jnp.int32), held) if ema is None else ema.init(held)
-            )
-            target = Target(seeded, target_stats)
-        params = project(start.params)
-        return State(
-            jnp.zeros((), jnp.int32), params, tx.init(params), start.stats, target, start.memory
-        )
-
-    def whole(params: Tree, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Tree]:
-        def objective(params):
-            outputs, stats, target_stats = forward(params, state.stats, state.target, batch, key)
-            with jax.named_scope("loss"):
-                value, aux = loss(outputs, params, state.memory, batch, key)
-            return value, (aux, stats, target_stats)
-
-        return jax.value_and_grad(objective, has_aux=True)(params)
-
-    def in_pieces(params: Tree, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Tree]:
-        rows = batch["image"].shape[0]
-        if rows % micro_batches:
-            raise ValueError(
-                f"a device's batch of {rows} is not divisible by micro_batches={micro_batches}."
-            )
-        pieces = jax.tree.map(
-            lambda x: x.reshape(micro_batches, rows // micro_batches, *x.shape[1:]), batch
-        )
-
-        def embed(carry, piece):
-            stats, target_stats = carry
-            target = state.target and dataclasses.replace(state.target, stats=target_stats)
-            outputs, stats, target_stats = forward(params, stats, target, piece, key)
-            return (stats, target_stats), outputs
-
-        start = (state.stats, state.target.stats if state.target else None)
-        (stats, target_stats), stacked = lax.scan(embed, start, pieces)
-        outputs = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), stacked)
-        with jax.named_scope("loss"):
-            (value, aux), (pull, grads) = jax.value_and_grad(
-                lambda outputs, params: loss(outputs, params, state.memory, batch, key),
-                argnums=(0, 1),
-                has_aux=True,
-            )(outputs, params)
-
-        def backward(grads, piece_and_pull):
-            piece, pull = piece_and_pull
-            _, vjp = jax.vjp(
-                lambda params: forward(params, state.stats, state.target, piece, key)[0], params
-            )
-            return jax.tree.map(jnp.add, grads, vjp(pull)[0]), None
-
-        pulls = jax.tree.map(lambda x, like: x.reshape(like.shape), pull, stacked)
-        grads, _ = lax.scan(backward, grads, (pieces, pulls))
-        return (value, (aux, stats, target_stats)), grads
+        found = variables(key, batch)
+        return start(found._replace(params=project(found.params)), tx, ema)
 
     def update(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        step = whole if micro_batches == 1 else in_pieces
+        if prepare is not None:
+            with jax.named_scope("prepare"):
+                batch = lax.stop_gradient(prepare(state, batch, key))
         params = project(state.params)
-        (value, (aux, stats, target_stats)), grads = step(params, state, batch, key)
+        (value, (aux, stats, target_stats)), grads = step(parts, params, state, batch, key)
+        if state.memory is not None and aux.memory is None:
+            raise ValueError(
+                "the loss returned no memory, and the State has one; return Aux(metrics, memory), "
+                "with the memory as it was where the step does not change it."
+            )
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
-        with jax.named_scope("optimizer"):
-            updates, opt = tx.update(grads, state.opt, params)
-            params = project(optax.apply_updates(params, updates))
+        params, opt = advance(tx, grads, state.opt, params)
+        params = project(params)
         target = state.target
         if target is not None:
             with jax.named_scope("target"):
@@ -259,4 +304,103 @@ def from_loss(
             metrics = lax.pmean(metrics, axis_name)
         return State(state.step + 1, params, opt, stats, target, aux.memory), metrics
 
-    return Method(init, update, features, clean, refresh, plan, evaluated, negatives, needs)
+    return Method(
+        init=init,
+        update=update,
+        functions=functions,
+        needs=needs,
+        wants=wants,
+        features=features,
+        clean=clean,
+        views=views,
+        refresh=refresh,
+        order=order,
+        evaluated=evaluated,
+        negatives=negatives,
+    )
+
+
+class _Step(NamedTuple):
+    """The functions of one gradient."""
+
+    views: Callable[[Batch, jax.Array], Any]
+    forward: Forward
+    loss: Loss
+    micro_batches: int
+
+    def drawn(self, batch: Batch, key: jax.Array) -> Any:
+        with jax.named_scope("views"):
+            return self.views(batch, key)
+
+
+def _whole(
+    parts: _Step, params: Tree, state: State, batch: Batch, key: jax.Array
+) -> tuple[Any, Tree]:
+    inputs = parts.drawn(batch, key)
+
+    def objective(params: Tree) -> tuple[jax.Array, Any]:
+        outputs, stats, target_stats = parts.forward(
+            params, state.stats, state.target, inputs, batch, key
+        )
+        with jax.named_scope("loss"):
+            value, aux = parts.loss(outputs, params, state.memory, batch, key)
+        return value, (aux, stats, target_stats)
+
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+
+def _in_pieces(
+    parts: _Step, params: Tree, state: State, batch: Batch, key: jax.Array
+) -> tuple[Any, Tree]:
+    count, rows = parts.micro_batches, batch["id"].shape[0]
+    if rows % count:
+        raise ValueError(
+            f"a device's batch of {rows} is not divisible by micro_batches={count}; use a divisor "
+            "of it, or another batch_size."
+        )
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(rows // count, count, *x.shape[1:]), 1, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(rows, *x.shape[2:])
+
+    pieces = jax.tree.map(cut, batch)
+
+    def embed(carry, piece):
+        stats, target_stats = carry
+        target = state.target and dataclasses.replace(state.target, stats=target_stats)
+        outputs, stats, target_stats = parts.forward(
+            params, stats, target, parts.drawn(piece, key), piece, key
+        )
+        return (stats, target_stats), outputs
+
+    carry = (state.stats, state.target.stats if state.target else None)
+    (stats, target_stats), stacked = lax.scan(embed, carry, pieces)
+    outputs = jax.tree.map(join, stacked)
+    integers = [
+        x.dtype for x in jax.tree.leaves(outputs) if not jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    if integers:
+        raise ValueError(
+            f"micro_batches={count}: forward returned {integers[0]}; expected floating-point "
+            "outputs, which have a gradient. Read integers from the batch instead."
+        )
+    with jax.named_scope("loss"):
+        (value, aux), (pull, grads) = jax.value_and_grad(
+            lambda outputs, params: parts.loss(outputs, params, state.memory, batch, key),
+            argnums=(0, 1),
+            has_aux=True,
+        )(outputs, params)
+
+    def backward(grads, piece_and_pull):
+        piece, pull = piece_and_pull
+        inputs = parts.drawn(piece, key)
+        _, vjp = jax.vjp(
+            lambda params: parts.forward(params, state.stats, state.target, inputs, piece, key)[0],
+            params,
+        )
+        return jax.tree.map(jnp.add, grads, vjp(pull)[0]), None
+
+    grads, _ = lax.scan(backward, grads, (pieces, jax.tree.map(cut, pull)))
+    return (value, (aux, stats, target_stats)), grads

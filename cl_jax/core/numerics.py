@@ -24,7 +24,8 @@ def dots(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     product of a loss.
 
     float32 stays float32: in the TF32 or bfloat16 passes that are the default of accelerators,
-    similarities would be off by 1e-3 to 1e-2, and logits by that over the temperature.
+      similarities would be
+    off by 1e-3 to 1e-2, and logits by that over the temperature.
     """
     dtype = jnp.result_type(a, b)
     precision = lax.Precision.DEFAULT if dtype.itemsize < 4 else lax.Precision.HIGHEST
@@ -37,8 +38,7 @@ def log_softmax(logits: jax.Array, temperature: Any) -> jax.Array:
     """log softmax(logits / temperature) over the last axis, at least float32.
 
     The largest logit is taken off before the division, whose rounding a low temperature would
-    otherwise blow up.
-    """
+    otherwise blow up."""
     logits = wide(logits)
     return jax.nn.log_softmax(
         (logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))) / temperature

@@ -4,14 +4,15 @@ live.
 A step is written for one device with a named axis (`AXIS`) and lifted here by
 `jit(shard_map(...))`, which is what `jax.pmap` itself is since JAX 0.8, written out so that arrays
 are global. Gradients are taken inside and averaged with `lax.pmean`; with `check_vma=False` that is
-exact whether or not the loss is averaged over the axis too.
-"""
+exact whether or not the loss is averaged over the axis too."""
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,6 +31,7 @@ __all__ = [
     "lift",
     "make_mesh",
     "mean",
+    "offer_devices",
     "place_as",
     "place_batch",
     "replicate",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 AXIS = "devices"
+HEARTBEAT = 10  # seconds without a sign of a process after which the others end
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
 
 
@@ -53,7 +56,7 @@ def join() -> None:
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")
     found = {name: os.environ[name] for name in names if name in os.environ}
     if names[0] not in found and names[1] not in found:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
         return
     if len(found) < 3 or not (found[names[0]].isdigit() and found[names[1]].isdigit()):
         raise ValueError(
@@ -61,7 +64,34 @@ def join() -> None:
             f"two whole "
             "numbers and the last host:port, for instance 127.0.0.1:8476."
         )
-    jax.distributed.initialize(found[names[2]], int(found[names[0]]), int(found[names[1]]))
+    jax.distributed.initialize(
+        found[names[2]],
+        int(found[names[0]]),
+        int(found[names[1]]),
+        heartbeat_timeout_seconds=HEARTBEAT,
+    )
+
+
+def offer_devices(count: int) -> None:
+    """Makes `count` devices available: the machine's own where it has as many, else virtual CPU
+    devices. Call it before jax is asked for a device.
+
+    A number that XLA_FLAGS sets (--xla_force_host_platform_device_count) stands.
+
+    Raises:
+      ValueError: there are fewer devices all the same.
+    """
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not asked and jax.config.jax_num_cpu_devices != count:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", count)
+    if jax.device_count() < count and jax.default_backend() != "cpu":
+        print(
+            f"{jax.device_count()} {jax.default_backend()} device(s); using {count} CPU devices",
+            file=sys.stderr,
+        )
+        jax.config.update("jax_platforms", "cpu")
+        jax.extend.backend.clear_backends()
+    make_mesh(count)  # says what to do where there are still too few
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -73,7 +103,10 @@ def make_mesh(devices: int | None = None) -> Mesh:
             f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting."
         )
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
+    # In order of processes: `jax.make_mesh` orders a TPU slice by its topology, and rows that a
+    # process loads would then lie on devices of another.
+    ordered = sorted(found, key=lambda device: (device.process_index, device.id))[:count]
+    return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def lift(

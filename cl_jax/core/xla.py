@@ -3,8 +3,7 @@ compiler knows it.
 
 XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in
 the libraries first; one that the user has set already is left as it is. Only `keep_memory` imports
-jax.
-"""
+jax."""
 
 import ctypes
 import importlib.util
@@ -55,9 +54,9 @@ def keep_memory() -> bool:
     XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them
     and hands them back, and
     the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds
-    no block of that size, so programs run in the thread that calls them, which on a CPU has nothing
-    else to do. The user's own MALLOC_... or GLIBC_TUNABLES stay, and other C libraries are left as
-    they are.
+      no block of that size, so
+    programs run in the thread that calls them, which on a CPU has nothing else to do. The user's
+    own MALLOC_... or GLIBC_TUNABLES stay, and other C libraries are left as they are.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if own or os.name != "posix" or chosen() != "cpu":

@@ -3,8 +3,7 @@ is the step's number.
 
 Two paths give the same examples in the same order: `ids_at` indexes a set that stays on the device
 (`resident`), and `host_batches` reads through grain. Epochs drop the examples that do not fill
-their last batch, others in each epoch.
-"""
+their last batch, others in each epoch."""
 
 import os
 import threading
@@ -138,13 +137,20 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def ids_at(
-    step: int, *, seed: int, size: int, batch_size: int, epoch_order: np.ndarray | None = None
+    step: int,
+    *,
+    seed: int,
+    size: int,
+    batch_size: int,
+    epoch_order: np.ndarray | None = None,
+    epoch_steps: int | None = None,
 ) -> np.ndarray:
     """The examples [batch_size] int32 of the global batch of a step, from its epoch's order:
-    `order`, or the one given."""
+    `order`, or the one given. An epoch has `epoch_steps` steps, by default all whole batches of the
+    examples."""
     if step < 0:
         raise ValueError(f"step is {step}; expected at least 0.")
-    epoch, at = divmod(step, steps_per_epoch(size, batch_size))
+    epoch, at = divmod(step, epoch_steps or steps_per_epoch(size, batch_size))
     ids = order(seed, epoch, size) if epoch_order is None else epoch_order
     return ids[at * batch_size : (at + 1) * batch_size]
 
@@ -254,6 +260,7 @@ def host_batches(
     start_step: int,
     steps: int,
     epoch_order: np.ndarray | None = None,
+    epoch_steps: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -270,8 +277,9 @@ def host_batches(
       source: read from several threads at once.
       batch_size: of the global batch, over all processes.
       steps: the step to stop before.
-      epoch_order: [size] int32, the order of the one epoch that all these steps are in; None for
-        `order`.
+      epoch_order: [epoch_steps * batch_size] int32, the order of the one epoch that all these
+        steps are in; None for `order`.
+      epoch_steps: steps of an epoch; None for all whole batches of the examples.
       workers: threads that read examples, in this process or in each of the worker processes; 0 for
         one a core, shared among the worker processes.
       worker_processes: above 0, batches are read in so many other processes. For readers that hold
@@ -289,9 +297,15 @@ def host_batches(
     size = source.size
 
     def ids(step: int) -> np.ndarray:
-        return ids_at(step, seed=seed, size=size, batch_size=batch_size, epoch_order=epoch_order)[
-            rows
-        ]
+        found = ids_at(
+            step,
+            seed=seed,
+            size=size,
+            batch_size=batch_size,
+            epoch_order=epoch_order,
+            epoch_steps=epoch_steps,
+        )
+        return found[rows]
 
     count = max(steps - start_step, 0)
     return _batches(
@@ -300,12 +314,18 @@ def host_batches(
 
 
 def sequential(
-    source: Source, batch_size: int, *, workers: int = 0, prefetch: int = 2
+    source: Source,
+    batch_size: int,
+    *,
+    rows: slice = slice(None),
+    workers: int = 0,
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
     """All examples once, in order, for evaluation: their fields, "id" int32, and "valid" bool.
 
     The last batch is filled up by repeating the last example, with "valid" false, so that every
-    batch has one shape. `workers` and `prefetch` as in `host_batches`.
+    batch has one shape. `rows`: the part of each batch that is read, a process's share
+    (`local_rows`). `workers` and `prefetch` as in `host_batches`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
@@ -313,12 +333,11 @@ def sequential(
     size = source.size
 
     def ids(i: int) -> np.ndarray:
-        return np.minimum(np.arange(i * batch_size, (i + 1) * batch_size), size - 1).astype(
-            np.int32
-        )
+        places = np.arange(i * batch_size, (i + 1) * batch_size)[rows]
+        return np.minimum(places, size - 1).astype(np.int32)
 
     def with_valid(i: int, batch: Batch) -> Batch:
-        return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size) < size}
+        return batch | {"valid": np.arange(i * batch_size, (i + 1) * batch_size)[rows] < size}
 
     batches = _batches(source, ids, -(-size // batch_size), workers, 0, prefetch)
     return (with_valid(i, batch) for i, batch in enumerate(batches))

@@ -2,18 +2,18 @@
 photographs.
 
 Its parts ship with scikit-learn: the 1,797 digits of `load_digits` (8x8, sixteen grey levels) and
-the two photographs of `load_sample_images`. Every image is 32x32 RGB and keeps the factors it was
-made from as labels, so one can ask which of
+  the two photographs of
+`load_sample_images`. Every image is 32x32 RGB and keeps the factors it was made from as labels, so
+one can ask which of
 them a representation holds: the study of digit, place and background of Tian et al. ("What makes
-for good views", arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second
-rendering that shares the factors
-named by `share` with the first and nothing else: views of the two agree on those factors alone. How
-many views are of the second is the recipe's `second` (`views.batch`).
+  for good views",
+arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second rendering that
+shares the factors named by `share` with the first and nothing else: views of the two agree on those
+factors alone. How many views are of the second is the recipe's `second` (`views.batch`).
 
 A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in
 both, whatever the seed, the level and the sizes. What a small network reaches at each level is in
-docs/data.md.
-"""
+docs/data.md."""
 
 import dataclasses
 import gzip
@@ -87,9 +87,10 @@ def make(
     """Renders the two parts; about a second.
 
     Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering.
-    Labels, int32, of "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid),
-    "background" (8: which photograph, which quarter of it), "colour" (8, the entry of PALETTE).
-    "instance", int32, is the handwriting's number in `load_digits`.
+      Labels, int32, of
+    "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid), "background" (8: which
+    photograph, which quarter of it), "colour" (8, the entry of PALETTE). "instance", int32, is the
+    handwriting's number in `load_digits`.
 
     Args:
       level: "easy", "medium", "hard" or "full".
@@ -118,7 +119,7 @@ def render(
     level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int
 ) -> Splits:
     """As `make`, for a `Level` of one's own."""
-    digits, targets = _digits()
+    digits, targets = handwritings()
     photographs = [
         {zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom}
         for photograph in _photographs()
@@ -280,7 +281,8 @@ def _luma(rgb):
     return rgb @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _digits():
+def handwritings() -> tuple[np.ndarray, np.ndarray]:
+    """`load_digits`: opacities [N, 8, 8] between 0 and 1, and which digit, int32 [N]."""
     with gzip.open(_shipped("data/digits.csv.gz"), "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].astype(np.int32)

@@ -129,7 +129,7 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
     return dataclasses.replace(
         source,
         read=lambda i: new(source.read(i)),
-        sizes=new(source.sizes) if source.sizes else {},
+        sizes=new(source.sizes),
         arrays=None if source.arrays is None else new(source.arrays),
         labels=None if labels is None else lambda field: labels(old.get(field, field)),
     )

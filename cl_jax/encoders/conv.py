@@ -6,10 +6,10 @@ padding, max-pool after):
 
   basic28x28  two 5x5 convolutions of stride 2, 64 and 128; fc 1024
   basic32x32  three 4x4 convolutions of stride 2, 64 to 256; fc 1024: CIFAR-10, local features of
-  conv2 (8x8) basic64x64  four of them, 64 to 512; fc 1024
+              conv2 (8x8)
+  basic64x64  four of them, 64 to 512; fc 1024
   alex64x64   AlexNet of 3x3 convolutions, 96, 192, 384, 384, 192, max-pool after 1, 2 and 5; fc
-  4096, 4096: Tiny ImageNet
-              and STL-10, local features of conv3
+              4096, 4096: Tiny ImageNet and STL-10, local features of conv3
 """
 
 from collections.abc import Sequence

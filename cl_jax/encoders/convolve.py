@@ -36,10 +36,9 @@ def convolve(
     `nn.Conv(conv_general_dilated=...)`.
 
     Where the result has fewer rows and columns than the kernel (the 2 x 2 maps at the end of a
-    ResNet at 16 pixels), every
-    output sees nearly every input, and the convolution is written as one product with the kernel
-    spread out: the same sums in another order. XLA's CPU convolution falls to its slowest loop
-      there, 45 times slower, forward and backward.
+    ResNet at 16 pixels), every output sees nearly every input, and the convolution is written as
+    one product with the kernel spread out: the same sums in another order. XLA's CPU convolution
+      falls to its slowest loop there, 45 times slower, forward and backward.
 
     Where there is enough to compute, the program depends on the platform it is lowered for. On a
     CPU 3x3 kernels of stride 1 are in Winograd's form (winograd.py) and other kernels' gradients
@@ -166,8 +165,7 @@ def _kernel_gradient(
     D].
 
     XLA writes it as a convolution over the images instead, for which it moves the images to the
-    last axis.
-    """
+    last axis."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     (height, width), (channels, features) = dy.shape[1:3], (x.shape[3], dy.shape[3])
     last = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1

@@ -3,8 +3,9 @@
 torch         kernel and bias U(+-1/sqrt(fan_in)): nn.Linear and nn.Conv2d as they come
 he_fan_out    kernel N(0, 2 / fan_out), bias 0: torchvision's and CMC's ResNet convolutions
 lecun         kernel N(0, 1 / fan_in) truncated at 2 sigma and rescaled, bias 0: TensorFlow's
-VarianceScaling, Flax haiku         the same without the rescaling (standard deviation 0.88 /
-sqrt(fan_in)), bias 0 normal_0.01   kernel N(0, 0.01^2), bias 0: SimCLR's head, linear probes
+              VarianceScaling, Flax
+haiku         the same without the rescaling (standard deviation 0.88 / sqrt(fan_in)), bias 0
+normal_0.01   kernel N(0, 0.01^2), bias 0: SimCLR's head, linear probes
 trunc_0.02    kernel N(0, 0.02^2) truncated (at 100 sigma: never), bias 0: DINO's head and ViT
 zeros         both 0: SimCLR's supervised head
 """

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import varying
+from cl_jax.core.axis import total, varying
 from cl_jax.core.shapes import check_axis, check_real
 
 
@@ -21,9 +21,8 @@ class BatchNorm(nn.Module):
     With n devices on `axis_name`, each holding an equal part of the batch in rank order:
       splits = 1: moments over all examples of all devices (synchronised batch norm);
       `axis_name=None` stays local. splits = G: moments over each of G groups of consecutive
-      examples of the global batch, G/n of them on a device
-        (MoCo's batch norm of G GPUs, or its SplitBatchNorm). n must divide G: 1, 2, 4, ... devices
-        give one result.
+        examples of the global batch, G/n of them on a device (MoCo's batch norm of G GPUs, or its
+        SplitBatchNorm). n must divide G: 1, 2, 4, ... devices give one result.
     The running statistics in collection "batch_stats" take the mean over groups of each group's
     mean and variance, and are the same on every device unless axis_name is None. Moments are
     float32 at least, taken of deviations and not of
@@ -40,12 +39,14 @@ class BatchNorm(nn.Module):
       dtype: of the result; None keeps that of x.
 
     Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running
-    statistics). Training is differentiated in reverse (`jax.grad`, `jax.vjp`, of any order), not
-    forward (`jax.jvp` alone).
+    statistics). `weight`, of the leading axes of x, is how often each row counts in the moments and
+    in the running statistics: 0 for padding. Rows are normalised whatever their weight, no gradient
+    flows to it, and moments of no weight at all are 0. Training is differentiated in reverse
+    (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
 
     Raises:
       ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not
-        mapped.
+        mapped; a weight of another shape.
     """
 
     axis_name: str | None = None
@@ -59,10 +60,15 @@ class BatchNorm(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, weight: jax.Array | None = None) -> jax.Array:
         check_real(x=x)
         if x.ndim < 2:
             raise ValueError(f"x has shape {x.shape}; batch norm expects [B, ..., C].")
+        if weight is not None and weight.shape != x.shape[: max(weight.ndim, 1)]:
+            raise ValueError(
+                f"weight has shape {weight.shape} and x {x.shape}; expected one number for each "
+                f"row, {list(x.shape[:1])}, or more leading axes of x."
+            )
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -83,21 +89,36 @@ class BatchNorm(nn.Module):
             # matter.
             axis_name, groups = (None, 1) if self.is_initializing() else self._groups(x.shape[0])
             shared = axis_name if self.splits == 1 else None
-            x, scale, bias = varying((x, scale, bias))
+            if weight is not None:
+                wide = jnp.promote_types(x.dtype, jnp.float32)
+                weight = weight.astype(wide).reshape(*weight.shape, *(1,) * (x.ndim - weight.ndim))
+                # One number for each value of a channel, so that a sum of them is their count.
+                weight = jnp.broadcast_to(weight, (*x.shape[:-1], 1))
+            x, scale, bias, weight = varying((x, scale, bias, weight))
 
-            def normalised(x):
-                return _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
+            def normalised(x, weight):
+                if weight is None:
+                    y, mean, var = _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
+                    count = _count(x, shared)
+                else:
+                    y, mean, var = _weighted(
+                        x, scale, bias, weight, shared, self.epsilon, out_dtype
+                    )
+                    count = total(weight.sum(), shared)
+                if self.unbiased_running_variance:
+                    var = var * (count / jnp.maximum(count - 1, 1))
+                return y, mean, var
 
             if groups == 1:  # no reshape, across which XLA does not fuse a rectifier's gradient
-                y, mean, var = normalised(x)
+                y, mean, var = normalised(x, weight)
             else:
                 y, mean, var = jax.vmap(normalised)(
-                    x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+                    *jax.tree.map(
+                        lambda x: x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), (x, weight)
+                    )
                 )
             if not self.is_initializing():
-                count = _count(x, shared) // groups
-                correction = count / max(count - 1, 1) if self.unbiased_running_variance else 1.0
-                for running, new in ((running_mean, mean), (running_var, var * correction)):
+                for running, new in ((running_mean, mean), (running_var, var)):
                     new = lax.stop_gradient(new).reshape(groups, channels).mean(0)
                     if axis_name is not None and self.splits > 1:
                         new = lax.pmean(new, axis_name)
@@ -192,6 +213,60 @@ def _backward(
 
 
 _normalise.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _weighted(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    weight: jax.Array,
+    axis_name: str | None,
+    epsilon: float,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_normalise` with moments sum(w x) / sum(w) and sum(w (x - mean)^2) / sum(w), w [B, ..., 1];
+    no gradient flows to w."""
+    return _weighted_forward(x, scale, bias, weight, axis_name, epsilon, dtype)[0]
+
+
+def _weighted_forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    weight: jax.Array,
+    axis_name: str | None,
+    epsilon: float,
+    dtype: Any,
+) -> tuple[Any, Any]:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(weight.dtype)
+    count = total(weight.sum(), axis_name)
+    count = jnp.where(count > 0, count, 1.0)
+    mean = total((weight * wide).sum(axes, keepdims=True), axis_name) / count
+    var = total((weight * jnp.square(wide - mean)).sum(axes, keepdims=True), axis_name) / count
+    inverse = lax.rsqrt(var + epsilon)
+    y = _affine((wide - mean) * _affine(inverse, scale, None), None, bias).astype(dtype)
+    return (y, mean, var), (x, scale, bias, weight, count, mean, inverse)
+
+
+def _weighted_backward(
+    axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
+) -> tuple[Any, Any, Any, Any]:
+    x, scale, bias, weight, count, mean, inverse = kept
+    normal = (x.astype(weight.dtype) - mean) * inverse
+    dy = given[0].astype(normal.dtype)
+    axes = tuple(range(x.ndim - 1))
+    sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
+    d_bias, d_scale = (
+        None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
+    )
+    level, along = (total(one, axis_name) / count for one in sums)
+    dx = _affine(inverse, scale, None) * (dy - weight * (level + normal * along))
+    return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(weight)
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

@@ -17,10 +17,9 @@ def max_pool(
     """The largest value of each window of images [B, H, W, C], as `flax.linen.max_pool`.
 
     The gradient goes to the first of equal values in the order of rows, as in PyTorch and XLA. XLA
-    finds it by a
-    scatter, for which a GPU keeps four numbers of where each largest value stood: three times the
-    traffic, and on a CPU five times the time. A TPU has an instruction for it and keeps it.
-    """
+    finds it by a scatter, for which a GPU keeps four numbers of where each largest value stood:
+    three times the traffic, and on a CPU five times the time. A TPU has an instruction for it and
+    keeps it."""
     return nn.max_pool(x, window, strides, padding)
 
 

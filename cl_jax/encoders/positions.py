@@ -1,6 +1,8 @@
 """Position embeddings of vision transformers: fixed sine-cosine tables, and learned ones resized to
 another image."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +10,29 @@ import numpy as np
 from cl_jax.core.shapes import check
 
 
-def sincos_2d(grid_h: int, grid_w: int, dim: int, *, temperature: float = 10000.0) -> jax.Array:
-    """MoCo v3's fixed table [1, 1 + grid_h * grid_w, dim], float32; row 0, of the class token, is
-    zero.
+def sincos_2d(
+    grid_h: int,
+    grid_w: int,
+    dim: int,
+    *,
+    order: str = "moco_v3",
+    temperature: float = 10000.0,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """The fixed table [1, 1 + grid_h * grid_w, dim] of MoCo v3 or MAE; row 0, of the class token,
+    is zero.
 
-    A patch at (a, b), a counting along the width and outermost, b along the height, gets [sin(a w),
-    cos(a w), sin(b w), cos(b w)] with w_j = temperature^(-j / (dim/4)). Reference: Chen, Xie, He,
-    arXiv 2104.02057; the order of the axes is their code's. It matters only where grid_h differs
-    from grid_w.
+    A patch in column a and row b gets [sin(a w), cos(a w), sin(b w), cos(b w)] with w_j =
+    temperature^(-j / (dim/4)). Patches of `order` "mae" are in raster order, the row outermost, as
+    the patches of an image are (He et al., arXiv 2111.06377); those of "moco_v3" have the column
+    outermost, as in the code of Chen, Xie, He, arXiv 2104.02057, so that a patch there gets the
+    position of its mirror image across the diagonal.
 
     Raises:
-      ValueError: dim is not a multiple of 4.
+      ValueError: dim is not a multiple of 4, an unknown order.
     """
+    if order not in ("moco_v3", "mae"):
+        raise ValueError(f'order is {order!r}; expected "moco_v3" or "mae".')
     if dim % 4:
         raise ValueError(
             f"dim={dim}; expected a multiple of 4: a sine and a cosine for each of two axes."
@@ -28,11 +41,13 @@ def sincos_2d(grid_h: int, grid_w: int, dim: int, *, temperature: float = 10000.
     a, b = (
         axis.reshape(-1, 1) * frequencies[None]
         for axis in np.meshgrid(
-            np.arange(grid_w, dtype=np.float64), np.arange(grid_h, dtype=np.float64), indexing="ij"
+            np.arange(grid_w, dtype=np.float64),
+            np.arange(grid_h, dtype=np.float64),
+            indexing="ij" if order == "moco_v3" else "xy",
         )
     )
     table = np.concatenate([np.sin(a), np.cos(a), np.sin(b), np.cos(b)], axis=1)
-    return jnp.asarray(np.concatenate([np.zeros((1, dim)), table])[None], jnp.float32)
+    return jnp.asarray(np.concatenate([np.zeros((1, dim)), table])[None], dtype)
 
 
 def interpolate(embedding: jax.Array, height: int, width: int, *, patch: int) -> jax.Array:

@@ -5,16 +5,19 @@ He et al., arXiv 1512.03385. `variant` names whose network it is; parameter coun
 theirs:
 
   variant      shortcut 1x1 in       last scale  kernels      strided convolutions  max-pool
-  running variance simclr       every stage's first   0           lecun        symmetric padding
-  "SAME"      biased byol         every stage's first   0           haiku        "SAME"
-    "SAME"      biased torchvision  where shapes change   1           he_fan_out   symmetric
-        symmetric   unbiased
+               running variance
+  simclr       every stage's first   0           lecun        symmetric padding     "SAME"
+               biased
+  byol         every stage's first   0           haiku        "SAME"                "SAME"
+               biased
+  torchvision  where shapes change   1           he_fan_out   symmetric             symmetric
+               unbiased
 
 "torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and
 then by 2: the same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0
-(`zero_init_last=True`); CMC keeps 64 stem channels at every width (`stem_width=64`). BYOL's
-released code starts the last scale at 0, its paper's runs at 1.
-"""
+  (`zero_init_last=True`); CMC keeps 64 stem
+channels at every width (`stem_width=64`). BYOL's released code starts the last scale at 0, its
+paper's runs at 1."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -72,8 +75,7 @@ class SKConv(nn.Module):
     [u1, u2] = relu(norm(conv(x))),  g = relu(norm(W1 mean_HW(u1 + u2))),  a = softmax over streams
     of W2 g, y = a1 * u1 + a2 * u2;  x [B, H, W, C] -> [B, H/strides, W/strides, features]. W1 has
     max(features * ratio, min_dim) outputs. Li et al., arXiv 1903.06586 as in Chen et al., arXiv
-    2006.10029 (both streams 3x3, without dilation).
-    """
+    2006.10029 (both streams 3x3, without dilation)."""
 
     features: int
     strides: int
@@ -148,9 +150,10 @@ class ResNet(nn.Module):
     evaluators take.
 
     Returns {"conv1": before the max-pool, "stem": after it (the same map for the "cifar" stem),
-    "stage1", "stage2", ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map
-    over space, float32 at least}. D = 512 * width, or 2048 * width with bottlenecks, for four
-    stages.
+    "stage1", "stage2",
+    ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map over space, float32 at
+      least}.
+    D = 512 * width, or 2048 * width with bottlenecks, for four stages.
 
     Args:
       depth: 10, 18, 34 (two 3x3 per block), 50, 101, 152, 200 (bottlenecks); depth 10 is one block

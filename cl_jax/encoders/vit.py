@@ -4,9 +4,11 @@ learned positions.
 Dosovitskiy et al., arXiv 2010.11929. `variant` names whose initial weights and positions they are:
 
   variant  positions                                  dense kernels          biases  class token
-  patch projection moco_v3  fixed 2-d sines and cosines                Xavier uniform         0
-   N(0, 1e-6)   Xavier uniform, bias 0 dino     learned, resized bicubically when needed   N(0,
-   0.02)             0       N(0, 0.02)   PyTorch's default
+           patch projection
+  moco_v3  fixed 2-d sines and cosines                Xavier uniform         0       N(0, 1e-6)
+           Xavier uniform, bias 0
+  dino     learned, resized bicubically when needed   N(0, 0.02)             0       N(0, 0.02)
+           PyTorch's default
 
 MoCo v3 takes each of query, key and value as a matrix of its own for Xavier's bound.
 """
@@ -78,7 +80,8 @@ class ViT(nn.Module):
       variant: "moco_v3" or "dino": see the module's table.
       pool: "cls" for the class token, "mean" for the mean of the patches.
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4).
-        An optimiser that decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
+        An optimiser that
+        decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
       drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in
         the first.
       flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from
@@ -215,8 +218,7 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     Of all that is as large as [B, heads, T, T] one array is kept, in the dtype of q: exponentials
     before they are divided by their sums. Differentiation would keep the softmax in float32 beside
-    it, and take its products in float32.
-    """
+    it, and take its products in float32."""
     return _forward(q, k, v)[0]
 
 
@@ -320,7 +322,8 @@ def make(
     axis_name: str | None = None,
 ) -> ViT:
     """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width,
-    depth and heads may be replaced. `axis_name` is not read: nothing in it looks across examples.
+    depth and heads may be
+    replaced. `axis_name` is not read: nothing in it looks across examples.
 
     Raises:
       ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path

@@ -9,8 +9,7 @@ A tile of 2x2 results sees 4x4 inputs. With d the tile of inputs and g the kerne
 takes 16 products where the plain sum takes 36, and every product joins all tiles and channels, a
 matrix product. The gradient of the kernel is the transpose, G' [ (B' d B)' (A dy A') ] G; that of
 the input is the same convolution with the kernel turned about, which moves the entries of G g G'
-and changes none.
-"""
+and changes none."""
 
 import os
 from collections.abc import Sequence
@@ -35,8 +34,7 @@ def forward(
 
     `turned` takes the kernel [3, 3, D, C] of the opposite direction, turned about: the gradient of
     its input. Sums are float32 at least; with bfloat16 inputs what enters the products is rounded
-    to bfloat16 once more than plainly.
-    """
+    to bfloat16 once more than plainly."""
     wide, narrow = _dtypes(x.dtype)
     weights = _of_kernel(kernel.astype(wide))
     order = _TURNED if turned else range(4)
@@ -113,8 +111,7 @@ def parts(x: jax.Array, image: int, weights: int = 0) -> jax.Array:
     `image` bytes an image.
 
     They are no smaller than lets the cores share a product, and than the weights of the products
-    are, half of them.
-    """
+    are, half of them."""
     most = max((2 if cores() == 1 else 4 * cores()) << 20, weights // 2)
     images = x.shape[0]
     size = next(n for n in range(max(1, min(images, most // image)), 0, -1) if images % n == 0)

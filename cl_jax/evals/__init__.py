@@ -1,26 +1,86 @@
-"""What a representation is worth: kNN, linear probes, geometry, pictures. Import the one you need.
+"""Evaluators: what a trained State is worth. `cl_jax/evals/<name>.py` has `make(**section) ->
+Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/evals.md)."""
 
-The names under which the protocols are logged; docs/evals.md says what each one fixes.
-"""
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-KNN_TOP1 = "knn/top1"
-KNN_TOP5 = "knn/top5"
-KNN_K = "knn/k"
-KNN_TEMPERATURE = "knn/temperature"
-KNN_RAW_PIXELS = "knn/raw_pixels"
-KNN_RANDOM_NETWORK = "knn/random_network"
-LINEAR_CACHED_TOP1 = "linear/cached/top1"
-LINEAR_CACHED_TOP5 = "linear/cached/top5"
-LINEAR_AUGMENTED_TOP1 = "linear/augmented/top1"
-LINEAR_AUGMENTED_TOP5 = "linear/augmented/top5"
-GEOMETRY_ALIGNMENT = "geometry/alignment"
-GEOMETRY_UNIFORMITY = "geometry/uniformity"
-GEOMETRY_TOLERANCE = "geometry/tolerance"
-GEOMETRY_TOLERANCE_SAME_CLASS = "geometry/tolerance_same_class"
-GEOMETRY_EFFECTIVE_RANK = "geometry/effective_rank"
-GEOMETRY_FEATURE_STD = "geometry/feature_std"
-GEOMETRY_RELATIVE_STD = "geometry/relative_std"
-PAIRS_TOP1 = "pairs/top1"
-PAIRS_SAME_BATCH = "pairs/same_batch"
-UNTRAINED_EFFECTIVE_RANK = "untrained/effective_rank"
-UNTRAINED_SAME_BATCH = "untrained/same_batch"
+import numpy as np
+
+from cl_jax.core.method import Method, State
+from cl_jax.data.source import Source, Splits
+
+
+class Given(NamedTuple):
+    """One State, as evaluators see it.
+
+    data: the run's sources.
+    features: (Source, name) -> [N, D], a feature of "encode" of every example, in order; "" is the
+      run's own, `config.evals.feature`. Computed once for all evaluators.
+    rows: (name of a function, Source) -> NumPy rows, in order, over all devices.
+    views: (Source, name, train) -> [N, D], the same feature of the first training view of every
+      example, in batches of the run's size; `train`: with the statistics of each batch. None where
+      the network does not take a view as it takes a clean input.
+    feature: the name of the run's own feature.
+    recipes: the run's training views, as its config writes them.
+    batch_size: of the run, global.
+    final: the run has ended. asked: evaluated on request (`cl-jax eval`). trained: False for the
+      State before the first step.
+    seed: the run's. workdir: where pictures go.
+    """
+
+    data: Splits
+    features: Callable[[Source, str], np.ndarray]
+    rows: Callable[[str, Source], Any]
+    views: Callable[[Source, str, bool], np.ndarray | None]
+    method: Method
+    state: State
+    feature: str
+    recipes: tuple[Any, ...]
+    batch_size: int
+    final: bool
+    asked: bool
+    trained: bool
+    seed: int
+    workdir: Path
+
+
+class Needs(NamedTuple):
+    """What an evaluator reads, checked before the first step.
+
+    functions: of the method. features: of "encode"; "" is the run's own. fields: of the training
+    and test examples. labels: fields of theirs that have classes; where the data lack one, the
+    evaluator is left out. sources: names in `Splits.more`.
+    """
+
+    functions: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+class Evaluator(NamedTuple):
+    """One protocol of evaluation.
+
+    measure:   Given -> {"name/figure": value}.
+    needs:     what it reads.
+    when:      "always"; "final", at the end of a run and on request; "asked", on request alone.
+    untrained: also measured of the State before the first step, as "untrained/name/figure".
+    better:    {"name/figure": +1 or -1}, which way is better: what `config.evals.best` may name,
+               and how the benchmark's table, sweeps, the curve and the diagnosis read it.
+    titles:    {"name/figure": text} for the summary; "%" in the text stands for a share in percent.
+    baseline:  Given -> {"name/figure": value}, figures of the data alone, without a network;
+               measured once.
+    draw:      Given -> None, pictures in the workdir, at the end of a run.
+    """
+
+    measure: Callable[[Given], dict[str, float]]
+    needs: Needs = Needs()
+    when: str = "always"
+    untrained: bool = True
+    better: Mapping[str, int] = MappingProxyType({})
+    titles: Mapping[str, str] = MappingProxyType({})
+    baseline: Callable[[Given], dict[str, float]] | None = None
+    draw: Callable[[Given], None] | None = None

@@ -3,24 +3,20 @@ by fixed names.
 
 Pairs are two views of an image, drawn as in training. Passed as training passes them, view by view
 in batches with their own statistics, they also tell whether batch norm marks a batch, which a
-method may learn to recognise its positives by.
-"""
+method may learn to recognise its positives by."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Container
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cl_jax import evals
-from cl_jax.core.keys import example_keys
-from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.numerics import unit, wide
 from cl_jax.core.shapes import check, check_count, check_integer
-from cl_jax.data.source import Example, Source
+from cl_jax.data.source import Example, Source, labels_of
+from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.losses import geometry as measures
-from cl_jax.views.recipe import Recipe, apply
 
 Array = jax.Array | np.ndarray
 PAIR_ROWS = 1024  # examples that pairs are drawn of
@@ -46,7 +42,7 @@ def measure(
       seed: of the draw.
 
     Returns:
-      {name: value}, names as in `cl_jax.evals`:
+      {name: value}:
       "geometry/alignment": mean squared distance of a pair; 0 where all coincide, 2 for independent
       directions. "geometry/uniformity": log mean exp(-2 d^2) over pairs of rows; 0 collapsed,
       towards -4 the more uniform. "geometry/tolerance": mean over all pairs of rows of their
@@ -74,51 +70,75 @@ def measure(
     values = _of_rows(jnp.asarray(features)[rows], labels)
     if pairs is not None:
         drawn = _draw(check("m d", x=pairs[0], y=pairs[1])["m"], max_rows, seed)
-        values[evals.GEOMETRY_ALIGNMENT] = _alignment(*(jnp.asarray(x)[drawn] for x in pairs))
-    values[evals.GEOMETRY_RELATIVE_STD] = values[evals.GEOMETRY_FEATURE_STD] * sizes["d"] ** 0.5
+        values["geometry/alignment"] = _alignment(*(jnp.asarray(x)[drawn] for x in pairs))
+    values["geometry/relative_std"] = values["geometry/feature_std"] * sizes["d"] ** 0.5
     return {name: float(value) for name, value in sorted(values.items())}
 
 
-def pair_source(source: Source, batch_size: int) -> Source | None:
-    """The first images of a source, then the second pictures of the same things ("image_b"), or the
-    same images again: 2n examples, n in whole batches, two at least. None where the source is
-      smaller than that."""
-    rows = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
-    if rows < 2 * batch_size:
+def make(*, feature: str = "", label: str = "label", rows: int = 2048) -> Evaluator:
+    """The geometry of test features, "geometry/...": see `measure`, and of two views of test
+    examples, "pairs/...": see `of_pairs`. Before the first step with the statistics of batches,
+    since the running ones are not of any data yet.
+
+    rows: test examples, drawn by the run's seed, that the geometry is measured on. label: for the
+    tolerance, where the data have it.
+    """
+    check_count(rows=rows)
+
+    def pairs(given: Given) -> tuple[np.ndarray, np.ndarray] | None:
+        source = pair_source(given.data.test, given.batch_size, given.seed)
+        if source is None:
+            return None
+        found = [given.views(source, feature, train) for train in (False, True)]
+        if found[0] is None or found[1] is None:
+            return None
+        clean, trained = (x.reshape(2, len(x) // 2, -1) for x in found)
+        return clean, trained
+
+    def of_state(given: Given) -> dict[str, float]:
+        drawn = pairs(given)
+        if not given.trained:
+            if drawn is None:
+                return {}
+            return measure(drawn[1][0]) | of_pairs(drawn[1], drawn[1], given.batch_size)
+        test = given.data.test
+        chosen = _draw(test.size, rows, given.seed)
+        truth = None
+        if label in test.sizes:
+            truth = labels_of(test, label)[chosen]
+            truth = None if (truth < 0).any() else truth
+        of_rows = given.features(test, feature)[chosen]
+        if drawn is None:
+            return measure(of_rows, truth)
+        return measure(of_rows, truth, (drawn[0][0], drawn[0][1])) | of_pairs(
+            *drawn, given.batch_size
+        )
+
+    return Evaluator(of_state, Needs(features=(feature,)))
+
+
+def pair_source(source: Source, batch_size: int, seed: int) -> Source | None:
+    """Examples of a source, drawn by the seed, then the second pictures ("<field>_b") of the same
+    things, or the same examples again: 2n examples, n in whole batches, two at least. None where
+    the source is smaller than that."""
+    count = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
+    if count < 2 * batch_size:
         return None
-    second = "image_b" if "image_b" in source.read(0) else "image"
+    ids = _draw(source.size, count, seed)
+    fields = [name for name in source.read(0) if not name.endswith("_b")]
+
+    def second(field: str, there: Container[str]) -> str:
+        return f"{field}_b" if f"{field}_b" in there else field
 
     def read(i: int) -> Example:
-        return {"image": source.read(i % rows)["image" if i < rows else second]}
+        example = source.read(int(ids[i % count]))
+        return {f: example[f if i < count else second(f, example)] for f in fields}
 
     arrays = None
     if source.arrays is not None:
-        arrays = {
-            "image": np.concatenate([source.arrays[name][:rows] for name in ("image", second)])
-        }
-    return Source(f"pairs of {source.name}", 2 * rows, read, {}, arrays)
-
-
-def drawn(
-    method: Method, recipe: Recipe, train: bool
-) -> Callable[[State, Batch], dict[str, jax.Array]]:
-    """(State, batch) -> features of one view of each image; `train`: with the batch's own
-    statistics."""
-
-    def features(state: State, batch: Batch) -> dict[str, jax.Array]:
-        images = apply(recipe, example_keys(jax.random.key(0), batch["id"]), batch["image"])
-        return method.features(*method.evaluated(state), images, train)[0]
-
-    return features
-
-
-def fits(method: Method, recipe: Recipe, images: np.ndarray) -> bool:
-    """Whether the method's network takes this recipe's views whole, as it takes clean images."""
-    keys = jax.random.split(jax.random.key(0), len(images))
-    return (
-        jax.eval_shape(lambda x: apply(recipe, keys, x), images).shape
-        == jax.eval_shape(method.clean, images).shape
-    )
+        there = source.arrays
+        arrays = {f: np.concatenate([there[f][ids], there[second(f, there)][ids]]) for f in fields}
+    return Source(f"pairs of {source.name}", 2 * count, read, {}, arrays)
 
 
 def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[str, float]:
@@ -132,9 +152,8 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
     Returns:
       "pairs/top1": share of first views whose nearest second view is of the same example, running
       statistics. "pairs/same_batch": how surely the nearest second view of *another* example is of
-      the same batch: 0 as often as
-        chance has it, 1 always. Images have no part in this; above 0, batch statistics mark the
-        batch.
+        the same batch: 0 as often as chance has it, 1 always. Images have no part in this; above 0,
+          batch statistics mark the batch.
     """
     near = np.asarray(_nearest(clean, False))
     other = np.asarray(_nearest(trained, True))
@@ -142,8 +161,8 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
     chance = (batch_size - 1) / (batches * batch_size - 1)
     same = float(np.mean(other // batch_size == rows // batch_size))
     return {
-        evals.PAIRS_TOP1: float(np.mean(near == rows)),
-        evals.PAIRS_SAME_BATCH: (same - chance) / (1 - chance),
+        "pairs/top1": float(np.mean(near == rows)),
+        "pairs/same_batch": (same - chance) / (1 - chance),
     }
 
 
@@ -157,14 +176,14 @@ def _draw(count: int, max_rows: int, seed: int) -> np.ndarray:
 def _of_rows(features, labels):
     x = unit(features)
     values = {
-        evals.GEOMETRY_UNIFORMITY: measures.uniformity(x, block_size=1024),
-        evals.GEOMETRY_EFFECTIVE_RANK: measures.effective_rank(wide(features)),
-        evals.GEOMETRY_FEATURE_STD: jnp.mean(jnp.std(x, axis=0)),
+        "geometry/uniformity": measures.uniformity(x, block_size=1024),
+        "geometry/effective_rank": measures.effective_rank(wide(features)),
+        "geometry/feature_std": jnp.mean(jnp.std(x, axis=0)),
     }
     if labels is not None:
         tolerance = measures.tolerance(x, labels)
-        values[evals.GEOMETRY_TOLERANCE] = tolerance.all_pairs
-        values[evals.GEOMETRY_TOLERANCE_SAME_CLASS] = tolerance.same_class
+        values["geometry/tolerance"] = tolerance.all_pairs
+        values["geometry/tolerance_same_class"] = tolerance.same_class
     return values
 
 

@@ -11,6 +11,8 @@ from jax import lax
 
 from cl_jax.core.numerics import unit, wide
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
+from cl_jax.data.source import labels_of
+from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals._labels import check_classes
 
 Array = jax.Array | np.ndarray
@@ -21,14 +23,69 @@ class Knn(NamedTuple):
     labels.
 
     votes: [M, C] sums of exp(s / T) per class. Prediction does not depend on their range: a sum
-    that is too large for the type is inf here and still compared rightly there. prediction: [M]
-    int32.
+      that is too large for
+    the type is inf here and still compared rightly there. prediction: [M] int32.
     """
 
     top1: jax.Array
     top5: jax.Array
     votes: jax.Array
     prediction: jax.Array
+
+
+def make(
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+    feature: str = "",
+    label: str = "label",
+    figure: str = "knn",
+) -> Evaluator:
+    """The kNN accuracy of the test split against the training split: "knn/top1", "knn/top5", and
+    the "knn/k" and "knn/temperature" that were used; "knn/raw_pixels" of images in memory.
+
+    k: neighbours; the size of the training split where that is smaller. temperature: of the vote.
+    feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
+    left out. figure: the name of its figures, for a second vote beside it.
+    """
+    check_count(k=k)
+    check_positive(temperature=temperature)
+
+    def voted(train: np.ndarray, test: np.ndarray, given: Given) -> tuple[Knn, int]:
+        known = [labels_of(source, label) for source in given.data[:2]]
+        (bank, bank_labels), (queries, truth) = (
+            (rows[of >= 0], of[of >= 0]) for rows, of in zip((train, test), known)
+        )
+        used, classes = min(k, len(bank)), given.data.train.sizes[label]
+        found = knn(
+            bank, bank_labels, queries, truth, k=used, temperature=temperature, num_classes=classes
+        )
+        return found, used
+
+    def measure(given: Given) -> dict[str, float]:
+        train, test = (given.features(source, feature) for source in given.data[:2])
+        found, used = voted(train, test, given)
+        return {
+            f"{figure}/top1": float(found.top1),
+            f"{figure}/top5": float(found.top5),
+            f"{figure}/k": float(used),
+            f"{figure}/temperature": temperature,
+        }
+
+    def baseline(given: Given) -> dict[str, float]:
+        train, test = (source.arrays for source in given.data[:2])
+        if train is None or test is None or "image" not in train:
+            return {}
+        found, _ = voted(raw_pixels(train["image"]), raw_pixels(test["image"]), given)
+        return {f"{figure}/raw_pixels": float(found.top1)}
+
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), labels=(label,)),
+        better={f"{figure}/top1": 1},
+        titles={f"{figure}/top1": f"{figure.replace('knn', 'kNN ').strip()} %"},
+        baseline=baseline,
+    )
 
 
 def knn(
@@ -71,7 +128,8 @@ def knn(
       ValueError: shapes that disagree, k above N, T <= 0, labels outside 0 .. C - 1.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, section 3.4; the authors' `test.py`; MoCo's
-    `knn_predict` and DINO's `knn_classifier` are the same rule.
+      `knn_predict` and DINO's
+    `knn_classifier` are the same rule.
     """
     sizes = check("m d", check("n d", bank=bank), features=features)
     check_integer("n", sizes, bank_labels=bank_labels)

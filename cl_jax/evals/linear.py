@@ -19,6 +19,8 @@ from jax import lax
 from cl_jax import views
 from cl_jax.core.numerics import unit, wide
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
+from cl_jax.data.source import labels_of
+from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals._labels import check_classes
 
 Tree = Any
@@ -55,6 +57,51 @@ class Probe(NamedTuple):
     top5: float
     params: Linear
     history: History
+
+
+def make(
+    *,
+    total_epochs: float = 30.0,
+    batch_size: int = 256,
+    learning_rate: float = 0.1,
+    weight_decay: float = 0.0,
+    feature: str = "",
+    label: str = "label",
+    figure: str = "linear/cached",
+) -> Evaluator:
+    """A linear classifier on cached clean features, at the end of a run: "linear/cached/top1" and
+    "linear/cached/top5".
+
+    feature, label: as for `knn`. figure: the name of its figures, for a probe of another label
+      beside it. The
+    others: see `probe`; a batch is at most the training split.
+    """
+    check_count(batch_size=batch_size)
+    check_positive(total_epochs=total_epochs, learning_rate=learning_rate)
+
+    def measure(given: Given) -> dict[str, float]:
+        parts = []
+        for source in given.data[:2]:
+            truth = labels_of(source, label)
+            parts += [given.features(source, feature)[truth >= 0], truth[truth >= 0]]
+        found = probe(
+            *parts,
+            num_classes=given.data.train.sizes[label],
+            total_epochs=total_epochs,
+            batch_size=min(batch_size, len(parts[0])),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            seed=given.seed,
+        )
+        return {f"{figure}/top1": float(found.top1), f"{figure}/top5": float(found.top5)}
+
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), labels=(label,)),
+        when="final",
+        better={f"{figure}/top1": 1},
+        titles={f"{figure}/top1": "linear probe, cached features %"},
+    )
 
 
 def probe(
@@ -247,7 +294,8 @@ def probe_batches(
     """`probe_augmented` for data that comes in batches, such as a set that is read from disk.
 
     The step is plain `jax.jit`: batches that lie split over the devices of a mesh, with `frozen` on
-    each of them, are worked on by all.
+      each of them, are
+    worked on by all.
 
     Args:
       train: epoch -> batches {"image": [B, H, W, C] uint8, "label": [B], "id": [B]} in the order to

@@ -17,29 +17,32 @@ BASELINES = ("#8a6d3b", "#7a5195", "#5b6570", "#a04040")
 TILE, GAP, FRAME, MARGIN, TEXT = 96, 8, 5, 24, 34  # pixels
 
 
-def knn_curve(
+def curve(
     path: str | os.PathLike,
     steps: Sequence[float],
     values: Sequence[float],
     baselines: Mapping[str, float],
     *,
-    title: str = "kNN accuracy",
+    title: str = "",
     xlabel: str = "epoch",
+    percent: bool = True,
 ) -> None:
-    """Accuracy over training with horizontal lines for what needs none: 1050 x 675 pixels.
+    """A figure over training with horizontal lines for its baselines: 1050 x 675 pixels.
 
     Args:
       path: of the PNG; its folder is made.
       steps: [E] positions on the x axis.
-      values: [E] accuracies, shares from 0 to 1.
-      baselines: {name: accuracy}; of a name such as "knn/raw_pixels" the last part is written: raw
+      values: [E].
+      baselines: {name: value}; of a name such as "knn/raw_pixels" the last part is written: raw
         pixels.
-      title, xlabel: text.
+      title, xlabel: text. percent: values are shares from 0 to 1, written in percent.
 
     Raises:
       ValueError: no values, or another number of steps.
     """
-    x, y = np.asarray(steps, float), np.asarray(values, float)
+    scale, sign = (100, "%") if percent else (1, "")
+    x, y = np.asarray(steps, float), scale * np.asarray(values, float)
+    baselines = {name: scale * value for name, value in baselines.items()}
     if x.shape != y.shape or x.ndim != 1 or not x.size:
         raise ValueError(
             f"steps have shape {x.shape} and values {y.shape}; expected one value per step, at "
@@ -49,7 +52,7 @@ def knn_curve(
     axes = figure.add_axes((0.085, 0.125, 0.66, 0.79))
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(xlabel, fontsize=10, color=MUTED)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:{'.0f' if percent else 'g'}}{sign}")
     axes.tick_params(colors=MUTED, labelsize=9, length=0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -62,17 +65,22 @@ def knn_curve(
     else:
         axes.set_xticks(x[:1])
     finite = y[np.isfinite(y)]
-    top = max([*finite, *baselines.values(), 0.1])
-    axes.set_ylim(0, min(100 * top * 1.1, 102))
+    shown = [*finite, *baselines.values()]
+    if percent:
+        axes.set_ylim(0, min(max([*shown, 10.0]) * 1.1, 102))
+    else:
+        reach = max(np.ptp(shown), 1e-6) if shown else 1.0
+        low_y = min(shown, default=0.0)
+        axes.set_ylim(low_y - 0.05 * reach, low_y + 1.05 * reach)
 
-    names = []
+    names, digits = [], ".1f" if percent else ".3g"
     for (name, value), colour in zip(baselines.items(), BASELINES * len(baselines)):
-        axes.axhline(100 * value, color=colour, linewidth=1.4, linestyle=(0, (5, 3)))
+        axes.axhline(value, color=colour, linewidth=1.4, linestyle=(0, (5, 3)))
         text = name.rsplit("/", 1)[-1].replace("_", " ")
-        names.append((100 * value, f"{text}  {100 * value:.1f}%", colour, "normal"))
+        names.append((value, f"{text}  {value:{digits}}{sign}", colour, "normal"))
     axes.plot(
         x,
-        100 * y,
+        y,
         color=LINE,
         linewidth=2.2,
         marker="o",
@@ -80,13 +88,13 @@ def knn_curve(
         clip_on=False,
     )
     if finite.size:
-        last = 100 * finite[-1]
-        names.append((last, f"trained  {last:.1f}%", LINE, "bold"))
+        last = finite[-1]
+        names.append((last, f"trained  {last:{digits}}{sign}", LINE, "bold"))
     # Room on the right for the names of the lines, in points.
     room = 12 + 5.9 * max((len(text) for _, text, *_ in names), default=0)
     axes.set_position((0.085, 0.125, max(1 - 0.085 - room / (7 * 72), 0.3), 0.79))
     heights = _apart(
-        [height for height, *_ in names], 0.058 * axes.get_ylim()[1], axes.get_ylim()[1]
+        [height for height, *_ in names], 0.058 * np.ptp(axes.get_ylim()), axes.get_ylim()[1]
     )
     for height, (_, text, colour, weight) in zip(heights, names):
         axes.annotate(
@@ -154,36 +162,6 @@ def neighbour_grid(
             (OTHER, f"another label ({100 * (1 - share):.0f}%)"),
         ]
     _mosaic(path, tiles, [query_title, title], colours, legend)
-
-
-def views_grid(
-    path: str | os.PathLike,
-    originals: np.ndarray,
-    views: Sequence[np.ndarray],
-    *,
-    original_title: str = "original",
-    title: str = "augmented views",
-) -> None:
-    """One row per example: the image, then its views.
-
-    Args:
-      path: of the PNG; its folder is made.
-      originals: [Q, H, W, C] uint8, C 1 or 3.
-      views: each [Q, h, w, C], uint8 or float in [0, 1], before the normalisation; the sizes may
-        differ.
-      original_title, title: over the first column and over the others.
-
-    Raises:
-      ValueError: other shapes or dtypes, no views.
-    """
-    if not views or any(len(view) != len(originals) for view in views) or not len(originals):
-        raise ValueError(
-            f"{len(originals)} originals and views of {[len(view) for view in views]}; expected "
-            f"at least "
-            "one view, each with a picture per original."
-        )
-    tiles = [list(row) for row in zip(np.asarray(originals), *(np.asarray(view) for view in views))]
-    _mosaic(path, tiles, [original_title, title], None, [])
 
 
 def _mosaic(path, tiles, titles, colours, legend):

@@ -18,8 +18,7 @@ class DotCritic(nn.Module):
 
     S starts as a noisy identity, ones on its diagonal and U(+-0.01) beside it, where units >= C,
     and as W1 and W2 elsewhere. The LayerNorm bounds the scores, which have no temperature. Hjelm et
-    al., arXiv 1808.06670, and the authors' code.
-    """
+    al., arXiv 1808.06670, and the authors' code."""
 
     units: int
     dtype: Any = None

@@ -18,7 +18,7 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
       avg             mean over tokens of the last layer
       avg_top2        mean over tokens of the mean of the last two layers
       avg_first_last  mean over tokens of the mean of the first layer (index 1, not the embeddings)
-      and the last
+                      and the last
 
     Args:
       hidden_states: [1 + L, B, T, D], the embeddings and then the output of each of the L layers.

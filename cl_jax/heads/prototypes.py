@@ -20,8 +20,7 @@ class Prototypes(nn.Module):
 
     Scores are cosines where `project` has put the rows of C on the unit sphere: before every step
     in SwAV, once after k-means in DeepCluster-v2. C starts as nn.Linear does, U(+-1/sqrt(D)).
-    Scores are float32 at least.
-    """
+    Scores are float32 at least."""
 
     num_prototypes: int
 

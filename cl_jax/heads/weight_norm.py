@@ -16,9 +16,10 @@ class WeightNormDense(nn.Module):
     `use_scale`, g [features, 1].
 
     Without `use_scale` g is 1: for unit x the logits are cosines. v starts as nn.Linear does,
-    U(+-1/sqrt(D)), g at 1.
+      U(+-1/sqrt(D)), g at 1.
     g has two axes, as in PyTorch: rules that decay matrices only decay it too, which is what DINO
-    does. Salimans & Kingma, arXiv 1602.07868.
+      does.
+    Salimans & Kingma, arXiv 1602.07868.
     """
 
     features: int
@@ -48,8 +49,7 @@ class DINOHead(nn.Module):
     Caron et al., arXiv 2104.14294. `norm_last_layer` holds the last layer's lengths at 1 (the
     default recipe); False trains them. `use_bn` puts batch norm into the hidden layers (convnets).
     Dense layers have biases. `__call__(h [B, D], *, train) -> logits [B, out_dim]`, float32 at
-    least, before any temperature or centre.
-    """
+    least, before any temperature or centre."""
 
     out_dim: int
     hidden_dim: int = 2048

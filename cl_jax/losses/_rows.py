@@ -3,8 +3,7 @@ rows at a time.
 
 They pick negatives by rank (`hard_simple`, `hard_contrastive`), take the largest violation
 (`ranking_loss`) or judge each pair by the sum of its row (`inva_spread`). Log-sum-exps and sums
-over pairs ride on `contrast`.
-"""
+over pairs ride on `contrast`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +24,7 @@ def over_rows(f: Callable[..., Any], *rows: Any, block_size: int | None, columns
     of a row, such as its similarities to all keys, is held for one block only. The last block is
     filled up with repeated rows, whose results are dropped. 0 takes all rows at once, and so does
     None, but for more than 256 MiB of float32 entries at `columns` a row, which are cut into blocks
-    of 32 MiB.
-    """
+    of 32 MiB."""
     rows = jax.tree.map(jnp.asarray, rows)
     count = jax.tree.leaves(rows)[0].shape[0]
     if block_size is None and 4 * count * columns > PLAIN_BYTES:

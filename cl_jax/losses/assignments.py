@@ -43,7 +43,8 @@ def swav(
         temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster
-    assignments, NeurIPS 2020, equations 2 and 6.
+      assignments, NeurIPS 2020,
+    equations 2 and 6.
     """
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
@@ -123,6 +124,7 @@ def sinkhorn(
     iterations: int,
     use_queued: jax.Array | bool = True,
     queued_per_device: bool = False,
+    valid: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Soft assignments of examples to prototypes that use all prototypes about equally, over all
@@ -140,8 +142,9 @@ def sinkhorn(
       iterations: 0 or more (3).
       use_queued: False leaves the queued rows out; may be traced.
       queued_per_device: False: all devices pass the same L rows, which count once, so that the
-        result does not depend on the number of devices. True: each device passes L rows of its own
-        and all of them count, as the authors do.
+        result does not depend
+        on the number of devices. True: each device passes L rows of its own and all of them count,
+          as the authors do.
       axis_name: mapped axis over which the examples are split.
 
     Returns:
@@ -162,6 +165,9 @@ def sinkhorn(
     scores = lax.stop_gradient(wide(scores))
     rows = sizes["b"]
     log_weight = jnp.zeros((rows,), scores.dtype)
+    if valid is not None:
+        check_integer("b", sizes, valid=jnp.asarray(valid, jnp.int32))
+        log_weight = jnp.where(valid, log_weight, -jnp.inf)
     if queued is not None:
         check("l k", sizes, queued=queued)
         scores = jnp.concatenate([lax.stop_gradient(wide(queued)).astype(scores.dtype), scores])
@@ -223,9 +229,9 @@ def deepcluster_v2(
         that are not integers, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Caron et al., NeurIPS 2020, the appendix on DeepCluster-v2. The mean runs over the
-    assigned crops of the global batch; the authors average the means of devices, which differs
-    where unassigned examples are uneven.
-    """
+      assigned crops of the
+    global batch; the authors average the means of devices, which differs where unassigned examples
+    are uneven."""
     check_positive(temperature=temperature)
     if len(scores) != len(assignments) or not len(scores):
         raise ValueError(

@@ -19,8 +19,8 @@ class Clustering(NamedTuple):
     """One clustering as ProtoNCE sees it in a step.
 
     prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B]
-    cluster of each image of this device's batch. negatives: [r] clusters none of the global batch
-    is in (`draw_prototypes`).
+      cluster of each image of
+    this device's batch. negatives: [r] clusters none of the global batch is in (`draw_prototypes`).
     """
 
     prototypes: jax.Array
@@ -349,8 +349,7 @@ def label_logits(
     has rows).
 
     The mean of similarities is the similarity to the mean row, so no [B, N] is made. Labels without
-    rows read 0.
-    """
+    rows read 0."""
     sizes = check("b d", f=f)
     check_integer("n", check("n d", sizes, memory=memory), labels=labels)
     check_positive(temperature=temperature)

@@ -2,8 +2,7 @@
 effective rank, hardness.
 
 The caller normalises; nothing here does. Distances are squared Euclidean, so on unit vectors d^2 =
-2 - 2 cos.
-"""
+2 - 2 cos."""
 
 import math
 from typing import NamedTuple
@@ -73,14 +72,15 @@ def uniformity(
 
     Returns:
       Scalar in [-4t, 0] for unit vectors: 0 when all coincide, about -2t for uniform directions in
-      high dimension. A mean over no pair (a batch of one without a queue), which the authors' code
-      makes NaN, is 0.
+        high dimension. A
+      mean over no pair (a batch of one without a queue), which the authors' code makes NaN, is 0.
 
     Raises:
       ValueError: shapes that disagree, t <= 0, no pairs asked for, an axis that is not mapped.
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 4.2; with a queue its MoCo code
-    (unordered distinct pairs in both).
+      (unordered distinct pairs
+    in both).
     """
     sizes = check("b d", x=x)
     check_positive(t=t)
@@ -293,7 +293,8 @@ def effective_rank(
 
     Returns:
       Scalar in [1, min(N, D)]: 1 when all rows are parallel (or all zero), D for an orthogonal
-      spread. Without the 1e-7 that RankMe adds to each p_k.
+        spread. Without the
+      1e-7 that RankMe adds to each p_k.
 
     Raises:
       ValueError: a wrong rank, an axis that is not mapped.

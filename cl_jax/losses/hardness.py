@@ -70,9 +70,9 @@ def hcl(
         unknown estimator, an axis that is not mapped.
 
     Reference: Robinson et al. 2021, arXiv 2010.04592, equation 4 and section 4.2; Chuang et al.
-    2020, arXiv 2007.00224, equation 8. As the authors' code (temperature once, exponential weights)
-    rather than the listing of figure 13; in log space, where theirs overflows float32 at
-    temperature 0.01.
+      2020, arXiv 2007.00224,
+    equation 8. As the authors' code (temperature once, exponential weights) rather than the listing
+    of figure 13; in log space, where theirs overflows float32 at temperature 0.01.
     """
     terms = hcl_terms(
         z_a,

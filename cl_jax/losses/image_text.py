@@ -41,18 +41,20 @@ def clip(
         `clamp_log_scale`.
       normalise: to unit length here; False takes the features as they are.
       local_loss: None sums rows and columns in one pass over a device's rows. The exchanges of the
-        authors' program, of the same value: True, a device's images against all texts and its texts
-        against all images, in two passes; False, its default, the loss of the whole batch on every
-        device.
+        authors' program,
+        of the same value: True, a device's images against all texts and its texts against all
+          images, in two passes;
+        False, its default, the loss of the whole batch on every device.
       gather_with_grad: with local_loss given, False (the authors' default) cuts the gradient to
-        other devices' features: after averaging it is 1/devices of the right one with
-        local_loss=False, and wrong with True.
+        other devices'
+        features: after averaging it is 1/devices of the right one with local_loss=False, and wrong
+          with True.
       axis_name: device axis that splits the batch; rows and columns span all devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
     Returns:
       Scalar in nats, mean over both directions and the global batch: log B where all similarities
-        are equal.
+      are equal.
 
     Raises:
       ValueError: shapes that disagree, a scale that is a number <= 0, an axis that is not mapped.
@@ -181,7 +183,7 @@ def siglip(
 
     Returns:
       Scalar in nats, summed over texts, mean over the images of the global batch: B log 2 where all
-        logits are 0.
+      logits are 0.
 
     Raises:
       ValueError: shapes that disagree, a scale that is a number <= 0, an axis that is not mapped.

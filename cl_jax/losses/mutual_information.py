@@ -50,10 +50,10 @@ def dim_divergence(
         not mapped.
 
     Reference: Hjelm et al., Learning deep representations by mutual information estimation and
-    maximization, ICLR 2019, equations 4 and 6; Nowozin et al., f-GAN, NeurIPS 2016, for the other
-    measures. "X2", "KL", "RKL" and "H2" are as the authors' code has them. Its "DV" does not run on
-    usual shapes: see `dim_donsker_varadhan`.
-    """
+      maximization, ICLR 2019,
+    equations 4 and 6; Nowozin et al., f-GAN, NeurIPS 2016, for the other measures. "X2", "KL",
+    "RKL" and "H2" are as the authors' code has them. Its "DV" does not run on usual shapes: see
+    `dim_donsker_varadhan`."""
     own, images = _own(local, summary, axis_name, least=2)
     positive = mean(expectations(own, measure)[0].mean(), axis_name)
 
@@ -83,8 +83,9 @@ def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
     bound = E+ - E-.
 
     JSD  log 2 - softplus(-u), softplus(u) - log 2      GAN  -softplus(-u), softplus(u)      W1  u,
-    u KL   u, exp(u - 1)      RKL  -exp(-u), u - 1      H2  1 - exp(-u), exp(u) - 1      X2  u^2,
-    -(|u| + 1)^2 / 2
+         u
+    KL   u, exp(u - 1)      RKL  -exp(-u), u - 1      H2  1 - exp(-u), exp(u) - 1      X2  u^2,
+         -(|u| + 1)^2 / 2
 
     Args:
       u: scores, any shape; gradient flows.
@@ -185,15 +186,15 @@ def dim_donsker_varadhan(
 
     Returns:
       Scalar in nats, at least float32: minus a lower bound on the mutual information; 0 where
-      scores say nothing.
+        scores say nothing.
 
     Raises:
       ValueError: shapes that disagree, a global batch of one image, `axis_name` not mapped.
 
     Reference: Hjelm et al., ICLR 2019, equation 2 with dot-product scores; Belghazi et al., MINE,
-    ICML 2018. The authors' code masks a four-axis score with a two-axis mask and fails on most
-    shapes; there is no flag for that.
-    """
+      ICML 2018. The
+    authors' code masks a four-axis score with a two-axis mask and fails on most shapes; there is no
+    flag for that."""
     own, images = _own(local, summary, axis_name, least=2)
     log_sum = log_total(_log_strangers(local, summary, axis_name, plan, block_size), axis_name)
     return log_sum - math.log(images * (images - 1) * own[0].size) - mean(own.mean(), axis_name)

@@ -77,8 +77,7 @@ def bank_logits(
     Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast`
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
     and 128 channels. With `block_size` so many columns are gathered at a time, again in the
-    backward pass, and never more are held.
-    """
+    backward pass, and never more are held."""
     sizes = check("b d", query=query)
     check("n d", sizes, bank=bank)
     check_integer("b k", sizes, indices=indices)
@@ -141,14 +140,16 @@ def nce_of_logits(
 
     Returns:
       (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for
-      the next step. A network that knows nothing gives every row P = 1 / N once Z is estimated:
-      `nce_chance(K)`, about log K + 1.
+        the next step.
+      A network that knows nothing gives every row P = 1 / N once Z is estimated: `nce_chance(K)`,
+      about log K + 1.
 
     Raises:
       ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equations 7 and 8; computed in log space, where the
-    authors' code overflows float32 at temperature 0.01.
+      authors' code
+    overflows float32 at temperature 0.01.
     """
     sizes = check("b k", logits=logits)
     check_axis(axis_name)

@@ -28,9 +28,8 @@ def leave_one_out(
 
     loss = 1/H sum_h mean_i [ log( sum_(j in J_h) exp(s_hij) + sum_n exp(q_hi . queues_hn /
     temperature) ) - s_hih ] s_hij = q_hi . k_hji / temperature,  J_0 = {0},  J_h = {0, ..., H - 1}:
-    in space h > 0 the other keys of the same
-    image differ from the query in augmentation h, and are negatives: that is what makes the space
-      sensitive to it.
+    in space h > 0 the other keys of the same image differ from the query in augmentation h, and are
+    negatives: that is what makes the space sensitive to it.
 
     Args:
       q: [H, B, D] queries by space, normalised by the caller; gradient flows.
@@ -51,7 +50,8 @@ def leave_one_out(
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Xiao et al., What Should Not Be Contrastive in Contrastive Learning, ICLR 2021. There
-    is no released code; the formula follows descriptions of the paper.
+      is no released
+    code; the formula follows descriptions of the paper.
     """
     rows = leave_one_out_rows(q, k, queues, temperature=temperature, block_size=block_size)
     check_axis(axis_name)
@@ -146,7 +146,8 @@ def local_features(
       ValueError: a unit outside the stages or upside down, no unit.
 
     Reference: Xiong, Ren and Urtasun, LoCo: Local Contrastive Representation Learning, NeurIPS
-    2020. There is no released code.
+      2020.
+    There is no released code.
     """
     if not units:
         raise ValueError(

@@ -44,7 +44,8 @@ def support_set(
       v: [B, D] video embeddings, normalised by the caller; gradient flows, through the attention
         too.
       video_id: [B] integers; captions of one video share a number, and `support="cross"` then
-        leaves out every copy of the own video. Default: all videos differ.
+        leaves out every
+        copy of the own video. Default: all videos differ.
       temperature: above 0.
       support: "cross" (all videos but the own: the authors' proposal), "hybrid" (all), "identity"
         (the own alone).

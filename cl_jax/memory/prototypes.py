@@ -20,8 +20,7 @@ def normalise(rows: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Arr
     rows / eps.
 
     SwAV projects its prototypes with it after every optimiser step (`axis=0` for a kernel of shape
-    [D, K]).
-    """
+    [D, K])."""
     check_real(rows=rows)
     wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     square = jnp.sum(wide * wide, axis=axis, keepdims=True)

@@ -3,8 +3,7 @@ view; no negatives.
 
 The target starts from weights of its own, not from a copy; it moves after each step towards the new
 parameters, by a momentum that rises to 1. Its batch statistics come from its own training-mode
-passes. Views pass one after the other.
-"""
+passes. Views pass one after the other."""
 
 import math
 from collections.abc import Sequence
@@ -21,15 +20,14 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier
 from cl_jax.heads import mlp, predictor
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     momentum: float = 0.996,
     hidden_dim: int = 4096,
@@ -63,7 +61,7 @@ def make(
         return 1 - (1 - momentum) * (1 + jnp.cos(math.pi * step / run.total_steps)) / 2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        images = evaluate(views[0], batch["image"])
+        images = views[0].clean(batch)
         online_key, target_key, predictor_key = jax.random.split(key, 3)
         online, slow = (
             network.init(online_key, images, True),
@@ -84,11 +82,11 @@ def make(
         return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         network_stats, head_stats, target_stats = stats["network"], stats["predictor"], target.stats
         p, z, h = [], [], []
-        for images in views_of.of_batch(views, batch, key):
+        for images in inputs:
             (online, named), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), head_stats = apply_predictor(
                 params["predictor"], head_stats, online, True
@@ -129,13 +127,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
         ema=ema_of_params(tau),
         tracked=lambda params: params["network"],
-        needs=("image", "label") if monitor else ("image",),
+        **fields(views, *(("label",) if monitor else ())),
     )

@@ -3,8 +3,7 @@ network of its own.
 
 Features of an image's views agree with each other's stored rows in memory banks, against rows of
 other images. Luminance and colour of Lab are the paper's two views; any groups of channels, of any
-number of recipes, are views too.
-"""
+number of recipes, are views too."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +15,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.memory import bank
-from cl_jax.views import batch as views_of
-from cl_jax.views import lab
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import ImageView, draw, fields, lab
 
 
 class Memory(NamedTuple):
@@ -40,7 +38,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[ImageView],
     run: Run,
     channels: Sequence[Sequence[int]] | None = None,
     graph: str = "core",
@@ -74,9 +72,10 @@ def make(
         raise ValueError(f'graph is {graph!r}; expected "core" or "full".')
     if loss not in ("nce", "softmax"):
         raise ValueError(f'loss is {loss!r}; expected "nce" or "softmax".')
-    if len({recipe.size for recipe in views}) != 1:
+    if len({view.recipe.size for view in views}) != 1:
         raise ValueError(
-            f"the views have sizes {[recipe.size for recipe in views]}; expected one size, to lie "
+            f"the views have sizes {[view.recipe.size for view in views]}; expected one size, to "
+            f"lie "
             f"on one "
             "channel axis."
         )
@@ -117,12 +116,15 @@ def make(
             new[name] = changed.get("batch_stats", {})
         return outputs, new
 
-    def clean(images: jax.Array) -> jax.Array:
-        return jnp.concatenate([evaluate(recipe, images) for recipe in views], axis=-1)
+    def clean(batch: Batch) -> jax.Array:
+        return jnp.concatenate([view.clean(batch) for view in views], axis=-1)
+
+    def drawn(batch: Batch, key: jax.Array) -> list[jax.Array]:
+        return [jnp.concatenate(draw(views, batch, key), axis=-1)]
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         params, stats, banks = {}, {}, []
-        for v, x in enumerate(split(clean(batch["image"])), start=1):
+        for v, x in enumerate(split(clean(batch)), start=1):
             network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
             start = network.init(network_key, x, True)
             params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
@@ -135,9 +137,9 @@ def make(
         return Variables(params, stats, memory=Memory(tuple(banks), normalizers))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        images = jnp.concatenate(views_of.of_batch(views, batch, key), axis=-1)
+        (images,) = inputs
         outputs, stats = apply(params, stats, images, True)
         return tuple(unit(z) for z, _ in outputs), stats, None
 
@@ -203,12 +205,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=drawn,
         forward=forward,
         loss=objective,
         tx=tx,
         features=features,
         clean=clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=num_negatives,
     )
 

@@ -3,8 +3,7 @@
 
 An image is a grid of overlapping patches, each encoded by itself. A context, which has seen the
 rows down to one, picks out the encoding of the patch some rows further down among all patches of
-the batch, those of its own image included.
-"""
+the batch, those of its own image included."""
 
 import dataclasses
 import math
@@ -17,13 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.keys import example_keys
+from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import applier, features_of
 from cl_jax.heads.context import RowContext
-from cl_jax.views import batch as views_of
-from cl_jax.views import colour, patches
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import ImageView, Recipe, colour, draw, fields, patches
 
 DIRECTIONS = ("down", "up", "right", "left")
 
@@ -34,8 +31,7 @@ class Network(nn.Module):
     Takes images [B, S, S, C], or their patches [B, H, H, s, s, C]. Returns ((p, z), features):
     predictions p [B, directions, K, H, H, D], on the grid as `facing` turns it, of z [B, H, H, D];
     "h" [B, F], the mean encoding of the patches, and "context" [B, directions * F], the mean
-    contexts.
-    """
+    contexts."""
 
     encoder: nn.Module
     patch_size: int
@@ -93,7 +89,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[ImageView],
     run: Run,
     patch_size: int,
     stride: int,
@@ -133,8 +129,7 @@ def make(
 
     Gradient flows to positives and negatives. "h" is the mean encoding over patches, "context" that
     of the contexts of all directions. An encoder without batch norm keeps the patches of an image
-    apart.
-    """
+    apart."""
     if len(views) not in (1, 2):
         raise ValueError(
             f"CPC sees one view of an image, and perhaps a recipe for its patches; the config has "
@@ -146,7 +141,7 @@ def make(
         raise ValueError(
             f"directions={list(directions)}; expected some of {', '.join(DIRECTIONS)}, each once."
         )
-    whole = views[0]
+    whole = views[0].recipe
     side = len(patches.starts_of(whole.size, patch_size, stride))
     if not offsets or not all(1 <= offset < side for offset in offsets):
         raise ValueError(
@@ -159,8 +154,8 @@ def make(
             f"grey=True and mean={whole.mean}, std={whole.std}; expected the same for every "
             f"channel."
         )
-    unfinished = dataclasses.replace(whole, mean=None, std=None, colour_space="rgb")
-    plain = Recipe(crop="none", flip=0.0) if len(views) == 1 else views[1]
+    unfinished = ImageView(dataclasses.replace(whole, mean=None, std=None, colour_space="rgb"))
+    plain = Recipe(crop="none", flip=0.0) if len(views) == 1 else views[1].recipe
     each = dataclasses.replace(
         plain, mean=whole.mean, std=whole.std, colour_space=whole.colour_space
     )
@@ -179,21 +174,26 @@ def make(
     apply, candidates = applier(network), run.batch_size * side**2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(whole, batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
+    def cut_patches(batch: Batch, key: jax.Array) -> list[jax.Array]:
+        """[B, rows, columns, size, size, C] of a crop, each patch augmented by itself."""
+        (images,) = draw([unfinished], batch, key)
+        return [
+            patches.augment(
+                each,
+                view_keys(example_keys(key, batch["id"]), 1),
+                patches.grid(images, size=patch_size, stride=stride),
+                subcrop=subcrop,
+                drop_channels=drop_channels,
+            )
+        ]
+
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        [images] = views_of.of_batch([unfinished], batch, key)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys(key, batch["id"]), 1)
-        cut = patches.augment(
-            each,
-            keys,
-            patches.grid(images, size=patch_size, stride=stride),
-            subcrop=subcrop,
-            drop_channels=drop_channels,
-        )
+        (cut,) = inputs
         ((p, z), _), stats = apply(params, stats, cut, True)
         return {"p": p, "z": z}, stats, None
 
@@ -220,11 +220,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=cut_patches,
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(whole, images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=candidates - 1,
     )

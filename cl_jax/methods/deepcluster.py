@@ -4,7 +4,7 @@ k-means finds in its features.
 E-step, before each epoch: features of the whole training split without augmentation and before the
 last ReLU, PCA-whitened to unit norm, k-means; then a new top layer, since the clusters' numbers
 mean nothing from one epoch to the next. M-step: cross-entropy to the clusters, every one of which
-is drawn equally often (the `plan`), against the solution in which all images share one.
+is drawn equally often (the `order`), against the solution in which all images share one.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from cl_jax import losses
 from cl_jax.cluster import whitening
 from cl_jax.cluster.agreement import normalised_mutual_information
 from cl_jax.cluster.kmeans import kmeans
-from cl_jax.core.keys import example_keys
-from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key, example_keys
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.parallel import fetch, place_as
+from cl_jax.data.batches import balanced_order
 from cl_jax.encoders import initializers
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 _BLOCK = 1 << 16  # rows of features that are on the device at a time
 
@@ -49,8 +49,7 @@ class Network(nn.Module):
 
     Returns (features before the last ReLU, what the top layer sees, {"h": the encoder's, "z": the
     first}). Without fully connected layers the first two are the encoder's "h". Dropout only where
-    `keys` [B], one for each example, are given.
-    """
+    `keys` [B], one for each example, are given."""
 
     encoder: nn.Module
     hidden_dims: Sequence[int]
@@ -82,7 +81,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     num_clusters: int = 10000,
     pca_dim: int = 256,
@@ -112,8 +111,7 @@ def make(
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
     the authors draw anew. The host holds the features of all examples during an E-step: N x D
-    float32, for ImageNet and AlexNet 21 GB.
-    """
+    float32, for ImageNet and AlexNet 21 GB."""
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")
     if not 0 <= dropout < 1:
@@ -143,9 +141,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, top_key, memory_key = jax.random.split(key, 3)
-        (before, x, _), start = network.init_with_output(
-            network_key, evaluate(views[0], batch["image"]), True
-        )
+        (before, x, _), start = network.init_with_output(network_key, views[0].clean(batch), True)
         if not 1 <= pca_dim <= min(before.shape[1], run.size):
             raise ValueError(
                 f"pca_dim={pca_dim}; expected 1 to {min(before.shape[1], run.size)}, the width of "
@@ -162,9 +158,9 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        images = jnp.concatenate(views_of.of_batch(views, batch, key))
+        images = jnp.concatenate(inputs)
         keys = example_keys(batch_key(key), batch["id"])
         of_views = [jax.vmap(jax.random.fold_in, (0, None))(keys, v) for v in range(len(views))]
         (_, x, _), stats = apply(params["network"], stats, images, True, jnp.concatenate(of_views))
@@ -189,11 +185,8 @@ def make(
         (_, _, named), stats = apply(params["network"], stats, images, train)
         return named, stats
 
-    def clean(images: jax.Array) -> jax.Array:
-        return evaluate(views[0], images)
-
     def clustered(state: State, batch: Batch) -> jax.Array:
-        return apply(state.params["network"], state.stats, clean(batch["image"]), False)[0][0]
+        return apply(state.params["network"], state.stats, views[0].clean(batch), False)[0][0]
 
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
         rows, memory = encode_all(clustered), state.memory
@@ -212,17 +205,23 @@ def make(
             state, params=place_as(params, state.params), memory=place_as(memory, state.memory)
         )
 
+    def order(state: State, epoch: int, seed: int) -> np.ndarray:
+        balanced = balanced_order(seed, epoch, fetch(state.memory.assignment))
+        return balanced[: run.steps_per_epoch * run.batch_size]
+
     parts = {"network": tx, "top": top}
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=optax.partition(parts, {k: k for k in parts}),
         features=features,
-        clean=clean,
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         refresh=refresh,
-        plan=lambda state: fetch(state.memory.assignment),
+        order=order,
     )
 
 

@@ -2,10 +2,10 @@
 clusters found once an epoch.
 
 E-step, before each epoch: spherical k-means, for each of several prototype sets, of the embeddings
-that the images had when they were last seen; no pass over the data but the very first. M-step:
-every crop is classified into its image's cluster, by its dot products with the centroids. The
-centroids are the prototypes and stay as they are until the next E-step.
-"""
+  that the images had when
+they were last seen; no pass over the data but the very first. M-step: every crop is classified into
+its image's cluster, by its dot products with the centroids. The centroids are the prototypes and
+stay as they are until the next E-step."""
 
 import dataclasses
 import math
@@ -21,7 +21,8 @@ from jax import lax
 
 from cl_jax import losses
 from cl_jax.cluster.spherical import spherical_kmeans
-from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import dots
 from cl_jax.core.parallel import fetch, gather, place_as
@@ -29,15 +30,14 @@ from cl_jax.heads import mlp
 from cl_jax.losses import unit
 from cl_jax.memory import prototypes
 from cl_jax.methods.swav import Network
-from cl_jax.views import batch as views_of
-from cl_jax.views import multicrop
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields, multicrop
 
 
 class Memory(NamedTuple):
     """embeddings: [N, C, D] unit, of the first C crops of each example when it was last seen.
-    prototypes: [K_h, D] unit, one array for each set. assignments: [H, N] int32. seed: uint32 [2],
-      the key that E-steps draw from."""
+    prototypes: [K_h, D] unit,
+    one array for each set. assignments: [H, N] int32. seed: uint32 [2], the key that E-steps draw
+      from."""
 
     embeddings: jax.Array
     prototypes: tuple[jax.Array, ...]
@@ -49,7 +49,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     num_prototypes: Sequence[int] = (3000, 3000, 3000),
     num_assigned: int = 2,
@@ -67,11 +67,11 @@ def make(
     iterations: of k-means, from other rows in every epoch. block_size: see `spherical_kmeans`.
 
     Where the authors differ: each of their processes remembers the examples of its own epoch, so
-    that a set's clusters are of those that were seen, and others have no cluster; here every
-    example has one, by the last time it was seen. The batch statistics of their first pass are
-    kept, here they are not. Their option to train the prototypes, after 300,000 steps, is longer
-    than any of their runs and left out.
-    """
+      that a set's clusters are
+    of those that were seen, and others have no cluster; here every example has one, by the last
+    time it was seen. The batch statistics of their first pass are kept, here they are not. Their
+    option to train the prototypes, after 300,000 steps, is longer than any of their runs and left
+    out."""
     num_prototypes = tuple(num_prototypes)
     if len(views) < 2 or not 1 <= num_assigned <= len(views):
         raise ValueError(
@@ -101,7 +101,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, memory_key, seed_key = jax.random.split(key, 3)
-        start = network.init(network_key, [evaluate(views[0], batch["image"])], True)
+        start = network.init(network_key, [views[0].clean(batch)], True)
         rows = tuple(
             prototypes.init(jax.random.fold_in(memory_key, h), count, out_dim)
             for h, count in enumerate(num_prototypes)
@@ -114,19 +114,16 @@ def make(
         )
         return Variables(start["params"], start.get("batch_stats", {}), memory=memory)
 
-    def embed(
-        params: Any, stats: Any, recipes: Sequence[Recipe], batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    def embed(params: Any, stats: Any, crops: Sequence[jax.Array]) -> tuple[jax.Array, Any]:
         """([B, V, D] unit, batch statistics)."""
-        crops = views_of.of_batch(recipes, batch, key)
         sizes = [jnp.concatenate([crops[i] for i in group]) for group in multicrop.by_size(crops)]
         (z, _), stats = apply(params, stats, sizes, True)
         return jnp.stack(jnp.split(unit(z), len(crops)), axis=1), stats
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        z, stats = embed(params, stats, views, batch, key)
+        z, stats = embed(params, stats, inputs)
         return z, stats, None
 
     def loss(
@@ -154,7 +151,8 @@ def make(
     def first_pass(state: State, batch: Batch) -> jax.Array:
         # Augmented and with the batch's own statistics, as the embeddings that training remembers.
         key = batch_key(jax.random.wrap_key_data(state.memory.seed))
-        return embed(state.params, state.stats, views[:num_assigned], batch, key)[0]
+        crops = draw(views[:num_assigned], batch, key)
+        return embed(state.params, state.stats, crops)[0]
 
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
         memory = state.memory
@@ -173,11 +171,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         refresh=refresh,
     )

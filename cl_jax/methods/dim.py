@@ -3,8 +3,7 @@ features from others'.
 
 One picture of each image and no augmentation pair: both sides of a score come from it, negatives
 are the other images of the batch. A discriminator, the second player, pulls the summary's
-distribution towards a uniform one.
-"""
+distribution towards a uniform one."""
 
 import math
 from collections.abc import Sequence
@@ -17,16 +16,15 @@ import optax
 from jax import lax
 
 from cl_jax import losses
-from cl_jax.core.keys import example_keys
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key, example_keys
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.encoders import initializers
 from cl_jax.encoders.conv import ConvNet
 from cl_jax.heads import mlp
 from cl_jax.heads.infomax import DotCritic
 from cl_jax.losses.mutual_information import MEASURES
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 ESTIMATORS = (*MEASURES, "InfoNCE", "DV")
 
@@ -97,7 +95,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     alpha: float = 0.0,
     beta: float = 1.0,
@@ -169,7 +167,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, player_key = jax.random.split(key)
-        start = network.init(network_key, evaluate(views[0], batch["image"]), True)
+        start = network.init(network_key, views[0].clean(batch), True)
         params = {"network": start["params"]}
         if gamma:
             params["discriminator"] = player.init(
@@ -178,9 +176,9 @@ def make(
         return Variables(params, start.get("batch_stats", {}))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        [images] = views_of.of_batch(views, batch, key)
+        [images] = inputs
         (outputs, _), stats = apply(params["network"], stats, images, True)
         return outputs, stats, None
 
@@ -228,12 +226,14 @@ def make(
     players = {"network": tx} | ({"discriminator": tx} if gamma else {})
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=optax.partition(players, {k: k for k in players}),
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=run.batch_size - 1,
     )
 

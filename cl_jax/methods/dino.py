@@ -3,8 +3,7 @@ the global ones.
 
 Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and
 sharpened, which keeps them from collapsing to one prototype or to all. Evaluations read the
-teacher.
-"""
+teacher."""
 
 import math
 from collections.abc import Sequence
@@ -17,16 +16,14 @@ import optax
 from jax import lax
 
 from cl_jax import losses
-from cl_jax.core import keys as view_keys
 from cl_jax.core.ema import ema_of_params
+from cl_jax.core.keys import example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.heads import weight_norm
 from cl_jax.memory import centre as centres
 from cl_jax.training import optim
-from cl_jax.views import batch as views_of
-from cl_jax.views import multicrop
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields, multicrop
 
 DROP = 2**16  # folded into an example's key where a view folds in its number
 
@@ -59,7 +56,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     num_prototypes: int = 65536,
     hidden_dim: int = 2048,
@@ -78,11 +75,11 @@ def make(
 
     views: the first `num_global` are the global crops, which the teacher sees.
     num_prototypes, hidden_dim, bottleneck_dim: of the head. head_norm: batch norm in its hidden
-      layers.
+    layers.
     norm_last_layer: prototypes of unit length; False trains their lengths (the authors' ViT-S
       recipe).
     teacher_temperature, teacher_temperature_start, teacher_warmup_epochs: see
-      `losses.teacher_temperature`.
+    `losses.teacher_temperature`.
     momentum: of the teacher at the first step, rising to 1 by a half cosine.
 
     The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient
@@ -116,18 +113,18 @@ def make(
         return jnp.stack(jnp.split(rows, count), axis=1)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, [evaluate(views[0], batch["image"])], True)
+        start = network.init(key, [views[0].clean(batch)], True)
         params, stats = start["params"], start.get("batch_stats", {})
         memory = {"centre": centres.init(num_prototypes), "step": jnp.zeros((), jnp.int32)}
         return Variables(params, stats, (params, stats), memory)
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        crops = views_of.of_batch(views, batch, key)
+        crops = inputs
         keys = None
         if drops:
-            of_crop = view_keys.example_keys(key, batch["id"])
+            of_crop = example_keys(key, batch["id"])
             keys = grouped_keys(of_crop, crops)
         (student, _), changed = network.apply(
             {"params": params, "batch_stats": stats},
@@ -185,12 +182,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(
             optim.linspace_warmup_cosine(base=momentum, final=1.0, total_steps=run.total_steps)
         ),

@@ -11,8 +11,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 class Student(nn.Module):
@@ -31,7 +30,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 1.0,
     label_weight: float = 0.0,
@@ -61,15 +60,15 @@ def make(
         return named, changed.get("batch_stats", {})
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = student.init(key, clean(batch["image"]), True)
+        start = student.init(key, views[0].clean(batch), True)
         return Variables(
             start["params"], start.get("batch_stats", {}), teacher.method.evaluated(teacher.state)
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (view,) = views_of.of_batch(views, batch, key)
+        (view,) = inputs
         named, stats = features(params, stats, view, True)
         taught, _ = teacher.method.features(target.params, target.stats, view, False)
         if "logits" not in taught:
@@ -97,16 +96,14 @@ def make(
         agree = jnp.mean(outputs["student"].argmax(axis=1) == outputs["teacher"].argmax(axis=1))
         return found.loss, Aux({"agreement": agree})
 
-    def clean(images: jax.Array) -> jax.Array:
-        return evaluate(views[0], images)
-
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=clean,
+        clean=views[0].clean,
         axis_name=run.axis_name,
-        needs=("image", "label") if label_weight else ("image",),
+        **fields(views, *(("label",) if label_weight else ())),
     )

@@ -3,8 +3,7 @@
 Fine-tuning (SimCLR v2, Chen et al. 2020, section 2): the whole network trains, with a new linear
 classifier on the layer; layers above it are dropped. The released TF1 code never trains the head's
 layers that it keeps; TF2 does, and so does this. Frozen (SupCon's second stage, and linear
-evaluation): only the classifier trains.
-"""
+evaluation): only the classifier trains."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +15,14 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     layer: str = "h",
     freeze: bool = False,
@@ -65,7 +63,7 @@ def make(
     def variables(key: jax.Array, batch: Batch) -> Variables:
         params, stats = before.method.evaluated(before.state)
         named = jax.eval_shape(
-            lambda: before.method.features(params, stats, clean(batch["image"]), False)[0]
+            lambda: before.method.features(params, stats, views[0].clean(batch), False)[0]
         )
         if layer not in named:
             raise ValueError(
@@ -81,9 +79,9 @@ def make(
         return Variables({"pretrained": params, "classifier": classifier}, stats)
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (view,) = views_of.of_batch(views, batch, key)
+        (view,) = inputs
         if freeze:
             named, _ = features(params | {"pretrained": target.params}, target.stats, view, False)
             return named["logits"], stats, target.stats
@@ -98,20 +96,18 @@ def make(
             {"train_accuracy": right}
         )
 
-    def clean(images: jax.Array) -> jax.Array:
-        return evaluate(views[0], images)
-
     def whole(state: State) -> tuple[Any, Any]:
         return state.params | {"pretrained": state.target.params}, state.target.stats
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=clean,
+        clean=views[0].clean,
         axis_name=run.axis_name,
         evaluated=whole if freeze else trained,
-        needs=("image", "label"),
+        **fields(views, "label"),
     )

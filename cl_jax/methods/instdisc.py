@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp
 from cl_jax.losses import nce, unit
 from cl_jax.memory import bank
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 LOSSES = ("nce", "softmax", "full_softmax")
 
@@ -39,7 +39,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     loss: str = "nce",
     temperature: float = 0.07,
@@ -86,7 +86,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, bank_key = jax.random.split(key)
-        start = network.init(network_key, evaluate(views[0], batch["image"]), True)
+        start = network.init(network_key, views[0].clean(batch), True)
         normalizer = nce.init_normalizer() if loss == "nce" else None
         return Variables(
             start["params"],
@@ -95,9 +95,9 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (images,) = views_of.of_batch(views, batch, key)
+        (images,) = inputs
         (z, _), stats = apply(params, stats, images, True)
         return unit(z), stats, None
 
@@ -134,11 +134,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=objective,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=run.size - 1 if loss == "full_softmax" else num_negatives,
     )

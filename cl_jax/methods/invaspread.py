@@ -19,15 +19,14 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
     negative_weight: float = 1.0,
@@ -53,15 +52,13 @@ def make(
     chance = math.log(others) - (others - 1) * math.log1p(-1 / others) if others > 1 else 0.0
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (z, _), stats = apply(
-            params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True
-        )
+        (z, _), stats = apply(params, stats, jnp.concatenate(inputs), True)
         return jnp.stack(jnp.split(unit(z), 2), axis=1), stats, None
 
     def loss(
@@ -79,11 +76,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         negatives=others - 1,
     )

@@ -3,9 +3,9 @@ momentum key, a queue.
 
 Batch norm must not see query and key of an image among the same examples, or it gives the pair
 away: the encoder's `splits` cuts the global batch into groups with moments of their own (the
-authors' GPUs), and keys pass the momentum network in another order. Both are of the global batch,
-so that any number of devices makes the same run.
-"""
+  authors' GPUs), and keys pass the momentum
+network in another order. Both are of the global batch, so that any number of devices makes the same
+run."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ import optax
 from jax import lax
 
 from cl_jax.core.ema import ema_of_params
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
@@ -26,15 +27,14 @@ from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.memory import queue as queues
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.2,
     momentum: float = 0.999,
@@ -51,7 +51,8 @@ def make(
     was; then the global batch's keys enter it, oldest slots first. The momentum network moves at
     the end of a step and not at the
     start of the next: the same numbers, since at the first of all steps both networks are equal.
-    Its batch statistics are its own.
+      Its batch statistics
+    are its own.
 
     head: "moco_v2", or "linear" for v1 and the CIFAR-10 demo.
     queue_size: any, also one that the batch does not divide.
@@ -72,12 +73,12 @@ def make(
     pairs = ((0, 1), (1, 0)) if symmetric else ((0, 1),)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        return start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
+        return start(network, key, views[0].clean(batch), queue_size, out_dim)
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        images, target_stats, q, k = views_of.of_batch(views, batch, key), target.stats, [], []
+        images, target_stats, q, k = inputs, target.stats, [], []
         for number, (query, positive) in enumerate(pairs):
             (z, _), stats = apply(params, stats, images[query], True)
             keys, target_stats = momentum_keys(
@@ -123,12 +124,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(momentum),
         negatives=queue_size,
     )

@@ -20,15 +20,14 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier
 from cl_jax.heads import mlp, predictor
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 1.0,
     momentum: float = 0.99,
@@ -68,7 +67,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, predictor_key = jax.random.split(key)
-        start = network.init(network_key, evaluate(views[0], batch["image"]), True)
+        start = network.init(network_key, views[0].clean(batch), True)
         head = predict.init(
             predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True
         )
@@ -80,7 +79,7 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         network_stats, head_stats, target_stats, q, k = (
             stats["network"],
@@ -89,7 +88,7 @@ def make(
             [],
             [],
         )
-        for images in views_of.of_batch(views, batch, key):
+        for images in inputs:
             (z, _), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, z, True)
             (keys, _), target_stats = lax.stop_gradient(
@@ -123,12 +122,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(momentum_at),
         tracked=lambda params: params["network"],
         negatives=run.batch_size - 1,

@@ -4,7 +4,8 @@ image's clusters.
 E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the
 whole training split, at several numbers of clusters, and each cluster's concentration, its
 temperature. M-step: MoCo's loss plus ProtoNCE. The clusterings lie in the State's memory, with
-random prototypes and `active` 0 during the warm-up, so that one compiled step serves the whole run.
+  random prototypes and `active` 0 during the warm-up, so that
+one compiled step serves the whole run.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ import optax
 
 from cl_jax.cluster.kmeans import concentration, kmeans
 from cl_jax.core.ema import ema_of_params
-from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, batch_key, from_loss
+from cl_jax.core.keys import batch_key
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather, place_as
@@ -27,8 +29,7 @@ from cl_jax.losses import clusters, nce
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
 from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, start
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 class Found(NamedTuple):
@@ -53,7 +54,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     num_prototypes: Sequence[int] = (25000, 50000, 100000),
     num_negative_prototypes: int = 16384,
@@ -79,7 +80,7 @@ def make(
     warmup_epochs: epochs of MoCo alone.
     mask_duplicates: see `clusters.proto_nce`; wanted where clusters are fewer than the batch.
     iterations, restarts, max_points_per_centroid: of k-means. Its seed is the clustering's number,
-      in every E-step.
+    in every E-step.
     temperature: of the instance term, and the mean of the concentrations. The others as in
       `moco_v2.make`.
 
@@ -100,7 +101,7 @@ def make(
     apply = applier(network)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        found = start(network, key, evaluate(views[0], batch["image"]), queue_size, out_dim)
+        found = start(network, key, views[0].clean(batch), queue_size, out_dim)
         empty = tuple(
             Found(
                 prototypes.init(jax.random.fold_in(key, m), count, out_dim),
@@ -112,9 +113,9 @@ def make(
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        query, positive = views_of.of_batch(views, batch, key)
+        query, positive = inputs
         (z, _), stats = apply(params, stats, query, True)
         k, target_stats = momentum_keys(
             apply,
@@ -170,9 +171,7 @@ def make(
         return instance + proto, Aux(metrics, memory._replace(queue=entered))
 
     def momentum_features(state: State, batch: Batch) -> jax.Array:
-        (z, _), _ = apply(
-            state.target.params, state.target.stats, evaluate(views[0], batch["image"]), False
-        )
+        (z, _), _ = apply(state.target.params, state.target.stats, views[0].clean(batch), False)
         return unit(z)
 
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
@@ -196,12 +195,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(momentum),
         refresh=refresh,
         negatives=queue_size,

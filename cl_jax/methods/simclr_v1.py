@@ -2,8 +2,7 @@
 between them.
 
 Both views go through batch norm together, whose moments are over all devices; negatives are
-gathered with gradient.
-"""
+gathered with gradient."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +17,14 @@ from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.heads import mlp
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
     sum_directions: bool = True,
@@ -61,13 +59,13 @@ def make(
     )
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        a, b = views_of.of_batch(views, batch, key)
+        a, b = inputs
         (z, _), stats = apply(params, stats, jnp.concatenate([a, b]), True)
         return jnp.stack(jnp.split(z, 2), axis=1), stats, None
 
@@ -85,12 +83,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         micro_batches=micro_batches,
         negatives=negatives,
     )

@@ -4,8 +4,7 @@ memory of momentum keys.
 Without memory the loss is SimCLR's. With memory, queries of one view meet the momentum network's
 keys of the other view, those of the rest of the batch, and a queue of earlier keys; no code of that
 variant is released, so the symmetric form here (keys of both views enter the queue) is our choice.
-`methods/finetune.py` and `methods/distill.py` are the later stages.
-"""
+`methods/finetune.py` and `methods/distill.py` are the later stages."""
 
 import math
 from collections.abc import Sequence
@@ -24,15 +23,14 @@ from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.parallel import gather
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
     sum_directions: bool = True,
@@ -74,7 +72,7 @@ def make(
     negatives = queue_size + run.batch_size - 1 if queue_size else 2 * run.batch_size - 2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         params, stats = start["params"], start.get("batch_stats", {})
         if not queue_size:
             return Variables(params, stats)
@@ -86,9 +84,9 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        both = jnp.concatenate(views_of.of_batch(views, batch, key))
+        both = jnp.concatenate(inputs)
         (z, _), stats = apply(params, stats, both, True)
         outputs = {"z": jnp.stack(jnp.split(z, 2), axis=1)}
         if not queue_size:
@@ -128,12 +126,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         ema=ema_of_params(momentum) if queue_size else None,
         micro_batches=micro_batches,
         negatives=negatives,

@@ -2,10 +2,8 @@
 network; no negatives.
 
 The projection is a constant only where it is the target. Views pass one after the other, so batch
-norm sees one at a time.
-With more than two views each predicts the mean of the others: FastSiam (Pototzky et al., GCPR
-  2022).
-"""
+norm sees one at a time. With more than two views each predicts the mean of the others: FastSiam
+(Pototzky et al., GCPR 2022)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +19,14 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier
 from cl_jax.core.parallel import mean
 from cl_jax.heads import mlp, predictor
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     out_dim: int = 2048,
     hidden_dim: int = 512,
@@ -42,8 +39,7 @@ def make(
 
     The authors' predictor keeps its first learning rate throughout:
     `optimizer.constant_lr_paths=("predictor",)`. The metric "z_std" tells a collapse, which the
-    loss does not: see `channel_std`.
-    """
+    loss does not: see `channel_std`."""
     if len(views) < 2:
         raise ValueError(f"SimSiam compares two views or more; the config has {len(views)}.")
     settings = {
@@ -58,7 +54,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, predictor_key = jax.random.split(key)
-        start = network.init(network_key, evaluate(views[0], batch["image"]), True)
+        start = network.init(network_key, views[0].clean(batch), True)
         head = predict.init(
             predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True
         )
@@ -68,10 +64,10 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
-        for images in views_of.of_batch(views, batch, key):
+        for images in inputs:
             (projected, _), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), head_stats = apply_predictor(
                 params["predictor"], head_stats, projected, True
@@ -97,12 +93,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
     )
 
 

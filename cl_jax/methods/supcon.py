@@ -2,8 +2,7 @@
 positives.
 
 The first of two stages; the second, a linear classifier on the frozen encoder, is
-`methods/finetune.py` with `freeze`.
-"""
+`methods/finetune.py` with `freeze`."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.views import batch as views_of
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields
 
 
 class UnitEncoder(nn.Module):
@@ -37,7 +35,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
     base_temperature: float | None = 0.07,
@@ -82,15 +80,13 @@ def make(
     scale = 1.0 if base_temperature is None else temperature / base_temperature
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, evaluate(views[0], batch["image"]), True)
+        start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (z, _), stats = apply(
-            params, stats, jnp.concatenate(views_of.of_batch(views, batch, key)), True
-        )
+        (z, _), stats = apply(params, stats, jnp.concatenate(inputs), True)
         return jnp.stack(jnp.split(unit(z), len(views)), axis=1), stats, None
 
     def loss(
@@ -110,13 +106,14 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
         micro_batches=micro_batches,
         negatives=None if labels else others + 1 - len(views),
-        needs=("image", "label") if labels else ("image",),
+        **fields(views, *(("label",) if labels else ())),
     )

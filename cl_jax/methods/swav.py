@@ -4,8 +4,7 @@ trained prototypes.
 Crops of one size pass the encoder together, all crops the head. Prototypes are unit rows before
 every forward pass; the config's optimiser freezes them at first. Codes come from the first views;
 the queue is of the global batch, the same on every device (the authors keep a share of it on each),
-so that any number of devices makes the same run.
-"""
+so that any number of devices makes the same run."""
 
 import math
 from collections.abc import Sequence
@@ -23,9 +22,7 @@ from cl_jax.core.network import applier
 from cl_jax.heads import mlp, prototypes
 from cl_jax.losses import unit
 from cl_jax.memory import crop_queue
-from cl_jax.views import batch as views_of
-from cl_jax.views import multicrop
-from cl_jax.views.recipe import Recipe, evaluate
+from cl_jax.views import View, draw, fields, multicrop
 
 
 class Network(nn.Module):
@@ -47,7 +44,7 @@ def make(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
-    views: Sequence[Recipe],
+    views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
     epsilon: float = 0.05,
@@ -96,7 +93,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, prototype_key = jax.random.split(key)
-        start = network.init(network_key, [evaluate(views[0], batch["image"])], True)
+        start = network.init(network_key, [views[0].clean(batch)], True)
         rows = scorer.init(prototype_key, jnp.zeros((1, out_dim)))["params"]
         memory = {"step": jnp.zeros((), jnp.int32)}
         if queue_size:
@@ -108,9 +105,9 @@ def make(
         )
 
     def forward(
-        params: Any, stats: Any, target: Any, batch: Batch, key: jax.Array
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        crops = views_of.of_batch(views, batch, key)
+        crops = inputs
         sizes = [jnp.concatenate([crops[i] for i in group]) for group in multicrop.by_size(crops)]
         (z, _), stats = apply(params["network"], stats, sizes, True)
         return jnp.stack(jnp.split(unit(z), len(crops)), axis=1), stats, None
@@ -155,11 +152,13 @@ def make(
 
     return from_loss(
         variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=lambda images: evaluate(views[0], images),
+        clean=views[0].clean,
         axis_name=run.axis_name,
+        **fields(views),
         project=prototypes.project,
     )

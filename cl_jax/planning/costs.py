@@ -21,8 +21,7 @@ def flops(jaxpr: Any) -> float:
     (a `while` whose end is not known once), of the branches of a `cond` the dearest, of
     `lax.platform_dependent` the default, and a convolution without the taps that meet padding or
     the zeros of a dilated gradient, which is why the three convolutions of a training step count
-    the same whatever the stride.
-    """
+    the same whatever the stride."""
     total = 0.0
     for equation in _plain(jaxpr).eqns:
         name = equation.primitive.name
@@ -139,8 +138,7 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
 
     `sent` is what a device sends in the usual ring: of n devices, an all-gather of b bytes sends b
     (n - 1) / n from each, a reduce-scatter to b bytes b (n - 1), an all-reduce 2 b (n - 1) / n, a
-    permutation b.
-    """
+    permutation b."""
     found: dict[str, list[float]] = {}
     chains: set[tuple[str, str]] = set()
     share = (devices - 1) / devices

@@ -56,8 +56,7 @@ def kernels_of(text: str) -> list[Kernel]:
 
     An operand counts as read once, in whole unless only slices of it are; a slice that is written
     in place as its own size. Products are those of convolutions, matrix products and cuDNN's
-    attention ([B, T, heads, D]).
-    """
+    attention ([B, T, heads, D])."""
     computations, entry = hlo.computations(text)
     found: list[Kernel] = []
 

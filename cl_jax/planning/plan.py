@@ -1,6 +1,4 @@
-"""cl-jax plan --config=configs/simclr_v2.py:imagenet2012 --devices=32 --device=v5p
-
-What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between
+"""What a run will need, before it runs: memory of a device by kind, arithmetic, traffic between
 devices, a floor of the step's time, the largest batch. Read from the trainer's own step, lowered
 for as many devices and compiled; nothing is trained and no example is read where the data set's
 sizes are known. Ends with status 1 for a config that does not fit.
@@ -9,34 +7,32 @@ Three compilers can say what the temporaries take, and none needs its device: `-
 libtpu installed (`pip install -e '.[tpu]'`), `--compiler=gpu` with jax's CUDA plug-in
 (`'.[cuda]'`), and XLA's for CPUs, which computes
 bfloat16 convolutions in float32: for such a config its temporaries are a bound from above, about
-twice too high, and the report says so. The memory traffic is that compiler's too, so the floor that
-the CPU's sets for another device is an estimate; those of arithmetic and links are bounds. A GPU's
-program is read kernel by kernel: `--layers` shows the floor of each part of the network, and
-  whether bytes or products set it.
+  twice too high, and the
+report says so. The memory traffic is that compiler's too, so the floor that the CPU's sets for
+another device is an estimate; those of arithmetic and links are bounds. A GPU's program is read
+kernel by kernel: `--layers` shows the floor of each part of the network, and whether bytes or
+  products set it.
 """
 
 import dataclasses
 import importlib.util
 import inspect
 import itertools
-import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from cl_jax.core import parallel, xla
+from cl_jax.core import parallel
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches, declared
 from cl_jax.planning import costs
-from cl_jax.planning.devices import CHIPS, DEVICES, Device, target
+from cl_jax.planning.devices import CHIPS, Device, target
 from cl_jax.planning.kernels import Kernel, kernels_of
 from cl_jax.training import experiment
 from cl_jax.training.steps import Stepper
@@ -206,7 +202,7 @@ def plan(
     """
     compiled = programme(config, mesh, device.memory)
     run, devices = compiled.built.run, compiled.built.mesh.size
-    dtype = config.encoder.get("dtype") or "float32"
+    dtype = experiment.dtype_of(config)
     room = USABLE * device.memory
     compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())
@@ -304,8 +300,7 @@ def largest_batch(
 
     A line through the two batches nearest to the room proposes the next, three times at most; it
     ends within a tenth of the room. Batches are multiples of the devices, of eight examples on each
-    where there are so many.
-    """
+    where there are so many."""
 
     def whole(batch: float) -> int:
         each = min(batch, examples) / devices
@@ -469,74 +464,3 @@ def gpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
     except NotImplementedError:  # no plug-in for this platform
         return None
     return jax.sharding.Mesh(np.array(found), (parallel.AXIS,))
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
-    given = flags.FLAGS
-    if given.compiler != "tpu":
-        xla.prepare(given.compiler)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", given.devices)
-    config = given.config
-    with config.unlocked():
-        config.devices = given.devices
-        if given.stage:
-            config.stage = given.stage
-    try:
-        _, config, _ = experiment.stages(config, "plan")[0]
-        if config.get("previous", ""):
-            raise ValueError(
-                "a stage after the first starts from a finished run; plan the first stage."
-            )
-        config = with_declared_data(config, examples=given.examples, image_size=given.image_size)
-        mesh = {"cpu": lambda *_: None, "tpu": tpu_mesh, "gpu": gpu_mesh}[given.compiler](
-            given.device, given.devices
-        )
-        if given.compiler == "tpu" and mesh is None:
-            raise ValueError(
-                f"libtpu is not installed, or no slice of {given.device} has {given.devices} "
-                f"chips; install "
-                "'.[tpu]', or leave --compiler out."
-            )
-        if given.compiler == "gpu" and mesh is None:
-            raise ValueError(
-                f"jax's CUDA plug-in is not installed, or {given.device} is none of "
-                f"{', '.join(CHIPS)}; "
-                "install '.[cuda]', or leave --compiler out."
-            )
-        found = plan(config, DEVICES[given.device], mesh=mesh, search=given.search)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report(found, table=given.layers))
-    if given.out:
-        Path(given.out).write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if found["fits"] else 1
-
-
-def run() -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "What to plan: configs/<setting>.py, with :variant[,variant]."
-    )
-    flags.DEFINE_integer("devices", 1, "Devices of the run.", lower_bound=1)
-    flags.DEFINE_enum("device", "h200", sorted(DEVICES), "Their kind.")
-    flags.DEFINE_enum(
-        "compiler",
-        "cpu",
-        ["cpu", "gpu", "tpu"],
-        "Whose compiler says what the temporaries take: see above.",
-    )
-    flags.DEFINE_string("stage", None, "Stage of a config that has several.")
-    flags.DEFINE_integer("examples", 0, "Training images, where the data are not here.")
-    flags.DEFINE_integer("image_size", 0, "Side of the stored images, where the data are not here.")
-    flags.DEFINE_bool("search", True, "Look for the largest batch too: up to four programs more.")
-    flags.DEFINE_bool("layers", False, "Show the parts of a GPU's program too.")
-    flags.DEFINE_string("out", None, "Where to write the plan as JSON.")
-    flags.mark_flag_as_required("config")
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()

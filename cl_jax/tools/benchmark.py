@@ -1,18 +1,17 @@
-"""cl-jax benchmark --methods=all --workdir=runs/benchmark: one protocol for every method, one
-table.
+"""Trains and evaluates many methods by one protocol and prints one table.
+
+example:
+  cl-jax benchmark --methods=simclr_v1,byol --workdir=runs/benchmark
 
 Each method is trained by its own config, with the budget, the network and the data that the command
-line gives to all, and
-then evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear classifier on frozen
-features, cached and augmented, alignment and uniformity, all of "h" and with the same settings of
-the probe. A config of several stages runs its first. Every run is a process of its own, so its peak
-memory is its own; it leaves `row.json` in its workdir. The same
-command goes on where it was stopped: finished rows are read, a broken run resumes from its
-  checkpoint.
+line gives to all, and evaluated in the same ways: kNN (k=200, T=0.1 and k=20, T=0.07), a linear
+classifier on frozen features, cached and augmented, alignment and uniformity, all of "h" and with
+the same settings of the probe. A config of several stages runs its first. Every run is a process of
+its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same command
+continues where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
 
---set changes the configs of all methods alike; a key of encoder, optimizer or method that a config
-does not list is left out there, since a ViT has no width multiplier. Without it, each config is as
-it stands.
+--set changes the configs of all methods; it skips a key of encoder, optimizer or method that a
+config does not list, since a ViT has no width multiplier.
 """
 
 import argparse
@@ -21,32 +20,30 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import resource
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
-from cl_jax.data.source import labels_of
-from cl_jax.evals import protocols
-from cl_jax.evals.knn import knn
-from cl_jax.training import configs, loop, metrics
-from cl_jax.training.experiment import load, stages
+from cl_jax.training import configs
 
-PROTOCOL = {"knn_k": 200, "knn_temperature": 0.1, "feature": "h"}
-SECOND_KNN = (20, 0.07)  # k, temperature
+KNN = {
+    "knn": {"k": 200, "temperature": 0.1},
+    "knn20": {"name": "knn", "figure": "knn20", "k": 20, "temperature": 0.07},
+}
 PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
 COLUMNS = (
     ("knn", "kNN 200", 100, 1),
@@ -70,6 +67,8 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for word in (args.data if args.data not in ("scenes", "") else "", args.variant)
         if word
     )
+    from cl_jax.training.stages import stages
+
     config = configs.load(f"{name}:{variant}")
     _, config, _ = stages(config, "")[0]
     if args.packed:
@@ -79,8 +78,11 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for section in (config.optimizer, config.method):
             shorten(section, share)
     config.seed = seed
-    config.evals.update(PROTOCOL | {"every_epochs": 0.0})
-    config.probe.update(PROBE | {"total_epochs": args.probe_epochs})
+    config.evals.update({"feature": "h", "every_epochs": 0.0, "best": ""})
+    protocols = config.evals.protocols
+    for name, section in KNN.items():
+        protocols[name] = ConfigDict(section)
+    protocols.linear = ConfigDict(PROBE | {"total_epochs": args.probe_epochs})
     for change in args.set:
         change_config(config, change)
     return config
@@ -137,34 +139,43 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _stop_without_parent() -> None:
+    """Lets a child end when its parent is killed: the run saves, as at any SIGTERM."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     """Trains and evaluates one config; in a process of its own."""
+    import jax
+    import numpy as np
+    from absl import logging
+
+    from cl_jax.evals import linear_augmented
+    from cl_jax.training import loop, metrics
+    from cl_jax.training.stages import load
+
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
     results = loop.train(config, workdir)
     _, built, state = load(workdir)
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
-    features = evaluator.features(state)
-    labels = [np.asarray(labels_of(part, "label")) for part in (built.data.train, built.data.test)]
-    second = knn(
-        features[0]["h"],
-        labels[0],
-        features[1]["h"],
-        labels[1],
-        num_classes=evaluator.classes,
-        k=min(SECOND_KNN[0], len(labels[0])),
-        temperature=SECOND_KNN[1],
-    )
     if augmented_epochs:
-        config.probe.total_epochs = augmented_epochs
-        results |= evaluator.linear_augmented(state)
+        section = dict(config.evals.protocols.linear, total_epochs=augmented_epochs)
+        only = {"linear_augmented": linear_augmented.make(**section)}
+        asked = loop.evaluation_of(built._replace(evaluators=only), config, workdir)
+        results |= asked.measure(state, asked=True)
     rows = metrics.read(workdir)
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     speed = float(np.median(speeds)) if speeds else None
-    baselines = {
-        name: value for row in rows for name, value in row.items() if name.startswith("knn/")
-    }
+    baselines = {name: value for row in rows if row["step"] == 0 for name, value in row.items()}
     peaks = [device.memory_stats() for device in jax.local_devices()]
     peak = (
         max(stats["peak_bytes_in_use"] for stats in peaks)
@@ -174,10 +185,10 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     )
     return {
         "knn": results["knn/top1"],
-        "knn20": float(second.top1),
+        "knn20": results["knn20/top1"],
         "linear_cached": results["linear/cached/top1"],
         "linear_augmented": results.get("linear/augmented/top1"),
-        "untrained": baselines.get("knn/random_network"),
+        "untrained": baselines.get("untrained/knn/top1"),
         "raw_pixels": baselines.get("knn/raw_pixels"),
         "alignment": results.get("geometry/alignment"),
         "uniformity": results.get("geometry/uniformity"),
@@ -225,7 +236,9 @@ def in_a_process(*given: Any) -> dict[str, Any]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
+        ) as process:
             row = process.submit(run_one, *given).result()
     except Exception as error:
         if told:
@@ -333,12 +346,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="cl-jax benchmark",
-        description=__doc__.split("\n\n")[0],
-        epilog=__doc__.split("\n\n", 1)[1],
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--methods", default="all", help="names in configs/, with commas (default: all)"
+        "--methods",
+        default="all",
+        help="names of configs, with commas between them; paths and modules too (default: all)",
     )
     parser.add_argument(
         "--data",
@@ -352,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--packed",
         default="",
-        help="read the data from this folder of loop.npz and test.npz instead (docs/data.md)",
+        help="read the data from this folder of train.npz and test.npz instead (docs/data.md)",
     )
     parser.add_argument(
         "--epochs",
@@ -383,17 +398,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", default="", help="path of the tables without suffix (default: <workdir>/table)"
     )
     args = parser.parse_args(argv)
+    configs.see_working_folder()
+    xla.prepare()  # for this process and those it starts
     try:
-        known = configs.names()
         names = (
-            known if args.methods == "all" else [name for name in args.methods.split(",") if name]
+            configs.names()
+            if args.methods == "all"
+            else [name for name in args.methods.split(",") if name]
         )
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"configs/{name}.py does not exist; have "
-                    f"{', '.join(known)}{nearest(name, known)}."
-                )
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         rows = run_all(args, names)
@@ -402,8 +414,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(markdown(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
-
-
-if __name__ == "__main__":
-    xla.prepare()  # for this process and those it starts
-    sys.exit(main())

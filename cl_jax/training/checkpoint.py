@@ -1,9 +1,10 @@
 """Checkpoints of one State: asynchronous, atomic, keep-last and keep-best, no pickle."""
 
+import contextlib
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,20 @@ import numpy as np
 from absl import logging
 
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.training import workdir as folder
 
 if (
     TYPE_CHECKING
 ):  # elsewhere where it is used: a new run takes its first step before it needs a store
     import orbax.checkpoint as ocp
 
+METADATA = "_CHECKPOINT_METADATA"  # written last
 CHECKSUMS = "checksums"  # beside the leaves of a State, whose names begin with a dot
+
+
+class NonFiniteState(FloatingPointError):
+    """A State with NaN or inf was to be saved."""
 
 
 class Checkpoints:
@@ -29,15 +37,16 @@ class Checkpoints:
 
     A save is written beside its final name and moved there when complete, so a run that dies or a
     disk that fills leaves the one before whole. Each holds a checksum of every array, since a store
-    does not notice every flipped bit.
+    does not notice every flipped bit. What is saved is finite.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2):
-        self.root, self.keep = Path(workdir).absolute(), keep
-        self.damaged: list[
-            tuple[ocp.CheckpointManager, int]
-        ] = []  # passed over by `restore`; they go at the next save
+        if keep < 1:
+            raise ConfigError(f"keep_checkpoints={keep}; expected at least 1.")
+        self.root, self.keep = folder.path_of(workdir).absolute(), keep
+        self.aside: list[tuple[str, int]] = []  # unusable ones, moved at the next save
         self.cleaned = False
+        self.begun = -1  # the step whose save was started last
 
     @cached_property
     def _stores(self) -> tuple["ocp.CheckpointManager", "ocp.CheckpointManager"]:
@@ -52,93 +61,200 @@ class Checkpoints:
     def best(self) -> "ocp.CheckpointManager":
         return self._stores[1]
 
-    def save(self, state: Any, score: float | None = None, is_best: bool = False) -> None:
-        """Starts saving; a failure of this or the previous save is raised when it is waited for."""
+    def save(self, state: Any) -> None:
+        """Starts saving a State as the newest.
+
+        Raises:
+          NonFiniteState: an array of it holds NaN or inf; nothing is saved.
+          SaveError: this save, or one that was started before, failed. A failure later on is
+            raised by `check`, `wait`, or the next save.
+        """
+        self._save(self.last, state)
+
+    def save_best(self, state: Any, score: float) -> None:
+        """Saves a State as the best so far, and waits until that is done; errors as `save`."""
+        logging.info("best so far: %.4f at step %d", score, int(state.step))
+        self.wait()  # in a job of several processes, two stores at once would wait for each other
+        self._save(self.best, state)
+        self.wait()
+
+    def _save(self, store: "ocp.CheckpointManager", state: Any) -> None:
         import orbax.checkpoint as ocp
 
-        last, best = self._stores  # opened by every process, before the first of them cleans up
         step = int(state.step)
-        self._clean()
-        tree = jax.tree.map(
-            jnp.copy, _plain(state)
-        )  # the next step is given the State's own buffers to write in
-        tree[CHECKSUMS] = checksums(tree)
-        if step not in last.all_steps():
-            last.save(step, args=ocp.args.StandardSave(tree))
-        if is_best and step not in best.all_steps():
-            logging.info("best so far: %.4f at step %d", score, step)
-            if jax.process_count() > 1:
-                last.wait_until_finished()  # a store's threads meet those of other processes
-            best.save(step, args=ocp.args.StandardSave(tree))
+        with self._naming_the_save():
+            self._clean()  # both stores are open: no process cleans up what another still opens
+            if step in store.all_steps():
+                return
+        # The next step is given the State's own buffers to write in.
+        tree = jax.tree.map(jnp.copy, _plain(state))
+        host = {name: parallel.fetch(leaf) for name, leaf in tree.items()}
+        _refuse_nonfinite(step, host, self.newest())
+        tree[CHECKSUMS] = checksums(host)
+        with self._naming_the_save():
+            self.check()
+            self.begun = step
+            store.save(step, args=ocp.args.StandardSave(tree))
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint, None where there is none."""
+        return max(_steps(self.root / "best"), default=None)
+
+    def newest(self) -> int | None:
+        """The newest step of which a checkpoint is whole, as far as its folder shows."""
+        steps = [
+            step
+            for name in ("last", "best")
+            for step in _steps(self.root / name)
+            if (self.root / name / str(step) / METADATA).exists()
+        ]
+        return max(steps, default=None)
+
+    @contextlib.contextmanager
+    def _naming_the_save(self) -> Iterator[None]:
+        try:
+            yield
+        except (SaveError, ConfigError):
+            raise
+        except Exception as error:
+            newest = self.newest()
+            raise SaveError(
+                f"the checkpoint of step {self.begun} cannot be written below {self.root}: "
+                f"{type(error).__name__}: {str(error)[:500]}. "
+                + (
+                    "There is no checkpoint yet. "
+                    if newest is None
+                    else f"The newest whole checkpoint is of step {newest}. "
+                )
+                + "Make room or access there; the same command then resumes the run."
+            ) from error
 
     def _clean(self) -> None:
-        """Before the first save: what killed saves left, and what could not be read (a store takes
-        no step at or below its newest). Not sooner, since another process may only look at a run
-        that goes on."""
-        for manager, step in self.damaged:
-            manager.delete(step)
-        self.damaged = []
-        if not self.cleaned and jax.process_index() == 0:
-            for left in (
-                path
-                for manager in (self.last, self.best)
-                for path in Path(manager.directory).glob("*-tmp*")
-            ):
+        """Before the first save: removes what killed saves left, and moves away what could not be
+        read (a store takes no step at or below its newest). Not sooner, since another process may
+        only look at a run that goes on."""
+        stores, first = self._stores, jax.process_index() == 0
+        if self.aside:
+            if first:
+                for name, step in self.aside:
+                    _move_aside(self.root, name, step)
+            parallel.everywhere(True)
+            for store in stores:
+                store.reload()
+        self.aside = []
+        if not self.cleaned and first:
+            for left in (path for store in stores for path in Path(store.directory).glob("*-tmp*")):
                 logging.warning("removing %s: a save that never finished", left)
                 shutil.rmtree(left)
         self.cleaned = True
 
+    def check(self) -> None:
+        """Raises SaveError if a save that was started has failed by now; does not wait."""
+        with self._naming_the_save():
+            for store in vars(self).get("_stores", ()):
+                store.check_for_errors()
+
     def wait(self) -> None:
-        for store in vars(self).get("_stores", ()):
-            store.wait_until_finished()
+        """Blocks until all saves are on the disk; raises SaveError if one is not."""
+        with self._naming_the_save():
+            for store in vars(self).get("_stores", ()):
+                store.wait_until_finished()
 
     def restore(self, like: Any, *, best: bool = False) -> Any | None:
-        """The newest whole checkpoint shaped and placed like `like`, or None; a damaged one is
-        named and passed over."""
-        if jax.process_count() == 1 and not any(
-            (self.root / ("best" if best else "last")).glob("*")
-        ):
+        """The newest whole checkpoint, shaped and placed like `like`; None where there is none.
+
+        One that cannot be used is named and passed over. Where no newest one can be used, the best
+        one serves.
+
+        Raises:
+          ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
+            them would be a silent loss.
+        """
+        names = ("best",) if best else ("last", "best")
+        if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
             return None
-        manager = self.best if best else self.last
-        failures, damaged = [], []
-        for step in sorted(manager.all_steps(), reverse=True):
-            path = Path(manager.directory) / str(step)
-            if not (path / "_CHECKPOINT_METADATA").exists():
-                logging.warning("passing over %s: a save that never finished", path)
-                damaged.append((manager, step))
-                continue
-            state, failure = None, ""
-            try:
-                state = _restored(manager, step, like)
-            except Exception as error:
-                failure = f"{type(error).__name__}: {str(error)[:500]}"
-            if parallel.everywhere(
-                state is not None
-            ):  # else processes would go on from different steps
-                self.damaged += damaged
-                return state
-            failures.append(f"step {step}: {failure or 'another process could not read it'}")
-            damaged.append((manager, step))
-            logging.error(
-                "checkpoint of step %d cannot be restored, trying the one before: %s",
-                step,
-                failures[-1],
-            )
+        failures: list[str] = []
+        aside: list[tuple[str, int]] = []
+        for name, store in zip(("last", "best"), self._stores):
+            for step in reversed(_steps(self.root / name) if name in names else []):
+                state, failure = None, ""
+                try:
+                    if not (self.root / name / str(step) / METADATA).exists():
+                        raise ValueError("a save that never finished, or files were lost")
+                    state = _restored(store, step, like)
+                except Exception as error:
+                    failure = f"{type(error).__name__}: {str(error)[:500]}"
+                if parallel.everywhere(
+                    state is not None
+                ):  # else processes would go on from different steps
+                    self.aside += aside
+                    if name == "best" and not best:
+                        logging.warning(
+                            "%s/last holds no checkpoint that can be used; going on from the best "
+                            "one, of step %d.",
+                            self.root,
+                            step,
+                        )
+                    return state
+                failures.append(f"{name}/{step}: {failure or 'another process could not read it'}")
+                aside.append((name, step))
+                logging.error(
+                    "checkpoint of step %d cannot be restored, trying the one before: %s",
+                    step,
+                    failures[-1],
+                )
         if failures:
-            raise ValueError(
-                "no checkpoint in "
-                + str(manager.directory)
-                + " fits this run:\n  "
+            raise ConfigError(
+                f"no checkpoint in {self.root} fits this run:\n  "
                 + "\n  ".join(failures)
-                + "\nIf the method or its sizes were changed, use a new --workdir."
+                + "\nThey are left as they are. If the method or its sizes were changed, use a new "
+                "--workdir; to start anew, move them away."
             )
-        self.damaged += damaged
         return None
 
     def close(self) -> None:
-        self.wait()
-        for store in vars(self).get("_stores", ()):
-            store.close()
+        try:
+            self.wait()
+        finally:
+            for store in vars(self).get("_stores", ()):
+                store.close()
+
+
+def _steps(path: Path) -> list[int]:
+    """The steps that have a folder below `path`, ascending."""
+    if not path.is_dir():
+        return []
+    return sorted(int(found.name) for found in path.iterdir() if found.name.isdigit())
+
+
+def _move_aside(root: Path, name: str, step: int) -> None:
+    """Moves a checkpoint that cannot be used to WORKDIR/unusable."""
+    target = root / "unusable" / f"{name}-{step}"
+    number = 0
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{name}-{step}-{number}")
+    target.parent.mkdir(exist_ok=True)
+    logging.warning("moving %s to %s: it cannot be used", root / name / str(step), target)
+    (root / name / str(step)).rename(target)
+
+
+def _refuse_nonfinite(step: int, host: dict[str, np.ndarray], newest: int | None) -> None:
+    bad = []
+    for name, values in host.items():
+        if jnp.issubdtype(values.dtype, jnp.inexact) and not np.isfinite(values).all():
+            bad.append(f"{name} ({np.sum(~np.isfinite(values)):,} of {values.size:,})")
+    if bad:
+        raise NonFiniteState(
+            f"the State after step {step} holds NaN or inf in {len(bad)} of {len(host)} arrays: "
+            f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}. It is not saved; "
+            + (
+                "there is no checkpoint yet. "
+                if newest is None
+                else f"the newest checkpoint is of step {newest}. "
+            )
+            + "Likely causes: a learning rate too high, a temperature too low."
+        )
 
 
 def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
@@ -232,31 +348,104 @@ def kept(path: str | Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [tree[name] for name in _plain(like)])
 
 
-def check_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
-    """Writes `config.json` into a new workdir; in a used one, refuses another config and shows the
-    difference."""
-    path = Path(workdir) / "config.json"
-    given = flatten(config)
-    if path.exists():
-        stored = flatten(json.loads(path.read_text()))
-        rows = [
-            f"  {key}: {stored.get(key, '(absent)')} in the workdir, {given.get(key, '(absent)')} "
-            f"now"
-            for key in sorted(stored.keys() | given.keys())
-            if stored.get(key) != given.get(key)
-        ]
-        if rows:
-            raise ValueError(
-                f"{workdir} holds a run of another config; it differs in\n"
-                + "\n".join(rows)
-                + "\nGive the same config to resume it, or another --workdir for this one."
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        written = path.with_suffix(".part")
-        written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        written.replace(path)  # whole at once: another process may look at it now
+# What a resumed run may be given otherwise: where things are and how often something is written,
+# never what a training step computes.
+NOTED = (
+    "checkpoint_steps",
+    "data.cache_bytes",
+    "data.data_dir",
+    "data.max_bytes",
+    "data.max_pixels",
+    "data.path",
+    "data.processes",
+    "data.resident_bytes",
+    "data.threads",
+    "data.workers",
+    "devices",
+    "dispatch_steps",
+    "evals",
+    "keep_checkpoints",
+    "log_steps",
+    "nonfinite",
+    "probe",
+    "stage",
+    "stage_order",
+    "stages",
+)
+
+
+def check_config(
+    workdir: str | Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Writes `config.json` into the workdir. Where a checkpoint is there, refuses a config that
+    would compute other numbers; without one there is nothing to protect.
+
+    Args:
+      config: nested sections.
+      defaults: {"section.key": value} that a key has where a config does not list it. Then a key
+        that a later version added is the same as its absence in an older run.
+
+    Returns:
+      Lines that name other differences (`NOTED`).
+
+    Raises:
+      ConfigError: the config differs in what decides the numbers, the config of a workdir with
+        checkpoints cannot be read, or the workdir cannot be written.
+    """
+    path = (folder.make(workdir) if jax.process_index() == 0 else folder.path_of(workdir)).joinpath(
+        "config.json"
+    )
+    saved = any(_steps(path.parent / name) for name in ("last", "best"))
+    stored: dict[str, Any] | None = None
+    if saved:
+        try:
+            stored = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
+                "they cannot be told from those of another run. Put the file back, or use a new "
+                "--workdir."
+            ) from None
+    changed, noted = differences(stored or config, config, defaults)
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; it differs in\n"
+            + "\n".join(changed)
+            + "\nGive the same config to resume it, or another --workdir for this one."
+        )
+    text = json.dumps(config, indent=2) + "\n"  # in the order of the config: that of its views
+    parallel.everywhere(True)  # all have read it
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
+        folder.replace_text(path, text)
+    return noted
+
+
+def differences(
+    stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
+    """(lines that name settings which decide the numbers, lines that name others) in which two
+    configs differ."""
+    known = dict(defaults or {})
+    then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
+    changed: list[str] = []
+    noted: list[str] = []
+    for key in sorted(then.keys() | now.keys()):
+        # Keys of the trainer itself come with versions: an older run did as if they were unset.
+        new = "." not in key and key not in then
+        old, value = (side.get(key, known.get(key, "(absent)")) for side in (then, now))
+        if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
+            continue
+        free = new or any(key == name or key.startswith(f"{name}.") for name in NOTED)
+        (noted if free else changed).append(f"  {key}: {old} in the workdir, {value} now")
+    return changed, noted
+
+
+def _number(value: Any) -> Any:
+    """1 and 1.0 are one setting."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

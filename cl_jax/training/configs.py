@@ -6,6 +6,7 @@ Nothing here imports jax, so that the help of a command appears at once.
 import ast
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.names import nearest
+from cl_jax.training.workdir import path_of
 
 # Sections whose keys are keywords of a function: any may be given, listed in the config or not, and
 # `experiment.build` refuses those that the function does not take.
@@ -45,12 +48,12 @@ def load(text: str) -> ConfigDict:
         ("simclr_v2:cifar10,debug").
 
     Raises:
-      ValueError: there is no such config, or no such variant.
+      ConfigError: there is no such config, or no such variant.
     """
     name, _, variants = text.partition(":")
     module = _module(name)
     if not hasattr(module, "get_config"):
-        raise ValueError(
+        raise ConfigError(
             f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
         )
     return module.get_config(variants or None).lock()
@@ -64,7 +67,7 @@ def _module(name: str) -> ModuleType:
         # `configs/NAME.py` also means the package's own config where there is no checkout.
         if path.parts == ("configs", path.name) and path.stem in names():
             return _from_file(folder() / path.name)
-        raise ValueError(
+        raise ConfigError(
             f"config {name} does not exist{nearest(path.stem, names())}. Give the path of a "
             f"file, or one of {', '.join(names())}."
         )
@@ -76,7 +79,7 @@ def _module(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
-    raise ValueError(
+    raise ConfigError(
         f"config {name!r} does not exist{nearest(name, names())}. Have "
         f"{', '.join(names())}; the path of a file and the name of a module work too."
     )
@@ -87,6 +90,43 @@ def _from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as nested dicts, references resolved, in the order in which it is written.
+
+    A ConfigDict iterates in alphabetical order, and its copies are written in that order; the order
+    of views is one of the things that a config says.
+    """
+    order = json.loads(config.to_json_best_effort())
+    return {
+        key: plain(config[key]) if isinstance(config[key], ConfigDict) else config[key]
+        for key in order
+    }
+
+
+def of_run(workdir: str | Path) -> ConfigDict:
+    """The config that a run was started with.
+
+    Raises:
+      NotFoundError: no run is there, or only the stages of one.
+      ConfigError: its config.json is damaged.
+    """
+    path = path_of(workdir) / "config.json"
+    if not path.exists():
+        stages = sorted(found.parent.name for found in path.parent.glob("*/config.json"))
+        raise NotFoundError(
+            f"{workdir} holds the runs {', '.join(stages)}: give one, --workdir={workdir}/"
+            f"{stages[0]}, or the config of all of them."
+            if stages
+            else f"{workdir} holds no run: {path} is missing. Train first, with "
+            f"--workdir={workdir}."
+        )
+    try:
+        kept = {"stage": "", "stages": {}} | json.loads(path.read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Put a whole one back.") from None
+    return ConfigDict(kept).lock()
 
 
 def take_settings(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
@@ -128,7 +168,7 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
     is checked when the run is built.
 
     Raises:
-      ValueError: a key that there is not, with the nearest one, or a value of another type.
+      ConfigError: a key that there is not, with the nearest one, or a value of another type.
     """
     with config.unlocked():
         for path, text in settings:
@@ -137,16 +177,17 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
 
 def _change(config: ConfigDict, path: str, text: str | None) -> None:
     *parents, key = path.split(".")
-    section, walked = config, []
+    section = config
+    walked: list[str] = []
     for name in parents:
         if name not in section:
             if not _takes_any(walked):
-                raise ValueError(_unknown(path, name, section))
+                raise ConfigError(_unknown(path, name, section))
             section[name] = ConfigDict()
         section = section[name]
         walked.append(name)
         if not isinstance(section, ConfigDict):
-            raise ValueError(
+            raise ConfigError(
                 f"--config.{path}: {'.'.join(walked)} is {section!r}, not a section; set "
                 f"--config.{'.'.join(walked)} itself."
             )
@@ -155,7 +196,7 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
     elif _takes_any(walked) or _is_stage_of(config, walked, key):
         value = _literal(text)
     else:
-        raise ValueError(_unknown(path, key, section))
+        raise ConfigError(_unknown(path, key, section))
     with section.ignore_type():
         section[key] = value
 
@@ -183,7 +224,7 @@ def _read(path: str, text: str | None, old: Any) -> Any:
     """A value of the type of the one it replaces."""
     if isinstance(old, ConfigDict):
         keys = ", ".join(sorted(map(str, old)))
-        raise ValueError(f"--config.{path} is a section; set one of its keys: {keys}.")
+        raise ConfigError(f"--config.{path} is a section; set one of its keys: {keys}.")
     value = _literal(text)
     if isinstance(old, bool):
         words = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
@@ -208,7 +249,7 @@ def _read(path: str, text: str | None, old: Any) -> Any:
         return type(old)(value) if isinstance(value, tuple | list) else type(old)((value,))
     else:
         return value
-    raise ValueError(f"--config.{path}={'' if text is None else text}: expected {wanted}.")
+    raise ConfigError(f"--config.{path}={'' if text is None else text}: expected {wanted}.")
 
 
 def _literal(text: str | None) -> Any:

@@ -1,9 +1,10 @@
 """What every config has in common; a setting is what it changes.
 
 Sections are keywords of the function that reads them: `data` of `cl_jax.data.<name>.make`,
-`encoder` of `cl_jax.encoders.<name>.make`, `optimizer` of `cl_jax.training.optim.build`, `method`
-of `cl_jax.methods.<name>.make`; each section of `views` is a recipe (`cl_jax.views.make`), `copies`
-times.
+`encoder` of `cl_jax.encoders.<name>.make` (or a section for each role), `optimizer` of
+`cl_jax.training.optim.build`, `method` of `cl_jax.methods.<name>.make`; each section of `views` is
+one of `cl_jax.views.<kind>.make`, `copies` times, and each of `evals.protocols` of
+`cl_jax.evals.<name>.make`.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def get_config() -> ConfigDict:
             # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else
             # log_steps
             dispatch_steps=0,
-            # a loss or gradient that is no number: "stop", "skip" the batch, or "ignore"
+            # a loss or gradient that is NaN or inf: "stop", "skip" the batch, or "ignore"
             nonfinite="stop",
             data=dict(name="scenes"),
             # threads that read (0: one a core), processes besides, batches ahead; a set of at most
@@ -38,17 +39,17 @@ def get_config() -> ConfigDict:
             evals=dict(
                 every_epochs=4.0,
                 batch_size=512,
-                knn_k=200,
-                knn_temperature=0.1,
                 feature="h",
                 baselines=True,
-            ),
-            probe=dict(
-                total_epochs=30.0,
-                batch_size=256,
-                learning_rate=0.1,
-                weight_decay=0.0,
-                augment=False,
+                best="",  # the figure that chooses the best checkpoint; "": the first of protocols
+                protocols=dict(  # evaluators by name: sections of `cl_jax.evals.<name>.make`
+                    geometry=dict(),
+                    knn=dict(k=200, temperature=0.1),
+                    linear=dict(
+                        total_epochs=30.0, batch_size=256, learning_rate=0.1, weight_decay=0.0
+                    ),
+                    neighbours=dict(),
+                ),
             ),
             stage="",  # the stage to run; "": the config's only one, "all": one after the other
             stages=dict(),  # name -> what it changes above
@@ -160,8 +161,12 @@ def debug(config: ConfigDict) -> None:
     ):
         if "warmup_epochs" in optimizer:
             optimizer["warmup_epochs"] = min(optimizer["warmup_epochs"], 0.5)
-    config.evals.update(dict(every_epochs=1.0, batch_size=32, knn_k=5))
-    config.probe.update(dict(total_epochs=1.0, batch_size=16))
+    config.evals.update(dict(every_epochs=1.0, batch_size=32))
+    protocols = config.evals.protocols
+    if "knn" in protocols:
+        protocols.knn.k = 5
+    if "linear" in protocols:
+        protocols.linear.update(dict(total_epochs=1.0, batch_size=16))
 
 
 def imagenet2012(config: ConfigDict) -> None:

@@ -1,11 +1,11 @@
-"""What a config means on this machine: data, devices, networks, optimiser, method, stages. Mistakes
-in it are found here."""
+"""Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
+mistakes."""
 
 import importlib
-import json
-import os
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,21 +17,25 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
+from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
-from cl_jax.data.source import Splits, fraction
-from cl_jax.training import checkpoint, optim
+from cl_jax.data.source import Splits, fraction, labels_of
+from cl_jax.evals import Evaluator
+from cl_jax.training import configs, optim
 
 
 class Built(NamedTuple):
-    """What a config means on this machine."""
+    """Data, devices, networks, optimiser, method and evaluators of a config."""
 
     method: Method
     data: Splits
     run: Run
     mesh: jax.sharding.Mesh
     learning_rate: Callable[[Any], Any]
+    views: tuple[Any, ...] = ()
+    evaluators: Mapping[str, Evaluator] = MappingProxyType({})
 
 
 def load_data(config: ConfigDict) -> Splits:
@@ -52,12 +56,41 @@ def loading_of(config: ConfigDict) -> batches.Loading:
 
 
 def build(config: ConfigDict, previous: Stage | None = None) -> Built:
-    """Data, devices, networks, optimiser and method of a config; every mistake in it is found
-    here."""
+    """Builds all that a config describes; every mistake in it is found here.
+
+    Raises:
+      ValueError: a setting that does not exist, is out of range, or does not fit the others.
+    """
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
     loading_of(config)
     data = load_data(config)
+    run = _run(config, data, mesh, previous)
+    encoder = _encoder(dict(config.encoder), run)
+    tx, learning_rate = _checked(
+        optim.build,
+        dict(config.optimizer),
+        batch_size=run.batch_size,
+        steps_per_epoch=run.steps_per_epoch,
+        total_steps=run.total_steps,
+    )
+    recipes = _views(config.views)
+    given = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
+    method = _method(dict(config.method), given)
+    there = sorted(data.train.read(0))
+    missing = [field for field in method.needs if field not in there]
+    if missing:
+        raise ValueError(
+            f"{config.method.name} needs the batch fields {missing}; {data.train.name} has {there}."
+        )
+    evaluators = {
+        name: _call("cl_jax.evals", {"name": name} | section)
+        for name, section in configs.plain(config.evals.protocols).items()
+    }
+    return Built(method, data, run, mesh, learning_rate, recipes, evaluators)
+
+
+def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: Stage | None) -> Run:
     size, batch = data.train.size, config.batch_size
     if size < batch:
         raise ValueError(
@@ -69,62 +102,97 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
             f"batch_size={batch} is not divisible by {mesh.size} devices; "
             f"try --config.batch_size={max(batch // mesh.size, 1) * mesh.size}."
         )
-    steps_per_epoch = size // batch
-    total_steps = max(1, round(config.total_epochs * steps_per_epoch))
-    run = Run(AXIS, batch, size, steps_per_epoch, total_steps, dict(data.train.sizes), previous)
-    encoder = _call("cl_jax.encoders", dict(config.encoder), axis_name=AXIS)
-    tx, learning_rate = _checked(
-        optim.build,
-        dict(config.optimizer),
+    steps_per_epoch = config.get("steps_per_epoch", 0) or size // batch
+    return Run(
+        axis_name=AXIS,
         batch_size=batch,
+        size=size,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=max(1, round(config.total_epochs * steps_per_epoch)),
+        sizes=dict(data.train.sizes),
+        labels=lambda field: labels_of(data.train, field),
+        previous=previous,
     )
-    recipes = []
-    for name in sorted(config.views):
-        section = dict(config.views[name])
-        copies = section.pop("copies", 1)
-        recipes += [views.make(section)] * copies
-    method = _call(
-        "cl_jax.methods", dict(config.method), encoder=encoder, tx=tx, views=tuple(recipes), run=run
-    )
-    missing = [field for field in method.needs if field not in data.train.read(0)]
-    if missing:
-        raise ValueError(
-            f"{config.method.name} needs the batch fields {missing}; {data.train.name} has "
-            f"{sorted(data.train.read(0))}."
-        )
-    return Built(method, data, run, mesh, learning_rate)
 
 
-def load(workdir: str | Path, *, best: bool = False) -> tuple[ConfigDict, Built, State]:
-    """A finished (or interrupted) run from its workdir: config, what it built, and its newest
-    State."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{workdir} holds no run: {path} is missing. Train first, with --workdir={workdir}."
-        )
-    config = ConfigDict(json.loads(path.read_text()))
-    built = build(config, previous_stage(config, workdir))
-    like = initial_state(built, config)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    state = checkpoints.restore(like, best=best)
-    checkpoints.close()
-    if state is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet.")
-    return config, built, state
+def _encoder(section: dict[str, Any], run: Run) -> Any:
+    """The module that a section names; of a section of sections, {role: module}."""
+    if "name" not in section:
+        return {role: _encoder(dict(one), run) for role, one in section.items()}
+    make = _factory("cl_jax.encoders", section.pop("name"))
+    given: dict[str, Any] = {"axis_name": run.axis_name}
+    if "sizes" in inspect.signature(make).parameters:
+        given["sizes"] = run.sizes
+    return _checked(make, section, **given)
+
+
+def dtype_of(config: ConfigDict) -> str:
+    """The type that the config's networks compute in; of several, the first one's."""
+    section = config.encoder
+    while "name" not in section and len(section):
+        section = next(iter(section.values()))
+    return str(section.get("dtype") or "float32")
+
+
+def _views(section: ConfigDict) -> tuple[Any, ...]:
+    """The views of all sections, in the order that the config writes them."""
+    recipes: list[Any] = []
+    for settings in configs.plain(section).values():
+        copies = settings.pop("copies", 1)
+        recipes += [views.make(settings)] * copies
+    return tuple(recipes)
+
+
+def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
+    """The method that a section names. A cross, whose section has a section `base`, is given the
+    base's parts in place of networks and views."""
+    if "base" not in section:
+        method: Method = _call("cl_jax.methods", section, **given)
+        return method
+    base = _parts(dict(section.pop("base")), given)
+    made: Method = from_parts(_call("cl_jax.methods", section, base=base, run=given["run"]))
+    return made
+
+
+def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
+    """The parts of a base method, or of a cross over a base of its own."""
+    if "base" in section:
+        base = _parts(dict(section.pop("base")), given)
+        crossed: Parts = _call("cl_jax.methods", section, base=base, run=given["run"])
+        return crossed
+    name = section.pop("name", "")
+    module = _module("cl_jax.methods", name, "parts")
+    found: Parts = _checked(module.parts, section, **given)
+    return found
+
+
+def defaults(config: ConfigDict) -> dict[str, Any]:
+    """{"section.key": value} of the keys that a config need not list: what the functions behind
+    its sections take where they are given nothing."""
+    found: dict[str, Any] = {}
+    makes: dict[str, Callable[..., Any]] = {
+        "data": _factory("cl_jax.data", config.data.name),
+        "method": _factory("cl_jax.methods", config.method.name),
+        "optimizer": optim.build,
+    }
+    if "name" in config.encoder:
+        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for section, make in makes.items():
+        for key, parameter in inspect.signature(make).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[f"{section}.{key}"] = parameter.default
+    return found
 
 
 def initial_state(built: Built, config: ConfigDict) -> State:
     """The State of step 0, one compiled program."""
     example = built.data.train.read(0)
-    fields = fields_of(built.method, example)
     rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
     size = rows.stop - rows.start
+    # A real example, so that what pads it (masks) is not all there is.
     batch = {
-        name: np.zeros((size, *np.shape(example[name])), np.asarray(example[name]).dtype)
-        for name in fields
+        name: np.repeat(np.asarray(example[name])[None], size, axis=0)
+        for name in fields_of(built.method, example)
     }
     batch["id"] = np.zeros(size, np.int32)
     init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
@@ -159,33 +227,51 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
     )
 
 
-def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
-    """The stage that `config.previous` names, a path relative to this stage's workdir."""
-    name = config.get("previous", "")
-    if not name:
-        return None
-    _, built, state = load(
-        os.path.normpath(Path(workdir) / name)
-    )  # "../pretrain" of a folder that is not there yet
-    return Stage(built.method, state)
-
-
 def fields_of(method: Method, example: dict[str, Any]) -> list[str]:
     """The fields of an example that the method's step is given."""
-    return [name for name in example if name in method.needs or name == "image_b"]
+    return [name for name in example if name in method.needs or name in method.wants]
 
 
 def _call(package: str, section: dict[str, Any], **given: Any) -> Any:
     """`make` of the module a section names, with the section as keywords."""
     name = section.pop("name", "")
+    return _checked(_factory(package, name), section, **given)
+
+
+def _factory(package: str, name: str) -> Callable[..., Any]:
+    factory: Callable[..., Any] = _module(package, name, "make").make
+    return factory
+
+
+def _module(package: str, name: str, function: str) -> Any:
+    """The module `name` of a package, or any module by its dotted path, that has the function.
+
+    Raises:
+      ValueError: no such module, with the nearest name; a module without the function.
+    """
+    if "." in name:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and something that it imports is not
+            raise ValueError(
+                f"the module {name} cannot be imported: {error}. Is its folder on PYTHONPATH?"
+            ) from None
+        if not hasattr(module, function):
+            raise ValueError(f"{name} has no function {function}(...); see docs/design.")
+        return module
     folder = Path(importlib.import_module(package).__path__[0])
-    known = sorted(path.stem for path in folder.glob("*.py") if "\ndef make(" in path.read_text())
+    known = sorted(
+        path.stem for path in folder.glob("*.py") if f"\ndef {function}(" in path.read_text()
+    )
     if name not in known:
         raise ValueError(
-            f"{package}.{name or '(no name)'} does not exist; have {', '.join(known)}"
-            f"{nearest(name, known)}."
+            f"{package}.{name or '(no name)'} does not exist"
+            f"{'' if function == 'make' else f' or has no {function}(...)'}; have "
+            f"{', '.join(known)}{nearest(name, known)}."
         )
-    return _checked(importlib.import_module(f"{package}.{name}").make, section, **given)
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) -> Any:
@@ -203,35 +289,3 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def stages(config: ConfigDict, workdir: str | Path) -> list[tuple[str, ConfigDict, Path]]:
-    """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in
-    their order."""
-    config = ConfigDict(config.copy_and_resolve_references()).unlock()
-    overrides, order, asked = config.stages, list(config.get("stage_order", ())), config.stage
-    del config.stages, config.stage
-    if "stage_order" in config:
-        del config.stage_order
-    if not order:
-        if asked:
-            raise ValueError(f"stage={asked!r}: this config has one stage only; leave it out.")
-        return [("", config, Path(workdir))]
-    if asked not in ("", "all", *order):
-        raise ValueError(
-            f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
-        )
-    chosen = order if asked == "all" else [asked or order[0]]
-    found = []
-    for name in chosen:
-        stage = ConfigDict(config.copy_and_resolve_references()).unlock()
-        for section, value in overrides[name].items():
-            if section in stage and isinstance(stage[section], ConfigDict):
-                if section == "views" or "name" in value:
-                    stage[section] = ConfigDict(value)
-                else:
-                    stage[section].update(value)
-            else:
-                stage[section] = value
-        found.append((name, stage, Path(workdir) / name))
-    return found

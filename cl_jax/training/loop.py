@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import signal
-import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,20 +14,24 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Run, State
-from cl_jax.evals import protocols
+from cl_jax.evals import evaluation
+from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
-from cl_jax.training import checkpoint, metrics
+from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping
+from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
     build,
+    defaults,
     describe,
+    dtype_of,
     initial_state,
-    load,
-    previous_stage,
-    stages,
 )
+from cl_jax.training.stages import load, previous_stage, stages
 from cl_jax.training.steps import Stepper, stepper
+from cl_jax.training.stopping import Interrupted, Stop
 
 __all__ = [
     "Interrupted",
@@ -41,125 +44,322 @@ __all__ = [
     "train",
 ]
 
-KEPT = 3  # steps left out of a run of which `cl_jax.checks.replay` can tell
-# steps left out after which nothing will come of skipping: the parameters themselves are at fault
+NONFINITE = ("stop", "skip", "ignore")
+KEPT = 3  # skipped steps of a run of which `cl_jax.checks.replay` can tell
+# steps skipped in a row after which skipping will not help: the parameters themselves are at fault
 IN_A_ROW = 20
 
 
-class Interrupted(Exception):
-    """The run was told to stop (SIGTERM); it saved first and resumes by the same command."""
-
-
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> dict[str, float]:
     """Runs one stage to its end, from its newest checkpoint if there is one; returns the final
-    evaluation."""
+    evaluation.
+
+    Args:
+      config: of one stage (`stages`).
+      workdir: of the stage.
+      stop: listens for signals; None listens while this function runs.
+
+    Raises:
+      Interrupted: a signal came; the State was saved.
+      ConfigError: a mistake in the config or the workdir.
+      NonFinite, checkpoint.NonFiniteState: a loss, a gradient or the State is NaN or inf.
+      SaveError: a checkpoint could not be written.
+    """
+    if config.nonfinite not in NONFINITE:
+        raise ConfigError(
+            f"nonfinite={config.nonfinite!r}; expected one of {', '.join(NONFINITE)}."
+        )
+    workdir = folder.path_of(workdir)
+    if jax.process_index() == 0:
+        folder.make(workdir)
+    listening = Stop() if stop is None else contextlib.nullcontext(stop)
+    with listening as stop, locked(workdir):
+        stop.nothing_to_lose("while starting")
+        return _train(config, workdir, stop)
+
+
+def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    checkpoint.check_config(workdir, json.loads(config.to_json()))
+    noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
+    noted += fingerprint.check(workdir, config, built.data)
     state = initial_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
-    log = metrics.Metrics(
-        workdir, built.run.total_steps, 0 if restored is None else int(restored.step)
+    start = 0 if restored is None else int(restored.step)
+    log = metrics.Metrics(workdir, built.run.total_steps, start)
+    with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
+        log.say(describe(config, built, state))
+        if noted:
+            log.say("Other than before in this workdir:\n" + "\n".join(noted))
+        training = Training(config, workdir, built, checkpoints, log, stop, start)
+        training.evaluation.check(state)
+        if restored is not None:
+            state = restored
+            log.say(f"resuming at step {start} of {built.run.total_steps}")
+        return training.run(state)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a workdir; process 0 of a job holds it for all of them."""
+    lock, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            lock = folder.Lock(workdir)
+        except ConfigError as error:
+            failure = error
+    if not parallel.everywhere(failure is None):
+        raise failure or ConfigError(f"{workdir} is in use by another run; process 1 says which.")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@contextlib.contextmanager
+def _leaving_with_the_message() -> Iterator[None]:
+    """In a job of several processes, names the one that fails at once, and lets it end soon: what
+    it would wait for while it closes its files, the others, wait for it."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1:
+            logging.error(
+                "process %d of %d failed: %s: %s",
+                jax.process_index() + 1,
+                jax.process_count(),
+                type(error).__name__,
+                error,
+            )
+            stopping.leave_within(stopping.PATIENCE, 1)
+        raise
+
+
+class Training:
+    """The steps of one run, and what is done between them."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        built: Built,
+        checkpoints: checkpoint.Checkpoints,
+        log: metrics.Metrics,
+        stop: Stop,
+        start: int,
+    ):
+        self.config, self.workdir, self.built = config, workdir, built
+        self.checkpoints, self.log, self.stop = checkpoints, log, stop
+        self.evaluation = evaluation_of(built, config, workdir, stop.check)
+        self.steps = stepper(built, config, start)
+        self.pending = _Pending(config, built, log, self.steps)
+        every = config.evals.every_epochs
+        self.eval_steps = max(1, round(every * built.run.steps_per_epoch)) if every else 0
+        self.last = built.run.total_steps
+        self.baselines = config.evals.baselines and not any(row["step"] == 0 for row in log.rows)
+
+    def run(self, state: State) -> dict[str, float]:
+        """From a State to the end; returns the figures of the last evaluation."""
+        step = self.steps.step
+        if step == self.last and self._evaluated(step):
+            self.log.say(
+                f"the run has ended; these are the figures of its log. "
+                f"`cl-jax eval --workdir={self.workdir}` measures again."
+            )
+            self._keep_best(state, step)
+            self._say_the_end()
+            return self._evaluated(step)
+        if step and self._evaluates(step):  # it may have been killed after the save
+            self.stop.nothing_to_lose(f"at step {step} of {self.last}")
+            if not self._evaluated(step):
+                self._evaluate(state, step)
+            self._keep_best(state, step)
+        self.pending.restart_clock()
+        while self.steps.step < self.last:
+            state, told = self._advance(state)
+            self._between(state, self.steps.step, told)
+        self._draw(state)
+        self._say_the_end()
+        return self._evaluated(self.last)
+
+    def _advance(self, state: State) -> tuple[State, bool]:
+        """The State after the next dispatch, or after a step that was skipped, and whether the run
+        is to stop."""
+        at, told = self.steps.step, False
+        try:
+            state = self._refreshed(state, at)
+            until = _next_event(at, self.built.run, self.eval_steps, self.config.checkpoint_steps)
+            state, values = self.steps.advance(state, until)
+            self.stop.work()
+            told = self.stop.asked()
+            self.pending.add(at, values)
+            done, each = self.steps.step, self.config.log_steps
+            if told or self._evaluates(done) or self._saves(done):
+                self.pending.flush()  # nothing is saved before it was seen to be finite
+            elif done // each > at // each:
+                self.pending.log()
+        except NonFinite as bad:
+            state = self._skipped(state, bad)
+        return state, told
+
+    def _refreshed(self, state: State, at: int) -> State:
+        """The State after the method's work before an epoch, where one begins."""
+        method, epoch = self.built.method, self.built.run.steps_per_epoch
+        if method.refresh is None or at % epoch:
+            return state
+        self.pending.flush()
+        try:
+            refreshed = method.refresh(
+                state, lambda f: self.evaluation.encode_all(f, state), at // epoch
+            )
+        except Interrupted:  # between two blocks of examples: the State before the epoch is whole
+            if not self.stop.safe:
+                self._save(state, wait=True)
+            self.stop.where = f"at step {at} of {self.last}"
+            raise self.stop.interrupted() from None
+        self.pending.restart_clock()
+        return refreshed
+
+    def _skipped(self, state: State, bad: "NonFinite") -> State:
+        skips, pending = self.config.nonfinite == "skip", self.pending
+        if not skips or pending.skipped < KEPT:
+            self.log.say(replay.keep(self.workdir, state, bad.record))
+        if not skips:
+            raise bad
+        if pending.in_a_row_with(bad.step) > IN_A_ROW:
+            raise FloatingPointError(
+                f"{IN_A_ROW} steps in a row were skipped: skipping does not help. {bad}"
+            ) from bad
+        self.log.say(f"skipping {bad}")
+        pending.forget(bad.step)
+        state = self.steps.skip(state)
+        if self.steps.step % self.config.log_steps == 0:
+            pending.log()
+        return state
+
+    def _between(self, state: State, step: int, told: bool) -> None:
+        """Saves and evaluates, where it is time."""
+        evaluates = self._evaluates(step)
+        if not (told or evaluates or self._saves(step)):
+            self.checkpoints.check()
+            return
+        self.pending.flush()
+        self._save(state, wait=told or evaluates)
+        where = f"at step {step} of {self.last}"
+        if told:
+            self.stop.where = where
+            raise self.stop.interrupted()
+        if evaluates:
+            self.stop.nothing_to_lose(where)
+            self._evaluate(state, step)
+            self._keep_best(state, step)
+        self.pending.restart_clock()
+
+    def _save(self, state: State, wait: bool) -> None:
+        self.stop.saving = True
+        try:
+            self.checkpoints.save(state)
+            if wait:
+                self.checkpoints.wait()
+        except checkpoint.NonFiniteState as error:
+            if self.config.nonfinite != "ignore":
+                raise
+            self.log.say(str(error))
+        finally:
+            self.stop.saving = False
+
+    def _evaluate(self, state: State, step: int) -> None:
+        log, total_epochs = self.log, self.config.total_epochs
+        if self.baselines:  # as late as they are needed: training starts sooner
+            log.write(0, self.evaluation.baselines(initial_state(self.built, self.config)))
+            self.baselines = False
+        log.write(step, self.evaluation.measure(state, final=step == self.last))
+        log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
+
+    def _keep_best(self, state: State, step: int) -> None:
+        """Saves the State as the best one where its evaluation, which is in the log, says so and
+        that was not done before."""
+        scores = {
+            int(row["step"]): score
+            for row in self.log.rows
+            if row["step"] and (score := self.evaluation.score(row)) is not None
+        }
+        score = scores.pop(step, None)
+        if score is None or any(other >= score for at, other in scores.items() if at < step):
+            return
+        if self.checkpoints.best_step() == step:
+            return
+        safe, self.stop.safe, self.stop.saving = self.stop.safe, False, True
+        try:
+            self.checkpoints.save_best(state, score)
+        except checkpoint.NonFiniteState as error:
+            if self.config.nonfinite != "ignore":
+                raise
+            self.log.say(str(error))
+        finally:
+            self.stop.safe, self.stop.saving = safe, False
+
+    def _draw(self, state: State) -> None:
+        """Pictures: nothing is lost where one cannot be drawn."""
+        try:
+            self.evaluation.draw(state)
+            if jax.process_index() == 0 and self.evaluation.best:
+                evaluation.draw_curve(
+                    self.workdir, self.built.evaluators, self.log.rows, self.evaluation.best
+                )
+        except Exception as error:
+            self.log.say(f"a picture could not be drawn: {type(error).__name__}: {error}")
+            logging.debug("traceback", exc_info=True)
+
+    def _say_the_end(self) -> None:
+        self.log.say(evaluation.summary(self.built.evaluators, self.log.rows))
+        self.log.say(where_things_are(self.workdir))
+
+    def _evaluates(self, step: int) -> bool:
+        return step == self.last or bool(self.eval_steps and step % self.eval_steps == 0)
+
+    def _saves(self, step: int) -> bool:
+        each = self.config.checkpoint_steps
+        return bool(each and step % each == 0)
+
+    def _evaluated(self, step: int) -> dict[str, float]:
+        """The figures of the evaluation of a step, from the log; empty where there is none."""
+        for row in self.log.rows:
+            if row["step"] == step and not row.keys() & {"learning_rate", "skipped_steps"}:
+                return {name: row[name] for name in row if name not in ("step", "time")}
+        return {}
+
+
+def where_things_are(workdir: Path) -> str:
+    """What a run leaves in its workdir, and what to do with it."""
+    pictures = ", ".join(sorted(path.name for path in workdir.glob("*.png")))
+    return "\n".join(
+        (
+            f"in {workdir}: metrics.jsonl and tensorboard (figures), last and best (checkpoints)"
+            + (f", {pictures}" if pictures else ""),
+            f"next: cl-jax eval --workdir={workdir}, cl-jax diagnose {workdir}",
+        )
     )
-    parallel.everywhere(
-        True
-    )  # no process reads the log before process 0 has cut off what this run will write again
-    with contextlib.closing(checkpoints), contextlib.closing(log):
-        return _train(config, workdir, built, state, restored, checkpoints, log)
 
 
-def _train(
+def evaluation_of(
+    built: Built,
     config: ConfigDict,
     workdir: str | Path,
-    built: Built,
-    state: State,
-    restored: State | None,
-    checkpoints: checkpoint.Checkpoints,
-    log: metrics.Metrics,
-) -> dict[str, float]:
-    method, run = built.method, built.run
-    log.say(describe(config, built, state))
-    evaluator = protocols.Evaluator(method, built.data, built.mesh, config, workdir)
-    logged = metrics.read(workdir)
-    history = [(row["step"], row["knn/top1"]) for row in logged if "knn/top1" in row]
-    if restored is not None:
-        state = restored
-        log.say(f"resuming at step {int(state.step)} of {run.total_steps}")
-    compares = config.evals.baselines and not any(row["step"] == 0 for row in logged)
-    steps = stepper(built, config, int(state.step))
-    eval_steps = (
-        max(1, round(config.evals.every_epochs * run.steps_per_epoch))
-        if config.evals.every_epochs
-        else 0
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """The evaluation of a run's States; `between` is called after each block of examples."""
+    return Evaluation(
+        built.evaluators,
+        built.method,
+        built.data,
+        built.mesh,
+        config,
+        workdir,
+        built.views,
+        between,
     )
-    pending = _Pending(config, built, log, steps)
-    pending.skipped = max(
-        (int(row["skipped_steps"]) for row in logged if "skipped_steps" in row), default=0
-    )
-    results: dict[str, float] = {}
-    with _Stop() as stop:
-        while steps.step < run.total_steps:
-            try:
-                at = steps.step
-                if method.refresh is not None and at % run.steps_per_epoch == 0:
-                    pending.flush()
-                    state = method.refresh(
-                        state, lambda f: evaluator.encode_all(f, state), at // run.steps_per_epoch
-                    )
-                    pending.restart_clock()
-                state, values = steps.advance(
-                    state, _next_event(at, run, eval_steps, config.checkpoint_steps)
-                )
-                pending.add(at, values)
-                done, last, stopping = steps.step, steps.step == run.total_steps, stop.asked()
-                evaluates = last or (eval_steps and done % eval_steps == 0)
-                saves = stopping or (
-                    config.checkpoint_steps and done % config.checkpoint_steps == 0
-                )
-                if evaluates or saves:
-                    pending.flush()  # nothing is saved before it was seen to be finite
-                elif done // config.log_steps > at // config.log_steps:
-                    pending.log()
-            except NonFinite as bad:
-                if config.nonfinite == "stop" or pending.skipped < KEPT:
-                    log.say(replay.keep(workdir, state, bad.record))
-                if config.nonfinite == "stop":
-                    raise
-                if pending.in_a_row == IN_A_ROW:
-                    raise FloatingPointError(
-                        f"{IN_A_ROW} steps in a row left out: skipping does not help. {bad}"
-                    ) from bad
-                log.say(f"skipping {bad}")
-                state = steps.skip(state)
-                pending.forget(bad.step)
-                continue
-            if evaluates:
-                if compares:  # as late as they are needed: training starts sooner
-                    log.write(0, evaluator.baselines(initial_state(built, config)))
-                    compares = False
-                results = evaluator.online(state, final=last)
-                log.write(done, results)
-                if log.active:
-                    log.say(str(diagnosis.diagnose(metrics.read(workdir), config.total_epochs)))
-                score = results.get("knn/top1")
-                best = score is not None and all(score > s for _, s in history)
-                if score is not None:
-                    history.append((done, score))
-                checkpoints.save(state, score, best)
-                pending.restart_clock()
-            elif saves:
-                checkpoints.save(state)
-            if stopping and not last:
-                raise Interrupted(
-                    f"stopped at step {done} of {run.total_steps}; the same command resumes there."
-                )
-    if not results:
-        results = evaluator.online(state, final=True)
-    rows = metrics.read(workdir)
-    if jax.process_index() == 0:
-        protocols.draw_curve(workdir, rows)
-    log.say(protocols.summary(rows))
-    return results
 
 
 def _next_event(step: int, run: Run, *periods: int) -> int:
@@ -176,40 +376,53 @@ def _next_event(step: int, run: Run, *periods: int) -> int:
     )
 
 
-def evaluate(workdir: str | Path) -> dict[str, float]:
-    """Every evaluation of the newest State of a run, printed and written to `eval.json`."""
-    config, built, state = load(workdir)
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, workdir)
-    results = evaluator.online(state, final=True)
-    if config.probe.augment:
-        results |= evaluator.linear_augmented(state)
+def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str, float]:
+    """Measures the newest State of a run in every way; prints the figures and writes `eval.json`.
+
+    `config` may change the settings of the evaluation; None for the run's own. See
+    `stages.load`.
+    """
+    config, built, state = load(workdir, config)
+    evaluator = evaluation_of(built, config, folder.path_of(workdir))
+    evaluator.check(state)
+    results = evaluator.measure(state, final=True, asked=True)
     if jax.process_index() == 0:
-        (Path(workdir) / "eval.json").write_text(
-            json.dumps({"step": int(state.step), **results}, indent=2) + "\n"
+        folder.replace_text(
+            folder.path_of(workdir) / "eval.json",
+            json.dumps({"step": int(state.step), **results}, indent=2) + "\n",
         )
         print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))
+    try:
+        evaluator.draw(state)
+    except Exception as error:
+        logging.warning("a picture could not be drawn: %s: %s", type(error).__name__, error)
     return results
 
 
 class NonFinite(FloatingPointError):
-    """A loss or gradient that is no number; the State in hand is the one before that step."""
+    """A loss or gradient is NaN or inf; the caller's State is the one before that step."""
 
     def __init__(
         self, step: int, row: dict[str, np.ndarray], ids: np.ndarray, record: dict[str, Any]
     ):
         super().__init__(
             f"step {step + 1}: loss {row['loss']}, gradient norm {row.get('grad_norm')}. Batch "
-            f"ids: "
-            f"{np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before "
-            f"this one. Likely causes: a "
-            "learning rate too high, a temperature too low; lower it, or leave such steps out "
-            "with --config.nonfinite=skip."
+            f"ids: {np.array2string(ids, threshold=32)}. The newest checkpoint is of a step before "
+            "this one. Likely causes: a learning rate too high, a temperature too low; lower it, "
+            "or leave such steps out with --config.nonfinite=skip, which may be given at the "
+            "resume."
         )
-        self.step, self.ids, self.record = (
-            step,
-            ids,
-            record,
-        )  # the record is what `cl_jax.checks.replay` reads
+        # the record is what `cl_jax.checks.replay` reads
+        self.step, self.ids, self.record = step, ids, record
+
+
+class _Interval(NamedTuple):
+    """Dispatches between two rows of the log. ended: when, where that is known already; waited:
+    seconds of waiting for data until then; parts: (first step, metrics [steps])."""
+
+    ended: float | None
+    waited: float
+    parts: list[tuple[int, Any]]
 
 
 class _Pending:
@@ -218,19 +431,25 @@ class _Pending:
 
     def __init__(self, config: ConfigDict, built: Built, log: metrics.Metrics, steps: Stepper):
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
-        # Intervals: when they ended, where that is known already, seconds of waiting for data,
-        # metrics.
-        self.closed: list[tuple[float | None, float, list[tuple[int, Any]]]] = []
-        self.current: list[tuple[int, Any]] = []  # (first step, metrics [steps])
-        self.skipped = self.in_a_row = 0
+        self.closed: list[_Interval] = []
+        self.current: list[tuple[int, Any]] = []
+        # Steps before a skipped one, whose row is not written yet: (their numbers, metrics).
+        self.carried: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self.compiled = 0.0
+        # Of the log: how many steps were skipped, the last of them and how many it ends in a row.
+        self.skipped, self.last_bad, self.in_a_row = 0, -2, 0
+        for row in getattr(log, "rows", ()):
+            if "skipped_steps" in row:
+                self._count(int(row["step"]) - 1)
+                self.skipped = int(row["skipped_steps"])
         self.restart_clock()
 
     def restart_clock(self) -> None:
         self.since, self.waited = time.perf_counter(), self.steps.wait_seconds
 
     def add(self, first: int, values: Any) -> None:
-        if self.steps.compile_seconds and not self.current and not self.closed:
-            self.restart_clock()  # the first dispatch compiled
+        self.since += self.steps.compile_seconds - self.compiled  # not a part of any step
+        self.compiled = self.steps.compile_seconds
         self.current.append((first, values))
 
     def log(self) -> None:
@@ -238,108 +457,84 @@ class _Pending:
         self._close()
         while len(self.closed) > 1:
             self._write()
+        if not self.closed and self.carried:
+            self._row(None, [])
 
     def flush(self) -> None:
         """Writes all there is; waits for the device."""
         self._close()
         while self.closed:
             self._write()
+        if self.carried:
+            self._row(None, [])
+
+    def in_a_row_with(self, step: int) -> int:
+        """How many steps in a row are skipped with this one."""
+        return self.in_a_row + 1 if step == self.last_bad + 1 else 1
 
     def forget(self, step: int) -> None:
-        """Drops what came after a step that is left out."""
-        self.closed, self.current, self.skipped, self.in_a_row = (
-            [],
-            [],
-            self.skipped + 1,
-            self.in_a_row + 1,
-        )
+        """Drops what came after a step that is skipped, and counts it."""
+        self.closed, self.current = [], []
+        self._count(step)
         self.log_to.write(step + 1, {"skipped_steps": self.skipped})
         self.restart_clock()
 
+    def _count(self, step: int) -> None:
+        self.in_a_row = self.in_a_row_with(step)
+        self.last_bad, self.skipped = step, self.skipped + 1
+
     def _close(self) -> None:
         if self.current:
-            done = self.current[-1][1][
-                "loss"
-            ].is_ready()  # as on a CPU, where a step is done when it is dispatched
-            self.closed.append(
-                (time.perf_counter() if done else None, self.steps.wait_seconds, self.current)
-            )
+            # as on a CPU, where a step is done when it is dispatched
+            done = self.current[-1][1]["loss"].is_ready()
+            ended = time.perf_counter() if done else None
+            self.closed.append(_Interval(ended, self.steps.wait_seconds, self.current))
             self.current = []
 
     def _write(self) -> None:
-        ended, waited, interval = self.closed.pop(0)
-        values = {
-            name: np.concatenate(parts)
-            for name, parts in _columns([parallel.fetch(part) for _, part in interval]).items()
+        interval = self.closed.pop(0)
+        found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        for first, part in interval.parts:
+            values = parallel.fetch(part)
+            numbers = np.arange(first, first + len(values["loss"]))
+            bad = None if self.config.nonfinite == "ignore" else metrics.first_bad(values)
+            if bad is not None:
+                if bad:
+                    found.append((numbers[:bad], {k: v[:bad] for k, v in values.items()}))
+                self.carried += found
+                step, row = int(numbers[bad]), {name: v[bad] for name, v in values.items()}
+                ids = self.steps.ids(step)
+                raise NonFinite(
+                    step,
+                    row,
+                    ids,
+                    replay.record(self.config, self.built, step, row, ids, len(numbers)),
+                )
+            found.append((numbers, values))
+        self._row(interval, found)
+
+    def _row(
+        self, interval: _Interval | None, found: list[tuple[np.ndarray, dict[str, np.ndarray]]]
+    ) -> None:
+        """Writes the means over an interval and what was carried; rates are of the interval."""
+        parts, self.carried = self.carried + found, []
+        last, run = int(parts[-1][0][-1]), self.built.run
+        row = {
+            name: float(np.mean(np.concatenate([values[name] for _, values in parts])))
+            for name in parts[-1][1]
+        } | {
+            "learning_rate": float(self.built.learning_rate(last)),
+            "epoch": (last + 1) / run.steps_per_epoch,
         }
-        numbers = np.concatenate(
-            [np.arange(first, first + len(part["loss"])) for first, part in interval]
-        )
-        bad = metrics.first_bad(values)
-        if bad is not None and self.config.nonfinite != "ignore":
-            step, row = int(numbers[bad]), {name: column[bad] for name, column in values.items()}
-            together = next(
-                len(part["loss"])
-                for first, part in interval
-                if first <= step < first + len(part["loss"])
-            )
-            ids = self.steps.ids(step)
-            raise NonFinite(
-                step, row, ids, replay.record(self.config, self.built, step, row, ids, together)
-            )
-        self.in_a_row = 0
-        now, run = ended or time.perf_counter(), self.built.run
-        elapsed = max(now - self.since, 1e-9)
-        rate = len(numbers) / elapsed
-        row = {name: float(np.mean(column)) for name, column in values.items()} | {
-            "learning_rate": float(self.built.learning_rate(int(numbers[-1]))),
-            "epoch": (numbers[-1] + 1) / run.steps_per_epoch,
-            "images_per_second": rate * run.batch_size,
-            "data_wait": (waited - self.waited) / elapsed,
-        }
-        peak = peak_flops(
-            self.built.mesh.devices.flat[0].device_kind, self.config.encoder.get("dtype", "float32")
-        )
-        if peak and self.steps.flops > 0:
-            row["mfu"] = rate * self.steps.flops / peak
-        self.log_to.write(int(numbers[-1]) + 1, row)
-        self.since, self.waited = now, waited
-
-
-def _columns(rows: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-class _Stop:
-    """Turns SIGTERM, or a maintenance notice, into an answer that all processes give at the same
-    step."""
-
-    def __init__(self) -> None:
-        self.told, self.calls = False, 0
-
-    def asked(self) -> bool:
-        """Once per dispatch, on every process."""
-        self.calls += 1
-        if jax.process_count() > 1:
-            # jax.distributed catches the signal itself and lets the processes agree on the
-            # dispatch, which it names once.
-            from jax.experimental import multihost_utils
-
-            self.told |= multihost_utils.reached_preemption_sync_point(self.calls)
-        return self.told
-
-    def __enter__(self) -> "_Stop":
-        self.ours = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        )
-        if self.ours:
-            self.before = signal.signal(signal.SIGTERM, self._tell)
-        return self
-
-    def _tell(self, *_: Any) -> None:
-        logging.warning("SIGTERM: saving after this step")
-        self.told = True
-
-    def __exit__(self, *_: Any) -> None:
-        if self.ours:
-            signal.signal(signal.SIGTERM, self.before)
+        if interval is not None:
+            now = interval.ended or time.perf_counter()
+            elapsed = max(now - self.since, 1e-9)
+            rate = sum(len(numbers) for numbers, _ in found) / elapsed
+            row["images_per_second"] = rate * run.batch_size
+            row["data_wait"] = (interval.waited - self.waited) / elapsed
+            kind = self.built.mesh.devices.flat[0].device_kind
+            peak = peak_flops(kind, dtype_of(self.config))
+            if peak and self.steps.flops > 0:
+                row["mfu"] = rate * self.steps.flops / peak
+            self.since, self.waited = now, interval.waited
+        self.log_to.write(last + 1, row)

@@ -1,31 +1,54 @@
-"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a
-terminal."""
+"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a terminal.
 
+A destination that fails (a full disk, a closed pipe) is named once and left out from then on: the
+run goes on without it.
+"""
+
+import contextlib
 import json
+import math
+import os
+import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+from cl_jax.training import workdir as folder
+
+Row = dict[str, float]
 
 
 class Metrics:
-    """Writers of one run; process 0 writes, the others stay silent."""
+    """The log of one run. Process 0 writes, the others stay silent.
+
+    rows: all that is in the log, on every process: what an earlier run wrote up to `start_step`,
+      and what this one writes.
+    """
 
     def __init__(self, workdir: str | Path, total_steps: int, start_step: int = 0):
         self.active = jax.process_index() == 0
+        self.total, self.latest, self.began = total_steps, Row(), (time.monotonic(), start_step)
+        root = folder.path_of(workdir)
+        path = root / "metrics.jsonl"
+        self.rows = [row for row in read(workdir) if row["step"] <= start_step]
         if not self.active:
             return
-        self.path = Path(workdir) / "metrics.jsonl"
-        _drop_after(self.path, start_step)
-        self.lines = self.path.open("a")
-        self.board = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=start_step or None, flush_secs=30
+        again = path.exists() or (root / "tensorboard").exists()
+        self.destinations: dict[str, Any] = {}
+        self._open("metrics.jsonl", lambda: _Lines(path, self.rows))
+        self._open(
+            "TensorBoard", lambda: _Board(root / "tensorboard", start_step + 1 if again else None)
         )
         self.console = Console(file=sys.stderr)
         self.progress = Progress(
@@ -40,68 +63,198 @@ class Metrics:
         self.task = self.progress.add_task(
             "training", total=total_steps, completed=start_step, note=""
         )
-        self.progress.start()
-        self.latest: dict[str, float] = {}
+        self._open("the terminal", lambda: _Terminal(self))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Logs scalars of one step."""
-        if not self.active:
-            return
         row = {name: float(value) for name, value in values.items()}
-        self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **row}) + "\n")
-        self.lines.flush()
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
+        self.rows.append({"step": step, "time": round(time.time(), 3), **row})
         self.latest.update(row)
-        note = "  ".join(
-            f"{short} {self.latest[name]:.{digits}f}"
-            for name, short, digits in (
-                ("loss", "loss", 3),
-                ("images_per_second", "images/s", 0),
-                ("knn/top1", "kNN", 3),
-            )
-            if name in self.latest
-        )
-        self.progress.update(
-            self.task, completed=max(step, self.progress.tasks[0].completed), note=note
-        )
-        if not self.console.is_terminal:
-            print(
-                f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()),
-                file=sys.stderr,
-                flush=True,
-            )
+        if self.active:
+            for name in list(self.destinations):
+                self._guarded(name, lambda to: to.write(self.rows[-1]))
 
     def say(self, text: str) -> None:
         """Prints a line or a block without breaking the progress bar."""
         if self.active:
-            self.console.print(text, highlight=False, markup=False)
+            self._guarded("the terminal", lambda to: to.say(text))
 
     def close(self) -> None:
         if self.active:
-            self.progress.stop()
-            self.lines.close()
-            self.board.close()
+            for name in list(self.destinations):
+                self._guarded(name, lambda to: to.close())
 
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forgets what a killed run logged beyond the checkpoint that this one resumes from."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+    def _open(self, name: str, make: Callable[[], Any]) -> None:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # the last line of a killed run may be cut
-    path.write_text("".join(line + "\n" for line in kept))
+            self.destinations[name] = make()
+        except Exception as error:
+            _drop(name, error)
+
+    def _guarded(self, name: str, call: Callable[[Any], None]) -> None:
+        if name not in self.destinations:
+            return
+        try:
+            call(self.destinations[name])
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.destinations.pop(name).close()
+            _drop(name, error)
 
 
-def read(workdir: str | Path) -> list[dict[str, float]]:
-    """The JSON-lines log of a run."""
-    path = Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _drop(name: str, error: Exception) -> None:
+    try:
+        logging.warning(
+            "%s cannot be written (%s: %s); the run goes on without it.",
+            name,
+            type(error).__name__,
+            error,
+        )
+    except OSError:
+        pass  # standard error itself is what cannot be written
+
+
+class _Lines:
+    """metrics.jsonl: one JSON object a row, flushed at once."""
+
+    def __init__(self, path: Path, rows: list[Row]):
+        # Rows beyond the checkpoint that the run resumes from will be written again. The file is
+        # replaced as a whole: a kill at this moment must not cost the rows before.
+        if path.exists():
+            folder.replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.file = path.open("a")
+
+    def write(self, row: Row) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Board:
+    """TensorBoard event files, written by the caller's own thread: the queue of a writer's thread
+    that died of a full disk would block the run."""
+
+    def __init__(self, path: Path, purge_step: int | None):
+        path.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files in the order of their names, which begin with the second.
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = RecordWriter(str(path / name))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:  # TensorBoard hides earlier files' events from this step on
+            self._add(
+                Event(
+                    wall_time=time.time(),
+                    step=purge_step,
+                    session_log=SessionLog(status=SessionLog.START),
+                )
+            )
+        self.file.flush()
+
+    def _add(self, event: Event) -> None:
+        self.file.write(event.SerializeToString())
+
+    def write(self, row: Row) -> None:
+        for name, value in row.items():
+            if name not in ("step", "time"):
+                self._add(
+                    Event(wall_time=row["time"], step=int(row["step"]), summary=scalar(name, value))
+                )
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Terminal:
+    """A progress bar on a terminal; a line a row elsewhere, with the share done and the time
+    left."""
+
+    def __init__(self, log: Metrics):
+        self.log = log
+        log.progress.start()
+
+    def write(self, row: Row) -> None:
+        log, step = self.log, int(row["step"])
+        if log.console.is_terminal:
+            note = "  ".join(
+                f"{short} {log.latest[name]:.{digits}f}"
+                for name, short, digits in (
+                    ("loss", "loss", 3),
+                    ("images_per_second", "images/s", 0),
+                    ("knn/top1", "kNN", 3),
+                )
+                if name in log.latest
+            )
+            log.progress.update(
+                log.task, completed=max(step, log.progress.tasks[0].completed), note=note
+            )
+        else:
+            numbers = "  ".join(
+                f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "time")
+            )
+            print(
+                f"step {step:>{len(str(log.total))}} of {log.total}{self._left(step)}  {numbers}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _left(self, step: int) -> str:
+        """The time left, once there is a rate to tell it by."""
+        since, start = self.log.began
+        if not start < step < self.log.total:
+            return ""
+        seconds = round((time.monotonic() - since) / (step - start) * (self.log.total - step))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        text = (
+            f"{hours}:{minutes:02d}:{seconds % 60:02d}"
+            if hours
+            else f"{minutes}:{seconds % 60:02d}"
+        )
+        return f", {text} left"
+
+    def say(self, text: str) -> None:
+        self.log.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.log.progress.stop()
+
+
+def read(workdir: str | Path) -> list[Row]:
+    """The rows of a run's JSON-lines log. Lines that are not rows (a killed run may leave one cut)
+    are left out with a warning."""
+    path = folder.path_of(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows, broken = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = _row(line)
+        if row is None:
+            broken.append(number)
+        else:
+            rows.append(row)
+    if broken:
+        logging.warning(
+            "%s: left out line %s, which %s not a row of numbers with a step.",
+            path,
+            ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else ""),
+            "is" if len(broken) == 1 else "are",
+        )
+    return rows
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    number = isinstance(row, dict) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()
+    )
+    return row if number and math.isfinite(row.get("step", math.nan)) else None
 
 
 def first_bad(columns: dict[str, np.ndarray]) -> int | None:

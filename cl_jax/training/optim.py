@@ -2,8 +2,7 @@
 
 A schedule is a function of the number of updates made before this one (0 at the first), Python or
 traced. Every optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from
-a config section.
-"""
+a config section."""
 
 import math
 import re
@@ -29,8 +28,7 @@ def warmup_cosine(
 
     SimCLR (`simclr_steps`), BYOL, MoCo v3. Steps may be fractional epochs: MoCo v3's lr of epoch e
     is the same line. With warmup_steps=0 also the momentum of a target: BYOL, MoCo v3 and DINO go
-    from base to final=1.
-    """
+    from base to final=1."""
 
     def schedule(step):
         t = _real(step)
@@ -48,8 +46,7 @@ def linspace_warmup_cosine(
     `base` again.
 
     SwAV, DeepCluster-v2 and DINO. The base value occurs twice at the junction, and `final` is only
-    approached.
-    """
+    approached."""
 
     def schedule(step):
         t = _real(step)
@@ -98,8 +95,8 @@ def per_epoch(schedule: Schedule, *, steps_per_epoch: int) -> Schedule:
 
 
 def scaled_learning_rate(learning_rate: float, batch_size: int, scaling: str) -> float:
-    """ "linear": learning_rate * batch_size / 256; "sqrt": learning_rate * sqrt(batch_size);
-    "none": as it is.
+    """The rate for a batch: "linear" is learning_rate * batch_size / 256, "sqrt" is learning_rate *
+    sqrt(batch_size), "none" is the rate itself.
 
     batch_size counts images, not views.
     """
@@ -140,8 +137,7 @@ def decay_mask(*, exclude_ndim: int = -1, exclude_paths: Sequence[str] = ()) -> 
 
     Patterns are regular expressions searched in `path_of`; a plain word is one. exclude_ndim=1
     leaves out biases and the scales and shifts of norms (MoCo v3's LARS, DINO's decay, and what
-    SimCLR and BYOL exclude by name).
-    """
+    SimCLR and BYOL exclude by name)."""
 
     def keep(path, leaf):
         return jnp.ndim(leaf) > exclude_ndim and not _matches(path, exclude_paths)
@@ -169,8 +165,7 @@ def lars_simclr(
 
     u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <-
     momentum v + lr r u, w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled.
-    You et al., arXiv 1708.03888.
-    """
+    You et al., arXiv 1708.03888."""
     return optax.chain(
         _trust(weight_decay, trust_coefficient, mask),
         _scale(learning_rate),
@@ -292,7 +287,8 @@ def freeze_until(
     Adam's count. So those parameters have an optimiser of their own, optimizer(steps); the others
     have optimizer(0). The argument is what
     schedules must add to its count: optimizer = lambda offset: sgd(lambda step: lr(step + offset),
-    ...). SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
+      ...).
+    SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
     """
 
     def held(step):
@@ -408,7 +404,7 @@ def build(
       clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or
         `clip_per_tensor`.
       freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds
-        throughout.
+      throughout.
       constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's
         predictor).
 

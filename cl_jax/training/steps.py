@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -39,15 +40,15 @@ class Stepper:
     """
 
     def __init__(self, built: Built, config: ConfigDict, start: int):
-        self.method, self.data, self.run, self.mesh, _ = built
+        self.method, self.data, self.run, self.mesh = built[:4]
         self.seed, self.step = config.seed, start
         self.guard = config.nonfinite != "ignore"
         self.wait_seconds = 0.0  # spent waiting for the host's data
         self.compile_seconds = 0.0  # 0 until something is compiled
         self.flops = 0.0  # of one step on one device, once it is compiled
         self.temporary_bytes = 0
-        self.epoch_order: np.ndarray | None = None  # by the method's plan
-        self.planned = -1  # the epoch that it is of
+        self.epoch_order: np.ndarray | None = None  # by the method's `order`
+        self.ordered = -1  # the epoch that it is of
         self.key = parallel.replicate(jax.random.key(self.seed), self.mesh)
         self.fields = fields_of(self.method, self.data.train.read(0))
         self.loading = loading_of(config)
@@ -96,7 +97,7 @@ class Stepper:
     def advance(self, state: State, until: int) -> tuple[State, Metrics]:
         """The next steps, as many as one dispatch takes and none at or beyond `until`; metrics are
         stacked, [steps]."""
-        self._plan(state)
+        self._order(state)
         within = self.step % self.run.steps_per_epoch
         count = self.at_once
         if within % count or within + count > self.run.steps_per_epoch or self.step + count > until:
@@ -127,7 +128,7 @@ class Stepper:
         first of `count`."""
         if count == 1:
             return self(state)[1]
-        self._plan(state)
+        self._order(state)
         ids = self._place({"id": np.stack([self._ids(self.step)] * count)}, P(None, AXIS))["id"]
         _, metrics = self.many(state, self.rows, ids, self.key, np.int32(self.step))
         return jax.tree.map(lambda x: x[0], metrics)
@@ -137,7 +138,13 @@ class Stepper:
         done again."""
         self.step = int(state.step) + 1
         self.loaded = None
-        return dataclasses.replace(state, step=state.step + 1)
+        clocks: dict[str, Any] = {"step": state.step + 1, "opt": _one_later(state.opt)}
+        if state.target is not None:
+            ema = state.target.ema
+            clocks["target"] = dataclasses.replace(
+                state.target, ema=ema._replace(count=ema.count + 1)
+            )
+        return dataclasses.replace(state, **clocks)
 
     def ids(self, step: int) -> np.ndarray:
         """The examples [B] of the global batch of a step of the current epoch."""
@@ -147,6 +154,7 @@ class Stepper:
             size=self.run.size,
             batch_size=self.run.batch_size,
             epoch_order=self.epoch_order,
+            epoch_steps=self.run.steps_per_epoch,
         )
 
     # On the device, per device
@@ -209,21 +217,28 @@ class Stepper:
     def _place(self, rows: dict[str, np.ndarray], spec: P) -> dict[str, jax.Array]:
         return parallel.place_batch(rows, self.mesh, spec)
 
-    def _plan(self, state: State) -> None:
-        epoch = self.step // self.run.steps_per_epoch
-        if self.method.plan is None or self.planned == epoch:
+    def _order(self, state: State) -> None:
+        run = self.run
+        epoch = self.step // run.steps_per_epoch
+        if self.method.order is None or self.ordered == epoch:
             return
-        groups = np.asarray(self.method.plan(state), np.int32)
-        self.epoch_order, self.planned = batches.balanced_order(self.seed, epoch, groups), epoch
+        ids = np.asarray(self.method.order(state, epoch, self.seed))
+        expected = (run.steps_per_epoch * run.batch_size,)
+        if ids.shape != expected or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"the method's order of epoch {epoch} is {ids.dtype}{list(ids.shape)}; expected "
+                f"integers {list(expected)}: {run.steps_per_epoch} batches of {run.batch_size}."
+            )
+        self.epoch_order, self.ordered = ids.astype(np.int32), epoch
         self.loaded = None
 
     def _load(self, state: State) -> dict[str, jax.Array]:
         if self.loaded is None:
-            # With a plan, the batches of later epochs are not known yet.
+            # With an order of its own, the batches of later epochs are not known yet.
             end = (
                 self.run.total_steps
                 if self.epoch_order is None
-                else (self.planned + 1) * self.run.steps_per_epoch
+                else (self.ordered + 1) * self.run.steps_per_epoch
             )
             self.loaded = batches.host_batches(
                 self.data.train,
@@ -232,6 +247,7 @@ class Stepper:
                 start_step=self.step,
                 steps=end,
                 epoch_order=self.epoch_order,
+                epoch_steps=self.run.steps_per_epoch,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 workers=self.loading.workers,
@@ -248,6 +264,27 @@ def device_bytes() -> int | None:
     """Memory of one of this machine's devices, all of it; None where that is not told. The devices
     of a run are alike, so that all its processes decide alike what lies on them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _one_later(opt: Any) -> Any:
+    """An optimiser's state in which every schedule is one step further, as the log's is. A state
+    that is nothing but a count belongs to a schedule; counts beside moments (Adam's) are of the
+    updates made."""
+
+    def clock(node: Any) -> bool:
+        return isinstance(node, optax.ConditionallyMaskState) or (
+            isinstance(node, tuple) and getattr(node, "_fields", ()) == ("count",)
+        )
+
+    def later(node: Any) -> Any:
+        if isinstance(node, optax.ConditionallyMaskState):  # frozen until a step
+            counts = [leaf for leaf in jax.tree.leaves(node.inner_state) if jnp.ndim(leaf) == 0]
+            moves = any(int(count) > 0 for count in counts)
+            inner = _one_later(node.inner_state) if moves else node.inner_state
+            return node._replace(step=node.step + 1, inner_state=inner)
+        return node._replace(count=node.count + 1) if clock(node) else node
+
+    return jax.tree.map(later, opt, is_leaf=clock)
 
 
 def stepper(built: Built, config: ConfigDict, start: int) -> Stepper:

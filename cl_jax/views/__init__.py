@@ -1,6 +1,79 @@
-"""Views on the device: pure, vmapped, keyed by example id."""
+"""Views on the device: what is done to an example before the network sees it, keyed by its id.
 
-from cl_jax.core.keys import example_keys
-from cl_jax.views.recipe import Recipe, apply, augment, evaluate, make
+`cl_jax/views/<kind>.py` has `make(**section) -> View` for each kind of data: image, tokens, audio,
+graph. A section of `config.views` names its kind, "image" where it does not.
+"""
 
-__all__ = ["Recipe", "apply", "augment", "evaluate", "example_keys", "make"]
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from cl_jax.core.keys import example_keys, view_keys
+from cl_jax.views import image
+from cl_jax.views.image import ImageView
+from cl_jax.views.recipe import Recipe, apply, augment, evaluate
+
+__all__ = [
+    "ImageView",
+    "Recipe",
+    "View",
+    "apply",
+    "augment",
+    "draw",
+    "evaluate",
+    "example_keys",
+    "fields",
+    "make",
+]
+
+Batch = Mapping[str, jax.Array]
+
+
+class View(Protocol):
+    """What is done to an example of one kind of data: a frozen, hashable record.
+
+    needs: batch fields that it reads; wants: fields that it reads where they are there.
+    draw:  (keys, batch) -> inputs, any pytree with examples first. `keys` are [B] typed keys, one
+           for each example; row i of the result depends on row i of the batch and its key alone.
+           Masks travel with the result.
+    clean: batch -> inputs without augmentation: what evaluators and `init` show the network.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    @property
+    def wants(self) -> tuple[str, ...]: ...
+
+    def draw(self, keys: jax.Array, batch: Batch) -> Any: ...
+
+    def clean(self, batch: Batch) -> Any: ...
+
+
+def make(section: Mapping[str, Any]) -> View:
+    """The view that a config section describes: its "kind" names a module of this package or, with
+    a dot, any module; the other keys are keywords of that module's `make`."""
+    settings = dict(section)
+    kind = settings.pop("kind", "image")
+    module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
+    view: View = module.make(**settings)
+    return view
+
+
+def draw(views: Sequence[View], batch: Batch, key: jax.Array) -> list[Any]:
+    """One result for each view. View v of an example is drawn by fold_in(fold_in(key, id), v)."""
+    keys = example_keys(key, batch["id"])
+    images = [view for view in views if isinstance(view, ImageView)]
+    if len(images) == len(views) and "image_b" not in batch:
+        return list(image.together(images, keys, batch))
+    return [view.draw(view_keys(keys, v), batch) for v, view in enumerate(views)]
+
+
+def fields(views: Sequence[View], *more: str) -> dict[str, Any]:
+    """{"needs": ..., "wants": ...}: the batch fields of all views together, for `from_loss`.
+    `more`: further fields that the loss needs, a label for instance."""
+    needs = dict.fromkeys(field for view in views for field in view.needs)
+    wants = dict.fromkeys(field for view in views for field in view.wants)
+    return {"needs": (*needs, *(field for field in more if field not in needs)), "wants": (*wants,)}

@@ -3,8 +3,7 @@
 "tv" is torchvision / PIL (MoCo, SwAV, DINO, SimSiam, InstDisc): contrast around the mean grey of
 the image, saturation around each pixel's grey. "tf" is SimCLR's TensorFlow and BYOL's JAX program:
 contrast around each channel's mean, saturation scaled in HSV. The same numbers mean different
-pictures in the two. Planes are [C, H, W], floats in [0, 1].
-"""
+pictures in the two. Planes are [C, H, W], floats in [0, 1]."""
 
 import itertools
 from collections.abc import Collection, Sequence
@@ -195,10 +194,9 @@ def jitter(
     """The four operators in the drawn order, clipped to [0, 1] after each, where `apply` is true.
 
     Under `vmap` a branch computes every arm, so choosing one of four operators at four places costs
-    sixteen. Instead
-    the order is cut at its one expensive operator: the three others, in their order, are offered
-    before hue and once more after it, and each acts at the side it belongs to. Six blends and one
-    hue, equal to the true permutation.
+    sixteen. Instead the order is cut at its one expensive operator: the three others, in their
+    order, are offered before hue and once more after it, and each acts at the side it belongs to.
+    Six blends and one hue, equal to the true permutation.
 
     Args:
       x: [C, H, W]; saturation and hue are defined for C = 3, change nothing for 1 and raise for

@@ -1,66 +1,56 @@
-"""Images as planes, and the operators that need no more than that.
+"""Views of images: a recipe of augmentation operators, drawn for each example by its key."""
 
-Every operator of this package works on the planes of one image, [C, H, W], floats in [0, 1]:
-contiguous rows vectorise, three interleaved channels do not. Batches are `jax.vmap`ed.
-`recipe.apply` converts at both ends.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from cl_jax.views.presets import Recipe
+from cl_jax.views.recipe import apply, augment, evaluate, of_section
 
-def planes(image: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """[..., H, W, C] uint8, 0 to 255, or floats in [0, 1] -> [..., C, H, W] floats in [0, 1]."""
-    if image.ndim < 3 or not (
-        image.dtype == jnp.uint8 or jnp.issubdtype(image.dtype, jnp.floating)
-    ):
-        raise ValueError(
-            f"image is {image.dtype}{list(image.shape)}; expected [H, W, C], uint8 from 0 to 255 "
-            f"or "
-            "floats in [0, 1]. Add a channel axis to grey images with image[..., None]."
-        )
-    scale = 255.0 if image.dtype == jnp.uint8 else 1.0
-    return jnp.moveaxis(image, -1, -3).astype(dtype) / jnp.asarray(scale, dtype)
+Batch = Mapping[str, jax.Array]
+_PICTURE = 1 << 20  # number of the coin's key among those folded from a view's: far from a recipe's
 
 
-def pixels(x: jax.Array) -> jax.Array:
-    """[..., C, H, W] -> [..., H, W, C]."""
-    return jnp.moveaxis(x, -3, -1)
+@dataclass(frozen=True)
+class ImageView:
+    """One view of batch["image"], uint8 [B, H, W, C], by a recipe: [B, size, size, C] float32.
 
-
-def clip(x: jax.Array) -> jax.Array:
-    """Back into [0, 1]."""
-    return jnp.clip(x, 0.0, 1.0)
-
-
-def flip(x: jax.Array, apply: jax.Array | bool = True) -> jax.Array:
-    """Mirrors left and right where `apply` is true. Any channels, any dtype."""
-    return jnp.where(apply, x[..., ::-1], x)
-
-
-def solarize(x: jax.Array, threshold: float = 0.5, apply: jax.Array | bool = True) -> jax.Array:
-    """x below the threshold stays, the rest becomes 1 - x. Any channels. PIL's threshold 128 is 0.5
-    here."""
-    return jnp.where(jnp.logical_and(apply, x >= threshold), 1.0 - x, x)
-
-
-def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(x - mean) / std by channel.
-
-    Raises:
-      ValueError: `mean` and `std` have not one value per channel of `x` [C, H, W].
+    Data sets that show one thing twice also have "image_b", a second picture of it. Each view of
+    each example is then of that one with the recipe's probability `second`, by a coin of its own.
+    So half of the pairs of two views with the default 0.5 are of two pictures and half are two
+    views of one.
     """
-    channels = x.shape[-3]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"mean has {len(mean)} and std {len(std)} values for images of {channels} channels; "
-            f"expected "
-            "one each per channel. Set mean and std of the recipe to this data's, or to None for "
-            "none; or, for "
-            "grey images, channels=3 in the data section, which repeats their channel."
-        )
-    return (x - jnp.asarray(mean, x.dtype)[:, None, None]) / jnp.asarray(std, x.dtype)[
-        :, None, None
-    ]
+
+    recipe: Recipe
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+    wants: ClassVar[tuple[str, ...]] = ("image_b",)
+
+    def draw(self, keys: jax.Array, batch: Batch) -> jax.Array:
+        """The view of each example, drawn by its key; `keys` are [B] typed keys."""
+        image = batch["image"]
+        if "image_b" in batch:
+
+            def coin(key: jax.Array) -> jax.Array:
+                return jax.random.bernoulli(jax.random.fold_in(key, _PICTURE), self.recipe.second)
+
+            second = jax.vmap(coin)(keys)
+            image = jnp.where(second[:, None, None, None], batch["image_b"], image)
+        return apply(self.recipe, keys, image)
+
+    def clean(self, batch: Batch) -> jax.Array:
+        """The test image, without augmentation."""
+        return evaluate(self.recipe, batch["image"])
+
+
+def make(**section: Any) -> ImageView:
+    """A view from a config section: "name" is a preset of `views.presets`, the other keys change
+    it. See `recipe.of_section`."""
+    return ImageView(of_section(section))
+
+
+def together(views: Sequence[ImageView], keys: jax.Array, batch: Batch) -> list[jax.Array]:
+    """The views of a batch without second pictures; equal recipes share one program."""
+    return augment([view.recipe for view in views], keys, batch["image"])

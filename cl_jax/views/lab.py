@@ -2,8 +2,7 @@
 
 Conversions take RGB planes [3, H, W] in [0, 1] and keep their float type; units are each space's
 own. The mean and deviation of each space are the authors': mid-range and half-range for Lab, not
-statistics of a data set.
-"""
+statistics of a data set."""
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +32,7 @@ def rgb_to_lab(x: jax.Array) -> jax.Array:
     Linearised by ((v + 0.055) / 1.055)^2.4 above 0.04045, else v / 12.92; to XYZ, over the white
     point; then f(t) = cbrt(t) above 0.008856, else 7.787 t + 16/116; L = 116 f(Y) - 16, a = 500
     (f(X) - f(Y)), b = 200 (f(Y) - f(Z)). The constants are scikit-image's, so greys are within 0.01
-    of a = b = 0, not at it.
-    """
+    of a = b = 0, not at it."""
     _check_rgb(x)
     dark = x <= 0.04045
     linear = jnp.where(dark, x / 12.92, ((jnp.where(dark, 1, x) + 0.055) / 1.055) ** 2.4)

@@ -1,7 +1,7 @@
 """Overlapping patches of an image on a grid, and views of each patch by itself: CPC.
 
 >>> cut = grid(images, size=64, stride=32)                   # [B, 7, 7, 64, 64, C] of 256 x 256
-pixels >>> seen = augment(recipe, keys, cut, subcrop=60)            # keys [B]: `views.example_keys`
+>>> seen = augment(recipe, keys, cut, subcrop=60)            # keys [B]: `views.example_keys`
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.views import image
+from cl_jax.views import planes
 from cl_jax.views.presets import Recipe
 from cl_jax.views.recipe import draw, transform
 
@@ -62,8 +62,10 @@ def augment(
       keys: [B] typed keys, one per example.
       patches: [B, rows, columns, size, size, C], floats in [0, 1].
       subcrop: side in pixels of a square at a random place of the patch, which alone is seen, moved
-        to its middle with zeros around it: after normalisation these are the mean colour. CPC v1
-        has 60 of 64 pixels; what it pads with, and where, is not stated.
+        to its middle with
+        zeros around it: after normalisation these are the mean colour. CPC v1 has 60 of 64 pixels;
+          what it pads with, and
+        where, is not stated.
       drop_channels: probability that only one of the patch's channels, drawn at random, is seen,
         the others 0 after normalisation. CPC v2 drops two of three, as Doersch et al., ICCV 2015,
         who fill with faint noise.
@@ -89,7 +91,7 @@ def augment(
 
     def view(key: jax.Array, patch: jax.Array) -> jax.Array:
         recipe_key, crop_key, channel_key = jax.random.split(key, 3)
-        x = transform(recipe, draw(recipe, recipe_key, size, size), image.planes(patch))
+        x = transform(recipe, draw(recipe, recipe_key, size, size), planes.planes(patch))
         if subcrop is not None and subcrop < size:
             top, left = jax.random.randint(crop_key, (2,), 0, size - subcrop + 1)
             x = lax.dynamic_slice(x, (0, top, left), (x.shape[0], subcrop, subcrop))
@@ -100,7 +102,7 @@ def augment(
             whether, which = jax.random.uniform(channel_key, (2,))
             only = jnp.arange(x.shape[0]) == jnp.floor(which * x.shape[0])
             x = jnp.where((only | (whether >= drop_channels))[:, None, None], x, 0)
-        return image.pixels(x)
+        return planes.pixels(x)
 
     places = jnp.arange(patches.shape[1] * patches.shape[2])
     flat = patches.reshape(patches.shape[0], len(places), *patches.shape[3:])

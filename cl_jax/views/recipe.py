@@ -1,7 +1,7 @@
 """From uint8 images and one key per example to views, on the device.
 
 >>> keys = example_keys(jax.random.fold_in(key, step), ids)
->>> a, b = augment([make("simclr_cifar")] * 2, keys, images)
+>>> a, b = augment([of_section("simclr_cifar")] * 2, keys, images)
 
 A view is a function of (recipe, example's key, view number, image) alone.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cl_jax.core.names import nearest
 from cl_jax.views import blur as gaussian
-from cl_jax.views import colour, crop, image, lab, presets
+from cl_jax.views import colour, crop, lab, planes, presets
 from cl_jax.views.presets import Recipe
 
 
@@ -35,13 +35,12 @@ class Draw(NamedTuple):
     solarize: jax.Array
 
 
-def make(section: str | Mapping[str, Any]) -> Recipe:
+def of_section(section: str | Mapping[str, Any]) -> Recipe:
     """A recipe from a preset's name, or from a config section of plain values.
 
     In a section, "name" is the preset (`presets.py`; without one, Recipe's defaults), keys that the
-    preset's function
-    takes go to it, and the others replace fields of the result: {"name": "simclr", "size": 96,
-    "strength": 0.5, "gray": 0.1}. Lists become tuples.
+    preset's function takes go to it, and the others replace fields of the result: {"name":
+    "simclr", "size": 96, "strength": 0.5, "gray": 0.1}. Lists become tuples.
 
     Raises:
       ValueError: an unknown preset or key, with the nearest known name.
@@ -119,7 +118,7 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
         interpolation=recipe.resampling,
         clip=recipe.family == "tv" and recipe.interpolation == "bicubic",
     )
-    x = image.clip(x) if recipe.crop == "byol" else x
+    x = planes.clip(x) if recipe.crop == "byol" else x
     weights = colour.LUMA_TENSOR if recipe.family == "tf" else colour.LUMA_PIL
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     operators = [operator for operator, strength in enumerate(strengths) if strength > 0]
@@ -127,7 +126,7 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
         if getattr(recipe, operator) == 0:
             continue
         if operator == "flip":
-            x = image.flip(x, drawn.flip)
+            x = planes.flip(x, drawn.flip)
         elif operator == "jitter":
             x = colour.jitter(
                 x,
@@ -142,15 +141,15 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
             x = colour.grayscale(x, weights, drawn.gray)
         elif operator == "blur":
             x = gaussian.blur(
-                image.clip(x),
+                planes.clip(x),
                 drawn.sigma,
                 radius=recipe.radius,
                 padding=recipe.padding,
                 apply=drawn.blur,
             )
         else:
-            x = image.solarize(x, recipe.solarize_threshold, drawn.solarize)
-    return _finish(recipe, image.clip(x))
+            x = planes.solarize(x, recipe.solarize_threshold, drawn.solarize)
+    return _finish(recipe, planes.clip(x))
 
 
 def _finish(recipe: Recipe, x: jax.Array) -> jax.Array:
@@ -158,7 +157,7 @@ def _finish(recipe: Recipe, x: jax.Array) -> jax.Array:
     return (
         x
         if recipe.mean is None or recipe.std is None
-        else image.normalise(x, recipe.mean, recipe.std)
+        else planes.normalise(x, recipe.mean, recipe.std)
     )
 
 
@@ -181,7 +180,7 @@ def apply(recipe: Recipe, keys: jax.Array, images: jax.Array) -> jax.Array:
 
     def view(key, pixels):
         drawn = draw(recipe, key, *pixels.shape[:2])
-        return image.pixels(transform(recipe, drawn, image.planes(pixels)))
+        return planes.pixels(transform(recipe, drawn, planes.planes(pixels)))
 
     return jax.vmap(view)(keys, images)
 
@@ -234,9 +233,9 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
     size = recipe.size
 
     def clean(pixels):
-        x = image.planes(pixels)
+        x = planes.planes(pixels)
         if recipe.test_crop == 1 and height == width == size:
-            return image.pixels(_finish(recipe, x))
+            return planes.pixels(_finish(recipe, x))
         if recipe.family == "tv":
             x = crop.resize_centre_crop(
                 x,
@@ -250,7 +249,7 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
             x = crop.resized_crop(
                 x, of(height, width, recipe.test_crop), size, interpolation=recipe.resampling
             )
-        return image.pixels(_finish(recipe, image.clip(x)))
+        return planes.pixels(_finish(recipe, planes.clip(x)))
 
     return jax.vmap(clean)(images)
 

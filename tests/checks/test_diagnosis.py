@@ -26,7 +26,7 @@ from cl_jax.checks.diagnosis import (
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import geometry, protocols
+from cl_jax.evals import geometry
 from cl_jax.losses import nce, unit
 from cl_jax.memory import queue as queues
 from cl_jax.training import loop, metrics, optim
@@ -73,8 +73,8 @@ def log(*, epoch=EPOCHS, loss=(1.0,), chance=None, start=None, **evaluated):
 def test_logged_runs(name):
     epoch, loss, rank, untrained, chance, knn, before, wanted = LOGGED[name]
     for reference in (True, False):
-        start = {"knn/random_network": before} | (
-            {"untrained/effective_rank": untrained} if reference else {}
+        start = {"untrained/knn/top1": before} | (
+            {"untrained/geometry/effective_rank": untrained} if reference else {}
         )
         rows = log(
             epoch=epoch,
@@ -93,7 +93,7 @@ def test_logged_runs(name):
 
 
 def test_without_labels_the_loss_and_the_rank_decide():
-    start = {"untrained/effective_rank": 80.0}
+    start = {"untrained/geometry/effective_rank": 80.0}
     assert diagnose(log(loss=(7.0,), chance=8.3, start=start), 12).name == HEALTHY
     assert diagnose(log(loss=(8.2,), chance=8.3, start=start), 12).name == CHANCE
     assert diagnose(log(loss=(9.1,), chance=8.3, start=start), 12).name == BELOW_CHANCE
@@ -102,7 +102,7 @@ def test_without_labels_the_loss_and_the_rank_decide():
 
 
 def test_a_knn_that_training_did_not_raise():
-    start = {"knn/random_network": 0.4}
+    start = {"untrained/knn/top1": 0.4}
     for knn, epoch, wanted in (
         (0.43, 12, HEALTHY),
         (0.41, 12, WORSE),
@@ -115,10 +115,18 @@ def test_a_knn_that_training_did_not_raise():
     )  # more than the loss says
 
 
+@pytest.mark.parametrize("loss, wanted", [(8.31, CHANCE), (9.0, BELOW_CHANCE)])
+def test_a_loss_above_chance_is_never_healthy(loss, wanted):
+    """However good the kNN."""
+    start = {"knn/random_network": 0.4}
+    rows = log(loss=(loss,), chance=8.3, start=start, knn_top1=0.8)
+    assert diagnose(rows, 12).name == wanted
+
+
 def test_no_verdict_before_its_time():
     assert diagnose([], 12).name == EARLY
     assert (
-        diagnose([{"step": 0, "knn/random_network": 0.3}, {"step": 5, "loss": 1.0}], 12).name
+        diagnose([{"step": 0, "untrained/knn/top1": 0.3}, {"step": 5, "loss": 1.0}], 12).name
         == EARLY
     )
     rows = log(epoch=1.0, geometry_relative_std=0.0)
@@ -180,8 +188,12 @@ def test_features_made_to_fail(clean, trained, wanted):
     untrained = features("good", seed=1)
     start = {
         "step": 0,
-        "untrained/effective_rank": geometry.measure(untrained[0])["geometry/effective_rank"],
-        "untrained/same_batch": geometry.of_pairs(untrained, untrained, BATCH)["pairs/same_batch"],
+        "untrained/geometry/effective_rank": geometry.measure(untrained[0])[
+            "geometry/effective_rank"
+        ],
+        "untrained/pairs/same_batch": geometry.of_pairs(untrained, untrained, BATCH)[
+            "pairs/same_batch"
+        ],
     }
     now = geometry.measure(running[0], None, tuple(running)) | geometry.of_pairs(
         running, batches, BATCH
@@ -206,7 +218,7 @@ def test_a_contrast_that_running_statistics_do_not_support():
     rows[1]["contrast_top1"] = 0.15
     assert diagnose(rows, 12).name == HEALTHY
     rows = log(
-        loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"knn/random_network": 0.325}, knn_top1=0.77
+        loss=(5.0,), chance=8.3, pairs_top1=0.02, start={"untrained/knn/top1": 0.325}, knn_top1=0.77
     )
     rows[1]["contrast_top1"] = (
         0.29  # MoCo v1 on `scenes`, where half of the pairs are two views of one picture
@@ -228,7 +240,7 @@ def test_pairs_by_hand():
 
 def test_the_table_of_a_log(tmp_path):
     (tmp_path / "config.json").write_text('{"total_epochs": 12.0}')
-    rows = log(loss=(8.3,), chance=8.3, start={"knn/random_network": 0.3}, knn_top1=0.2)
+    rows = log(loss=(8.3,), chance=8.3, start={"untrained/knn/top1": 0.3}, knn_top1=0.2)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnosis.table([tmp_path]).splitlines()[-1] == (
         f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a "
@@ -247,8 +259,7 @@ def tiny(kind):
 
     "batch mean": features may add the mean of their batch, by a learnt weight that starts at 0;
     negatives are a queue's, and noise hides the images but not their mean. This is what batch norm
-    offers a method whose keys are not shuffled.
-    """
+    offers a method whose keys are not shuffled."""
     queue = kind == "batch mean"
 
     def variables(key, batch):
@@ -268,23 +279,23 @@ def tiny(kind):
             "mean": 0.9 * stats["mean"] + 0.1 * lax.stop_gradient(mean)
         }
 
-    def forward(params, stats, target, batch, key):
+    def views(batch, key):
         def view(number):
             def one(image, i, size):
                 noise = jax.random.normal(
-                    jax.random.fold_in(jax.random.fold_in(key, i), number), (48,)
+                    jax.random.fold_in(jax.random.fold_in(key, i), number), image.shape
                 )
-                return image.reshape(-1) / 255.0 - 0.5 + size * noise
+                return image / 255.0 - 0.5 + size * noise
 
             ids, sizes = batch["id"], jnp.full(len(batch["id"]), 0.3)
             if queue:  # rows in twos share a large noise with opposite signs
                 ids, sizes = jnp.repeat(ids[::2], 2), jnp.where(jnp.arange(len(ids)) % 2, 1.0, -1.0)
             return jax.vmap(one)(batch["image"], ids, sizes)
 
-        (a, after), (b, _) = (
-            network(params, stats, view(1), True),
-            network(params, stats, view(2), True),
-        )
+        return [view(1), view(2)]
+
+    def forward(params, stats, target, inputs, batch, key):
+        (a, after), (b, _) = (network(params, stats, x.reshape(-1, 48), True) for x in inputs)
         return {"a": unit(a), "b": unit(b)}, after, None
 
     def loss(outputs, params, memory, batch, key):
@@ -319,12 +330,14 @@ def tiny(kind):
 
     return from_loss(
         variables=variables,
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=loss,
         tx=tx,
         axis_name=parallel.AXIS,
         features=features,
-        clean=lambda images: images / 255.0 - 0.5,
+        clean=lambda batch: batch["image"] / 255.0 - 0.5,
     )
 
 
@@ -343,7 +356,12 @@ def test_tiny_runs(kind, wanted, tmp_path):
     source = from_arrays("random", {"image": images}, {})
     facts = Run(parallel.AXIS, TINY_BATCH, 64, 4, STEPS, {})
     built = Built(
-        tiny(kind), Splits(source, source), facts, parallel.make_mesh(2), lambda step: 1e-2
+        tiny(kind),
+        Splits(source, source),
+        facts,
+        parallel.make_mesh(2),
+        lambda step: 1e-2,
+        evaluators={"geometry": geometry.make()},
     )
     config = ConfigDict(
         dict(
@@ -352,11 +370,10 @@ def test_tiny_runs(kind, wanted, tmp_path):
             nonfinite="stop",
             dispatch_steps=0,
             log_steps=10,
-            views=dict(one=dict(size=4, crop="none", order=(), mean=(0.5,) * 3, std=(1.0,) * 3)),
             evals=dict(batch_size=32, feature="h"),
         )
     )
-    evaluator = protocols.Evaluator(built.method, built.data, built.mesh, config, tmp_path)
+    evaluator = loop.evaluation_of(built, config, tmp_path)
     state = initial_state(built, config)
     rows = [{"step": 0} | evaluator.baselines(state)]
     steps = stepper(built, config, 0)
@@ -367,7 +384,7 @@ def test_tiny_runs(kind, wanted, tmp_path):
                 {"step": step + 1, "epoch": (step + 1) / 4}
                 | {name: float(x) for name, x in values.items()}
             )
-    rows.append({"step": STEPS} | evaluator.online(state))
+    rows.append({"step": STEPS} | evaluator.measure(state))
     found = diagnose(rows, STEPS / 4)
     assert found.name == wanted, (found, rows[0], rows[-1])
 

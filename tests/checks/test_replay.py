@@ -13,6 +13,7 @@ from jax import lax
 from cl_jax.checks import finite, replay, verify
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.tools import replay as command
 from cl_jax.training import checkpoint, loop, metrics
 from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
@@ -25,8 +26,10 @@ def method(loss, learning_rate=1e-2):
     def variables(key, batch):
         return Variables({"w": 0.1 * jax.random.normal(key, (48, 8))}, {})
 
-    def forward(params, stats, target, batch, key):
-        rows = batch["image"].reshape(-1, 48).astype(jnp.float32) / 255.0
+    def views(batch, key):
+        return batch["image"].reshape(-1, 48).astype(jnp.float32) / 255.0
+
+    def forward(params, stats, target, rows, batch, key):
         with jax.named_scope("layer"):
             return rows @ params["w"], stats, None
 
@@ -35,6 +38,8 @@ def method(loss, learning_rate=1e-2):
 
     return from_loss(
         variables=variables,
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=value,
         tx=optax.sgd(learning_rate),
@@ -43,7 +48,7 @@ def method(loss, learning_rate=1e-2):
             {"h": images.reshape(-1, 48) @ params["w"]},
             stats,
         ),
-        clean=lambda images: images / 255.0,
+        clean=lambda batch: batch["image"] / 255.0,
     )
 
 
@@ -199,8 +204,8 @@ def run(monkeypatch):
                 "build",
                 lambda config, previous: small.built(config.devices)._replace(method=made),
             )
-        monkeypatch.setattr(loop.protocols.Evaluator, "online", lambda *_, **__: {"knn/top1": 0.0})
-        monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
+        monkeypatch.setattr(loop.Evaluation, "measure", lambda *_, **__: {"knn/top1": 0.0})
+        monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
         return loop.train(config, workdir)
 
     return run
@@ -219,7 +224,7 @@ def test_an_absurd_learning_rate_stops_and_the_step_is_done_again_bit_for_bit(
     found = json.loads((kept / "record.json").read_text())
     assert found["devices"] == devices and found["steps_in_dispatch"] == together
     assert len(found["batch_ids"]) == small.BATCH and found["metrics"]["loss"] == np.inf
-    assert replay.main([str(tmp_path / "bad_step")]) == 0
+    assert command.main([str(tmp_path / "bad_step")]) == 0
     said = capsys.readouterr()
     assert f"replay{kept}`says" in "".join(said.err.split())
     assert (
@@ -229,7 +234,7 @@ def test_an_absurd_learning_rate_stops_and_the_step_is_done_again_bit_for_bit(
     assert (
         "first not finite: " in said.out and "test_replay.py" in said.out and "(square)" in said.out
     )
-    assert replay.main([str(kept), "--float64"]) == 0
+    assert command.main([str(kept), "--float64"]) == 0
     assert "all finite: the fault is rounding or overflow" in capsys.readouterr().out
 
 
@@ -253,7 +258,7 @@ def test_skipped_steps_are_kept_up_to_the_third_and_counted_over_a_resume(run, t
     ]
     assert sorted(path.name for path in (tmp_path / "bad_step").iterdir()) == ["2", "4", "6"]
     capsys.readouterr()
-    assert replay.main([str(tmp_path / "bad_step" / "4")]) == 0
+    assert command.main([str(tmp_path / "bad_step" / "4")]) == 0
     said = capsys.readouterr().out
     assert (
         "loss nan" in said
@@ -268,13 +273,13 @@ def test_a_step_that_comes_out_otherwise_is_said(run, tmp_path, capsys):
     path = tmp_path / "bad_step" / "2" / "record.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps(found | {"metrics": found["metrics"] | {"loss": 2.5}}))
-    assert replay.main([str(tmp_path)]) == 1
+    assert command.main([str(tmp_path)]) == 1
     assert "recorded: loss 2.5" in capsys.readouterr().out
     path.write_text(json.dumps(found | {"batch_ids": found["batch_ids"][::-1]}))
-    assert replay.main([str(tmp_path)]) == 2
+    assert command.main([str(tmp_path)]) == 2
     assert "the data set or its order has changed" in capsys.readouterr().err
     path.unlink()
-    assert replay.main([str(tmp_path)]) == 2
+    assert command.main([str(tmp_path)]) == 2
     assert "holds no step that was kept" in capsys.readouterr().err
 
 
@@ -309,7 +314,7 @@ def test_methods_themselves(name, learning_rate, tmp_path, capsys):
     config.evals.update({"every_epochs": 0.0, "baselines": False})
     with pytest.raises(FloatingPointError):
         loop.train(config, tmp_path)
-    assert replay.main([str(tmp_path)]) == 0
+    assert command.main([str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "as recorded, bit for bit" in said and "first not finite: " in said
     assert ("State given to the step" if np.isnan(learning_rate) else "  at ") in said

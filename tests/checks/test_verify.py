@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import verify
 from cl_jax.core.method import State
+from cl_jax.tools import verify as command
 from tests import small
 
 DEVICES = (1, 2, 4)
@@ -194,15 +195,15 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
         "a": [dataclasses.replace(healthy, name="a")],
         "b": [dataclasses.replace(healthy, name="b first"), wrong],
     }
-    monkeypatch.setattr(verify.configs, "names", lambda: list(found))
+    monkeypatch.setattr(command.configs, "load", lambda name: None)
     monkeypatch.setattr(
         verify, "verify", lambda name, devices, steps: ((record, None) for record in found[name])
     )
     path, page = tmp_path / "all.json", tmp_path / "page.md"
     page.write_text("before\n<!-- verify -->\nold\n<!-- end of verify -->\nafter\n")
     words = [f"--json={path}", f"--page={page}", "--devices=1,2,4"]
-    assert verify.main([*words, "--configs=a"]) == 0
-    assert verify.main([*words, "--configs=b"]) == 1
+    assert command.main([*words, "--configs=a"]) == 0
+    assert command.main([*words, "--configs=b"]) == 1
     said = capsys.readouterr().out
     assert (
         "1 of 1 the same on 1, 2, 4 devices" in said
@@ -221,7 +222,7 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
     )
     assert text.count("**a**") == 1 and "old" not in text
     del found["b"][1]
-    assert verify.main([*words, "--configs=b"]) == 0 and "b second" not in path.read_text()
+    assert command.main([*words, "--configs=b"]) == 0 and "b second" not in path.read_text()
 
 
 def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys):
@@ -230,9 +231,10 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
             raise ValueError("splits=4 on 8 devices")
         yield dataclasses.replace(healthy, name=name), None
 
-    monkeypatch.setattr(verify.configs, "names", lambda: ["a", "b"])
+    monkeypatch.setattr(command.configs, "load", lambda name: None)
+    monkeypatch.setattr(command.configs, "names", lambda: ["a", "b"])
     monkeypatch.setattr(verify, "verify", found)
-    assert verify.main(["--devices=1,2,4"]) == 1
+    assert command.main(["--devices=1,2,4"]) == 1
     said = capsys.readouterr()
     assert (
         "a does not run: ValueError: splits=4 on 8 devices" in said.err
@@ -243,7 +245,7 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["--configs=simclr_v3"], "configs/simclr_v3.py does not exist; have "),
+        (["--configs=simclr_v3"], "config 'simclr_v3' does not exist"),
         (["--devices=1"], "expected at least two devices"),
         (["--devices=1,x"], "invalid literal"),
         (["--steps=0"], "expected at least two devices and one step"),
@@ -251,7 +253,7 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
 )
 def test_mistakes_are_named(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        verify.main(words)
+        command.main(words)
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 

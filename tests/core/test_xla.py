@@ -52,7 +52,7 @@ def test_every_flag_is_accepted_by_this_jaxlib(environment):
         [
             sys.executable,
             "-c",
-            "from cl_jax import xla; xla.prepare('cpu'); xla.prepare('gpu')\n"
+            "from cl_jax.core import xla; xla.prepare('cpu'); xla.prepare('gpu')\n"
             "import jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])",
         ],
         capture_output=True,
@@ -68,8 +68,7 @@ from cl_jax.core import xla
 print(xla.keep_memory())
 import jax, jax.numpy as jnp
 @jax.jit
-def step(x):  # needs 64 MiB besides its argument and result, of the program and not of a thread of
-one operation
+def step(x):  # 64 MiB besides its argument and result, of the program, not of a thread
     return jnp.exp(x @ x.T) @ x
 x = jnp.ones((4096, 64))
 faults = []

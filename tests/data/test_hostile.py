@@ -1,8 +1,7 @@
 """Bad and hostile inputs: each is refused (or converted) with its name, and nothing in it is run.
 
 `python -m tests.data.test_hostile` writes what each got to docs/bad_inputs.md; a test holds the
-page to it.
-"""
+page to it."""
 
 import functools
 import io
@@ -28,8 +27,8 @@ from PIL import Image
 
 from cl_jax.core.method import State
 from cl_jax.data import folder, images, packed
-from cl_jax.training import checkpoint, experiment, metrics
-from cl_jax.views import image, lab
+from cl_jax.training import checkpoint, experiment, metrics, stages
+from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
@@ -508,7 +507,7 @@ def build(change: Callable[[ConfigDict], None], tmp_path: Path, module=simclr_v1
             image=np.zeros((64, 16, 16, 3), np.uint8),
             label=np.arange(64) % 3,
         )
-    config = experiment.stages(module.get_config("debug"), tmp_path)[0][1]
+    config = stages.stages(module.get_config("debug"), tmp_path)[0][1]
     config.devices, config.data = 1, ConfigDict(dict(name="packed", path=str(tmp_path)))
     change(config)
     experiment.build(config)
@@ -603,7 +602,7 @@ def variant(tmp_path: Path) -> str:
     "data's",
 )
 def one_channel(tmp_path: Path) -> str:
-    image.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    planes.normalise(np.zeros((1, 4, 4), np.float32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     return "read"
 
 
@@ -623,13 +622,14 @@ def no_colours(tmp_path: Path) -> str:
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
     checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    (tmp_path / "last" / "1").mkdir(parents=True)
     checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
     return "accepted"
 
 
 @case("A run's folder", "no run in it", "config.json is missing. Train first")
 def no_run(tmp_path: Path) -> str:
-    experiment.load(tmp_path)
+    stages.load(tmp_path)
     return "loaded"
 
 
@@ -655,7 +655,7 @@ def other_sizes(tmp_path: Path) -> str:
 @case(
     "A run's folder",
     "a checkpoint whose files are a pickle",
-    "no checkpoint in WORKDIR/last fits this run",
+    "no checkpoint in WORKDIR fits this run",
 )
 def pickled_checkpoint(tmp_path: Path) -> str:
     state = saved(tmp_path)

@@ -22,7 +22,7 @@ def solid(monkeypatch):
     exactly."""
     targets = load_digits().target.astype(np.int32)
     monkeypatch.setattr(
-        scenes, "_digits", lambda: (np.ones((len(targets), 8, 8), np.float32), targets)
+        scenes, "handwritings", lambda: (np.ones((len(targets), 8, 8), np.float32), targets)
     )
 
 
@@ -42,7 +42,7 @@ def own_ground(image):
 
 
 def test_the_parts_are_what_scikit_learn_loads():
-    theirs, (images, targets) = load_digits(), scenes._digits()
+    theirs, (images, targets) = load_digits(), scenes.handwritings()
     np.testing.assert_array_equal(images * 16, theirs.images)
     np.testing.assert_array_equal(targets, theirs.target)
     for ours, photograph in zip(scenes._photographs(), load_sample_images().images, strict=True):
@@ -54,7 +54,7 @@ def test_parts_that_are_missing(monkeypatch):
     with pytest.raises(
         FileNotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"
     ):
-        scenes._digits()
+        scenes.handwritings()
 
 
 def test_how_many_are_painted_at_a_time_changes_nothing(monkeypatch):

@@ -187,3 +187,110 @@ def test_errors_say_what_to_do():
         )
     with pytest.raises(ValueError, match="floating-point"):
         BatchNorm().apply(variables, x.astype(np.uint8), train=False)
+
+
+# Row weights
+# --------------------------------------
+
+
+def _repeated(x, counts):
+    """The rows of x, each as often as its weight says."""
+    return np.repeat(x, counts, axis=0)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_a_weight_is_how_often_a_row_counts(unbiased):
+    x, variables = RNG.normal(2, 3, (6, 5)).astype(np.float32), _variables(5)
+    counts = np.array([1, 0, 2, 1, 3, 0])
+    module = BatchNorm(unbiased_running_variance=unbiased)
+    y, state = module.apply(variables, x, train=True, weight=counts, mutable=["batch_stats"])
+    z, expected = module.apply(variables, _repeated(x, counts), train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(_repeated(y, counts), z, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), state, dict(expected))
+
+
+def test_padding_changes_nothing():
+    x, variables = RNG.normal(size=(4, 3, 2)).astype(np.float32), _variables(2)
+    padded = np.concatenate([x, np.full((2, 3, 2), 1e6, np.float32)])
+    weight = np.array([1, 1, 1, 1, 0, 0], np.float32)
+    y, state = BatchNorm().apply(
+        variables, padded, train=True, weight=weight, mutable=["batch_stats"]
+    )
+    z, expected = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y[:4], z, atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), state, dict(expected))
+
+
+def test_weights_of_single_places():
+    """[B, T] weights of x [B, T, C] are those of its B T rows."""
+    x, variables = RNG.normal(size=(3, 4, 2)).astype(np.float32), _variables(2)
+    weight = RNG.integers(0, 3, (3, 4)).astype(np.float32)
+    apply = partial(BatchNorm().apply, variables, train=True, mutable=["batch_stats"])
+    y, state = apply(x, weight=weight)
+    z, expected = apply(x.reshape(12, 2), weight=weight.reshape(12))
+    np.testing.assert_allclose(y.reshape(12, 2), z, atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), dict(state), dict(expected))
+
+
+def test_no_weight_at_all_is_finite():
+    x, variables = RNG.normal(size=(3, 2)).astype(np.float32), _variables(2)
+
+    def loss(x):
+        apply = partial(BatchNorm().apply, variables, train=True, mutable=["batch_stats"])
+        return apply(x, weight=jnp.zeros(3))[0].sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(x))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_weighted_gradient():
+    x = jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32)
+    v = jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32)
+    weight, variables = jnp.array([1.0, 0.0, 2.0, 0.5, 1.0]), _variables(2)
+
+    def ours(x):
+        y, _ = BatchNorm().apply(variables, x, train=True, weight=weight, mutable=["batch_stats"])
+        return jnp.sum(v * y**3)
+
+    def plain(x):
+        share = (weight / weight.sum())[:, None]
+        mean = (share * x).sum(0)[None]
+        y = (x - mean) / jnp.sqrt((share * (x - mean) ** 2).sum(0) + 1e-5)[None]
+        p = variables["params"]
+        return jnp.sum(v * (y * p["scale"][None] + p["bias"][None]) ** 3)
+
+    for derivative in (jax.grad, jax.hessian):
+        expected = jax.jit(derivative(plain))(x)
+        np.testing.assert_allclose(
+            jax.jit(derivative(ours))(x), expected, atol=1e-4 * np.abs(expected).max()
+        )
+
+
+def _weighted_loss(x, v, weight, scale, bias, *, axis_name, splits):
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])},
+    }
+    y, _state = BatchNorm(axis_name=axis_name, splits=splits, unbiased_running_variance=True).apply(
+        variables, x, train=True, weight=weight, mutable=["batch_stats"]
+    )
+    loss = jnp.mean(v * jnp.tanh(y))
+    return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+
+@pytest.mark.parametrize("splits", [1, 8])
+def test_devices_agree_with_weights(splits):
+    """Devices hold different weight: the mean of their means would be another one."""
+    x, v = RNG.normal(1, 2, (2, 16, 4, 3))
+    weight = np.arange(16) % 5 * 0.7 + 0.3
+    assert_parity(
+        partial(_weighted_loss, splits=splits),
+        [x, v, weight, *RNG.normal(size=(2, 3))],
+        [True, True, True, False, False],
+    )
+
+
+def test_a_weight_of_another_shape():
+    x, variables = np.ones((6, 3), np.float32), _variables(3)
+    with pytest.raises(ValueError, match=r"weight has shape \(3,\).*for each row, \[6\]"):
+        BatchNorm().apply(variables, x, train=True, weight=np.ones(3), mutable=["batch_stats"])

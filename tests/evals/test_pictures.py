@@ -34,7 +34,7 @@ def images(*shape):
 def test_curve(tmp_path):
     path = tmp_path / "new" / "curve.png"
     knn_curve(
-        path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "knn/random_network": 0.25}
+        path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "untrained/knn/top1": 0.25}
     )
     shown = read(path)
     assert shown.shape == (4.5 * DPI, 7 * DPI, 3) and shown.std() > 5

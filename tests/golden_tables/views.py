@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from cl_jax.views import blur, colour, crop, image, lab, presets, recipe
+from cl_jax.views import blur, colour, crop, lab, planes, presets, recipe
 from tests.goldens import Case, Golden
 
 # Tolerances of images are absolute: above every value, `floor` turns the table's relative bound
@@ -26,16 +26,16 @@ def absolute(run, bound, **bounds):
 
 def _levels(x):
     """Our floats in the units of a uint8 file."""
-    return image.pixels(image.clip(x)) * 255
+    return planes.pixels(planes.clip(x)) * 255
 
 
 def _resized(interpolation, box="box", clip=False):
     def run(case: Case):
         size = (case["out_h"], case["out_w"])
         x = crop.resized_crop(
-            image.planes(case["image"]), case[box], size, interpolation=interpolation, clip=clip
+            planes.planes(case["image"]), case[box], size, interpolation=interpolation, clip=clip
         )
-        return {"out": image.pixels(x)}
+        return {"out": planes.pixels(x)}
 
     return run
 
@@ -44,9 +44,12 @@ def _simclr_centre(case):
     height, width = case["image"].shape[:2]
     box = crop.centre_box(height, width, case["proportion"], case["out_w"] / case["out_h"])
     x = crop.resized_crop(
-        image.planes(case["image"]), box, (case["out_h"], case["out_w"]), interpolation="tf_bicubic"
+        planes.planes(case["image"]),
+        box,
+        (case["out_h"], case["out_w"]),
+        interpolation="tf_bicubic",
     )
-    return {"out": image.pixels(x)}
+    return {"out": planes.pixels(x)}
 
 
 def _single(x, factors, additive, **family):
@@ -59,24 +62,24 @@ def _single(x, factors, additive, **family):
 
 
 def _simclr_jitter(additive, case):
-    x = image.planes(case["image"])
+    x = planes.planes(case["image"])
     out = _single(x, case["factors"], additive, family="tf")
     out["out"] = colour.jitter(
         x, colour.Jitter(case["order"], case["factors"]), family="tf", additive=additive
     )
-    return {name: image.pixels(value) for name, value in out.items()}
+    return {name: planes.pixels(value) for name, value in out.items()}
 
 
 def _simclr_blur(case):
-    x, size = image.planes(case["image"]), case["kernel_size"]
+    x, size = planes.planes(case["image"]), case["kernel_size"]
     blurred = partial(blur.blur, sigma=case["sigma"], padding="zero")
     both = jnp.stack([x, x[:, ::-1]])
     batch = jax.vmap(lambda x, u: blurred(x, radius=size // 2, apply=u < 0.5))(
         both, case["selector"]
     )
     return {
-        "out": image.pixels(blurred(x, radius=size // 2)),
-        "batch_out": image.pixels(image.clip(batch)),
+        "out": planes.pixels(blurred(x, radius=size // 2)),
+        "batch_out": planes.pixels(planes.clip(batch)),
     }
 
 
@@ -88,7 +91,7 @@ def _draw(case, box, **replaced):
 def _simclr_whole(additive, case):
     used = presets.simclr_cifar(case["size"], case["strength"], additive_brightness=additive)
     drawn = _draw(case, case["box"], blur=False, sigma=1.0, solarize=False)
-    return {"out": image.pixels(recipe.transform(used, drawn, image.planes(case["image"])))}
+    return {"out": planes.pixels(recipe.transform(used, drawn, planes.planes(case["image"])))}
 
 
 def _byol_crop(case):
@@ -102,7 +105,7 @@ def _byol_crop(case):
     )
     drawn = recipe.Draw(box, *[None] * 8)
     return {
-        "out": image.pixels(recipe.transform(only_crop, drawn, image.planes(case["image"]))),
+        "out": planes.pixels(recipe.transform(only_crop, drawn, planes.planes(case["image"]))),
         "box": box,
     }
 
@@ -113,7 +116,7 @@ def _byol_centre(case):
 
 
 def _byol_jitter(case):
-    x = image.planes(case["images"])
+    x = planes.planes(case["images"])
 
     def one(x, order, factors, jitter, gray):
         x = colour.jitter(
@@ -123,24 +126,24 @@ def _byol_jitter(case):
 
     out = _single(x[0], case["factors"][0], True, family="tf")
     out["out"] = jax.vmap(one)(x, case["order"], case["factors"], case["jitter"], case["gray"])
-    return {name: image.pixels(value) for name, value in out.items()}
+    return {name: planes.pixels(value) for name, value in out.items()}
 
 
 def _byol_blur(case):
-    x = image.planes(case["images"])
+    x = planes.planes(case["images"])
     radius = int(x.shape[2] / case["blur_divider"] / 2)
     blurred = jax.vmap(
         lambda x, sigma, on: blur.blur(x, sigma, radius=radius, padding="zero", apply=on)
     )
-    return {"out": image.pixels(blurred(x, case["sigma"], case["apply"]))}
+    return {"out": planes.pixels(blurred(x, case["sigma"], case["apply"]))}
 
 
 def _byol_solarize(case):
-    x = image.planes(case["images"])
-    out = jax.vmap(partial(image.solarize, threshold=case["threshold"]))(x, apply=case["apply"])
+    x = planes.planes(case["images"])
+    out = jax.vmap(partial(planes.solarize, threshold=case["threshold"]))(x, apply=case["apply"])
     return {
-        "out": image.pixels(out),
-        "flipped": image.pixels(jax.vmap(image.flip)(x, case["flip"])),
+        "out": planes.pixels(out),
+        "flipped": planes.pixels(jax.vmap(planes.flip)(x, case["flip"])),
     }
 
 
@@ -148,59 +151,59 @@ def _byol_whole(case):
     out = {}
     for view in (1, 2):
         drawn = case.group(f"view{view}_")
-        x = image.planes(case[f"view{view}"])
+        x = planes.planes(case[f"view{view}"])
         side = x.shape[2]
         used = dataclasses.replace(presets.byol(view, side), mean=None, std=None)
         boxes = jnp.broadcast_to(jnp.array([0, 0, side, side]), (x.shape[0], 4))
         draws = recipe.Draw(boxes, *(drawn[name] for name in recipe.Draw._fields[1:]))
-        out[f"out_view{view}"] = image.pixels(jax.vmap(partial(recipe.transform, used))(draws, x))
+        out[f"out_view{view}"] = planes.pixels(jax.vmap(partial(recipe.transform, used))(draws, x))
     return out
 
 
 def _tv_crop(case):
-    out, x, size = {}, image.planes(case["image"]), (case["out_h"], case["out_w"])
+    out, x, size = {}, planes.planes(case["image"]), (case["out_h"], case["out_w"])
     for name in ("bilinear", "bicubic"):
         cut = partial(crop.resized_crop, x, case["box"], size, interpolation=name)
-        out |= {name: _levels(cut(clip=True)), f"{name}_float": image.pixels(cut())}
+        out |= {name: _levels(cut(clip=True)), f"{name}_float": planes.pixels(cut())}
     return out
 
 
 def _tv_jitter(case):
-    out, x = {}, image.planes(case["image"])
+    out, x = {}, planes.planes(case["image"])
     draw = colour.Jitter(case["order"], case["factors"])
     for suffix, weights in (("", colour.LUMA_PIL), ("_float", colour.LUMA_TENSOR)):
         made = _single(x, case["factors"].astype(x.dtype), False, family="tv", luma_weights=weights)
         made["out"] = colour.jitter(x, draw, family="tv", luma_weights=weights)
         out |= {
-            name + suffix: image.pixels(image.clip(value)) if suffix else _levels(value)
+            name + suffix: planes.pixels(planes.clip(value)) if suffix else _levels(value)
             for name, value in made.items()
         }
     return out
 
 
 def _tv_misc(case):
-    x = image.planes(case["image"])
+    x = planes.planes(case["image"])
     norm = {
         "imagenet": (presets.IMAGENET_MEAN, presets.IMAGENET_STD),
         "cifar": (presets.CIFAR_MEAN, presets.CIFAR_STD),
         "swav": (presets.IMAGENET_MEAN, presets.SWAV_STD),
     }
     return {
-        "solarize": _levels(image.solarize(x)),
-        "hflip": _levels(image.flip(x)),
+        "solarize": _levels(planes.solarize(x)),
+        "hflip": _levels(planes.flip(x)),
         "grayscale": _levels(colour.grayscale(x)),
-        "grayscale_float": image.pixels(colour.grayscale(x, colour.LUMA_TENSOR)),
+        "grayscale_float": planes.pixels(colour.grayscale(x, colour.LUMA_TENSOR)),
         **{
-            f"normalize_{name}": image.pixels(image.normalise(x, *numbers))
+            f"normalize_{name}": planes.pixels(planes.normalise(x, *numbers))
             for name, numbers in norm.items()
         },
     }
 
 
 def _tv_blur(case):
-    x = image.planes(case["image"], jnp.float64)
+    x = planes.planes(case["image"], jnp.float64)
     blurred = blur.blur(x, case["sigma"], radius=12, padding="edge")
-    return {"out": _levels(blurred), "exact_gaussian_formula": image.pixels(blurred) * 255}
+    return {"out": _levels(blurred), "exact_gaussian_formula": planes.pixels(blurred) * 255}
 
 
 def _tv_boxes(case):
@@ -219,7 +222,7 @@ def _tv_boxes(case):
 def _whole(preset, case):
     used = preset(size=case["size"])
     drawn = _draw(case, case["box"], factors=case["factors"].astype(jnp.float32))
-    return {"out": image.pixels(recipe.transform(used, drawn, image.planes(case["image"])))}
+    return {"out": planes.pixels(recipe.transform(used, drawn, planes.planes(case["image"])))}
 
 
 def _whole_row(preset):
@@ -228,11 +231,11 @@ def _whole_row(preset):
 
 def _cmc(preset, case):
     used = preset()
-    x = lab.convert(image.planes(case["rgb"], case.dtype), used.colour_space)
-    normalised = image.normalise(x, used.mean, used.std)
+    x = lab.convert(planes.planes(case["rgb"], case.dtype), used.colour_space)
+    normalised = planes.normalise(x, used.mean, used.std)
     return {
-        "converted": image.pixels(x),
-        "normalised": image.pixels(normalised),
+        "converted": planes.pixels(x),
+        "normalised": planes.pixels(normalised),
         "mean": jnp.array(used.mean),
         "std": jnp.array(used.std),
     }
@@ -245,7 +248,7 @@ TABLE = {
     "simclr-jitterv2": absolute(partial(_simclr_jitter, False), 1e-5),
     "simclr-gray": absolute(
         lambda case: {
-            "out": image.pixels(colour.grayscale(image.planes(case["image"]), colour.LUMA_TENSOR))
+            "out": planes.pixels(colour.grayscale(planes.planes(case["image"]), colour.LUMA_TENSOR))
         },
         2e-6,
     ),

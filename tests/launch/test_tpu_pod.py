@@ -63,8 +63,8 @@ def cloud(tmp_path):
 verb=$4 slice=$5 home={tmp_path}/workers
 case $verb in
     describe) cat {tmp_path}/state ;;
-    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state
-    ;; delete) rm -r $home {tmp_path}/state ;;
+    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
+    delete) rm -r $home {tmp_path}/state ;;
     scp) cp "$5" $home/0/; cp "$5" $home/1/ ;;
     ssh)
         for word; do case $word in
@@ -73,7 +73,7 @@ case $verb in
             --command=*) command=${{word#*=}} ;;
         esac; done
         for i in $workers; do HOME=$home/$i sh -c "cd && $command" || exit; done ;;
-esac""",
+esac""",  # noqa: E501
     )
     program(bin_, "pip", ":")
     program(tmp_path / "fake", "python", f'echo "$@" >>~/given\n. {tmp_path}/behaviour')

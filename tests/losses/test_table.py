@@ -343,6 +343,45 @@ ROWS = [
         weight_dis=1.0,
     ),
     row(losses.shift_right, "labels *b t", pad_id=0),
+    *(row(f, PAIR) for f in (losses.vicreg, losses.vicreg_terms, losses.barlow_twins)),
+    row(losses.cross_correlation, PAIR, local_moments=True),
+    row(losses.feature_covariance, "z b d"),
+    *(
+        row(f, "h v b d, permutations *s b", group_size=6, eps=0.1)
+        for f in (losses.w_mse, losses.whiten)
+    ),
+    *(row(f, PAIR, **T) for f in (losses.dcl, losses.dcl_rows, losses.dclw, losses.dclw_rows)),
+    row(losses.dclw, PAIR, **T, detach_weights=False),
+    row(losses.dclw_weights, PAIR),
+    row(losses.nearest_neighbours, "z b d, queue k d"),
+    *(
+        row(f, "p_a b d, p_b b d, neighbours_a b d, neighbours_b b d", **T, form=form)
+        for f in (losses.nnclr, losses.nnclr_rows)
+        for form in ("rows", "both", "nt_xent")
+    ),
+    row(losses.mae, "prediction b l d, target b l d, mask b l"),
+    row(losses.simmim, "prediction b 4 4 c, images b 4 4 c, mask b 2 2"),
+    row(losses.patchify, "images b x x c", patch=2),
+    row(losses.unpatchify, "patches b x 8", patch=2, height=4, width=4),
+    row(losses.normalise_patches, "patches b l d"),
+    row(losses.pixel_shuffle, "x b h w 8", stride=2),
+    row(
+        losses.ibot_patches,
+        "student s b l k, teacher s b l k, mask s b l, centre k",
+        student_temperature=0.1,
+        teacher_temperature=0.05,
+    ),
+    row(
+        losses.patch_distillation,
+        "student s b l k, targets s b l k, mask s b l",
+        student_temperature=0.1,
+    ),
+    *(row(f, "x b d") for f in (losses.koleo, losses.koleo_neighbours)),
+    *(
+        row(f, "x b d, directions d k", t_max=3.0)
+        for f in (losses.sigreg, losses.sigreg_statistics)
+    ),
+    *(row(f, "z v b d, directions d k", t_max=3.0) for f in (losses.lejepa, losses.lejepa_terms)),
     row(losses.unit, "x b d"),
     row(bank.update, "bank n d, rows b d, ids *b", momentum=0.5),
     *(
@@ -374,6 +413,8 @@ OTHERS = {
     "local_losses",
     "local_units",
     "draw_cutmix",
+    "draw_directions",
+    "draw_permutations",
     "draw_indices",
     "draw_mixtures",
     "draw_mixup",
@@ -410,6 +451,7 @@ ANY_RANK = {
     "features",
     "x",
     "negatives",
+    ("normalise_patches", "patches"),
 }
 # Booleans as well as numbers; a queue of anything.
 ANY_TYPE = {"mask", "selected", "queue_rows"}
@@ -425,6 +467,10 @@ KEEPS_TYPE = {
     "input_mix",
     "tsc_centroids",
     "select_hard",
+    "nearest_neighbours",
+    "patchify",
+    "unpatchify",
+    "pixel_shuffle",
 }
 
 

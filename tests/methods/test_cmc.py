@@ -54,7 +54,7 @@ def test_z_is_that_of_the_first_batch(two):
 def test_each_network_sees_its_own_channels(two):
     method, state, _ = two
     features = jax.jit(lambda x: method.features(state.params, state.stats, x, False)[0])
-    x = method.clean(IMAGES)
+    x = method.clean({"image": IMAGES})
     grey = features(x.at[..., 1:].set(0.5))
     lit = features(x.at[..., 0].set(0.5))
     plain = features(x)
@@ -84,7 +84,7 @@ def test_graphs_of_three_views(graph, edges):
 def test_recipes_are_views():
     views = (VIEW, recipe({"name": "cmc_ycbcr", "size": 8, "test_crop": 1.0}))
     method, state, update = build(views)
-    assert method.clean(IMAGES).shape == (8, 8, 8, 6)
+    assert method.clean({"image": IMAGES}).shape == (8, 8, 8, 6)
     after, metrics = update(state, BATCH, jax.random.key(1))
     assert np.isfinite(metrics["loss"]) and len(after.memory.banks) == 2
 

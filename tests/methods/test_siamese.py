@@ -11,6 +11,7 @@ from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import dino, moco_v3, simsiam
 from cl_jax.training import optim
+from cl_jax.views import draw
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
@@ -54,10 +55,7 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     assert moved(again.params["network"], two.params["network"]) == 0
     assert moved(again.params["predictor"], two.params["predictor"]) > 0
     # Two passes: from 0, the running mean is 0.09 of the first view's and 0.1 of the second's.
-    moments = [
-        stem_mean(view, first)
-        for view in simsiam.views_of.of_batch((VIEW,) * 2, BATCH, jax.random.key(1))
-    ]
+    moments = [stem_mean(view, first) for view in draw((VIEW,) * 2, BATCH, jax.random.key(1))]
     np.testing.assert_allclose(
         one.stats["network"]["encoder"]["stem_norm1"]["mean"],
         0.09 * moments[0] + 0.1 * moments[1],
@@ -74,7 +72,7 @@ def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
     network = simsiam.Network(NETWORK, simsiam.mlp.make(variant="simsiam", out_dim=8, num_layers=2))
     predict = simsiam.predictor.make(variant="simsiam", out_dim=8, hidden_dim=4)
     p, z = [], []
-    for images in simsiam.views_of.of_batch((VIEW,) * 4, BATCH, jax.random.key(1)):
+    for images in draw((VIEW,) * 4, BATCH, jax.random.key(1)):
         variables = {"params": first.params["network"], "batch_stats": first.stats["network"]}
         z.append(network.apply(variables, images, True, mutable=["batch_stats"])[0][0])
         variables = {"params": first.params["predictor"], "batch_stats": first.stats["predictor"]}
@@ -195,7 +193,7 @@ def test_dino_loss_is_of_the_centre_before_the_step():
     )
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     network = dino.Network(plain, dino.weight_norm.make(out_dim=12, hidden_dim=8, bottleneck_dim=8))
-    crops = dino.views_of.of_batch((VIEW, VIEW), BATCH, jax.random.key(1))
+    crops = draw((VIEW, VIEW), BATCH, jax.random.key(1))
     logits = [network.apply({"params": state.params}, [crop], True)[0] for crop in crops]
     expected = losses.dino(
         np.stack(logits),

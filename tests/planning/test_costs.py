@@ -71,22 +71,20 @@ def test_bytes_between_devices(steps):
 
 TPU = """
 %beside.1 (p: f32[2,8]) -> f32[8,8] {
-  %gather.1 = f32[8,8]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=1,
-  frontend_attributes={chain_id="0"}
+  %gather.1 = f32[8,8]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=1, frontend_attributes={chain_id="0"}
 }
 
 %beside.2 (p: f32[2,8]) -> f32[8,8] {
-  %gather.2 = f32[8,8]{1,0:T(8,128)} all-gather(%p), channel_id=1,
-  frontend_attributes={chain_id="0"}
+  %gather.2 = f32[8,8]{1,0:T(8,128)} all-gather(%p), channel_id=1, frontend_attributes={chain_id="0"}
 }
 
 ENTRY %main (a: f32[2,8]) -> f32[] {
   %one = f32[8,8]{1,0} fusion(%a), kind=kCustom, calls=%beside.1
   %two = f32[8,8]{1,0} fusion(%one), kind=kCustom, calls=%beside.2
-  %sums = (f32[]{:T(128)}, f32[3,4]{1,0:T(4,128)}, /*index=5*/f32[5]{0:T(128)S(1)}) all-reduce(%x,
-  %y, %z), channel_id=2 ROOT %got = f32[]{:T(128)} get-tuple-element(%sums), index=0
+  %sums = (f32[]{:T(128)}, f32[3,4]{1,0:T(4,128)}, /*index=5*/f32[5]{0:T(128)S(1)}) all-reduce(%x, %y, %z), channel_id=2
+  ROOT %got = f32[]{:T(128)} get-tuple-element(%sums), index=0
 }
-"""
+"""  # noqa: E501
 
 
 def test_collectives_of_a_tpu():

@@ -8,9 +8,8 @@ GPU = """
   %p = (s32[], f32[4,6]{1,0}) parameter(0)
   %row = f32[4,6]{1,0} get-tuple-element(%p), index=1
   %w = f32[6,6]{1,0} constant({...})
-  %dot = (f32[4,6]{1,0}, s8[999]{0}) custom-call(%row, %w), custom_call_target="__cublas$gemm",
-  metadata={op_name="jit(f)/while/body/jvp(Network)/head/dense1/dot_general"},
-  backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}} ROOT %again = (s32[], f32[4,6]{1,0}) tuple(%n, %row)
+  %dot = (f32[4,6]{1,0}, s8[999]{0}) custom-call(%row, %w), custom_call_target="__cublas$gemm", metadata={op_name="jit(f)/while/body/jvp(Network)/head/dense1/dot_general"}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+  ROOT %again = (s32[], f32[4,6]{1,0}) tuple(%n, %row)
 }
 
 %tiles (p: f32[4,6], q: f32[6,6]) -> f32[4,6] {
@@ -38,20 +37,19 @@ ENTRY %main (x: bf16[2,8,8,3], w: bf16[3,3,3,16], dy: bf16[2,4,4,16], v: f32[8])
   %w = bf16[16,3,3,3]{3,2,1,0} parameter(1)
   %dy = bf16[2,4,4,16]{3,2,1,0} parameter(2)
   %v = f32[8]{0} parameter(3)
-  %y = (bf16[2,4,4,16]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %w), window={size=3x3 stride=2x2},
-  dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward",
-  metadata={op_name="jit(f)/jvp(Network)/encoder/stage1_block1/conv1/conv_general_dilated"} %dw =
-  (bf16[16,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), dim_labels=b01f_o01i->b01f,
-  custom_call_target="__cudnn$convBackwardFilter",
-  metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"} %dx = (bf16[2,8,8,3]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput", metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"} %loop = (s32[], f32[4,6]{1,0}) while(%start), condition=%until, body=%inner, backend_config={"known_trip_count":{"n":"5"}} %row = f32[4,6]{1,0} parameter(5) %w2 = f32[6,6]{1,0} parameter(6)
+  %y = (bf16[2,4,4,16]{3,2,1,0}, u8[4096]{0}) custom-call(%x, %w), window={size=3x3 stride=2x2}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward", metadata={op_name="jit(f)/jvp(Network)/encoder/stage1_block1/conv1/conv_general_dilated"}
+  %dw = (bf16[16,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter", metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"}
+  %dx = (bf16[2,8,8,3]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput", metadata={op_name="jit(f)/transpose(jvp(Network))/encoder/stage1_block1/conv1/conv_general_dilated"}
+  %loop = (s32[], f32[4,6]{1,0}) while(%start), condition=%until, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
+  %row = f32[4,6]{1,0} parameter(5)
+  %w2 = f32[6,6]{1,0} parameter(6)
   %bank = f32[100]{0} parameter(4)
   %q = bf16[2,6,12,8]{3,2,1,0} copy(%x)
   %k = bf16[2,10,12,8]{3,2,1,0} copy(%x)
-  %out = (bf16[2,12,6,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k),
-  custom_call_target="__cudnn$fmhaSoftmaxBackward" %product = f32[4,6]{1,0} fusion(%row, %w2),
-  kind=kCustom, calls=%tiles %pair = (f32[3]{0}, f32[100]{0}) fusion(%x, %bank), kind=kInput,
-  calls=%first, metadata={op_name="jit(f)/sum"} ROOT %twice = f32[8]{0} fusion(%v), kind=kLoop,
-  calls=%add, metadata={op_name="jit(f)/optimizer/add"}
+  %out = (bf16[2,12,6,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmaxBackward"
+  %product = f32[4,6]{1,0} fusion(%row, %w2), kind=kCustom, calls=%tiles
+  %pair = (f32[3]{0}, f32[100]{0}) fusion(%x, %bank), kind=kInput, calls=%first, metadata={op_name="jit(f)/sum"}
+  ROOT %twice = f32[8]{0} fusion(%v), kind=kLoop, calls=%add, metadata={op_name="jit(f)/optimizer/add"}
 }
 """  # noqa: E501
 

@@ -13,13 +13,13 @@ import pytest
 from cl_jax.planning import costs, plan
 from cl_jax.planning.devices import DEVICES, known, peak_flops
 from cl_jax.planning.kernels import Kernel
-from cl_jax.training import experiment, loop
+from cl_jax.training import experiment, loop, stages
 from configs import simclr_v1
 
 
 @pytest.fixture(scope="module")
 def config():
-    config = experiment.stages(simclr_v1.get_config("debug"), "unused")[0][1]
+    config = stages.stages(simclr_v1.get_config("debug"), "unused")[0][1]
     config.devices = 4
     return config
 
@@ -89,7 +89,7 @@ def test_the_largest_batch_is_found_on_a_line():
 
 
 def test_declared_sizes_stand_for_absent_data():
-    config = experiment.stages(simclr_v1.get_config("imagenet2012"), "unused")[0][1]
+    config = stages.stages(simclr_v1.get_config("imagenet2012"), "unused")[0][1]
     declared = plan.with_declared_data(config)
     assert (declared.data.name, declared.data.train_size) == ("declared", 1_281_167)
     config.data.dataset = "unheard_of"
@@ -160,7 +160,8 @@ def test_command(tmp_path):
         [
             sys.executable,
             "-m",
-            "cl_jax.planning.plan",
+            "cl_jax",
+            "plan",
             "--config=configs/simclr_v1.py:debug",
             "--devices=2",
             "--device=h200",

@@ -43,7 +43,7 @@ def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
         name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
     )
-    assert (config.seed, config.batch_size, config.total_epochs, config.evals.knn_k) == (
+    assert (config.seed, config.batch_size, config.total_epochs, config.evals.protocols.knn.k) == (
         3,
         8,
         0.5,
@@ -123,7 +123,7 @@ def test_a_failure_leaves_the_others_their_rows_and_is_tried_again(tmp_path):
 
 def test_unknown_method_names_the_nearest(tmp_path, capsys):
     assert benchmark.main(["--methods=simclrv2", f"--workdir={tmp_path}"]) == 1
-    assert "configs/simclrv2.py does not exist" in capsys.readouterr().err
+    assert "config 'simclrv2' does not exist; did you mean 'simclr_v2'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -148,7 +148,8 @@ def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "cl_jax.tools.benchmark",
+        "cl_jax",
+        "benchmark",
         "--methods=simclr_v1",
         "--variant=debug",
         "--epochs=5000",

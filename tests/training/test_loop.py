@@ -81,6 +81,7 @@ def test_more_devices_than_there_are(config):
 
 def test_workdir_of_another_config_shows_the_difference(tmp_path):
     checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    (tmp_path / "last" / "1").mkdir(parents=True)
     checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
     with pytest.raises(ValueError, match=r"method.name: a in the workdir, b now"):
         checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "b"}})
@@ -91,7 +92,7 @@ def test_run_resume_and_what_is_left(config, tmp_path):
     rows = metrics.read(tmp_path)
     assert 0 <= results["knn/top1"] <= 1 and "linear/cached/top1" in results
     (at_start,) = (row for row in rows if row["step"] == 0)
-    assert {"knn/raw_pixels", "knn/random_network"} <= at_start.keys()
+    assert {"knn/raw_pixels", "untrained/knn/top1"} <= at_start.keys()
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]
     for name in ("knn.png", "neighbours.png", "config.json"):
         assert (tmp_path / name).stat().st_size > 0

@@ -14,7 +14,7 @@ import pytest
 from cl_jax.checks import verify
 from cl_jax.core import parallel
 from cl_jax.data import batches
-from cl_jax.training import experiment
+from cl_jax.training import stages
 from tests import processes, small
 
 ROOT = Path(__file__).parents[2]
@@ -179,8 +179,9 @@ from configs import moco_v2
 
 def get_config(arg=None):
     config = moco_v2.get_config("debug")
-    config.update(dict(devices=4, total_epochs=2.5, log_steps=1,
-    optimizer=ConfigDict(verify.OPTIMIZER))) config.encoder.splits = 4
+    config.update(dict(devices=4, total_epochs=2.5, log_steps=1))
+    config.optimizer = ConfigDict(verify.OPTIMIZER)
+    config.encoder.splits = 4
     config.evals.update(dict(every_epochs=0.0, baselines=False))
     return config
 """
@@ -200,7 +201,7 @@ def test_the_program_itself_with_queue_and_momentum_network(shape, tmp_path):
         f"--workdir={tmp_path}/run",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    config, _, state = experiment.load(tmp_path / "run")
+    config, _, state = stages.load(tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     loss, norm = (
         np.float32([row[name] for row in rows if name in row]) for name in ("loss", "grad_norm")

@@ -7,7 +7,7 @@ import pytest
 
 from cl_jax.checks import verify
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, configs, experiment, loop, metrics, steps
+from cl_jax.training import checkpoint, configs, loop, metrics, stages, steps
 from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
@@ -26,12 +26,12 @@ def run(monkeypatch):
     left out."""
     advance, ended = steps.Stepper.advance, []
 
-    def online(evaluator, state, final):
+    def measure(evaluator, state, final):
         ended.append(parallel.fetch(state))
         return {"knn/top1": 0.5}
 
-    monkeypatch.setattr(loop.protocols.Evaluator, "online", online)
-    monkeypatch.setattr(loop.protocols, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(loop.Evaluation, "measure", measure)
+    monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
 
     def run(config, workdir, dies=None):
         def may_die(self, state, until):
@@ -84,7 +84,7 @@ def test_every_method_resumes_exactly(name, run, tmp_path):
     """All stages of every config in its debug variant, memories and E-steps included."""
     tried = 0
     for stage, config in verify.debug_stages(name):
-        previous = experiment.previous_stage(config, tmp_path / "whole" / stage)
+        previous = stages.previous_stage(config, tmp_path / "whole" / stage)
         resumes(run, config, stage, tmp_path, previous)
         tried += 2
     print(f"resumed bit for bit: {tried} of {tried} ({name})")
@@ -112,10 +112,10 @@ def test_a_death_between_the_log_and_the_checkpoint(run, small_config, tmp_path,
     whole, log = run(small_config, tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 
-    def dies(self, state, score=None, is_best=False):
+    def dies(self, state):
         if int(state.step) == 6:
             raise Died
-        save(self, state, score, is_best)
+        save(self, state)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dies)
     with pytest.raises(Died):

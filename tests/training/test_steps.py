@@ -35,12 +35,16 @@ def built(config):
     def flat(images):
         return jnp.asarray(images, jnp.float32).reshape(len(images), -1) / 255
 
-    def forward(params, stats, target, batch, key):
+    def views(batch, key):
         x = flat(batch["image"])
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(
             batch["id"]
         )
-        return {"a": x @ params["w"], "b": (x + noise) @ params["w"]}, stats, None
+        return [x, x + noise]
+
+    def forward(params, stats, target, inputs, batch, key):
+        a, b = (x @ params["w"] for x in inputs)
+        return {"a": a, "b": b}, stats, None
 
     def loss(outputs, params, memory, batch, key):
         return losses.nt_xent(outputs["a"], outputs["b"], temperature=0.5, axis_name=axis), Aux({})
@@ -49,6 +53,8 @@ def built(config):
         variables=lambda key, batch: Variables(
             {"w": jax.random.normal(key, (flat(batch["image"]).shape[1], 8))}, {}
         ),
+        views=views,
+        needs=("image",),
         forward=forward,
         loss=loss,
         tx=optim.build(
@@ -58,7 +64,7 @@ def built(config):
             total_steps=built.run.total_steps,
         )[0],
         features=lambda params, stats, images, train: ({"h": images @ params["w"]}, stats),
-        clean=flat,
+        clean=lambda batch: flat(batch["image"]),
         axis_name=axis,
     )
     return built._replace(method=method)
@@ -166,29 +172,38 @@ def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, mo
     monkeypatch.setattr(loop, "IN_A_ROW", 2)
     with pytest.raises(
         FloatingPointError,
-        match=r"2 steps in a row left out: skipping does not help\. step 3: loss nan",
+        match=r"2 steps in a row were skipped: skipping does not help\. step 3: loss nan",
     ):
         loop.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
 
 
-def test_a_plan_chooses_the_examples_of_each_epoch(built, config):
+def test_a_methods_order_is_that_of_the_epoch(built, config):
     seen = []
     groups = np.where(np.arange(built.run.size) < 8, 0, -1)
 
-    def plan(state):
-        seen.append(int(state.step))
-        return groups
+    def order(state, epoch, seed):
+        seen.append((int(state.step), epoch))
+        assert seed == config.seed
+        count = built.run.steps_per_epoch * built.run.batch_size
+        return batches.balanced_order(seed, epoch, groups)[:count]
 
-    planned = built._replace(method=dataclasses.replace(built.method, plan=plan))
-    stepper = loop.stepper(planned, config, 0)
+    ordered = built._replace(method=dataclasses.replace(built.method, order=order))
+    stepper = loop.stepper(ordered, config, 0)
     state = loop.initial_state(built, config)
     for _ in range(5):
         state, _ = stepper(state)
-    assert seen == [0, 4]
+    assert seen == [(0, 0), (4, 1)]
     assert set(stepper.ids(4)) <= set(range(8))
     np.testing.assert_array_equal(
         stepper.ids(4), batches.balanced_order(config.seed, 1, groups)[: built.run.batch_size]
     )
+
+
+def test_an_order_of_another_length_is_refused(built, config):
+    short = dataclasses.replace(built.method, order=lambda *_: np.zeros(3, np.int32))
+    stepper = loop.stepper(built._replace(method=short), config, 0)
+    with pytest.raises(ValueError, match=r"order of epoch 0 is int32\[3\]; expected"):
+        stepper(loop.initial_state(built, config))
 
 
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from cl_jax import views
-from cl_jax.views.batch import of_batch
 
 PLAIN = views.make({"crop": "none", "flip": 0.0, "size": 8, "test_crop": 1.0})
 
@@ -26,7 +25,7 @@ def of_second(view):
 
 def test_each_view_is_of_either_picture_by_a_coin_of_its_own():
     drawn = np.stack(
-        [of_second(view) for view in of_batch([PLAIN] * 3, batch(400), jax.random.key(0))]
+        [of_second(view) for view in views.draw([PLAIN] * 3, batch(400), jax.random.key(0))]
     )
     assert (np.abs(drawn.mean(axis=1) - 0.5) < 0.1).all()
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -35,22 +34,26 @@ def test_each_view_is_of_either_picture_by_a_coin_of_its_own():
 
 def test_recipes_say_how_often():
     never, always, seldom = (
-        dataclasses.replace(PLAIN, second=second) for second in (0.0, 1.0, 0.1)
+        views.ImageView(dataclasses.replace(PLAIN.recipe, second=second))
+        for second in (0.0, 1.0, 0.1)
     )
     a, b, c = (
-        of_second(view) for view in of_batch([never, always, seldom], batch(400), jax.random.key(0))
+        of_second(view)
+        for view in views.draw([never, always, seldom], batch(400), jax.random.key(0))
     )
     assert not a.any() and b.all() and 0.04 < c.mean() < 0.18
     with pytest.raises(ValueError, match="second"):
-        dataclasses.replace(PLAIN, second=1.5)
+        dataclasses.replace(PLAIN.recipe, second=1.5)
 
 
 def test_a_single_view_is_of_either_picture_by_the_examples_own_coin():
     both = batch(64)
-    (whole,) = of_batch([PLAIN], both, jax.random.key(0))
+    (whole,) = views.draw([PLAIN], both, jax.random.key(0))
     second = np.asarray(whole[:, 0, 0, 0] > whole.min())
     assert 16 < second.sum() < 48
-    (half,) = of_batch([PLAIN], {name: rows[32:] for name, rows in both.items()}, jax.random.key(0))
+    (half,) = views.draw(
+        [PLAIN], {name: rows[32:] for name, rows in both.items()}, jax.random.key(0)
+    )
     np.testing.assert_array_equal(half, whole[32:])
-    (later,) = of_batch([PLAIN], both, jax.random.key(1))
+    (later,) = views.draw([PLAIN], both, jax.random.key(1))
     assert (np.asarray(later) != np.asarray(whole)).any()

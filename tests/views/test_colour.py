@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.views import blur, colour, image
+from cl_jax.views import blur, colour, planes
 
 RNG = np.random.default_rng(1)
 
@@ -111,7 +111,7 @@ def test_errors_name_the_mend():
     with pytest.raises(ValueError, match="family is 'kornia'"):
         colour.jitter(x[:3], draw, family="kornia")
     with pytest.raises(ValueError, match="one each per channel"):
-        image.normalise(x, (0.5,), (0.5,))
+        planes.normalise(x, (0.5,), (0.5,))
     with pytest.raises(ValueError, match="needs radius < side"):
         blur.blur_matrix(4, 1.0, radius=4, padding="reflect")
     with pytest.raises(ValueError, match="padding is 'wrap'"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_jax.views import crop, image
+from cl_jax.views import crop, planes
 
 RNG = np.random.default_rng(0)
 
@@ -81,7 +81,9 @@ def test_equals_pil_but_for_its_rounding(name, levels):
     )
     cut = jax.jit(partial(crop.resized_crop, size=32, interpolation=name, clip=True))
     ours = (
-        image.pixels(cut(image.planes(jnp.asarray(pixels)), jnp.array([top, left, height, width])))
+        planes.pixels(
+            cut(planes.planes(jnp.asarray(pixels)), jnp.array([top, left, height, width]))
+        )
         * 255
     )
     assert np.abs(ours - np.asarray(pil, np.float32)).max() < levels
@@ -94,11 +96,13 @@ def test_test_crop_equals_pil():
     )  # int(32 * 70 / 50) = 44
     expected = np.asarray(whole, np.float32)[2:30, 8:36]
     ours = jax.jit(
-        lambda x: crop.resize_centre_crop(image.planes(x), 32, 28, interpolation="bilinear")
+        lambda x: crop.resize_centre_crop(planes.planes(x), 32, 28, interpolation="bilinear")
     )(pixels)
-    assert np.abs(image.pixels(ours) * 255 - expected).max() < 1.1
+    assert np.abs(planes.pixels(ours) * 255 - expected).max() < 1.1
     with pytest.raises(ValueError, match="smaller than the crop"):
-        crop.resize_centre_crop(image.planes(jnp.asarray(pixels)), 20, 28, interpolation="bilinear")
+        crop.resize_centre_crop(
+            planes.planes(jnp.asarray(pixels)), 20, 28, interpolation="bilinear"
+        )
 
 
 def test_centre_boxes():

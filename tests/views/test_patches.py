@@ -8,7 +8,7 @@ from cl_jax.views import make, patches
 
 IMAGES = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 2)
-PLAIN = make({"crop": "none", "flip": 0.0, "mean": None, "std": None})
+PLAIN = make({"crop": "none", "flip": 0.0, "mean": None, "std": None}).recipe
 
 
 def test_patches_are_windows_of_the_image():

@@ -279,21 +279,21 @@ def test_evaluate():
 
 
 def test_make():
-    assert views.make("simclr_cifar") == presets.simclr_cifar()
-    made = views.make(
+    assert recipe.of_section("simclr_cifar") == presets.simclr_cifar()
+    made = recipe.of_section(
         {"name": "simclr", "size": 96, "strength": 0.5, "gray": 0.1, "scale": [0.2, 1.0]}
     )
     assert made == dataclasses.replace(
         presets.simclr(96, 0.5), gray=0.1, scale=(0.2, 1.0)
     ) and hash(made)
-    assert views.make({"size": 32}) == views.Recipe(size=32)
+    assert recipe.of_section({"size": 32}) == views.Recipe(size=32)
     for section, message in (
         ("simclr_cifra", "not known; did you mean 'simclr_cifar'"),
         ({"name": "simclr", "strenght": 1.0}, "no field 'strenght'; did you mean 'strength'"),
         ({"jiter": 0.5}, "no field 'jiter'; did you mean 'jitter'"),
     ):
         with pytest.raises(ValueError, match=message):
-            views.make(section)
+            recipe.of_section(section)
 
 
 @pytest.mark.parametrize(

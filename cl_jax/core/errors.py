@@ -1,0 +1,16 @@
+"""Errors that a user can act on: a command prints their message as one sentence, without a
+traceback. Every other error keeps its traceback."""
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user gave: a setting, a workdir, a file. The message says what was
+    given, what was expected and the likely remedy."""
+
+
+class NotFoundError(ConfigError, FileNotFoundError):
+    """A file or folder that the user named does not exist, or does not hold what it should."""
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written. The message says which one, why, and which checkpoint is
+    the newest whole one."""

@@ -1,0 +1,64 @@
+"""A contrastive method in parts, so that a cross (i-Mix, HCL, MoCHi, CLAE) can change one of them
+over any base."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from cl_jax.core.method import Aux, Batch, Method, Tree, Variables, from_loss
+
+
+class Pairs(NamedTuple):
+    """What a contrastive loss compares. `negatives` None: the other keys of the batch."""
+
+    q: jax.Array  # [B, D]
+    k: jax.Array  # [B, D]
+    negatives: jax.Array | None = None  # [K, D], a queue or bank
+
+
+class Parts(NamedTuple):
+    """A contrastive method in parts. A cross is a function Parts -> Parts.
+
+    A base method's module has `parts(...) -> Parts` beside `make(...) = from_parts(parts(...))`. A
+    cross's `make(*, base: Parts, ...)` is given the parts of what its section's own section `base`
+    names: method=dict(name="imix", base=dict(name="moco_v2", ...), alpha=1.0).
+
+    variables: (key, batch) -> Variables.
+    views:     (batch, key) -> [inputs], the query's first.
+    embed:     (params, stats, target, inputs, key) -> (outputs, stats, target_stats), for any
+               number of views.
+    pairs:     (outputs, memory) -> Pairs. remember: (outputs, memory, batch) -> memory.
+    contrast:  (Pairs, params, batch, key) -> (value, metrics). What `views` drew too (a mixture) is
+               drawn again by the same key.
+    temperature: of the base's softmax, which crosses keep.
+    rest:      the other arguments of `from_loss`.
+    """
+
+    variables: Callable[[jax.Array, Batch], Variables]
+    views: Callable[[Batch, jax.Array], Sequence[Tree]]
+    embed: Callable[[Tree, Tree, Any, Sequence[Tree], jax.Array], tuple[Tree, Tree, Tree]]
+    pairs: Callable[[Any, Any], Any]
+    remember: Callable[[Any, Any, Batch], Tree]
+    contrast: Callable[[Any, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    temperature: float
+    rest: Mapping[str, Any]
+
+    @property
+    def axis_name(self) -> str | None:
+        return self.rest["axis_name"]
+
+
+def from_parts(parts: Parts) -> Method:
+    """The method that parts make together."""
+
+    def forward(params, stats, target, inputs, batch, key):
+        return parts.embed(params, stats, target, inputs, key)
+
+    def loss(outputs, params, memory, batch, key):
+        value, metrics = parts.contrast(parts.pairs(outputs, memory), params, batch, key)
+        return value, Aux(metrics, parts.remember(outputs, memory, batch))
+
+    return from_loss(
+        variables=parts.variables, views=parts.views, forward=forward, loss=loss, **parts.rest
+    )

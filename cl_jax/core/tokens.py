@@ -1,0 +1,4 @@
+"""Token numbers that mean the same in every vocabulary of this package."""
+
+PAD, UNKNOWN, START, END, MASK = range(5)
+SPECIAL = 5  # the first number of a piece of text

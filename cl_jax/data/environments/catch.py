@@ -1,0 +1,40 @@
+"""Catch: a ball falls, and a paddle must be below it when it lands (Mnih et al., arXiv 1406.6247;
+the form of bsuite, Osband et al., arXiv 1908.03568)."""
+
+import jax
+import jax.numpy as jnp
+
+from cl_jax.data.environments import Environment, World
+
+
+def make(*, rows: int = 10, columns: int = 5) -> Environment:
+    """A board of `rows` x `columns`; the paddle is in the last row and starts in the middle.
+
+    Each step the paddle moves left (0), stays (1) or moves right (2), and the ball falls one row,
+    from a random column of the first. When it reaches the last row the episode ends with 1 if the
+    paddle is there, else -1. The observation is the board, 1 where ball and paddle are.
+
+    Raises:
+      ValueError: fewer than 2 rows or columns.
+    """
+    if rows < 2 or columns < 2:
+        raise ValueError(f"a board of {rows} x {columns}; expected at least 2 rows and 2 columns.")
+
+    def reset(key: jax.Array) -> World:
+        column = jax.random.randint(key, (), 0, columns)
+        return {"row": jnp.int32(0), "column": column, "paddle": jnp.int32(columns // 2)}
+
+    def step(world: World, action: jax.Array, key: jax.Array) -> tuple[World, jax.Array, jax.Array]:
+        paddle = jnp.clip(world["paddle"] + action - 1, 0, columns - 1)
+        world = world | {"row": world["row"] + 1, "paddle": paddle}
+        done = world["row"] == rows - 1
+        caught = jnp.where(world["column"] == paddle, 1.0, -1.0)
+        return world, jnp.where(done, caught, 0.0), done
+
+    def observe(world: World) -> jax.Array:
+        row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None]
+        ball = (row == world["row"]) & (column == world["column"])
+        paddle = (row == rows - 1) & (column == world["paddle"])
+        return (ball | paddle).astype(jnp.float32)
+
+    return Environment(reset, step, observe, actions=3, limit=rows - 1)

@@ -1,0 +1,135 @@
+"""Lines of a user's text file, plain or compressed, with one error for each way a file can be
+wrong."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_SHOWN = 5  # rows that an error names
+
+
+class Row(NamedTuple):
+    """Columns of one line of a file, and the line's number, counted from 1."""
+
+    line: int
+    columns: list[str]
+
+
+def read(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text file, without their ends; .gz, .xz and .bz2 are decompressed.
+
+    Raises:
+      ValueError: no such file, a damaged archive, another encoding, a file that is no text.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{path} is no file; expected a text file, one sentence a line.")
+    try:
+        with _OPEN.get(file.suffix.lower(), open)(file, "rb") as opened:
+            data = opened.read()
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Is it complete?") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8.")
+    if b"\0" in data:
+        raise ValueError(f"{path} has zero bytes: it is no text file.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
+            "instance iconv -f LATIN1 -t UTF-8."
+        ) from None
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def separated(path: str | Path, *, counts: Sequence[int], meaning: str) -> list[Row]:
+    """The lines of a file, divided at tabs. All lines have the number of columns of the first.
+
+    Args:
+      counts: numbers of columns that may be.
+      meaning: what the columns are, for the error.
+
+    Raises:
+      ValueError: as `read`; no line; another number of columns.
+    """
+    rows = [Row(number, line.split("\t")) for number, line in enumerate(read(path), 1)]
+    if not rows:
+        raise ValueError(f"{path} is empty.")
+    given = len(rows[0].columns)
+    if given not in counts:
+        raise ValueError(f"{path} has {given} columns; expected {meaning}.")
+    # A blank line has one column whatever the file has, and is an empty sentence, not a bad row.
+    wrong = [row for row in rows if len(row.columns) != given and any(row.columns)]
+    if wrong:
+        raise ValueError(
+            f"{path}, line {wrong[0].line}: {len(wrong[0].columns)} columns where the first line "
+            f"has {given} (in {len(wrong)} lines). Columns are divided by tabs; a sentence may "
+            "hold none."
+        )
+    return [row._replace(columns=row.columns + [""] * (given - len(row.columns))) for row in rows]
+
+
+def table(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of named columns: JSON-lines (`.jsonl`, `.json`) or CSV or TSV (`.csv`, `.tsv`) with a
+    header; any of them compressed. Values are strings, or whatever JSON they are. "line" is each
+    row's line number.
+
+    Raises:
+      ValueError: as `read`; another kind of file; a line that is no JSON object; rows that differ
+        from the header.
+    """
+    suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in _OPEN]
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in (".csv", ".tsv", ".jsonl", ".json"):
+        raise ValueError(f"{path}: expected a file that ends in .csv, .tsv or .jsonl.")
+    lines = read(path)
+    if kind in (".jsonl", ".json"):
+        return [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    reader = csv.reader(
+        io.StringIO("\n".join(lines)),
+        delimiter="," if kind == ".csv" else "\t",
+        quoting=csv.QUOTE_MINIMAL if kind == ".csv" else csv.QUOTE_NONE,
+    )
+    header = next(reader, [])
+    rows: list[dict[str, Any]] = []
+    for columns in reader:
+        if not columns:
+            continue
+        if len(columns) != len(header):
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {len(columns)} columns where the header has "
+                f"{len(header)} ({', '.join(header)}). Quote what holds the separator."
+            )
+        rows.append(dict(zip(header, columns)) | {"line": reader.line_num})
+    return rows
+
+
+def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {number} is no JSON: {error}. Expected one object a line."
+        ) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}, line {number} is {type(found).__name__}; expected an object.")
+    return found | {"line": number}
+
+
+def some(lines: Sequence[int]) -> str:
+    """ "line 3", or "lines 3, 8, 11, ... (20 in all)"."""
+    if len(lines) == 1:
+        return f"line {lines[0]}"
+    more = f", ... ({len(lines)} in all)" if len(lines) > _SHOWN else ""
+    return "lines " + ", ".join(map(str, lines[:_SHOWN])) + more

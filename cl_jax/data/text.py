@@ -1,0 +1,346 @@
+"""`text`: sentences, as rows of token numbers. The user's own file, or text that needs no download.
+
+    sentences.txt     one sentence a line
+    pairs.tsv         two columns: a sentence and its positive (a paraphrase, an entailment)
+    triples.tsv       three columns: the third is a hard negative (a contradiction)
+    any.txt.gz        each of them compressed by gzip, xz or bzip2
+    tokens.npz        arrays "tokens", and perhaps "tokens_b", "tokens_c", of token numbers [N, T]
+
+Fields: "tokens" uint16 [T], and of pairs "tokens_b", of triples "tokens_c"; 0 is padding, and
+`sizes["tokens"]` the vocabulary. `more["sts"]` has "tokens", "tokens_b" and "score", float32: how
+alike people found the two.
+
+Without a file, `embedded="scenes"` is sentences about the images of `scenes`, with their positives,
+hard negatives and scored pairs; `embedded="prose"` is the documentation that ships with Python and
+numpy, one sentence an example. The latter differs between versions of the two.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import re
+import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import captions, lines, scenes, tokenizer
+from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.tokenizer import Tokenizer
+
+FIELDS = ("tokens", "tokens_b", "tokens_c")
+_MEANING = (
+    "1 (sentences), 2 (sentence, positive) or 3 (sentence, positive, hard negative), divided by "
+    "tabs"
+)
+_WORDS = (5, 40)  # of a sentence of the embedded prose
+
+
+def make(
+    *,
+    path: str = "",
+    embedded: str = "scenes",
+    test_path: str = "",
+    test_share: float = 0.1,
+    sts: str = "",
+    length: int = 32,
+    vocab_size: int = 4000,
+    lowercase: bool = True,
+    tokenizer_path: str = "",
+    tokenizer_cache: str = "",
+    on_error: str = "raise",
+    columns: int = 3,
+    train_size: int = 8192,
+    test_size: int = 2048,
+    seed: int = 0,
+) -> Splits:
+    """Sentences as tokens.
+
+    Args:
+      path: the text file; "" for `embedded`.
+      embedded: "scenes" or "prose".
+      test_path: a file in the form of `path`. Without one, `test_share` of the sentences are the
+        test part, by a hash of the sentence: adding sentences moves none of the others.
+      sts: a file of scored pairs: three columns sentence, sentence, score, or a header with the
+        columns "a", "b", "score" and perhaps "set"; each set is a source of its own,
+        `more["sts/<set>"]`. Rows without a score are left out.
+      length: tokens of a sentence, start and end included; longer ones are cut.
+      vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
+        see `data.tokenizer.train`.
+      tokenizer_path: a sentencepiece model to use instead.
+      on_error: "raise" names empty sentences; "skip" leaves them out and counts them in
+        `Source.skipped`.
+      columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
+      train_size, test_size: examples of the embedded text; prose may have fewer.
+      seed: of the words of the embedded sentences.
+
+    Raises:
+      ValueError: a file that is missing, damaged, empty, no text or not UTF-8; another number of
+        columns; empty sentences; a score that is no number; tokens beyond the vocabulary.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(
+            f"test_share={test_share}; expected above 0 and below 1: evaluation needs sentences of "
+            "its own."
+        )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
+    if embedded not in ("scenes", "prose"):
+        raise ValueError(f"embedded={embedded!r}; expected 'scenes' or 'prose', or give path.")
+    if not 1 <= columns <= 3:
+        raise ValueError(f"columns={columns}; expected 1 (sentences), 2 (pairs) or 3 (triples).")
+    if path.endswith(".npz"):
+        return _of_tokens(path, test_path, test_share, vocab_size)
+    scored: Mapping[str, tuple[list[str], list[str], np.ndarray]] = {}
+    skipped, labels, test_labels = 0, {}, {}
+    if path:
+        name = Path(path).name.split(".")[0]
+        train, skipped = _sentences(path, on_error)
+        if test_path:
+            test, _ = _sentences(test_path, on_error)
+            if len(test) != len(train):
+                raise ValueError(
+                    f"{test_path} has {len(test)} columns and {path} has {len(train)}; expected "
+                    "the same."
+                )
+        else:
+            train, test = _divided(train, test_share, path)
+    elif embedded == "prose":
+        name = "prose"
+        everything = [prose()[: train_size + test_size]]
+        share = test_size / (train_size + test_size)
+        train, test = _divided(everything, share, "the embedded prose")
+    else:
+        name = "scenes_text"
+        (train, labels), (test, test_labels), scored = _of_scenes(
+            columns, train_size, test_size, seed
+        )
+    if sts:
+        scored = read_scored(sts)
+    made = (
+        tokenizer.load(tokenizer_path)
+        if tokenizer_path
+        else tokenizer.train(
+            [sentence for column in train for sentence in column],
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache or None,
+        )
+    )
+    more = {
+        key: _source(f"{name}/{key}", [a, b], made, length, {"score": score})
+        for key, (a, b, score) in scored.items()
+    }
+    return Splits(
+        _source(f"{name}/train", train, made, length, labels, skipped),
+        _source(f"{name}/test", test, made, length, test_labels),
+        more,
+    )
+
+
+def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]:
+    """Scored pairs of a file by the name of their source: "sts", or "sts/<set>" where a column
+    names sets. See `make`.
+
+    Raises:
+      ValueError: another number of columns, no such column, a score that is no number, no pair.
+    """
+    rows = lines.separated(
+        path, counts=range(3, 100), meaning="at least three: sentence, sentence, score"
+    )
+    header = [column.strip().lower() for column in rows[0].columns]
+    named = {"a", "b", "score"} <= set(header)
+    if not named and len(header) != 3:
+        raise ValueError(
+            f"{path} has {len(header)} columns and no header with a, b and score; expected three "
+            "columns sentence, sentence, score, or such a header."
+        )
+    at = (
+        {key: header.index(key) for key in ("a", "b", "score")}
+        if named
+        else dict(a=0, b=1, score=2)
+    )
+    group = header.index("set") if named and "set" in header else None
+    found: dict[str, tuple[list[str], list[str], list[float]]] = {}
+    for row in rows[named:]:
+        if not any(row.columns) or not row.columns[at["score"]].strip():
+            continue
+        a, b, score = (row.columns[at[key]].strip() for key in ("a", "b", "score"))
+        if not a or not b:
+            raise ValueError(f"{path}, line {row.line}: an empty sentence.")
+        try:
+            value = float(score)
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
+            raise ValueError(f"{path}, line {row.line}: the score {score!r} is no number.")
+        key = "sts" if group is None else f"sts/{row.columns[group].strip()}"
+        one = found.setdefault(key, ([], [], []))
+        one[0].append(a)
+        one[1].append(b)
+        one[2].append(value)
+    if not found:
+        raise ValueError(f"{path} holds no pair with a score.")
+    return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
+
+
+def prose() -> list[str]:
+    """Sentences of the documentation that ships with Python (`pydoc_data.topics`, docstrings of the
+    standard library) and numpy, in a fixed order, each once; about 20,000."""
+    texts = list(importlib.import_module("pydoc_data.topics").topics.values())
+    for root in (Path(sysconfig.get_paths()["stdlib"]), Path(np.__file__).parent):
+        for file in sorted(root.rglob("*.py")):
+            if not {"site-packages", "test", "tests", "idlelib"} & set(file.parts):
+                texts += _docstrings(file)
+    return list(dict.fromkeys(sentence for text in texts for sentence in _prose_of(text)))
+
+
+def _docstrings(file: Path) -> list[str]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return []  # templates of code, which are no Python yet
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [text for text in found if text]
+
+
+def _prose_of(text: str) -> Iterable[str]:
+    """Sentences of the paragraphs of a text that are prose: no code, tables or lists of names."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat = re.sub(r"\s+", " ", paragraph).strip()
+        if ">>>" in flat or "::" in flat or re.search(r"[=|+*-]{3}", flat):
+            continue
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", flat):
+            words = sentence.split()
+            plain = sum(bool(re.fullmatch(r"[A-Za-z'-]+[,.;:]?", word)) for word in words)
+            complete = sentence[-1:] in (".", "!", "?") and sentence[0].isupper()
+            if complete and _WORDS[0] <= len(words) <= _WORDS[1] and plain >= 0.8 * len(words):
+                yield sentence
+
+
+def _sentences(path: str, on_error: str) -> tuple[list[list[str]], int]:
+    """(the columns of a file, without empty sentences; how many lines were left out)."""
+    rows = lines.separated(path, counts=(1, 2, 3), meaning=_MEANING)
+    empty = [row.line for row in rows if not all(column.strip() for column in row.columns)]
+    if empty and on_error == "raise":
+        raise ValueError(
+            f"{path} has empty sentences in {lines.some(empty)}. Remove them, or set "
+            "on_error='skip' to leave those lines out."
+        )
+    if empty:
+        logging.warning("%s: skipped %d lines with an empty sentence.", path, len(empty))
+    left_out = set(empty)
+    kept = [row.columns for row in rows if row.line not in left_out]
+    if not kept:
+        raise ValueError(f"{path} holds no sentence.")
+    return [[column.strip() for column in given] for given in zip(*kept)], len(empty)
+
+
+def _divided(
+    columns: list[list[str]], share: float, path: str
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Train and test part. A sentence that occurs twice is in one of them."""
+    place = np.array([_place(sentence) for sentence in columns[0]])
+    test = place < share
+    if not test.any():
+        test = place == place.min()
+    if test.all():
+        raise ValueError(
+            f"{path} has {len(place)} sentences, too few for a train and a test part. Add "
+            "sentences, or give test_path."
+        )
+
+    def part(chosen: np.ndarray) -> list[list[str]]:
+        return [[column[i] for i in np.flatnonzero(chosen)] for column in columns]
+
+    return part(~test), part(test)
+
+
+def _place(sentence: str) -> float:
+    return int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:8], "big") / 2**64
+
+
+def _of_scenes(columns: int, train_size: int, test_size: int, seed: int):
+    parts = scenes.make(
+        level="easy", share=None, train_size=train_size, test_size=test_size, seed=seed
+    )
+
+    def part(number: int, source: Source):
+        rng = np.random.Generator(np.random.Philox(key=[seed, 16 + number]))
+        rows = captions.factors(source)
+        texts = [captions.sentences(rng, rows), captions.sentences(rng, rows)]
+        texts.append(captions.sentences(rng, captions.contradictions(rng, rows)))
+        return texts[:columns], {name: source.arrays[name] for name in ("label", "colour", "place")}
+
+    rng = np.random.Generator(np.random.Philox(key=[seed, 18]))
+    first, second, score = captions.scored_pairs(rng, captions.factors(parts.test), test_size)
+    pairs = (captions.sentences(rng, first), captions.sentences(rng, second), score)
+    return part(0, parts.train), part(1, parts.test), {"sts": pairs}
+
+
+_SCENE_LABELS = {"label": 10, "colour": len(captions.COLOURS), "place": 9}
+
+
+def _source(
+    name: str,
+    columns: Sequence[Sequence[str]],
+    made: Tokenizer,
+    length: int,
+    further: Mapping[str, np.ndarray],
+    skipped: int = 0,
+) -> Source:
+    tokens = {field: made.encode(column, length) for field, column in zip(FIELDS, columns)}
+    sizes = dict.fromkeys(tokens, made.size) | {
+        field: _SCENE_LABELS[field] for field in further if field in _SCENE_LABELS
+    }
+    return dataclasses.replace(from_arrays(name, {**tokens, **further}, sizes), skipped=skipped)
+
+
+def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) -> Splits:
+    name = Path(path).stem
+    train = _token_arrays(path)
+    if test_path:
+        test = _token_arrays(test_path)
+    else:
+        chosen = np.array([_place(row.tobytes().hex()) for row in train["tokens"]]) < test_share
+        if chosen.all() or not chosen.any():
+            raise ValueError(f"{path} has too few sentences for a test part; give test_path.")
+        test = {field: rows[chosen] for field, rows in train.items()}
+        train = {field: rows[~chosen] for field, rows in train.items()}
+
+    def source(part: str, arrays: dict[str, np.ndarray]) -> Source:
+        return from_arrays(f"{name}/{part}", arrays, dict.fromkeys(arrays, vocab_size))
+
+    return Splits(source("train", train), source("test", test))
+
+
+def _token_arrays(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+            arrays = {field: file[field] for field in FIELDS if field in file}
+            others = sorted(set(file) - set(arrays))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if "tokens" not in arrays:
+        raise ValueError(f"{path} has the arrays {', '.join(others) or 'none'}; expected tokens.")
+    for field, rows in arrays.items():
+        if rows.ndim != 2 or rows.dtype.kind not in "iu" or rows.size == 0:
+            raise ValueError(
+                f"{path}: {field} is {rows.dtype}{list(rows.shape)}; expected integers [N, T]."
+            )
+        if rows.min() < 0 or rows.max() >= tokenizer.MAX_VOCAB:
+            raise ValueError(
+                f"{path}: {field} goes from {rows.min()} to {rows.max()}; expected 0 to "
+                f"{tokenizer.MAX_VOCAB - 1}."
+            )
+        empty = np.flatnonzero(~(rows > 0).any(axis=1))
+        if len(empty):
+            raise ValueError(
+                f"{path}: row {empty[0]} of {field} is padding alone: an empty sentence."
+            )
+        arrays[field] = rows.astype(np.uint16)
+    return arrays

@@ -1,0 +1,92 @@
+"""How well clusters agree with classes: accuracy under the best naming, mutual information, Rand
+index."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+
+class Agreement(NamedTuple):
+    """accuracy: share of examples whose cluster is named after their class, under the one-to-one
+    naming that gives most. nmi: mutual information over the arithmetic mean of the entropies. ari:
+    adjusted Rand index, 0 at chance."""
+
+    accuracy: float
+    nmi: float
+    ari: float
+
+
+def agreement(clusters: np.ndarray, labels: np.ndarray) -> Agreement:
+    """Figures of an assignment of examples to clusters.
+
+    Args:
+      clusters: [N] integers with any names, at least one for each example. With more clusters than
+        classes, or fewer, those without a partner count as wrong.
+      labels: [N] integers.
+
+    Raises:
+      ValueError: shapes or types that disagree.
+
+    Reference: Xie et al. 2016, arXiv 1511.06335, equation 10 (accuracy, by the Hungarian method).
+    """
+    clusters, labels = np.asarray(clusters), np.asarray(labels)
+    if (
+        clusters.ndim != 1
+        or clusters.shape != labels.shape
+        or not len(labels)
+        or clusters.dtype.kind not in "iu"
+        or labels.dtype.kind not in "iu"
+    ):
+        raise ValueError(
+            f"clusters are {clusters.dtype}{list(clusters.shape)} and labels {labels.dtype}"
+            f"{list(labels.shape)}; expected integers [N] both."
+        )
+    names, cluster = np.unique(clusters, return_inverse=True)
+    classes, label = np.unique(labels, return_inverse=True)
+    table = np.zeros((len(names), len(classes)), np.int64)
+    np.add.at(table, (cluster, label), 1)
+    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    return Agreement(
+        float(matched / len(labels)),
+        float(normalized_mutual_info_score(labels, clusters)),
+        float(adjusted_rand_score(labels, clusters)),
+    )
+
+
+def kmeans_agreement(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    clusters: int | None = None,
+    normalise: bool = True,
+    starts: int = 10,
+    seed: int = 0,
+) -> Agreement:
+    """`agreement` of k-means clusters of features with labels.
+
+    Args:
+      features: [N, D].
+      labels: [N] integers.
+      clusters: how many; None: as many as there are classes.
+      normalise: scales rows to unit length first.
+      starts: k-means runs that often and keeps the run with the least inertia.
+
+    Raises:
+      ValueError: shapes that disagree, more clusters than examples.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"features have shape {features.shape} and there are {len(labels)} labels; expected "
+            "[N, D] and [N]."
+        )
+    count = len(np.unique(labels)) if clusters is None else clusters
+    if not 1 <= count <= len(features):
+        raise ValueError(f"clusters={count}; expected 1 to {len(features)}, the examples.")
+    if normalise:
+        features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    found = KMeans(count, n_init=starts, random_state=seed).fit_predict(features)
+    return agreement(found, labels)

@@ -1,0 +1,340 @@
+"""Runs the evaluators of a config on the States of one run."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from cl_jax.core import parallel
+from cl_jax.core.method import Batch, Method, State
+from cl_jax.core.names import nearest
+from cl_jax.core.parallel import EACH, SAME
+from cl_jax.data import batches
+from cl_jax.data.source import Source, Splits
+from cl_jax.evals import Evaluator, Given
+
+WHEN = ("always", "final", "asked")
+
+
+class Evaluation:
+    """Evaluates States of one run by the evaluators of its config.
+
+    Features are always clean: no augmentation, running batch statistics. `between` is called after
+    each block of examples; it may raise to stop an evaluation.
+    """
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, Evaluator],
+        method: Method,
+        data: Splits,
+        mesh: jax.sharding.Mesh,
+        config: ConfigDict,
+        workdir: str | Path,
+        recipes: Sequence[Any] = (),
+        between: Callable[[], None] = lambda: None,
+    ):
+        self.method, self.data, self.mesh = method, data, mesh
+        self.config, self.workdir, self.between = config, Path(workdir), between
+        self.recipes = tuple(recipes)
+        self.evaluators = {
+            name: one for name, one in evaluators.items() if self._has_labels(name, one)
+        }
+        self.feature = config.evals.get("feature", "h")
+        asked = {self.feature, *(f for one in self.evaluators.values() for f in one.needs.features)}
+        self.wanted = tuple(sorted(asked - {""}))
+        self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.of_views = {train: self._viewed(train) for train in (False, True)}
+
+    # What the evaluators need --------------------------------------
+
+    def _has_labels(self, name: str, evaluator: Evaluator) -> bool:
+        missing = [
+            label
+            for label in evaluator.needs.labels
+            if any(label not in source.sizes for source in self.data[:2])
+        ]
+        if missing:
+            logging.info("%s is left out: the data have no %s", name, ", ".join(missing))
+        return not missing
+
+    def check(self, state: State) -> None:
+        """Checks that all that the evaluators read is there.
+
+        Raises:
+          ValueError: a function, feature, field or source that is missing, with the nearest name.
+        """
+        fields = set(self.data.train.read(0)) & set(self.data.test.read(0))
+        batch = self._example(self.data.test)
+        known = list(jax.eval_shape(self.method.encode, state, batch))
+        for name in self.wanted:
+            if name not in known:
+                raise ValueError(
+                    f"the evaluation reads the feature {name!r} (config.evals.feature or that "
+                    f"of a protocol), which the method does not have{nearest(name, known)}; it has "
+                    f"{', '.join(sorted(known))}."
+                )
+        for name, one in self.evaluators.items():
+            wanted = (
+                ("function of the method", one.needs.functions, self.method.functions),
+                ("field of the data", one.needs.fields, fields),
+                ("further source of the data", one.needs.sources, self.data.more),
+            )
+            for kind, asked, there in wanted:
+                for what in asked:
+                    if what not in there:
+                        raise ValueError(
+                            f"evals.protocols.{name} reads the {kind} {what!r}, which is missing"
+                            f"{nearest(what, there)}; there are "
+                            f"{', '.join(sorted(there)) or 'none'}."
+                        )
+        best = self.config.evals.get("best", "")
+        if best and best not in self.better:
+            raise ValueError(
+                f"evals.best={best!r} is not measured{nearest(best, self.better)}; the protocols "
+                f"measure {', '.join(self.better) or 'nothing that has a better end'}."
+            )
+
+    @property
+    def better(self) -> dict[str, int]:
+        """{"name/figure": +1 or -1} of what is measured each time."""
+        return {
+            figure: sign
+            for one in self.evaluators.values()
+            if one.when == "always"
+            for figure, sign in one.better.items()
+        }
+
+    @property
+    def best(self) -> str:
+        """The figure by which the best checkpoint is chosen: `config.evals.best`, else the first
+        that has a better end; "" for none."""
+        return self.config.evals.get("best", "") or next(iter(self.better), "")
+
+    def score(self, results: Mapping[str, float]) -> float | None:
+        """The figure `best`, the higher the better; None where it was not measured."""
+        if self.best not in results:
+            return None
+        return self.better[self.best] * results[self.best]
+
+    # Measuring --------------------------------------
+
+    def measure(
+        self, state: State, *, final: bool = False, asked: bool = False
+    ) -> dict[str, float]:
+        """The figures of all evaluators whose time it is, and "eval_seconds"."""
+        began = time.perf_counter()
+        given = self._given(state, final, asked)
+        found: dict[str, float] = {}
+        for name, one in self.evaluators.items():
+            if one.when == "always" or (one.when == "final" and final) or asked:
+                found |= self._checked(name, one.measure(given))
+        return found | {"eval_seconds": time.perf_counter() - began}
+
+    def baselines(self, state: State) -> dict[str, float]:
+        """What training has to beat: figures of the State before the first step, as
+        "untrained/...", and of the data alone."""
+        given = self._given(state, False, False, trained=False)
+        found: dict[str, float] = {}
+        for name, one in self.evaluators.items():
+            if one.baseline is not None:
+                found |= self._checked(name, one.baseline(given))
+            if one.untrained and one.when == "always":
+                measured = self._checked(name, one.measure(given))
+                found |= {f"untrained/{figure}": value for figure, value in measured.items()}
+        return found
+
+    def draw(self, state: State) -> None:
+        """The pictures of all evaluators. All processes call it; process 0 writes."""
+        given = self._given(state, True, False)
+        for one in self.evaluators.values():
+            if one.draw is not None:
+                one.draw(given)
+
+    def encode_all(self, f: Callable[[State, Batch], Any], state: State) -> Any:
+        """The training split through f, in order: what a method's `refresh` reads."""
+        return self.rows(f, state, self.data.train)
+
+    def rows(
+        self, f: Callable[[State, Batch], Any], state: State, source: Source, batch_size: int = 0
+    ) -> Any:
+        """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once.
+
+        Each process reads its share of each block. The compiled function returns every row's place
+        in the block beside it, so that the order does not depend on how the mesh orders devices.
+        """
+        if f not in self.compiled:
+
+            def placed(state: State, batch: Batch) -> Any:
+                return f(state, batch), batch["place"]
+
+            self.compiled[f] = parallel.lift(placed, self.mesh, (SAME, EACH), EACH)
+        size = batch_size or min(self.config.evals.batch_size, source.size)
+        size = -(-size // self.mesh.size) * self.mesh.size
+        fields = self._fields(source)
+        local = batches.local_rows(size, jax.process_index(), jax.process_count())
+        workers = self.config.get("loading", {}).get("workers", 0)
+        parts = []
+        for start, batch in enumerate(
+            batches.sequential(source, size, rows=local, workers=workers)
+        ):
+            given = {name: batch[name] for name in (*fields, "id")}
+            given["place"] = np.arange(size, dtype=np.int32)[local]
+            out, place = parallel.fetch(
+                self.compiled[f](state, parallel.place_batch(given, self.mesh))
+            )
+            real = np.argsort(place)[: source.size - start * size]
+            parts.append(jax.tree.map(lambda x, real=real: x[real], out))
+            self.between()
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def _fields(self, source: Source) -> list[str]:
+        there = source.arrays if source.arrays is not None else source.read(0)
+        return [name for name in self.method.needs if name in there]
+
+    def _example(self, source: Source) -> Batch:
+        example = source.read(0)
+        batch = {name: jnp.asarray(np.stack([example[name]] * 2)) for name in self._fields(source)}
+        return batch | {"id": jnp.arange(2, dtype=jnp.int32)}
+
+    def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
+        encoded: dict[int, dict[str, np.ndarray]] = {}
+        viewed: dict[tuple[int, bool], dict[str, np.ndarray] | None] = {}
+
+        def features(source: Source, name: str) -> np.ndarray:
+            if id(source) not in encoded:
+                encoded[id(source)] = self.rows(self._encode, state, source)
+            return encoded[id(source)][name or self.feature]
+
+        def rows(name: str, source: Source) -> Any:
+            return self.rows(self.method.functions[name], state, source)
+
+        def views(source: Source, name: str, train: bool) -> np.ndarray | None:
+            f = self.of_views[train]
+            if (id(source), train) not in viewed:
+                viewed[id(source), train] = f and self.rows(
+                    f, state, source, self.config.batch_size
+                )
+            found = viewed[id(source), train]
+            return None if found is None else found[name or self.feature]
+
+        return Given(
+            data=self.data,
+            features=features,
+            rows=rows,
+            views=views,
+            method=self.method,
+            state=state,
+            feature=self.feature,
+            recipes=self.recipes,
+            batch_size=self.config.batch_size,
+            final=final,
+            asked=asked,
+            trained=trained,
+            seed=self.config.seed,
+            workdir=self.workdir,
+        )
+
+    def _encode(self, state: State, batch: Batch) -> dict[str, jax.Array]:
+        """The features that evaluators read, and no others: all would not fit in memory."""
+        found = self.method.encode(state, batch)
+        return {name: found[name] for name in self.wanted if name in found}
+
+    def _viewed(self, train: bool) -> Callable[[State, Batch], dict[str, jax.Array]] | None:
+        """(State, batch) -> features of the first training view; None where the network does not
+        take it as it takes a clean input."""
+        method = self.method
+        if method.views is None or method.features is None or method.clean is None:
+            return None
+        key = jax.random.key(0)
+        batch = self._example(self.data.test)
+        if set(method.needs) - set(batch):
+            return None
+        clean = jax.eval_shape(method.clean, batch)
+        drawn = jax.eval_shape(lambda batch: method.views(batch, key)[0], batch)
+        if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
+            return None
+
+        def features(state: State, batch: Batch) -> dict[str, jax.Array]:
+            inputs = method.views(batch, jax.random.key(0))[0]
+            found = method.features(*method.evaluated(state), inputs, train)[0]
+            return {name: found[name] for name in self.wanted if name in found}
+
+        return features
+
+    def _checked(self, name: str, found: dict[str, float]) -> dict[str, float]:
+        wrong = [figure for figure, value in found.items() if not np.isfinite(value)]
+        if wrong:
+            logging.warning("%s: %s is NaN or inf", name, ", ".join(wrong))
+        return found
+
+
+def _kind(x: Any) -> tuple[Any, ...]:
+    return x.shape, x.dtype
+
+
+def draw_curve(
+    workdir: str | Path,
+    evaluators: Mapping[str, Evaluator],
+    rows: list[dict[str, float]],
+    best: str,
+) -> None:
+    """The curve of the figure `best` over a run's log, with its baselines, as
+    WORKDIR/<protocol>.png."""
+    points = [(row["step"], row[best]) for row in rows if best in row]
+    protocol, titles = best.split("/")[0], _titles(evaluators)
+    title = titles.get(best, best)
+    lines = {
+        words: row[name]
+        for row in rows
+        for name, words in _beside(best, "untrained network", "raw pixels")
+        if name in row
+    }
+    if points:
+        from cl_jax.evals import pictures  # matplotlib: only where something is drawn
+
+        pictures.curve(
+            Path(workdir) / f"{protocol}.png",
+            [step for step, _ in points],
+            [value for _, value in points],
+            lines,
+            title=title.removesuffix(" %"),
+            xlabel="step",
+            percent="%" in title,
+        )
+
+
+def summary(evaluators: Mapping[str, Evaluator], rows: list[dict[str, float]]) -> str:
+    """The last lines of a run: each figure that has a better end, of the trained network beside the
+    untrained one and the data alone."""
+    latest: dict[str, float] = {}
+    for row in rows:
+        latest.update(row)
+    titles, lines = _titles(evaluators), []
+    for figure in (figure for one in evaluators.values() for figure in one.better):
+        title = titles.get(figure, figure)
+        name = title.removesuffix(" %")
+        for key, text in (
+            (figure, f"{name}, trained network"),
+            *_beside(figure, f"{name}, untrained network", f"{name}, raw pixels"),
+        ):
+            if key in latest:
+                value = latest[key]
+                lines.append((text, f"{100 * value:5.1f} %" if "%" in title else f"{value:.4g}"))
+    width = max((len(text) for text, _ in lines), default=0)
+    return "\n".join(f"{text:<{width}}  {value}" for text, value in lines)
+
+
+def _titles(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
+    return {name: text for one in evaluators.values() for name, text in one.titles.items()}
+
+
+def _beside(figure: str, untrained: str, of_data: str) -> list[tuple[str, str]]:
+    """(name in the log, text) of the baselines of a figure."""
+    return [(f"untrained/{figure}", untrained), (f"{figure.split('/')[0]}/raw_pixels", of_data)]

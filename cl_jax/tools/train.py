@@ -1,0 +1,204 @@
+"""Trains a config, or resumes its run where it stopped.
+
+examples:
+  cl-jax train simclr_v2 --workdir=runs/first
+  cl-jax train simclr_v2:folder /path/to/images --workdir=runs/mine --config.batch_size=128
+"""
+
+import argparse
+import logging
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cl_jax.core import xla
+from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.training import configs, stopping
+
+KEYS = (
+    "Any key of the config is an option: --config.batch_size=128, --config.data.level=hard.\n"
+    "In data, views, encoder, optimizer and method, any keyword of the function that reads the\n"
+    "section is one too."
+)
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options that training and evaluation share."""
+    found = argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog=KEYS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="what to train: a name (simclr_v2), a path (configs/simclr_v2.py) or a module "
+        "(my_lab.mine), with variants after a colon (simclr_v2:cifar10,debug)",
+    )
+    found.add_argument(
+        "--workdir",
+        help="where the run is kept: checkpoints, logs, pictures. The same command resumes a run "
+        "that is there",
+    )
+    found.add_argument(
+        "--stage", help="stage of a config that has several; all for one after the other"
+    )
+    found.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of this job (jax.distributed) first",
+    )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser("cl-jax train", __doc__)
+    options.add_argument("given", nargs="?", metavar="CONFIG", help="the same as --config")
+    options.add_argument(
+        "path", nargs="?", metavar="PATH", help="where the data are, the same as --config.data.path"
+    )
+    settings, words = configs.take_settings(sys.argv[1:] if argv is None else argv)
+    args = options.parse_intermixed_args(words)
+    if args.given and args.config:  # `train --config=simclr_v2:folder PATH`
+        if args.path:
+            options.error(f"two configs are given: {args.config} and {args.given}")
+        args.given, args.path = None, args.given
+    if not (args.config or args.given) or not args.workdir:
+        options.error("CONFIG and --workdir are needed: cl-jax train simclr_v2 --workdir=runs/a")
+    if args.path:
+        settings.insert(0, ("data.path", args.path))
+    return run(args, args.config or args.given, settings, "train")
+
+
+def run(
+    args: argparse.Namespace,
+    name: str | None,
+    settings: list[tuple[str, str | None]],
+    mode: str,
+) -> int:
+    """Trains or evaluates; a mistake of the user is one sentence and status 1.
+
+    Args:
+      args: workdir, stage, distributed.
+      name: the config; None for that of the run in the workdir.
+      settings: of the command line, put into the config.
+      mode: "train" or "eval".
+    """
+    with stopping.Stop(hard=True) as stop:
+        try:
+            _run(args, name, settings, mode, stop)
+        except stopping.Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            return stopping.STOPPED
+        except KeyboardInterrupt:
+            return stopping.KILLED
+        except Exception as error:
+            return _failed(error)
+    return 0
+
+
+def _run(
+    args: argparse.Namespace,
+    name: str | None,
+    settings: list[tuple[str, str | None]],
+    mode: str,
+    stop: stopping.Stop,
+) -> None:
+    configs.see_working_folder()
+    added = prepare()
+    import jax
+
+    from cl_jax.core import parallel
+    from cl_jax.training import loop
+
+    config = _config(name, args.workdir, settings, args.stage)
+    if args.distributed:
+        parallel.join()
+        stop.join()
+    print(
+        f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
+        f"{jax.local_devices()}",
+        file=sys.stderr,
+    )
+    if added:
+        print(f"XLA_FLAGS: added {added}", file=sys.stderr)
+    given = [key for key, _ in settings]
+    for stage, stage_config, workdir in loop.stages(config, args.workdir, given):
+        stop.nothing_to_lose(f"before stage {stage}" if stage else "while starting")
+        if stage:
+            print(f"stage {stage} in {workdir}", file=sys.stderr)
+        if mode == "eval":
+            loop.evaluate(workdir, stage_config)
+        else:
+            loop.train(stage_config, workdir, stop)
+
+
+def _failed(error: Exception) -> int:
+    """Says what went wrong: one sentence of an expected mistake, a traceback of everything else.
+    One of several processes also says which it is, and does not wait for the others to end."""
+    jax = sys.modules.get("jax")
+    several = bool(jax and jax.distributed.is_initialized() and jax.process_count() > 1)
+    who = f"process {jax.process_index() + 1} of {jax.process_count()}: " if several else ""
+    if _expected(error):
+        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"{who}{type(error).__name__}", file=sys.stderr)
+        traceback.print_exception(error)
+    if several:
+        stopping.leave_within(stopping.PATIENCE, 1)
+    return 1
+
+
+def _config(
+    name: str | None,
+    workdir: str,
+    settings: list[tuple[str, str | None]],
+    stage: str | None,
+) -> ConfigDict:
+    config = configs.load(name) if name else configs.of_run(workdir)
+    configs.change(config, settings)
+    if stage is not None:
+        with config.unlocked():
+            config.stage = stage
+    return config
+
+
+def prepare() -> str:
+    """Sets what jax reads when it is imported: a cache of compiled programs and XLA's flags;
+    returns the flags that were added."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))
+    # most programs of a start take less than one second
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every step of a save
+    return xla.prepare()
+
+
+def _expected(error: Exception) -> bool:
+    """Whether the message is all that the user needs: of an error that the package raised with a
+    sentence for him. What a library raises, or the package at the hands of the user's own code,
+    keeps its traceback."""
+    if isinstance(error, ConfigError | SaveError):
+        return True
+    if not isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    package = Path(__file__).resolve().parents[1]
+    libraries = [Path(folder) for folder in {*sysconfig.get_paths().values(), sys.prefix}]
+    known = [
+        any(file.is_relative_to(root) for root in (package, configs.folder(), *libraries))
+        or not file.is_absolute()  # <string>, <frozen importlib>
+        for file in files
+    ]
+    ours = bool(files) and any(
+        files[-1].is_relative_to(root) for root in (package, configs.folder())
+    )
+    return ours and all(known)

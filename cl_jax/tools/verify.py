@@ -1,0 +1,95 @@
+"""Compares every config on 1, 2, 4 and 8 devices: is it the same run up to rounding?
+
+example:
+  cl-jax verify --configs=simclr_v1,byol --devices=1,2
+
+Each config runs in its `debug` variant. The exit status is 1 where one differs. On a CPU the
+devices are virtual.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cl_jax.training import configs
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "cl-jax verify",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "--configs",
+        default="",
+        help="names, with commas between them; paths and modules too (default: all of the package)",
+    )
+    options.add_argument(
+        "--devices", default="1,2,4,8", help="each is compared with 1 (default %(default)s)"
+    )
+    options.add_argument("--steps", type=int, default=10, help="default %(default)s")
+    options.add_argument(
+        "--json", type=Path, help="write the records here; those of other configs in the file stay"
+    )
+    options.add_argument(
+        "--page",
+        type=Path,
+        help="put the table (with --json: of all its records) into a Markdown page",
+    )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser()
+    args = options.parse_args(argv)
+    configs.see_working_folder()
+    try:
+        names = [name for name in args.configs.split(",") if name] or configs.names()
+        for name in names:
+            configs.load(f"{name}:debug")
+        devices = sorted({int(word) for word in args.devices.split(",")})
+        if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
+            raise ValueError(
+                f"devices={devices}, steps={args.steps}; expected at least two devices and one "
+                f"step."
+            )
+    except ValueError as error:
+        options.error(str(error))
+
+    from cl_jax.checks import verify
+    from cl_jax.core import parallel, xla
+
+    xla.prepare()
+    parallel.offer_devices(devices[-1])
+    records = verify.stored(args.json) if args.json else {}
+    done, wrong = 0, []
+    for name in names:
+        for gone in [key for key in records if key.split()[0] == name]:
+            del records[gone]
+        try:
+            for record, _ in verify.verify(name, devices, args.steps):
+                rows = verify.table([record])
+                print(rows.split("\n", 2)[2] if done else rows, flush=True)
+                done += 1
+                if not record.same():
+                    wrong.append(record.name)
+                records[record.name] = record
+                in_order = [records[key] for key in sorted(records, key=str.split)]
+                if args.json:
+                    verify.store(args.json, in_order, args.steps)
+                if args.page:
+                    verify.put_into(args.page, verify.table(in_order))
+        except Exception as error:  # one that does not run must not hide the others
+            print(
+                f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+            )
+            done += 1
+            wrong.append(name)
+    print(
+        f"{done - len(wrong)} of {done} the same on {', '.join(map(str, devices))} devices"
+        + (f"; not: {', '.join(wrong)}" if wrong else "")
+    )
+    return 1 if wrong else 0

@@ -1,0 +1,110 @@
+"""What the data of a run were, so that a resume on other data is noticed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
+from cl_jax.data.source import Splits
+from cl_jax.training import workdir as folder
+
+FILE = "data.json"
+
+
+def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
+    """Sizes of the parts; of a data section with a path also the number of its files, their bytes,
+    and hashes of their names with sizes, and of these with times."""
+    found: dict[str, Any] = {
+        "train": data.train.size,
+        "test": data.test.size,
+    }
+    path = Path(str(config.data.get("path", "") or "")).expanduser()
+    if config.data.get("path") and path.exists():
+        found |= of_files(path)
+    return found
+
+
+def of_files(path: Path) -> dict[str, Any]:
+    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder."""
+    names, times, count, total = hashlib.sha256(), hashlib.sha256(), 0, 0
+    for name, status in sorted(_files(path)):
+        line = f"{name}\0{status.st_size}\0".encode("utf-8", "surrogateescape")
+        names.update(line)
+        times.update(line + str(status.st_mtime_ns).encode())
+        count, total = count + 1, total + status.st_size
+    return {
+        "files": count,
+        "bytes": total,
+        "names": names.hexdigest()[:16],
+        "times": times.hexdigest()[:16],
+    }
+
+
+def _files(path: Path) -> list[tuple[str, os.stat_result]]:
+    if path.is_file():
+        return [(path.name, path.stat())]
+    found, folders = [], [(path, "")]
+    while folders:
+        place, prefix = folders.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((Path(entry.path), f"{prefix}{entry.name}/"))
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((f"{prefix}{entry.name}", status))
+    return found
+
+
+def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
+    """Writes `data.json` into a new workdir; in one with a checkpoint, compares it with the data of
+    now. Returns lines on what differs without changing the examples.
+
+    Raises:
+      ConfigError: the number of examples, or the names or sizes of the files are others: the order
+        of the examples, and with it the rest of the run, would be another.
+    """
+    failure, noted = None, list[str]()
+    if jax.process_index() == 0:
+        try:
+            noted = _check(workdir, of_data(config, data))
+        except ConfigError as error:
+            failure = error
+    if not parallel.everywhere(failure is None):
+        raise failure or ConfigError("the data have changed; process 1 says how.")
+    return noted
+
+
+def _check(workdir: Path, now: dict[str, Any]) -> list[str]:
+    path = workdir / FILE
+    saved = any((workdir / name).glob("[0-9]*") for name in ("last", "best"))
+    then, changed = now, list[str]()
+    if saved and path.exists():
+        try:
+            then = json.loads(path.read_text())
+            changed = [
+                f"  {key}: {then[key]} then, {now[key]} now"
+                for key in ("train", "test", "files", "bytes", "names")
+                if key in then and key in now and then[key] != now[key]
+            ]
+        except (OSError, ValueError, TypeError) as error:
+            logging.warning("%s cannot be read (%s): written anew.", path, error)
+            then = now
+        if changed:
+            raise ConfigError(
+                f"the data have changed since the run in {workdir} began:\n"
+                + "\n".join(changed)
+                + "\nPut them back as they were, or train anew in another --workdir."
+            )
+    if not (saved and path.exists() and then == now):
+        folder.replace_text(path, json.dumps(now, indent=2) + "\n")
+    if then.get("times") != now.get("times"):
+        return ["  data: files of the same names and sizes, of other times (copied, or rewritten?)"]
+    return []

@@ -1,0 +1,158 @@
+"""The stages of a config, and a stage read back from its workdir."""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.method import Stage, State
+from cl_jax.core.names import nearest
+from cl_jax.training import checkpoint, configs
+from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.workdir import path_of
+
+
+def stages(
+    config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()
+) -> list[tuple[str, ConfigDict, Path]]:
+    """(name, config, workdir) of what is to run: one run, the stage asked for, or all stages in
+    their order.
+
+    Args:
+      config: with `stages`, {name: what the stage changes}, `stage_order` and `stage`.
+      given: keys that the user set in the config, such as "optimizer.learning_rate". They hold for
+        every stage that has them: a stage whose section is of another `name` does not have the keys
+        of the base's section (unless that stage alone is asked for), and "stages.NAME.KEY" is of
+        one stage.
+
+    Raises:
+      ConfigError: `stage` names no stage of this config.
+    """
+    base, root = configs.plain(config), path_of(workdir)
+    overrides, asked = base.pop("stages"), base.pop("stage")
+    order = list(base.pop("stage_order", ()))
+    if not order:
+        if asked:
+            raise ConfigError(f"stage={asked!r}: this config has one stage only; leave it out.")
+        return [("", ConfigDict(base), root)]
+    if asked not in ("", "all", *order):
+        raise ConfigError(
+            f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
+        )
+    chosen = order if asked == "all" else [asked or order[0]]
+    found = []
+    for name in chosen:
+        stage = copy.deepcopy(base)
+        for section, value in overrides[name].items():
+            whole = section == "views" or not isinstance(value, dict) or "name" in value
+            if whole or section not in stage:
+                stage[section] = copy.deepcopy(value)
+            else:
+                _merge(stage[section], value)
+        for key in given:
+            if f"stages.{name}.{key}" not in given:
+                _follow(stage, base, key.split("."), alone=asked == name)
+        found.append((name, ConfigDict(stage), root / name))
+    return found
+
+
+def _merge(section: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(section.get(key), dict):
+            _merge(section[key], value)
+        else:
+            section[key] = value
+
+
+def _follow(stage: dict[str, Any], base: dict[str, Any], path: list[str], alone: bool) -> None:
+    """Gives a stage's config the value that the user set in the base at `path`."""
+    value: Any = base
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return  # of a stage, or of a section that the base does not have
+        value = value[part]
+    if len(path) == 1:
+        stage[path[0]] = value
+    elif path[0] == "views" and len(path) == 3:
+        views = stage["views"]
+        for view in [views[path[1]]] if path[1] in views else views.values():
+            view[path[2]] = value
+    else:
+        of_stage, of_base = stage[path[0]], base[path[0]]
+        # The optimiser's keys are the same whatever its name.
+        same = path[0] == "optimizer" or of_stage.get("name") == of_base.get("name")
+        if same or alone:
+            for part in path[1:-1]:
+                of_stage = of_stage.setdefault(part, {})
+            of_stage[path[-1]] = value
+
+
+def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
+    """The stage that `config.previous` names, a path relative to this stage's workdir.
+
+    Raises:
+      ConfigError: it has no run there, or one that has not ended.
+    """
+    name = config.get("previous", "")
+    if not name:
+        return None
+    # "../pretrain" of a folder that need not be there yet
+    folder = os.path.normpath(path_of(workdir) / name)
+    try:
+        _, built, state = load(folder)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{workdir} starts from the end of another stage. {error} Run the stages in their "
+            "order, for instance by --stage=all."
+        ) from None
+    if int(state.step) < built.run.total_steps:
+        raise ConfigError(
+            f"{workdir} starts from the end of {folder}, which is at step {int(state.step)} of "
+            f"{built.run.total_steps}. Finish it first: the command that started it resumes it."
+        )
+    return Stage(built.method, state)
+
+
+def load(
+    workdir: str | Path, config: ConfigDict | None = None, *, best: bool = False
+) -> tuple[ConfigDict, Built, State]:
+    """Loads a finished or interrupted run: (config, what it built, its newest State).
+
+    Args:
+      workdir: of the run.
+      config: settings to use instead of the run's own; they may differ from these in what
+        decides no number of the training (`checkpoint.NOTED`).
+      best: the best State by the evaluations in place of the newest.
+
+    Raises:
+      NotFoundError: there is no run, or it has no checkpoint.
+      ConfigError: `config` is of another run; the message lists the differences.
+    """
+    own = configs.of_run(workdir)
+    if config is None:
+        config = own
+    else:
+        _refuse_another_run(workdir, own, config)
+    config = ConfigDict(configs.plain(config))
+    built = build(config, previous_stage(config, workdir))
+    like = initial_state(built, config)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
+    state = checkpoints.restore(like, best=best)
+    checkpoints.close()
+    if state is None:
+        raise NotFoundError(f"{workdir} has no checkpoint yet.")
+    return config, built, state
+
+
+def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:
+    changed, _ = checkpoint.differences(configs.plain(own), configs.plain(given))
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; it differs in\n"
+            + "\n".join(changed)
+            + "\nGive the run's own config, or none, with the settings of the evaluation."
+        )

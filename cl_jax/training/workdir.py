@@ -1,0 +1,166 @@
+"""The folder of a run: its path, the lock that keeps a second run out, files that are replaced
+whole.
+
+Nothing here imports jax."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from cl_jax.core.errors import ConfigError
+
+LOCK = "lock"
+
+
+def path_of(workdir: str | Path) -> Path:
+    """The workdir as a path; `~` is the home directory.
+
+    Raises:
+      ConfigError: a URL. A run appends to its log, locks its folder and renames files, which an
+        object store does not offer.
+    """
+    text = str(workdir)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/+", text)
+    if scheme and scheme[1] != "file":
+        raise ConfigError(
+            f"workdir={text!r} is a URL; a run needs a file system. Mount the bucket (gcsfuse, "
+            "mountpoint-s3, rclone) and give the path of the mount, or give a local folder and "
+            "copy it afterwards."
+        )
+    if scheme:
+        text = "/" + text[scheme.end() :]
+    return Path(text).expanduser()
+
+
+def make(workdir: str | Path) -> Path:
+    """Makes the workdir if it is not there, and checks that files can be written in it.
+
+    Raises:
+      ConfigError: it is a file, lies below a file, or cannot be written.
+    """
+    path = path_of(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except FileExistsError:
+        raise ConfigError(
+            f"workdir={workdir} is a file; expected a folder or a new path."
+        ) from None
+    except NotADirectoryError:
+        raise ConfigError(f"workdir={workdir} lies below a file; expected a folder.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"workdir={workdir} cannot be written: {error.strerror}. Give a folder in which this "
+            "user may write."
+        ) from None
+    return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside its name, flushes it to the disk and renames it: whoever reads the path
+    finds the old content or the new one, also after a crash."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class Lock:
+    """Keeps other runs out of a workdir while this one has it.
+
+    The lock is the operating system's (`flock` on WORKDIR/lock), so it ends with its process
+    however that ends; what the file says is for people. A file system without locks is used
+    without one, with a warning.
+
+    Raises:
+      ConfigError: another process has the lock; the message names its host and process.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self.path = path_of(workdir) / LOCK
+        self.file: int | None = None
+        while self.file is None:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = _owner(os.pread(file, 4096, 0))
+                os.close(file)
+                raise ConfigError(
+                    f"{self.path.parent} is in use by another run, {owner}. Wait until it ends, "
+                    "stop it, or give another --workdir."
+                ) from None
+            except OSError as error:
+                logging.warning(
+                    "no lock on %s (%s): make sure that no second run uses this workdir.",
+                    self.path.parent,
+                    error.strerror,
+                )
+                os.close(file)
+                return
+            # Another run may have removed the file, its own, between the two calls.
+            if _same_file(file, self.path):
+                self.file = file
+            else:
+                os.close(file)
+        _HELD.add(self)
+        content = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        try:
+            os.ftruncate(self.file, 0)
+            os.pwrite(self.file, (json.dumps(content) + "\n").encode(), 0)
+        except OSError:
+            pass  # a full disk: locked all the same
+
+    def release(self) -> None:
+        """Gives the workdir free; twice is once."""
+        if self.file is None:
+            return
+        _HELD.discard(self)
+        if _same_file(self.file, self.path):
+            self.path.unlink(missing_ok=True)
+        os.close(self.file)
+        self.file = None
+
+
+_HELD: set[Lock] = set()
+
+
+def _close_in_child() -> None:
+    # A forked child shares the open file, and would hold the lock beyond its parent's end.
+    for lock in _HELD:
+        os.close(lock.file)
+        lock.file = None
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _same_file(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(content: bytes) -> str:
+    try:
+        found: dict[str, Any] = json.loads(content)
+        return f"process {found['process']} on {found['host']}, since {found['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "of which the lock says nothing"

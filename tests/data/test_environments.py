@@ -1,0 +1,149 @@
+"""Environments: rules against plays by hand, episodes that end, and what `make` refuses before the
+first step."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax.data import environments, worlds
+from cl_jax.data.environments import Environment, catch, t_maze
+
+KEY = jax.random.key(0)
+
+
+def play(environment, world, actions):
+    """[(reward, done), ...] and the last world."""
+    found = []
+    for action in actions:
+        world, reward, done = environment.step(world, jnp.int32(action), KEY)
+        found.append((float(reward), bool(done)))
+    return found, world
+
+
+def test_catch_by_hand():
+    environment = catch.make(rows=4, columns=5)
+    world = {"row": jnp.int32(0), "column": jnp.int32(4), "paddle": jnp.int32(2)}
+    board = np.zeros((4, 5))
+    board[0, 4] = board[3, 2] = 1
+    np.testing.assert_array_equal(environment.observe(world), board)
+    assert play(environment, world, [2, 2, 1])[0] == [(0, False), (0, False), (1, True)]
+    assert play(environment, world, [2, 1, 1])[0][-1] == (-1, True)
+    assert play(environment, world, [2, 2, 2])[0][-1] == (1, True)  # the wall
+    assert environment.limit == 3
+
+
+def test_t_maze_by_hand():
+    environment = t_maze.make(length=2, patience=2)
+    world = {"left": jnp.bool_(True), "place": jnp.int32(0), "time": jnp.int32(0)}
+    np.testing.assert_array_equal(environment.observe(world), [1, 0, 1, 0])
+    found, after = play(environment, world, [1, 0])  # a turn before the junction does nothing
+    assert found == [(0, False)] * 2 and int(after["place"]) == 1
+    np.testing.assert_array_equal(environment.observe(after), [0, 0, 1, 0])
+    assert play(environment, world, [0, 0, 1])[0][-1] == (1, True)
+    assert play(environment, world, [0, 0, 2])[0][-1] == (-1, True)
+    assert play(environment, world, [0, 0, 0, 0, 0, 0])[0][-2:] == [(0, False), (-1, True)]
+
+
+@pytest.mark.parametrize("name", ["catch", "t_maze"])
+def test_an_episode_ends_and_a_world_starts_anew(name):
+    environment = environments.make(dict(name=name))
+
+    def act(observation, memory, key):
+        return jax.random.randint(key, (), 0, environment.actions), memory + 1
+
+    keys = jax.random.split(KEY, 8)
+    total, length, ended = jax.vmap(
+        lambda key: environments.episode(environment, act, jnp.int32(0), key)
+    )(keys)
+    assert np.all(ended) and np.all(length <= environment.limit) and set(total.tolist()) <= {-1, 1}
+
+    def one(world, key):
+        world, _, done = environments.advance(environment, world, jnp.int32(0), key)
+        return world, (world, done)
+
+    _, (after, done) = jax.lax.scan(
+        one, environment.reset(KEY), jax.random.split(KEY, 3 * environment.limit)
+    )
+    clock = after["row" if name == "catch" else "time"]
+    assert int(done.sum()) == 3
+    np.testing.assert_array_equal(np.asarray(clock)[np.asarray(done)], 0)
+
+
+def test_the_best_policy_of_catch_catches_every_ball():
+    environment = catch.make()
+
+    def act(observation, memory, key):
+        ball = observation[:-1].sum(0)  # its column; the paddle is in the last row
+        paddle = observation[-1]
+        columns = jnp.arange(5.0)
+        return 1 + jnp.sign(ball @ columns - paddle @ columns).astype(jnp.int32)
+
+    total, length, _ = jax.vmap(
+        lambda key: environments.episode(environment, act, jnp.zeros(()), key)
+    )(jax.random.split(KEY, 16))
+    np.testing.assert_array_equal(total, 1)
+    np.testing.assert_array_equal(length, 9)
+
+
+def of_one_step(**changes):
+    base = dict(
+        reset=lambda key: {"x": jnp.float32(0)},
+        step=lambda world, action, key: (world, jnp.float32(0), jnp.bool_(True)),
+        observe=lambda world: world["x"][None],
+        actions=2,
+        limit=3,
+    )
+    return Environment(**(base | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(limit=0), "a limit of 0 steps; expected at least 1"),
+        (
+            dict(step=lambda world, action, key: (world, jnp.float32(0), jnp.bool_(False))),
+            "32 of 32 random episodes did not end within its limit of 3 steps",
+        ),
+        (
+            dict(step=lambda world, action, key: (world, jnp.float32(jnp.nan), jnp.bool_(True))),
+            "a reward that is NaN",
+        ),
+        (
+            dict(step=lambda world, action, key: (world, jnp.int32(0), jnp.bool_(True))),
+            "expected a float32 scalar, a bool scalar",
+        ),
+        (
+            dict(step=lambda world, action, key: ({"y": 0}, jnp.float32(0), jnp.bool_(True))),
+            "expected the same shapes and types",
+        ),
+    ],
+)
+def test_an_environment_that_breaks_the_contract(changes, message):
+    with pytest.raises(ValueError, match=message):
+        environments.check(of_one_step(**changes), "mine")
+
+
+def test_names_and_settings(monkeypatch):
+    with pytest.raises(ValueError, match="have catch, t_maze; did you mean 'catch'"):
+        environments.make(dict(name="catsh"))
+    with pytest.raises(ValueError, match="no setting 'column'; did you mean 'columns'"):
+        environments.make(dict(name="catch", column=3))
+    with pytest.raises(ValueError, match="No module named 'my_lab'"):
+        environments.make(dict(name="my_lab.maze"))
+    module = types.ModuleType("my_maze")
+    module.make = of_one_step
+    monkeypatch.setitem(sys.modules, "lab.my_maze", module)
+    monkeypatch.setitem(sys.modules, "lab", types.ModuleType("lab"))
+    assert environments.make(dict(name="lab.my_maze")).limit == 3
+
+
+def test_worlds_are_numbered_through_both_parts():
+    splits = worlds.make(train_size=3, test_size=2)
+    assert splits.train.arrays["world"].tolist() == [0, 1, 2]
+    assert splits.test.arrays["world"].tolist() == [3, 4]
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        worlds.make(train_size=0)
