@@ -4,7 +4,7 @@ An actor-critic whose encoder and memory also learn, on the same unrolls, to pic
 sees some steps later among what other worlds show then.
 
 Default: Catch in 64 worlds, an MLP and a GRU, two CPU cores; a population of ten agents, five seeds
-with the auxiliary loss (`cpc_weight=1`) and five without.
+with the auxiliary loss (`cpc_weight=0.05`) and five without.
 
 Variants:
   t_maze  a corridor whose sign is seen at the start and needed at its end, in place of Catch: the
@@ -15,8 +15,9 @@ Variants:
 Differences from the paper, whose authors released no code:
   - Their five tasks of DeepMind Lab are not available; unrolls of 100 steps and predictions up to
     30 steps ahead are for those.
-  - The paper gives neither the weight of the auxiliary loss nor its negatives. Here the weight is 1
-    and the negatives are the other worlds at the same time, less those that see the same.
+  - The paper gives neither the weight of the auxiliary loss nor its negatives. Here the negatives
+    are the other worlds at the same time, less those that see the same, and the weight is 0.05: with
+    1 Catch is learned later than without.
   - Losses are means over worlds and times where IMPALA's are sums; Adam in place of RMSProp.
   - The memory reads the latent alone, not the last action and reward.
 
@@ -45,24 +46,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
         value_weight=0.5,
         entropy_weight=0.01,
         cpc_steps=5,
-        cpc_weight=1.0,
+        cpc_weight=0.05,
     )
     config.optimizer = ConfigDict(
         dict(
             name="adamw",
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             learning_rate_scaling="none",
             schedule="constant",
             weight_decay=0.0,
             clip_global_norm=0.5,
         )
     )
-    config.batch_size, config.total_epochs, config.log_steps = 64, 250.0, 5
+    config.batch_size, config.total_epochs, config.log_steps = 64, 200.0, 5
     config.evals.every_epochs = 25.0
     config.evals.protocols = ConfigDict(dict(returns=dict()))
     if "t_maze" in chosen:
         agent["environment"] = "t_maze"
-    over = dict(cpc_weight=(0.0, 1.0), seed=(0, 1, 2, 3, 4))
+    over = dict(cpc_weight=(0.0, 0.05), seed=(0, 1, 2, 3, 4))
     if "debug" in chosen:
         config.data.update(dict(train_size=64, test_size=8))
         config.encoder.update(dict(widths=(8,), memory=8))
