@@ -16,7 +16,7 @@ Differences from the paper, whose authors released no code:
   - Their five tasks of DeepMind Lab are not available; unrolls of 100 steps and predictions up to
     30 steps ahead are for those.
   - The paper gives neither the weight of the auxiliary loss nor its negatives. Here the negatives
-    are the other worlds at the same time, less those that see the same, and the weight is 0.05: with
+    are the other worlds at the same time, less those that see the same, and the weight is 0.05: at
     1 Catch is learned later than without.
   - Losses are means over worlds and times where IMPALA's are sums; Adam in place of RMSProp.
   - The memory reads the latent alone, not the last action and reward.
