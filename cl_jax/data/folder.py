@@ -46,11 +46,14 @@ _ADVICE = (
 
 
 class Layout(NamedTuple):
-    """Which images are in which part, and the class of each where there are classes."""
+    """Which images are in which part. classes: their names, none where there are no labels.
+    numbers: the class of each image of train and test; empty without classes. holds_out: the test
+    part is a share of the training images."""
 
     parts: dict[str, list[str]]
-    labels: dict[str, np.ndarray]
+    numbers: dict[str, int]
     classes: list[str]
+    holds_out: bool
 
 
 class Reading(NamedTuple):
@@ -134,11 +137,15 @@ def make(
     reading = Reading(root, image_size, channels, max_pixels, scale)
     keep = len(names) * image_size**2 * channels <= cache_bytes
     pixels, bad = _checked(reading, found, layout.parts, keep, cache_dir, workers)
+    skipped = {part: sum(name in bad for name in names) for part, names in layout.parts.items()}
     if bad:
         _report(path, bad, on_error)
-    _tell_copies(root, found, layout.parts, bad)
+        layout, pixels = _without(layout, pixels, bad, test_share)
+    _tell_copies(root, found, layout.parts)
     sources = {
-        part: _source(part, reading, layout, pixels.get(part), bad, on_error)
+        part: dataclasses.replace(
+            _source(part, reading, layout, pixels.get(part), on_error), skipped=skipped[part]
+        )
         for part in layout.parts
     }
     return Splits(sources.pop("train"), sources.pop("test"), sources)
@@ -210,31 +217,57 @@ def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout
                 "folders away."
             )
     number = {name: i for i, name in enumerate(classes)}
-
-    def label(file: str, place: str) -> int:
-        return number[file.removeprefix(place).split("/")[0]]
-
-    if "test" not in parts:
-        of_class: dict[str, list[str]] = collections.defaultdict(list)
-        for file in parts["train"]:
-            of_class[file.removeprefix(places["train"]).split("/")[0] if classes else ""].append(
-                file
-            )
-        held = {file for files in of_class.values() for file in _hashed(files, test_share)}
-        if not held:
-            raise ValueError(
-                f"{path} has {len(parts['train'])} image{'s' * (len(parts['train']) > 1)}, too few "
-                "for a train and a test part. Add images."
-            )
-        places["test"] = places["train"]
-        parts["test"] = [file for file in parts["train"] if file in held]
-        parts["train"] = [file for file in parts["train"] if file not in held]
     numbers = {
-        part: np.array([label(file, places[part]) for file in parts[part]], np.int32)
-        for part in ("train", "test")
-        if classes
+        file: number[file.removeprefix(places[part]).split("/")[0]]
+        for part, files in parts.items()
+        for file in files
+        if classes and part != "unlabeled"
     }
-    return Layout(parts, numbers, classes)
+    if "test" in parts:
+        return Layout(parts, numbers, classes, False)
+    layout = _hold_out(Layout(parts, numbers, classes, True), test_share)
+    if not layout.parts["test"]:
+        raise ValueError(
+            f"{path} has {len(parts['train'])} image{'s' * (len(parts['train']) > 1)}, too few "
+            "for a train and a test part. Add images."
+        )
+    return layout
+
+
+def _hold_out(layout: Layout, share: float) -> Layout:
+    """The layout with a test part from its training images, by class."""
+    of_class: dict[int, list[str]] = collections.defaultdict(list)
+    for file in layout.parts["train"]:
+        of_class[layout.numbers.get(file, 0)].append(file)
+    held = {file for files in of_class.values() for file in _hashed(files, share)}
+    train = [file for file in layout.parts["train"] if file not in held]
+    return layout._replace(parts=layout.parts | {"train": train, "test": sorted(held)})
+
+
+def _without(
+    layout: Layout, pixels: dict[str, np.ndarray], bad: dict[str, str], share: float
+) -> tuple[Layout, dict[str, np.ndarray]]:
+    """The layout without images that cannot be used, and the decoded images of its parts. What is
+    held out is chosen anew among the good ones, so that both parts have some of each class."""
+    parts = {
+        part: [file for file in names if file not in bad] for part, names in layout.parts.items()
+    }
+    changed = layout._replace(parts=parts)
+    if layout.holds_out:
+        train = sorted(parts["train"] + parts["test"])
+        changed = _hold_out(changed._replace(parts=parts | {"train": train}), share)
+    rows = {
+        file: pixels[part][row]
+        for part, names in layout.parts.items()
+        if part in pixels
+        for row, file in enumerate(names)
+    }
+    kept = {
+        part: np.stack([rows[file] for file in names])
+        for part, names in changed.parts.items()
+        if rows and names
+    }
+    return changed, kept
 
 
 def _places(path: str, found: Listing) -> dict[str, str]:
@@ -453,15 +486,12 @@ def _report(path: str, bad: dict[str, str], on_error: str) -> None:
     logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
 
 
-def _tell_copies(
-    root: Path, found: Listing, parts: dict[str, list[str]], bad: dict[str, str]
-) -> None:
+def _tell_copies(root: Path, found: Listing, parts: dict[str, list[str]]) -> None:
     """Logs test files that are copies of training files: of equal size, then of equal end, then
     byte for byte."""
     of_size: dict[int, list[str]] = collections.defaultdict(list)
     for name in parts["train"]:
-        if name not in bad:
-            of_size[found.sizes[name]].append(name)
+        of_size[found.sizes[name]].append(name)
     ends: dict[str, bytes] = {}
 
     def end(name: str) -> bytes:
@@ -471,7 +501,7 @@ def _tell_copies(
 
     pairs = []
     for name in parts["test"]:
-        for other in () if name in bad else of_size.get(found.sizes[name], ()):
+        for other in of_size.get(found.sizes[name], ()):
             if end(name) == end(other) and listing.same_content(root / name, root / other):
                 pairs.append(f"{images.printable(name)} is {images.printable(other)}")
                 break
@@ -482,38 +512,24 @@ def _tell_copies(
 
 
 def _source(
-    part: str,
-    reading: Reading,
-    layout: Layout,
-    pixels: np.ndarray | None,
-    bad: dict[str, str],
-    on_error: str,
+    part: str, reading: Reading, layout: Layout, pixels: np.ndarray | None, on_error: str
 ) -> Source:
     names = layout.parts[part]
-    good = np.array([i for i, name in enumerate(names) if name not in bad], np.int64)
-    usable = [names[i] for i in good]
-    if not usable:
+    if not names:
         raise ValueError(f"{reading.root}: no image of its {part} part can be used.")
-    name, skipped = f"{images.printable(reading.root.name)}/{part}", len(names) - len(good)
+    name = f"{images.printable(reading.root.name)}/{part}"
     fields: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
-    if part in layout.labels:
-        fields, sizes = {"label": layout.labels[part][good]}, {"label": len(layout.classes)}
+    if layout.classes and part != "unlabeled":
+        fields = {"label": np.array([layout.numbers[name] for name in names], np.int32)}
+        sizes = {"label": len(layout.classes)}
     if pixels is not None:
-        arrays = {"image": pixels[good] if skipped else pixels, **fields}
-        return dataclasses.replace(from_arrays(name, arrays, sizes), skipped=skipped)
-    read_one = functools.partial(_read, reading, usable, fields)
+        return from_arrays(name, {"image": pixels, **fields}, sizes)
+    read_one = functools.partial(_read, reading, names, fields)
     read: Callable[[int], Example] = read_one
     if on_error == "skip":
-        read = functools.partial(_read_or_next, name, read_one, len(usable), fields.get("label"))
-    return Source(
-        name,
-        len(usable),
-        read,
-        sizes,
-        labels=fields.__getitem__ if fields else None,
-        skipped=skipped,
-    )
+        read = functools.partial(_read_or_next, name, read_one, len(names), fields.get("label"))
+    return Source(name, len(names), read, sizes, labels=fields.__getitem__ if fields else None)
 
 
 def _read(reading: Reading, names: list[str], fields: dict[str, np.ndarray], i: int) -> Example:

@@ -142,6 +142,8 @@ def _read(
                 else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = header(member)
+        except zipfile.BadZipFile:  # of the archive, not of the array in it
+            raise
         except Exception as error:
             raise _Damage(
                 f"{file}: {name} is not a NumPy array ({error}). Write it with numpy.savez."
@@ -169,6 +171,8 @@ def _read(
     with archive.open(f"{name}.npy") as member:
         try:
             return np.lib.format.read_array(member, allow_pickle=False)
+        except zipfile.BadZipFile:
+            raise
         except Exception as error:  # also what the decompressor raises in the middle of it
             raise _Damage(
                 f"{file}: {name} is damaged ({error}). Make or copy the file again."
