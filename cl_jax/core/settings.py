@@ -17,6 +17,11 @@ from cl_jax.core.names import nearest
 FLOAT32 = float(np.finfo(np.float32).max)
 
 
+def _text(value: float) -> str:
+    """A bound as one writes it: whole numbers in full."""
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
 class Range(NamedTuple):
     """Settings whose names match `pattern` are numbers from `low` to `high`; `open_low`: above
     `low`."""
@@ -31,9 +36,9 @@ class Range(NamedTuple):
 
     def words(self) -> str:
         if self.high == math.inf:
-            return f"{'above' if self.open_low else 'at least'} {self.low:g}"
+            return f"{'above' if self.open_low else 'at least'} {_text(self.low)}"
         first, then = ("above", "and at most") if self.open_low else ("from", "to")
-        return f"{first} {self.low:g} {then} {self.high:g}"
+        return f"{first} {_text(self.low)} {then} {_text(self.high)}"
 
 
 # The first that matches the last part of a setting's name decides.

@@ -573,7 +573,7 @@ for _given, _change, _says in (
     (
         "a seed of 2**32, the run of 0 under another name",
         setting("seed", 2**32),
-        r"seed is 4294967296; expected an integer from 0 to 2\*\*32 - 1",
+        "seed=4294967296; expected from 0 to 4294967295",
     ),
     ("a folder without a path", no_path, "path is empty; set --config.data.path"),
 ):
