@@ -35,7 +35,6 @@ def prepare(cache: bool = True) -> str:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     added = xla.prepare()
-    xla.keep_memory()
     if cache:
         import jax
 

@@ -18,7 +18,17 @@ TRAINING = {"jax", "numpy", "flax", "optax"}
 # Of core, the modules that know jax alone.
 PLAIN = {
     f"core.{name}"
-    for name in ("axis", "graphs", "keys", "names", "numerics", "seeds", "shapes", "tokens")
+    for name in (
+        "axis",
+        "graphs",
+        "linear",
+        "keys",
+        "names",
+        "numerics",
+        "seeds",
+        "shapes",
+        "tokens",
+    )
 }
 LAYERS = {"views", "encoders", "heads"}
 ALLOWED = {
@@ -30,13 +40,14 @@ ALLOWED = {
     "heads": (NETWORK, LAYERS | PLAIN),
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
-        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn"}
+        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
         | {"tensorflow_datasets"},
         {"data", "core"},
     ),
     "methods": (
         TRAINING,
-        {"losses", "memory", "cluster", "core", "methods", "data.batches", "training.optim"}
+        {"losses", "memory", "cluster", "core", "methods", "training.optim"}
+        | {"data.batches", "data.environments"}
         | LAYERS,
     ),
     "evals": (

@@ -1,11 +1,9 @@
-"""XLA's flags: what helps on which platform, set before jax's first device, where the installed
-compiler knows it.
+"""Sets XLA's flags by platform, before jax is asked for a device.
 
-XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in
-the libraries first; one that the user has set already is left as it is. Only `keep_memory` imports
-jax."""
+XLA reads XLA_FLAGS once and ends the process on a flag that it does not know, so each flag is
+looked up in the installed libraries first. A flag that the user has set is left as it is. Nothing
+here imports jax."""
 
-import ctypes
 import importlib.util
 import mmap
 import os
@@ -21,10 +19,6 @@ FLAGS = {
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
-_KEPT = (
-    (-4, 0),
-    (-1, 2**31 - 1),
-)  # glibc's M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: none is handed back
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
@@ -45,29 +39,6 @@ def prepare(platform: str | None = None) -> str:
     if added:
         os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
     return " ".join(added)
-
-
-def keep_memory() -> bool:
-    """On a CPU, keeps the memory that a step frees for the next one; whether it does. Before jax's
-    first device.
-
-    XLA's CPU client asks for a step's temporaries anew at every step. By default glibc maps them
-    and hands them back, and
-    the system clears every page again: a sixth of a ResNet-18's step. The arena of a thread holds
-      no block of that size, so
-    programs run in the thread that calls them, which on a CPU has nothing else to do. The user's
-    own MALLOC_... or GLIBC_TUNABLES stay, and other C libraries are left as they are.
-    """
-    own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if own or os.name != "posix" or chosen() != "cpu":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not all(mallopt(*setting) == 1 for setting in _KEPT):
-        return False
-    import jax
-
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return True
 
 
 def chosen() -> str:

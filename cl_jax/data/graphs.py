@@ -46,7 +46,8 @@ def make(
     tags: str = "",
     features: str = "auto",
     max_degree: int = 100,
-    test_share: float = 0.0,
+    folds: int = 0,
+    fold: int = 0,
     on_error: str = "raise",
 ) -> Splits:
     """The graphs at `path`.
@@ -61,8 +62,9 @@ def make(
       features: what a node's tag is. "tags": as given; "degree": its degree, up to `max_degree`;
         "constant": the same for all; "auto": as given, and constant where none are given.
       max_degree: larger degrees count as this.
-      test_share: of the graphs, drawn the same way on every machine; 0 makes all graphs both parts,
-        for evaluation by folds, the protocol of the field.
+      folds, fold: the test part is fold number `fold` of `folds`, which are shuffled, the same on
+        every machine, and have the labels in equal shares; the training part is the others. 0 folds
+        make all graphs both parts: for an evaluation that divides them itself, as the field's.
       on_error: of a graph without edges or nodes. "raise" names it, "skip" leaves it out, "keep"
         takes graphs without edges, which a network sees as loose nodes.
 
@@ -75,8 +77,8 @@ def make(
         raise ValueError(f"features={features!r}; expected one of {', '.join(FEATURES)}.")
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}.")
-    if not 0 <= test_share < 1:
-        raise ValueError(f"test_share={test_share}; expected at least 0 and below 1.")
+    if folds and not (folds >= 2 and 0 <= fold < folds):
+        raise ValueError(f"folds={folds}, fold={fold}; expected 0, or 2 and more, and fold below.")
     if max_degree < 1:
         raise ValueError(f"max_degree={max_degree}; expected at least 1.")
     place = Path(path).expanduser()
@@ -105,15 +107,24 @@ def make(
     else:
         graphs = graphs._replace(tag=np.unique(graphs.tag, return_inverse=True)[1])
     whole = source_of(place.stem, graphs, skipped=skipped)
-    if test_share == 0:
+    if not folds:
         return Splits(whole, whole)
-    shuffled = np.argsort(np.random.Philox(_SPLIT_SEED).random_raw(whole.size), kind="stable")
-    count = max(1, round(test_share * whole.size))
-    if count >= whole.size:
-        raise ValueError(f"{path} has {whole.size} graph, too few for a train and a test part.")
+    if whole.size < folds:
+        raise ValueError(f"{path} has {whole.size} graphs, too few for folds={folds}.")
+    of = _folds(graphs.label, whole.size, folds)
     return Splits(
-        subset(whole, np.sort(shuffled[count:])), subset(whole, np.sort(shuffled[:count]))
+        subset(whole, np.flatnonzero(of != fold)), subset(whole, np.flatnonzero(of == fold))
     )
+
+
+def _folds(label: np.ndarray | None, size: int, folds: int) -> np.ndarray:
+    """[N] the fold of each graph: dealt in a random order, label by label."""
+    shuffled = np.argsort(np.random.Philox(_SPLIT_SEED).random_raw(size), kind="stable")
+    if label is not None:
+        shuffled = shuffled[np.argsort(label[shuffled], kind="stable")]
+    of = np.empty(size, np.int64)
+    of[shuffled] = np.arange(size) % folds
+    return of
 
 
 def source_of(

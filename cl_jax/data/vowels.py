@@ -36,7 +36,7 @@ _FEW = 512  # recordings made at a time
 def make(
     *, train_size: int = 1500, test_size: int = 500, sample_rate: int = 8000, seed: int = 0
 ) -> Splits:
-    """Synthesises the two parts; about two seconds.
+    """Synthesises the two parts; about four seconds.
 
     Fields: "audio" int16 [S], zeros after the word; "length" int32, its samples. Labels, int32:
     "label" (the word, 10) and "speaker" (6).

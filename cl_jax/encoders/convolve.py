@@ -15,10 +15,11 @@ from cl_jax.core.axis import axes_of, spread, varying
 from cl_jax.encoders import winograd
 
 LARGEST = 4  # side of the input map up to which the product is the cheaper program
-# From where a CPU gains by forms of its own: channels for each core, since all cores share a
-# product and few what is done to its arguments, and multiplications for a tap of an image, with
-# fewer of which they only take longer to compile.
-FEWEST, LEAST = 32, 1 << 18
+# From where a CPU gains by forms of its own: channels, since cores share a product and not what is
+# done to its arguments, and multiplications for a tap of an image, with fewer of which they only
+# take longer to compile. Constants for the two cores of benchmarks/README.md: if they followed the
+# machine's cores, so would the last bits of a run.
+FEWEST, LEAST = 64, 1 << 18
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -68,10 +69,7 @@ def convolve(
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
-    large = (
-        min(kernel.shape[2:]) >= FEWEST * winograd.cores()
-        and math.prod((*sides, *kernel.shape[2:])) >= LEAST
-    )
+    large = min(kernel.shape[2:]) >= FEWEST and math.prod((*sides, *kernel.shape[2:])) >= LEAST
     if for_cpu and plain and large:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)

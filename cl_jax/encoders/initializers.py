@@ -23,6 +23,7 @@ _TRUNCATED_STD = (
 _KERNELS = {
     "torch": jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "he_fan_out": jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "xavier": jax.nn.initializers.xavier_uniform(),
     "lecun": jax.nn.initializers.lecun_normal(),
     "haiku": jax.nn.initializers.variance_scaling(_TRUNCATED_STD**2, "fan_in", "truncated_normal"),
     "normal_0.01": jax.nn.initializers.normal(0.01),

@@ -11,7 +11,6 @@ matrix product. The gradient of the kernel is the transpose, G' [ (B' d B)' (A d
 the input is the same convolution with the kernel turned about, which moves the entries of G g G'
 and changes none."""
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from jax import lax
 from cl_jax.core.axis import axes_of, spread
 
 _TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
+CACHE = 8 << 20  # bytes; 4 MiB for each of the two cores it was measured on
 _Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -101,18 +101,13 @@ def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int])
     )
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parts(x: jax.Array, image: int, weights: int = 0) -> jax.Array:
     """x [B, ...] as [n, B / n, ...]: parts whose intermediate values a processor's cache holds,
     `image` bytes an image.
 
-    They are no smaller than lets the cores share a product, and than the weights of the products
-    are, half of them."""
-    most = max((2 if cores() == 1 else 4 * cores()) << 20, weights // 2)
+    Half of the weights of the products fit a part too. The sizes are constants, so that the numbers
+    do not depend on the machine's cores."""
+    most = max(CACHE, weights // 2)
     images = x.shape[0]
     size = next(n for n in range(max(1, min(images, most // image)), 0, -1) if images % n == 0)
     return x.reshape(images // size, size, *x.shape[1:])

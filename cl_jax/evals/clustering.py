@@ -8,6 +8,53 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from cl_jax.core.shapes import check_count
+from cl_jax.data.source import labels_of
+from cl_jax.evals import Evaluator, Given, Needs
+
+
+def make(
+    *,
+    clusters: int = 0,
+    normalise: bool = True,
+    starts: int = 10,
+    feature: str = "",
+    label: str = "label",
+    when: str = "always",
+) -> Evaluator:
+    """ "clustering/accuracy", "clustering/nmi" and "clustering/ari" of k-means clusters of the test
+    features. Of features that are NaN or inf all are NaN.
+
+    clusters: how many; 0: as many as there are classes. normalise, starts: see `kmeans_agreement`.
+    feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
+    left out. when: see `Evaluator`.
+    """
+    check_count(starts=starts)
+    figures = [f"clustering/{name}" for name in Agreement._fields]
+
+    def measure(given: Given) -> dict[str, float]:
+        truth = labels_of(given.data.test, label)
+        x = given.features(given.data.test, feature)[truth >= 0]
+        if not np.isfinite(x).all():
+            return dict.fromkeys(figures, float("nan"))
+        found = kmeans_agreement(
+            x,
+            truth[truth >= 0],
+            clusters=clusters or None,
+            normalise=normalise,
+            starts=starts,
+            seed=given.seed,
+        )
+        return dict(zip(figures, found))
+
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), labels=(label,)),
+        when=when,
+        better=dict.fromkeys(figures, 1),
+        titles={figures[0]: "clusters, accuracy %"},
+    )
+
 
 class Agreement(NamedTuple):
     """accuracy: share of examples whose cluster is named after their class, under the one-to-one

@@ -10,8 +10,61 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from cl_jax.core.shapes import check_count
+from cl_jax.data.source import labels_of
+from cl_jax.evals import Evaluator, Given, Needs
+
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 SELECTIONS = ("nested", "best")
+
+
+def make(
+    *,
+    selection: str = "nested",
+    folds: int = 10,
+    inner_folds: int = 5,
+    standardise: bool = False,
+    repeats: int = 1,
+    feature: str = "",
+    label: str = "label",
+    when: str = "always",
+) -> Evaluator:
+    """ "svm_folds/accuracy" and "svm_folds/std", of the folds: `svm_folds` on all training graphs,
+    whose labels training does not see. Of features that are NaN or inf both are NaN.
+
+    repeats: divisions into folds, by the run's seed and those after it; accuracy and deviation are
+      means over them. feature: of "encode"; "" for the run's own. label: a label field; examples
+      without a label are left out. when: see `Evaluator`. The others: see `svm_folds`.
+    """
+    check_count(repeats=repeats)
+    figures = "svm_folds/accuracy", "svm_folds/std"
+
+    def measure(given: Given) -> dict[str, float]:
+        truth = labels_of(given.data.train, label)
+        x = given.features(given.data.train, feature)[truth >= 0]
+        if not np.isfinite(x).all():
+            return dict.fromkeys(figures, float("nan"))
+        found = [
+            svm_folds(
+                x,
+                truth[truth >= 0],
+                selection=selection,
+                folds=folds,
+                inner_folds=inner_folds,
+                standardise=standardise,
+                seed=given.seed + i,
+            )
+            for i in range(repeats)
+        ]
+        return {name: float(np.mean([one[i] for one in found])) for i, name in enumerate(figures)}
+
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), labels=(label,)),
+        when=when,
+        better={figures[0]: 1},
+        titles={figures[0]: f"SVM in {folds} folds, {selection} %"},
+    )
 
 
 class Folds(NamedTuple):
@@ -64,10 +117,14 @@ def svm_folds(
     if selection not in SELECTIONS:
         raise ValueError(f"selection={selection!r}; expected one of {', '.join(SELECTIONS)}.")
     classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) < 2 or counts.min() < folds:
+    least = int(counts.min())
+    inside = least - -(-least // folds)  # of that class in the smallest training part
+    if len(classes) < 2 or least < folds or (selection == "nested" and inside < inner_folds):
         raise ValueError(
             f"class {classes[counts.argmin()]} has {counts.min()} of {len(labels)} examples; "
-            f"expected two classes or more with at least folds={folds} of each. Use fewer folds."
+            f"expected two classes or more with at least folds={folds} of each"
+            + (f", and inner_folds={inner_folds} without a fold" if selection == "nested" else "")
+            + ". Use fewer folds."
         )
     if not np.isfinite(features).all():
         raise ValueError("features are NaN or inf in some rows; the network has diverged.")

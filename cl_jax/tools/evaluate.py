@@ -2,7 +2,7 @@
 
 examples:
   cl-jax eval --workdir=runs/first
-  cl-jax eval simclr_v2 --workdir=runs/first --config.evals.knn_k=20 --config.probe.augment=true
+  cl-jax eval simclr_v2 --workdir=runs/first --config.evals.protocols.knn.k=20
 
 Without CONFIG the run's own config is used. Settings of the evaluation may be changed; a config
 that would train another run is refused, with the difference shown.

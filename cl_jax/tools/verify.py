@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         names = [name for name in args.configs.split(",") if name] or configs.names()
         for name in names:
-            configs.load(f"{name}:debug")
+            configs.load(name)
         devices = sorted({int(word) for word in args.devices.split(",")})
         if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
             raise ValueError(

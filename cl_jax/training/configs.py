@@ -6,6 +6,7 @@ Nothing here imports jax, so that the help of a command appears at once.
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.names import nearest
+from cl_jax.training.defaults import UnknownVariant
 from cl_jax.training.workdir import path_of
 
 # Sections whose keys are keywords of a function: any may be given, listed in the config or not, and
@@ -56,7 +58,19 @@ def load(text: str) -> ConfigDict:
         raise ConfigError(
             f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
         )
+    if not inspect.signature(module.get_config).parameters:
+        if variants:
+            raise UnknownVariant(f"config {name!r} has no variants; it was given {variants!r}.")
+        return module.get_config().lock()
     return module.get_config(variants or None).lock()
+
+
+def smallest(text: str) -> ConfigDict:
+    """The `debug` variant of a config; the config itself where it has none."""
+    try:
+        return load(f"{text}{',' if ':' in text else ':'}debug")
+    except UnknownVariant:
+        return load(text)
 
 
 def _module(name: str) -> ModuleType:

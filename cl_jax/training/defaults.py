@@ -57,12 +57,16 @@ def get_config() -> ConfigDict:
     )
 
 
+class UnknownVariant(ValueError):
+    """A config has no variant of this name."""
+
+
 def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
     """`configs/x.py:a,b` -> ["a", "b"], refusing what the config does not have."""
     given = [word for word in (arg or "").split(",") if word]
     for word in given:
         if word not in known:
-            raise ValueError(
+            raise UnknownVariant(
                 f"variant {word!r} of this config is unknown; have {', '.join(known)}."
             )
     return given

@@ -12,11 +12,6 @@ import jax.numpy as jnp
 PADDINGS = ("zero", "edge", "reflect")
 
 
-def draw_sigma(key: jax.Array, low: float = 0.1, high: float = 2.0) -> jax.Array:
-    """sigma uniform in [low, high], in pixels of the crop."""
-    return jax.random.uniform(key, (), jnp.float32, low, high)
-
-
 def blur_matrix(
     n: int, sigma: jax.Array | float, *, radius: int, padding: str, dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:

@@ -3,12 +3,13 @@
 A batch comes as padded rows, "node" [B, N] and "edge" [B, E, 2], and leaves packed side by side as
 `core.graphs.Graphs`: a graph then costs its own nodes and not those of the largest.
 
->>> view = fitted(make(), sizes={"node": 8}, nodes=nodes, edges=edges)
+>>> view = make(sizes=source.sizes, labels=partial(labels_of, source))
 >>> graphs = view.draw(keys, batch)
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -64,9 +65,9 @@ class GraphView:
     from a random node, a random neighbour of what is kept is added again and again, as long as
     there is one.
 
-    values: how many values "node" has, padding included; 0 before `fitted`.
-    budget: places for drawn batches; None holds any batch, at the price of its padding. Clean
-      batches are always packed so.
+    values: how many values "node" has, padding included.
+    budget: places for drawn batches, which hold any batch of different graphs; None holds any, at
+      the price of its padding. Clean batches are always packed so.
     """
 
     operators: tuple[str, ...] = ("drop", "edges", "mask", "subgraph")
@@ -102,9 +103,16 @@ def make(
     ratio: float = 0.2,
     keep: float = 0.8,
     fill: str = "mean",
+    sizes: Mapping[str, int] = MappingProxyType({}),
+    labels: Callable[[str], np.ndarray] | None = None,
 ) -> GraphView:
     """A `GraphView` from a config section. GraphCL's random2 is ("drop", "subgraph"), random3 adds
     "edges", random4 "mask".
+
+    Args:
+      sizes: `Source.sizes` of the training data; "node" says how many features a node has.
+      labels: field -> [N], "nodes" and "edges" of each training graph, for the budget; without them
+        there is none.
 
     Raises:
       ValueError: an unknown operator or fill, none, or a share outside its range.
@@ -121,25 +129,12 @@ def make(
         raise ValueError(f"keep={keep}; expected a share of a graph, above 0 and at most 1.")
     if fill not in FILLS:
         raise ValueError(f"fill={fill!r}; expected one of {', '.join(FILLS)}.")
-    return GraphView(operators, float(ratio), float(keep), fill)
-
-
-def fitted(
-    view: GraphView,
-    *,
-    sizes: Mapping[str, int],
-    nodes: np.ndarray | None = None,
-    edges: np.ndarray | None = None,
-) -> GraphView:
-    """The view for one data set.
-
-    Args:
-      sizes: `Source.sizes`; "node" says how many features a node has.
-      nodes, edges: [N] nodes and edges of each training graph, for the budget; None for none. It
-        holds any batch without repeats.
-    """
-    budget = None if nodes is None or edges is None else budget_of(nodes, edges)
-    return dataclasses.replace(view, values=sizes["node"], budget=budget)
+    budget = None
+    if labels is not None and {"nodes", "edges"} <= set(sizes):
+        budget = budget_of(labels("nodes"), labels("edges"))
+    return GraphView(
+        operators, float(ratio), float(keep), fill, values=sizes.get("node", 0), budget=budget
+    )
 
 
 class Packed(NamedTuple):
@@ -173,8 +168,8 @@ def pack(
         )
     if values < 2:
         raise ValueError(
-            f"the view knows of {values} values of node; expected the tags and 0. Use "
-            "views.graph.fitted(view, sizes=source.sizes)."
+            f"the view knows of {values} values of node; expected the tags and 0. Give "
+            "views.graph.make the data's sizes=source.sizes."
         )
     node, edge, rows = jnp.asarray(node), jnp.asarray(edge), len(node)
     nodes = (node > 0).sum(1, dtype=jnp.int32)

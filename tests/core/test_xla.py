@@ -1,7 +1,6 @@
 """XLA's flags are added where the compiler knows them, and never over the user's own."""
 
 import os
-import platform
 import subprocess
 import sys
 
@@ -60,53 +59,3 @@ def test_every_flag_is_accepted_by_this_jaxlib(environment):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [flag for flag in (CPU, *xla.FLAGS["gpu"]) if xla.known(flag)]
-
-
-MEMORY = """
-import resource
-from cl_jax.core import xla
-print(xla.keep_memory())
-import jax, jax.numpy as jnp
-@jax.jit
-def step(x):  # 64 MiB besides its argument and result, of the program, not of a thread
-    return jnp.exp(x @ x.T) @ x
-x = jnp.ones((4096, 64))
-faults = []
-for _ in range(10):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step(x).block_until_ready()
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults[5:]))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(
-    ("setting", "kept"),
-    [
-        ({}, True),
-        ({"MALLOC_ARENA_MAX": "4"}, False),
-        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False),
-    ],
-)
-def test_freed_memory_is_kept_unless_the_user_set_malloc(setting, kept):
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "GLIBC_"))
-    }
-    ran = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        capture_output=True,
-        text=True,
-        env=clean | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | setting,
-    )
-    assert ran.returncode == 0, ran.stderr
-    said, faults = ran.stdout.split()
-    pages = 2**26 // os.sysconf("SC_PAGE_SIZE")
-    assert said == str(kept) and (int(faults) < pages / 20) == kept
-
-
-def test_other_platforms_keep_their_memory_as_it_is(environment):
-    environment.setenv("JAX_PLATFORMS", "cuda")
-    assert not xla.keep_memory()

@@ -76,22 +76,25 @@ def test_features(tmp_path):
         graphs.make(path=bare, features="tags")
 
 
-def test_parts(tmp_path):
+def test_folds(tmp_path):
     lines = "".join(f"{2 * i + 1}, {2 * i + 2}\n" for i in range(20))
     indicator = "".join(f"{i + 1}\n" * 2 for i in range(20))
     path = _folder(
         tmp_path,
         A=lines,
         graph_indicator=indicator,
-        graph_labels=None,
+        graph_labels="0\n1\n" * 10,
         node_labels="".join(f"{i}\n" for i in range(40)),
     )
-    parts = graphs.make(path=path, test_share=0.25)
-    assert (parts.train.size, parts.test.size) == (15, 5)
-    tags = [set(np.unique(part.arrays["node"])) for part in (parts.train, parts.test)]
-    assert not tags[0] & tags[1]
-    again = graphs.make(path=path, test_share=0.25)
-    np.testing.assert_array_equal(parts.test.arrays["node"], again.test.arrays["node"])
+    found = []
+    for fold in range(4):
+        parts = graphs.make(path=path, folds=4, fold=fold)
+        assert (parts.train.size, parts.test.size) == (15, 5)
+        assert sorted(np.bincount(parts.test.arrays["label"])) == [2, 3]
+        tags = [set(np.unique(part.arrays["node"])) for part in (parts.train, parts.test)]
+        assert not tags[0] & tags[1]
+        found.append(tags[1])
+    assert sorted(tag for tags in found for tag in tags) == list(range(1, 41))
 
 
 BAD = {
@@ -162,10 +165,10 @@ def test_settings(tmp_path):
         (dict(path=str(tmp_path)), "holds 0 files that end in _A.txt"),
         (dict(path=path, features="degrees"), "auto, tags, degree, constant"),
         (dict(path=path, on_error="ignore"), "raise, skip, keep"),
-        (dict(path=path, test_share=1.0), "below 1"),
+        (dict(path=path, folds=3, fold=3), "fold below"),
         (dict(path=path, max_degree=0), "at least 1"),
         (dict(path=path, labels="x"), "belong to a file of edges"),
-        (dict(path=path, test_share=0.9), "too few"),
+        (dict(path=path, folds=4), "too few"),
     ):
         with pytest.raises(ValueError, match=text):
             graphs.make(**section)

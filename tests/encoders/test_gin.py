@@ -28,7 +28,7 @@ def _batch(rng, count=6, nodes=7, edges=14):
     return {"node": node, "edge": edge}
 
 
-VIEW = graph.fitted(graph.make(), sizes={"node": TAGS + 1})
+VIEW = graph.make(sizes={"node": TAGS + 1})
 
 
 def _network(batch, seed=0, **section):

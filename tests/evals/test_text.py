@@ -99,3 +99,38 @@ def test_class_weights_are_means_of_unit_prompts():
     assert zero_shot.accuracy(features, weights, labels, 3) == 1
     with pytest.raises(ValueError, match="no prompt names class 3"):
         zero_shot.class_weights(prompts, np.array([0, 0, 1, 2]), 4)
+
+
+def given(more, features):
+    """A State as evaluators see it: features by the name of a source and of its first field."""
+    from types import SimpleNamespace
+
+    data = SimpleNamespace(train=SimpleNamespace(name="text/train"), more=more)
+
+    def of(source, name):
+        return features[source.arrays["tokens"].tobytes()]
+
+    return SimpleNamespace(data=data, features=of)
+
+
+def test_sts_reads_both_sentences_of_every_set():
+    from cl_jax.data.source import from_arrays
+
+    rng = np.random.default_rng(0)
+    more, features, right = {}, {}, []
+    for name in ("sts/x", "sts/y", "prompts"):
+        tokens = rng.integers(1, 50, (2, 20, 4)).astype(np.uint16)
+        score = rng.random(20).astype(np.float32)
+        arrays = {"tokens": tokens[0], "tokens_b": tokens[1], "score": score}
+        more[name] = from_arrays(name, arrays, {"tokens": 50, "tokens_b": 50})
+        rows = rng.normal(size=(2, 20, 3))
+        features |= {t.tobytes(): x for t, x in zip(tokens, rows)}
+        right.append(stats.spearmanr(sts.cosines(*rows), score).statistic)
+    found = sts.make().measure(given(more, features))
+    assert found["sts/x/spearman"] == pytest.approx(right[0])
+    assert found["sts/y/spearman"] == pytest.approx(right[1])
+    assert found["sts/spearman"] == pytest.approx(np.mean(right[:2]))
+    only = sts.make(sources=("sts/y",)).measure(given(more, features))
+    assert only["sts/spearman"] == pytest.approx(right[1]) and "sts/x/spearman" not in only
+    with pytest.raises(ValueError, match=r"no scored pairs; give them as data\.sts"):
+        sts.make().measure(given({"prompts": more["prompts"]}, features))

@@ -163,7 +163,3 @@ def test_blur_edges():
     )
     wide = jax.jit(partial(blur.blur, radius=9, padding="edge"))(jnp.ones((1, 3, 4)), 2.0)
     np.testing.assert_allclose(wide, 1, atol=1e-6)
-    sigma = jax.vmap(blur.draw_sigma)(jax.random.split(jax.random.key(0), 2000))
-    assert (
-        0.1 <= sigma.min() < 0.12 and 1.98 < sigma.max() <= 2.0 and abs(sigma.mean() - 1.05) < 0.05
-    )

@@ -30,7 +30,7 @@ def _some(rng, count, most=9, places=None):
 
 
 def _view(**section):
-    return graph.fitted(graph.make(**section), sizes={"node": TAGS + 1})
+    return graph.make(**section, sizes={"node": TAGS + 1})
 
 
 @jax.jit
@@ -211,7 +211,7 @@ def test_errors_say_what_was_expected():
         with pytest.raises(ValueError, match=text):
             graph.make(**section)
     node, edge = _some(np.random.default_rng(2), 2)
-    with pytest.raises(ValueError, match="fitted"):
+    with pytest.raises(ValueError, match=r"sizes=source\.sizes"):
         graph.make().clean({"node": jnp.asarray(node), "edge": jnp.asarray(edge)})
     with pytest.raises(ValueError, match=r"\[B, E, 2\]"):
         graph.pack(node, edge[:, :, 0], 3)

@@ -1,0 +1,340 @@
+"""`audio`: the user's own folder of recordings, WAV, FLAC or Ogg, of one sample rate or of many.
+
+    speech/*.wav                         no labels
+    speech/anna/*.flac  speech/ben/...   sub-folders are the label, by name in alphabetical order
+    speech/train/...  speech/test/...    parts, each in one of the forms above
+
+Or a pattern reads the labels from the files' names. Several channels become their mean. WAV needs
+nothing further; for the other formats `pip install soundfile`.
+"""
+
+import hashlib
+import math
+import re
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from scipy.signal import resample_poly
+
+from cl_jax.data.images import map_threads, printable
+from cl_jax.data.source import Source, Splits, from_arrays
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
+_SILENCE = 2**-14  # of full scale: below, all samples are 0, 1 or -1 in 16 bits
+_FULL = 1 - 2**-14
+_SHOWN = 5  # recordings that an error names
+
+
+class Recording(NamedTuple):
+    """samples: float32 [S], full scale 1. rate: of samples, in Hz."""
+
+    samples: np.ndarray
+    rate: int
+
+
+def make(
+    *,
+    path: str,
+    sample_rate: int = 0,
+    seconds: float = 0.0,
+    pattern: str = "",
+    test_pattern: str = "",
+    test_share: float = 0.1,
+    max_clipped: float = 0.01,
+    on_error: str = "raise",
+    workers: int = 4,
+) -> Splits:
+    """The recordings below `path`, in memory.
+
+    Fields: "audio" int16 [S], zeros after the recording, and "length" int32, its samples. int32
+    labels: "label" of sub-folders, and the named groups of `pattern`.
+
+    A recording is refused where it cannot be read, has no samples, or is silent: no sample of it
+    exceeds 2^-14 of full scale. Loud ones of which more than `max_clipped` of the samples are at
+    full scale are kept and counted in a warning.
+
+    Args:
+      path: the folder.
+      sample_rate: in Hz; recordings of other rates are resampled, with an antialiasing filter. 0:
+        they must have one rate and keep it.
+      seconds: longer recordings end there; 0: none is cut, and all are stored as long as the
+        longest.
+      pattern: a regular expression with named groups, searched for in each path inside the folder:
+        r"(?P<label>\\d)_(?P<speaker>[a-z]+)_\\d+" makes two labels. Sub-folders are then no label.
+      test_pattern: a regular expression: recordings in whose path it is found are the test part.
+      test_share: of the recordings, by a hash of their path, where there is neither a folder "test"
+        nor a `test_pattern`.
+      max_clipped: a share of a recording's samples.
+      on_error: "raise" names the recordings that cannot be used; "skip" leaves them out, logs them
+        and counts them in `Source.skipped`.
+      workers: threads that read.
+
+    Raises:
+      ValueError: no such folder, no recordings in it, recordings that cannot be used, several
+        sample rates where none is asked for, a pattern that is wrong or not found, a part without
+        recordings.
+    """
+    _check_settings(sample_rate, seconds, test_share, max_clipped, on_error)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"path={path!r} is not a folder. Give the folder of your recordings.")
+    files = _files(root)
+    if not files:
+        raise ValueError(
+            f"{path} holds no recording; their names end in {', '.join(SUFFIXES)}, at any depth."
+        )
+    labels = _labels(path, files, pattern)
+    is_test = _test_part(path, files, test_pattern, test_share)
+
+    found = map_threads(lambda name: _stored(root / name, sample_rate, seconds), files, workers)
+    bad = {name: one for name, one in zip(files, found) if isinstance(one, str)}
+    if bad:
+        _report(path, bad, on_error)
+    good = [i for i, one in enumerate(found) if not isinstance(one, str)]
+    if not good:
+        raise ValueError(f"{path}: none of its {len(files)} recordings can be used.")
+    waves = [found[i] for i in good]
+    _tell(path, [files[i] for i in good], waves, max_clipped, seconds)
+    longest = max(len(one.samples) for one in waves)
+
+    def part(name: str, test: bool) -> Source:
+        rows = [k for k, i in enumerate(good) if is_test[i] == test]
+        if not rows:
+            raise ValueError(f"{path}: no recording of its {name} part can be used.")
+        audio = np.zeros((len(rows), longest), np.int16)
+        for row, k in enumerate(rows):
+            audio[row, : len(waves[k].samples)] = waves[k].samples
+        lengths = np.array([len(waves[k].samples) for k in rows], np.int32)
+        arrays: dict[str, np.ndarray] = {"audio": audio, "length": lengths}
+        for field, (of, _) in labels.items():
+            arrays[field] = of[[good[k] for k in rows]]
+        sizes = {field: count for field, (_, count) in labels.items()}
+        found = from_arrays(f"{root.name}/{name}", arrays, sizes)
+        skipped = sum(is_test[i] == test for i in range(len(files))) - len(rows)
+        return Source(found.name, found.size, found.read, sizes, found.arrays, skipped=skipped)
+
+    return Splits(part("train", False), part("test", True))
+
+
+def read(file: str | Path) -> Recording:
+    """One recording, the mean of its channels.
+
+    Raises:
+      ValueError: a file that is damaged or of another format, or no soundfile for one that is not
+        WAV.
+    """
+    file = Path(file)
+    if not file.stat().st_size:
+        raise ValueError("an empty file")
+    if file.suffix.lower() == ".wav":
+        try:
+            return _wav(file)
+        except (wave.Error, EOFError) as error:
+            reason = str(error) or "it ends before its data"
+            if "unknown format" not in reason:
+                raise ValueError(f"not a WAV file that can be read ({reason})") from None
+            # Floats and compressed samples: soundfile reads them.
+    try:
+        import soundfile
+    except ImportError:
+        raise ValueError(
+            "is no plain WAV; install a reader of other formats with pip install soundfile"
+        ) from None
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"cannot be read ({error.error_string})") from None
+    return Recording(samples.mean(1), int(rate))
+
+
+def _wav(file: Path) -> Recording:
+    with wave.open(str(file), "rb") as opened:
+        width, channels, count = opened.getsampwidth(), opened.getnchannels(), opened.getnframes()
+        rate, data = opened.getframerate(), opened.readframes(count)
+    if len(data) < count * width * channels:
+        raise EOFError(f"{len(data)} bytes of samples of {count * width * channels}")
+    if width == 1:  # the one width without a sign
+        values = np.frombuffer(data, np.uint8).astype(np.float32) / 128 - 1
+    elif width == 3:
+        parts = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.int32)
+        values = (parts[:, 0] << 8 | parts[:, 1] << 16 | parts[:, 2] << 24) / np.float32(2**31)
+    elif width in (2, 4):
+        values = np.frombuffer(data, f"<i{width}") / np.float32(2 ** (8 * width - 1))
+    else:
+        raise wave.Error(f"{8 * width} bits a sample")
+    return Recording(values.reshape(-1, channels).mean(1, dtype=np.float32), rate)
+
+
+class Stored(NamedTuple):
+    """A recording as a source has it. samples: int16 [S]. rate: in Hz. clipped: share
+    of the file's samples at full scale. cut: whether it went on."""
+
+    samples: np.ndarray
+    rate: int
+    clipped: float
+    cut: bool
+
+
+def _stored(file: Path, rate: int, seconds: float) -> Stored | str:
+    """The recording at `rate`, or why it cannot be used."""
+    try:
+        samples, given = read(file)
+    except (ValueError, OSError) as error:
+        return str(error)
+    if not len(samples):
+        return "has no samples"
+    if not np.isfinite(samples).all():
+        return "has samples that are NaN or inf"
+    if given < 1:
+        return f"has a sample rate of {given} Hz"
+    loudness = np.abs(samples)
+    if loudness.max() <= _SILENCE:
+        return "is silent"
+    clipped = float((loudness >= _FULL).mean())
+    rate = rate or given
+    if given != rate:
+        common = math.gcd(given, rate)
+        samples = resample_poly(samples, rate // common, given // common)
+    most = max(1, round(seconds * rate)) if seconds else len(samples)
+    whole = np.clip(np.rint(samples[:most] * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    return Stored(whole, rate, clipped, len(samples) > most)
+
+
+def _tell(
+    path: str, files: Sequence[str], recordings: Sequence[Stored], most: float, seconds: float
+) -> None:
+    """Refuses several rates; logs what was cut and what is clipped."""
+    first = recordings[0].rate
+    for name, one in zip(files, recordings):
+        if one.rate != first:
+            raise ValueError(
+                f"{path}: {printable(files[0])} has {first} samples a second and {printable(name)} "
+                f"{one.rate}. Set sample_rate={min(first, one.rate)}, to which all are resampled."
+            )
+    if cut := sum(one.cut for one in recordings):
+        logging.info("%s: %d recordings end after %g s.", path, cut, seconds)
+    clipped = [name for name, one in zip(files, recordings) if one.clipped > most]
+    if clipped:
+        logging.warning(
+            "%s: in %d of %d recordings, such as %s, more than %g %% of the samples are at full "
+            "scale: clipped. They are kept.",
+            path,
+            len(clipped),
+            len(files),
+            printable(clipped[0]),
+            100 * most,
+        )
+
+
+def _files(root: Path) -> list[str]:
+    """Paths inside the folder, sorted; hidden files and folders are passed over."""
+    found = []
+    for file in root.rglob("*"):
+        inside = file.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if not hidden and file.suffix.lower() in SUFFIXES and not file.is_dir():
+            found.append(inside.as_posix())
+    return sorted(found)
+
+
+def _test_part(path: str, files: Sequence[str], pattern: str, share: float) -> list[bool]:
+    if pattern:
+        found = [bool(_compiled("test_pattern", pattern).search(name)) for name in files]
+        if all(found) or not any(found):
+            raise ValueError(
+                f"test_pattern={pattern!r} is found in {'all' if all(found) else 'none'} of the "
+                f"{len(files)} paths in {path}, such as {printable(files[0])}; expected some."
+            )
+        return found
+    if _in_parts(files):
+        return [name.startswith("test/") for name in files]
+    places = [
+        int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+        / 2**64
+        for name in files
+    ]
+    if len(files) < 2:
+        raise ValueError(f"{path} has one recording, too few for a train and a test part.")
+    # At least one recording is in each part.
+    count = min(max(1, sum(place < share for place in places)), len(files) - 1)
+    chosen = set(sorted(range(len(files)), key=places.__getitem__)[:count])
+    return [i in chosen for i in range(len(files))]
+
+
+def _in_parts(files: Sequence[str]) -> bool:
+    return {name.split("/")[0] for name in files} == {"train", "test"}
+
+
+def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np.ndarray, int]]:
+    """{label field: (int32 [N], how many values)}."""
+    if pattern:
+        matches = [_compiled("pattern", pattern).search(name) for name in files]
+        fields = list(_compiled("pattern", pattern).groupindex)
+        if not fields:
+            raise ValueError(f"pattern={pattern!r} has no named group, such as (?P<label>[a-z]+).")
+        lost = [name for name, match in zip(files, matches) if match is None]
+        if lost:
+            raise ValueError(
+                f"pattern={pattern!r} is not found in {len(lost)} of the {len(files)} paths in "
+                f"{path}, such as {printable(lost[0])}."
+            )
+        texts = {field: [match[field] or "" for match in matches] for field in fields}
+    else:
+        inside = [name.split("/")[1:] if _in_parts(files) else name.split("/") for name in files]
+        folders = {parts[0] for parts in inside if len(parts) > 1}
+        beside = [name for name, parts in zip(files, inside) if len(parts) < 2]
+        if len(folders) < 2:  # one folder tells nothing apart
+            return {}
+        if beside:
+            raise ValueError(
+                f"{path} has recordings beside its label folders, such as {printable(beside[0])}. "
+                "Move them into one, or read labels by a pattern."
+            )
+        texts = {"label": [parts[0] for parts in inside]}
+    found = {}
+    for field, values in texts.items():
+        if field in ("audio", "length", "id"):
+            raise ValueError(f"pattern={pattern!r}: {field!r} is no name for a label; rename it.")
+        names, number = np.unique(values, return_inverse=True)
+        found[field] = number.astype(np.int32), len(names)
+    return found
+
+
+def _compiled(setting: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{setting}={pattern!r} is no regular expression: {error}.") from None
+
+
+def _report(path: str, bad: dict[str, str], on_error: str) -> None:
+    shown = [f"{printable(name)}: {reason}" for name, reason in sorted(bad.items())]
+    if on_error == "raise":
+        more = f"\n  and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        raise ValueError(
+            f"{len(shown)} of the recordings in {path} cannot be used:\n  "
+            + "\n  ".join(shown[:_SHOWN])
+            + more
+            + "\nMend or remove them, or set on_error='skip' to leave them out."
+        )
+    for line in shown:
+        logging.warning("skipped %s", line)
+
+
+def _check_settings(
+    sample_rate: int, seconds: float, test_share: float, max_clipped: float, on_error: str
+) -> None:
+    if sample_rate < 0 or seconds < 0:
+        raise ValueError(
+            f"sample_rate={sample_rate}, seconds={seconds}; expected a number above 0, or 0."
+        )
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if not 0 <= max_clipped <= 1:
+        raise ValueError(f"max_clipped={max_clipped}; expected a share from 0 to 1.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")

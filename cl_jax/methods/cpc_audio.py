@@ -1,0 +1,134 @@
+"""CPC on sound (van den Oord et al. 2018, arXiv 1807.03748, sections 2 and 3.1).
+
+Strided convolutions turn a window of a recording into latents, a recurrent network sums up what has
+been heard, and its state must pick out the latents to come among all of the batch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
+from cl_jax.core.network import applier, features_of
+from cl_jax.views import View, draw, fields
+
+ROLES = ("wave", "context")
+
+
+class Network(nn.Module):
+    """Windows [B, S] -> ((p, z), features): predictions p [B, K, T, D] of the latents z [B, T, D];
+    "h" [B, C], the mean context over time, "z" [B, D], the mean latent, and "last" [B, C], the
+    context of the last time."""
+
+    wave: nn.Module
+    context: nn.Module
+    steps: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool
+    ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        z = self.wave(x, train=train)["sequence"]
+        c = self.context(z, train=train)["sequence"]
+        w = self.param(
+            "predict",
+            nn.initializers.lecun_normal(in_axis=2, out_axis=1, batch_axis=0),
+            (self.steps, z.shape[-1], c.shape[-1]),
+            jnp.float32,
+        )
+        p = jnp.moveaxis(losses.predictions(c, w), 0, 1)
+        return (p, z), {"h": c.mean(1), "z": z.mean(1), "last": c[:, -1]}
+
+
+def make(
+    *,
+    encoder: Mapping[str, nn.Module],
+    tx: optax.GradientTransformation,
+    views: Sequence[View],
+    run: Run,
+    steps: int = 12,
+    scale: float = 1.0,
+    common_window: bool = True,
+    exclude_own: bool = False,
+    block_size: int | None = None,
+    micro_batches: int = 1,
+) -> Method:
+    """CPC on recordings.
+
+    encoder: {"wave": windows [B, S] to latents, "context": latents to contexts}, whose "sequence"
+      is read.
+    views: one, a window of the recording.
+    steps: how many latents ahead are predicted, each by a matrix of its own; 12 in the paper.
+    scale: of scores; 1 in the paper. Nothing is normalised, so it decides how fast learning starts.
+    common_window, exclude_own, block_size: see `losses.cpc`. The paper's negatives are all other
+      latents of the batch, of the same recording too.
+    micro_batches: see `core.method.from_loss`.
+
+    Gradient flows to positives and negatives. Besides "encode" there is the function "steps": [B,
+    steps], of each recording the share of times from which the latent so many steps ahead scores
+    higher than all other latents of that recording.
+    """
+    if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
+        raise ValueError(
+            "config.encoder must have the sections wave and context, an encoder of windows and one "
+            "of latents, for instance wave=dict(name='conv1d'), context=dict(name='gru')."
+        )
+    if len(views) != 1:
+        raise ValueError(f"CPC hears one window of a recording; the config has {len(views)} views.")
+    if steps < 1:
+        raise ValueError(f"steps={steps}; expected at least 1.")
+    network = Network(encoder["wave"], encoder["context"], steps)
+    apply = applier(network)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        start = network.init(key, views[0].clean(batch), True)
+        return Variables(start["params"], start.get("batch_stats", {}))
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        ((p, z), _), stats = apply(params, stats, inputs[0], True)
+        return {"p": p, "z": z}, stats, None
+
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        z = outputs["z"]
+        found = losses.cpc_steps(
+            jnp.moveaxis(outputs["p"], 1, 0),
+            z,
+            scale=scale,
+            common_window=common_window,
+            exclude_own=exclude_own,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
+        metrics = {f"accuracy_{k}": found.accuracy[k - 1] for k in range(1, steps + 1)}
+        known = run.batch_size * z.shape[1] - (z.shape[1] - 1 if exclude_own else 0)
+        metrics["chance"] = jnp.float32(math.log(known))
+        return found.loss.mean(), Aux(metrics)
+
+    def ahead(state: State, batch: Batch) -> jax.Array:
+        ((p, z), _), _ = apply(state.params, state.stats, views[0].clean(batch), False)
+        one = jax.vmap(lambda p, z: losses.cpc_steps(p[:, None], z[None], scale=scale).accuracy)
+        return one(p, z)
+
+    return from_loss(
+        variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=views[0].clean,
+        functions={"steps": ahead},
+        axis_name=run.axis_name,
+        micro_batches=micro_batches,
+        **fields(views),
+    )

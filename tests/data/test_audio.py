@@ -1,0 +1,209 @@
+"""Recordings of a folder: formats, rates, labels, parts, and an error for each kind of bad file."""
+
+import wave
+
+import numpy as np
+import pytest
+
+from cl_jax.data import audio
+
+RATE = 8000
+
+
+def _tone(seconds=0.1, rate=RATE, hertz=440.0, level=0.5):
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def _write(file, samples, rate=RATE, width=2):
+    """A WAV file of [S] or [S, channels] floats."""
+    samples = np.atleast_2d(np.asarray(samples).T).T
+    top = 2 ** (8 * width - 1)
+    whole = np.clip(np.rint(samples * top), -top, top - 1).astype(np.int64)
+    if width == 1:
+        data = (whole + 128).astype(np.uint8).tobytes()
+    else:
+        data = whole.astype("<i8").reshape(-1, 1).view(np.uint8)[:, :width].tobytes()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(file), "wb") as opened:
+        opened.setnchannels(samples.shape[1])
+        opened.setsampwidth(width)
+        opened.setframerate(rate)
+        opened.writeframes(data)
+
+
+def _folder(tmp_path, names=("a/1.wav", "a/2.wav", "b/1.wav", "b/2.wav")):
+    for i, name in enumerate(names):
+        _write(tmp_path / name, _tone(0.05 + 0.01 * i))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("width, error", [(1, 0.005), (2, 2e-5), (3, 1e-6), (4, 1e-6)])
+def test_every_width_of_wav_is_the_same_wave(tmp_path, width, error):
+    tone = _tone()
+    _write(tmp_path / "a.wav", np.stack([tone, 0.5 * tone], axis=1), width=width)
+    found = audio.read(tmp_path / "a.wav")
+    assert found.rate == RATE and found.samples.dtype == np.float32
+    np.testing.assert_allclose(found.samples, 0.75 * tone, atol=error)
+
+
+@pytest.mark.parametrize("suffix, subtype", [("flac", "PCM_16"), ("wav", "FLOAT"), ("ogg", None)])
+def test_other_formats(tmp_path, suffix, subtype):
+    soundfile = pytest.importorskip("soundfile")
+    tone = _tone(0.5)
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, tone, RATE, subtype=subtype)
+    found = audio.read(file)
+    assert found.rate == RATE
+    np.testing.assert_allclose(found.samples, tone, atol=0.1 if suffix == "ogg" else 5e-5)
+
+
+def test_folders_are_labels(tmp_path):
+    splits = audio.make(path=_folder(tmp_path), test_share=0.25)
+    train, test = splits.train, splits.test
+    assert train.size + test.size == 4 and test.size >= 1 and train.size >= 1
+    assert train.sizes == {"label": 2}
+    for source in (train, test):
+        for i in range(source.size):
+            row = source.read(i)
+            assert row["audio"].shape == (640,) and not row["audio"][row["length"] :].any()
+            assert row["label"] == (row["length"] > 500)
+            tone = np.rint(_tone(row["length"] / RATE) * 2**15)
+            np.testing.assert_allclose(row["audio"][: row["length"]], tone, atol=1)
+
+
+def test_a_pattern_reads_labels_and_parts(tmp_path):
+    names = [f"{d}_{who}_{i}.wav" for d in (0, 7) for who in ("theo", "george") for i in range(3)]
+    splits = audio.make(
+        path=_folder(tmp_path, names),
+        pattern=r"(?P<label>\d)_(?P<speaker>[a-z]+)_\d+",
+        test_pattern=r"_0\.wav$",
+    )
+    assert splits.test.size == 4 and splits.train.size == 8
+    assert splits.train.sizes == {"label": 2, "speaker": 2}
+    np.testing.assert_array_equal(splits.test.arrays["label"], [0, 0, 1, 1])
+    np.testing.assert_array_equal(splits.test.arrays["speaker"], [0, 1, 0, 1])
+
+
+def test_folders_train_and_test_are_the_parts(tmp_path):
+    path = _folder(tmp_path, ("train/a/1.wav", "train/b/1.wav", "test/b/2.wav"))
+    splits = audio.make(path=path)
+    assert (splits.train.size, splits.test.size) == (2, 1)
+    np.testing.assert_array_equal(splits.test.arrays["label"], [1])
+
+
+def test_the_part_of_a_recording_depends_on_its_path_alone(tmp_path):
+    names = [f"{i}.wav" for i in range(40)]
+    before = audio.make(path=_folder(tmp_path / "x", names), test_share=0.3)
+    _write(tmp_path / "x" / "more.wav", _tone())
+    after = audio.make(path=str(tmp_path / "x"), test_share=0.3)
+    lengths = [set(source.arrays["length"]) for source in (before.train, before.test)]
+    assert lengths[0] <= set(after.train.arrays["length"]) | {800}
+    assert lengths[1] <= set(after.test.arrays["length"]) | {800}
+    assert "label" not in before.train.sizes
+
+
+def test_rates_are_made_one(tmp_path):
+    _write(tmp_path / "a.wav", _tone(0.5))
+    _write(tmp_path / "b.wav", _tone(0.5, rate=22050), rate=22050)
+    with pytest.raises(ValueError, match=r"a.wav has 8000 .* b.wav 22050. Set sample_rate=8000"):
+        audio.make(path=str(tmp_path), test_share=0.5)
+    splits = audio.make(path=str(tmp_path), test_share=0.5, sample_rate=RATE)
+    for source in splits[:2]:
+        (wave_,), (length,) = source.arrays["audio"], source.arrays["length"]
+        assert length == 4000
+        tone = _tone(0.5) * 2**15
+        np.testing.assert_allclose(wave_[200:-200], tone[200:-200], atol=400)
+
+
+def test_what_the_lower_rate_does_not_hold_is_filtered_out(tmp_path):
+    for name in ("a", "b"):
+        _write(tmp_path / f"{name}.wav", _tone(0.5, rate=16000, hertz=6000.0), rate=16000)
+    with_tone = audio.make(path=str(tmp_path), test_share=0.5, sample_rate=RATE).train
+    assert np.abs(with_tone.arrays["audio"][0, 200:-200]).max() < 0.02 * 2**15
+
+
+def test_long_recordings_are_cut(tmp_path):
+    splits = audio.make(path=_folder(tmp_path), test_share=0.25, seconds=0.055)
+    lengths = np.concatenate([source.arrays["length"] for source in splits[:2]])
+    assert sorted(lengths) == [400, 440, 440, 440]
+
+
+def test_clipped_recordings_are_kept_and_told(tmp_path, caplog):
+    _write(tmp_path / "a.wav", _tone())
+    _write(tmp_path / "b.wav", np.clip(4 * _tone(), -1, 1))
+    with caplog.at_level("WARNING", logger="absl"):
+        splits = audio.make(path=str(tmp_path), test_share=0.5)
+    assert splits.train.size + splits.test.size == 2
+    assert "in 1 of 2 recordings, such as b.wav" in caplog.text
+
+
+def _floats(file):
+    """A header of 32-bit floats and 4 bytes of them, NaN."""
+    body = b"WAVEfmt " + bytes([16, 0, 0, 0, 3, 0, 1, 0]) + (8000).to_bytes(4, "little")
+    body += (32000).to_bytes(4, "little") + bytes([4, 0, 32, 0]) + b"data" + bytes([4, 0, 0, 0])
+    body += np.float32(np.nan).tobytes()
+    file.write_bytes(b"RIFF" + len(body).to_bytes(4, "little") + body)
+
+
+def _truncated(file):
+    _write(file, _tone())
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+BAD = {
+    "silent": (lambda file: _write(file, np.zeros(100)), "is silent"),
+    "faint": (lambda file: _write(file, np.full(100, 1 / 2**15)), "is silent"),
+    "no samples": (lambda file: _write(file, np.zeros((0, 1))), "has no samples"),
+    "empty": (lambda file: file.write_bytes(b""), "an empty file"),
+    "text": (lambda file: file.write_text("hello, this is no sound"), "not a WAV file"),
+    "half a header": (lambda file: file.write_bytes(b"RIFF\0\0"), "not a WAV file"),
+    "truncated": (_truncated, "not a WAV file that can be read .1500 bytes"),
+    "nan": (_floats, "NaN or inf"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_each_bad_recording_is_named(tmp_path, name):
+    make, text = BAD[name]
+    path = _folder(tmp_path)
+    make(tmp_path / "b" / "3.wav")
+    if name == "nan":
+        pytest.importorskip("soundfile")
+    with pytest.raises(ValueError, match=f"b/3.wav: .*{text}") as error:
+        audio.make(path=path)
+    assert "1 of the recordings" in str(error.value) and "on_error='skip'" in str(error.value)
+    splits = audio.make(path=path, on_error="skip")
+    assert splits.train.skipped + splits.test.skipped == 1
+
+
+def test_all_bad(tmp_path):
+    for name in "ab":
+        _write(tmp_path / f"{name}.wav", np.zeros(10))
+    with pytest.raises(ValueError, match="none of its 2 recordings"):
+        audio.make(path=str(tmp_path), on_error="skip")
+
+
+def test_settings_and_layouts(tmp_path):
+    path = _folder(tmp_path / "x")
+    _write(tmp_path / "y" / "a" / "1.wav", _tone())
+    _write(tmp_path / "y" / "b" / "1.wav", _tone())
+    _write(tmp_path / "y" / "beside.wav", _tone())
+    _write(tmp_path / "one" / "a.wav", _tone())
+    (tmp_path / "none").mkdir()
+    for section, text in (
+        (dict(path=str(tmp_path / "missing")), "is not a folder"),
+        (dict(path=str(tmp_path / "none")), "holds no recording; their names end in .wav"),
+        (dict(path=str(tmp_path / "one")), "one recording, too few"),
+        (dict(path=str(tmp_path / "y")), "beside its label folders, such as beside.wav"),
+        (dict(path=path, pattern="("), "no regular expression"),
+        (dict(path=path, pattern="a"), "no named group"),
+        (dict(path=path, pattern="(?P<label>z)"), "not found in 4 of the 4 paths"),
+        (dict(path=path, pattern="(?P<length>.)"), "'length' is no name for a label"),
+        (dict(path=path, test_pattern="wav"), "found in all of the 4 paths"),
+        (dict(path=path, test_share=0.0), "above 0 and below 1"),
+        (dict(path=path, sample_rate=-1), "a number above 0, or 0"),
+        (dict(path=path, max_clipped=2.0), "a share from 0 to 1"),
+        (dict(path=path, on_error="ignore"), "'raise' or 'skip'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            audio.make(**section)

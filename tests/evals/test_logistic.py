@@ -1,0 +1,82 @@
+"""The logistic probe, and accuracy against steps ahead."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.evals import clustering, logistic, steps_ahead, svm_folds
+
+RNG = np.random.default_rng(0)
+
+
+def _given(features, seed=0, **functions):
+    """Sources of 60 and 40 examples with labels of three classes, and what evaluators are given."""
+    parts = []
+    for size in (60, 40):
+        label = (np.arange(size) % 3).astype(np.int32)
+        arrays = {"x": np.zeros((size, 1), np.int16), "label": label}
+        parts.append(from_arrays("toy", arrays, {"label": 3}))
+    data = Splits(*parts)
+    return SimpleNamespace(
+        data=data,
+        features=lambda source, name: features(source.arrays["label"]),
+        rows=lambda name, source: functions[name](source),
+        seed=seed,
+    )
+
+
+def test_separable_classes_are_found_and_noise_is_not():
+    def separable(label):
+        # Of another unit in each column: standardised away.
+        return (np.eye(3)[label] + 0.05 * RNG.normal(size=(len(label), 3))) * [1e-3, 1, 1e3]
+
+    one = logistic.make()
+    assert one.measure(_given(separable)) == {"logistic/label": 1.0}
+    noise = one.measure(_given(lambda label: RNG.normal(size=(len(label), 3))))
+    assert noise["logistic/label"] < 0.6
+    assert one.better == {"logistic/label": 1} and one.needs.labels == ("label",)
+
+
+def test_examples_without_a_label_are_left_out():
+    given = _given(lambda label: np.eye(4)[label])
+    given.data.train.arrays["label"][:6] = -1
+    given.data.test.arrays["label"][1] = -1
+    assert logistic.make().measure(given) == {"logistic/label": 1.0}
+
+
+def test_features_that_are_nan_give_nan():
+    given = _given(lambda label: np.full((len(label), 2), np.nan))
+    for evaluator in (logistic.make(), svm_folds.make(folds=2), clustering.make()):
+        assert all(np.isnan(value) for value in evaluator.measure(given).values())
+
+
+def test_steps_ahead_are_means_over_recordings():
+    shares = RNG.uniform(size=(40, 3))
+    found = steps_ahead.make().measure(_given(None, steps=lambda source: shares[: source.size]))
+    np.testing.assert_allclose([found[f"steps_ahead/{k}"] for k in (1, 2, 3)], shares.mean(0))
+    np.testing.assert_allclose(found["steps_ahead/mean"], shares.mean())
+    assert steps_ahead.make().needs.functions == ("steps",)
+
+
+def test_svm_and_clusters_measure_their_source():
+    """Folds of the training part, clusters of the test part; repeats are further divisions."""
+
+    def features(label):
+        return np.eye(3)[label] + 0.3 * np.random.default_rng(len(label)).normal(
+            size=(len(label), 3)
+        )
+
+    given = _given(features, seed=4)
+    labels = given.data.train.arrays["label"]
+    each = [svm_folds.svm_folds(features(labels), labels, folds=3, seed=seed) for seed in (4, 5)]
+    found = svm_folds.make(folds=3, repeats=2).measure(given)
+    np.testing.assert_allclose(found["svm_folds/accuracy"], np.mean([one.mean for one in each]))
+    np.testing.assert_allclose(found["svm_folds/std"], np.mean([one.std for one in each]))
+    labels = given.data.test.arrays["label"]
+    expected = clustering.kmeans_agreement(features(labels), labels, seed=4)
+    assert clustering.make().measure(given) == {
+        "clustering/accuracy": expected.accuracy,
+        "clustering/nmi": expected.nmi,
+        "clustering/ari": expected.ari,
+    }
