@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             a_global=dict(views, copies=2), b_local=dict(views, size=12, scale=(0.5, 0.8), copies=2)
         )
     )
-    config.encoder = ConfigDict(
+    encoder = ConfigDict(
         dict(
             name="vit",
             size="tiny",
@@ -97,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "cifar10" in chosen:
         defaults.cifar10(config)
-        config.encoder = ConfigDict(
+        encoder = ConfigDict(
             dict(
                 name="vit",
                 size="tiny",
@@ -116,7 +116,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
-        config.encoder = ConfigDict(
+        encoder = ConfigDict(
             dict(
                 name="vit",
                 size="small",
@@ -143,12 +143,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         if "imagenet2012" in chosen:
             config.method.update(dict(num_prototypes=65536, momentum=0.992))
-            config.encoder.drop_path = 0.3
+            encoder.drop_path = 0.3
             config.views = dino.crops(224, 96, 8, (0.32, 1.0), (0.05, 0.32))
             config.optimizer.update(
                 dict(learning_rate=0.004 / 32, learning_rate_scaling="sqrt", clip_global_norm=3.0)
             )
             config.optimizer.clip_tensor_norm = None
+    config.encoder = encoder
     if "debug" in chosen:
         config.encoder.update(
             dict(width=32, depth=2, heads=2, patch=4, image_size=16, dtype="float32")

@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     defaults.laptop(config)
     config.views = crop(16, flip=0.0, test_crop=1.0)
     config.views.one.scale = (0.7, 1.0)
-    config.encoder = ConfigDict(
+    encoder = ConfigDict(
         dict(
             name="vit",
             size="tiny",
@@ -86,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     cell = 4
     if "folder" in chosen:
         defaults.folder(config)
-        config.encoder = ConfigDict(
+        encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=8, variant="mae", pool="mean", dtype="float32")
         )
         config.views = crop(64, test_crop=1.0)
@@ -94,7 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         cell = 16
     if "cifar10" in chosen:
         defaults.cifar10(config)
-        config.encoder = ConfigDict(
+        encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=4, variant="mae", pool="mean", dtype="float32")
         )
         config.total_epochs = 800.0
@@ -104,7 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         cell = 8
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
-        config.encoder = ConfigDict(
+        encoder = ConfigDict(
             dict(name="vit", size="base", patch=16, variant="mae", pool="mean", dtype="bfloat16")
         )
         config.batch_size, config.total_epochs = 4096, 800.0
@@ -113,10 +113,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(published)
         cell = 32
     if "simmim" in chosen:
-        config.encoder.mask_token = True
+        encoder.mask_token = True
         config.method = ConfigDict(dict(name="mae", form="simmim", mask_ratio=0.6, mask_cell=cell))
         if "imagenet2012" in chosen:
             config.views.one.scale = (0.67, 1.0)
+    config.encoder = encoder
     if "debug" in chosen:
         simmim = "simmim" in chosen
         defaults.debug(config)

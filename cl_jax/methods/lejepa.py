@@ -79,9 +79,9 @@ def make(
     def loss(
         z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        terms = losses.lejepa_terms(
+        terms = losses.spread.lejepa_terms(
             z.swapaxes(0, 1),
-            losses.draw_directions(batch_key(key), out_dim, num_directions),
+            losses.spread.draw_directions(batch_key(key), out_dim, num_directions),
             num_global=num_global,
             t_max=t_max,
             num_points=num_points,

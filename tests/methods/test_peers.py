@@ -65,7 +65,7 @@ def test_barlow_twins_says_its_chance_and_its_diagonal():
     z = projections(barlow, first, variant="barlow", **WIDTHS)
     expected = losses.barlow_twins(z[0], z[1], scale=0.5)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-3)
-    correlation = losses.cross_correlation(z[0], z[1])
+    correlation = losses.decorrelation.cross_correlation(z[0], z[1])
     diagonal = np.square(np.diag(correlation) - 1).sum()
     np.testing.assert_allclose(metrics["invariance"], diagonal, rtol=1e-3)
     assert metrics["chance"] == 0.5 * 4
@@ -77,7 +77,7 @@ def test_dcl_passes_both_views_together_and_weighs_them_where_sigma_is_given(sig
     first, _, metrics = stepped(method)
     z = projections(dcl, first, one_by_one=False, variant="simclr", out_dim=4, num_layers=2)
     expected = (
-        losses.dclw(z[0], z[1], temperature=0.2, sigma=sigma)
+        losses.decoupled.dclw(z[0], z[1], temperature=0.2, sigma=sigma)
         if sigma
         else losses.dcl(z[0], z[1], temperature=0.2)
     )
@@ -102,8 +102,10 @@ def test_w_mse_whitens_groups_of_the_steps_permutation():
     method = wmse.make(views=(VIEW,) * 3, **SHARED, hidden_dim=8, out_dim=2, group_size=4)
     first, _, metrics = stepped(method)
     z = jnp.asarray(network_of_list(wmse, first, (VIEW,) * 3, variant="wmse", out_dim=2))
-    order = losses.draw_permutations(batch_key(KEY), 8, 1)
-    np.testing.assert_allclose(metrics["loss"], losses.w_mse(z, order, group_size=4), rtol=1e-3)
+    order = losses.decorrelation.draw_permutations(batch_key(KEY), 8, 1)
+    np.testing.assert_allclose(
+        metrics["loss"], losses.decorrelation.w_mse(z, order, group_size=4), rtol=1e-3
+    )
 
 
 def test_lejepa_has_one_mean_of_the_global_crops_and_the_steps_directions():
@@ -111,8 +113,8 @@ def test_lejepa_has_one_mean_of_the_global_crops_and_the_steps_directions():
     method = lejepa.make(views=views, **SHARED, **WIDTHS, num_global=2, num_directions=16)
     first, _, metrics = stepped(method)
     z = network_of_list(lejepa, first, views, variant="lejepa", out_dim=4)
-    directions = losses.draw_directions(batch_key(KEY), 4, 16)
-    expected = losses.lejepa(z, directions, num_global=2, weight=0.05)
+    directions = losses.spread.draw_directions(batch_key(KEY), 4, 16)
+    expected = losses.spread.lejepa(z, directions, num_global=2, weight=0.05)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-3)
     parts = 0.05 * metrics["sigreg"] + 0.95 * metrics["prediction"]
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-5)
