@@ -96,6 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_tensor_norm=3.0,
     )
     if "cifar10" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)
         config.encoder = ConfigDict(
             dict(
@@ -115,6 +116,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.views = dino.crops(32, 16, 4, (0.4, 1.0), (0.1, 0.4), blur=0.0, test_crop=1.0)
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(
