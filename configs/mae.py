@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     defaults.laptop(config)
     config.views = crop(16, flip=0.0, test_crop=1.0)
     config.views.one.scale = (0.7, 1.0)
-    encoder = ConfigDict(
+    config.encoder = ConfigDict(
         dict(
             name="vit",
             size="tiny",
@@ -85,16 +85,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     published = dict(adam, learning_rate=1.5e-4, learning_rate_scaling="linear", warmup_epochs=40.0)
     cell = 4
     if "folder" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.folder(config)
-        encoder = ConfigDict(
+        config.encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=8, variant="mae", pool="mean", dtype="float32")
         )
         config.views = crop(64, test_crop=1.0)
         config.method.update(dict(decoder_width=128, decoder_depth=2, decoder_heads=4))
         cell = 16
     if "cifar10" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)
-        encoder = ConfigDict(
+        config.encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=4, variant="mae", pool="mean", dtype="float32")
         )
         config.total_epochs = 800.0
@@ -103,8 +105,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(published, warmup_epochs=20.0))
         cell = 8
     if "imagenet2012" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.imagenet2012(config)
-        encoder = ConfigDict(
+        config.encoder = ConfigDict(
             dict(name="vit", size="base", patch=16, variant="mae", pool="mean", dtype="bfloat16")
         )
         config.batch_size, config.total_epochs = 4096, 800.0
@@ -113,11 +116,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(published)
         cell = 32
     if "simmim" in chosen:
-        encoder.mask_token = True
+        config.encoder.mask_token = True
         config.method = ConfigDict(dict(name="mae", form="simmim", mask_ratio=0.6, mask_cell=cell))
         if "imagenet2012" in chosen:
             config.views.one.scale = (0.67, 1.0)
-    config.encoder = encoder
     if "debug" in chosen:
         simmim = "simmim" in chosen
         defaults.debug(config)

@@ -41,7 +41,7 @@ ALLOWED = {
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
         {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
-        | {"tensorflow_datasets"},
+        | {"pillow_heif", "simplejpeg", "tensorflow_datasets", "tifffile"},
         {"data", "core"},
     ),
     "methods": (
