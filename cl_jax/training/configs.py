@@ -53,7 +53,7 @@ def load(text: str) -> ConfigDict:
       ConfigError: there is no such config, or no such variant.
     """
     name, _, variants = text.partition(":")
-    module = _module(name)
+    module = module(name)
     if not hasattr(module, "get_config"):
         raise ConfigError(
             f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
@@ -73,7 +73,7 @@ def smallest(text: str) -> ConfigDict:
         return load(text)
 
 
-def _module(name: str) -> ModuleType:
+def module(name: str) -> ModuleType:
     path = Path(name).expanduser()
     if name.endswith(".py") or "/" in name:
         if path.is_file():
