@@ -53,7 +53,7 @@ def load(text: str) -> ConfigDict:
       ConfigError: there is no such config, or no such variant.
     """
     name, _, variants = text.partition(":")
-    module = module(name)
+    module = module_of(name)
     if not hasattr(module, "get_config"):
         raise ConfigError(
             f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
@@ -73,7 +73,8 @@ def smallest(text: str) -> ConfigDict:
         return load(text)
 
 
-def module(name: str) -> ModuleType:
+def module_of(name: str) -> ModuleType:
+    """The module of a config by name, path or dotted name."""
     path = Path(name).expanduser()
     if name.endswith(".py") or "/" in name:
         if path.is_file():
@@ -89,7 +90,7 @@ def module(name: str) -> ModuleType:
         return _from_file(folder() / f"{name}.py")
     if importlib.util.find_spec(name.split(".")[0]) is not None and "." in name:
         try:
-            return importlib.import_module(name)
+            return importlib.import_module_of(name)
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
