@@ -53,7 +53,7 @@ def load(text: str) -> ConfigDict:
       ConfigError: there is no such config, or no such variant.
     """
     name, _, variants = text.partition(":")
-    module = module_of(name)
+    module = _module(name)
     if not hasattr(module, "get_config"):
         raise ConfigError(
             f"config {name!r} has no function get_config(variants=None) that returns a ConfigDict."
@@ -73,8 +73,7 @@ def smallest(text: str) -> ConfigDict:
         return load(text)
 
 
-def module_of(name: str) -> ModuleType:
-    """The module of a config by name, path or dotted name."""
+def _module(name: str) -> ModuleType:
     path = Path(name).expanduser()
     if name.endswith(".py") or "/" in name:
         if path.is_file():
@@ -90,7 +89,7 @@ def module_of(name: str) -> ModuleType:
         return _from_file(folder() / f"{name}.py")
     if importlib.util.find_spec(name.split(".")[0]) is not None and "." in name:
         try:
-            return importlib.import_module_of(name)
+            return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
