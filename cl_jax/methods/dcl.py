@@ -35,7 +35,8 @@ def make(
     """DCL, or DCLW where `sigma` is above 0 (0.5 in the paper).
 
     temperature, sigma, detach_weights: see `losses.decoupled.dclw`. out_dim, num_layers: of
-    SimCLR's head. Both views pass the network together, as SimCLR's.
+      SimCLR's head.
+    Both views pass the network together, as SimCLR's.
     """
     if len(views) != 2:
         raise ValueError(f"DCL contrasts two views; the config has {len(views)}.")

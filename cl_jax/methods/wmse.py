@@ -38,8 +38,8 @@ def make(
 ) -> Method:
     """W-MSE, of two views or more.
 
-    group_size, eps, normalise: see `losses.decorrelation.w_mse`. iterations: permutations of the
-    batch that a step averages over. hidden_dim, out_dim: of the head.
+    group_size, eps, normalise: see `losses.decorrelation.w_mse`. iterations: permutations of
+    the batch that a step averages over. hidden_dim, out_dim: of the head.
     """
     if len(views) < 2:
         raise ValueError(f"W-MSE compares two views or more; the config has {len(views)}.")
