@@ -36,7 +36,6 @@ Reached: see the table of README.
 from ml_collections import ConfigDict
 
 from cl_jax.training import defaults
-from configs import dino
 
 VARIANTS = ("cifar10", "imagenet2012", "dinov2", "debug")
 
@@ -96,6 +95,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_tensor_norm=3.0,
     )
     if "cifar10" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)
         config.encoder = ConfigDict(
             dict(
@@ -112,9 +112,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(
             dict(name="ibot", num_prototypes=4096, norm_last_layer=True, momentum=0.9995)
         )
-        config.views = dino.crops(32, 16, 4, (0.4, 1.0), (0.1, 0.4), blur=0.0, test_crop=1.0)
+        config.views = defaults.crops(32, 16, 4, (0.4, 1.0), (0.1, 0.4), blur=0.0, test_crop=1.0)
         config.optimizer = ConfigDict(published)
     if "imagenet2012" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(
@@ -129,7 +130,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.batch_size, config.total_epochs = 1024, 100.0
         config.method = ConfigDict(dict(name="ibot"))
-        config.views = dino.crops(224, 96, 10, (0.25, 1.0), (0.05, 0.25))
+        config.views = defaults.crops(224, 96, 10, (0.25, 1.0), (0.05, 0.25))
         config.optimizer = ConfigDict(published)
         config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "dinov2" in chosen:
@@ -144,7 +145,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if "imagenet2012" in chosen:
             config.method.update(dict(num_prototypes=65536, momentum=0.992))
             config.encoder.drop_path = 0.3
-            config.views = dino.crops(224, 96, 8, (0.32, 1.0), (0.05, 0.32))
+            config.views = defaults.crops(224, 96, 8, (0.32, 1.0), (0.05, 0.32))
             config.optimizer.update(
                 dict(learning_rate=0.004 / 32, learning_rate_scaling="sqrt", clip_global_norm=3.0)
             )

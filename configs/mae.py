@@ -85,6 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     published = dict(adam, learning_rate=1.5e-4, learning_rate_scaling="linear", warmup_epochs=40.0)
     cell = 4
     if "folder" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.folder(config)
         config.encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=8, variant="mae", pool="mean", dtype="float32")
@@ -93,6 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method.update(dict(decoder_width=128, decoder_depth=2, decoder_heads=4))
         cell = 16
     if "cifar10" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)
         config.encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=4, variant="mae", pool="mean", dtype="float32")
@@ -103,6 +105,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer = ConfigDict(dict(published, warmup_epochs=20.0))
         cell = 8
     if "imagenet2012" in chosen:
+        config.encoder = defaults.get_config().encoder
         defaults.imagenet2012(config)
         config.encoder = ConfigDict(
             dict(name="vit", size="base", patch=16, variant="mae", pool="mean", dtype="bfloat16")

@@ -42,7 +42,7 @@ class Network(nn.Module):
             (self.steps, z.shape[-1], c.shape[-1]),
             jnp.float32,
         )
-        p = jnp.moveaxis(losses.predictions(c, w), 0, 1)
+        p = jnp.moveaxis(losses.predictive.predictions(c, w), 0, 1)
         return (p, z), {"h": c.mean(1), "z": z.mean(1), "last": c[:, -1]}
 
 
@@ -100,7 +100,7 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         z = outputs["z"]
-        found = losses.cpc_steps(
+        found = losses.predictive.cpc_steps(
             jnp.moveaxis(outputs["p"], 1, 0),
             z,
             scale=scale,
@@ -116,7 +116,9 @@ def make(
 
     def ahead(state: State, batch: Batch) -> jax.Array:
         ((p, z), _), _ = apply(state.params, state.stats, views[0].clean(batch), False)
-        one = jax.vmap(lambda p, z: losses.cpc_steps(p[:, None], z[None], scale=scale).accuracy)
+        one = jax.vmap(
+            lambda p, z: losses.predictive.cpc_steps(p[:, None], z[None], scale=scale).accuracy
+        )
         return one(p, z)
 
     return from_loss(

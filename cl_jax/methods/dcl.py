@@ -34,7 +34,8 @@ def make(
 ) -> Method:
     """DCL, or DCLW where `sigma` is above 0 (0.5 in the paper).
 
-    temperature, sigma, detach_weights: see `losses.dclw`. out_dim, num_layers: of SimCLR's head.
+    temperature, sigma, detach_weights: see `losses.decoupled.dclw`. out_dim, num_layers: of
+      SimCLR's head.
     Both views pass the network together, as SimCLR's.
     """
     if len(views) != 2:
@@ -73,7 +74,7 @@ def make(
             "block_size": block_size,
         }
         if sigma > 0:
-            value = losses.dclw(
+            value = losses.decoupled.dclw(
                 z[:, 0], z[:, 1], sigma=sigma, detach_weights=detach_weights, **knobs
             )
         else:

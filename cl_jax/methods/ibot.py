@@ -142,7 +142,7 @@ def make(
     warmup = teacher_warmup_epochs * (run.steps_per_epoch if temperature_per_step else 1)
 
     def temperature(step: jax.Array, final: float) -> jax.Array:
-        return losses.teacher_temperature(
+        return losses.no_negatives.teacher_temperature(
             step if temperature_per_step else step // run.steps_per_epoch,
             start=teacher_temperature_start,
             final=final,
@@ -212,7 +212,7 @@ def make(
         return outputs, stats, {}
 
     def targets_by_sinkhorn(logits: jax.Array, temperature: jax.Array, valid: Any) -> jax.Array:
-        codes = losses.sinkhorn(
+        codes = losses.assignments.sinkhorn(
             logits.reshape(-1, num_prototypes),
             epsilon=temperature,
             iterations=sinkhorn_iterations,
@@ -239,7 +239,7 @@ def make(
                 teacher_temperature=of_class,
                 axis_name=run.axis_name,
             )
-            patch_term = losses.ibot_patches(
+            patch_term = losses.masked.ibot_patches(
                 patches,
                 teacher_patches,
                 mask,
@@ -255,7 +255,7 @@ def make(
                 temperature=student_temperature,
                 axis_name=run.axis_name,
             )
-            patch_term = losses.patch_distillation(
+            patch_term = losses.masked.patch_distillation(
                 patches,
                 targets_by_sinkhorn(teacher_patches, of_patch, mask.reshape(-1) > 0),
                 mask,
@@ -274,7 +274,8 @@ def make(
         }
         if koleo_weight > 0:
             spread = sum(
-                losses.koleo(outputs["h"][:, v], axis_name=run.axis_name) for v in range(num_global)
+                losses.spread.koleo(outputs["h"][:, v], axis_name=run.axis_name)
+                for v in range(num_global)
             )
             value = value + koleo_weight * spread
             metrics["koleo"] = spread / num_global

@@ -42,8 +42,8 @@ def make(
 
     weight: of SIGReg. num_global: how many views, the first, make the mean; None: all.
     num_directions: drawn anew each step. t_max, num_points, block_size: see
-    `losses.sigreg_statistics`. hidden_dim, out_dim, num_layers: of the projector, whose output is
-    not normalised.
+    `losses.spread.sigreg_statistics`. hidden_dim, out_dim, num_layers: of the projector,
+    whose output is not normalised.
 
     The metrics "sigreg" and "prediction" are the terms before their weights; SIGReg's is about 1.05
     where it is satisfied.
@@ -79,9 +79,9 @@ def make(
     def loss(
         z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        terms = losses.lejepa_terms(
+        terms = losses.spread.lejepa_terms(
             z.swapaxes(0, 1),
-            losses.draw_directions(batch_key(key), out_dim, num_directions),
+            losses.spread.draw_directions(batch_key(key), out_dim, num_directions),
             num_global=num_global,
             t_max=t_max,
             num_points=num_points,

@@ -60,7 +60,7 @@ class LinearDecoder(nn.Module):
         )["tokens"][:, 1:]
         patch = self.encoder.patch
         x = nn.Dense(patch * patch * self.channels, dtype=self.encoder.dtype, name="pixels")(tokens)
-        return losses.pixel_shuffle(x.reshape(batch, rows, columns, -1), stride=patch)
+        return losses.masked.pixel_shuffle(x.reshape(batch, rows, columns, -1), stride=patch)
 
     def encode(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         return self.encoder(images, train=train)
@@ -145,9 +145,9 @@ def make(
         if form == "simmim":
             outputs = {"prediction": found, "target": images, "mask": jnp.float32(hiding)}
             return outputs, stats, None
-        target = losses.patchify(images, patch=patch)
+        target = losses.masked.patchify(images, patch=patch)
         if normalise_pixels:
-            target = losses.normalise_patches(target)
+            target = losses.masked.normalise_patches(target)
         outputs = {"prediction": found[0], "target": target, "mask": jnp.float32(found[1])}
         return outputs, stats, None
 
@@ -155,7 +155,7 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         arrays = outputs["prediction"], outputs["target"], outputs["mask"]
-        of = losses.mae if form == "mae" else losses.simmim
+        of = losses.masked.mae if form == "mae" else losses.masked.simmim
         return of(*arrays, axis_name=run.axis_name), Aux({})
 
     def features(

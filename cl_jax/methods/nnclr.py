@@ -95,7 +95,7 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         p, z = outputs["p"], losses.unit(outputs["z"])
-        near = [losses.nearest_neighbours(z[:, v], memory.rows).rows for v in range(2)]
+        near = [losses.neighbours.nearest_neighbours(z[:, v], memory.rows).rows for v in range(2)]
         value = losses.nnclr(
             p[:, 0],
             p[:, 1],

@@ -72,7 +72,7 @@ def make(
     def loss(
         z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        terms = losses.vicreg_terms(z[:, 0], z[:, 1], axis_name=run.axis_name)
+        terms = losses.decorrelation.vicreg_terms(z[:, 0], z[:, 1], axis_name=run.axis_name)
         value = (
             invariance_weight * terms.invariance
             + variance_weight * terms.variance

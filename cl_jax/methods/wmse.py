@@ -38,8 +38,8 @@ def make(
 ) -> Method:
     """W-MSE, of two views or more.
 
-    group_size, eps, normalise: see `losses.w_mse`. iterations: permutations of the batch that a
-    step averages over. hidden_dim, out_dim: of the head.
+    group_size, eps, normalise: see `losses.decorrelation.w_mse`. iterations: permutations of
+    the batch that a step averages over. hidden_dim, out_dim: of the head.
     """
     if len(views) < 2:
         raise ValueError(f"W-MSE compares two views or more; the config has {len(views)}.")
@@ -73,8 +73,10 @@ def make(
     def loss(
         z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        permutations = losses.draw_permutations(batch_key(key), run.batch_size, iterations)
-        value = losses.w_mse(
+        permutations = losses.decorrelation.draw_permutations(
+            batch_key(key), run.batch_size, iterations
+        )
+        value = losses.decorrelation.w_mse(
             z.swapaxes(0, 1),
             permutations,
             group_size=group_size,

@@ -565,7 +565,7 @@ def test_each_name_is_in_one_family():
     names = [name for family in FAMILIES.values() for name in family]
     assert len(names) == len(set(names))
     found = {path.stem for path in Path(cl_jax.losses.__file__).parent.glob("[a-z]*.py")}
-    assert found == set(FAMILIES)
+    assert found - {"agents"} == set(FAMILIES)  # of reinforcement learning; imported by its name
 
 
 def test_the_top_has_headline_losses_and_says_where_the_others_are():

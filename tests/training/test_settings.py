@@ -120,7 +120,8 @@ def test_the_settings_of_every_config_pass(name):
             for make in views.factories(view.pop("kind", "image"), view):
                 settings.check("view", make, view)
         for protocol, section in plain["evals"]["protocols"].items():
-            settings.check(protocol, FACTORIES[f"evals.{protocol}"], section)
+            name = section.pop("name", protocol)
+            settings.check(protocol, FACTORIES[f"evals.{name}"], section)
         for package, section in (("methods", plain["method"]), ("encoders", plain["encoder"])):
             make = FACTORIES.get(f"{package}.{section.get('name')}")
             if make is not None:  # else of parts, or one for each role

@@ -5,10 +5,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.method import Run
 from cl_jax.training import configs, experiment, loop, stages
 from tests import small
 
 ORDER = ["pretrain", "finetune", "distill"]
+
+
+RUN = Run(None, 8, 64, 8, 8, {})
 
 
 def of(stage, *settings):
@@ -59,7 +63,7 @@ def test_views_keep_the_order_in_which_they_are_written(tmp_path):
         )
         (_, stage, _), *_ = stages.stages(config, tmp_path)
         assert list(configs.plain(stage)["views"]) == names
-        assert [view.recipe.size for view in experiment._views(stage.views)] == [4, 5, 6]
+        assert [view.recipe.size for view in experiment._views(stage.views, RUN)] == [4, 5, 6]
 
 
 @pytest.fixture
