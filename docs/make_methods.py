@@ -128,7 +128,9 @@ def page(name: str, tables: dict[str, list[dict]]) -> str:
         items = re.findall(r"^  - (.*(?:\n {4}.*)*)", found[heading], flags=re.MULTILINE)
         lines += ["", f"## {heading}", "", *(f"- {_line(item)}" for item in items)]
     command = _line(found["Command"])
-    lines += ["", "## Command", "", f"    {command}", "", "## Reached", "", reached(name, tables)]
+    told = _line(found["Reached"])
+    figures = reached(name, tables) if told == BY_TABLE else _sentence(found["Reached"])
+    lines += ["", "## Command", "", f"    {command}", "", "## Reached", "", figures]
     return "\n".join([*lines, ""])
 
 
