@@ -26,8 +26,8 @@ Differences from the authors' code:
 
 Command: python -m cl_jax.main --config=configs/ms_clip.py --workdir=runs/ms_clip
 Reached: zero-shot digit 36.4 % (untrained 10.1 %), median rank 4 of 1,000 both ways (untrained
-  499), 306,641 parameters, in 180 s of one core. `separate`: 24.3 %, median rank 6, 406,097 parameters.
-  One seed each.
+  499), 306,641 parameters, in 180 s of one core. `separate`: 24.3 %, median rank 6, 406,097
+  parameters. One seed each.
 """
 
 import math

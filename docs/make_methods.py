@@ -18,7 +18,7 @@ from cl_jax.training import configs
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference" / "methods"
 SECTIONS = ("Default", "Variants", "Differences", "Command", "Reached")
-BY_TABLE = "see the table of README."
+BY_TABLE = "see the table of "
 REACHED = (
     ("knn", "kNN 200"),
     ("knn20", "kNN 20"),
@@ -129,7 +129,7 @@ def page(name: str, tables: dict[str, list[dict]]) -> str:
         lines += ["", f"## {heading}", "", *(f"- {_line(item)}" for item in items)]
     command = _line(found["Command"])
     told = _line(found["Reached"])
-    figures = reached(name, tables) if told == BY_TABLE else _sentence(found["Reached"])
+    figures = reached(name, tables) if told.startswith(BY_TABLE) else _sentence(found["Reached"])
     lines += ["", "## Command", "", f"    {command}", "", "## Reached", "", figures]
     return "\n".join([*lines, ""])
 
