@@ -197,7 +197,7 @@ def test_tiles_are_divided_among_devices(name, f, kind):
     total, backward = trips(one)[:2]
     assert total == backward >= 16
     assert total not in trips(four) and trips(four).count(total // 4) >= 2, trips(four)
-    # A queue is replicated. InvaSpread's loops are divided and its temporaries are not: 4.2 MB on one
+    # A queue is replicated. InvaSpread divides its loops and not its temporaries: 4.2 MB on one
     # device and 4.1 MB on each of four, at 1,024 rows.
     if name not in ("queue", "inva_spread"):
         temporaries = (x.memory_analysis().temp_size_in_bytes for x in (one, four))
