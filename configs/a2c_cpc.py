@@ -22,7 +22,7 @@ Differences from the paper, whose authors released no code:
   - The memory reads the latent alone, not the last action and reward.
 
 Command: python -m cl_jax.main --config=configs/a2c_cpc.py --workdir=runs/a2c_cpc
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

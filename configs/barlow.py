@@ -27,7 +27,7 @@ Differences from the authors' code:
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ Differences from the authors' code:
   - `batch_size` counts the images of all steps of the discriminator together.
 
 Command: python -m cl_jax.main --config=configs/contragan.py --workdir=runs/contragan
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ Differences from lightly's code (the authors' is not released):
   - Their head has no batch norm after its last layer; SimCLR's here has.
 
 Command: python -m cl_jax.main --config=configs/dcl.py --workdir=runs/dcl
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

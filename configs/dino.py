@@ -36,7 +36,7 @@ Differences from the authors' code:
     and clips the rate, here it has 0.001 and does not.
 
 Command: python -m cl_jax.main --config=configs/dino.py --workdir=runs/dino
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -30,7 +30,7 @@ Differences from the authors' code:
   - Matrix products are in bfloat16, theirs in float16.
 
 Command: python -m cl_jax.main --config=configs/ibot.py --workdir=runs/ibot
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

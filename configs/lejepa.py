@@ -26,7 +26,7 @@ Differences from the authors' code:
     one of all configs, on "h".
 
 Command: python -m cl_jax.main --config=configs/lejepa.py --workdir=runs/lejepa
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -29,7 +29,7 @@ Differences from the authors' code:
   - Matrix products are in bfloat16, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/mae.py --workdir=runs/mae
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ Differences from solo-learn's code (the authors' is not released):
   - `cifar10`: their LARS clips the rate, here it does not.
 
 Command: python -m cl_jax.main --config=configs/nnclr.py --workdir=runs/nnclr
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ Differences from the authors' code:
   - Their kNN takes 5 neighbours by Euclidean distance, here 200 by cosine.
 
 Command: python -m cl_jax.main --config=configs/wmse.py --workdir=runs/wmse
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict
