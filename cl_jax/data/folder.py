@@ -194,8 +194,8 @@ def _check_settings(
 def _check_path(path: str) -> None:
     if not path:
         raise ValueError(
-            "path is empty; give the folder of your images: `cl-jax train CONFIG:folder PATH`, or "
-            "--config.data.path=PATH."
+            "path is empty; set --config.data.path to the folder of your images, as in `cl-jax "
+            "train CONFIG:folder PATH`."
         )
 
 
@@ -285,8 +285,8 @@ def _sides_in_words(root: Path, names: list[str]) -> str:
             continue
     if not sides:
         return ""
-    shorter = sorted(sides, key=min)
-    small, middle, large = (shorter[i] for i in (0, len(shorter) // 2, -1))
+    ordered = sorted(sides, key=math.prod)
+    small, middle, large = (ordered[i] for i in (0, len(ordered) // 2, -1))
     if small == large:
         return f"size: {small[0]} x {small[1]} pixels ({len(sides)} looked at)."
     return (

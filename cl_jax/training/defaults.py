@@ -288,8 +288,12 @@ def clip_published(config: ConfigDict) -> None:
 
 
 def captions_debug(config: ConfigDict) -> None:
-    """Tiny pictures and a few steps; the caller shrinks the encoder."""
-    config.data = ConfigDict(dict(name="image_text", length=20, train_size=64, test_size=32))
+    """Tiny pictures and a few steps; the caller shrinks the encoder. Of one's own pictures, some
+    are read."""
+    if "path" in config.data:
+        config.data.update(dict(image_size=24, length=20, vocab_size=300, limit=64))
+    else:
+        config.data = ConfigDict(dict(name="image_text", length=20, train_size=64, test_size=32))
     config.views.image.size = 16
     config.batch_size = 16
     config.total_epochs = 1.0

@@ -55,7 +55,8 @@ def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[s
         if not key.startswith("stages."):
             changed.append(f"{key}={_told(value)}")
     channels = int(config.data.get("channels", 3))
-    changed += _other_channels(config, channels) if channels != 3 else []
+    if channels != 3:
+        _other_channels(config, channels)
     lines.append(
         f"fitted to {survey.train} training images: {', '.join(changed)}. Each may be given, as in "
         f"--config.{changed[0]}."
@@ -149,17 +150,19 @@ def _of_method(section: Mapping[str, Any], path: str, count: int, batch: int) ->
     return found
 
 
-def _other_channels(config: ConfigDict, channels: int) -> list[str]:
+def _other_channels(config: ConfigDict, channels: int) -> None:
     """Normalisation of images that are not RGB, and none of the changes of colour that are defined
     for RGB alone."""
     sections = [config.views, *(s.views for s in config.stages.values() if "views" in s)]
-    for view in (view for views in sections for view in views.values()):
-        grey = channels == 1
-        view.mean = (0.449,) if grey else (0.5,) * channels
-        view.std = (0.226,) if grey else (0.25,) * channels
-        if not grey:
-            view.update(dict(gray=0.0, saturation=0.0, hue=0.0))
-    return []
+    changes: dict[str, Any]
+    if channels == 1:
+        changes = dict(mean=(0.449,), std=(0.226,))
+    else:
+        colour = dict(gray=0.0, saturation=0.0, hue=0.0)
+        changes = dict(colour, mean=(0.5,) * channels, std=(0.25,) * channels)
+    with config.unlocked():
+        for view in (view for views in sections for view in views.values()):
+            view.update(changes)
 
 
 def _power_of_two(number: int) -> int:
