@@ -190,12 +190,23 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
 def prose() -> list[str]:
     """Sentences of the documentation that ships with Python (`pydoc_data.topics`, docstrings of the
     standard library) and numpy, in a fixed order, each once; about 20,000."""
+    return [sentence for document in documents() for sentence in document]
+
+
+def documents() -> list[list[str]]:
+    """The sentences of `prose` in the order of their texts, a list for each topic and docstring."""
     texts = list(importlib.import_module("pydoc_data.topics").topics.values())
     for root in (Path(sysconfig.get_paths()["stdlib"]), Path(np.__file__).parent):
         for file in sorted(root.rglob("*.py")):
             if not {"site-packages", "test", "tests", "idlelib"} & set(file.parts):
                 texts += _docstrings(file)
-    return list(dict.fromkeys(sentence for text in texts for sentence in _prose_of(text)))
+    seen: set[str] = set()
+    found = []
+    for text in texts:
+        new = [s for s in dict.fromkeys(_prose_of(text)) if s not in seen]
+        seen.update(new)
+        found.append(new)
+    return [document for document in found if document]
 
 
 def _docstrings(file: Path) -> list[str]:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from cl_jax import losses
 from cl_jax.data.source import Splits, from_arrays
 from cl_jax.evals import clustering, logistic, steps_ahead, svm_folds
 
@@ -57,6 +58,15 @@ def test_steps_ahead_are_means_over_recordings():
     np.testing.assert_allclose([found[f"steps_ahead/{k}"] for k in (1, 2, 3)], shares.mean(0))
     np.testing.assert_allclose(found["steps_ahead/mean"], shares.mean())
     assert steps_ahead.make().needs.functions == ("steps",)
+
+
+def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
+    p, z = RNG.normal(size=(4, 2, 7, 3)), RNG.normal(size=(4, 7, 3))
+    steps = losses.cpc_steps(np.moveaxis(p, 1, 0).astype(np.float32), z.astype(np.float32))
+    np.testing.assert_allclose(steps_ahead.picked_out(p, z), steps.accuracy, atol=1e-6)
+    given = _given(None, predictions=lambda source: {"p": p, "z": z})
+    found = steps_ahead.make(among="all").measure(given)
+    np.testing.assert_allclose(found["steps_ahead/2"], steps.accuracy[1], atol=1e-6)
 
 
 def test_svm_and_clusters_measure_their_source():
