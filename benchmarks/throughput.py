@@ -224,7 +224,7 @@ def layers(config, built, state, repeats: int) -> list[dict[str, Any]]:
         {"x": built.data.train.arrays["image"][: config.batch_size]}, built.mesh
     )["x"]
     both = parallel.lift(
-        lambda x: built.method.clean(jnp.concatenate([x, x])), built.mesh, EACH, EACH
+        lambda x: built.method.clean({"image": jnp.concatenate([x, x])}), built.mesh, EACH, EACH
     )(images)
     stats = {"batch_stats": state.stats["encoder"]} if "encoder" in state.stats else {}
     names = (

@@ -30,7 +30,7 @@ Differences from the authors' code:
     0.001 and without clipping.
 
 Command: python -m cl_jax.main --config=configs/byol.py --workdir=runs/byol
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -22,7 +22,8 @@ Differences from the authors' code:
   - Weights are not decayed where they have one axis or none, open_clip's rule.
 
 Command: python -m cl_jax.main --config=configs/clip.py --workdir=runs/clip
-Reached: see the table of README.
+Reached: zero-shot digit 68.8 % (untrained 10.3 %), median rank 2 of 1,000 both ways (untrained
+  501), in 121 s of one core.
 """
 
 from ml_collections import ConfigDict

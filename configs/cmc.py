@@ -31,7 +31,7 @@ Differences from the authors' code:
     `channels` make other groups of channels views, and `graph="full"` contrasts all pairs of them.
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

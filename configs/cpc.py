@@ -31,7 +31,7 @@ Differences from the papers, whose authors released no code but v2's pseudo-code
     one of all configs.
 
 Command: python -m cl_jax.main --config=configs/cpc.py --workdir=runs/cpc
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

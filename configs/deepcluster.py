@@ -24,7 +24,7 @@ Differences from the authors' code:
     conv4 (the probe reads the encoder's output).
 
 Command: python -m cl_jax.main --config=configs/deepcluster.py --workdir=runs/deepcluster
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

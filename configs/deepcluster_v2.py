@@ -27,7 +27,7 @@ Differences from the authors' code:
   - Their batch norm is over groups of eight GPUs; here it is of the global batch.
 
 Command: python -m cl_jax.main --config=configs/deepcluster_v2.py --workdir=runs/deepcluster_v2
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

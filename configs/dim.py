@@ -32,7 +32,7 @@ Differences from the authors' code:
     is in neither. The coordinate task and occlusion are not built.
 
 Command: python -m cl_jax.main --config=configs/dim.py --workdir=runs/dim
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -36,7 +36,7 @@ Differences from the authors' code:
     and clips the rate, here it has 0.001 and does not.
 
 Command: python -m cl_jax.main --config=configs/dino.py --workdir=runs/dino
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -44,27 +44,6 @@ from ml_collections import ConfigDict
 from cl_jax.training import defaults
 
 VARIANTS = ("cifar10", "imagenet2012", "imagenet2012_resnet50", "vit", "debug")
-
-
-def crops(
-    large: int,
-    small: int,
-    count: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    **changes: float,
-) -> ConfigDict:
-    """Two global crops by their own recipes and `count` local ones; the first of each size comes
-    first by name."""
-    return ConfigDict(
-        dict(
-            a_global1=dict(name="dino", crop="global1", size=large, scale=global_scale, **changes),
-            b_global2=dict(name="dino", crop="global2", size=large, scale=global_scale, **changes),
-            c_local=dict(
-                name="dino", crop="local", size=small, scale=local_scale, copies=count, **changes
-            ),
-        )
-    )
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -179,14 +158,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.batch_size, config.total_epochs = 512, 100.0
         config.method = ConfigDict(dict(name="dino"))
-        config.views = crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))
+        config.views = defaults.crops(224, 96, 8, (0.4, 1.0), (0.05, 0.4))
         config.optimizer = ConfigDict(published)
         config.evals.protocols.knn.update(dict(k=20, temperature=0.07))
     if "imagenet2012_resnet50" in chosen:
         defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 100.0
         config.method = ConfigDict(dict(name="dino"))
-        config.views = crops(224, 96, 6, (0.14, 1.0), (0.05, 0.14))
+        config.views = defaults.crops(224, 96, 6, (0.14, 1.0), (0.05, 0.14))
         config.optimizer = ConfigDict(
             dict(
                 name="sgd",

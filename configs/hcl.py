@@ -23,7 +23,7 @@ Differences from the authors' code:
   - In logarithms, where theirs overflows at low temperatures.
 
 Command: python -m cl_jax.main --config=configs/hcl.py --workdir=runs/hcl
-Reached: see the table of results.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

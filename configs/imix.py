@@ -20,7 +20,7 @@ Differences from the authors' code:
   - The base keeps its own optimiser and length; theirs are chosen for each cell of their table.
 
 Command: python -m cl_jax.main --config=configs/imix.py --workdir=runs/imix
-Reached: see the table of results.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

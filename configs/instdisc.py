@@ -28,7 +28,7 @@ Differences from the authors' code:
   - Rows of the bank are of the global batch, gathered from all devices.
 
 Command: python -m cl_jax.main --config=configs/instdisc.py --workdir=runs/instdisc
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

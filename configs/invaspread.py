@@ -27,7 +27,7 @@ Differences from the authors' code:
     nearly all the weight.
 
 Command: python -m cl_jax.main --config=configs/invaspread.py --workdir=runs/invaspread
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

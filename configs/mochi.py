@@ -14,7 +14,7 @@ Differences from the authors' code:
   - None is released; equations of the paper. Mixing starts with the first step.
 
 Command: python -m cl_jax.main --config=configs/mochi.py --workdir=runs/mochi
-Reached: see the table of results.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ Differences from the authors' code:
   - Those of MoCo v2: see configs/moco_v2.py.
 
 Command: python -m cl_jax.main --config=configs/moco_v1.py --workdir=runs/moco_v1
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -31,7 +31,7 @@ Differences from the authors' code:
     a cosine.
 
 Command: python -m cl_jax.main --config=configs/moco_v2.py --workdir=runs/moco_v2
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

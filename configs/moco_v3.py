@@ -32,7 +32,7 @@ Differences from the authors' code:
     at 1, here at 0 as the authors' do.
 
 Command: python -m cl_jax.main --config=configs/moco_v3.py --workdir=runs/moco_v3
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

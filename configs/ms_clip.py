@@ -4,7 +4,7 @@ CLIP with one transformer for images and words: attention and MLPs are shared, w
 norms and projections are each modality's own. Its comparison with two separate transformers of the
 same width is a variant.
 
-Default: `scenes` with captions, one transformer of four layers whose images come through
+Default: `scenes` with captions, one transformer of three layers whose images come through
   convolutions (the paper's early specialisation), one CPU core.
 
 Variants:
@@ -25,7 +25,9 @@ Differences from the authors' code:
   - Shared weights have the learning rate of the others unless the optimiser's parts say otherwise.
 
 Command: python -m cl_jax.main --config=configs/ms_clip.py --workdir=runs/ms_clip
-Reached: see the table of README.
+Reached: zero-shot digit 36.4 % (untrained 10.1 %), median rank 4 of 1,000 both ways (untrained
+  499), 306,641 parameters, in 180 s of one core. `separate`: 24.3 %, median rank 6, 406,097
+  parameters. One seed each.
 """
 
 import math
@@ -48,16 +50,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
             specific=1,
             stem="early",
             stem_width=16,
-            image_size=16,
-            patch=4,
+            image_size=32,
+            patch=8,
             width=64,
-            depth=4,
+            depth=3,
             heads=4,
             length=20,
             epsilon=1e-5,
         )
     )
     config.method = ConfigDict(dict(name="clip", out_dim=64))
+    config.views.image.size = 32
+    config.batch_size = 64
     if "folder" in chosen or "b32" in chosen:
         defaults.captions_folder(config)
         config.encoder.update(dict(image_size=64, patch=8, width=256, length=32))

@@ -30,7 +30,7 @@ Differences from the authors' code:
     code; `mask_duplicates` drops them.
 
 Command: python -m cl_jax.main --config=configs/pcl.py --workdir=runs/pcl
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ Differences from the authors' code:
   - Their classifier trains on batches of 4,096; the probe is the one of all configs.
 
 Command: python -m cl_jax.main --config=configs/simclr_v1.py --workdir=runs/simclr_v1
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

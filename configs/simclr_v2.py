@@ -32,7 +32,7 @@ Differences from the authors' code:
   - The published 1 % and 10 % are fixed lists of images; here the share is drawn by the seed.
 
 Command: python -m cl_jax.main --config=configs/simclr_v2.py --workdir=runs/simclr_v2 --stage=all
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

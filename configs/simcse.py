@@ -22,10 +22,13 @@ Differences from the authors' code:
   - Devices share gradient through the gathered rows; their exchange makes the gradient smaller by
     the number of devices.
   - The tokenizer is trained on the text and not BERT's.
+  - Scored sentences are cut at the length of training too.
   - Masked tokens are averaged over the global batch; theirs over each device's.
 
 Command: python -m cl_jax.main --config=configs/simcse.py --workdir=runs/simcse
-Reached: see the table of README.
+Reached: Spearman of cosine and gold similarity 0.896 (untrained 0.120, shared words 0.274), in 45 s
+  of one core; 0.890 after the first epoch, 14 s of training. `unsupervised`: 0.348 (untrained
+  0.167).
 """
 
 from ml_collections import ConfigDict

@@ -36,7 +36,7 @@ Differences from the authors' code:
   - Whether the predictor's rate was constant on CIFAR-10 is not stated; here it is.
 
 Command: python -m cl_jax.main --config=configs/simsiam.py --workdir=runs/simsiam
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -32,7 +32,7 @@ Differences from the authors' code:
     is the paper's. `summation="inside"` of the method is the paper's other loss, inferior there.
 
 Command: python -m cl_jax.main --config=configs/supcon.py --workdir=runs/supcon --stage=all
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ Differences from the authors' code:
     crops of 32 and four of 16, without blur, and the authors' LARC.
 
 Command: python -m cl_jax.main --config=configs/swav.py --workdir=runs/swav
-Reached: see the table of README.
+Reached: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

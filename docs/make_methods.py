@@ -1,5 +1,5 @@
-"""python docs/make_methods.py: writes docs/methods/<config>.md, a page for each config, from its
-docstring.
+"""python docs/make_methods.py: writes docs/reference/methods/, a page for each config from its
+docstring and a table of all. The build of the documentation runs it (docs/hooks.py).
 
 A config's docstring is the method's record, in paragraphs: its name with the papers in brackets;
 the idea; "Default:"; "Variants:", a name and a text each, with what is published after
@@ -8,17 +8,17 @@ read from the tables of `cl-jax benchmark` in docs/results where the docstring p
 table, else it is what the docstring says."""
 
 import ast
-import importlib
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
 
+from cl_jax.training import configs
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "docs" / "methods"
+PAGES = ROOT / "docs" / "reference" / "methods"
 SECTIONS = ("Default", "Variants", "Differences", "Command", "Reached")
-BY_TABLE = "see the table of README."
+BY_TABLE = "see the table of "
 REACHED = (
     ("knn", "kNN 200"),
     ("knn20", "kNN 20"),
@@ -29,7 +29,7 @@ REACHED = (
 
 def names() -> list[str]:
     """The configs."""
-    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+    return configs.names()
 
 
 def docstring(name: str) -> str:
@@ -40,6 +40,8 @@ def docstring(name: str) -> str:
 def sections(text: str) -> dict[str, str]:
     """{"title", "papers", "idea", and each of SECTIONS, "Differences" with its heading: text}.
 
+    "Default", "Variants" and "Differences" may be left out.
+
     Raises:
       ValueError: a docstring that is not in the form above.
     """
@@ -48,10 +50,12 @@ def sections(text: str) -> dict[str, str]:
     pattern = r"^(Default|Variants|Differences [^\n:]*|Command|Reached):"
     idea, *parts = re.split(pattern, rest, flags=re.MULTILINE)
     found = dict(zip(parts[::2], parts[1::2]))
-    if head is None or tuple(key.split()[0] for key in found) != SECTIONS:
+    kinds = [key.split()[0] for key in found]
+    in_order = [kind for kind in SECTIONS if kind in kinds]
+    if head is None or kinds != in_order or not {"Command", "Reached"} <= set(kinds):
         raise ValueError(
             f"a config's docstring starts {first!r} and has the sections {list(found)}; expected "
-            f"'Name (papers).', the idea, then {', '.join(SECTIONS)}."
+            f"'Name (papers).', the idea, then in this order {', '.join(SECTIONS)}."
         )
     return {"title": head[1], "papers": head[2], "idea": idea.strip(), **found}
 
@@ -98,51 +102,72 @@ def reached(name: str, tables: dict[str, list[dict]]) -> str:
 def page(name: str, tables: dict[str, list[dict]]) -> str:
     """The page of a config."""
     found = sections(docstring(name))
-    title, heading = found["title"], next(key for key in found if key.startswith("Differences"))
-    method = importlib.import_module(f"configs.{name}").get_config().method.name
-    papers = re.sub(
-        r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", found["papers"]
-    )
-    entries = variants(found["Variants"])
-    rows = [
-        f"| {', '.join(f'`{given}`' for given in names)} | {setting} | {published or '-'} |"
-        for names, setting, published in entries
-    ]
-    told = _line(found["Reached"])
-    items = re.findall(r"^  - (.*(?:\n {4}.*)*)", found[heading], flags=re.MULTILINE)
-    return "\n".join(
-        [
-            f"<!-- Made by docs/make_methods.py from configs/{name}.py: change that, and run it "
-            f"again. -->",
-            f"# {title}",
-            "",
-            f"{papers}. [Config](../../configs/{name}.py), "
-            f"[method](../../cl_jax/methods/{method}.py).",
-            "",
-            found["idea"],
-            "",
-            "## Default",
-            _line(found["Default"])[:1].upper() + _line(found["Default"])[1:],
+    method = configs.load(name).method.name
+    lines = [f"# {found['title']}", "", f"{_papers(found)}."]
+    if not method.count("."):
+        lines += ["", f"Config `configs/{name}.py`, method `cl_jax.methods.{method}`."]
+    lines += ["", found["idea"]]
+    if "Default" in found:
+        lines += ["", "## Default", "", _sentence(found["Default"])]
+    if "Variants" in found:
+        rows = [
+            f"| {', '.join(f'`{given}`' for given in names)} | {setting} | {published or '-'} |"
+            for names, setting, published in variants(found["Variants"])
+        ]
+        lines += [
             "",
             "## Variants",
-            "After a colon, with commas between them: "
-            f"`configs/{name}.py:{entries[0][0][0]},debug`.",
+            "",
+            f"After a colon, with commas between them: `{name}:debug`.",
             "",
             "| variant | setting | published |",
             "|---|---|---|",
             *rows,
+        ]
+    for heading in (key for key in found if key.startswith("Differences")):
+        items = re.findall(r"^  - (.*(?:\n {4}.*)*)", found[heading], flags=re.MULTILINE)
+        lines += ["", f"## {heading}", "", *(f"- {_line(item)}" for item in items)]
+    command = _line(found["Command"])
+    told = _line(found["Reached"])
+    figures = reached(name, tables) if told.startswith(BY_TABLE) else _sentence(found["Reached"])
+    lines += ["", "## Command", "", f"    {command}", "", "## Reached", "", figures]
+    return "\n".join([*lines, ""])
+
+
+def index(tables: dict[str, list[dict]]) -> str:
+    """The table of all configs."""
+    rows = []
+    for name in names():
+        found = sections(docstring(name))
+        best = [
+            row["knn"]
+            for row in tables.get("scenes", ())
+            if row.get("method") == name and row.get("knn") is not None
+        ]
+        reached_ = f"{100 * max(best):.1f} %" if best else ""
+        rows.append(f"| [{found['title']}]({name}.md) | `{name}` | {_papers(found)} | {reached_} |")
+    return "\n".join(
+        [
+            "# All methods",
             "",
-            f"## {heading}",
-            *(f"- {_line(item)}" for item in items),
+            "Each is one file in `cl_jax/methods/` and one config. The last column is the kNN",
+            "accuracy on `scenes` by the default of the config, where it was measured.",
             "",
-            "## Command",
-            f"    {_line(found['Command'])}",
-            "",
-            "## Reached",
-            reached(name, tables) if told == BY_TABLE else told,
+            "| method | config | paper | kNN on scenes |",
+            "|---|---|---|---|",
+            *rows,
             "",
         ]
     )
+
+
+def _papers(found: dict[str, str]) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", found["papers"])
+
+
+def _sentence(text: str) -> str:
+    line = _line(text)
+    return line[:1].upper() + line[1:]
 
 
 def _line(text: str) -> str:
@@ -150,11 +175,11 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
-    PAGES.mkdir(exist_ok=True)
+    PAGES.mkdir(exist_ok=True, parents=True)
     tables = results()
     for name in names():
         (PAGES / f"{name}.md").write_text(page(name, tables))
+    (PAGES / "index.md").write_text(index(tables))
 
 
 if __name__ == "__main__":

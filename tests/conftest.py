@@ -1,6 +1,7 @@
 """Test environment: eight CPU devices, strict numerics, warnings as errors (pyproject.toml)."""
 
 import os
+import signal
 
 from cl_jax.core import xla
 
@@ -19,6 +20,10 @@ os.environ.setdefault(
     os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# A shell's background job ignores SIGINT, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 

@@ -40,7 +40,7 @@ def config(devices):
     )
 
 
-def method(fault=None):
+def method(fault=None, micro_batches=1):
     """Two noisy views, one layer, InfoNCE over the global batch; `memory` counts how often each
     example was seen, and holds the keys of the last batch."""
     axis = parallel.AXIS
@@ -109,6 +109,7 @@ def method(fault=None):
         loss=loss,
         tx=tx,
         axis_name=axis,
+        micro_batches=micro_batches,
         features=lambda params, stats, images, train: (
             {"h": images.reshape(-1, 48) @ params["w"]},
             stats,
@@ -117,7 +118,7 @@ def method(fault=None):
     )
 
 
-def built(devices, fault=None, resident=True):
+def built(devices, fault=None, resident=True, micro_batches=1):
     """The method on so many devices; `resident=False`: images are read from the host, batch by
     batch."""
     images = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
@@ -126,7 +127,11 @@ def built(devices, fault=None, resident=True):
     )
     run = Run(parallel.AXIS, BATCH, SIZE, SIZE // BATCH, STEPS, {})
     return Built(
-        method(fault), Splits(source, source), run, parallel.make_mesh(devices), lambda step: 1e-2
+        method(fault, micro_batches),
+        Splits(source, source),
+        run,
+        parallel.make_mesh(devices),
+        lambda step: 1e-2,
     )
 
 

@@ -28,7 +28,7 @@ MARKED_BATCH = 0.3
 # The contrast of training may beat retrieval with running statistics by this much before it is
 # taken for a leak.
 UNSUPPORTED_TOP1 = 0.2
-# A loss within so much of that of a network that knows nothing. NT-Xent at temperature 1000 is
+# A loss within so much of that of a network at chance level. NT-Xent at temperature 1000 is
 # within 0.1 %.
 NEAR_CHANCE = 0.02
 RECENT = 3  # logged rows that the loss is the mean of
@@ -163,7 +163,7 @@ def _chance(loss: float, chance: float) -> Verdict | None:
     if abs(loss - chance) <= NEAR_CHANCE * chance:
         return Verdict(
             CHANCE,
-            f"loss {loss:.3f}, {chance:.3f} of a network that knows nothing",
+            f"loss {loss:.3f}, {chance:.3f} of a network at chance level",
             "No candidate is told from another. Likely a temperature far too high (0.05 to 0.5 is "
             "usual), views "
             "that share nothing, a learning rate so low or high that nothing is learnt, or a long "
@@ -173,7 +173,7 @@ def _chance(loss: float, chance: float) -> Verdict | None:
     if loss > chance:
         return Verdict(
             BELOW_CHANCE,
-            f"loss {loss:.3f}, {chance:.3f} of a network that knows nothing",
+            f"loss {loss:.3f}, {chance:.3f} of a network at chance level",
             "Positives are further than negatives. Likely a temperature too low for features that "
             "are still "
             "alike, a target that runs away from its network (momentum nearer to 1), or a rate "

@@ -1,20 +1,20 @@
-"""Keeps a step that was not finite, and runs it again: `cl-jax replay WORKDIR/bad_step`.
+"""Keeps a step whose loss or gradient was NaN or inf, and runs it again: `cl-jax replay`.
 
-Where a loss or a gradient is no number, the run writes the State before that step and what rebuilds
-it into `WORKDIR/bad_step/<step>`. This command does two things with it.
+The run writes the State before that step, and what rebuilds the step, into
+`WORKDIR/bad_step/<step>`. The command does two things with it.
 
-It runs the step again by the run's own compiled program: the same bits, on the same kind and number
-of devices. With another number of devices the step is the same up to the order of sums; with
-several processes it runs in one.
+First it runs the step again with the run's own compiled program. The bits are the same on the same
+kind and number of devices; on another number they are the same up to the order of sums. A step of
+several processes runs in one.
 
 Then it evaluates the step one operation at a time, on one device with the whole global batch, and
-follows what is not finite back from the loss (or the gradient norm) to the operation that made it
-of finite numbers. `--float64` does this with every floating-point number in float64, those that the
-program casts to less included, on the same random draws: what is finite then was lost to rounding
-or overflow, what is not is in the mathematics.
+follows NaN and inf back from the loss (or the gradient norm) to the operation that made them of
+finite numbers. `--float64` does this in float64, on the same random draws, also where the program
+casts to a narrower type: what is finite then was lost to rounding or overflow, what is not is in
+the mathematics.
 
-A mask of -inf, or the log of a zero that is masked away, is not blamed: only what reaches the loss
-is."""
+A mask of -inf, or the log of a zero that is masked away, is not reported, since it does not reach
+the loss."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def record(
 
 
 def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
-    """Writes `WORKDIR/bad_step/<step>`; returns what to tell. A disk that is full is told of too,
+    """Writes `WORKDIR/bad_step/<step>` and returns a message. A failure to write is in the message,
     not raised."""
     path = Path(workdir) / "bad_step" / str(found["step"])
     try:

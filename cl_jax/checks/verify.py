@@ -1,33 +1,29 @@
-"""cl-jax verify: is a method the same on any number of devices? Every config, on 1, 2, 4 and 8, as
-a table.
+"""Checks that a config trains to the same numbers on any number of devices: `cl-jax verify`.
 
-The same global batches are trained on each number of devices. Loss and gradient norm of every step,
-and parameters, optimiser, target, memory and batch statistics after the last one, may differ from
-one device's by what the order of floating-point sums explains and by no more. What that is, is
-measured: one device trains again from parameters that are one unit in the last place (ulp) higher
-  or lower, at random, NUDGES times. Such a change is of the size of one rounding, and
-what lies between two of these runs is what rounding may grow to in this method. The bound on an
-absolute difference is
+Every number of devices trains on the same global batches. The loss and gradient norm of every step,
+and parameters, optimiser, target, memory and batch statistics after the last step, may differ from
+one device's by as much as the order of floating-point sums explains. That much is measured: one
+device trains again, NUDGES times, from parameters that are one unit in the last place (ulp) higher
+or lower at random. Such a change is of the size of one rounding, and the difference between two of
+these runs is what rounding may grow to in this method. The bound on an absolute difference is
 
     FACTOR x (lower quartile of the differences between any two of the runs)
       + FLOOR x float32's epsilon x (largest magnitude)
 
-and zero for integers. A bound above LOOSEST of the magnitude would say nothing: the method is then
-tried from the next seed, SEEDS times, and is not the same where none has a bound.
+and zero for integers. A bound above LOOSEST of the magnitude is too loose to show a fault: the
+check is then repeated with the next seed, up to SEEDS times, and fails if none gives a bound.
 
-ReLU, a nearest neighbour, a cluster's edge are not continuous: now and then a rounding tips one
-over, and two runs part by more than that. Hence the quartile; and where a number of devices breaks
-the bound, it trains again from the nudged starts in turn and is compared with what one device came
-to from there. What tips over is luck of the start; a fault is there from every one. A nudge does
-not change the images, whose last bit may depend on how many of them a device has: a unit that lies
-so near its edge that this tips it does so from every start, and so the next seed is tried then too,
-SEEDS times. A fault is there at every seed.
+ReLU, a nearest neighbour and the edge of a cluster are not continuous: rounding sometimes tips one
+over, and two runs then differ by more. So the bound uses the quartile, and a number of devices that
+breaks it trains again from each nudged start and is compared with one device from the same start.
+A tipped unit depends on the start; a fault is there from every start. A nudge does not change the
+images, whose last bit may depend on how many of them a device has, so the next seed is tried too,
+up to SEEDS times. A fault is there at every seed.
 
-The optimiser is plain SGD with momentum, at a small rate. Gradients are the same on every device
-before an optimiser sees them, so none can bring in the number of devices. But Adam divides by the
-size of a gradient, and makes steps of full length of the rounding where the true gradient is zero;
-and large steps let any rounding grow without end. SGD's momentum is the sum of the gradients
-themselves, so it shows a wrong scale, which Adam and LARS hide."""
+The optimiser is SGD with momentum at a small rate. Gradients are averaged before an optimiser sees
+them, so no optimiser can depend on the number of devices. But Adam makes steps of full length of
+the rounding where the true gradient is zero, and large steps let rounding grow without bound. SGD's
+momentum is the sum of the gradients, so it shows a wrong scale, which Adam and LARS hide."""
 
 import copy
 import dataclasses

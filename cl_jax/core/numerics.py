@@ -1,9 +1,13 @@
 """Types and norms: what enters in bfloat16 is summed in float32, float64 stays float64."""
 
+import functools
+import math
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cl_jax.core.shapes import check_real
@@ -11,7 +15,14 @@ from cl_jax.core.shapes import check_real
 
 def wide_type(dtype: Any) -> jnp.dtype:
     """The type that sums over values of `dtype` are kept in: float32, float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return dtype if dtype.itemsize > 4 else jnp.dtype(jnp.float32)
+
+
+def common_type(*arrays: jax.Array) -> jnp.dtype:
+    """The narrowest type that holds the types of all arrays; the same under strict promotion."""
+    dtypes = [jnp.dtype(jnp.result_type(x)) for x in arrays]
+    return functools.reduce(np.promote_types, dtypes)
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -27,27 +38,120 @@ def dots(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
       similarities would be
     off by 1e-3 to 1e-2, and logits by that over the temperature.
     """
-    dtype = jnp.result_type(a, b)
+    dtype = common_type(a, b)
+    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
     precision = lax.Precision.DEFAULT if dtype.itemsize < 4 else lax.Precision.HIGHEST
     return jnp.einsum(
         subscripts, a, b, precision=precision, preferred_element_type=wide_type(dtype)
     )
 
 
-def log_softmax(logits: jax.Array, temperature: Any) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis, at least float32.
-
-    The largest logit is taken off before the division, whose rounding a low temperature would
-    otherwise blow up."""
-    logits = wide(logits)
-    return jax.nn.log_softmax(
-        (logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))) / temperature
-    )
+def log_count(count: Any, dtype: Any) -> Any:
+    """log of a count: a Python number, or an array where a symbolic batch leaves it open."""
+    if isinstance(count, (int, float)):
+        return math.log(count)
+    return jnp.log(jnp.asarray(count, dtype))
 
 
-def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / max(|x|, eps) over the last axis, at least float32; finite value and gradient at 0.
-    Refuses integers."""
-    check_real(x=x)
+def capped(x: jax.Array) -> jax.Array:
+    """min(x, 0) with the gradient of x, for differences from a maximum.
+
+    The maximum and the difference may be computed by two compiled kernels that round differently.
+    At logits of 1e11, whose rounding step is 8192, the difference can then be far above 0 and its
+    exponential infinite.
+    """
+    return x - lax.stop_gradient(jnp.maximum(x, 0))
+
+
+def at_least_one(total: jax.Array) -> jax.Array:
+    """max(total, 1) with the gradient of total, for sums of exp(x - max x): the largest entry's
+    share is lost where `capped`'s difference is rounded to far below 0."""
+    return total + lax.stop_gradient(jnp.maximum(1 - total, 0))
+
+
+def log_sum_exp(x: jax.Array, *, axis: int | None = None, keepdims: bool = False) -> jax.Array:
+    """log of the sum of exp(x), at least float32, finite for any finite logits; -inf with zero
+    gradient where every entry is -inf."""
     x = wide(x)
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps**2))
+    top = lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    some = top > -jnp.inf
+    top = jnp.where(some, top, 0)
+    total = jnp.sum(jnp.exp(capped(x - top)), axis=axis, keepdims=True)
+    out = jnp.where(some, jnp.log(at_least_one(total)) + top, -jnp.inf)
+    return out if keepdims else jnp.squeeze(out, axis)
+
+
+def softmax(x: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
+    """softmax over `axis`, at least float32, finite for any finite logits; 0 where `where` is
+    False."""
+    x = wide(x) if where is None else jnp.where(where, wide(x), -jnp.inf)
+    return jnp.exp(_log_softmax(x, axis))
+
+
+def log_softmax(logits: jax.Array, temperature: Any = 1.0, *, axis: int = -1) -> jax.Array:
+    """log softmax(logits / temperature) over `axis`, at least float32.
+
+    The largest logit is subtracted before the division, whose rounding a low temperature would
+    otherwise enlarge.
+    """
+    logits = wide(logits)
+    top = lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True))
+    return _log_softmax((logits - top) / temperature, axis)
+
+
+def _log_softmax(x: jax.Array, axis: int) -> jax.Array:
+    x = capped(x - lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True)))
+    return x - jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=axis, keepdims=True)))
+
+
+def unit(
+    x: jax.Array, eps: float = 1e-12, *, axis: int = -1, short_gradient: bool = False
+) -> jax.Array:
+    """x / max(|x|, eps) along `axis`, at least float32 (`unit_like`: in the type of x). Refuses
+    integers.
+
+    A row shorter than eps is x / eps with zero gradient, so that a zero row stays zero and neither
+    its value nor its gradient grows by 1 / eps. In float16 eps is at least 6.1e-5, the smallest
+    normal number, below which the gradient would overflow the type of the input. `short_gradient`
+    gives short rows the gradient of x / eps instead, as PyTorch does.
+    """
+    check_real(x=x)
+    dtype = jnp.result_type(x)
+    if dtype == jnp.float16:
+        eps = max(eps, float(jnp.finfo(dtype).tiny))
+    x = wide(x)
+    square = jnp.sum(x * x, axis=axis, keepdims=True)
+    long = square > eps**2
+    rows = x * lax.rsqrt(jnp.where(long, square, eps**2))
+    return rows if short_gradient else jnp.where(long, rows, lax.stop_gradient(rows))
+
+
+def unit_like(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """`unit`, in the type of x: rows as matrix products take them."""
+    return unit(x, eps).astype(jnp.result_type(x))
+
+
+def prepared(normalise: bool, eps: float = 1e-12, **arrays: jax.Array) -> list[jax.Array]:
+    """The arrays as a loss takes them: rows of unit length in their own type, or as they are.
+
+    With normalise=False under `jax.debug_nans(True)`, JAX's debug mode, rows that are neither of
+    unit length nor zero are warned of when the program runs.
+    """
+    check_real(**arrays)
+    if normalise:
+        return [unit_like(x, eps) for x in arrays.values()]
+    if jax.config.jax_debug_nans:  # type: ignore[attr-defined]
+        for name, x in arrays.items():
+            length = jnp.linalg.norm(wide(x), axis=-1)
+            off = jnp.where(length > 0, jnp.abs(length - 1), 0)
+            jax.debug.callback(functools.partial(_warn_of_length, name), jnp.max(off, initial=0))
+    return [jnp.asarray(x) for x in arrays.values()]
+
+
+def _warn_of_length(name: str, off: Any) -> None:
+    if off > 0.01:
+        warnings.warn(
+            f"{name} has a row whose length is {float(off):.3g} off 1, with normalise=False. "
+            "Normalise the rows, or leave normalise at True.",
+            stacklevel=2,
+        )

@@ -1,10 +1,9 @@
-"""The one place that maps over devices: the axis, how a step is lifted onto a mesh, where arrays
-live.
+"""Maps functions over devices and places arrays on them. No other module does.
 
-A step is written for one device with a named axis (`AXIS`) and lifted here by
-`jit(shard_map(...))`, which is what `jax.pmap` itself is since JAX 0.8, written out so that arrays
-are global. Gradients are taken inside and averaged with `lax.pmean`; with `check_vma=False` that is
-exact whether or not the loss is averaged over the axis too."""
+A step is written for one device with a named axis (`AXIS`). `lift` compiles it with
+`jit(shard_map(...))`, as `jax.pmap` does since JAX 0.8, so that arrays are global. Gradients are
+taken inside and averaged with `lax.pmean`; with `check_vma=False` that is exact whether or not the
+loss is averaged over the axis too."""
 
 import os
 import sys
@@ -44,14 +43,14 @@ SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along 
 
 
 def join() -> None:
-    """Joins the other processes of this job (`jax.distributed`), before anything asks for a device.
+    """Joins the other processes of this job with `jax.distributed`. Call it before jax is asked for
+    a device.
 
-    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) say who
-    they are; without the
-    three, JAX asks the scheduler: Slurm, Open MPI, a TPU slice.
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) describe
+    the job. Without the three, jax asks the scheduler: Slurm, Open MPI, a TPU slice.
 
     Raises:
-      ValueError: some of the three are there, or a number is none.
+      ValueError: only some of the three are set, or a count is not an integer.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")
     found = {name: os.environ[name] for name in names if name in os.environ}
@@ -124,7 +123,7 @@ def lift(
 
 
 def everywhere(well: bool) -> bool:
-    """Whether all processes are well; none goes on before all have said."""
+    """True if every process passed True; blocks until all have called."""
     if jax.process_count() == 1:
         return well
     from jax.experimental import multihost_utils
@@ -133,8 +132,7 @@ def everywhere(well: bool) -> bool:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts the same copy of every array on each device of the mesh; every process must hold the
-    same values."""
+    """Copies every array to each device of the mesh. All processes must pass the same values."""
 
     def put(x):
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -158,8 +156,8 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, spec: P = EACH) -> dic
 
 
 def place_as(new: Any, old: Any) -> Any:
-    """New values where, and of the type, that the old ones are, so that a compiled step takes them
-    as it is; every process must hold the same values."""
+    """Places `new` like `old`, in type and sharding, so that a compiled step takes it without
+    compiling again. All processes must pass the same values."""
 
     def put(new, old):
         if new is old:

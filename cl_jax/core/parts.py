@@ -79,4 +79,6 @@ def method_of(parts: Callable[..., Parts]) -> Callable[..., Method]:
     def make(**settings: Any) -> Method:
         return from_parts(parts(**settings))
 
+    make.__name__ = make.__qualname__ = "make"
+
     return make

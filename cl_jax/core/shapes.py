@@ -59,9 +59,14 @@ def check_real(**arrays: Any) -> None:
 
 
 def check_positive(**values: Any) -> None:
-    """Refuses a Python number that is not above zero; traced values pass, since they are unknown at
-    trace time."""
+    """Refuses a Python number that is not above zero, and an array that is not a scalar; the value
+    of a traced scalar is unknown at trace time and passes. None passes."""
     for name, value in values.items():
+        if value is not None and jnp.ndim(value):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}; expected a scalar: a number, or an "
+                f"array of shape (). Take one entry, for instance {name}[0], or reshape it to ()."
+            )
         if isinstance(value, Real) and not float(value) > 0:
             mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
             raise ValueError(f"{name} is {value}; expected a number above 0.{mend}")
@@ -75,7 +80,7 @@ def check_count(**values: Any) -> None:
             raise ValueError(f"{name} is {value}; expected an integer of at least 1.")
 
 
-def check_axis(axis_name: str | None) -> None:
+def check_axis(axis_name: str | tuple[str, ...] | None) -> None:
     """Refuses an `axis_name` that no enclosing `jax.pmap` or `jax.shard_map` maps."""
     if axis_name is None:
         return

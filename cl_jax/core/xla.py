@@ -1,9 +1,8 @@
-"""XLA's flags: what helps on which platform, set before jax's first device, where the installed
-compiler knows it.
+"""Sets XLA's flags by platform, before jax is asked for a device.
 
-XLA reads XLA_FLAGS once and ends the process on a flag it does not know, so each is looked for in
-the libraries first; one that the user has set already is left as it is. Only `keep_memory` imports
-jax."""
+XLA reads XLA_FLAGS once and ends the process on a flag that it does not know, so each flag is
+looked up in the installed libraries first. A flag that the user has set is left as it is. Nothing
+here imports jax."""
 
 import importlib.util
 import mmap

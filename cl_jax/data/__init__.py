@@ -1,2 +1,2 @@
 """Data sources and batches. A source module `cl_jax.data.<name>` has `make(*, ...) -> Splits`; see
-docs/data.md."""
+docs/guides/data.md."""

@@ -74,14 +74,14 @@ def scored_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of factors and how alike they are: (rows [count, 4], rows [count, 4], float32 [count]).
 
-    The first of a pair is drawn from `rows`; each factor of the second is drawn anew with
+    The first of a pair is drawn from `rows`; each factor of the second is drawn again with
     probability one half.
     """
     first = rows[rng.integers(len(rows), size=count)]
     second = first.copy()
     for factor, number in enumerate(_COUNTS):
-        anew = rng.random(count) < 0.5
-        second[anew, factor] = rng.integers(number, size=anew.sum())
+        again = rng.random(count) < 0.5
+        second[again, factor] = rng.integers(number, size=again.sum())
     return first, second, (first == second).mean(axis=1).astype(np.float32)
 
 

@@ -1,32 +1,79 @@
-"""`folder`: the user's own directory of images, JPEG, PNG or WebP of any sizes.
+"""`folder`: the user's own directory of images, of any sizes and of any format that Pillow reads.
 
     photos/*.jpg                             no labels
     photos/cat/*.jpg  photos/dog/*.png       sub-folders are classes, by name in alphabetical order
-    photos/train/...  photos/test/...        parts, each in one of the forms above ("val" or
-                      "validation" will do for
-                                             "test"); "unlabeled" beside them is a third
+    photos/train/...  photos/test/...        parts, each in one of the forms above; "unlabeled" is a
+                                             third
 
-Without a test folder an image belongs to the test part by a hash of its path: the same on every
-machine, and unchanged for the others when images are added.
+Parts have many names, in any case: "train", "training", "train2017"; "test", "testing", "valid",
+"validation", "val", "dev"; "unlabeled", "unlabelled".
+
+Without a test folder a share of each class belongs to the test part by a hash of its images' paths:
+the same on every machine, and unchanged for the others when images are added.
 """
 
 import collections
 import dataclasses
+import functools
 import hashlib
-import os
-import stat
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from cl_jax.data import images
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data import images, listing
+from cl_jax.data.batches import cores
+from cl_jax.data.listing import Listing
+from cl_jax.data.parts import tell_duplicates
+from cl_jax.data.source import Example, Source, Splits, from_arrays
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_TEST_NAMES = ("test", "validation", "val")
+# In the order in which they are taken, where a folder has several.
+_TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
+_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(_TEST_NAMES, "test"),
+    **dict.fromkeys(("unlabeled", "unlabelled"), "unlabeled"),
+}
 _SHOWN = 5  # images that an error names
+_SAMPLED = 64  # files that are looked into for how many of their 16 bits are used
+_ADVICE = (
+    'Parts are named "train" and "test" (or "valid", "val", "dev"), and "unlabeled"; rename them, '
+    "or set labels=False to take all images without labels."
+)
+
+
+class Layout(NamedTuple):
+    """Which images are in which part. classes: their names, none where there are no labels.
+    numbers: the class of each image of train and test; empty without classes. holds_out: the test
+    part is a share of the training images."""
+
+    parts: dict[str, list[str]]
+    numbers: dict[str, int]
+    classes: list[str]
+    holds_out: bool
+
+
+class Reading(NamedTuple):
+    """How one file becomes an example's image."""
+
+    root: Path
+    image_size: int
+    channels: int
+    max_pixels: int
+    scale: images.Scale | None
+
+    def __call__(self, name: str) -> np.ndarray:
+        return images.decode(
+            self.root / name,
+            name,
+            image_size=self.image_size,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            scale=self.scale,
+        )
 
 
 def make(
@@ -37,9 +84,11 @@ def make(
     labels: bool = True,
     test_share: float = 0.1,
     on_error: str = "raise",
+    value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**32,
-    workers: int = 8,
+    cache_dir: str | None = "~/.cache/cl_jax",
+    workers: int = 0,
 ) -> Splits:
     """The images below `path`, as squares of `image_size` (short side resized, centre cropped).
 
@@ -47,73 +96,75 @@ def make(
       path: the folder.
       image_size: side of the stored square, in pixels. Views crop from it.
       channels: 3, where grey images become three equal channels, or 1, where colours become their
-        luma.
+        luma; or another number, which every file must hold: bands or pages of a TIFF, arrays
+        [H, W, C] in .npy files.
       labels: sub-folders are classes. False takes the images of all sub-folders without labels.
-      test_share: of the images, where the folder has no test folder.
+      test_share: of the images of each class, where the folder has no test folder.
       on_error: "raise" names the images that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
+      value_range: (low, high), the numbers that become 0 and 255 in files of more than 8 bits;
+        numbers outside are cut off. None: for integers the fewest of 8, 10, 12, 14 or 16 bits that
+        hold those of 64 such files, told in a warning; for floats 0 and 1. Numbers outside are then
+        errors.
       max_pixels: an image with more is refused before it is decoded.
       cache_bytes: sets up to this size are decoded once, here, and kept in memory. Larger ones are
-        decoded as they are
-        read: here only headers and ends of files are checked, and under "skip" an image found
-          damaged in its middle
-        later is replaced by the next one.
-      workers: threads that check and decode.
+        decoded as they are read: here only headers and ends of files are checked, and under "skip"
+        an image found damaged in its middle later is replaced by the next one of its class.
+      cache_dir: where it is remembered which files were checked, by name, size and time; None for
+        nowhere.
+      workers: threads that check and decode; 0 for one a core.
 
     Raises:
-      ValueError: no such folder, no images in it, images beside class folders, images that cannot
-        be used: truncated, empty, too large, or a link that leads out of the folder.
+      ValueError: no such folder, no images in it, images beside class folders, parts that cannot be
+        told from classes, images that cannot be used: truncated, empty, too large, of other
+        channels, or a link that leads out of the folder.
     """
-    _check_knobs(image_size, channels, test_share, on_error)
+    _check_settings(path, image_size, channels, test_share, on_error, value_range)
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder that holds your images.")
-    files, bad, others = _walk(root.resolve())
-    if not files:
-        raise ValueError(_nothing(path, bad, others))
-    if others:
-        logging.info("%s: other files left aside: %s.", path, _counts(others))
-    parts, classes = _layout(path, files, labels, test_share)
+    root = root.resolve()
+    found = listing.of(root)
+    if not found.files:
+        raise ValueError(_nothing(path, found))
+    if found.others:
+        logging.warning("%s: files left aside: %s.", path, found.told())
+    layout = divide(path, found, labels, test_share)
 
-    # All parts are read before an error, so that it names every image.
-    keep = len(files) * image_size**2 * channels <= cache_bytes
-    pixels: dict[str, np.ndarray] = {}
-    for part, names in parts.items():
-        if keep:
-            pixels[part] = np.zeros((len(names), image_size, image_size, channels), np.uint8)
-        one = _checker(root, names, bad, pixels.get(part), image_size, channels, max_pixels)
-        failures = images.map_threads(one, range(len(names)), workers)
-        bad |= {name: failure for name, failure in zip(names, failures) if failure}
+    workers = workers or cores()
+    names = [name for part in layout.parts.values() for name in part]
+    scale = _scale(root, names, found, value_range)
+    reading = Reading(root, image_size, channels, max_pixels, scale)
+    keep = len(names) * image_size**2 * channels <= cache_bytes
+    pixels, bad = _checked(reading, found, layout.parts, keep, cache_dir, workers)
+    skipped = {part: sum(name in bad for name in names) for part, names in layout.parts.items()}
     if bad:
         _report(path, bad, on_error)
-
-    sources = {}
-    for part, names in parts.items():
-        good = np.array([i for i, name in enumerate(names) if name not in bad], np.int64)
-        usable = [names[i] for i in good]
-        if not usable:
-            raise ValueError(f"{path}: no image of its {part} part can be used.")
-        sources[part] = _source(
-            f"{root.name}/{part}",
-            root,
-            usable,
-            classes.get(part),
-            pixels.get(part),
-            good,
-            len(names) - len(good),
-            image_size,
-            channels,
-            max_pixels,
-            on_error,
+        layout, pixels = _without(layout, pixels, bad, test_share)
+    _tell_copies(root, found, layout.parts)
+    sources = {
+        part: dataclasses.replace(
+            _source(part, reading, layout, pixels.get(part), on_error), skipped=skipped[part]
         )
+        for part in layout.parts
+    }
     return Splits(sources.pop("train"), sources.pop("test"), sources)
 
 
-def _check_knobs(image_size: int, channels: int, test_share: float, on_error: str) -> None:
+def _check_settings(
+    path: str,
+    image_size: int,
+    channels: int,
+    test_share: float,
+    on_error: str,
+    value_range: tuple[float, float] | None,
+) -> None:
+    if not path:
+        raise ValueError("path is empty; set --config.data.path to the folder of your images.")
     if image_size < 1:
         raise ValueError(f"image_size={image_size}; expected the side in pixels, at least 1.")
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}; expected 1 or 3.")
+    if channels < 1:
+        raise ValueError(f"channels={channels}; expected at least 1.")
     if not 0 < test_share < 1:
         raise ValueError(
             f"test_share={test_share}; expected above 0 and below 1: evaluation needs images of "
@@ -121,126 +172,190 @@ def _check_knobs(image_size: int, channels: int, test_share: float, on_error: st
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range={value_range}; expected (low, high) with low below high.")
 
 
-def _walk(root: Path) -> tuple[list[str], dict[str, str], collections.Counter[str]]:
-    """(images, by path inside the folder; what may not be opened, with the reason; other files,
-    counted by suffix).
+# Parts and classes --------------------------------------
 
-    What may not be opened is among the images too, unless it is a folder.
+
+def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout:
+    """The parts of a listing and the classes in them.
+
+    Raises:
+      ValueError: images beside parts or class folders, parts whose classes differ, folders that
+        may be parts or classes.
     """
-    files: list[str] = []
-    bad: dict[str, str] = {}
-    others: collections.Counter[str] = collections.Counter()
-
-    def unreadable(error: OSError) -> None:
-        bad[Path(error.filename).relative_to(root).as_posix()] = (
-            f"cannot be listed ({error.strerror})"
-        )
-
-    for folder, subfolders, names in os.walk(root, onerror=unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in (
-            subfolders
-        ):  # links to folders are not followed; those inside are seen under their own name
-            if _leads_out(root, Path(folder, name)):
-                bad[Path(folder, name).relative_to(root).as_posix()] = (
-                    "a link that leads out of the folder"
-                )
-        for name in names:
-            file = Path(folder, name)
-            relative = file.relative_to(root).as_posix()
-            if name.startswith("."):
-                continue
-            if file.suffix.lower() not in SUFFIXES:
-                others[file.suffix.lower() or "no suffix"] += 1
-                continue
-            files.append(relative)
-            if failure := _forbidden(root, file):
-                bad[relative] = failure
-    return sorted(files), bad, others
-
-
-def _leads_out(root: Path, file: Path) -> bool:
-    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root)
-
-
-def _forbidden(root: Path, file: Path) -> str:
-    """Why a file may not be opened, or ""."""
-    if _leads_out(root, file):
-        return "a link that leads out of the folder"
-    try:
-        status = file.stat()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    return "" if status.st_size else "an empty file"
-
-
-def _layout(
-    path: str, files: list[str], labels: bool, test_share: float
-) -> tuple[dict[str, list[str]], dict[str, tuple[list[str], str]]]:
-    """(images of each part; per part the class names and the folder that class folders are in,
-    where there are any)."""
-    tops = {file.split("/")[0] for file in files if "/" in file}
-    beside = [file for file in files if "/" not in file]
-    if "train" in tops and tops <= {"train", "unlabeled", *_TEST_NAMES}:
-        if beside:
-            raise ValueError(
-                f"{path} has images beside its train folder, such as {beside[0]}. Move them into "
-                f"a part."
-            )
-        places: dict[str, str] = {
-            part: f"{part}/" for part in ("train", "unlabeled") if part in tops
-        }
-        given = [name for name in _TEST_NAMES if name in tops]
-        if given:
-            places["test"] = f"{given[0]}/"
-        if given[1:]:
-            logging.warning(
-                "%s: the test part is %s; %s left aside.", path, given[0], " and ".join(given[1:])
-            )
-    else:
-        places = {"train": ""}
+    places = _places(path, found)
     parts = {
-        part: [file for file in files if file.startswith(place)] for part, place in places.items()
+        part: [file for file in found.files if file.startswith(place)]
+        for part, place in places.items()
     }
-    found = {
-        part: _class_names(path, names, places[part]) if labels and part != "unlabeled" else []
+    inner = {
+        part: _inner(path, names, places[part]) if labels else []
         for part, names in parts.items()
+        if part != "unlabeled"
     }
-    names = found["train"]
-    if "test" in found and (set(found["test"]) - set(names) or bool(found["test"]) != bool(names)):
+    classes = inner["train"] if len(inner["train"]) > 1 else []  # one folder tells nothing apart
+    if classes and "test" in inner and not inner["test"]:
         raise ValueError(
-            f"{path}: the class folders of its parts differ: train has {_some(names)}, test has "
-            f"{_some(found['test'])}. Name them alike, or set labels=False."
+            f"{path}: the class folders of its parts differ: train has {_some(classes)}, test has "
+            "none. Name them alike, or set labels=False."
         )
-    if "test" not in parts:
-        places["test"] = places["train"]
-        parts["test"] = _hashed(parts["train"], test_share)
-        chosen = set(parts["test"])
-        parts["train"] = [file for file in parts["train"] if file not in chosen]
-        if not parts["train"] or not chosen:
+    strange = sorted(set(inner.get("test", [])) - set(classes))
+    if strange and (classes or len(inner["test"]) > 1):
+        raise ValueError(
+            f"{path}: the class folders of its parts differ: train has {_some(inner['train'])}, "
+            f"test has {_some(strange)} besides. Name them alike, or set labels=False."
+        )
+    for part, names in inner.items():
+        lost = sorted(_tops_of_others(found, places[part]) - set(names)) if names else []
+        if lost:
             raise ValueError(
-                f"{path} has {len(files)} image, too few for a train and a test part. Add images."
+                f"{path}: of the class folders of its {part} part, {_some(lost)} hold no image "
+                f"that can be read; left aside: {found.told()}. Convert those files, or move the "
+                "folders away."
             )
-    return parts, {part: (names, places[part]) for part in ("train", "test") if names}
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = {
+        file: number[file.removeprefix(places[part]).split("/")[0]]
+        for part, files in parts.items()
+        for file in files
+        if classes and part != "unlabeled"
+    }
+    if "test" in parts:
+        return Layout(parts, numbers, classes, False)
+    layout = _hold_out(Layout(parts, numbers, classes, True), test_share)
+    if not layout.parts["test"]:
+        raise ValueError(
+            f"{path} has {len(parts['train'])} image{'s' * (len(parts['train']) > 1)}, too few "
+            "for a train and a test part. Add images."
+        )
+    return layout
 
 
-def _class_names(path: str, files: list[str], place: str) -> list[str]:
-    inside = [file.removeprefix(place) for file in files]
-    names = sorted({file.split("/")[0] for file in inside if "/" in file})
-    if len(names) < 2:  # one folder tells nothing apart
-        return []
-    beside = [file for file in inside if "/" not in file]
+def _hold_out(layout: Layout, share: float) -> Layout:
+    """The layout with a test part from its training images, by class."""
+    of_class: dict[int, list[str]] = collections.defaultdict(list)
+    for file in layout.parts["train"]:
+        of_class[layout.numbers.get(file, 0)].append(file)
+    held = {file for files in of_class.values() for file in _hashed(files, share)}
+    train = [file for file in layout.parts["train"] if file not in held]
+    return layout._replace(parts=layout.parts | {"train": train, "test": sorted(held)})
+
+
+def _without(
+    layout: Layout, pixels: dict[str, np.ndarray], bad: dict[str, str], share: float
+) -> tuple[Layout, dict[str, np.ndarray]]:
+    """The layout without images that cannot be used, and the decoded images of its parts. What is
+    held out is chosen anew among the good ones, so that both parts have some of each class."""
+    parts = {
+        part: [file for file in names if file not in bad] for part, names in layout.parts.items()
+    }
+    changed = layout._replace(parts=parts)
+    if layout.holds_out:
+        train = sorted(parts["train"] + parts["test"])
+        changed = _hold_out(changed._replace(parts=parts | {"train": train}), share)
+    rows = {
+        file: pixels[part][row]
+        for part, names in layout.parts.items()
+        if part in pixels
+        for row, file in enumerate(names)
+    }
+    kept = {
+        part: np.stack([rows[file] for file in names])
+        for part, names in changed.parts.items()
+        if rows and names
+    }
+    return changed, kept
+
+
+def _places(path: str, found: Listing) -> dict[str, str]:
+    """The folder of each part, "" for the whole set."""
+    tops = sorted({file.split("/")[0] for file in found.files if "/" in file})
+    beside = [file for file in found.files if "/" not in file]
+    roles: dict[str, list[str]] = collections.defaultdict(list)
+    for top in tops:
+        if role := _role(top):
+            roles[role].append(top)
+    others = [top for top in tops if not _role(top)]
+    if not roles["train"] or (others and not roles["test"]):
+        _refuse_unclear(path, found, tops)
+        return {"train": ""}
     if beside:
         raise ValueError(
+            f"{path} has images beside its train folder, such as {images.printable(beside[0])}. "
+            "Move them into a part."
+        )
+    for role in ("train", "unlabeled"):
+        if len(roles[role]) > 1:
+            raise ValueError(f"{path} has two {role} parts, {_some(roles[role])}. {_ADVICE}")
+    given = sorted(roles["test"], key=lambda name: _TEST_NAMES.index(_stem(name)))
+    aside = [*given[1:], *others]
+    if aside:
+        logging.warning(
+            "%s: the parts are %s; %s left aside.",
+            path,
+            " and ".join([*roles["train"], *given[:1], *roles["unlabeled"]]),
+            _some(aside),
+        )
+    places = {role: f"{roles[role][0]}/" for role in ("train", "unlabeled") if roles[role]}
+    return places | ({"test": f"{given[0]}/"} if given else {})
+
+
+def _stem(name: str) -> str:
+    """ "Train_set", "train2017", "train-images" -> "train"."""
+    return re.sub(r"([-_ ]?(set|images?|imgs?|data|split|\d+))+$", "", name.lower())
+
+
+def _role(name: str) -> str:
+    return _NAMES.get(_stem(name), "")
+
+
+def _refuse_unclear(path: str, found: Listing, tops: list[str]) -> None:
+    """Refuses folders that repeat the same sub-folders and of which one is named like a part: as
+    classes they would say which part an image is from."""
+    words = {top: set(re.split(r"[^a-z]+", top.lower())) for top in tops}
+    named = [top for top in tops if _role(top) or words[top] & _NAMES.keys()]
+    if not named or len(tops) < 2:
+        return
+    inner = {
+        top: {
+            file.split("/")[1]
+            for file in found.files
+            if file.startswith(f"{top}/") and file.count("/") > 1
+        }
+        for top in tops
+    }
+    if any(len(inner[a] & inner[b]) > 1 for a in named for b in tops if a != b):
+        raise ValueError(
+            f"{path}: its folders {_some(tops)} have the same sub-folders, "
+            f"{_some(sorted(inner[named[0]]))}: which are parts and which are classes? {_ADVICE}"
+        )
+
+
+def _inner(path: str, files: list[str], place: str) -> list[str]:
+    """The folders directly in a part, sorted. Several are classes, and then no image may be beside
+    them."""
+    inside = [file.removeprefix(place) for file in files]
+    names = sorted({file.split("/")[0] for file in inside if "/" in file})
+    beside = [file for file in inside if "/" not in file]
+    if len(names) > 1 and beside:
+        raise ValueError(
             f"{path} has images beside its class folders ({_some(names)}), such as "
-            f"{place}{beside[0]}. "
+            f"{images.printable(place + beside[0])}. "
             "Move them into a class folder, or set labels=False to take all images without labels."
         )
-    return names
+    return names if not beside else []
+
+
+def _tops_of_others(found: Listing, place: str) -> set[str]:
+    """Folders of a part with files that look like images and cannot be read."""
+    return {
+        file.removeprefix(place).split("/")[0]
+        for file in found.unread
+        if file.startswith(place) and "/" in file.removeprefix(place)
+    }
 
 
 def _hashed(files: list[str], share: float) -> list[str]:
@@ -254,40 +369,106 @@ def _hashed(files: list[str], share: float) -> list[str]:
     }
     ordered = sorted(files, key=lambda file: place[file])
     count = sum(value < share for value in place.values())
-    return sorted(ordered[: max(1, min(count, len(files) - 1))])
+    return sorted(ordered[: min(max(1, count), len(files) - 1)])
 
 
-def _checker(
-    root: Path,
-    names: list[str],
-    bad: dict[str, str],
-    pixels: np.ndarray | None,
-    image_size: int,
-    channels: int,
-    max_pixels: int,
-) -> Callable[[int], str]:
-    """Of the number of an image, why it cannot be used, or "". Where there are `pixels`, it is
-    decoded into them."""
+# Looking into the files --------------------------------------
 
-    def one(i: int) -> str:
-        if names[i] in bad:
-            return bad[names[i]]
+
+def _scale(
+    root: Path, names: list[str], found: Listing, value_range: tuple[float, float] | None
+) -> images.Scale | None:
+    """How numbers of more than 8 bits become bytes: told, or found in some of the files."""
+    if value_range is not None:
+        return images.Scale(float(value_range[0]), float(value_range[1]), True)
+    deep = [name for name in names if images.may_be_deep(name) and name not in found.bad]
+    rows = np.unique(np.linspace(0, len(deep) - 1, _SAMPLED).astype(int)) if deep else ()
+    picked = [deep[i] for i in rows]
+    kinds: dict[str, float] = {}
+    for name in picked:
         try:
-            if pixels is None:
-                images.inspect(root / names[i], names[i], max_pixels=max_pixels)
-            else:
-                pixels[i] = images.decode(
-                    root / names[i],
-                    names[i],
-                    image_size=image_size,
-                    channels=channels,
-                    max_pixels=max_pixels,
-                )
-        except ValueError as error:
-            return str(error).removeprefix(f"{images.printable(names[i])}: ")
-        return ""
+            kind, largest = images.depth(root / name, name)
+        except ValueError:  # told with all the others that cannot be read
+            continue
+        kinds[kind] = max(kinds.get(kind, 0.0), largest)
+    if 0 < kinds.get("colours", 0.0) < 64:
+        raise ValueError(
+            f"{root}: its 16-bit colour images use 14 bits or fewer, and Pillow reads the upper 8 "
+            "of 16: they would be almost black. For TIFF files, pip install tifffile; else convert "
+            "them to 8 bits."
+        )
+    if "integers" not in kinds:
+        return None
+    bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if kinds["integers"] < 2**bits)
+    logging.warning(
+        "%s: numbers of %d of 16 bits; 0 to %d becomes 0 to 255. Set value_range to change that.",
+        root,
+        bits,
+        2**bits - 1,
+    )
+    return images.Scale(0.0, 2.0**bits - 1, False)
 
-    return one
+
+def _checked(
+    reading: Reading,
+    found: Listing,
+    parts: dict[str, list[str]],
+    keep: bool,
+    cache_dir: str | None,
+    workers: int,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(decoded images of each part where they are kept; what cannot be used, with the reason). All
+    parts are read before an error, so that it names every image."""
+    bad = dict(found.bad)
+    pixels: dict[str, np.ndarray] = {}
+    if keep:
+        for part, names in parts.items():
+            shape = (len(names), reading.image_size, reading.image_size, reading.channels)
+            pixels[part] = np.zeros(shape, np.uint8)
+            failures = images.map_threads(
+                functools.partial(_decode_into, reading, names, bad, pixels[part]),
+                range(len(names)),
+                workers,
+            )
+            bad |= {name: failure for name, failure in zip(names, failures) if failure}
+        return pixels, bad
+    key = f"{reading.channels} {reading.max_pixels}"
+    known = listing.remembered(reading.root, found, key, cache_dir)
+    names = [name for part in parts.values() for name in part]
+    new = [name for name in names if name not in known and name not in bad]
+    failures = images.map_threads(functools.partial(_inspect, reading), new, workers)
+    bad |= {name: failure for name, failure in zip(new, failures) if failure}
+    if new:
+        good = [name for name in names if name not in bad]
+        listing.remember(reading.root, found, good, key, cache_dir)
+    return {}, bad
+
+
+def _decode_into(
+    reading: Reading, names: list[str], bad: dict[str, str], out: np.ndarray, i: int
+) -> str:
+    """Why image `i` cannot be used, or ""; then it is in `out`."""
+    if names[i] in bad:
+        return bad[names[i]]
+    try:
+        out[i] = reading(names[i])
+    except ValueError as error:
+        return _reason(error, names[i])
+    return ""
+
+
+def _inspect(reading: Reading, name: str) -> str:
+    try:
+        images.inspect(
+            reading.root / name, name, channels=reading.channels, max_pixels=reading.max_pixels
+        )
+    except ValueError as error:
+        return _reason(error, name)
+    return ""
+
+
+def _reason(error: ValueError, name: str) -> str:
+    return str(error).removeprefix(f"{images.printable(name)}: ")
 
 
 def _report(path: str, bad: dict[str, str], on_error: str) -> None:
@@ -305,71 +486,88 @@ def _report(path: str, bad: dict[str, str], on_error: str) -> None:
     logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
 
 
+def _tell_copies(root: Path, found: Listing, parts: dict[str, list[str]]) -> None:
+    """Logs test files that are copies of training files: of equal size, then of equal end, then
+    byte for byte."""
+    of_size: dict[int, list[str]] = collections.defaultdict(list)
+    for name in parts["train"]:
+        of_size[found.sizes[name]].append(name)
+    ends: dict[str, bytes] = {}
+
+    def end(name: str) -> bytes:
+        if name not in ends:
+            ends[name] = listing.end_of(root / name)
+        return ends[name]
+
+    pairs = []
+    for name in parts["test"]:
+        for other in of_size.get(found.sizes[name], ()):
+            if end(name) == end(other) and listing.same_content(root / name, root / other):
+                pairs.append(f"{images.printable(name)} is {images.printable(other)}")
+                break
+    tell_duplicates(str(root), len(parts["test"]), pairs)
+
+
+# Examples --------------------------------------
+
+
 def _source(
-    name: str,
-    root: Path,
-    usable: list[str],
-    classes: tuple[list[str], str] | None,
-    pixels: np.ndarray | None,
-    good: np.ndarray,
-    skipped: int,
-    image_size: int,
-    channels: int,
-    max_pixels: int,
-    on_error: str,
+    part: str, reading: Reading, layout: Layout, pixels: np.ndarray | None, on_error: str
 ) -> Source:
+    names = layout.parts[part]
+    if not names:
+        raise ValueError(f"{reading.root}: no image of its {part} part can be used.")
+    name = f"{images.printable(reading.root.name)}/{part}"
     fields: dict[str, np.ndarray] = {}
-    number: dict[str, int] = {}
-    if classes is not None:
-        numbers = {folder: i for i, folder in enumerate(classes[0])}
-        label = [numbers[file.removeprefix(classes[1]).split("/")[0]] for file in usable]
-        fields, number = {"label": np.array(label, np.int32)}, {"label": len(numbers)}
+    sizes: dict[str, int] = {}
+    if layout.classes and part != "unlabeled":
+        fields = {"label": np.array([layout.numbers[name] for name in names], np.int32)}
+        sizes = {"label": len(layout.classes)}
     if pixels is not None:
-        arrays = {"image": pixels[good] if skipped else pixels, **fields}
-        return dataclasses.replace(from_arrays(name, arrays, number), skipped=skipped)
-
-    def read_one(i: int) -> dict[str, np.ndarray]:
-        image = images.decode(
-            root / usable[i],
-            usable[i],
-            image_size=image_size,
-            channels=channels,
-            max_pixels=max_pixels,
-        )
-        return {"image": image, **{field: values[i] for field, values in fields.items()}}
-
-    def read_or_next(i: int) -> dict[str, np.ndarray]:
-        for j in range(i, i + len(usable)):
-            try:
-                return read_one(j % len(usable))
-            except ValueError as error:
-                logging.warning("replaced by the next image: %s", error)
-        raise ValueError(f"{name}: none of its {len(usable)} images can be read.")
-
-    return Source(
-        name,
-        len(usable),
-        read_one if on_error == "raise" else read_or_next,
-        number,
-        labels=fields.__getitem__ if fields else None,
-        skipped=skipped,
-    )
+        return from_arrays(name, {"image": pixels, **fields}, sizes)
+    read_one = functools.partial(_read, reading, names, fields)
+    read: Callable[[int], Example] = read_one
+    if on_error == "skip":
+        read = functools.partial(_read_or_next, name, read_one, len(names), fields.get("label"))
+    return Source(name, len(names), read, sizes, labels=fields.__getitem__ if fields else None)
 
 
-def _nothing(path: str, bad: dict[str, str], others: collections.Counter[str]) -> str:
-    seen = f" It has other files: {_counts(others)}." if others else ""
-    seen += (
-        f" It has {images.printable(next(iter(bad)))}: {next(iter(bad.values()))}." if bad else ""
-    )
+def _read(reading: Reading, names: list[str], fields: dict[str, np.ndarray], i: int) -> Example:
+    return {"image": reading(names[i]), **{field: values[i] for field, values in fields.items()}}
+
+
+def _read_or_next(
+    name: str,
+    read_one: Callable[[int], Example],
+    size: int,
+    label: np.ndarray | None,
+    i: int,
+) -> Example:
+    """Example `i`, or where it is damaged the next of its class: what `Source.labels` says of `i`
+    stays true."""
+    for j in range(i, i + size):
+        if label is not None and label[j % size] != label[i]:
+            continue
+        try:
+            return read_one(j % size)
+        except ValueError as error:
+            logging.warning("replaced by the next image of its class: %s", error)
+    raise ValueError(f"{name}: none of its images of the class of example {i} can be read.")
+
+
+def _nothing(path: str, found: Listing) -> str:
+    seen = f" It has other files: {found.told()}." if found.others else ""
+    if found.bad:
+        name, reason = next(iter(found.bad.items()))
+        seen += f" It has {images.printable(name)}: {reason}."
     return (
-        f"{path} holds no image.{seen} Images end in {', '.join(SUFFIXES)}, at any depth; "
-        f"convert others first."
+        f"{path} holds no image.{seen} Images end in "
+        f"{', '.join(name for name in images.SUFFIXES if name in images.readable())}, at any "
+        "depth; "
+        "convert others first."
     )
-
-
-def _counts(others: collections.Counter[str]) -> str:
-    return ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(_SHOWN))
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN) if names else "none"
+    shown = ", ".join(map(images.printable, names[:_SHOWN]))
+    return shown + ", ..." * (len(names) > _SHOWN) if names else "none"

@@ -8,15 +8,21 @@ left (a), upper (b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b
 <= min(a, b), else a + b - c.
 """
 
+import contextlib
+import hashlib
+import io
 import math
 import os
 import pathlib
 import zipfile
-import zlib
 
 import numpy as np
+from absl import logging
 
-from cl_jax.data.source import Source, Splits, from_arrays, with_channels
+from cl_jax.data.images import printable
+from cl_jax.data.labels import numbered
+from cl_jax.data.parts import warn_of_duplicates
+from cl_jax.data.source import Splits, from_arrays, with_channels
 
 MAX_BYTES = 2**34  # of one array, unpacked
 _PACKED = ".res"
@@ -32,14 +38,17 @@ def make(
     cache_dir: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Splits:
-    """Reads `path`/train.npz and `path`/test.npz into memory. Nothing in them is executed: object
-    arrays are refused.
+    """Reads `path`/train.npz, `path`/test.npz and, where there is one, `path`/unlabeled.npz into
+    memory. Nothing in them is executed: object arrays are refused.
 
     Args:
-      channels: 3 repeats grey images; None keeps what is there.
+      channels: 3 repeats grey images; None keeps what is there, any number.
       image_field, label_field: their names in the files; here they become "image" and "label".
-      num_classes: None for the largest label of the train part plus one.
-      cache_dir: where unpacked images are kept as .npy for the next run; None for nowhere.
+        label_field="" for images without labels. A label of -1 is none.
+      num_classes: None for the largest label of the train part plus one; labels far above the
+        number of examples are then numbered anew (`labels.numbered`).
+      cache_dir: where unpacked images are kept for the next run, under a name made from the file's
+        content, with a checksum that is looked at; None for nowhere.
       max_bytes: an array that declares more is refused before memory is taken for it.
 
     Raises:
@@ -47,23 +56,42 @@ def make(
       ValueError: names the file: no archive, damaged or too short, without the fields, images that
         are not uint8, labels that are not integers, of another number, or outside the classes.
     """
-    parts = {}
-    for part in ("train", "test"):
-        file = pathlib.Path(path) / f"{part}.npz"
-        if not file.is_file():
+    if not path:
+        raise ValueError(
+            "path is empty; set --config.data.path to the folder with train.npz and test.npz."
+        )
+    folder = pathlib.Path(path).expanduser()
+    parts = ["train", "test"]
+    if (folder / "unlabeled.npz").exists():
+        parts.append("unlabeled")
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for part in parts:
+        file = folder / f"{part}.npz"
+        if not file.exists():
             raise FileNotFoundError(
                 f"{file} is missing; data.path must name a folder with train.npz and test.npz."
             )
-        name = f"{pathlib.Path(path).name}/{part}"
+        name = f"{folder.name}/{part}"
         image = with_channels(_images(file, image_field, cache_dir, max_bytes), channels, name)
-        parts[part] = name, image, _labels(file, label_field, len(image), max_bytes)
-    classes = {"label": int(parts["train"][2].max()) + 1 if num_classes is None else num_classes}
-
-    def source(part: str) -> Source:
-        name, image, label = parts[part]
-        return from_arrays(name, {"image": image, "label": label}, classes)
-
-    return Splits(train=source("train"), test=source("test"))
+        if not len(image):
+            raise ValueError(f"{file}: {image_field} holds no image; expected at least one.")
+        arrays[part] = {"image": image}
+        if label_field and part != "unlabeled":
+            labels[part] = _labels(file, label_field, len(image), max_bytes)
+    sizes: dict[str, int] = {}
+    if labels:
+        numbers, count = numbered(str(folder), label_field, labels, num_classes)
+        if count:
+            sizes = {"label": count}
+            for part, values in numbers.items():
+                arrays[part]["label"] = values
+    found = {
+        part: from_arrays(f"{folder.name}/{part}", rows, sizes if "label" in rows else {})
+        for part, rows in arrays.items()
+    }
+    warn_of_duplicates(found["train"], found["test"])
+    return Splits(found.pop("train"), found.pop("test"), found)
 
 
 def load_field(file: str | os.PathLike, field: str, max_bytes: int = MAX_BYTES) -> np.ndarray:
@@ -82,14 +110,22 @@ def load_field(file: str | os.PathLike, field: str, max_bytes: int = MAX_BYTES) 
                 if name in names:
                     array = _read(archive, name, file, max_bytes)
                     return array if name == field else unpack(_residuals(array, file, name))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} is not a whole .npz archive ({error}). Make or copy it again."
+    except _Damage:
+        raise
+    # A damaged archive makes zipfile and the decompressors raise nearly anything: BadZipFile,
+    # OSError, NotImplementedError, struct.error, UnicodeDecodeError, ...
+    except Exception as error:
+        raise _Damage(
+            f"{file} is not a whole .npz archive ({printable(str(error))}). Make or copy it again."
         ) from error
-    raise ValueError(
+    raise _Damage(
         f"{file} has no field {field!r}; it has "
-        f"{', '.join(n.removesuffix(_PACKED) for n in names)}."
+        f"{', '.join(printable(n.removesuffix(_PACKED)) for n in names)}."
     )
+
+
+class _Damage(ValueError):
+    """An error that names the file already."""
 
 
 def _read(
@@ -106,26 +142,28 @@ def _read(
                 else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = header(member)
-        except ValueError as error:
-            raise ValueError(
+        except zipfile.BadZipFile:  # of the archive, not of the array in it
+            raise
+        except Exception as error:
+            raise _Damage(
                 f"{file}: {name} is not a NumPy array ({error}). Write it with numpy.savez."
             ) from error
         if dtype.kind not in "biuf":
-            raise ValueError(
+            raise _Damage(
                 f"{file}: {name} has elements of type {dtype}; expected plain numbers. Objects "
                 f"are never "
                 "read: they could run code. Save it with a numeric dtype."
             )
         size, there = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size
         if size > max_bytes:
-            raise ValueError(
+            raise _Damage(
                 f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes unpacked, more than "
                 f"max_bytes="
                 f"{max_bytes:,}. If that is right, raise --config.data.max_bytes; else the file "
                 f"is damaged."
             )
         if size > there:
-            raise ValueError(
+            raise _Damage(
                 f"{file}: {name} is {dtype}{list(shape)}, {size:,} bytes, and has {there:,}. It "
                 f"was cut "
                 "short: make or copy the file again."
@@ -133,15 +171,17 @@ def _read(
     with archive.open(f"{name}.npy") as member:
         try:
             return np.lib.format.read_array(member, allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(
+        except zipfile.BadZipFile:
+            raise
+        except Exception as error:  # also what the decompressor raises in the middle of it
+            raise _Damage(
                 f"{file}: {name} is damaged ({error}). Make or copy the file again."
             ) from error
 
 
 def _residuals(array: np.ndarray, file: str | os.PathLike, name: str) -> np.ndarray:
     if array.ndim != 4 or array.dtype != np.uint8:
-        raise ValueError(
+        raise _Damage(
             f"{file}: {name} is {array.dtype}{list(array.shape)}; expected residuals uint8 [C, N, "
             f"H, W]."
         )
@@ -150,13 +190,12 @@ def _residuals(array: np.ndarray, file: str | os.PathLike, name: str) -> np.ndar
 
 def _labels(file: pathlib.Path, field: str, count: int, max_bytes: int) -> np.ndarray:
     labels = load_field(file, field, max_bytes)
-    if labels.dtype.kind not in "iu" or labels.shape != (count,) or not count:
+    if labels.dtype.kind not in "iub" or labels.shape != (count,):
         raise ValueError(
             f"{file}: {field} is {labels.dtype}{list(labels.shape)} beside {count} images; "
-            f"expected one "
-            "whole number for each, and at least one."
+            "expected one integer for each, -1 for an image without a label."
         )
-    return labels.astype(np.int32)
+    return labels
 
 
 def unpack(residuals: np.ndarray) -> np.ndarray:
@@ -194,19 +233,51 @@ def _median_edge(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: int) -> np.ndarray:
     if cache_dir is None:
         return _image_array(file, field, max_bytes)
-    stat = file.stat()
-    kept = (
-        pathlib.Path(cache_dir)
-        / f"{file.parent.name}-{file.stem}-{field}-{stat.st_size}-{stat.st_mtime_ns}.npy"
-    )
-    if kept.is_file():
-        return np.load(kept, allow_pickle=False)
+    key = hashlib.blake2b(f"{field} ".encode(), digest_size=16)
+    try:
+        with file.open("rb") as content:
+            while block := content.read(1 << 24):
+                key.update(block)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+    kept = pathlib.Path(cache_dir).expanduser() / f"{file.stem}-{field}-{key.hexdigest()}.npy"
+    if (image := _kept(kept)) is not None:
+        return image
     image = _image_array(file, field, max_bytes)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.npy")
-    np.save(partial, image)
-    os.replace(partial, kept)
+    array = io.BytesIO()
+    np.save(array, image)
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as out:
+            out.write(array.getbuffer())
+            out.write(_checksum(array.getbuffer()))
+        os.replace(partial, kept)
+    except OSError as error:  # a full disk costs the next run some seconds, not this one its data
+        logging.warning("%s: unpacked images are not kept (%s).", kept, error.strerror)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return image
+
+
+def _kept(file: pathlib.Path) -> np.ndarray | None:
+    """The array that was kept, or None where there is none that is whole."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logging.warning("%s cannot be read (%s); unpacking anew.", file, error.strerror)
+        return None
+    body = memoryview(data)[: -len(_checksum(b""))]
+    if _checksum(body) != data[len(body) :]:
+        logging.warning("%s is damaged; unpacking anew.", file)
+        return None
+    return np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
+
+
+def _checksum(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _image_array(file: pathlib.Path, field: str, max_bytes: int) -> np.ndarray:

@@ -13,7 +13,7 @@ factors alone. How many views are of the second is the recipe's `second` (`views
 
 A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in
 both, whatever the seed, the level and the sizes. What a small network reaches at each level is in
-docs/data.md."""
+docs/guides/data.md."""
 
 import dataclasses
 import gzip

@@ -181,7 +181,9 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
         )
     name = f"{source.name}[{len(chosen)}]"
     if source.arrays is not None:
-        arrays = {field: array[chosen] for field, array in source.arrays.items()}
+        in_a_row = len(chosen) and (np.diff(chosen) == 1).all()
+        rows = slice(int(chosen[0]), int(chosen[-1]) + 1) if in_a_row else chosen  # no copy
+        arrays = {field: array[rows] for field, array in source.arrays.items()}
         return dataclasses.replace(from_arrays(name, arrays, source.sizes), skipped=source.skipped)
     labels = source.labels
     return Source(

@@ -8,7 +8,7 @@
 
 Fields: "tokens" uint16 [T], and of pairs "tokens_b", of triples "tokens_c"; 0 is padding, and
 `sizes["tokens"]` the vocabulary. `more["sts"]` has "tokens", "tokens_b" and "score", float32: how
-alike people found the two.
+alike people found the two. `more["classify/<set>"]` has "tokens" and "label".
 
 Without a file, `embedded="scenes"` is sentences about the images of `scenes`, with their positives,
 hard negatives and scored pairs; `embedded="prose"` is the documentation that ships with Python and
@@ -46,6 +46,7 @@ def make(
     test_path: str = "",
     test_share: float = 0.1,
     sts: str = "",
+    classify: str = "",
     length: int = 32,
     vocab_size: int = 4000,
     lowercase: bool = True,
@@ -67,6 +68,9 @@ def make(
       sts: a file of scored pairs: three columns sentence, sentence, score, or a header with the
         columns "a", "b", "score" and perhaps "set"; each set is a source of its own,
         `more["sts/<set>"]`. Rows without a score are left out.
+      classify: a file of sentences with classes: a header with the columns "label", "text" and
+        perhaps "set" and "split"; each set is a source, `more["classify/<set>"]`, and its rows
+        whose split is test another, `more["classify/<set>/test"]`. Rows of dev are left out.
       length: tokens of a sentence, start and end included; longer ones are cut.
       vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
         see `data.tokenizer.train`.
@@ -134,6 +138,14 @@ def make(
         key: _source(f"{name}/{key}", [a, b], made, length, {"score": score})
         for key, (a, b, score) in scored.items()
     }
+    if classify:
+        for key, (sentences, label, count) in read_classes(classify).items():
+            tokens = made.encode(sentences, length)
+            more[key] = from_arrays(
+                f"{name}/{key}",
+                {"tokens": tokens, "label": label},
+                {"tokens": made.size, "label": count},
+            )
     return Splits(
         _source(f"{name}/train", train, made, length, labels, skipped),
         _source(f"{name}/test", test, made, length, test_labels),
@@ -185,6 +197,44 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     if not found:
         raise ValueError(f"{path} holds no pair with a score.")
     return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
+
+
+def read_classes(path: str) -> dict[str, tuple[list[str], np.ndarray, int]]:
+    """Sentences with classes of a file by the name of their source: (sentences, int32 labels,
+    number of classes), classes by name in alphabetical order. See `make`.
+
+    Raises:
+      ValueError: no such columns, an empty sentence, a class that training rows lack.
+    """
+    rows = lines.separated(path, counts=range(2, 100), meaning="a header with label and text")
+    header = [column.strip().lower() for column in rows[0].columns]
+    if not {"label", "text"} <= set(header):
+        raise ValueError(
+            f"{path} begins with the columns {', '.join(header)}; expected a header with label and "
+            "text."
+        )
+    parts: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+    for row in rows[1:]:
+        one = {key: value.strip() for key, value in zip(header, row.columns)}
+        if not any(row.columns) or one.get("split", "") in ("dev", "val", "validation"):
+            continue
+        if not one["text"] or not one["label"]:
+            raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")
+        place = (one.get("set", "all"), one.get("split", "") == "test")
+        parts.setdefault(place, []).append((one["text"], one["label"]))
+    found = {}
+    for (group, test), pairs in parts.items():
+        train = parts.get((group, False), [])
+        classes = sorted({label for _, label in train})
+        if len(classes) < 2 or not {label for _, label in pairs} <= set(classes):
+            raise ValueError(
+                f"{path}: the training rows of {group} have the classes {classes[:5]}; expected "
+                "two or more, those of its test rows among them."
+            )
+        numbers = np.array([classes.index(label) for _, label in pairs], np.int32)
+        key = f"classify/{group}" + ("/test" if test else "")
+        found[key] = ([sentence for sentence, _ in pairs], numbers, len(classes))
+    return found
 
 
 def prose() -> list[str]:

@@ -1,15 +1,53 @@
 """`tfds`: any image data set of TensorFlow Datasets, by random access and without TensorFlow."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from cl_jax.data import images
+from cl_jax.data.batches import cores
+from cl_jax.data.parts import warn_of_duplicates
 from cl_jax.data.source import Source, Splits, from_arrays
 
 _CHUNK = 256  # records read at once: one by one takes eight times as long
+
+
+class Records(NamedTuple):
+    """A split of a data set, and how its records become examples."""
+
+    name: str
+    reader: Any
+    image_key: str
+    label_key: str
+    num_classes: int
+    image_size: int | None
+    channels: int
+    scale: images.Scale | None
+
+    def example(self, i: int, record: Any) -> dict[str, Any]:
+        image = images.decode_bytes(
+            record[self.image_key],
+            f"example {i} of {self.name}",
+            image_size=self.image_size,
+            channels=self.channels,
+            scale=self.scale,
+        )
+        return {"image": image, **({"label": self.label(i, record)} if self.label_key else {})}
+
+    def label(self, i: int, record: Any) -> np.int32:
+        """-1, what TFDS gives to an example without a class, is no label here too."""
+        value = int(record[self.label_key])
+        if not -1 <= value < self.num_classes:
+            raise ValueError(
+                f"example {i} of {self.name}: {self.label_key} is {value}; expected 0 to "
+                f"{self.num_classes - 1}, or -1 for an example without a label."
+            )
+        return np.int32(value)
+
+    def sizes(self) -> dict[str, int]:
+        return {"label": self.num_classes} if self.label_key else {}
 
 
 def make(
@@ -25,7 +63,8 @@ def make(
     channels: int | None = None,
     download: bool = True,
     cache_bytes: int = 2**32,
-    workers: int = 8,
+    value_range: tuple[float, float] | None = None,
+    workers: int = 0,
 ) -> Splits:
     """The splits of a data set, downloaded and prepared at first where that needs no TensorFlow.
 
@@ -40,14 +79,16 @@ def make(
       image_size: side of the stored square (short side resized, centre cropped); needed where sizes
         are mixed.
       channels: 3 repeats grey images, 1 takes the luma of colour images; None keeps what the set
-        has.
+        has, four with transparency too.
       download: prepare a data set that is missing.
       cache_bytes: splits of together at most this size are decoded once and kept in memory.
-      workers: threads that decode them.
+      value_range: (low, high), the numbers that become 0 and 255 in images of 16 bits; None for 0
+        and 65535.
+      workers: threads that decode them; 0 for one a core.
 
     Raises:
       ValueError: a data set that is not prepared and cannot be, unknown splits or features, mixed
-        sizes without `image_size`, images that are neither grey nor RGB.
+        sizes without `image_size`, images of other channels than asked for.
     """
     import tensorflow_datasets as tfds
 
@@ -55,12 +96,6 @@ def make(
     features = builder.info.features
     shape, num_classes = _features(dataset, features, image_key, label_key, image_size)
     channels = shape[-1] if channels is None else channels
-    if channels not in (1, 3):
-        raise ValueError(
-            f"{dataset} has images of {shape[-1]} channels, and channels={channels}; set channels "
-            f"to 1 or "
-            "3."
-        )
     splits = {"train": train_split, "test": test_split} | (
         {"unlabeled": unlabeled_split} if unlabeled_split else {}
     )
@@ -89,22 +124,24 @@ def make(
 
     height, width = (image_size, image_size) if image_size is not None else shape[:2]
     keep = sum(map(len, readers.values())) * height * width * channels <= cache_bytes
-    label_keys = {"train": label_key, "test": label_key, "unlabeled": ""}
+    scale = None if value_range is None else images.Scale(value_range[0], value_range[1], True)
     sources = {}
     for part, split in splits.items():
-        what = (
+        records = Records(
             f"{dataset}/{split}",
             readers[part],
             image_key,
-            label_keys[part],
+            label_key if part != "unlabeled" else "",
             num_classes,
             image_size,
+            channels,
+            scale,
         )
-        sources[part] = (
-            _in_memory(*what, (height, width, channels), workers)
-            if keep
-            else _lazy(*what, channels)
-        )
+        if keep:
+            sources[part] = _in_memory(records, (height, width, channels), workers or cores())
+        else:
+            sources[part] = _lazy(records)
+    warn_of_duplicates(sources["train"], sources["test"])
     return Splits(sources.pop("train"), sources.pop("test"), sources)
 
 
@@ -175,8 +212,8 @@ def _features(
             f"{dataset} has no image feature {image_key!r}; it has {known}. Set image_key."
         )
     image = features[image_key]
-    if np.dtype(image.np_dtype) != np.uint8:
-        raise ValueError(f"{dataset} has {image.np_dtype} images; expected uint8.")
+    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
+        raise ValueError(f"{dataset} has {image.np_dtype} images; expected uint8 or uint16.")
     if image_size is None and None in image.shape[:2]:
         raise ValueError(
             f"{dataset} has images of mixed sizes; set image_size, the side of the stored square "
@@ -193,69 +230,41 @@ def _features(
     return image.shape, features[label_key].num_classes
 
 
-def _lazy(
-    name: str,
-    reader: Any,
-    image_key: str,
-    label_key: str,
-    num_classes: int,
-    image_size: int | None,
-    channels: int,
-) -> Source:
-    decode = _decoder(name, image_key, label_key, image_size, channels)
+def _lazy(records: Records) -> Source:
+    reader = records.reader
 
+    @functools.cache  # of a large set it is a pass over all records
     def labels(field: str) -> np.ndarray:
         found = [
-            record[label_key]
+            records.label(i, record)
             for first in range(0, len(reader), _CHUNK)
-            for record in _records(reader, first)
+            for i, record in enumerate(_records(reader, first), first)
         ]
         return {"label": np.array(found, np.int32)}[field]
 
     return Source(
-        name,
+        records.name,
         len(reader),
-        lambda i: decode(i, reader[i]),
-        {"label": num_classes} if label_key else {},
-        labels=labels if label_key else None,
+        lambda i: records.example(i, reader[i]),
+        records.sizes(),
+        labels=labels if records.label_key else None,
     )
 
 
-def _in_memory(
-    name: str,
-    reader: Any,
-    image_key: str,
-    label_key: str,
-    num_classes: int,
-    image_size: int | None,
-    shape: tuple[int, int, int],
-    workers: int,
-) -> Source:
-    decode = _decoder(name, image_key, label_key, image_size, shape[-1])
+def _in_memory(records: Records, shape: tuple[int, int, int], workers: int) -> Source:
+    reader = records.reader
     arrays: dict[str, np.ndarray] = {"image": np.empty((len(reader), *shape), np.uint8)}
-    if label_key:
+    if records.label_key:
         arrays["label"] = np.empty(len(reader), np.int32)
 
     def fill(first: int) -> None:
         for i, record in enumerate(_records(reader, first), first):
-            for field, value in decode(i, record).items():
+            for field, value in records.example(i, record).items():
                 arrays[field][i] = value
 
     images.map_threads(fill, range(0, len(reader), _CHUNK), workers)
-    return from_arrays(name, arrays, {"label": num_classes} if label_key else {})
+    return from_arrays(records.name, arrays, records.sizes())
 
 
 def _records(reader: Any, first: int) -> Any:
     return reader.__getitems__(list(range(first, min(first + _CHUNK, len(reader)))))
-
-
-def _decoder(
-    name: str, image_key: str, label_key: str, image_size: int | None, channels: int
-) -> Callable[[int, Any], dict[str, Any]]:
-    def decode(i: int, record: Any) -> dict[str, Any]:
-        image = images.decode_bytes(
-            record[image_key], f"example {i} of {name}", image_size=image_size, channels=channels
-        )
-        return {"image": image, **({"label": np.int32(record[label_key])} if label_key else {})}
-
-    return decode

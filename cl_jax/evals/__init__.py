@@ -1,15 +1,19 @@
 """Evaluators: what a trained State is worth. `cl_jax/evals/<name>.py` has `make(**section) ->
-Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/evals.md)."""
+Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/guides/evals.md)."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cl_jax.core.method import Method, State
 from cl_jax.data.source import Source, Splits
+
+if TYPE_CHECKING:  # kNN and geometry are to be had where jax and numpy alone are installed
+    from cl_jax.core.method import Method, State
 
 
 class Given(NamedTuple):

@@ -152,11 +152,21 @@ class Evaluation:
         return found
 
     def draw(self, state: State) -> None:
-        """The pictures of all evaluators. All processes call it; process 0 writes."""
+        """The pictures of all evaluators. All processes call it; process 0 writes. One that cannot
+        be drawn is a warning: a run has ended by then, and other processes draw on."""
         given = self._given(state, True, False)
-        for one in self.evaluators.values():
-            if one.draw is not None:
+        for name, one in self.evaluators.items():
+            if one.draw is None:
+                continue
+            try:
                 one.draw(given)
+            except Exception as error:
+                logging.warning(
+                    "the picture of %s could not be drawn: %s: %s",
+                    name,
+                    type(error).__name__,
+                    error,
+                )
 
     def encode_all(self, f: Callable[[State, Batch], Any], state: State) -> Any:
         """The training split through f, in order: what a method's `refresh` reads."""
@@ -273,10 +283,12 @@ class Evaluation:
         return features
 
     def _checked(self, name: str, found: dict[str, float]) -> dict[str, float]:
+        """The figures that are numbers; those that are NaN or inf are named and left out, since a
+        probe that failed has no accuracy."""
         wrong = [figure for figure, value in found.items() if not np.isfinite(value)]
         if wrong:
-            logging.warning("%s: %s is NaN or inf", name, ", ".join(wrong))
-        return found
+            logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
+        return {figure: value for figure, value in found.items() if figure not in wrong}
 
 
 def _kind(x: Any) -> tuple[Any, ...]:

@@ -75,13 +75,16 @@ def measure(
     return {name: float(value) for name, value in sorted(values.items())}
 
 
-def make(*, feature: str = "", label: str = "label", rows: int = 2048) -> Evaluator:
+def make(
+    *, feature: str = "", label: str = "label", rows: int = 2048, figure: str = ""
+) -> Evaluator:
     """The geometry of test features, "geometry/...": see `measure`, and of two views of test
     examples, "pairs/...": see `of_pairs`. Before the first step with the statistics of batches,
     since the running ones are not of any data yet.
 
     rows: test examples, drawn by the run's seed, that the geometry is measured on. label: for the
-    tolerance, where the data have it.
+    tolerance, where the data have it. figure: follows "geometry" and "pairs" in the names, for a
+    second feature beside the first: "@0.2" gives "geometry@0.2/...".
     """
     check_count(rows=rows)
 
@@ -114,7 +117,12 @@ def make(*, feature: str = "", label: str = "label", rows: int = 2048) -> Evalua
             *drawn, given.batch_size
         )
 
-    return Evaluator(of_state, Needs(features=(feature,)))
+    def named(given: Given) -> dict[str, float]:
+        return {
+            name.replace("/", f"{figure}/", 1): value for name, value in of_state(given).items()
+        }
+
+    return Evaluator(named, Needs(features=(feature,)))
 
 
 def pair_source(source: Source, batch_size: int, seed: int) -> Source | None:

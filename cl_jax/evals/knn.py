@@ -19,17 +19,17 @@ Array = jax.Array | np.ndarray
 
 
 class Knn(NamedTuple):
-    """top1, top5: share of the queries whose label wins, or is among the five first; NaN without
-    labels.
+    """top1, top5: share of the queries whose label wins, or is among the five first; a class
+    without a vote is never among them. NaN without labels.
 
-    votes: [M, C] sums of exp(s / T) per class. Prediction does not depend on their range: a sum
-      that is too large for
-    the type is inf here and still compared rightly there. prediction: [M] int32.
+    votes: [M, C] sums of exp(s / T) per class, or None where they were not asked for. Prediction
+    does not depend on their range: a sum that is too large for the type is inf here and is still
+    compared rightly. prediction: [M] int32.
     """
 
     top1: jax.Array
     top5: jax.Array
-    votes: jax.Array
+    votes: jax.Array | None
     prediction: jax.Array
 
 
@@ -58,7 +58,14 @@ def make(
         )
         used, classes = min(k, len(bank)), given.data.train.sizes[label]
         found = knn(
-            bank, bank_labels, queries, truth, k=used, temperature=temperature, num_classes=classes
+            bank,
+            bank_labels,
+            queries,
+            truth,
+            k=used,
+            temperature=temperature,
+            num_classes=classes,
+            keep_votes=False,
         )
         return found, used
 
@@ -98,6 +105,7 @@ def knn(
     temperature: float,
     num_classes: int,
     normalise: bool = True,
+    keep_votes: bool = True,
     block_size: int = 4096,
     query_size: int = 1024,
 ) -> Knn:
@@ -106,7 +114,8 @@ def knn(
     vote_c = sum_{j in the k nearest of x, y_j = c} exp(s_j / T),   s_j = x . bank_j
 
     Of equally similar rows the first in the bank counts as nearer, and of classes with equal votes
-    the first wins (so do classes without votes, at 0, in top5).
+    the first wins. A bank row with NaN is nobody's neighbour, and a query with NaN has none: it
+    counts as wrong.
 
     Args:
       bank: [N, D] features of the training set.
@@ -118,8 +127,10 @@ def knn(
       num_classes: C.
       normalise: makes s the cosine; False takes the rows as they are. A zero row has similarity 0
         to all.
-      block_size, query_size: bank rows and queries that meet at a time: the largest array is
-        [query_size, k + block_size].
+      keep_votes: False leaves the votes of all queries out, [M, C]: 20 GB for 50,000 queries and
+        100,000 classes.
+      block_size, query_size: bank rows and queries that meet at a time: the largest arrays are
+        [query_size, k + block_size] and [query_size, C].
 
     Returns:
       Knn; knowing nothing, top1 is the share of the most frequent class.
@@ -149,6 +160,7 @@ def knn(
         k,
         num_classes,
         normalise,
+        keep_votes,
         block_size,
         query_size,
     )
@@ -203,7 +215,7 @@ def _check_search(rows: int, queries: int, k: int, block_size: int, query_size: 
         raise ValueError("there are no queries: features have 0 rows.")
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9, 10))
 def _knn(
     bank,
     bank_labels,
@@ -213,6 +225,7 @@ def _knn(
     k,
     num_classes,
     normalise,
+    keep_votes,
     block_size,
     query_size,
 ):
@@ -223,24 +236,30 @@ def _knn(
             _search(bank, queries, k, normalise, block_size)
         )
         # Relative to the nearest: exp(1 / 0.01) is above what float32 holds.
-        weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
+        found = similarity > -jnp.inf
+        relative = jnp.where(found, similarity - similarity[:, :1], 0)
+        weight = jnp.where(found, jnp.exp(relative / temperature), 0)
         rows = jnp.arange(queries.shape[0])[:, None]
         votes = (
             jnp.zeros((queries.shape[0], num_classes), weight.dtype)
             .at[rows, bank_labels[nearest]]
             .add(weight)
         )
-        first = lax.top_k(votes, min(5, num_classes))[1]
-        scale = jnp.exp(similarity[:, :1] / temperature)
-        return jnp.where(votes > 0, votes * scale, 0.0), first
+        largest, first = lax.top_k(votes, min(5, num_classes))
+        kept = ()
+        if keep_votes:
+            scale = jnp.exp(similarity[:, :1] / temperature)
+            kept = jnp.where(votes > 0, votes * scale, 0.0)
+        return kept, jnp.where(largest > 0, first, -1), first[:, 0]
 
-    votes, first = _by_blocks(vote, features, query_size)
+    votes, first, prediction = _by_blocks(vote, features, query_size)
+    votes = votes if keep_votes else None
+    dtype = jnp.promote_types(jnp.result_type(features), jnp.float32)
     if labels is None:
-        unknown = jnp.full((), jnp.nan, votes.dtype)
-        return Knn(unknown, unknown, votes, first[:, 0])
-    right = first == labels[:, None]
-    right = right.astype(votes.dtype)
-    return Knn(jnp.mean(right[:, 0]), jnp.mean(jnp.max(right, axis=1)), votes, first[:, 0])
+        unknown = jnp.full((), jnp.nan, dtype)
+        return Knn(unknown, unknown, votes, prediction)
+    right = (first == labels[:, None]).astype(dtype)
+    return Knn(jnp.mean(right[:, 0]), jnp.mean(jnp.max(right, axis=1)), votes, prediction)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -273,7 +292,8 @@ def _search(bank, queries, k, normalise, block_size):
         rows = ready(lax.dynamic_slice_in_dim(bank, start, block))
         # Not the accelerators' default of fewer bits: exp(s / T) multiplies the error by 1 / T.
         scores = jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST)
-        scores = jnp.where((start + jnp.arange(block) >= number * block)[None], scores, -jnp.inf)
+        mine = (start + jnp.arange(block) >= number * block)[None]
+        scores = jnp.where(mine & ~jnp.isnan(scores), scores, -jnp.inf)
         similarity, at = lax.top_k(jnp.concatenate([similarity, scores], axis=1), k)
         kept = jnp.take_along_axis(nearest, jnp.minimum(at, k - 1), axis=1)
         return (similarity, jnp.where(at < k, kept, start + at - k)), None

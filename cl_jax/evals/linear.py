@@ -93,7 +93,7 @@ def make(
             weight_decay=weight_decay,
             seed=given.seed,
         )
-        return {f"{figure}/top1": float(found.top1), f"{figure}/top5": float(found.top5)}
+        return accuracies(figure, found)
 
     return Evaluator(
         measure,
@@ -102,6 +102,14 @@ def make(
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": "linear probe, cached features %"},
     )
+
+
+def accuracies(figure: str, found: Probe) -> dict[str, float]:
+    """{"<figure>/top1", "<figure>/top5"} of a probe; NaN where its loss is not finite, since what
+    such a classifier answers is no accuracy."""
+    if not np.isfinite(found.history.loss).all():
+        return {f"{figure}/top1": math.nan, f"{figure}/top5": math.nan}
+    return {f"{figure}/top1": float(found.top1), f"{figure}/top5": float(found.top5)}
 
 
 def probe(

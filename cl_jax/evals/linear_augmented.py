@@ -1,12 +1,17 @@
 """The linear probe on augmented views: a new crop and flip of each training image each epoch."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from cl_jax.core import parallel
 from cl_jax.core.shapes import check_count, check_positive
-from cl_jax.data.source import labels_of
+from cl_jax.data import batches
+from cl_jax.data.source import Source, labels_of, subset
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals.linear import probe_augmented
+from cl_jax.evals.linear import accuracies, probe_batches
 from cl_jax.views import ImageView
 
 
@@ -30,39 +35,46 @@ def make(
 
     def measure(given: Given) -> dict[str, float]:
         method, (train, test) = given.method, given.data[:2]
-        if train.arrays is None or test.arrays is None:
-            raise ValueError(
-                "the augmented probe reads images in memory, and this set is read from disk; raise "
-                "data.cache_bytes, or leave evals.protocols.linear_augmented out."
-            )
         if method.features is None or not isinstance(given.recipes[0], ImageView):
             raise ValueError("the augmented probe is of methods that see augmented images.")
-        recipe = dataclasses.replace(
-            given.recipes[0].recipe, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0
-        )
-        rows = [labels_of(source, label) >= 0 for source in (train, test)]
-        found = probe_augmented(
+        train, test = (labelled(source, label) for source in (train, test))
+        rows = min(batch_size, train.size)
+        steps = train.size // rows
+
+        def epoch_of(epoch: int) -> Iterator[dict[str, Any]]:
+            read = batches.host_batches(
+                train,
+                batch_size=rows,
+                seed=given.seed,
+                start_step=epoch * steps,
+                steps=(epoch + 1) * steps,
+            )
+            return ({"image": b["image"], "label": b[label], "id": b["id"]} for b in read)
+
+        def test_images() -> Iterator[dict[str, Any]]:
+            for batch in batches.sequential(test, min(rows, test.size)):
+                real = batch["valid"]
+                yield {"image": batch["image"][real], "label": batch[label][real]}
+
+        found = probe_batches(
             lambda held, images: method.features(held[0], held[1], images, False)[0][
                 feature or given.feature
             ],
             parallel.fetch(method.evaluated(given.state)),
-            train.arrays["image"][rows[0]],
-            labels_of(train, label)[rows[0]],
-            test.arrays["image"][rows[1]],
-            labels_of(test, label)[rows[1]],
-            recipe=recipe,
+            epoch_of,
+            test_images,
+            recipe=dataclasses.replace(
+                given.recipes[0].recipe, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0
+            ),
+            steps_per_epoch=steps,
             num_classes=train.sizes[label],
             total_epochs=total_epochs,
-            batch_size=min(batch_size, int(rows[0].sum())),
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             seed=given.seed,
             clean=lambda images: method.clean({"image": images}),
         )
-        return {
-            "linear/augmented/top1": float(found.top1),
-            "linear/augmented/top5": float(found.top5),
-        }
+        return accuracies("linear/augmented", found)
 
     return Evaluator(
         measure,
@@ -71,3 +83,9 @@ def make(
         better={"linear/augmented/top1": 1},
         titles={"linear/augmented/top1": "linear probe, augmented views %"},
     )
+
+
+def labelled(source: Source, label: str) -> Source:
+    """The examples of a source that have a label."""
+    known = labels_of(source, label) >= 0
+    return source if known.all() else subset(source, np.flatnonzero(known))

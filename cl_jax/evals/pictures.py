@@ -164,6 +164,30 @@ def neighbour_grid(
     _mosaic(path, tiles, [query_title, title], colours, legend)
 
 
+def rows_of_images(path: str | os.PathLike, rows: Sequence[np.ndarray]) -> None:
+    """Rows of images [K, H, W, C] uint8 or float in [0, 1], C 1 or 3, each tile as large as whole
+    pixels allow; rows may be of different length.
+
+    Raises:
+      ValueError: no image, or images of different shape.
+    """
+    shapes = {np.shape(row)[1:] for row in rows if len(row)}
+    if len(shapes) != 1:
+        raise ValueError(f"rows have images of shape {sorted(shapes)}; expected one shape.")
+    side = max(TILE // 2, *next(iter(shapes))[:2])
+    tiles = [[_enlarge(picture, side) for picture in row] for row in rows]
+    height, width = next(np.shape(tile)[:2] for row in tiles for tile in row)
+    columns = max(len(row) for row in tiles)
+    canvas = np.full((len(rows) * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            y, x = i * (height + 2), j * (width + 2)
+            canvas[y : y + height, x : x + width] = tile
+    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    figure.figimage(canvas)
+    _save(figure, path)
+
+
 def _mosaic(path, tiles, titles, colours, legend):
     """Rows of tiles, the first column set off, every tile pixel on whole pixels of the figure."""
     rows, columns = len(tiles), len(tiles[0])

@@ -1,6 +1,6 @@
 """Semantic textual similarity: does the cosine of two sentences order pairs as people do?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -65,16 +65,17 @@ def on_the_sphere(a: np.ndarray, b: np.ndarray, positive: np.ndarray) -> tuple[f
 
 def make(
     *,
-    sources: Sequence[str] = ("sts",),
+    sources: Sequence[str] = (),
     feature: str = "",
     field: str = "tokens",
     aligned: float = 0.8,
 ) -> Evaluator:
-    """Spearman of cosine and gold score, "<source>/spearman"; of several sources also their mean,
-    "sts/average". No regressor, no training data (SentEval's protocol, aggregation "all").
+    """Spearman of cosine and gold score: "<source>/spearman" of each source, and their mean as
+    "sts/spearman". No regressor, no training data (SentEval's protocol, aggregation "all").
 
     Args:
-      sources: names of `Splits.more` with fields `field`, `<field>_b` and "score".
+      sources: names of `Splits.more` with fields `field`, `<field>_b` and "score"; () for those
+        named "sts" or "sts/...".
       feature: of "encode"; "" is the run's own.
       aligned: pairs with a score above this share of the highest are positives of
         "<source>/alignment"; "<source>/uniformity" is of all sentences.
@@ -82,8 +83,14 @@ def make(
     other: dict[str, Source] = {}
 
     def measure(given: Given) -> dict[str, float]:
+        names = sources or [name for name in given.data.more if name.split("/")[0] == "sts"]
+        if not names:
+            raise ValueError(
+                f"{given.data.train.name} has no scored pairs; give them as data.sts, or leave "
+                "sts out of config.evals.protocols."
+            )
         found: dict[str, float] = {}
-        for name in sources:
+        for name in names:
             pairs = given.data.more[name]
             if name not in other:
                 other[name] = renamed(pairs, {field: f"{field}_a", f"{field}_b": field})
@@ -92,15 +99,12 @@ def make(
             found[f"{name}/spearman"] = spearman(cosines(a, b), gold)
             positive = gold > aligned * gold.max()
             found[f"{name}/alignment"], found[f"{name}/uniformity"] = on_the_sphere(a, b, positive)
-        if len(sources) > 1:
-            found["sts/average"] = float(np.mean([found[f"{name}/spearman"] for name in sources]))
-        return found
+        mean = float(np.mean([found[f"{name}/spearman"] for name in names]))
+        return found | {"sts/spearman": mean}
 
-    best = "sts/average" if len(sources) > 1 else f"{sources[0]}/spearman"
-    better: Mapping[str, int] = {best: 1} | {f"{name}/spearman": 1 for name in sources}
     return Evaluator(
         measure,
         Needs(features=(feature,), sources=tuple(sources)),
-        better=better,
-        titles={best: "STS, Spearman of cosine and gold score %"},
+        better={"sts/spearman": 1},
+        titles={"sts/spearman": "STS, Spearman of cosine and gold score %"},
     )

@@ -61,7 +61,8 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
 
 
 class SentenceHead(nn.Module):
-    """SimCSE's head: tanh of a square linear layer, new-born. Unsupervised: in training only;
+    """SimCSE's head: tanh of a square linear layer, newly initialised. Unsupervised: in training
+    only;
     supervised: kept."""
 
     dtype: Any = None

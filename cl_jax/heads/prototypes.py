@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.numerics import unit
 from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
 
@@ -32,18 +33,12 @@ class Prototypes(nn.Module):
         return jnp.matmul(z.astype(wide), rows.astype(wide).T)
 
 
-def unit_rows(rows: jax.Array) -> jax.Array:
-    """Rows scaled to unit length; a zero row stays zero."""
-    squares = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
-    return rows * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
-
-
 def project(params: Mapping[str, Any]) -> Any:
     """The same parameters with every "prototypes" array on the unit sphere, row by row; the rest
     untouched."""
 
     def leaf(path, value):
-        return unit_rows(value) if getattr(path[-1], "key", None) == NAME else value
+        return unit(value).astype(value.dtype) if getattr(path[-1], "key", None) == NAME else value
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

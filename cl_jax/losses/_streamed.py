@@ -1,5 +1,5 @@
-"""The streamed sums: tile by tile, on one device or passed round a ring, with a gradient that
-recomputes the tiles."""
+"""The streamed sums: tile by tile, on one device or passed round a ring, with derivatives that
+recompute the tiles."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import axes_of, spread
-from cl_jax.core.numerics import dots, wide_type
+from cl_jax.core.axis import AxisName, axes_of, axis_size, spread
+from cl_jax.core.linear import linear
+from cl_jax.core.numerics import at_least_one, capped, dots, wide_type
 from cl_jax.losses._sums import LOG_ZERO, Contrast, Pair, Pairs, finish
 
 
@@ -85,11 +86,11 @@ def _add(tree, i, tile):
     return _put(tree, i, jax.tree.map(lambda x, y: x + y.astype(x.dtype), _at(tree, i), tile))
 
 
-def _around(ring: str | None, body, home, travelling):
+def _around(ring: AxisName, body, home, travelling):
     """body(home, travelling) for every device's `travelling`, which ends where it began."""
     if ring is None:
         return body(home, travelling)
-    size = lax.axis_size(ring)
+    size = axis_size(ring)
     path = [(i, (i + 1) % size) for i in range(size)]
 
     def hop(_, state):
@@ -128,7 +129,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         if w is not None:
             highest = jnp.maximum(m, jnp.max(w, axis))
             total = total * jnp.exp(m - highest) + jnp.sum(
-                jnp.exp(w - jnp.expand_dims(highest, axis)), axis
+                jnp.exp(capped(w - jnp.expand_dims(highest, axis))), axis
             )
             m = highest
         return m, total, terms if e is None else terms + jnp.sum(e, axis)
@@ -165,22 +166,99 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         )
         return _uncut(row_sums, grid.rows), _uncut(col_sums, grid.cols)
 
-    def backward(
-        queries, keys, scale, row_floats, col_floats, row_rest, col_rest, row_sums, col_sums, g
-    ):
-        def weights(sums, g_lse, g_pos, g_gap, side):
+    def forward_and_parts(queries, keys, scale_or_none, row_floats, col_floats, rests):
+        row_rest, col_rest = rests
+        row_sums, col_sums = forward(
+            queries, keys, fixed(scale_or_none), row_floats | row_rest, col_floats | col_rest
+        )
+        out = Contrast(*finish(*row_sums), *(finish(*col_sums) if pair.columns else ()))
+        out = out._replace(highest=row_sums[0] if pair.powers else None)
+        return out, (row_sums[:2], col_sums[:2] if pair.columns else ())
+
+    def of_tile(i, j, q_i, k_j, scale, row_rest, col_rest):
+        """s + w and the terms of a tile, as a function of what receives gradient."""
+
+        def of(similarity, scale_or_none, row_floats, col_floats):
+            return pair(
+                similarity,
+                scale_or_none if variable else scale,
+                row_floats | _at(row_rest, i),
+                col_floats | _at(col_rest, j),
+                grid.valid(i, j),
+            )
+
+        return of, dots("rd,kd->rk", q_i, k_j)
+
+    def tangents(residuals, moved):
+        """The derivative of the sums in the direction of `moved`: [R] and [K] of the log-sum-exps
+        and of the terms."""
+        queries, keys, scale_or_none, row_floats, col_floats, rests, row_sums, col_sums = residuals
+        scale = fixed(scale_or_none)
+        d_queries, d_keys, d_scale, d_row_floats, d_col_floats = moved
+        q, d_q, row_floats, d_row_floats, row_rest, by_row = _cut(
+            (queries, d_queries, row_floats, d_row_floats, rests[0], row_sums), grid.high
+        )
+
+        def share(w, sums, axis):
+            m, total = (jnp.expand_dims(x, axis) for x in sums)
+            return jnp.exp(capped(w - m)) / at_least_one(total)
+
+        def join(sums, w, d_w, d_e, side, axis):
+            power, term = sums
+            if w is not None:
+                power = power + jnp.sum(share(w, side, axis) * d_w, axis)
+            return power, term if d_e is None else term + jnp.sum(d_e, axis)
+
+        def visit(out, travelling):
+            k, d_k, col_floats, d_col_floats, col_rest, by_col, col_out = travelling
+
+            def tile(i, j, outs):
+                row_out, col_out = outs
+                q_i, k_j = _at(q, i), _at(k, j)
+                of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
+                d_similarity = dots("rd,kd->rk", _at(d_q, i), k_j)
+                d_similarity += dots("rd,kd->rk", q_i, _at(d_k, j))
+                (w, _), (d_w, d_e) = jax.jvp(
+                    of,
+                    (
+                        similarity,
+                        scale if variable else None,
+                        _at(row_floats, i),
+                        _at(col_floats, j),
+                    ),
+                    (d_similarity, d_scale, _at(d_row_floats, i), _at(d_col_floats, j)),
+                )
+                row_out = _put(row_out, i, join(_at(row_out, i), w, d_w, d_e, _at(by_row, i), 1))
+                if pair.columns:
+                    by = _at(by_col, j)
+                    col_out = _put(col_out, j, join(_at(col_out, j), w, d_w, d_e, by, 0))
+                return row_out, col_out
+
+            out, col_out = grid.over(tile, (out, col_out))
+            return out, (k, d_k, col_floats, d_col_floats, col_rest, by_col, col_out)
+
+        travelling = _cut((keys, d_keys, col_floats, d_col_floats, rests[1], col_sums), grid.wide)
+        col_out = start(grid.across, grid.wide)[1:] if pair.columns else ()
+        row_out, (*_, col_out) = _around(
+            ring, visit, start(grid.down, grid.high)[1:], (*travelling, col_out)
+        )
+        return _uncut(row_out, grid.rows), _uncut(col_out, grid.cols)
+
+    def transposed(residuals, g):
+        queries, keys, scale_or_none, row_floats, col_floats, rests, row_sums, col_sums = residuals
+        scale = fixed(scale_or_none)
+        (row_rest, col_rest), (g_row, g_col) = rests, g
+
+        def weights(sums, g_power, g_term, side):
             """The maximum, and what multiplies the exponentials and the terms, by tile."""
-            m, total, _ = sums
+            m, total = sums
             # By the sum and not by the log-sum-exp, whose rounding would be seen next to a softmax
             # near 1.
-            g_power = jnp.where(total > 0, (g_lse + g_gap) / jnp.where(total > 0, total, 1), 0)
-            return _cut((m, g_power, g_pos - g_gap), side)
+            return _cut((m, g_power / at_least_one(total), g_term), side)
 
         q, row_floats, row_rest = _cut((queries, row_floats, row_rest), grid.high)
-        by_row = weights(row_sums, g.lse, g.pos, g.gap, grid.high)
-        by_col = (
-            weights(col_sums, g.col_lse, g.col_pos, g.col_gap, grid.wide) if pair.columns else ()
-        )
+        by_row = weights(row_sums, *g_row, grid.high)
+        by_col = weights(col_sums, *g_col, grid.wide) if pair.columns else ()
 
         def visit(home, travelling):
             k, col_floats, col_rest, by_col, *grads = travelling
@@ -189,18 +267,10 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 d_q, d_scale, d_rows, d_k, d_cols = grads
                 q_i, k_j = _at(q, i), _at(k, j)
 
-                def of(similarity, scale_or_none, row_floats, col_floats):
-                    return pair(
-                        similarity,
-                        scale_or_none if variable else scale,
-                        row_floats | _at(row_rest, i),
-                        col_floats | _at(col_rest, j),
-                        grid.valid(i, j),
-                    )
-
+                of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
                 (w, e), pull = jax.vjp(
                     of,
-                    dots("rd,kd->rk", q_i, k_j),
+                    similarity,
                     scale if variable else None,
                     _at(row_floats, i),
                     _at(col_floats, j),
@@ -212,7 +282,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 ):
                     m, g_power, g_term = (jnp.expand_dims(x, axis) for x in side)
                     if w is not None:
-                        part = jnp.exp(w - m) * g_power
+                        part = jnp.exp(capped(w - m)) * g_power
                         g_w = part if g_w is None else g_w + part
                     if e is not None:
                         part = jnp.broadcast_to(g_term, e.shape)
@@ -250,41 +320,42 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
             d_scale,
             like(d_rows, row_floats, grid.rows),
             like(d_cols, col_floats, grid.cols),
-            None,
-            None,
         )
 
     def fixed(scale_or_none):
         return scale if scale_or_none is None else scale_or_none
 
-    @jax.custom_vjp
-    def sums(*args):
-        return sums_forward(*args)[0]
+    @jax.custom_jvp
+    def sums(*primals):
+        return forward_and_parts(*primals)
 
-    def sums_forward(queries, keys, scale_or_none, row_floats, col_floats, row_rest, col_rest):
-        row_sums, col_sums = forward(
-            queries, keys, fixed(scale_or_none), row_floats | row_rest, col_floats | col_rest
+    @sums.defjvp
+    def sums_jvp(primals, moved):
+        out, parts = sums(*primals)
+        by_row = tied(out.lse, *parts[0])
+        by_col = tied(out.col_lse, *parts[1]) if pair.columns else ()
+        moved = jax.tree.map(lambda x: spread(x, axes), moved[:5])
+        d_row, d_col = linear(tangents, transposed, (*primals, by_row, by_col), moved)
+        d_out = Contrast(
+            *outputs(out.lse, *d_row), *(outputs(out.col_lse, *d_col) if pair.columns else ())
         )
-        out = Contrast(*finish(*row_sums), *(finish(*col_sums) if pair.columns else ()))
-        out = out._replace(highest=row_sums[0] if pair.powers else None)
-        return out, (
-            queries,
-            keys,
-            scale_or_none,
-            row_floats,
-            col_floats,
-            row_rest,
-            col_rest,
-            row_sums,
-            col_sums,
-        )
+        if pair.powers:
+            d_out = d_out._replace(highest=zero_like(out.highest))
+        return (out, parts), (d_out, jax.tree.map(zero_like, parts))
 
-    def sums_backward(saved, g):
-        queries, keys, scale_or_none, *rest = saved
-        return backward(queries, keys, fixed(scale_or_none), *rest, g)
+    def tied(lse, m, total):
+        """The maximum and the sum after it, whose derivative is that of the log-sum-exp."""
+        m, total = lax.stop_gradient((m, total))
+        return m, total * jnp.exp(lse - lax.stop_gradient(lse))
 
-    sums.defvjp(sums_forward, sums_backward)
+    def outputs(lse, power, term):
+        power = jnp.where(lse > LOG_ZERO, power, 0)  # 0 where nothing is allowed
+        return power, term, power - term
+
+    def zero_like(x):
+        return fill(x.shape, 0)
+
     (row_floats, row_rest), (col_floats, col_rest) = _floats(rows), _floats(cols)
     return sums(
-        queries, keys, scale if variable else None, row_floats, col_floats, row_rest, col_rest
-    )
+        queries, keys, scale if variable else None, row_floats, col_floats, (row_rest, col_rest)
+    )[0]

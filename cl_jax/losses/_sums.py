@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.numerics import dots
+from cl_jax.core.linear import linear
+from cl_jax.core.numerics import at_least_one, capped, dots
 
 LOG_ZERO = -1e30  # the logarithm of an empty sum: finite, so that no gradient meets inf - inf
 
@@ -80,8 +81,8 @@ def per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
 def finish(m, total, pos):
     """lse, pos and gap from the maximum, the sum of exponentials after it is taken off, and the
     positives."""
-    some = total > 0
-    log_total = jnp.log(jnp.where(some, total, 1))
+    some = m > LOG_ZERO
+    log_total = jnp.log(at_least_one(total))
     return jnp.where(some, log_total + m, LOG_ZERO), pos, log_total + (jnp.where(some, m, 0) - pos)
 
 
@@ -98,29 +99,35 @@ def plain(pair: Pair, queries, keys, scale, rows, cols) -> Contrast:
         m, total = zero + LOG_ZERO, zero
         if w is not None:
             m = highest(axis)
-            total = jnp.sum(jnp.exp(w - jnp.expand_dims(m, axis)), axis)
+            total = jnp.sum(jnp.exp(capped(w - jnp.expand_dims(m, axis))), axis)
         return finish(m, total, zero if e is None else jnp.sum(e, axis))
 
     out = Contrast(*reduce(1), *(reduce(0) if pair.columns else ()))
     return out if w is None else out._replace(highest=highest(1))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _narrow_similarity(queries, keys):
     return dots("rd,kd->rk", queries, keys)
 
 
-def _narrow_forward(queries, keys):
-    return _narrow_similarity(queries, keys), (queries, keys)
-
-
-def _narrow_backward(saved, g):
-    # Without this rule the transposed product would be of a float32 matrix.
-    queries, keys = saved
-    g = g.astype(queries.dtype)
-    return dots("rk,kd->rd", g, keys).astype(queries.dtype), dots("rk,rd->kd", g, queries).astype(
-        keys.dtype
+@_narrow_similarity.defjvp
+def _narrow_similarity_jvp(primals, tangents):
+    return _narrow_similarity(*primals), linear(
+        _narrow_tangent, _narrow_transpose, primals, tangents
     )
 
 
-_narrow_similarity.defvjp(_narrow_forward, _narrow_backward)
+def _narrow_tangent(primals, tangents):
+    (queries, keys), (d_queries, d_keys) = primals, tangents
+    return dots("rd,kd->rk", d_queries, keys) + dots("rd,kd->rk", queries, d_keys)
+
+
+def _narrow_transpose(primals, g):
+    # JAX's own transposed products would be of a float32 matrix.
+    queries, keys = primals
+    g = g.astype(queries.dtype)
+    return (
+        dots("rk,kd->rd", g, keys).astype(queries.dtype),
+        dots("rk,rd->kd", g, queries).astype(keys.dtype),
+    )

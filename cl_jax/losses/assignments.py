@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean, total
-from cl_jax.core.numerics import dots, log_softmax, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
+from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.no_negatives import swapped_cross_entropy
 
 
+@any_mesh
 def swav(
     scores: jax.Array,
     codes: jax.Array,
     *,
     temperature: float,
     assigned: Sequence[int] | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the prototype distribution of every view to the codes computed from every *other* view
     of the example.
@@ -54,6 +55,7 @@ def swav(
     return mean(swapped_cross_entropy(log_p, wide(codes), owners), axis_name)
 
 
+@any_mesh
 def swav_codes(
     scores: jax.Array,
     queue: jax.Array | None = None,
@@ -63,7 +65,7 @@ def swav_codes(
     epsilon: float,
     iterations: int,
     queue_per_device: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Sinkhorn codes of each crop that has them, balanced together with the crop's queue of earlier
     features.
@@ -116,16 +118,17 @@ def swav_codes(
     return jax.vmap(codes)(scores, queued, jnp.broadcast_to(filled, scores.shape[:1]))
 
 
+@any_mesh
 def sinkhorn(
     scores: jax.Array,
     queued: jax.Array | None = None,
     *,
-    epsilon: float,
+    epsilon: float | jax.Array,
     iterations: int,
     use_queued: jax.Array | bool = True,
     queued_per_device: bool = False,
     valid: jax.Array | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Soft assignments of examples to prototypes that use all prototypes about equally, over all
     devices' examples.
@@ -172,7 +175,7 @@ def sinkhorn(
         check("l k", sizes, queued=queued)
         scores = jnp.concatenate([lax.stop_gradient(wide(queued)).astype(scores.dtype), scores])
         # The same rows on n devices, summed over devices, count once when each has weight 1/n.
-        share = 1.0 if queued_per_device or axis_name is None else 1.0 / lax.axis_size(axis_name)
+        share = 1.0 if queued_per_device else 1.0 / axis_size(axis_name)
         log_queued = jnp.where(use_queued, jnp.log(jnp.asarray(share, scores.dtype)), -jnp.inf)
         log_weight = jnp.concatenate([jnp.broadcast_to(log_queued, queued.shape[:1]), log_weight])
 
@@ -189,22 +192,24 @@ def sinkhorn(
     for _ in range(iterations):
         prototype = -_log_sum_rows(kernel + (example + log_weight)[:, None], axis_name)
         prototype = prototype - prototype.mean()
-        example = -jax.nn.logsumexp(kernel + prototype[None], axis=1)
-    return jax.nn.softmax((kernel + prototype[None])[-rows:], axis=1)
+        example = -log_sum_exp(kernel + prototype[None], axis=1)
+    return softmax((kernel + prototype[None])[-rows:], axis=1)
 
 
-def _log_sum_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
+def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """[B, K] -> [K]: logsumexp over the rows of all devices."""
     top = x.max(axis=0) if axis_name is None else lax.pmax(x.max(axis=0), axis_name)
-    return top + jnp.log(total(jnp.exp(x - top[None]).sum(axis=0), axis_name))
+    powers = total(jnp.exp(capped(x - top[None])).sum(axis=0), axis_name)
+    return top + jnp.log(at_least_one(powers))
 
 
+@any_mesh
 def deepcluster_v2(
     scores: Sequence[jax.Array],
     assignments: Sequence[jax.Array] | jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls every crop to the centroid its example was assigned to, for each of several
     clusterings.
@@ -215,8 +220,8 @@ def deepcluster_v2(
     Args:
       scores: H arrays [V, B, K_h]: dot products of unit features with the centroids of clustering
         h; gradient flows.
-      assignments: H arrays [B] (or one [H, B]) of integers, cluster numbers of the examples; -100
-        where there is none.
+      assignments: H arrays [B] (or one [H, B]) of integers, cluster numbers of the examples; below
+        0 where there is none.
       temperature: above 0 (0.1).
       axis_name: mapped axis over which the batch is split.
 
@@ -248,19 +253,18 @@ def deepcluster_v2(
     return jnp.stack(losses).mean()
 
 
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, ignored: int = -100, axis_name: str | None = None
-) -> jax.Array:
+@any_mesh
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Mean of -log softmax(logits_i)[labels_i] over the labelled rows of the global batch.
 
     Args:
       logits: [B, K]; gradient flows.
-      labels: [B] integers below K, or `ignored` for a row that does not count.
-      ignored: the label that marks such rows.
+      labels: [B] integers below K; below 0 (-1, or PyTorch's -100) for a row without a label, which
+        does not count.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; log K knows nothing; 0 where no row is labelled.
+      Scalar in nats; log K at chance level; 0 where no row is labelled.
 
     Raises:
       ValueError: shapes that disagree, labels that are not integers, `axis_name` not mapped.
@@ -268,8 +272,9 @@ def cross_entropy(
     sizes = check("b k", logits=logits)
     check_integer("b", sizes, labels=labels)
     check_axis(axis_name)
-    counted = labels != ignored
-    log_p = jax.nn.log_softmax(wide(logits), axis=-1)
-    rows = -jnp.take_along_axis(log_p, jnp.where(counted, labels, 0)[:, None], axis=1)[:, 0]
-    count = total(counted.sum(), axis_name)
+    labels = jnp.asarray(labels)
+    counted = labels >= 0
+    log_p = log_softmax(logits)
+    rows = -jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    count = total(counted.sum(dtype=rows.dtype), axis_name)
     return total(jnp.where(counted, rows, 0).sum(), axis_name) / jnp.maximum(count, 1)

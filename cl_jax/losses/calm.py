@@ -4,19 +4,20 @@ captioning losses share."""
 import jax
 import jax.numpy as jnp
 
-from cl_jax.core.axis import total
-from cl_jax.core.numerics import wide
+from cl_jax.core.axis import AxisName, any_mesh, total
+from cl_jax.core.numerics import log_softmax
 from cl_jax.core.shapes import check, check_axis, check_integer
 
 IGNORE = -100
-"""The label of a position that has no target: padding."""
+"""The usual label of a position without a target, padding; any label below 0 means the same."""
 
 
+@any_mesh
 def token_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Log-likelihood of each target under teacher forcing: what ranks a true sentence against its
     distractor.
 
-    row_i = sum over t with labels_it != -100 of log softmax(logits_it)[labels_it]
+    row_i = sum over t with labels_it >= 0 of log softmax(logits_it)[labels_it]
 
     Args:
       logits: [B, T, K] scores of the K tokens of the vocabulary; gradient flows.
@@ -31,19 +32,21 @@ def token_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     sizes = check("b t k", logits=logits)
     check_integer("b t", sizes, labels=labels)
-    scored = labels != IGNORE
-    log_p = jax.nn.log_softmax(wide(logits), axis=2)
+    scored = jnp.asarray(labels) >= 0
+    log_p = log_softmax(logits)
     chosen = jnp.take_along_axis(log_p, jnp.where(scored, labels, 0)[:, :, None], axis=2)[:, :, 0]
     return jnp.where(scored, chosen, 0).sum(axis=1)
 
 
+@any_mesh
 def token_counts(labels: jax.Array) -> jax.Array:
     """Number of targets of each row: positions of `labels` [B, T] that are not -100."""
-    return (labels != IGNORE).sum(axis=1)
+    return (jnp.asarray(labels) >= 0).sum(axis=1)
 
 
+@any_mesh
 def token_cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
+    logits: jax.Array, labels: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """Cross-entropy of the targets, averaged over all tokens of the global batch: long rows weigh
     more.
@@ -71,14 +74,16 @@ def token_cross_entropy(
     return -total(rows.sum(), axis_name) / jnp.maximum(count, 1)
 
 
+@any_mesh
 def shift_right(labels: jax.Array, *, pad_id: int) -> jax.Array:
     """Decoder inputs of teacher forcing: `labels` [B, T] one step later, `pad_id` in front and in
     place of -100."""
     check_integer("b t", labels=labels)
     shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=pad_id)
-    return jnp.where(shifted == IGNORE, pad_id, shifted)
+    return jnp.where(shifted < 0, pad_id, shifted)
 
 
+@any_mesh
 def calm(
     logits_gen: jax.Array,
     labels_gen: jax.Array,
@@ -87,7 +92,7 @@ def calm(
     *,
     weight_gen: float,
     weight_dis: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Joint objective of CALM: restore the sentence from its distractor, and pick it out from
     beside a generated one.

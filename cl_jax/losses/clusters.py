@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, gather, mean, num_splits
+from cl_jax.core.numerics import dots, log_softmax, log_sum_exp, prepared, softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_id, side_of_tile
 from cl_jax.losses.nce import queue_softmax
@@ -29,6 +29,7 @@ class Clustering(NamedTuple):
     negatives: jax.Array
 
 
+@any_mesh
 def draw_prototypes(
     key: jax.Array, assignment: jax.Array, num_prototypes: int, num_negatives: int
 ) -> jax.Array:
@@ -54,21 +55,29 @@ def draw_prototypes(
     return lax.top_k(chance, num_negatives)[1]
 
 
+@any_mesh
 def proto_logits(
-    q: jax.Array, clustering: Clustering, *, axis_name: str | None = None
+    q: jax.Array,
+    clustering: Clustering,
+    *,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[B, B_global + r]: q_i . prototype_j / concentration_j, for the clusters of the batch, then
     the negatives."""
+    (q,) = prepared(normalise, q=q)
     return dots("bd,kd->bk", q, _keys(clustering, _columns(q, clustering, axis_name)))
 
 
+@any_mesh
 def proto_nce(
     q: jax.Array,
     clustering: Clustering,
     *,
     mask_duplicates: bool = False,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls each query to the prototype of its image's cluster, pushes it from the others' and from
     drawn ones.
@@ -77,11 +86,13 @@ def proto_nce(
     images, then the negatives; phi_j divides column j.
 
     Args:
-      q: [B, D] queries, normalised by the caller; gradient flows.
+      q: [B, D] queries, normalised here; gradient flows.
       clustering: see `Clustering`; no gradient. The clusters of all devices' images are columns on
         every device.
       mask_duplicates: False, as the authors: where two images share a cluster, each one's column is
         a negative of the other, with the logit of its positive. True leaves such columns out.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch.
 
@@ -93,6 +104,7 @@ def proto_nce(
 
     Reference: Li et al. 2021, arXiv 2005.04966, equation 11, second term for one m.
     """
+    (q,) = prepared(normalise, q=q)
     columns = _columns(q, clustering, axis_name)
     rows = {"id": row_ids(q.shape[0], axis_name), "cluster": clustering.assignment}
     cols = {"id": jnp.arange(columns.shape[0]), "cluster": columns}
@@ -115,6 +127,7 @@ def proto_nce(
     return mean(jnp.mean(per_row), axis_name)
 
 
+@any_mesh
 def pcl(
     q: jax.Array,
     k: jax.Array,
@@ -124,7 +137,8 @@ def pcl(
     temperature: float,
     mask_duplicates: bool = False,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """PCL: InfoNCE against a queue, plus the mean of ProtoNCE over the clusterings; alone while
     there are none.
@@ -132,8 +146,7 @@ def pcl(
     L = InfoNCE(q, k, queue; temperature) + 1/M sum_m proto_nce(q, clusterings[m])
 
     Args:
-      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all normalised by the
-        caller.
+      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all  normalised here.
       clusterings: M of them, of any sizes; empty during warm-up.
       temperature: of the instance term; the prototypes have their own (mean of each
         `concentration`, 0.2 in PCL).
@@ -145,12 +158,25 @@ def pcl(
     Reference: Li et al. 2021, arXiv 2005.04966, equation 11.
     """
     loss = queue_softmax(
-        q, k, queue, temperature=temperature, block_size=block_size, axis_name=axis_name
+        q,
+        k,
+        queue,
+        temperature=temperature,
+        block_size=block_size,
+        axis_name=axis_name,
+        normalise=normalise,
     )
     if not clusterings:
         return loss
     terms = [
-        proto_nce(q, c, mask_duplicates=mask_duplicates, block_size=block_size, axis_name=axis_name)
+        proto_nce(
+            q,
+            c,
+            mask_duplicates=mask_duplicates,
+            block_size=block_size,
+            axis_name=axis_name,
+            normalise=normalise,
+        )
         for c in clusterings
     ]
     return loss + sum(terms[1:], terms[0]) / len(terms)
@@ -187,11 +213,19 @@ class MiceTerms(NamedTuple):
     posterior: jax.Array
 
 
+@any_mesh
 def mice_logits(
-    f: jax.Array, v: jax.Array, queue: jax.Array, experts: jax.Array, *, temperature: float
+    f: jax.Array,
+    v: jax.Array,
+    queue: jax.Array,
+    experts: jax.Array,
+    *,
+    temperature: float,
+    normalise: bool = True,
 ) -> jax.Array:
     """[E, B, 1 + K] similarities of `mice` under each expert over temperature, the positive
     first."""
+    f, v = prepared(normalise, f=f, v=v)
     check_positive(temperature=temperature)
     query, v, queue = _mice_queries(f, v, queue, experts)
     positive, negative = dots("bed,bed->eb", query, v), dots("bed,ked->ebk", query, queue)
@@ -208,6 +242,7 @@ def _mice_queries(f, v, queue, experts):
     return query, *lax.stop_gradient((v, queue))
 
 
+@any_mesh
 def mice_terms(
     f: jax.Array,
     v: jax.Array,
@@ -218,39 +253,40 @@ def mice_terms(
     *,
     temperature: float,
     gate_temperature: float | None = None,
+    normalise: bool = True,
     block_size: int | None = None,
 ) -> MiceTerms:
     """What MiCE computes per image and expert; see `mice` for the arguments."""
+    f, v, g = prepared(normalise, f=f, v=v, g=g)
     sizes = check("b e d", f=f)
     check("b d", sizes, g=g)
     check("e d", sizes, gates=gates)
     check_positive(temperature=temperature, gate_temperature=gate_temperature)
     query, v, queue = _mice_queries(f, v, queue, experts)
-    log_gate = jax.nn.log_softmax(
+    log_gate = log_softmax(
         dots("bd,ed->be", g, lax.stop_gradient(gates)) / (gate_temperature or temperature), axis=1
     )
     positive = dots("bed,bed->be", query, v) / temperature
     if block_size is None:  # all experts' logits are there at once
-        block_size = side_of_tile(
-            sizes["b"] * sizes["e"] * queue.shape[0] * positive.dtype.itemsize
-        )
+        logits = sizes["b"] * sizes["e"] * queue.shape[0] // num_splits(sizes["b"], f)
+        block_size = side_of_tile(logits * positive.dtype.itemsize)
 
     def log_negatives(query, queue):
         return contrast(query, queue, scale=1 / temperature, block_size=block_size).lse
 
     negative = jax.vmap(log_negatives, in_axes=1, out_axes=1)(query, queue)
     log_likelihood = -jax.nn.softplus(negative - positive)
-    return MiceTerms(log_gate, log_likelihood, jax.nn.softmax(log_gate + log_likelihood, axis=1))
+    return MiceTerms(log_gate, log_likelihood, softmax(log_gate + log_likelihood, axis=1))
 
 
-def mice_of_terms(terms: MiceTerms, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def mice_of_terms(terms: MiceTerms, *, axis_name: AxisName = None) -> jax.Array:
     """The loss of `mice` from its terms."""
     check_axis(axis_name)
-    return -mean(
-        jnp.mean(jax.nn.logsumexp(terms.log_gate + terms.log_likelihood, axis=1)), axis_name
-    )
+    return -mean(jnp.mean(log_sum_exp(terms.log_gate + terms.log_likelihood, axis=1)), axis_name)
 
 
+@any_mesh
 def mice(
     f: jax.Array,
     v: jax.Array,
@@ -262,7 +298,8 @@ def mice(
     temperature: float,
     gate_temperature: float | None = None,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Mixture of contrastive experts: a gate picks experts, each discriminates instances around its
     own prototype.
@@ -277,11 +314,13 @@ def mice(
     Args:
       f: [B, E, D] student embedding per expert; gradient flows.
       v: [B, E, D] teacher's; queue: [K, E, D] the teacher's past ones; no gradient.
-      g: [B, D] gate embedding; gradient flows. f, v, g are normalised by the caller.
+      g: [B, D] gate embedding; gradient flows. f, v, g are normalised here.
       gates: [E, D] fixed gating prototypes w (`simplex`); no gradient.
       experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing;
         gradient flows.
       temperature: t, 1 in MiCE; gate_temperature: kappa, the same unless given.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: the side of a tile of each expert, as in `contrast`.
       axis_name: device axis that splits the batch.
 
@@ -300,10 +339,12 @@ def mice(
         temperature=temperature,
         gate_temperature=gate_temperature,
         block_size=block_size,
+        normalise=normalise,
     )
     return mice_of_terms(terms, axis_name=axis_name)
 
 
+@any_mesh
 def expert_sums(posterior: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """MiCE's prototypes, batch by batch: ([E, D] sum of v over the images each expert wins, [B] the
     winners).
@@ -318,6 +359,7 @@ def expert_sums(posterior: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Arra
     return jax.ops.segment_sum(wide(chosen), winner, sizes["e"]), winner
 
 
+@any_mesh
 def expert_prototypes(sums: jax.Array) -> jax.Array:
     """[E, D] unit prototypes from an epoch's sums; an expert that won nothing gets the zero row
     (equation 13)."""
@@ -342,14 +384,22 @@ def simplex(num_classes: int, width: int) -> jax.Array:
     )
 
 
+@any_mesh
 def label_logits(
-    f: jax.Array, memory: jax.Array, labels: jax.Array, *, temperature: float, num_labels: int
+    f: jax.Array,
+    memory: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    num_labels: int,
+    normalise: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """([B, L] mean similarity of f to the rows of each label over temperature, [L] whether a label
     has rows).
 
     The mean of similarities is the similarity to the mean row, so no [B, N] is made. Labels without
     rows read 0."""
+    (f,) = prepared(normalise, f=f)
     sizes = check("b d", f=f)
     check_integer("n", check("n d", sizes, memory=memory), labels=labels)
     check_positive(temperature=temperature)
@@ -360,16 +410,18 @@ def label_logits(
     return dots("bd,ld->bl", f, centroids) / temperature, count > 0
 
 
+@any_mesh
 def label_log_probabilities(
     logits: jax.Array, present: jax.Array, *, eps: float = 1e-6
 ) -> jax.Array:
     """[B, L] log of exp(logit) / (sum over the labels present + eps); -inf where a label has no
     rows."""
     logits = jnp.where(present[None, :], logits, -jnp.inf)
-    total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    total = log_sum_exp(logits, axis=1, keepdims=True)
     return logits - (jnp.logaddexp(total, jnp.log(eps)) if eps else total)
 
 
+@any_mesh
 def spcl(
     f: jax.Array,
     memory: jax.Array,
@@ -379,7 +431,8 @@ def spcl(
     temperature: float,
     num_labels: int,
     eps: float = 1e-6,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """SpCL: pulls an image to the mean of the stored rows of its label, pushes it from those of
     every other label.
@@ -393,11 +446,14 @@ def spcl(
     Args:
       f: [B, D] unit features; gradient flows.
       memory: [N, D] rows V before this step's update; no gradient.
-      labels: [N] label of each row, below `num_labels`; some may be empty.
+      labels: [N] label of each row, below `num_labels`; some may be empty. Rows below 0 have no
+        label: they are in no mean, and count as 0.
       ids: [B] row of each image (its class, for a source image).
       temperature: 0.05 in SpCL.
       num_labels: L, static; any upper bound serves, N at most.
       eps: the authors' guards; they cap the loss at 13.8. 0 leaves them out.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -408,8 +464,10 @@ def spcl(
     check_integer("b", check("b d", f=f), ids=ids)
     check_axis(axis_name)
     logits, present = label_logits(
-        f, memory, labels, temperature=temperature, num_labels=num_labels
+        f, memory, labels, temperature=temperature, num_labels=num_labels, normalise=normalise
     )
     log_p = label_log_probabilities(logits, present, eps=eps)
-    own = jnp.take_along_axis(log_p, jnp.asarray(labels)[ids][:, None], axis=1)[:, 0]
-    return -mean(jnp.mean(jnp.logaddexp(own, jnp.log(eps)) if eps else own), axis_name)
+    label = jnp.asarray(labels)[ids]
+    own = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
+    rows = jnp.logaddexp(own, jnp.log(jnp.asarray(eps, own.dtype))) if eps else own
+    return -mean(jnp.mean(jnp.where(label >= 0, rows, 0)), axis_name)

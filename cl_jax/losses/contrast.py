@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from cl_jax.core.axis import first_row, gather, varying
-from cl_jax.core.numerics import wide_type
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, split_over, varying
+from cl_jax.core.numerics import capped, common_type, wide_type
 from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses._streamed import streamed
 from cl_jax.losses._sums import (
@@ -50,7 +51,8 @@ def not_self(rows: Pairs, cols: Pairs) -> jax.Array:
 
 
 def same_label(rows: Pairs, cols: Pairs) -> jax.Array:
-    """[r, k] true where `label` of row and column agree."""
+    """[r, k] true where `label` of row and column agree. Rows without a label (below 0) agree with
+    each other unless `separate_unlabelled` told them apart."""
     return rows["label"][:, None] == cols["label"][None, :]
 
 
@@ -60,11 +62,23 @@ def same_example(rows: Pairs, cols: Pairs) -> jax.Array:
     return rows["example"][:, None] == cols["example"][None, :]
 
 
-def row_ids(rows: int, axis_name: str | None) -> jax.Array:
+def row_ids(rows: int, axis_name: AxisName) -> jax.Array:
     """[rows] positions of this device's rows in the global batch, when each device has `rows`."""
     return first_row(rows, axis_name) + jnp.arange(rows, dtype=jnp.int32)
 
 
+@any_mesh
+def separate_unlabelled(labels: jax.Array, axis_name: AxisName = None) -> jax.Array:
+    """[B] labels in which every row below 0, which means "no label", has a number below 0 of its
+    own, so that it shares its label with its own views alone."""
+    labels = jnp.asarray(labels)
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
+    own = -1 - row_ids(labels.shape[0], axis_name).astype(labels.dtype)
+    return jnp.where(labels < 0, own, labels)
+
+
+@any_mesh
 def contrast(
     queries: jax.Array,
     keys: jax.Array,
@@ -75,7 +89,7 @@ def contrast(
     log_weight: PairFunction | None = None,
     positive: PairFunction | None = None,
     columns: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Contrast:
@@ -140,6 +154,7 @@ def contrast(
     )
 
 
+@any_mesh
 def pair_sums(
     queries: jax.Array,
     keys: jax.Array,
@@ -148,7 +163,7 @@ def pair_sums(
     scale: Any,
     rows: Pairs | None = None,
     cols: Pairs | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -168,9 +183,11 @@ def pair_sums(
 
 
 def side_of_tile(plain_bytes: int) -> int:
-    """The block size that None stands for where the plain logits are so large: 0, the plain matrix,
-    while they fit."""
-    return 0 if plain_bytes <= PLAIN_BYTES else TILE.get(jax.default_backend(), OTHER_TILE)
+    """The block size chosen for None: 0, the plain matrix, while its logits of so many bytes fit or
+    where a symbolic batch leaves their number open; else the tile of the backend."""
+    if not isinstance(plain_bytes, int) or plain_bytes <= PLAIN_BYTES:
+        return 0
+    return TILE.get(jax.default_backend(), OTHER_TILE)
 
 
 def check_plan(plan: str, block_size: int | None) -> None:
@@ -209,8 +226,13 @@ def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block
             "column scale the rows of queries or keys."
         )
     check_axis(axis_name)
+    if axis_name is None:
+        mesh, names = split_over(sizes["r"], queries, keys)
+        # The columns' sums are divided as the columns are.
+        if names and (sizes["k"] == sizes["r"] or not pair.columns):
+            return _over_mesh(pair, queries, keys, scale, rows, cols, mesh, names, plan, block_size)
 
-    dtype = jnp.result_type(queries, keys)
+    dtype = common_type(queries, keys)
     queries, keys = jnp.asarray(queries, dtype), jnp.asarray(keys, dtype)
     if axis_name is not None and plan == "gather":
         keys, cols = gather(keys, axis_name), jax.tree.map(lambda x: gather(x, axis_name), cols)
@@ -218,6 +240,12 @@ def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block
         scale = jnp.asarray(scale, wide_type(dtype))
     queries, keys, rows, cols, scale = varying((queries, keys, rows, cols, scale))
     ring = axis_name if plan == "ring" else None
+    if block_size and not all(isinstance(n, int) for n in (*queries.shape, *keys.shape)):
+        raise ValueError(
+            f"block_size is {block_size} with {queries.shape[0]} queries and {keys.shape[0]} keys; "
+            "expected a batch of fixed size, since the number of tiles is fixed when the program "
+            "is made. Pass block_size=0, the plain matrix, to export with a symbolic batch."
+        )
     if block_size is None:
         block_size = side_of_tile(queries.shape[0] * keys.shape[0] * wide_type(dtype).itemsize)
     if ring is None and not block_size:
@@ -225,12 +253,43 @@ def _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block
     return streamed(pair, queries, keys, scale, rows, cols, ring=ring, block_size=block_size)
 
 
-def _join_columns(out: Contrast, axis_name: str) -> dict[str, jax.Array]:
+def _over_mesh(pair, queries, keys, scale, rows, cols, mesh, names, plan, block_size) -> Contrast:
+    """The sums with the rows divided over the axes `names` of a mesh; so are keys that are as many,
+    which are those of the batch. Others, such as a queue, are taken to be on every device."""
+    batch = keys.shape[0] == queries.shape[0]
+    by_row, by_column = PartitionSpec(names), PartitionSpec(names) if batch else PartitionSpec()
+    number = isinstance(scale, (int, float))
+
+    def local(queries, keys, scale_or_none, rows, cols):
+        out = _over_devices(
+            pair,
+            queries,
+            keys,
+            scale if number else scale_or_none,
+            rows,
+            cols,
+            names if batch else None,
+            plan,
+            block_size,
+        )
+        if pair.columns and plan == "gather":
+            out = out._replace(**_join_columns(out, names))
+        return out
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(by_row, by_column, PartitionSpec(), by_row, by_column),
+        out_specs=by_row,
+    )(queries, keys, None if number else jnp.asarray(scale), rows, cols)
+
+
+def _join_columns(out: Contrast, axis_name: AxisName) -> dict[str, jax.Array]:
     """This device's columns over the rows of all devices, from all columns over this device's
     rows."""
-    size = out.col_lse.shape[0] // lax.axis_size(axis_name)
+    size = out.col_lse.shape[0] // axis_size(axis_name)
     m = lax.pmax(lax.stop_gradient(out.col_lse), axis_name)
-    total = lax.psum_scatter(jnp.exp(out.col_lse - m), axis_name, tiled=True)
+    total = lax.psum_scatter(jnp.exp(capped(out.col_lse - m)), axis_name, tiled=True)
     pos = lax.psum_scatter(out.col_pos, axis_name, tiled=True)
     m = lax.dynamic_slice_in_dim(m, lax.axis_index(axis_name) * size, size)
     lse, pos, gap = finish(m, jnp.where(m > LOG_ZERO, total, 0), pos)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean, total
+from cl_jax.core.axis import AxisName, any_mesh, gather, mean, total
 from cl_jax.core.numerics import dots, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer
 from cl_jax.losses._rows import over_rows
@@ -23,6 +23,7 @@ class VICRegTerms(NamedTuple):
     std: jax.Array
 
 
+@any_mesh
 def vicreg(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -31,7 +32,7 @@ def vicreg(
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
     eps: float = 1e-4,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls two views together while every feature keeps a standard deviation of 1 and features
     stay uncorrelated over the batch.
@@ -68,14 +69,15 @@ def vicreg(
     )
 
 
+@any_mesh
 def vicreg_terms(
-    z_a: jax.Array, z_b: jax.Array, *, eps: float = 1e-4, axis_name: str | None = None
+    z_a: jax.Array, z_b: jax.Array, *, eps: float = 1e-4, axis_name: AxisName = None
 ) -> VICRegTerms:
     """The three terms of `vicreg`, of the global batch, before their weights."""
     check("b d", z_a=z_a, z_b=z_b)
     check_axis(axis_name)
     rows = _rows_of_batch(z_a, axis_name)
-    if rows < 2:
+    if isinstance(rows, int) and rows < 2:
         raise ValueError(
             "the batch has 1 row; expected 2 or more, since a variance divides by B - 1."
         )
@@ -93,16 +95,17 @@ def vicreg_terms(
     return VICRegTerms(invariance, jnp.mean(jax.nn.relu(1 - std)), covariance, std)
 
 
-def feature_covariance(z: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def feature_covariance(z: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """[D, D] covariance of the features [B, D] over the global batch, divided by B - 1."""
     check("b d", z=z)
     check_axis(axis_name)
     centred = _centred(wide(z), axis_name)
-    return total(dots("bj,bk->jk", centred, centred), axis_name) / max(
-        _rows_of_batch(z, axis_name) - 1, 1
-    )
+    others = jnp.maximum(_rows_of_batch(z, axis_name) - 1, 1)
+    return total(dots("bj,bk->jk", centred, centred), axis_name) / others
 
 
+@any_mesh
 def barlow_twins(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -111,7 +114,7 @@ def barlow_twins(
     scale: float = 1.0,
     eps: float = 1e-5,
     local_moments: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Drives the cross-correlation of two views' features to the identity matrix.
 
@@ -149,13 +152,14 @@ def barlow_twins(
     return scale * (jnp.sum(jnp.square(diagonal - 1)) + off_diagonal_weight * off_diagonal)
 
 
+@any_mesh
 def cross_correlation(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     eps: float = 1e-5,
     local_moments: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[D, D] C of `barlow_twins`: features of z_a down, those of z_b across."""
     check("b d", z_a=z_a, z_b=z_b)
@@ -164,6 +168,7 @@ def cross_correlation(
     return total(dots("bj,bk->jk", a, b), axis_name) / _rows_of_batch(z_a, axis_name)
 
 
+@any_mesh
 def w_mse(
     h: jax.Array,
     permutations: jax.Array,
@@ -172,7 +177,7 @@ def w_mse(
     eps: float = 0.0,
     normalise: bool = True,
     stop_second: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the views of an image together after each view's embeddings are whitened over groups
     of the batch, which keeps them from collapsing.
@@ -219,13 +224,14 @@ def w_mse(
     return mean(value / (views * (views - 1) / 2), axis_name)
 
 
+@any_mesh
 def whiten(
     h: jax.Array,
     permutations: jax.Array,
     *,
     group_size: int,
     eps: float = 0.0,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[T, V, B, D] embeddings of the global batch, with mean 0 and covariance I in each group of
     each view.
@@ -279,22 +285,22 @@ def draw_permutations(key: jax.Array, batch: int, iterations: int = 1) -> jax.Ar
     )
 
 
-def _rows_of_batch(z: jax.Array, axis_name: str | None) -> int:
+def _rows_of_batch(z: jax.Array, axis_name: AxisName) -> int:
     return z.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
 
 
-def _centred(z: jax.Array, axis_name: str | None) -> jax.Array:
+def _centred(z: jax.Array, axis_name: AxisName) -> jax.Array:
     return z - mean(jnp.mean(z, axis=0, keepdims=True), axis_name)
 
 
-def _standardised(z: jax.Array, eps: float, local: bool, axis_name: str | None) -> jax.Array:
+def _standardised(z: jax.Array, eps: float, local: bool, axis_name: AxisName) -> jax.Array:
     """Each feature at mean 0 and (biased) variance 1, but for eps."""
     over = None if local else axis_name
     z = _centred(z, over)
     return z * lax.rsqrt(mean(jnp.mean(z * z, axis=0, keepdims=True), over) + eps)
 
 
-def _off_diagonal(a: jax.Array, b: jax.Array, axis_name: str | None) -> jax.Array:
+def _off_diagonal(a: jax.Array, b: jax.Array, axis_name: AxisName) -> jax.Array:
     """sum_{j != k} (sum_i a_ij b_ik)^2 over the rows i of all devices.
 
     From the [D, D] products; where D is more than twice the batch from the rows' own inner
@@ -302,7 +308,8 @@ def _off_diagonal(a: jax.Array, b: jax.Array, axis_name: str | None) -> jax.Arra
     difference, which is well conditioned because such products cannot be uncorrelated.
     """
     width = a.shape[1]
-    if width <= 2 * _rows_of_batch(a, axis_name):
+    batch = _rows_of_batch(a, axis_name)
+    if not isinstance(batch, int) or width <= 2 * batch:
         products = total(dots("bj,bk->jk", a, b), axis_name)
         return jnp.sum(jnp.where(jnp.eye(width, dtype=bool), 0, jnp.square(products)))
     diagonal = total(jnp.sum(a * b, axis=0), axis_name)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import log_total, mean
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, log_total, mean
 from cl_jax.core.numerics import dots, unit
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import (
@@ -18,12 +18,13 @@ from cl_jax.losses.contrast import (
 )
 
 
+@any_mesh
 def dcl(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -61,12 +62,13 @@ def dcl(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def dcl_rows(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -74,6 +76,7 @@ def dcl_rows(
     return _sums(z_a, z_b, temperature, axis_name, plan, block_size)[0]
 
 
+@any_mesh
 def dclw(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -81,7 +84,7 @@ def dclw(
     temperature: float,
     sigma: float = 0.5,
     detach_weights: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -117,6 +120,7 @@ def dclw(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def dclw_rows(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -124,7 +128,7 @@ def dclw_rows(
     temperature: float,
     sigma: float = 0.5,
     detach_weights: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -136,8 +140,9 @@ def dclw_rows(
     return gap + (1 - weights)[None] * positive
 
 
+@any_mesh
 def dclw_weights(
-    z_a: jax.Array, z_b: jax.Array, *, sigma: float = 0.5, axis_name: str | None = None
+    z_a: jax.Array, z_b: jax.Array, *, sigma: float = 0.5, axis_name: AxisName = None
 ) -> jax.Array:
     """[B] w_i = 2 - exp(cos_i / sigma) / mean_j exp(cos_j / sigma), cos_i of the two views of
     example i: 1 on average over the global batch."""
@@ -156,8 +161,8 @@ def _sums(z_a, z_b, temperature, axis_name, plan, block_size) -> tuple[jax.Array
     check_axis(axis_name)
     check_plan(plan, block_size)
     batch = sizes["b"]
-    count = batch * (1 if axis_name is None else lax.axis_size(axis_name))
-    if count < 2:
+    count = batch * axis_size(axis_name)
+    if isinstance(count, int) and count < 2:
         raise ValueError("the batch has 1 example; expected 2 or more, for it has no negatives.")
     rows = jnp.concatenate([unit(z_a), unit(z_b)])
     example = row_ids(batch, axis_name)

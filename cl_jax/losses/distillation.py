@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean, total
+from cl_jax.core.axis import AxisName, any_mesh, mean, total
 from cl_jax.core.numerics import dots, log_softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.nce import Normalizer, cross_nce
@@ -23,6 +23,7 @@ class SoftLabels(NamedTuple):
     labels: jax.Array
 
 
+@any_mesh
 def soft_label_rows(
     student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float
 ) -> jax.Array:
@@ -34,6 +35,7 @@ def soft_label_rows(
     return -jnp.sum(target * log_softmax(student_logits, temperature), axis=1)
 
 
+@any_mesh
 def soft_labels(
     student_logits: jax.Array,
     teacher_logits: jax.Array,
@@ -42,7 +44,7 @@ def soft_labels(
     *,
     temperature: float,
     alpha: float = 1.0,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> SoftLabels:
     """SimCLR v2: the student's distribution is pulled to the teacher's, and to the labels where
     there are some.
@@ -54,8 +56,8 @@ def soft_labels(
     Args:
       student_logits: [B, C]; gradient flows.
       teacher_logits: [B, C]; no gradient.
-      labels: [B] integers, or None with alpha = 1. What unlabelled rows hold is not read.
-      labelled: [B] booleans, which rows have a label; all by default.
+      labels: [B] integers, below 0 for a row without a label; or None with alpha = 1.
+      labelled: [B] booleans, which rows have a label; by default those at or above 0.
       temperature: 0.1 for self-distillation, 1 from big to small.
       alpha: weight of the teacher; 1 is unlabelled data only, the paper's default.
       axis_name: device axis that splits the batch.
@@ -84,24 +86,27 @@ def soft_labels(
             )
         return SoftLabels(distill, distill, jnp.zeros_like(distill))
     check_integer("b", sizes, labels=labels)
-    log_p = jax.nn.log_softmax(wide(student_logits), axis=1)
+    log_p = log_softmax(student_logits)
+    labels = jnp.asarray(labels)
     labelled = jnp.ones(labels.shape, bool) if labelled is None else labelled
     if labelled.shape != labels.shape:
         raise ValueError(
             f"labelled has shape {labelled.shape}; expected that of labels, {labels.shape}."
         )
+    labelled = labelled & (labels >= 0)
     picked = jnp.take_along_axis(log_p, jnp.where(labelled, labels, 0)[:, None], axis=1)[:, 0]
     count = total(jnp.sum(labelled.astype(log_p.dtype)), axis_name)
     hard = -total(jnp.sum(jnp.where(labelled, picked, 0)), axis_name) / jnp.maximum(count, 1)
     return SoftLabels(alpha * distill + (1 - alpha) * hard, distill, hard)
 
 
+@any_mesh
 def knowledge_distillation(
     student_logits: jax.Array,
     teacher_logits: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Hinton's form: the student's softened distribution is pulled to the teacher's.
 
@@ -128,17 +133,7 @@ def knowledge_distillation(
     return temperature**2 * mean(jnp.mean(rows), axis_name)
 
 
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
-) -> jax.Array:
-    """-1/B sum_i log softmax(logits_i)_{labels_i}: [B, C] and [B] integers to nats, mean over the
-    global batch."""
-    check_integer("b", check("b c", logits=logits), labels=labels)
-    check_axis(axis_name)
-    log_p = jax.nn.log_softmax(wide(logits), axis=1)
-    return -mean(jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1)), axis_name)
-
-
+@any_mesh
 def embed(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[B, D] unit embeddings of [B, F] features by one linear layer [F, D], [D]: the head CRD gives
     both networks."""
@@ -146,6 +141,7 @@ def embed(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return unit(dots("bf,fd->bd", features, kernel) + wide(bias)[None, :])
 
 
+@any_mesh
 def crd(
     z_student: jax.Array,
     z_teacher: jax.Array,
@@ -158,7 +154,8 @@ def crd(
     momentum: float | None = None,
     eps: float = 1e-7,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
     """CRD: the student is pulled to what is stored of the teacher for the same image, and the
     teacher's head back.
@@ -200,4 +197,5 @@ def crd(
         eps=eps,
         block_size=block_size,
         axis_name=axis_name,
+        normalise=normalise,
     )

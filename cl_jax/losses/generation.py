@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean
 from cl_jax.core.numerics import unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses.contrast import allow, contrast, not_self, row_ids, same_label
+from cl_jax.losses.contrast import (
+    LOG_ZERO,
+    allow,
+    contrast,
+    not_self,
+    row_ids,
+    same_label,
+    separate_unlabelled,
+)
 
 
 class TwoC(NamedTuple):
@@ -22,6 +30,7 @@ class TwoC(NamedTuple):
     log_denominator: jax.Array
 
 
+@any_mesh
 def two_c(
     z: jax.Array,
     proxies: jax.Array,
@@ -30,7 +39,7 @@ def two_c(
     temperature: float,
     positives: str = "class",
     released_gradient: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -44,7 +53,8 @@ def two_c(
       z: [B, D] image embeddings, not normalised; gradient flows through both factors.
       proxies: [C, D] class embeddings, not normalised; gradient flows to the rows of the labels
         present. The proxies of other classes are no negatives.
-      labels: [B] integers below C.
+      labels: [B] integers below C. A row below 0 has no label: it has no proxy and no image of its
+        class, counts as 0, and stays a negative of the others.
       temperature: above 0 (1 in the paper's configurations).
       positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class"
         nothing ties a cluster of images to its own proxy, and a generator may settle on permuted
@@ -80,9 +90,10 @@ def two_c(
     loss = mean(rows.loss.mean(), axis_name)
     if not released_gradient or axis_name is None:
         return loss
-    return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / lax.axis_size(axis_name)
+    return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / axis_size(axis_name)
 
 
+@any_mesh
 def two_c_rows(
     z: jax.Array,
     proxies: jax.Array,
@@ -90,7 +101,7 @@ def two_c_rows(
     *,
     temperature: float,
     positives: str = "class",
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> TwoC:
@@ -104,8 +115,13 @@ def two_c_rows(
     check_axis(axis_name)
     # The authors' cosine keeps each norm above 1e-8.
     z, labels = unit(z, 1e-8), jnp.asarray(labels)
-    proxy = (z * unit(proxies, 1e-8)[labels]).sum(axis=1) / temperature
-    pairs = {"id": row_ids(sizes["b"], axis_name), "label": labels}
+    labelled = labels >= 0
+    own_proxy = unit(proxies, 1e-8)[jnp.maximum(labels, 0)]
+    proxy = jnp.where(labelled, (z * own_proxy).sum(axis=1) / temperature, LOG_ZERO)
+    pairs = {
+        "id": row_ids(sizes["b"], axis_name),
+        "label": separate_unlabelled(labels, axis_name),
+    }
 
     def log_sum(allowed):
         return contrast(
@@ -131,9 +147,11 @@ def two_c_rows(
     else:
         above, others = proxy, log_sum(not_self)
     # log(above + others) - log(above), with the digits of a small loss.
-    return TwoC(jax.nn.softplus(others - above), above, jnp.logaddexp(above, others))
+    loss = jnp.where(labelled, jax.nn.softplus(others - above), 0)
+    return TwoC(loss, above, jnp.logaddexp(above, others))
 
 
+@any_mesh
 def contragan_discriminator(
     d_real: jax.Array,
     d_fake: jax.Array,
@@ -144,7 +162,7 @@ def contragan_discriminator(
     temperature: float,
     weight: float,
     positives: str = "class",
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The discriminator's step: hinge_discriminator(d_real, d_fake) + weight * two_c of the real
     images.
@@ -175,6 +193,7 @@ def contragan_discriminator(
     return hinge_discriminator(d_real, d_fake, axis_name=axis_name) + weight * contrast
 
 
+@any_mesh
 def contragan_generator(
     d_fake: jax.Array,
     z_fake: jax.Array,
@@ -184,7 +203,7 @@ def contragan_generator(
     temperature: float,
     weight: float,
     positives: str = "class",
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The generator's step: hinge_generator(d_fake) + weight * two_c of the generated images and
     their sampled labels.
@@ -214,8 +233,9 @@ def contragan_generator(
     return hinge_generator(d_fake, axis_name=axis_name) + weight * contrast
 
 
+@any_mesh
 def hinge_discriminator(
-    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """Pushes the score of real images above 1 and of generated ones below -1.
 
@@ -235,7 +255,8 @@ def hinge_discriminator(
     )
 
 
-def hinge_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def hinge_generator(d_fake: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Raises the score of generated images: -mean d_fake. Scalar; gradient flows; `axis_name` as
     elsewhere."""
     check("b", d_fake=d_fake)
@@ -243,15 +264,17 @@ def hinge_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.A
     return -mean(wide(d_fake).mean(), axis_name)
 
 
+@any_mesh
 def logistic_discriminator(
-    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2
     knows nothing."""
     return _adversarial(d_real, d_fake, lambda d: jax.nn.softplus(-d), jax.nn.softplus, axis_name)
 
 
-def logistic_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def logistic_generator(d_fake: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2
     knows nothing."""
     check("b", d_fake=d_fake)
@@ -259,15 +282,17 @@ def logistic_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> ja
     return mean(jax.nn.softplus(-wide(d_fake)).mean(), axis_name)
 
 
+@any_mesh
 def least_squares_discriminator(
-    d_real: jax.Array, d_fake: jax.Array, *, axis_name: str | None = None
+    d_real: jax.Array, d_fake: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """Scores of real images to 1 and of generated ones to 0: 1/2 mean (d_real - 1)^2 + 1/2 mean
     d_fake^2."""
     return _adversarial(d_real, d_fake, lambda d: (d - 1) ** 2 / 2, lambda d: d**2 / 2, axis_name)
 
 
-def least_squares_generator(d_fake: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def least_squares_generator(d_fake: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Scores of generated images to 1: 1/2 mean (d_fake - 1)^2."""
     check("b", d_fake=d_fake)
     check_axis(axis_name)

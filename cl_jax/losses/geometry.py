@@ -1,8 +1,9 @@
 """How features lie on the sphere: alignment and uniformity (losses and metrics), tolerance,
 effective rank, hardness.
 
-The caller normalises; nothing here does. Distances are squared Euclidean, so on unit vectors d^2 =
-2 - 2 cos."""
+Features are normalised here unless `normalise=False`. Distances are squared Euclidean, so on unit
+vectors d^2 = 2 - 2 cos.
+"""
 
 import math
 from typing import NamedTuple
@@ -11,22 +12,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, log_total, mean
-from cl_jax.core.numerics import wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, log_total, mean
+from cl_jax.core.numerics import log_count, prepared, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses.contrast import contrast, not_self, row_ids
+from cl_jax.losses.contrast import contrast, not_self, row_ids, separate_unlabelled
 from cl_jax.losses.infonce import info_nce
 
 
+@any_mesh
 def alignment(
-    x: jax.Array, y: jax.Array, *, alpha: float = 2.0, axis_name: str | None = None
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    alpha: float = 2.0,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the two vectors of a positive pair together: 1/B sum_i ||x_i - y_i||^alpha.
 
     Args:
-      x, y: [B, D] unit vectors, rows paired. Gradient flows to both; it is 0 where the two
+      x, y: [B, D], rows paired. Gradient flows to both; it is 0 where the two
         coincide.
       alpha: 2 in the paper; 1 is the plain distance.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -37,6 +46,7 @@ def alignment(
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
     """
+    x, y = prepared(normalise, x=x, y=y)
     check("b d", x=x, y=y)
     check_positive(alpha=alpha)
     check_axis(axis_name)
@@ -46,13 +56,15 @@ def alignment(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def uniformity(
     x: jax.Array,
     queue: jax.Array | None = None,
     *,
     t: float = 2.0,
     intra_batch: bool = True,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -62,10 +74,12 @@ def uniformity(
     pair.
 
     Args:
-      x: [B, D] unit vectors. Gradient flows, and is finite where vectors coincide.
+      x: [B, D]. Gradient flows, and is finite where vectors coincide.
       queue: [K, D] unit vectors, constants.
       t: 2 in the paper, 3 in its MoCo variant.
       intra_batch: False leaves the pairs of the batch out, which asks for a queue.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch. The pairs are those of the global batch; the
         authors' MoCo variant takes the mean and the log on each device instead.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
@@ -82,6 +96,7 @@ def uniformity(
       (unordered distinct pairs
     in both).
     """
+    (x,) = prepared(normalise, x=x)
     sizes = check("b d", x=x)
     check_positive(t=t)
     check_axis(axis_name)
@@ -91,9 +106,9 @@ def uniformity(
             "intra_batch=True."
         )
     x = wide(x)
-    batch = sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name))
+    batch = sizes["b"] * axis_size(axis_name)
     logs, pairs = [], 0.0
-    if intra_batch and batch > 1:
+    if intra_batch and (not isinstance(batch, int) or batch > 1):
         ids = {"id": row_ids(sizes["b"], axis_name)}
         out = contrast(
             _left(x),
@@ -115,9 +130,10 @@ def uniformity(
         pairs += batch * queue.shape[0]
     if not logs:
         return mean(0.0 * jnp.sum(x), axis_name)
-    return log_total(jnp.concatenate(logs), axis_name) - math.log(pairs)
+    return log_total(jnp.concatenate(logs), axis_name) - log_count(pairs, x.dtype)
 
 
+@any_mesh
 def align_uniform(
     x: jax.Array,
     y: jax.Array,
@@ -126,7 +142,8 @@ def align_uniform(
     uniform_weight: float = 1.0,
     alpha: float = 2.0,
     t: float = 2.0,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -134,7 +151,7 @@ def align_uniform(
     uniformity(y)) / 2.
 
     Args:
-      x, y: [B, D] unit vectors, rows paired. Gradient flows to both.
+      x, y: [B, D], rows paired. Gradient flows to both.
       align_weight, uniform_weight: 1 and 1 on STL-10.
       alpha, t, axis_name, plan, block_size: as in `alignment` and `uniformity`.
 
@@ -148,12 +165,16 @@ def align_uniform(
     """
     check("b d", x=x, y=y)
     spread = [
-        uniformity(z, t=t, axis_name=axis_name, plan=plan, block_size=block_size) for z in (x, y)
+        uniformity(
+            z, t=t, axis_name=axis_name, plan=plan, block_size=block_size, normalise=normalise
+        )
+        for z in (x, y)
     ]
-    pull = alignment(x, y, alpha=alpha, axis_name=axis_name)
+    pull = alignment(x, y, alpha=alpha, axis_name=axis_name, normalise=normalise)
     return align_weight * pull + uniform_weight * (spread[0] + spread[1]) / 2
 
 
+@any_mesh
 def align_uniform_moco(
     q: jax.Array,
     k: jax.Array,
@@ -166,7 +187,8 @@ def align_uniform_moco(
     intra_batch: bool = True,
     contrast_weight: float = 0.0,
     temperature: float | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -183,6 +205,8 @@ def align_uniform_moco(
       intra_batch: False leaves the pairs of queries out of the uniformity.
       contrast_weight: weight of the contrastive term; 0 leaves it out.
       temperature: of the contrastive term, needed with it only.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name, plan, block_size: as in `uniformity`.
 
     Returns:
@@ -196,7 +220,7 @@ def align_uniform_moco(
     """
     check("k d", check("b d", q=q, k=k), queue=queue)
     k = lax.stop_gradient(k)
-    loss = align_weight * alignment(q, k, alpha=alpha, axis_name=axis_name)
+    loss = align_weight * alignment(q, k, alpha=alpha, axis_name=axis_name, normalise=normalise)
     loss += uniform_weight * uniformity(
         q,
         queue,
@@ -205,6 +229,7 @@ def align_uniform_moco(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     if isinstance(contrast_weight, (int, float)) and contrast_weight == 0:
         return loss
@@ -219,7 +244,7 @@ def align_uniform_moco(
         k,
         lax.stop_gradient(queue),
         temperature=temperature,
-        normalise=False,
+        normalise=normalise,
         axis_name=axis_name,
         block_size=block_size,
     )
@@ -235,7 +260,14 @@ class Tolerance(NamedTuple):
     num_same_class_pairs: jax.Array
 
 
-def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None = None) -> Tolerance:
+@any_mesh
+def tolerance(
+    features: jax.Array,
+    labels: jax.Array,
+    *,
+    normalise: bool = True,
+    axis_name: AxisName = None,
+) -> Tolerance:
     """How similar features of one class are, in both readings of the definition.
 
     T = mean over i != j of x_i . x_j [y_i = y_j]; its scale depends on the number of classes,
@@ -243,8 +275,10 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
     in c} x_i|^2 - sum_i |x_i|^2: no [N, N].
 
     Args:
-      features: [N, D] unit vectors. Gradient flows.
-      labels: [N] integers; any values.
+      features: [N, D]. Gradient flows.
+      labels: [N] integers; rows below 0 have no label and share a class with no other row.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the rows.
 
     Returns:
@@ -256,10 +290,12 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
 
     Reference: Wang and Liu 2021, arXiv 2012.09740, section 4.2.
     """
+    (features,) = prepared(normalise, features=features)
     sizes = check("n d", features=features)
     check_integer("n", sizes, labels=labels)
     check_axis(axis_name)
     x, labels = gather(wide(features), axis_name), gather(jnp.asarray(labels), axis_name)
+    labels = separate_unlabelled(labels)
     rows = x.shape[0]
     order = jnp.argsort(labels)
     ranked = labels[order]
@@ -269,18 +305,20 @@ def tolerance(features: jax.Array, labels: jax.Array, *, axis_name: str | None =
     sums = jax.ops.segment_sum(x[order], dense, rows)
     members = jax.ops.segment_sum(jnp.ones((rows,), jnp.int32), dense, rows)
     similar = jnp.sum(sums * sums) - jnp.sum(x * x)
-    same = jnp.sum(members.astype(x.dtype) * (members - 1))
-    pairs = rows * (rows - 1.0)
+    members = members.astype(x.dtype)
+    same = jnp.sum(members * (members - 1))
+    pairs = jnp.asarray(rows * (rows - 1.0), x.dtype)
     return Tolerance(
-        mean(similar / max(pairs, 1.0), axis_name),
+        mean(similar / jnp.maximum(pairs, 1), axis_name),
         mean(similar / jnp.maximum(same, 1), axis_name),
-        jnp.asarray(pairs, x.dtype),
+        pairs,
         mean(same, axis_name),
     )
 
 
+@any_mesh
 def effective_rank(
-    features: jax.Array, *, centre: bool = False, axis_name: str | None = None
+    features: jax.Array, *, centre: bool = False, axis_name: AxisName = None
 ) -> jax.Array:
     """How many directions the features fill: exp of the entropy of the normalised singular values.
 
@@ -322,6 +360,7 @@ class Hardness(NamedTuple):
     penalty: jax.Array
 
 
+@any_mesh
 def negative_hardness(
     similarity: jax.Array,
     positive: jax.Array,
@@ -361,9 +400,9 @@ def negative_hardness(
                 f"selected has shape {selected.shape}; expected {similarity.shape} as similarity."
             )
         negative &= selected != 0
-    probability = jax.nn.softmax(logits, axis=1, where=own | negative)
+    probability = softmax(logits, axis=1, where=own | negative)
     some = negative.any(axis=1, keepdims=True)
-    penalty = jax.nn.softmax(jnp.where(some, logits, 0.0), axis=1, where=negative | ~some)
+    penalty = softmax(jnp.where(some, logits, 0.0), axis=1, where=negative | ~some)
     return Hardness(probability, jnp.where(negative, penalty, 0.0))
 
 

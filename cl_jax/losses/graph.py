@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean, total
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, total
+from cl_jax.core.numerics import dots, prepared, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, not_self, row_ids, same_id
 
 
+@any_mesh
 def graphcl(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -21,7 +22,8 @@ def graphcl(
     temperature: float,
     include_positive: bool = False,
     symmetric: bool = False,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -37,6 +39,8 @@ def graphcl(
         authors' code.
       include_positive: True sums over j = i too: ordinary InfoNCE.
       symmetric: True averages with the direction from z_b to z_a; no released version does.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; columns come from all devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -59,10 +63,12 @@ def graphcl(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def graphcl_rows(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -70,18 +76,19 @@ def graphcl_rows(
     temperature: float,
     include_positive: bool = False,
     symmetric: bool = False,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
     """[1, B] `graphcl` of each of this device's rows; [2, B] where symmetric, the second from z_b
     to z_a."""
+    a, b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    a, b = _unit(z_a), _unit(z_b)
     ids = {"id": row_ids(sizes["b"], axis_name)}
-    alone = sizes["b"] == 1 and (axis_name is None or lax.axis_size(axis_name) == 1)
+    alone = sizes["b"] == 1 and axis_size(axis_name) == 1
 
     def direction(queries, keys):
         if alone:
@@ -102,11 +109,19 @@ def graphcl_rows(
     return jnp.stack([direction(a, b), direction(b, a)] if symmetric else [direction(a, b)])
 
 
-def cosine_logits(z_a: jax.Array, z_b: jax.Array, *, temperature: float) -> jax.Array:
+@any_mesh
+def cosine_logits(
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    temperature: float,
+    normalise: bool = True,
+) -> jax.Array:
     """[B, B] s_ij of `graphcl` on one device."""
+    a, b = prepared(normalise, z_a=z_a, z_b=z_b)
     check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
-    return dots("bd,kd->bk", _unit(z_a), _unit(z_b)) / temperature
+    return dots("bd,kd->bk", a, b) / temperature
 
 
 class Expectations(NamedTuple):
@@ -117,6 +132,7 @@ class Expectations(NamedTuple):
     negative: jax.Array
 
 
+@any_mesh
 def infograph(
     local: jax.Array,
     summary: jax.Array,
@@ -126,7 +142,7 @@ def infograph(
     beta: float = 1.0,
     tau_plus: float = 0.5,
     upweight_hard: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls nodes to the summary of their graph and pushes them from the others', by a
     Jensen-Shannon bound.
@@ -176,6 +192,7 @@ def infograph(
     return expected.negative - expected.positive
 
 
+@any_mesh
 def infograph_expectations(
     local: jax.Array,
     summary: jax.Array,
@@ -185,7 +202,7 @@ def infograph_expectations(
     beta: float = 1.0,
     tau_plus: float = 0.5,
     upweight_hard: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> Expectations:
     """The two terms of `infograph`."""
     sizes = check("n d", local=local)
@@ -208,21 +225,20 @@ def infograph_expectations(
     nodes = total(jnp.sum(real).astype(x.dtype), axis_name)
     positive = jnp.where(real[:, None] & own, x, 0.0)
     negative = jnp.where(real[:, None] & ~own, x, 0.0)
-    log2 = math.log(2)
-    e_positive = log2 - jax.nn.softplus(-positive)
-    penalty = jax.nn.softplus(negative)
-    if not hard:
-        e_negative = penalty - log2
-    else:
-        e_positive -= tau_plus / (1 - tau_plus) * jax.nn.softplus(positive)
+    e_positive, e_negative = -_softplus_less_log2(-positive), _softplus_less_log2(negative)
+    if hard:
+        own_class = tau_plus / (1 - tau_plus)
+        e_positive -= own_class * jax.nn.softplus(positive)
         if isinstance(beta, (int, float)) and beta == 0:
-            e_negative = (penalty - log2) / (1 - tau_plus)
+            e_negative = e_negative / (1 - tau_plus)
         else:
             scale = _extreme(jnp.maximum(jnp.max(negative), jnp.abs(jnp.min(negative))), axis_name)
             sign = 2.0 if upweight_hard else -2.0
             u = sign * beta * negative / jnp.where(scale > 0, scale, 1.0)
-            weight = graphs * jax.nn.softmax(u, axis=1)
-            e_negative = weight * penalty / (1 - tau_plus) - log2
+            weight = graphs * softmax(u, axis=1)
+            # w sp / (1 - tau) - log 2 with the log 2 of sp taken out of the product: the weights of
+            # a row add up to the number of its entries, whatever they are.
+            e_negative = weight * e_negative / (1 - tau_plus) + own_class * math.log(2)
     pairs = nodes * max(graphs - 1, 1)
 
     def expectation(e, count):
@@ -234,10 +250,14 @@ def infograph_expectations(
     )
 
 
-def _unit(x):
-    return unit(x).astype(x.dtype)
+def _softplus_less_log2(x: jax.Array) -> jax.Array:
+    """softplus(x) - log 2, exact near 0, where the difference would keep no digits."""
+    near = jnp.abs(x) < 2
+    y = jnp.where(near, x, 0.0)
+    close = y / 2 + jnp.log1p(2 * jnp.sinh(y / 4) ** 2)
+    return jnp.where(near, close, jax.nn.softplus(x) - math.log(2))
 
 
-def _extreme(x: jax.Array, axis_name: str | None) -> jax.Array:
+def _extreme(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """Largest over devices; pmax has no gradient."""
     return x if axis_name is None else jnp.max(lax.all_gather(x, axis_name))

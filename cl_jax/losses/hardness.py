@@ -1,7 +1,7 @@
 """Negatives by hardness: re-weighted (HCL, debiased), synthesised (MoCHi), selected (the
 temperature study).
 
-The caller normalises; nothing here does.
+Features are normalised here unless `normalise=False`; what a memory holds is taken as it is.
 """
 
 import math
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
+from cl_jax.core.numerics import dots, log_count, log_sum_exp, prepared, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
@@ -29,6 +29,7 @@ class HCLTerms(NamedTuple):
     clamped: jax.Array
 
 
+@any_mesh
 def hcl(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -37,7 +38,8 @@ def hcl(
     beta: float = 1.0,
     tau_plus: float = 0.1,
     estimator: str = "hard",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -50,13 +52,15 @@ def hcl(
     L = -1/2B sum_i log( exp(s_i+) / (exp(s_i+) + Ng_i) )
 
     Args:
-      z_a, z_b: [B, D] unit vectors, rows paired. Gradient flows through everything, the weights and
+      z_a, z_b: [B, D], rows paired. Gradient flows through everything, the weights and
         the correction included; not through Ng where it is at its floor.
       temperature: 0.5 in the paper.
       beta: concentration; 0 is the debiased loss (DCL). Used by "hard" only.
       tau_plus: the prior of the own class, in [0, 1); 0.1 in the paper.
       estimator: "hard"; "debiased", which is "hard" at beta 0; "easy", where Ng_i = sum_j
         exp(s_ij): NT-Xent.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; negatives, and N with them, come from all
         devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
@@ -84,10 +88,12 @@ def hcl(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     return mean(jnp.mean(terms.loss), axis_name)
 
 
+@any_mesh
 def hcl_terms(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -96,11 +102,13 @@ def hcl_terms(
     beta: float = 1.0,
     tau_plus: float = 0.1,
     estimator: str = "hard",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> HCLTerms:
     """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
+    z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
     check_axis(axis_name)
@@ -129,7 +137,7 @@ def hcl_terms(
             block_size=block_size,
         ).lse
 
-    count = 2 * sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name)) - 2
+    count = 2 * sizes["b"] * axis_size(axis_name) - 2
     if count == 0:
         nothing = jnp.full_like(positive, -jnp.inf)
         return HCLTerms(0.0 * positive, positive, nothing, jnp.zeros(positive.shape, bool))
@@ -147,12 +155,13 @@ def hcl_terms(
         reweighted = (
             log_negative_sum((1 + beta) / temperature)
             - log_negative_sum(beta / temperature)
-            + math.log(count)
+            + log_count(count, positive.dtype)
         )
-    floor = math.log(count) - 1 / temperature
+    floor = log_count(count, positive.dtype) - 1 / temperature
     # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not
     # positive.
-    ratio = jnp.log(jnp.asarray(tau_plus, positive.dtype)) + math.log(count) + positive - reweighted
+    log_n = log_count(count, positive.dtype)
+    ratio = jnp.log(jnp.asarray(tau_plus, positive.dtype)) + log_n + positive - reweighted
     inside = ratio < 0
     safe = jnp.where(inside, ratio, -1.0)
     # Two forms of log(1 - e^x), each exact on its side of -log 2; the other's argument is kept from
@@ -179,6 +188,7 @@ class Mixtures(NamedTuple):
     beta: jax.Array
 
 
+@any_mesh
 def draw_mixtures(
     key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int
 ) -> Mixtures:
@@ -208,6 +218,7 @@ def draw_mixtures(
     return jax.vmap(draw)(ids)
 
 
+@any_mesh
 def hardest_negatives(
     queries: jax.Array, queue: jax.Array, *, num_hard: int, block_size: int | None = None
 ) -> jax.Array:
@@ -241,7 +252,7 @@ def hardest_negatives(
         values, order = lax.top_k(values, num_hard)
         return (values, jnp.take_along_axis(index, order, axis=1)), None
 
-    dtype = jnp.promote_types(jnp.result_type(queries, queue), jnp.float32)
+    dtype = wide_type(jnp.result_type(queries, queue))
     start = (
         jnp.full((sizes["b"], num_hard), -jnp.inf, dtype),
         jnp.zeros((sizes["b"], num_hard), jnp.int32),
@@ -249,6 +260,7 @@ def hardest_negatives(
     return lax.scan(merge, start, jnp.arange(-(-sizes["k"] // block_size), dtype=jnp.int32))[0][1]
 
 
+@any_mesh
 def mix_negatives(
     queue: jax.Array, hardest: jax.Array, pairs: jax.Array, alpha: jax.Array
 ) -> jax.Array:
@@ -265,31 +277,40 @@ def mix_negatives(
     sizes = check_integer("b n", hardest=hardest)
     check("b s", check_integer("b s 2", sizes, pairs=pairs), alpha=alpha)
     left, right = (_take(queue, hardest, pairs[..., side]) for side in (0, 1))
-    return lax.stop_gradient(unit(alpha[..., None] * left + (1 - alpha[..., None]) * right))
+    alpha = wide(alpha)[..., None]
+    return lax.stop_gradient(unit(alpha * left + (1 - alpha) * right))
 
 
+@any_mesh
 def mix_with_query(
-    queries: jax.Array, queue: jax.Array, hardest: jax.Array, picks: jax.Array, beta: jax.Array
+    queries: jax.Array,
+    queue: jax.Array,
+    hardest: jax.Array,
+    picks: jax.Array,
+    beta: jax.Array,
+    *,
+    normalise: bool = True,
 ) -> jax.Array:
     """[B, u, D] MoCHi's second kind: normalise(beta q + (1 - beta) n_j) of the query and a hard
     negative; constants.
 
     Args:
-      queries: [B, D] unit vectors; the query inside the mixture is a constant too.
+      queries: [B, D]; the query inside the mixture is a constant too.
       queue: [K, D] unit vectors.
       hardest: [B, N] rows of the queue (`hardest_negatives`).
       picks: [B, u] columns of `hardest`.
       beta: [B, u] weight of the query, below 0.5 in the paper.
     """
+    (queries,) = prepared(normalise, queries=queries)
     sizes = check("b d", queries=queries)
     sizes = check_integer("b n", check("k d", sizes, queue=queue), hardest=hardest)
     check("b u", check_integer("b u", sizes, picks=picks), beta=beta)
     negative = _take(queue, hardest, picks)
-    return lax.stop_gradient(
-        unit(beta[..., None] * wide(queries)[:, None] + (1 - beta[..., None]) * negative)
-    )
+    beta = wide(beta)[..., None]
+    return lax.stop_gradient(unit(beta * wide(queries)[:, None] + (1 - beta) * negative))
 
 
+@any_mesh
 def mochi(
     q: jax.Array,
     k: jax.Array,
@@ -298,7 +319,8 @@ def mochi(
     *,
     temperature: float,
     active: bool | jax.Array = True,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls a query to its key, pushes it from the queue and from synthetic negatives of its own.
@@ -314,6 +336,8 @@ def mochi(
         along axis 1. With S = 0 the loss is MoCo's.
       temperature: 0.2 in the paper.
       active: False leaves the synthetic negatives out (the first epochs); may be traced.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; queue is the same on every device.
       block_size: the side of a tile, as in `contrast`.
 
@@ -336,12 +360,14 @@ def mochi(
                 active=active,
                 axis_name=axis_name,
                 block_size=block_size,
+                normalise=normalise,
             )
         ),
         axis_name,
     )
 
 
+@any_mesh
 def mochi_rows(
     q: jax.Array,
     k: jax.Array,
@@ -350,10 +376,12 @@ def mochi_rows(
     *,
     temperature: float,
     active: bool | jax.Array = True,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """[B] `mochi` of each of this device's rows."""
+    q, k = prepared(normalise, q=q, k=k)
     sizes = check("b d", q=q, k=k)
     check("k d", sizes, queue=queue)
     check("b s d", sizes, synthetic=synthetic)
@@ -363,19 +391,27 @@ def mochi_rows(
     positive = dots("bd,bd->b", q, k) / temperature
     negatives = contrast(q, queue, scale=1 / temperature, block_size=block_size).lse
     if synthetic.shape[1]:
-        extra = jax.nn.logsumexp(_synthetic_logits(q, synthetic, temperature), axis=1)
+        extra = log_sum_exp(_synthetic_logits(q, synthetic, temperature), axis=1)
         negatives = jnp.logaddexp(negatives, jnp.where(active, extra, -jnp.inf))
     return jax.nn.softplus(negatives - positive)
 
 
+@any_mesh
 def mochi_logits(
-    q: jax.Array, k: jax.Array, queue: jax.Array, synthetic: jax.Array, *, temperature: float
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    synthetic: jax.Array,
+    *,
+    temperature: float,
+    normalise: bool = True,
 ) -> jax.Array:
     """[B, 1 + K + S] similarities over temperature: the key, the queue, the synthetic negatives."""
+    q, k = prepared(normalise, q=q, k=k)
     check("b s d", check("b d", q=q), synthetic=synthetic)
     return jnp.concatenate(
         [
-            queue_logits(q, k, queue, temperature=temperature),
+            queue_logits(q, k, queue, temperature=temperature, normalise=False),
             _synthetic_logits(q, synthetic, temperature),
         ],
         axis=1,
@@ -390,6 +426,7 @@ class Selection(NamedTuple):
     threshold: jax.Array
 
 
+@any_mesh
 def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) -> Selection:
     """The negatives at least as similar as the `num_hard`-th of their row, all where there are
     fewer; constants.
@@ -413,24 +450,28 @@ def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) ->
     return Selection(~own & (similarity >= threshold[:, None]), threshold)
 
 
+@any_mesh
 def simple(
     queries: jax.Array,
     keys: jax.Array,
     positive: jax.Array | None = None,
     *,
     negative_weight: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the positive and pushes every negative alike: L = 1/B sum_i [ -s_ip + lambda sum_{j !=
     p} s_ij ].
 
     Args:
-      queries: [B, D] unit vectors; gradient flows.
+      queries: [B, D]; gradient flows.
       keys: with `positive`, [M, D] unit vectors, the same on every device (a bank: pass it through
         `lax.stop_gradient`, since gradient flows); without, [B, D] paired with the queries and
         gathered over devices.
       positive: [B] integers, the row of `keys` that is each query's positive.
       negative_weight: lambda.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -444,23 +485,30 @@ def simple(
     return mean(
         jnp.mean(
             simple_rows(
-                queries, keys, positive, negative_weight=negative_weight, axis_name=axis_name
+                queries,
+                keys,
+                positive,
+                negative_weight=negative_weight,
+                axis_name=axis_name,
+                normalise=normalise,
             )
         ),
         axis_name,
     )
 
 
+@any_mesh
 def simple_rows(
     queries: jax.Array,
     keys: jax.Array,
     positive: jax.Array | None = None,
     *,
     negative_weight: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[B] `simple` of each of this device's rows."""
-    keys, positive = _candidates(queries, keys, positive, axis_name)
+    queries, keys, positive = _candidates(queries, keys, positive, normalise, axis_name)
     own = dots("bd,bd->b", queries, keys[positive])
     # The sum over keys first: the negatives of all rows share it.
     return -own + negative_weight * (
@@ -468,6 +516,7 @@ def simple_rows(
     )
 
 
+@any_mesh
 def hard_simple(
     queries: jax.Array,
     keys: jax.Array,
@@ -475,7 +524,8 @@ def hard_simple(
     *,
     negative_weight: float,
     num_hard: int,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls the positive and pushes the hardest negatives alike: `simple` with the sum over
@@ -485,6 +535,8 @@ def hard_simple(
       queries, keys, positive, negative_weight, axis_name: as in `simple`.
       num_hard: negatives kept per query (4095 of a bank in the paper); the choice is constant to
         the gradient.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at
         once.
 
@@ -502,12 +554,14 @@ def hard_simple(
                 num_hard=num_hard,
                 axis_name=axis_name,
                 block_size=block_size,
+                normalise=normalise,
             )
         ),
         axis_name,
     )
 
 
+@any_mesh
 def hard_simple_rows(
     queries: jax.Array,
     keys: jax.Array,
@@ -515,11 +569,12 @@ def hard_simple_rows(
     *,
     negative_weight: float,
     num_hard: int,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """[B] `hard_simple` of each of this device's rows."""
-    keys, positive = _candidates(queries, keys, positive, axis_name)
+    queries, keys, positive = _candidates(queries, keys, positive, normalise, axis_name)
 
     def rows(q, positive):
         similarity = dots("bd,kd->bk", q, keys)
@@ -531,6 +586,7 @@ def hard_simple_rows(
     return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
 
+@any_mesh
 def hard_contrastive(
     queries: jax.Array,
     keys: jax.Array,
@@ -538,7 +594,8 @@ def hard_contrastive(
     *,
     temperature: float,
     num_hard: int | None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls the positive against the hardest negatives only, by the contrastive loss.
@@ -550,6 +607,8 @@ def hard_contrastive(
       temperature: t.
       num_hard: negatives kept per query, None for all (the ordinary loss); the choice is constant
         to the gradient.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: queries whose similarities are held at a time; None chooses by size, 0 for all at
         once.
 
@@ -572,12 +631,14 @@ def hard_contrastive(
                 num_hard=num_hard,
                 axis_name=axis_name,
                 block_size=block_size,
+                normalise=normalise,
             )
         ),
         axis_name,
     )
 
 
+@any_mesh
 def hard_contrastive_rows(
     queries: jax.Array,
     keys: jax.Array,
@@ -585,13 +646,14 @@ def hard_contrastive_rows(
     *,
     temperature: float,
     num_hard: int | None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """[B] `hard_contrastive` of each of this device's rows."""
     check_positive(temperature=temperature)
     check_plan("gather", block_size)
-    keys, positive = _candidates(queries, keys, positive, axis_name)
+    queries, keys, positive = _candidates(queries, keys, positive, normalise, axis_name)
     if num_hard is None:
         return contrast(
             queries,
@@ -608,22 +670,23 @@ def hard_contrastive_rows(
         own = jnp.take_along_axis(similarity, positive[:, None], axis=1)
         chosen = select_hard(similarity, positive, num_hard=num_hard).selected
         chosen |= jnp.arange(keys.shape[0])[None] == positive[:, None]
-        return jax.nn.logsumexp(
-            jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1
-        )
+        return log_sum_exp(jnp.where(chosen, (similarity - own) / temperature, -jnp.inf), axis=1)
 
     return over_rows(rows, queries, positive, columns=keys.shape[0], block_size=block_size)
 
 
-def _candidates(queries, keys, positive, axis_name):
+def _candidates(queries, keys, positive, normalise, axis_name):
+    """Queries, all candidates of them, and the position of each one's positive."""
     sizes = check("b d", queries=queries)
     check_axis(axis_name)
+    (queries,) = prepared(normalise, queries=queries)
     if positive is None:
         check("b d", sizes, keys=keys)
-        return jnp.asarray(gather(keys, axis_name)), row_ids(sizes["b"], axis_name)
+        (keys,) = prepared(normalise, keys=keys)
+        return queries, gather(keys, axis_name), row_ids(sizes["b"], axis_name)
     check("m d", sizes, keys=keys)
     check_integer("b", sizes, positive=positive)
-    return jnp.asarray(keys), jnp.asarray(positive)
+    return queries, jnp.asarray(keys), jnp.asarray(positive)
 
 
 def _take(queue, hardest, columns):
@@ -636,4 +699,7 @@ def _take(queue, hardest, columns):
 
 
 def _synthetic_logits(q, synthetic, temperature):
-    return dots("bd,bsd->bs", q, lax.stop_gradient(synthetic).astype(q.dtype)) / temperature
+    return (
+        dots("bd,bsd->bs", q, jnp.asarray(lax.stop_gradient(synthetic), jnp.result_type(q)))
+        / temperature
+    )

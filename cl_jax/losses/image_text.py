@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, gather, gather_own, mean
+from cl_jax.core.numerics import dots, unit_like, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import Pairs, contrast, pair_sums, row_ids, same_id
 
 
+@any_mesh
 def clip(
     image: jax.Array,
     text: jax.Array,
@@ -22,7 +23,7 @@ def clip(
     normalise: bool = True,
     local_loss: bool | None = None,
     gather_with_grad: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -77,6 +78,7 @@ def clip(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def clip_rows(
     image: jax.Array,
     text: jax.Array,
@@ -86,7 +88,7 @@ def clip_rows(
     normalise: bool = True,
     local_loss: bool | None = None,
     gather_with_grad: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -103,7 +105,7 @@ def clip_rows(
             "the authors' exchanges. Leave both out for the right gradient."
         )
     if local_loss is False and axis_name is not None:
-        exchange = gather if gather_with_grad else _gather_own
+        exchange = gather if gather_with_grad else gather_own
         u, v, axis_name = exchange(u, axis_name), exchange(v, axis_name), None
     ids = {"id": row_ids(u.shape[0], axis_name)}
 
@@ -128,6 +130,7 @@ def clip_rows(
     return jnp.stack([both.gap, both.col_gap])
 
 
+@any_mesh
 def clip_logits(
     image: jax.Array,
     text: jax.Array,
@@ -152,6 +155,7 @@ def clamp_log_scale(t: jax.Array, *, max_scale: float = 100.0) -> jax.Array:
     return jnp.minimum(t, jnp.log(jnp.asarray(max_scale, jnp.result_type(t))))
 
 
+@any_mesh
 def siglip(
     image: jax.Array,
     text: jax.Array,
@@ -161,7 +165,7 @@ def siglip(
     max_scale: float | None = None,
     negative_only: bool = False,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -205,6 +209,7 @@ def siglip(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def siglip_rows(
     image: jax.Array,
     text: jax.Array,
@@ -214,7 +219,7 @@ def siglip_rows(
     max_scale: float | None = None,
     negative_only: bool = False,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -245,11 +250,6 @@ def siglip_rows(
 
 def _scale(logit_scale, max_scale):
     check_positive(logit_scale=logit_scale, max_scale=max_scale)
-    if jnp.ndim(logit_scale):
-        raise ValueError(
-            f"logit_scale has shape {jnp.shape(logit_scale)}; expected a scalar, exp(t) of one "
-            f"learned t."
-        )
     if max_scale is None:
         return logit_scale
     scale = wide(logit_scale)
@@ -257,10 +257,4 @@ def _scale(logit_scale, max_scale):
 
 
 def _prepared(x, normalise):
-    return unit(x).astype(jnp.result_type(x)) if normalise else jnp.asarray(x)
-
-
-def _gather_own(x: jax.Array, axis_name: str) -> jax.Array:
-    """Rows of all devices of which only this device's carry gradient."""
-    every = lax.stop_gradient(gather(x, axis_name))
-    return lax.dynamic_update_slice_in_dim(every, x, lax.axis_index(axis_name) * x.shape[0], axis=0)
+    return unit_like(x) if normalise else jnp.asarray(x)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
+from cl_jax.core.numerics import dots, log_sum_exp, unit_like, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import (
     Pairs,
@@ -26,6 +26,7 @@ from cl_jax.losses.contrast import (
 )
 
 
+@any_mesh
 def nt_xent(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -33,7 +34,7 @@ def nt_xent(
     temperature: float,
     normalise: bool = True,
     sum_directions: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -73,13 +74,14 @@ def nt_xent(
     return 2 * loss if sum_directions else loss
 
 
+@any_mesh
 def nt_xent_rows(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     temperature: float,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -95,12 +97,13 @@ def nt_xent_rows(
     )
 
 
+@any_mesh
 def nt_xent_views(
     z: jax.Array,
     *,
     temperature: float,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -136,12 +139,13 @@ def nt_xent_views(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def nt_xent_views_rows(
     z: jax.Array,
     *,
     temperature: float,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -149,7 +153,7 @@ def nt_xent_views_rows(
     views, batch, _ = _check_views(z, temperature, axis_name, plan, block_size)
     rows = _prepared(z, normalise, 1e-6).reshape(views * batch, -1)
     example = row_ids(batch, axis_name)
-    count = batch if axis_name is None else batch * lax.axis_size(axis_name)
+    count = batch * axis_size(axis_name)
     ids = {
         "example": jnp.tile(example, views),
         "id": (jnp.arange(views, dtype=example.dtype)[:, None] * count + example[None, :]).reshape(
@@ -182,13 +186,14 @@ class Logits(NamedTuple):
     labels: jax.Array
 
 
+@any_mesh
 def nt_xent_logits(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     temperature: float,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> Logits:
     """This device's z_a against z_b of all devices: what contrastive accuracy is measured on. As in
     the authors' program the columns of z_a itself, which the loss has too, are left out."""
@@ -199,6 +204,7 @@ def nt_xent_logits(
     return Logits(dots("bd,kd->bk", a, b) / temperature, row_ids(sizes["b"], axis_name))
 
 
+@any_mesh
 def info_nce(
     queries: jax.Array,
     keys: jax.Array,
@@ -210,7 +216,7 @@ def info_nce(
     valid: jax.Array | None = None,
     own: jax.Array | None = None,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -270,6 +276,7 @@ def info_nce(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def info_nce_rows(
     queries: jax.Array,
     keys: jax.Array,
@@ -281,7 +288,7 @@ def info_nce_rows(
     valid: jax.Array | None = None,
     own: jax.Array | None = None,
     normalise: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -355,7 +362,7 @@ def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes
             logits = jnp.where(valid, logits, -1e30)
         if sizes["k"] == 0:
             return jnp.full(q.shape[0], -1e30, logits.dtype)
-        return jax.nn.logsumexp(logits, axis=1)
+        return log_sum_exp(logits, axis=1)
     sizes = check("k d", sizes, negatives=negatives)
     if sizes["k"] == 0:
         return jnp.full(q.shape[0], -1e30, wide(q).dtype)
@@ -382,6 +389,7 @@ def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes
     ).lse
 
 
+@any_mesh
 def moco_v3(
     q_a: jax.Array,
     q_b: jax.Array,
@@ -389,7 +397,8 @@ def moco_v3(
     k_b: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -403,6 +412,8 @@ def moco_v3(
       q_a, q_b: [B, D] predictions of two views, normalised here. Gradient flows.
       k_a, k_b: [B, D] momentum projections of the same views, normalised here. No gradient.
       temperature: 0.2 (ViT), 1.0 (ResNet-50).
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; keys of all devices are contrasted.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -425,10 +436,12 @@ def moco_v3(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     return mean(jnp.mean(jnp.sum(rows, axis=0)), axis_name)
 
 
+@any_mesh
 def moco_v3_rows(
     q_a: jax.Array,
     q_b: jax.Array,
@@ -436,7 +449,8 @@ def moco_v3_rows(
     k_b: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -452,17 +466,19 @@ def moco_v3_rows(
             axis_name=axis_name,
             plan=plan,
             block_size=block_size,
+            normalise=normalise,
         )
 
     return 2 * temperature * jnp.stack([direction(q_a, k_b), direction(q_b, k_a)])
 
 
+@any_mesh
 def n_pair(
     queries: jax.Array,
     keys: jax.Array,
     *,
     l2_weight: float = 0.0,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -535,7 +551,7 @@ def full_graph(
 
 def _prepared(x, normalise, eps=1e-12):
     """Rows as the matrix products take them: unit where asked, in their own type."""
-    return unit(x, eps).astype(jnp.result_type(x)) if normalise else jnp.asarray(x)
+    return unit_like(x, eps) if normalise else jnp.asarray(x)
 
 
 def _valid_column(rows, cols):

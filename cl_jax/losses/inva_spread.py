@@ -7,20 +7,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
-from cl_jax.core.numerics import dots, wide
+from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean
+from cl_jax.core.numerics import capped, dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan
 
 
+@any_mesh
 def inva_spread(
     z_a: jax.Array,
     z_b: jax.Array,
     *,
     temperature: float,
     negative_weight: float = 1.0,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls the two views of an instance together, pushes each other feature of the batch away by a
@@ -31,13 +33,15 @@ def inva_spread(
     L = -1/2B sum_i [ log(e_ip / d_i) + m sum_j log(1 - e_ij / d_i) ]
 
     Args:
-      z_a, z_b: [B, D] features of the two views, normalised by the caller. Gradient flows through
+      z_a, z_b: [B, D] features of the two views, normalised here. Gradient flows through
         the left factor x_i only, as in the authors' code: partners and negatives are constants, so
         this is not the gradient of the value.
       temperature: 0.1 in the paper.
       negative_weight: m, a Python number, 1 in the paper. Below 1 a probability e_ij / d_i may pass
         1, where the
         logarithm of the rest is not defined: it is then held at one rounding step below 1.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; negatives come from all devices.
       block_size: rows whose similarities are held at a time; None chooses by size, 0 for all at
         once.
@@ -56,6 +60,7 @@ def inva_spread(
     out of the sums). In place of their full row sum less log(1 - P_ip) the partner is left out of
     the sum, and the leading negative's 1 - P is summed from the other terms: finite and exact in
     float32 at temperature 0.01."""
+    z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature, negative_weight=negative_weight)
     check_plan("gather", block_size)
@@ -77,14 +82,14 @@ def inva_spread(
             negative, logits + math.log(m), jnp.where(columns == own[:, None], -jnp.inf, logits)
         )
         # A finite floor: a batch of one has no negatives and must stay free of NaN.
-        log_negatives = jax.nn.logsumexp(jnp.where(negative, weighted, -1e30), axis=1)
+        log_negatives = log_sum_exp(jnp.where(negative, weighted, -1e30), axis=1)
         log_d = jnp.logaddexp(positive, log_negatives)
         log_p = jnp.where(negative, logits - log_d[:, None], -jnp.inf)
         # 1 - P loses its digits where one negative holds nearly all of d; every other P is then
         # small.
         top = jnp.argmax(log_p, axis=1)[:, None]
         leading = negative & (columns == top)
-        log_rest = jax.nn.logsumexp(jnp.where(leading, -jnp.inf, weighted), axis=1)
+        log_rest = log_sum_exp(jnp.where(leading, -jnp.inf, weighted), axis=1)
         log_top = jnp.take_along_axis(logits, top, axis=1)[:, 0]
         below_one = 1 - jnp.finfo(logits.dtype).eps
         if m > 1:
@@ -93,8 +98,8 @@ def inva_spread(
             log_rest += jnp.log1p(
                 -jnp.minimum((1 - m) * jnp.exp(jnp.minimum(log_top - log_rest, 80.0)), below_one)
             )
-        p = jnp.where(leading, 0.0, jnp.exp(log_p))
-        spread = jnp.sum(jnp.log1p(-(p if m >= 1 else jnp.minimum(p, below_one))), axis=1)
+        p = jnp.where(leading, 0.0, jnp.exp(capped(log_p)))
+        spread = jnp.sum(jnp.log1p(-jnp.minimum(p, below_one)), axis=1)
         spread += jnp.where(leading.any(axis=1), log_rest - log_d, 0.0)
         # log d - log e_p, with the digits that the difference would lose when it is small.
         return jax.nn.softplus(log_negatives - positive) - m * spread

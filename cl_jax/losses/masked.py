@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean, total
+from cl_jax.core.axis import AxisName, any_mesh, mean, total
 from cl_jax.core.numerics import dots, log_softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_positive, check_real
 
 
+@any_mesh
 def mae(
     prediction: jax.Array,
     target: jax.Array,
     mask: jax.Array,
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Mean squared error of the predicted pixels, over hidden patches alone.
 
@@ -43,13 +44,14 @@ def mae(
     return total(jnp.sum(hidden * error), axis_name) / jnp.maximum(count, 1)
 
 
+@any_mesh
 def simmim(
     prediction: jax.Array,
     images: jax.Array,
     mask: jax.Array,
     *,
     eps: float = 1e-5,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Mean absolute error of the predicted pixels, over hidden patches alone.
 
@@ -88,6 +90,7 @@ def simmim(
     return summed / (total(jnp.sum(hidden), axis_name) + eps) / sizes["c"]
 
 
+@any_mesh
 def patchify(images: jax.Array, *, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B, L, patch * patch * C]: patches in raster order; within a patch row, then
     column, then channel, the channel fastest, as MAE has them."""
@@ -102,6 +105,7 @@ def patchify(images: jax.Array, *, patch: int) -> jax.Array:
     return jnp.swapaxes(x, 2, 3).reshape(sizes["b"], rows * columns, -1)
 
 
+@any_mesh
 def unpatchify(patches: jax.Array, *, patch: int, height: int, width: int) -> jax.Array:
     """[B, L, patch * patch * C] -> [B, height, width, C]: the inverse of `patchify`."""
     sizes = check("b l p", patches=patches)
@@ -116,6 +120,7 @@ def unpatchify(patches: jax.Array, *, patch: int, height: int, width: int) -> ja
     return jnp.swapaxes(x, 2, 3).reshape(sizes["b"], height, width, -1)
 
 
+@any_mesh
 def normalise_patches(patches: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) over the last axis, the variance divided by P - 1: MAE's
     targets. At least float32."""
@@ -126,6 +131,7 @@ def normalise_patches(patches: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     return x * lax.rsqrt(variance + eps)
 
 
+@any_mesh
 def pixel_shuffle(x: jax.Array, *, stride: int) -> jax.Array:
     """[B, h, w, C * stride^2] -> [B, h * stride, w * stride, C]: feature c * stride^2 + i * stride
     + j goes to channel c, row i, column j; the channel slowest, as in SimMIM and PyTorch."""
@@ -141,6 +147,7 @@ def pixel_shuffle(x: jax.Array, *, stride: int) -> jax.Array:
     return x.reshape(batch, height * stride, width * stride, -1)
 
 
+@any_mesh
 def ibot_patches(
     student: jax.Array,
     teacher: jax.Array,
@@ -149,7 +156,7 @@ def ibot_patches(
     *,
     student_temperature: float,
     teacher_temperature: float | jax.Array,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the student's distribution at each hidden patch to the teacher's, which saw the patch.
 
@@ -193,13 +200,14 @@ def ibot_patches(
     )
 
 
+@any_mesh
 def patch_distillation(
     student: jax.Array,
     targets: jax.Array,
     mask: jax.Array,
     *,
     student_temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """`ibot_patches` to given distributions [V, B, L, K], such as Sinkhorn codes of the hidden
     patches (DINOv2). What `targets` holds at patches that are not hidden is not read, if finite."""

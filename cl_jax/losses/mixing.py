@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean
 from cl_jax.core.numerics import dots, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
 from cl_jax.losses.contrast import contrast, row_ids
@@ -31,7 +31,7 @@ def own_share(raw: jax.Array) -> jax.Array:
     return jnp.maximum(raw, 1 - raw)
 
 
-def draw_mixup(key: jax.Array, rows: int, *, alpha: float, axis_name: str | None = None) -> Mix:
+def draw_mixup(key: jax.Array, rows: int, *, alpha: float, axis_name: AxisName = None) -> Mix:
     """A weight per example, folded Beta(alpha, alpha), and a random permutation of the global batch
     as partners.
 
@@ -59,7 +59,7 @@ def draw_cutmix(
     width: int,
     *,
     alpha: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> Mix:
     """One box for the whole batch, of area 1 - folded Beta(alpha, alpha) before clipping, and
     random partners.
@@ -110,7 +110,8 @@ def cutmix_box(
     )
 
 
-def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: AxisName = None) -> jax.Array:
     """Mixes every example with its partner: a weighted sum (MixUp), or a pasted box (CutMix) where
     `mix.box` is set.
 
@@ -153,8 +154,9 @@ def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: str | None = None) -> jax.A
     return jnp.where(inside.reshape(1, *inside.shape, *[1] * (x.ndim - 3)), other, x)
 
 
+@any_mesh
 def input_mix(
-    x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: str | None = None
+    x: jax.Array, raw: jax.Array, partners: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """Mixes every example with n others, itself keeping at least half; labels do not change.
 
@@ -191,13 +193,14 @@ def input_mix(
     return weights[0] * x + (weights[1:] * gather(x, axis_name)[partners]).sum(axis=0)
 
 
+@any_mesh
 def imix_n_pair(
     q: jax.Array,
     k: jax.Array,
     mix: Mix | None = None,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -231,6 +234,7 @@ def imix_n_pair(
     return _mixed_cross_entropy(q, k, None, mix, temperature, axis_name, plan, block_size)
 
 
+@any_mesh
 def imix_moco(
     q: jax.Array,
     k: jax.Array,
@@ -238,7 +242,7 @@ def imix_moco(
     mix: Mix | None = None,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -273,8 +277,9 @@ def imix_moco(
     )
 
 
+@any_mesh
 def imix_byol(
-    p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: str | None = None
+    p: jax.Array, k: jax.Array, mix: Mix | None = None, *, axis_name: AxisName = None
 ) -> jax.Array:
     """Pulls the prediction from a mixed input to the target's projections of both its parts, by
     their shares.
@@ -307,13 +312,14 @@ def imix_byol(
     return mean((2 - 2 * (unit(p) * target).sum(axis=1)).mean(), axis_name)
 
 
+@any_mesh
 def imix_logits(
     q: jax.Array,
     k: jax.Array,
     queue: jax.Array | None = None,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[B, B_global (+ K)] cosines over temperature: queries of this device against all keys, then
     the queue."""
@@ -375,6 +381,4 @@ def _of(mix, rows):
 def _rows(rows, axis_name):
     """Rows of the global batch, and the first of this device."""
     check_axis(axis_name)
-    return rows if axis_name is None else rows * lax.axis_size(axis_name), first_row(
-        rows, axis_name
-    )
+    return rows * axis_size(axis_name), first_row(rows, axis_name)

@@ -5,22 +5,22 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from cl_jax.core.axis import log_total, mean, total
-from cl_jax.core.numerics import dots, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, log_total, mean, total
+from cl_jax.core.numerics import dots, log_count, wide
 from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses.contrast import Pairs, allow, contrast, pair_sums, row_ids, same_example
 
 MEASURES = ("JSD", "GAN", "X2", "KL", "RKL", "H2", "W1")
 
 
+@any_mesh
 def dim_divergence(
     local: jax.Array,
     summary: jax.Array,
     *,
     measure: str = "JSD",
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -78,6 +78,7 @@ def dim_divergence(
     return total(sums.sum(), axis_name) / (images * (images - 1) * own[0].size) - positive
 
 
+@any_mesh
 def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
     """The two parts of a divergence's lower bound, elementwise: (E+ for pairs, E- for strangers);
     bound = E+ - E-.
@@ -115,12 +116,13 @@ def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
     )
 
 
+@any_mesh
 def dim_infonce(
     local: jax.Array,
     summary: jax.Array,
     *,
     own_logit: float | None = -10.0,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -160,11 +162,12 @@ def dim_infonce(
     return mean(jax.nn.softplus(log_negatives[..., None] - own).mean(), axis_name)
 
 
+@any_mesh
 def dim_donsker_varadhan(
     local: jax.Array,
     summary: jax.Array,
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -197,15 +200,16 @@ def dim_donsker_varadhan(
     flag for that."""
     own, images = _own(local, summary, axis_name, least=2)
     log_sum = log_total(_log_strangers(local, summary, axis_name, plan, block_size), axis_name)
-    return log_sum - math.log(images * (images - 1) * own[0].size) - mean(own.mean(), axis_name)
+    pairs = images * (images - 1) * own[0].size
+    return log_sum - log_count(pairs, log_sum.dtype) - mean(own.mean(), axis_name)
 
 
 def _own(local, summary, axis_name, least=1):
     """Scores of each image with itself, [B, M, L], and the number of images in the global batch."""
     check("b m d", check("b l d", local=local), summary=summary)
     check_axis(axis_name)
-    images = local.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
-    if images < least:
+    images = local.shape[0] * axis_size(axis_name)
+    if isinstance(images, int) and images < least:
         raise ValueError(
             f"The global batch has {images} image; expected at least {least}, since negatives are "
             f"other "

@@ -1,8 +1,9 @@
 """Instance discrimination against a memory: noise-contrastive estimation and softmax over a bank or
 a queue.
 
-The callers normalise. Gradient reaches the queries only: banks, queues, keys and the normaliser Z
-are constants. A bank or queue is read as it is before the step's own update.
+Features are normalised here unless `normalise=False`; a bank or queue is read as it is before the
+step's own update. Gradient reaches the queries only: banks, queues, keys and the normaliser Z are
+constants.
 """
 
 import math
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean
-from cl_jax.core.numerics import dots, wide
+from cl_jax.core.axis import AxisName, any_mesh, mean
+from cl_jax.core.numerics import dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses.contrast import contrast, same_id
 from cl_jax.losses.infonce import info_nce_rows
@@ -29,15 +30,17 @@ class Normalizer(NamedTuple):
     batches: jax.Array
 
 
-def init_normalizer(z: float | None = None, *, dtype: Any = jnp.float32) -> Normalizer:
+def init_normalizer(z: float | None = None, *, dtype: Any = None) -> Normalizer:
     """A Z that the first batch sets, or a given one; z=1 is the critic without Z of the CRD
-    paper."""
+    paper. dtype: None for JAX's default float, float64 under x64."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
     if z is None:
         return Normalizer(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
     check_positive(z=z)
     return Normalizer(jnp.log(jnp.asarray(z, dtype)), jnp.ones((), jnp.int32))
 
 
+@any_mesh
 def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) -> jax.Array:
     """Bank rows to contrast each example with: its own, then K drawn uniformly with replacement
     from all N.
@@ -64,12 +67,14 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
     return jnp.concatenate([ids[:, None].astype(jnp.int32), jax.vmap(draw)(ids)], axis=1)
 
 
+@any_mesh
 def bank_logits(
     query: jax.Array,
     bank: jax.Array,
     indices: jax.Array,
     *,
     temperature: float,
+    normalise: bool = True,
     block_size: int | None = None,
 ) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
@@ -78,6 +83,7 @@ def bank_logits(
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
     and 128 channels. With `block_size` so many columns are gathered at a time, again in the
     backward pass, and never more are held."""
+    (query,) = prepared(normalise, query=query)
     sizes = check("b d", query=query)
     check("n d", sizes, bank=bank)
     check_integer("b k", sizes, indices=indices)
@@ -97,10 +103,17 @@ def bank_logits(
     return logits.swapaxes(0, 1).reshape(padded.shape)[:, :columns] / temperature
 
 
+@any_mesh
 def queue_logits(
-    query: jax.Array, key: jax.Array, queue: jax.Array, *, temperature: float
+    query: jax.Array,
+    key: jax.Array,
+    queue: jax.Array,
+    *,
+    temperature: float,
+    normalise: bool = True,
 ) -> jax.Array:
     """[B, 1 + K]: query_i . key_i, then query_i . queue_j, over temperature."""
+    query, key = prepared(normalise, query=query, key=key)
     sizes = check("b d", query=query, key=key)
     check("k d", sizes, queue=queue)
     check_positive(temperature=temperature)
@@ -109,6 +122,7 @@ def queue_logits(
     return jnp.concatenate([positive[:, None], negative], axis=1) / temperature
 
 
+@any_mesh
 def nce_of_logits(
     logits: jax.Array,
     normalizer: Normalizer,
@@ -117,7 +131,7 @@ def nce_of_logits(
     momentum: float | None = None,
     eps: float = 1e-7,
     integer_z: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Normalizer]:
     """Noise-contrastive estimation: tells the column 0 of each row from K draws of uniform noise.
 
@@ -184,11 +198,13 @@ def nce_chance(num_negatives: int) -> float:
     return math.log1p(num_negatives) + num_negatives * math.log1p(1 / num_negatives)
 
 
+@any_mesh
 def probabilities(logits: jax.Array, normalizer: Normalizer) -> jax.Array:
     """[B, 1 + K] NCE's P = exp(logits) / Z, with the Z that `nce_of_logits` returned."""
     return jnp.exp(logits - normalizer.log_z.astype(logits.dtype))
 
 
+@any_mesh
 def nce(
     query: jax.Array,
     bank: jax.Array,
@@ -199,18 +215,21 @@ def nce(
     momentum: float | None = None,
     eps: float = 1e-7,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Normalizer]:
     """InstDisc: pulls an image to its own row of the bank, pushes it from K random rows, by NCE.
 
     `nce_of_logits` of query_i . bank[indices_ij] / temperature.
 
     Args:
-      query: [B, D] features of this step, normalised by the caller.
+      query: [B, D] features of this step, normalised here.
       bank: [N, D] rows before this step's update; no gradient. The positive is the *stored* row.
       indices: [B, 1 + K] rows of the bank, column 0 the image's own (`draw_indices`).
       normalizer, momentum, eps, axis_name: see `nce_of_logits`.
       temperature: 0.07 in InstDisc and CMC.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: see `bank_logits`.
 
     Returns:
@@ -218,12 +237,15 @@ def nce(
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
-    logits = bank_logits(query, bank, indices, temperature=temperature, block_size=block_size)
+    logits = bank_logits(
+        query, bank, indices, temperature=temperature, block_size=block_size, normalise=normalise
+    )
     return nce_of_logits(
         logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name
     )
 
 
+@any_mesh
 def cross_nce(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -236,7 +258,8 @@ def cross_nce(
     momentum: float | None = None,
     eps: float = 1e-7,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, tuple[Normalizer, Normalizer]]:
     """CMC: each view's feature is pulled to the *other* view's stored row of the same image; the
     sum of both NCEs.
@@ -244,7 +267,7 @@ def cross_nce(
     L = nce(z_a, bank_b) + nce(z_b, bank_a), with one Z each: normalizers[0] is that of z_a.
 
     Args:
-      z_a, z_b: [B, D] features of the two views, normalised by the caller.
+      z_a, z_b: [B, D] features of the two views, normalised here.
       bank_a, bank_b: [N, D] what was stored of each view; no gradient.
       indices: [B, 1 + K], shared by the two; column 0 the image's own row.
       The others as in `nce`.
@@ -262,12 +285,14 @@ def cross_nce(
         eps=eps,
         block_size=block_size,
         axis_name=axis_name,
+        normalise=normalise,
     )
     loss_a, normalizer_a = side(z_a, bank_b, indices, normalizers[0])
     loss_b, normalizer_b = side(z_b, bank_a, indices, normalizers[1])
     return loss_a + loss_b, (normalizer_a, normalizer_b)
 
 
+@any_mesh
 def queue_nce(
     query: jax.Array,
     key: jax.Array,
@@ -279,7 +304,8 @@ def queue_nce(
     momentum: float | None = None,
     eps: float = 1e-7,
     integer_z: bool = False,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Normalizer]:
     """CMC's MoCo under NCE: the positive is the fresh key, the noise the queue.
 
@@ -287,7 +313,7 @@ def queue_nce(
     queue.
 
     Args:
-      query: [B, D]; key: [B, D] and queue: [K, D] without gradient; all normalised by the caller.
+      query: [B, D]; key: [B, D] and queue: [K, D] without gradient.
       num_data: N, the size of the data set.
       The others as in `nce_of_logits`.
 
@@ -295,7 +321,7 @@ def queue_nce(
       `integer_z=True`.
     """
     return nce_of_logits(
-        queue_logits(query, key, queue, temperature=temperature),
+        queue_logits(query, key, queue, temperature=temperature, normalise=normalise),
         normalizer,
         num_data=num_data,
         momentum=momentum,
@@ -305,6 +331,7 @@ def queue_nce(
     )
 
 
+@any_mesh
 def bank_softmax(
     query: jax.Array,
     bank: jax.Array,
@@ -314,7 +341,8 @@ def bank_softmax(
     temperature: float,
     beta: float = 0.5,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls an image to its own stored row against K stored rows, by cross-entropy instead of NCE.
 
@@ -322,12 +350,14 @@ def bank_softmax(
     for it, and (1 - beta) L(query) + beta L(jigsaw).
 
     Args:
-      query: [B, D], normalised by the caller.
+      query: [B, D], normalised here.
       bank: [N, D] before the step's update; no gradient.
       indices: [B, 1 + K], column 0 the image's own row.
       jigsaw: [B, D] or None: the jigsaw query of PIRL and InfoMin for the same rows.
       temperature: 0.07 in InstDisc and CMC.
       beta: weight of the jigsaw query.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: see `bank_logits`.
       axis_name: device axis that splits the batch.
 
@@ -339,12 +369,15 @@ def bank_softmax(
     check_axis(axis_name)
 
     def one(z):
-        logits = bank_logits(z, bank, indices, temperature=temperature, block_size=block_size)
+        logits = bank_logits(
+            z, bank, indices, temperature=temperature, block_size=block_size, normalise=normalise
+        )
         return mean(jnp.mean(_cross_entropy_rows(logits)), axis_name)
 
     return _with_jigsaw(one, query, jigsaw, beta)
 
 
+@any_mesh
 def cross_bank_softmax(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -357,7 +390,8 @@ def cross_bank_softmax(
     temperature: float,
     beta: float = 0.5,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """CMC by cross-entropy: each view against the other view's bank, summed; jigsaw queries
     likewise.
@@ -377,11 +411,17 @@ def cross_bank_softmax(
     check("n d", sizes, bank_a=bank_a, bank_b=bank_b)
     check("b d", sizes, **_given(jigsaw_a=jigsaw_a, jigsaw_b=jigsaw_b))
     side = partial(
-        bank_softmax, temperature=temperature, beta=beta, block_size=block_size, axis_name=axis_name
+        bank_softmax,
+        temperature=temperature,
+        beta=beta,
+        block_size=block_size,
+        axis_name=axis_name,
+        normalise=normalise,
     )
     return side(z_a, bank_b, indices, jigsaw_a) + side(z_b, bank_a, indices, jigsaw_b)
 
 
+@any_mesh
 def full_bank_softmax(
     query: jax.Array,
     bank: jax.Array,
@@ -389,17 +429,20 @@ def full_bank_softmax(
     *,
     temperature: float,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """InstDisc without sampling: every image its own class, its stored row the class weight.
 
     L = -1/B sum_i log softmax_j(query_i . bank_j / temperature)_{ids_i}, over all N rows.
 
     Args:
-      query: [B, D], normalised by the caller.
+      query: [B, D], normalised here.
       bank: [N, D] before the step's update; no gradient.
       ids: [B] integers, each image's row.
       temperature: 0.1 for InstDisc on CIFAR-10.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch; the bank is the same on every device.
 
@@ -408,6 +451,7 @@ def full_bank_softmax(
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 2.
     """
+    (query,) = prepared(normalise, query=query)
     sizes = check("b d", query=query)
     check_integer("b", sizes, ids=ids)
     sizes = check("n d", sizes, bank=bank)
@@ -425,6 +469,7 @@ def full_bank_softmax(
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def queue_softmax(
     query: jax.Array,
     key: jax.Array,
@@ -434,7 +479,8 @@ def queue_softmax(
     temperature: float,
     beta: float = 0.5,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by
     cross-entropy.
@@ -443,11 +489,13 @@ def queue_softmax(
     beta L(jigsaw).
 
     Args:
-      query: [B, D]; jigsaw: [B, D] or None; normalised by the caller.
+      query: [B, D]; jigsaw: [B, D] or None; normalised here.
       key: [B, D] of the momentum encoder; queue: [K, D] before this step's keys enter; no gradient
         to either.
       temperature: 0.15 in InfoMin.
       beta: weight of the jigsaw query.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       block_size: the side of a tile, as in `contrast`.
       axis_name: device axis that splits the batch.
 
@@ -464,7 +512,12 @@ def queue_softmax(
         return mean(
             jnp.mean(
                 info_nce_rows(
-                    z, key, queue, temperature=temperature, normalise=False, block_size=block_size
+                    z,
+                    key,
+                    queue,
+                    temperature=temperature,
+                    normalise=normalise,
+                    block_size=block_size,
                 )
             ),
             axis_name,
@@ -473,6 +526,7 @@ def queue_softmax(
     return _with_jigsaw(one, query, jigsaw, beta)
 
 
+@any_mesh
 def cross_queue_softmax(
     q_a: jax.Array,
     q_b: jax.Array,
@@ -486,7 +540,8 @@ def cross_queue_softmax(
     temperature: float,
     beta: float = 0.5,
     block_size: int | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """CMC with two queues: each view's query meets the other view's key and queue; the sum of both.
 
@@ -508,12 +563,13 @@ def cross_queue_softmax(
         beta=beta,
         block_size=block_size,
         axis_name=axis_name,
+        normalise=normalise,
     )
     return side(q_a, k_b, queue_b, jigsaw_a) + side(q_b, k_a, queue_a, jigsaw_b)
 
 
 def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
-    local = jax.nn.logsumexp(logits) - jnp.log(logits.size)
+    local = log_sum_exp(logits) - jnp.log(logits.size)
     top = local if axis_name is None else lax.pmax(local, axis_name)
     log_z = (
         top
@@ -547,4 +603,4 @@ def _with_jigsaw(one, query, jigsaw, beta):
 
 
 def _cross_entropy_rows(logits):
-    return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
+    return log_sum_exp(logits, axis=1) - logits[:, 0]

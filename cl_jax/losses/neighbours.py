@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean
+from cl_jax.core.axis import AxisName, any_mesh, mean
 from cl_jax.core.numerics import dots, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
@@ -20,6 +20,7 @@ class Neighbours(NamedTuple):
     rows: jax.Array
 
 
+@any_mesh
 def nearest_neighbours(
     z: jax.Array,
     queue: jax.Array,
@@ -56,6 +57,7 @@ def nearest_neighbours(
     return Neighbours(index, lax.stop_gradient(queue)[index])
 
 
+@any_mesh
 def nnclr(
     p_a: jax.Array,
     p_b: jax.Array,
@@ -64,7 +66,8 @@ def nnclr(
     *,
     temperature: float,
     form: str = "rows",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -84,6 +87,8 @@ def nnclr(
         pseudo-code, solo-learn). "both": the mean with the transposed softmax over the neighbours
         (the paper's text). "nt_xent": `nt_xent` over the 2B rows of neighbours and predictions,
         which has negatives of the same kind too (lightly, temperature 0.5).
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; predictions of all devices are contrasted.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -107,10 +112,12 @@ def nnclr(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     return mean(jnp.mean(rows), axis_name)
 
 
+@any_mesh
 def nnclr_rows(
     p_a: jax.Array,
     p_b: jax.Array,
@@ -119,7 +126,8 @@ def nnclr_rows(
     *,
     temperature: float,
     form: str = "rows",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -131,6 +139,7 @@ def nnclr_rows(
         raise ValueError(f'form is {form!r}; expected "rows", "both" or "nt_xent".')
     knobs: dict[str, Any] = {
         "temperature": temperature,
+        "normalise": normalise,
         "axis_name": axis_name,
         "plan": plan,
         "block_size": block_size,

@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean
+from cl_jax.core.axis import AxisName, any_mesh, mean
 from cl_jax.core.numerics import dots, log_softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 
 
+@any_mesh
 def byol(
-    p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None
+    p_a: jax.Array,
+    p_b: jax.Array,
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    released_gradient: bool = False,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the prediction made from each view to the target's projection of the other view.
 
@@ -23,6 +30,8 @@ def byol(
         flows.
       z_a, z_b: [B, D] projections of the target network for views a and b, not normalised; no
         gradient.
+      released_gradient: a prediction shorter than 1e-6 has zero gradient; True gives it the one of
+        the authors' code, up to 1e6 times the others'.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
@@ -38,17 +47,28 @@ def byol(
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
-    return mean((byol_rows(p_a, z_b) + byol_rows(p_b, z_a)).mean(), axis_name)
+    rows = byol_rows(p_a, z_b, released_gradient=released_gradient)
+    rows += byol_rows(p_b, z_a, released_gradient=released_gradient)
+    return mean(rows.mean(), axis_name)
 
 
-def byol_rows(p: jax.Array, z: jax.Array) -> jax.Array:
+@any_mesh
+def byol_rows(p: jax.Array, z: jax.Array, *, released_gradient: bool = False) -> jax.Array:
     """One direction of `byol` per row: [B, D], [B, D] -> [B] from 0 to 4; no gradient to z."""
     check("b d", p=p, z=z)
-    return jnp.square(unit(p, 1e-6) - unit(lax.stop_gradient(z), 1e-6)).sum(axis=-1)
+    p = unit(p, 1e-6, short_gradient=released_gradient)
+    return jnp.square(p - unit(lax.stop_gradient(z), 1e-6)).sum(axis=-1)
 
 
+@any_mesh
 def simsiam(
-    p_a: jax.Array, p_b: jax.Array, z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None
+    p_a: jax.Array,
+    p_b: jax.Array,
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    released_gradient: bool = False,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the prediction made from each view to the same network's projection of the other view.
 
@@ -58,6 +78,8 @@ def simsiam(
       p_a, p_b: [B, D] predictions for views a and b, not normalised; gradient flows.
       z_a, z_b: [B, D] projections for views a and b, not normalised; no gradient *in this use*:
         through p = predictor(z) it flows, so pass z as it is.
+      released_gradient: a prediction shorter than 1e-8 has zero gradient; True gives it the one of
+        the authors' code, up to 1e8 times the others'.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
@@ -72,16 +94,21 @@ def simsiam(
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
-    return mean((simsiam_rows(p_a, z_b) + simsiam_rows(p_b, z_a)).mean() / 2, axis_name)
+    rows = simsiam_rows(p_a, z_b, released_gradient=released_gradient)
+    rows += simsiam_rows(p_b, z_a, released_gradient=released_gradient)
+    return mean(rows.mean() / 2, axis_name)
 
 
-def simsiam_rows(p: jax.Array, z: jax.Array) -> jax.Array:
+@any_mesh
+def simsiam_rows(p: jax.Array, z: jax.Array, *, released_gradient: bool = False) -> jax.Array:
     """The negative cosine of each row: [B, D], [B, D] -> [B] from -1 to 1; no gradient to z."""
     check("b d", p=p, z=z)
-    return -(unit(p, 1e-8) * unit(lax.stop_gradient(z), 1e-8)).sum(axis=-1)
+    p = unit(p, 1e-8, short_gradient=released_gradient)
+    return -(p * unit(lax.stop_gradient(z), 1e-8)).sum(axis=-1)
 
 
-def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Pulls the prediction made from each of V views to the mean of the same network's projections
     of all others.
 
@@ -116,6 +143,7 @@ def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax
     return mean(jnp.stack([simsiam_rows(p[v], others[v]) for v in range(views)]).mean(), axis_name)
 
 
+@any_mesh
 def dino(
     student: jax.Array,
     teacher: jax.Array,
@@ -123,7 +151,7 @@ def dino(
     *,
     student_temperature: float,
     teacher_temperature: float | jax.Array,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pulls the student's distribution on every view to the teacher's centred, sharpened one on
     every *other* view.
@@ -189,6 +217,7 @@ def teacher_temperature(
     return jnp.where(epoch < warmup_epochs, ramp, final)
 
 
+@any_mesh
 def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence[int]) -> jax.Array:
     """Mean of -<targets_a, log_p_v> over the batch and all pairs (a, v) of different views, what
     SwAV and DINO share.

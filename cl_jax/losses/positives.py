@@ -1,6 +1,6 @@
 """Several positives per anchor: SupCon, StableRep, KCL and its re-implementation in TSC.
 
-`stablerep` normalises; everything else leaves that to the caller.
+Features are normalised here unless `normalise=False`; what a memory holds is taken as it is.
 """
 
 from typing import NamedTuple
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import gather, mean
-from cl_jax.core.numerics import dots, unit
+from cl_jax.core.axis import AxisName, any_mesh, gather, mean
+from cl_jax.core.numerics import dots, prepared, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
 from cl_jax.losses.contrast import (
     PairFunction,
@@ -21,6 +21,7 @@ from cl_jax.losses.contrast import (
     same_example,
     same_id,
     same_label,
+    separate_unlabelled,
 )
 
 
@@ -33,6 +34,7 @@ class SupConRows(NamedTuple):
     num_positives: jax.Array
 
 
+@any_mesh
 def supcon(
     features: jax.Array,
     labels: jax.Array | None = None,
@@ -42,7 +44,8 @@ def supcon(
     base_temperature: float | None = None,
     contrast_mode: str = "all",
     summation: str = "outside",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -55,16 +58,19 @@ def supcon(
     L = temperature / base_temperature * mean_i L_i
 
     Args:
-      features: [B, V, ...] views of each example, unit over the trailing axes, which are flattened.
+      features: [B, V, ...] views of each example, flattened over the trailing axes and normalised.
         Gradient flows.
-      labels: [B] integers: rows of one label are positives of each other. Without labels and mask
-        the other views of an example are its only positives, which is NT-Xent.
+      labels: [B] integers: rows of one label are positives of each other; below 0 means no label,
+        and then an example's positives are its own other views. Without labels and mask that holds
+        for all examples, which is NT-Xent.
       mask: instead of labels, [B, N] weights >= 0: column j is a positive of example i, with this
         weight, in all views; N is the global batch, and the mask need not be symmetric. Constant.
       temperature: 0.1 in the paper.
       base_temperature: None for the formula of the paper, factor 1; the authors' code has 0.07.
       contrast_mode: "all" anchors every view, "one" the first view of each example.
       summation: "outside" the logarithm (recommended) or "inside".
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -89,10 +95,12 @@ def supcon(
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
     return _factor(temperature, base_temperature) * mean(jnp.mean(rows.loss), axis_name)
 
 
+@any_mesh
 def supcon_rows(
     features: jax.Array,
     labels: jax.Array | None = None,
@@ -101,13 +109,16 @@ def supcon_rows(
     temperature: float,
     contrast_mode: str = "all",
     summation: str = "outside",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> SupConRows:
     """The parts of `supcon` for each of this device's anchors, view-major (row = view * B +
     example), not scaled."""
-    features = _views(features, temperature, contrast_mode, summation, axis_name)
+    features = _views(
+        features, temperature, contrast_mode, summation, axis_name, normalise=normalise
+    )
     batch, views = features.shape[:2]
     anchors = views if contrast_mode == "all" else 1
     ids = row_ids(batch, axis_name)
@@ -117,11 +128,12 @@ def supcon_rows(
         )
     if labels is not None:
         check_integer("b", {"b": batch}, labels=labels)
+        labels = separate_unlabelled(labels, axis_name)
         rows, cols, positive = {"label": labels}, {"label": labels}, same_label
         count = views * _occurrences(labels, gather(labels, axis_name)) - 1
     elif mask is not None:
         every = gather(ids, axis_name)
-        mask = lax.stop_gradient(jnp.asarray(mask, jnp.result_type(mask, jnp.float32)))
+        mask = lax.stop_gradient(wide(mask))
         check("b n", {"b": batch, "n": every.shape[0]}, mask=mask)
         rows, cols, positive = {"mask": mask}, {"example": ids}, _masked
         count = (
@@ -146,12 +158,14 @@ def supcon_rows(
     )
 
 
+@any_mesh
 def stablerep(
     features: jax.Array,
     labels: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -163,8 +177,11 @@ def stablerep(
 
     Args:
       features: [B, D], normalised here (a zero row stays zero). Gradient flows.
-      labels: [B] integers, the caption of each image.
+      labels: [B] integers, the caption of each image; below 0 for an image without one, which has
+        no positive.
       temperature: 0.1 in the paper.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -180,17 +197,18 @@ def stablerep(
     as long as the batch size stays; here the labels are always this batch's.
     """
     check_integer("b", check("b d", features=features), labels=labels)
-    z = unit(features).astype(features.dtype)
     return supcon(
-        z[:, None],
+        jnp.asarray(features)[:, None],
         labels,
         temperature=temperature,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
+        normalise=normalise,
     )
 
 
+@any_mesh
 def kcl(
     q: jax.Array,
     k: jax.Array,
@@ -201,7 +219,8 @@ def kcl(
     temperature: float,
     selected: jax.Array | None = None,
     unselected: str = "negative",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls a query to its key and to a few queue entries of its class, as many for frequent
@@ -214,7 +233,7 @@ def kcl(
       q: [B, D] unit queries; gradient flows.
       k: [B, D] unit keys, constants.
       queue: [K, D] unit rows, constants.
-      labels: [B] integers.
+      labels: [B] integers; a query below 0 has no label and its key as the only positive.
       queue_labels: [K] integers, below 0 for entries not yet labelled, which are positives of none.
       temperature: 0.07 in the paper's code.
       selected: [B, K], nonzero at the positives, of those with the query's label: `draw_positives`
@@ -222,6 +241,8 @@ def kcl(
       unselected: entries of the query's class that were not selected are a "negative" (the default
         of the authors' code), or "zero": their logit is 0, and stays in the denominator as exp(0)
         (its losstype v2).
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; queue and queue_labels are the same on every
         device.
       block_size: the side of a tile, as in `contrast`.
@@ -238,6 +259,7 @@ def kcl(
       selection is what top_k
     makes of ties, neither random nor the first; the paper draws uniformly, and so does
     `draw_positives`."""
+    q, k = prepared(normalise, q=q, k=k)
     sizes = check("b d", q=q, k=k)
     sizes = check("k d", sizes, queue=queue)
     check_integer("b", sizes, labels=labels)
@@ -281,6 +303,7 @@ def kcl(
     return mean(jnp.mean(loss), axis_name)
 
 
+@any_mesh
 def kcl_in_batch(
     features: jax.Array,
     labels: jax.Array,
@@ -288,7 +311,8 @@ def kcl_in_batch(
     *,
     temperature: float,
     base_temperature: float | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -297,7 +321,8 @@ def kcl_in_batch(
 
     Args:
       features: [B, V, D] unit views. Gradient flows.
-      labels: [B] integers. A row is a positive only if it has the anchor's label.
+      labels: [B] integers. A row is a positive only if it has the anchor's label; for an anchor
+        below 0, which has no label, only its own other views are.
       selected: [V * B, V * N], nonzero at the positives, view-major both ways, N the global batch
         (`in_batch_positives`). Constant.
       temperature, base_temperature, axis_name, plan, block_size: as in `supcon`.
@@ -307,9 +332,10 @@ def kcl_in_batch(
     Reference: the CIFAR code of Li et al. 2022, "Targeted supervised contrastive learning", arXiv
       2111.13998.
     """
-    features = _views(features, temperature, "all", "outside", axis_name)
+    features = _views(features, temperature, "all", "outside", axis_name, normalise=normalise)
     batch, views = features.shape[:2]
     check_integer("b", {"b": batch}, labels=labels)
+    labels = separate_unlabelled(labels, axis_name)
     every, ids = gather(labels, axis_name), row_ids(batch, axis_name)
     size = every.shape[0]
     if selected.shape != (views * batch, views * size):
@@ -336,6 +362,7 @@ def kcl_in_batch(
     return _factor(temperature, base_temperature) * mean(jnp.mean(found.loss), axis_name)
 
 
+@any_mesh
 def same_class(labels: jax.Array, queue_labels: jax.Array) -> jax.Array:
     """[B, K] booleans: the queue entry has the row's label, and has a label at all (not below
     0)."""
@@ -343,12 +370,14 @@ def same_class(labels: jax.Array, queue_labels: jax.Array) -> jax.Array:
     return (labels[:, None] == queue_labels[None]) & (queue_labels >= 0)[None]
 
 
+@any_mesh
 def first_positives(candidates: jax.Array, *, num_positives: int) -> jax.Array:
     """[B, K] booleans: the first `num_positives` candidates of each row."""
     check_count(num_positives=num_positives)
     return (candidates != 0) & (jnp.cumsum(candidates != 0, axis=1) <= num_positives)
 
 
+@any_mesh
 def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
     """[B, K] booleans: positives drawn uniformly without replacement, one of each row's candidates
     per round.
@@ -377,6 +406,7 @@ def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
     return candidates & ~left
 
 
+@any_mesh
 def positive_draws(key: jax.Array, ids: jax.Array, *, num_positives: int) -> jax.Array:
     """[num_positives, B] uniform draws, each row's keyed by its example id: the same on any number
     of devices."""
@@ -387,14 +417,15 @@ def positive_draws(key: jax.Array, ids: jax.Array, *, num_positives: int) -> jax
     )(ids)
 
 
+@any_mesh
 def in_batch_positives(
-    labels: jax.Array, draws: jax.Array, *, num_views: int, axis_name: str | None = None
+    labels: jax.Array, draws: jax.Array, *, num_views: int, axis_name: AxisName = None
 ) -> jax.Array:
     """[V * B, V * N] booleans, view-major: the own other views, and rows of the class drawn as by
     `draw_positives`.
 
     Args:
-      labels: [B] integers.
+      labels: [B] integers, below 0 for a row without one, whose own other views are all it gets.
       draws: [rounds, V * B] uniform in [0, 1). Other views of the example are no candidates, they
         are always in.
       num_views: V.
@@ -402,6 +433,7 @@ def in_batch_positives(
     """
     sizes = check_integer("b", labels=labels)
     check_axis(axis_name)
+    labels = separate_unlabelled(labels, axis_name)
     example = row_ids(sizes["b"], axis_name)
     rows = jnp.tile(labels, num_views)
     own = jnp.tile(example, num_views)
@@ -415,6 +447,7 @@ def in_batch_positives(
     )
 
 
+@any_mesh
 def kcl_targets(selected: jax.Array) -> jax.Array:
     """[B, 1 + K] the distribution KCL's cross-entropy pulls to: even over the key (column 0) and
     the selected."""
@@ -431,7 +464,7 @@ def _factor(temperature, base_temperature):
     return temperature / base_temperature
 
 
-def _views(features, temperature, contrast_mode, summation, axis_name):
+def _views(features, temperature, contrast_mode, summation, axis_name, normalise):
     if features.ndim < 3:
         raise ValueError(
             f"features have shape {features.shape}; expected [B, V, D], the views of each example "
@@ -440,6 +473,7 @@ def _views(features, temperature, contrast_mode, summation, axis_name):
         )
     features = features.reshape(*features.shape[:2], -1)
     check("b v d", features=features)
+    (features,) = prepared(normalise, features=features)
     check_positive(temperature=temperature)
     check_axis(axis_name)
     if contrast_mode not in ("all", "one"):
@@ -451,10 +485,11 @@ def _views(features, temperature, contrast_mode, summation, axis_name):
 
 def _occurrences(labels: jax.Array, every: jax.Array) -> jax.Array:
     """How often each label occurs in `every`."""
+    if not isinstance(every.shape[0], int):  # a binary search has a fixed number of steps
+        return jnp.sum(labels[:, None] == every[None], axis=1)
     ranked = jnp.sort(every)
-    return jnp.searchsorted(ranked, labels, side="right") - jnp.searchsorted(
-        ranked, labels, side="left"
-    )
+    first, last = (jnp.searchsorted(ranked, labels, side=side) for side in ("left", "right"))
+    return last - first
 
 
 def _masked(rows: Pairs, cols: Pairs) -> jax.Array:
@@ -474,7 +509,7 @@ def _supcon(
     temperature: float,
     anchors: int,
     summation: str,
-    axis_name: str | None,
+    axis_name: AxisName,
     plan: str,
     block_size: int | None,
 ) -> SupConRows:
@@ -488,12 +523,14 @@ def _supcon(
         row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]
     ).reshape(-1)
     some = count > 0
-    count = count.astype(jnp.promote_types(features.dtype, jnp.float32))
+    count = count.astype(wide_type(features.dtype))
     share = 1 / jnp.where(some, count, 1)
     rows, cols = rows | {"id": ids[: anchors * batch], "share": share}, cols | {"id": ids}
 
     def mean_positive(rows, cols):
-        return jnp.where(same_id(rows, cols), 0, positive(rows, cols)) * rows["share"][:, None]
+        share = rows["share"][:, None]
+        weight = jnp.asarray(positive(rows, cols), share.dtype)
+        return jnp.where(same_id(rows, cols), 0, weight) * share
 
     def log_positive(rows, cols):
         p = mean_positive(rows, cols)

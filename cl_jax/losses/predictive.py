@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
-from cl_jax.core.numerics import dots, wide_type
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, num_splits
+from cl_jax.core.numerics import dots, log_sum_exp, wide_type
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_example, same_id, side_of_tile
 
@@ -22,6 +22,7 @@ class Steps(NamedTuple):
     accuracy: jax.Array
 
 
+@any_mesh
 def predictions(c: jax.Array, w: jax.Array) -> jax.Array:
     """Linear predictions of the latents of K steps: [..., C] contexts, [K, D, C] matrices -> [K,
     ..., D] of W_k c.
@@ -32,6 +33,7 @@ def predictions(c: jax.Array, w: jax.Array) -> jax.Array:
     return dots("...c,kdc->k...d", c, w)
 
 
+@any_mesh
 def cpc(
     p: jax.Array,
     z: jax.Array,
@@ -40,7 +42,7 @@ def cpc(
     scale: float = 1.0,
     common_window: bool = True,
     exclude_own: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -95,6 +97,7 @@ def cpc(
     ).loss.mean()
 
 
+@any_mesh
 def cpc_steps(
     p: jax.Array,
     z: jax.Array,
@@ -103,7 +106,7 @@ def cpc_steps(
     scale: float = 1.0,
     common_window: bool = True,
     exclude_own: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
@@ -130,6 +133,7 @@ def cpc_steps(
     return _stack(steps, axis_name)
 
 
+@any_mesh
 def cpc_logits(
     p: jax.Array,
     z: jax.Array,
@@ -137,7 +141,7 @@ def cpc_logits(
     *,
     scale: float = 1.0,
     common_window: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, ...]:
     """K arrays [B, 1+N, T-K or T-k]: the scores that `cpc` with given negatives compares, the
     positive first."""
@@ -154,6 +158,7 @@ def cpc_logits(
     return tuple(logits)
 
 
+@any_mesh
 def cpc_grid(
     p: jax.Array,
     z: jax.Array,
@@ -161,7 +166,7 @@ def cpc_grid(
     offsets: Sequence[int],
     scale: float,
     exclude_own: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
@@ -207,6 +212,7 @@ def cpc_grid(
     ).loss.mean()
 
 
+@any_mesh
 def cpc_grid_steps(
     p: jax.Array,
     z: jax.Array,
@@ -214,7 +220,7 @@ def cpc_grid_steps(
     offsets: Sequence[int],
     scale: float,
     exclude_own: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
@@ -241,6 +247,7 @@ def cpc_grid_steps(
     )
 
 
+@any_mesh
 def offset_negatives(draw_batch: jax.Array, draw_offset: jax.Array, *, length: int) -> jax.Array:
     """Positions of CPC_audio's negatives: sequence draw_batch at time (t + draw_offset) mod T; [B,
     N, W] each."""
@@ -250,6 +257,7 @@ def offset_negatives(draw_batch: jax.Array, draw_offset: jax.Array, *, length: i
     )
 
 
+@any_mesh
 def sample_negatives(
     keys: jax.Array, *, batch_size: int, length: int, window: int, num_negatives: int
 ) -> jax.Array:
@@ -287,6 +295,7 @@ def sample_negatives(
     return offset_negatives(*jax.vmap(one)(keys), length=length)
 
 
+@any_mesh
 def permuted_negatives(
     permutations: jax.Array, *, batch_size: int, length: int, step: int
 ) -> jax.Array:
@@ -362,7 +371,7 @@ def _first_of(logits, negative_at, positive_at):
     copies of itself."""
     positive, negative = logits[:, 0], logits[:, 1:]
     beaten = (negative > positive[:, None]) & (negative_at != positive_at)
-    return (jax.nn.logsumexp(logits, axis=1) - positive).mean(), 1 - beaten.any(axis=1).mean(
+    return (log_sum_exp(logits, axis=1) - positive).mean(), 1 - beaten.any(axis=1).mean(
         dtype=logits.dtype
     )
 
@@ -376,8 +385,9 @@ def _among_all(queries, z, labels, scale, exclude_own, axis_name, plan, block_si
     cols = {"id": ids, "example": ids // places}
     if block_size is None:  # the logits of all steps wait for the backward pass together
         predicted = sum(label.size for label in labels)
-        columns = keys.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
-        block_size = side_of_tile(predicted * columns * wide_type(z.dtype).itemsize)
+        columns = keys.shape[0] * axis_size(axis_name)
+        parts = num_splits(queries[0].shape[0], z)
+        block_size = side_of_tile(predicted * columns * wide_type(z.dtype).itemsize // parts)
 
     def others_and_target(rows, cols):
         return allow(~same_example(rows, cols) | same_id(rows, cols))

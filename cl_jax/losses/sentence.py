@@ -3,14 +3,14 @@ contradictions."""
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, gather_own, mean
+from cl_jax.core.numerics import dots, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import contrast, row_ids, same_id
 
 
+@any_mesh
 def simcse(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -18,7 +18,8 @@ def simcse(
     *,
     temperature: float,
     hard_negative_weight: float = 0.0,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     gather_with_grad: bool = True,
     plan: str = "gather",
     block_size: int | None = None,
@@ -38,6 +39,8 @@ def simcse(
         Gradient flows to all.
       temperature: 0.05 in the paper.
       hard_negative_weight: w = log(alpha), on a sentence's own hard negative only; 0 is alpha = 1.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; columns come from all devices.
       gather_with_grad: False is the authors' exchange: every device computes the loss of the whole
         batch with the rows of the others constant, so that the mean over devices of the gradients
@@ -59,10 +62,12 @@ def simcse(
         check("b d", sizes, hard_negatives=hard_negatives)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    a, b = _cosine(z_a), _cosine(z_b)
-    h = None if hard_negatives is None else _cosine(hard_negatives)
+    a, b = prepared(normalise, eps=1e-8, z_a=z_a, z_b=z_b)
+    h = None
+    if hard_negatives is not None:
+        (h,) = prepared(normalise, eps=1e-8, hard_negatives=hard_negatives)
     if axis_name is not None and not gather_with_grad:
-        a, b, h = jax.tree.map(lambda x: _gather_own(x, axis_name), (a, b, h))
+        a, b, h = jax.tree.map(lambda x: gather_own(x, axis_name), (a, b, h))
         axis_name = None
     ids = row_ids(a.shape[0], axis_name)
     bias = jnp.broadcast_to(jnp.asarray(hard_negative_weight, wide(a).dtype), ids.shape)
@@ -93,6 +98,7 @@ def simcse(
     return mean(jnp.mean(out.gap), axis_name)
 
 
+@any_mesh
 def simcse_logits(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -100,26 +106,19 @@ def simcse_logits(
     *,
     temperature: float,
     hard_negative_weight: float = 0.0,
+    normalise: bool = True,
 ) -> jax.Array:
     """[B, B] or, with hard negatives, [B, 2B] logits of `simcse` on one device; row i is right at
     column i."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
-    logits = dots("bd,kd->bk", _cosine(z_a), _cosine(z_b)) / temperature
+    a, b = prepared(normalise, eps=1e-8, z_a=z_a, z_b=z_b)
+    logits = dots("bd,kd->bk", a, b) / temperature
     if hard_negatives is None:
         return logits
     check("b d", sizes, hard_negatives=hard_negatives)
-    extra = dots("bd,kd->bk", _cosine(z_a), _cosine(hard_negatives)) / temperature
+    (h,) = prepared(normalise, eps=1e-8, hard_negatives=hard_negatives)
+    extra = dots("bd,kd->bk", a, h) / temperature
     return jnp.concatenate(
         [logits, extra + hard_negative_weight * jnp.eye(sizes["b"], dtype=extra.dtype)], axis=1
     )
-
-
-def _cosine(x):
-    return unit(x, 1e-8).astype(x.dtype)
-
-
-def _gather_own(x: jax.Array, axis_name: str) -> jax.Array:
-    """Rows of all devices of which only this device's carry gradient."""
-    every = lax.stop_gradient(gather(x, axis_name))
-    return lax.dynamic_update_slice_in_dim(every, x, first_row(x.shape[0], axis_name), axis=0)

@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean
-from cl_jax.core.numerics import dots
+from cl_jax.core.axis import AxisName, any_mesh, mean
+from cl_jax.core.numerics import dots, log_sum_exp, prepared
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import contrast
 
 
+@any_mesh
 def leave_one_out(
     q: jax.Array,
     k: jax.Array,
     queues: jax.Array,
     *,
     temperature: float,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """In space 0 pulls a query to a key that differs in every augmentation; in space h, to the key
@@ -32,12 +34,14 @@ def leave_one_out(
     negatives: that is what makes the space sensitive to it.
 
     Args:
-      q: [H, B, D] queries by space, normalised by the caller; gradient flows.
+      q: [H, B, D] queries by space, normalised here; gradient flows.
       k: [H, H, B, D] keys by space, then by view: k[h, j] is view j through head h; view 0 redraws
-        every augmentation, view j shares augmentation j with the query. Normalised by the caller;
+        every augmentation, view j shares augmentation j with the query. Normalised here;
         no gradient.
       queues: [H, K, D] earlier keys k[h, h] of each space, normalised; no gradient.
       temperature: above 0.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: mapped axis over which the batch (axis 1 of `q`, axis 2 of `k`) is split; the
         queues are the same on all devices.
       block_size: how the sums over the queues are computed, see `contrast`.
@@ -53,20 +57,25 @@ def leave_one_out(
       is no released
     code; the formula follows descriptions of the paper.
     """
-    rows = leave_one_out_rows(q, k, queues, temperature=temperature, block_size=block_size)
+    rows = leave_one_out_rows(
+        q, k, queues, temperature=temperature, block_size=block_size, normalise=normalise
+    )
     check_axis(axis_name)
     return mean(rows.mean(), axis_name)
 
 
+@any_mesh
 def leave_one_out_rows(
     q: jax.Array,
     k: jax.Array,
     queues: jax.Array,
     *,
     temperature: float,
+    normalise: bool = True,
     block_size: int | None = None,
 ) -> jax.Array:
     """The terms [H, B] whose mean is `leave_one_out`: by space, by row."""
+    q, k = prepared(normalise, q=q, k=k)
     sizes = check("h b d", q=q)
     check("h h b d", sizes, k=k)
     check("h n d", {"h": sizes["h"], "d": sizes["d"]}, queues=queues)
@@ -78,7 +87,7 @@ def leave_one_out_rows(
         negative = contrast(q[h], queues[h], scale=1 / temperature, block_size=block_size).lse
         if h > 0:
             others = jnp.delete(views[h], h, axis=1, assume_unique_indices=True)
-            negative = jnp.logaddexp(negative, jax.nn.logsumexp(others, axis=1))
+            negative = jnp.logaddexp(negative, log_sum_exp(others, axis=1))
         # log(e^positive + e^negative) - positive, with the digits of a small loss.
         return jax.nn.softplus(negative - views[h, :, h])
 

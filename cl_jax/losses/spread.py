@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean
 from cl_jax.core.numerics import dots, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_positive
 from cl_jax.losses._rows import over_rows
@@ -20,11 +20,12 @@ class Nearest(NamedTuple):
     distance: jax.Array
 
 
+@any_mesh
 def koleo(
     x: jax.Array,
     *,
     eps: float = 1e-8,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pushes each row of a batch from its nearest neighbour: the entropy estimate of Kozachenko and
@@ -55,11 +56,12 @@ def koleo(
     return mean(-jnp.mean(jnp.log(distance + eps)), axis_name)
 
 
+@any_mesh
 def koleo_neighbours(
     x: jax.Array,
     *,
     eps: float = 1e-8,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> Nearest:
     """The nearest other row of each of this device's rows, and its distance: what `koleo` is of."""
@@ -82,13 +84,14 @@ def koleo_neighbours(
     return Nearest(index, jnp.sqrt(jnp.sum(jnp.square(rows - keys[index] + eps), axis=-1)))
 
 
+@any_mesh
 def sigreg(
     x: jax.Array,
     directions: jax.Array,
     *,
     t_max: float = 3.0,
     num_points: int = 17,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """How far a batch is from a standard normal distribution along random directions: the mean of
@@ -110,13 +113,14 @@ def sigreg(
     )
 
 
+@any_mesh
 def sigreg_statistics(
     x: jax.Array,
     directions: jax.Array,
     *,
     t_max: float = 3.0,
     num_points: int = 17,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """The Epps-Pulley statistic of each direction: the distance of the characteristic functions of
@@ -187,6 +191,7 @@ class LeJEPATerms(NamedTuple):
     prediction: jax.Array
 
 
+@any_mesh
 def lejepa(
     z: jax.Array,
     directions: jax.Array,
@@ -195,7 +200,7 @@ def lejepa(
     weight: float = 0.05,
     t_max: float = 3.0,
     num_points: int = 17,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls all views of an image to the mean of its global views, while each view's batch is held
@@ -233,6 +238,7 @@ def lejepa(
     return weight * terms.sigreg + (1 - weight) * terms.prediction
 
 
+@any_mesh
 def lejepa_terms(
     z: jax.Array,
     directions: jax.Array,
@@ -240,7 +246,7 @@ def lejepa_terms(
     num_global: int | None = None,
     t_max: float = 3.0,
     num_points: int = 17,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> LeJEPATerms:
     """The two terms of `lejepa` before their weights."""

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import mean, total
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, mean, total
+from cl_jax.core.numerics import dots, prepared, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import contrast
 from cl_jax.losses.positives import same_class
 
 
+@any_mesh
 def tsc(
     q: jax.Array,
     k: jax.Array,
@@ -24,7 +25,8 @@ def tsc(
     temperature: float,
     target_weight: float = 0.2,
     selected: jax.Array | None = None,
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls a query to its key, to a few queue entries of its class, and to the target its class is
@@ -41,8 +43,8 @@ def tsc(
     Args:
       q: [B, D] unit queries; gradient flows.
       k: [B, D] unit keys; queue: [K, D] unit rows; constants.
-      labels: [B] integers below C; queue_labels: [K] integers, below 0 for entries not yet
-        labelled.
+      labels: [B] integers below C; queue_labels: [K] integers. Below 0 means no label: such a
+        query has its key as the only positive, and no target.
       targets: [C, D] unit vectors, constants: `simplex(C, D)` for C <= D + 1, else points of low
         `uniformity`.
       assignment: [C] integers, the target of each class. The authors match classes to targets anew
@@ -52,6 +54,8 @@ def tsc(
       target_weight: 0.2 there; 0 leaves the targets as negatives only.
       selected: [B, K], nonzero at the positives, of those with the query's label
         (`draw_positives`); None takes all.
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: device axis that splits the batch; queue, targets and assignment are the same on
         every device.
       block_size: the side of a tile, as in `contrast`.
@@ -68,6 +72,7 @@ def tsc(
     with the weights of the authors' code (its separate targets, one for each class). The first half
     of their epochs is `kcl`.
     """
+    q, k = prepared(normalise, q=q, k=k)
     sizes = check("b d", q=q, k=k)
     sizes = check("k d", sizes, queue=queue)
     sizes = check("c d", sizes, targets=targets)
@@ -86,8 +91,13 @@ def tsc(
         chosen &= selected != 0
 
     own = dots("bd,bd->b", q, k) / temperature
-    count = 2 + jnp.sum(chosen, axis=1).astype(own.dtype)
-    rows = {"chosen": chosen, "target": jnp.asarray(assignment)[labels], "share": 1 / count}
+    labels = jnp.asarray(labels)
+    labelled = (labels >= 0).astype(own.dtype)
+    picked = 1 + jnp.sum(chosen, axis=1).astype(own.dtype)  # the key and the selected
+    count = picked + labelled
+    nowhere = -1 - sizes["k"]  # the column of no target
+    target = jnp.where(labels >= 0, jnp.asarray(assignment)[jnp.maximum(labels, 0)], nowhere)
+    rows = {"chosen": chosen, "target": target, "share": 1 / count}
     cols = {"entry": jnp.arange(sizes["k"] + sizes["c"])}
 
     def positive(rows, cols):
@@ -96,9 +106,10 @@ def tsc(
             rows["chosen"][:, jnp.minimum(entry, sizes["k"] - 1)] & (entry < sizes["k"])[None, :]
         )
         target = rows["target"][:, None] == (entry - sizes["k"])[None, :]
-        return rows["share"][:, None] * (picked + target_weight * target)
+        share = rows["share"][:, None]
+        return share * (picked.astype(share.dtype) + target_weight * target.astype(share.dtype))
 
-    keys = jnp.concatenate([queue, targets.astype(queue.dtype)])
+    keys = jnp.concatenate([queue, jnp.asarray(targets, jnp.result_type(queue))])
     out = contrast(
         q,
         keys,
@@ -108,20 +119,21 @@ def tsc(
         positive=positive,
         block_size=block_size,
     )
-    weight = (count - 1 + target_weight) / count
+    weight = (picked + target_weight * labelled) / count
     # log of all logits' sum = own + softplus(others - own), which keeps the digits where the key
     # leads.
     loss = weight * jax.nn.softplus(out.lse - own) + (weight - 1 / count) * own - out.pos
     return mean(jnp.mean(loss), axis_name)
 
 
+@any_mesh
 def tsc_centroids(
     centroids: jax.Array,
     features: jax.Array,
     labels: jax.Array,
     *,
     momentum: float = 0.9,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[C, D] class centroids moved towards this batch: c <- n(momentum c + (1 - momentum) n(mean
     feature of the class)).
@@ -129,7 +141,8 @@ def tsc_centroids(
     Args:
       centroids: [C, D] unit vectors, at first random directions.
       features: [B, D] unit queries of this device. No gradient flows.
-      labels: [B] integers below C. A class that is not in the global batch keeps its centroid.
+      labels: [B] integers below C; rows below 0 have no label and do not count. A class
+        that is not in the global batch keeps its centroid.
       momentum: 0.9 in the authors' code.
       axis_name: device axis that splits the batch.
 
@@ -149,4 +162,4 @@ def tsc_centroids(
         > 0
     )
     moved = unit(momentum * wide(centroids) + (1 - momentum) * unit(sums))
-    return jnp.where(present[:, None], moved, wide(centroids)).astype(centroids.dtype)
+    return jnp.where(present[:, None], moved, wide(centroids)).astype(jnp.result_type(centroids))

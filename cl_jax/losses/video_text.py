@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean, total
-from cl_jax.core.numerics import dots, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, total
+from cl_jax.core.numerics import dots, log_softmax, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.calm import token_counts, token_log_likelihood
-from cl_jax.losses.contrast import check_plan
+from cl_jax.losses.contrast import check_plan, separate_unlabelled
 
 
 class SupportSet(NamedTuple):
@@ -25,6 +25,7 @@ class SupportSet(NamedTuple):
     entropy: jax.Array
 
 
+@any_mesh
 def support_set(
     t: jax.Array,
     v: jax.Array,
@@ -32,7 +33,8 @@ def support_set(
     *,
     temperature: float,
     support: str = "cross",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> SupportSet:
     """Mixes the videos that caption i may be written from, by how well each agrees with caption i.
 
@@ -40,15 +42,17 @@ def support_set(
     temperature
 
     Args:
-      t: [B, D] caption embeddings, normalised by the caller; gradient flows.
-      v: [B, D] video embeddings, normalised by the caller; gradient flows, through the attention
+      t: [B, D] caption embeddings, normalised here; gradient flows.
+      v: [B, D] video embeddings, normalised here; gradient flows, through the attention
         too.
-      video_id: [B] integers; captions of one video share a number, and `support="cross"` then
-        leaves out every
-        copy of the own video. Default: all videos differ.
+      video_id: [B] integers; captions of one video share a number (below 0: no video in common),
+        and `support="cross"` then leaves out every copy of the own video. Default: all
+        differ.
       temperature: above 0.
       support: "cross" (all videos but the own: the authors' proposal), "hybrid" (all), "identity"
         (the own alone).
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: mapped axis over which the batch is split; the support set is the global batch.
 
     Returns:
@@ -64,6 +68,7 @@ def support_set(
       2021.
     There is no released code: modes and temperature follow descriptions of the paper.
     """
+    t, v = prepared(normalise, t=t, v=v)
     if support not in ("cross", "hybrid", "identity"):
         raise ValueError(f"support is {support!r}; expected 'cross', 'hybrid' or 'identity'.")
     check_positive(temperature=temperature)
@@ -75,15 +80,14 @@ def support_set(
     videos = gather(v, axis_name)
     # A finite floor: a row without allowed videos must stay free of NaN in value and gradient.
     logits = jnp.where(allowed, dots("id,jd->ij", t, videos) / temperature, -1e30)
-    log_attention = jax.nn.log_softmax(logits, axis=1)
+    log_attention = log_softmax(logits, axis=1)
     attention = jnp.where(allowed, jnp.exp(log_attention), 0)
     entropy = -jnp.where(allowed, attention * log_attention, 0).sum(axis=1)
     return SupportSet(dots("ij,jd->id", attention, wide(videos)), attention, allowed, entropy)
 
 
-def caption_loss(
-    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
-) -> jax.Array:
+@any_mesh
+def caption_loss(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Cross-entropy of captions: mean over the tokens of each caption, then over captions, so that
     lengths count alike.
 
@@ -107,11 +111,14 @@ def caption_loss(
     return mean(caption_rows(logits, labels).mean(), axis_name)
 
 
+@any_mesh
 def caption_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The terms [B] whose mean is `caption_loss`."""
-    return -token_log_likelihood(logits, labels) / jnp.maximum(token_counts(labels), 1)
+    rows = token_log_likelihood(logits, labels)
+    return -rows / jnp.maximum(token_counts(labels), 1).astype(rows.dtype)
 
 
+@any_mesh
 def ranking_loss(
     t: jax.Array,
     v: jax.Array,
@@ -119,7 +126,8 @@ def ranking_loss(
     *,
     margin: float,
     reduction: str = "hardest",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """Pulls a caption's own video above every other video by a margin, and a video's own caption
@@ -129,11 +137,14 @@ def ranking_loss(
     v_i>)_+ ] over j of other videos; R is the maximum ("hardest") or the sum ("sum").
 
     Args:
-      t: [B, D] caption embeddings, normalised by the caller; gradient flows.
-      v: [B, D] video embeddings, normalised by the caller; gradient flows.
-      video_id: [B] integers; pairs of one video are no negatives. Default: all videos differ.
+      t: [B, D] caption embeddings, normalised here; gradient flows.
+      v: [B, D] video embeddings, normalised here; gradient flows.
+      video_id: [B] integers; pairs of one video are no negatives (below 0: no video in
+        common). Default: all videos differ.
       margin: the gap asked for (0.2 in VSE++ and in the paper).
       reduction: "hardest" or "sum".
+      normalise: features to unit length here; False takes them as they are. What a memory holds
+        is taken as it is.
       axis_name: mapped axis over which the batch is split; negatives come from the global batch.
       block_size: rows whose similarities are held at a time; 0 for the whole matrix, None to choose
         by size.
@@ -157,10 +168,12 @@ def ranking_loss(
         reduction=reduction,
         axis_name=axis_name,
         block_size=block_size,
+        normalise=normalise,
     )
     return mean((text + video).mean(), axis_name)
 
 
+@any_mesh
 def ranking_rows(
     t: jax.Array,
     v: jax.Array,
@@ -168,11 +181,13 @@ def ranking_rows(
     *,
     margin: float,
     reduction: str = "hardest",
-    axis_name: str | None = None,
+    normalise: bool = True,
+    axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The terms of `ranking_loss` for this device's rows: captions against videos [B], videos
     against captions [B]."""
+    t, v = prepared(normalise, t=t, v=v)
     if reduction not in ("hardest", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'hardest' or 'sum'.")
     check_plan("gather", block_size)
@@ -193,12 +208,13 @@ def ranking_rows(
     return against(t, v), against(v, t)
 
 
+@any_mesh
 def max_margin(
     similarity: jax.Array,
     *,
     margin: float,
     count_diagonal: bool = False,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The ranking loss averaged over all negatives, of a similarity that any model made.
 
@@ -228,10 +244,12 @@ def max_margin(
     hinge = jax.nn.relu(margin + s - own) + jax.nn.relu(margin + s - gather(own, axis_name).T)
     if count_diagonal:
         return total(hinge.sum(), axis_name) / (2 * columns * columns)
-    return total(jnp.where(off, hinge, 0).sum(), axis_name) / (2 * columns * max(columns - 1, 1))
+    pairs = 2 * columns * (1 if columns == 1 else columns - 1)
+    return total(jnp.where(off, hinge, 0).sum(), axis_name) / pairs
 
 
-def similarity_info_nce(similarity: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def similarity_info_nce(similarity: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """Cross-entropy of rows plus cross-entropy of columns, of a similarity that any model made
     (scaled already).
 
@@ -254,7 +272,7 @@ def similarity_info_nce(similarity: jax.Array, *, axis_name: str | None = None) 
     columns = lax.dynamic_slice_in_dim(gather(s, axis_name), rows[0], s.shape[0], axis=1).T
 
     def log_p(s):
-        return jnp.take_along_axis(jax.nn.log_softmax(s, axis=1), rows[:, None], axis=1)[:, 0]
+        return jnp.take_along_axis(log_softmax(s, axis=1), rows[:, None], axis=1)[:, 0]
 
     return -mean((log_p(s) + log_p(columns)).mean(), axis_name)
 
@@ -266,7 +284,7 @@ def _ids(t, v, video_id, axis_name):
     if video_id is None:
         return first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
     check_integer("b", sizes, video_id=video_id)
-    return jnp.asarray(video_id)
+    return separate_unlabelled(video_id, axis_name)
 
 
 def _square(similarity, axis_name):
@@ -274,7 +292,7 @@ def _square(similarity, axis_name):
     sizes = check("b n", similarity=similarity)
     check_axis(axis_name)
     rows = sizes["b"]
-    expected = rows if axis_name is None else rows * lax.axis_size(axis_name)
+    expected = rows * axis_size(axis_name)
     if sizes["n"] != expected:
         raise ValueError(
             f"similarity has shape {similarity.shape}; expected [{rows}, {expected}]: every "

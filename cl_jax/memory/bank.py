@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.axis import any_mesh
+from cl_jax.core.numerics import wide_type
 from cl_jax.core.shapes import check, check_count, check_integer
 from cl_jax.memory.prototypes import normalise
 
@@ -18,6 +20,7 @@ def init(key: jax.Array, size: int, width: int, *, dtype: Any = jnp.float32) -> 
     return jax.random.uniform(key, (size, width), dtype, -bound, bound)
 
 
+@any_mesh
 def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float) -> jax.Array:
     """Moves the rows seen: bank[i] <- normalise(momentum * bank[i] + (1 - momentum) * row).
 
@@ -41,7 +44,7 @@ def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float)
     sizes = check("n d", bank=bank)
     check_integer("b", check("b d", sizes, rows=rows), ids=ids)
     bank, ids = jnp.asarray(bank), jnp.asarray(ids)
-    wide = jnp.promote_types(bank.dtype, jnp.float32)
+    wide = wide_type(bank.dtype)
     old, rows = bank[ids].astype(wide), jnp.asarray(lax.stop_gradient(rows), wide)
     moved = normalise(momentum * old + (1 - momentum) * rows).astype(bank.dtype)
     # A scatter's order over equal indices is undefined, so all but the last are sent out of range
@@ -49,6 +52,7 @@ def update(bank: jax.Array, rows: jax.Array, ids: jax.Array, *, momentum: float)
     return bank.at[jnp.where(is_last(ids), ids, sizes["n"])].set(moved, mode="drop")
 
 
+@any_mesh
 def is_last(ids: jax.Array) -> jax.Array:
     """[B] booleans: whether no later entry has the same id."""
     order = jnp.argsort(ids, stable=True)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.axis import AxisName, any_mesh
+from cl_jax.core.numerics import wide_type
 from cl_jax.core.shapes import check, check_axis
 
 
@@ -15,8 +17,9 @@ def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.zeros((num_prototypes,), dtype)
 
 
+@any_mesh
 def update(
-    centre: jax.Array, teacher_logits: jax.Array, *, momentum: float, axis_name: str | None = None
+    centre: jax.Array, teacher_logits: jax.Array, *, momentum: float, axis_name: AxisName = None
 ) -> jax.Array:
     """centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits, after the loss
     has used the old one.
@@ -35,7 +38,7 @@ def update(
     """
     check("... k", check("k", centre=centre), teacher_logits=teacher_logits)
     check_axis(axis_name)
-    wide = jnp.promote_types(centre.dtype, jnp.float32)
+    wide = wide_type(centre.dtype)
     mean = lax.stop_gradient(teacher_logits).astype(wide).reshape(-1, centre.shape[0]).mean(0)
     if axis_name is not None:
         mean = lax.pmean(mean, axis_name)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.axis import AxisName, any_mesh
 from cl_jax.core.shapes import check, check_axis
 
 
@@ -19,7 +20,8 @@ def init(num_crops: int, length: int, width: int, *, dtype: Any = jnp.float32) -
     return jnp.zeros((num_crops, length, width), dtype)
 
 
-def push(queue: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+@any_mesh
+def push(queue: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """The queue with this step's features in front and the oldest dropped.
 
     Args:
@@ -47,6 +49,7 @@ def push(queue: jax.Array, z: jax.Array, *, axis_name: str | None = None) -> jax
     return jnp.concatenate([z, queue], axis=1)[:, : queue.shape[1]]
 
 
+@any_mesh
 def filled(queue: jax.Array) -> jax.Array:
     """[A] booleans: the oldest row is non-zero, from when on SwAV's codes use the queue."""
     check("a l d", queue=queue)

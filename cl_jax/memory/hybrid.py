@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.axis import any_mesh
 from cl_jax.core.shapes import check, check_integer
 from cl_jax.memory.prototypes import normalise
 
@@ -29,6 +30,7 @@ def init(features: jax.Array, labels: jax.Array | None = None) -> HybridMemory:
     return HybridMemory(normalise(features), jnp.asarray(labels))
 
 
+@any_mesh
 def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
     """[C, D] mean feature of each class; a class without a member gets the zero row."""
     check_integer("n", check("n d", features=features), labels=labels)
@@ -36,6 +38,7 @@ def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> jax
     return jax.ops.segment_sum(features, labels, num_classes) / jnp.maximum(count, 1)[:, None]
 
 
+@any_mesh
 def update(
     memory: HybridMemory, rows: jax.Array, ids: jax.Array, *, momentum: float, chain: bool = True
 ) -> HybridMemory:

@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from cl_jax.core.axis import any_mesh
+from cl_jax.core.numerics import unit
 from cl_jax.core.shapes import check_count, check_real
 
 
@@ -15,13 +16,12 @@ def init(key: jax.Array, num_prototypes: int, width: int, *, dtype: Any = jnp.fl
     return normalise(jax.random.normal(key, (num_prototypes, width), dtype))
 
 
+@any_mesh
 def normalise(rows: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Array:
-    """rows / max(||rows||, eps) along `axis`; a zero row stays zero, with the finite gradient of
-    rows / eps.
+    """rows / max(||rows||, eps) along `axis`, in the type of `rows`; a row shorter than eps has
+    zero gradient (`cl_jax.core.numerics.unit`).
 
     SwAV projects its prototypes with it after every optimiser step (`axis=0` for a kernel of shape
     [D, K])."""
     check_real(rows=rows)
-    wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    square = jnp.sum(wide * wide, axis=axis, keepdims=True)
-    return (wide * lax.rsqrt(jnp.maximum(square, eps * eps))).astype(rows.dtype)
+    return unit(rows, eps, axis=axis).astype(rows.dtype)

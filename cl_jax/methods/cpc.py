@@ -72,7 +72,7 @@ class Network(nn.Module):
                 (self.steps, z.shape[-1], c.shape[-1]),
                 jnp.float32,
             )
-            p.append(jnp.moveaxis(losses.predictions(c, w), 0, 1))
+            p.append(jnp.moveaxis(losses.predictive.predictions(c, w), 0, 1))
             contexts.append(c.mean((1, 2)))
         features = {"h": encoded.mean((1, 2)), "context": jnp.concatenate(contexts, axis=1)}
         return (jnp.stack(p, axis=1), z), features
@@ -125,7 +125,7 @@ def make(
       starts.
     context_blocks, context_width: see `RowContext`.
     exclude_own: leaves out the image's own other patches as negatives. block_size: see
-      `losses.cpc_grid`.
+      `losses.predictive.cpc_grid`.
 
     Gradient flows to positives and negatives. "h" is the mean encoding over patches, "context" that
     of the contexts of all directions. An encoder without batch norm keeps the patches of an image
@@ -201,7 +201,7 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         found = [
-            losses.cpc_grid_steps(
+            losses.predictive.cpc_grid_steps(
                 jnp.moveaxis(outputs["p"][:, i], 1, 0),
                 facing(outputs["z"], direction),
                 offsets=offsets,

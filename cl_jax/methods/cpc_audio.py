@@ -42,7 +42,7 @@ class Network(nn.Module):
             (self.steps, z.shape[-1], c.shape[-1]),
             jnp.float32,
         )
-        p = jnp.moveaxis(losses.predictions(c, w), 0, 1)
+        p = jnp.moveaxis(losses.predictive.predictions(c, w), 0, 1)
         return (p, z), {"h": c.mean(1), "z": z.mean(1), "last": c[:, -1]}
 
 
@@ -132,7 +132,7 @@ def over_sequences(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         z = outputs["z"]
-        found = losses.cpc_steps(
+        found = losses.predictive.cpc_steps(
             jnp.moveaxis(outputs["p"], 1, 0),
             z,
             scale=scale,
@@ -152,7 +152,9 @@ def over_sequences(
 
     def ahead(state: State, batch: Batch) -> jax.Array:
         found = predictions(state, batch)
-        one = jax.vmap(lambda p, z: losses.cpc_steps(p[:, None], z[None], scale=scale).accuracy)
+        one = jax.vmap(
+            lambda p, z: losses.predictive.cpc_steps(p[:, None], z[None], scale=scale).accuracy
+        )
         return one(found["p"], found["z"])
 
     return from_loss(

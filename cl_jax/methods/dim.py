@@ -113,7 +113,7 @@ def make(
 
     alpha, beta, gamma: the paper's DIM(L) is 0, 1, 0.1; DIM(G) 1, 0, 1.
     estimator: of both bounds: "JSD", the paper's first; "InfoNCE", its best; "DV"; or another
-      measure of `losses.dim_divergence`.
+      measure of `losses.mutual_information.dim_divergence`.
     local: the encoder's map whose places are the local features; the second convolution's for
       CIFAR-10.
     summary_dim: of y. units: of the space in which features meet.
@@ -196,10 +196,10 @@ def make(
             z, drawn = jax.nn.sigmoid(outputs["y"]), example_keys(batch_key(key), batch["id"])
             prior = jax.vmap(lambda key: jax.random.uniform(key, (summary_dim,)))(drawn)
             held, mine = lax.stop_gradient(z), params["discriminator"]
-            metrics["prior"] = losses.logistic_generator(
+            metrics["prior"] = losses.generation.logistic_generator(
                 score(lax.stop_gradient(mine), z), axis_name=run.axis_name
             )
-            metrics["discriminator"] = losses.logistic_discriminator(
+            metrics["discriminator"] = losses.generation.logistic_discriminator(
                 score(mine, prior), score(mine, held), axis_name=run.axis_name
             )
             value += gamma * metrics["prior"] + metrics["discriminator"]
@@ -249,10 +249,10 @@ def bound(
     summary [B, 1, U]."""
     settings: dict[str, Any] = {"axis_name": axis_name, "block_size": block_size}
     if estimator == "InfoNCE":
-        return losses.dim_infonce(places, summary, **settings)
+        return losses.mutual_information.dim_infonce(places, summary, **settings)
     if estimator == "DV":
-        return losses.dim_donsker_varadhan(places, summary, **settings)
-    return losses.dim_divergence(places, summary, measure=estimator, **settings)
+        return losses.mutual_information.dim_donsker_varadhan(places, summary, **settings)
+    return losses.mutual_information.dim_divergence(places, summary, measure=estimator, **settings)
 
 
 def knows_nothing(estimator: str, places: int, batch_size: int) -> float | jax.Array:
@@ -261,5 +261,5 @@ def knows_nothing(estimator: str, places: int, batch_size: int) -> float | jax.A
         return math.log(1 + places * (math.exp(-10) + batch_size - 1))
     if estimator == "DV":
         return 0.0
-    own, stranger = losses.expectations(jnp.zeros(()), estimator)
+    own, stranger = losses.mutual_information.expectations(jnp.zeros(()), estimator)
     return stranger - own

@@ -79,7 +79,7 @@ def make(
     norm_last_layer: prototypes of unit length; False trains their lengths (the authors' ViT-S
       recipe).
     teacher_temperature, teacher_temperature_start, teacher_warmup_epochs: see
-    `losses.teacher_temperature`.
+    `losses.no_negatives.teacher_temperature`.
     momentum: of the teacher at the first step, rising to 1 by a half cosine.
 
     The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient
@@ -152,7 +152,7 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         student, teacher = (outputs[name].swapaxes(0, 1) for name in ("student", "teacher"))
-        temperature = losses.teacher_temperature(
+        temperature = losses.no_negatives.teacher_temperature(
             memory["step"] // run.steps_per_epoch,
             start=teacher_temperature_start,
             final=teacher_temperature,

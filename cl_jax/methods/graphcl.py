@@ -41,7 +41,7 @@ def parts(
       "none" here; their other code and the paper draw both.
     temperature: 0.2 in their unsupervised runs, 0.5 in the semi-supervised ones, 0.1 in transfer.
     out_dim: width of both layers of the head; None: that of the encoder's "h", as theirs.
-    include_positive, symmetric, block_size: see `losses.graphcl`.
+    include_positive, symmetric, block_size: see `losses.graph.graphcl`.
     micro_batches: see `core.method.from_loss`.
 
     The two views pass the network one after the other, so that batch norm sees one at a time.
@@ -78,7 +78,7 @@ def parts(
     def contrast(
         pairs: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        value = losses.graphcl(
+        value = losses.graph.graphcl(
             pairs[0].q,
             pairs[0].k,
             temperature=temperature,

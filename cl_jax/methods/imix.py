@@ -35,16 +35,16 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
         )
     axis_name = base.axis_name
 
-    def mixture(key: jax.Array, rows: int, shape: tuple[int, ...]) -> losses.Mix:
+    def mixture(key: jax.Array, rows: int, shape: tuple[int, ...]) -> losses.mixing.Mix:
         drawn = batch_key(key, MIXTURE)
         if kind == "mixup":
-            return losses.draw_mixup(drawn, rows, alpha=alpha, axis_name=axis_name)
-        return losses.draw_cutmix(drawn, rows, *shape[:2], alpha=alpha, axis_name=axis_name)
+            return losses.mixing.draw_mixup(drawn, rows, alpha=alpha, axis_name=axis_name)
+        return losses.mixing.draw_cutmix(drawn, rows, *shape[:2], alpha=alpha, axis_name=axis_name)
 
     def views(batch: Batch, key: jax.Array) -> list[Any]:
         first, *others = base.views(batch, key)
         mix = mixture(key, len(first), first.shape[1:])
-        return [losses.mix_inputs(first, mix, axis_name=axis_name), *others]
+        return [losses.mixing.mix_inputs(first, mix, axis_name=axis_name), *others]
 
     def contrast(
         found: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
@@ -55,13 +55,15 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
         mix = mixture(key, len(q), shape)
         share = {"own_share": jnp.mean(mix.weight)}
         if base.temperature is None:
-            return losses.imix_byol(q, k, mix, axis_name=axis_name), share
+            return losses.mixing.imix_byol(q, k, mix, axis_name=axis_name), share
         candidates = run.batch_size + (0 if negatives is None else len(negatives))
         share["chance"] = jnp.log(jnp.float32(candidates))
         if negatives is None:
-            value = losses.imix_n_pair(q, k, mix, temperature=base.temperature, axis_name=axis_name)
+            value = losses.mixing.imix_n_pair(
+                q, k, mix, temperature=base.temperature, axis_name=axis_name
+            )
             return value, share
-        value = losses.imix_moco(
+        value = losses.mixing.imix_moco(
             q, k, negatives, mix, temperature=base.temperature, axis_name=axis_name
         )
         return value, share

@@ -31,8 +31,8 @@ def make(
         q, k, queue = found[0][:3]
         if queue is None:
             raise ValueError("MoCHi mixes entries of a queue; use a base with one, as moco_v2.")
-        hardest = losses.hardest_negatives(q, queue, num_hard=min(num_hard, len(queue)))
-        drawn = losses.draw_mixtures(
+        hardest = losses.hardness.hardest_negatives(q, queue, num_hard=min(num_hard, len(queue)))
+        drawn = losses.hardness.draw_mixtures(
             key,
             batch["id"],
             num_hard=min(num_hard, len(queue)),
@@ -41,12 +41,12 @@ def make(
         )
         synthetic = jnp.concatenate(
             [
-                losses.mix_negatives(queue, hardest, drawn.pairs, drawn.alpha),
-                losses.mix_with_query(q, queue, hardest, drawn.picks, drawn.beta),
+                losses.hardness.mix_negatives(queue, hardest, drawn.pairs, drawn.alpha),
+                losses.hardness.mix_with_query(q, queue, hardest, drawn.picks, drawn.beta),
             ],
             axis=1,
         )
-        value = losses.mochi(
+        value = losses.hardness.mochi(
             q, k, queue, synthetic, temperature=base.temperature, axis_name=base.axis_name
         )
         candidates = 1 + len(queue) + num_pairs + num_query

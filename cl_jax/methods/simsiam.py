@@ -80,7 +80,7 @@ def make(
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        value = losses.fastsiam(
+        value = losses.no_negatives.fastsiam(
             *(outputs[name].swapaxes(0, 1) for name in "pz"), axis_name=run.axis_name
         )
         return value, Aux({"z_std": channel_std(outputs["z"], run.axis_name)})

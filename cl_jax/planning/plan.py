@@ -77,12 +77,12 @@ class Programme(NamedTuple):
 
 
 def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int = 0) -> ConfigDict:
-    """The config over a stand-in for its data where their sizes are known: told here, or a set of
+    """The config over a stand-in for its data where their sizes are known: given here, or a set of
     `declared.KNOWN`.
 
     Raises:
       ValueError: a set of TensorFlow Datasets that is not known, or images of mixed sizes, and no
-        sizes told.
+        given sizes.
     """
     section = config.data
     name = section.get("dataset", "").split("/")[0].split(":")[0]

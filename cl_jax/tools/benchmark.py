@@ -52,6 +52,8 @@ COLUMNS = (
     ("linear_augmented", "linear, augmented", 100, 1),
     ("untrained", "untrained, kNN 200", 100, 1),
     ("raw_pixels", "raw pixels, kNN 200", 100, 1),
+    ("reached", "its own measure", 1, 3),
+    ("reached_untrained", "its own measure, untrained", 1, 3),
     ("alignment", "alignment", 1, 3),
     ("uniformity", "uniformity", 1, 2),
     ("images_per_second", "images/s", 1, 0),
@@ -83,14 +85,21 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
         for section in (config.optimizer, config.method):
             shorten(section, share)
     config.seed = seed
-    config.evals.update({"feature": "h", "every_epochs": 0.0, "best": ""})
-    protocols = config.evals.protocols
-    for name, section in KNN.items():
-        protocols[name] = ConfigDict(section)
-    protocols.linear = ConfigDict(PROBE | {"total_epochs": args.probe_epochs})
+    config.evals.every_epochs = 0.0
+    if is_of_images(config):
+        config.evals.update({"feature": "h", "best": ""})
+        for key, section in KNN.items():
+            config.evals.protocols[key] = ConfigDict(section)
+        config.evals.protocols.linear = ConfigDict(PROBE | {"total_epochs": args.probe_epochs})
     for change in args.set:
         change_config(config, change)
     return config
+
+
+def is_of_images(config: ConfigDict) -> bool:
+    """Whether the table's protocol, kNN and a linear probe, is the config's too. Other systems are
+    measured by their own protocols."""
+    return {"knn", "linear"} <= set(config.evals.protocols)
 
 
 def shorten(section: ConfigDict, share: float) -> None:
@@ -172,7 +181,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
     results = loop.train(config, workdir)
     _, built, state = load(workdir)
-    if augmented_epochs:
+    if augmented_epochs and is_of_images(config):
         section = dict(config.evals.protocols.linear, total_epochs=augmented_epochs)
         only = {"linear_augmented": linear_augmented.make(**section)}
         asked = loop.evaluation_of(built._replace(evaluators=only), config, workdir)
@@ -188,15 +197,19 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024)
     )
+    measure = loop.evaluation_of(built, config, workdir).best
     return {
-        "knn": results["knn/top1"],
-        "knn20": results["knn20/top1"],
-        "linear_cached": results["linear/cached/top1"],
+        "knn": results.get("knn/top1"),
+        "knn20": results.get("knn20/top1"),
+        "linear_cached": results.get("linear/cached/top1"),
         "linear_augmented": results.get("linear/augmented/top1"),
         "untrained": baselines.get("untrained/knn/top1"),
         "raw_pixels": baselines.get("knn/raw_pixels"),
         "alignment": results.get("geometry/alignment"),
         "uniformity": results.get("geometry/uniformity"),
+        "measure": measure,
+        "reached": results.get(measure),
+        "reached_untrained": baselines.get(f"untrained/{measure}"),
         "images_per_second": speed,
         "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
         "wall_seconds": time.perf_counter() - began,
@@ -245,7 +258,7 @@ def in_a_process(*given: Any) -> dict[str, Any]:
             1, multiprocessing.get_context("spawn"), initializer=_stop_without_parent
         ) as process:
             row = process.submit(run_one, *given).result()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # the latter: the child saved and stopped
         if told:
             raise SystemExit(143) from error
         raise
@@ -323,6 +336,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     titles = [
         "method",
+        "measure",
         "epochs",
         "seeds",
         *(title + (", %" if scale == 100 else "") for _, title, scale, _ in shown),
@@ -336,7 +350,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         if not done:
             lines.append(f"| {name} | failed: {mine[0]['error']} |" + " |" * (len(titles) - 2))
             continue
-        cells = [name, f"{done[0]['epochs']:g}", str(len(done))]
+        cells = [name, done[0].get("measure", "knn/top1"), f"{done[0]['epochs']:g}", str(len(done))]
         for key, _, scale, digits in shown:
             values = [scale * row[key] for row in done if row.get(key) is not None]
             cell = f"{statistics.mean(values):,.{digits}f}" if values else "-"
@@ -358,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         default="all",
-        help="names of configs, with commas between them; paths and modules too (default: all)",
+        help="names of configs, with commas between them; paths and modules too. all, the default: "
+        "those of the images of scenes, which one table compares; every: all configs, each by its "
+        "own measure",
     )
     parser.add_argument(
         "--data",
@@ -372,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--packed",
         default="",
-        help="read the data from this folder of train.npz and test.npz instead (docs/data.md)",
+        help="read the data from this folder of train.npz and test.npz instead",
     )
     parser.add_argument(
         "--epochs",
@@ -406,11 +422,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs.see_working_folder()
     xla.prepare()  # for this process and those it starts
     try:
-        names = (
-            of_scenes()
-            if args.methods == "all"
-            else [name for name in args.methods.split(",") if name]
-        )
+        groups = {"all": of_scenes, "every": configs.names}
+        names = [name for name in args.methods.split(",") if name]
+        if args.methods in groups:
+            names = groups[args.methods]()
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         rows = run_all(args, names)

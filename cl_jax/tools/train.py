@@ -135,6 +135,7 @@ def _run(
         if stage:
             print(f"stage {stage} in {workdir}", file=sys.stderr)
         if mode == "eval":
+            stop.nothing_to_lose("in the evaluation")
             loop.evaluate(workdir, stage_config)
         else:
             loop.train(stage_config, workdir, stop)

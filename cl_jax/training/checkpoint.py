@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ class Checkpoints:
         # The next step is given the State's own buffers to write in.
         tree = jax.tree.map(jnp.copy, _plain(state))
         host = {name: parallel.fetch(leaf) for name, leaf in tree.items()}
-        _refuse_nonfinite(step, host, self.newest())
+        _refuse_nonfinite(step, host, self.newest)
         tree[CHECKSUMS] = checksums(host)
         with self._naming_the_save():
             self.check()
@@ -117,16 +117,20 @@ class Checkpoints:
         except (SaveError, ConfigError):
             raise
         except Exception as error:
-            newest = self.newest()
-            raise SaveError(
-                f"the checkpoint of step {self.begun} cannot be written below {self.root}: "
-                f"{type(error).__name__}: {str(error)[:500]}. "
-                + (
+            try:
+                newest = self.newest()
+                kept = (
                     "There is no checkpoint yet. "
                     if newest is None
                     else f"The newest whole checkpoint is of step {newest}. "
                 )
-                + "Make room or access there; the same command then resumes the run."
+            except OSError:
+                kept = ""
+            raise SaveError(
+                f"the checkpoint of step {self.begun} cannot be written below {self.root}: "
+                f"{type(error).__name__}: {str(error)[:500]}. "
+                f"{kept}"
+                "Make room or access there; the same command then resumes the run."
             ) from error
 
     def _clean(self) -> None:
@@ -239,12 +243,15 @@ def _move_aside(root: Path, name: str, step: int) -> None:
     (root / name / str(step)).rename(target)
 
 
-def _refuse_nonfinite(step: int, host: dict[str, np.ndarray], newest: int | None) -> None:
+def _refuse_nonfinite(
+    step: int, host: dict[str, np.ndarray], find: Callable[[], int | None]
+) -> None:
     bad = []
     for name, values in host.items():
         if jnp.issubdtype(values.dtype, jnp.inexact) and not np.isfinite(values).all():
             bad.append(f"{name} ({np.sum(~np.isfinite(values)):,} of {values.size:,})")
     if bad:
+        newest = find()
         raise NonFiniteState(
             f"the State after step {step} holds NaN or inf in {len(bad)} of {len(host)} arrays: "
             f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}. It is not saved; "
@@ -268,11 +275,14 @@ def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
         create=False,
         multiprocessing_options=processes,
     )
-    return ocp.CheckpointManager(
+    store = ocp.CheckpointManager(
         path,
         options=options,
         item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=processes),
     )
+    # `stopping.Stop` asks; numbers of another count between its own would hide the agreed point.
+    store.reached_preemption = lambda step: False  # type: ignore[method-assign]
+    return store
 
 
 def _processes(name: str) -> "ocp.options.MultiprocessingOptions":
@@ -365,6 +375,7 @@ NOTED = (
     "dispatch_steps",
     "evals",
     "keep_checkpoints",
+    "loading",
     "log_steps",
     "nonfinite",
     "probe",

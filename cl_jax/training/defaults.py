@@ -267,3 +267,24 @@ def captions_debug(config: ConfigDict) -> None:
     config.evals.update(dict(every_epochs=1.0, batch_size=32))
     if "linear" in config.evals.protocols:
         config.evals.protocols.linear.update(dict(total_epochs=1.0, batch_size=16))
+
+
+def crops(
+    large: int,
+    small: int,
+    count: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    **changes: float,
+) -> ConfigDict:
+    """Two global crops by their own recipes and `count` local ones; the first of each size comes
+    first by name."""
+    return ConfigDict(
+        dict(
+            a_global1=dict(name="dino", crop="global1", size=large, scale=global_scale, **changes),
+            b_global2=dict(name="dino", crop="global2", size=large, scale=global_scale, **changes),
+            c_local=dict(
+                name="dino", crop="local", size=small, scale=local_scale, copies=count, **changes
+            ),
+        )
+    )

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax import views
+from cl_jax.core import parallel, settings
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
@@ -24,6 +25,7 @@ from cl_jax.data.batches import local_rows
 from cl_jax.data.source import Splits, fraction, labels_of
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
+from cl_jax.training.defaults import get_config as get_defaults
 
 
 class Built(NamedTuple):
@@ -42,12 +44,9 @@ def load_data(config: ConfigDict) -> Splits:
     """The config's data, with `fraction` of the training labels when the section asks for it."""
     section = dict(config.data)
     share = section.pop("fraction", 1.0)
+    settings.check_value("data.fraction", share, float)
     splits: Splits = _call("cl_jax.data", section)
-    return (
-        splits._replace(train=fraction(splits.train, share, seed=config.seed))
-        if share < 1
-        else splits
-    )
+    return splits._replace(train=fraction(splits.train, share, seed=config.seed))
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:
@@ -61,6 +60,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
     Raises:
       ValueError: a setting that does not exist, is out of range, or does not fit the others.
     """
+    _check_run(config)
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
     loading_of(config)
@@ -88,6 +88,18 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
         for name, section in configs.plain(config.evals.protocols).items()
     }
     return Built(method, data, run, mesh, learning_rate, recipes, evaluators)
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Checks the settings of the trainer itself by the types of their defaults."""
+    reference = configs.plain(get_defaults())
+    for where, given, known in (
+        ("", configs.plain(config), reference),
+        ("evals.", configs.plain(config.evals), reference["evals"]),
+    ):
+        for key, value in given.items():
+            if key in known and not isinstance(known[key], dict | tuple):
+                settings.check_value(f"{where}{key}", value, type(known[key]))
 
 
 def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: Stage | None) -> Run:
@@ -138,19 +150,36 @@ def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     """The views of all sections, in the order that the config writes them. A factory is given the
     facts of the training data that it takes: `sizes`, and `labels`, field -> [N]."""
     recipes: list[Any] = []
-    for settings in configs.plain(section).values():
-        copies = settings.pop("copies", 1)
-        make = _factory("cl_jax.views", settings.pop("kind", "image"))
-        takes = inspect.signature(make).parameters
-        facts = {"sizes": run.sizes, "labels": run.labels}
-        given = {name: fact for name, fact in facts.items() if name in takes}
-        recipes += [_checked(make, settings, **given)] * copies
+    facts = {"sizes": run.sizes, "labels": run.labels}
+    for name, view in configs.plain(section).items():
+        copies, kind = view.pop("copies", 1), view.pop("kind", "image")
+        settings.check_value(f"views.{name}.copies", copies, int)
+        make = _factory("cl_jax.views", kind)
+        for takes in views.factories(kind, view):
+            settings.check(f"views.{name}", takes, view)
+        known = inspect.signature(make).parameters
+        given = {fact: value for fact, value in facts.items() if fact in known}
+        recipes += [_checked(make, view, **given)] * copies
     return tuple(recipes)
 
 
 def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
-    """The method that a section names. A cross, whose section has a section `base`, is given the
-    base's parts in place of networks and views."""
+    """The method that a section names.
+
+    A method made of whole methods (a population) takes `build`, which makes one of a section, and
+    reads its section `base` itself. A cross, whose section has a section `base` too, is given the
+    base's parts in place of networks and views.
+    """
+    make = _factory("cl_jax.methods", section.get("name", ""))
+    if "build" in inspect.signature(make).parameters:
+        del section["name"]
+
+        def build(section: Mapping[str, Any], views: Any = None) -> Method:
+            changed = {} if views is None else {"views": _views(ConfigDict(views), given["run"])}
+            return _method(dict(section), given | changed)
+
+        whole: Method = _checked(make, section, build=build)
+        return whole
     if "base" not in section:
         method: Method = _call("cl_jax.methods", section, **given)
         return method
@@ -254,7 +283,7 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
-    if "." in name:
+    if "." in name and all(word.isidentifier() for word in name.split(".")):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -287,15 +316,24 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
     parameters = inspect.signature(make).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return make(**section, **given)
-    known = list(parameters)
-    for key in section:
-        if key not in known or key in given:
-            options = [name for name in known if name not in given]
-            raise ValueError(
-                f"{make.__module__}.{make.__name__} has no setting {key!r}"
-                f"{nearest(key, options)}. It takes {', '.join(options)}."
-            )
-    return make(**{key: _plain(value) for key, value in section.items()}, **given)
+    # A method's `make` is made of its `parts`, and has their keywords.
+    function = "make" if make.__name__ == "parts" else make.__name__
+    name = f"{make.__module__}.{function}"
+    known = [key for key in parameters if key not in given]
+    settings.check_keys(name, section, known)
+    plain = {key: _plain(value) for key, value in section.items()}
+    settings.check(_section_of(make) or name, make, plain)
+    return make(**plain, **given)
+
+
+def _section_of(make: Callable[..., Any]) -> str:
+    """The section of a config whose keys are the keywords of a factory, "" where that is not
+    known."""
+    if make in (optim.build, batches.loading):
+        return "optimizer" if make is optim.build else "loading"
+    package, _, name = make.__module__.rpartition(".")
+    sections = {"cl_jax.methods": "method", "cl_jax.encoders": "encoder", "cl_jax.data": "data"}
+    return f"evals.protocols.{name}" if package == "cl_jax.evals" else sections.get(package, "")
 
 
 def _plain(value: Any) -> Any:

@@ -84,7 +84,9 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
 
 def _check(workdir: Path, now: dict[str, Any]) -> list[str]:
     path = workdir / FILE
-    saved = any((workdir / name).glob("[0-9]*") for name in ("last", "best"))
+    saved = any(
+        found.name.isdigit() for name in ("last", "best") for found in (workdir / name).glob("*")
+    )
     then, changed = now, list[str]()
     if saved and path.exists():
         try:

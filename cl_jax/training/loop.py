@@ -288,7 +288,8 @@ class Training:
         score = scores.pop(step, None)
         if score is None or any(other >= score for at, other in scores.items() if at < step):
             return
-        if self.checkpoints.best_step() == step:
+        # A process may see the folder of another late; all must save, or none.
+        if not parallel.everywhere(self.checkpoints.best_step() != step):
             return
         safe, self.stop.safe, self.stop.saving = self.stop.safe, False, True
         try:
@@ -463,6 +464,7 @@ class _Pending:
     def flush(self) -> None:
         """Writes all there is; waits for the device."""
         self._close()
+        self._date()
         while self.closed:
             self._write()
         if self.carried:
@@ -490,6 +492,26 @@ class _Pending:
             ended = time.perf_counter() if done else None
             self.closed.append(_Interval(ended, self.steps.wait_seconds, self.current))
             self.current = []
+
+    def _date(self) -> None:
+        """Gives every interval the time when it ended, in proportion to the steps where only a
+        later one's is known: read one after the other, the second would seem to take no time."""
+        if not self.closed:
+            return
+        last = self.closed[-1]
+        if last.ended is None:
+            jax.block_until_ready(last.parts[-1][1]["loss"])
+            self.closed[-1] = last._replace(ended=time.perf_counter())
+        start, steps, waiting = self.since, 0, list[tuple[int, int]]()
+        for number, interval in enumerate(self.closed):
+            steps += sum(part["loss"].shape[0] for _, part in interval.parts)
+            if interval.ended is None:
+                waiting.append((number, steps))
+                continue
+            for before, done in waiting:
+                at = start + (interval.ended - start) * done / steps
+                self.closed[before] = self.closed[before]._replace(ended=at)
+            start, steps, waiting = interval.ended, 0, []
 
     def _write(self) -> None:
         interval = self.closed.pop(0)

@@ -191,8 +191,11 @@ class _Terminal:
                 log.task, completed=max(step, log.progress.tasks[0].completed), note=note
             )
         else:
+            # The members of a large population ("weight=0,seed=1/loss") are in the log alone.
             numbers = "  ".join(
-                f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "time")
+                f"{name} {value:.4g}"
+                for name, value in row.items()
+                if name not in ("step", "time") and not {"=", ","} <= set(name)
             )
             print(
                 f"step {step:>{len(str(log.total))}} of {log.total}{self._left(step)}  {numbers}",

@@ -6,12 +6,16 @@ a config section."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.core.names import nearest
 
 Schedule = Callable[[Any], jax.Array]
 Mask = Callable[[Any], Any]
@@ -343,8 +347,12 @@ def _checked(
     def init(params):
         paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         for pattern in patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
+            try:
+                found = any(re.search(pattern, path) for path in paths)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
+            if not found:
+                raise ConfigError(
                     f"no parameter's path contains {pattern!r}; the paths begin "
                     f"{', '.join(sorted(paths)[:8])}."
                 )
@@ -398,6 +406,7 @@ def build(
     freeze_steps: int | None = None,
     freeze_paths: Sequence[str] = (),
     constant_lr_paths: Sequence[str] = (),
+    parts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """An optimiser from a config's final values: (transformation, learning rate as a function of
     the step, for logs).
@@ -424,10 +433,18 @@ def build(
       throughout.
       constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's
         predictor).
+      parts: {name: {"paths": patterns, setting: value, ...}}: parameters whose path matches a
+        pattern are moved with the settings of this section instead, for instance
+        parts={"discriminator": {"paths": ("disc",), "learning_rate": 4e-4}}. The first part that
+        matches has a parameter. Clipping stays over all parameters. The learning rate that is
+        returned is that of the rest.
 
     Raises:
       ValueError: unknown name, schedule or scaling; a setting the optimiser does not have.
     """
+    if parts:
+        settings = {key: value for key, value in locals().items() if key != "parts"}
+        return _of_parts(parts, settings)
     base = scaled_learning_rate(learning_rate, batch_size, learning_rate_scaling)
     if warmup_steps is None:
         warmup_steps = round(warmup_epochs * steps_per_epoch)
@@ -523,13 +540,51 @@ def build(
         freeze_steps = round(freeze_epochs * steps_per_epoch)
     held = total_steps if freeze_steps < 0 else freeze_steps
     tx = freeze_until(held, freeze_paths, all_groups) if held and freeze_paths else all_groups(0)
-    tx = _checked(tx, constant_lr_paths)
-    clips = []
-    if clip_global_norm is not None:
-        clips.append(optax.clip_by_global_norm(clip_global_norm))
-    if clip_tensor_norm is not None:
-        clips.append(clip_per_tensor(clip_tensor_norm))
+    tx = _checked(tx, (*exclude_paths, *freeze_paths, *constant_lr_paths))
+    clips = _clips(clip_global_norm, clip_tensor_norm)
     return optax.chain(*clips, tx) if clips else tx, lr
+
+
+def _of_parts(
+    parts: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """`build` with settings of its own for each part; `settings` are those of the rest."""
+    whole = {"clip_global_norm", "clip_tensor_norm", "batch_size", "steps_per_epoch", "total_steps"}
+    clips = _clips(settings["clip_global_norm"], settings["clip_tensor_norm"])
+    settings = settings | {"clip_global_norm": None, "clip_tensor_norm": None}
+    rest, rate = build(**settings)
+    optimizers = {"rest": rest}
+    patterns: dict[str, Sequence[str]] = {}
+    for name, section in parts.items():
+        changes = dict(section)
+        patterns[name] = tuple(changes.pop("paths", ()))
+        if not patterns[name] or name == "rest":
+            raise ValueError(
+                f"optimizer.parts.{name}: expected paths, patterns of the parameters that it moves"
+                + ("; 'rest' is the name of those of no part." if name == "rest" else ".")
+            )
+        known = settings.keys() - whole
+        for key in changes:
+            if key not in known:
+                raise ValueError(
+                    f"optimizer.parts.{name} has no setting {key!r}{nearest(key, known)}; "
+                    "clipping and the run's length are of all parts."
+                )
+        optimizers[name] = build(**settings | changes)[0]
+    tx = optax.partition(optimizers, _labels(patterns, default="rest"))
+    tx = _checked(tx, [pattern for found in patterns.values() for pattern in found])
+    return optax.chain(*clips, tx) if clips else tx, rate
+
+
+def _clips(
+    global_norm: float | None, tensor_norm: float | None
+) -> list[optax.GradientTransformation]:
+    clips = []
+    if global_norm is not None:
+        clips.append(optax.clip_by_global_norm(global_norm))
+    if tensor_norm is not None:
+        clips.append(clip_per_tensor(tensor_norm))
+    return clips
 
 
 def _later(value: float | Schedule, offset: int) -> Any:

@@ -19,7 +19,7 @@ ANSWER = 1.0  # seconds in which Python code answers a signal; compiled code doe
 # seconds in which one of several processes that failed may end in good order; the others may wait
 # for it
 PATIENCE = 2.0
-UNWIND = 15.0  # seconds in which a program that was stopped may close its files
+UNWIND = 3.0  # seconds in which a program that was stopped may close its files
 
 
 class Interrupted(KeyboardInterrupt):

@@ -5,13 +5,13 @@ graph. A section of `config.views` names its kind, "image" where it does not.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
 from cl_jax.core.keys import example_keys, view_keys
-from cl_jax.views import image
+from cl_jax.views import image, presets
 from cl_jax.views.image import ImageView
 from cl_jax.views.recipe import Recipe, apply, augment, evaluate
 
@@ -60,6 +60,15 @@ def make(section: Mapping[str, Any]) -> View:
     module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
     view: View = module.make(**settings)
     return view
+
+
+def factories(kind: str, section: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """The functions whose keywords are the settings of a config section of a kind."""
+    module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
+    if module is image:
+        preset = getattr(presets, str(section.get("name", "")), None)
+        return [Recipe, preset] if callable(preset) else [Recipe]
+    return [module.make]
 
 
 def draw(views: Sequence[View], batch: Batch, key: jax.Array) -> list[Any]:

@@ -144,7 +144,7 @@ def test_only_losses_since_the_evaluation_before_count():
 def test_the_line_names_figures_cause_and_mend():
     text = str(diagnose(log(loss=(8.3,), chance=8.318), 12))
     assert text.startswith(
-        "verdict: no better than chance (loss 8.300, 8.318 of a network that knows nothing). "
+        "verdict: no better than chance (loss 8.300, 8.318 of a network at chance level). "
     )
     assert "temperature far too high (0.05 to 0.5 is usual)" in text
     filling = log(loss=(5.0,), chance=8.3)
@@ -244,7 +244,7 @@ def test_the_table_of_a_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnosis.table([tmp_path]).splitlines()[-1] == (
         f"| {tmp_path} | 2000 | 20.0% | 30.0% | no better than chance | loss 8.300, 8.300 of a "
-        f"network that knows nothing |"
+        f"network at chance level |"
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cl_jax.data import folder, images
+from cl_jax.data import folder, images, listing
 from cl_jax.data.batches import host_batches, ids_at
 from cl_jax.data.source import labels_of
 
@@ -281,7 +281,7 @@ def test_channels(tmp_path):
     "files, words",
     [
         ([], "holds no image. Images end in .jpg"),
-        (["a.heic", "b.heic", "c.txt"], r"holds no image. It has other files: 2 .heic, 1 .txt."),
+        (["a.cr2", "b.cr2", "c.txt"], r"holds no image. It has other files: 2 .cr2, 1 .txt."),
         (["a.png"], "1 image, too few for a train and a test part"),
         (
             ["x/a.png", "y/b.png", "c.png"],
@@ -290,7 +290,7 @@ def test_channels(tmp_path):
         (["train/a.png", "test/b.png", "c.png"], "beside its train folder, such as c.png"),
         (
             ["train/x/a.png", "train/y/a.png", "test/x/b.png", "test/z/b.png"],
-            "train has x, y, test has x, z",
+            "train has x, y, test has z besides",
         ),
     ],
 )
@@ -315,11 +315,13 @@ def test_labels_false_takes_everything(tmp_path):
     "knob, words",
     [
         (dict(image_size=0), "image_size=0"),
-        (dict(channels=2), "channels=2"),
+        (dict(channels=0), "channels=0"),
+        (dict(value_range=(3, 3)), r"value_range=\(3, 3\)"),
         (dict(test_share=0.0), "test_share=0.0"),
         (dict(on_error="ignore"), "on_error='ignore'"),
         (dict(path="/no/such"), "not a folder"),
-        (dict(workers=0), "workers=0"),
+        (dict(path=""), r"path is empty; set --config.data.path"),
+        (dict(workers=-1), "workers=-1"),
     ],
 )
 def test_wrong_settings(tmp_path, knob, words):
@@ -327,3 +329,376 @@ def test_wrong_settings(tmp_path, knob, words):
     put(tmp_path / "b.png")
     with pytest.raises(ValueError, match=words):
         folder.make(**{"path": str(tmp_path), "image_size": 8, **knob})
+
+
+# Parts ----------------------------------------
+
+
+def tree(root, *parts, classes=("cat", "dog"), count=3):
+    """`count` images of each class in each part; colours differ between parts and classes."""
+    for p, part in enumerate(parts):
+        for c, name in enumerate(classes):
+            for i in range(count):
+                put(root / part / name / f"{i}.png", colour=(40 * c, 20 * p, i))
+    return root
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("Train", "Test"),
+        ("TRAIN", "VALID"),
+        ("train", "dev"),
+        ("training", "testing"),
+        ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("train", "test", "sample"),
+        ("train", "val", "test", "extra"),
+    ],
+)
+def test_parts_by_their_many_names(tmp_path, parts, caplog):
+    with caplog.at_level("WARNING"):
+        splits = folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
+    assert splits.train.sizes == splits.test.sizes == {"label": 2}
+    assert (splits.train.size, splits.test.size) == (6, 6)
+    chosen = "test" if "test" in parts else parts[1]
+    assert set(splits.train.arrays["image"][:, 0, 0, 1]) == {20 * parts.index(parts[0])}
+    assert set(splits.test.arrays["image"][:, 0, 0, 1]) == {20 * parts.index(chosen)}
+    aside = [part for part in parts[1:] if part != chosen]
+    assert all(part in caplog.text for part in aside) and ("left aside" in caplog.text) == bool(
+        aside
+    )
+
+
+@pytest.mark.parametrize(
+    "parts, words",
+    [
+        (("train", "holdout"), "folders holdout, train have the same sub-folders, cat, dog"),
+        (("my-train", "my-test"), 'Parts are named "train" and "test"'),
+        (("train", "training", "test"), "two train parts, train, training"),
+    ],
+)
+def test_folders_that_may_be_parts_or_classes(tmp_path, parts, words):
+    with pytest.raises(ValueError, match=words):
+        folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
+
+
+@pytest.mark.parametrize("classes", [("control", "test"), ("left", "right")])
+def test_folders_that_are_classes(tmp_path, classes):
+    """ "test" beside no "train" is a class; so are folders that repeat sub-folders and have no
+    part's name."""
+    if "test" in classes:
+        for name in classes:
+            for i in range(6):
+                put(tmp_path / name / f"{i}.png")
+    else:
+        tree(tmp_path, *classes)
+    splits = folder.make(path=str(tmp_path), image_size=8)
+    assert splits.train.sizes == {"label": 2} and splits.train.size + splits.test.size == 12
+
+
+def test_a_test_part_with_some_of_the_classes_has_their_numbers(tmp_path):
+    tree(tmp_path, "train", classes=("a", "b", "c"))
+    for test, numbers in ((("c",), [2]), (("a", "c"), [0, 2])):
+        tree(tmp_path, "test", classes=test)
+        splits = folder.make(path=str(tmp_path), image_size=8)
+        np.testing.assert_array_equal(np.unique(labels_of(splits.test)), numbers)
+    put(tmp_path / "test" / "d" / "0.png")
+    with pytest.raises(ValueError, match="train has a, b, c, test has d besides"):
+        folder.make(path=str(tmp_path), image_size=8)
+
+
+def test_the_held_out_share_is_of_each_class_and_never_all_of_it(tmp_path):
+    sizes = {"one": 1, "two": 2, "many": 60}
+    for number, (name, size) in enumerate(sizes.items()):
+        for i in range(size):
+            put(tmp_path / name / f"{i}.png", (2, 2), (number, i, 0))
+    splits = folder.make(path=str(tmp_path), image_size=2)
+    train, test = (np.bincount(labels_of(part), minlength=3) for part in splits[:2])
+    np.testing.assert_array_equal(train + test, [60, 1, 2])  # many, one, two
+    assert 2 <= test[0] <= 15 and test[1] == 0 and test[2] == 1
+
+
+def test_system_folders_are_no_classes(tmp_path):
+    tree(tmp_path, "train")
+    for name in ("@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN", "#recycle"):
+        put(tmp_path / "train" / name / "cat.png")
+        put(tmp_path / name / "cat.png")
+    splits = folder.make(path=str(tmp_path), image_size=8)
+    assert splits.train.size + splits.test.size == 6 and splits.train.sizes == {"label": 2}
+
+
+def test_copies_in_both_parts_are_told(tmp_path, caplog):
+    tree(tmp_path, "train", "test")
+    copy = (tmp_path / "train" / "cat" / "1.png").read_bytes()
+    (tmp_path / "test" / "dog" / "\x1bcopy.png").write_bytes(copy)
+    for cache_bytes in (0, 10**9):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            folder.make(path=str(tmp_path), image_size=8, cache_bytes=cache_bytes, cache_dir=None)
+        assert "1 of the 7 test examples are in the training part too" in caplog.text
+        assert r"test/dog/\x1bcopy.png is train/cat/1.png" in caplog.text
+
+
+# Formats ----------------------------------------
+
+
+@pytest.mark.parametrize("suffix", sorted(images.readable() - {".npy"}))
+def test_every_format_that_is_listed_is_read(tmp_path, suffix):
+    Image.init()
+    kind = images.SUFFIXES[suffix]
+    if kind not in Image.SAVE or kind == "PSD":
+        pytest.skip(f"Pillow writes no {kind}")
+    mode = "RGB" if suffix not in (".pgm", ".pbm", ".pfm") else "L" if suffix == ".pgm" else "1"
+    if suffix == ".pfm":
+        Image.fromarray(np.full((30, 40), 0.5, np.float32)).save(tmp_path / "x.pfm")
+    else:
+        white = (255, 255, 255)
+        put(tmp_path / f"x{suffix}", (40, 30), white if mode == "1" else (200, 200, 200), mode)
+    decoded = images.decode(tmp_path / f"x{suffix}", f"x{suffix}", image_size=8, channels=3)
+    expected = {"1": 255, "L": 200, "RGB": 200}[mode] if suffix != ".pfm" else 128
+    assert np.abs(decoded.astype(int) - expected).max() <= 4
+    for cut in (0.2, 0.6):
+        data = (tmp_path / f"x{suffix}").read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(data[: int(len(data) * cut)])
+        with pytest.raises(ValueError, match=f"^cut{suffix}: "):
+            images.inspect(tmp_path / f"cut{suffix}", f"cut{suffix}")
+
+
+def test_all_formats_make_classes(tmp_path):
+    for name in ("apple.png", "bird.jfif", "cell.tif", "dune.bmp", "eel.gif", "fig.avif"):
+        stem, suffix = name.split(".")
+        for i in range(3):
+            put(tmp_path / stem / f"{i}.{suffix}")
+    splits = folder.make(path=str(tmp_path), image_size=8)
+    assert splits.train.sizes == {"label": 6} and splits.train.size + splits.test.size == 18
+
+
+def test_files_left_aside_are_a_warning_and_a_lost_class_an_error(tmp_path, caplog):
+    tree(tmp_path)
+    for name in ("a.cr2", "b.cr2", "c.dcm", "notes.txt", "x.\x1bz"):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / name).write_bytes(b"x")
+    put(tmp_path / "cat" / "0.png")
+    put(tmp_path / "dog" / "0.png")
+    put(tmp_path / "dog" / "1.png", colour=BLUE)
+    with caplog.at_level("WARNING"):
+        folder.make(path=str(tmp_path), image_size=8)
+    assert "files left aside: 2 .cr2, 1 " in caplog.text and r"1 .\x1bz" in caplog.text
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "eel" / "0.cr2").write_bytes(b"x")
+    with pytest.raises(ValueError, match="of the class folders of its train part, eel hold no"):
+        folder.make(path=str(tmp_path), image_size=8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_transparency_shows_white(tmp_path, mode):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, 4:] = 10, 10, 10, 255
+    picture = Image.fromarray(pixels)
+    if mode in ("P", "PA"):
+        picture = picture.quantize(4).convert(mode) if mode == "PA" else picture.quantize(4)
+        file, options = tmp_path / "x.png", {}
+        if mode == "PA":
+            picture = picture.convert("RGBA")
+    else:
+        picture, file, options = picture.convert(mode), tmp_path / "x.png", {}
+    picture.save(file, **options)
+    for channels in (1, 3):
+        decoded = images.decode(file, "x.png", image_size=None, channels=channels)
+        assert (decoded[:, :4] == 255).all() and (np.abs(decoded[:, 4:].astype(int) - 10) < 4).all()
+
+
+# Depth ----------------------------------------
+
+
+def deep(root, bits, dtype=np.uint16, suffix="tif", count=6):
+    """Grey images of which the largest number is 2^bits - 1, right of a black half."""
+    for name in ("a", "b"):
+        for i in range(count):
+            pixels = np.zeros((16, 16), dtype)
+            pixels[:, 8:] = 2**bits - 1
+            pixels[0, 0] = i
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f"{i}.{suffix}")
+    return str(root)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_bits_that_are_used_fill_the_range(tmp_path, bits, suffix, caplog):
+    """A microscope's 12 bits in 16 came out as 0 to 15, black."""
+    with caplog.at_level("WARNING"):
+        splits = folder.make(path=deep(tmp_path, bits, suffix=suffix), image_size=16)
+    image = splits.train.arrays["image"]
+    assert image.max() == 255 and image[:, 8:, 4:5].max() == 0
+    assert f"numbers of {bits} of 16 bits; 0 to {2**bits - 1} becomes 0 to 255" in caplog.text
+
+
+def test_a_given_range_cuts_and_a_found_one_refuses(tmp_path, monkeypatch):
+    path = deep(tmp_path, 10)
+    splits = folder.make(path=path, image_size=16, value_range=(0, 511))
+    assert splits.train.arrays["image"].max() == 255
+    half = folder.make(path=path, image_size=16, value_range=(0, 2046)).train.arrays["image"]
+    assert half.max() in (127, 128)
+    monkeypatch.setattr(folder, "_SAMPLED", 1)  # a/0.tif
+    Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "b" / "3.tif")
+    with pytest.raises(ValueError, match=r"b/3.tif: numbers from 5000 .*outside 0 to 1023; set va"):
+        folder.make(path=path, image_size=16)
+
+
+def test_float_images(tmp_path):
+    pixels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    for name, times in (("x", 1), ("large", 1000), ("nan", np.nan)):
+        Image.fromarray(pixels * np.float32(times)).save(tmp_path / f"{name}.tif")
+    how = dict(image_size=None, channels=1)
+    ours = images.decode(tmp_path / "x.tif", "x.tif", **how)
+    np.testing.assert_array_equal(ours[..., 0], np.arange(256).reshape(16, 16))
+    with pytest.raises(ValueError, match="numbers from 0 to 1000, outside 0 to 1; set value_range"):
+        images.decode(tmp_path / "large.tif", "large.tif", **how)
+    scaled = images.decode(
+        tmp_path / "large.tif", "large.tif", **how, scale=images.Scale(0, 1000, True)
+    )
+    np.testing.assert_array_equal(scaled, ours)
+    with pytest.raises(ValueError, match="NaN or inf"):
+        images.decode(tmp_path / "nan.tif", "nan.tif", **how)
+
+
+# Channels ----------------------------------------
+
+
+def many(root, channels, form, count=4):
+    """Files of any number of channels, channel c of the constant 20 c + 5."""
+    for name in ("a", "b"):
+        for i in range(count):
+            pixels = np.broadcast_to(
+                np.arange(channels, dtype=np.uint8) * 20 + 5, (12, 10, channels)
+            ).copy()
+            pixels[0, 0] = i
+            (root / name).mkdir(parents=True, exist_ok=True)
+            stem = root / name / str(i)
+            if form == "pages":
+                first, *others = (Image.fromarray(plane) for plane in np.moveaxis(pixels, -1, 0))
+                first.save(f"{stem}.tif", save_all=True, append_images=others)
+            elif form == "bands":
+                pytest.importorskip("tifffile").imwrite(
+                    f"{stem}.tif", pixels, photometric="minisblack", planarconfig="contig"
+                )
+            elif form == "first":
+                np.save(f"{stem}.npy", np.moveaxis(pixels, -1, 0))
+            elif form == "alpha":
+                Image.fromarray(pixels).save(f"{stem}.png")
+            else:
+                np.save(f"{stem}.npy", pixels)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    "channels, form",
+    [(2, "pages"), (5, "pages"), (5, "bands"), (13, "bands"), (4, "last"), (7, "first")]
+    + [(4, "alpha"), (2, "last")],
+)
+def test_images_of_any_number_of_channels(tmp_path, channels, form):
+    path = many(tmp_path, channels, form)
+    for cache_bytes in (10**9, 0):
+        splits = folder.make(path=path, image_size=8, channels=channels, cache_bytes=cache_bytes)
+        for source in splits[:2]:
+            image = source.read(0)["image"]
+            assert image.shape == (8, 8, channels)
+            np.testing.assert_array_equal(image[5, 5], np.arange(channels) * 20 + 5)
+    other = 3 if form != "alpha" else 5
+    if form == "first":  # [7, 12, 10] is of 10 channels for whoever asks for 3
+        channels = 10
+    with pytest.raises(ValueError, match=rf"{channels} channels, and channels={other} was asked"):
+        folder.make(path=path, image_size=8, channels=other, cache_bytes=0, cache_dir=None)
+
+
+def test_objects_in_an_array_file_are_not_read(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[{}]], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"^x.npy: "):
+        images.decode(tmp_path / "x.npy", "x.npy", image_size=8, channels=3)
+
+
+# Damage and time ----------------------------------------
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_damaged_image_is_replaced_by_one_of_its_class(tmp_path, last, caplog):
+    """What `labels_of` says stays true of the images that are read."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            for i in range(5):
+                noise(tmp_path / part / name / f"{i}.png")
+    for name in ("cat", "dog"):
+        file = tmp_path / "train" / name / f"{4 if last else 0}.png"
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+        file.write_bytes(data)
+    found = folder.make(path=str(tmp_path), image_size=16, on_error="skip", cache_bytes=0).train
+    with caplog.at_level("WARNING"):
+        of_images = [int(found.read(i)["label"]) for i in range(found.size)]
+    assert labels_of(found).tolist() == of_images == [0] * 5 + [1] * 5
+    assert caplog.text.count("replaced by the next image of its class") == 2
+
+
+def test_checked_images_are_remembered_until_they_change(tmp_path, monkeypatch):
+    path, cache = tree(tmp_path / "photos", "train", "test"), str(tmp_path / "cache")
+    seen = []
+    inspect = images.inspect
+    monkeypatch.setattr(
+        images, "inspect", lambda file, name, **how: seen.append(name) or inspect(file, name, **how)
+    )
+
+    def checked(**how):
+        seen.clear()
+        folder.make(path=str(path), image_size=8, cache_bytes=0, cache_dir=cache, **how)
+        return sorted(seen)
+
+    assert len(checked()) == 12
+    assert checked() == []
+    put(path / "train" / "cat" / "1.png", (20, 20))
+    put(path / "train" / "cat" / "new.png")
+    assert checked() == ["train/cat/1.png", "train/cat/new.png"]
+    assert len(checked(max_pixels=10_000)) == 13  # another question
+    (path / "train" / "cat" / "1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"train/cat/1.png: cannot identify"):
+        checked()
+    put(path / "train" / "cat" / "1.png", (20, 20))
+    for file in (tmp_path / "cache").rglob("*.npz"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert len(checked()) == 13 and checked() == []
+
+
+def test_the_listing_stats_each_file_once(tmp_path, monkeypatch):
+    tree(tmp_path, "train")
+    calls = []
+    for name in ("stat", "lstat", "open", "readlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k)
+        )
+    found = listing.of(tmp_path)
+    assert len(found.files) == 6 and not calls  # os.scandir's entries alone
+
+
+def test_turbo_gives_the_same_pixels(tmp_path, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    rng = np.random.default_rng(0)
+    for number, (size, mode) in enumerate(
+        [((64, 48), "RGB"), ((301, 203), "RGB"), ((90, 300), "L"), ((700, 500), "CMYK")]
+    ):
+        pixels = rng.integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), np.uint8)
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        picture.save(tmp_path / f"{number}.jpg", quality=90)
+    for number in range(4):
+        for image_size, channels in ((16, 3), (40, 3), (16, 1), (None, 3), (None, 1)):
+            how = dict(image_size=image_size, channels=channels)
+            file = tmp_path / f"{number}.jpg"
+            with monkeypatch.context() as patch:
+                patch.setattr(images, "_has_turbo", lambda: False)
+                plain = images.decode(file, "x.jpg", **how)
+            turbo = images.decode(file, "x.jpg", **how)
+            assert np.abs(plain.astype(int) - turbo).max() <= 2, (number, how)

@@ -87,7 +87,133 @@ def test_unpacked_images_are_kept_and_renewed(tmp_path, images, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "appended"])
+def test_damaged_kept_images_are_unpacked_anew(tmp_path, images, how, caplog):
+    path, cache = write(tmp_path / "x", image=images[3]), tmp_path / "cache"
+    packed.make(path=path, cache_dir=str(cache))
+    for file in cache.glob("train*.npy"):
+        data = bytearray(file.read_bytes())
+        if how == "flipped":
+            data[-40] ^= 1
+        file.write_bytes(
+            {"cut": data[:-9], "flipped": data, "empty": b"", "appended": data + b"x"}[how]
+        )
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            found = packed.make(path=path, cache_dir=str(cache)).train.arrays["image"]
+            np.testing.assert_array_equal(found, images[3])
+    assert caplog.text.count("is damaged; unpacking anew") == 1  # it is mended
+
+
+def test_kept_images_are_found_by_content_not_by_time(tmp_path, images):
+    """A file of equal size and time with other content, as `cp -p` and restored backups make."""
+    path, cache = write(tmp_path / "x", image=images[3]), str(tmp_path / "cache")
+    packed.make(path=path, cache_dir=cache)
+    file = tmp_path / "x" / "train.npz"
+    status = file.stat()
+    write(tmp_path / "x", image=images[3][::-1])
+    assert file.stat().st_size == status.st_size
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = packed.make(path=path, cache_dir=cache).train.arrays["image"]
+    np.testing.assert_array_equal(found, images[3][::-1])
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path, images, caplog):
+    path = write(tmp_path / "x", image=images[3])
+    (tmp_path / "cache").write_text("a file")
+    with caplog.at_level("WARNING"):
+        found = packed.make(path=path, cache_dir=str(tmp_path / "cache")).train.arrays["image"]
+    np.testing.assert_array_equal(found, images[3])
+    assert "are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_damage_is_one_error_that_names_the_file(tmp_path, images, compressed):
+    """Of each byte of the archive's own structure, and of cuts at every length."""
+    path = write(tmp_path / "x", image=images[3])
+    file = tmp_path / "x" / "train.npz"
+    if compressed:
+        np.savez_compressed(file, image=images[3], label=np.arange(5) % 3)
+    whole, seen = file.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    changed = [whole[:size] for size in range(0, len(whole), 7)]
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= int(rng.integers(1, 256))
+        changed.append(bytes(damaged))
+    for data in changed:
+        file.write_bytes(data)
+        try:
+            found = packed.make(path=path).train
+        except ValueError as error:
+            seen += 1
+            assert "train" in str(error), error
+        else:  # a byte that nothing depends on: a time, an attribute
+            np.testing.assert_array_equal(found.arrays["image"], images[3])
+    assert seen > len(whole) // 2
+
+
+@pytest.mark.parametrize(
+    "label, classes",
+    [
+        ([0, 1, 2**32, 2**32 + 1, 0], 4),
+        ([2**33, 2**33 + 5, 2**33, 2**33, 2**33], 2),
+        ([3, 700, 3, 3, -1], 2),
+        ([0, 2**31 - 1, 0, 0, 0], 2),
+        (np.array([2**63, 5, 5, 5, 5], np.uint64), 2),
+    ],
+)
+def test_sparse_labels_are_numbered_anew(tmp_path, images, label, classes, caplog):
+    label = np.asarray(label)
+    with caplog.at_level("WARNING"):
+        found = packed.make(path=write(tmp_path / "x", label, image=images[3])).train
+    kept = found.arrays["label"]
+    assert found.sizes == {"label": classes} and kept.dtype == np.int32
+    given = label[label >= 0]
+    np.testing.assert_array_equal(kept[label >= 0], np.unique(given, return_inverse=True)[1])
+    assert (kept[label < 0] == -1).all()
+    assert "are numbered 0 to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "label, how, words",
+    [
+        (["cat"] * 5, {}, "label has elements of type <U3"),
+        ([0.0] * 5, {}, r"label is float64\[5\] beside 5 images; expected one integer"),
+        ([-2, 0, 0, 0, 0], {}, "label goes down to -2; expected 0 or more, or -1"),
+        ([0, 1, 2, 3, 2**32], dict(num_classes=4), "label goes up to 4294967296; expected 0 to 3"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, images, label, how, words):
+    with pytest.raises(ValueError, match=words):
+        packed.make(path=write(tmp_path / "x", np.asarray(label), image=images[3]), **how)
+
+
+def test_unlabelled_examples(tmp_path, images):
+    path = write(tmp_path / "x", np.array([0, -1, 1, 1, -1]), image=images[3])
+    np.savez(tmp_path / "x" / "unlabeled.npz", image=images[3][:2])
+    splits = packed.make(path=path)
+    assert splits.train.arrays["label"].tolist() == [0, -1, 1, 1, -1]
+    assert splits.more["unlabeled"].size == 2 and splits.more["unlabeled"].sizes == {}
+    assert packed.make(path=path, label_field="").train.sizes == {}
+    none = packed.make(path=write(tmp_path / "y", np.full(5, -1), image=images[3])).train
+    assert none.sizes == {} and set(none.arrays) == {"image"}
+
+
+def test_images_in_both_parts_are_told(tmp_path, images, caplog):
+    path = write(tmp_path / "x", image=images[3])
+    with caplog.at_level("WARNING"):
+        packed.make(path=path)
+    assert "5 of the 5 test examples are in the training part too (test example 0 is" in caplog.text
+    np.savez(tmp_path / "x" / "test.npz", image=255 - images[3], label=np.arange(5) % 3)
+    caplog.clear()
+    packed.make(path=path)
+    assert not caplog.text
+
+
 def test_errors(tmp_path, images):
+    with pytest.raises(ValueError, match=r"path is empty; set --config.data.path"):
+        packed.make(path="")
     with pytest.raises(FileNotFoundError, match=r"train.npz is missing; data.path"):
         packed.make(path=str(tmp_path))
     path = write(tmp_path / "x", image=images[3])

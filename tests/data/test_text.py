@@ -228,3 +228,32 @@ def test_tables_of_named_columns(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             lines.table(tmp_path / name)
+
+
+def test_sentences_with_classes_are_sources_by_set(tmp_path):
+    path = written(tmp_path / "a.txt", rows(30))
+    header = ["set", "split", "label", "text"]
+    table = [
+        header,
+        ["MR", "all", "1", "a cat"],
+        ["MR", "all", "0", "a dog"],
+        ["TREC", "train", "HUM", "who sees"],
+        ["TREC", "train", "LOC", "where"],
+        ["TREC", "dev", "XXX", "left out"],
+        ["TREC", "test", "LOC", "a bird"],
+    ]
+    more = made(path, tmp_path, classify=written(tmp_path / "c.tsv", table)).more
+    assert {name: source.arrays["label"].tolist() for name, source in more.items()} == {
+        "classify/MR": [1, 0],
+        "classify/TREC": [0, 1],
+        "classify/TREC/test": [1],
+    }
+    assert more["classify/TREC"].sizes["label"] == 2
+    for wrong, message in (
+        ([["a", "b"], ["c", "d"]], "expected a header with label and text"),
+        ([header, ["MR", "all", "1", " "]], "line 2: an empty sentence or label"),
+        ([header, ["MR", "all", "1", "x"]], "expected two or more"),
+        ([*table, ["MR", "test", "2", "x"]], "those of its test rows among them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(path, tmp_path, classify=written(tmp_path / "w.tsv", wrong))

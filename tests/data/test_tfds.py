@@ -130,7 +130,7 @@ def test_channels_sizes_splits_and_labels_can_be_chosen(prepared):
             "no image feature 'picture'; it has image .Image., label",
         ),
         (dict(dataset="tiny_grey", label_key="note"), "no class feature 'note'"),
-        (dict(dataset="tiny_grey", channels=4), "channels=4; set channels to 1 or 3"),
+        (dict(dataset="tiny_grey", channels=4), "1 channels, and channels=4 was asked for"),
         (dict(dataset="no_such_set"), "'no_such_set' is unknown to TensorFlow Datasets"),
     ],
 )

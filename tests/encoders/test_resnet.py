@@ -148,4 +148,4 @@ def test_initial_weights_have_the_frameworks_spread():
     bias = initializers.bias("torch", 100)(jax.random.key(0), (10000,), jnp.float32)
     assert 0.0995 < float(jnp.abs(bias).max()) <= 0.1
     with pytest.raises(ValueError, match="he_fan_out"):
-        initializers.kernel("xavier")
+        initializers.kernel("he_fan_in_out")

@@ -131,8 +131,8 @@ def test_other_devices_get_xlas_own_convolution():
     assert "dot_general" not in gpu and "while" not in gpu
     assert "stablehlo.convolution" not in cpu and "dot_general" in cpu
     assert (
-        "stablehlo.convolution" in program("cpu", x[:, :15])[0]
-        and x[0, :15, :, 0].size * FEWEST**2 < LEAST
+        "stablehlo.convolution" in program("cpu", x[:, :3])[0]
+        and x[0, :3, :, 0].size * FEWEST**2 < LEAST
     )
     assert flops == plainly  # a model's arithmetic is that of its sums, however they are done
 

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from cl_jax import evals
 from cl_jax.evals.geometry import measure
 
-NAMES = {value for name, value in vars(evals).items() if name.startswith("GEOMETRY_")}
+NAMES = {
+    f"geometry/{name}"
+    for name in (
+        *("alignment", "uniformity", "tolerance", "tolerance_same_class", "effective_rank"),
+        *("feature_std", "relative_std"),
+    )
+}
 
 
 def test_isotropic_and_collapsed_features():

@@ -49,7 +49,8 @@ def test_equals_the_loops_whatever_the_blocks(k, block_size, query_size):
         np.testing.assert_allclose(out.votes, votes, rtol=1e-9)
         np.testing.assert_array_equal(out.prediction, votes.argmax(axis=1))
         assert float(out.top1) == pytest.approx(np.mean(votes.argmax(axis=1) == labels), abs=1e-12)
-        assert float(out.top5) == 1.0
+        voted = votes[np.arange(len(labels)), labels] > 0
+        assert float(out.top5) == pytest.approx(voted.mean(), abs=1e-12)
 
 
 def test_top5_counts_the_five_first_classes():
@@ -145,7 +146,7 @@ def test_memory_is_of_blocks_not_of_the_whole():
         0.1,
     )
     sizes = [
-        module._knn.lower(*args, 10, 3, True, block, query)
+        module._knn.lower(*args, 10, 3, True, True, block, query)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes
@@ -176,3 +177,30 @@ def test_raw_pixels():
     np.testing.assert_allclose(raw_pixels(images), images.reshape(2, 12) / 255, rtol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         raw_pixels(images / 255)
+
+
+def test_a_class_without_a_vote_is_not_among_the_first_five():
+    bank, bank_labels, features, labels = data(n=60, m=40, classes=9)
+    out = knn(bank, bank_labels, features, labels, k=1, temperature=0.5, num_classes=9)
+    assert float(out.top5) == float(out.top1)
+
+
+def test_a_row_with_nan_is_nobodys_neighbour_and_a_query_with_nan_is_wrong():
+    bank, bank_labels, features, labels = data(n=60, m=40, classes=9)
+    settings = dict(k=5, temperature=0.1, num_classes=9)
+    without = knn(bank[1:], bank_labels[1:], features, labels, **settings)
+    bank = bank.copy()
+    bank[0, 1] = np.nan
+    spoilt = knn(bank, bank_labels, features, labels, **settings)
+    np.testing.assert_array_equal(spoilt.prediction, without.prediction)
+    features = features.copy()
+    features[:, 0] = np.nan
+    assert float(knn(bank, bank_labels, features, labels, **settings).top5) == 0
+
+
+def test_votes_are_left_out_on_request():
+    bank, bank_labels, features, labels = data(n=60, m=40, classes=9)
+    settings = dict(k=5, temperature=0.1, num_classes=9)
+    kept = knn(bank, bank_labels, features, labels, **settings)
+    out = knn(bank, bank_labels, features, labels, keep_votes=False, **settings)
+    assert out.votes is None and float(out.top1) == float(kept.top1)

@@ -62,7 +62,9 @@ def test_steps_ahead_are_means_over_recordings():
 
 def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
     p, z = RNG.normal(size=(4, 2, 7, 3)), RNG.normal(size=(4, 7, 3))
-    steps = losses.cpc_steps(np.moveaxis(p, 1, 0).astype(np.float32), z.astype(np.float32))
+    steps = losses.predictive.cpc_steps(
+        np.moveaxis(p, 1, 0).astype(np.float32), z.astype(np.float32)
+    )
     np.testing.assert_allclose(steps_ahead.picked_out(p, z), steps.accuracy, atol=1e-6)
     given = _given(None, predictions=lambda source: {"p": p, "z": z})
     found = steps_ahead.make(among="all").measure(given)

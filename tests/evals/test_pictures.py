@@ -12,9 +12,8 @@ from cl_jax.evals.pictures import (
     TEXT,
     TILE,
     _apart,
-    knn_curve,
+    curve,
     neighbour_grid,
-    views_grid,
 )
 
 CELL = TILE + 2 * FRAME
@@ -33,16 +32,14 @@ def images(*shape):
 
 def test_curve(tmp_path):
     path = tmp_path / "new" / "curve.png"
-    knn_curve(
-        path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "untrained/knn/top1": 0.25}
-    )
+    curve(path, [0, 1, 2], [0.1, 0.3, 0.5], {"knn/raw_pixels": 0.26, "untrained/knn/top1": 0.25})
     shown = read(path)
     assert shown.shape == (4.5 * DPI, 7 * DPI, 3) and shown.std() > 5
-    knn_curve(tmp_path / "higher.png", [0, 1, 2], [0.1, 0.3, 0.9], {})
+    curve(tmp_path / "higher.png", [0, 1, 2], [0.1, 0.3, 0.9], {})
     assert (read(tmp_path / "higher.png") != shown).any()
-    knn_curve(tmp_path / "one.png", [3], [np.nan], {})
+    curve(tmp_path / "one.png", [3], [np.nan], {})
     with pytest.raises(ValueError, match="one value per step"):
-        knn_curve(path, [0, 1], [0.5], {})
+        curve(path, [0, 1], [0.5], {})
 
 
 def test_neighbours_with_frames(tmp_path):
@@ -73,26 +70,6 @@ def test_neighbours_of_other_sizes_and_channels(tmp_path):
         neighbour_grid(tmp_path / "x.png", images(2, 8, 8), images(1, 3, 8, 8))
     with pytest.raises(ValueError, match="correct has shape"):
         neighbour_grid(tmp_path / "x.png", images(2, 8, 8), images(2, 3, 8, 8), np.ones((2, 2)))
-
-
-def test_views(tmp_path):
-    originals = images(3, 32, 32)
-    views_grid(
-        tmp_path / "v.png", originals, [originals / 255.0, images(3, 16, 16), originals, originals]
-    )
-    shown = read(tmp_path / "v.png")
-    assert shown.shape == (
-        TOP + 3 * CELL + 2 * GAP + MARGIN,
-        SECOND + 4 * CELL + 3 * GAP + MARGIN,
-        3,
-    )
-    # The float view of the first column is the original again.
-    left = shown[TOP:, MARGIN : MARGIN + CELL][:CELL]
-    np.testing.assert_array_equal(shown[TOP : TOP + CELL, SECOND : SECOND + CELL], left)
-    with pytest.raises(ValueError, match="at least one view"):
-        views_grid(tmp_path / "x.png", originals, [])
-    with pytest.raises(ValueError, match="int64"):
-        views_grid(tmp_path / "x.png", originals, [originals.astype(int)])
 
 
 def test_names_of_lines_keep_apart():

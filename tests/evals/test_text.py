@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
-from cl_jax.evals import retrieval, sts, zero_shot
+from cl_jax.evals import retrieval, sts, transfer, zero_shot
 
 
 def rank(x):
@@ -99,3 +99,85 @@ def test_class_weights_are_means_of_unit_prompts():
     assert zero_shot.accuracy(features, weights, labels, 3) == 1
     with pytest.raises(ValueError, match="no prompt names class 3"):
         zero_shot.class_weights(prompts, np.array([0, 0, 1, 2]), 4)
+
+
+def given(more, features):
+    """A State as evaluators see it: features by the name of a source and of its first field."""
+    from types import SimpleNamespace
+
+    data = SimpleNamespace(train=SimpleNamespace(name="text/train"), more=more)
+
+    def of(source, name):
+        return features[source.arrays["tokens"].tobytes()]
+
+    return SimpleNamespace(data=data, features=of)
+
+
+def test_sts_reads_both_sentences_of_every_set():
+    from cl_jax.data.source import from_arrays
+
+    rng = np.random.default_rng(0)
+    more, features, right = {}, {}, []
+    for name in ("sts/x", "sts/y", "prompts"):
+        tokens = rng.integers(1, 50, (2, 20, 4)).astype(np.uint16)
+        score = rng.random(20).astype(np.float32)
+        arrays = {"tokens": tokens[0], "tokens_b": tokens[1], "score": score}
+        more[name] = from_arrays(name, arrays, {"tokens": 50, "tokens_b": 50})
+        rows = rng.normal(size=(2, 20, 3))
+        features |= {t.tobytes(): x for t, x in zip(tokens, rows)}
+        right.append(stats.spearmanr(sts.cosines(*rows), score).statistic)
+    found = sts.make().measure(given(more, features))
+    assert found["sts/x/spearman"] == pytest.approx(right[0])
+    assert found["sts/y/spearman"] == pytest.approx(right[1])
+    assert found["sts/spearman"] == pytest.approx(np.mean(right[:2]))
+    only = sts.make(sources=("sts/y",)).measure(given(more, features))
+    assert only["sts/spearman"] == pytest.approx(right[1]) and "sts/x/spearman" not in only
+    with pytest.raises(ValueError, match=r"no scored pairs; give them as data\.sts"):
+        sts.make().measure(given({"prompts": more["prompts"]}, features))
+
+
+def blobs(count, seed, spread=1.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    centres = 2 * np.eye(3, 5)
+    return centres[labels] + spread * rng.normal(size=(count, 5)), labels
+
+
+def test_transfer_is_the_accuracy_of_a_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    (x, y), (tx, ty) = blobs(200, 0), blobs(100, 1)
+    scaler = StandardScaler().fit(x)
+    right = LogisticRegression(C=0.1).fit(scaler.transform(x), y).score(scaler.transform(tx), ty)
+    assert transfer.accuracy(x, y, tx, ty, strengths=(0.1,)) == pytest.approx(right)
+    assert 0.6 < right < 1
+    assert transfer.by_folds(x, y, folds=4) == pytest.approx(right, abs=0.15)
+    noise = np.random.default_rng(2).permutation(y)
+    assert transfer.by_folds(x, noise, folds=4) < 0.5
+
+
+def test_transfer_takes_test_parts_where_there_are_some():
+    from types import SimpleNamespace
+
+    from cl_jax.data.source import from_arrays
+
+    more, features = {}, {}
+    for number, (name, spread) in enumerate(
+        [("classify/a", 0.01), ("classify/a/test", 0.01), ("classify/b", 9.0), ("sts", 1.0)]
+    ):
+        x, y = blobs(60, number, spread)
+        tokens = np.full((60, 2), number + 1, np.uint16)
+        more[name] = from_arrays(name, {"tokens": tokens, "label": y}, {"tokens": 9, "label": 3})
+        features[tokens.tobytes()] = x
+    seen = given(more, features)
+    seen = SimpleNamespace(**vars(seen), seed=0)
+    found = transfer.make(folds=3).measure(seen)
+    assert set(found) == {"transfer/a", "transfer/b", "transfer/average"}
+    assert found["transfer/a"] == 1 and found["transfer/b"] < 0.6
+    assert found["transfer/average"] == pytest.approx((1 + found["transfer/b"]) / 2)
+    seen.data.more = {"sts": more["sts"]}
+    with pytest.raises(ValueError, match=r"give them as data\.classify"):
+        transfer.make().measure(seen)
+    with pytest.raises(ValueError, match="expected 2 or more"):
+        transfer.make(folds=1)

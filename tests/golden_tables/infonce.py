@@ -5,10 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.numerics import unit
 from cl_jax.losses import image_text, infonce
 from cl_jax.losses.nce import queue_logits
 from cl_jax.memory import queue as queues
 from tests.goldens import Case, Golden
+from tests.losses.compiled import as_given
+
+queue_logits = as_given(queue_logits)
 
 RANK = "rank"
 
@@ -69,7 +73,7 @@ def moco(case: Case) -> dict:
         value, grad = jax.value_and_grad(infonce.info_nce)(
             q, k, memory.rows, temperature=case["temperature"]
         )
-        unit_q, unit_k = infonce.unit(q), infonce.unit(k)
+        unit_q, unit_k = unit(q), unit(k)
         logits.append(queue_logits(unit_q, unit_k, memory.rows, temperature=case["temperature"]))
         memory = queues.enqueue(memory, unit_k)
         (

@@ -14,7 +14,7 @@ from cl_jax.encoders.norm import BatchNorm
 from cl_jax.encoders.resnet import SKConv, _conv
 from cl_jax.heads import mlp, predictor
 from cl_jax.heads.weight_norm import DINOHead
-from cl_jax.losses import distillation, nce, no_negatives
+from cl_jax.losses import assignments, nce, no_negatives
 from cl_jax.memory import queue
 from cl_jax.training import optim
 from tests.goldens import Golden
@@ -633,7 +633,7 @@ def _byol_update(case):
             with_target = [project(target.ema, view)[1] for view in (view1, view2)]
             representation = no_negatives.byol(p1, p2, *with_target, axis_name="devices")
             logits = apply(params, "classifier", jax.lax.stop_gradient(h))
-            classification = distillation.cross_entropy(logits, labels, axis_name="devices")
+            classification = assignments.cross_entropy(logits, labels, axis_name="devices")
             return representation + classification, (representation, classification)
 
         def device(view1, view2, labels, params=online, loss=loss):

@@ -1,5 +1,7 @@
 """BYOL, SimSiam, DINO, SwAV, DeepCluster v2, Deep InfoMax and CPC."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -15,9 +17,9 @@ def byol_loss(case: Case) -> dict:
     p1, p2, z1, z2 = (
         case[f"{kind}_view{view}"] for kind in ("prediction", "projection") for view in (1, 2)
     )
-    representation, (grad_p1, grad_p2) = jax.value_and_grad(no_negatives.byol, argnums=(0, 1))(
-        p1, p2, z1, z2
-    )
+    # A zero row is among the predictions, with the gradient of x / eps.
+    byol = partial(no_negatives.byol, released_gradient=True)
+    representation, (grad_p1, grad_p2) = jax.value_and_grad(byol, argnums=(0, 1))(p1, p2, z1, z2)
     classifier, grad_logits = case.grad(
         lambda x: assignments.cross_entropy(x, case["labels"]), "logits_view1"
     )
@@ -34,7 +36,9 @@ def byol_loss(case: Case) -> dict:
 
 def simsiam_loss(case: Case) -> dict:
     loss, grads = case.grad(
-        lambda p1, p2: no_negatives.simsiam(p1, p2, case["z1"], case["z2"]), "p1", "p2"
+        lambda p1, p2: no_negatives.simsiam(p1, p2, case["z1"], case["z2"], released_gradient=True),
+        "p1",
+        "p2",
     )
     return {"loss": loss, **grads}
 

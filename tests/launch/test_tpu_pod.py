@@ -160,3 +160,18 @@ def test_a_slice_in_another_state_is_refused(cloud):
         refused.returncode == 2
         and "the slice a is CREATING. Wait until it is READY" in refused.stderr
     )
+
+
+def test_a_share_is_for_the_users_group_and_not_for_everybody(tmp_path):
+    """launch/tpu_worker.sh mount, with stand-ins for the machine's programs."""
+    for name, body in (
+        ("sudo", f'echo "$*" >>{tmp_path}/said'),
+        ("mountpoint", "exit 1"),
+        ("id", "echo 1234"),
+    ):
+        program(tmp_path / "bin", name, body)
+    done = run("tpu_worker.sh", "mount", "host:/runs", PATH=before(tmp_path / "bin"), HOME=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "said").read_text()
+    assert "mount -t nfs host:/runs /mnt/runs" in said and "777" not in said
+    assert "chgrp 1234 /mnt/runs" in said and "chmod g+rwx,+t /mnt/runs" in said

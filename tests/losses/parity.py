@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 # Nearly all of the time is compilation, of each way on each device count in each type: all of them
@@ -123,4 +123,35 @@ def _pmap(loss, args, sharded, floats, n):
     return value[0], tuple(g[0] for g in grads)
 
 
+def _two_axes(loss, args, sharded, floats, n):
+    """Gradient of the loss mapped over two axes that count as one."""
+    names = ("hosts", AXIS)
+    mesh = jax.make_mesh(
+        (2, n // 2), names, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:n]
+    )
+    specs = tuple(PartitionSpec(names) if split else PartitionSpec() for split in sharded)
+    mapped = jax.shard_map(
+        partial(loss, axis_name=names), mesh=mesh, in_specs=specs, out_specs=PartitionSpec()
+    )
+    return jax.device_get(jax.jit(jax.value_and_grad(mapped, argnums=floats))(*args))
+
+
+def _sharded(kind, loss, args, sharded, floats, n):
+    """No axis is named: the arrays lie on a mesh."""
+    mesh = jax.make_mesh((n,), (AXIS,), axis_types=(kind,), devices=jax.devices()[:n])
+    with jax.set_mesh(mesh):
+        placed = [
+            jax.device_put(x, NamedSharding(mesh, PartitionSpec(*[AXIS] * split)))
+            for x, split in zip(args, sharded)
+        ]
+        step = jax.value_and_grad(partial(loss, axis_name=None), argnums=floats)
+        return jax.device_get(jax.jit(step)(*placed))
+
+
 WAYS = {"shard_map": _shard_map, "shard_map, gradient outside": _outside, "pmap": _pmap}
+if SLOW:
+    WAYS |= {
+        "shard_map over two axes": _two_axes,
+        "jit, Auto mesh": partial(_sharded, AxisType.Auto),
+        "jit, Explicit mesh": partial(_sharded, AxisType.Explicit),
+    }

@@ -8,10 +8,10 @@ from jax.test_util import check_grads
 
 from cl_jax.losses import clusters
 from cl_jax.losses.clusters import Clustering
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
-clusters = compiled(clusters)
+clusters = compiled(as_given(clusters))
 
 
 @pytest.fixture(autouse=True)

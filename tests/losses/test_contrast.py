@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from cl_jax.losses import (
+from cl_jax.losses.contrast import (
     LOG_ZERO,
     allow,
     contrast,

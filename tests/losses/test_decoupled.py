@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import decoupled, nt_xent_rows
+from cl_jax.losses import decoupled
+from cl_jax.losses.infonce import nt_xent_rows
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
 

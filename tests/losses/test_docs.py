@@ -6,11 +6,14 @@ import pkgutil
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
-from cl_jax import cluster, losses, memory
+import cl_jax.losses
+from cl_jax import cluster, memory
+from tests.losses.test_table import FAMILIES
 
-PAGES = sorted((Path(__file__).resolve().parents[2] / "docs").glob("losses*.md"))
+PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "guides" / "losses").glob("*.md"))
 WORDS = set(
     re.findall(
         r"\w+",
@@ -25,8 +28,41 @@ WORDS = set(
 )
 
 
+INTERNAL = {"check_plan", "side_of_tile"}
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    if block.startswith("import ")  # others are fragments
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_examples_run(block):
+    with jax.numpy_rank_promotion("allow"):  # users' programs run under JAX's defaults
+        exec(compile(block, "example", "exec"), {})
+
+
+def test_every_family_has_a_page_with_an_example():
+    assert (
+        {page.stem for page in PAGES}
+        >= {str(block.id).rsplit("-", 1)[0] for block in BLOCKS}
+        >= {page.stem for page in PAGES} - {"migration", "transformations"}
+    )
+
+
+def test_names_on_the_page_of_other_libraries_are_there():
+    page = next(page for page in PAGES if page.stem == "migration").read_text()
+    here = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")]
+    for family, name in re.findall(r"losses\.(\w+)\.(\w+)", " ".join(here)):
+        assert name in FAMILIES[family], (family, name)
+    top = set(re.findall(r"`(\w+)\(", " ".join(here)))
+    assert {"nt_xent", "supcon", "vicreg", "dino"} <= top <= set(cl_jax.losses.__all__)
+
+
 def test_losses():
-    assert [name for name in losses.__all__ if name not in WORDS] == []
+    names = [name for family in FAMILIES.values() for name in family]
+    assert [name for name in names if name not in WORDS | INTERNAL] == []
 
 
 @pytest.mark.parametrize("package", [memory, cluster])

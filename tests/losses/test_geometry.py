@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import geometry
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
-geometry = compiled(geometry)
+geometry = compiled(as_given(geometry))
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 from jax.test_util import check_grads
 
 from cl_jax.losses import hardness
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity
 
-hardness = compiled(hardness)
+hardness = compiled(as_given(hardness))
 
 
 @pytest.fixture(autouse=True)

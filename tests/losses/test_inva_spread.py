@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cl_jax.losses.inva_spread import inva_spread
-from tests.losses.compiled import program
+from tests.losses.compiled import as_given, program
 from tests.losses.parity import assert_parity, unit
 
-inva_spread = program(inva_spread)
+inva_spread = program(as_given(inva_spread))
 
 
 @pytest.fixture(autouse=True)

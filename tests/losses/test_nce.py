@@ -9,10 +9,10 @@ import pytest
 from jax.test_util import check_grads
 
 from cl_jax.losses import nce
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
-nce = compiled(nce)
+nce = compiled(as_given(nce))
 
 B, N, D, K = 8, 11, 4, 5
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import positives
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import AXIS, assert_parity, unit
 
-positives = compiled(positives)
+stablerep = compiled(positives).stablerep
+positives = compiled(as_given(positives))
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_stablerep_is_supcon_of_one_view_and_ignores_length():
     expected = oracle(features[:, None], lambda i, v, j, w: float(LABELS[i] == LABELS[j]), 0.2)
     lengths = np.arange(1, 6)[:, None]
     np.testing.assert_allclose(
-        positives.stablerep(features * lengths, LABELS, temperature=0.2), expected, rtol=1e-12
+        stablerep(features * lengths, LABELS, temperature=0.2), expected, rtol=1e-12
     )
 
 
@@ -227,7 +228,7 @@ def test_devices():
             + 5 * positives.kcl_in_batch(features, labels, selected, **knobs)
             + 7
             * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs)
-            + 9 * positives.stablerep(features[:, 0], labels, **knobs)
+            + 9 * stablerep(features[:, 0], labels, **knobs)
         )
 
     assert_parity(
@@ -255,8 +256,8 @@ def test_hard_inputs_are_finite(dtype):
         return (
             positives.supcon(x, LABELS, temperature=0.01, summation="inside")
             + positives.supcon(x, temperature=0.01)
-            + positives.stablerep(x[:, 0], LABELS, temperature=0.01)
-            + positives.stablerep(x[:1, 0], LABELS[:1], temperature=0.01)
+            + stablerep(x[:, 0], LABELS, temperature=0.01)
+            + stablerep(x[:1, 0], LABELS[:1], temperature=0.01)
             + positives.kcl(
                 x[:, 0],
                 x[:, 1],

@@ -12,10 +12,10 @@ import pytest
 
 from cl_jax.losses import spaces
 from cl_jax.losses.infonce import nt_xent
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity
 
-module = compiled(spaces)
+module = compiled(as_given(spaces))
 
 TEMPERATURE = 0.3
 

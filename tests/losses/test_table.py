@@ -2,17 +2,22 @@
 and with which words; zero rows give finite values and gradients; float32 products are asked for in
 float32."""
 
+import importlib
 import inspect
 import itertools
+import re
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import losses, memory
+import cl_jax.losses
+from cl_jax import memory
 from cl_jax.losses import calm, nce
 from cl_jax.memory import bank, centre, crop_queue, hybrid, prototypes, queue
 
@@ -39,6 +44,20 @@ SIZES = {
     "i": 5,
 }
 NORMALIZER = nce.init_normalizer()
+
+
+def public(family: str) -> dict[str, Any]:
+    """Functions and records that a module of losses defines."""
+    module = importlib.import_module(f"cl_jax.losses.{family}")
+    return {
+        name: x
+        for name, x in vars(module).items()
+        if name[0] != "_" and getattr(x, "__module__", None) == module.__name__
+    }
+
+
+FAMILIES = {family: public(family) for family in cl_jax.losses.FAMILIES}
+losses = SimpleNamespace(**{name: x for names in FAMILIES.values() for name, x in names.items()})
 
 
 class Row(NamedTuple):
@@ -382,7 +401,7 @@ ROWS = [
         for f in (losses.sigreg, losses.sigreg_statistics)
     ),
     *(row(f, "z v b d, directions d k", t_max=3.0) for f in (losses.lejepa, losses.lejepa_terms)),
-    row(losses.unit, "x b d"),
+    row(cl_jax.losses.unit, "x b d"),
     row(bank.update, "bank n d, rows b d, ids *b", momentum=0.5),
     *(
         row(spcl_update, "rows_of_the_memory n d, rows b d, ids *b", momentum=0.2, chain=chain)
@@ -397,7 +416,9 @@ ROWS = [
 # Not functions of checked arrays: rules of a tile, draws, sizes, functions of functions; and what
 # takes what a loss made.
 OTHERS = {
-    "LOG_ZERO",
+    "check_plan",
+    "separate_unlabelled",
+    "side_of_tile",
     "allow",
     "not_self",
     "row_ids",
@@ -474,6 +495,9 @@ KEEPS_TYPE = {
 }
 
 
+SHARES = {"concentration", "weight", "raw", "posterior", "mask", "alpha", "beta"}
+
+
 def name_of(f) -> str:
     return getattr(f, "__name__", None) or f.func.__name__
 
@@ -537,9 +561,30 @@ def refused(given: Row, what: str, arrays, **changed) -> str:
     raise AssertionError(f"{what} passes")
 
 
+def test_each_name_is_in_one_family():
+    names = [name for family in FAMILIES.values() for name in family]
+    assert len(names) == len(set(names))
+    found = {path.stem for path in Path(cl_jax.losses.__file__).parent.glob("[a-z]*.py")}
+    assert found - {"agents"} == set(FAMILIES)  # of reinforcement learning; imported by its name
+
+
+def test_the_top_has_headline_losses_and_says_where_the_others_are():
+    top = cl_jax.losses
+    functions = {name for name in top.__all__ if inspect.isfunction(getattr(top, name))}
+    assert 20 <= len(functions) <= 30
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", top.__doc__))))
+    assert functions - {"unit"} <= words
+    with pytest.raises(AttributeError, match=r"Use losses\.hardness\.mochi\."):
+        _ = top.mochi
+    with pytest.raises(AttributeError, match=r"Use from cl_jax\.losses\.contrast import same_id\."):
+        _ = top.same_id
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
+        _ = top.nothing
+
+
 def test_every_loss_has_a_row():
     covered = {name_of(each.f) for each in ROWS}
-    public = {name for name in losses.__all__ if not isinstance(getattr(losses, name), type)}
+    public = {name for name, x in vars(losses).items() if not isinstance(x, type)}
     assert public - covered - OTHERS == set()
     assert OTHERS - public == set()
     assert set(memory.__all__) <= {
@@ -647,6 +692,38 @@ def test_zero_rows_are_finite_and_products_of_float32_stay_float32(index):
         assert np.isfinite(value), zeroed
         for name, grad in grads.items():
             assert np.isfinite(grad).all(), (zeroed, name)
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e5])
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(
+            i, marks=[] if name_of(ROWS[i].f) in ("kcl", "bank_softmax") else [pytest.mark.slow]
+        )
+        for i in range(len(ROWS))
+    ],
+    ids=_id,
+)
+def test_large_rows_are_finite(index, factor):
+    """Rows that are not unit: logits of 1e9 and 1e11, beyond which float32 steps by 8192."""
+    given = ROWS[index]
+    arrays = {
+        name: x * np.float32(factor) if x.dtype.kind == "f" and name not in SHARES else x
+        for name, x in arrays_of(given).items()
+    }
+    step, inputs = with_gradient(given, arrays)
+    value, grads = jax.jit(step)(inputs)
+    assert np.isfinite(value)
+    for name, grad in grads.items():
+        assert np.isfinite(grad).all(), name
+
+
+def test_a_temperature_that_is_no_scalar_is_named():
+    z = jnp.ones((4, 3))
+    for given in (jnp.full((1,), 0.1), np.full((1,), 0.1)):
+        with pytest.raises(ValueError, match=r"temperature has shape \(1,\); expected a scalar"):
+            losses.nt_xent(z, z, temperature=given)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.bfloat16])

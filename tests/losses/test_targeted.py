@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import kcl, same_class, simplex, tsc, tsc_centroids
-from tests.losses.compiled import program
+from cl_jax.losses.clusters import simplex
+from cl_jax.losses.positives import kcl, same_class
+from cl_jax.losses.targeted import tsc, tsc_centroids
+from tests.losses.compiled import as_given, program
 from tests.losses.parity import assert_parity, unit
 
-tsc = program(tsc)
+kcl, tsc = as_given(kcl), program(as_given(tsc))
 
 LABELS, QUEUE_LABELS, ASSIGNMENT = (
     np.array(x, np.int32) for x in ([0, 1, 0, 2], [0, 2, 1, 0, -1, 0], [2, 0, 1])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cl_jax.losses import video_text
-from tests.losses.compiled import compiled
+from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity
 
-module = compiled(video_text)
+module = compiled(as_given(video_text))
 
 IDS = np.array([4, 4, 2, 7, 5, 2, 9, 1])
 

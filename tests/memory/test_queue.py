@@ -80,3 +80,32 @@ def test_pointer_may_start_anywhere():
     after = ring.enqueue(Queue(jnp.asarray(rows), jnp.int32(3), jnp.int32(5)), -jnp.ones((4, 2)))
     np.testing.assert_array_equal(after.rows, oracle(rows, 3, 5, -np.ones((4, 2)))[0])
     assert after.pointer == 2
+
+
+def test_a_tree_of_rows_is_kept_slot_by_slot():
+    """Keys, labels and ids of one example share a slot, as three queues written alike."""
+    rows = {"key": np.arange(10.0, dtype=np.float32).reshape(5, 2), "label": np.arange(5)}
+    queue = ring.init_like(jax.random.key(0), 4, jax.tree.map(jnp.asarray, rows))
+    np.testing.assert_array_equal(queue.rows["label"], -1)
+    np.testing.assert_allclose(np.linalg.norm(queue.rows["key"], axis=1), 1, atol=1e-6)
+    for _ in range(2):
+        queue = jax.jit(ring.enqueue)(queue, jax.tree.map(jnp.asarray, rows))
+    alone = ring.init(jax.random.key(0), 4, 2)
+    for _ in range(2):
+        alone = ring.enqueue(alone, rows["key"])
+    np.testing.assert_array_equal(queue.rows["key"], alone.rows)
+    np.testing.assert_array_equal(queue.rows["label"], alone.rows[:, 0] / 2)
+    assert queue.pointer == alone.pointer and ring.valid(queue).all()
+
+
+def test_errors_of_trees():
+    given = {"key": jnp.ones((3, 2)), "label": jnp.ones((3,), jnp.int32)}
+    queue = ring.init_like(jax.random.key(0), 4, given)
+    with pytest.raises(ValueError, match="expected that of the queue"):
+        ring.enqueue(queue, given["key"])
+    with pytest.raises(ValueError, match="expected the same number of each"):
+        ring.enqueue(queue, given | {"label": jnp.ones((2,), jnp.int32)})
+    with pytest.raises(ValueError, match="expected integers"):
+        ring.enqueue(queue, given | {"label": jnp.ones((3,))})
+    with pytest.raises(ValueError, match="empty tree"):
+        ring.init_like(jax.random.key(0), 4, {})

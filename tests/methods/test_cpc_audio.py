@@ -86,8 +86,8 @@ def test_time_out_of_order_brings_accuracy_to_chance():
     batch, times, width = 3, 40, 16
     z = RNG.normal(size=(batch, times, width))
     c = np.roll(z, -1, axis=1)
-    p = losses.predictions(jnp.asarray(c, jnp.float32), jnp.eye(width)[None])
-    accuracy = partial(losses.cpc_steps, p)
+    p = losses.predictive.predictions(jnp.asarray(c, jnp.float32), jnp.eye(width)[None])
+    accuracy = partial(losses.predictive.cpc_steps, p)
     assert accuracy(jnp.asarray(z, jnp.float32)).accuracy[0] > 0.95
     shuffled = np.stack([one[RNG.permutation(times)] for one in z])
     assert accuracy(jnp.asarray(shuffled, jnp.float32)).accuracy[0] < 0.1

@@ -10,7 +10,7 @@ from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import from_parts
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.methods import byol, hcl, imix, mochi, moco_v2, simclr_v1
+from cl_jax.methods import byol, hcl, imix, mochi, moco_v2, simclr_v1, temperature
 from cl_jax.views import make as view
 
 VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
@@ -45,19 +45,19 @@ def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypa
     base = parts(name)
 
     def whole(key, rows, *, alpha, axis_name):
-        return losses.Mix(jnp.ones(rows), jnp.arange(rows))
+        return losses.mixing.Mix(jnp.ones(rows), jnp.arange(rows))
 
-    monkeypatch.setattr(losses, "draw_mixup", whole)
+    monkeypatch.setattr(losses.mixing, "draw_mixup", whole)
     state, _, values = step(imix.make(base=base, run=RUN))
     inputs = base.views(BATCH, KEY)
     outputs, *_ = base.embed(state.params, state.stats, state.target, inputs, KEY)
     q, k, negatives = base.pairs(outputs, state.memory)[0][:3]
     if name == "byol":
-        expected = losses.imix_byol(q, k)
+        expected = losses.mixing.imix_byol(q, k)
     elif name == "moco":
-        expected = losses.imix_moco(q, k, negatives, temperature=base.temperature)
+        expected = losses.mixing.imix_moco(q, k, negatives, temperature=base.temperature)
     else:
-        expected = losses.imix_n_pair(q, k, temperature=base.temperature)
+        expected = losses.mixing.imix_n_pair(q, k, temperature=base.temperature)
     np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
 
 
@@ -71,8 +71,8 @@ def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
     _, _, values = step(crossed)
     if kind == "mixup":
         # x_mixed = w x + (1 - w) x[partner]: the share that the loss reports is that of the inputs.
-        drawn = losses.draw_mixup(imix.batch_key(KEY, imix.MIXTURE), 8, alpha=1.0)
-        np.testing.assert_allclose(mixed, losses.mix_inputs(a, drawn), atol=1e-6)
+        drawn = losses.mixing.draw_mixup(imix.batch_key(KEY, imix.MIXTURE), 8, alpha=1.0)
+        np.testing.assert_allclose(mixed, losses.mixing.mix_inputs(a, drawn), atol=1e-6)
         np.testing.assert_allclose(values["own_share"], drawn.weight.mean(), rtol=1e-6)
     assert 0.5 <= float(values["own_share"]) <= 1
 
@@ -103,3 +103,20 @@ def test_the_queue_of_a_cross_is_that_of_its_base():
     _, plain, _ = step(base)
     _, after, _ = step(mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3))
     np.testing.assert_array_equal(after.memory.rows, plain.memory.rows)
+
+
+def test_losses_of_the_temperature_study():
+    """With all negatives kept the hard losses are the plain ones; they need in-batch negatives."""
+    base = parts("simclr")
+    values = {}
+    for loss in temperature.LOSSES:
+        made = temperature.make(base=base, run=RUN, loss=loss, num_hard=7, temperature=0.3)
+        values[loss] = float(step(made)[2]["loss"])
+    np.testing.assert_allclose(values["hard_contrastive"], values["contrastive"], rtol=1e-5)
+    np.testing.assert_allclose(values["hard_simple"], values["simple"], rtol=1e-4, atol=1e-6)
+    fewer = temperature.make(base=base, run=RUN, loss="hard_contrastive", num_hard=2)
+    assert float(step(fewer)[2]["chance"]) == pytest.approx(np.log(3))
+    with pytest.raises(ValueError, match="num_hard=8; expected 1 to 7"):
+        temperature.make(base=base, run=RUN, num_hard=8)
+    with pytest.raises(ValueError, match="'hrad'"):
+        temperature.make(base=base, run=RUN, loss="hrad")

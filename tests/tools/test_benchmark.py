@@ -98,7 +98,7 @@ def test_rows_are_kept_and_another_setting_is_refused(tmp_path):
     rows = benchmark.run_all(args, ["simclr_v1", "byol"], run)
     assert len(calls) == 4 and len(rows) == 4
     assert json.loads((tmp_path / "table.json").read_text()) == rows
-    assert "| simclr_v1 | 1 | 2 | 55.0 ± 7.1 |" in (tmp_path / "table.md").read_text()
+    assert "| simclr_v1 | knn/top1 | 1 | 2 | 55.0 ± 7.1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "table.csv").read_text().count("\n") == 5
     with pytest.raises(ValueError, match="holds the run of another setting"):
         benchmark.run_all(settings(tmp_path, seeds=2, set=["batch_size=8"]), ["byol"], run)
@@ -114,7 +114,7 @@ def test_a_failure_leaves_the_others_their_rows_and_is_tried_again(tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert (
         "| byol | failed: FloatingPointError: step 3: loss nan |" in table
-        and "| simclr_v1 | 1 | 1 | 50.0 |" in table
+        and "| simclr_v1 | knn/top1 | 1 | 1 | 50.0 |" in table
     )
     benchmark.run_all(settings(tmp_path), ["byol", "simclr_v1"], row)
     assert "failed" not in (tmp_path / "table.md").read_text()
@@ -143,7 +143,9 @@ def test_one_real_row(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_signal_ends_the_run_as_well_which_saves_and_goes_on_later(number, status, tmp_path):
+    """Also one that the parent cannot pass on."""
     command = [
         sys.executable,
         "-m",
@@ -160,9 +162,18 @@ def test_sigterm_ends_the_run_as_well_which_saves_and_goes_on_later(tmp_path):
     until = time.time() + 120
     while not (log.exists() and log.read_text()) and time.time() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    process.send_signal(number)
+    assert process.wait(60) == status
+    until = time.time() + 60
+    while (workdir / "lock").exists() and time.time() < until:
+        time.sleep(0.1)
     said = log.read_text()
     time.sleep(1)
     assert log.read_text() == said and not (workdir / "row.json").exists()
     assert any((workdir / "last").iterdir())
+
+
+def test_a_system_of_other_data_keeps_its_own_protocols(tmp_path):
+    config = benchmark.config_of("simcse", settings(tmp_path), 0)
+    assert "sts" in config.evals.protocols and "knn20" not in config.evals.protocols
+    assert "knn20" in benchmark.config_of("byol", settings(tmp_path), 0).evals.protocols

@@ -357,3 +357,69 @@ def test_no_room_for_a_save_leaves_the_one_before_whole(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "last").glob("*-tmp*"))
+
+
+# Whole methods --------------------------------------
+
+REAL_KILLS = int(os.environ.get("CL_JAX_REAL_KILLS", "3"))
+
+
+def start_real(name, workdir, log):
+    """The command of a method in its debug variant, all stages, a checkpoint each step."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    words = [f"--config=configs/{name}.py:debug", f"--workdir={workdir}"]
+    words += ["--config.checkpoint_steps=1", "--config.log_steps=1"]
+    words += ["--stage=all"] if name == "simclr_v2" else []
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cl_jax.main", *words],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+
+
+def left_by(workdir):
+    """{checkpoint: its arrays}, and the logs without clocks, of all stages."""
+    import orbax.checkpoint as ocp
+
+    arrays, rows = {}, {}
+    for path in sorted(workdir.rglob(checkpoint.METADATA)):
+        if path.parent.parent.name in ("last", "best"):
+            with ocp.StandardCheckpointer() as store:
+                arrays[str(path.parent.relative_to(workdir))] = store.restore(path.parent)
+    for path in sorted(workdir.rglob("metrics.jsonl")):
+        clocks = CLOCK | {"eval_seconds", "mfu"}
+        rows[str(path.relative_to(workdir))] = [
+            {key: row[key] for key in row.keys() - clocks} for row in metrics.read(path.parent)
+        ]
+    return arrays, rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pcl", "deepcluster", "swav", "simclr_v2"])
+def test_whole_methods_killed_at_random_moments(name, tmp_path):
+    """SIGKILL at any time from the start of the program on; the same command goes on to the end:
+    last and best checkpoints, and logs, are those of a run left alone."""
+    log, chance = tmp_path / "log", random.Random(f"{name} {os.environ.get('CL_JAX_CHAOS_SEED')}")
+    began = time.monotonic()
+    assert start_real(name, tmp_path / "whole", log).wait(600) == 0, log.read_text()
+    seconds = time.monotonic() - began
+    kills = ended = 0
+    while kills < REAL_KILLS and ended < 2:
+        process = start_real(name, tmp_path / "cut", log)
+        try:
+            process.wait(chance.uniform(0.2, 1.0) * seconds)
+            ended += 1  # it came to its end before its time
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert start_real(name, tmp_path / "cut", log).wait(600) == 0, log.read_text()
+    (arrays, rows), (found, logged) = left_by(tmp_path / "whole"), left_by(tmp_path / "cut")
+    assert arrays.keys() == found.keys() and any("best" in place for place in found)
+    for place, tree in arrays.items():
+        assert_same(tree, found[place], f"{name}: {place}")
+    assert rows == logged
+    print(f"{name}: {kills} kills, {len(found)} checkpoints the same bit for bit")

@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
 
 
 def test_nan_stops_with_the_step_and_the_batch_ids(config, tmp_path):
-    config.optimizer.learning_rate, config.optimizer.warmup_epochs = float("nan"), 0.0
+    config.optimizer.learning_rate, config.optimizer.warmup_epochs = 1e30, 0.0
     with pytest.raises(FloatingPointError, match=r"step 2: loss nan.*Batch ids: \["):
         loop.train(config, tmp_path)
 

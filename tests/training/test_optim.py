@@ -218,6 +218,41 @@ def test_errors_name_the_mend():
     for settings in (
         {"freeze_steps": 2, "freeze_paths": ("protoypes",)},
         {"constant_lr_paths": ("predictor",)},
+        {"exclude_paths": ("biass",)},
     ):
         with pytest.raises(ValueError, match="no parameter's path contains"):
             _build(**settings)[0].init(PARAMS)
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        _build(exclude_paths=("(",))[0].init(PARAMS)
+
+
+def test_parts_of_an_optimizer_move_by_their_own_settings():
+    """A part with the settings of the rest is the plain optimizer; another rate moves it alone."""
+    params = {"disc": {"w": jnp.ones((2, 2))}, "gen": {"w": jnp.full((2, 2), 2.0)}}
+    grads = jax.tree.map(lambda x: 0.1 * x, params)
+    settings = dict(
+        name="sgd",
+        learning_rate=0.5,
+        learning_rate_scaling="none",
+        schedule="constant",
+        batch_size=4,
+        steps_per_epoch=4,
+        total_steps=8,
+        clip_global_norm=0.3,
+    )
+
+    def updates(**more):
+        tx, _ = optim.build(**settings, **more)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    plain, same = updates(), updates(parts={"disc": {"paths": ("disc",)}})
+    jax.tree.map(np.testing.assert_array_equal, plain, same)
+    faster = updates(parts={"disc": {"paths": ("disc",), "learning_rate": 1.0}})
+    np.testing.assert_allclose(faster["disc"]["w"], 2 * plain["disc"]["w"], rtol=1e-6)
+    np.testing.assert_array_equal(faster["gen"]["w"], plain["gen"]["w"])
+    with pytest.raises(ValueError, match="no setting 'learning_rat'; did you mean 'learning_rate'"):
+        updates(parts={"disc": {"paths": ("disc",), "learning_rat": 1.0}})
+    with pytest.raises(ValueError, match="expected paths"):
+        updates(parts={"disc": {"learning_rate": 1.0}})
+    with pytest.raises(ValueError, match="no parameter's path contains 'dics'"):
+        updates(parts={"disc": {"paths": ("dics",)}})

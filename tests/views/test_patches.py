@@ -44,7 +44,7 @@ def test_dropped_channels_leave_one():
 
 
 def test_a_view_is_its_examples_and_its_places():
-    flipping = make({"crop": "none", "flip": 0.5, "mean": None, "std": None})
+    flipping = make({"crop": "none", "flip": 0.5, "mean": None, "std": None}).recipe
     cut = patches.grid(np.concatenate([IMAGES] * 8), size=4, stride=2)
     keys = jax.random.split(jax.random.key(1), 16)
     seen = np.asarray(patches.augment(flipping, keys, cut))

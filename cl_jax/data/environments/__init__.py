@@ -3,6 +3,7 @@
 A module of this folder has `make(**section) -> Environment`; `make(dict(name="catch"))` finds it.
 """
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -69,8 +70,16 @@ def make(section: Mapping[str, Any]) -> Environment:
                 f"environment {name!r} has no setting {key!r}{nearest(key, options)}. It takes "
                 f"{', '.join(options) or 'none'}."
             )
-    environment: Environment = factory(**given)
-    check(environment, name)
+    return _checked(factory, name, tuple(given.items()))
+
+
+@functools.lru_cache(maxsize=16)  # a method may be built often, each time with the same environment
+def _checked(
+    factory: Callable[..., Environment], name: str, settings: tuple[tuple[str, Any], ...]
+) -> Environment:
+    environment = factory(**dict(settings))
+    with jax.ensure_compile_time_eval():
+        check(environment, name)
     return environment
 
 

@@ -1,0 +1,346 @@
+"""Headline losses, value and gradient: time, compile time and temporaries beside other libraries'.
+
+python benchmarks/headline_losses.py --rows 1024,4096,16384,65536
+
+Ours with the block size chosen by None. Peers where they are installed: plain PyTorch written from
+the same formula, lightly, pytorch-metric-learning, optax. A peer that would hold more than
+--max-gib is not run. The forms of one loss run in turn, each timed run after an untimed one;
+medians; a form is repeated until --seconds are spent, at least three times, and one whose first run
+takes longer than that is timed by its first run. Compile time is that of value and gradient without
+a cache of programs. Values are compared to 2 % before anything is timed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _timing
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cl_jax import losses
+
+T = 0.1
+CLASSES = 64
+PROTOTYPES = 1024
+
+
+class Peer(NamedTuple):
+    """name, the module it needs, build(torch) -> function of the inputs, bytes held for N rows."""
+
+    name: str
+    needs: str
+    build: Callable[..., Callable]
+    holds: Callable[[int], float]
+
+
+def plain(loss):
+    return Peer("PyTorch plain", "torch", loss, lambda n: 24 * n * n)
+
+
+def library(name, needs, build, holds=lambda n: 28 * n * n):
+    return Peer(name, needs, build, holds)
+
+
+def of_lightly(name, **knobs):
+    return getattr(importlib.import_module("lightly.loss"), name)(**knobs)
+
+
+def of_metric_learning(name, **knobs):
+    return getattr(importlib.import_module("pytorch_metric_learning.losses"), name)(**knobs)
+
+
+def torch_ntxent(torch):
+    def loss(a, b):
+        z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
+        n = len(z)
+        s = (z @ z.T / T).fill_diagonal_(-torch.inf)
+        return torch.nn.functional.cross_entropy(s, torch.arange(n).roll(n // 2))
+
+    return loss
+
+
+def torch_clip(torch):
+    def loss(a, b):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
+        s = 10 * a @ b.T
+        own = torch.arange(len(s))
+        cross = torch.nn.functional.cross_entropy
+        return (cross(s, own) + cross(s.T, own)) / 2
+
+    return loss
+
+
+def torch_siglip(torch):
+    def loss(a, b):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
+        s = 10 * a @ b.T - 10
+        y = 2 * torch.eye(len(s)) - 1
+        return -torch.nn.functional.logsigmoid(y * s).sum() / len(s)
+
+    return loss
+
+
+def torch_queue(torch):
+    def loss(a, b, queue):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
+        s = torch.cat([(a * b).sum(1, keepdim=True), a @ queue.T], 1) / T
+        return torch.nn.functional.cross_entropy(s, torch.zeros(len(s), dtype=torch.long))
+
+    return loss
+
+
+def torch_supcon(torch):
+    def loss(a, b, labels):
+        z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
+        y = torch.cat([labels, labels])
+        n = len(z)
+        s = z @ z.T / T
+        off = ~torch.eye(n, dtype=torch.bool)
+        log_p = s - torch.logsumexp(s.masked_fill(~off, -torch.inf), 1, keepdim=True)
+        positive = (y[:, None] == y[None]) & off
+        return -((log_p * positive).sum(1) / positive.sum(1)).mean()
+
+    return loss
+
+
+def torch_simsiam(torch):
+    def loss(a, b):
+        cosine = torch.nn.functional.cosine_similarity
+        return -(cosine(a, b.detach()).mean() + cosine(b, a.detach()).mean()) / 2
+
+    return loss
+
+
+def torch_dino(torch):
+    def loss(a, b):
+        log_p = torch.log_softmax(torch.stack([a, b]) / 0.1, dim=-1)
+        p = torch.softmax(torch.stack([a, b]).detach() / 0.04, dim=-1)
+        return -((p[0] * log_p[1]).sum(1).mean() + (p[1] * log_p[0]).sum(1).mean()) / 2
+
+    return loss
+
+
+class Loss(NamedTuple):
+    """ours(a, b, rest...), what the inputs are, and who else has it."""
+
+    ours: Callable
+    inputs: str
+    peers: tuple[Peer, ...]
+
+
+def both(f):
+    """A lightly loss of two views."""
+    return lambda torch: lambda a, b: f()(a, b)
+
+
+LOSSES = {
+    "nt_xent": Loss(
+        lambda a, b: losses.nt_xent(a, b, temperature=T),
+        "views",
+        (
+            plain(torch_ntxent),
+            library("lightly", "lightly", both(lambda: of_lightly("NTXentLoss", temperature=T))),
+        ),
+    ),
+    "supcon": Loss(
+        lambda a, b, y: losses.supcon(jnp.stack([a, b], 1), y, temperature=T),
+        "views and labels",
+        (
+            plain(torch_supcon),
+            library(
+                "pytorch-metric-learning",
+                "pytorch_metric_learning",
+                lambda torch: (
+                    lambda a, b, y: of_metric_learning("SupConLoss", temperature=T)(
+                        torch.cat([a, b]), torch.cat([y, y])
+                    )
+                ),
+                lambda n: 40 * n * n,
+            ),
+        ),
+    ),
+    "info_nce with a queue": Loss(
+        lambda a, b, q: losses.info_nce(a, b, q, temperature=T),
+        "views and queue",
+        (plain(torch_queue),),
+    ),
+    "clip": Loss(lambda a, b: losses.clip(a, b, logit_scale=10.0), "views", (plain(torch_clip),)),
+    "siglip": Loss(
+        lambda a, b: losses.siglip(a, b, logit_scale=10.0, logit_bias=-10.0),
+        "views",
+        (plain(torch_siglip),),
+    ),
+    "simsiam": Loss(
+        lambda a, b: losses.simsiam(a, b, a, b),
+        "views",
+        (plain(torch_simsiam)._replace(holds=lambda n: 0),),
+    ),
+    "dino": Loss(
+        lambda a, b: losses.dino(
+            jnp.stack([a, b]),
+            jnp.stack([a, b]),
+            jnp.zeros(PROTOTYPES),
+            student_temperature=0.1,
+            teacher_temperature=0.04,
+        ),
+        "logits",
+        (plain(torch_dino)._replace(holds=lambda n: 0),),
+    ),
+    "vicreg": Loss(
+        lambda a, b: losses.vicreg(a, b),
+        "views",
+        (library("lightly", "lightly", both(lambda: of_lightly("VICRegLoss")), lambda n: 0),),
+    ),
+    "barlow_twins": Loss(
+        lambda a, b: losses.barlow_twins(a, b),
+        "views",
+        (library("lightly", "lightly", both(lambda: of_lightly("BarlowTwinsLoss")), lambda n: 0),),
+    ),
+    "dcl": Loss(
+        lambda a, b: losses.dcl(a, b, temperature=T),
+        "views",
+        (library("lightly", "lightly", both(lambda: of_lightly("DCLLoss", temperature=T))),),
+    ),
+}
+
+
+def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
+    """Both views count: `rows` rows are rows / 2 examples."""
+    rng = np.random.default_rng(0)
+    wide = PROTOTYPES if kind == "logits" else width
+    given = list(rng.normal(size=(2, rows // 2, wide)).astype(np.float32))
+    if kind == "views and labels":
+        given.append(rng.integers(0, CLASSES, rows // 2))
+    if kind == "views and queue":
+        queue = rng.normal(size=(16384, width)).astype(np.float32)
+        given.append(queue / np.linalg.norm(queue, axis=1, keepdims=True))
+    return given
+
+
+def ours(loss: Loss, given: list[np.ndarray]) -> tuple[Callable[[], float], dict[str, Any]]:
+    step = jax.jit(jax.value_and_grad(loss.ours, argnums=(0, 1)))
+    given = [jnp.asarray(x) for x in given]
+    start = time.perf_counter()
+    compiled = step.lower(*given).compile()
+    facts = {
+        "compile_s": time.perf_counter() - start,
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+    def run():
+        value, grads = compiled(*given)
+        jax.block_until_ready(grads)
+        return float(value)
+
+    return run, facts
+
+
+def theirs(peer: Peer, given: list[np.ndarray]) -> Callable[[], float]:
+    import torch
+
+    torch.set_num_threads(_timing.cores())
+    floats = [torch.tensor(x) for x in given]
+    loss = peer.build(torch)
+
+    def run():
+        leaves = [x.clone().requires_grad_() if i < 2 else x for i, x in enumerate(floats)]
+        value = loss(*leaves)
+        value.backward()
+        return float(value.detach())
+
+    return run
+
+
+def measure(name: str, rows: int, width: int, limit: float, max_bytes: float) -> dict[str, dict]:
+    loss = LOSSES[name]
+    given = inputs_of(loss.inputs, rows, width)
+    run, facts = ours(loss, given)
+    runs, found = {"cl_jax": run}, {"cl_jax": facts}
+    for peer in loss.peers:
+        held = peer.holds(rows) if loss.inputs != "views and queue" else 24 * rows / 2 * 16384
+        if importlib.util.find_spec(peer.needs) is None:
+            found[peer.name] = {"note": "not installed"}
+        elif held > max_bytes:
+            found[peer.name] = {"note": f"would hold {held / 2**30:.0f} GiB"}
+        else:
+            runs[peer.name], found[peer.name] = theirs(peer, given), {}
+    times: dict[str, list[float]] = {form: [] for form in runs}
+    for form, run in runs.items():
+        found[form]["first_s"], _ = _timing.seconds(run)
+        found[form]["value"] = run()
+    for form in runs:
+        found[form]["same"] = bool(
+            np.isclose(found[form]["value"], found["cl_jax"]["value"], rtol=2e-2)
+        )
+    for _ in range(15):
+        for form, run in runs.items():
+            if len(times[form]) >= 3 and sum(times[form]) > limit:
+                continue
+            if times[form] and found[form]["first_s"] > limit:
+                continue
+            times[form].append(_timing.seconds(run)[0])
+    for form, values in times.items():
+        found[form]["seconds"] = statistics.median(values)
+    return found
+
+
+def line(name: str, rows: int, found: dict[str, dict]) -> list[Any]:
+    mine = found["cl_jax"]
+    others = {k: v for k, v in found.items() if k != "cl_jax"}
+    best = min((v["seconds"] for v in others.values() if "seconds" in v), default=None)
+    return [
+        name,
+        rows,
+        1e3 * mine["seconds"],
+        mine["compile_s"],
+        mine["temporaries"] / 2**20,
+        "; ".join(
+            f"{k} {1e3 * v['seconds']:.4g}" + ("" if v["same"] else " (another value)")
+            if "seconds" in v
+            else f"{k}: {v['note']}"
+            for k, v in others.items()
+        ),
+        None if best is None else mine["seconds"] / best,
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--rows", default="1024,4096,16384,65536")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--max-gib", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=_timing.RESULTS / "headline_losses")
+    args = parser.parse_args(argv)
+    record = _timing.facts("torch", "lightly", "pytorch-metric-learning") | {"results": {}}
+    lines = []
+    for name in args.losses.split(","):
+        for rows in map(int, args.rows.split(",")):
+            found = measure(name, rows, args.width, args.seconds, args.max_gib * 2**30)
+            record["results"][f"{name}, {rows}"] = found
+            lines.append(line(name, rows, found))
+            print(lines[-1], flush=True)
+    head = [
+        "loss",
+        "rows",
+        "ours, ms",
+        "compile, s",
+        "temporaries, MiB",
+        "others, ms",
+        "ours / best other",
+    ]
+    _timing.write("headline_losses", record, _timing.table(head, lines), args.out)
+
+
+if __name__ == "__main__":
+    main()

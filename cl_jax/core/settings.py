@@ -1,0 +1,185 @@
+"""Checks of settings against the functions that read them: types by their annotations, ranges by
+their names. Every section of a config is checked here before anything is built."""
+
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.core.names import nearest
+
+FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def _text(value: float) -> str:
+    """A bound as one writes it: whole numbers in full."""
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+class Range(NamedTuple):
+    """Settings whose names match `pattern` are numbers from `low` to `high`; `open_low`: above
+    `low`."""
+
+    pattern: str
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.open_low and value == self.low)
+
+    def words(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.open_low else 'at least'} {_text(self.low)}"
+        first, then = ("above", "and at most") if self.open_low else ("from", "to")
+        return f"{first} {_text(self.low)} {then} {_text(self.high)}"
+
+
+# The first that matches the last part of a setting's name decides.
+RANGES = (
+    Range(r"^seed$", 0, 2**32 - 1),
+    Range(r"temperature(_start)?$|^tau$|^epsilon$|^eps$", 0, open_low=True),
+    Range(r"momentum$|^b[12]$", 0, 1),
+    Range(r"^total_epochs$", 0, open_low=True),
+    Range(r"learning_rate$|^warmup_start$|weight_decay$|_norm$", 0),
+    Range(r"^(steps_per_epoch|dispatch_steps|checkpoint_steps|devices)$", 0),
+    Range(r"^freeze_steps$", -1),
+    Range(r"^log_steps$", 1),
+    Range(r"_epochs$|_steps$|^every_epochs$|^milestones_epochs$", 0),
+    Range(r"^fraction$", 0, 1, open_low=True),
+    Range(r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$", 0, 1),
+    Range(r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|hard|pairs|query)", 0),
+    Range(r"^exclude_ndim$", -1),
+    Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
+    Range(r"^(width|stem_width|scale)$", 0, open_low=True),
+    Range(
+        r"^(k|knn_k|size|copies|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
+        r"|^(restarts|splits|block_size|vocab_size|units|micro_batches|max_pixels|keep_checkpoints)$"
+        r"|^num_|_dims?$|_size$|_layers$|_classes$|^hidden$",
+        1,
+    ),
+)
+
+
+def check(where: str, make: Callable[..., Any], section: Mapping[str, Any]) -> None:
+    """Checks the settings of a section against the function that takes them as keywords.
+
+    Args:
+      where: the section's name, for the message.
+      make: its annotations say which types it takes; settings that it does not have are not
+        looked at.
+
+    Raises:
+      ConfigError: a value of another type, NaN, inf, or out of the range of its name.
+    """
+    kinds = _kinds(make)
+    for key, value in section.items():
+        if key in kinds:
+            check_value(f"{where}.{key}", value, kinds[key])
+
+
+def check_value(name: str, value: Any, kind: Any = None) -> None:
+    """Checks one setting; `kind` is its annotation, None for any plain value.
+
+    Raises:
+      ConfigError: see `check`.
+    """
+    if kind is not None and not _fits(value, kind):
+        raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.")
+    key = name.rsplit(".", 1)[-1]
+    for number in _numbers(value):
+        if not abs(number) <= FLOAT32:  # NaN too
+            raise ConfigError(f"{name}={value!r}; expected finite numbers of float32.")
+        found = None if _nested(value) else range_of(key)
+        if found is not None and not found.holds(number):
+            raise ConfigError(f"{name}={value!r}; expected {found.words()}.")
+
+
+def range_of(key: str) -> Range | None:
+    """The range of a setting by its name."""
+    return next((one for one in RANGES if re.search(one.pattern, key)), None)
+
+
+def check_keys(where: str, section: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses keys that are not known.
+
+    Raises:
+      ConfigError: names the nearest key.
+    """
+    options = list(known)
+    for key in section:
+        if key not in options:
+            raise ConfigError(
+                f"{where} has no setting {key!r}{nearest(key, options)}. It takes "
+                f"{', '.join(options)}."
+            )
+
+
+def _kinds(make: Callable[..., Any]) -> dict[str, Any]:
+    """{keyword: annotation}; None where it is not annotated or cannot be resolved."""
+    try:
+        hints = typing.get_type_hints(make)
+    except (NameError, TypeError):
+        hints = {}
+    return {key: hints.get(key) for key in inspect.signature(make).parameters}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of an annotation; annotations of other things fit everything."""
+    origin, given = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in given)
+    if origin is typing.Literal:
+        return value in given
+    if kind is type(None):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str)
+    if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):
+        inner = [one for one in given if one is not Ellipsis]
+        plain = isinstance(value, list | tuple)
+        return plain and (len(inner) != 1 or all(_fits(item, inner[0]) for item in value))
+    return True
+
+
+def _words(kind: Any) -> str:
+    origin, given = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(one) for one in given)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, given))
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        type(None): "None",
+    }
+    if kind in names:
+        return names[kind]
+    inner = [one for one in given if one is not Ellipsis]
+    return f"a list, each {_words(inner[0])}" if len(inner) == 1 else "a list"
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value is a list of lists, whose numbers are indices rather than amounts."""
+    return isinstance(value, list | tuple) and any(isinstance(one, list | tuple) for one in value)
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return [value] if plain else []

@@ -1,0 +1,190 @@
+"""The files of a folder: what is an image, what may not be opened, what is left aside; and which of
+them were checked before."""
+
+import collections
+import filecmp
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import images
+
+_SYSTEM = ("__MACOSX", "#recycle", "#snapshot", "lost+found", "System Volume Information")
+_END = 4096  # bytes
+_SHOWN = 5
+LINK = "a link that leads out of the folder"
+# Images of other kinds, which Pillow reads not at all or not on this machine: a folder that holds
+# such files alone is a class that would be lost.
+_OTHER_IMAGES = frozenset(
+    ".svg .svgz .ico .icns .cur .eps .ps .pdf .wmf .emf .jxl .exr .hdr .fit .fits .dcm .nii .czi "
+    ".lif .nd2 .raw .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .xbm .xpm .ras .im .h5 .hdf .mat .npz "
+    ".zarr .mrc".split()
+)
+
+
+class Listing(NamedTuple):
+    """What is in a folder, all by path inside it, with "/".
+
+    files: images, sorted. bad: what may not be opened, with the reason; images among it are in
+    `files` too. sizes, times: bytes, and nanoseconds of the last change, of the images. others:
+    files left aside, counted by suffix. unread: those of them that are images of another kind.
+    """
+
+    files: list[str]
+    bad: dict[str, str]
+    sizes: dict[str, int]
+    times: dict[str, int]
+    others: collections.Counter[str]
+    unread: list[str]
+
+    def told(self) -> str:
+        """The files left aside, in words."""
+        rest = len(self.others) - _SHOWN
+        return ", ".join(
+            f"{number} {images.printable(suffix)}"
+            for suffix, number in self.others.most_common(_SHOWN)
+        ) + (f" and {rest} kinds more" if rest > 0 else "")
+
+
+def of(root: Path) -> Listing:
+    """The listing of a folder that is there, by its real path. Folders that are hidden or a
+    system's own are passed over, links to folders are not followed."""
+    found = Listing([], {}, {}, {}, collections.Counter(), [])
+    readable, stack = images.readable(), [""]
+    while stack:
+        inside = stack.pop()
+        try:
+            entries = list(os.scandir(os.path.join(root, inside)))
+        except OSError as error:
+            found.bad[inside.rstrip("/") or "."] = f"cannot be listed ({error.strerror})"
+            continue
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if name[0] not in "@$" and name not in _SYSTEM:
+                    stack.append(f"{inside}{name}/")
+                continue
+            dot = name.rfind(".")
+            suffix = name[dot:].lower() if dot > 0 else ""
+            if suffix in readable:
+                _image(found, root, inside + name, entry)
+            elif entry.is_symlink() and entry.is_dir():
+                _link_to_folder(found, root, inside + name, entry)
+            else:
+                found.others[suffix or "without a suffix"] += 1
+                if suffix in images.SUFFIXES or suffix in _OTHER_IMAGES:
+                    found.unread.append(inside + name)
+    found.files.sort()
+    return found
+
+
+def _image(found: Listing, root: Path, name: str, entry: os.DirEntry) -> None:
+    found.files.append(name)
+    found.sizes[name] = found.times[name] = 0
+    try:
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            if entry.is_dir():
+                found.files.pop()
+                _link_to_folder(found, root, name, entry)
+                return
+            if _leads_out(root, entry):
+                found.bad[name] = LINK
+                return
+            status = entry.stat()
+    except OSError as error:
+        found.bad[name] = f"cannot be read ({error.strerror})"
+        return
+    found.sizes[name], found.times[name] = status.st_size, status.st_mtime_ns
+    if not stat.S_ISREG(status.st_mode):
+        found.bad[name] = "not a regular file"
+    elif not status.st_size:
+        found.bad[name] = "an empty file"
+
+
+def _link_to_folder(found: Listing, root: Path, name: str, entry: os.DirEntry) -> None:
+    """Such links are not followed: what is inside the root is seen under its own name."""
+    if _leads_out(root, entry):
+        found.bad[name] = LINK
+
+
+def _leads_out(root: Path, entry: os.DirEntry) -> bool:
+    return not Path(os.path.realpath(entry.path)).is_relative_to(root)
+
+
+# What was checked before --------------------------------------
+
+
+def remembered(root: Path, found: Listing, key: str, cache_dir: str | None) -> set[str]:
+    """The images that were checked before and have the same size and time since."""
+    file = _file_of(root, key, cache_dir)
+    if file is None or not file.is_file():
+        return set()
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
+            names = bytes(kept["names"]).decode("utf-8", "surrogateescape").split("\0")
+            rows = zip(names, kept["sizes"].tolist(), kept["times"].tolist(), strict=True)
+            return {
+                name
+                for name, size, time in rows
+                if found.sizes.get(name) == size and found.times[name] == time
+            }
+    except Exception as error:  # damaged: all is checked again
+        logging.info("%s cannot be read (%s); the images are checked again.", file, error)
+        return set()
+
+
+def remember(root: Path, found: Listing, good: list[str], key: str, cache_dir: str | None) -> None:
+    """Keeps which images were checked. A place that cannot be written costs the next start its
+    time, and nothing else."""
+    file = _file_of(root, key, cache_dir)
+    if file is None or not good:
+        return
+    names = "\0".join(good).encode("utf-8", "surrogateescape")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as out:
+            np.savez(
+                out,
+                names=np.frombuffer(names, np.uint8),
+                sizes=np.array([found.sizes[name] for name in good], np.int64),
+                times=np.array([found.times[name] for name in good], np.int64),
+            )
+        os.replace(partial, file)
+    except OSError as error:
+        logging.info("%s is not kept (%s).", file, error)
+
+
+def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
+    if not cache_dir:
+        return None
+    name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return Path(cache_dir).expanduser() / "checked" / f"{name}.npz"
+
+
+# Copies --------------------------------------
+
+
+def end_of(file: Path) -> bytes:
+    """The last bytes of a file; where it cannot be read, bytes that no other file ends with."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, opened.seek(0, os.SEEK_END) - _END))
+            return opened.read()
+    except OSError:
+        return str(file).encode("utf-8", "surrogateescape")
+
+
+def same_content(a: Path, b: Path) -> bool:
+    try:
+        return filecmp.cmp(a, b, shallow=False)
+    except OSError:
+        return False

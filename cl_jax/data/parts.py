@@ -1,0 +1,136 @@
+"""Parts of a data set from other parts: a validation part, labelled and unlabelled images together,
+images that are in two parts."""
+
+import dataclasses
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data.source import Example, Source, from_arrays, labels_of, subset
+
+_SEED = 20240229  # one validation part for all runs, whatever their seeds
+_SHOWN = 3
+
+
+def held_out(
+    source: Source, share: float, *, label: str = "label", group: str = "instance"
+) -> tuple[Source, Source]:
+    """(the source without its validation part, the validation part).
+
+    The choice depends on the labels alone, so that runs of all seeds are compared on the same
+    examples. `share` of each class is held out: at least one of a class of two or more, and never
+    all. Examples of one `group` (one handwriting, one patient) stay on one side, where a source in
+    memory has such a field. Examples without a label stay in the first part.
+
+    Raises:
+      ValueError: a share outside 0 to 1, or nothing to hold out.
+    """
+    if not 0 < share < 1:
+        raise ValueError(
+            f"validation={share}; expected a share of the training part above 0 and below 1."
+        )
+    if label in source.sizes:
+        labels = labels_of(source, label)
+    else:
+        labels = np.zeros(source.size, np.int32)
+    if source.arrays is not None and group in source.arrays:
+        groups = np.asarray(source.arrays[group])
+    else:
+        groups = np.arange(source.size)
+    # One member stands for its group: its first.
+    names, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    shuffled = np.argsort(np.random.Philox(key=[_SEED, 0]).random_raw(len(names)), kind="stable")
+    held = np.zeros(len(names), bool)
+    of_group = labels[first]
+    for value in np.unique(of_group[of_group >= 0]):
+        members = shuffled[of_group[shuffled] == value]
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[members[:count]] = True
+    rows = held[of]
+    if not rows.any():
+        raise ValueError(
+            f"{source.name} has too few labelled examples to hold out {share:.0%} of them; "
+            "expected a class with at least two."
+        )
+    return (
+        dataclasses.replace(subset(source, np.flatnonzero(~rows)), name=source.name),
+        dataclasses.replace(
+            subset(source, np.flatnonzero(rows)), name=f"{source.name}/validation", skipped=0
+        ),
+    )
+
+
+def joined(labelled: Source, unlabelled: Source) -> Source:
+    """The examples of both, those of the second with the label -1, no label.
+
+    Raises:
+      ValueError: a field that is no label and that only one of the two has, or another shape.
+    """
+    first, second = labelled.read(0), unlabelled.read(0)
+    labels = [field for field in labelled.sizes if np.ndim(first[field]) == 0]
+    fields = [field for field in first if field not in labels]
+    for field in fields:
+        if field not in second or np.shape(first[field]) != np.shape(second[field]):
+            raise ValueError(
+                f"{labelled.name} has {field} {list(np.shape(first[field]))} and {unlabelled.name} "
+                + (f"{list(np.shape(second[field]))}" if field in second else f"no {field}")
+                + "; expected the same in both parts, to train on them together."
+            )
+    name = f"{labelled.name} and {unlabelled.name.rsplit('/', 1)[-1]}"
+    none = np.full(unlabelled.size, -1, np.int32)
+    sizes, skipped = dict(labelled.sizes), labelled.skipped + unlabelled.skipped
+    if labelled.arrays is not None and unlabelled.arrays is not None:
+        arrays = {
+            field: np.concatenate(
+                [labelled.arrays[field], none if field in labels else unlabelled.arrays[field]]
+            )
+            for field in first
+        }
+        return dataclasses.replace(from_arrays(name, arrays, sizes), skipped=skipped)
+
+    def read(i: int) -> Example:
+        if i < labelled.size:
+            return labelled.read(i)
+        example = unlabelled.read(i - labelled.size)
+        return {field: none[0] if field in labels else example[field] for field in first}
+
+    return Source(
+        name,
+        labelled.size + unlabelled.size,
+        read,
+        sizes,
+        labels=lambda field: np.concatenate([labels_of(labelled, field), none]),
+        skipped=skipped,
+    )
+
+
+def warn_of_duplicates(train: Source, test: Source, field: str = "image") -> None:
+    """Logs how many test examples are in the training part too, bit for bit, where both are in
+    memory: what evaluators say of those is memory, not generalisation."""
+    if train.arrays is None or test.arrays is None:
+        return
+    images, others = train.arrays[field], test.arrays[field]
+    of_train = {hash(image.tobytes()): row for row, image in reversed(list(enumerate(images)))}
+    pairs = []
+    for row, image in enumerate(others):
+        at = of_train.get(hash(image.tobytes()))
+        if at is not None and np.array_equal(images[at], image):
+            pairs.append((row, at))
+    tell_duplicates(
+        f"{train.name} and {test.name}",
+        len(others),
+        [f"test example {row} is training example {at}" for row, at in pairs],
+    )
+
+
+def tell_duplicates(names: str, count: int, pairs: list[str]) -> None:
+    """The one warning about examples that are in both parts."""
+    if pairs:
+        logging.warning(
+            "%s: %d of the %d test examples are in the training part too (%s%s).",
+            names,
+            len(pairs),
+            count,
+            "; ".join(pairs[:_SHOWN]),
+            "; ..." if pairs[_SHOWN:] else "",
+        )

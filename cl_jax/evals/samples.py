@@ -1,0 +1,178 @@
+"""Generated images beside real ones: Fréchet distance, Inception Score, whether each shows its
+class, and a picture of them."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cl_jax.data.source import Source, labels_of, subset
+from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals.generated import frechet_distance, gaussian, inception_score, label_accuracy
+
+COLUMNS = 16  # samples of a class in the picture
+FITTED = 5000  # real images at most that classifiers are fitted on
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+class Judges(NamedTuple):
+    """Classifiers of real images. labels: images [N, H, W, C] -> classes [N]. probabilities: ->
+    [N, C]. hidden: -> [N, 128], the layer before them."""
+
+    labels: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    hidden: Features
+
+
+def make(
+    *,
+    feature: str = "pixels",
+    samples: int = 10_000,
+    label: str = "label",
+    image: str = "image",
+    splits: int = 1,
+) -> Evaluator:
+    """Figures of functions["generate"], with the classes and ids of the training examples.
+
+    "samples/frechet": distance to the test images. "samples/inception_score".
+    "samples/label_accuracy": the share of samples that a classifier of real images takes for the
+    class they were asked for, and "samples/renamed_accuracy" under the best renaming of classes: a
+    generator may make all classes and mix up their names, which the other figures do not show.
+    "samples/frechet_of_training_images" and "samples/label_accuracy_of_test_images" say what real
+    images have. `generated.png`: a row of samples for each class.
+
+    The classifier of the labels is a support vector machine, that of the score (and of
+    feature="classifier") a network of one hidden layer, both on pixels of the training images. They
+    suit small images. Fréchet distances and scores of other features, and of other numbers of
+    samples, are not comparable.
+
+    Args:
+      feature: "pixels", between 0 and 1; "classifier"; or "module:function" of one's own, images
+        uint8 [N, H, W, C] -> [N, D]: an Inception network, for instance.
+      samples: how many are generated at most, one for each training example from the first on.
+      label, image: fields.
+      splits: parts of the Inception Score.
+
+    Raises:
+      ValueError: an unknown feature, fewer than 2 samples.
+    """
+    if samples < 2 or splits < 1:
+        raise ValueError(f"samples={samples}, splits={splits}; expected at least 2 and 1.")
+    own = None if feature in ("pixels", "classifier") else _imported(feature)
+
+    def features(judges: Judges) -> Features:
+        if own is not None:
+            return own
+        return _pixels if feature == "pixels" else judges.hidden
+
+    def measure(given: Given) -> dict[str, float]:
+        made = _generated(given, samples)
+        judges = _judges(given.data.train, image, label, given.seed)
+        of = features(judges)
+        real = gaussian(of(_images(given.data.test, image)))
+        accuracy, renamed = label_accuracy(
+            made["label"], judges.labels(made["image"]), given.data.train.sizes[label]
+        )
+        score, _ = inception_score(judges.probabilities(made["image"]), splits)
+        return {
+            "samples/frechet": frechet_distance(gaussian(of(made["image"])), real),
+            "samples/inception_score": score,
+            "samples/label_accuracy": accuracy,
+            "samples/renamed_accuracy": renamed,
+        }
+
+    def baseline(given: Given) -> dict[str, float]:
+        train, test = given.data[:2]
+        judges = _judges(train, image, label, given.seed)
+        of = features(judges)
+        real = [gaussian(of(_images(source, image))) for source in (train, test)]
+        right = judges.labels(_images(test, image)) == labels_of(test, label)
+        return {
+            "samples/frechet_of_training_images": frechet_distance(*real),
+            "samples/label_accuracy_of_test_images": float(np.mean(right)),
+        }
+
+    def draw(given: Given) -> None:
+        made = _generated(given, samples)
+        classes = range(given.data.train.sizes[label])
+        rows = [made["image"][made["label"] == one][:COLUMNS] for one in classes]
+        from cl_jax.evals import pictures  # matplotlib: only where something is drawn
+
+        pictures.rows_of_images(given.workdir / "generated.png", rows)
+
+    return Evaluator(
+        measure,
+        Needs(functions=("generate",), fields=(image,), labels=(label,)),
+        better={"samples/frechet": -1, "samples/label_accuracy": 1, "samples/inception_score": 1},
+        titles={
+            "samples/frechet": "Fréchet distance of samples",
+            "samples/label_accuracy": "samples that show their class %",
+            "samples/inception_score": "Inception Score of samples",
+        },
+        baseline=baseline,
+        draw=draw,
+    )
+
+
+def _generated(given: Given, samples: int) -> dict[str, np.ndarray]:
+    train = given.data.train
+    source = train if train.size <= samples else subset(train, np.arange(samples))
+    made: dict[str, np.ndarray] = given.rows("generate", source)
+    return made
+
+
+def _judges(train: Source, image: str, label: str, seed: int) -> Judges:
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import SVC
+
+    labels = labels_of(train, label)
+    chosen = np.flatnonzero(labels >= 0)
+    stride = max(1, -(-len(chosen) // FITTED))
+    chosen = chosen[::stride]
+    pixels, classes = _pixels(_images(train, image)[chosen]), labels[chosen]
+    machine = SVC().fit(pixels, classes)
+    network = MLPClassifier((128,), max_iter=200, random_state=seed)
+    network = _quietly(network.fit, pixels, classes)
+
+    def hidden(images: np.ndarray) -> np.ndarray:
+        return np.maximum(_pixels(images) @ network.coefs_[0] + network.intercepts_[0][None], 0)
+
+    return Judges(
+        lambda images: machine.predict(_pixels(images)),
+        lambda images: network.predict_proba(_pixels(images)),
+        hidden,
+    )
+
+
+def _quietly(f: Callable[..., Any], *args: Any) -> Any:
+    """f without scikit-learn's word that a network of so many iterations may not have converged."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return f(*args)
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return np.asarray(images).reshape(len(images), -1) / 255.0
+
+
+def _images(source: Source, image: str) -> np.ndarray:
+    if source.arrays is not None:
+        return source.arrays[image]
+    return np.stack([source.read(i)[image] for i in range(min(source.size, FITTED))])
+
+
+def _imported(path: str) -> Features:
+    module, _, name = path.partition(":")
+    try:
+        found: Features = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"feature={path!r}: {error}. Expected pixels, classifier, or module:function."
+        ) from None
+    return found

@@ -1,0 +1,142 @@
+"""What frozen sentence features are worth for other tasks: a logistic regression on each."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cl_jax.data.source import labels_of
+from cl_jax.evals import Evaluator, Given, Needs
+
+
+def make(
+    *,
+    sources: Sequence[str] = (),
+    feature: str = "",
+    folds: int = 10,
+    strengths: Sequence[float] = (0.01, 0.1, 1.0),
+    iterations: int = 200,
+) -> Evaluator:
+    """Test accuracy of each task, "transfer/<set>", and their mean "transfer/average", at the end
+    of a run.
+
+    A set with a test part is fitted to its training part. One without is divided into `folds`, each
+    tested once, and the mean is the figure (SentEval's protocol for MR, CR, SUBJ and MPQA). The
+    penalty is chosen by a tenth of the training rows that is held out. SentEval fits the same
+    classifier by Adam with early stopping; this is scikit-learn's, by L-BFGS on standardised
+    features.
+
+    Args:
+      sources: names of `Splits.more` with tokens and "label", without those of test parts; () for
+        all that begin with "classify/".
+      feature: of "encode"; "" is the run's own.
+      folds: of sets without a test part. strengths: inverse penalties to choose from.
+      iterations: of the fit, at most.
+    """
+    if folds < 2:
+        raise ValueError(f"folds={folds}; expected 2 or more.")
+
+    def measure(given: Given) -> dict[str, float]:
+        more = given.data.more
+        names = sources or [
+            name for name in more if name.startswith("classify/") and not name.endswith("/test")
+        ]
+        if not names:
+            raise ValueError(
+                f"{given.data.train.name} has no sentences with classes; give them as "
+                "data.classify, or leave transfer out of config.evals.protocols."
+            )
+        found = {}
+        for name in names:
+            x, y = given.features(more[name], feature), labels_of(more[name])
+            if f"{name}/test" in more:
+                test = more[f"{name}/test"]
+                value = accuracy(
+                    x,
+                    y,
+                    given.features(test, feature),
+                    labels_of(test),
+                    strengths=strengths,
+                    iterations=iterations,
+                    seed=given.seed,
+                )
+            else:
+                value = by_folds(
+                    x, y, folds=folds, strengths=strengths, iterations=iterations, seed=given.seed
+                )
+            found[f"transfer/{name.removeprefix('classify/')}"] = value
+        return found | {"transfer/average": float(np.mean(list(found.values())))}
+
+    return Evaluator(
+        measure,
+        Needs(features=(feature,), sources=tuple(sources)),
+        when="final",
+        better={"transfer/average": 1},
+        titles={"transfer/average": "transfer, mean over tasks %"},
+    )
+
+
+def accuracy(
+    features: np.ndarray,
+    labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    strengths: Sequence[float] = (0.01, 0.1, 1.0),
+    iterations: int = 200,
+    seed: int = 0,
+) -> float:
+    """The share of test rows [M, D] whose label a logistic regression on [N, D] predicts, its
+    penalty chosen by a tenth of the N rows."""
+    chosen = strengths[0]
+    if len(strengths) > 1:
+        division = StratifiedShuffleSplit(1, test_size=0.1, random_state=seed)
+        fit, held = next(division.split(features, labels))
+        scores = [
+            _fitted(features[fit], labels[fit], c, iterations).score(features[held], labels[held])
+            for c in strengths
+        ]
+        chosen = strengths[int(np.argmax(scores))]
+    machine = _fitted(features, labels, chosen, iterations)
+    return float(machine.score(test_features, test_labels))
+
+
+def by_folds(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    folds: int = 10,
+    strengths: Sequence[float] = (0.01, 0.1, 1.0),
+    iterations: int = 200,
+    seed: int = 0,
+) -> float:
+    """Mean of `accuracy` over stratified folds, each tested once."""
+    division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return float(
+        np.mean(
+            [
+                accuracy(
+                    features[fit],
+                    labels[fit],
+                    features[held],
+                    labels[held],
+                    strengths=strengths,
+                    iterations=iterations,
+                    seed=seed,
+                )
+                for fit, held in division.split(features, labels)
+            ]
+        )
+    )
+
+
+def _fitted(features: np.ndarray, labels: np.ndarray, c: float, iterations: int):
+    machine = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return machine.fit(features, labels)

@@ -1,0 +1,95 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the cross-correlation of two views'
+features becomes the identity. No negatives, no predictor, no slow copy, no stop-gradient.
+
+Views pass one after the other, so that batch norm sees one at a time; the batch norm of the
+correlation is part of the loss and has moments of the global batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier, features_of
+from cl_jax.heads import mlp
+from cl_jax.views import View, draw, fields
+
+
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[View],
+    run: Run,
+    off_diagonal_weight: float = 0.0051,
+    scale: float = 1.0,
+    hidden_dim: int = 8192,
+    out_dim: int = 8192,
+    num_layers: int = 3,
+) -> Method:
+    """Barlow Twins, of two views.
+
+    off_diagonal_weight, scale: see `losses.barlow_twins`. hidden_dim, out_dim, num_layers: of the
+    projector.
+
+    The metric "invariance" is the loss's sum over the diagonal, before `scale`; "chance" is the
+    loss of views that are unrelated.
+    """
+    if len(views) != 2:
+        raise ValueError(f"Barlow Twins compares two views; the config has {len(views)}.")
+    network = Network(
+        encoder,
+        mlp.make(
+            variant="barlow",
+            hidden_dim=hidden_dim,
+            out_dim=out_dim,
+            num_layers=num_layers,
+            dtype=encoder.dtype,
+            axis_name=run.axis_name,
+        ),
+    )
+    apply = applier(network)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        start = network.init(key, views[0].clean(batch), True)
+        return Variables(start["params"], start.get("batch_stats", {}))
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        z = []
+        for images in inputs:
+            (projected, _), stats = apply(params, stats, images, True)
+            z.append(projected)
+        return jnp.stack(z, axis=1), stats, None
+
+    def loss(
+        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        def of(off_diagonal_weight: float, scale: float) -> jax.Array:
+            return losses.barlow_twins(
+                z[:, 0],
+                z[:, 1],
+                off_diagonal_weight=off_diagonal_weight,
+                scale=scale,
+                axis_name=run.axis_name,
+            )
+
+        value = of(off_diagonal_weight, scale)
+        return value, Aux({"invariance": of(0.0, 1.0), "chance": jnp.float32(scale * out_dim)})
+
+    return from_loss(
+        variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features_of(apply),
+        clean=views[0].clean,
+        axis_name=run.axis_name,
+        **fields(views),
+    )

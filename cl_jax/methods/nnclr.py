@@ -1,0 +1,133 @@
+"""NNCLR (Dwibedi et al. 2021, arXiv 2104.14548): the positive of a view's prediction is the nearest
+neighbour of the other view among earlier embeddings, which is another image.
+
+Both views look up their neighbours in the queue as it was; then the embeddings of view 1 enter it.
+The queue is of the global batch, the same on every device. Views pass one after the other."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax import losses
+from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import Network, applier
+from cl_jax.core.parallel import gather, mean
+from cl_jax.heads import mlp, predictor
+from cl_jax.memory import queue as queues
+from cl_jax.views import View, draw, fields
+
+
+def make(
+    *,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    views: Sequence[View],
+    run: Run,
+    temperature: float = 0.1,
+    form: str = "rows",
+    queue_size: int = 98304,
+    hidden_dim: int = 2048,
+    out_dim: int = 256,
+    num_layers: int = 3,
+    predictor_dim: int = 4096,
+    block_size: int | None = None,
+) -> Method:
+    """NNCLR, of two views.
+
+    temperature, form: see `losses.nnclr`. queue_size: earlier embeddings that neighbours are sought
+    among, its random start included.
+    hidden_dim, out_dim, num_layers: of the projector; predictor_dim: hidden width of the predictor.
+
+    The metric "neighbour_cosine" is how near the neighbours are.
+    """
+    if len(views) != 2:
+        raise ValueError(f"NNCLR compares two views; the config has {len(views)}.")
+    if queue_size > run.size:
+        raise ValueError(
+            f"queue_size={queue_size} is more than the {run.size} training examples: an image "
+            f"would find older embeddings of itself. Use at most {run.size}."
+        )
+    shared = {"dtype": encoder.dtype, "axis_name": run.axis_name}
+    network = Network(
+        encoder,
+        mlp.make(
+            variant="nnclr", hidden_dim=hidden_dim, out_dim=out_dim, num_layers=num_layers, **shared
+        ),
+    )
+    predict = predictor.make(variant="nnclr", out_dim=out_dim, hidden_dim=predictor_dim, **shared)
+    apply, apply_predictor = applier(network), applier(predict)
+    candidates = 2 * run.batch_size - 1 if form == "nt_xent" else run.batch_size
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        network_key, predictor_key, queue_key = jax.random.split(key, 3)
+        images = views[0].clean(batch)
+        start = network.init(network_key, images, True)
+        head = predict.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
+        return Variables(
+            {"network": start["params"], "predictor": head["params"]},
+            {
+                "network": start.get("batch_stats", {}),
+                "predictor": head.get("batch_stats", {}),
+            },
+            memory=queues.init(queue_key, queue_size, out_dim),
+        )
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
+        for images in inputs:
+            (projected, _), network_stats = apply(params["network"], network_stats, images, True)
+            (predicted, _), head_stats = apply_predictor(
+                params["predictor"], head_stats, projected, True
+            )
+            p.append(predicted)
+            z.append(projected)
+        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}  # [B, 2, D]
+        return outputs, {"network": network_stats, "predictor": head_stats}, None
+
+    def loss(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        p, z = outputs["p"], losses.unit(outputs["z"])
+        near = [losses.neighbours.nearest_neighbours(z[:, v], memory.rows).rows for v in range(2)]
+        value = losses.nnclr(
+            p[:, 0],
+            p[:, 1],
+            *near,
+            temperature=temperature,
+            form=form,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
+        cosine = mean(jnp.mean(jnp.sum(z * jnp.stack(near, axis=1), axis=-1)), run.axis_name)
+        metrics = {
+            "neighbour_cosine": cosine,
+            "chance": jnp.float32(math.log(candidates)),
+            "queue_filled": memory.filled / queue_size,
+        }
+        return value, Aux(metrics, queues.enqueue(memory, gather(z[:, 0], run.axis_name)))
+
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
+        (_, named), changed = apply(params["network"], stats["network"], images, train)
+        return named, {**stats, "network": changed}
+
+    return from_loss(
+        variables=variables,
+        views=lambda batch, key: draw(views, batch, key),
+        forward=forward,
+        loss=loss,
+        tx=tx,
+        features=features,
+        clean=views[0].clean,
+        axis_name=run.axis_name,
+        **fields(views),
+        negatives=candidates - 1,
+    )

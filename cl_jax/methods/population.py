@@ -1,0 +1,83 @@
+"""A population: one method under several settings, trained side by side on the same batches."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from cl_jax.core.method import Method
+from cl_jax.core.population import population, seeded, vmapped
+
+HOW = ("auto", "unrolled", "vmapped")
+
+
+def make(
+    *,
+    build: Callable[..., Method],
+    base: Mapping[str, Any],
+    over: Mapping[str, Sequence[Any]],
+    how: str = "auto",
+) -> Method:
+    """Members that differ in the settings of `over`, one for each combination of its values.
+
+        method=dict(name="population", base=dict(name="simclr_v1"), over=dict(temperature=(0.1, 1)))
+
+    Args:
+      build: (section of a method, views=sections or None) -> Method; the trainer gives it.
+      base: the section of the method that all members are.
+      over: setting -> its values. "seed" gives members draws of their own
+        (`core.population.seeded`), "views" sections of views in place of the config's; any other is
+        a setting of the base.
+      how: "unrolled" compiles each member's step into the program; "vmapped" one step over all,
+        where they differ in seeds and floating-point settings alone; "auto" takes the second where
+        it can on an accelerator, and the first on a CPU.
+
+    Members are named by their value, "0.1", or by all of them, "temperature=0.1,seed=3"; sections
+    by their position. See `core.population.population` for the State, metrics and features.
+
+    Raises:
+      ValueError: no value, values that are given twice, an unknown `how`, members that differ in
+        more than numbers with how="vmapped".
+    """
+    if how not in HOW:
+        raise ValueError(f"how={how!r} is unknown; have {', '.join(HOW)}.")
+    if not over or not all(len(values) for values in over.values()):
+        raise ValueError(
+            f"over={dict(over)}; expected at least one setting with values, for instance "
+            "over=dict(seed=(0, 1, 2))."
+        )
+    members = [dict(zip(over, chosen)) for chosen in itertools.product(*over.values())]
+    names = [_name(one, over) for one in members]
+    if len(set(names)) < len(names):
+        raise ValueError(f"members would be named {names}; expected different values.")
+
+    def of(changes: Mapping[str, Any]) -> Method:
+        settings = {key: value for key, value in changes.items() if key not in ("seed", "views")}
+        method = build({**base, **settings}, views=changes.get("views"))
+        return seeded(method, changes["seed"]) if "seed" in changes else method
+
+    numbers = all(_is_number(key, value) for one in members for key, value in one.items())
+    if how == "vmapped" and not numbers:
+        raise ValueError(
+            f"over={dict(over)}: how='vmapped' needs seeds and floating-point settings alone; use "
+            "how='unrolled'."
+        )
+    if how == "vmapped" or (how == "auto" and numbers and jax.default_backend() != "cpu"):
+        return vmapped(lambda **changes: of(changes), members, names)
+    return population({name: of(one) for name, one in zip(names, members)})
+
+
+def _is_number(key: str, value: Any) -> bool:
+    return isinstance(value, int if key == "seed" else float) and not isinstance(value, bool)
+
+
+def _name(one: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> str:
+    def text(key: str, value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:g}"
+        return str(list(over[key]).index(value) if isinstance(value, Mapping) else value)
+
+    if len(one) == 1:
+        return text(*next(iter(one.items())))
+    return ",".join(f"{key}={text(key, value)}" for key, value in one.items())

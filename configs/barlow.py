@@ -1,0 +1,92 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230).
+
+The features of two views are brought to mean 0 and variance 1 over the batch, and their
+cross-correlation is driven to the identity: 1 on the diagonal, so that a feature does not change
+with the view, 0 off it, so that features do not repeat each other. There are no negatives, no slow
+copy and no predictor.
+
+Default: the embedded `scenes`, a small ResNet, two CPU cores, a projector of 512 features.
+
+Variants:
+  folder        your own images, at --config.data.path.
+  cifar10       ResNet-18, projector 2048-2048-2048, scale 0.1, batch 256, 1000 epochs, LARS 0.3 x
+                B/256. solo-learn's but for what is said below. Published: 92.10 % online linear
+                (solo-learn's README).
+  imagenet2012  ResNet-50, projector 8192-8192-8192, batch 2048, 1000 epochs, LARS 0.2 x B/256,
+                biases and norms at 0.0048 x B/256, weight decay 1e-6. Published: 73.5 % linear
+                (README of the authors' code).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - The correlation is summed over devices inside the gradient. Their program leaves the sum out of
+    it, and trains biases and norms, which LARS does not rescale, at 1/devices of the rate that is
+    written: `imagenet2012` has 0.0048 / 16, of the 16 GPUs of their README.
+  - Their classifier on ImageNet trains at 0.3 for 100 epochs; the probe is the one of all configs.
+  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch;
+    its LARS clips the rate, here it does not.
+  - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
+
+Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
+Reached: see docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import defaults
+
+VARIANTS = ("folder", "cifar10", "imagenet2012", "debug")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
+    defaults.laptop(config)
+    config.method = ConfigDict(
+        dict(name="barlow", hidden_dim=512, out_dim=512, off_diagonal_weight=0.0051)
+    )
+    if "folder" in chosen:
+        defaults.folder(config)
+    if "cifar10" in chosen:
+        defaults.cifar10(config)
+        config.batch_size, config.total_epochs = 256, 1000.0
+        config.method = ConfigDict(dict(name="barlow", hidden_dim=2048, out_dim=2048, scale=0.1))
+        shared = dict(
+            name="simsiam_cifar",
+            scale=(0.08, 1.0),
+            saturation=0.2,
+            order=("jitter", "gray", "solarize", "flip"),
+        )
+        config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
+        config.optimizer = ConfigDict(
+            dict(
+                name="lars_byol",
+                learning_rate=0.3,
+                weight_decay=1e-4,
+                trust_coefficient=0.02,
+                warmup_epochs=10.0,
+            )
+        )
+    if "imagenet2012" in chosen:
+        defaults.imagenet2012(config)
+        config.encoder.zero_init_last = True
+        config.batch_size, config.total_epochs = 2048, 1000.0
+        config.method = ConfigDict(dict(name="barlow"))
+        config.views = ConfigDict(
+            dict(
+                a=dict(name="dino", crop="global1", scale=(0.08, 1.0)),
+                b=dict(name="dino", crop="global2", scale=(0.08, 1.0)),
+            )
+        )
+        config.optimizer = ConfigDict(
+            dict(
+                name="lars_byol",
+                learning_rate=0.2,
+                weight_decay=1e-6,
+                final_learning_rate=1.6e-3,
+                warmup_epochs=10.0,
+            )
+        )
+    if "debug" in chosen:
+        defaults.debug(config)
+        config.method.update(dict(hidden_dim=16, out_dim=16))
+    return config

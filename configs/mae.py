@@ -1,0 +1,132 @@
+"""MAE (He et al. 2021, arXiv 2111.06377; SimMIM: Xie et al. 2021, arXiv 2111.09886).
+
+Three quarters of an image's patches are hidden; a transformer encodes the others, and a small
+decoder predicts the pixels of the hidden ones. There is one view and no augmentation but a crop;
+nothing is compared. Features do not separate classes by themselves as those of contrastive methods
+do: kNN and linear figures are low, and fine-tuning is what they are for.
+
+Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 2, two CPU cores, 24
+epochs.
+
+Variants:
+  folder        your own images, at --config.data.path.
+  cifar10       ViT-Ti on patches of 4, decoder of 2 blocks 128 wide, batch 512, 800 epochs, AdamW
+                1.5e-4 x B/256. No setting of the authors.
+  imagenet2012  ViT-B/16, decoder of 8 blocks 512 wide, batch 4096, 800 epochs, AdamW 1.5e-4 x
+                B/256, weight decay 0.05. Published: 68.0 % linear, 83.6 % fine-tuned, after 1600
+                epochs (the paper).
+  simmim        of any of them SimMIM: all places enter the encoder, a learned token at those that
+                are hidden, 60 % in cells; one linear layer reads the pixels. Published: 83.8 %
+                fine-tuned, ViT-B on ImageNet (README of the authors' code).
+  debug         any of them in seconds.
+
+Differences from the authors' code:
+  - MAE's classifier has a batch norm without scale before it; the probe is the one of all configs.
+    Features are "h", the mean of the patches, "cls", the class token, and "mean".
+  - The class and mask tokens are not decayed, nor are biases and norms.
+  - SimMIM: positions are MAE's fixed table, theirs are learned and relative; the rate is the
+    variant's own, by a half cosine.
+  - Matrix products are in bfloat16, theirs in float16; the loss is in float32.
+
+Command: python -m cl_jax.main --config=configs/mae.py --workdir=runs/mae
+Reached: see docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+from cl_jax.training import defaults
+
+VARIANTS = ("folder", "cifar10", "imagenet2012", "simmim", "debug")
+
+
+def crop(size: int, **changes: object) -> ConfigDict:
+    return ConfigDict(
+        dict(
+            one=dict(
+                name="crop_flip", size=size, scale=(0.2, 1.0), interpolation="bicubic", **changes
+            )
+        )
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    chosen = defaults.variants(arg, VARIANTS)
+    config = defaults.get_config()
+    defaults.laptop(config)
+    config.views = crop(16, flip=0.0, test_crop=1.0)
+    config.views.one.scale = (0.7, 1.0)
+    config.encoder = ConfigDict(
+        dict(
+            name="vit",
+            size="tiny",
+            width=96,
+            depth=4,
+            heads=3,
+            patch=2,
+            variant="mae",
+            pool="mean",
+            dtype="float32",
+        )
+    )
+    config.total_epochs = 24.0
+    config.method = ConfigDict(
+        dict(name="mae", mask_ratio=0.75, decoder_width=64, decoder_depth=1, decoder_heads=2)
+    )
+    adam = dict(
+        name="adamw",
+        b2=0.95,
+        weight_decay=0.05,
+        exclude_ndim=1,
+        exclude_paths=("class_token", "mask_token"),
+    )
+    config.optimizer = ConfigDict(
+        dict(adam, learning_rate=1e-3, learning_rate_scaling="none", warmup_epochs=1.0)
+    )
+    published = dict(adam, learning_rate=1.5e-4, learning_rate_scaling="linear", warmup_epochs=40.0)
+    cell = 4
+    if "folder" in chosen:
+        config.encoder = defaults.get_config().encoder
+        defaults.folder(config)
+        config.encoder = ConfigDict(
+            dict(name="vit", size="tiny", patch=8, variant="mae", pool="mean", dtype="float32")
+        )
+        config.views = crop(64, test_crop=1.0)
+        config.method.update(dict(decoder_width=128, decoder_depth=2, decoder_heads=4))
+        cell = 16
+    if "cifar10" in chosen:
+        config.encoder = defaults.get_config().encoder
+        defaults.cifar10(config)
+        config.encoder = ConfigDict(
+            dict(name="vit", size="tiny", patch=4, variant="mae", pool="mean", dtype="float32")
+        )
+        config.total_epochs = 800.0
+        config.method.update(dict(decoder_width=128, decoder_depth=2, decoder_heads=4))
+        config.views = crop(32, test_crop=1.0)
+        config.optimizer = ConfigDict(dict(published, warmup_epochs=20.0))
+        cell = 8
+    if "imagenet2012" in chosen:
+        config.encoder = defaults.get_config().encoder
+        defaults.imagenet2012(config)
+        config.encoder = ConfigDict(
+            dict(name="vit", size="base", patch=16, variant="mae", pool="mean", dtype="bfloat16")
+        )
+        config.batch_size, config.total_epochs = 4096, 800.0
+        config.method = ConfigDict(dict(name="mae"))
+        config.views = crop(224)
+        config.optimizer = ConfigDict(published)
+        cell = 32
+    if "simmim" in chosen:
+        config.encoder.mask_token = True
+        config.method = ConfigDict(dict(name="mae", form="simmim", mask_ratio=0.6, mask_cell=cell))
+        if "imagenet2012" in chosen:
+            config.views.one.scale = (0.67, 1.0)
+    if "debug" in chosen:
+        simmim = "simmim" in chosen
+        defaults.debug(config)
+        config.encoder.update(dict(width=32, depth=2, heads=2, patch=4, dtype="float32"))
+        config.method = ConfigDict(
+            dict(name="mae", form="simmim", mask_ratio=0.6, mask_cell=8)
+            if simmim
+            else dict(name="mae", decoder_width=16, decoder_depth=1, decoder_heads=2)
+        )
+    return config

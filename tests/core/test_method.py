@@ -1,0 +1,104 @@
+"""`from_loss`: pieces of a batch on any number of devices, and what it refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.training.experiment import initial_state
+from cl_jax.training.steps import stepper
+from tests import small
+
+
+def losses_of(devices, micro_batches):
+    config = small.config(devices)
+    built = small.built(devices, micro_batches=micro_batches)
+    state, step, found = initial_state(built, config), stepper(built, config, 0), []
+    for _ in range(4):
+        state, values = step(state)
+        found.append([float(values["loss"]), float(values["grad_norm"])])
+    return np.array(found), np.asarray(state.params["w"]), np.asarray(state.stats["mean"])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_pieces_are_the_same_examples_on_any_number_of_devices(devices):
+    """The method's statistics are of a piece, as batch norm's; contiguous pieces would differ."""
+    for ours, theirs in zip(losses_of(devices, 2), losses_of(1, 2)):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+
+
+def test_pieces_are_not_the_whole_batch():
+    assert abs(losses_of(1, 2)[0] - losses_of(1, 1)[0]).max() > 1e-4
+
+
+def linear(**changes):
+    """A method of one matrix without a mapped axis, with some of its arguments changed."""
+    given = dict(
+        variables=lambda key, batch: Variables({"w": jnp.ones((3, 2))}, {}),
+        views=lambda batch, key: batch["x"],
+        forward=lambda params, stats, target, x, batch, key: (x @ params["w"], stats, None),
+        loss=lambda z, params, memory, batch, key: (jnp.mean(z**2), Aux({}, memory)),
+        tx=optax.sgd(0.1),
+        features=lambda params, stats, x, train: ({"h": x @ params["w"]}, stats),
+        clean=lambda batch: batch["x"],
+        axis_name=None,
+        needs=("x",),
+    )
+    return from_loss(**given | changes)
+
+
+BATCH = {"x": jnp.arange(12.0).reshape(4, 3), "id": jnp.arange(4)}
+
+
+def test_prepare_sees_the_state_and_has_no_gradient():
+    def prepare(state, batch, key):
+        return batch | {"x": batch["x"] * state.params["w"].sum()}
+
+    method = linear(prepare=prepare)
+    state = method.init(jax.random.key(0), BATCH)
+    after, values = method.update(state, BATCH, jax.random.key(1))
+    scaled = np.asarray(BATCH["x"]) * 6.0
+    gradient = 2 * scaled.T @ (scaled @ np.ones((3, 2))) / 8
+    np.testing.assert_allclose(after.params["w"], 1 - 0.1 * gradient, rtol=1e-5)
+    np.testing.assert_allclose(values["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        linear(micro_batches=0)
+    with pytest.raises(ValueError, match=r'functions=\{"encode"'):
+        linear(features=None)
+    forgetful = linear(
+        variables=lambda key, batch: Variables({"w": jnp.ones((3, 2))}, {}, memory=jnp.zeros(2)),
+        loss=lambda z, params, memory, batch, key: (jnp.mean(z**2), Aux({})),
+    )
+    state = forgetful.init(jax.random.key(0), BATCH)
+    with pytest.raises(ValueError, match="returned no memory"):
+        forgetful.update(state, BATCH, jax.random.key(1))
+    uneven = linear(micro_batches=3)
+    with pytest.raises(ValueError, match="4 is not divisible by micro_batches=3"):
+        uneven.update(uneven.init(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
+    integers = linear(
+        micro_batches=2,
+        forward=lambda params, stats, target, x, batch, key: (
+            {"z": x @ params["w"], "label": batch["id"]},
+            stats,
+            None,
+        ),
+        loss=lambda o, params, memory, batch, key: (jnp.mean(o["z"] ** 2), Aux({}, memory)),
+    )
+    with pytest.raises(ValueError, match="forward returned int32; expected floating-point"):
+        integers.update(integers.init(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
+
+
+def test_encode_is_made_of_features_and_may_be_given():
+    method = linear()
+    state = method.init(jax.random.key(0), BATCH)
+    np.testing.assert_array_equal(method.encode(state, BATCH)["h"], BATCH["x"] @ jnp.ones((3, 2)))
+    given = linear(features=None, functions={"encode": lambda state, batch: {"h": batch["x"]}})
+    assert dataclasses.is_dataclass(given) and given.features is None
+    np.testing.assert_array_equal(given.encode(state, BATCH)["h"], BATCH["x"])

@@ -1,0 +1,211 @@
+"""Populations: members are runs of their own, unrolled and vmapped; NaN in one stops that one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.core import population as populations
+from cl_jax.core.keys import example_keys
+from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.core.population import member, population, seeded, vmapped
+
+SIZE, STEPS = 8, 3
+
+
+def method(temperature=1.0, spoil=0.0):
+    """A linear map of noisy rows; from step 1 on, `spoil` times inf is added to the loss."""
+
+    def variables(key, batch):
+        w = jax.random.normal(key, (3, 2))
+        return Variables({"w": w}, {"mean": jnp.zeros(2)}, memory={"steps": jnp.zeros(SIZE)})
+
+    def views(batch, key):
+        noise = jax.vmap(lambda k: jax.random.normal(k, (3,)))(example_keys(key, batch["id"]))
+        return batch["x"] + 0.1 * noise
+
+    def forward(params, stats, target, inputs, batch, key):
+        z = inputs @ params["w"]
+        return z, {"mean": 0.5 * stats["mean"] + z.mean(0)}, None
+
+    def loss(z, params, memory, batch, key):
+        value = ((z - 1) ** 2).mean() / temperature
+        late = memory["steps"][batch["id"]].min() >= 1
+        value = value + jnp.where(late & (jnp.asarray(spoil) > 0), jnp.inf, 0.0)
+        steps = memory["steps"].at[batch["id"]].add(1)
+        return value, Aux({"seen": steps.sum()}, {"steps": steps})
+
+    return from_loss(
+        variables=variables,
+        views=views,
+        forward=forward,
+        loss=loss,
+        tx=optax.adam(0.1),
+        features=lambda params, stats, x, train: (
+            {"h": x @ params["w"] - stats["mean"][None]},
+            stats,
+        ),
+        clean=lambda batch: batch["x"],
+        axis_name=None,
+        needs=("x",),
+    )
+
+
+BATCH = {
+    "x": jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 3)), jnp.float32),
+    "id": jnp.arange(SIZE),
+}
+KEY = jax.random.key(0)
+
+
+def train(method, steps=STEPS):
+    """(State, metrics of each step) of a method compiled as the trainer does."""
+    state, found = jax.jit(method.init)(KEY, BATCH), []
+    update = jax.jit(method.update)
+    for step in range(steps):
+        state, metrics = update(state, BATCH, jax.random.fold_in(KEY, step))
+        found.append(jax.device_get(metrics))
+    return state, found
+
+
+def same(a, b):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
+
+
+OVER = [dict(temperature=t, seed=s) for t in (0.5, 2.0) for s in (0, 7)]
+NAMES = [f"{one['temperature']:g},{one['seed']}" for one in OVER]
+
+
+def of(temperature, seed):
+    return seeded(method(temperature), seed)
+
+
+@pytest.mark.parametrize("how", ["unrolled", "vmapped"])
+def test_members_are_runs_of_their_own(how):
+    whole = (
+        population({name: of(**one) for name, one in zip(NAMES, OVER)})
+        if how == "unrolled"
+        else vmapped(of, OVER, NAMES)
+    )
+    state, found = train(whole)
+    assert int(state.step) == STEPS
+    encoded = jax.jit(whole.functions["encode"])(state, BATCH)
+    for i, (name, one) in enumerate(zip(NAMES, OVER)):
+        single = of(**one)
+        alone, metrics = train(single)
+        own = (
+            member(state, i)
+            if how == "unrolled"
+            else jax.tree.map(lambda x: x[i], (state.params, state.opt, state.stats))
+        )
+        if how == "unrolled":
+            same(own, alone)
+        else:
+            same(own, (alone.params, alone.opt, alone.stats))
+        for ours, theirs in zip(found, metrics):
+            for metric, value in theirs.items():
+                np.testing.assert_allclose(ours[f"{name}/{metric}"], value, rtol=1e-5)
+            assert ours[f"{name}/alive"] == 1
+        same(encoded[f"h@{name}"], single.functions["encode"](alone, BATCH)["h"])
+    assert encoded["h"].shape == (SIZE, 2 * len(OVER))
+    losses = [found[-1][f"{name}/loss"] for name in NAMES]
+    norms = [found[-1][f"{name}/grad_norm"] for name in NAMES]
+    np.testing.assert_allclose(found[-1]["loss"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(found[-1]["grad_norm"], np.linalg.norm(norms), rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["unrolled", "vmapped"])
+def test_nan_in_one_stops_that_one(how):
+    if how == "unrolled":
+        whole = population({"well": method(), "ill": method(spoil=1.0)})
+    else:
+        whole = vmapped(method, [dict(spoil=0.0), dict(spoil=1.0)], ["well", "ill"])
+    state, found = train(whole)
+    alone, metrics = train(method(spoil=0.0))
+    first, _ = train(method(), steps=1)
+
+    def part(i):
+        return jax.tree.map(lambda x: x[i], state.params) if how == "vmapped" else state.params[i]
+
+    same(part(0), alone.params)
+    same(part(1), first.params)  # the State before the step that went wrong
+    assert np.asarray(state.memory.alive).tolist() == [True, False]
+    assert [row["ill/alive"] for row in found] == [1, 0, 0]
+    assert np.isnan(found[2]["ill/loss"]) and np.isnan(found[2]["ill/seen"])
+    for ours, theirs in zip(found, metrics):
+        np.testing.assert_allclose(ours["well/loss"], theirs["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found[2]["loss"], metrics[2]["loss"], rtol=1e-5)
+    state, found = train(population({"ill": method(spoil=1.0)}))
+    assert np.isnan(found[2]["loss"])
+
+
+def test_refresh_is_of_each_member():
+    calls = []
+
+    def refresh(state, encode_all, epoch):
+        rows = encode_all(encode)
+        calls.append((epoch, float(rows.sum())))
+        return state.replace(memory={"steps": state.memory["steps"] + rows.sum()})
+
+    def encode(state, batch):
+        return state.params["w"].sum(keepdims=True)
+
+    one = populations.dataclasses.replace(method(), refresh=refresh)
+    whole = population({"a": one, "b": seeded(one, 3), "c": method()})
+    state, _ = train(whole, steps=0)
+    asked = []
+
+    def encode_all(f):
+        asked.append(f)
+        return np.asarray(f(state, BATCH))
+
+    after = whole.refresh(state, encode_all, 5)
+    sums = [float(member(state, i).params["w"].sum()) for i in range(2)]
+    np.testing.assert_allclose([x for _, x in calls], sums, rtol=1e-6)
+    np.testing.assert_allclose(member(after, 1).memory["steps"], sums[1], rtol=1e-6)
+    assert not np.any(member(after, 2).memory["steps"])
+    whole.refresh(state, encode_all, 6)
+    assert asked[0] == asked[2] and hash(asked[0]) == hash(asked[2])  # compiled once
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: population({}), "a population of no member"),
+        (
+            lambda: population(
+                {"a": populations.dataclasses.replace(method(), order=lambda *_: None)}
+            ),
+            "a: the method chooses the examples of an epoch",
+        ),
+        (lambda: vmapped(method, [], []), "expected at least one"),
+        (
+            lambda: vmapped(method, [dict(spoil=0.0), dict(temperature=1.0)], ["a", "b"]),
+            "all of the same names",
+        ),
+        (
+            lambda: vmapped(
+                lambda temperature: populations.dataclasses.replace(
+                    method(), refresh=lambda *_: None
+                ),
+                [dict(temperature=1.0)],
+                ["a"],
+            ),
+            "has a `refresh`.*how='unrolled'",
+        ),
+        (
+            lambda: vmapped(
+                lambda temperature: method() if temperature > 0 else None,
+                [dict(temperature=1.0)],
+                ["a"],
+            ).init(KEY, BATCH),
+            "looks at the value of one of temperature",
+        ),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,160 @@
+"""The run of the evaluators: order of rows on any mesh, what is checked, what is left out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+
+from cl_jax.core import parallel
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours
+from cl_jax.evals.evaluation import Evaluation, summary
+from tests import small
+
+CONFIG = ConfigDict(dict(seed=0, batch_size=8, evals=dict(batch_size=8, feature="h", best="")))
+
+
+def splits(labels=True, size=45):
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (size, 4, 4, 3), np.uint8)}
+    if labels:
+        arrays["label"] = rng.integers(0, 3, size).astype(np.int32)
+    source = from_arrays("random", arrays, {"label": 3} if labels else {})
+    return Splits(source, source)
+
+
+def evaluation(evaluators, data=None, mesh=None, config=CONFIG, workdir="unused"):
+    method, mesh = small.method(), parallel.make_mesh(2) if mesh is None else mesh
+    state = jax.eval_shape(
+        parallel.lift(method.init, mesh, (parallel.SAME, parallel.EACH), parallel.SAME),
+        jax.random.key(0),
+        {"image": np.zeros((8, 4, 4, 3), np.uint8), "id": np.zeros(8, np.int32)},
+    )
+    state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), state)
+    data = splits() if data is None else data
+    return Evaluation(evaluators, method, data, mesh, config, workdir), state
+
+
+def first_pixel(state, batch):
+    return batch["image"][:, 0, 0, 0]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)], ids=str)
+def test_rows_come_in_order_whatever_the_order_of_the_mesh(order):
+    """A slice that is ordered by topology and not by process would hand rows back permuted."""
+    devices = np.array(jax.devices()[:4])[list(order)]
+    mesh = Mesh(devices, (parallel.AXIS,), axis_types=(AxisType.Auto,))
+    runner, state = evaluation({}, mesh=mesh)
+    found = runner.rows(first_pixel, state, runner.data.train)
+    np.testing.assert_array_equal(found, runner.data.train.arrays["image"][:, 0, 0, 0])
+
+
+def test_rows_are_put_back_where_the_compiled_function_permutes_them(monkeypatch):
+    lift = parallel.lift
+
+    def reversing(f, mesh, ins, outs, **settings):
+        lifted = lift(f, mesh, ins, outs, **settings)
+        return lambda *given: jax.tree.map(lambda x: x[::-1], lifted(*given))
+
+    runner, state = evaluation({})
+    monkeypatch.setattr(parallel, "lift", reversing)
+    found = runner.rows(first_pixel, state, runner.data.train)
+    np.testing.assert_array_equal(found, runner.data.train.arrays["image"][:, 0, 0, 0])
+
+
+def test_a_mesh_is_in_order_of_processes():
+    """As `jax.devices()` of a slice whose topology alternates the processes."""
+    fake = [
+        dataclasses.make_dataclass("Device", ["process_index", "id"])(process, number)
+        for number, process in enumerate((0, 1, 0, 1))
+    ]
+    ordered = sorted(fake, key=lambda device: (device.process_index, device.id))
+    assert [device.process_index for device in ordered] == [0, 0, 1, 1]
+    mesh = parallel.make_mesh(8)
+    assert [device.id for device in mesh.devices.flat] == sorted(d.id for d in jax.devices()[:8])
+
+
+@pytest.mark.parametrize(
+    "evaluators, changes, says",
+    [
+        ({"knn": knn.make(feature="hh")}, {}, "'hh'.*did you mean 'h'"),
+        ({}, {"feature": "z"}, "reads the feature 'z'"),
+        (
+            {"x": Evaluator(lambda given: {}, Needs(functions=("generate",)))},
+            {},
+            "evals.protocols.x reads the function of the method 'generate'",
+        ),
+        (
+            {"x": Evaluator(lambda given: {}, Needs(sources=("sts",)))},
+            {},
+            "further source of the data 'sts', which is missing; there are none",
+        ),
+        ({"knn": knn.make()}, {"best": "knn/top2"}, "did you mean 'knn/top1'"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_first_step(evaluators, changes, says):
+    config = CONFIG.copy_and_resolve_references()
+    config.evals.update(changes)
+    runner, state = evaluation(evaluators, config=config)
+    with pytest.raises(ValueError, match=says):
+        runner.check(state)
+
+
+@pytest.mark.parametrize(
+    "make, settings",
+    [
+        (knn.make, {"k": 0}),
+        (knn.make, {"temperature": 0.0}),
+        (linear.make, {"learning_rate": -1.0}),
+        (linear.make, {"batch_size": 0}),
+        (geometry.make, {"rows": 0}),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, settings):
+    with pytest.raises(ValueError, match="expected"):
+        make(**settings)
+
+
+def test_evaluators_of_labels_are_left_out_where_there_are_none():
+    runner, state = evaluation({"knn": knn.make(), "c": classifier.make()}, splits(labels=False))
+    assert not runner.evaluators and runner.best == ""
+    runner.check(state)
+    assert runner.measure(state).keys() == {"eval_seconds"}
+
+
+def test_figures_that_are_nan_are_left_out(caplog):
+    bad = Evaluator(lambda given: {"bad/loss": np.nan, "bad/other": 1.0})
+    runner, state = evaluation({"bad": bad})
+    found = runner.measure(state)
+    assert "bad/loss" not in found and found["bad/other"] == 1.0
+
+
+def test_a_probe_whose_loss_is_not_finite_has_no_accuracy():
+    probe = linear.Probe(0.1, 0.5, None, linear.History(np.array([1.0, np.inf]), np.zeros(2)))
+    assert all(np.isnan(value) for value in linear.accuracies("linear/cached", probe).values())
+
+
+def test_when_and_baselines_and_summary(tmp_path):
+    chosen = {
+        "knn": knn.make(k=100),
+        "linear": linear.make(total_epochs=1.0),
+        "n": neighbours.make(),
+    }
+    runner, state = evaluation(chosen, workdir=tmp_path)
+    runner.check(state)
+    early = runner.measure(state)
+    assert early["knn/k"] == 45 and early["knn/temperature"] == pytest.approx(0.1)
+    assert "linear/cached/top1" not in early
+    late = runner.measure(state, final=True)
+    assert {"linear/cached/top1", "linear/cached/top5"} <= late.keys()
+    beside = runner.baselines(state)
+    assert {"untrained/knn/top1", "knn/raw_pixels"} <= beside.keys()
+    runner.draw(state)
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
+    text = summary(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
+    assert "kNN, trained network" in text and "kNN, raw pixels" in text
+    assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]

@@ -1,0 +1,76 @@
+"""Figures of generated images, with real images in the place of samples."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cl_jax.data import digits
+from cl_jax.data.source import Splits, subset
+from cl_jax.evals import Given, samples
+from cl_jax.evals.generated import frechet_distance, gaussian
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = digits.make()[:2]
+    return Splits(subset(train, np.arange(500)), test)
+
+
+def given(data, workdir, change=lambda image, label: (image, label)):
+    """Samples are the training images themselves, changed."""
+
+    def rows(name, source):
+        image, label = change(source.arrays["image"], source.arrays["label"])
+        return {"image": image, "label": label}
+
+    fields = dict.fromkeys(Given._fields)
+    return Given(**(fields | dict(data=data, rows=rows, seed=0, workdir=workdir)))
+
+
+def test_real_images_are_good_samples(data, tmp_path):
+    evaluator = samples.make()
+    found = evaluator.measure(given(data, tmp_path))
+    flat = [part.arrays["image"].reshape(part.size, -1) / 255 for part in data[:2]]
+    expected = frechet_distance(*(gaussian(x) for x in flat))
+    assert found["samples/frechet"] == pytest.approx(expected) and expected < 0.3
+    assert found["samples/label_accuracy"] > 0.99 and found["samples/inception_score"] > 8
+    base = evaluator.baseline(given(data, tmp_path))
+    assert base["samples/frechet_of_training_images"] == pytest.approx(expected)
+    assert 0.9 < base["samples/label_accuracy_of_test_images"] < 1
+
+
+def test_names_mixed_up_and_one_image_alone(data, tmp_path):
+    evaluator = samples.make(feature="classifier")
+    mixed = evaluator.measure(given(data, tmp_path, lambda x, y: (x, (y + 3) % 10)))
+    assert mixed["samples/label_accuracy"] < 0.01 and mixed["samples/renamed_accuracy"] > 0.99
+    one = evaluator.measure(given(data, tmp_path, lambda x, y: (np.repeat(x[:1], len(x), 0), y)))
+    assert one["samples/inception_score"] == pytest.approx(1, abs=1e-3)
+    assert one["samples/frechet"] > 2 * mixed["samples/frechet"]
+
+
+def test_a_feature_of_ones_own(data, tmp_path, monkeypatch):
+    module = types.ModuleType("my_features")
+    module.means = lambda images: images.reshape(len(images), 8, 8).mean(2) / 255.0
+    monkeypatch.setitem(sys.modules, "my_features", module)
+    found = samples.make(feature="my_features:means", samples=300).measure(given(data, tmp_path))
+    rows = module.means(data.train.arrays["image"][:300]), module.means(data.test.arrays["image"])
+    expected = frechet_distance(*map(gaussian, rows))
+    assert found["samples/frechet"] == pytest.approx(expected)
+    for wrong in ("inception", "my_features:medians", "nowhere:f"):
+        with pytest.raises(ValueError, match="Expected pixels, classifier, or module:function"):
+            samples.make(feature=wrong)
+
+
+def test_the_picture_has_a_row_for_each_class(data, tmp_path):
+    samples.make().draw(given(data, tmp_path))
+    picture = np.asarray(Image.open(tmp_path / "generated.png").convert("L"))
+    side = 48 + 2
+    assert picture.shape == (10 * side - 2, samples.COLUMNS * side - 2)
+    image, label = data.train.arrays["image"], data.train.arrays["label"]
+    row = image[label == 4][:3, ..., 0]
+    tiles = [picture[4 * side : 4 * side + 48, j * side : j * side + 48] for j in range(3)]
+    for tile, one in zip(tiles, row):
+        np.testing.assert_allclose(tile[3::6, 3::6].astype(int), one, atol=1)

@@ -1,0 +1,256 @@
+"""Losses and memories of arrays that are sharded over a mesh, without a named axis: meshes with
+Explicit axes (the default of `jax.make_mesh`) and with Auto axes; inside `jit` and outside."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cl_jax.losses.contrast import contrast
+from cl_jax.losses.image_text import clip, siglip
+from cl_jax.losses.infonce import info_nce, nt_xent
+from cl_jax.losses.inva_spread import inva_spread
+from cl_jax.losses.positives import supcon
+from cl_jax.memory import queue as ring
+from tests.losses import test_table as table
+
+EXPLICIT, AUTO = (AxisType.Explicit,), (AxisType.Auto,)
+# One of each kind of dependence between examples; every row of the table with `-m slow`.
+HEADLINE = {
+    "nt_xent",
+    "info_nce",
+    "supcon",
+    "clip",
+    "siglip",
+    "dino",
+    "swav",
+    "swav_codes",
+    "hcl",
+    "nce",
+    "proto_nce",
+    "inva_spread",
+    "hard_simple",
+    "tolerance",
+    "cpc",
+    "simsiam",
+    "cross_entropy",
+    "update",
+}
+
+
+def mesh_of(kind, shape=(2,), names=("data",)):
+    count = int(np.prod(shape))
+    return jax.make_mesh(shape, names, kind * len(names), devices=jax.devices()[:count])
+
+
+def spec_of(axes: str) -> PartitionSpec:
+    """The batch "b" over the mesh's axis, everything else on every device."""
+    letters = axes.strip("*").split()
+    at = letters.index("b") if "b" in letters else None
+    return PartitionSpec(*["data" if i == at else None for i in range(len(letters))])
+
+
+def step_of(given: table.Row, rest: dict, **how):
+    """Value of all floating outputs, and its gradient."""
+
+    def total(inputs, rest):
+        out = table.floats(table.run(given, inputs | rest, **how))
+        return sum((jnp.sum(jnp.where(x > -1e29, x, 0)) for x in out), jnp.zeros(()))
+
+    return jax.value_and_grad(total)
+
+
+def held(ours, exact, bound=2e-5):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= bound * max(np.abs(b).max(), 1e-2)
+
+
+def table_rows():
+    for index, given in enumerate(table.ROWS):
+        if any("b" in axes.strip("*").split() for axes in given.arrays.values()):
+            name = table.name_of(given.f)
+            yield pytest.param(
+                index,
+                id=f"{name}-{index}",
+                marks=[] if name in HEADLINE else [pytest.mark.slow],
+            )
+
+
+@pytest.mark.parametrize("index", table_rows())
+def test_an_explicit_mesh_gives_what_one_device_gives(index):
+    given = table.ROWS[index]
+    arrays = table.arrays_of(given)
+    inputs = {name: x for name, x in arrays.items() if x.dtype.kind == "f"}
+    rest = {name: x for name, x in arrays.items() if name not in inputs}
+    step = step_of(given, rest)
+    exact = jax.jit(step)(inputs, rest)
+    mesh = mesh_of(EXPLICIT)
+    sharding = {name: NamedSharding(mesh, spec_of(axes)) for name, axes in given.arrays.items()}
+    with jax.set_mesh(mesh):
+        placed = {name: jax.device_put(x, sharding[name]) for name, x in arrays.items()}
+        ours = jax.jit(step)(
+            {name: placed[name] for name in inputs}, {name: placed[name] for name in rest}
+        )
+    held(ours, exact)
+    for name, grad in ours[1].items():
+        assert grad.sharding.is_equivalent_to(sharding[name], grad.ndim), name
+
+
+@pytest.mark.parametrize("block_size", [None, 0, 2])
+@pytest.mark.parametrize("where", ["sharded", "replicated", "both"])
+@pytest.mark.parametrize("kind", [EXPLICIT, AUTO])
+def test_sharded_replicated_or_both(kind, where, block_size):
+    mesh = mesh_of(kind, (4,))
+    z = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    specs = [PartitionSpec("data"), PartitionSpec("data")]
+    if where != "sharded":
+        specs[1] = PartitionSpec()
+    if where == "replicated":
+        specs[0] = PartitionSpec()
+    f = jax.value_and_grad(partial(nt_xent, temperature=0.3, block_size=block_size), (0, 1))
+    exact = jax.jit(f)(*z)
+    with jax.set_mesh(mesh):
+        given = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(z, specs)]
+        ours = jax.jit(f)(*given)
+    held(ours, exact)
+    if kind == EXPLICIT:
+        for grad, x in zip(ours[1], given):
+            assert grad.sharding.is_equivalent_to(x.sharding, 2)
+
+
+@pytest.mark.parametrize("f", [partial(nt_xent, temperature=0.3), partial(clip, logit_scale=5.0)])
+def test_outside_jit(f):
+    mesh = mesh_of(EXPLICIT)
+    z = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    exact = jax.jit(jax.value_and_grad(f))(*z)
+    given = jax.device_put(z, NamedSharding(mesh, PartitionSpec(None, "data")))
+    with jax.set_mesh(mesh):
+        held((f(given[0], given[1]), jax.grad(f)(given[0], given[1])), exact)
+
+
+@pytest.mark.parametrize("kind", [EXPLICIT, AUTO])
+def test_a_mesh_with_a_data_and_a_model_axis(kind):
+    """Rows are divided over all devices, whatever the batch is sharded over."""
+    mesh = mesh_of(kind, (2, 2), ("data", "model"))
+    z = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    f = jax.value_and_grad(partial(clip, logit_scale=5.0, block_size=2), (0, 1))
+    with jax.set_mesh(mesh):
+        given = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in z]
+        held(jax.jit(f)(*given), jax.jit(f)(*z))
+
+
+def test_a_queue_sharded_or_replicated():
+    mesh = mesh_of(EXPLICIT)
+    new = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    start = ring.init(jax.random.key(0), 16, 3)
+    exact = ring.enqueue(start, new)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(new, NamedSharding(mesh, PartitionSpec("data")))
+        for spec in (PartitionSpec(), PartitionSpec("data")):
+            where = NamedSharding(mesh, spec)
+            held_rows = jax.device_put(start.rows, where)
+            queue = start._replace(rows=held_rows)
+            for f in (ring.enqueue, jax.jit(ring.enqueue)):
+                after = f(queue, rows)
+                np.testing.assert_array_equal(after.rows, exact.rows)
+                if spec:
+                    assert after.rows.sharding.is_equivalent_to(where, 2)
+        loss = jax.jit(partial(info_nce, temperature=0.2))(rows, rows, after.rows)
+    held(loss, info_nce(new, new, exact.rows, temperature=0.2))
+
+
+def trips(compiled) -> list[int]:
+    """Trip counts of the loops of a compiled program, the longest first."""
+    found = re.findall(r'known_trip_count.{0,4}:\{"n":"(\d+)"', compiled.as_text())
+    return sorted(map(int, found), reverse=True)
+
+
+def sharded(mesh, *shapes):
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("name", "f"),
+    [
+        ("nt_xent", partial(nt_xent, temperature=0.3, block_size=8)),
+        ("clip", partial(clip, logit_scale=5.0, block_size=8)),
+        ("siglip", partial(siglip, logit_scale=5.0, logit_bias=0.0, block_size=8)),
+        ("queue", lambda a, b: info_nce(a, b, b[:56], temperature=0.3, block_size=8)),
+        ("inva_spread", partial(inva_spread, temperature=0.3, block_size=8)),
+    ],
+)
+@pytest.mark.parametrize("kind", [EXPLICIT, AUTO])
+def test_tiles_are_divided_among_devices(name, f, kind):
+    """Forward and backward loops of one device's program: total / devices tiles each."""
+    mesh = mesh_of(kind, (4,))
+    step = jax.value_and_grad(f, (0, 1))
+    shapes = [(64, 16)] * 2
+    one = jax.jit(step).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    with jax.set_mesh(mesh):
+        four = jax.jit(step).lower(*sharded(mesh, *shapes)).compile()
+    total, backward = trips(one)[:2]
+    assert total == backward >= 16
+    assert total not in trips(four) and trips(four).count(total // 4) >= 2, trips(four)
+    # A queue is replicated. InvaSpread divides its loops and not its temporaries: 4.2 MB on one
+    # device and 4.1 MB on each of four, at 1,024 rows.
+    if name not in ("queue", "inva_spread"):
+        temporaries = (x.memory_analysis().temp_size_in_bytes for x in (one, four))
+        assert next(temporaries) > next(temporaries)
+
+
+def test_the_plain_matrix_is_chosen_by_the_rows_of_one_device():
+    """8,192 x 8,192 in float32 are 256 MiB, the most that a device holds."""
+    mesh = mesh_of(AUTO, (4,))
+    f = jax.grad(lambda a: contrast(a, a, scale=2.0).lse.sum())
+    where = sharded(mesh, (16384, 4))
+    assert trips(jax.jit(f).lower(jax.ShapeDtypeStruct((16384, 4), jnp.float32)).compile())
+    assert not trips(jax.jit(f).lower(*where).compile())
+
+
+def test_labels_of_a_sharded_batch():
+    mesh = mesh_of(AUTO, (4,))
+    z = np.random.default_rng(0).normal(size=(8, 2, 5)).astype(np.float32)
+    labels = np.array([0, 1, 0, -1, -1, 1, 2, 2])
+    f = jax.value_and_grad(lambda z, y: supcon(z, y, temperature=0.3, block_size=4))
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    held(jax.jit(f)(jax.device_put(z, where), jax.device_put(labels, where)), jax.jit(f)(z, labels))
+
+
+AXES = ("host", "device")
+
+
+@pytest.mark.parametrize("plan", ["gather", "ring"])
+@pytest.mark.parametrize(
+    "f",
+    [
+        partial(nt_xent, temperature=0.3),
+        partial(clip, logit_scale=5.0),
+        lambda a, b, **how: supcon(jnp.stack([a, b], 1), temperature=0.3, **how),
+    ],
+)
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_two_named_axes_count_as_one(f, plan, check_vma):
+    mesh = mesh_of(AUTO, (2, 2), AXES)
+    z = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+
+    batch, one = PartitionSpec(AXES), PartitionSpec()
+    mapped = partial(f, axis_name=AXES, plan=plan)
+    if check_vma:
+        mapped = jax.value_and_grad(
+            jax.shard_map(mapped, mesh=mesh, in_specs=batch, out_specs=one), (0, 1)
+        )
+    else:
+        inside = jax.value_and_grad(mapped, (0, 1))
+        mapped = jax.shard_map(
+            inside, mesh=mesh, in_specs=batch, out_specs=(one, batch), check_vma=False
+        )
+    value, grads = jax.jit(mapped)(*z)
+    exact = jax.jit(jax.value_and_grad(f, (0, 1)))(*z)
+    # Inside, each device has the gradient of the sum over devices of the one loss.
+    held((value, grads if check_vma else jax.tree.map(lambda g: g / 4, grads)), exact)

@@ -1,0 +1,120 @@
+"""A label below 0 is no label: the row's own views are its only positives, in every loss with
+labels, and no other row's loss depends on which such number it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax.losses import (
+    assignments,
+    calm,
+    clusters,
+    distillation,
+    generation,
+    geometry,
+    positives,
+    targeted,
+    video_text,
+)
+from cl_jax.losses.contrast import separate_unlabelled
+from tests.losses.parity import assert_parity, unit
+
+RNG = np.random.default_rng(0)
+Z = unit(RNG.normal(size=(8, 2, 16)))
+FLAT = Z[:, 0]
+QUEUE, TARGETS = unit(RNG.normal(size=(10, 16))), unit(RNG.normal(size=(8, 16)))
+GIVEN = np.array([0, 0, 1, 1, -1, -1, -1, -100])
+APART = np.array([0, 0, 1, 1, 2, 3, 4, 5])
+QUEUE_LABELS = np.array([0, 1, -1, -1, 0, 1, -1, 0, 1, -1])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: positives.supcon(Z, y, temperature=0.1),
+        lambda y: positives.supcon(Z, y, temperature=0.1, summation="inside"),
+        lambda y: positives.supcon(Z, y, temperature=0.1, contrast_mode="one", block_size=3),
+        lambda y: positives.stablerep(FLAT, y, temperature=0.1),
+        lambda y: positives.kcl_in_batch(Z, y, np.ones((16, 16), int), temperature=0.1),
+        lambda y: positives.in_batch_positives(y, np.full((2, 16), 0.3), num_views=2),
+        lambda y: geometry.tolerance(FLAT, y),
+        lambda y: video_text.ranking_loss(FLAT, Z[:, 1], y, margin=0.2),
+        lambda y: video_text.support_set(FLAT, Z[:, 1], y, temperature=0.2).vectors,
+    ],
+)
+def test_rows_without_a_label_are_each_on_their_own(loss):
+    given, apart, as_class = (
+        jax.jit(loss)(y) for y in (GIVEN, APART, np.where(GIVEN < 0, 2, GIVEN))
+    )
+    for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(apart)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert any(
+        not np.allclose(a, c) for a, c in zip(jax.tree.leaves(given), jax.tree.leaves(as_class))
+    )
+
+
+def test_an_unlabelled_query_has_its_key_alone():
+    """KCL and TSC: InfoNCE against queue (and targets), whatever the queue's unlabelled hold."""
+    none = np.full(8, -1)
+    loss = positives.kcl(FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS, temperature=0.2)
+    s = np.concatenate([(FLAT * Z[:, 1]).sum(1, keepdims=True), FLAT @ QUEUE.T], axis=1) / 0.2
+    np.testing.assert_allclose(loss, (np.log(np.exp(s).sum(1)) - s[:, 0]).mean(), rtol=1e-5)
+    loss = targeted.tsc(
+        FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS, TARGETS, np.arange(8), temperature=0.2
+    )
+    s = np.concatenate([s, FLAT @ TARGETS.T / 0.2], axis=1)
+    np.testing.assert_allclose(loss, (np.log(np.exp(s).sum(1)) - s[:, 0]).mean(), rtol=1e-5)
+
+
+def test_a_generated_image_without_a_label_is_a_negative_alone():
+    rows = generation.two_c_rows(FLAT, TARGETS, GIVEN, temperature=1.0)
+    apart = generation.two_c_rows(FLAT, TARGETS, APART, temperature=1.0)
+    np.testing.assert_allclose(rows.loss[:4], apart.loss[:4], rtol=1e-5)
+    np.testing.assert_array_equal(rows.loss[4:], 0)
+    grad = jax.grad(lambda p: generation.two_c(FLAT, p, GIVEN, temperature=1.0))(TARGETS)
+    np.testing.assert_array_equal(grad[2:], 0)
+
+
+def test_cross_entropies_leave_unlabelled_rows_out():
+    logits = RNG.normal(size=(8, 3))
+    y = np.array([0, 1, 2, 0, -1, -1, -100, -1])
+    expected = assignments.cross_entropy(logits[:4], y[:4])
+    np.testing.assert_allclose(assignments.cross_entropy(logits, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        distillation.soft_labels(logits, logits, y, temperature=1.0, alpha=0.5).labels,
+        expected,
+        rtol=1e-6,
+    )
+    tokens = RNG.normal(size=(2, 4, 3))
+    np.testing.assert_allclose(
+        calm.token_cross_entropy(tokens, np.array([[0, 1, -1, -100], [2, -1, -1, -1]])),
+        calm.token_cross_entropy(tokens, np.array([[0, 1, -100, -100], [2, -100, -100, -100]])),
+    )
+
+
+def test_centroids_and_spcl_leave_unlabelled_rows_out():
+    y = np.array([0, 1, 1, 0, -1, -1, -1, -1])
+    centroids = TARGETS[:3]
+    np.testing.assert_allclose(
+        targeted.tsc_centroids(centroids, FLAT, y),
+        targeted.tsc_centroids(centroids, FLAT[:4], y[:4]),
+        rtol=1e-6,
+    )
+    rows = clusters.spcl(FLAT, FLAT, y, np.arange(8), temperature=0.1, num_labels=2)
+    few = clusters.spcl(FLAT[:4], FLAT, y, np.arange(4), temperature=0.1, num_labels=2)
+    np.testing.assert_allclose(rows, few / 2, rtol=1e-5)
+
+
+def test_the_numbers_given_are_unique_over_devices_and_fit_small_types():
+    assert len(set(np.asarray(separate_unlabelled(np.full(300, -1, np.int8))).tolist())) == 300
+
+    def loss(z, y, *, axis_name):
+        return positives.supcon(z, y, temperature=0.1, axis_name=axis_name)
+
+    assert_parity(loss, [Z, GIVEN], [True, True])
+
+
+def test_labels_that_agree_with_everything_stay():
+    labels = jnp.array([3, 0, 3])
+    np.testing.assert_array_equal(separate_unlabelled(labels), labels)

@@ -1,0 +1,65 @@
+"""`population` as a method of a config: its members, their names, and which form is taken."""
+
+import jax
+import pytest
+
+from cl_jax.methods import population
+
+
+def sections(**given):
+    """(names, sections, views) that the members of a population are built of."""
+    found = []
+
+    def build(section, views=None):
+        found.append((dict(section), views))
+        return dict(section)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(population, "seeded", lambda method, seed: method | {"drawn": seed})
+        patch.setattr(population, "population", lambda members: ("unrolled", members))
+        patch.setattr(population, "vmapped", lambda make, over, names: ("vmapped", over, names))
+        return population.make(
+            build=build, base={"name": "simclr_v1", "out_dim": 8}, **given
+        ), found
+
+
+def test_one_setting_names_members_by_its_values():
+    (how, members), found = sections(over={"temperature": (0.07, 0.5)}, how="unrolled")
+    assert how == "unrolled" and list(members) == ["0.07", "0.5"]
+    assert found[1] == ({"name": "simclr_v1", "out_dim": 8, "temperature": 0.5}, None)
+
+
+def test_several_settings_make_every_combination():
+    (_, members), _ = sections(over={"weight": (0.0, 1.0), "seed": (0, 1)}, how="unrolled")
+    assert list(members) == [f"weight={w},seed={s}" for w in (0, 1) for s in (0, 1)]
+    assert members["weight=1,seed=1"]["drawn"] == 1 and "seed" not in members["weight=1,seed=1"]
+
+
+def test_views_are_sections_named_by_position():
+    views = ({"a": {"size": 4}}, {"a": {"size": 8}})
+    (_, members), found = sections(over={"views": views})
+    assert list(members) == ["0", "1"] and [one[1] for one in found] == list(views)
+
+
+def test_the_form(monkeypatch):
+    numbers = {"temperature": (0.1, 0.2), "seed": (0, 1)}
+    assert sections(over=numbers)[0][0] == "unrolled"  # on a CPU
+    assert sections(over=numbers, how="vmapped")[0][0] == "vmapped"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sections(over=numbers)[0][0] == "vmapped"
+    assert sections(over={"out_dim": (8, 16)})[0][0] == "unrolled"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(over={}), "expected at least one setting"),
+        (dict(over={"seed": ()}), "expected at least one setting"),
+        (dict(over={"seed": (1, 1)}), "expected different values"),
+        (dict(over={"seed": (1, 2)}, how="mapped"), "have auto, unrolled, vmapped"),
+        (dict(over={"out_dim": (8, 16)}, how="vmapped"), "seeds and floating-point settings"),
+    ],
+)
+def test_what_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        sections(**given)

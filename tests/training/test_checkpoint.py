@@ -1,0 +1,218 @@
+"""Checkpoints that are there are used or named, never started over in silence, never deleted."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+
+import jax
+import pytest
+
+from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.training import checkpoint
+from tests.training.test_chaos import state_of
+from tests.training.test_resume import assert_same
+
+
+def saved(folder, *steps, best=()):
+    store = checkpoint.Checkpoints(folder, keep=3)
+    for step in steps:
+        store.save(state_of(step))
+    for step in best:
+        store.save_best(state_of(step), 0.5)
+    store.close()
+
+
+def restored(folder, **given):
+    store = checkpoint.Checkpoints(folder, keep=3)
+    found = store.restore(state_of(0), **given)
+    store.close()
+    return found
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def test_the_best_one_serves_where_the_last_are_gone(tmp_path, caplog):
+    saved(tmp_path, 1, 2, 3, best=(2,))
+    shutil.rmtree(tmp_path / "last")
+    found = restored(tmp_path)
+    assert_same(state_of(2), found, "best")
+    assert "going on from the best one, of step 2" in caplog.text
+    store = checkpoint.Checkpoints(tmp_path, keep=3)
+    store.restore(state_of(0))
+    store.save(state_of(3))
+    store.close()
+    assert restored(tmp_path).step == 3
+
+
+LOST = {
+    "all files lost": lambda path: shutil.rmtree(path) or path.mkdir(),
+    "metadata lost": lambda path: (path / checkpoint.METADATA).unlink(),
+    "arrays lost": lambda path: [
+        file.unlink() for file in path.rglob("*") if file.is_file() and file.parent != path
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", LOST)
+def test_none_that_can_be_used_is_an_error_and_all_stay(how, tmp_path):
+    saved(tmp_path, 1, 2)
+    for step in (1, 2):
+        LOST[how](tmp_path / "last" / str(step))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"last/2: .*\n.*last/1: .*\nThey are left as they"):
+            restored(tmp_path)
+    assert names(tmp_path / "last") == ["1", "2"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_unusable_one_is_moved_not_deleted(tmp_path):
+    saved(tmp_path, 1, 2)
+    (tmp_path / "last/2" / checkpoint.METADATA).unlink()
+    for number in range(2):  # twice damaged
+        store = checkpoint.Checkpoints(tmp_path, keep=3)
+        assert store.restore(state_of(0)).step == 1
+        assert names(tmp_path / "last") == ["1", "2"]  # a look changes nothing
+        store.save(state_of(2))
+        store.close()
+        assert names(tmp_path / "unusable") == ["last-2", "last-2-1"][: number + 1]
+        assert restored(tmp_path).step == 2
+        (tmp_path / "last/2" / checkpoint.METADATA).unlink()
+
+
+def test_checkpoints_of_a_run_whose_config_is_lost_are_not_resumed(tmp_path):
+    checkpoint.check_config(tmp_path, {"seed": 0})
+    saved(tmp_path, 1)
+    for damage in (lambda path: path.write_text('{"seed": '), os.unlink):
+        damage(tmp_path / "config.json")
+        with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+            checkpoint.check_config(tmp_path, {"seed": 0})
+
+
+CHANGES = (
+    ({"devices": 2}, True),
+    ({"log_steps": 50}, True),
+    ({"nonfinite": "skip"}, True),
+    ({"evals": {"knn_k": 20}}, True),
+    ({"data": {"name": "packed", "path": "/scratch/job2/set"}}, True),
+    ({"a_key_of_a_later_version": 0}, True),
+    ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
+    ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),
+    ({"optimizer": {"rate": float("nan"), "nesterov": True}}, False),  # no default is known
+    ({"optimizer": {"rate": 0.1}}, False),
+    ({"batch_size": 32}, False),
+    ({"batch_size": 64.0}, True),
+    ({"data": {"name": "folder", "path": "/scratch/job1/set"}}, False),
+)
+
+
+@pytest.mark.parametrize("change, taken", CHANGES, ids=[str(change) for change, _ in CHANGES])
+def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
+    base = {
+        "devices": 1,
+        "log_steps": 10,
+        "nonfinite": "stop",
+        "batch_size": 64,
+        "evals": {"knn_k": 200},
+        "data": {"name": "packed", "path": "/scratch/job1/set"},
+        "optimizer": {"rate": float("nan")},
+    }
+    defaults = {"optimizer.momentum": 0.9}
+    assert checkpoint.check_config(tmp_path, base, defaults) == []
+    (tmp_path / "last" / "1").mkdir(parents=True)
+    assert checkpoint.check_config(tmp_path, base, defaults) == []
+    if taken:
+        noted = checkpoint.check_config(tmp_path, base | change, defaults)
+        assert json.loads((tmp_path / "config.json").read_text()).keys() >= change.keys()
+        assert len(noted) == (0 if "optimizer" in change or "batch_size" in change else 1)
+    else:
+        with pytest.raises(ConfigError, match="holds a run of another config; it differs in\n  "):
+            checkpoint.check_config(tmp_path, base | change, defaults)
+        shutil.rmtree(tmp_path / "last")  # nothing to protect
+        assert checkpoint.check_config(tmp_path, base | change, defaults) == []
+
+
+def test_the_order_of_a_config_is_kept(tmp_path):
+    checkpoint.check_config(tmp_path, {"views": {"large": {}, "a": {}, "small": {}}})
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert list(stored["views"]) == ["large", "a", "small"]
+
+
+# A kill at every call to the file system --------------------------------------
+
+CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
+CALLS += ("os.utime", "os.chmod", "os.truncate", "shutil.rmtree", "shutil.move", "os.link")
+
+
+class Killed(BaseException):
+    pass
+
+
+class Disk:
+    """From the `at`-th call of Python code to the file system below `root` on, every one fails."""
+
+    def __init__(self):
+        self.root, self.left, self.lock = "", None, threading.Lock()
+        sys.addaudithook(self.hook)  # for the rest of the process; idle while `left` is None
+
+    def hook(self, event, given):
+        if self.left is None or event not in CALLS or self.root not in str(given[0]):
+            return
+        with self.lock:
+            self.left -= 1
+            if self.left < 0:
+                raise self.kind(5, "Input/output error") if self.kind is OSError else self.kind
+
+    def fails(self, root, at, kind):
+        self.root, self.left, self.kind = str(root), at, kind
+
+
+@pytest.mark.slow  # a save for each call
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", [Killed, OSError], ids=["killed", "refused"])
+@pytest.mark.parametrize("what", ["last", "best"])
+def test_a_save_that_ends_at_any_call_to_the_file_system(what, kind, tmp_path):
+    """The two checkpoints before stay whole, the run resumes at the newest whole one, and saves
+    there again. "killed": nothing that follows happens either; "refused": an error that is told."""
+    disk, tried, whole_after = Disk(), 0, 0
+    saved(tmp_path / "start", 1, 2, best=(1,))
+    while True:
+        folder = tmp_path / str(tried)
+        shutil.copytree(tmp_path / "start", folder)
+        store, failed = checkpoint.Checkpoints(folder, keep=3), True
+        assert store.restore(state_of(0)).step == 2
+        disk.fails(folder, tried, kind)
+        try:
+            store.save(state_of(3)) if what == "last" else store.save_best(state_of(2), 0.5)
+            store.wait()
+            failed = False
+        except (Killed, SaveError):
+            pass
+        except Exception as error:  # raised in a thread of the store, in its own words
+            assert kind is Killed, error
+        reached, disk.left = disk.left < 0, None
+        if not reached:
+            assert not failed
+            break
+        newest, best = restored(folder), restored(folder, best=True)
+        assert_same(state_of(int(newest.step)), newest, f"call {tried}")
+        assert_same(state_of(int(best.step)), best, f"call {tried}")
+        assert newest.step in (2, 3) and best.step in (1, 2)
+        whole_after += int(newest.step) == 3 or int(best.step) == 2
+        again = checkpoint.Checkpoints(folder, keep=3)
+        again.restore(state_of(0))
+        again.save(state_of(4))
+        again.save_best(state_of(4), 0.9)
+        again.close()
+        assert restored(folder).step == 4 and restored(folder, best=True).step == 4
+        assert not list(folder.glob("*/*-tmp*"))
+        shutil.rmtree(folder)
+        tried += 1
+        jax.clear_caches() if tried % 50 == 0 else None
+    print(f"saves ended at a call survived: {tried} of {tried} ({what}, {kind.__name__})")
+    assert tried > 10

@@ -1,0 +1,76 @@
+"""A resume on other data is noticed."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from ml_collections import ConfigDict
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.training import fingerprint
+
+DATA = SimpleNamespace(train=SimpleNamespace(size=8), test=SimpleNamespace(size=2))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(folder of the data, check) of a run that has a checkpoint."""
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(name.encode())
+    workdir.mkdir()
+
+    def check(path=data, parts=DATA):
+        return fingerprint.check(workdir, ConfigDict({"data": {"path": str(path)}}), parts)
+
+    assert check() == []
+    (workdir / "last" / "1").mkdir(parents=True)
+    return data, check
+
+
+def test_the_same_data_elsewhere_are_the_same(run, tmp_path):
+    data, check = run
+    assert check() == []
+    shutil.copytree(data, tmp_path / "copy")  # with its times
+    assert check(tmp_path / "copy") == []
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "grown", "other size"])
+def test_other_names_or_sizes_are_refused(change, run):
+    data, check = run
+    file = data / "cat" / "1.png"
+    if change == "added":
+        (data / "cat" / "3.png").write_bytes(b"")
+    elif change == "removed":
+        file.unlink()
+    elif change == "renamed":
+        file.rename(data / "dog" / "2.png")
+    elif change == "grown":
+        file.write_bytes(b"more than before")
+    parts = DATA
+    if change == "other size":
+        parts = SimpleNamespace(train=SimpleNamespace(size=9), test=DATA.test)
+    with pytest.raises(ConfigError, match="the data have changed since the run in"):
+        check(parts=parts)
+
+
+def test_other_times_are_noted(run):
+    data, check = run
+    os.utime(data / "cat" / "1.png", (1, 1))
+    assert "of other times" in check()[0]
+    assert check() == []  # once
+
+
+def test_without_a_checkpoint_there_is_nothing_to_compare(run, tmp_path):
+    data, check = run
+    shutil.rmtree(tmp_path / "run" / "last")
+    (data / "cat" / "3.png").write_bytes(b"")
+    assert check() == []
+
+
+def test_a_damaged_record_is_written_anew(run, tmp_path, caplog):
+    _, check = run
+    (tmp_path / "run" / "data.json").write_text("{")
+    assert check() == [] and "written anew" in caplog.text and check() == []

@@ -1,0 +1,181 @@
+"""Wrong settings of every section get one sentence that names them, before anything is built; those
+of all configs pass."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+import typing
+
+import pytest
+
+from cl_jax import views
+from cl_jax.core import settings
+from cl_jax.core.errors import ConfigError
+from cl_jax.data import batches
+from cl_jax.training import configs, experiment, optim, stages
+from cl_jax.views import presets
+from cl_jax.views.recipe import Recipe
+
+GIVEN = {"encoder", "tx", "views", "run", "base", "axis_name", "sizes"}  # not by the config
+WRONG = {
+    int: (math.nan, math.inf, "abc", None, [], {}, True, 1.5),
+    float: (math.nan, math.inf, -math.inf, 1e39, "abc", None, [], {}, True),
+    bool: ("yes", 2, None, 0.0),
+    str: (3, None, ["a"], True),
+}
+
+
+def modules(package):
+    found = importlib.import_module(f"cl_jax.{package}")
+    for entry in pkgutil.iter_modules(found.__path__):
+        module = importlib.import_module(f"{found.__name__}.{entry.name}")
+        if hasattr(module, "make"):
+            yield entry.name, module.make
+
+
+FACTORIES = {
+    f"{package}.{name}": make
+    for package in ("data", "encoders", "methods", "evals")
+    for name, make in modules(package)
+} | {"optimizer": optim.build, "loading": batches.loading, "views": Recipe}
+
+
+def keywords(make):
+    """(name, annotation) of the settings of a factory."""
+    hints = typing.get_type_hints(make)
+    return [
+        (key, hints[key])
+        for key in inspect.signature(make).parameters
+        if key in hints and key not in GIVEN
+    ]
+
+
+def plain_kinds(kind):
+    """The plain types among those of an annotation, and whether None is one."""
+    options = typing.get_args(kind) if typing.get_origin(kind) else (kind,)
+    return {option for option in options if option in WRONG}, type(None) in options
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_wrong_settings_of_every_section_are_refused_by_name(name):
+    make, tried = FACTORIES[name], 0
+    for key, kind in keywords(make):
+        if typing.get_origin(kind) not in (None, typing.Union, type(int | None)):
+            continue  # lists: below
+        if any(typing.get_origin(option) for option in typing.get_args(kind)):
+            continue  # a number, or one for each
+        kinds, optional = plain_kinds(kind)
+        wrong = [value for one in kinds for value in WRONG[one]]
+        wrong = [
+            value
+            for value in wrong
+            if not (value is None and optional)
+            and not any(settings._fits(value, one) and one not in (int, float) for one in kinds)
+            and not (float in kinds and value in (1.5,))
+        ]
+        found = settings.range_of(key)
+        if found is not None and kinds & {int, float}:
+            wrong.append(found.low if found.open_low else found.low - 1)
+            if found.high < math.inf:
+                wrong.append(found.high + 1)
+        for value in wrong:
+            with pytest.raises(ConfigError, match=rf"section\.{key}=.*; expected "):
+                settings.check("section", make, {key: value})
+                pytest.fail(f"{name}: {key}={value!r} was taken")
+            tried += 1
+    print(f"wrong settings refused: {tried} of {tried} ({name})")
+
+
+def test_lists_are_looked_into():
+    for value in (5, [0], [-3, 4], ["a"], [math.nan], None):
+        with pytest.raises(ConfigError, match=r"method\.num_prototypes="):
+            settings.check("method", FACTORIES["methods.pcl"], {"num_prototypes": value})
+    settings.check("method", FACTORIES["methods.pcl"], {"num_prototypes": (10, 20)})
+
+
+def variants():
+    for name in configs.names():
+        source = (configs.folder() / f"{name}.py").read_text()
+        words = re.findall(r'"([a-z0-9_]+)" in chosen', source)
+        yield name
+        yield from (f"{name}:{word}" for word in dict.fromkeys([*words, "debug"]))
+
+
+@pytest.mark.parametrize("name", variants())
+def test_the_settings_of_every_config_pass(name):
+    config = configs.load(name)
+    with config.unlocked():
+        config.stage = "all" if "stage_order" in config else ""
+    for _, stage, _ in stages.stages(config, "unused"):
+        experiment._check_run(stage)
+        plain = configs.plain(stage)
+        for section, make in (
+            ("data", FACTORIES[f"data.{plain['data']['name']}"]),
+            ("optimizer", optim.build),
+        ):
+            settings.check(section, make, plain[section])
+        for view in plain["views"].values():
+            for make in views.factories(view.pop("kind", "image"), view):
+                settings.check("view", make, view)
+        for protocol, section in plain["evals"]["protocols"].items():
+            name = section.pop("name", protocol)
+            settings.check(protocol, FACTORIES[f"evals.{name}"], section)
+        for package, section in (("methods", plain["method"]), ("encoders", plain["encoder"])):
+            make = FACTORIES.get(f"{package}.{section.get('name')}")
+            if make is not None:  # else of parts, or one for each role
+                settings.check(package, make, section)
+
+
+def test_every_preset_passes():
+    for name, preset in inspect.getmembers(presets, inspect.isfunction):
+        if name[0] != "_" and inspect.signature(preset).return_annotation is Recipe:
+            found = {
+                key: value.default
+                for key, value in inspect.signature(preset).parameters.items()
+                if value.default is not inspect.Parameter.empty
+            }
+            settings.check("view", preset, found)
+
+
+TRAINER = (
+    ("batch_size", (0, -1, 1.5, "abc", math.nan, None)),
+    ("total_epochs", (0, -1.0, math.nan, math.inf, "abc")),
+    ("log_steps", (0, -1, 2.5)),
+    ("checkpoint_steps", (-1, 0.5, "abc")),
+    ("keep_checkpoints", (0, -1)),
+    ("dispatch_steps", (-1, "abc")),
+    ("devices", (-1, 1.5, "abc")),
+    ("seed", (-1, 2**32, 1.5, "abc")),
+    ("evals.every_epochs", (-1.0, math.nan, "abc")),
+    ("evals.batch_size", (0, -1, "abc")),
+    ("evals.feature", (3, None)),
+    ("evals.baselines", ("yes", 2)),
+    ("optimizer.learning_rate", (-1.0, math.nan, 1e39)),
+    ("method.temperature", (0.0, -1.0, math.inf, "abc")),
+    ("views.both.size", (0, -1, 1.5, "abc")),
+    ("views.both.copies", (0, -1, 1.5)),
+    ("data.fraction", (0, -0.1, 1.5, math.nan, "abc")),
+)
+
+
+@pytest.mark.parametrize("key, values", TRAINER, ids=[key for key, _ in TRAINER])
+def test_wrong_settings_of_the_trainer_are_refused_by_the_build(key, values):
+    for value in values:
+        config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+        *path, last = key.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        with section.ignore_type():
+            section[last] = value
+        with pytest.raises(ConfigError, match=rf"{re.escape(key)}=.*; expected "):
+            experiment.build(config)
+
+
+def test_a_wrong_key_of_a_section_names_the_nearest():
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.optimizer.learning_rat = 1.0
+    with pytest.raises(ConfigError, match=r"has no setting 'learning_rat'; did you mean"):
+        experiment.build(config)

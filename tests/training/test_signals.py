@@ -1,0 +1,157 @@
+"""The command under signals, in processes of its own; and jobs of which one process fails."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from configs import simclr_v1
+
+def get_config(arg=None):
+    config = simclr_v1.get_config("debug")
+    config.update(dict(total_epochs=2000.0, log_steps=1))
+    config.evals.update(dict(every_epochs=0.0, baselines=False))
+    return config
+"""
+
+
+def environment(**more):
+    given = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return given | {"PYTHONPATH": str(ROOT)} | more
+
+
+def command(folder, *words, module="cl_jax.main"):
+    (folder / "config.py").write_text(CONFIG)
+    words = (f"--config={folder}/config.py", f"--workdir={folder}/run", *words)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(process, text):
+    """Reads what a process says up to a line with this text."""
+    said = ""
+    for line in process.stderr:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_program_compiles_is_answered(number, tmp_path):
+    """Python does not run then: the process ends by its thread that listens."""
+    with command(tmp_path) as process:
+        until(process, "process 1 of 1")
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "stopped while starting; the same command resumes" in said
+    assert time.monotonic() - began < 10  # of a machine that does other things besides
+
+
+def test_two_signals_at_a_step_save_once_and_whole(tmp_path):
+    with command(tmp_path, module="tests.killed") as process:
+        until(process, "step    3 of")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    step = re.search(r"stopped at step (\d+) of 6000; the same command resumes there", said)[1]
+    assert [path.name for path in (tmp_path / "run/last").iterdir()] == [step]
+    with command(tmp_path, module="tests.killed") as process:
+        until(process, f"resuming at step {step} of 6000")
+        process.kill()
+
+
+FAILS = """
+import os, sys
+from cl_jax import main
+from cl_jax.training import loop
+from tests import killed
+
+advance = loop.Stepper.advance
+
+def fails(self, state, until):
+    import jax
+    if self.step == 5 and jax.process_index() == int(sys.argv.pop()):
+        raise RuntimeError("the disk of this machine is gone")
+    return advance(self, state, until)
+
+if os.environ.get("FAIL"):
+    loop.Stepper.advance = fails
+sys.exit(main.main(sys.argv[1:-1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_when_one_process_fails_all_end_and_it_is_named(which, tmp_path):
+    """Without a launcher: nobody else ends them."""
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "fails.py").write_text(FAILS)
+    words = ["--distributed", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
+    port = 20000 + os.getpid() % 20000
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "fails.py", *words, str(which)],
+            cwd=ROOT,
+            env=environment(
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(number),
+                FAIL="1",
+            ),
+            stderr=(tmp_path / f"{number}.log").open("w"),
+        )
+        for number in (0, 1)
+    ]
+    log = tmp_path / f"{which}.log"
+    while "the disk of this machine is gone" not in log.read_text():
+        assert jobs[which].poll() is None or "gone" in log.read_text(), log.read_text()
+        time.sleep(0.1)
+    began = time.monotonic()
+    statuses = [job.wait(60) for job in jobs]
+    seconds = time.monotonic() - began
+    print(f"one of two failed ({which}): all ended after {seconds:.1f} s, statuses {statuses}")
+    assert f"process {which + 1} of 2" in log.read_text()
+    assert statuses[which] == 1 and statuses[1 - which] != 0 and seconds < 15
+
+
+@pytest.mark.slow
+def test_ctrl_c_to_one_process_stops_the_job(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    words = ["--distributed", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
+    port = 20000 + (os.getpid() + 7) % 20000
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.killed", *words],
+            cwd=ROOT,
+            env=environment(
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(number),
+            ),
+            stderr=(tmp_path / f"{number}.log").open("w"),
+        )
+        for number in (0, 1)
+    ]
+    while "step    3 of" not in (tmp_path / "0.log").read_text():
+        assert jobs[0].poll() is None, (tmp_path / "0.log").read_text()
+        time.sleep(0.1)
+    jobs[1].send_signal(signal.SIGINT)
+    assert [job.wait(60) for job in jobs] == [75, 75]
+    assert "stopped at step" in (tmp_path / "1.log").read_text()

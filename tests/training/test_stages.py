@@ -1,0 +1,103 @@
+"""Stages of a config: what the user set holds for all that have it, views keep their order, and a
+stage starts from one that has ended."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.method import Run
+from cl_jax.training import configs, experiment, loop, stages
+from tests import small
+
+ORDER = ["pretrain", "finetune", "distill"]
+
+
+RUN = Run(None, 8, 64, 8, 8, {})
+
+
+def of(stage, *settings):
+    """{stage: its config} of simclr_v2, as on a command line."""
+    config = configs.load("simclr_v2:debug")
+    configs.change(config, [tuple(setting.split("=")) for setting in settings])
+    with config.unlocked():
+        config.stage = stage
+    given = [setting.split("=")[0] for setting in settings]
+    return {name: found for name, found, _ in stages.stages(config, "w", given)}
+
+
+def test_the_size_of_a_view_is_that_of_every_stage():
+    found = of("all", "views.both.size=24")
+    assert [stage.views[name].size for stage in found.values() for name in stage.views] == [24] * 3
+
+
+def test_a_setting_of_the_optimiser_reaches_the_stage_that_is_asked_for():
+    found = of("finetune", "optimizer.learning_rate=123")
+    assert list(found) == ["finetune"] and found["finetune"].optimizer.learning_rate == 123
+    assert found["finetune"].optimizer.name == "adamw"
+
+
+def test_settings_of_all_and_of_one_stage():
+    found = of("all", "optimizer.learning_rate=0.5", "total_epochs=2", "data.train_size=32")
+    assert [found[name].optimizer.learning_rate for name in ORDER] == [0.5] * 3
+    assert [found[name].total_epochs for name in ORDER] == [2.0] * 3
+    assert [found[name].data.train_size for name in ORDER] == [32] * 3
+    assert [found[name].data.get("fraction") for name in ORDER] == [None, 0.5, None]
+    found = of("all", "total_epochs=2", "stages.finetune.total_epochs=5")
+    assert [found[name].total_epochs for name in ORDER] == [2.0, 5.0, 2.0]
+
+
+def test_a_setting_of_another_method_stays_with_its_own():
+    found = of("all", "method.temperature=0.9")
+    assert found["pretrain"].method.temperature == 0.9
+    assert "temperature" not in found["finetune"].method
+    assert found["distill"].method.temperature == 0.1
+    assert of("distill", "method.temperature=0.9")["distill"].method.temperature == 0.9
+
+
+def test_views_keep_the_order_in_which_they_are_written(tmp_path):
+    config = configs.load("simclr_v1:debug").copy_and_resolve_references().unlock()
+    both = configs.plain(config.views.both)
+    for names in (["small", "large", "a"], ["a", "large", "small"]):
+        config.views = ConfigDict(
+            {name: both | {"size": 4 + i, "copies": 1} for i, name in enumerate(names)}
+        )
+        (_, stage, _), *_ = stages.stages(config, tmp_path)
+        assert list(configs.plain(stage)["views"]) == names
+        assert [view.recipe.size for view in experiment._views(stage.views, RUN)] == [4, 5, 6]
+
+
+@pytest.fixture
+def previous(monkeypatch, tmp_path):
+    """The config of a stage, and what it would start from: a small run with steps done."""
+
+    def make(steps):
+        config = configs.load("simclr_v1:debug").copy_and_resolve_references().unlock()
+        config.update({"devices": 1, "total_epochs": 2.0})
+        built = small.epochal(config)
+        monkeypatch.setattr(stages, "build", lambda *_: built)
+        _, config, _ = stages.stages(config, tmp_path)[0]
+        loop.checkpoint.check_config(tmp_path / "first", configs.plain(config))
+        stepper, state = loop.stepper(built, config, 0), loop.initial_state(built, config)
+        for _ in range(steps):
+            state, _ = stepper(state)
+        store = loop.checkpoint.Checkpoints(tmp_path / "first")
+        store.save(state)
+        store.close()
+        return ConfigDict({"previous": "../first"})
+
+    return make
+
+
+def test_a_stage_starts_from_one_that_has_ended(previous, tmp_path):
+    found = stages.previous_stage(previous(6), tmp_path / "second")
+    assert int(found.state.step) == 6
+
+
+def test_an_unfinished_stage_is_not_started_from(previous, tmp_path):
+    with pytest.raises(ConfigError, match=r"first, which is at step 4 of 6\. Finish it first"):
+        stages.previous_stage(previous(4), tmp_path / "second")
+
+
+def test_a_stage_that_was_not_run_is_named(tmp_path):
+    with pytest.raises(NotFoundError, match=r"starts from the end of another stage.*--stage=all"):
+        stages.previous_stage(ConfigDict({"previous": "../first"}), tmp_path / "second")
