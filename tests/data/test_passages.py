@@ -35,7 +35,7 @@ def test_passages_are_runs_of_one_document(tmp_path):
         assert source.sizes == {"passage": made.size}
         for passage in rows:
             words = [sentence.split() for sentence in made.decode(passage)]
-            numbers = [int(one[5]) for one in words]
+            numbers = [int(one[6]) for one in words]
             (document,) = {int(one[1]) for one in words}
             assert numbers == list(range(numbers[0], numbers[0] + 3))
             found.append((document, numbers[0]))
@@ -51,15 +51,48 @@ def test_a_document_is_in_one_part(tmp_path):
     assert len(_make(tmp_path, sentences=3, stride=1, limit=2).train.arrays["passage"]) == 2
 
 
-def test_documents_of_the_embedded_text_are_its_sentences_in_order():
-    documents = text.documents()
-    assert [s for one in documents for s in one] == text.prose()
-    assert sum(len(one) >= 6 for one in documents) > 100
+def test_a_long_document_is_divided(tmp_path):
+    """Chapters of four sentences: of 7, 3, 12 and 6 there are 1, 0, 3 and 1 that are whole."""
+    splits = _make(tmp_path, sentences=4, chapter=4)
+    assert sum(len(source.arrays["passage"]) for source in splits[:2]) == 5
+
+
+def test_sentences_with_classes_are_passages_of_one(tmp_path):
+    tasks = tmp_path / "tasks.tsv"
+    rows = ["set\tsplit\tlabel\ttext"] + [f"A\tall\t{i % 2}\tsentence {i} here" for i in range(6)]
+    tasks.write_text("\n".join(rows))
+    splits = _make(tmp_path, sentences=3, classify=str(tasks))
+    source = splits.more["classify/A"]
+    assert source.arrays["passage"].shape == (6, 1, 24)
+    assert source.sizes == {"passage": splits.train.sizes["passage"], "label": 2}
+    np.testing.assert_array_equal(source.arrays["label"], np.arange(6) % 2)
+
+
+def test_embedded_sentences_know_their_package(tmp_path):
+    splits = passages.make(
+        packages=("optax", "flax"), sentences=3, limit=40, vocab_size=600, length=24,
+        tokenizer_cache=str(tmp_path),
+    )  # fmt: skip
+    source = splits.more["classify/origin"]
+    assert len(splits.train.arrays["passage"]) == 40 and source.sizes["label"] == 2
+    assert set(source.arrays["label"]) == {0, 1}
+
+
+def test_documents_are_the_sentences_of_a_package_in_order():
+    documents = text.documents(("optax",))
+    flat = [sentence for one in documents for sentence in one]
+    assert len(set(flat)) == len(flat) > 100 and max(map(len, documents)) > 5
+    first = next(i for i, s in enumerate(flat) if s.startswith("Lion is discovered"))
+    assert flat[first + 1].startswith("Unlike most adaptive optimizers")
+    with pytest.raises(ValueError, match="'no_such_package' is not installed"):
+        text.documents(("no_such_package",))
 
 
 def test_errors_say_what_was_expected(tmp_path):
     for settings, message in (
         (dict(sentences=1), "two sentences or more"),
+        (dict(chapter=4), "a chapter of as many"),
+        (dict(packages=()), "one at least"),
         (dict(test_share=0.0), "above 0 and below 1"),
         (dict(sentences=8), r"1 documents of 8 sentences or more, of 4"),
     ):
