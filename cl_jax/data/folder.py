@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -508,6 +508,115 @@ def _tell_copies(root: Path, found: Listing, parts: dict[str, list[str]]) -> Non
     tell_duplicates(str(root), len(parts["test"]), pairs)
 
 
+# All images, in one source --------------------------------------
+
+
+def everything(
+    path: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = images.MAX_PIXELS,
+) -> tuple[Source, dict[str, str]]:
+    """All images below `path` in one source, each decoded when it is read: for a network that is
+    used on them, not trained.
+
+    Args:
+      path: a folder, in any of the forms of `make`; or one image.
+      image_size, channels, value_range, max_pixels: as in `make`.
+
+    Returns:
+      (source, bad). `source.names` are paths inside the folder, sorted. It has a label where the
+      folder has classes. bad: {name: reason} of images that cannot be used; an image found damaged
+      when it is read is added then, and its example is black.
+
+    Raises:
+      ValueError: no such path, no image below it, settings out of range.
+    """
+    _check_settings(path, image_size, channels, 0.1, "skip", value_range)
+    root = Path(path).expanduser()
+    if root.is_file():
+        return listed([root], image_size=image_size, channels=channels, max_pixels=max_pixels)
+    if not root.is_dir():
+        raise ValueError(f"{path!r} is neither a folder nor an image; expected one that is there.")
+    root = root.resolve()
+    found = listing.of(root)
+    if not found.files:
+        raise ValueError(_nothing(path, found))
+    if found.others:
+        logging.warning("%s: files left aside: %s.", path, found.told())
+    layout = Layout({"train": found.files}, {}, [], False)
+    if len(found.files) > 1:
+        try:
+            layout = divide(path, found, True, 0.1)
+        except ValueError as error:
+            logging.warning("no labels: %s", error)
+    bad = dict(found.bad)
+    names = [name for name in found.files if name not in bad]
+    reading = Reading(
+        root, image_size, channels, max_pixels, _scale(root, names, found, value_range)
+    )
+    return _every(images.printable(root.name), reading, names, layout, bad), bad
+
+
+def listed(
+    paths: Sequence[str | Path],
+    *,
+    image_size: int,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = images.MAX_PIXELS,
+) -> tuple[Source, dict[str, str]]:
+    """Images by their paths, in this order, as `everything` gives those of a folder."""
+    names = [str(Path(path).expanduser()) for path in paths]
+    if not names:
+        raise ValueError("no path is given; expected at least one image.")
+    bad = {name: "no such file" for name in names if not Path(name).is_file()}
+    scale = (
+        None
+        if value_range is None
+        else images.Scale(float(value_range[0]), float(value_range[1]), True)
+    )
+    reading = Reading(Path(), image_size, channels, max_pixels, scale)
+    kept = [name for name in names if name not in bad]
+    if not kept:
+        raise ValueError(f"none of the {len(names)} files is there, for instance {names[0]}.")
+    return _every("images", reading, kept, Layout({}, {}, [], False), bad), bad
+
+
+def _every(
+    called: str, reading: Reading, names: list[str], layout: Layout, bad: dict[str, str]
+) -> Source:
+    if not names:
+        name, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"none of the {len(bad)} images in {called} can be used; {images.printable(name)}: "
+            f"{reason}."
+        )
+    labels = np.array([layout.numbers.get(name, -1) for name in names], np.int32)
+    fields = {"label": labels} if layout.classes else {}
+
+    def read(i: int) -> Example:
+        try:
+            image = reading(names[i])
+        except ValueError as error:
+            bad[names[i]] = _reason(error, names[i])
+            side = reading.image_size
+            image = np.zeros((side, side, reading.channels), np.uint8)
+        return {"image": image, **{field: values[i] for field, values in fields.items()}}
+
+    return Source(
+        called,
+        len(names),
+        read,
+        {field: len(layout.classes) for field in fields},
+        labels=fields.__getitem__ if fields else None,
+        names=names,
+        classes={field: tuple(layout.classes) for field in fields},
+    )
+
+
 # Examples --------------------------------------
 
 
@@ -523,13 +632,23 @@ def _source(
     if layout.classes and part != "unlabeled":
         fields = {"label": np.array([layout.numbers[name] for name in names], np.int32)}
         sizes = {"label": len(layout.classes)}
+    classes = {"label": tuple(layout.classes)} if sizes else {}
     if pixels is not None:
-        return from_arrays(name, {"image": pixels, **fields}, sizes)
+        found = from_arrays(name, {"image": pixels, **fields}, sizes)
+        return dataclasses.replace(found, names=names, classes=classes)
     read_one = functools.partial(_read, reading, names, fields)
     read: Callable[[int], Example] = read_one
     if on_error == "skip":
         read = functools.partial(_read_or_next, name, read_one, len(names), fields.get("label"))
-    return Source(name, len(names), read, sizes, labels=fields.__getitem__ if fields else None)
+    return Source(
+        name,
+        len(names),
+        read,
+        sizes,
+        labels=fields.__getitem__ if fields else None,
+        names=names,
+        classes=classes,
+    )
 
 
 def _read(reading: Reading, names: list[str], fields: dict[str, np.ndarray], i: int) -> Example:
