@@ -105,6 +105,7 @@ def test_run_resume_and_what_is_left(config, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatch):
     config.total_epochs, config.evals.every_epochs, config.evals.baselines = 3.0, 0.0, False
     whole = tmp_path / "whole"
@@ -128,6 +129,7 @@ def test_sigterm_saves_and_the_same_command_resumes(config, tmp_path, monkeypatc
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # of the store's own cancelled reads
