@@ -17,6 +17,7 @@ VERBS = {
     "plan": ("cl_jax.tools.plan", "memory, arithmetic and traffic of a run, before it runs"),
     "verify": ("cl_jax.tools.verify", "compare configs on 1, 2, 4 and 8 devices"),
     "replay": ("cl_jax.tools.replay", "run a step with a NaN again and find its first tensor"),
+    "report": ("cl_jax.tools.report", "one HTML page: curves, a map of the embeddings, findings"),
     "diagnose": ("cl_jax.tools.diagnose", "say from its log whether a run is healthy"),
     "benchmark": ("cl_jax.tools.benchmark", "train and evaluate many methods by one protocol"),
 }

@@ -32,8 +32,8 @@ class Source:
     `arrays`: the whole set where it is in memory, one array of `size` rows for each field; then
     `read(i)` is row `i` of each. `labels(field)`: one label of all examples without decoding their
     images, where the format allows that. `skipped`: examples that could not be read and were left
-    out. `names`: what each example is called, for people: the path of its file inside the folder;
-    None where it has none. `classes`: of labels, the names of their values.
+    out. `names`: what each example is called, for people: the path of its file inside the folder, a
+    sentence itself; None where it has none. `classes`: of labels, the names of their values.
     """
 
     name: str

@@ -377,7 +377,8 @@ def _source(
     sizes = dict.fromkeys(tokens, made.size) | {
         field: _SCENE_LABELS[field] for field in further if field in _SCENE_LABELS
     }
-    return dataclasses.replace(from_arrays(name, {**tokens, **further}, sizes), skipped=skipped)
+    made_of = from_arrays(name, {**tokens, **further}, sizes)
+    return dataclasses.replace(made_of, skipped=skipped, names=list(columns[0]))
 
 
 def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) -> Splits:

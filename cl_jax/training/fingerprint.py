@@ -41,12 +41,16 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
     return found
 
 
+class DataNeeded(ConfigError):
+    """A run cannot be built from what its workdir says of its data."""
+
+
 def stand_in(workdir: Path) -> Splits | None:
     """Data of the same sizes and fields as those of the run in a workdir, all zeros, from its
     `data.json`: enough to build the run and restore its State. None where the file is missing or of
     a version that did not write the fields.
 
-    Their labels are not known; asking for them raises ConfigError.
+    Their labels are not known; asking for them raises DataNeeded.
     """
     try:
         known = json.loads((workdir / FILE).read_text())
@@ -62,7 +66,7 @@ def stand_in(workdir: Path) -> Splits | None:
         return fields
 
     def labels(field: str) -> np.ndarray:
-        raise ConfigError(
+        raise DataNeeded(
             f"the labels {field!r} of {name} are not kept in {workdir}: this needs the data "
             "themselves."
         )

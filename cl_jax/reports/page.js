@@ -1,0 +1,103 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const atlas = data.atlas;
+
+// One example: its picture from the atlas at `scale` times its size, or its text.
+function tile(row, scale) {
+  const box = document.createElement("span");
+  box.dataset.row = row;
+  box.title = data.names[row];
+  if (!atlas) {
+    box.className = "tile text";
+    box.textContent = data.names[row];
+    return box;
+  }
+  const cell = atlas.cell * scale, per = atlas.columns * atlas.columns;
+  const place = row % per, x = place % atlas.columns, y = Math.floor(place / atlas.columns);
+  box.className = "tile";
+  box.style.width = box.style.height = cell + "px";
+  box.style.backgroundImage = `url(${atlas.files[Math.floor(row / per)]})`;
+  box.style.backgroundSize = `${atlas.columns * cell}px auto`;
+  box.style.backgroundPosition = `-${x * cell}px -${y * cell}px`;
+  return box;
+}
+
+function caption(row) {
+  const words = Object.entries(data.labels).map(([field, of]) =>
+    of.values[row] < 0 ? "" : `${field} ${of.names[of.values[row]]}`);
+  return [atlas ? data.names[row] : "", ...words].filter(Boolean).join(" · ");
+}
+
+function element(kind, cls, text) {
+  const made = document.createElement(kind);
+  made.className = cls;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// Static places in the page that name rows: <span data-tile="12">.
+for (const place of document.querySelectorAll("[data-tile]")) {
+  place.replaceWith(tile(Number(place.dataset.tile), Number(place.dataset.scale || 1)));
+}
+
+// Charts that Python made.
+const config = {displaylogo: false, responsive: true};
+for (const [id, figure] of Object.entries(data.figures)) {
+  Plotly.newPlot(id, figure.data, figure.layout, config);
+}
+
+// The map.
+const map = document.getElementById("map");
+if (map) {
+  const by = document.getElementById("colour"), where = document.getElementById("layout");
+  const tip = document.getElementById("tip"), panel = document.getElementById("near");
+  const colours = data.colours;
+
+  function traces() {
+    const places = data.layouts[where.value], of = data.colourings[by.value];
+    const rows = {};
+    of.values.forEach((value, row) => (rows[value] ||= []).push(row));
+    return Object.keys(rows).map(Number).sort((a, b) => a - b).map(value => ({
+      type: "scattergl", mode: "markers", hoverinfo: "none", customdata: rows[value],
+      x: rows[value].map(row => places[row][0]), y: rows[value].map(row => places[row][1]),
+      name: value < 0 ? "none" : of.names[value],
+      marker: {size: data.names.length > 5000 ? 4 : 6, opacity: 0.75,
+        color: value < 0 ? "#c4c9d2" : colours[value % colours.length]},
+    }));
+  }
+
+  function draw() {
+    const layout = {margin: {l: 10, r: 10, t: 10, b: 10}, dragmode: "pan", hovermode: "closest",
+      xaxis: {visible: false}, yaxis: {visible: false, scaleanchor: "x"}, uirevision: where.value,
+      legend: {itemsizing: "constant"}, showlegend: true};
+    return Plotly.react(map, traces(), layout, {...config, scrollZoom: true});
+  }
+
+  function show(row) {
+    panel.replaceChildren(element("h3", "", "chosen"), tile(row, 2),
+      element("div", "caption", caption(row)), element("h3", "", "nearest"));
+    data.near[row].forEach((other, i) => {
+      const pair = element("div", "pair");
+      const seen = tile(other, atlas ? 1.3 : 1);
+      seen.style.cursor = "pointer";
+      seen.onclick = () => show(other);
+      pair.append(seen, element("div", "caption", `${data.similarity[row][i]} · ${caption(other)}`));
+      panel.append(pair);
+    });
+  }
+
+  draw().then(() => {
+    map.on("plotly_hover", event => {
+      const row = event.points[0].customdata;
+      tip.replaceChildren(tile(row, 2), element("div", "caption", caption(row)));
+      tip.hidden = false;
+      const {clientX: x, clientY: y} = event.event;
+      tip.style.left = Math.min(x + 16, innerWidth - 240) + "px";
+      tip.style.top = Math.min(y + 16, innerHeight - 180) + "px";
+    });
+    map.on("plotly_unhover", () => { tip.hidden = true; });
+    map.on("plotly_click", event => show(event.points[0].customdata));
+    map.dataset.ready = "yes";
+  });
+  by.onchange = where.onchange = draw;
+}
