@@ -14,6 +14,9 @@ from cl_jax.core.names import nearest
 VERBS = {
     "train": ("cl_jax.tools.train", "train a config, or resume its run"),
     "eval": ("cl_jax.tools.evaluate", "evaluate a run"),
+    "embed": ("cl_jax.tools.embed", "features of a folder, with paths and labels, as a file"),
+    "search": ("cl_jax.tools.search", "similar pictures, duplicates, clusters, outliers, a subset"),
+    "label": ("cl_jax.tools.label", "label all pictures from a few, and say which to label next"),
     "plan": ("cl_jax.tools.plan", "memory, arithmetic and traffic of a run, before it runs"),
     "verify": ("cl_jax.tools.verify", "compare configs on 1, 2, 4 and 8 devices"),
     "replay": ("cl_jax.tools.replay", "run a step with a NaN again and find its first tensor"),

@@ -24,6 +24,7 @@ PLAIN = {
         "linear",
         "keys",
         "names",
+        "neighbours",
         "numerics",
         "seeds",
         "shapes",
@@ -41,7 +42,7 @@ ALLOWED = {
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
         {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
-        | {"pillow_heif", "simplejpeg", "tensorflow_datasets", "tifffile"},
+        | {"pillow_heif", "pyarrow", "simplejpeg", "tensorflow_datasets", "tifffile"},
         {"data", "core"},
     ),
     "methods": (

@@ -1,25 +1,40 @@
-"""Features of many examples, with the name and the label of each, in memory and in files."""
+"""Features of many examples with the name and the labels of each: in memory, in files of three
+formats, and written piece by piece so that a long job can be resumed."""
 
-from collections.abc import Iterable, Iterator
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.names import nearest
 
 SUFFIXES = (".parquet", ".npz", ".csv")
+PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
+_KEY = "cl_jax"  # of the notes in a file's metadata
+NOTES = "about"  # their name in an .npz file
+_ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """Rows of features with what they are of.
 
-    features: {name: float [N, D]}. paths: [N] text, the file or the number of each example. labels:
-    {name: int32 [N]}, -1 for none. classes: {label: names of its values}. about: where the rows are
-    from: "run", "step", "data", as text or numbers.
+    features: {name: float32 [N, D]}. paths: [N] text, the file or the number of each example.
+    labels: {name: int32 [N]}, -1 for none. classes: {label: names of its values}. about: where the
+    rows are from, such as "run", "step", "root" (the folder of the paths) and "bad" ({path:
+    reason} of what could not be read).
 
-    `embeddings["h"]` is a feature; `len` is N.
+    `embeddings["h"]` is a feature, `dict(embeddings)` is {name: array}, and `len` is N.
     """
 
     features: dict[str, np.ndarray]
@@ -43,5 +58,430 @@ class Embeddings:
         return iter(self.features)
 
     def keys(self) -> Iterable[str]:
-        """The names of the features, so that `dict(embeddings)` is {name: array}."""
+        """The names of the features."""
         return self.features.keys()
+
+    def words(self, label: str) -> list[str]:
+        """A label of every row as text: the name of its class, its number, or ""."""
+        names = self.classes.get(label)
+        return [
+            "" if value < 0 else names[value] if names else str(value)
+            for value in self.labels[label].tolist()
+        ]
+
+    def rows(self, chosen: np.ndarray) -> "Embeddings":
+        """Some of the rows, in this order."""
+        return Embeddings(
+            {name: values[chosen] for name, values in self.features.items()},
+            self.paths[chosen],
+            {name: values[chosen] for name, values in self.labels.items()},
+            self.classes,
+            self.about,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a .parquet, .npz or .csv file; the old one stays until the new one is whole.
+
+        Raises:
+          ConfigError: another suffix, or a place that cannot be written.
+        """
+        write(path, [self], self.about | {"classes": self.classes})
+
+
+# Reading --------------------------------------
+
+
+def load(path: str | Path) -> Embeddings:
+    """Embeddings from a file that `cl-jax embed` wrote, or from one of other origin: .parquet with
+    columns of lists, .npz with arrays [N, D], .csv with columns NAME.0, NAME.1, ..., or one array
+    [N, D] as .npy. A column "path" (or file, filename, name, id) names the rows.
+
+    Raises:
+      NotFoundError: no such file.
+      ConfigError: it is damaged, of another format, has no features, NaN among them, or columns of
+        different length.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise NotFoundError(
+            f"{path} is not a file; expected embeddings ({', '.join(SUFFIXES)}) such as "
+            "`cl-jax embed RUN FOLDER` writes."
+        )
+    readers: dict[str, Callable[[Path], tuple[dict[str, Any], dict[str, Any]]]] = {
+        ".parquet": _read_parquet,
+        ".npz": _read_npz,
+        ".npy": lambda file: ({"features": np.load(file, allow_pickle=False)}, {}),
+        ".csv": _read_csv,
+    }
+    suffix = file.suffix.lower()
+    if suffix not in readers:
+        raise ConfigError(f"{path} ends in {suffix!r}; expected one of {', '.join(readers)}.")
+    try:
+        columns, about = readers[suffix](file)
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged file makes its reader raise nearly anything
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}.") from None
+    return _of_columns(str(path), columns, about)
+
+
+def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Embeddings:
+    features, labels, paths = {}, {}, None
+    classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
+    for name, values in columns.items():
+        if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
+            features[name] = np.asarray(values, np.float32)
+        elif values.ndim == 1 and name.lower() in PATHS and paths is None:
+            paths = values.astype(str)
+        elif values.ndim == 1 and values.dtype.kind in "iub":
+            labels[name] = values.astype(np.int32)
+        elif values.ndim == 1 and values.dtype.kind in "UO":
+            labels[name], classes[name] = _numbered(values.astype(str), classes.get(name))
+    if not features:
+        raise ConfigError(
+            f"{path} has no features: its columns are {', '.join(columns) or 'none'}; expected "
+            "numbers [N, D]."
+        )
+    count = len(next(iter(features.values())))
+    if paths is None:
+        paths = np.array([str(i) for i in range(count)])
+    for name, values in {**features, **labels, "path": paths}.items():
+        if len(values) != count:
+            raise ConfigError(f"{path}: {name} has {len(values)} rows, the features {count}.")
+    for name, values in features.items():
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise ConfigError(
+                f"{path}: {name} has NaN or inf in {len(bad)} rows, such as {paths[bad[0]]}. Leave "
+                "those rows out."
+            )
+    if not count:
+        raise ConfigError(f"{path} has no row.")
+    return Embeddings(features, paths, labels, classes, about)
+
+
+def _numbered(
+    words: np.ndarray, known: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    names = known or tuple(sorted({word for word in words.tolist() if word}))
+    number = {word: i for i, word in enumerate(names)}
+    return np.array([number.get(word, -1) for word in words.tolist()], np.int32), names
+
+
+def _read_parquet(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import pyarrow.types as types
+
+    table = _parquet().read_table(file)
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        kind = column.type
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            if len(column) and len(flat) % len(column) == 0 and not column.null_count:
+                columns[name] = flat.reshape(len(column), -1)
+            continue
+        if types.is_integer(kind):
+            columns[name] = column.fill_null(-1).to_numpy(zero_copy_only=False)
+        elif types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind):
+            words = ["" if word is None else str(word) for word in column.to_pylist()]
+            columns[name] = np.array(words, str)
+    notes = (table.schema.metadata or {}).get(_KEY.encode())
+    return columns, json.loads(notes) if notes else {}
+
+
+def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    # opened here, since NumPy leaves a damaged file open
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
+        columns = {name: kept[name] for name in kept.files}
+    notes = columns.pop(NOTES, None)
+    return columns, json.loads(str(notes)) if notes is not None else {}
+
+
+def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+        reader = csv.reader(opened)
+        header = next(reader, [])
+        groups: dict[str, list[int]] = {}
+        for column, name in enumerate(header):
+            numbered = re.fullmatch(r"(.+)\.\d+", name)
+            groups.setdefault(numbered[1] if numbered else name, []).append(column)
+        wide = {name for name, at in groups.items() if f"{name}.0" in [header[i] for i in at]}
+        # float32 at once: a csv of text would be ten times as large in memory
+        found: dict[str, list[Any]] = {name: [] for name in groups}
+        for number, row in enumerate(reader, 2):
+            if len(row) != len(header):
+                raise ConfigError(
+                    f"{file}, line {number}: {len(row)} columns; expected {len(header)}."
+                )
+            for name, at in groups.items():
+                if name in wide:
+                    found[name].append(np.array([row[i] for i in at], np.float32))
+                else:
+                    found[name].append(row[at[0]])
+    columns: dict[str, Any] = {
+        name: np.stack(rows) if name in wide and rows else np.array(rows, str)
+        for name, rows in found.items()
+    }
+    for name, values in columns.items():  # numbers of classes
+        if name not in wide and name.lower() not in PATHS and len(values):
+            if all(re.fullmatch(r"-?\d+|", word) for word in values.tolist()):
+                columns[name] = np.array([int(word or -1) for word in values.tolist()], np.int32)
+    return columns, {}
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(
+            "parquet files need pyarrow: pip install pyarrow, or give a name that ends in .npz."
+        ) from None
+    return pyarrow.parquet
+
+
+# Writing --------------------------------------
+
+
+def check_place(path: str | Path) -> Path:
+    """The path of a file of embeddings that can be written.
+
+    Raises:
+      ConfigError: another suffix, a folder, no pyarrow, or a place that cannot be written.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}.")
+    if file.suffix.lower() == ".parquet":
+        _parquet()
+    if file.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe = file.with_name(f".{file.name}.{os.getpid()}")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}. Give a file in a folder in which this "
+            "user may write."
+        ) from None
+    return file
+
+
+def write(path: str | Path, parts: Iterable[Embeddings], about: Mapping[str, Any]) -> None:
+    """Writes parts one after the other as one file; only one of them is in memory at a time.
+
+    Args:
+      parts: read twice; all of the same columns.
+      about: notes that the file carries; .csv files cannot.
+
+    Raises:
+      ConfigError: as `check_place`.
+      SaveError: the file could not be written to its end; an old one is left as it was.
+    """
+    file = check_place(path)
+    partial = file.with_name(f"{file.name}.part")
+    writers = {".parquet": _write_parquet, ".npz": _write_npz, ".csv": _write_csv}
+    try:
+        writers[file.suffix.lower()](partial, parts, dict(about))
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SaveError(
+            f"{path} could not be written: {error}. Make room there, and give the command again."
+        ) from error
+
+
+def _columns(part: Embeddings) -> dict[str, Any]:
+    words = {
+        name: part.words(name) if name in part.classes else values
+        for name, values in part.labels.items()
+    }
+    return {"path": part.paths} | words | part.features
+
+
+def _write_parquet(file: Path, parts: Iterable[Embeddings], about: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    writer = None
+    try:
+        for part in parts:
+            arrays = {}
+            for name, values in _columns(part).items():
+                if name in part.features:
+                    flat = pa.array(values.reshape(-1))
+                    arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+                elif name in part.labels and name not in part.classes:
+                    arrays[name] = pa.array(values, mask=values < 0)
+                else:
+                    arrays[name] = pa.array([_text(word) for word in values], pa.string())
+            table = pa.table(arrays)
+            if writer is None:
+                schema = table.schema.with_metadata({_KEY: json.dumps(about)})
+                writer = _parquet().ParquetWriter(file, schema)
+            writer.write_table(table.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_csv(file: Path, parts: Iterable[Embeddings], about: dict[str, Any]) -> None:
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
+        writer, header = csv.writer(out), False
+        for part in parts:
+            columns = _columns(part)
+            if not header:
+                names: list[str] = []
+                for name, values in columns.items():
+                    many = name in part.features
+                    names += [f"{name}.{i}" for i in range(values.shape[1])] if many else [name]
+                writer.writerow(names)
+                header = True
+            narrow = [columns[name] for name in columns if name not in part.features]
+            wide = np.concatenate(list(part.features.values()), axis=1)
+            for at, row in enumerate(wide):
+                # the shortest text from which float32 reads the same number
+                writer.writerow([*(values[at] for values in narrow), *map(str, row)])
+
+
+def _write_npz(file: Path, parts: Iterable[Embeddings], about: dict[str, Any]) -> None:
+    """An uncompressed archive, each member streamed: the shapes are known from a first look."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, np.dtype] = {}
+    for part in parts:
+        for name, values in _arrays(part).items():
+            rows = shapes.get(name, (0,))[0]
+            shapes[name] = (rows + len(values), *values.shape[1:])
+            kinds[name] = np.promote_types(kinds.get(name, values.dtype), values.dtype)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, shape in shapes.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _header(member, shape, kinds[name])
+                for part in parts:
+                    values = np.ascontiguousarray(_arrays(part)[name], kinds[name])
+                    if len(values):
+                        member.write(values.view(np.uint8).data)
+        with archive.open(f"{NOTES}.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(about)))
+
+
+def _arrays(part: Embeddings) -> dict[str, np.ndarray]:
+    return {"path": part.paths.astype(str)} | part.labels | part.features
+
+
+def _header(member: IO[bytes], shape: tuple[int, ...], kind: np.dtype) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(
+        header,
+        {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape},
+    )
+    member.write(header.getvalue())
+
+
+def _text(word: str) -> str:
+    """A file's name as valid UTF-8."""
+    return str(word).encode("utf-8", "replace").decode()
+
+
+# Piece by piece --------------------------------------
+
+
+class Pieces:
+    """The beginning of a file of embeddings, as pieces in a folder beside it: FILE.partial.
+
+    Args:
+      path: of the file that is to be.
+      about: what decides the rows (run, step, features, hash of the names). A folder that holds
+        pieces of other rows is refused.
+
+    Raises:
+      ConfigError: pieces of something else are there, or the place cannot be written.
+    """
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any]):
+        self.file = check_place(path)
+        self.folder = self.file.with_name(f"{self.file.name}.partial")
+        self.folder.mkdir(exist_ok=True)
+        notes = self.folder / _ABOUT
+        given = json.loads(json.dumps(about))
+        if notes.exists():
+            try:
+                then = json.loads(notes.read_text())
+            except ValueError:
+                then = {}
+            changed = [
+                f"{key} {then.get(key, '(none)')} then, {given.get(key, '(none)')} now"
+                for key in {**then, **given}
+                if then.get(key) != given.get(key)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self.folder} holds the beginning of other rows ({'; '.join(changed)}). "
+                    "Remove that folder, or give another --out."
+                )
+        else:
+            notes.write_text(json.dumps(given))
+
+    @property
+    def pieces(self) -> list[Path]:
+        return sorted(self.folder.glob("*.npz"))
+
+    @property
+    def done(self) -> int:
+        """The examples whose rows are written, or that are known to be unreadable."""
+        pieces = self.pieces
+        return int(pieces[-1].stem) if pieces else 0
+
+    def add(self, part: Embeddings, until: int) -> None:
+        """Writes a piece, whose last example is number `until` - 1 of the source."""
+        name = self.folder / f"{until:012d}.npz"
+        partial = name.with_suffix(".part")
+        try:
+            with partial.open("wb") as out:
+                notes = json.dumps(part.about | {"classes": part.classes})
+                columns: dict[str, Any] = {**_arrays(part), NOTES: np.array(notes)}
+                np.savez(out, **columns)
+            partial.replace(name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise SaveError(
+                f"{self.folder} cannot be written: {error}. Make room there; the same command then "
+                "goes on."
+            ) from error
+
+    def _read(self, path: Path) -> Embeddings:
+        columns, about = _read_npz(path)
+        classes = {name: tuple(words) for name, words in about.pop("classes").items()}
+        return Embeddings(
+            {name: values for name, values in columns.items() if values.ndim == 2},
+            columns["path"],
+            {name: v for name, v in columns.items() if v.ndim == 1 and name != "path"},
+            classes,
+            about,
+        )
+
+    def __iter__(self) -> Iterator[Embeddings]:
+        return (self._read(path) for path in self.pieces)
+
+    def finish(
+        self, about: Mapping[str, Any], listed: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Makes one file of all pieces and removes them; returns {path: reason} of the examples
+        that could not be read, those `listed` before among them.
+
+        Raises:
+          ConfigError: none of them could.
+        """
+        bad: dict[str, str] = dict(listed or {})
+        classes: dict[str, tuple[str, ...]] = {}
+        rows = 0
+        for part in self:
+            bad |= part.about.get("bad", {})
+            classes, rows = part.classes, rows + len(part)
+        if not rows:
+            name, reason = next(iter(bad.items()), ("", "there are none"))
+            raise ConfigError(f"no example can be read; {name}: {reason}.")
+        write(self.file, self, dict(about) | {"bad": bad, "classes": classes})
+        shutil.rmtree(self.folder)
+        return bad

@@ -313,12 +313,21 @@ def blocks(
     """
     size = -(-min(batch_size, source.size) // mesh.size) * mesh.size
     local = batches.local_rows(size, jax.process_index(), jax.process_count())
-    for start, batch in enumerate(batches.sequential(source, size, rows=local, workers=workers)):
+
+    def rows(start: int, result: Any) -> Any:
+        out, place = parallel.fetch(result)
+        real = np.argsort(place)[: source.size - start]
+        return jax.tree.map(lambda x: x[real], out)
+
+    waiting = None  # the devices work on a block while the host takes the one before
+    for number, batch in enumerate(batches.sequential(source, size, rows=local, workers=workers)):
         given = {name: batch[name] for name in (*fields, "id")}
         given["place"] = np.arange(size, dtype=np.int32)[local]
-        out, place = parallel.fetch(compiled(state, parallel.place_batch(given, mesh)))
-        real = np.argsort(place)[: source.size - start * size]
-        yield jax.tree.map(lambda x, real=real: x[real], out)
+        result = compiled(state, parallel.place_batch(given, mesh))
+        if waiting is not None:
+            yield rows(*waiting)
+        waiting = number * size, result
+    yield rows(*waiting)
 
 
 def needed_fields(method: Method, source: Source) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cl_jax.core.numerics import unit, wide
+from cl_jax.core.neighbours import by_blocks, check_search, search
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
@@ -150,7 +150,7 @@ def knn(
         check_classes(num_classes, labels=labels)
     check_positive(temperature=temperature)
     check_count(num_classes=num_classes)
-    _check_search(sizes["n"], sizes["m"], k, block_size, query_size)
+    check_search(sizes["n"], sizes["m"], k, block_size, query_size)
     return _knn(
         bank,
         bank_labels,
@@ -166,33 +166,6 @@ def knn(
     )
 
 
-def neighbours(
-    bank: Array,
-    queries: Array,
-    k: int,
-    *,
-    normalise: bool = True,
-    block_size: int = 4096,
-    query_size: int = 1024,
-) -> jax.Array:
-    """The k bank rows most similar to each query, nearest first, the first of equals first.
-
-    Args:
-      bank: [N, D].
-      queries: [M, D].
-      k, normalise, block_size, query_size: as in `knn`.
-
-    Returns:
-      [M, k] int32 rows of the bank.
-
-    Raises:
-      ValueError: as `knn`.
-    """
-    sizes = check("m d", check("n d", bank=bank), queries=queries)
-    _check_search(sizes["n"], sizes["m"], k, block_size, query_size)
-    return _neighbours(bank, queries, k, normalise, block_size, query_size)
-
-
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """The features of the raw-pixel baseline: [N, H, W, C] uint8 -> [N, H * W * C] float32 in [0,
     1], not centred."""
@@ -201,18 +174,6 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
             f"images are {images.dtype}{list(np.shape(images))}; expected uint8 [N, H, W, C]."
         )
     return np.asarray(images).reshape(len(images), -1) / np.float32(255)
-
-
-def _check_search(rows: int, queries: int, k: int, block_size: int, query_size: int) -> None:
-    check_count(k=k, block_size=block_size, query_size=query_size)
-    if k > rows:
-        raise ValueError(
-            f"k is {k} but the bank has {rows} rows; expected k <= N. Lower k (the published 200 "
-            f"asks for "
-            "that many training examples), or give the whole training set."
-        )
-    if queries == 0:
-        raise ValueError("there are no queries: features have 0 rows.")
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8, 9, 10))
@@ -233,7 +194,7 @@ def _knn(
         # The barrier keeps the slice below out of the search, where XLA would make a full sort of
         # the top k.
         similarity, nearest = lax.optimization_barrier(
-            _search(bank, queries, k, normalise, block_size)
+            search(bank, queries, k, normalise, block_size)
         )
         # Relative to the nearest: exp(1 / 0.01) is above what float32 holds.
         found = similarity > -jnp.inf
@@ -252,7 +213,7 @@ def _knn(
             kept = jnp.where(votes > 0, votes * scale, 0.0)
         return kept, jnp.where(largest > 0, first, -1), first[:, 0]
 
-    votes, first, prediction = _by_blocks(vote, features, query_size)
+    votes, first, prediction = by_blocks(vote, features, query_size)
     votes = votes if keep_votes else None
     dtype = jnp.promote_types(jnp.result_type(features), jnp.float32)
     if labels is None:
@@ -260,46 +221,3 @@ def _knn(
         return Knn(unknown, unknown, votes, prediction)
     right = (first == labels[:, None]).astype(dtype)
     return Knn(jnp.mean(right[:, 0]), jnp.mean(jnp.max(right, axis=1)), votes, prediction)
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _neighbours(bank, queries, k, normalise, block_size, query_size):
-    return _by_blocks(
-        lambda block: _search(bank, block, k, normalise, block_size)[1], queries, query_size
-    )
-
-
-def _by_blocks(f, queries, query_size):
-    """f over blocks of rows; the last one is filled up with the last row."""
-    count = queries.shape[0]
-    size = min(query_size, count)
-    index = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    out = lax.map(lambda i: f(queries[i]), index)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
-
-
-def _search(bank, queries, k, normalise, block_size):
-    """([Q, k] similarities, [Q, k] rows of the bank), the most similar first."""
-    size, block = bank.shape[0], min(block_size, bank.shape[0])
-    ready = unit if normalise else wide
-    queries = ready(queries)
-    dtype = jnp.promote_types(queries.dtype, wide(bank[:1]).dtype)
-
-    def step(best, number):
-        similarity, nearest = best
-        # The last block ends with the bank; the rows it shares with the one before are masked.
-        start = jnp.minimum(number * block, size - block)
-        rows = ready(lax.dynamic_slice_in_dim(bank, start, block))
-        # Not the accelerators' default of fewer bits: exp(s / T) multiplies the error by 1 / T.
-        scores = jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST)
-        mine = (start + jnp.arange(block) >= number * block)[None]
-        scores = jnp.where(mine & ~jnp.isnan(scores), scores, -jnp.inf)
-        similarity, at = lax.top_k(jnp.concatenate([similarity, scores], axis=1), k)
-        kept = jnp.take_along_axis(nearest, jnp.minimum(at, k - 1), axis=1)
-        return (similarity, jnp.where(at < k, kept, start + at - k)), None
-
-    none = (
-        jnp.full((queries.shape[0], k), -jnp.inf, dtype),
-        jnp.zeros((queries.shape[0], k), jnp.int32),
-    )
-    return lax.scan(step, none, jnp.arange(-(-size // block), dtype=jnp.int32))[0]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from cl_jax.core.neighbours import nearest_rows
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals import knn as nearest
 
 QUERIES = 8
 
@@ -19,7 +19,7 @@ def make(*, k: int = 8, feature: str = "", label: str = "label") -> Evaluator:
             return
         bank, rows = (given.features(source, feature) for source in (train, test))
         queries = np.linspace(0, test.size - 1, QUERIES).astype(int)
-        found = np.asarray(nearest.neighbours(bank, rows[queries], k=min(k, len(bank))))
+        found = np.asarray(nearest_rows(bank, rows[queries], min(k, len(bank)))[1])
         correct = None
         if label in train.sizes and label in test.sizes:
             correct = labels_of(train, label)[found] == labels_of(test, label)[queries][:, None]

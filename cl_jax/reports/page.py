@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -33,12 +33,12 @@ class Map(NamedTuple):
     similarity: np.ndarray
 
 
-def tiles(rows: Sequence[int], scale: float = 1) -> str:
+def tiles(rows: Iterable[int], scale: float = 1) -> str:
     """Examples side by side, by number."""
     return "".join(f'<span data-tile="{int(i)}" data-scale="{scale}"></span>' for i in rows)
 
 
-def pair(rows: Sequence[int], text: str) -> str:
+def pair(rows: Iterable[int], text: str) -> str:
     """Examples with a caption below."""
     return (
         f'<div class="pair">{tiles(rows, 1.3)}<div class="caption">{html.escape(text)}</div></div>'
@@ -46,6 +46,7 @@ def pair(rows: Sequence[int], text: str) -> str:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns: names and what they are."""
     cells = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in rows
@@ -64,7 +65,7 @@ def plots(ids: Sequence[str], wide: bool = False) -> str:
 
 
 def lines(
-    title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
+    title: str, curves: Mapping[str, Sequence[Sequence[float]]], x: str
 ) -> dict[str, Any]:
     """A chart of curves {name: (x, y)}."""
     data = [

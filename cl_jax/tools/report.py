@@ -308,7 +308,7 @@ def _views(run: "Trained", source: "Source", figures: dict[str, Any]) -> list[An
 
     method = run.method
     count = min(PAIRED, source.size) // run.mesh.size * run.mesh.size
-    if method.views is None or count < 4:
+    if method.views is None or count < max(VIEWED, run.mesh.size):
         return []
     examples = [source.read(i) for i in range(count)]
     fields = [f for f in (*method.needs, *method.wants) if f in examples[0]]
@@ -320,10 +320,8 @@ def _views(run: "Trained", source: "Source", figures: dict[str, Any]) -> list[An
         return [leaf for view in method.views(batch, key) for leaf in jax.tree.leaves(view)]
 
     sections = []
-    few = {name: values[: 2 * max(VIEWED, run.mesh.size)] for name, values in batch.items()}
-    few = {
-        name: values[: len(values) // run.mesh.size * run.mesh.size] for name, values in few.items()
-    }
+    rows = -(-VIEWED // run.mesh.size) * run.mesh.size
+    few = {name: values[:rows] for name, values in batch.items()}
     if "image" in batch:
         seen = parallel.lift(drawn, run.mesh, (EACH, SAME), EACH)(few, key)
         seen = [np.asarray(v, np.float32) for v in seen if v.ndim == 4 and v.shape[-1] <= 16]
@@ -358,14 +356,14 @@ def _views(run: "Trained", source: "Source", figures: dict[str, Any]) -> list[An
         return sections
     if not all(np.isfinite(z).all() for z in pair):
         return sections
-    positive, negative = findings.pair_similarities(*pair)
+    positive, negative = findings.pair_similarities(pair[0], pair[1])
     figures["pairs"] = page.histograms(
         "cosine of two views",
         {"of one example": positive, "of different examples": negative},
         "cosine",
     )
     temperature = float(run.config.method.get("temperature", 0.1) or 0.1)
-    share, carried = findings.hardest_share(*pair, temperature)
+    share, carried = findings.hardest_share(pair[0], pair[1], temperature)
     figures["hardest"] = page.lines(
         f"gradient carried by the hardest negatives, temperature {temperature:g}",
         {"carried": (share.tolist(), carried.tolist())},

@@ -113,7 +113,7 @@ def run(
         except KeyboardInterrupt:
             return stopping.KILLED
         except Exception as error:
-            return _failed(error)
+            return failed(error)
     return 0
 
 
@@ -157,7 +157,7 @@ def _run(
             loop.train(stage_config, workdir, stop)
 
 
-def _failed(error: Exception) -> int:
+def failed(error: Exception) -> int:
     """Says what went wrong: one sentence of an expected mistake, a traceback of everything else.
     One of several processes also says which it is, and does not wait for the others to end."""
     jax = sys.modules.get("jax")

@@ -20,6 +20,10 @@ from cl_jax.training import workdir as folder
 FILE = "data.json"
 
 
+class NotKept(ConfigError):
+    """Something of a run's data is asked for that its `data.json` does not hold."""
+
+
 def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
     """Sizes of the parts, and the fields of an example ("fields": type and shape, "sizes",
     "classes"); of a data section with a path also the number of its files, their bytes, and hashes
@@ -41,16 +45,12 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
     return found
 
 
-class DataNeeded(ConfigError):
-    """A run cannot be built from what its workdir says of its data."""
-
-
 def stand_in(workdir: Path) -> Splits | None:
     """Data of the same sizes and fields as those of the run in a workdir, all zeros, from its
     `data.json`: enough to build the run and restore its State. None where the file is missing or of
     a version that did not write the fields.
 
-    Their labels are not known; asking for them raises DataNeeded.
+    Their labels are not known; asking for them raises NotKept.
     """
     try:
         known = json.loads((workdir / FILE).read_text())
@@ -66,7 +66,7 @@ def stand_in(workdir: Path) -> Splits | None:
         return fields
 
     def labels(field: str) -> np.ndarray:
-        raise DataNeeded(
+        raise NotKept(
             f"the labels {field!r} of {name} are not kept in {workdir}: this needs the data "
             "themselves."
         )

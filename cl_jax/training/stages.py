@@ -134,8 +134,8 @@ def load(
         decides no number of the training (`checkpoint.NOTED`).
       best: the best State by the evaluations in place of the newest.
       with_data: False for a stand-in with the fields and sizes of the data (`fingerprint.stand_in`)
-        where the run has written them down and is built from these alone: nothing is read then, and
-        the data need not be there.
+        where the run has written them down and they are enough: nothing is read then, and the data
+        need not be there.
         The run is then for all devices of this machine, whatever it was trained on.
 
     Raises:
@@ -154,7 +154,7 @@ def load(
     previous = previous_stage(config, workdir)
     try:
         built = build(config, previous, data)
-    except fingerprint.DataNeeded:  # sizes of graphs, for instance, decide how batches are laid out
+    except fingerprint.NotKept:  # a method or view that looks at all labels
         built = build(config, previous)
     if not with_data:
         built, config.devices = built._replace(mesh=parallel.make_mesh()), 0

@@ -1,7 +1,9 @@
 """A run read back from its workdir, and what its network says of other examples."""
 
 import copy
+import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +71,14 @@ class Trained:
         return {"params": params, "batch_stats": stats}
 
     @cached_property
+    def checksum(self) -> str:
+        """Eight digits that tell networks apart, of the bytes of `variables`."""
+        found = 0
+        for leaf in jax.tree.leaves(parallel.fetch(self.variables)):
+            found = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, found)
+        return f"{found:08x}"
+
+    @cached_property
     def data(self) -> Splits:
         """The run's own data, read when they are first asked for.
 
@@ -131,7 +141,7 @@ class Trained:
     ) -> Embeddings:
         """Features of all rows of a source as `Embeddings`, without the bad ones."""
         names = np.array(names_of(source))
-        good = np.flatnonzero([name not in bad for name in names])
+        good = np.flatnonzero([name not in bad for name in names.tolist()])
         labels = {
             field: labels_of(source, field)[good]
             for field in source.sizes
@@ -148,7 +158,7 @@ class Trained:
     def about(self, source: Source) -> dict[str, Any]:
         """Which run, step and data features are of."""
         return {
-            "run": str(self.workdir),
+            "run": str(self.workdir.resolve()),
             "step": self.step,
             "method": self.config.method.name,
             "data": source.name,
@@ -270,7 +280,11 @@ class Trained:
         section[key] = path
         config = ConfigDict({"data": section, "seed": self.config.seed})
         splits = experiment.load_data(config)
-        return splits.test if key == "test_path" else joined(path, list(splits[:2]))
+        return (
+            splits.test
+            if key == "test_path"
+            else joined(path, {"train": splits.train, "test": splits.test})
+        )
 
     def _check(self, source: Source) -> None:
         there = source.arrays if source.arrays is not None else source.read(0)
@@ -314,23 +328,42 @@ def names_of(source: Source) -> list[str]:
     return [f"{source.name}/{i}" for i in range(source.size)]
 
 
-def joined(name: str, sources: Sequence[Source]) -> Source:
-    """Sources of the same fields, one after the other."""
+def checksum_of(source: Source) -> str:
+    """Sixteen digits that tell sources apart by the names of their examples, in order."""
+    names = "\0".join(names_of(source)).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(names).hexdigest()[:16]
+
+
+def joined(name: str, parts: Mapping[str, Source]) -> Source:
+    """Sources one after the other, with those labels that all of them have, and the label "split"
+    for the part; the fields that only some have are left out."""
+    sources, split = list(parts.values()), "split"
     starts = np.cumsum([0, *(source.size for source in sources)])
+    fields = set.intersection(*(set(source.read(0)) for source in sources)) - {split}
+    sizes = {
+        field: max(source.sizes[field] for source in sources)
+        for field in sources[0].sizes
+        if all(field in source.sizes for source in sources)
+    }
 
     def read(i: int) -> dict[str, np.ndarray]:
         part = int(np.searchsorted(starts, i, side="right")) - 1
-        return sources[part].read(i - int(starts[part]))
+        example = sources[part].read(i - int(starts[part]))
+        return {field: example[field] for field in fields} | {split: np.asarray(part, np.int32)}
 
-    fields = [field for field in sources[0].sizes if all(field in s.sizes for s in sources)]
+    def labels(field: str) -> np.ndarray:
+        if field == split:
+            return np.repeat(np.arange(len(sources), dtype=np.int32), np.diff(starts))
+        return np.concatenate([labels_of(source, field) for source in sources])
+
     return Source(
         name,
         int(starts[-1]),
         read,
-        {field: max(source.sizes[field] for source in sources) for field in fields},
-        labels=lambda field: np.concatenate([labels_of(source, field) for source in sources]),
+        sizes | {split: len(sources)},
+        labels=labels,
         names=[name for source in sources for name in names_of(source)],
-        classes=sources[0].classes,
+        classes=dict(sources[0].classes) | {split: tuple(parts)},
     )
 
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from cl_jax.core.neighbours import nearest_rows
 from cl_jax.evals import knn as module
-from cl_jax.evals.knn import knn, neighbours, raw_pixels
+from cl_jax.evals.knn import knn, raw_pixels
 
 RNG = np.random.default_rng(0)
 
@@ -69,16 +70,17 @@ def test_neighbours_are_the_sorted_cosines():
     cosine = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ (
         bank / np.linalg.norm(bank, axis=1, keepdims=True)
     ).T
-    found = neighbours(bank, features, 6, block_size=7, query_size=4)
+    scores, found = nearest_rows(bank, features, 6, block_size=7, query_size=4)
     np.testing.assert_array_equal(found, np.argsort(-cosine, axis=1)[:, :6])
-    plain = neighbours(bank, features, 6, normalise=False, block_size=7)
+    np.testing.assert_allclose(scores, -np.sort(-cosine, axis=1)[:, :6], atol=1e-6)
+    plain = nearest_rows(bank, features, 6, normalise=False, block_size=7)[1]
     np.testing.assert_array_equal(plain, np.argsort(-(features @ bank.T), axis=1)[:, :6])
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 8])
 def test_of_equal_neighbours_the_first_counts(block_size):
     bank = np.tile(np.eye(2), (4, 1))  # rows 0, 2, 4, 6 are alike, and 1, 3, 5, 7
-    found = neighbours(bank, np.eye(2), 5, block_size=block_size)
+    found = nearest_rows(bank, np.eye(2), 5, block_size=block_size)[1]
     np.testing.assert_array_equal(found, [[0, 2, 4, 6, 1], [1, 3, 5, 7, 0]])
 
 
@@ -169,7 +171,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="features has shape"):
         knn(bank, bank_labels, features[:, :3], labels, **knobs)
     with pytest.raises(ValueError, match="no queries"):
-        neighbours(bank, features[:0], 3)
+        nearest_rows(bank, features[:0], 3)
 
 
 def test_raw_pixels():

@@ -171,7 +171,9 @@ def test_a_run_is_a_transformer(run, mine):
 
 def test_joined_sources_follow_each_other(run):
     data = run[3]
-    both = trained.joined("both", [data.train, data.test])
+    both = trained.joined("both", {"train": data.train, "test": data.test})
     assert both.size == data.train.size + data.test.size
     np.testing.assert_array_equal(both.read(data.train.size)["image"], data.test.read(0)["image"])
     np.testing.assert_array_equal(labels_of(both)[-data.test.size :], labels_of(data.test))
+    assert labels_of(both, "split").tolist() == [0] * data.train.size + [1] * data.test.size
+    assert both.classes["split"] == ("train", "test") and both.read(0)["split"] == 0

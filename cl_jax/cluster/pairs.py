@@ -1,0 +1,202 @@
+"""All pairs of rows above a similarity, exactly, without comparing all pairs."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cl_jax.core.numerics import unit
+from cl_jax.core.shapes import check
+
+ROWS, COLUMNS = 4096, 2048  # of a tile
+WAITING = 16  # tiles on the device before their counts are read
+GROUP = 64  # cells whose neighbours are sought at once
+ROUNDING = 1e-5  # of a squared distance in float32
+MAX_PAIRS = 20_000_000
+
+
+class Pairs(NamedTuple):
+    """first, second: [P] rows, first < second. similarity: [P] float32, the cosine. All in order of
+    (first, second)."""
+
+    first: np.ndarray
+    second: np.ndarray
+    similarity: np.ndarray
+
+
+def pairs_above(
+    x: np.ndarray | jax.Array,
+    threshold: float,
+    *,
+    cells: int = 0,
+    max_pairs: int = MAX_PAIRS,
+) -> Pairs:
+    """Every pair of rows whose cosine is at least `threshold`.
+
+    Rows are divided into the cells of some of them (each row to the nearest). The segment between
+    two rows of different cells crosses the plane between the two centres, so a row further from
+    that plane than the distance of the threshold, sqrt(2 - 2 t), is no partner of any row beyond
+    it. Only the others are compared, in tiles on the device: nothing is lost, and the closer the
+    threshold is to 1, the fewer they are.
+
+    Args:
+      x: [N, D]; lengths do not matter. A zero row is like no other.
+      threshold: t, above 0 and at most 1.
+      cells: how many; 0 for 4 sqrt(N).
+      max_pairs: more are an error.
+
+    Raises:
+      ValueError: a threshold out of range, NaN, more than `max_pairs` pairs.
+    """
+    size = check("n d", x=x)["n"]
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1.")
+    if not np.isfinite(np.asarray(x)).all():
+        raise ValueError("x has NaN or inf; leave those rows out.")
+    rows = _unit_and_zero(jnp.asarray(x))
+    count = min(size, cells or round(4 * size**0.5))
+    drawn = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
+    reach = np.float32(np.sqrt(max(2 - 2 * threshold, 0) + ROUNDING))
+    candidates = _candidates(rows, rows[drawn], reach)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    total = 0
+    for part in _compared(rows, candidates, np.float32(threshold)):
+        found.append(part)
+        total += len(part[0])
+        if total > max_pairs:
+            raise ValueError(
+                f"more than {max_pairs:,} pairs are at least {threshold:g} alike; raise the "
+                "threshold."
+            )
+    if not found:
+        none = np.zeros(0, np.int32)
+        return Pairs(none, none, np.zeros(0, np.float32))
+    a, b, similarity = (np.concatenate(arrays) for arrays in zip(*found))
+    first, second = np.minimum(a, b), np.maximum(a, b)
+    order = np.lexsort((second, first))
+    return Pairs(first[order], second[order], similarity[order])
+
+
+def groups(size: int, pairs: Pairs) -> list[np.ndarray]:
+    """Rows that pairs join, directly or through others, as sorted arrays: the largest group first,
+    rows without a partner in none."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    ones = np.ones(len(pairs.first), np.int8)
+    graph = sparse.csr_matrix((ones, (pairs.first, pairs.second)), (size, size))
+    label = connected_components(graph, directed=False)[1]
+    counts = np.bincount(label)
+    members = np.flatnonzero(counts[label] > 1)
+    by_label = members[np.argsort(label[members], kind="stable")]
+    starts = np.flatnonzero(np.diff(label[by_label], prepend=-1))
+    parts = np.split(by_label, starts[1:]) if len(by_label) else []
+    return sorted(parts, key=lambda rows: (-len(rows), rows[0]))
+
+
+@jax.jit
+def _unit_and_zero(x):
+    """Rows of unit length, and a row of zeros, which is like no other, to fill tiles with."""
+    return jnp.pad(unit(x.astype(jnp.float32)), ((0, 1), (0, 0)))
+
+
+def _squared(rows, centres):
+    dots = jnp.matmul(rows, centres.T, precision=lax.Precision.HIGHEST)
+    return jnp.maximum(2 - 2 * dots, 0.0)
+
+
+@jax.jit
+def _placed(rows, centres):
+    """([N] the nearest centre of each row, [N] squared distance to it)."""
+
+    def one(row):
+        squared = _squared(row[None], centres)[0]
+        return jnp.argmin(squared).astype(jnp.int32), jnp.min(squared)
+
+    return lax.map(one, rows, batch_size=min(len(rows), max(256, 2**23 // len(centres))))
+
+
+@jax.jit
+def _near(rows, cell, own, centres, numbers, apart, reach):
+    """[N, G] whether a row of an earlier cell is within reach of the plane in front of each of the
+    G cells: (|x - b|^2 - |x - a|^2) / (2 |a - b|) from it, a the centre of its own."""
+
+    def one(given):
+        row, cell, own = given
+        beyond = _squared(row[None], centres)[0] - own
+        return (beyond <= 2 * reach * apart[cell] + ROUNDING) & (numbers > cell)
+
+    return lax.map(one, (rows, cell, own), batch_size=min(len(rows), 2**16))
+
+
+def _candidates(
+    rows: jax.Array, centres: jax.Array, reach: np.float32
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """(rows, members of a cell, whether the rows are these members) of each comparison."""
+    count, real = len(centres), rows[:-1]
+    cell, own = _placed(real, centres)
+    apart = np.asarray(jnp.sqrt(_squared(centres, centres)))
+    of_row = np.asarray(cell)
+    by_cell = np.argsort(of_row, kind="stable").astype(np.int32)
+    starts = np.searchsorted(of_row[by_cell], np.arange(count + 1))
+    for first in range(0, count, GROUP):
+        # The last group has cells of the one before again, so that all have one shape.
+        numbers = np.arange(first, min(first + GROUP, count))
+        padded = np.resize(numbers, min(GROUP, count))
+        near = np.asarray(_near(real, cell, own, centres[padded], padded, apart[:, padded], reach))
+        for column, number in enumerate(numbers):
+            inside = by_cell[starts[number] : starts[number + 1]]
+            if len(inside):
+                yield inside, inside, True
+                outside = np.flatnonzero(near[:, column]).astype(np.int32)
+                if len(outside):
+                    yield outside, inside, False
+
+
+@jax.jit
+def _tile(rows, left, right, threshold):
+    """(number of pairs above the threshold, [R, C] cosines) of some rows with others."""
+    cosine = jnp.matmul(rows[left], rows[right].T, precision=lax.Precision.HIGHEST)
+    return jnp.sum(cosine >= threshold), cosine
+
+
+def _compared(
+    rows: jax.Array,
+    candidates: Iterator[tuple[np.ndarray, np.ndarray, bool]],
+    threshold: np.float32,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(row, other row, similarity) of the pairs in each tile that has some."""
+    waiting: list[tuple[np.ndarray, np.ndarray, bool, jax.Array, jax.Array]] = []
+
+    def ready() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for left, right, same, count, similarity in waiting:
+            if not int(count):
+                continue
+            values = np.asarray(similarity)[: len(left), : len(right)]
+            a, b = np.nonzero(values >= threshold)
+            if same:  # each pair once, and no row with itself
+                keep = left[a] < right[b]
+                a, b = a[keep], b[keep]
+            yield left[a], right[b], values[a, b]
+        waiting.clear()
+
+    for some, inside, same in candidates:
+        for j in range(0, len(inside), COLUMNS):
+            right = inside[j : j + COLUMNS]
+            columns = _padded(right, COLUMNS, len(rows) - 1)
+            for i in range(0, len(some), ROWS):
+                left = some[i : i + ROWS]
+                tile = _tile(rows, _padded(left, ROWS, len(rows) - 1), columns, threshold)
+                waiting.append((left, right, same, *tile))
+                if len(waiting) == WAITING:
+                    yield from ready()
+    yield from ready()
+
+
+def _padded(rows: np.ndarray, most: int, zero: int) -> np.ndarray:
+    """Row numbers, with that of the row of zeros up to a power of two: few shapes are compiled."""
+    size = min(most, max(64, 1 << (len(rows) - 1).bit_length()))
+    return np.pad(rows, (0, size - len(rows)), constant_values=zero)

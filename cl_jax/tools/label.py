@@ -1,0 +1,320 @@
+"""Labels all pictures from a few: a classifier on a run's features, what it says of the rest, and
+which pictures to label next.
+
+examples:
+  cl-jax label runs/mine labels.csv --pictures=photos --out=predictions.csv
+  cl-jax label runs/mine labels.csv --embeddings=photos.npz --next=40
+
+labels.csv has a column path (as `cl-jax embed` writes it, inside the folder) and a column label; an
+empty label is none. The penalty of the classifier is chosen by cross-validation, and its confidence
+is calibrated on the same held-out predictions.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cl_jax.data.embeddings import Embeddings
+    from cl_jax.evals.few_labels import Probe
+
+_SHOWN = 10
+_LABELS = ("label", "class", "category", "target")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "cl-jax label",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("run", metavar="RUN", help="the workdir of a run")
+    options.add_argument("labels", metavar="LABELS", help="a table of paths and labels, .csv")
+    options.add_argument(
+        "--pictures", default="", help="the folder of all pictures (default: the run's own)"
+    )
+    options.add_argument(
+        "--embeddings", default="", help="a file of `cl-jax embed`, in place of --pictures"
+    )
+    options.add_argument("--feature", default="", help="which one (default: that of evaluations)")
+    options.add_argument("--best", action="store_true", help="of the run's best checkpoint")
+    options.add_argument(
+        "--out", default="predictions.csv", help="the table to write (default %(default)s)"
+    )
+    options.add_argument(
+        "--next", type=int, default=20, help="how many to suggest (default %(default)s)"
+    )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.next < 0:
+        parser().error(f"--next={args.next}; expected 0 or more.")
+    from cl_jax.tools import train
+    from cl_jax.training import configs
+
+    configs.see_working_folder()
+    train.prepare()
+    try:
+        return label(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return train.failed(error)
+
+
+def label(args: argparse.Namespace) -> int:
+    """Writes the predictions that the options ask for; returns the exit status."""
+    import numpy as np
+
+    from cl_jax.data.tables import check_place
+    from cl_jax.evals import few_labels
+
+    check_place(args.out, ".csv")
+    given = read_labels(args.labels)
+    held = _embeddings(args)
+    if held is None:
+        return 75
+    x = held[args.feature or next(iter(held))]
+    rows, names = matched(args.labels, given, held)
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        only = f"one class, {classes[0]!r}" if classes else "no label"
+        raise _error(f"{args.labels} has {only}; expected two or more classes.")
+    number = {name: i for i, name in enumerate(classes)}
+    truth = np.array([number[name] for name in names])
+    probe = few_labels.fit(x[rows], truth)
+    probabilities = probe.probabilities(x)
+    chosen = few_labels.next_to_label(x, probabilities, rows, args.next)
+    _write(args.out, held, dict(zip(rows.tolist(), names)), classes, probabilities, chosen)
+    _tell(args, held, rows, truth, classes, probe, probabilities, chosen)
+    return 0
+
+
+def read_labels(path: str) -> dict[str, str]:
+    """{path: label} of a table with a column path (or file, filename, name, id) and a column label
+    (or class, category, target), or of two columns without a header; empty labels are left out.
+
+    Raises:
+      ConfigError: no such file, columns or labels; a path with two labels.
+    """
+    import csv
+
+    from cl_jax.core.errors import NotFoundError
+    from cl_jax.data.embeddings import PATHS
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise NotFoundError(f"{path} is not a file; expected a table of paths and labels.")
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        table = [row for row in csv.reader(text.splitlines()) if any(map(str.strip, row))]
+    except (OSError, csv.Error) as error:
+        raise _error(f"{path} cannot be read: {error}.") from None
+    header = [word.strip().lower() for word in table[0]] if table else []
+    at = next((header.index(word) for word in PATHS if word in header), None)
+    of = next((header.index(word) for word in _LABELS if word in header), None)
+    if at is not None and of is not None:
+        lines = enumerate(table[1:], 2)
+    elif len(header) == 2 and at is None and of is None:
+        at, of, lines = 0, 1, enumerate(table, 1)
+    else:
+        raise _error(
+            f"{path} has the columns {', '.join(header) or 'none'}; expected path and label."
+        )
+    found: dict[str, str] = {}
+    for line, row in lines:
+        if len(row) <= max(at, of):
+            raise _error(f"{path}, line {line}: {len(row)} columns; expected {len(header)}.")
+        name, word = row[at].strip(), row[of].strip()
+        if word and found.setdefault(name, word) != word:
+            raise _error(
+                f"{path}, line {line}: {name} is {word!r} here and {found[name]!r} above; expected "
+                "one label a picture."
+            )
+    if not found:
+        raise _error(f"{path} has no label.")
+    return found
+
+
+def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.ndarray", list[str]]:
+    """(rows of the embeddings that have a label, their labels). A path may be absolute, begin with
+    the folder's name, or be a file's name alone where only one file has it.
+
+    Raises:
+      ConfigError: labels of pictures that are not there, or that cannot be read.
+    """
+    import numpy as np
+
+    place = {name: i for i, name in enumerate(held.paths.tolist())}
+    root = str(held.about.get("root", ""))
+    short: dict[str, list[int]] = {}
+    for name, i in place.items():
+        short.setdefault(name.rsplit("/", 1)[-1], []).append(i)
+
+    def row(name: str) -> int | None:
+        for word in (
+            name,
+            name.removeprefix("./"),
+            name.removeprefix(f"{root}/"),
+            name.removeprefix(f"{Path(root).name}/"),
+        ):
+            if word in place:
+                return place[word]
+        alone = short.get(name, [])
+        return alone[0] if len(alone) == 1 else None
+
+    found = {name: row(name) for name in given}
+    bad = held.about.get("bad", {})
+    lost = [name for name, at in found.items() if at is None]
+    if lost:
+        broken = [name for name in lost if name in bad]
+        what = (
+            f"{broken[0]} cannot be read: {bad[broken[0]]}"
+            if broken
+            else f"{lost[0]} is not among the {len(held):,} pictures, such as {held.paths[0]}"
+        )
+        raise _error(
+            f"{path} has labels for {len(lost):,} of {len(given):,} pictures that are not there; "
+            f"{what}. Give paths inside the folder, or remove those lines."
+        )
+    twice = len(found) - len(set(found.values()))
+    if twice:
+        raise _error(f"{path} has two paths for one picture, {twice} times; keep one of each.")
+    rows = np.array([found[name] for name in given])
+    return rows, list(given.values())
+
+
+def _embeddings(args: argparse.Namespace) -> "Embeddings | None":
+    """The features of all pictures, from the file that is given or made now; None where that was
+    interrupted."""
+    from cl_jax.data import embeddings
+    from cl_jax.tools import embed
+    from cl_jax.training import trained
+
+    run = trained.load(args.run, best=args.best)
+    (feature,) = run.names(args.feature)
+    args.feature = feature
+    if args.embeddings:
+        held = embeddings.load(args.embeddings)
+        if feature not in list(held):
+            raise _error(f"{args.embeddings} has {', '.join(held)}, and not {feature!r}.")
+        if held.about.get("network", run.checksum) != run.checksum:
+            raise _error(
+                f"{args.embeddings} is of another network than {args.run}, step {run.step} (it is "
+                f"of {held.about.get('run')}, step {held.about.get('step')}). Embed again, or give "
+                "the run of the file."
+            )
+        return held
+    folder = args.pictures or str(run.config.data.get("path", "") or "")
+    if not folder:
+        raise _error(
+            f"the data of {args.run} are not a folder; give --pictures=FOLDER or --embeddings=FILE."
+        )
+    name = f"{Path(folder).expanduser().resolve().stem}-{feature}-{run.checksum}.npz"
+    out = Path(args.run).expanduser() / "embeddings" / name
+    if out.is_file():
+        source, _ = run.source(folder)
+        held = embeddings.load(out)
+        if held.about.get("names") == trained.checksum_of(source):
+            return held
+    words = [args.run, folder, f"--out={out}", f"--features={feature}", "--overwrite"]
+    status = embed.embed(embed.parser().parse_args(words + ["--best"] * args.best))
+    return embeddings.load(out) if status == 0 else None
+
+
+def _write(
+    path: str,
+    held: "Embeddings",
+    given: dict[int, str],
+    classes: list[str],
+    probabilities: "np.ndarray",
+    chosen: "np.ndarray",
+) -> None:
+    import numpy as np
+
+    from cl_jax.data.tables import write_table
+
+    order = np.argsort(-probabilities, axis=1)[:, :2]
+    rank = {row: i + 1 for i, row in enumerate(chosen.tolist())}
+    every = range(len(held))
+    write_table(
+        path,
+        {
+            "path": held.paths,
+            "label": [given.get(i, "") for i in every],
+            "prediction": [classes[j] for j in order[:, 0]],
+            "confidence": [f"{probabilities[i, order[i, 0]]:.4f}" for i in every],
+            "second": [classes[j] for j in order[:, 1]],
+            "second_confidence": [f"{probabilities[i, order[i, 1]]:.4f}" for i in every],
+            "next": [rank.get(i, "") for i in every],
+        },
+    )
+
+
+def _tell(
+    args: argparse.Namespace,
+    held: "Embeddings",
+    rows: "np.ndarray",
+    truth: "np.ndarray",
+    classes: list[str],
+    probe: "Probe",
+    probabilities: "np.ndarray",
+    chosen: "np.ndarray",
+) -> None:
+    import numpy as np
+
+    from cl_jax.data.images import printable
+    from cl_jax.evals.few_labels import doubtful
+
+    counts = np.bincount(truth, minlength=len(classes))
+    told = ", ".join(f"{name} {count}" for name, count in zip(classes[:_SHOWN], counts))
+    print(
+        f"{len(rows):,} labels of {len(classes)} classes: {told}{', ...' * (len(classes) > _SHOWN)}"
+    )
+    if np.isfinite(probe.accuracy):
+        print(
+            f"of pictures that it did not see (cross-validation): {100 * probe.accuracy:.1f} % "
+            f"right (the most frequent class: {100 * counts.max() / counts.sum():.1f} %), "
+            f"calibration error {100 * probe.calibration_error:.1f} %"
+        )
+        print(f"penalty 1/C = {1 / probe.c:g}, temperature {probe.temperature:.2f}")
+    else:
+        print("no class has two labels: nothing is known of how good this is", file=sys.stderr)
+    few = [name for name, count in zip(classes, counts) if count < 2]
+    if few and np.isfinite(probe.accuracy):
+        print(f"one label alone: {', '.join(few[:_SHOWN])}", file=sys.stderr)
+    wrong = doubtful(probe.held_out, truth)
+    if len(wrong):
+        print(f"{len(wrong)} labels are likely wrong:")
+        for i in wrong[:_SHOWN]:
+            best = int(np.argmax(probe.held_out[i]))
+            print(
+                f"  {printable(str(held.paths[rows[i]]))}: {classes[truth[i]]} given, "
+                f"{classes[best]} at {probe.held_out[i, best]:.2f}"
+            )
+    rest = np.setdiff1d(np.arange(len(held)), rows)
+    if len(rest):
+        sure = 100 * float(np.mean(probabilities[rest].max(1)))
+        print(
+            f"{len(rest):,} others predicted, of which {100 * sure:.0f} % are expected to be right"
+        )
+    if len(chosen):
+        print("label next:")
+        for i in chosen[:_SHOWN]:
+            print(f"  {printable(str(held.paths[i]))}")
+        if len(chosen) > _SHOWN:
+            print(f"  and {len(chosen) - _SHOWN} more, by the column next of {args.out}")
+    print(f"{args.out}: {len(held):,} rows")
+
+
+def _error(text: str) -> Exception:
+    from cl_jax.core.errors import ConfigError
+
+    return ConfigError(text)

@@ -1,0 +1,503 @@
+"""Finds pictures by their embeddings: similar ones, duplicates, clusters, outliers, a diverse few.
+
+examples:
+  cl-jax search photos.npz
+  cl-jax search photos.npz --like=cat/01.png --sheet=similar.png
+  cl-jax search photos.npz --like=new_photos --k=5 --out=matches.csv
+  cl-jax search photos.npz --duplicates=0.99 --out=copies.csv
+  cl-jax search photos.npz --clusters=20 --sheet=clusters.png
+  cl-jax search photos.npz --subset=100 --out=to_label.csv
+
+Similarity is the cosine, 1 for equal features. All searches are exact, on the device, block by
+block. Without a question: how many rows there are, likely duplicates, clusters and outliers.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cl_jax.data.embeddings import Embeddings
+
+DUPLICATES = 0.995
+REFERENCE = 10_000  # rows that outliers are measured against
+_SHOWN = 12
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "cl-jax search",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("embeddings", metavar="EMBEDDINGS", help="a file of `cl-jax embed`")
+    asked = options.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--like",
+        metavar="PATH",
+        help="the rows nearest to a row of the file, by its path; or to a picture, or each picture "
+        "of a folder, which the run of the file then embeds",
+    )
+    asked.add_argument(
+        "--duplicates",
+        nargs="?",
+        type=float,
+        const=DUPLICATES,
+        metavar="SIMILARITY",
+        help="groups of rows that are at least so similar (default %(const)s)",
+    )
+    asked.add_argument(
+        "--clusters",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="K",
+        help="k-means, and who stands for it",
+    )
+    asked.add_argument(
+        "--outliers",
+        nargs="?",
+        type=int,
+        const=50,
+        metavar="N",
+        help="the rows least similar to their nearest ones (default %(const)s)",
+    )
+    asked.add_argument(
+        "--subset",
+        type=int,
+        metavar="N",
+        help="N rows that cover all others (k-centre greedy): what to label first",
+    )
+    options.add_argument("--k", type=int, default=8, help="neighbours (default %(default)s)")
+    options.add_argument("--feature", default="", help="which one, where the file has several")
+    options.add_argument("--run", default="", help="embeds --like (default: the file's own run)")
+    options.add_argument("--pictures", default="", help="the folder of the paths, where it moved")
+    options.add_argument("--sheet", default="", help="a PNG of the pictures that were found")
+    options.add_argument("--out", default="", help="the result as .csv")
+    return options
+
+
+class Found(NamedTuple):
+    """An answer. text: for people. columns: {name: values} of its table. rows: of the sheet, a
+    title and [(row of the embeddings or path of a file, caption)]."""
+
+    text: str
+    columns: Mapping[str, Any]
+    rows: list[tuple[str, list[tuple[Any, str]]]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    from cl_jax.tools import train
+    from cl_jax.training import configs
+
+    configs.see_working_folder()
+    train.prepare()
+    try:
+        return search(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return train.failed(error)
+
+
+def search(args: argparse.Namespace) -> int:
+    """Answers what the options ask; returns the exit status."""
+    from cl_jax.core.errors import ConfigError
+    from cl_jax.data import embeddings
+    from cl_jax.data.tables import check_place, write_table
+
+    if args.k < 1:
+        raise ConfigError(f"--k={args.k}; expected at least 1.")
+    for path, suffix in ((args.out, ".csv"), (args.sheet, ".png")):
+        check_place(path, suffix)
+    held = embeddings.load(args.embeddings)
+    x = held[_feature(args, held)]
+    began = time.perf_counter()
+    if args.like is not None:
+        found = like(args, held, x)
+    elif args.duplicates is not None:
+        found = duplicates(held, x, args.duplicates)
+    elif args.clusters is not None:
+        found = clusters(held, x, args.clusters, args.k)
+    elif args.outliers is not None:
+        found = outliers(held, x, args.outliers, args.k)
+    elif args.subset is not None:
+        found = subset(held, x, args.subset)
+    else:
+        found = overview(args, held, x)
+    print(found.text)
+    print(f"{len(x):,} rows of {x.shape[1]}, {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    if args.out:
+        write_table(args.out, found.columns)
+        print(f"{args.out}: {len(next(iter(found.columns.values()))):,} rows")
+    if args.sheet:
+        _write_sheet(args, held, found)
+    return 0
+
+
+def _feature(args: argparse.Namespace, held: "Embeddings") -> str:
+    from cl_jax.core.errors import ConfigError
+    from cl_jax.core.names import nearest
+
+    names = list(held)
+    if args.feature and args.feature not in names:
+        raise ConfigError(
+            f"{args.embeddings} has no feature {args.feature!r}{nearest(args.feature, names)}; it "
+            f"has {', '.join(names)}."
+        )
+    return args.feature or ("h" if "h" in names else names[0])
+
+
+# Questions --------------------------------------
+
+
+def like(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> Found:
+    """The nearest rows of each query."""
+    import numpy as np
+
+    from cl_jax.core.neighbours import nearest_rows
+
+    at = _row_of(args.like, held)
+    if at is not None:  # without the row itself
+        names, queries, own = [str(held.paths[at])], x[at : at + 1], [at]
+        origin: list[Any] = [at]
+    else:
+        names, queries, origin = _embedded(args, held)
+        own = [-1]
+    k = min(args.k + (at is not None), len(x))
+    score, row = (np.asarray(a) for a in nearest_rows(x, queries, k))
+    table: dict[str, list[Any]] = {"query": [], "rank": [], "path": [], "similarity": []}
+    lines, rows = [], []
+    for i, name in enumerate(names):
+        pairs = [(j, s) for j, s in zip(row[i].tolist(), score[i].tolist()) if j not in own]
+        pairs = pairs[: args.k]
+        lines.append(f"nearest to {_clean(name)}")
+        lines += [f"  {s:6.3f}  {_clean(held.paths[j])}{_label(held, j)}" for j, s in pairs]
+        for rank, (j, s) in enumerate(pairs, 1):
+            for key, value in zip(table, (name, rank, held.paths[j], f"{s:.6f}")):
+                table[key].append(value)
+        tiles = [(origin[i], "query"), *((j, f"{s:.3f}\n{held.paths[j]}") for j, s in pairs)]
+        rows.append((f"nearest to {name}", tiles))
+    return Found("\n".join(lines), table, rows)
+
+
+def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
+    """Groups of rows that are joined by pairs at least so similar."""
+    import numpy as np
+
+    from cl_jax.cluster.pairs import groups, pairs_above
+
+    pairs = pairs_above(x, threshold)
+    found = groups(len(x), pairs)
+    # of each row its most similar partner
+    best = np.zeros(len(x), np.float32)
+    np.maximum.at(best, pairs.first, pairs.similarity)
+    np.maximum.at(best, pairs.second, pairs.similarity)
+    extra = sum(len(rows) for rows in found) - len(found)
+    mixed = [rows for rows in found if len({_label(held, i) for i in rows}) > 1]
+    drawn = np.random.default_rng(0).integers(0, len(x), (2, 20_000))
+    a, b = (x[rows] / np.linalg.norm(x[rows], axis=1, keepdims=True).clip(1e-12) for rows in drawn)
+    usual = np.quantile((a * b).sum(1)[drawn[0] != drawn[1]], 0.999) if len(x) > 1 else 0.0
+    lines = [
+        f"of any two rows, one pair in a thousand is more than {usual:.3f} alike",
+        f"{len(found):,} groups of rows at least {threshold:g} alike, {len(pairs.first):,} pairs: "
+        f"{extra:,} rows are copies of others"
+        + (f"; {len(mixed):,} groups have different labels" if mixed else ""),
+    ]
+    for rows in found[:_SHOWN]:
+        lines.append(f"  {len(rows)} alike: {_some(held, rows)}")
+    if len(found) > _SHOWN:
+        lines.append(f"  and {len(found) - _SHOWN:,} groups more (--out=FILE.csv for all)")
+    every = [(number, i) for number, rows in enumerate(found) for i in rows.tolist()]
+    columns = {
+        "group": [number for number, _ in every],
+        "path": [held.paths[i] for _, i in every],
+        "similarity": [f"{best[i]:.6f}" for _, i in every],
+    }
+    sheet = [
+        (f"group {number}: {len(rows)} alike", [(i, _caption(held, i, best[i])) for i in rows])
+        for number, rows in enumerate(found)
+    ]
+    return Found("\n".join(lines), columns, sheet)
+
+
+def clusters(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
+    """k-means of unit rows; the rows nearest to each centre stand for it."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cl_jax.cluster.kmeans import kmeans
+    from cl_jax.core.errors import ConfigError
+    from cl_jax.core.numerics import unit
+
+    count = count or int(np.clip(round((len(x) / 2) ** 0.5), 2, 50))
+    if not 1 < count <= len(x):
+        raise ConfigError(f"--clusters={count}; expected 2 to the {len(x):,} rows.")
+    rows = jax.jit(lambda x: unit(x))(jnp.asarray(x))
+    found = kmeans(
+        jax.random.key(0),
+        rows,
+        count,
+        spherical=True,
+        start="spread",
+        max_points_per_centroid=1000,
+    )
+    cluster, distance = np.asarray(found.assignment), np.asarray(found.distance)
+    order = np.lexsort((distance, cluster))
+    starts = np.searchsorted(cluster[order], np.arange(count + 1))
+    members = [order[a:b] for a, b in itertools.pairwise(starts)]
+    members.sort(key=len, reverse=True)
+    lines = [f"{count} clusters; the rows nearest to the centre of each:"]
+    sheet = []
+    for number, rows_of in enumerate(members):
+        what = f"cluster {number}: {len(rows_of):,} rows{_mostly(held, rows_of)}"
+        lines.append(f"  {what}: {_some(held, rows_of, 3)}")
+        sheet.append((what, [(i, _caption(held, i, 1 - distance[i] / 2)) for i in rows_of[:k]]))
+    every = [(number, rank, i) for number, of in enumerate(members) for rank, i in enumerate(of)]
+    columns = {
+        "cluster": [number for number, _, _ in every],
+        "rank": [rank for _, rank, _ in every],
+        "path": [held.paths[i] for _, _, i in every],
+        "similarity": [f"{1 - distance[i] / 2:.6f}" for _, _, i in every],
+    }
+    return Found("\n".join(lines), columns, sheet)
+
+
+def outliers(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
+    """The rows with the least mean similarity to their k nearest among REFERENCE rows, all where
+    there are no more (Sugiyama and Borgwardt 2013)."""
+    import numpy as np
+
+    from cl_jax.core.errors import ConfigError
+    from cl_jax.core.neighbours import nearest_rows
+
+    if count < 1:
+        raise ConfigError(f"--outliers={count}; expected at least 1.")
+    some = np.arange(len(x))
+    if len(x) > REFERENCE:
+        some = np.sort(np.random.default_rng(0).choice(len(x), REFERENCE, replace=False))
+    k = min(k, len(some) - 1)
+    if k < 1:
+        raise ConfigError("outliers need two rows or more.")
+    score, row = (np.asarray(a) for a in nearest_rows(x[some], x, k + 1))
+    others = some[row] != np.arange(len(x))[:, None]
+    # a row that is not in the reference, or that its copies keep out of the list, has k + 1 others
+    others[others.all(axis=1), -1] = False
+    mean = np.where(others, score, 0).sum(axis=1) / k
+    order = np.argsort(mean, kind="stable")[:count]
+    against = "" if len(some) == len(x) else f" of {len(some):,} rows drawn at random"
+    lines = [f"least similar to their {k} nearest{against}:"]
+    lines += [f"  {mean[i]:6.3f}  {_clean(held.paths[i])}{_label(held, i)}" for i in order[:_SHOWN]]
+    columns = {
+        "rank": range(1, len(order) + 1),
+        "path": held.paths[order],
+        "similarity": [f"{mean[i]:.6f}" for i in order],
+    }
+    return Found("\n".join(lines), columns, _in_rows("outliers", held, order, mean))
+
+
+def subset(held: "Embeddings", x: "np.ndarray", count: int) -> Found:
+    """A coreset: rows that cover all others."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cl_jax.cluster.coreset import coreset
+    from cl_jax.core.errors import ConfigError
+
+    if not 1 <= count <= len(x):
+        raise ConfigError(f"--subset={count}; expected 1 to the {len(x):,} rows.")
+    found = coreset(jnp.asarray(x), count)
+    rows, radius = np.asarray(found.rows), np.asarray(found.radius)
+    least = 1 - radius[-1] ** 2 / 2
+    lines = [f"{count:,} rows; every other is at least {least:.3f} similar to one of them:"]
+    lines += [f"  {_clean(held.paths[i])}{_label(held, i)}" for i in rows[:_SHOWN]]
+    if count > _SHOWN:
+        lines.append(f"  and {count - _SHOWN:,} more (--out=FILE.csv for all)")
+    columns = {
+        "rank": range(1, count + 1),
+        "path": held.paths[rows],
+        "radius": [f"{value:.6f}" for value in radius],
+    }
+    return Found("\n".join(lines), columns, _in_rows("subset", held, rows))
+
+
+def overview(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> Found:
+    """What is in the file, and the first answers to three questions."""
+    lines = [f"{args.embeddings}: {len(x):,} rows, " + _sizes(held)]
+    for name in held.labels:
+        words = held.words(name)
+        counts = {word: words.count(word) for word in sorted(set(words))[:_SHOWN]}
+        told = ", ".join(f"{word or 'none'} {count:,}" for word, count in counts.items())
+        lines.append(f"{name}: {told}" + (", ..." if len(set(words)) > _SHOWN else ""))
+    found = duplicates(held, x, DUPLICATES)
+    lines += ["", found.text]
+    if len(x) > 2:
+        lines += ["", clusters(held, x, 0, args.k).text, "", outliers(held, x, 8, args.k).text]
+    return Found("\n".join(lines), found.columns, found.rows)
+
+
+# Queries that are not in the file --------------------------------------
+
+
+def _row_of(path: str, held: "Embeddings") -> int | None:
+    """The row of a path: as the file has it, or of the same file on the disk."""
+    import numpy as np
+
+    root = held.about.get("root", "")
+    names = {path, str(Path(path).expanduser().resolve())}
+    if root and Path(path).expanduser().resolve().is_relative_to(root):
+        names.add(Path(path).expanduser().resolve().relative_to(root).as_posix())
+    at = np.flatnonzero(np.isin(held.paths, list(names)))
+    return int(at[0]) if len(at) else None
+
+
+def _embedded(
+    args: argparse.Namespace, held: "Embeddings"
+) -> tuple[list[str], "np.ndarray", list[Any]]:
+    """(names, rows, files) of pictures that the run of the embeddings looks at now."""
+    from cl_jax.core.errors import ConfigError, NotFoundError
+    from cl_jax.core.names import nearest
+    from cl_jax.training import trained
+
+    path = Path(args.like).expanduser()
+    if not path.exists():
+        raise NotFoundError(
+            f"--like={args.like} is neither a path in {args.embeddings} nor a picture or folder on "
+            f"this machine{nearest(args.like, held.paths.tolist())}."
+        )
+    run_path = args.run or held.about.get("run", "")
+    if not run_path:
+        raise ConfigError(
+            f"{args.embeddings} does not say which run it is of, so {args.like} cannot be "
+            "embedded; give --run=WORKDIR."
+        )
+    run = trained.load(run_path)
+    if held.about.get("network", run.checksum) != run.checksum:
+        run = _other_checkpoint(run_path, held, args.embeddings)
+    feature = _feature(args, held)
+    found = run.embed(path, features=(feature,))
+    if found[feature].shape[1] != held[feature].shape[1]:
+        raise ConfigError(
+            f"{feature} of {run_path} has {found[feature].shape[1]} numbers, that of "
+            f"{args.embeddings} {held[feature].shape[1]}: they are of different runs."
+        )
+    for name, reason in found.about["bad"].items():
+        print(f"{_clean(name)} cannot be read: {reason}", file=sys.stderr)
+    files = [path if path.is_file() else path / name for name in found.paths]
+    return found.paths.tolist(), found[feature], files
+
+
+def _other_checkpoint(run_path: str, held: "Embeddings", name: str) -> Any:
+    """The run's best checkpoint, where the embeddings are of that."""
+    from cl_jax.core.errors import ConfigError, NotFoundError
+    from cl_jax.training import trained
+
+    try:
+        run = trained.load(run_path, best=True)
+        if run.checksum == held.about["network"]:
+            return run
+    except NotFoundError:
+        pass
+    raise ConfigError(
+        f"{name} is of another network than the checkpoints of {run_path} (it was of step "
+        f"{held.about.get('step', '?')}): the features would not compare. Embed again, or give the "
+        "right --run."
+    )
+
+
+# Words and files --------------------------------------
+
+
+def _clean(name: Any) -> str:
+    from cl_jax.data.images import printable
+
+    return printable(str(name))
+
+
+def _label(held: "Embeddings", i: int) -> str:
+    if "label" not in held.labels:
+        return ""
+    value = int(held.labels["label"][i])
+    names = held.classes.get("label")
+    return "" if value < 0 else f"  [{names[value] if names else value}]"
+
+
+def _mostly(held: "Embeddings", rows: "np.ndarray") -> str:
+    """The most frequent label of rows, with its share."""
+    import numpy as np
+
+    if "label" not in held.labels or not len(rows):
+        return ""
+    known = held.labels["label"][rows]
+    known = known[known >= 0]
+    if not len(known):
+        return ""
+    value, counts = np.unique(known, return_counts=True)
+    best = int(value[np.argmax(counts)])
+    names = held.classes.get("label")
+    share = counts.max() / len(known)
+    return f", {100 * share:.0f} % {_clean(names[best] if names else best)}"
+
+
+def _caption(held: "Embeddings", i: int, score: float) -> str:
+    return f"{score:.3f}{_label(held, i)}\n{held.paths[i]}"
+
+
+def _some(held: "Embeddings", rows: "np.ndarray", count: int = 4) -> str:
+    told = ", ".join(_clean(held.paths[i]) + _label(held, i) for i in rows[:count])
+    return told + (", ..." if len(rows) > count else "")
+
+
+def _sizes(held: "Embeddings") -> str:
+    return ", ".join(f"{name} [{held[name].shape[1]}]" for name in held)
+
+
+def _in_rows(
+    title: str, held: "Embeddings", rows: "np.ndarray", score: "np.ndarray | None" = None
+) -> list[tuple[str, list[tuple[Any, str]]]]:
+    """A sheet of ten pictures a row."""
+    tiles = [
+        (i, f"{held.paths[i]}" if score is None else _caption(held, i, score[i]))
+        for i in rows.tolist()
+    ]
+    return [
+        (f"{title} {at + 1} to {min(at + 10, len(tiles))}", tiles[at : at + 10])
+        for at in range(0, len(tiles), 10)
+    ]
+
+
+def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> None:
+    from cl_jax.core.errors import ConfigError, SaveError
+    from cl_jax.data import contact_sheet
+    from cl_jax.data.contact_sheet import Row, Tile
+
+    root = args.pictures or held.about.get("root", "")
+    if not root:
+        raise ConfigError(
+            f"{args.embeddings} does not say where its pictures are; give --pictures=FOLDER."
+        )
+
+    def file(what: Any) -> Path:
+        return what if isinstance(what, Path) else Path(root).expanduser() / held.paths[what]
+
+    rows = [
+        Row(title, [Tile(file(what), caption) for what, caption in tiles])
+        for title, tiles in found.rows
+    ]
+    try:
+        shown, missing = contact_sheet.write(Path(args.sheet).expanduser(), rows)
+    except OSError as error:
+        raise SaveError(f"{args.sheet} cannot be written: {error}.") from error
+    print(
+        f"{args.sheet}: {shown} pictures"
+        + (f", {missing} of which cannot be read in {root}" if missing else "")
+    )

@@ -1,0 +1,86 @@
+"""Pairs above a similarity: all of them, whatever the cells; and the groups that they make."""
+
+import numpy as np
+import pytest
+
+from cl_jax.cluster import pairs
+from cl_jax.cluster.coreset import coreset
+
+
+def data(size=600, width=8, seed=0):
+    """Rows in clusters, with copies, rows of other lengths and a zero row."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((12, width))
+    rows = centres[rng.integers(0, 12, size)] + 0.3 * rng.standard_normal((size, width))
+    rows[50:60] = 3 * rows[:10]
+    rows[-1] = 0
+    return rows.astype(np.float32)
+
+
+def by_hand(x, threshold):
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    cosine = np.triu(unit @ unit.T, 1)
+    return np.argwhere(cosine >= threshold), cosine
+
+
+@pytest.mark.parametrize("cells", [1, 7, 40])
+@pytest.mark.parametrize("threshold", [0.5, 0.9013, 0.99])
+def test_all_pairs_are_found_whatever_the_cells(cells, threshold):
+    x = data()
+    wanted, cosine = by_hand(x, threshold)
+    edge = np.abs(cosine[cosine > 0] - threshold).min()
+    assert edge > 2e-7  # no pair where rounding decides
+    found = pairs.pairs_above(x, threshold, cells=cells)
+    np.testing.assert_array_equal(np.stack([found.first, found.second], 1), wanted)
+    np.testing.assert_allclose(found.similarity, cosine[tuple(wanted.T)], atol=1e-6)
+
+
+def test_tiles_are_cut_without_a_loss(monkeypatch):
+    x = data()
+    whole = pairs.pairs_above(x, 0.8, cells=5)
+    monkeypatch.setattr(pairs, "GROUP", 2)
+    monkeypatch.setattr(pairs, "ROWS", 64)
+    monkeypatch.setattr(pairs, "COLUMNS", 64)
+    cut = pairs.pairs_above(x, 0.8, cells=5)
+    np.testing.assert_array_equal(cut.first, whole.first)
+    np.testing.assert_array_equal(cut.second, whole.second)
+
+
+def test_groups_join_what_pairs_join():
+    found = pairs.Pairs(np.array([0, 4, 1]), np.array([1, 5, 7]), np.ones(3, np.float32))
+    assert [list(rows) for rows in pairs.groups(9, found)] == [[0, 1, 7], [4, 5]]
+    none = pairs.pairs_above(np.eye(4, dtype=np.float32), 0.9)
+    assert len(none.first) == 0 and pairs.groups(4, none) == []
+
+
+def test_wrong_settings_are_refused():
+    x = data(80)
+    with pytest.raises(ValueError, match=r"threshold is 1\.5"):
+        pairs.pairs_above(x, 1.5)
+    with pytest.raises(ValueError, match="more than 5 pairs"):
+        pairs.pairs_above(np.ones((9, 2), np.float32), 0.9, max_pairs=5)
+    with pytest.raises(ValueError, match="NaN"):
+        pairs.pairs_above(np.full((3, 2), np.nan, np.float32), 0.9)
+
+
+def test_a_coreset_is_the_greedy_one():
+    x = data(80)
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    found = coreset(x, 9)
+    rows, radius = np.asarray(found.rows), np.asarray(found.radius)
+    assert rows[0] == np.argmin(((unit - unit.mean(0)) ** 2).sum(1)) and len(set(rows)) == 9
+    for m in range(1, 9):
+        distance = np.linalg.norm(unit[:, None] - unit[rows[:m]][None], axis=-1).min(1)
+        np.testing.assert_allclose(distance[rows[m]], distance.max(), atol=1e-6)
+        np.testing.assert_allclose(radius[m - 1], distance.max(), atol=1e-5)
+
+
+def test_a_coreset_goes_on_from_what_is_chosen():
+    x = data(80)
+    ten = np.asarray(coreset(x, 10).rows)
+    rest = np.asarray(coreset(x, 6, chosen=ten[:4]).rows)
+    np.testing.assert_array_equal(rest, ten[4:])
+    copies = np.ones((5, 3), np.float32)
+    assert sorted(np.asarray(coreset(copies, 5).rows)) == list(range(5))
+    with pytest.raises(ValueError, match="count is 78 and 4 rows are chosen"):
+        coreset(x, 78, chosen=ten[:4])

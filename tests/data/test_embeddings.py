@@ -1,0 +1,166 @@
+"""Features with names and labels: three formats, pieces that can be resumed, files of other origin
+and files that are damaged."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
+from cl_jax.data import embeddings
+from cl_jax.data.embeddings import Embeddings, Pieces
+
+
+def some(count=7, first=0, **about):
+    rng = np.random.default_rng(first)
+    return Embeddings(
+        {
+            "h": rng.standard_normal((count, 3)).astype(np.float32),
+            "proj1": rng.standard_normal((count, 2)).astype(np.float32),
+        },
+        np.array([f"päth, {first + i}.png" for i in range(count)]),
+        {
+            "label": (np.arange(count, dtype=np.int32) % 3) - 1,
+            "fold": np.arange(count, dtype=np.int32),
+        },
+        {"label": ("a cat", "dog")},
+        {"run": "runs/mine", "step": 3, **about},
+    )
+
+
+def same(a, b):
+    assert list(a.paths) == list(b.paths) and set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    assert a.words("label") == b.words("label")
+    for name in a.labels:
+        np.testing.assert_array_equal(a.labels[name], b.labels[name])
+
+
+@pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
+def test_a_file_gives_the_same_rows_back(suffix, tmp_path):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, written = tmp_path / f"e{suffix}", some()
+    written.save(path)
+    found = embeddings.load(path)
+    same(found, written)
+    assert found.words("label")[:3] == ["", "a cat", "dog"]
+    if suffix != ".csv":
+        assert found.about == written.about and found.classes == written.classes
+    some(4).save(path)
+    assert len(embeddings.load(path)) == 4 and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
+def test_pieces_become_one_file(suffix, tmp_path):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, about = tmp_path / f"e{suffix}", {"run": "a", "features": ["h", "proj1"]}
+    pieces = Pieces(path, about)
+    pieces.add(some(0, bad={"x.png": "cut"}), 2)
+    pieces.add(some(5, 2), 7)
+    assert not path.exists()
+    again = Pieces(path, about)
+    assert again.done == 7
+    again.add(some(3, 7), 11)
+    assert again.finish(about, {"y.png": "empty"}) == {"x.png": "cut", "y.png": "empty"}
+    found = embeddings.load(path)
+    np.testing.assert_array_equal(found["h"][:5], some(5, 2)["h"])
+    np.testing.assert_array_equal(found["h"][5:], some(3, 7)["h"])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    if suffix != ".csv":
+        assert found.about["bad"] == {"x.png": "cut", "y.png": "empty"}
+
+
+def test_pieces_of_other_rows_are_refused(tmp_path):
+    Pieces(tmp_path / "e.npz", {"run": "a", "step": 1})
+    with pytest.raises(ConfigError, match="step 1 then, 2 now"):
+        Pieces(tmp_path / "e.npz", {"run": "a", "step": 2})
+
+
+def test_nothing_readable_leaves_no_file(tmp_path):
+    pieces = Pieces(tmp_path / "e.npz", {})
+    pieces.add(some(0, bad={"x.png": "cut"}), 2)
+    with pytest.raises(ConfigError, match=r"no example can be read; x\.png: cut"):
+        pieces.finish({})
+    assert not (tmp_path / "e.npz").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "e.npz"
+    some(4).save(path)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", full)
+    with pytest.raises(SaveError, match="No space left"):
+        some(5).save(path)
+    monkeypatch.undo()
+    assert len(embeddings.load(path)) == 4 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_of_other_origin(tmp_path):
+    rows = np.arange(6.0).reshape(3, 2)
+    np.save(tmp_path / "a.npy", rows)
+    found = embeddings.load(tmp_path / "a.npy")
+    assert list(found) == ["features"] and list(found.paths) == ["0", "1", "2"]
+    np.savez(tmp_path / "a.npz", emb=rows, filename=["x", "y", "z"], species=["b", "a", ""])
+    found = embeddings.load(tmp_path / "a.npz")
+    assert list(found.paths) == ["x", "y", "z"] and found.words("species") == ["b", "a", ""]
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"file": ["x", "y"], "emb": [[1.0, 2.0], [3.0, 4.0]], "n": [5, None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = embeddings.load(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(found["emb"], [[1, 2], [3, 4]])
+    assert list(found.labels["n"]) == [5, -1]
+
+
+def test_wrong_files_are_one_sentence(tmp_path):
+    def put(name, data):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    def npz(name, **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    some().save(tmp_path / "good.npz")
+    whole = (tmp_path / "good.npz").read_bytes()
+    nan = np.array([[1.0, np.nan]])
+    hostile = np.array([{"a": 1}], object)
+    for path, message in (
+        (tmp_path / "none.npz", "is not a file"),
+        (put("e.txt", b""), r"ends in '\.txt'"),
+        (put("cut.npz", whole[: len(whole) // 2]), r"cut\.npz cannot be read"),
+        (put("e.parquet", b"PAR1"), r"e\.parquet cannot be read"),
+        (put("e.csv", b"path,h.0\na,1\nb\n"), "line 3: 1 columns; expected 2"),
+        (put("w.csv", b"path,h.0\na,x\n"), "cannot be read: ValueError"),
+        (npz("n.npz", h=nan), "h has NaN or inf in 1 rows, such as 0"),
+        (npz("l.npz", h=np.ones((2, 2)), label=np.zeros(3, int)), "label has 3 rows"),
+        (npz("f.npz", label=np.zeros(3, int)), "has no features: its columns are label"),
+        (npz("o.npz", h=hostile), "Object arrays cannot be loaded"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            embeddings.load(path)
+    with pytest.raises(NotFoundError):
+        embeddings.load(tmp_path / "none.npz")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path / "e.txt", "expected a name that ends in"),
+        (tmp_path / "file" / "e.npz", "cannot be written"),
+        ("/proc/e.npz", "cannot be written"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            some().save(path)
+
+
+def test_notes_are_text_alone(tmp_path):
+    some(root="/x").save(tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as kept:
+        assert json.loads(str(kept["about"]))["root"] == "/x"

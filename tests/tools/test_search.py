@@ -1,0 +1,136 @@
+"""`cl-jax search`: what it finds against NumPy, tables and sheets, and mistakes in one sentence."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cl_jax
+from cl_jax.data import embeddings
+from cl_jax.tools import search
+from tests.tools import kept
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """(folder, run, file of embeddings) of sixteen pictures, and a copy of one of them."""
+    root = tmp_path_factory.mktemp("search")
+    folder = kept.pictures(root / "pets")
+    (folder / "dog" / "copy.png").write_bytes((folder / "dog" / "02.png").read_bytes())
+    run = kept.run(root / "run")
+    loaded = cl_jax.load(run)
+    found = loaded.embed(folder)
+    found.about["root"], found.about["network"] = str(folder), loaded.checksum
+    found.save(root / "pets.npz")
+    return folder, run, root / "pets.npz"
+
+
+def table(path):
+    with path.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def cosine(pets):
+    x = embeddings.load(pets[2])["h"]
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return x @ x.T
+
+
+def test_neighbours_of_a_row_of_a_file_and_of_a_folder(pets, tmp_path, capsys):
+    folder, _, file = pets
+    paths = embeddings.load(file).paths.tolist()
+    at = paths.index("dog/02.png")
+    scores = cosine(pets)[at]
+    expected = [paths[i] for i in np.argsort(-scores, kind="stable") if i != at][:3]
+    out, sheet = tmp_path / "like.csv", tmp_path / "like.png"
+    for name in ("dog/02.png", str(folder / "dog" / "02.png")):
+        words = [f"--like={name}", f"--out={out}", f"--sheet={sheet}", "--k=3"]
+        assert search.main([str(file), *words]) == 0
+        assert [row["path"] for row in table(out)] == expected
+        assert "1.000  dog/copy.png  [dog]" in capsys.readouterr().out
+        assert Image.open(sheet).size[0] > 4 * 96
+    new = kept.pictures(tmp_path / "new", count=2)
+    assert search.main([str(file), f"--like={new}", f"--out={out}", "--k=2"]) == 0
+    rows = table(out)
+    assert len(rows) == 8 and [row["query"] for row in rows[::2]] == [
+        f"{label}/{i:02d}.png" for label in ("cat", "dog") for i in range(2)
+    ]
+    assert rows[0]["path"] == "cat/00.png"  # drawn with the same seed, so the same picture
+    assert float(rows[0]["similarity"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
+    file, out = str(pets[2]), tmp_path / "t.csv"
+    paths, scores = embeddings.load(file).paths, cosine(pets)
+    assert search.main([file, "--duplicates=0.999999", f"--out={out}"]) == 0
+    assert [row["path"] for row in table(out)] == ["dog/02.png", "dog/copy.png"]
+    assert "1 groups of rows at least 0.999999 alike" in capsys.readouterr().out
+    sheet = tmp_path / "c.png"
+    words = [file, "--clusters=2", "--k=3", f"--out={out}", f"--sheet={sheet}"]
+    assert search.main(words) == 0
+    rows = table(out)
+    assert len(rows) == 17 and {row["cluster"] for row in rows} == {"0", "1"}
+    assert "100 % dog" in capsys.readouterr().out and sheet.stat().st_size > 1000
+    assert search.main([file, "--outliers=4", "--k=3", f"--out={out}"]) == 0
+    np.fill_diagonal(scores, -np.inf)
+    mean = np.sort(scores, axis=1)[:, -3:].mean(1)
+    found = [row["path"] for row in table(out)]
+    np.testing.assert_allclose(
+        [mean[paths.tolist().index(name)] for name in found], np.sort(mean)[:4], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        [float(row["similarity"]) for row in table(out)], np.sort(mean)[:4], atol=1e-5
+    )
+    assert search.main([file, "--subset=5", f"--out={out}"]) == 0
+    chosen = [row["path"] for row in table(out)]
+    assert len(set(chosen)) == 5 and {name.split("/")[0] for name in chosen} == {"cat", "dog"}
+    assert search.main([file]) == 0
+    said = capsys.readouterr().out
+    assert "17 rows, h [" in said and "label: cat 8, dog 9" in said and "clusters" in said
+
+
+def test_outliers_of_many_rows_are_measured_against_some(monkeypatch, tmp_path, capsys):
+    rows = 1 + 0.01 * np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    rows[7] = (-1, 1, -1, 1)
+    np.save(tmp_path / "e.npy", rows)
+    monkeypatch.setattr(search, "REFERENCE", 20)
+    assert search.main([str(tmp_path / "e.npy"), "--outliers=1", "--k=4"]) == 0
+    said = capsys.readouterr().out
+    assert "of 20 rows drawn at random" in said and said.split()[-1] == "7"
+
+
+def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
+    file = str(pets[2])
+    other = embeddings.load(file)
+    other.about["network"] = "00000000"
+    other.save(tmp_path / "other.npz")
+    other.about.clear()
+    other.save(tmp_path / "nowhere.npz")
+    other, nowhere = str(tmp_path / "other.npz"), str(tmp_path / "nowhere.npz")
+    new = kept.pictures(tmp_path / "new", count=1)
+    for words, message in (
+        ([str(tmp_path / "none.npz")], "is not a file"),
+        ([file, "--like=dog/2.png"], "did you mean 'dog/02.png'"),
+        ([file, "--duplicates=1.2"], "threshold is 1.2"),
+        ([file, "--clusters=99"], "--clusters=99; expected 2 to the 17 rows"),
+        ([file, "--outliers=0"], "expected at least 1"),
+        ([file, "--subset=18"], "expected 1 to the 17 rows"),
+        ([file, "--k=0"], "--k=0"),
+        ([file, "--feature=z"], "has no feature 'z'"),
+        ([file, "--out=/none/x.csv"], "its folder does not exist"),
+        ([file, "--sheet=x.pdf"], "ends in .png"),
+        ([other, f"--like={new}"], "is of another network"),
+        ([nowhere, f"--like={new}"], "give --run=WORKDIR"),
+        ([nowhere, f"--sheet={tmp_path / 's.png'}"], "--pictures=FOLDER"),
+    ):
+        assert search.main(words) == 1
+        said = capsys.readouterr()
+        assert message in said.err and "Traceback" not in said.err, said.err
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_pictures_that_are_gone_are_grey_on_the_sheet(pets, tmp_path, capsys):
+    words = [str(pets[2]), "--subset=3", f"--sheet={tmp_path / 's.png'}"]
+    assert search.main([*words, f"--pictures={tmp_path}"]) == 0
+    assert "3 pictures, 3 of which cannot be read" in capsys.readouterr().out
