@@ -1,6 +1,7 @@
 """Places in the plane for rows of features, by kept libraries."""
 
 import importlib.util
+import warnings
 
 import numpy as np
 
@@ -8,6 +9,7 @@ import numpy as np
 # neighbours.
 TSNE_ROWS = 5000
 PERPLEXITY = 30
+UMAP = importlib.util.find_spec("umap") is not None
 
 
 def layouts(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -21,11 +23,13 @@ def layouts(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     flat = np.zeros((len(rows), 2), np.float32)
     flat[:, : min(2, width)] = reduced[:, :2]
     found = {"PCA": flat, "t-SNE": _tsne(reduced, seed)}
-    if importlib.util.find_spec("umap"):
-        import umap
+    if UMAP:
+        with warnings.catch_warnings(action="ignore"):  # of parts of it that need TensorFlow
+            import umap
 
-        near = min(15, len(rows) - 1)
-        found["UMAP"] = umap.UMAP(n_neighbors=near, random_state=seed, n_jobs=1).fit_transform(rows)
+            near = min(15, len(rows) - 1)
+            place = umap.UMAP(n_neighbors=near, random_state=seed, n_jobs=1)
+            found["UMAP"] = place.fit_transform(rows)
     return {name: np.asarray(places, np.float32) for name, places in found.items()}
 
 

@@ -64,9 +64,7 @@ def plots(ids: Sequence[str], wide: bool = False) -> str:
     )
 
 
-def lines(
-    title: str, curves: Mapping[str, Sequence[Sequence[float]]], x: str
-) -> dict[str, Any]:
+def lines(title: str, curves: Mapping[str, Sequence[Sequence[float]]], x: str) -> dict[str, Any]:
     """A chart of curves {name: (x, y)}."""
     data = [
         {
@@ -210,12 +208,12 @@ def _map(of_rows: Map) -> str:
 
 def _layout(title: str, x: str, y: str, legend: bool) -> dict[str, Any]:
     return {
-        "title": {"text": title, "font": {"size": 14}},
+        "title": {"text": title, "font": {"size": 14}, "x": 0.02, "xanchor": "left"},
         "margin": {"l": 55, "r": 15, "t": 36, "b": 42},
         "xaxis": {"title": {"text": x}, "gridcolor": "#eceff4", "zeroline": False},
         "yaxis": {"title": {"text": y}, "gridcolor": "#eceff4", "zeroline": False},
         "showlegend": legend,
-        "legend": {"orientation": "h", "y": 1.02, "x": 1, "xanchor": "right", "yanchor": "bottom"},
+        "legend": {"x": 1, "y": 1, "xanchor": "right", "bgcolor": "rgba(255,255,255,0.7)"},
         "plot_bgcolor": "#fff",
     }
 

@@ -42,10 +42,11 @@ def fitted(image: np.ndarray, cell: int) -> Image.Image:
     """The picture inside a white square, enlarged or reduced, its aspect kept."""
     picture = Image.fromarray(image)
     scale = cell / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
     sampling = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
     square = Image.new("RGB", (cell, cell), "white")
-    square.paste(picture.resize(size, sampling), tuple((cell - side) // 2 for side in size))
+    place = (cell - width) // 2, (cell - height) // 2
+    square.paste(picture.resize((width, height), sampling), place)
     return square
 
 

@@ -278,23 +278,24 @@ def _curves(log: Sequence[dict[str, float]], figures: dict[str, Any]) -> Any:
         for name in names
         if "/" in name and name not in taken and not name.startswith(("untrained/", "geometry/"))
     }
-    ids = []
+    ids: list[str] = []
+    at_the_end = []
     for title, group in wanted.items():
         curves = {}
         for name in group:
             at = [(r["step"], r[name]) for r in log if name in r and math.isfinite(r[name])]
-            if len(at) == 1 and name.startswith("untrained/"):
-                at.append((log[-1]["step"], at[0][1]))
-            if at:
-                curves[name.split("/")[0] if name.startswith("untrained") else title] = tuple(
-                    zip(*at)
-                )
-        if not any(len(xs) > 1 for xs, _ in curves.values()) and title in CURVES:
-            continue
-        if curves:
+            if not at:
+                continue
+            if name.startswith("untrained/"):
+                at = [at[0], (log[-1]["step"], at[0][1])]
+            curves["untrained" if name.startswith("untrained/") else name] = tuple(zip(*at))
+        if len(curves.get(group[0], ((),))[0]) > 1:
             ids.append(f"curve{len(ids)}")
             figures[ids[-1]] = page.lines(title, curves, "step")
-    return page.Section("Curves", "", page.plots(ids) if ids else "")
+        elif group[0] in curves:
+            at_the_end.append((title, f"{curves[group[0]][1][0]:.4g}"))
+    body = (page.plots(ids) if ids else "") + (page.table(at_the_end) if at_the_end else "")
+    return page.Section("Curves", "", body)
 
 
 def _views(run: "Trained", source: "Source", figures: dict[str, Any]) -> list[Any]:

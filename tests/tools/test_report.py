@@ -1,0 +1,144 @@
+"""The page of a small run, read as text; with `-m slow` in a browser, where Chromium is
+installed."""
+
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from cl_jax.__main__ import main
+from cl_jax.reports import layouts
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+
+    def of(config):
+        if config not in made:
+            made[config] = root / config
+            small = ["--config.data.train_size=64", "--config.data.test_size=32"]
+            settings = [] if config == "graphcl" else small
+            words = ["train", f"{config}:debug", f"--workdir={made[config]}", *settings]
+            assert main(words) == 0
+        return made[config]
+
+    return of
+
+
+def parts(page):
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    return re.findall(r"<h2>(.*?)</h2>", page), json.loads(data[1])
+
+
+def test_the_page_of_a_run(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(layouts, "UMAP", False)  # its own compiler takes half a minute
+    run, out = runs("simclr_v1"), tmp_path / "page.html"
+    assert main(["report", str(run), f"--out={out}"]) == 0
+    assert str(out) in capsys.readouterr().out
+    titles, data = parts(out.read_text())
+    assert {"What was run", "Curves", "Views", "Pairs", "Map", "Confusion", "Clusters"} <= {*titles}
+    assert not re.search(r'(?:src|href)="(?!data:|#)', out.read_text())  # nothing from elsewhere
+    assert len(data["names"]) == 32 and np.shape(data["near"]) == (32, 10)
+    assert [*data["layouts"]] == ["t-SNE", "PCA"] and next(iter(data["colourings"])) == "label"
+    assert data["atlas"]["files"][0].startswith("data:image/jpeg;base64,")
+    losses = data["figures"]["curve0"]["data"][0]
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses["y"], [r["loss"] for r in log if "loss" in r])
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["nowhere"], "nowhere"),
+        (["RUN", "--feature=k"], "no feature 'k'"),
+        (["RUN", "--label=price"], "--label=price"),
+        (["RUN", "--data=/nowhere"], "/nowhere"),
+        (["RUN", "--rows=2"], "expected 3 or more"),
+        (["RUN", "--out=/nowhere/page.html"], "not a folder"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_leaves_nothing(runs, words, text, capsys):
+    run = runs("simclr_v1")
+    before = sorted(run.iterdir())
+    capsys.readouterr()
+    assert main(["report", *(word.replace("RUN", str(run)) for word in words)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and text in said and "Traceback" not in said
+    assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["simclr_v1", "simcse", "cpc_audio", "graphcl"])
+def test_in_a_browser(runs, tmp_path, config):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("Chromium and its driver are not installed")
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs(config)), f"--out={out}"]) == 0
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "enable-unsafe-swiftshader",
+        "use-angle=swiftshader",
+        "window-size=1300,900",
+        "disable-background-networking",
+        f"user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        browser.get(out.as_uri())
+        place = browser.find_element("id", "map")
+        wait_for(lambda: place.get_attribute("data-ready") == "yes")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", place)
+        time.sleep(0.5)
+        x, y = browser.execute_script(
+            """const map = arguments[0], of = map._fullLayout, trace = map.data[0];
+            const box = map.getBoundingClientRect();
+            return [box.left + of.xaxis._offset + of.xaxis.d2p(trace.x[0]),
+                    box.top + of.yaxis._offset + of.yaxis.d2p(trace.y[0])];""",
+            place,
+        )
+        actions = webdriver.ActionChains(browser)
+        actions.w3c_actions.pointer_action.move_to_location(int(x), int(y))
+        actions.perform()
+        tip = browser.find_element("id", "tip")
+        wait_for(tip.is_displayed)
+        actions = webdriver.ActionChains(browser)
+        actions.w3c_actions.pointer_action.click()
+        actions.perform()
+        wait_for(lambda: len(browser.find_elements("css selector", "#near .pair")) == 10)
+        seen = browser.find_element("css selector", "#near > .tile")
+        names = parts(out.read_text())[1]["names"]
+        assert seen.get_attribute("title") == names[int(seen.get_attribute("data-row"))]
+        range_of = "return arguments[0]._fullLayout.xaxis.range"
+        before = browser.execute_script(range_of, place)
+        webdriver.ActionChains(browser).scroll_from_origin(
+            webdriver.common.actions.wheel_input.ScrollOrigin.from_element(place), 0, -300
+        ).perform()
+        wait_for(lambda: browser.execute_script(range_of, place) != before)
+        for choice in ("layout", "colour"):
+            for option in browser.find_elements("css selector", f"#{choice} option"):
+                option.click()
+        png = browser.get_screenshot_as_png()
+        assert len(png) > 10_000
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    finally:
+        browser.quit()
+
+
+def wait_for(true, seconds=20):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.1)
