@@ -7,6 +7,7 @@ batch, harder negatives of the others. Clean and adversarial views have batch no
 Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder      your own images: `cl-jax train clae:folder PATH`.
   plain       one direction, the other view's keys of the batch alone as candidates (the authors'
               "plain" base).
   invaspread  over InvaSpread (the authors' "UEL").
@@ -31,19 +32,20 @@ from ml_collections import ConfigDict
 
 from cl_jax.training import configs, defaults
 
-VARIANTS = ("plain", "invaspread", "base", "cifar10", "debug")
+VARIANTS = ("folder", "plain", "invaspread", "base", "cifar10", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, VARIANTS)
     over = "invaspread" if "invaspread" in chosen else "simclr_v1"
-    passed = [name for name in chosen if name in ("cifar10", "debug")]
+    passed = [name for name in chosen if name in ("folder", "cifar10", "debug")]
     config = configs.load(f"{over}:{','.join(passed)}").unlock()
     base = config.method.to_dict()
     if over == "simclr_v1":
         base["sum_directions"] = False
-    config.total_epochs, epsilon = 6.0, 0.015
-    config.evals.every_epochs = 3.0
+    epsilon = 0.015
+    if "folder" not in chosen:
+        config.total_epochs, config.evals.every_epochs = 6.0, 3.0
     if "cifar10" in chosen:
         config.total_epochs, epsilon = 301.0, 0.03
         config.evals.every_epochs = 4.0

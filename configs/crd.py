@@ -10,6 +10,7 @@ labels and CRD (`crd`), by all three (`crd_kd`), by CRD without labels or soft l
 whose classifier is not trained: read its kNN), and by SimCLR v2's soft labels alone (`simclr_v2`).
 
 Variants:
+  folder       your own images, in folders by class: `cl-jax train crd:folder PATH`.
   cifar100     ResNet-56 to ResNet-20, batch 64, 240 epochs, SGD 0.05, weight decay 5e-4, the rate
                multiplied by 0.1 at epochs 150, 180 and 210, 16,384 negatives. Published: 71.16 %
                (KD 70.66, alone 69.06).
@@ -31,7 +32,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cl_jax.training import defaults
+from cl_jax.training import configs, defaults
 
 PAIRS = {"": (9, 3, 0.25, 16), "resnet110": (18, 5, 0.25, 16), "resnet32x4": (5, 1, 1.0, 32)}
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar100", "resnet110", "resnet32x4", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar100", "resnet110", "resnet32x4", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(dict(name="supervised"))
@@ -54,6 +55,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.total_epochs = 6.0
     small: dict[str, Any] = dict(width=0.0625)
     contrast: dict[str, Any] = dict(out_dim=32, num_negatives=512)
+    if "folder" in chosen:
+        like = configs.load("simclr_v1:imagenet2012").unlock()
+        like.views = ConfigDict(dict(one=dict(name="simclr_crop_flip", size=224)))
+        defaults.folder(config, like)
+        small = dict(depth=10, width=0.25)
+        contrast = dict(out_dim=128, num_negatives=512)
     if "cifar100" in chosen:
         defaults.cifar10(config)
         config.data.dataset = "cifar100"

@@ -12,6 +12,7 @@ temperature.png (accuracy, uniformity and tolerance against the temperature) and
 (histograms of similarities and of P_ij).
 
 Variants:
+  folder    your own images: `cl-jax train temperature:folder PATH`.
   cifar10   ResNet-18, batch 128, 200 epochs, SGD 0.03, weight decay 5e-4, a queue of 16,384
             momentum keys, of which the hard losses keep 1,342 (.0819 of them, the paper's share as
             it is remembered). Published: 79.75 % contrastive at its lowest temperature,
@@ -45,7 +46,7 @@ SIMPLE = ("simple", "hard_simple")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "cifar100", "single", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "cifar100", "single", "debug"))
     temperatures: tuple[float, ...] = (0.07, 0.2, 0.5, 1.0)
     cifar = [name for name in chosen if name.startswith("cifar")]
     if cifar:
@@ -58,6 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(name="sgd", learning_rate=0.03, learning_rate_scaling="none", weight_decay=5e-4)
         )
         temperatures, num_hard = (0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 1342
+    elif "folder" in chosen:
+        config, num_hard = configs.load("simclr_v1:folder").unlock(), 8
     else:
         config = configs.load("simclr_v1").unlock()
         config.encoder.width = 0.125

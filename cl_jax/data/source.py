@@ -32,7 +32,8 @@ class Source:
     `arrays`: the whole set where it is in memory, one array of `size` rows for each field; then
     `read(i)` is row `i` of each. `labels(field)`: one label of all examples without decoding their
     images, where the format allows that. `skipped`: examples that could not be read and were left
-    out.
+    out. `names`: what each example is called, for people: the path of its file inside the folder;
+    None where it has none. `classes`: of labels, the names of their values.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Source:
     arrays: Mapping[str, np.ndarray] | None = None
     labels: Callable[[str], np.ndarray] | None = None
     skipped: int = 0
+    names: Sequence[str] | None = None
+    classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 class Splits(NamedTuple):
@@ -132,6 +135,7 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
         sizes=new(source.sizes),
         arrays=None if source.arrays is None else new(source.arrays),
         labels=None if labels is None else lambda field: labels(old.get(field, field)),
+        classes=new(source.classes),
     )
 
 
@@ -180,11 +184,17 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
             f"example numbers from 0 to {source.size - 1}, what {source.name} has."
         )
     name = f"{source.name}[{len(chosen)}]"
+    called = None if source.names is None else [source.names[i] for i in chosen]
     if source.arrays is not None:
         in_a_row = len(chosen) and (np.diff(chosen) == 1).all()
         rows = slice(int(chosen[0]), int(chosen[-1]) + 1) if in_a_row else chosen  # no copy
         arrays = {field: array[rows] for field, array in source.arrays.items()}
-        return dataclasses.replace(from_arrays(name, arrays, source.sizes), skipped=source.skipped)
+        return dataclasses.replace(
+            from_arrays(name, arrays, source.sizes),
+            skipped=source.skipped,
+            names=called,
+            classes=source.classes,
+        )
     labels = source.labels
     return Source(
         name,
@@ -193,6 +203,8 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
         source.sizes,
         labels=None if labels is None else lambda field: labels(field)[chosen],
         skipped=source.skipped,
+        names=called,
+        classes=source.classes,
     )
 
 

@@ -1,7 +1,7 @@
 """Runs the evaluators of a config on the States of one run."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,39 +175,25 @@ class Evaluation:
     def rows(
         self, f: Callable[[State, Batch], Any], state: State, source: Source, batch_size: int = 0
     ) -> Any:
-        """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once.
-
-        Each process reads its share of each block. The compiled function returns every row's place
-        in the block beside it, so that the order does not depend on how the mesh orders devices.
-        """
+        """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
         if f not in self.compiled:
-
-            def placed(state: State, batch: Batch) -> Any:
-                return f(state, batch), batch["place"]
-
-            self.compiled[f] = parallel.lift(placed, self.mesh, (SAME, EACH), EACH)
-        size = batch_size or min(self.config.evals.batch_size, source.size)
-        size = -(-size // self.mesh.size) * self.mesh.size
-        fields = self._fields(source)
-        local = batches.local_rows(size, jax.process_index(), jax.process_count())
-        workers = self.config.get("loading", {}).get("workers", 0)
+            self.compiled[f] = over_blocks(f, self.mesh)
         parts = []
-        for start, batch in enumerate(
-            batches.sequential(source, size, rows=local, workers=workers)
+        for part in blocks(
+            self.compiled[f],
+            state,
+            source,
+            self.mesh,
+            fields=self._fields(source),
+            batch_size=batch_size or self.config.evals.batch_size,
+            workers=self.config.get("loading", {}).get("workers", 0),
         ):
-            given = {name: batch[name] for name in (*fields, "id")}
-            given["place"] = np.arange(size, dtype=np.int32)[local]
-            out, place = parallel.fetch(
-                self.compiled[f](state, parallel.place_batch(given, self.mesh))
-            )
-            real = np.argsort(place)[: source.size - start * size]
-            parts.append(jax.tree.map(lambda x, real=real: x[real], out))
+            parts.append(part)
             self.between()
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def _fields(self, source: Source) -> list[str]:
-        there = source.arrays if source.arrays is not None else source.read(0)
-        return [name for name in self.method.needs if name in there]
+        return needed_fields(self.method, source)
 
     def _example(self, source: Source) -> Batch:
         example = source.read(0)
@@ -289,6 +275,56 @@ class Evaluation:
         if wrong:
             logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
         return {figure: value for figure, value in found.items() if figure not in wrong}
+
+
+def over_blocks(f: Callable[[State, Batch], Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """f(State, batch), compiled over the devices of a mesh for `blocks`."""
+
+    def placed(state: State, batch: Batch) -> Any:
+        return f(state, batch), batch["place"]
+
+    compiled: Callable[..., Any] = parallel.lift(placed, mesh, (SAME, EACH), EACH)
+    return compiled
+
+
+def blocks(
+    compiled: Callable[..., Any],
+    state: State,
+    source: Source,
+    mesh: jax.sharding.Mesh,
+    *,
+    fields: Sequence[str],
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[Any]:
+    """The results of a function over a source in order, one block of examples after the other.
+
+    Each process reads its share of each block. The compiled function returns every row's place in
+    the block beside it, so that the order does not depend on how the mesh orders devices.
+
+    Args:
+      compiled: by `over_blocks`.
+      fields: of the source that the function reads.
+      batch_size: examples of a block, rounded up to a multiple of the devices.
+      workers: threads that read examples; 0 for one a core.
+
+    Yields:
+      NumPy rows [batch_size, ...]; fewer in the last block.
+    """
+    size = -(-min(batch_size, source.size) // mesh.size) * mesh.size
+    local = batches.local_rows(size, jax.process_index(), jax.process_count())
+    for start, batch in enumerate(batches.sequential(source, size, rows=local, workers=workers)):
+        given = {name: batch[name] for name in (*fields, "id")}
+        given["place"] = np.arange(size, dtype=np.int32)[local]
+        out, place = parallel.fetch(compiled(state, parallel.place_batch(given, mesh)))
+        real = np.argsort(place)[: source.size - start * size]
+        yield jax.tree.map(lambda x, real=real: x[real], out)
+
+
+def needed_fields(method: Method, source: Source) -> list[str]:
+    """The fields of a source that the functions of a method read."""
+    there = source.arrays if source.arrays is not None else source.read(0)
+    return [name for name in method.needs if name in there]
 
 
 def _kind(x: Any) -> tuple[Any, ...]:

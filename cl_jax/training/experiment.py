@@ -38,6 +38,7 @@ class Built(NamedTuple):
     learning_rate: Callable[[Any], Any]
     views: tuple[Any, ...] = ()
     evaluators: Mapping[str, Evaluator] = MappingProxyType({})
+    encoder: Any = None  # the module that the config names; of several, {role: module}
 
 
 def load_data(config: ConfigDict) -> Splits:
@@ -54,8 +55,13 @@ def loading_of(config: ConfigDict) -> batches.Loading:
     return _checked(batches.loading, dict(config.get("loading", {})))
 
 
-def build(config: ConfigDict, previous: Stage | None = None) -> Built:
+def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None = None) -> Built:
     """Builds all that a config describes; every mistake in it is found here.
+
+    Args:
+      config: of one stage.
+      previous: the stage that it starts from.
+      data: in place of the config's own.
 
     Raises:
       ValueError: a setting that does not exist, is out of range, or does not fit the others.
@@ -64,7 +70,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
     loading_of(config)
-    data = load_data(config)
+    data = load_data(config) if data is None else data
     run = _run(config, data, mesh, previous)
     encoder = _encoder(dict(config.encoder), run)
     tx, learning_rate = _checked(
@@ -87,7 +93,7 @@ def build(config: ConfigDict, previous: Stage | None = None) -> Built:
         name: _call("cl_jax.evals", {"name": name} | section)
         for name, section in configs.plain(config.evals.protocols).items()
     }
-    return Built(method, data, run, mesh, learning_rate, recipes, evaluators)
+    return Built(method, data, run, mesh, learning_rate, recipes, evaluators, encoder)
 
 
 def _check_run(config: ConfigDict) -> None:
@@ -232,6 +238,25 @@ def initial_state(built: Built, config: ConfigDict) -> State:
     init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
     return init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+
+
+def shape_of_state(built: Built) -> State:
+    """The State of a run as shapes and types, each array on every device of its mesh: what a
+    checkpoint is restored into. Nothing is compiled."""
+    example = built.data.train.read(0)
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (built.run.batch_size, *np.shape(example[name])), np.asarray(example[name]).dtype
+        )
+        for name in fields_of(built.method, example)
+    } | {"id": jax.ShapeDtypeStruct((built.run.batch_size,), np.int32)}
+    # A State does not depend on the number of devices, and one device takes every batch.
+    init = parallel.lift(built.method.init, parallel.make_mesh(1), (SAME, EACH), SAME)
+    placed = jax.sharding.NamedSharding(built.mesh, SAME)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+        jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch),
+    )
 
 
 def describe(config: ConfigDict, built: Built, state: State) -> str:

@@ -1,4 +1,5 @@
-"""What the data of a run were, so that a resume on other data is noticed."""
+"""What the data of a run were, so that a resume on other data is noticed, and so that a trained
+network can be used where they are not."""
 
 import hashlib
 import json
@@ -7,28 +8,70 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
-from cl_jax.data.source import Splits
+from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
 
 
 def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
-    """Sizes of the parts; of a data section with a path also the number of its files, their bytes,
-    and hashes of their names with sizes, and of these with times."""
+    """Sizes of the parts, and the fields of an example ("fields": type and shape, "sizes",
+    "classes"); of a data section with a path also the number of its files, their bytes, and hashes
+    of their names with sizes, and of these with times."""
     found: dict[str, Any] = {
         "train": data.train.size,
         "test": data.test.size,
+        "name": data.train.name,
+        "fields": {
+            field: [str(np.asarray(value).dtype), *np.shape(value)]
+            for field, value in data.train.read(0).items()
+        },
+        "sizes": {field: int(count) for field, count in data.train.sizes.items()},
+        "classes": {field: list(names) for field, names in data.train.classes.items()},
     }
     path = Path(str(config.data.get("path", "") or "")).expanduser()
     if config.data.get("path") and path.exists():
         found |= of_files(path)
     return found
+
+
+def stand_in(workdir: Path) -> Splits | None:
+    """Data of the same sizes and fields as those of the run in a workdir, all zeros, from its
+    `data.json`: enough to build the run and restore its State. None where the file is missing or of
+    a version that did not write the fields.
+
+    Their labels are not known; asking for them raises ConfigError.
+    """
+    try:
+        known = json.loads((workdir / FILE).read_text())
+        fields = {
+            name: np.zeros(tuple(shape), np.dtype(kind))
+            for name, (kind, *shape) in known["fields"].items()
+        }
+        name, sizes, counts = known["name"], known["sizes"], [known["train"], known["test"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+    def read(i: int) -> Example:
+        return fields
+
+    def labels(field: str) -> np.ndarray:
+        raise ConfigError(
+            f"the labels {field!r} of {name} are not kept in {workdir}: this needs the data "
+            "themselves."
+        )
+
+    classes = known.get("classes", {})
+    train, test = (
+        Source(name, count, read, sizes, labels=labels, classes=classes) for count in counts
+    )
+    return Splits(train, test)
 
 
 def of_files(path: Path) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
-from cl_jax.training import checkpoint, configs
-from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.data.source import Splits
+from cl_jax.training import checkpoint, configs, fingerprint
+from cl_jax.training.experiment import Built, build, defaults, shape_of_state
 from cl_jax.training.workdir import path_of
 
 
@@ -103,7 +105,7 @@ def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
     # "../pretrain" of a folder that need not be there yet
     folder = os.path.normpath(path_of(workdir) / name)
     try:
-        _, built, state = load(folder)
+        _, built, state = load(folder, with_data=False)
     except NotFoundError as error:
         raise NotFoundError(
             f"{workdir} starts from the end of another stage. {error} Run the stages in their "
@@ -118,7 +120,11 @@ def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
 
 
 def load(
-    workdir: str | Path, config: ConfigDict | None = None, *, best: bool = False
+    workdir: str | Path,
+    config: ConfigDict | None = None,
+    *,
+    best: bool = False,
+    with_data: bool = True,
 ) -> tuple[ConfigDict, Built, State]:
     """Loads a finished or interrupted run: (config, what it built, its newest State).
 
@@ -127,6 +133,9 @@ def load(
       config: settings to use instead of the run's own; they may differ from these in what
         decides no number of the training (`checkpoint.NOTED`).
       best: the best State by the evaluations in place of the newest.
+      with_data: False for a stand-in with the fields and sizes of the data (`fingerprint.stand_in`)
+        where the run has written them down: nothing is read then, and the data need not be there.
+        The run is then for all devices of this machine, whatever it was trained on.
 
     Raises:
       NotFoundError: there is no run, or it has no checkpoint.
@@ -138,14 +147,41 @@ def load(
     else:
         _refuse_another_run(workdir, own, config)
     config = ConfigDict(configs.plain(config))
-    built = build(config, previous_stage(config, workdir))
-    like = initial_state(built, config)
+    data = None if with_data else fingerprint.stand_in(path_of(workdir))
+    if not with_data:
+        config.devices = 1  # which divides every batch
+    built = build(config, previous_stage(config, workdir), data)
+    if not with_data:
+        built, config.devices = built._replace(mesh=parallel.make_mesh()), 0
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    state = checkpoints.restore(like, best=best)
+    state = checkpoints.restore(shape_of_state(built), best=best)
     checkpoints.close()
     if state is None:
-        raise NotFoundError(f"{workdir} has no checkpoint yet.")
+        which = "best checkpoint: it was not evaluated" if best else "checkpoint yet"
+        raise NotFoundError(f"{workdir} has no {which}.")
     return config, built, state
+
+
+def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) -> None:
+    """Makes a run of a State that no training here has made: its config, what its data are, and the
+    State as the newest checkpoint, so that `load` and every command read it like a trained one.
+
+    Args:
+      workdir: a new folder, or one of the same config.
+      config: of one stage.
+      data: of which sizes and fields are kept, no example.
+
+    Raises:
+      ConfigError: the workdir holds a run of another config, or cannot be written.
+      SaveError: the checkpoint could not be written.
+    """
+    checkpoint.check_config(workdir, configs.plain(config), defaults(config))
+    fingerprint.check(path_of(workdir), config, data)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
+    try:
+        checkpoints.save(state)
+    finally:
+        checkpoints.close()
 
 
 def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:

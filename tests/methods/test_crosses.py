@@ -39,7 +39,10 @@ def step(made):
     return state, *jax.jit(method.update)(state, BATCH, KEY)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "moco" else pytest.param(name, marks=pytest.mark.slow) for name in BASES],
+)
 def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypatch):
     """With every share at 1 i-Mix is the unmixed loss of N pairs, MoCo's keys, or BYOL."""
     base = parts(name)
@@ -61,7 +64,7 @@ def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypa
     np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("kind", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
 def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
     base = parts("simclr")
     crossed = imix.make(base=base, run=RUN, kind=kind)

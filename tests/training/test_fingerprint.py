@@ -2,15 +2,24 @@
 
 import os
 import shutil
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
+from cl_jax.data.source import Splits, from_arrays, subset
 from cl_jax.training import fingerprint
 
-DATA = SimpleNamespace(train=SimpleNamespace(size=8), test=SimpleNamespace(size=2))
+
+def parts(train, test=2):
+    """Splits of so many examples."""
+    images = np.zeros((train, 2, 2, 3), np.uint8)
+    source = from_arrays("parts", {"image": images}, {})
+    return Splits(source, subset(source, range(test)))
+
+
+DATA = parts(8)
 
 
 @pytest.fixture
@@ -49,11 +58,9 @@ def test_other_names_or_sizes_are_refused(change, run):
         file.rename(data / "dog" / "2.png")
     elif change == "grown":
         file.write_bytes(b"more than before")
-    parts = DATA
-    if change == "other size":
-        parts = SimpleNamespace(train=SimpleNamespace(size=9), test=DATA.test)
+    now = parts(9) if change == "other size" else DATA
     with pytest.raises(ConfigError, match="the data have changed since the run in"):
-        check(parts=parts)
+        check(parts=now)
 
 
 def test_other_times_are_noted(run):
