@@ -22,15 +22,17 @@ for module in pkgutil.iter_modules(golden_tables.__path__):
     TABLE |= rows
 
 FILES = [path for path in sorted(DIRECTORY.glob("*.npz")) if family(path) in TABLE]
-# The first file of each family, the others with `-m slow`: each is a program to compile. Of another
-# directory, all.
+# The first file of each family in float64, the rest with `-m slow`: each is a program to compile.
+# Of another directory, all.
 ALL = "CL_JAX_GOLDENS" in os.environ
 RUNS = [
     pytest.param(
         path,
         dtype,
         id=f"{path.stem}-{dtype}",
-        marks=[] if ALL or path.stem.endswith("-0") else [pytest.mark.slow],
+        marks=[]
+        if ALL or (path.stem.endswith("-0") and dtype == "float64")
+        else [pytest.mark.slow],
     )
     for path in FILES
     for dtype in ("float64", "float32")

@@ -33,7 +33,14 @@ def test_there_is_a_case_for_every_script():
     assert SCRIPTS.keys() == {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+# Seconds each; the others, a training run or a sweep, with `-m slow`.
+SHORT = {"losses", "headline_losses", "views"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
+)
 def test_small_form(name, tmp_path):
     workdir = [f"--workdir={tmp_path}"] if name == "speedrun_cifar10" else []
     ran = run(name, *SCRIPTS[name], *workdir, "--out", str(tmp_path / "record"))

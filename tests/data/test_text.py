@@ -204,6 +204,7 @@ def test_contradictions_differ_in_one_factor():
     assert ((given != changed).sum(axis=0) > 20).all()
 
 
+@pytest.mark.slow
 def test_prose_is_sentences():
     found = text.prose()
     assert len(found) > 2000 and len(set(found)) == len(found)

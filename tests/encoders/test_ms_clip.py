@@ -158,7 +158,9 @@ def test_the_image_tower_is_clips():
     np.testing.assert_allclose(found, norm(x[:, 0], p["image_last"]), atol=1e-5)
 
 
-@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize(
+    "patch", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_early_convolutions_take_the_place_of_patches_and_of_a_block(patch):
     network, variables = built(stem="early", patch=patch, branch=True, depth=5)
     features, changed = jax.jit(

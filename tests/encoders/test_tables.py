@@ -38,7 +38,13 @@ def _stage(params, prefix):
 
 
 def _names(pattern):
-    return sorted(name for name in MODELS if re.fullmatch(pattern, name))
+    """Models of the table; those of a hundred layers and more, which take seconds to trace, with
+    `-m slow`."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if re.search(r"resnet\d{3}", name) else name
+        for name in sorted(MODELS)
+        if re.fullmatch(pattern, name)
+    ]
 
 
 def _maps(features, stages=("stage1", "stage2", "stage3", "stage4")):

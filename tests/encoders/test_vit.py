@@ -125,7 +125,10 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 6e-3)]
 )
-@pytest.mark.parametrize("tokens", [5, 16, 37])
+@pytest.mark.parametrize(
+    "tokens",
+    [5, pytest.param(16, marks=pytest.mark.slow), pytest.param(37, marks=pytest.mark.slow)],
+)
 def test_attention_is_softmax_of_products_and_keeps_one_array_of_that_size(dtype, bound, tokens):
     """Value and gradients against differentiation in float64."""
     rng = np.random.default_rng(0)

@@ -144,6 +144,7 @@ def test_a_program_for_any_batch_size_can_be_exported():
     assert export.export(jax.jit(value((1, 1), "SAME")))(x, kernel).out_avals[0].shape == ()
 
 
+@pytest.mark.slow
 def test_the_program_does_not_depend_on_the_cores(monkeypatch):
     x, kernel = draw((2, 16, 16, FEWEST), (3, 3, FEWEST, FEWEST))
     programs = set()

@@ -83,6 +83,7 @@ def test_tiles_have_the_derivatives_of_the_plain_matrix(name):
         np.testing.assert_allclose(forward, reverse, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_plain_matrix_against_differences():
     f = partial(weighted, block_size=0)
     with jax.enable_x64(True):

@@ -123,7 +123,13 @@ def test_sharded_replicated_or_both(kind, where, block_size):
             assert grad.sharding.is_equivalent_to(x.sharding, 2)
 
 
-@pytest.mark.parametrize("f", [partial(nt_xent, temperature=0.3), partial(clip, logit_scale=5.0)])
+@pytest.mark.parametrize(
+    "f",
+    [
+        partial(nt_xent, temperature=0.3),
+        pytest.param(partial(clip, logit_scale=5.0), marks=pytest.mark.slow),
+    ],
+)
 def test_outside_jit(f):
     mesh = mesh_of(EXPLICIT)
     z = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)

@@ -15,7 +15,18 @@ TOP = {name for name in cl_jax.losses.__all__ if inspect.isfunction(getattr(cl_j
 FIRST = {table.name_of(row.f): row for row in reversed(table.ROWS) if table.name_of(row.f) in TOP}
 
 
-@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+# One of each kind; the others, seconds each, with `-m slow`.
+FEW = {"jit", "vmap", "vmap over temperature", "scan", "grad", "jvp", "tiles: jvp", "export"}
+FEW |= {"forward over reverse", "bfloat16", "rank promotion raise"}
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+        for name in TRANSFORMATIONS
+    ],
+)
 def test_headline_losses_under(transformation):
     assert len(FIRST) >= 20
     found = {name: outcome(transformation, row) for name, row in FIRST.items()}

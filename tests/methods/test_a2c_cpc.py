@@ -103,6 +103,7 @@ def test_what_is_learned_from_is_what_was_remembered(trained):
     np.testing.assert_allclose(memory, found["after"]["memory"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_zero_is_plain_a2c():
     """Players of runs that predict differently, and not at all, are equal bit for bit."""
     players = []

@@ -68,6 +68,7 @@ def test_each_network_sees_its_own_channels(two):
     assert kernels == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "graph,edges", [("core", [(1, 2), (1, 3)]), ("full", [(1, 2), (1, 3), (2, 3)])]
 )

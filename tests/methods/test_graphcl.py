@@ -95,6 +95,7 @@ def test_a_graph_twice_in_a_batch_beyond_the_budget_is_no_number(started):
     assert np.isnan(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_hcl_goes_over_it(started):
     """The cross has GraphCL's views and network, and a loss of its own on their outputs."""
     _, state = started

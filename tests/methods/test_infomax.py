@@ -56,6 +56,7 @@ def test_each_player_gets_its_own_gradient_alone():
     np.testing.assert_allclose(metrics["local"], alone["local"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["JSD", "InfoNCE", "DV"])
 def test_estimators_train(estimator):
     *_, metrics = step(infomax(estimator=estimator, alpha=0.5, gamma=0.0))

@@ -44,7 +44,10 @@ def stepped(method):
     return first, state, metrics
 
 
-@pytest.mark.parametrize("form, settings", [("mae", {}), ("simmim", {"mask_cell": 4})])
+@pytest.mark.parametrize(
+    "form, settings",
+    [("mae", {}), pytest.param("simmim", {"mask_cell": 4}, marks=pytest.mark.slow)],
+)
 def test_a_masked_autoencoder_learns_and_its_features_see_the_whole_image(form, settings):
     method = autoencoder(form, **settings)
     first, state, metrics = stepped(method)
@@ -73,6 +76,7 @@ def test_maes_mask_is_of_the_example_whatever_its_place():
     )
 
 
+@pytest.mark.slow
 def test_micro_batches_of_mae_give_the_whole_batchs_step():
     whole, pieces = (stepped(autoencoder(micro_batches=count)) for count in (1, 2))
     np.testing.assert_allclose(whole[2]["loss"], pieces[2]["loss"], rtol=1e-5)
@@ -111,6 +115,7 @@ def test_a_head_for_the_patches_of_their_own():
     assert "patch_head" in apart and "head" in apart
 
 
+@pytest.mark.slow
 def test_dinov2s_recipe_adds_koleo_and_balances_the_teacher():
     recipe_of = dict(centring="sinkhorn", mask_probability=1.0, temperature_per_step=True)
     _, _, plain = stepped(student(**recipe_of))
@@ -121,6 +126,7 @@ def test_dinov2s_recipe_adds_koleo_and_balances_the_teacher():
     assert np.isfinite(metrics["grad_norm"])
 
 
+@pytest.mark.slow
 def test_temperature_rises_by_epoch_or_by_step():
     """The chance level does not, so that only the losses say which was used."""
     by_step = student(temperature_per_step=True, teacher_warmup_epochs=1.0)

@@ -50,6 +50,7 @@ def trained():
     return method, update, state, method.refresh(state, encode_all, 1), found["rows"]
 
 
+@pytest.mark.slow
 def test_warm_up_leaves_the_state_alone(trained):
     method, _, state, *_ = trained
     assert method.refresh(state, lambda f: pytest.fail("no features are wanted"), 0) is state

@@ -63,6 +63,7 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     )
 
 
+@pytest.mark.slow
 def test_simsiam_of_four_views_predicts_the_mean_of_the_others():
     settings = dict(
         encoder=NETWORK, tx=optax.sgd(0.0), run=RUN, out_dim=8, hidden_dim=4, num_layers=2
@@ -138,7 +139,9 @@ def test_a_network_that_would_drop_paths_is_refused_where_none_are_drawn():
         jax.eval_shape(method.init, jax.random.key(0), BATCH)
 
 
-@pytest.mark.parametrize("encoder", [NETWORK, TRANSFORMER], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    "encoder", [NETWORK, pytest.param(TRANSFORMER, marks=pytest.mark.slow)], ids=["resnet", "vit"]
+)
 def test_dino_step(encoder):
     small = recipe({"name": "crop_flip", "size": 4, "test_crop": 1.0})
     tx, _ = optim.build(

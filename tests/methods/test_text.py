@@ -121,12 +121,14 @@ def test_simcse_language_model_is_added_with_its_weight():
     np.testing.assert_allclose(metrics["contrast"], plain["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_simcse_learns_its_language_model():
     method = made(mlm_weight=1.0, tx=optax.adam(1e-2))
     few, many = (stepped(method, steps)[2]["mlm"] for steps in (1, 40))
     assert many < few - 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlm", [0.0, 0.5])
 def test_simcse_in_pieces_is_the_whole_step(mlm):
     whole, pieces = (stepped(made(mlm_weight=mlm, micro_batches=m))[1] for m in (1, 2))
@@ -162,7 +164,7 @@ def paired(**settings):
     return clip.make(**given | settings)
 
 
-@pytest.mark.parametrize("encoders", [towers, one_for_both])
+@pytest.mark.parametrize("encoders", [towers, pytest.param(one_for_both, marks=pytest.mark.slow)])
 def test_clip_is_its_loss_and_encodes_what_there_is(encoders):
     method = paired(encoder=encoders())
     first, after, metrics = stepped(method)
@@ -183,6 +185,7 @@ def test_clip_is_its_loss_and_encodes_what_there_is(encoders):
     np.testing.assert_allclose(prompts["text_z"], both["text_z"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clip_holds_the_scale_below_its_bound():
     method = paired(scale=99.9, tx=optax.sgd(-10.0))  # uphill, so that the scale grows
     assert jnp.exp(stepped(method)[1].params["log_scale"]) == pytest.approx(100, rel=1e-5)

@@ -65,6 +65,7 @@ def test_products_are_counted():
     assert costs.flops(jaxpr) == 3 * 2 * 4 * 5 * 5
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_a_mend(config):
     tiny = dataclasses.replace(DEVICES["v5e"], memory=2e6)
     found = plan.plan(config, tiny, search=False)

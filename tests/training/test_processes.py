@@ -110,6 +110,7 @@ def test_a_checkpoint_of_the_cluster_is_restored_by_one_process(cluster, one, tm
     assert record.same(), verify.table([record])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_is_restored_by_the_cluster(one, tmp_path):
     whole, half = processes.train(tmp_path / "one", devices=4)
     assert half.step == processes.HALF

@@ -190,6 +190,7 @@ def test_views_are_the_same_on_any_number_of_devices():
         np.testing.assert_allclose(mapped, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_augment_numbers_its_views():
     keys = _keys()
     other = dataclasses.replace(SMALL, size=8)
