@@ -42,7 +42,7 @@ ALLOWED = {
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
         {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
-        | {"pillow_heif", "pyarrow", "simplejpeg", "tensorflow_datasets", "tifffile"},
+        | {"av", "pillow_heif", "pyarrow", "simplejpeg", "tensorflow_datasets", "tifffile"},
         {"data", "core"},
     ),
     "methods": (
@@ -56,6 +56,10 @@ ALLOWED = {
         {"evals", "data", "losses", "cluster", "core"} | LAYERS,
     ),
     "planning": (TRAINING | {"ml_collections"}, {"planning", "data", "training", "core"}),
+    "reports": (
+        {"PIL", "numpy", "plotly", "scipy", "sklearn", "umap"},
+        {"reports", "cluster"} | {"core.neighbours"},
+    ),
     "checks": (
         TRAINING | {"ml_collections"},
         {"checks", "data", "evals", "training", "core"},

@@ -14,13 +14,15 @@ UMAP = importlib.util.find_spec("umap") is not None
 
 def layouts(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     """{"PCA", "t-SNE", and "UMAP" where umap-learn is installed: [N, 2]} of rows [N, D], which are
-    made unit first."""
+    made unit first; of equal rows one place by "PCA" alone."""
     from sklearn.decomposition import PCA
 
     rows = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    flat = np.zeros((len(rows), 2), np.float32)
+    if np.ptp(rows, axis=0).max() < 1e-6:  # a collapsed network has one place
+        return {"PCA": flat}
     width = min(50, *rows.shape)
     reduced = PCA(width, random_state=seed).fit_transform(rows)
-    flat = np.zeros((len(rows), 2), np.float32)
     flat[:, : min(2, width)] = reduced[:, :2]
     found = {"PCA": flat, "t-SNE": _tsne(reduced, seed)}
     if UMAP:
@@ -44,10 +46,9 @@ def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
         drawn = np.random.default_rng(seed).choice(len(x), TSNE_ROWS, replace=False)
         chosen = np.sort(drawn)
     perplexity = min(PERPLEXITY, (len(chosen) - 1) / 3)
-    spread = x.std() > 0
     fit = TSNE(
         perplexity=perplexity,
-        init="pca" if spread and x.shape[1] > 1 else "random",
+        init="pca" if x.shape[1] > 1 else "random",
         max_iter=500,
         random_state=seed,
         n_jobs=-1,

@@ -180,10 +180,17 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
 
 
 def _source(run: "Trained", data: str) -> "tuple[Source, dict[str, str]]":
-    if data in ("", "train", "test") or data in run.data.more:
-        parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
-        return parts[data or "test"], {}
-    return run.source(data)
+    from pathlib import Path
+
+    if data and Path(data).expanduser().exists():
+        return run.source(data)
+    parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
+    if (data or "test") not in parts:
+        raise ValueError(
+            f"--data={data} is no path and no part of the run's data; expected a folder of images "
+            f"or {', '.join(parts)}."
+        )
+    return parts[data or "test"], {}
 
 
 def _drawn(source: "Source", most: int, seed: int) -> "Source":

@@ -93,4 +93,4 @@ def test_layouts_keep_groups_together_also_of_rows_that_neighbours_place(x, monk
         inside = np.linalg.norm(places - centres[GROUP], axis=1)
         apart = min(np.linalg.norm(centres[i] - centres[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
         assert np.median(inside) < apart / 2
-    assert np.isfinite(layouts.layouts(np.ones((5, 3)))["t-SNE"]).all()
+    assert not layouts.layouts(np.ones((5, 3)))["PCA"].any()
