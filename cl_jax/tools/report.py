@@ -111,8 +111,11 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
 
     source, bad = _source(run, args.data)
     source = _drawn(source, args.rows, run.config.seed)
-    found = run.embed(source, features=args.feature)
-    bad = dict(bad) | found.about["bad"]
+    parts = list(run.blocks(source, features=args.feature))  # `bad` grows as files are read
+    features = {
+        name: np.concatenate([part[name] for part in parts]) for name in run.names(args.feature)
+    }
+    found = run.embeddings(source, features, bad)
     x = np.asarray(found[next(iter(found))], np.float32)
     finite = np.isfinite(x).all(1)
     if finite.sum() < 3:
