@@ -26,7 +26,7 @@ Differences from the authors' code:
   - Their wide ResNets, VGG and mobile networks, and transfer to other data, are not built.
 
 Command: python -m cl_jax.main --config=configs/crd.py --workdir=runs/crd
-Reached: test digits 64.9 % by labels alone, 73.5 % with CRD, 78.6 % with soft labels (docs/results.md).
+Reached: test digits 64.9 % by labels alone, 73.5 % with CRD, 78.6 % with soft labels.
 """
 
 from typing import Any
