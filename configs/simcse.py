@@ -103,7 +103,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.length = 32
         config.evals.protocols = ConfigDict(dict(geometry=dict()))
     if "bert" in chosen:
-        config.data.vocab_size = 30522
+        config.data.update(dict(vocab_size=30522, tokenizer_path=""))
         config.encoder.update(dict(width=768, depth=12, heads=12, pool="cls", dtype="bfloat16"))
         config.optimizer.update(dict(learning_rate=3e-5, warmup_epochs=0.0))
         config.total_epochs = 1.0

@@ -9,7 +9,7 @@ from cl_jax.data import concepts, tagging
 
 SENTENCES = [
     f"The {a} {verb} the {b} before {c} calls." for a, b, c, verb in
-    [("dog", "cat", "mother", "follows"), ("girl", "horse", "father", "pulls"),
+    [("dog", "cat", "mother", "follows"), ("girl", "horse", "father", "leads"),
      ("man", "car", "brother", "drives"), ("woman", "book", "teacher", "reads"),
      ("boy", "ball", "friend", "throws"), ("child", "song", "sister", "sings")]
 ]  # fmt: skip
@@ -19,7 +19,7 @@ def _make(tmp_path, text, **settings):
     file = tmp_path / "text.txt"
     file.write_text(text)
     settings = dict(
-        vocab_size=128, length=24, concepts_length=16, tokenizer_cache=str(tmp_path / "kept"),
+        vocab_size=128, length=48, concepts_length=32, tokenizer_cache=str(tmp_path / "kept"),
         test_share=0.4,
     ) | settings  # fmt: skip
     return concepts.make(path=str(file), **settings)

@@ -143,7 +143,7 @@ def test_errors_say_what_was_expected(tmp_path):
         bert_weights.load(tmp_path, params)
     _write(tmp_path, _tensors())
     for settings, message in (
-        (dict(width=4), r"has shape \(12, 4\) and BERT's \(12, 8\)"),
+        (dict(width=4), r"has shape \(4,\) and BERT's \(8,\); set width"),
         (dict(depth=3), "has no encoder.layer.2.attention.self.query.weight"),
         (dict(length=12), r"has shape \(12, 8\) and BERT's \(10, 8\)"),
     ):

@@ -226,5 +226,6 @@ def test_alignment_and_uniformity_over_training_are_drawn(tmp_path):
     assert steps == [0, 10]
     np.testing.assert_allclose(points, [(0.5, -1.0), (0.3, -2.5)])
     sts.make().draw(SimpleNamespace(workdir=tmp_path))
-    assert Image.open(tmp_path / "alignment_uniformity.png").size == (900, 750)
+    with Image.open(tmp_path / "alignment_uniformity.png") as picture:
+        assert picture.size == (900, 750)
     sts.make().draw(SimpleNamespace(workdir=tmp_path / "none"))
