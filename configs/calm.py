@@ -30,7 +30,12 @@ Differences from the authors' code:
     SPICE, which need Java and WordNet, neither.
 
 Command: python -m cl_jax.main --config=configs/calm.py --workdir=runs/calm
-Reached: not run.
+Reached: at step 516 of the first stage, three epochs, here of a schedule of six: asked which of two
+  is true, the sentence is the likelier answer than its shuffled form at 81.2 % (untrained 49.0 %),
+  and likelier given its own concepts than another's at 98.8 % (55.9 %). Word for word 0.6 % are
+  restored from their shuffled form, and 13.9 % of the tokens are written at their place, where
+  copying reaches 47.3 %: so short a training does not learn to write. The joint stage is not run at
+  this size.
 """
 
 from ml_collections import ConfigDict
