@@ -20,12 +20,13 @@ Variants:
   debug        any of them in seconds.
 
 Differences from the authors' code:
+  - The default's weight of CRD is 0.02, theirs 0.8 (`cifar100` has it); see docs/results.md.
   - Negatives are drawn with replacement; theirs without where the classes allow it.
   - Images are cropped by area and resized; theirs are padded by 4 pixels and cropped.
   - Their wide ResNets, VGG and mobile networks, and transfer to other data, are not built.
 
 Command: python -m cl_jax.main --config=configs/crd.py --workdir=runs/crd
-Reached: see docs/results.md.
+Reached: test digits 64.9 % by labels alone, 73.5 % with CRD, 78.6 % with soft labels.
 """
 
 from typing import Any
@@ -52,9 +53,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.method = ConfigDict(dict(name="supervised"))
     config.views = ConfigDict(dict(one=config.views.both.to_dict() | dict(copies=1)))
     config.optimizer.learning_rate = 2e-3
-    config.total_epochs = 6.0
+    # A stored row is as old as an epoch, and noise in the first: few images and many epochs.
+    config.data.train_size, config.total_epochs = 2048, 24.0
     small: dict[str, Any] = dict(width=0.0625)
-    contrast: dict[str, Any] = dict(out_dim=32, num_negatives=512)
+    # With the authors' weight of 0.8 the labels' loss stays at chance in so few steps.
+    contrast: dict[str, Any] = dict(out_dim=32, num_negatives=256, crd_weight=0.02)
     if "folder" in chosen:
         like = configs.load("simclr_v1:imagenet2012").unlock()
         like.views = ConfigDict(dict(one=dict(name="simclr_crop_flip", size=224)))
@@ -107,7 +110,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name: dict(
                 previous="../teacher",
                 encoder=small,
-                method=method | (contrast if method["name"] == "crd" else {}),
+                method=(contrast if method["name"] == "crd" else {}) | method,
             )
             for name, method in STUDENTS.items()
         }

@@ -86,8 +86,8 @@ def make(
 
     views: one recipe, whose channels are split, or several of one size: their results lie one after
       the other on the channel axis, and each recipe's is a view unless `channels` says otherwise.
-    channels: channels of each view; None splits one recipe into luminance and colour, ((0,), (1,
-      2)).
+    channels: channels of each view; None splits one recipe of three channels into luminance and
+      colour, ((0,), (1, 2)), and one of more (`data.aligned`) into its threes.
     graph: "core" contrasts the first view with each other one, "full" all pairs; the same for two
       views.
     loss: "nce", with Z, or "softmax", over stored rows; "in_batch", without a bank, over the other
@@ -125,12 +125,11 @@ def make(
     )
     groups = None if channels is None else tuple(tuple(group) for group in channels)
     _check_groups(groups)
-    count = max(len(views), 2) if groups is None else len(groups)
-    edges = (
-        [(0, b) for b in range(1, count)]
-        if graph == "core"
-        else list(combinations(range(count), 2))
-    )
+
+    def edges_of(count: int) -> list[tuple[int, int]]:
+        if graph == "core":
+            return [(0, b) for b in range(1, count)]
+        return list(combinations(range(count), 2))
 
     def split(images: jax.Array) -> Sequence[jax.Array]:
         if groups is not None:
@@ -140,7 +139,10 @@ def make(
                     f"from 0."
                 )
             return [images[..., list(group)] for group in groups]
-        return lab.split(images) if len(views) == 1 else jnp.split(images, len(views), axis=-1)
+        count = len(views)
+        if count == 1 and images.shape[-1] > 3 and images.shape[-1] % 3 == 0:
+            count = images.shape[-1] // 3
+        return lab.split(images) if count == 1 else jnp.split(images, count, axis=-1)
 
     def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[list[Any], Any]:
         outputs, new = [], {}
@@ -171,7 +173,7 @@ def make(
             if banked:
                 banks.append(bank.init(bank_key, run.size, out_dim))
         normalizers = (
-            tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges)
+            tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges_of(len(params)))
             if loss == "nce"
             else ()
         )
@@ -193,6 +195,7 @@ def make(
                 a, b, temperature=temperature, axis_name=run.axis_name, block_size=block_size
             )
 
+        edges = edges_of(len(z))
         terms = [between(z[a], z[b]) + between(z[b], z[a]) for a, b in edges]
         chance = jnp.float32(2 * len(edges) * math.log(run.batch_size))
         return sum(terms[1:], terms[0]), Aux(similarity(z) | {"chance": chance})
@@ -211,6 +214,7 @@ def make(
                 block_size=block_size,
             )
 
+        edges = edges_of(len(z))
         terms = [between(a, b) + between(b, a) for a, b in edges]
         chance = sum(
             math.log1p(local[v].shape[1] * (run.batch_size - 1)) for edge in edges for v in edge
@@ -219,13 +223,14 @@ def make(
 
     def similarity(z: Any) -> dict[str, jax.Array]:
         return {
-            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges
+            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1))
+            for a, b in edges_of(len(z))
         }
 
     def objective(
         z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        ids, banks = batch["id"], memory.banks
+        ids, banks, edges = batch["id"], memory.banks, edges_of(len(z))
         indices = nce.draw_indices(batch_key(key), ids, run.size, num_negatives)
         terms, normalizers = [], []
         for number, (a, b) in enumerate(edges):

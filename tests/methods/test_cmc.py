@@ -97,3 +97,45 @@ def test_errors():
         build(channels=((0,), (3,)))
     with pytest.raises(ValueError, match='expected "core" or "full"'):
         build(graph="ring")
+
+
+def test_without_a_bank_the_other_view_s_features_of_the_batch_are_the_candidates():
+    method, state, update = build(loss="in_batch", temperature=0.5)
+    assert state.memory is None and method.negatives == 7
+    after, metrics = update(state, BATCH, jax.random.key(1))
+    (images,) = method.views(BATCH, jax.random.key(1))
+    z = jax.jit(lambda x: method.features(state.params, state.stats, x, True)[0]["z"])(images)
+    logits = np.asarray(z[:, :8] @ z[:, 8:].T, np.float64) / 0.5
+    own = 2 * np.diagonal(logits)
+    expected = np.log(np.exp(logits).sum(1)) + np.log(np.exp(logits).sum(0)) - own
+    np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["chance"], 2 * np.log(8), rtol=1e-6)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), after.params, state.params)
+    assert all(moved[v]["encoder"]["stem_conv1"]["kernel"] > 0 for v in ("view1", "view2"))
+
+
+def test_patches_are_at_chance_where_scores_say_nothing_and_name_the_maps():
+    _, state, update = build(loss="patches", temperature=1e6, patch_map="stage1")
+    after, metrics = update(state, BATCH, jax.random.key(1))
+    np.testing.assert_allclose(metrics["loss"], 2 * np.log(1 + 64 * 7), rtol=1e-4)
+    np.testing.assert_allclose(metrics["chance"], 2 * np.log(1 + 64 * 7), rtol=1e-6)
+    assert np.isfinite(jax.tree.leaves(after.params)[0]).all()
+    with pytest.raises(ValueError, match="no map of the encoder; it has conv1, stem, stage1"):
+        build(loss="patches", patch_map="stage7")
+
+
+def test_pictures_on_one_channel_axis_are_views_by_threes():
+    view = recipe({"name": "simclr_crop_flip", "size": 8, "test_crop": 1.0})
+    network = cmc.make(
+        encoder=NETWORK,
+        tx=optax.sgd(0.1),
+        views=(view,),
+        run=RUN,
+        loss="in_batch",
+        graph="full",
+        out_dim=8,
+    )
+    batch = BATCH | {"image": np.concatenate([IMAGES, IMAGES[::-1], IMAGES], axis=-1)}
+    state = jax.jit(network.init)(jax.random.key(0), batch)
+    _, metrics = jax.jit(network.update)(state, batch, jax.random.key(1))
+    assert len(state.params) == 3 and metrics["chance"] == pytest.approx(6 * np.log(8), rel=1e-6)

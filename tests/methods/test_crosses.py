@@ -10,7 +10,7 @@ from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import from_parts
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.methods import byol, clae, hcl, imix, mochi, moco_v2, simclr_v1, temperature
+from cl_jax.methods import byol, clae, hcl, imix, invaspread, mochi, moco_v2, simclr_v1, temperature
 from cl_jax.views import make as view
 
 VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
@@ -192,3 +192,16 @@ def test_clae_without_weight_trains_its_base():
 def test_clae_refuses_a_queue():
     with pytest.raises(ValueError, match="a queue or a slow network"):
         clae_step(parts("moco"))
+
+
+def test_clae_over_the_authors_other_bases():
+    """The "plain" one is the temperature study's contrastive loss, "UEL" InvaSpread."""
+    plain = temperature.make(base=parts("simclr"), run=RUN, temperature=0.1)
+    spread = invaspread.parts(
+        encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, out_dim=8
+    )
+    for base in (plain, spread):
+        _, _, _, values = clae_step(base)
+        total = values["clean"] + values["adversarial"]
+        np.testing.assert_allclose(values["loss"], total, rtol=1e-6)
+        assert values["adversarial"] > 0.1

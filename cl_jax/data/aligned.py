@@ -1,0 +1,147 @@
+"""Your own folder of things that are each shown in several ways: RGB with depth, surface normals
+and segmentation, or one drawing in several styles."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cl_jax.data import images, listing
+from cl_jax.data.source import Splits, from_arrays, subset
+
+_SHOWN = 3
+
+
+def make(
+    *,
+    path: str,
+    shown: Sequence[str],
+    channels: Sequence[int] = (),
+    image_size: int = 64,
+    test_share: float = 0.2,
+    value_ranges: Mapping[str, Sequence[float]] | None = None,
+) -> Splits:
+    """PATH/NAME/[CLASS/]FILE for each NAME of `shown`; files of one path without its ending are one
+    example.
+
+    Fields: "image" uint8 [S, S, C], the pictures of an example one after the other on the channel
+    axis in the order of `shown`, so that one crop and one flip are of all of them, and
+    `method.channels` (CMC) takes them apart again. "label", int32, is the folder inside NAME, where
+    there are such folders, in alphabetic order.
+
+    Args:
+      path: the folder.
+      shown: names of folders in it: ("rgb", "depth", "normals").
+      channels: of each, 1 or 3; () for 3 of each. Depth and segmentation have 1.
+      image_size: S; the central square of each picture, resized.
+      test_share: of the examples, drawn by their names alone, so that more files change little.
+      value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255;
+        without, 0 to the largest number of the type.
+
+    All is held in memory: N * S * S * C bytes. Pictures are resized smoothly, the numbers of a
+    segmentation too; store segmentations as colours, or at the size that is asked for.
+
+    Raises:
+      ValueError: a folder that is missing, an example that one of them lacks, a file that cannot be
+        read, fewer than two examples.
+    """
+    if len(shown) < 2 or len(set(shown)) < len(shown):
+        raise ValueError(
+            f"data.shown={list(shown)}; expected the names of at least two folders in {path!r}, "
+            'each once, for instance ("rgb", "depth").'
+        )
+    sizes = tuple(channels) or (3,) * len(shown)
+    if len(sizes) != len(shown) or not set(sizes) <= {1, 3}:
+        raise ValueError(
+            f"data.channels={list(channels)} of data.shown={list(shown)}; expected 1 or 3 for each."
+        )
+    if not 0 < test_share < 1:
+        raise ValueError(f"data.test_share={test_share}; expected above 0 and below 1.")
+    root = Path(path).expanduser()
+    found = {name: _files(root, name) for name in shown}
+    names = _common(root, found)
+    ranges = value_ranges or {}
+    unknown = [name for name in ranges if name not in shown]
+    if unknown:
+        raise ValueError(
+            f"data.value_ranges has {', '.join(unknown)}; expected names of data.shown, "
+            f"{', '.join(shown)}."
+        )
+    planes = []
+    for name, count in zip(shown, sizes):
+        scale = None
+        if name in ranges:
+            low, high = ranges[name]
+            scale = images.Scale(float(low), float(high), True)
+        planes.append(
+            np.stack(
+                [
+                    images.decode(
+                        root / name / found[name][one],
+                        f"{name}/{found[name][one]}",
+                        image_size=image_size,
+                        channels=count,
+                        scale=scale,
+                    )
+                    for one in names
+                ]
+            )
+        )
+    arrays: dict[str, np.ndarray] = {"image": np.concatenate(planes, axis=-1)}
+    classes = sorted({one.rpartition("/")[0] for one in names})
+    counts = {}
+    if len(classes) > 1:
+        numbers = {name: number for number, name in enumerate(classes)}
+        arrays["label"] = np.array([numbers[one.rpartition("/")[0]] for one in names], np.int32)
+        counts["label"] = len(classes)
+    whole = from_arrays(root.name, arrays, counts)
+    test = _drawn(names, test_share)
+    return Splits(subset(whole, np.flatnonzero(~test)), subset(whole, np.flatnonzero(test)))
+
+
+def _files(root: Path, name: str) -> dict[str, str]:
+    """{path without its ending: path} of the pictures of one folder."""
+    folder = root / name
+    if not folder.is_dir():
+        there = sorted(one.name for one in root.iterdir() if one.is_dir()) if root.is_dir() else []
+        raise ValueError(
+            f"data.shown has {name!r}, and {os.fspath(root)!r} has no folder of that name; it has "
+            f"{', '.join(there) or 'none'}."
+        )
+    files = listing.of(folder).files
+    found = {file.rpartition(".")[0]: file for file in files}
+    if len(found) < len(files):
+        twice = next(file for file in files if found[file.rpartition(".")[0]] != file)
+        raise ValueError(
+            f"{name}/{twice} and {name}/{found[twice.rpartition('.')[0]]} differ in their ending "
+            "alone; expected one picture of each example in a folder."
+        )
+    return found
+
+
+def _common(root: Path, found: Mapping[str, Mapping[str, str]]) -> list[str]:
+    every = sorted(set().union(*found.values()))
+    for name, files in found.items():
+        lacking = [one for one in every if one not in files]
+        if lacking:
+            more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+            raise ValueError(
+                f"{root / name} has no picture of {', '.join(lacking[:_SHOWN])}{more}, which "
+                "another folder of data.shown has; expected the same paths in all of them."
+            )
+    if len(every) < 2:
+        raise ValueError(f"{root} has {len(every)} examples; expected at least two.")
+    return every
+
+
+def _drawn(names: Sequence[str], share: float) -> np.ndarray:
+    """[N] booleans, which examples are for the test: by a hash of each name, at least one and not
+    all."""
+
+    hashes = np.array([int(hashlib.sha256(one.encode()).hexdigest()[:12], 16) for one in names])
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    chosen = np.zeros(len(names), bool)
+    chosen[np.argsort(hashes, kind="stable")[:count]] = True
+    return chosen
