@@ -113,7 +113,7 @@ def run(
         except KeyboardInterrupt:
             return stopping.KILLED
         except Exception as error:
-            return _failed(error)
+            return failed(error)
     return 0
 
 
@@ -130,10 +130,13 @@ def _run(
 
     from cl_jax.core import parallel
     from cl_jax.training import fit, loop
+    from cl_jax.weights import importing
 
     config = _config(name, args.workdir, settings, args.stage)
     given = [key for key, _ in settings]
-    found = fit.fit(config, given, args.workdir) if name else []
+    found = (
+        [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
+    )
     if args.distributed:
         parallel.join()
         stop.join()
@@ -157,7 +160,7 @@ def _run(
             loop.train(stage_config, workdir, stop)
 
 
-def _failed(error: Exception) -> int:
+def failed(error: Exception) -> int:
     """Says what went wrong: one sentence of an expected mistake, a traceback of everything else.
     One of several processes also says which it is, and does not wait for the others to end."""
     jax = sys.modules.get("jax")
