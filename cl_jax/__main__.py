@@ -14,6 +14,7 @@ from cl_jax.core.names import nearest
 VERBS = {
     "train": ("cl_jax.tools.train", "train a config, or resume its run"),
     "eval": ("cl_jax.tools.evaluate", "evaluate a run"),
+    "export": ("cl_jax.tools.export", "write a run's encoder for another library"),
     "import": ("cl_jax.tools.import_", "make a run of weights of another library"),
     "plan": ("cl_jax.tools.plan", "memory, arithmetic and traffic of a run, before it runs"),
     "verify": ("cl_jax.tools.verify", "compare configs on 1, 2, 4 and 8 devices"),

@@ -34,8 +34,11 @@ def make(
 
     def features(params: Any, stats: Any, images: Any, train: bool) -> tuple[dict[str, Any], Any]:
         variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
+        found: Any
+        changed: Any
         if not train:
-            return {"h": encoder.apply(variables, images, train=False)["h"]}, stats
+            found = encoder.apply(variables, images, train=False)
+            return {"h": found["h"]}, stats
         found, changed = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
         return {"h": found["h"]}, {"encoder": changed.get("batch_stats", stats["encoder"])}
 

@@ -5,6 +5,7 @@ our network does not have (heads, momentum copies, optimiser) are left over; a t
 something else (grouped convolutions, register tokens) is refused.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -324,7 +325,7 @@ def _channels(trunk: Mapping[str, np.ndarray], dialect: Dialect) -> int:
 
 def encoder_of(section: Mapping[str, Any]) -> Any:
     """The module of a section that `read` made."""
-    make = {"resnet": resnet.make, "vit": vit.make}[section["name"]]
+    make: Any = {"resnet": resnet.make, "vit": vit.make}[section["name"]]
     return make(**{key: value for key, value in section.items() if key != "name"})
 
 
@@ -429,11 +430,12 @@ def put(state: State, found: Imported, path: str | Path) -> State:
     target = state.target
     if target is not None:
         held = replaced(target.params, found.params)
-        target = target.replace(
+        target = dataclasses.replace(
+            target,
             ema=target.ema._replace(ema=held),
             stats=replaced(target.stats, found.stats) if found.stats else target.stats,
         )
-    return state.replace(params=params, stats=stats, target=target)
+    return dataclasses.replace(state, params=params, stats=stats, target=target)
 
 
 def _fits(tree: Mapping[str, Any], ours: Tree) -> bool:
