@@ -27,6 +27,7 @@ from cl_jax.weights.names import DIALECTS, Dialect
 _EVALUATED = ("teacher", "encoder_q", "base_encoder", "online")
 _HELPERS = ("student", "encoder_k", "momentum", "target")
 _HARMLESS = re.compile(r"(num_batches_tracked|relative_position_index)$")
+_FOLDED = re.compile(r"(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")
 _SHOWN = 6
 Tree = dict[str, Any]
 
@@ -101,6 +102,7 @@ def read(path: str | Path, *, prefix: str | None = None, heads: int = 0) -> Impo
         key
         for key in weights.tensors
         if not _HARMLESS.search(key)
+        and not (key.startswith(chosen) and _FOLDED.search(key))
         and (not key.startswith(chosen) or key.removeprefix(chosen) not in used)
     )
     return Imported(

@@ -3,11 +3,13 @@ torchvision, timm and transformers are, writes vectors.npz. Weights are drawn by
 so that the file holds names, shapes and answers alone."""
 
 import json
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+EXTRA = {"ViTModel": {"add_pooling_layer": False}}
 FILE = Path(__file__).with_name("vectors.npz")
 
 
@@ -27,7 +29,7 @@ def images(size=64):
 
 
 def networks():
-    """{case: (module, images -> features)}."""
+    """{case: (module, output -> features)}."""
     import timm
     import torch
     import transformers
@@ -59,14 +61,40 @@ def networks():
     )
     dinov2 = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
     return {
-        "torchvision resnet": (basic, basic),
-        "torchvision bottlenecks": (deep, deep),
-        "torchvision vit": (theirs, theirs),
-        "timm vit": (scaled, scaled),
-        "huggingface resnet": (resnet, lambda x: resnet(x).pooler_output[:, :, 0, 0]),
-        "huggingface vit": (vit, lambda x: vit(x).last_hidden_state[:, 0]),
-        "huggingface dinov2": (dinov2, lambda x: dinov2(x).last_hidden_state[:, 0]),
+        "torchvision resnet": (basic, lambda y: y),
+        "torchvision bottlenecks": (deep, lambda y: y),
+        "torchvision vit": (theirs, lambda y: y),
+        "timm vit": (scaled, lambda y: y),
+        "huggingface resnet": (resnet, lambda y: y.pooler_output[:, :, 0, 0]),
+        "huggingface vit": (vit, lambda y: y.last_hidden_state[:, 0]),
+        "huggingface dinov2": (dinov2, lambda y: y.last_hidden_state[:, 0]),
     }
+
+
+def filled(network):
+    """(the network with drawn weights, {name in its file: shape}). transformers' names in a file
+    are others than those of its modules."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if not hasattr(network, "save_pretrained"):
+        tensors = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(drawn(name, tuple(tensor.shape))))
+        return network, {name: list(tensor.shape) for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        file = Path(folder) / "model.safetensors"
+        tensors = {k: v for k, v in load_file(file).items() if v.is_floating_point()}
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        save_file(
+            {name: torch.from_numpy(drawn(name, tuple(shape))) for name, shape in shapes.items()},
+            file,
+            {"format": "pt"},
+        )
+        return type(network).from_pretrained(
+            folder, **EXTRA.get(type(network).__name__, {})
+        ), shapes
 
 
 def main():
@@ -74,13 +102,11 @@ def main():
 
     found = {}
     for case, (network, answer) in networks().items():
-        tensors = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
-        for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(drawn(name, tuple(tensor.shape))))
+        network, shapes = filled(network)
         network.eval()
         with torch.no_grad():
-            found[case] = answer(torch.from_numpy(images()).permute(0, 3, 1, 2)).numpy()
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            images_ = torch.from_numpy(images()).permute(0, 3, 1, 2)
+            found[case] = answer(network(images_)).numpy()
         found[f"{case}/names"] = np.array(json.dumps(shapes))
     np.savez_compressed(FILE, **found)
 
