@@ -17,6 +17,8 @@ VERBS = {
     "embed": ("cl_jax.tools.embed", "features of a folder, with paths and labels, as a file"),
     "search": ("cl_jax.tools.search", "similar pictures, duplicates, clusters, outliers, a subset"),
     "label": ("cl_jax.tools.label", "label all pictures from a few, and say which to label next"),
+    "export": ("cl_jax.tools.export", "write a run's encoder for another library"),
+    "import": ("cl_jax.tools.import_", "make a run of weights of another library"),
     "plan": ("cl_jax.tools.plan", "memory, arithmetic and traffic of a run, before it runs"),
     "verify": ("cl_jax.tools.verify", "compare configs on 1, 2, 4 and 8 devices"),
     "replay": ("cl_jax.tools.replay", "run a step with a NaN again and find its first tensor"),

@@ -92,7 +92,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.generator.update(dict(widths=(64,) * 4, bottom=4, channels=3))
         config.encoder.discriminator.update(dict(widths=(64,) * 4, down=2))
         config.method.flip = 0.5
-        config.fit = True
+        config.fit, config.fit_epochs = True, config.total_epochs
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.views = ConfigDict()

@@ -130,10 +130,13 @@ def _run(
 
     from cl_jax.core import parallel
     from cl_jax.training import fit, loop
+    from cl_jax.weights import importing
 
     config = _config(name, args.workdir, settings, args.stage)
     given = [key for key, _ in settings]
-    found = fit.fit(config, given, args.workdir) if name else []
+    found = (
+        [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
+    )
     if args.distributed:
         parallel.join()
         stop.join()

@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
             # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else
             # log_steps
             dispatch_steps=0,
+            # weights of another library that the encoder starts from, and its kind and sizes with
+            # them: a file or a Hugging Face folder, see docs/guides/weights.md
+            init_from="",
             # a loss or gradient that is NaN or inf: "stop", "skip" the batch, or "ignore"
             nonfinite="stop",
             data=dict(name="scenes"),
@@ -152,8 +155,12 @@ def folder(config: ConfigDict, like: ConfigDict, size: int = 64) -> None:
     )
     if config.encoder.get("name") == "resnet":
         config.encoder.update(dict(depth=18, width=0.5, stem="imagenet"))
+    if config.optimizer.name == "adamw":  # the rates of the small network are too high for this one
+        config.optimizer.learning_rate = min(config.optimizer.learning_rate, 1e-3)
     config.views = photographs(like.views, size)
-    config.fit = True  # sizes that are not given follow from the data: `training.fit`
+    # sizes that are not given follow from the data, and epochs from these on `scenes`:
+    # `training.fit`
+    config.fit, config.fit_epochs = True, config.total_epochs
 
 
 def photographs(views: ConfigDict, size: int) -> ConfigDict:

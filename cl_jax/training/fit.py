@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs
+from cl_jax.training.checkpoint import flatten
 from cl_jax.training.workdir import path_of
 
 # The defaults of all methods are tuned on `scenes` of this many training images: as many views as
@@ -45,7 +46,12 @@ def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[s
     if not config.get("fit", False):
         return lines
     before = _before(config, workdir)
-    chosen = _sizes(config, survey.train, survey.classes)
+    planned = config.fit_epochs
+    chosen = _sizes(config, planned, survey.train, survey.classes)
+    if "total_epochs" in given:
+        chosen["total_epochs"] = config.total_epochs
+        chosen["evals.every_epochs"] = float(max(1, round(config.total_epochs / 4)))
+    chosen |= _warm_ups(config, chosen["total_epochs"] / planned)
     changed = []
     for key, value in chosen.items():
         if key in given or (key.startswith("stages.") and key.split(".", 2)[2] in given):
@@ -88,14 +94,17 @@ def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
     return {}
 
 
-def _sizes(config: ConfigDict, count: int, classes: Mapping[str, int]) -> dict[str, Any]:
-    """{key: value} of the settings that follow from the number of training images."""
+def _sizes(
+    config: ConfigDict, planned: float, count: int, classes: Mapping[str, int]
+) -> dict[str, Any]:
+    """{key: value} of the settings that follow from the number of training images. planned: epochs
+    of the method on `scenes`."""
     if count < LEAST:
         raise ConfigError(
             f"{config.data.path} has {count} training images; expected at least {LEAST}."
         )
     batch = min(max(_power_of_two(count // 8), BATCH[0]), BATCH[1])
-    seen = config.total_epochs * TUNED_ON
+    seen = planned * TUNED_ON
     epochs = float(min(max(round(seen / count), EPOCHS[0]), EPOCHS[1]))
     found: dict[str, Any] = {
         "batch_size": batch,
@@ -118,6 +127,17 @@ def _sizes(config: ConfigDict, count: int, classes: Mapping[str, int]) -> dict[s
             share = stage.get("data", {}).get("fraction", 1.0)
             labelled = max(int(share * count), 1)
             found[f"stages.{name}.batch_size"] = min(stage.batch_size, _power_of_two(labelled))
+    return found
+
+
+def _warm_ups(config: ConfigDict, longer: float) -> dict[str, Any]:
+    """Settings in epochs, of optimiser and method, in proportion to the epochs of the run."""
+    found: dict[str, Any] = {}
+    for name in ("optimizer", "method"):
+        for key, value in flatten(config[name].to_dict(), name).items():
+            if key.endswith("_epochs") and isinstance(value, int | float) and value > 0:
+                scaled = value * longer
+                found[key] = max(1, round(scaled)) if isinstance(value, int) else round(scaled, 2)
     return found
 
 

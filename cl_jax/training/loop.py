@@ -32,6 +32,7 @@ from cl_jax.training.experiment import (
 from cl_jax.training.stages import load, previous_stage, stages
 from cl_jax.training.steps import Stepper, stepper
 from cl_jax.training.stopping import Interrupted, Stop
+from cl_jax.weights import importing
 
 __all__ = [
     "Interrupted",
@@ -82,7 +83,7 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
     noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
     noted += fingerprint.check(workdir, config, built.data)
-    state = initial_state(built, config)
+    state = start_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
     start = 0 if restored is None else int(restored.step)
@@ -272,7 +273,7 @@ class Training:
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
         if self.baselines:  # as late as they are needed: training starts sooner
-            log.write(0, self.evaluation.baselines(initial_state(self.built, self.config)))
+            log.write(0, self.evaluation.baselines(start_state(self.built, self.config)))
             self.baselines = False
         log.write(step, self.evaluation.measure(state, final=step == self.last))
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
@@ -330,6 +331,13 @@ class Training:
             if row["step"] == step and not row.keys() & {"learning_rate", "skipped_steps"}:
                 return {name: row[name] for name in row if name not in ("step", "time")}
         return {}
+
+
+def start_state(built: Built, config: ConfigDict) -> State:
+    """The State of step 0, with the weights of `init_from` where the config has one."""
+    state = initial_state(built, config)
+    path = config.get("init_from", "")
+    return importing.start(state, path) if path else state
 
 
 def where_things_are(workdir: Path) -> str:

@@ -1,0 +1,242 @@
+"""Networks of other libraries: the answers that they gave, and files that are refused."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import save_file
+
+import cl_jax
+from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.method import State, Target
+from cl_jax.tools import import_
+from cl_jax.weights import files, importing, pickles
+from tests.weights import record
+
+VECTORS = np.load(record.FILE)
+CASES = sorted(name for name in VECTORS.files if not name.endswith("/names"))
+
+
+def tensors_of(case):
+    shapes = json.loads(str(VECTORS[f"{case}/names"]))
+    return {name: record.drawn(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def answer(found, images):
+    encoder = importing.encoder_of(found.section)
+    variables = {"params": found.params, "batch_stats": found.stats}
+    return jax.jit(lambda x: encoder.apply(variables, x, train=False)["h"])(images)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answers_are_those_of_the_library(case, tmp_path):
+    save_file(tensors_of(case), tmp_path / "model.safetensors")
+    found = importing.read(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(answer(found, record.images()), VECTORS[case], atol=2e-4, rtol=2e-4)
+    assert not found.missing
+    assert all("fc" in name or "mask" in name or "head" in name for name in found.left_over)
+
+
+# A state_dict as PyTorch writes it, without PyTorch --------------------------------------
+
+
+class _Storage:
+    def __init__(self, key, array):
+        self.key, self.array = key, array
+
+
+class _Named:
+    """Pickles as a call of a function of any module."""
+
+    def __init__(self, module, name, *args):
+        self.call = (module, name), args
+
+
+class _Writer(pickle._Pickler):
+    """The slow pickler, which writes a global that this machine does not have."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, _Named):
+            (module, name), args = obj.call
+            self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
+            if args:
+                self.save(args[0])
+                self.write(pickle.REDUCE)
+            return
+        super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj):
+        if isinstance(obj, _Storage):
+            return ("storage", _Named("torch", "FloatStorage"), obj.key, "cpu", obj.array.size)
+        return None
+
+
+def dumped(tree):
+    buffer = io.BytesIO()
+    _Writer(buffer, protocol=2).dump(tree)
+    return buffer.getvalue()
+
+
+def tensor(storage, shape=None, offset=0):
+    shape = storage.array.shape if shape is None else shape
+    strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+    args = (storage, offset, shape, strides, False, collections.OrderedDict())
+    return _Named("torch._utils", "_rebuild_tensor_v2", args)
+
+
+def write_pth(path, arrays, tree=None, old=False):
+    storages = {name: _Storage(str(i), array) for i, (name, array) in enumerate(arrays.items())}
+    tree = {"state_dict": {name: tensor(s) for name, s in storages.items()}, "epoch": 3} | (
+        tree or {}
+    )
+    if old:
+        body = b"".join(dumped(x) for x in (pickles.MAGIC, pickles.PROTOCOL, {}, tree))
+        body += dumped([s.key for s in storages.values()])
+        for s in storages.values():
+            body += struct.pack("<q", s.array.size) + s.array.tobytes()
+        path.write_bytes(body)
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", dumped(tree))
+        for s in storages.values():
+            archive.writestr(f"archive/data/{s.key}", s.array.tobytes())
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pytorch_file_is_read_without_pytorch(old, tmp_path):
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    more = {"args": _Named("argparse", "Namespace", ())}
+    write_pth(tmp_path / "x.pth", arrays, more, old)
+    found = files.read(tmp_path / "x.pth").tensors
+    assert list(found) == ["state_dict.a.weight"]
+    np.testing.assert_array_equal(found["state_dict.a.weight"], arrays["a.weight"])
+
+
+def test_of_two_copies_the_one_is_taken_that_its_method_evaluates(tmp_path):
+    once = tensors_of("torchvision resnet")
+    arrays = {f"module.encoder_k.{name}": 2 * value for name, value in once.items()}
+    arrays |= {f"module.encoder_q.{name}": value for name, value in once.items()}
+    arrays |= {"module.encoder_q.fc.weight": np.zeros((3, 512), np.float32)}
+    write_pth(tmp_path / "moco.pth", arrays)
+    found = importing.read(tmp_path / "moco.pth")
+    assert found.prefix == "state_dict.module.encoder_q."
+    kernel = once["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.params["stem_conv1"]["kernel"], kernel)
+    assert "state_dict.module.encoder_q.fc.weight" in found.left_over
+    other = importing.read(tmp_path / "moco.pth", prefix="state_dict.module.encoder_k.")
+    np.testing.assert_array_equal(other.params["stem_conv1"]["kernel"], 2 * kernel)
+    with pytest.raises(ConfigError, match="no network under 'z'"):
+        importing.read(tmp_path / "moco.pth", prefix="z")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "module, name", [("os", "system"), ("builtins", "eval"), ("torch.nn.modules", "Linear")]
+)
+def test_a_hostile_pickle_runs_nothing(module, name, old, tmp_path, capsys):
+    mark = tmp_path / "ran"
+    write_pth(tmp_path / "x.pth", {}, {"bad": _Named(module, name, (f"touch {mark}",))}, old)
+    assert import_.main([str(tmp_path / "x.pth"), f"--out={tmp_path}/run"]) == 1
+    said = capsys.readouterr().err
+    assert f"its pickle asks for {module}.{name}" in said and said.count("\n") == 1
+    assert not mark.exists() and not (tmp_path / "run").exists()
+
+
+def broken(case, path):
+    arrays = tensors_of("torchvision resnet")
+    if case == "cut":
+        write_pth(path, arrays)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif case == "beyond":
+        storage = _Storage("0", np.zeros(4, np.float32))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", dumped({"x": tensor(storage, (4,), 1)}))
+            archive.writestr("archive/data/0", storage.array.tobytes())
+    elif case == "safetensors":
+        save_file(arrays, path)
+        path.write_bytes(path.read_bytes()[:1000])
+    elif case == "noise":
+        path.write_bytes(np.random.default_rng(0).bytes(1000))
+    elif case == "missing":
+        save_file({k: v for k, v in arrays.items() if k != "layer3.0.bn1.bias"}, path)
+    elif case == "more":
+        save_file(arrays | {"layer3.0.se.fc1.weight": np.zeros((2, 2), np.float32)}, path)
+    elif case == "groups":
+        arrays["layer2.0.conv2.weight"] = arrays["layer2.0.conv2.weight"][:, :4].copy()
+        save_file(arrays, path)
+    elif case == "nan":
+        arrays["bn1.bias"][0] = np.nan
+        save_file(arrays, path)
+    elif case == "none":
+        save_file({"w": np.zeros((2, 2), np.float32)}, path)
+
+
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("cut", "Is it whole"),
+        ("beyond", "a view beyond its storage"),
+        ("safetensors", "Is it whole"),
+        ("noise", "neither safetensors nor a PyTorch checkpoint"),
+        ("missing", "stage3_block1/norm1/bias .layer3.0.bn1.bias there"),
+        ("more", "has layers that our resnet does not have: layer3.0.se.fc1.weight"),
+        ("groups", r"layer2.0.conv2.weight makes stage2_block1/conv2/kernel"),
+        ("nan", "bn1.bias holds NaN or inf"),
+        ("none", "holds no ResNet or ViT"),
+    ],
+)
+def test_files_that_are_refused(case, words, tmp_path):
+    broken(case, tmp_path / "x.bin")
+    with pytest.raises(ConfigError, match=words):
+        importing.read(tmp_path / "x.bin")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(NotFoundError, match="does not exist"):
+        importing.read(tmp_path / "x.pth")
+    with pytest.raises(NotFoundError, match=r"neither model.safetensors nor"):
+        importing.read(tmp_path)
+
+
+def test_networks_and_momentum_copies_start_from_the_file(tmp_path):
+    save_file(tensors_of("torchvision resnet"), tmp_path / "x.safetensors")
+    found = importing.read(tmp_path / "x.safetensors")
+    like = jax.tree.map(np.zeros_like, {"params": found.params, "stats": found.stats})
+    like = jax.tree.map(jax.numpy.asarray, like)
+    head = {"w": jax.numpy.ones(3)}
+    params = {"encoder": like["params"], "head": head}
+    target = Target(optax.EmaState(jax.numpy.zeros((), int), params), {"encoder": like["stats"]})
+    state = State(jax.numpy.zeros((), int), params, (), {"encoder": like["stats"]}, target)
+    after = importing.start(state, tmp_path / "x.safetensors")
+    for tree in (after.params, after.target.params):
+        np.testing.assert_array_equal(
+            tree["encoder"]["stem_conv1"]["kernel"], found.params["stem_conv1"]["kernel"]
+        )
+        np.testing.assert_array_equal(tree["head"]["w"], head["w"])
+    np.testing.assert_array_equal(
+        after.target.stats["encoder"]["stem_norm1"]["var"], found.stats["stem_norm1"]["var"]
+    )
+    with pytest.raises(ConfigError, match="no network of this method"):
+        importing.start(state.replace(params={"w": head["w"]}), tmp_path / "x.safetensors")
+
+
+def test_an_imported_run_is_read_like_a_trained_one(tmp_path, capsys):
+    case = "timm vit"
+    save_file(tensors_of(case), tmp_path / "x.safetensors")
+    out = tmp_path / "run"
+    assert not import_.main([str(tmp_path / "x.safetensors"), f"--out={out}"])
+    said = capsys.readouterr().out
+    assert "vit/timm" in said and "missing: nothing" in said and "64 pixels" in said
+    os.remove(tmp_path / "x.safetensors")
+    run = cl_jax.load(out)
+    images = np.random.default_rng(0).integers(0, 256, (3, 73, 73, 3), np.uint8)
+    assert run.embed(images)["h"].shape == (3, 64)
+    assert import_.main([str(out), f"--out={out}"]) == 1
