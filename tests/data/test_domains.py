@@ -22,7 +22,7 @@ def test_each_target_image_has_a_source_image_beside_it():
 
 def test_domains_that_are_none():
     digits = dict(name="digits")
-    with pytest.raises(ValueError, match="the source section is {}; expected the name"):
+    with pytest.raises(ValueError, match=r"the source section is \{\}; expected the name"):
         domains.make(source={}, target=digits)
     with pytest.raises(ValueError, match="the target name='nothing' is no data source"):
         domains.make(source=digits, target=dict(name="nothing"))

@@ -92,7 +92,7 @@ def test_clusters_come_from_the_memory_and_the_first_threshold_stays(stepped):
 
 def test_equal_images_are_found(stepped):
     """Three heaps of eight rows each."""
-    method, _, state, *_ = stepped
+    _, _, state, *_ = stepped
     rows = np.asarray(state.memory.hybrid.rows).copy()
     rows[3:] = np.eye(rows.shape[1])[LABELS] + 1e-3 * RNG.normal(size=(24, rows.shape[1]))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -115,7 +115,7 @@ def test_the_order_keeps_images_of_a_label_together():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="Use data.name='domains'"):
+    with pytest.raises(ValueError, match=r"Use data\.name='domains'"):
         build(run=RUN._replace(sizes={"label": 3}))
     with pytest.raises(ValueError, match="expected 0 <= eps_gap < eps"):
         build(eps_gap=0.7)
