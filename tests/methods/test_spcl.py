@@ -2,6 +2,7 @@
 order."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -78,8 +79,9 @@ def test_domains_have_norms_of_their_own(stepped):
     _, _, state, *_ = stepped
     source, target = (jax.tree.leaves(state.stats[name]) for name in ("source", "target"))
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(source, target))
-    assert set(state.params["source_norms"]) < set(state.params["network"]) | {"encoder"}
-    shared = build(domain_norm=False).init(jax.random.key(0), batch_of(range(8)))
+    named = jax.tree_util.tree_leaves_with_path(state.params["source_norms"])
+    assert {path[-1].key for path, _ in named} == {"scale", "bias"}
+    shared = jax.eval_shape(build(domain_norm=False).init, jax.random.key(0), batch_of(range(8)))
     assert set(shared.params) == {"network"} and set(shared.stats) == {"target"}
 
 
@@ -96,8 +98,8 @@ def test_equal_images_are_found(stepped):
     rows = np.asarray(state.memory.hybrid.rows).copy()
     rows[3:] = np.eye(rows.shape[1])[LABELS] + 1e-3 * RNG.normal(size=(24, rows.shape[1]))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    held = state.memory.hybrid._replace(rows=rows)
-    memory = state.memory._replace(hybrid=held, threshold=np.float32(np.nan))
+    held = state.memory.hybrid._replace(rows=jnp.asarray(rows, jnp.float32))
+    memory = state.memory._replace(hybrid=held, threshold=jnp.float32(jnp.nan))
     after = build(k1=8).refresh(state.replace(memory=memory), None, 1)
     assert after.memory.clusters == 3 and after.memory.clustered == 1
     found = np.asarray(after.memory.hybrid.labels[3:])
