@@ -54,8 +54,11 @@ RANGES = (
     Range(r"^log_steps$", 1),
     Range(r"_epochs$|_steps$|^every_epochs$|^milestones_epochs$", 0),
     Range(r"^fraction$", 0, 1, open_low=True),
+    Range(r"^imbalance$", 1),
     Range(r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$", 0, 1),
-    Range(r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|hard|pairs|query)", 0),
+    Range(
+        r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|positives|hard|pairs|query)", 0
+    ),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
     Range(r"^(width|stem_width|scale)$", 0, open_low=True),

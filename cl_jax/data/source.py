@@ -242,11 +242,8 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
         )
     if share == 1:
         return source
-    check_seed(seed)
     labels = labels_of(source, label)
-    shuffled = np.argsort(
-        np.random.Philox(key=[seed, 2**63]).random_raw(len(labels)), kind="stable"
-    )
+    shuffled = _shuffled(len(labels), seed)
     chosen: list[np.ndarray] = []
     for value in np.unique(labels[labels >= 0]):
         of_class = shuffled[labels[shuffled] == value]
@@ -258,3 +255,46 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
     return dataclasses.replace(
         subset(source, np.sort(np.concatenate(chosen))), name=f"{source.name}@{share:g}"
     )
+
+
+def long_tailed(source: Source, imbalance: float, *, seed: int, label: str = "label") -> Source:
+    """The source with classes made rare one after the other; the source itself for an imbalance
+    of 1.
+
+    Class c of C keeps m * imbalance^(-c / (C - 1)) examples, rounded down, where m is the mean
+    number of examples of a class: the first class keeps m of them, the last one m / imbalance, and
+    each at least one and at most what it has. It is the profile of long-tailed CIFAR (Cui et al.
+    2019, arXiv 1901.05555).
+
+    The choice depends on the seed and the labels alone, and a larger imbalance is contained in a
+    smaller one. Examples without a label (a negative one) are left out.
+
+    Raises:
+      ValueError: an imbalance below 1, a source without that label or with one class.
+    """
+    if not imbalance >= 1:
+        raise ValueError(
+            f"imbalance is {imbalance}; expected at least 1, how many times the first class is as "
+            "frequent as the last one."
+        )
+    if imbalance == 1:
+        return source
+    labels, classes = labels_of(source, label), source.sizes[label]
+    known = labels[labels >= 0]
+    if classes < 2 or not len(known):
+        raise ValueError(
+            f"{source.name} has {classes} classes and {len(known)} examples with a {label!r}; "
+            "expected several classes with examples to make some of them rare."
+        )
+    share = imbalance ** (-np.arange(classes) / (classes - 1))
+    counts = np.maximum(1, np.floor(len(known) / classes * share + 1e-9)).astype(int)
+    shuffled = _shuffled(len(labels), seed)
+    chosen = [shuffled[labels[shuffled] == c][: counts[c]] for c in range(classes)]
+    return dataclasses.replace(
+        subset(source, np.sort(np.concatenate(chosen))), name=f"{source.name}/{imbalance:g}"
+    )
+
+
+def _shuffled(size: int, seed: int) -> np.ndarray:
+    check_seed(seed)
+    return np.argsort(np.random.Philox(key=[seed, 2**63]).random_raw(size), kind="stable")

@@ -20,6 +20,8 @@ def make(
     starts: int = 10,
     feature: str = "",
     label: str = "label",
+    argmax: bool = False,
+    figure: str = "clustering",
     when: str = "always",
 ) -> Evaluator:
     """ "clustering/accuracy", "clustering/nmi" and "clustering/ari" of k-means clusters of the test
@@ -27,16 +29,19 @@ def make(
 
     clusters: how many; 0: as many as there are classes. normalise, starts: see `kmeans_agreement`.
     feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
-    left out. when: see `Evaluator`.
+    left out. argmax: the feature says the clusters itself, an example's is its largest column; no
+    k-means. figure: the name of its figures, for a second one beside it. when: see `Evaluator`.
     """
     check_count(starts=starts)
-    figures = [f"clustering/{name}" for name in Agreement._fields]
+    figures = [f"{figure}/{name}" for name in Agreement._fields]
 
     def measure(given: Given) -> dict[str, float]:
         truth = labels_of(given.data.test, label)
         x = given.features(given.data.test, feature)[truth >= 0]
         if not np.isfinite(x).all():
             return dict.fromkeys(figures, float("nan"))
+        if argmax:
+            return dict(zip(figures, agreement(np.argmax(x, axis=1), truth[truth >= 0])))
         found = kmeans_agreement(
             x,
             truth[truth >= 0],

@@ -22,7 +22,7 @@ from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
-from cl_jax.data.source import Splits, fraction, labels_of
+from cl_jax.data.source import Splits, fraction, labels_of, long_tailed
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
@@ -42,12 +42,20 @@ class Built(NamedTuple):
 
 
 def load_data(config: ConfigDict) -> Splits:
-    """The config's data, with `fraction` of the training labels when the section asks for it."""
+    """The config's data: of the training part the `fraction` that the section asks for, and that
+    long-tailed where it says an `imbalance`; the part before that is `more["balanced"]`."""
     section = dict(config.data)
-    share = section.pop("fraction", 1.0)
+    share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
     settings.check_value("data.fraction", share, float)
+    settings.check_value("data.imbalance", imbalance, float)
     splits: Splits = _call("cl_jax.data", section)
-    return splits._replace(train=fraction(splits.train, share, seed=config.seed))
+    train = fraction(splits.train, share, seed=config.seed)
+    if imbalance == 1:
+        return splits._replace(train=train)
+    return splits._replace(
+        train=long_tailed(train, imbalance, seed=config.seed),
+        more={**splits.more, "balanced": train},
+    )
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:

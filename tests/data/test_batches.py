@@ -16,7 +16,15 @@ from cl_jax.data.batches import (
     sequential,
     steps_per_epoch,
 )
-from cl_jax.data.source import Source, fraction, from_arrays, labels_of, subset, with_channels
+from cl_jax.data.source import (
+    Source,
+    fraction,
+    from_arrays,
+    labels_of,
+    long_tailed,
+    subset,
+    with_channels,
+)
 
 
 def arrays_of(size):
@@ -304,6 +312,29 @@ def test_subset_keeps_the_order_asked_for(make):
     np.testing.assert_array_equal(labels_of(part), [1, 2, 2])
     with pytest.raises(ValueError, match="from 0 to 9"):
         subset(make(10), [10])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_a_long_tail_falls_by_one_factor_from_class_to_class(make):
+    source = make(120)
+    found = {ratio: long_tailed(source, ratio, seed=4) for ratio in (4, 16, 1000)}
+    counts = {ratio: np.bincount(labels_of(one)).tolist() for ratio, one in found.items()}
+    assert counts == {4: [40, 20, 10], 16: [40, 10, 2], 1000: [40, 1, 1]}
+
+    def pixels(s):
+        return {int(s.read(i)["image"][0, 0, 0]) for i in range(s.size)}
+
+    assert pixels(found[16]) < pixels(found[4])
+    assert pixels(found[4]) != pixels(long_tailed(source, 4, seed=5))
+    assert long_tailed(source, 1, seed=4) is source
+
+
+def test_long_tails_that_cannot_be_made():
+    with pytest.raises(ValueError, match=r"imbalance is 0\.5; expected at least 1"):
+        long_tailed(in_memory(9), 0.5, seed=0)
+    one = from_arrays("one", arrays_of(9) | {"label": np.zeros(9, np.int32)}, {"label": 1})
+    with pytest.raises(ValueError, match="one has 1 classes"):
+        long_tailed(one, 10, seed=0)
 
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])

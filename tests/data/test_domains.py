@@ -1,0 +1,45 @@
+"""Two domains side by side, and printed digits."""
+
+import numpy as np
+import pytest
+
+from cl_jax.data import domains, glyphs
+
+
+def test_each_target_image_has_a_source_image_beside_it():
+    source = dict(name="glyphs", train_size=20, test_size=10)
+    made = domains.make(source=source, target=dict(name="digits"), image_size=12)
+    arrays = made.train.arrays
+    assert arrays["image"].shape == arrays["image_source"].shape == (1438, 12, 12, 1)
+    assert made.train.sizes == {"label": 10, "label_source": 10}
+    assert set(made.test.arrays) == {"image", "label"}
+    given = glyphs.make(train_size=20, test_size=10, image_size=16).train
+    counts = np.bincount(arrays["label_source"])
+    np.testing.assert_allclose(counts, 1438 * np.bincount(given.arrays["label"]) / 20, atol=2)
+    colour = domains.make(source=source, target=source, image_size=12, channels=3)
+    assert colour.train.arrays["image"].shape[-1] == 3
+
+
+def test_domains_that_are_none():
+    digits = dict(name="digits")
+    with pytest.raises(ValueError, match=r"the source section is \{\}; expected the name"):
+        domains.make(source={}, target=digits)
+    with pytest.raises(ValueError, match="the target name='nothing' is no data source"):
+        domains.make(source=digits, target=dict(name="nothing"))
+    with pytest.raises(ValueError, match="channels=2"):
+        domains.make(source=digits, target=digits, channels=2)
+
+
+def test_glyphs_are_upright_digits_inside_their_square():
+    train, test = glyphs.make(train_size=200, test_size=30, rotation=0.0, slant=0.0)[:2]
+    np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [20] * 10)
+    assert test.size == 30 and train.sizes == {"label": 10, "font": len(glyphs.FONTS)}
+    ink = train.arrays["image"][..., 0] > 60
+    rows = ink.any(2).sum(1)
+    assert (rows >= 10).all() and (rows <= 16).all()
+    # a 7 has its bar above, an 8 is as heavy above as below
+    heavy = ink[:, :8].sum((1, 2)) / ink.sum((1, 2))
+    label = train.arrays["label"]
+    assert heavy[label == 7].mean() > heavy[label == 8].mean()
+    again = glyphs.make(train_size=200, test_size=30, rotation=0.0, slant=0.0).train
+    np.testing.assert_array_equal(train.arrays["image"], again.arrays["image"])

@@ -1,0 +1,73 @@
+"""What is KCL's own: how many positives a query has, and labels that move through the queue."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.core.method import Run
+from cl_jax.encoders.resnet import ResNet
+from cl_jax.methods import kcl
+from cl_jax.views import make as recipe
+
+RUN = Run(None, 8, 32, 4, 8, {"label": 2})
+VIEWS = (recipe({"name": "crop_flip", "size": 8}),) * 2
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, -1], np.int32)
+BATCH = {"image": IMAGES, "label": LABELS, "id": np.arange(8, dtype=np.int32)}
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", splits=2)
+
+
+def build(**settings):
+    settings = dict(num_positives=3, queue_size=12, out_dim=8, momentum=0.9) | settings
+    return kcl.make(encoder=NETWORK, tx=optax.sgd(0.1), views=VIEWS, run=RUN, **settings)
+
+
+@pytest.fixture(scope="module")
+def two_steps():
+    method = build()
+    update = jax.jit(method.update)
+    first = jax.device_put(jax.jit(method.init)(jax.random.key(0), BATCH), jax.devices()[0])
+    one, before = update(first, BATCH, jax.random.key(1))
+    two, after = update(one, BATCH, jax.random.key(2))
+    return first, one, two, before, after
+
+
+def test_labels_enter_the_queue_with_their_keys(two_steps):
+    first, one, two, *_ = two_steps
+    assert (np.asarray(first.memory.rows["label"]) == -1).all()
+    np.testing.assert_array_equal(one.memory.rows["label"][:8], LABELS)
+    np.testing.assert_array_equal(
+        two.memory.rows["label"], np.r_[LABELS[4:], LABELS[4:], LABELS[:4]]
+    )
+    assert int(one.memory.filled) == 8 and int(two.memory.pointer) == 4
+
+
+def test_a_query_has_as_many_positives_in_a_frequent_class_as_in_a_rare_one(two_steps):
+    """Three of the five keys of class 0, the two that there are of class 1, none without a
+    label."""
+    *_, before, after = two_steps
+    assert before["positives"] == 1
+    np.testing.assert_allclose(after["positives"], 1 + (5 * 3 + 2 * 2) / 8)
+
+
+def test_the_arms_of_the_study_are_counts_of_positives(two_steps):
+    """With none the loss is MoCo's."""
+    _, one, *_ = two_steps
+    counts = {}
+    for count in (0, None):
+        method = build(num_positives=count)
+        counts[count] = jax.jit(method.update)(one, BATCH, jax.random.key(2))[1]
+    assert counts[0]["positives"] == 1
+    np.testing.assert_allclose(counts[None]["positives"], 1 + (5 * 5 + 2 * 2) / 8)
+    assert jnp.isfinite(counts[0]["loss"]) and counts[0]["loss"] != counts[None]["loss"]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="reads the label 'kind', which the data lack"):
+        build(label="kind")
+    with pytest.raises(ValueError, match="has 1 views"):
+        kcl.make(encoder=NETWORK, tx=optax.sgd(0.1), views=VIEWS[:1], run=RUN)
+    with pytest.raises(ValueError, match="queue_size=33"):
+        build(queue_size=33)
