@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
@@ -84,6 +85,38 @@ def test_one_unit_of_all_stages_is_simclr_and_statistics_move_once():
         np.testing.assert_allclose(x, y, atol=1e-6)
     for x, y in zip(*map(jax.tree.leaves, (moved.stats["encoder"], after.stats["encoder"]))):
         np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.slow  # compiles seven programs
+def test_a_unit_by_itself_needs_less_memory_than_the_network_end_to_end():
+    """Temporaries of the gradient of one unit's loss, given the map below it, as XLA compiled it."""
+    network = ResNet(depth=10, width=0.25, stem="cifar")
+    images = jax.ShapeDtypeStruct((128, 16, 16, 3), jnp.float32)
+    maps, variables = jax.eval_shape(
+        lambda x: network.init_with_output(jax.random.key(0), x, train=True), images
+    )
+    below = [images, *(maps[f"stage{stage}"] for stage in (1, 2, 3))]
+
+    def temporaries(first, last):
+        def value(params, stats, x):
+            named, _ = network.apply(
+                {"params": params, "batch_stats": stats},
+                x,
+                train=True,
+                span=(first, last),
+                mutable=["batch_stats"],
+            )
+            return losses.nt_xent(*jnp.split(named["h"], 2), temperature=0.2)
+
+        lowered = jax.jit(jax.grad(value)).lower(
+            variables["params"], variables["batch_stats"], below[first]
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+    found = {span: [temporaries(*unit) for unit in loco.local_units(4, span)] for span in (1, 2, 4)}
+    print(found)
+    (whole,) = found[4]
+    assert max(found[2]) < whole and max(found[1]) < max(found[2])
 
 
 def test_settings_that_cannot_be():
