@@ -23,7 +23,8 @@ Differences from the paper (no code was released):
   - The settings of `imagenet100` are from descriptions of the paper and were not run.
 
 Command: python -m cl_jax.main --config=configs/looc.py --workdir=runs/looc
-Reached: see docs/results.md.
+Reached: on `scenes` after eight epochs, logistic regressions on the heads' hidden layers: which
+  way up 55.9 %, the digit's colour 99.3 %; `looc:invariant` 43.7 and 84.8 %.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""InfoMin: the generator ascends what the networks descend, and its flow keeps volumes."""
+"""InfoMin: the generator ascends what the networks descend."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.pixel_map import PixelMap
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import infomin
 from cl_jax.views import make as recipe
@@ -73,25 +72,6 @@ def test_labelled_examples_are_the_share_of_the_ids_and_the_same_in_any_batch():
     np.testing.assert_array_equal(infomin.chosen(ids[::-1], 0.1)[::-1], some)
 
 
-def test_flow_starts_as_the_identity_and_keeps_volumes():
-    flow = PixelMap("flow", layers=4, width=5)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 3))
-    variables = flow.init(jax.random.key(1), x)
-    np.testing.assert_allclose(flow.apply(variables, x), x, atol=1e-6)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    variables = jax.tree.unflatten(
-        tree, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves)]
-    )
-
-    def pixel(p):
-        return flow.apply(variables, p[None, None, None])[0, 0, 0]
-
-    jacobians = jax.vmap(jax.jacfwd(pixel))(x.reshape(-1, 3))
-    np.testing.assert_allclose(np.abs(np.linalg.det(jacobians)), 1, rtol=1e-3)
-    assert np.abs(np.asarray(jacobians) - np.eye(3)).max() > 0.5
-
-
 def test_settings_that_cannot_be():
     tx = optax.sgd(0.1)
     with pytest.raises(ValueError, match="splits one view into two; the config has 2"):
@@ -100,5 +80,3 @@ def test_settings_that_cannot_be():
         infomin.make(tx=tx, labelled=2.0, **SHARED)
     with pytest.raises(ValueError, match="needs the label 'digit'; the data have label"):
         infomin.make(tx=tx, labelled=0.5, label="digit", **SHARED)
-    with pytest.raises(ValueError, match="expected one of flow, convolutions"):
-        PixelMap("affine").init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))

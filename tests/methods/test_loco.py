@@ -89,7 +89,7 @@ def test_one_unit_of_all_stages_is_simclr_and_statistics_move_once():
 
 @pytest.mark.slow  # compiles seven programs
 def test_a_unit_by_itself_needs_less_memory_than_the_network_end_to_end():
-    """Temporaries of the gradient of one unit's loss, given the map below it, as XLA compiled it."""
+    """Temporaries of the gradient of one unit's loss, given the map below it, by XLA's account."""
     network = ResNet(depth=10, width=0.25, stem="cifar")
     images = jax.ShapeDtypeStruct((128, 16, 16, 3), jnp.float32)
     maps, variables = jax.eval_shape(

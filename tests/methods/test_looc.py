@@ -7,9 +7,7 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.data.source import from_arrays
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.evals import rotation
 from cl_jax.losses.spaces import leave_one_out
 from cl_jax.methods import looc, moco_v2
 from cl_jax.views import make as recipe
@@ -79,11 +77,3 @@ def test_settings_that_cannot_be():
         looc.make(views=(VIEW, VIEW), **SHARED)
     with pytest.raises(ValueError, match="quarter_turns=True"):
         looc.make(views=(recipe({"name": "moco_cifar", "size": 8}),), **SHARED)
-
-
-def test_the_rotation_probe_turns_images_and_refuses_oblong_ones():
-    source = from_arrays("some", {"image": IMAGES}, {})
-    seen = rotation.turned(source, np.arange(8) % 4)
-    np.testing.assert_array_equal(seen.read(5)["image"], np.rot90(IMAGES[5], 1))
-    with pytest.raises(ValueError, match="8x6; the rotation probe needs square"):
-        rotation.turned(from_arrays("some", {"image": IMAGES[:, :, :6]}, {}), np.zeros(8, int))
