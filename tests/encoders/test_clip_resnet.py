@@ -1,0 +1,51 @@
+"""CLIP's ResNet: the authors' number of parameters, what the pool is, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cl_jax.encoders import clip_resnet
+
+
+def test_parameters_are_as_many_as_the_authors():
+    """RN50's image encoder: the 102,007,137 of the whole less the text's 63,690,241."""
+    model = clip_resnet.make()
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
+    )
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 38_316_896
+
+
+def test_the_pool_is_attention_of_the_mean():
+    pool = clip_resnet.AttentionPool(out_dim=3, heads=2)
+    x = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
+    variables = pool.init(jax.random.key(1), x)
+    p = jax.tree.map(np.asarray, variables["params"])
+    places = np.asarray(x).reshape(2, 6, 4)
+    tokens = np.concatenate([places.mean(1, keepdims=True), places], 1) + p["positions"]
+    q, k, v = (tokens @ p[n]["kernel"] + p[n]["bias"] for n in ("query", "key", "value"))
+    out = np.zeros((2, 4))
+    for h in (slice(0, 2), slice(2, 4)):
+        scores = np.einsum("bd,bsd->bs", q[:, 0, h], k[:, :, h]) / np.sqrt(2)
+        weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        out[:, h] = np.einsum("bs,bsd->bd", weights, v[:, :, h])
+    expected = out @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(pool.apply(variables, x), expected, rtol=2e-4, atol=1e-5)
+
+
+def test_shapes_and_errors():
+    model = clip_resnet.make(blocks=(1, 1, 1, 1), width=2, out_dim=5, heads=2)
+    out = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 32, 3)), train=True)[0]
+    )
+    assert out["h"].shape == (2, 5) and out["stage4"].shape == (2, 2, 1, 64)
+    with pytest.raises(ValueError, match="at least 32"):
+        model.init(jax.random.key(0), jnp.zeros((2, 16, 16, 3)), train=True)
+    for settings, text in (
+        (dict(variant="18"), "variant '18'"),
+        (dict(blocks=(1, 1)), "expected four numbers"),
+        (dict(heads=7), "heads=7"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            clip_resnet.make(**settings)

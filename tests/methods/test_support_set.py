@@ -1,0 +1,116 @@
+"""Support sets: what a sentence is written from, the losses, gradients, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax.core.method import Run
+from cl_jax.encoders import conv, gru, transformer
+from cl_jax.methods import support_set
+from cl_jax.views import clip, tokens
+
+RUN = Run(None, 4, 16, 4, 8, {"tokens": 12})
+VIEWS = (
+    clip.make(size=8, flip=0.0, test_crop=1.0, crop="none", mean=None, std=None),
+    tokens.make(),
+)
+RNG = np.random.default_rng(0)
+BATCH = {
+    "clip": RNG.integers(0, 256, (4, 2, 8, 8, 3), np.uint8),
+    "tokens": np.array([[2, 5, 6, 3, 0], [2, 7, 8, 9, 3], [2, 5, 3, 0, 0], [2, 9, 3, 0, 0]]),
+    "id": np.array([3, 1, 14, 9], np.int32),
+}
+WORDS = dict(vocab_size=12, length=5, width=8, depth=1, heads=2, style="pre_norm", dropout=0.0)
+ENCODER = {
+    "frame": conv.ConvNet([(4, 4, 4, 0, False)]),
+    "time": gru.make(width=5),
+    "text": transformer.make(**WORDS),
+    "decoder": transformer.make(**WORDS, causal=True, cross=True),
+}
+
+
+def build(**settings):
+    settings = {"encoder": ENCODER, "views": VIEWS, "run": RUN, "out_dim": 6} | settings
+    return support_set.make(tx=optax.sgd(0.1), **settings)
+
+
+@pytest.fixture(scope="module")
+def started():
+    method = build()
+    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    return method, state, jax.jit(method.update)
+
+
+def test_a_sentence_is_written_from_the_other_clips(started):
+    """The loss by hand: attention over the others at .1, the mean log likelihood of tokens."""
+    method, state, update = started
+    after, metrics = update(state, BATCH, jax.random.key(5))
+    (inputs,) = method.views({k: jnp.asarray(v) for k, v in BATCH.items()}, jax.random.key(5))
+    z, _ = jax.jit(method.features, static_argnums=3)(state.params, state.stats, inputs, True)
+    t, v = (np.asarray(z[name], np.float64) for name in ("text_z", "video_z"))
+    weights = np.exp(t @ v.T / 0.1) * (1 - np.eye(4))
+    weights /= weights.sum(1, keepdims=True)
+    network = support_set.Network(**ENCODER, out_dim=6)
+    logits = network.apply(
+        {"params": state.params},
+        jnp.asarray(BATCH["tokens"]),
+        jnp.asarray(weights @ v, jnp.float32),
+        False,
+        None,
+        method=support_set.Network.write,
+    )
+    likelihood = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+    caption = -np.mean(
+        [
+            np.mean([likelihood[i, k - 1, row[k]] for k in range(1, 5) if row[k]])
+            for i, row in enumerate(BATCH["tokens"])
+        ]
+    )
+    np.testing.assert_allclose(metrics["caption"], caption, rtol=1e-4)
+    own = np.sum(t * v, 1)
+    ranking = sum(
+        np.mean(
+            [max(max(0.0, 0.2 + s[i, j] - own[i]) for j in range(4) if j != i) for i in range(4)]
+        )
+        for s in (t @ v.T, v @ t.T)
+    )
+    np.testing.assert_allclose(metrics["ranking"], ranking, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], ranking + 10 * caption, rtol=1e-4)
+    np.testing.assert_allclose(metrics["chance"], 0.4 + 10 * np.log(12), rtol=1e-6)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params, state.params)
+    assert {name for name, part in moved.items() if max(jax.tree.leaves(part)) > 0} == set(moved)
+
+
+def test_a_clip_of_the_same_film_is_left_out(started):
+    """Of two films of two clips each, a sentence is written from the other film alone."""
+    _, state, update = started
+    films = BATCH | {"video": np.array([0, 0, 1, 1], np.int32)}
+    _, metrics = update(state, films, jax.random.key(5))
+    assert 0 < float(metrics["attention_entropy"]) <= np.log(2) + 1e-6
+    alone = BATCH | {"video": np.zeros(4, np.int32)}
+    _, metrics = update(state, alone, jax.random.key(5))
+    assert float(metrics["attention_entropy"]) == 0 and np.isfinite(metrics["loss"])
+
+
+def test_score_is_of_the_clip_itself_and_text_alone_can_be_encoded(started):
+    method, state, _ = started
+    score = jax.jit(method.functions["score"])(state, BATCH)
+    assert score.shape == (4,) and (np.asarray(score) < 0).all()
+    text = {name: BATCH[name] for name in ("tokens", "id")}
+    assert set(jax.jit(method.encode)(state, text)) == {"text_h", "text_z"}
+
+
+def test_errors_say_what_was_expected():
+    plain = transformer.make(**WORDS)
+    for settings, text in (
+        (dict(encoder=plain), "sections frame, time, text, decoder; it has a single network"),
+        (dict(encoder=ENCODER | {"decoder": plain}), "a transformer that writes"),
+        (dict(views=VIEWS[:1]), "has 1 views"),
+        (dict(support="all"), "support='all'"),
+        (dict(ranking="all"), "ranking='all'"),
+        (dict(run=RUN._replace(batch_size=1)), "2 or more"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            build(**settings)
