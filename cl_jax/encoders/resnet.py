@@ -172,6 +172,10 @@ class ResNet(nn.Module):
       axis_name, splits: of every batch norm.
       for_cpu: on a CPU, convolutions in forms that are faster there; see
         `cl_jax.encoders.convolve`.
+
+    `span=(first, last)` in the call runs those stages alone, counted from 0, the first with the
+    stem, on the map that the stage before put out: for gradients that stay in a part of the
+    network. The dict then has what those stages make, "h" the mean of the last one's map.
     """
 
     depth: int = 50
@@ -189,7 +193,9 @@ class ResNet(nn.Module):
     for_cpu: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, span: tuple[int, int] | None = None
+    ) -> dict[str, jax.Array]:
         check_real(x=x)
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}; ResNet expects images [B, H, W, C].")
@@ -220,15 +226,24 @@ class ResNet(nn.Module):
             x = x.astype(self.dtype)
 
         features = {}
-        stem_width = self._channels(64) if self.stem_width is None else self.stem_width
-        for i, (width, size, strides) in enumerate(self._stem(stem_width), start=1):
-            x = conv(width, size, strides, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
-        features["conv1"] = x
-        if self.stem == "imagenet":
-            x = max_pool(x, (3, 3), (2, 2), "SAME" if variant.same_pool else ((1, 1), (1, 1)))
-        features["stem"] = x
+        first, last = (0, len(blocks) - 1) if span is None else span
+        if not 0 <= first <= last < len(blocks):
+            raise ValueError(
+                f"span is {span} with {len(blocks)} stages; expected 0 <= first <= last < "
+                f"{len(blocks)}."
+            )
+        if first == 0:
+            stem_width = self._channels(64) if self.stem_width is None else self.stem_width
+            for i, (width, size, strides) in enumerate(self._stem(stem_width), start=1):
+                x = conv(width, size, strides, name=f"stem_conv{i}")(x)
+                x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
+            features["conv1"] = x
+            if self.stem == "imagenet":
+                x = max_pool(x, (3, 3), (2, 2), "SAME" if variant.same_pool else ((1, 1), (1, 1)))
+            features["stem"] = x
         for stage, count in enumerate(blocks, start=1):
+            if not first <= stage - 1 <= last:
+                continue
             width = self._channels(64 * 2 ** (stage - 1))
             for i in range(1, count + 1):
                 strides = 2 if i == 1 and stage > 1 else 1
@@ -247,6 +262,10 @@ class ResNet(nn.Module):
             features[f"stage{stage}"] = x
         features["h"] = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return features
+
+    @property
+    def num_stages(self) -> int:
+        return len(self._blocks()[0])
 
     def _blocks(self) -> tuple[tuple[int, ...], bool]:
         if self.blocks is not None:

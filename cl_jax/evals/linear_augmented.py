@@ -64,7 +64,12 @@ def make(
             epoch_of,
             test_images,
             recipe=dataclasses.replace(
-                given.recipes[0].recipe, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0
+                given.recipes[0].recipe,
+                jitter=0.0,
+                gray=0.0,
+                blur=0.0,
+                solarize=0.0,
+                quarter_turns=False,
             ),
             steps_per_epoch=steps,
             num_classes=train.sizes[label],

@@ -21,6 +21,7 @@ def make(
     c: float = 1.0,
     iterations: int = 300,
     when: str = "always",
+    figure: str = "logistic",
 ) -> Evaluator:
     """Test accuracy of a logistic regression that is fitted to the training features:
     "logistic/LABEL".
@@ -30,7 +31,7 @@ def make(
 
     label: a label field; examples without a label are left out. feature: of "encode"; "" for the
       run's own. c: inverse strength of the L2 penalty. iterations: of L-BFGS at most. when: see
-      `Evaluator`.
+      `Evaluator`. figure: in place of "logistic", for a second feature beside the first.
     """
     check_count(iterations=iterations)
     check_positive(c=c)
@@ -41,14 +42,14 @@ def make(
             for source in given.data[:2]
             for of in [labels_of(source, label)]
         )
-        return {f"logistic/{label}": accuracy(x, y, queries, truth, c=c, iterations=iterations)}
+        return {f"{figure}/{label}": accuracy(x, y, queries, truth, c=c, iterations=iterations)}
 
     return Evaluator(
         measure,
         Needs(features=(feature,), labels=(label,)),
         when=when,
-        better={f"logistic/{label}": 1},
-        titles={f"logistic/{label}": f"logistic regression, {label} %"},
+        better={f"{figure}/{label}": 1},
+        titles={f"{figure}/{label}": f"logistic regression, {label} %"},
     )
 
 

@@ -39,6 +39,14 @@ def flip(x: jax.Array, apply: jax.Array | bool = True) -> jax.Array:
     return jnp.where(apply, x[..., ::-1], x)
 
 
+def turn(x: jax.Array, turns: jax.Array | int) -> jax.Array:
+    """Turns square planes [..., S, S] counter-clockwise by `turns` (0 to 3) quarters, exactly."""
+    transposed = jnp.swapaxes(x, -1, -2)
+    turned = [x, transposed[..., ::-1, :], x[..., ::-1, ::-1], transposed[..., ::-1]]
+    turns = jnp.asarray(turns)
+    return jnp.select([turns == number for number in range(4)], turned)
+
+
 def solarize(x: jax.Array, threshold: float = 0.5, apply: jax.Array | bool = True) -> jax.Array:
     """x below the threshold stays, the rest becomes 1 - x. Any channels. PIL's threshold 128 is 0.5
     here."""

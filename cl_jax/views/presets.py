@@ -41,6 +41,7 @@ class Recipe:
     mean, std: subtracted and divided by last, in units of the colour space; None for neither.
     test_crop: share of the side that the clean test image keeps: 0.875 is 256 -> 224, 1.0 the whole
       image.
+    quarter_turns: turn the view by 0, 90, 180 or 270 degrees, each as likely.
     second: probability that a view is of its example's second picture, where the data set has two
       (`views.batch`). Two recipes with 0 and 1 make pairs of two pictures always.
     """
@@ -70,6 +71,7 @@ class Recipe:
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     std: tuple[float, ...] | None = IMAGENET_STD
     test_crop: float = 0.875
+    quarter_turns: bool = False
     second: float = 0.5
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from cl_jax.views.presets import Recipe
 
 class Draw(NamedTuple):
     """Everything random about one view: the box (top, left, height, width), what is applied, and
-    with what numbers."""
+    with what numbers; `turns` is a number of quarter turns."""
 
     box: jax.Array
     flip: jax.Array
@@ -33,6 +33,10 @@ class Draw(NamedTuple):
     blur: jax.Array
     sigma: jax.Array
     solarize: jax.Array
+    turns: jax.Array | int = 0
+
+
+_TURNS = (1 << 20) + 1  # folded into a view's key: no number that `split` makes of it
 
 
 def of_section(section: str | Mapping[str, Any]) -> Recipe:
@@ -103,6 +107,9 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
         u[3] < recipe.blur,
         low + (high - low) * u[4],
         u[5] < recipe.solarize,
+        jax.random.randint(jax.random.fold_in(key, _TURNS), (), 0, 4)
+        if recipe.quarter_turns
+        else jnp.zeros((), jnp.int32),
     )
 
 
@@ -149,6 +156,8 @@ def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
             )
         else:
             x = planes.solarize(x, recipe.solarize_threshold, drawn.solarize)
+    if recipe.quarter_turns:
+        x = planes.turn(x, drawn.turns)
     return _finish(recipe, planes.clip(x))
 
 

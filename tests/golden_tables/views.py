@@ -155,7 +155,7 @@ def _byol_whole(case):
         side = x.shape[2]
         used = dataclasses.replace(presets.byol(view, side), mean=None, std=None)
         boxes = jnp.broadcast_to(jnp.array([0, 0, side, side]), (x.shape[0], 4))
-        draws = recipe.Draw(boxes, *(drawn[name] for name in recipe.Draw._fields[1:]))
+        draws = recipe.Draw(boxes, *(drawn[name] for name in recipe.Draw._fields[1:-1]))
         out[f"out_view{view}"] = planes.pixels(jax.vmap(partial(recipe.transform, used))(draws, x))
     return out
 
