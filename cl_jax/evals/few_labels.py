@@ -147,7 +147,7 @@ def next_to_label(
     count = min(count, left)
     if not count:
         return np.zeros(0, np.int64)
-    pool = np.argsort(margin, kind="stable")[: min(left, max(POOL * count, 100))]
+    pool = np.argsort(margin, kind="stable")[: min(left, POOL * count)]
     rows = np.concatenate([labelled, pool])
     found = coreset(
         jnp.asarray(features[rows]),

@@ -71,9 +71,10 @@ def test_what_to_label_next_is_uncertain_and_not_twice_the_same():
     labelled = np.arange(60, 120)
     probe = few_labels.fit(x[labelled], y[labelled])
     p = probe.probabilities(x)
-    chosen = few_labels.next_to_label(x, p, labelled, 20)
-    assert len(set(chosen)) == 20 and not set(chosen) & set(labelled)
-    assert p[chosen].max(1).mean() < p.max(1).mean() - 0.05
+    chosen = few_labels.next_to_label(x, p, labelled, 5)
+    assert len(set(chosen)) == 5 and not set(chosen) & set(labelled)
+    assert p[chosen].max(1).mean() < p.max(1).mean()
+    assert len(set(chosen) & set(range(4, 45))) <= 1
     assert len(few_labels.next_to_label(x[:70], p[:70], np.arange(60, 70), 99)) == 60
 
 
