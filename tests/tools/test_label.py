@@ -93,6 +93,8 @@ def test_a_few_labels_give_the_rest(run, tmp_path, capsys):
     assert label.main(words) == 0
     said = capsys.readouterr().out
     assert "8 labels of 2 classes: cat 4, dog 4" in said and "100.0 % right" in said
+    share = float(said.split("by their confidence ")[1].split(" %")[0])
+    assert 50 <= share <= 100
     rows = table(out)
     assert len(rows) == 32 and all(row["path"].startswith(row["prediction"]) for row in rows)
     assert [row["label"] for row in rows[:5]] == ["cat"] * 4 + [""]
