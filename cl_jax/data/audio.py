@@ -8,6 +8,7 @@ Or a pattern reads the labels from the files' names. Several channels become the
 nothing further; for the other formats `pip install soundfile`.
 """
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -115,7 +116,8 @@ def make(
         sizes = {field: count for field, (_, count) in labels.items()}
         found = from_arrays(f"{root.name}/{name}", arrays, sizes)
         skipped = sum(is_test[i] == test for i in range(len(files))) - len(rows)
-        return Source(found.name, found.size, found.read, sizes, found.arrays, skipped=skipped)
+        names = [files[good[k]] for k in rows]
+        return dataclasses.replace(found, skipped=skipped, names=names)
 
     return Splits(part("train", False), part("test", True))
 

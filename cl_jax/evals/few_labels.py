@@ -121,10 +121,10 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def doubtful(held_out: np.ndarray, labels: np.ndarray, *, below: float = 0.1) -> np.ndarray:
-    """Rows whose given label has a held-out probability under `below`, the least likely first:
-    likely wrong labels."""
+    """Rows whose given label has a held-out probability under `below`, and another above one half,
+    the least likely first: likely wrong labels."""
     given = held_out[np.arange(len(labels)), labels]
-    rows = np.flatnonzero(given < below)  # NaN is not below
+    rows = np.flatnonzero((given < below) & (held_out.max(axis=1) > 0.5))  # NaN is neither
     return rows[np.argsort(given[rows], kind="stable")]
 
 
@@ -147,7 +147,7 @@ def next_to_label(
     count = min(count, left)
     if not count:
         return np.zeros(0, np.int64)
-    pool = np.argsort(margin, kind="stable")[: min(left, max(POOL * count, 100))]
+    pool = np.argsort(margin, kind="stable")[: min(left, POOL * count)]
     rows = np.concatenate([labelled, pool])
     found = coreset(
         jnp.asarray(features[rows]),

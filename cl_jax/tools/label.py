@@ -302,9 +302,7 @@ def _tell(
     rest = np.setdiff1d(np.arange(len(held)), rows)
     if len(rest):
         sure = 100 * float(np.mean(probabilities[rest].max(1)))
-        print(
-            f"{len(rest):,} others predicted, of which {100 * sure:.0f} % are expected to be right"
-        )
+        print(f"{len(rest):,} others predicted; by their confidence {sure:.0f} % are right")
     if len(chosen):
         print("label next:")
         for i in chosen[:_SHOWN]:

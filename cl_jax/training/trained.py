@@ -276,15 +276,13 @@ class Trained:
                 "replace; give {field: array}, or a source."
             )
         # A text's tokens are those of the training text: the other file is read as its test part.
-        key = "test_path" if section.name in ("text",) else "path"
+        key = "test_path" if section.name == "text" else "path"
         section[key] = path
         config = ConfigDict({"data": section, "seed": self.config.seed})
         splits = experiment.load_data(config)
-        return (
-            splits.test
-            if key == "test_path"
-            else joined(path, {"train": splits.train, "test": splits.test})
-        )
+        if key == "test_path" or splits.test is splits.train:
+            return splits.test
+        return joined(path, {"train": splits.train, "test": splits.test})
 
     def _check(self, source: Source) -> None:
         there = source.arrays if source.arrays is not None else source.read(0)

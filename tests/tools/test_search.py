@@ -49,7 +49,8 @@ def test_neighbours_of_a_row_of_a_file_and_of_a_folder(pets, tmp_path, capsys):
         assert search.main([str(file), *words]) == 0
         assert [row["path"] for row in table(out)] == expected
         assert "1.000  dog/copy.png  [dog]" in capsys.readouterr().out
-        assert Image.open(sheet).size[0] > 4 * 96
+        with Image.open(sheet) as picture:
+            assert picture.size[0] > 4 * 96
     new = kept.pictures(tmp_path / "new", count=2)
     assert search.main([str(file), f"--like={new}", f"--out={out}", "--k=2"]) == 0
     rows = table(out)
@@ -71,7 +72,8 @@ def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
     assert search.main(words) == 0
     rows = table(out)
     assert len(rows) == 17 and {row["cluster"] for row in rows} == {"0", "1"}
-    assert "100 % dog" in capsys.readouterr().out and sheet.stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert "cluster 0: " in said and " % dog: " in said and sheet.stat().st_size > 1000
     assert search.main([file, "--outliers=4", "--k=3", f"--out={out}"]) == 0
     np.fill_diagonal(scores, -np.inf)
     mean = np.sort(scores, axis=1)[:, -3:].mean(1)
