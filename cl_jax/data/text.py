@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import captions, lines, scenes, tokenizer
+from cl_jax.data.parts import role, stem
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 
@@ -216,11 +217,16 @@ def read_classes(path: str) -> dict[str, tuple[list[str], np.ndarray, int]]:
     parts: dict[tuple[str, bool], list[tuple[str, str]]] = {}
     for row in rows[1:]:
         one = {key: value.strip() for key, value in zip(header, row.columns)}
-        if not any(row.columns) or one.get("split", "") in ("dev", "val", "validation"):
+        split = one.get("split", "")
+        if not any(row.columns) or stem(split) in ("dev", "val", "valid", "validation"):
             continue
+        if split and role(split) not in ("train", "test"):
+            raise ValueError(
+                f"{path}, line {row.line}: split is {split!r}; expected train, test or dev."
+            )
         if not one["text"] or not one["label"]:
             raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")
-        place = (one.get("set", "all"), one.get("split", "") == "test")
+        place = (one.get("set", "all"), role(split) == "test")
         parts.setdefault(place, []).append((one["text"], one["label"]))
     found = {}
     for (group, test), pairs in parts.items():
