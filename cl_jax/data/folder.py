@@ -356,7 +356,8 @@ def _refuse_unclear(path: str, files: list[str], tops: list[str]) -> None:
     for top in tops:
         if {role(name) for name in inner[top]} >= {"train", "test"}:
             raise ValueError(
-                f"{path}: its folder {images.printable(top)} holds the parts {_some(sorted(inner[top]))}. "
+                f"{path}: its folder {images.printable(top)} holds the parts "
+                f"{_some(sorted(inner[top]))}. "
                 "Give the path of a folder that holds the parts, and these the classes."
             )
     alike = [(a, b) for a in tops for b in tops if a < b and len(inner[a] & inner[b]) > 1]
