@@ -8,7 +8,7 @@ copy and no predictor.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, a projector of 512 features.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train barlow:folder PATH`.
   cifar10       ResNet-18, projector 2048-2048-2048, scale 0.1, batch 256, 1000 epochs, LARS 0.3 x
                 B/256. solo-learn's but for what is said below. Published: 92.10 % online linear
                 (solo-learn's README).
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dict(name="barlow", hidden_dim=512, out_dim=512, off_diagonal_weight=0.0051)
     )
     if "folder" in chosen:
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0

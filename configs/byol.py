@@ -11,6 +11,7 @@ For the first eight it forgets what an untrained network sees of the digits, and
 LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
 
 Variants:
+  folder        your own images: `cl-jax train byol:folder PATH`.
   cifar10       ResNet-18, batch 256, 1000 epochs, learning rate 1.0 x B/256, weight decay 1e-5,
                 momentum 0.99. No setting of the authors; solo-learn's but for what is said below.
                 Published: 92.58 % online linear (solo-learn's README).
@@ -39,7 +40,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
@@ -57,6 +58,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.total_epochs = 48.0
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "byol"

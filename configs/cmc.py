@@ -13,6 +13,7 @@ by how far they have moved. Neither NCE, nor SGD, nor a sixth of the rate for 48
 nor a bank of momentum 0 or 0.9 ended that.
 
 Variants:
+  folder        your own images: `cl-jax train cmc:folder PATH`.
   cifar10       a ResNet-18 for each view, softmax over 4,096 drawn rows. Not a setting of the
                 authors.
   imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate
@@ -40,7 +41,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     config.method = ConfigDict(
         dict(name="cmc", loss="softmax", temperature=0.2, num_negatives=512, head="moco_v2")
@@ -64,6 +65,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.optimizer.learning_rate = 2e-3
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.total_epochs = 200.0

@@ -9,6 +9,7 @@ the proxy alone: with images of the class in it, as in the paper, a generator of
 learn all digits and mix up which is which.
 
 Variants:
+  folder   your own images: `cl-jax train contragan:folder PATH`.
   cifar10  the authors' configuration: BigGAN of 32 pixels, 5 steps of the discriminator, batch 64,
            100,000 steps, Adam 2e-4, temperature 1. Published: FID 8.065 (their repository, June
            2021), of Inception features, which are not part of this project.
@@ -33,7 +34,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "paper", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "paper", "debug"))
     config = defaults.get_config()
     config.data = ConfigDict(dict(name="digits"))
     config.views = ConfigDict()
@@ -84,6 +85,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch_size, config.total_epochs, config.log_steps = 128, 200.0, 50
     config.evals.every_epochs = 50.0
     config.evals.protocols = ConfigDict(dict(samples=dict()))
+    if "folder" in chosen:
+        config.data = ConfigDict(
+            dict(name="folder", path="", image_size=32, labels=True, on_error="raise")
+        )
+        config.encoder.generator.update(dict(widths=(64,) * 4, bottom=4, channels=3))
+        config.encoder.discriminator.update(dict(widths=(64,) * 4, down=2))
+        config.method.flip = 0.5
+        config.fit = True
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.views = ConfigDict()
@@ -125,9 +134,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "paper" in chosen:
         config.method.positives = "class"
     if "debug" in chosen:
-        config.data = ConfigDict(dict(name="digits"))
+        own = "folder" in chosen
+        if own:
+            config.data.update(dict(image_size=8, limit=64))
+            config.fit = False
+        else:
+            config.data = ConfigDict(dict(name="digits"))
         config.encoder.generator.update(
-            dict(widths=(8, 8, 8), bottom=2, channels=1, noise_dim=6, shared_dim=4, attention=0)
+            dict(
+                widths=(8, 8, 8),
+                bottom=2,
+                channels=3 if own else 1,
+                noise_dim=6,
+                shared_dim=4,
+                attention=0,
+            )
         )
         config.encoder.discriminator.update(dict(widths=(8, 8), down=1, embed_dim=8, attention=0))
         config.method.update(dict(discriminator_steps=2, ema_start=2))

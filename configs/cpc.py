@@ -10,6 +10,7 @@ Default: the embedded `scenes` in grey, patches of 16 pixels on a 3x3 grid, a sm
 directions, two CPU cores.
 
 Variants:
+  folder           your own images: `cl-jax train cpc:folder PATH`.
   cifar10          patches of 8 pixels on a 7x7 grid, a ResNet-50 to its third stage. Not a setting
                    of the authors.
   imagenet2012     v2: ResNet-161 with layer norm, patches of 80 pixels on a 6x6 grid of 260, four
@@ -42,7 +43,9 @@ _ALL = ("down", "up", "right", "left")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
+    )
     config = defaults.get_config()
     defaults.laptop(config)
     half = dict(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -82,6 +85,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="constant",
         weight_decay=0.0,
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
+        config.views.image.update(half)  # patches are turned to grey after normalisation
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder = ConfigDict(

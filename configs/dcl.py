@@ -7,7 +7,7 @@ learn. DCLW also weighs each positive pair by how badly its views agree.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, batches of 64.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train dcl:folder PATH`.
   cifar10       ResNet-18, head 512-512-128, batch 128, 200 epochs, SGD 0.06 x B/128, weight decay
                 5e-4, temperature 0.1. Published: 84.4 % by kNN of 200, the best of all epochs
                 (lightly's benchmark, whose batch norm sees one view at a time).
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.method = ConfigDict(dict(name="dcl", temperature=0.2, num_layers=2, out_dim=64))
     defaults.laptop(config)
     if "folder" in chosen:
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 128, 200.0

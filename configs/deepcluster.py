@@ -9,6 +9,7 @@ Default: the embedded `scenes`, a small ResNet without fully connected layers, t
 classified into the cluster of the first.
 
 Variants:
+  folder        your own images: `cl-jax train deepcluster:folder PATH`.
   cifar10       a ResNet-18 and 100 clusters. Not a setting of the authors.
   imagenet2012  the authors' AlexNet with batch norm on Sobel edges, 10,000 clusters, SGD 0.05
                 without a schedule, weight decay 1e-5, batch 256, the paper's 500 epochs (200 in the
@@ -33,7 +34,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
@@ -53,6 +54,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="constant",
         weight_decay=1e-5,
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "torchvision"

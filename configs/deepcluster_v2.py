@@ -9,6 +9,7 @@ Default: the embedded `scenes` without colours, a small ResNet, two CPU cores, t
   small one.
 
 Variants:
+  folder        your own images: `cl-jax train deepcluster_v2:folder PATH`.
   cifar10       the `cifar10` of SwAV with three sets of 100 clusters. Not a setting of the authors.
   imagenet2012  400 epochs of 2x160 + 4x96 crops, batch 4096, LARC 4.8 to 0.0048 after 10 epochs
                 from 0.3, weight decay 1e-6,
@@ -36,7 +37,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     # Clusters of colours would say nothing of digits.
@@ -50,6 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     larc = dict(
         name="larc_sgd", schedule="linspace_warmup_cosine", weight_decay=1e-6, warmup_epochs=10.0
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "torchvision"

@@ -10,6 +10,7 @@ cores. With the local term alone, or with both, by InfoNCE, it stays below its u
 there, 22 and 23 % kNN; DIM(G) reaches 72.
 
 Variants:
+  folder         your own images: `cl-jax train dim:folder PATH`.
   cifar10        DIM(L) with InfoNCE: `basic32x32`, batch 64, 1000 epochs, Adam 1e-4. Published:
                  75.21 % from conv, 75.57 % from fc, 69.13 % from y; with
                  `--config.method.estimator=JSD` 73.25, 73.62, 66.96 % (table 1).
@@ -41,7 +42,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "stl10", "tiny_imagenet", "imagenet2012", "debug")
+    )
     config = defaults.get_config()
     defaults.laptop(config)
     config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", width=0.5, dtype="float32"))
@@ -59,6 +62,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=0.0,
     )
     alex = dict(name="conv", variant="alex64x64", dtype="float32")
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
+        config.encoder = ConfigDict(
+            dict(name="conv", variant="alex64x64", width=0.5, dtype="float32")
+        )
+        config.method.local = "conv3"
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder = ConfigDict(dict(name="conv", variant="basic32x32", dtype="float32"))
@@ -99,4 +108,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method.update(dict(every_term, units=16, summary_dim=8, discriminator_dims=(16, 8)))
         if config.encoder.name == "conv":
             config.encoder.width = 0.0625
+        if config.encoder.get("variant") == "alex64x64":
+            config.views.one.size = 64  # its layers need so much
     return config

@@ -11,6 +11,7 @@ prototypes and a sharp teacher: 256 of them at temperature 0.04 left it near uni
   learnt.
 
 Variants:
+  folder                 your own images: `cl-jax train dino:folder PATH`.
   cifar10                ResNet-18, 4,096 prototypes, batch 256, 1000 epochs, two crops. No setting
                          of the authors; solo-learn's but for what is said below. Published: 89.52 %
                          online linear (solo-learn's README).
@@ -43,7 +44,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.training import defaults
 
-VARIANTS = ("cifar10", "imagenet2012", "imagenet2012_resnet50", "vit", "debug")
+VARIANTS = ("folder", "cifar10", "imagenet2012", "imagenet2012_resnet50", "vit", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -109,6 +110,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         config.method.head_norm = False
+    if "folder" in chosen:
+        transformer = config.encoder.name == "vit"
+        setting = "imagenet2012" if transformer else "imagenet2012_resnet50"
+        defaults.folder(config, get_config(setting))
+        if transformer:
+            config.encoder.update(dict(patch=8, image_size=64))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "torchvision"

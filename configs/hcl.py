@@ -8,6 +8,7 @@ cost beside the plain loss.
 Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder    your own images: `cl-jax train hcl:folder PATH`.
   easy      the plain loss (NT-Xent), for comparison.
   debiased  beta 0: the correction without the weights.
   graphs    over GraphCL on the embedded `motifs`, by an SVM in ten folds.
@@ -32,8 +33,8 @@ from cl_jax.training import configs, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("easy", "debiased", "graphs", "cifar10", "debug"))
-    passed = [name for name in chosen if name in ("cifar10", "debug")]
+    chosen = defaults.variants(arg, ("folder", "easy", "debiased", "graphs", "cifar10", "debug"))
+    passed = [name for name in chosen if name in ("folder", "cifar10", "debug")]
     base = "graphcl" if "graphs" in chosen else "simclr_v1"
     config = configs.load(f"{base}:{','.join(passed)}").unlock()
     estimator = "easy" if "easy" in chosen else "hard"

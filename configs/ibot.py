@@ -8,6 +8,7 @@ Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 4
 global and two local crops, 24 epochs.
 
 Variants:
+  folder        your own images: `cl-jax train ibot:folder PATH`.
   cifar10       ViT-Ti on patches of 4, 4,096 prototypes, batch 256, 800 epochs, two global and four
                 local crops. No setting of the authors.
   imagenet2012  ViT-S/16: batch 1024, 100 epochs, 2x224 + 10x96 crops, AdamW 5e-4 x B/256, weight
@@ -37,7 +38,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.training import defaults
 
-VARIANTS = ("cifar10", "imagenet2012", "dinov2", "debug")
+VARIANTS = ("folder", "cifar10", "imagenet2012", "dinov2", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -94,6 +95,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         warmup_epochs=10.0,
         clip_tensor_norm=3.0,
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
+        config.encoder.update(dict(patch=8, image_size=64))
     if "cifar10" in chosen:
         config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)

@@ -8,6 +8,7 @@ BYOL.
 Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder   your own images: `cl-jax train imix:folder PATH`.
   moco     over MoCo v2, with a queue of momentum keys.
   byol     over BYOL, without negatives.
   cutmix   a box of another image is pasted in place of the weighted sum.
@@ -31,9 +32,9 @@ BASES = {"moco": "moco_v2", "byol": "byol"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("moco", "byol", "cutmix", "cifar10", "debug"))
+    chosen = defaults.variants(arg, ("folder", "moco", "byol", "cutmix", "cifar10", "debug"))
     base = next((BASES[name] for name in chosen if name in BASES), "simclr_v1")
-    passed = [name for name in chosen if name in ("cifar10", "debug")]
+    passed = [name for name in chosen if name in ("folder", "cifar10", "debug")]
     config = configs.load(f"{base}:{','.join(passed)}").unlock()
     if base == "byol":
         config.method.monitor = False

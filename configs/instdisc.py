@@ -8,6 +8,7 @@ head but one linear layer, whose output is trained, stored and evaluated.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, the softmax over the whole bank.
 
 Variants:
+  folder                your own images: `cl-jax train instdisc:folder PATH`.
   cifar10               ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning
                         rate 0.03, weight decay
                         5e-4. Published: 80.8 % kNN of z (paper).
@@ -37,7 +38,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_softmax", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_softmax", "debug")
+    )
     config = defaults.get_config()
     defaults.laptop(config)
     config.total_epochs = 48.0
@@ -51,6 +54,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="step_decay",
         milestones_epochs=(120.0, 160.0),
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "torchvision"

@@ -9,6 +9,7 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores, and SimCLR's head
 kNN was 35.0 % after four epochs, below the untrained network's 39.6 %.
 
 Variants:
+  folder        your own images: `cl-jax train invaspread:folder PATH`.
   cifar10       ResNet-18, batch 128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature
                 0.1, as the authors'
                 code. Published: 83.6 % kNN of z (paper).
@@ -36,10 +37,12 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(dict(name="invaspread", temperature=0.2, head="simclr"))
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "torchvision"

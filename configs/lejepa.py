@@ -9,7 +9,7 @@ be, and "prediction" the distance of views to their mean.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, four equal views, 256 directions.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train lejepa:folder PATH`.
   cifar10       ResNet-18, four equal views, projector 512-2048-2048-64, batch 256, 400 epochs,
                 AdamW 5e-4. No setting of the authors.
   imagenet2012  ViT-S/16, two global crops of 224 and six local ones of 96, batch 512, 100 epochs,
@@ -53,8 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         final_learning_rate=5e-7,
     )
     if "folder" in chosen:
-        defaults.folder(config)
-        config.views.both.copies = 4
+        defaults.folder(config, get_config("imagenet2012"))
+        config.method.num_global = 2
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 400.0

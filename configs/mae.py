@@ -9,7 +9,7 @@ Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 2
 epochs.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train mae:folder PATH`.
   cifar10       ViT-Ti on patches of 4, decoder of 2 blocks 128 wide, batch 512, 800 epochs, AdamW
                 1.5e-4 x B/256. No setting of the authors.
   imagenet2012  ViT-B/16, decoder of 8 blocks 512 wide, batch 4096, 800 epochs, AdamW 1.5e-4 x
@@ -86,11 +86,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     cell = 4
     if "folder" in chosen:
         config.encoder = defaults.get_config().encoder
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
         config.encoder = ConfigDict(
             dict(name="vit", size="tiny", patch=8, variant="mae", pool="mean", dtype="float32")
         )
-        config.views = crop(64, test_crop=1.0)
         config.method.update(dict(decoder_width=128, decoder_depth=2, decoder_heads=4))
         cell = 16
     if "cifar10" in chosen:

@@ -6,6 +6,7 @@ to a query, and of such an entry with the query itself, for each query anew.
 Default: over MoCo v2 on the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder        your own images: `cl-jax train mochi:folder PATH`.
   cifar10       MoCo's CIFAR-10 setting, (N, s, s') = (256, 256, 64).
   imagenet2012  MoCo v2's setting with (1024, 1024, 128).
   debug         any of them in seconds.
@@ -23,7 +24,7 @@ from cl_jax.training import configs, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = configs.load(f"moco_v2:{','.join(chosen)}").unlock()
     sizes = (64, 64, 16)
     if "cifar10" in chosen:

@@ -8,6 +8,7 @@ and the method is v2's file.
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder        your own images: `cl-jax train moco_v1:folder PATH`.
   cifar10       the authors' demo: see the page of MoCo v2.
   imagenet2012  ResNet-50, batch 256, 200 epochs, learning rate 0.03 lowered at 120 and 160,
                 temperature 0.07, 65,536 keys.
@@ -28,8 +29,11 @@ from cl_jax.training import configs, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     names = ["imagenet2012_v1" if name == "imagenet2012" else name for name in chosen]
     config = configs.load(f"moco_v2:{','.join(names)}").unlock()
     config.method.head = "linear"
+    if "folder" in chosen:
+        views = configs.load("moco_v2:imagenet2012_v1").views
+        config.views = defaults.photographs(views, config.views.both.size)
     return config

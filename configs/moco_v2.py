@@ -9,6 +9,7 @@ gives the pair away.
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder           your own images: `cl-jax train moco_v2:folder PATH`.
   cifar10          the authors' demo: ResNet-18, linear head, batch 512, 200 epochs, learning rate
                    0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys. Published:
                    82.6 % kNN of z; with `--config.method.symmetric=True` 85.3 % (the demo's
@@ -40,7 +41,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
+    )
     config = defaults.get_config()
     config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=512))
     config.encoder.update(dict(variant="torchvision", splits=8))
@@ -48,6 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.learning_rate = (
         2e-3  # keys must not age: a queue of fast-moving networks tells new from old
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.total_epochs = 200.0

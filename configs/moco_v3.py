@@ -8,6 +8,7 @@ patch projection stays as it was drawn.
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
+  folder                  your own images: `cl-jax train moco_v3:folder PATH`.
   cifar10                 ResNet-18, 1000 epochs, batch 256, LARS 0.3 x B/256 with trust coefficient
                           0.02, temperature 0.2. No setting of the authors; solo-learn's but for
                           what is said below. Published: 93.10 % online linear (solo-learn's
@@ -40,6 +41,7 @@ from ml_collections import ConfigDict
 from cl_jax.training import defaults
 
 VARIANTS = (
+    "folder",
     "cifar10",
     "imagenet2012",
     "imagenet2012_vit_small",
@@ -76,6 +78,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.method.update(vit_head)
         config.optimizer.update(dict(frozen, learning_rate=1e-3))
+    if "folder" in chosen:
+        transformer = config.encoder.name == "vit"
+        setting = "imagenet2012_vit_small" if transformer else "imagenet2012"
+        defaults.folder(config, get_config(setting))
+        if transformer:
+            config.encoder.update(dict(patch=8, image_size=64))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.zero_init_last = True

@@ -8,7 +8,7 @@ random at first, and the loss stays near chance for some epochs.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, a queue of 1,024.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train nnclr:folder PATH`.
   cifar10       ResNet-18, queue of 65,536 reduced to 49,152 (the data set has 50,000), batch 256,
                 1000 epochs, LARS 0.4 x B/256, weight decay 1e-5, temperature 0.2. solo-learn's but
                 for what is said below. Published: 91.88 % online linear (solo-learn's README).
@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     if "folder" in chosen:
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0

@@ -9,6 +9,7 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores. With fewer cluste
 negative prototypes and masks the copies of a prototype.
 
 Variants:
+  folder           your own images: `cl-jax train pcl:folder PATH`.
   cifar10          MoCo's CIFAR-10 demo with 1,000, 1,500 and 2,000 clusters. Not a setting of the
                    authors.
   imagenet2012     ResNet-50, batch 256, 200 epochs of which 20 warm up, learning rate 0.03,
@@ -39,7 +40,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "imagenet2012_v1", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
+    )
     config = defaults.get_config()
     config.method = ConfigDict(
         dict(
@@ -58,6 +61,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     defaults.laptop(config)
     config.total_epochs = 48.0
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.total_epochs = 200.0

@@ -7,7 +7,7 @@ student on images without labels.
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
-  folder                     your own images, at --config.data.path.
+  folder                     your own images: `cl-jax train simclr_v2:folder PATH`.
   cifar10                    pre-training at the CIFAR setting of the authors' code: ResNet-18,
                              batch 512, 1000 epochs.
                              Published: "around 91 %" linear (README of the authors' code, of
@@ -69,8 +69,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     queue_size = 4096
     if "folder" in chosen:
-        defaults.folder(config)
-        crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0)
+        defaults.folder(config, get_config("imagenet2012"))
+        crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0, **defaults.NORMALISED)
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "simclr"

@@ -10,6 +10,7 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four t
 For the first sixteen it forgets what an untrained network sees of the digits, and finds them after.
 
 Variants:
+  folder        your own images: `cl-jax train simsiam:folder PATH`.
   cifar10       ResNet-18, two-layer projector, batch 512, 800 epochs, learning rate 0.03 x B/256,
                 weight decay 5e-4.
                 Published: 91.8 % linear (appendix D).
@@ -45,7 +46,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "fastsiam", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "fastsiam", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
@@ -56,6 +57,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optimizer.constant_lr_paths = ("predictor",)
     config.total_epochs = 48.0
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.zero_init_last = True

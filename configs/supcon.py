@@ -10,6 +10,7 @@ there is something to learn (with the authors' head all became equal, until the 
 fallen).
 
 Variants:
+  folder        your own images: `cl-jax train supcon:folder PATH`.
   cifar10       the authors' PyTorch code: ResNet-50, batch 1024, 1000 epochs, SGD 0.5 to 0.0005,
                 temperature 0.1; the classifier 100 epochs of SGD 5, times 0.2 at 60, 75 and 90.
                 Published: 96.0 % (README of that code).
@@ -41,7 +42,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "cifar100", "imagenet2012", "simclr", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "cifar10", "cifar100", "imagenet2012", "simclr", "debug")
+    )
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
@@ -58,6 +61,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     linear = dict(name="sgd", learning_rate=0.1, learning_rate_scaling="none", weight_decay=0.0)
     linear_epochs, linear_batch = 10.0, 256
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
+        crop = dict(name="simclr_crop_flip", size=64, test_crop=1.0, **defaults.NORMALISED)
     if "cifar10" in chosen or "cifar100" in chosen:
         defaults.cifar10(config)
         config.data.dataset = "cifar100" if "cifar100" in chosen else "cifar10"

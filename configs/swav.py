@@ -8,6 +8,7 @@ little time.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, two large crops and two small ones.
 
 Variants:
+  folder        your own images: `cl-jax train swav:folder PATH`.
   cifar10       ResNet-18, 1000 epochs, batch 256, learning rate 0.6, 3,000 prototypes frozen for
                 two epochs, a queue of 3,840 from epoch 50. No setting of the authors; solo-learn's
                 but for what is said below. Published: 89.17 % online linear (solo-learn's README).
@@ -34,7 +35,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     large = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
@@ -57,6 +58,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=1e-6,
         freeze_paths=("prototypes",),
     )
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0

@@ -9,7 +9,7 @@ is health, 0 a collapse.
 Default: the embedded `scenes`, a small ResNet, two CPU cores, an expander of 512 features.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train vicreg:folder PATH`.
   cifar10       ResNet-18, expander 2048-2048-2048, batch 256, 1000 epochs, LARS 0.3 x B/256.
                 solo-learn's but for what is said below. Published: 92.07 % online linear
                 (solo-learn's README).
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     defaults.laptop(config)
     config.method = ConfigDict(dict(name="vicreg", hidden_dim=512, out_dim=512))
     if "folder" in chosen:
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 256, 1000.0

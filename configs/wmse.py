@@ -8,7 +8,7 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores, batches of 128 in
 features.
 
 Variants:
-  folder        your own images, at --config.data.path.
+  folder        your own images: `cl-jax train wmse:folder PATH`.
   cifar10       ResNet-18, 64 features, two views, batch 512 in groups of 128, 1000 epochs, Adam
                 3e-3. Published: 91.55 % linear, 89.69 % by 5 nearest neighbours (table 1).
   imagenet2012  the authors' setting of ImageNet-100, on the whole of ImageNet: ResNet-18, 128
@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         warmup_steps=500,
     )
     if "folder" in chosen:
-        defaults.folder(config)
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.batch_size, config.total_epochs = 512, 1000.0

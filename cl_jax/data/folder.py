@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -37,7 +38,10 @@ _LIKE_PARTS = frozenset(
     "seen unseen labeled labelled trains tests".split()
 )
 _SHOWN = 5  # images that an error names
-_SAMPLED = 64  # files that are looked into for how many of their 16 bits are used
+_SAMPLED = 64  # files that are looked into for sizes, and for how many of their 16 bits are used
+_CLASSES_SHOWN = 20
+# of two thumbnails of one picture: so far apart on average, and not flat; images compared for each
+_NEAR, _FLAT, _COMPARED = 4.0, 16.0, 50
 _ADVICE = (
     'Parts are named "train" and "test" (or "valid", "val", "dev"), and "unlabeled"; rename them, '
     "or set labels=False to take all images without labels."
@@ -53,6 +57,19 @@ class Layout(NamedTuple):
     numbers: dict[str, int]
     classes: list[str]
     holds_out: bool
+
+
+class Survey(NamedTuple):
+    """What a folder holds, by its names alone.
+
+    train, test: images of the two parts. classes: {name: training images}, empty without labels.
+    lines: the same in words, with the reason for what is a class.
+    """
+
+    train: int
+    test: int
+    classes: dict[str, int]
+    lines: tuple[str, ...]
 
 
 class Reading(NamedTuple):
@@ -82,6 +99,7 @@ def make(
     channels: int = 3,
     labels: bool = True,
     test_share: float = 0.1,
+    limit: int = 0,
     on_error: str = "raise",
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
@@ -99,6 +117,8 @@ def make(
         [H, W, C] in .npy files.
       labels: sub-folders are classes. False takes the images of all sub-folders without labels.
       test_share: of the images of each class, where the folder has no test folder.
+      limit: about so many training images and half as many of other parts are read, of all classes
+        alike and at least two of each; 0 for all. For trying a command.
       on_error: "raise" names the images that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       value_range: (low, high), the numbers that become 0 and 255 in files of more than 8 bits;
@@ -119,16 +139,12 @@ def make(
         channels, or a link that leads out of the folder.
     """
     _check_settings(path, image_size, channels, test_share, on_error, value_range)
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"path={path!r} is not a folder. Give the folder that holds your images.")
-    root = root.resolve()
-    found = listing.of(root)
-    if not found.files:
-        raise ValueError(_nothing(path, found))
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of images, or 0 for all.")
+    root, found = _listed(path)
     if found.others:
         logging.warning("%s: files left aside: %s.", path, found.told())
-    layout = divide(path, found, labels, test_share)
+    layout = _limited(divide(path, found, labels, test_share), limit)
 
     workers = workers or cores()
     names = [name for part in layout.parts.values() for name in part]
@@ -140,7 +156,7 @@ def make(
     if bad:
         _report(path, bad, on_error)
         layout, pixels = _without(layout, pixels, bad, test_share)
-    _tell_copies(root, found, layout.parts)
+    _tell_copies(root, found, layout.parts, pixels)
     sources = {
         part: dataclasses.replace(
             _source(part, reading, layout, pixels.get(part), on_error), skipped=skipped[part]
@@ -158,8 +174,7 @@ def _check_settings(
     on_error: str,
     value_range: tuple[float, float] | None,
 ) -> None:
-    if not path:
-        raise ValueError("path is empty; set --config.data.path to the folder of your images.")
+    _check_path(path)
     if image_size < 1:
         raise ValueError(f"image_size={image_size}; expected the side in pixels, at least 1.")
     if channels < 1:
@@ -173,6 +188,110 @@ def _check_settings(
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
     if value_range is not None and not value_range[0] < value_range[1]:
         raise ValueError(f"value_range={value_range}; expected (low, high) with low below high.")
+
+
+def _check_path(path: str) -> None:
+    if not path:
+        raise ValueError(
+            "path is empty; set --config.data.path to the folder of your images, as in `cl-jax "
+            "train CONFIG:folder PATH`."
+        )
+
+
+def _listed(path: str) -> tuple[Path, Listing]:
+    """The real path of a folder that holds images, and its listing."""
+    _check_path(path)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"path={path!r} is not a folder. Give the folder that holds your images.")
+    root = root.resolve()
+    found = listing.of(root)
+    if not found.files:
+        raise ValueError(_nothing(path, found))
+    return root, found
+
+
+# What is there --------------------------------------
+
+
+def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: int = 0) -> Survey:
+    """What `make` will find at `path`, from names and the headers of a few files, without reading
+    the images.
+
+    Raises:
+      ValueError: as `make`, as far as names show it.
+    """
+    root, found = _listed(path)
+    layout = _limited(divide(path, found, labels, test_share), limit)
+    sizes = {part: len(names) for part, names in layout.parts.items()}
+    counts = collections.Counter(
+        layout.numbers[name] for name in layout.parts["train"] if name in layout.numbers
+    )
+    classes = {name: counts[number] for number, name in enumerate(layout.classes)}
+    used = {name for names in layout.parts.values() for name in names}
+    place = f"{sizes['train']} to train, {sizes['test']} to test"
+    if "unlabeled" in sizes:
+        place += f", {sizes['unlabeled']} without labels"
+    reason = (
+        f"the test part is {test_share:.0%} of each class, by a hash of its paths"
+        if layout.classes and layout.holds_out
+        else f"the test part is {test_share:.0%} of all, by a hash of their paths"
+        if layout.holds_out
+        else "the parts are the folder's own"
+    )
+    lines = [
+        f"{path}: {len(found.files)} images"
+        + (f", of which {len(used)} are used (limit={limit})" if limit else "")
+        + f": {place}; {reason}.",
+        _classes_in_words(found, layout, classes, labels),
+        _sides_in_words(root, sorted(used - found.bad.keys())),
+    ]
+    if found.others:
+        lines.append(f"left aside: {found.told()}.")
+    if found.bad:
+        name, why = next(iter(found.bad.items()))
+        lines.append(f"not opened: {len(found.bad)}, such as {images.printable(name)}: {why}.")
+    return Survey(sizes["train"], sizes["test"], classes, tuple(filter(None, lines)))
+
+
+def _classes_in_words(found: Listing, layout: Layout, classes: dict[str, int], labels: bool) -> str:
+    if not classes:
+        if not labels:
+            why = "labels=False"
+        elif any("/" in file for file in found.files):
+            why = "there are not several sub-folders beside each other"
+        else:
+            why = "the images are in no sub-folders"
+        return f"no classes: {why}. Training needs none; figures that need labels are left out."
+    most = sorted(classes, key=lambda name: -classes[name])
+    shown = [f"{images.printable(name)} {classes[name]}" for name in most[:_CLASSES_SHOWN]]
+    rest = len(most) - len(shown)
+    told = ", ".join(shown) + f" and {rest} more, down to {classes[most[-1]]}" * (rest > 0)
+    return (
+        f"{len(classes)} classes, one for each sub-folder (labels=False takes them for none), with "
+        f"training images: {told}."
+    )
+
+
+def _sides_in_words(root: Path, names: list[str]) -> str:
+    """Sizes of some of the images, from their headers."""
+    rows = np.unique(np.linspace(0, len(names) - 1, _SAMPLED).astype(int)) if names else ()
+    sides = []
+    for row in rows:
+        try:
+            sides.append(images.sides(root / names[row], names[row]))
+        except ValueError:  # told with all the others that cannot be read
+            continue
+    if not sides:
+        return ""
+    ordered = sorted(sides, key=math.prod)
+    small, middle, large = (ordered[i] for i in (0, len(ordered) // 2, -1))
+    if small == large:
+        return f"size: {small[0]} x {small[1]} pixels ({len(sides)} looked at)."
+    return (
+        f"sizes: from {small[0]} x {small[1]} to {large[0]} x {large[1]} pixels, in the middle "
+        f"{middle[0]} x {middle[1]} ({len(sides)} looked at)."
+    )
 
 
 # Parts and classes --------------------------------------
@@ -241,6 +360,25 @@ def _hold_out(layout: Layout, share: float) -> Layout:
     held = {file for files in of_class.values() for file in _hashed(files, share)}
     train = [file for file in layout.parts["train"] if file not in held]
     return layout._replace(parts=layout.parts | {"train": train, "test": sorted(held)})
+
+
+def _limited(layout: Layout, limit: int) -> Layout:
+    """The layout with the first of each class by hash, about `limit` in the training part and half
+    as many in others."""
+    if not limit:
+        return layout
+    parts = {}
+    for part, names in layout.parts.items():
+        of_class: dict[int, list[str]] = collections.defaultdict(list)
+        for name in names:
+            of_class[layout.numbers.get(name, 0)].append(name)
+        share = (limit if part == "train" else limit / 2) / max(len(of_class), 1)
+        parts[part] = sorted(
+            name
+            for files in of_class.values()
+            for name in _by_hash(files)[: max(2, math.ceil(share))]
+        )
+    return layout._replace(parts=parts)
 
 
 def _without(
@@ -412,16 +550,18 @@ def _tops_of_others(found: Listing, place: str) -> set[str]:
 
 def _hashed(files: list[str], share: float) -> list[str]:
     """Those of the test part: at least one of two files or more, and never all."""
-    place = {
-        file: int.from_bytes(
-            hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()[:8], "big"
-        )
-        / 2**64
-        for file in files
-    }
-    ordered = sorted(files, key=lambda file: place[file])
-    count = sum(value < share for value in place.values())
-    return sorted(ordered[: min(max(1, count), len(files) - 1)])
+    count = sum(_place(file) < share for file in files)
+    return sorted(_by_hash(files)[: min(max(1, count), len(files) - 1)])
+
+
+def _by_hash(files: list[str]) -> list[str]:
+    return sorted(sorted(files), key=_place)
+
+
+def _place(file: str) -> float:
+    """A number from 0 to 1 by a hash of a path."""
+    digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 # Looking into the files --------------------------------------
@@ -538,9 +678,11 @@ def _report(path: str, bad: dict[str, str], on_error: str) -> None:
     logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
 
 
-def _tell_copies(root: Path, found: Listing, parts: dict[str, list[str]]) -> None:
+def _tell_copies(
+    root: Path, found: Listing, parts: dict[str, list[str]], pixels: dict[str, np.ndarray]
+) -> None:
     """Logs test files that are copies of training files: of equal size, then of equal end, then
-    byte for byte."""
+    byte for byte; where the images are in memory, those that look alike too."""
     of_size: dict[int, list[str]] = collections.defaultdict(list)
     for name in parts["train"]:
         of_size[found.sizes[name]].append(name)
@@ -551,13 +693,62 @@ def _tell_copies(root: Path, found: Listing, parts: dict[str, list[str]]) -> Non
             ends[name] = listing.end_of(root / name)
         return ends[name]
 
-    pairs = []
+    pairs, exact = [], set()
     for name in parts["test"]:
         for other in of_size.get(found.sizes[name], ()):
             if end(name) == end(other) and listing.same_content(root / name, root / other):
                 pairs.append(f"{images.printable(name)} is {images.printable(other)}")
+                exact.add(name)
                 break
     tell_duplicates(str(root), len(parts["test"]), pairs)
+    if "train" not in pixels or "test" not in pixels:
+        return
+    alike = [
+        f"{images.printable(parts['test'][row])} looks like {images.printable(parts['train'][at])}"
+        for row, at in _alike(pixels["train"], pixels["test"])
+        if parts["test"][row] not in exact
+    ]
+    tell_duplicates(str(root), len(parts["test"]), alike, "are likely copies of training images")
+
+
+def _alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
+    """(test row, training row) of images that are likely the same picture, saved or scaled anew: of
+    equal signs of differences between neighbours in an 8 x 9 thumbnail, and nearly equal there."""
+    small = [_thumbnails(part) for part in (train, test)]
+    signs, others = (
+        np.packbits((rows[:, :, 1:] > rows[:, :, :-1]).reshape(len(rows), 64), axis=1)
+        for rows in small
+    )
+    of_signs: dict[bytes, list[int]] = collections.defaultdict(list)
+    for row, bits in enumerate(signs):
+        of_signs[bits.tobytes()].append(row)
+    pairs = []
+    for row, bits in enumerate(others):
+        near = of_signs.get(bits.tobytes(), [])[:_COMPARED]
+        if not near or np.ptp(small[1][row]) < _FLAT:  # flat images are all alike
+            continue
+        distances = np.abs(small[0][near] - small[1][row]).mean((1, 2))
+        if distances.min() < _NEAR:
+            pairs.append((row, near[int(distances.argmin())]))
+    return pairs
+
+
+def _thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, S, S, C] -> means of the grey image in 8 x 9 cells, [N, 8, 9] float32."""
+    size = pixels.shape[1]
+    rows, columns = (np.linspace(0, size, count + 1).astype(int)[:-1] for count in (8, 9))
+    found = (
+        [
+            np.add.reduceat(np.add.reduceat(image.mean(-1), rows, axis=0), columns, axis=1)
+            for image in pixels
+        ]
+        if size >= 9
+        else []
+    )
+    if not found:
+        return np.zeros((len(pixels), 8, 9), np.float32)
+    cells = np.outer(np.diff([*rows, size]), np.diff([*columns, size]))
+    return (np.stack(found) / cells).astype(np.float32)
 
 
 # All images, in one source --------------------------------------

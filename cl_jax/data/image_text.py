@@ -41,6 +41,7 @@ def make(
     label_column: str = "",
     templates: Sequence[str] = TEMPLATES,
     test_share: float = 0.1,
+    limit: int = 0,
     length: int = 32,
     vocab_size: int = 4000,
     lowercase: bool = True,
@@ -65,6 +66,8 @@ def make(
       label_column: a column of class names; "" for none.
       templates: prompts of a class, with {} in the place of its name.
       test_share: of the pictures, where no column "split" divides them.
+      limit: at most so many pictures of each part are read, from its whole length; 0 for all. For
+        trying a command.
       length, vocab_size, lowercase, tokenizer_path, tokenizer_cache: as in `data.text`.
       level, train_size, test_size, seed: of `scenes`.
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
@@ -103,6 +106,8 @@ def make(
     rows = _rows(table, file_column, caption_column, label_column, on_error)
     _check_files(table, rows)
     parts = _divided(table, rows, test_share)
+    if limit:
+        parts = {part: names[:: -(-len(names) // limit)] for part, names in parts.items()}
     classes = sorted({row.label for row in rows.values()}) if label_column else []
     made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())

@@ -123,6 +123,17 @@ def inspect(file: File, name: str, *, channels: int = 3, max_pixels: int = MAX_P
             _planes(image, channels, max_pixels, read=False)
 
 
+def sides(file: File, name: str) -> tuple[int, int]:
+    """(width, height) in pixels as they are stored, from the header alone; of arrays [H, W, C] by
+    reading them."""
+    with _named(name):
+        if SUFFIXES.get(suffix(name)) == "NumPy":
+            height, width = _numpy(file, MAX_PIXELS).shape[:2]
+            return width, height
+        with _open(file, name) as image:
+            return image.size
+
+
 def depth(file: File, name: str) -> tuple[str, float]:
     """(kind, largest number) of the numbers that an image is made of: "integers" of more than 8
     bits, "colours" of 16 bits that are cut to their upper 8 on reading (then the largest of those),

@@ -141,14 +141,17 @@ def warn_of_duplicates(train: Source, test: Source, field: str = "image") -> Non
     )
 
 
-def tell_duplicates(names: str, count: int, pairs: list[str]) -> None:
+def tell_duplicates(
+    names: str, count: int, pairs: list[str], what: str = "are in the training part too"
+) -> None:
     """The one warning about examples that are in both parts."""
     if pairs:
         logging.warning(
-            "%s: %d of the %d test examples are in the training part too (%s%s).",
+            "%s: %d of the %d test examples %s (%s%s).",
             names,
             len(pairs),
             count,
+            what,
             "; ".join(pairs[:_SHOWN]),
             "; ..." if pairs[_SHOWN:] else "",
         )

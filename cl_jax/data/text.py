@@ -19,6 +19,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import re
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,12 +247,41 @@ def read_classes(path: str) -> dict[str, tuple[list[str], np.ndarray, int]]:
 def prose() -> list[str]:
     """Sentences of the documentation that ships with Python (`pydoc_data.topics`, docstrings of the
     standard library) and numpy, in a fixed order, each once; about 20,000."""
-    texts = list(importlib.import_module("pydoc_data.topics").topics.values())
-    for root in (Path(sysconfig.get_paths()["stdlib"]), Path(np.__file__).parent):
-        for file in sorted(root.rglob("*.py")):
-            if not {"site-packages", "test", "tests", "idlelib"} & set(file.parts):
-                texts += _docstrings(file)
-    return list(dict.fromkeys(sentence for text in texts for sentence in _prose_of(text)))
+    return [sentence for document in documents() for sentence in document]
+
+
+def documents(packages: Sequence[str] = ("python", "numpy")) -> list[list[str]]:
+    """The sentences of `prose` in the order of their texts, a list for each topic and docstring.
+
+    packages: names of installed packages, whose docstrings are read without importing them;
+      "python" stands for the topics of its help and the standard library.
+
+    Raises:
+      ValueError: a package that is not installed.
+    """
+    seen: set[str] = set()
+    found = []
+    for package in packages:
+        for text in _texts(package):
+            new = [s for s in dict.fromkeys(_prose_of(text)) if s not in seen]
+            seen.update(new)
+            found.append(new)
+    return [document for document in found if document]
+
+
+def _texts(package: str) -> Iterable[str]:
+    """Topics and docstrings of a package."""
+    if package == "python":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        yield from importlib.import_module("pydoc_data.topics").topics.values()
+    else:
+        spec = importlib.util.find_spec(package) if package else None
+        if spec is None or spec.origin is None:
+            raise ValueError(f"the package {package!r} is not installed; expected one that is.")
+        root = Path(spec.origin).parent
+    for file in sorted(root.rglob("*.py")):
+        if not {"site-packages", "test", "tests", "idlelib"} & set(file.relative_to(root).parts):
+            yield from _docstrings(file)
 
 
 def _docstrings(file: Path) -> list[str]:

@@ -112,6 +112,88 @@ def curve(
     _save(figure, path)
 
 
+def curves(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float | None, float]]]],
+    *,
+    xlabel: str,
+) -> None:
+    """Panels side by side: {title: {curve: [(x, y), ...]}}. A point whose x is None is a horizontal
+    line. The x axis is logarithmic where all x are above 0.
+
+    Raises:
+      ValueError: no panel.
+    """
+    if not panels:
+        raise ValueError("no panel is given; expected at least one.")
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), dpi=DPI)
+    colours = (LINE, OTHER, SAME, *BASELINES)
+    for axes, (title, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items()):
+        places = [x for points in lines.values() for x, _ in points if x is not None]
+        for (name, points), colour in zip(lines.items(), colours * len(lines)):
+            drawn = sorted((x, y) for x, y in points if x is not None)
+            if drawn:
+                axes.plot(*zip(*drawn), marker="o", markersize=4, color=colour, label=name or None)
+            for _, y in (point for point in points if point[0] is None):
+                axes.axhline(y, color=colour, linestyle=(0, (5, 3)), label=name or None)
+        if places and min(places) > 0:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(set(places)), [f"{x:g}" for x in sorted(set(places))])
+            axes.minorticks_off()
+        _plain(axes, title, xlabel)
+        if any(lines):
+            axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def histograms(
+    path: str | os.PathLike,
+    rows: Mapping[str, Sequence[tuple[str, Mapping[str, np.ndarray]]]],
+    *,
+    bins: int = 60,
+) -> None:
+    """A row of histograms for each name: {row: [(label of the x axis, {legend: values}), ...]}. All
+    histograms of a column have one range.
+
+    Raises:
+      ValueError: no row.
+    """
+    if not rows:
+        raise ValueError("no row is given; expected at least one.")
+    columns = max(len(panels) for panels in rows.values())
+    ranges = [
+        [v for panels in rows.values() if c < len(panels) for v in panels[c][1].values()]
+        for c in range(columns)
+    ]
+    limits = [(min(v.min() for v in found), max(v.max() for v in found)) for found in ranges]
+    figure = Figure(figsize=(5 * columns, 1.7 * len(rows)), dpi=DPI)
+    grid = np.reshape(figure.subplots(len(rows), columns, squeeze=False), (len(rows), columns))
+    for line, (name, panels) in zip(grid, rows.items()):
+        for axes in line[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (label, values), limit in zip(line, panels, limits):
+            for (legend, found), colour in zip(values.items(), (LINE, OTHER, SAME) * len(values)):
+                axes.hist(
+                    found, bins, range=limit, density=True, alpha=0.6, color=colour, label=legend
+                )
+            _plain(axes, name, label)
+            axes.set_yticks(())
+            axes.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _plain(axes, title, xlabel):
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
+    axes.set_xlabel(xlabel, fontsize=9, color=MUTED)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
 def neighbour_grid(
     path: str | os.PathLike,
     queries: np.ndarray,

@@ -3,29 +3,64 @@ Oord et al. 2018)."""
 
 import numpy as np
 
+from cl_jax.core.shapes import check_count
+from cl_jax.data.source import subset
 from cl_jax.evals import Evaluator, Given, Needs
 
+AMONG = ("own", "all")
 
-def make(*, function: str = "steps", when: str = "always") -> Evaluator:
-    """ "steps_ahead/K": the share of times in the test recordings from which the latent K steps
-    ahead is picked out among all of its recording, and "steps_ahead/mean" over K.
 
-    Chance is one over the latents of a recording. The figures fall with K; those of the smallest K
-    count latents that share samples with what has been heard. Unlike the accuracies of training
-    they do not depend on the batch.
+def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evaluator:
+    """ "steps_ahead/K": the share of times in test examples from which the latent K steps ahead
+    scores highest, and "steps_ahead/mean" over K; of "all" also "steps_ahead/median", the median
+    place of that latent over all K, 1 for the first.
 
-    function: of the method, [N, K] shares of each recording. when: see `Evaluator`.
+    Unlike the accuracies of training the figures do not depend on the batch. For small K latents
+    may share samples with what has been heard.
+
+    among: "own": the latents of the same example, for long sequences; chance is one over their
+      number. "all": those of all the examples; the median place at chance is half their number.
+      rows: examples, evenly spaced, that are looked at for "all". when: see `Evaluator`.
     """
+    if among not in AMONG:
+        raise ValueError(f"among={among!r}; expected one of {', '.join(AMONG)}.")
+    check_count(rows=rows)
 
     def measure(given: Given) -> dict[str, float]:
-        shares = np.asarray(given.rows(function, given.data.test)).mean(0)
-        each = {f"steps_ahead/{k}": float(share) for k, share in enumerate(shares, 1)}
-        return each | {"steps_ahead/mean": float(shares.mean())}
+        test = given.data.test
+        found = {}
+        if among == "own":
+            shares = np.asarray(given.rows("steps", test)).mean(0)
+        else:
+            ids = np.linspace(0, test.size - 1, min(rows, test.size)).astype(int)
+            ahead = places(**given.rows("predictions", subset(test, ids)))
+            shares = (ahead == 1).mean(1)
+            found["steps_ahead/median"] = float(np.median(ahead))
+        found |= {f"steps_ahead/{k}": float(share) for k, share in enumerate(shares, 1)}
+        return found | {"steps_ahead/mean": float(shares.mean())}
 
+    own = among == "own"
     return Evaluator(
         measure,
-        Needs(functions=(function,)),
+        Needs(functions=("steps" if own else "predictions",)),
         when=when,
-        better={"steps_ahead/mean": 1},
-        titles={"steps_ahead/mean": "latents ahead picked out of their recording %"},
+        better={"steps_ahead/mean": 1} if own else {"steps_ahead/median": -1},
+        titles={"steps_ahead/mean": "latents ahead picked out %"}
+        if own
+        else {"steps_ahead/median": "median place of the latent ahead"},
     )
+
+
+def places(p: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """[K, N * (T - K)] places of the latents ahead, of predictions p [N, K, T, D] among all of z
+    [N, T, D]: 1 and how many score higher with the prediction. From the times t < T - K, for z at
+    t + k."""
+    count, steps, times, _ = p.shape
+    everyone = z.reshape(count * times, -1)
+    found = np.zeros((steps, count, times - steps), int)
+    for k in range(1, steps + 1):
+        for i in range(count):
+            scores = p[i, k - 1, : times - steps] @ everyone.T
+            own = i * times + k + np.arange(times - steps)
+            found[k - 1, i] = 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+    return found.reshape(steps, -1)

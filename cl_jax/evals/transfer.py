@@ -21,9 +21,9 @@ def make(
     folds: int = 10,
     strengths: Sequence[float] = (0.01, 0.1, 1.0),
     iterations: int = 200,
+    when: str = "final",
 ) -> Evaluator:
-    """Test accuracy of each task, "transfer/<set>", and their mean "transfer/average", at the end
-    of a run.
+    """Test accuracy of each task, "transfer/<set>", and their mean "transfer/average".
 
     A set with a test part is fitted to its training part. One without is divided into `folds`, each
     tested once, and the mean is the figure (SentEval's protocol for MR, CR, SUBJ and MPQA). The
@@ -32,11 +32,12 @@ def make(
     features.
 
     Args:
-      sources: names of `Splits.more` with tokens and "label", without those of test parts; () for
-        all that begin with "classify/".
+      sources: names of `Splits.more` with sentences and "label", without those of test parts; ()
+        for all that begin with "classify/".
       feature: of "encode"; "" is the run's own.
       folds: of sets without a test part. strengths: inverse penalties to choose from.
       iterations: of the fit, at most.
+      when: see `Evaluator`; "always" measures the untrained network too.
     """
     if folds < 2:
         raise ValueError(f"folds={folds}; expected 2 or more.")
@@ -75,7 +76,7 @@ def make(
     return Evaluator(
         measure,
         Needs(features=(feature,), sources=tuple(sources)),
-        when="final",
+        when=when,
         better={"transfer/average": 1},
         titles={"transfer/average": "transfer, mean over tasks %"},
     )

@@ -2,8 +2,9 @@
 network of its own.
 
 Features of an image's views agree with each other's stored rows in memory banks, against rows of
-other images. Luminance and colour of Lab are the paper's two views; any groups of channels, of any
-number of recipes, are views too."""
+other images, or with each other directly, against the other images of the batch. Luminance and
+colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views
+too."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax import losses
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network
@@ -25,6 +27,8 @@ from cl_jax.losses import nce
 from cl_jax.memory import bank
 from cl_jax.views import ImageView, draw, fields, lab
 
+LOSSES = ("nce", "softmax", "in_batch", "patches")
+
 
 class Memory(NamedTuple):
     """banks: one [N, D] per view. normalizers: NCE's Z of both directions of each edge; () for the
@@ -32,6 +36,32 @@ class Memory(NamedTuple):
 
     banks: tuple[jax.Array, ...]
     normalizers: tuple[tuple[nce.Normalizer, nce.Normalizer], ...]
+
+
+class Patches(nn.Module):
+    """Encoder, head, and a linear map of one of the encoder's maps. Returns ((z, local), features):
+    z [B, D], local [B, places, D]; features as `Network`'s."""
+
+    encoder: nn.Module
+    head: nn.Module
+    patch_map: str
+    out_dim: int
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool
+    ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        found = self.encoder(images, train=train)
+        if self.patch_map not in found or found[self.patch_map].ndim != 4:
+            maps = ", ".join(name for name, x in found.items() if x.ndim == 4)
+            raise ValueError(
+                f"patch_map={self.patch_map!r} is no map of the encoder; it has {maps or 'none'}."
+            )
+        places = found[self.patch_map]
+        places = places.reshape(len(places), -1, places.shape[-1])
+        local = nn.Dense(self.out_dim, dtype=self.encoder.dtype, name="local")(places)
+        z, _ = self.head(found["h"], train=train)
+        return (z, local), {"h": found["h"], "z": z}
 
 
 def make(
@@ -48,6 +78,7 @@ def make(
     momentum: float = 0.5,
     head: str = "linear",
     out_dim: int = 128,
+    patch_map: str = "stage2",
     normalizer_momentum: float | None = None,
     block_size: int | None = None,
 ) -> Method:
@@ -59,7 +90,11 @@ def make(
       2)).
     graph: "core" contrasts the first view with each other one, "full" all pairs; the same for two
       views.
-    loss: "nce", with Z, or "softmax"; each edge adds both directions.
+    loss: "nce", with Z, or "softmax", over stored rows; "in_batch", without a bank, over the other
+      view's fresh features of the batch, to which gradient flows too; "patches", also without a
+      bank: the feature of one view against every place of a map of the other's network, over all
+      places of the batch. Each edge adds both directions.
+    patch_map: of "patches": the encoder's map, "stage1", "stage2", ...
     num_negatives: drawn with replacement from all examples, the same ones for all edges.
     momentum: of the banks. head: "linear", or "moco_v2" for the multi-layer one of the authors'
       later code.
@@ -70,8 +105,9 @@ def make(
     """
     if graph not in ("core", "full"):
         raise ValueError(f'graph is {graph!r}; expected "core" or "full".')
-    if loss not in ("nce", "softmax"):
-        raise ValueError(f'loss is {loss!r}; expected "nce" or "softmax".')
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}.")
+    banked = loss in ("nce", "softmax")
     if len({view.recipe.size for view in views}) != 1:
         raise ValueError(
             f"the views have sizes {[view.recipe.size for view in views]}; expected one size, to "
@@ -79,9 +115,13 @@ def make(
             f"on one "
             "channel axis."
         )
-    network = Network(
-        encoder,
-        mlp.make(variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name),
+    projection = mlp.make(
+        variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name
+    )
+    network = (
+        Patches(encoder, projection, patch_map, out_dim)
+        if loss == "patches"
+        else Network(encoder, projection)
     )
     groups = None if channels is None else tuple(tuple(group) for group in channels)
     _check_groups(groups)
@@ -128,20 +168,59 @@ def make(
             network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
             start = network.init(network_key, x, True)
             params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
-            banks.append(bank.init(bank_key, run.size, out_dim))
+            if banked:
+                banks.append(bank.init(bank_key, run.size, out_dim))
         normalizers = (
             tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges)
             if loss == "nce"
             else ()
         )
-        return Variables(params, stats, memory=Memory(tuple(banks), normalizers))
+        memory = Memory(tuple(banks), normalizers) if banked else None
+        return Variables(params, stats, memory=memory)
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         (images,) = inputs
         outputs, stats = apply(params, stats, images, True)
-        return tuple(unit(z) for z, _ in outputs), stats, None
+        return jax.tree.map(unit, tuple(z for z, _ in outputs)), stats, None
+
+    def of_batch(
+        z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        def between(a: jax.Array, b: jax.Array) -> jax.Array:
+            return losses.info_nce(
+                a, b, temperature=temperature, axis_name=run.axis_name, block_size=block_size
+            )
+
+        terms = [between(z[a], z[b]) + between(z[b], z[a]) for a, b in edges]
+        chance = jnp.float32(2 * len(edges) * math.log(run.batch_size))
+        return sum(terms[1:], terms[0]), Aux(similarity(z) | {"chance": chance})
+
+    def of_patches(
+        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        z, local = zip(*outputs)
+
+        def between(a: int, b: int) -> jax.Array:
+            return losses.mutual_information.dim_infonce(
+                local[b],
+                z[a][:, None] / temperature,
+                own_logit=None,
+                axis_name=run.axis_name,
+                block_size=block_size,
+            )
+
+        terms = [between(a, b) + between(b, a) for a, b in edges]
+        chance = sum(
+            math.log1p(local[v].shape[1] * (run.batch_size - 1)) for edge in edges for v in edge
+        )
+        return sum(terms[1:], terms[0]), Aux(similarity(z) | {"chance": jnp.float32(chance)})
+
+    def similarity(z: Any) -> dict[str, jax.Array]:
+        return {
+            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges
+        }
 
     def objective(
         z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
@@ -176,9 +255,7 @@ def make(
                     axis_name=run.axis_name,
                 )
             terms.append(value)
-        metrics = {
-            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges
-        }
+        metrics = similarity(z)
         candidates = (
             math.log(1 + num_negatives) if loss == "softmax" else nce.nce_chance(num_negatives)
         )
@@ -201,19 +278,20 @@ def make(
         named = {"h": jnp.concatenate(each, axis=-1)} | {
             f"h{v}": h for v, h in enumerate(each, start=1)
         }
-        return named | {"z": jnp.concatenate([unit(z) for z, _ in outputs], axis=-1)}, stats
+        each = [named["z"] for _, named in outputs]
+        return named | {"z": jnp.concatenate([unit(z) for z in each], axis=-1)}, stats
 
     return from_loss(
         variables=variables,
         views=drawn,
         forward=forward,
-        loss=objective,
+        loss=objective if banked else of_batch if loss == "in_batch" else of_patches,
         tx=tx,
         features=features,
         clean=clean,
         axis_name=run.axis_name,
         **fields(views),
-        negatives=num_negatives,
+        negatives=num_negatives if banked else run.batch_size - 1,
     )
 
 

@@ -22,19 +22,19 @@ ROLES = ("wave", "context")
 
 
 class Network(nn.Module):
-    """Windows [B, S] -> ((p, z), features): predictions p [B, K, T, D] of the latents z [B, T, D];
+    """Inputs -> ((p, z), features): predictions p [B, K, T, D] of the latents z [B, T, D];
     "h" [B, C], the mean context over time, "z" [B, D], the mean latent, and "last" [B, C], the
     context of the last time."""
 
-    wave: nn.Module
+    latents: nn.Module
     context: nn.Module
     steps: int
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool
+        self, x: Any, train: bool
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-        z = self.wave(x, train=train)["sequence"]
+        z = self.latents(x, train=train)["sequence"]
         c = self.context(z, train=train)["sequence"]
         w = self.param(
             "predict",
@@ -70,20 +70,52 @@ def make(
       latents of the batch, of the same recording too.
     micro_batches: see `core.method.from_loss`.
 
-    Gradient flows to positives and negatives. Besides "encode" there is the function "steps": [B,
+    Gradient flows to positives and negatives. Besides "encode" there are the functions "steps": [B,
     steps], of each recording the share of times from which the latent so many steps ahead scores
-    higher than all other latents of that recording.
+    higher than all other latents of that recording; and "predictions": {"p": [B, steps, T, D], "z":
+    [B, T, D]}.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(
             "config.encoder must have the sections wave and context, an encoder of windows and one "
             "of latents, for instance wave=dict(name='conv1d'), context=dict(name='gru')."
         )
+    return over_sequences(
+        encoder["wave"],
+        encoder["context"],
+        tx=tx,
+        views=views,
+        run=run,
+        steps=steps,
+        scale=scale,
+        common_window=common_window,
+        exclude_own=exclude_own,
+        block_size=block_size,
+        micro_batches=micro_batches,
+    )
+
+
+def over_sequences(
+    latents: nn.Module,
+    context: nn.Module,
+    *,
+    tx: optax.GradientTransformation,
+    views: Sequence[View],
+    run: Run,
+    steps: int,
+    scale: float,
+    common_window: bool,
+    exclude_own: bool,
+    block_size: int | None,
+    micro_batches: int,
+) -> Method:
+    """CPC on anything that an encoder makes a sequence of: `make` for sound, `cpc_text` for
+    sentences. latents: inputs to "sequence" [B, T, D]; context: that to "sequence" [B, T, C]."""
     if len(views) != 1:
-        raise ValueError(f"CPC hears one window of a recording; the config has {len(views)} views.")
+        raise ValueError(f"CPC sees one view of an example; the config has {len(views)}.")
     if steps < 1:
         raise ValueError(f"steps={steps}; expected at least 1.")
-    network = Network(encoder["wave"], encoder["context"], steps)
+    network = Network(latents, context, steps)
     apply = applier(network)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
@@ -114,12 +146,16 @@ def make(
         metrics["chance"] = jnp.float32(math.log(known))
         return found.loss.mean(), Aux(metrics)
 
-    def ahead(state: State, batch: Batch) -> jax.Array:
+    def predictions(state: State, batch: Batch) -> dict[str, jax.Array]:
         ((p, z), _), _ = apply(state.params, state.stats, views[0].clean(batch), False)
+        return {"p": p, "z": z}
+
+    def ahead(state: State, batch: Batch) -> jax.Array:
+        found = predictions(state, batch)
         one = jax.vmap(
             lambda p, z: losses.predictive.cpc_steps(p[:, None], z[None], scale=scale).accuracy
         )
-        return one(p, z)
+        return one(found["p"], found["z"])
 
     return from_loss(
         variables=variables,
@@ -129,7 +165,7 @@ def make(
         tx=tx,
         features=features_of(apply),
         clean=views[0].clean,
-        functions={"steps": ahead},
+        functions={"steps": ahead, "predictions": predictions},
         axis_name=run.axis_name,
         micro_batches=micro_batches,
         **fields(views),

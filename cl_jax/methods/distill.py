@@ -26,6 +26,20 @@ class Student(nn.Module):
         return {"h": h, "logits": nn.Dense(self.num_classes, name="classifier")(jnp.float32(h))}
 
 
+def of_student(student: Student) -> Any:
+    """`Method.features` of a student: (params, stats, images, train) -> (named, stats)."""
+
+    def features(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
+        named, changed = student.apply(
+            {"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"]
+        )
+        return named, changed.get("batch_stats", {})
+
+    return features
+
+
 def make(
     *,
     encoder: nn.Module,
@@ -50,14 +64,7 @@ def make(
         raise ValueError(f"distillation sees one view of each image; the config has {len(views)}.")
     teacher = run.previous
     student = Student(encoder, run.sizes["label"])
-
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        named, changed = student.apply(
-            {"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"]
-        )
-        return named, changed.get("batch_stats", {})
+    features = of_student(student)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         start = student.init(key, views[0].clean(batch), True)

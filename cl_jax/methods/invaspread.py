@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
 from cl_jax.views import View, draw, fields
 
 
-def make(
+def parts(
     *,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
@@ -33,7 +34,7 @@ def make(
     head: str = "linear",
     out_dim: int = 128,
     block_size: int | None = None,
-) -> Method:
+) -> Parts:
     """InvaSpread.
 
     negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows
@@ -55,34 +56,42 @@ def make(
         start = network.init(key, views[0].clean(batch), True)
         return Variables(start["params"], start.get("batch_stats", {}))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    def embed(
+        params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
         (z, _), stats = apply(params, stats, jnp.concatenate(inputs), True)
-        return jnp.stack(jnp.split(unit(z), 2), axis=1), stats, None
+        return jnp.stack(jnp.split(unit(z), len(inputs)), axis=1), stats, None
 
-    def loss(
-        z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+    def contrast(
+        pairs: tuple[Pairs, ...], params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         value = losses.inva_spread(
-            z[:, 0],
-            z[:, 1],
+            pairs[0].q,
+            pairs[0].k,
             temperature=temperature,
             negative_weight=negative_weight,
             axis_name=run.axis_name,
             block_size=block_size,
         )
-        return value, Aux({"chance": jnp.float32(chance)} if negative_weight == 1 else {})
+        return value, {"chance": jnp.float32(chance)} if negative_weight == 1 else {}
 
-    return from_loss(
+    return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features_of(apply),
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        **fields(views),
-        negatives=others - 1,
+        embed=embed,
+        pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),
+        remember=lambda z, memory, batch: memory,
+        contrast=contrast,
+        temperature=temperature,
+        rest=dict(
+            tx=tx,
+            features=features_of(apply),
+            clean=views[0].clean,
+            axis_name=run.axis_name,
+            negatives=others - 1,
+            **fields(views),
+        ),
     )
+
+
+make = method_of(parts)

@@ -16,25 +16,28 @@ def make(
     *,
     build: Callable[..., Method],
     base: Mapping[str, Any],
-    over: Mapping[str, Sequence[Any]],
+    over: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
     how: str = "auto",
 ) -> Method:
-    """Members that differ in the settings of `over`, one for each combination of its values.
+    """Members that differ in the settings of `over`, one for each combination of its values, or one
+    for each entry of a list.
 
         method=dict(name="population", base=dict(name="simclr_v1"), over=dict(temperature=(0.1, 1)))
 
     Args:
       build: (section of a method, views=sections or None) -> Method; the trainer gives it.
       base: the section of the method that all members are.
-      over: setting -> its values. "seed" gives members draws of their own
+      over: setting -> its values; or a list of members, each setting -> its value, where not every
+        combination is wanted. "seed" gives members draws of their own
         (`core.population.seeded`), "views" sections of views in place of the config's; any other is
         a setting of the base.
       how: "unrolled" compiles each member's step into the program; "vmapped" one step over all,
         where they differ in seeds and floating-point settings alone; "auto" takes the second where
         it can on an accelerator, and the first on a CPU.
 
-    Members are named by their value, "0.1", or by all of them, "temperature=0.1,seed=3"; sections
-    by their position. See `core.population.population` for the State, metrics and features.
+    Members are named by their value, "0.1", or by all of them, "temperature=0.1,seed=3", those of a
+    list by their values, "simple,0.1"; sections by their position. See `core.population.population`
+    for the State, metrics and features.
 
     Raises:
       ValueError: no value, values that are given twice, an unknown `how`, members that differ in
@@ -42,13 +45,7 @@ def make(
     """
     if how not in HOW:
         raise ValueError(f"how={how!r} is unknown; have {', '.join(HOW)}.")
-    if not over or not all(len(values) for values in over.values()):
-        raise ValueError(
-            f"over={dict(over)}; expected at least one setting with values, for instance "
-            "over=dict(seed=(0, 1, 2))."
-        )
-    members = [dict(zip(over, chosen)) for chosen in itertools.product(*over.values())]
-    names = [_name(one, over) for one in members]
+    members, names = _combined(over) if isinstance(over, Mapping) else _of_list(over)
     if len(set(names)) < len(names):
         raise ValueError(f"members would be named {names}; expected different values.")
 
@@ -60,7 +57,7 @@ def make(
     numbers = all(_is_number(key, value) for one in members for key, value in one.items())
     if how == "vmapped" and not numbers:
         raise ValueError(
-            f"over={dict(over)}: how='vmapped' needs seeds and floating-point settings alone; use "
+            f"over={over}: how='vmapped' needs seeds and floating-point settings alone; use "
             "how='unrolled'."
         )
     if how == "vmapped" or (how == "auto" and numbers and jax.default_backend() != "cpu"):
@@ -68,16 +65,41 @@ def make(
     return population({name: of(one) for name, one in zip(names, members)})
 
 
+def _combined(
+    over: Mapping[str, Sequence[Any]],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(members, names) of every combination of values."""
+    if not over or not all(len(values) for values in over.values()):
+        raise ValueError(
+            f"over={dict(over)}; expected at least one setting with values, for instance "
+            "over=dict(seed=(0, 1, 2))."
+        )
+    members = [dict(zip(over, chosen)) for chosen in itertools.product(*over.values())]
+    if len(over) > 1:
+        return members, [
+            ",".join(f"{key}={_text(value, over[key])}" for key, value in one.items())
+            for one in members
+        ]
+    return members, [_text(value, over[key]) for one in members for key, value in one.items()]
+
+
+def _of_list(over: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(members, names) of the entries of a list."""
+    if not over or not all(isinstance(one, Mapping) and one for one in over):
+        raise ValueError(
+            f"over={over!r}; expected a list of members, each with at least one setting, for "
+            "instance over=(dict(temperature=0.1), dict(temperature=1.0))."
+        )
+    values = {key: [one[key] for one in over if key in one] for one in over for key in one}
+    names = [",".join(_text(value, values[key]) for key, value in one.items()) for one in over]
+    return [dict(one) for one in over], names
+
+
 def _is_number(key: str, value: Any) -> bool:
     return isinstance(value, int if key == "seed" else float) and not isinstance(value, bool)
 
 
-def _name(one: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> str:
-    def text(key: str, value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:g}"
-        return str(list(over[key]).index(value) if isinstance(value, Mapping) else value)
-
-    if len(one) == 1:
-        return text(*next(iter(one.items())))
-    return ",".join(f"{key}={text(key, value)}" for key, value in one.items())
+def _text(value: Any, values: Sequence[Any]) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(values).index(value) if isinstance(value, Mapping) else value)

@@ -2,7 +2,9 @@
 
 examples:
   cl-jax train simclr_v2 --workdir=runs/first
-  cl-jax train simclr_v2:folder /path/to/images --workdir=runs/mine --config.batch_size=128
+  cl-jax train simclr_v2:folder /path/to/images
+  cl-jax train dino:folder /path/to/images --workdir=runs/mine --config.batch_size=128
+  cl-jax train dino:folder,debug /path/to/images --workdir=/tmp/try
 """
 
 import argparse
@@ -45,7 +47,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     found.add_argument(
         "--workdir",
         help="where the run is kept: checkpoints, logs, pictures. The same command resumes a run "
-        "that is there",
+        "that is there. Of a config with PATH it may be left out: runs/CONFIG-FOLDER",
     )
     found.add_argument(
         "--stage", help="stage of a config that has several; all for one after the other"
@@ -70,11 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.path:
             options.error(f"two configs are given: {args.config} and {args.given}")
         args.given, args.path = None, args.given
-    if not (args.config or args.given) or not args.workdir:
+    name = args.config or args.given
+    if name and args.path and not args.workdir:
+        args.workdir = default_workdir(name, args.path)
+    if not name or not args.workdir:
         options.error("CONFIG and --workdir are needed: cl-jax train simclr_v2 --workdir=runs/a")
     if args.path:
         settings.insert(0, ("data.path", args.path))
-    return run(args, args.config or args.given, settings, "train")
+    return run(args, name, settings, "train")
+
+
+def default_workdir(name: str, path: str) -> str:
+    """Where a run on the user's own data is kept: "runs/simclr_v2-photos"; what else than a folder
+    is in the variants is in the name."""
+    config, _, variants = name.partition(":")
+    words = [Path(config).stem, *(one for one in variants.split(",") if one not in ("", "folder"))]
+    return str(Path("runs", f"{'_'.join(words)}-{Path(path).expanduser().resolve().stem}"))
 
 
 def run(
@@ -116,9 +129,11 @@ def _run(
     import jax
 
     from cl_jax.core import parallel
-    from cl_jax.training import loop
+    from cl_jax.training import fit, loop
 
     config = _config(name, args.workdir, settings, args.stage)
+    given = [key for key, _ in settings]
+    found = fit.fit(config, given, args.workdir) if name else []
     if args.distributed:
         parallel.join()
         stop.join()
@@ -129,7 +144,8 @@ def _run(
     )
     if added:
         print(f"XLA_FLAGS: added {added}", file=sys.stderr)
-    given = [key for key, _ in settings]
+    if jax.process_index() == 0:
+        print("\n".join(found), file=sys.stderr, end="\n" if found else "")
     for stage, stage_config, workdir in loop.stages(config, args.workdir, given):
         stop.nothing_to_lose(f"before stage {stage}" if stage else "while starting")
         if stage:

@@ -133,21 +133,53 @@ def cifar10(config: ConfigDict) -> None:
     config.batch_size = 512
 
 
-def folder(config: ConfigDict) -> None:
-    """Your own images: set --config.data.path. A ResNet-18 of half the width at 64 pixels."""
+# What networks trained on photographs expect; of a recipe whose authors have none, too, so that
+# weights go from one library to another.
+NORMALISED = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def folder(config: ConfigDict, like: ConfigDict, size: int = 64) -> None:
+    """Your own images: set data.path. A ResNet-18 of half the width at 64 pixels, and sizes that
+    `training.fit` chooses for the number of images.
+
+    Args:
+      config: is changed; a network that is no ResNet is left to the caller.
+      like: the config of a setting of photographs, whose views are taken.
+      size: side of the largest view in pixels.
+    """
     config.data = ConfigDict(
-        dict(name="folder", path="", image_size=64, labels=True, on_error="raise")
+        dict(name="folder", path="", image_size=size * 3 // 2, labels=True, on_error="raise")
     )
-    config.encoder.update(dict(depth=18, width=0.5, stem="imagenet"))
-    config.views = ConfigDict(
-        dict(both=dict(name="simclr", copies=2, size=64, strength=0.5, test_crop=1.0))
-    )
+    if config.encoder.get("name") == "resnet":
+        config.encoder.update(dict(depth=18, width=0.5, stem="imagenet"))
+    config.views = photographs(like.views, size)
+    config.fit = True  # sizes that are not given follow from the data: `training.fit`
+
+
+def photographs(views: ConfigDict, size: int) -> ConfigDict:
+    """Views of photographs at another size: crops keep their shares, blur its strength relative to
+    the image, and the whole image is seen at test."""
+    largest = max(view.get("size", 224) for view in views.values())
+    found = ConfigDict()
+    for name, view in views.items():
+        section = view.to_dict()
+        side = section.get("size", 224)
+        section.update(size=max(8, 8 * round(side * size / largest / 8)), test_crop=1.0)
+        if section.get("name", "").startswith("simclr"):
+            section = NORMALISED | section
+        section.setdefault("blur_sigma", (0.1, round(2.0 * size / largest, 2)))
+        found[name] = ConfigDict(section)
+    return found
 
 
 def debug(config: ConfigDict) -> None:
     """Shrinks any setting to seconds: the same program on a tiny network, tiny images, four
-    steps."""
-    config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
+    steps. Of one's own folder, the first images are read."""
+    if config.data.name == "folder":
+        config.data.update(dict(image_size=24, limit=64))
+        config.fit = False
+    else:
+        config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     if config.encoder.name == "resnet":
         config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
     for views in (
@@ -256,8 +288,12 @@ def clip_published(config: ConfigDict) -> None:
 
 
 def captions_debug(config: ConfigDict) -> None:
-    """Tiny pictures and a few steps; the caller shrinks the encoder."""
-    config.data = ConfigDict(dict(name="image_text", length=20, train_size=64, test_size=32))
+    """Tiny pictures and a few steps; the caller shrinks the encoder. Of one's own pictures, some
+    are read."""
+    if "path" in config.data:
+        config.data.update(dict(image_size=24, length=20, vocab_size=300, limit=64))
+    else:
+        config.data = ConfigDict(dict(name="image_text", length=20, train_size=64, test_size=32))
     config.views.image.size = 16
     config.batch_size = 16
     config.total_epochs = 1.0

@@ -739,3 +739,43 @@ def test_a_single_folder_around_the_others_is_none_of_them(tmp_path, parts, size
 def test_repeated_sub_folders_of_classes_are_told(tmp_path, caplog):
     folder.make(path=str(tree(tmp_path, "left", "right")), image_size=8)
     assert "left and right have cat, dog" in caplog.text
+
+
+def test_a_survey_says_what_is_a_class_and_why(tmp_path):
+    for name, count in (("cat", 12), ("dog", 20)):
+        for number in range(count):
+            put(tmp_path / "some" / name / f"{number}.png", size=(8 + number, 9))
+    (tmp_path / "some/notes.txt").write_text("")
+    found = folder.survey(path=str(tmp_path / "some"))
+    assert found.train + found.test == 32 and set(found.classes) == {"cat", "dog"}
+    text = "\n".join(found.lines)
+    for words in ("2 classes, one for each sub-folder", "by a hash", "1 .txt", "to 27 x 9 pixels"):
+        assert words in text, text
+    none = folder.survey(path=str(tmp_path / "some/cat"))
+    assert not none.classes and "no classes: the images are in no sub-folders" in none.lines[1]
+    assert "labels=False" in folder.survey(path=str(tmp_path / "some"), labels=False).lines[1]
+
+
+def test_a_limit_takes_some_of_each_class(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(30):
+            put(tmp_path / name / f"{number}.png", size=(8, 8))
+    splits = folder.make(path=str(tmp_path), image_size=8, limit=10)
+    assert np.bincount(splits.train.arrays["label"]).tolist() == [5, 5]
+    assert splits.test.size <= 6
+    with pytest.raises(ValueError, match="limit=-1"):
+        folder.make(path=str(tmp_path), image_size=8, limit=-1)
+
+
+def test_pictures_saved_anew_are_likely_copies(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 4)):
+        (tmp_path / part).mkdir()
+        for number in range(count):
+            small = rng.integers(0, 256, (9, 9, 3), np.uint8)
+            Image.fromarray(small).resize((72, 72)).save(tmp_path / part / f"{number}.png")
+    with Image.open(tmp_path / "train/7.png") as image:
+        image.resize((90, 90)).save(tmp_path / "test/again.jpg", quality=85)
+    folder.make(path=str(tmp_path), image_size=36)
+    assert "1 of the 5 test examples are likely copies" in caplog.text
+    assert "test/again.jpg looks like train/7.png" in caplog.text

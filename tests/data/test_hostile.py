@@ -589,7 +589,11 @@ def queue(tmp_path: Path) -> str:
     return build(setting("method.queue_size", 65), tmp_path, moco_v2)
 
 
-@case("Settings", "an unknown variant", "variant 'cifar' of this config is unknown; have cifar10")
+@case(
+    "Settings",
+    "an unknown variant",
+    "variant 'cifar' of this config is unknown; have folder, cifar10",
+)
 def variant(tmp_path: Path) -> str:
     simclr_v1.get_config("cifar")
     return "built"

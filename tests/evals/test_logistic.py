@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from cl_jax import losses
 from cl_jax.data.source import Splits, from_arrays
 from cl_jax.evals import clustering, logistic, steps_ahead, svm_folds
 
@@ -57,6 +59,21 @@ def test_steps_ahead_are_means_over_recordings():
     np.testing.assert_allclose([found[f"steps_ahead/{k}"] for k in (1, 2, 3)], shares.mean(0))
     np.testing.assert_allclose(found["steps_ahead/mean"], shares.mean())
     assert steps_ahead.make().needs.functions == ("steps",)
+
+
+def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
+    p, z = RNG.normal(size=(4, 2, 7, 3)), RNG.normal(size=(4, 7, 3))
+    steps = losses.predictive.cpc_steps(
+        np.moveaxis(p, 1, 0).astype(np.float32), z.astype(np.float32)
+    )
+    ahead = steps_ahead.places(p, z)
+    np.testing.assert_allclose((ahead == 1).mean(1), steps.accuracy, atol=1e-6)
+    scores = np.sort(p[1, 0, 2] @ z.reshape(-1, 3).T)[::-1]
+    assert scores[ahead[0].reshape(4, 5)[1, 2] - 1] == pytest.approx(p[1, 0, 2] @ z[1, 3])
+    given = _given(None, predictions=lambda source: {"p": p, "z": z})
+    found = steps_ahead.make(among="all").measure(given)
+    np.testing.assert_allclose(found["steps_ahead/2"], steps.accuracy[1], atol=1e-6)
+    assert found["steps_ahead/median"] == np.median(ahead)
 
 
 def test_svm_and_clusters_measure_their_source():

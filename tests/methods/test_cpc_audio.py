@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_paper(started):
     keys = view_keys(example_keys(key, jnp.asarray(BATCH["id"])), 0)
     x = VIEW.draw(keys, {name: jnp.asarray(value) for name, value in BATCH.items()})
     p = state.params
-    z = ENCODER["wave"].apply({"params": p["wave"]}, x, train=True)["sequence"]
+    z = ENCODER["wave"].apply({"params": p["latents"]}, x, train=True)["sequence"]
     c = ENCODER["context"].apply({"params": p["context"]}, z, train=True)["sequence"]
     z, c, w = (np.asarray(a, np.float64) for a in (z, c, p["predict"]))
     batch, times, _ = z.shape
@@ -112,7 +112,7 @@ def test_errors_say_what_was_expected():
     for settings, text in (
         (dict(encoder=ENCODER["wave"]), "sections wave and context"),
         (dict(encoder={"wave": ENCODER["wave"]}), "sections wave and context"),
-        (dict(views=(VIEW, VIEW)), "one window of a recording; the config has 2 views"),
+        (dict(views=(VIEW, VIEW)), "one view of an example; the config has 2"),
         (dict(steps=0), "steps=0"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -10,7 +10,7 @@ from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import from_parts
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.methods import byol, hcl, imix, mochi, moco_v2, simclr_v1, temperature
+from cl_jax.methods import byol, clae, hcl, imix, mochi, moco_v2, simclr_v1, temperature
 from cl_jax.views import make as view
 
 VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
@@ -109,7 +109,7 @@ def test_the_queue_of_a_cross_is_that_of_its_base():
 
 
 def test_losses_of_the_temperature_study():
-    """With all negatives kept the hard losses are the plain ones; they need in-batch negatives."""
+    """With all negatives kept the hard losses are the plain ones."""
     base = parts("simclr")
     values = {}
     for loss in temperature.LOSSES:
@@ -120,6 +120,75 @@ def test_losses_of_the_temperature_study():
     fewer = temperature.make(base=base, run=RUN, loss="hard_contrastive", num_hard=2)
     assert float(step(fewer)[2]["chance"]) == pytest.approx(np.log(3))
     with pytest.raises(ValueError, match="num_hard=8; expected 1 to 7"):
-        temperature.make(base=base, run=RUN, num_hard=8)
+        step(temperature.make(base=base, run=RUN, loss="hard_simple", num_hard=8))
     with pytest.raises(ValueError, match="'hrad'"):
         temperature.make(base=base, run=RUN, loss="hrad")
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "hard_simple"])
+def test_the_temperature_study_over_a_queue_meets_batch_and_queue(loss):
+    base = parts("moco")
+    made = temperature.make(base=base, run=RUN, loss=loss, num_hard=31, temperature=0.3)
+    state, _, values = step(made)
+    outputs, *_ = base.embed(state.params, state.stats, state.target, base.views(BATCH, KEY), KEY)
+    q, k, queue = (np.asarray(x, np.float64) for x in base.pairs(outputs, state.memory)[0][:3])
+    similarity = q @ np.concatenate([k, queue]).T
+    own, rows = similarity[np.arange(8), np.arange(8)], similarity / 0.3
+    expected = (np.log(np.exp(rows).sum(1)) - own / 0.3).mean()
+    if loss == "hard_simple":  # all 31 negatives are kept
+        expected = ((similarity.sum(1) - own) / 31 - own).mean()
+    np.testing.assert_allclose(values["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+def clae_step(base=None, **settings):
+    made = clae.make(base=base or parts("simclr"), run=RUN, **settings)
+    return made, *step(made)
+
+
+def test_clae_adds_the_loss_of_a_view_moved_against_it():
+    """The moved view is one step of epsilon away, raises the loss, and is one more positive."""
+    base = parts("simclr")
+    made, state, _, values = clae_step(base, epsilon=0.05, weight=0.5)
+    _, _, plain = step(base)
+    np.testing.assert_allclose(values["clean"], plain["loss"], rtol=2e-5)
+    np.testing.assert_allclose(
+        values["loss"], values["clean"] + 0.5 * values["adversarial"], rtol=1e-6
+    )
+    batch = jax.jit(made.rest["prepare"])(state, BATCH, KEY)
+    first, second, moved = made.views(batch, KEY)
+    np.testing.assert_allclose(np.abs(moved - first).max(), 0.05, rtol=1e-5)
+    own = clae.replaced(state.params["clean"], state.params["adversarial"])
+
+    @jax.jit
+    def against(x):
+        z = [base.embed(own, state.stats, None, [view], KEY)[0] for view in (first, x)]
+        return base.contrast(base.pairs(jnp.concatenate(z, 1), None), own, BATCH, KEY)[0]
+
+    assert against(moved) > against(first) + 1e-3
+    assert list(made.views(BATCH, KEY)[0].shape) == list(second.shape)
+
+
+def test_clae_has_second_batch_norms_and_shares_everything_else():
+    _, state, after, _ = clae_step()
+    second = after.params["adversarial"]
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(second)}
+    norms = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(second)}
+    assert names == {"scale", "bias"} and all("norm" in name for name in norms)
+    assert jax.tree.structure(after.stats) == jax.tree.structure(state.stats)
+    clean = after.params["clean"]["encoder"]["stem_norm1"]["scale"]
+    assert np.abs(clean - second["encoder"]["stem_norm1"]["scale"]).max() > 0
+    _, shared, _, _ = clae_step(own_norm=False)
+    assert shared.params["adversarial"] == {}
+
+
+def test_clae_without_weight_trains_its_base():
+    base = parts("simclr")
+    _, _, after, _ = clae_step(base, weight=0.0)
+    _, plain, _ = step(base)
+    for x, y in zip(jax.tree.leaves(after.params["clean"]), jax.tree.leaves(plain.params)):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+
+
+def test_clae_refuses_a_queue():
+    with pytest.raises(ValueError, match="a queue or a slow network"):
+        clae_step(parts("moco"))

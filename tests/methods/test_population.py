@@ -35,6 +35,12 @@ def test_several_settings_make_every_combination():
     assert members["weight=1,seed=1"]["drawn"] == 1 and "seed" not in members["weight=1,seed=1"]
 
 
+def test_a_list_has_members_of_its_own():
+    (_, members), found = sections(over=({"loss": "a", "temperature": 0.5}, {"loss": "b"}))
+    assert list(members) == ["a,0.5", "b"]
+    assert found[1] == ({"name": "simclr_v1", "out_dim": 8, "loss": "b"}, None)
+
+
 def test_views_are_sections_named_by_position():
     views = ({"a": {"size": 4}}, {"a": {"size": 8}})
     (_, members), found = sections(over={"views": views})
@@ -55,6 +61,8 @@ def test_the_form(monkeypatch):
     [
         (dict(over={}), "expected at least one setting"),
         (dict(over={"seed": ()}), "expected at least one setting"),
+        (dict(over=()), "expected a list of members"),
+        (dict(over=({},)), "expected a list of members"),
         (dict(over={"seed": (1, 1)}), "expected different values"),
         (dict(over={"seed": (1, 2)}, how="mapped"), "have auto, unrolled, vmapped"),
         (dict(over={"out_dim": (8, 16)}, how="vmapped"), "seeds and floating-point settings"),

@@ -35,7 +35,9 @@ def test_unknown_method_and_variant(config):
         ValueError, match=r"cl_jax.methods.simclr_v3 does not exist; have .*did you mean 'simclr_v"
     ):
         loop.build(config)
-    with pytest.raises(ValueError, match="variant 'cifar' of this config is unknown; have cifar10"):
+    with pytest.raises(
+        ValueError, match="variant 'cifar' of this config is unknown; have folder, cifar10"
+    ):
         simclr_v1.get_config("cifar")
 
 

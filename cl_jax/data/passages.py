@@ -1,0 +1,183 @@
+"""`passages`: sentences that follow one another, for methods that predict the next ones.
+
+    book.txt          one sentence a line, in order; an empty line ends a document
+    book.txt.gz       compressed by gzip, xz or bzip2
+
+Without a file: the documentation that comes with Python, numpy, scipy and scikit-learn, a document
+for each topic and docstring; it differs between their versions. An example is a run of sentences of
+one document: "passage" uint16 [n, T], token numbers of n sentences, 0 for padding;
+`sizes["passage"]` is the vocabulary.
+
+`more["classify/<set>"]` has sentences with classes: "passage" [1, T] and "label". Without a file of
+the user's, the embedded text has "classify/origin": which package a sentence of the test part is
+from.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import lines, text, tokenizer
+from cl_jax.data.source import Source, Splits, from_arrays
+
+
+def make(
+    *,
+    path: str = "",
+    packages: Sequence[str] = ("python", "numpy", "scipy", "sklearn"),
+    sentences: int = 8,
+    stride: int = 0,
+    chapter: int = 200,
+    length: int = 32,
+    vocab_size: int = 4000,
+    lowercase: bool = True,
+    tokenizer_path: str = "",
+    tokenizer_cache: str = "",
+    classify: str = "",
+    test_share: float = 0.1,
+    limit: int = 0,
+) -> Splits:
+    """Passages of a text.
+
+    Args:
+      path: the text; "" for the embedded documentation.
+      packages: whose documentation is the embedded text, see `data.text.documents`.
+      sentences: n, in a passage. Documents with fewer are left out.
+      stride: sentences from one passage to the next of a document; 0: as many as it has, so that
+        none is in two.
+      chapter: a longer document is divided after so many sentences, so that a book without empty
+        lines has a test part too; no passage crosses the division.
+      length: T, tokens of a sentence, start and end included; longer ones are cut.
+      vocab_size, lowercase, tokenizer_path, tokenizer_cache, classify: as of `text`.
+      test_share: of the documents, by a hash of their first sentence.
+      limit: passages of each part at most; 0 for all.
+
+    Raises:
+      ValueError: a file that is missing, damaged or no UTF-8 text; no document that is long enough;
+        a package that is not installed; a setting out of range.
+    """
+    if sentences < 2 or stride < 0 or limit < 0 or chapter < sentences:
+        raise ValueError(
+            f"sentences={sentences}, stride={stride}, chapter={chapter}, limit={limit}; expected "
+            "two sentences or more, a chapter of as many at least, and the others at least 0."
+        )
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if isinstance(packages, str) or not packages:
+        raise ValueError(f"packages={packages!r}; expected a sequence of names, one at least.")
+    groups = (
+        {"": documents_of(lines.read(path))}
+        if path
+        else {package: text.documents((package,)) for package in packages}
+    )
+    divided = {origin: _chapters(documents, chapter) for origin, documents in groups.items()}
+    long = [one for documents in divided.values() for one in documents if len(one) >= sentences]
+    count = sum(map(len, divided.values()))
+    if len(long) < 2:
+        raise ValueError(
+            f"{path or 'the text'} has {len(long)} documents of {sentences} sentences or more, of "
+            f"{count}; expected at least two. An empty line ends a document; lower "
+            "data.sentences for shorter ones, or data.chapter to divide a long one."
+        )
+    if len(long) < count:
+        logging.info("%d of %d documents are too short.", count - len(long), count)
+    name = Path(path).name.split(".")[0] if path else "prose"
+    parts = dict(zip(("train", "test"), _divided(long, test_share)))
+    passages = {part: _cut(of, sentences, stride or sentences, limit) for part, of in parts.items()}
+    made = (
+        tokenizer.load(tokenizer_path)
+        if tokenizer_path
+        else tokenizer.train(
+            list(dict.fromkeys(sentence for one in passages["train"] for sentence in one)),
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache or None,
+        )
+    )
+
+    def source(part: str) -> Source:
+        flat = made.encode([sentence for one in passages[part] for sentence in one], length)
+        arrays = {"passage": flat.reshape(-1, sentences, length)}
+        return from_arrays(f"{name}_passages/{part}", arrays, {"passage": made.size})
+
+    tasks: Mapping[str, tuple[list[str], np.ndarray, int]] = {}
+    if classify:
+        tasks = text.read_classes(classify)
+    elif len(groups) > 1:
+        tasks = {"classify/origin": _origins(divided, parts["test"], limit)}
+    more = {
+        key: from_arrays(
+            f"{name}_passages/{key}",
+            {"passage": made.encode(of, length)[:, None], "label": label},
+            {"passage": made.size, "label": classes},
+        )
+        for key, (of, label, classes) in tasks.items()
+    }
+    return Splits(source("train"), source("test"), more)
+
+
+def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:
+    return [one[at : at + size] for one in documents for at in range(0, len(one), size)]
+
+
+def _origins(
+    divided: Mapping[str, list[list[str]]], held: list[list[str]], limit: int
+) -> tuple[list[str], np.ndarray, int]:
+    """The sentences of the documents `held`, and the number of the group each is from."""
+    mine = {one[0] for one in held}
+    found = [
+        (sentence, number)
+        for number, documents in enumerate(divided.values())
+        for one in documents
+        if one[0] in mine
+        for sentence in one
+    ]
+    if limit:
+        found = found[:: max(len(found) // limit, 1)]
+    return (
+        [sentence for sentence, _ in found],
+        np.array([number for _, number in found], np.int32),
+        len(divided),
+    )
+
+
+def documents_of(rows: Sequence[str]) -> list[list[str]]:
+    """Documents of a file's lines: sentences between empty lines."""
+    found: list[list[str]] = [[]]
+    for row in rows:
+        if row.strip():
+            found[-1].append(row.strip())
+        elif found[-1]:
+            found.append([])
+    return [one for one in found if one]
+
+
+def _divided(documents: list[list[str]], share: float) -> tuple[list[list[str]], list[list[str]]]:
+    """(train, test), both with a document at least."""
+    place = np.array(
+        [
+            int.from_bytes(hashlib.sha256(one[0].encode()).digest()[:8], "big") / 2**64
+            for one in documents
+        ]
+    )
+    test = place < share
+    test[place.argmin()] = True
+    test[place.argmax()] = False
+    return (
+        [one for one, held in zip(documents, test) if not held],
+        [one for one, held in zip(documents, test) if held],
+    )
+
+
+def _cut(
+    documents: Sequence[list[str]], sentences: int, stride: int, limit: int
+) -> list[list[str]]:
+    found = [
+        one[start : start + sentences]
+        for one in documents
+        for start in range(0, len(one) - sentences + 1, stride)
+    ]
+    return found[:limit] if limit else found

@@ -1,0 +1,192 @@
+"""Sizes of a run that fit the user's data: batch, epochs, memory, prototypes, neighbours.
+
+A config with `fit=True` (the variant "folder") says how a method trains and leaves to the data how
+much of it there is. What the user gives is kept.
+"""
+
+import importlib
+import inspect
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.training import configs
+from cl_jax.training.workdir import path_of
+
+# The defaults of all methods are tuned on `scenes` of this many training images: as many views as
+# there are seen of other data.
+TUNED_ON = 8192
+EPOCHS = (10, 200)
+BATCH = (16, 256)
+LEAST = BATCH[0]  # training images
+
+
+def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[str]:
+    """Fits a config to its data, in place; returns lines that say what was found and chosen.
+
+    Args:
+      config: as loaded, with the user's settings. Without `fit` nothing is changed.
+      given: keys that the user set, such as "method.queue_size"; these are left alone.
+      workdir: of the run. Where a run of the same data is there, its sizes are taken, so that the
+        command that started it resumes it.
+
+    Raises:
+      ConfigError: too few images.
+      ValueError: the data cannot be found or divided.
+    """
+    survey = _survey(config)
+    if survey is None:
+        return []
+    lines = list(survey.lines)
+    if not config.get("fit", False):
+        return lines
+    before = _before(config, workdir)
+    chosen = _sizes(config, survey.train, survey.classes)
+    changed = []
+    for key, value in chosen.items():
+        if key in given or (key.startswith("stages.") and key.split(".", 2)[2] in given):
+            continue
+        value = _at(before, key, value)
+        _put(config, key, value)
+        if not key.startswith("stages."):
+            changed.append(f"{key}={_told(value)}")
+    channels = int(config.data.get("channels", 3))
+    if channels != 3:
+        _other_channels(config, channels)
+    lines.append(
+        f"fitted to {survey.train} training images: {', '.join(changed)}. Each may be given, as in "
+        f"--config.{changed[0]}."
+        if changed
+        else "all sizes are given."
+    )
+    return lines
+
+
+def _survey(config: ConfigDict) -> Any:
+    """What the config's data hold, where their module can tell without reading them."""
+    name = config.data.get("name", "")
+    module = importlib.import_module(name if "." in name else f"cl_jax.data.{name}")
+    survey: Callable[..., Any] | None = getattr(module, "survey", None)
+    if survey is None:
+        return None
+    known = inspect.signature(survey).parameters
+    return survey(**{key: value for key, value in config.data.items() if key in known})
+
+
+def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
+    """The config of the run that is in the workdir, of the same data; empty without one."""
+    stages = config.get("stage_order", ())
+    for place in (path_of(workdir), *(path_of(workdir) / stage for stage in stages)):
+        if (place / "config.json").exists():
+            kept = configs.plain(configs.of_run(place))
+            same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+            return kept if same else {}
+    return {}
+
+
+def _sizes(config: ConfigDict, count: int, classes: Mapping[str, int]) -> dict[str, Any]:
+    """{key: value} of the settings that follow from the number of training images."""
+    if count < LEAST:
+        raise ConfigError(
+            f"{config.data.path} has {count} training images; expected at least {LEAST}."
+        )
+    batch = min(max(_power_of_two(count // 8), BATCH[0]), BATCH[1])
+    seen = config.total_epochs * TUNED_ON
+    epochs = float(min(max(round(seen / count), EPOCHS[0]), EPOCHS[1]))
+    found: dict[str, Any] = {
+        "batch_size": batch,
+        "total_epochs": epochs,
+        "evals.every_epochs": float(max(1, round(epochs / 4))),
+    }
+    protocols = config.evals.protocols
+    if "knn" in protocols and classes:
+        typical = int(statistics.median(classes.values()))
+        found["evals.protocols.knn.k"] = min(max(typical // 2, 1), 200)
+    if "linear" in protocols:
+        found["evals.protocols.linear.batch_size"] = min(
+            protocols.linear.batch_size, _power_of_two(max(count // 4, 1))
+        )
+    if config.optimizer.get("freeze_steps", 0) > 0:
+        found["optimizer.freeze_steps"] = max(1, count // batch)
+    found |= _of_method(config.method, "method", count, batch)
+    for name, stage in config.stages.items():
+        if "batch_size" in stage:
+            share = stage.get("data", {}).get("fraction", 1.0)
+            labelled = max(int(share * count), 1)
+            found[f"stages.{name}.batch_size"] = min(stage.batch_size, _power_of_two(labelled))
+    return found
+
+
+def _of_method(section: Mapping[str, Any], path: str, count: int, batch: int) -> dict[str, Any]:
+    """Sizes among a method's settings, by what their names mean in every method; those of a cross's
+    base too."""
+    found: dict[str, Any] = {}
+    prototypes = min(max(count // 15, 16), 4096)
+    for key, value in section.items():
+        where = f"{path}.{key}"
+        if key == "base":
+            found |= _of_method(value, where, count, batch)
+        elif key == "queue_size" and value:
+            # Of older keys half are no more of any image in the batch.
+            found[where] = min(max(count // 2 // batch, 1) * batch, 65536)
+        elif key in ("num_prototypes", "num_clusters"):
+            if isinstance(value, tuple | list):
+                middle = statistics.median(value)
+                found[where] = tuple(max(2, round(prototypes * one / middle)) for one in value)
+            else:
+                found[where] = prototypes
+        elif key == "num_negatives":
+            found[where] = min(max(count // 2, 1), 4096)
+        elif key == "group_size":
+            found[where] = min(value, batch)
+            found[f"{path}.out_dim"] = min(section["out_dim"], found[where] // 2)
+    queue = found.get(f"{path}.base.queue_size")
+    if queue and "num_hard" in section:
+        found[f"{path}.num_hard"] = min(section["num_hard"], queue)
+    return found
+
+
+def _other_channels(config: ConfigDict, channels: int) -> None:
+    """Normalisation of images that are not RGB, and none of the changes of colour that are defined
+    for RGB alone."""
+    sections = [config.views, *(s.views for s in config.stages.values() if "views" in s)]
+    changes: dict[str, Any]
+    if channels == 1:
+        changes = dict(mean=(0.449,), std=(0.226,))
+    else:
+        colour = dict(gray=0.0, saturation=0.0, hue=0.0)
+        changes = dict(colour, mean=(0.5,) * channels, std=(0.25,) * channels)
+    with config.unlocked():
+        for view in (view for views in sections for view in views.values()):
+            view.update(changes)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is at most `number`; 1 for 0."""
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def _at(tree: Mapping[str, Any], key: str, default: Any) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _put(config: ConfigDict, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    section = config
+    for part in parents:
+        section = section[part]
+    with config.unlocked(), section.ignore_type():
+        section[last] = value
+
+
+def _told(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")

@@ -1,0 +1,34 @@
+"""The sentences of a passage, as they are: CPC on text augments nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """batch[field], token numbers [B, n, T], drawn and clean alike."""
+
+    field: str = "passage"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        return ()
+
+    def draw(self, keys: jax.Array, batch: Batch) -> jax.Array:
+        return batch[self.field]
+
+    def clean(self, batch: Batch) -> jax.Array:
+        return batch[self.field]
+
+
+def make(*, field: str = "passage") -> Passage:
+    """A view of the passages in a field."""
+    return Passage(field)

@@ -1,0 +1,152 @@
+"""Every method of images takes a folder; sizes follow from what is in it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cl_jax import views
+from cl_jax.core.errors import ConfigError
+from cl_jax.data import folder
+from cl_jax.tools import train
+from cl_jax.training import configs, defaults, experiment, fit
+from cl_jax.training.stages import stages
+
+IMAGES = [name for name in configs.names() if configs.load(name).data.name in ("scenes", "digits")]
+PER_CLASS, CLASSES = 24, 4
+
+
+def write(place, count, seed=0, size=20):
+    place.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(place / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for number in range(CLASSES):
+        write(root / f"kind{number}", PER_CLASS, number)
+    return root
+
+
+def config_of(name, path, **settings):
+    config = configs.load(name)
+    configs.change(config, [("data.path", str(path)), *settings.items()])
+    return config
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_method_of_images_takes_a_folder(name, photos, tmp_path):
+    config = config_of(f"{name}:folder", photos)
+    fit.fit(config, ["data.path"], tmp_path)
+    _, config, _ = stages(config, tmp_path)[0]
+    built = experiment.build(config)
+    assert built.data.train.size >= built.run.batch_size
+    assert built.run.steps_per_epoch >= 2
+    dry = configs.load(f"{name}:folder,debug")
+    assert dry.data.name == "folder" and dry.data.limit and not dry.fit and dry.total_epochs <= 2
+
+
+@pytest.mark.slow  # compiles every method
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_dry_run_of_every_method_ends(name, photos, tmp_path):
+    assert not train.main([f"{name}:folder,debug", str(photos), f"--workdir={tmp_path}/run"])
+
+
+def test_a_command_with_a_path_needs_no_workdir(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert not train.main(["simclr_v2:folder,debug", str(photos)])
+    assert (tmp_path / "runs/simclr_v2_debug-photos/pretrain/config.json").exists()
+    said = capsys.readouterr().err
+    assert "4 classes, one for each sub-folder" in said and "20 x 20 pixels" in said
+
+
+def test_without_a_path_it_refuses(tmp_path, capsys):
+    assert train.main(["simclr_v2:folder", f"--workdir={tmp_path}/run"]) == 1
+    assert "`cl-jax train CONFIG:folder PATH`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_follow_from_the_number_of_images(photos, tmp_path):
+    config = config_of("moco_v2:folder", photos)
+    lines = fit.fit(config, ["data.path"], tmp_path)
+    count = folder.survey(path=str(photos)).train
+    assert config.batch_size == 16 and config.total_epochs == fit.EPOCHS[1]
+    assert config.method.queue_size <= count / 2 and config.method.queue_size % 16 == 0
+    assert config.evals.protocols.knn.k == (count // CLASSES) // 2
+    assert "queue_size" in lines[-1] and "--config.batch_size=16" in lines[-1]
+
+
+def test_what_the_user_gives_is_kept(photos, tmp_path):
+    config = config_of("moco_v2:folder", photos, batch_size="8", total_epochs="3")
+    lines = fit.fit(config, ["data.path", "batch_size", "total_epochs"], tmp_path)
+    assert (config.batch_size, config.total_epochs) == (8, 3.0)
+    assert "total_epochs" not in lines[-1]
+    whole = config_of("moco_v2:folder", photos, fit="false")
+    fit.fit(whole, ["data.path", "fit"], tmp_path)
+    assert whole.batch_size == configs.load("moco_v2:folder").batch_size
+
+
+def test_a_run_keeps_its_sizes_when_images_are_added(tmp_path):
+    write(tmp_path / "photos", 40)
+    config = config_of("simclr_v1:folder", tmp_path / "photos")
+    fit.fit(config, ["data.path"], tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(config.to_json_best_effort())
+    write(tmp_path / "photos", 400)
+    again = config_of("simclr_v1:folder", tmp_path / "photos")
+    fit.fit(again, ["data.path"], tmp_path / "run")
+    assert again.batch_size == config.batch_size
+    fit.fit(again, ["data.path"], tmp_path / "another")
+    assert again.batch_size > config.batch_size
+
+
+def test_too_few_images_are_refused(tmp_path):
+    write(tmp_path, 10)
+    with pytest.raises(ConfigError, match=r"has \d+ training images; expected at least 16"):
+        fit.fit(config_of("byol:folder", tmp_path), [], tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_other_channels_are_normalised_by_their_number(channels, photos, tmp_path):
+    config = config_of("simclr_v1:folder", photos, **{"data.channels": str(channels)})
+    fit.fit(config, ["data.path", "data.channels"], tmp_path)
+    assert len(config.views.both.mean) == channels
+    recipe = {key: value for key, value in config.views.both.items() if key != "copies"}
+    drawn = jax.eval_shape(
+        partial(views.make(recipe).draw, jax.random.split(jax.random.key(0), 2)),
+        {"image": jnp.zeros((2, 24, 24, channels), jnp.uint8)},
+    )
+    assert drawn.shape == (2, 64, 64, channels)
+
+
+def test_photographs_keep_the_proportions_of_their_recipe():
+    recipes = ConfigDict(
+        dict(
+            a=dict(name="dino", crop="global1", size=224, scale=(0.4, 1.0)),
+            b=dict(name="dino", crop="local", size=96, scale=(0.05, 0.4), copies=8),
+            c=dict(name="simclr"),
+        )
+    )
+    found = defaults.photographs(recipes, 64)
+    assert [found[name].size for name in "abc"] == [64, 24, 64]
+    assert found.b.scale == (0.05, 0.4) and found.b.copies == 8
+    assert found.a.blur_sigma == (0.1, 0.57)
+    assert found.c.mean == defaults.NORMALISED["mean"] and "mean" not in found.a
+
+
+@pytest.mark.parametrize(
+    "name, path, workdir",
+    [
+        ("simclr_v2:folder", "/data/photos", "runs/simclr_v2-photos"),
+        ("configs/dino.py:vit,folder,debug", "photos/", "runs/dino_vit_debug-photos"),
+    ],
+)
+def test_the_workdir_is_named_by_config_and_folder(name, path, workdir):
+    assert train.default_workdir(name, path) == workdir
