@@ -41,7 +41,7 @@ ALLOWED = {
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
         {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
-        | {"pillow_heif", "simplejpeg", "tensorflow_datasets", "tifffile"},
+        | {"av", "pillow_heif", "simplejpeg", "tensorflow_datasets", "tifffile"},
         {"data", "core"},
     ),
     "methods": (

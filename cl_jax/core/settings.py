@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cl_jax.core.errors import ConfigError
@@ -144,7 +145,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        # A population's members differ in traced numbers.
+        traced = isinstance(value, jax.core.Tracer)
+        return traced or (isinstance(value, int | float) and not isinstance(value, bool))
     if kind is str:
         return isinstance(value, str)
     if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):

@@ -25,6 +25,7 @@ from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.parts import role
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
+from cl_jax.data.wordpiece import WordPiece
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 _TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
@@ -88,7 +89,7 @@ def make(
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}; expected 1 or 3.")
 
-    def tokens_by(sentences: Sequence[str]) -> Tokenizer:
+    def tokens_by(sentences: Sequence[str]) -> Tokenizer | WordPiece:
         if tokenizer_path:
             return tokenizer.load(tokenizer_path)
         return tokenizer.train(
@@ -174,7 +175,11 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
 
 
 def _prompts(
-    name: str, made: Tokenizer, length: int, prompts: Sequence[tuple[str, Any]], classes: int
+    name: str,
+    made: Tokenizer | WordPiece,
+    length: int,
+    prompts: Sequence[tuple[str, Any]],
+    classes: int,
 ) -> Source:
     arrays = {
         "tokens": made.encode([text for text, _ in prompts], length),
@@ -293,7 +298,9 @@ def _divided(table: Path, rows: Mapping[str, _Picture], share: float) -> dict[st
     return parts
 
 
-def _tokens(made: Tokenizer, length: int, texts: Sequence[Sequence[str]], most: int) -> np.ndarray:
+def _tokens(
+    made: Tokenizer | WordPiece, length: int, texts: Sequence[Sequence[str]], most: int
+) -> np.ndarray:
     """uint16 [N, length], or [N, most, length] where a picture has several captions."""
     if most == 1:
         return made.encode([given[0] for given in texts], length)

@@ -103,18 +103,24 @@ def make(
         arrays = {"passage": flat.reshape(-1, sentences, length)}
         return from_arrays(f"{name}_passages/{part}", arrays, {"passage": made.size})
 
-    tasks: Mapping[str, tuple[list[str], np.ndarray, int]] = {}
+    tasks: Mapping[str, text.Classes] = {}
     if classify:
         tasks = text.read_classes(classify)
+        pairs = [key for key, one in tasks.items() if one.second]
+        if pairs:
+            raise ValueError(
+                f"{classify}: {pairs[0]} has pairs of sentences; passages are of single ones. "
+                "Leave it out of the file."
+            )
     elif len(groups) > 1:
         tasks = {"classify/origin": _origins(divided, parts["test"], limit)}
     more = {
         key: from_arrays(
             f"{name}_passages/{key}",
-            {"passage": made.encode(of, length)[:, None], "label": label},
-            {"passage": made.size, "label": classes},
+            {"passage": made.encode(one.sentences, length)[:, None], "label": one.labels},
+            {"passage": made.size, "label": one.classes},
         )
-        for key, (of, label, classes) in tasks.items()
+        for key, one in tasks.items()
     }
     return Splits(source("train"), source("test"), more)
 
@@ -125,7 +131,7 @@ def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:
 
 def _origins(
     divided: Mapping[str, list[list[str]]], held: list[list[str]], limit: int
-) -> tuple[list[str], np.ndarray, int]:
+) -> text.Classes:
     """The sentences of the documents `held`, and the number of the group each is from."""
     mine = {one[0] for one in held}
     found = [
@@ -137,8 +143,9 @@ def _origins(
     ]
     if limit:
         found = found[:: max(len(found) // limit, 1)]
-    return (
+    return text.Classes(
         [sentence for sentence, _ in found],
+        [],
         np.array([number for _, number in found], np.int32),
         len(divided),
     )

@@ -120,16 +120,13 @@ def render(
 ) -> Splits:
     """As `make`, for a `Level` of one's own."""
     digits, targets = handwritings()
-    photographs = [
-        {zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom}
-        for photograph in _photographs()
-    ]
+    photographs = grounds(level)
     train, test = division(len(digits))
 
     def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
         rng = np.random.Generator(np.random.Philox(key=[seed, number]))
-        scene = _draw(rng, size, instances, len(photographs), level)
-        image, colour = _paint(scene, digits, photographs, level)
+        scene = draw(rng, size, instances, len(photographs), level)
+        image, colour = paint(scene, digits, photographs, level)
         place = np.minimum((scene.position * _CELLS).astype(np.int32), _CELLS - 1)
         quarter = np.minimum((scene.crop * _QUARTERS).astype(np.int32), _QUARTERS - 1)
         background = (scene.photograph * _QUARTERS + quarter[:, 0]) * _QUARTERS + quarter[:, 1]
@@ -142,8 +139,8 @@ def render(
             "instance": scene.instance,
         }
         if share is not None:
-            other = _draw(rng, size, instances, len(photographs), level)
-            arrays["image_b"], _ = _paint(_sharing(scene, other, share), digits, photographs, level)
+            other = draw(rng, size, instances, len(photographs), level)
+            arrays["image_b"], _ = paint(_sharing(scene, other, share), digits, photographs, level)
         classes = {
             "label": 10,
             "place": _CELLS**2,
@@ -164,7 +161,7 @@ def division(num_instances: int) -> tuple[np.ndarray, np.ndarray]:
     return shuffled[num_test:], shuffled[:num_test]
 
 
-class _Scene(NamedTuple):
+class Scene(NamedTuple):
     """The factors of N scenes before they are painted; `position` and `crop` are shares of the room
     there is."""
 
@@ -181,8 +178,16 @@ class _Scene(NamedTuple):
     shade: np.ndarray
 
 
-def _draw(rng, size, instances, num_photographs, level):
-    return _Scene(
+def draw(
+    rng: np.random.Generator,
+    size: int,
+    instances: np.ndarray,
+    num_photographs: int,
+    level: Level,
+) -> Scene:
+    """The factors of `size` scenes of the handwritings `instances`, each equally often, up to
+    one."""
+    return Scene(
         instance=rng.permutation(np.tile(instances, -(-size // len(instances)))[:size]),
         position=rng.uniform(size=(size, 2)),
         side_px=rng.uniform(*level.digit_px, size),
@@ -206,11 +211,19 @@ def _sharing(scene, other, share):
     )
 
 
-def _paint(scene, digits, photographs, level):
-    """Images [N, 32, 32, 3] and the numbers of their colours; a few at a time, which stay in the
-    processor's cache."""
+def paint(
+    scene: Scene,
+    digits: np.ndarray,
+    photographs: Sequence[Mapping[int, np.ndarray]],
+    level: Level,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 32, 32, 3] and the numbers of their colours, int32 [N].
+
+    digits: opacities [_, 8, 8] that `scene.instance` counts. photographs: of `grounds`.
+    """
+    # A few at a time, which stay in the processor's cache.
     few = [
-        _Scene(*(field[at : at + _FEW] for field in scene))
+        Scene(*(field[at : at + _FEW] for field in scene))
         for at in range(0, len(scene.instance), _FEW)
     ]
     with ThreadPoolExecutor() as pool:
@@ -234,6 +247,14 @@ def _paint_few(scene, digits, photographs, level):
     ground = mean + scene.contrast[:, None, None, None].astype(np.float32) * (ground - mean)
     image = opacity * ink[:, :, None, None] + (1 - opacity) * ground
     return np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1), colour
+
+
+def grounds(level: Level) -> list[dict[int, np.ndarray]]:
+    """Each photograph at each zoom of a level: {pixels of it per pixel of an image: [H, W, 3]}."""
+    return [
+        {zoom: _shrunk(photograph, zoom) for zoom in level.ground_zoom}
+        for photograph in _photographs()
+    ]
 
 
 def _shrunk(photograph, zoom):

@@ -14,6 +14,18 @@ from cl_jax.core.seeds import check_seed
 Example = dict[str, np.ndarray]
 
 
+class Text(NamedTuple):
+    """What evaluators of generated sentences read of a source.
+
+    decode: token numbers [N, T] -> N sentences. references: of each example, sentences that are
+    right. concepts: of each example, words that its sentence should have.
+    """
+
+    decode: Callable[[np.ndarray], list[str]]
+    references: Sequence[Sequence[str]]
+    concepts: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Source:
     """Random access to `size` examples, all with the same fields of fixed shapes.
@@ -33,7 +45,8 @@ class Source:
     `read(i)` is row `i` of each. `labels(field)`: one label of all examples without decoding their
     images, where the format allows that. `skipped`: examples that could not be read and were left
     out. `names`: what each example is called, for people: the path of its file inside the folder;
-    None where it has none. `classes`: of labels, the names of their values.
+    None where it has none. `classes`: of labels, the names of their values. `text`: see `Text`;
+    None where nothing is to be generated.
     """
 
     name: str
@@ -45,6 +58,7 @@ class Source:
     skipped: int = 0
     names: Sequence[str] | None = None
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    text: Text | None = None
 
 
 class Splits(NamedTuple):
@@ -185,6 +199,10 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
         )
     name = f"{source.name}[{len(chosen)}]"
     called = None if source.names is None else [source.names[i] for i in chosen]
+    text = source.text
+    if text is not None:
+        references, concepts = ([of[i] for i in chosen] for of in text[1:])
+        text = text._replace(references=references, concepts=concepts)
     if source.arrays is not None:
         in_a_row = len(chosen) and (np.diff(chosen) == 1).all()
         rows = slice(int(chosen[0]), int(chosen[-1]) + 1) if in_a_row else chosen  # no copy
@@ -194,6 +212,7 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
             skipped=source.skipped,
             names=called,
             classes=source.classes,
+            text=text,
         )
     labels = source.labels
     return Source(
@@ -205,6 +224,7 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
         skipped=source.skipped,
         names=called,
         classes=source.classes,
+        text=text,
     )
 
 

@@ -24,6 +24,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -32,6 +33,7 @@ from cl_jax.data import captions, lines, scenes, tokenizer
 from cl_jax.data.parts import role, stem
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
+from cl_jax.data.wordpiece import WordPiece
 
 FIELDS = ("tokens", "tokens_b", "tokens_c")
 _MEANING = (
@@ -69,14 +71,16 @@ def make(
         test part, by a hash of the sentence: adding sentences moves none of the others.
       sts: a file of scored pairs: three columns sentence, sentence, score, or a header with the
         columns "a", "b", "score" and perhaps "set"; each set is a source of its own,
-        `more["sts/<set>"]`. Rows without a score are left out.
+        `more["sts/<set>"]`. Rows without a score are left out. Of a folder each file is a set, by
+        its name without ending.
       classify: a file of sentences with classes: a header with the columns "label", "text" and
         perhaps "set" and "split"; each set is a source, `more["classify/<set>"]`, and its rows
-        whose split is test another, `more["classify/<set>/test"]`. Rows of dev are left out.
+        whose split is test another, `more["classify/<set>/test"]`. Rows of dev are left out. With
+        a column "text_b" an example is a pair of sentences. Of a folder each file is a set.
       length: tokens of a sentence, start and end included; longer ones are cut.
       vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
         see `data.tokenizer.train`.
-      tokenizer_path: a sentencepiece model to use instead.
+      tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased).
       on_error: "raise" names empty sentences; "skip" leaves them out and counts them in
         `Source.skipped`.
       columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
@@ -141,12 +145,13 @@ def make(
         for key, (a, b, score) in scored.items()
     }
     if classify:
-        for key, (sentences, label, count) in read_classes(classify).items():
-            tokens = made.encode(sentences, length)
+        for key, one in read_classes(classify).items():
+            given = [one.sentences, one.second] if one.second else [one.sentences]
+            rows = {field: made.encode(of, length) for field, of in zip(FIELDS, given)}
             more[key] = from_arrays(
                 f"{name}/{key}",
-                {"tokens": tokens, "label": label},
-                {"tokens": made.size, "label": count},
+                rows | {"label": one.labels},
+                dict.fromkeys(rows, made.size) | {"label": one.classes},
             )
     return Splits(
         _source(f"{name}/train", train, made, length, labels, skipped),
@@ -162,6 +167,10 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     Raises:
       ValueError: another number of columns, no such column, a score that is no number, no pair.
     """
+    if Path(path).expanduser().is_dir():
+        return {
+            f"sts/{name}": _together(read_scored(str(file))) for name, file in _files(path).items()
+        }
     rows = lines.separated(
         path, counts=range(3, 100), meaning="at least three: sentence, sentence, score"
     )
@@ -201,13 +210,55 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
 
 
-def read_classes(path: str) -> dict[str, tuple[list[str], np.ndarray, int]]:
-    """Sentences with classes of a file by the name of their source: (sentences, int32 labels,
-    number of classes), classes by name in alphabetical order. See `make`.
+def _files(folder: str) -> dict[str, Path]:
+    """The files of a folder by their names without endings."""
+    files = sorted(
+        file
+        for file in Path(folder).expanduser().iterdir()
+        if file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"{folder} has no files; expected one for each set.")
+    return {file.name.split(".")[0]: file for file in files}
+
+
+def _together(
+    sets: Mapping[str, tuple[list[str], list[str], np.ndarray]],
+) -> tuple[list[str], list[str], np.ndarray]:
+    """The sets of one file as one: correlation is of all their pairs."""
+    a, b, score = zip(*sets.values())
+    return (
+        [sentence for one in a for sentence in one],
+        [sentence for one in b for sentence in one],
+        np.concatenate(score),
+    )
+
+
+class Classes(NamedTuple):
+    """Sentences with classes. second: of pairs, the other sentences; else empty. labels: int32,
+    classes by name in alphabetical order. classes: how many."""
+
+    sentences: list[str]
+    second: list[str]
+    labels: np.ndarray
+    classes: int
+
+
+def read_classes(path: str) -> dict[str, Classes]:
+    """Sentences with classes of a file, or of the files of a folder, by the name of their source.
+    See `make`.
 
     Raises:
       ValueError: no such columns, an empty sentence, a class that training rows lack.
     """
+    if Path(path).expanduser().is_dir():
+        found = {}
+        for name, file in _files(path).items():
+            for key, one in read_classes(str(file)).items():
+                _, group, *part = key.split("/")
+                of = [] if group == "all" else [group]
+                found["/".join(["classify", name, *of, *part])] = one
+        return found
     rows = lines.separated(path, counts=range(2, 100), meaning="a header with label and text")
     header = [column.strip().lower() for column in rows[0].columns]
     if not {"label", "text"} <= set(header):
@@ -215,33 +266,36 @@ def read_classes(path: str) -> dict[str, tuple[list[str], np.ndarray, int]]:
             f"{path} begins with the columns {', '.join(header)}; expected a header with label and "
             "text."
         )
-    parts: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+    paired = "text_b" in header
+    parts: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
     for row in rows[1:]:
-        one = {key: value.strip() for key, value in zip(header, row.columns)}
-        split = one.get("split", "")
+        cells = {key: value.strip() for key, value in zip(header, row.columns)}
+        split = cells.get("split", "")
         if not any(row.columns) or stem(split) in ("dev", "val", "valid", "validation"):
             continue
         if split and role(split) not in ("train", "test"):
             raise ValueError(
                 f"{path}, line {row.line}: split is {split!r}; expected train, test or dev."
             )
-        if not one["text"] or not one["label"]:
+        if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
             raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")
-        place = (one.get("set", "all"), role(split) == "test")
-        parts.setdefault(place, []).append((one["text"], one["label"]))
-    found = {}
-    for (group, test), pairs in parts.items():
+        place = (cells.get("set", "all"), role(split) == "test")
+        both = (cells["text"], cells.get("text_b", ""), cells["label"])
+        parts.setdefault(place, []).append(both)
+    tasks = {}
+    for (group, test), given in parts.items():
         train = parts.get((group, False), [])
-        classes = sorted({label for _, label in train})
-        if len(classes) < 2 or not {label for _, label in pairs} <= set(classes):
+        classes = sorted({label for _, _, label in train})
+        if len(classes) < 2 or not {label for _, _, label in given} <= set(classes):
             raise ValueError(
                 f"{path}: the training rows of {group} have the classes {classes[:5]}; expected "
                 "two or more, those of its test rows among them."
             )
-        numbers = np.array([classes.index(label) for _, label in pairs], np.int32)
+        first, second, labels = (list(column) for column in zip(*given))
+        numbers = np.array([classes.index(label) for label in labels], np.int32)
         key = f"classify/{group}" + ("/test" if test else "")
-        found[key] = ([sentence for sentence, _ in pairs], numbers, len(classes))
-    return found
+        tasks[key] = Classes(first, second if paired else [], numbers, len(classes))
+    return tasks
 
 
 def prose() -> list[str]:
@@ -374,7 +428,7 @@ _SCENE_LABELS = {"label": 10, "colour": len(captions.COLOURS), "place": 9}
 def _source(
     name: str,
     columns: Sequence[Sequence[str]],
-    made: Tokenizer,
+    made: Tokenizer | WordPiece,
     length: int,
     further: Mapping[str, np.ndarray],
     skipped: int = 0,

@@ -15,8 +15,9 @@ import sentencepiece
 from absl import logging
 
 from cl_jax.core.tokens import END, MASK, PAD, START, UNKNOWN
+from cl_jax.data import wordpiece
+from cl_jax.data.wordpiece import MAX_VOCAB, WordPiece
 
-MAX_VOCAB = 2**16
 _MOST = 500_000  # sentences that training reads, evenly spaced over the text
 _LONGEST = 4192  # bytes of a sentence, above which sentencepiece leaves it out
 
@@ -130,13 +131,15 @@ def train(
     return tokenizer
 
 
-def load(path: str | Path) -> Tokenizer:
-    """The tokenizer of a sentencepiece model file.
+def load(path: str | Path) -> "Tokenizer | WordPiece":
+    """The tokenizer of a sentencepiece model file, or of BERT's vocab.txt (any .txt).
 
     Raises:
       ValueError: no such file, no model, other reserved numbers than `core.tokens`.
     """
     file = Path(path).expanduser()
+    if file.suffix == ".txt":
+        return wordpiece.load(file)
     if not file.is_file():
         raise ValueError(f"tokenizer={str(path)!r} is no file; leave it out to train one.")
     return Tokenizer(file.read_bytes(), str(path))

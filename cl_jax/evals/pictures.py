@@ -112,6 +112,49 @@ def curve(
     _save(figure, path)
 
 
+def trajectory(
+    path: str | os.PathLike,
+    x: Sequence[float],
+    y: Sequence[float],
+    steps: Sequence[float],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> None:
+    """Two figures over training, one against the other, with the step written at each point: 900 x
+    750 pixels.
+
+    Args:
+      path: of the PNG; its folder is made.
+      x, y: [E] the two figures. steps: [E] when they were measured. xlabel, ylabel, title: text.
+
+    Raises:
+      ValueError: no values, or vectors of different length.
+    """
+    if not len(x) or not len(x) == len(y) == len(steps):
+        raise ValueError(
+            f"x, y and steps have {len(x)}, {len(y)} and {len(steps)} values; expected as many of "
+            "each, at least one."
+        )
+    figure = Figure(figsize=(6, 5), dpi=DPI)
+    axes = figure.add_axes((0.13, 0.12, 0.82, 0.79))
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(xlabel, fontsize=10, color=MUTED)
+    axes.set_ylabel(ylabel, fontsize=10, color=MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left", "bottom"]].set_color(GRID)
+    axes.plot(x, y, color=LINE, linewidth=1.2, marker="o", markersize=4)
+    for a, b, step in zip(x, y, steps):
+        axes.annotate(
+            f"{step:g}", (a, b), (5, 4), textcoords="offset points", fontsize=8, color=INK
+        )
+    axes.margins(0.12)
+    _save(figure, path)
+
+
 def curves(
     path: str | os.PathLike,
     panels: Mapping[str, Mapping[str, Sequence[tuple[float | None, float]]]],

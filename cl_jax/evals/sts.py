@@ -1,6 +1,8 @@
 """Semantic textual similarity: does the cosine of two sentences order pairs as people do?"""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -79,6 +81,9 @@ def make(
       feature: of "encode"; "" is the run's own.
       aligned: pairs with a score above this share of the highest are positives of
         "<source>/alignment"; "<source>/uniformity" is of all sentences.
+
+    At the end of a run `WORKDIR/alignment_uniformity.png` shows the two over training, means over
+    sources (figure 2 of SimCSE's paper); lower is better.
     """
     other: dict[str, Source] = {}
 
@@ -102,9 +107,47 @@ def make(
         mean = float(np.mean([found[f"{name}/spearman"] for name in names]))
         return found | {"sts/spearman": mean}
 
+    def draw(given: Given) -> None:
+        steps, points = over_training(given.workdir)
+        if steps:
+            from cl_jax.evals import pictures  # matplotlib: only where something is drawn
+
+            pictures.trajectory(
+                given.workdir / "alignment_uniformity.png",
+                [uniformity for _, uniformity in points],
+                [alignment for alignment, _ in points],
+                steps,
+                xlabel="uniformity",
+                ylabel="alignment",
+                title="Alignment and uniformity over training",
+            )
+
     return Evaluator(
         measure,
         Needs(features=(feature,), sources=tuple(sources)),
         better={"sts/spearman": 1},
         titles={"sts/spearman": "STS, Spearman of cosine and gold score %"},
+        draw=draw,
     )
+
+
+def over_training(workdir: Path) -> tuple[list[int], list[tuple[float, float]]]:
+    """(steps, (alignment, uniformity)) of a run's log, means over sources; the untrained network
+    first where it was measured."""
+    file = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    found: dict[int, tuple[float, float]] = {}
+    for row in rows:
+        both = [
+            [
+                value
+                for name, value in row.items()
+                if name.removeprefix("untrained/").startswith("sts") and name.endswith(figure)
+            ]
+            for figure in ("/alignment", "/uniformity")
+        ]
+        if all(both):
+            alignment, uniformity = (float(np.mean(values)) for values in both)
+            found[int(row["step"])] = alignment, uniformity
+    steps = sorted(found)
+    return steps, [found[step] for step in steps]

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Source, labels_of, renamed
 from cl_jax.evals import Evaluator, Given, Needs
 
 
@@ -29,7 +29,7 @@ def make(
     tested once, and the mean is the figure (SentEval's protocol for MR, CR, SUBJ and MPQA). The
     penalty is chosen by a tenth of the training rows that is held out. SentEval fits the same
     classifier by Adam with early stopping; this is scikit-learn's, by L-BFGS on standardised
-    features.
+    features. Of a pair of sentences u and v it reads |u - v| and u * v (SentEval's MRPC).
 
     Args:
       sources: names of `Splits.more` with sentences and "label", without those of test parts; ()
@@ -39,11 +39,23 @@ def make(
       iterations: of the fit, at most.
       when: see `Evaluator`; "always" measures the untrained network too.
     """
+    other: dict[str, Source] = {}
     if folds < 2:
         raise ValueError(f"folds={folds}; expected 2 or more.")
 
     def measure(given: Given) -> dict[str, float]:
         more = given.data.more
+
+        def of(source: Source) -> np.ndarray:
+            found = given.features(source, feature)
+            if source.arrays is None or "tokens_b" not in source.arrays:
+                return found
+            if source.name not in other:
+                swapped = renamed(source, {"tokens": "tokens_a", "tokens_b": "tokens"})
+                other[source.name] = swapped
+            second = given.features(other[source.name], feature)
+            return np.concatenate([np.abs(found - second), found * second], axis=1)
+
         names = sources or [
             name for name in more if name.startswith("classify/") and not name.endswith("/test")
         ]
@@ -54,13 +66,13 @@ def make(
             )
         found = {}
         for name in names:
-            x, y = given.features(more[name], feature), labels_of(more[name])
+            x, y = of(more[name]), labels_of(more[name])
             if f"{name}/test" in more:
                 test = more[f"{name}/test"]
                 value = accuracy(
                     x,
                     y,
-                    given.features(test, feature),
+                    of(test),
                     labels_of(test),
                     strengths=strengths,
                     iterations=iterations,

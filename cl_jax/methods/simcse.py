@@ -17,6 +17,7 @@ import optax
 from cl_jax.core.axis import total
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.encoders import bert_weights
 from cl_jax.heads.pooling import SentenceHead
 from cl_jax.losses import sentence
 from cl_jax.losses.calm import token_counts, token_log_likelihood
@@ -69,6 +70,7 @@ def make(
     head: bool = True,
     mlm_weight: float = 0.0,
     mlm_rate: float = 0.15,
+    weights: str = "",
     block_size: int | None = None,
     micro_batches: int = 1,
 ) -> Method:
@@ -82,6 +84,8 @@ def make(
       form, whose head is for training only, and "z" for the supervised.
     mlm_weight: above 0, the cross-entropy of a masked language model over the first view's
       sentences is added with it (0.1 in the paper), by a further pass. mlm_rate: of masked tokens.
+    weights: the folder of a BERT of Hugging Face (model.safetensors, vocab.txt) that the encoder
+      starts from; "" for random weights. The heads are new, as in the authors' code.
     """
     if len(views) not in (2, 3):
         raise ValueError(
@@ -95,7 +99,10 @@ def make(
     negatives = run.batch_size * (count - 1) - 1
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        return Variables(network.init(key, views[0].clean(batch), True)["params"], {})
+        params = network.init(key, views[0].clean(batch), True)["params"]
+        if weights:
+            params = params | {"encoder": bert_weights.load(weights, params["encoder"])}
+        return Variables(params, {})
 
     def drawn(batch: Batch, key: jax.Array) -> Any:
         inputs = draw(views, batch, key)

@@ -1,10 +1,11 @@
 """Views on the device: what is done to an example before the network sees it, keyed by its id.
 
 `cl_jax/views/<kind>.py` has `make(**section) -> View` for each kind of data: image, tokens, audio,
-graph. A section of `config.views` names its kind, "image" where it does not.
+graph, clip, streams. A section of `config.views` names its kind, "image" where it does not.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -65,9 +66,10 @@ def make(section: Mapping[str, Any]) -> View:
 def factories(kind: str, section: Mapping[str, Any]) -> list[Callable[..., Any]]:
     """The functions whose keywords are the settings of a config section of a kind."""
     module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")
-    if module is image:
+    keywords = inspect.signature(module.make).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in keywords):  # those of a recipe
         preset = getattr(presets, str(section.get("name", "")), None)
-        return [Recipe, preset] if callable(preset) else [Recipe]
+        return [module.make, Recipe, *([preset] if callable(preset) else [])]
     return [module.make]
 
 

@@ -250,7 +250,16 @@ def test_sentences_with_classes_are_sources_by_set(tmp_path):
         "classify/TREC/test": [1],
     }
     assert more["classify/TREC"].sizes["label"] == 2
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    written(tasks / "TREC.tsv", [row[1:] for row in table if row[0] in ("set", "TREC")])
+    pairs = [["label", "text", "text_b"], ["0", "a", "b"], ["1", "a cat", "a cat"]]
+    written(tasks / "MRPC.tsv", pairs)
+    more = made(path, tmp_path, classify=str(tasks)).more
+    assert set(more) == {"classify/TREC", "classify/TREC/test", "classify/MRPC"}
+    assert set(more["classify/MRPC"].arrays) == {"tokens", "tokens_b", "label"}
     for wrong, message in (
+        ([pairs[0], ["0", "a", " "]], "line 2: an empty sentence or label"),
         ([["a", "b"], ["c", "d"]], "expected a header with label and text"),
         ([header, ["MR", "all", "1", " "]], "line 2: an empty sentence or label"),
         ([header, ["MR", "all", "1", "x"]], "expected two or more"),
@@ -258,3 +267,18 @@ def test_sentences_with_classes_are_sources_by_set(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             made(path, tmp_path, classify=written(tmp_path / "w.tsv", wrong))
+
+
+def test_scored_pairs_of_a_folder_are_a_set_a_file(tmp_path):
+    """The subsets of a file are one set: correlation is of all its pairs."""
+    folder = tmp_path / "sts"
+    folder.mkdir()
+    header = ["set", "score", "a", "b"]
+    written(folder / "STS12.tsv", [header, ["x", "1", "a", "b"], ["y", "3", "c", "d"]])
+    written(folder / "SICK.tsv", [["a", "b", "2"], ["c", "d", "4"]])
+    found = text.read_scored(str(folder))
+    assert list(found) == ["sts/SICK", "sts/STS12"]
+    assert found["sts/STS12"][0] == ["a", "c"] and found["sts/STS12"][2].tolist() == [1, 3]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no files"):
+        text.read_scored(str(tmp_path / "empty"))

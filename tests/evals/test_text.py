@@ -181,3 +181,51 @@ def test_transfer_takes_test_parts_where_there_are_some():
         transfer.make().measure(seen)
     with pytest.raises(ValueError, match="expected 2 or more"):
         transfer.make(folds=1)
+
+
+def test_transfer_reads_pairs_by_their_difference_and_product():
+    """Whether two sentences are alike, which neither says alone (SentEval's MRPC)."""
+    from types import SimpleNamespace
+
+    from cl_jax.data.source import from_arrays
+
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(80, 4))
+    y = rng.integers(0, 2, 80).astype(np.int32)
+    v = np.where(y[:, None] == 1, u, rng.normal(size=(80, 4)))
+    first, second = np.full((80, 2), 1, np.uint16), np.full((80, 2), 2, np.uint16)
+    arrays = {"tokens": first, "tokens_b": second, "label": y}
+    sizes = {"tokens": 9, "tokens_b": 9, "label": 2}
+    more = {"classify/pairs": from_arrays("pairs", arrays, sizes)}
+    seen = given(more, {first.tobytes(): u, second.tobytes(): v})
+    found = transfer.make(folds=4).measure(SimpleNamespace(**vars(seen), seed=0))
+    assert found["transfer/pairs"] > 0.9
+    more = {"classify/one": from_arrays("one", {"tokens": first, "label": y}, {"label": 2})}
+    seen = given(more, {first.tobytes(): u})
+    found = transfer.make(folds=4).measure(SimpleNamespace(**vars(seen), seed=0))
+    assert found["transfer/one"] < 0.75
+
+
+def test_alignment_and_uniformity_over_training_are_drawn(tmp_path):
+    import json
+    from types import SimpleNamespace
+
+    from PIL import Image
+
+    rows = [
+        {"step": 0, "untrained/sts/alignment": 0.5, "untrained/sts/uniformity": -1.0},
+        {"step": 5, "loss": 1.0, "other/alignment": 9.0, "other/uniformity": 9.0},
+        {
+            "step": 10,
+            "sts/a/alignment": 0.2, "sts/a/uniformity": -2.0,
+            "sts/b/alignment": 0.4, "sts/b/uniformity": -3.0,
+        },
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    steps, points = sts.over_training(tmp_path)
+    assert steps == [0, 10]
+    np.testing.assert_allclose(points, [(0.5, -1.0), (0.3, -2.5)])
+    sts.make().draw(SimpleNamespace(workdir=tmp_path))
+    with Image.open(tmp_path / "alignment_uniformity.png") as picture:
+        assert picture.size == (900, 750)
+    sts.make().draw(SimpleNamespace(workdir=tmp_path / "none"))

@@ -8,6 +8,8 @@ import pkgutil
 import re
 import typing
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from cl_jax import views
@@ -179,3 +181,22 @@ def test_a_wrong_key_of_a_section_names_the_nearest():
     config.optimizer.learning_rat = 1.0
     with pytest.raises(ConfigError, match=r"has no setting 'learning_rat'; did you mean"):
         experiment.build(config)
+
+
+def test_a_number_of_a_vmapped_population_is_a_number():
+    """Its members differ in numbers that are traced; other types are refused as ever."""
+
+    def make(*, weight: float, steps: int) -> None: ...
+
+    def checked(value):
+        settings.check("method", make, {"weight": value})
+        return value
+
+    assert jax.vmap(checked)(jnp.ones(2)).shape == (2,)
+
+    def wrong(value):
+        settings.check("method", make, {"steps": value})
+        return value
+
+    with pytest.raises(ValueError, match="expected a whole number"):
+        jax.vmap(wrong)(jnp.ones(2))

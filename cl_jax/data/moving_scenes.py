@@ -1,0 +1,163 @@
+"""`moving_scenes`: clips of handwritten digits that move over photographs, with sentences about
+them, without a download.
+
+The parts are those of `data.scenes`, with smaller digits that have room to move. A clip has one
+digit in one colour; it moves in one of four directions at one of two speeds, and the ground stands
+still. A sentence names digit, colour, direction and speed by templates with synonyms. A handwriting
+is in the train part or in the test part and never in both.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cl_jax.data import captions, scenes, tokenizer
+from cl_jax.data.source import Source, Splits, from_arrays
+
+DIRECTIONS = (
+    ("to the right", "eastward"),
+    ("to the left", "westward"),
+    ("down", "to the bottom"),
+    ("up", "to the top"),
+)
+SPEEDS = (("slowly", "at leisure"), ("quickly", "in a hurry"))
+TEMPLATES = (
+    "a {colour} {digit} moves {direction} {speed}",
+    "{speed} the {digit} in {colour} goes {direction}",
+    "someone pulls a {digit} drawn in {colour} {direction} {speed}",
+    "{direction} travels a {colour} {digit} {speed}",
+    "the clip has a {colour} {digit} that slides {speed} {direction}",
+)
+_STEPS = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)], np.float64)  # (row, column) of each direction
+_PIXELS = ((0.4, 0.8), (1.4, 2.0))  # of each speed, per frame
+_DIGIT_PX = (11.0, 15.0)
+
+
+def make(
+    *,
+    level: str = "easy",
+    frames: int = 8,
+    train_size: int = 4096,
+    test_size: int = 1024,
+    length: int = 24,
+    vocab_size: int = 4000,
+    tokenizer_cache: str = "",
+    seed: int = 0,
+) -> Splits:
+    """Renders the two parts; about four seconds.
+
+    Fields: "clip" uint8 [frames, 32, 32, 3] and "tokens" uint16 [length], its sentence. Labels,
+    int32: "label" (the digit, 10), "colour" (8), "direction" (4), "motion" (8, direction and
+    speed). "instance", int32, is the handwriting's number in `load_digits`.
+
+    Args:
+      level: of `scenes`, which decides the ground: "easy", "medium", "hard" or "full".
+      frames: of a clip; 1 to 9, beyond which a fast digit has no room.
+      train_size, test_size: clips.
+      length, vocab_size, tokenizer_cache: as in `data.text`.
+      seed: of everything but the division of the handwritings.
+
+    Raises:
+      ValueError: an unknown level, another number of frames, a size below 1.
+    """
+    if level not in scenes.LEVELS:
+        raise ValueError(f"level={level!r} is unknown; expected one of {', '.join(scenes.LEVELS)}.")
+    most = 1 + int((scenes.IMAGE_SIZE - _DIGIT_PX[1]) / _PIXELS[1][1])
+    if not 1 <= frames <= most:
+        raise ValueError(
+            f"frames={frames}; expected 1 to {most}: a fast digit crosses the picture in {most}."
+        )
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        if size < 1:
+            raise ValueError(f"{name}={size}; expected 1 or more.")
+    ground = dataclasses.replace(scenes.LEVELS[level], digit_px=_DIGIT_PX)
+    digits, targets = scenes.handwritings()
+    photographs = scenes.grounds(ground)
+    parts = {}
+    for number, (name, instances, size) in enumerate(
+        zip(("train", "test"), scenes.division(len(digits)), (train_size, test_size))
+    ):
+        rng = np.random.Generator(np.random.Philox(key=[seed, 64 + number]))
+        scene = scenes.draw(rng, size, instances, len(photographs), ground)
+        direction = rng.integers(len(DIRECTIONS), size=size)
+        speed = rng.integers(len(SPEEDS), size=size)
+        places = _places(rng, scene, direction, speed, frames)
+        whole = scenes.Scene(*(np.repeat(field, frames, axis=0) for field in scene))
+        images, colour = scenes.paint(
+            whole._replace(position=places.reshape(-1, 2)), digits, photographs, ground
+        )
+        parts[name] = {
+            "clip": images.reshape(size, frames, *images.shape[1:]),
+            "label": targets[scene.instance],
+            "colour": colour[::frames].copy(),
+            "direction": direction.astype(np.int32),
+            "motion": (direction * len(SPEEDS) + speed).astype(np.int32),
+            "instance": scene.instance,
+        }
+    texts = {
+        name: sentences(
+            np.random.Generator(np.random.Philox(key=[seed, 96 + number])), factors(arrays)
+        )
+        for number, (name, arrays) in enumerate(parts.items())
+    }
+    made = tokenizer.train(texts["train"], vocab_size=vocab_size, cache=tokenizer_cache or None)
+    sizes = {
+        "label": len(captions.DIGITS),
+        "colour": len(captions.COLOURS),
+        "direction": len(DIRECTIONS),
+        "motion": len(DIRECTIONS) * len(SPEEDS),
+        "tokens": made.size,
+    }
+
+    def part(name: str) -> Source:
+        tokens = made.encode(texts[name], length)
+        return from_arrays(f"moving_scenes/{name}", parts[name] | {"tokens": tokens}, sizes)
+
+    return Splits(part("train"), part("test"))
+
+
+def factors(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N, 4] digit, colour, direction and speed of clips."""
+    direction, speed = np.divmod(arrays["motion"], len(SPEEDS))
+    return np.stack([arrays["label"], arrays["colour"], direction, speed], axis=1)
+
+
+def sentences(rng: np.random.Generator, rows: np.ndarray) -> list[str]:
+    """A sentence for each row of factors [N, 4], template and synonyms drawn by `rng`."""
+    template = rng.integers(len(TEMPLATES), size=len(rows))
+    synonym = rng.random((len(rows), 4))
+    names = ("digit", "colour", "direction", "speed")
+    tables: Sequence[Sequence[Sequence[str]]] = (
+        captions.DIGITS,
+        captions.COLOURS,
+        DIRECTIONS,
+        SPEEDS,
+    )
+    return [
+        TEMPLATES[template[i]].format(
+            **{
+                name: table[value][int(chance * len(table[value]))]
+                for name, table, value, chance in zip(names, tables, rows[i], synonym[i])
+            }
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _places(
+    rng: np.random.Generator,
+    scene: scenes.Scene,
+    direction: np.ndarray,
+    speed: np.ndarray,
+    frames: int,
+) -> np.ndarray:
+    """[N, frames, 2] places of the digits as shares of the room there is, all inside."""
+    size = len(direction)
+    low, high = np.array(_PIXELS)[speed].T
+    step = _STEPS[direction] * rng.uniform(low, high)[:, None]
+    room = (scenes.IMAGE_SIZE - scene.side_px)[:, None]
+    way = step * (frames - 1)
+    first = np.maximum(-way, 0) + rng.uniform(size=(size, 2)) * (room - np.abs(way))
+    corner = first[:, None] + step[:, None] * np.arange(frames)[None, :, None]
+    return corner / room[:, None]

@@ -1,0 +1,405 @@
+"""`video`: the user's own folder of films or clips.
+
+    clips/run/*.mp4                 films: any container that PyAV reads (pip install av)
+    clips/run/a.npy                 frames as an array uint8 [T, H, W] or [T, H, W, C]
+    clips/run/b/0001.jpg ...        a folder of pictures is one clip, in the order of their names
+    clips/train/...  clips/test/... parts
+
+Sub-folders above the clips are the label, by name in alphabetical order. A table captions.csv (or
+.tsv, .jsonl) in the folder adds a sentence to each. All frames are cut to their central square and
+resized, and lie in memory.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from cl_jax.data import images, lines, tokenizer
+from cl_jax.data.images import map_threads, printable
+from cl_jax.data.source import Source, Splits, from_arrays
+
+CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+SAMPLING = ("pieces", "spread")
+_TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
+_SHOWN = 5  # films that an error names
+
+
+def make(
+    *,
+    path: str,
+    frames: int = 16,
+    every: int = 1,
+    sampling: str = "pieces",
+    image_size: int = 64,
+    channels: int = 3,
+    test_share: float = 0.1,
+    file_column: str = "file",
+    caption_column: str = "caption",
+    length: int = 32,
+    vocab_size: int = 4000,
+    lowercase: bool = True,
+    tokenizer_path: str = "",
+    tokenizer_cache: str = "",
+    max_bytes: int = 2**32,
+    on_error: str = "raise",
+    workers: int = 4,
+) -> Splits:
+    """The films below `path` as clips of `frames` frames.
+
+    Fields: "clip" uint8 [frames, image_size, image_size, channels]; "video" int32, the number of
+    the film that it is of; "label" int32 where there are sub-folders; "tokens" uint16 [length], or
+    [K, length] where a film has up to K captions, where there is a table of them.
+
+    Args:
+      path: the folder.
+      frames: of a clip. every: frames of the film from one of a clip to the next.
+      sampling: "pieces" cuts a film into clips one after the other, and leaves out a rest that is
+        too short; "spread" makes one clip of a film, its frames evenly over the whole, which fits
+        captions of whole films.
+      image_size, channels: of the stored squares; 1 or 3 channels.
+      test_share: of the films, by a hash of their path, where there is no folder "test". Of a
+        single film, the last clips.
+      file_column, caption_column: of the table of captions, where there is one; files are named
+        relative to it.
+      length, vocab_size, lowercase, tokenizer_path, tokenizer_cache: as in `data.text`.
+      max_bytes: all clips together may take.
+      on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
+        counts them in `Source.skipped`.
+      workers: threads that read.
+
+    Raises:
+      ValueError: no such folder, no film in it, films that cannot be read or are too short, an
+        array of another shape or type, captions without a film or films without a caption, more
+        than `max_bytes`.
+    """
+    _check(frames, every, sampling, image_size, channels, test_share, on_error)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"path={path!r} is not a folder. Give the folder of your films or clips.")
+    names = _films(root)
+    if not names:
+        raise ValueError(
+            f"{path} holds no film: neither folders of pictures nor files that end in .npy, "
+            f"{', '.join(CONTAINERS)}."
+        )
+    texts = _captions(root, names, file_column, caption_column)
+
+    def stored(name: str) -> np.ndarray | str:
+        try:
+            return _clips(root / name, name, frames, every, sampling, image_size, channels)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    found = map_threads(stored, names, workers)
+    bad = {name: one for name, one in zip(names, found) if isinstance(one, str)}
+    if bad:
+        _report(path, bad, on_error)
+    good = {name: one for name, one in zip(names, found) if not isinstance(one, str)}
+    if not good:
+        raise ValueError(f"{path}: none of its {len(names)} films can be used.")
+    taken = sum(one.nbytes for one in good.values())
+    if taken > max_bytes:
+        raise ValueError(
+            f"{path}: its clips take {taken / 2**30:.1f} GiB, more than max_bytes="
+            f"{max_bytes / 2**30:.1f} GiB. Lower image_size, raise every, or raise max_bytes."
+        )
+    labels, tokens, vocabulary = _labels(path, list(good)), None, 0
+    parts = _parts(root, good, test_share)
+    if texts:
+        most = max(len(texts[name]) for name in good)
+        made = (
+            tokenizer.load(tokenizer_path)
+            if tokenizer_path
+            else tokenizer.train(
+                [
+                    text
+                    for name in dict.fromkeys(n for n, _ in parts["train"])
+                    for text in texts[name]
+                ],
+                vocab_size=vocab_size,
+                lowercase=lowercase,
+                cache=tokenizer_cache or None,
+            )
+        )
+        vocabulary = made.size
+        tokens = {name: _rows(made.encode(texts[name], length), most) for name in good}
+    number = {name: k for k, name in enumerate(good)}
+
+    def part(which: str) -> Source:
+        chosen = parts[which]
+        arrays = {
+            "clip": np.concatenate([clips for _, clips in chosen]),
+            "video": np.concatenate(
+                [np.full(len(clips), number[name], np.int32) for name, clips in chosen]
+            ),
+        }
+        sizes = {"video": len(good)}
+        each = [name for name, clips in chosen for _ in clips]
+        if labels:
+            arrays["label"] = np.array([labels[name] for name in each], np.int32)
+            sizes["label"] = 1 + max(labels.values())
+        if tokens is not None:
+            arrays["tokens"] = np.stack([tokens[name] for name in each])
+            sizes["tokens"] = vocabulary
+        made = from_arrays(f"{root.name}/{which}", arrays, sizes)
+        skipped = len(bad) if which == "train" else 0
+        return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
+
+    return Splits(part("train"), part("test"))
+
+
+def read(path: str | Path, *, channels: int = 3) -> Iterator[np.ndarray]:
+    """The frames of one film, uint8 [H, W, channels], in order.
+
+    Raises:
+      ValueError: a file that cannot be read or is no film, an array of another shape or type, no
+        PyAV for a container.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return _of_pictures(file, channels)
+    if file.suffix.lower() == ".npy":
+        return _of_array(file, channels)
+    return _of_container(file, channels)
+
+
+def _of_pictures(folder: Path, channels: int) -> Iterator[np.ndarray]:
+    for name in sorted(_pictures(folder), key=_natural):
+        yield images.decode(folder / name, name, image_size=None, channels=channels)
+
+
+def _of_array(file: Path, channels: int) -> Iterator[np.ndarray]:
+    try:
+        frames = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"is no array that can be read ({error})") from None
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4):
+        raise ValueError(
+            f"is {frames.dtype}{list(frames.shape)}; expected uint8 [T, H, W] or [T, H, W, C]"
+        )
+    if frames.ndim == 4 and frames.shape[-1] not in (1, 3):
+        raise ValueError(f"has {frames.shape[-1]} channels on its last axis; expected 1 or 3")
+    for frame in frames:
+        picture = Image.fromarray(frame[..., 0] if frame.shape[-1:] == (1,) else frame)
+        yield _array(picture.convert("L" if channels == 1 else "RGB"))
+
+
+def _of_container(file: Path, channels: int) -> Iterator[np.ndarray]:
+    try:
+        import av
+    except ImportError:
+        raise ValueError("is a film; install a reader of films with pip install av") from None
+    try:
+        with av.open(str(file)) as opened:
+            if not opened.streams.video:
+                raise ValueError("has no pictures")
+            for frame in opened.decode(video=0):
+                yield _array(frame.to_image().convert("L" if channels == 1 else "RGB"))
+    except av.error.FFmpegError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+def _array(picture: Image.Image) -> np.ndarray:
+    pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _clips(
+    file: Path, name: str, frames: int, every: int, sampling: str, size: int, channels: int
+) -> np.ndarray:
+    """[N, frames, size, size, channels] of one film."""
+    step = every if sampling == "pieces" else 1
+    kept = [
+        _square(frame, size)
+        for number, frame in enumerate(read(file, channels=channels))
+        if number % step == 0
+    ]
+    if len(kept) < frames:
+        given = f" one in {every}" if every > 1 and sampling == "pieces" else ""
+        raise ValueError(f"has {len(kept)} frames{given}, fewer than frames={frames}")
+    if sampling == "spread":
+        at = np.rint(np.linspace(0, len(kept) - 1, frames)).astype(int)
+        return np.stack([kept[i] for i in at])[None]
+    count = len(kept) // frames
+    whole = np.stack(kept[: count * frames])
+    return whole.reshape(count, frames, *whole.shape[1:])
+
+
+def _square(frame: np.ndarray, size: int) -> np.ndarray:
+    """The central square, resized with an antialiasing filter to [size, size, C]."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    picture = Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
+    box = (left, top, left + side, top + side)
+    return _array(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _films(root: Path) -> list[str]:
+    """Paths inside the folder of all films, sorted; what is hidden is passed over."""
+    found = []
+    for file in (root, *root.rglob("*")):
+        inside = file.relative_to(root)
+        if any(word.startswith(".") for word in inside.parts):
+            continue
+        if file.is_dir():
+            if file != root and _pictures(file):
+                found.append(inside.as_posix())
+        elif file.suffix.lower() in (".npy", *CONTAINERS):
+            found.append(inside.as_posix())
+    if _pictures(root):
+        raise ValueError(
+            f"{root} has pictures beside its clips, such as {_pictures(root)[0]}. A clip is a "
+            "folder of pictures: move them into one."
+        )
+    return sorted(found, key=_natural)
+
+
+def _pictures(folder: Path) -> list[str]:
+    return [
+        file.name
+        for file in folder.iterdir()
+        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
+    ]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Numbers in names count as numbers: frame 9 comes before frame 10."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
+
+
+def _divided(names: Sequence[str]) -> bool:
+    return {name.split("/")[0] for name in names} == {"train", "test"}
+
+
+def _parts(
+    root: Path, clips: Mapping[str, np.ndarray], share: float
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """{part: [(film, its clips)]}."""
+    names = list(clips)
+    if _divided(names):
+        return {
+            part: [(name, clips[name]) for name in names if name.startswith(f"{part}/")]
+            for part in ("train", "test")
+        }
+    if len(names) == 1:
+        ((name, whole),) = clips.items()
+        if len(whole) < 2:
+            raise ValueError(
+                f"{root} makes one clip, too few for a train and a test part. Add films, or lower "
+                "frames or every."
+            )
+        count = min(max(1, round(share * len(whole))), len(whole) - 1)
+        logging.info("%s is one film: its last %d clips are the test part.", root, count)
+        return {"train": [(name, whole[:-count])], "test": [(name, whole[-count:])]}
+    places = {
+        name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names
+    }
+    within = sum(int.from_bytes(place[:8], "big") / 2**64 < share for place in places.values())
+    # At least one film is in each part.
+    count = min(max(1, within), len(names) - 1)
+    chosen = set(sorted(names, key=places.__getitem__)[:count])
+    return {
+        "train": [(name, clips[name]) for name in names if name not in chosen],
+        "test": [(name, clips[name]) for name in names if name in chosen],
+    }
+
+
+def _labels(path: str, names: Sequence[str]) -> dict[str, int]:
+    """{film: label} of the first sub-folder; {} where films have none, or all the same."""
+    inside = [name.split("/")[1:] if _divided(names) else name.split("/") for name in names]
+    folders = sorted({words[0] for words in inside if len(words) > 1})
+    if len(folders) < 2:
+        return {}
+    beside = [name for name, words in zip(names, inside) if len(words) < 2]
+    if beside:
+        raise ValueError(
+            f"{path} has films beside its label folders, such as {printable(beside[0])}. Move them "
+            "into one."
+        )
+    number = {folder: k for k, folder in enumerate(folders)}
+    return {name: number[words[0]] for name, words in zip(names, inside)}
+
+
+def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict[str, list[str]]:
+    """{film: its captions}; {} without a table."""
+    tables = [root / name for name in _TABLES if (root / name).is_file()]
+    if not tables:
+        return {}
+    found: dict[str, list[str]] = {}
+    for row in lines.table(tables[0]):
+        missing = [column for column in (file, caption) if column not in row]
+        if missing:
+            raise ValueError(
+                f"{tables[0]}, line {row['line']} has no {missing[0]!r}; it has "
+                f"{', '.join(map(str, row))}. Name the columns by file_column and caption_column."
+            )
+        name, given = str(row[file]).strip().rstrip("/"), row[caption]
+        texts = [str(text).strip() for text in (given if isinstance(given, list) else [given])]
+        if not name or not texts or not all(texts):
+            raise ValueError(f"{tables[0]}, line {row['line']}: an empty file name or caption.")
+        found.setdefault(name, []).extend(texts)
+    lost = sorted(set(found) - set(names))
+    if lost:
+        raise ValueError(
+            f"{tables[0]} has captions of {len(lost)} films that are not there, such as "
+            f"{printable(lost[0])}. Films are named relative to {root}."
+        )
+    silent = [name for name in names if name not in found]
+    if silent:
+        raise ValueError(
+            f"{len(silent)} films have no caption in {tables[0]}, such as {printable(silent[0])}. "
+            "Add one for each, or remove the table."
+        )
+    return found
+
+
+def _rows(tokens: np.ndarray, most: int) -> np.ndarray:
+    """[T], or [most, T] where films have several captions; fewer are repeated."""
+    return tokens[0] if most == 1 else tokens[np.arange(most) % len(tokens)]
+
+
+def _report(path: str, bad: Mapping[str, str], on_error: str) -> None:
+    shown = [f"{printable(name)}: {reason}" for name, reason in sorted(bad.items())]
+    if on_error == "raise":
+        more = f"\n  and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        raise ValueError(
+            f"{len(shown)} of the films in {path} cannot be used:\n  "
+            + "\n  ".join(shown[:_SHOWN])
+            + more
+            + "\nMend or remove them, or set on_error='skip' to leave them out."
+        )
+    for line in shown:
+        logging.warning("skipped %s", line)
+
+
+def _check(
+    frames: int,
+    every: int,
+    sampling: str,
+    image_size: int,
+    channels: int,
+    test_share: float,
+    on_error: str,
+) -> None:
+    if min(frames, every, image_size) < 1:
+        raise ValueError(
+            f"frames={frames}, every={every}, image_size={image_size}; expected 1 or more of each."
+        )
+    choices: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("sampling", sampling, SAMPLING),
+        ("channels", channels, (1, 3)),
+        ("on_error", on_error, ("raise", "skip")),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; expected one of {known}.")
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
