@@ -27,6 +27,14 @@ def test_contract(name, tmp_path):
         previous = trained
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in configs.names() if verify.debug_stages(name, 2)])
+def test_a_step_in_pieces(name):
+    """Two micro-batches are the same pieces on 1, 2 and 4 devices, batch norm included."""
+    ((record, _),) = verify.verify(name, devices=(1, 2, 4), micro_batches=2)
+    assert record.same(), verify.table([record])
+
+
 def _resumes_exactly_and_compiles_once(config, previous, path, where):
     config.devices = 1
     built = loop.build(config, previous)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cl_jax.training import metrics
+from cl_jax.training.workdir import path_of
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
 EARLY_EPOCHS, EARLY_STEPS = 2, 1000
@@ -68,7 +69,7 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
     Causes come before their effects: a leak before the collapse that it leads to, a collapse before
       a low kNN.
     """
-    ends = [i for i, row in enumerate(rows) if "geometry/feature_std" in row]
+    ends = [i for i, row in enumerate(rows) if evaluated(row)]
     if not ends:
         return Verdict(EARLY, "nothing was evaluated yet")
     since = rows[ends[-2] + 1 if len(ends) > 1 else 0 : ends[-1]]
@@ -132,7 +133,7 @@ def _collapse(now: dict[str, float], start: dict[str, float]) -> Verdict | None:
         return Verdict(
             COLLAPSED,
             f"features deviate by {spread:.3f} of an isotropic set's, effective rank "
-            f"{now['geometry/effective_rank']:.1f}",
+            f"{now.get('geometry/effective_rank', math.nan):.1f}",
             "All images get nearly one feature. Without negatives, look for what keeps a method "
             "from the "
             "constant: stop-gradient, predictor, momentum target, centring. Else the network has "
@@ -140,7 +141,7 @@ def _collapse(now: dict[str, float], start: dict[str, float]) -> Verdict | None:
             "learning rate or the weight decay, lengthen the warm-up.",
         )
     rank, before = (
-        now["geometry/effective_rank"],
+        now.get("geometry/effective_rank", math.nan),
         start.get("untrained/geometry/effective_rank", math.nan),
     )
     if rank < LOST_RANK * before:
@@ -223,7 +224,16 @@ def _healthy(
                 + (f", {start[before]:{style}} untrained" if before in start else "")
             )
     said += [f"queue {filled:.0%} filled"] if filled < 1 else []
+    if not said:
+        return Verdict(
+            EARLY, "the evaluators of this run have no figure that a verdict could rest on"
+        )
     return Verdict(HEALTHY, "; ".join(said))
+
+
+def evaluated(row: dict[str, float]) -> bool:
+    """Whether a row of a log is an evaluation after the first step, of whatever evaluators."""
+    return row["step"] > 0 and not row.keys() & {"loss", "learning_rate", "skipped_steps"}
 
 
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
@@ -236,13 +246,13 @@ def table(workdirs: Sequence[str | Path]) -> str:
     lines = ["| run | step | kNN | at the start | verdict | because |", "|---|---|---|---|---|---|"]
     for workdir in workdirs:
         rows = metrics.read(workdir)
-        total = json.loads((Path(workdir) / "config.json").read_text())["total_epochs"]
+        total = json.loads((path_of(workdir) / "config.json").read_text())["total_epochs"]
         before = next(
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,
         )
         for i, row in enumerate(rows):
-            if "geometry/feature_std" in row:
+            if evaluated(row):
                 found = diagnose(rows[: i + 1], total)
                 lines.append(
                     f"| {workdir} | {row['step']} | {row.get('knn/top1', math.nan):.1%} | "

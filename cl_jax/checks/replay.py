@@ -31,6 +31,7 @@ from cl_jax.training import checkpoint
 from cl_jax.training.experiment import Built, build, initial_state
 from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
+from cl_jax.training.workdir import path_of
 
 if TYPE_CHECKING:
     from cl_jax.checks import finite
@@ -67,7 +68,7 @@ def record(
 def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
     """Writes `WORKDIR/bad_step/<step>` and returns a message. A failure to write is in the message,
     not raised."""
-    path = Path(workdir) / "bad_step" / str(found["step"])
+    path = path_of(workdir) / "bad_step" / str(found["step"])
     try:
         checkpoint.keep(path / "state", state)
         if jax.process_index() == 0:
@@ -83,7 +84,7 @@ def keep(workdir: str | Path, state: State, found: dict[str, Any]) -> str:
 
 def find(path: str | Path) -> Path:
     """The folder of a kept step: itself, or in WORKDIR or WORKDIR/bad_step the first."""
-    path = Path(path)
+    path = path_of(path)
     for root in (path, path / "bad_step"):
         if (root / "record.json").exists():
             return root

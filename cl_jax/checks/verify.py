@@ -42,7 +42,7 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Stage, State
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
-from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.experiment import Built, build, initial_state, keywords
 from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
@@ -204,11 +204,19 @@ def _inexact(x: np.ndarray) -> bool:
 # Configs --------------------------------------
 
 
-def debug_stages(name: str) -> list[tuple[str, ConfigDict]]:
-    """(name, config) of all stages of a config in its `debug` variant, if it has one."""
+def debug_stages(name: str, micro_batches: int = 1) -> list[tuple[str, ConfigDict]]:
+    """(name, config) of all stages of a config in its `debug` variant, if it has one; of several
+    micro-batches, of those first stages whose method takes them."""
     config = configs.smallest(name)
     config.stage = "all" if config.get("stage_order", ()) else ""
-    return [(stage, settings) for stage, settings, _ in stages(config, "unused")]
+    found = [(stage, settings) for stage, settings, _ in stages(config, "unused")]
+    if micro_batches == 1:
+        return found
+    stage, first = found[0]
+    if "micro_batches" not in keywords("cl_jax.methods", first.method.name):
+        return []
+    first.method.micro_batches = micro_batches
+    return [(f"{stage} micro_batches={micro_batches}".strip(), first)]
 
 
 class Runner:
@@ -257,15 +265,16 @@ def runner(
 
 
 def verify(
-    name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS
+    name: str, devices: Sequence[int] = DEVICES, steps: int = STEPS, micro_batches: int = 1
 ) -> Iterator[tuple[Record, Stage]]:
     """Every stage of a config in its `debug` variant: (Record, the stage as one device trained it);
     the next starts there.
 
     One device and the largest number each make an initial State of their own; the others are given
-    one device's."""
+    one device's. With `micro_batches` above 1 the first stage alone, nothing where its method does
+    not take them."""
     previous = None
-    for stage, config in debug_stages(name):
+    for stage, config in debug_stages(name, micro_batches):
         for seed in range(SEEDS):
             config.seed = seed
             one = current = runner(config, 1, previous, steps)

@@ -7,7 +7,7 @@ loss is averaged over the axis too."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "fetch",
     "first_row",
     "gather",
+    "in_order",
     "join",
     "lift",
     "make_mesh",
@@ -102,10 +103,14 @@ def make_mesh(devices: int | None = None) -> Mesh:
             f"devices={count} asked for, {len(found)} found: {found}. On CPU, set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before starting."
         )
-    # In order of processes: `jax.make_mesh` orders a TPU slice by its topology, and rows that a
-    # process loads would then lie on devices of another.
-    ordered = sorted(found, key=lambda device: (device.process_index, device.id))[:count]
+    ordered = in_order(found)[:count]
     return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def in_order(devices: Sequence[Any]) -> list[Any]:
+    """Devices in order of their processes: `jax.make_mesh` orders a TPU slice by its topology, and
+    rows that a process loads would then lie on devices of another."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def lift(

@@ -2,7 +2,8 @@
 
     speech/*.wav                         no labels
     speech/anna/*.flac  speech/ben/...   sub-folders are the label, by name in alphabetical order
-    speech/train/...  speech/test/...    parts, each in one of the forms above
+    speech/train/...  speech/test/...    parts, each in one of the forms above; they may have the
+                                         other names that `folder` knows
 
 Or a pattern reads the labels from the files' names. Several channels become their mean. WAV needs
 nothing further; for the other formats `pip install soundfile`.
@@ -10,6 +11,7 @@ nothing further; for the other formats `pip install soundfile`.
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import re
 import wave
@@ -22,6 +24,7 @@ from absl import logging
 from scipy.signal import resample_poly
 
 from cl_jax.data.images import map_threads, printable
+from cl_jax.data.parts import role
 from cl_jax.data.source import Source, Splits, from_arrays
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
@@ -252,8 +255,8 @@ def _test_part(path: str, files: Sequence[str], pattern: str, share: float) -> l
                 f"{len(files)} paths in {path}, such as {printable(files[0])}; expected some."
             )
         return found
-    if _in_parts(files):
-        return [name.startswith("test/") for name in files]
+    if parts := _parts(path, files):
+        return [parts[name.split("/")[0]] == "test" for name in files]
     places = [
         int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
         / 2**64
@@ -267,8 +270,25 @@ def _test_part(path: str, files: Sequence[str], pattern: str, share: float) -> l
     return [i in chosen for i in range(len(files))]
 
 
-def _in_parts(files: Sequence[str]) -> bool:
-    return {name.split("/")[0] for name in files} == {"train", "test"}
+def _parts(path: str, files: Sequence[str]) -> dict[str, str]:
+    """{folder: "train" or "test"}; empty where the folders are not parts.
+
+    Raises:
+      ValueError: folders that may be parts or labels.
+    """
+    tops = sorted({name.split("/")[0] for name in files})
+    found = {top: role(top) for top in tops if all("/" in name for name in files)}
+    if sorted(found.values()) == ["test", "train"]:
+        return found
+    inner = [{name.split("/")[1] for name in files if name.startswith(f"{top}/")} for top in tops]
+    repeated = any(a & b for a, b in itertools.combinations(inner, 2))
+    if "train" in found.values() and ({"test", "unlabeled"} & set(found.values()) or repeated):
+        raise ValueError(
+            f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
+            'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); or set '
+            "pattern and test_pattern."
+        )
+    return {}
 
 
 def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np.ndarray, int]]:
@@ -286,7 +306,8 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np
             )
         texts = {field: [match[field] or "" for match in matches] for field in fields}
     else:
-        inside = [name.split("/")[1:] if _in_parts(files) else name.split("/") for name in files]
+        skip = 1 if _parts(path, files) else 0
+        inside = [name.split("/")[skip:] for name in files]
         folders = {parts[0] for parts in inside if len(parts) > 1}
         beside = [name for name, parts in zip(files, inside) if len(parts) < 2]
         if len(folders) < 2:  # one folder tells nothing apart

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +28,15 @@ from absl import logging
 from cl_jax.data import images, listing
 from cl_jax.data.batches import cores
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import tell_duplicates
+from cl_jax.data.parts import NAMES, TEST_NAMES, role, stem, tell_duplicates
 from cl_jax.data.source import Example, Source, Splits, from_arrays
 
-# In the order in which they are taken, where a folder has several.
-_TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
-_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(_TEST_NAMES, "test"),
-    **dict.fromkeys(("unlabeled", "unlabelled"), "unlabeled"),
-}
+# As words of a name, what parts are called elsewhere: not known for sure, and never classes where
+# such folders repeat the same sub-folders.
+_LIKE_PARTS = frozenset(
+    "tr te trn tst cv fold split part holdout hold heldout validate trainval gallery query extra "
+    "seen unseen labeled labelled trains tests".split()
+)
 _SHOWN = 5  # images that an error names
 _SAMPLED = 64  # files that are looked into for sizes, and for how many of their 16 bits are used
 _CLASSES_SHOWN = 20
@@ -409,26 +408,28 @@ def _without(
 
 
 def _places(path: str, found: Listing) -> dict[str, str]:
-    """The folder of each part, "" for the whole set."""
-    tops = sorted({file.split("/")[0] for file in found.files if "/" in file})
-    beside = [file for file in found.files if "/" not in file]
+    """The folder of each part; the whole set's, where there are no parts, is "train"."""
+    whole = _nested(path, found.files, "", named_train=True)
+    inside = [file.removeprefix(whole) for file in found.files]
+    tops = sorted({file.split("/")[0] for file in inside if "/" in file})
+    beside = [file for file in inside if "/" not in file]
     roles: dict[str, list[str]] = collections.defaultdict(list)
     for top in tops:
-        if role := _role(top):
-            roles[role].append(top)
-    others = [top for top in tops if not _role(top)]
+        if part := role(top):
+            roles[part].append(top)
+    others = [top for top in tops if not role(top)]
     if not roles["train"] or (others and not roles["test"]):
-        _refuse_unclear(path, found, tops)
-        return {"train": ""}
+        _refuse_unclear(path, inside, tops)
+        return {"train": whole}
     if beside:
         raise ValueError(
             f"{path} has images beside its train folder, such as {images.printable(beside[0])}. "
             "Move them into a part."
         )
-    for role in ("train", "unlabeled"):
-        if len(roles[role]) > 1:
-            raise ValueError(f"{path} has two {role} parts, {_some(roles[role])}. {_ADVICE}")
-    given = sorted(roles["test"], key=lambda name: _TEST_NAMES.index(_stem(name)))
+    for part in ("train", "unlabeled"):
+        if len(roles[part]) > 1:
+            raise ValueError(f"{path} has two {part} parts, {_some(roles[part])}. {_ADVICE}")
+    given = sorted(roles["test"], key=lambda name: TEST_NAMES.index(stem(name)))
     aside = [*given[1:], *others]
     if aside:
         logging.warning(
@@ -437,38 +438,89 @@ def _places(path: str, found: Listing) -> dict[str, str]:
             " and ".join([*roles["train"], *given[:1], *roles["unlabeled"]]),
             _some(aside),
         )
-    places = {role: f"{roles[role][0]}/" for role in ("train", "unlabeled") if roles[role]}
-    return places | ({"test": f"{given[0]}/"} if given else {})
+    chosen = {part: roles[part][0] for part in ("train", "unlabeled") if roles[part]}
+    chosen |= {"test": given[0]} if given else {}
+    places: dict[str, str] = {}
+    for part, top in chosen.items():
+        files = [file for file in found.files if file.startswith(f"{whole}{top}/")]
+        known = {
+            file.removeprefix(places["train"]).split("/")[0]
+            for file in found.files
+            if part == "test" and file.startswith(places["train"])
+        }
+        places[part] = _nested(path, files, f"{whole}{top}/", known)
+    return places
 
 
-def _stem(name: str) -> str:
-    """ "Train_set", "train2017", "train-images" -> "train"."""
-    return re.sub(r"([-_ ]?(set|images?|imgs?|data|split|\d+))+$", "", name.lower())
+def _nested(
+    path: str, files: list[str], place: str, known: Container[str] = (), named_train: bool = False
+) -> str:
+    """The folder in which the images of `place` are: some archives hold a single folder that holds
+    the others. One that is a class in the part beside (`known`), or itself the train part, stays
+    what it is."""
+    start = place
+    while True:
+        inside = [file.removeprefix(place) for file in files]
+        tops = {file.split("/")[0] for file in inside}
+        only = min(tops, default="")
+        wraps = len(tops) == 1 and all(file.count("/") > 1 for file in inside)
+        if not wraps or only in known or (named_train and role(only) == "train"):
+            break
+        place += f"{only}/"
+    if place != start:
+        logging.warning(
+            "%s: all images of %s are below %s, whose folders are taken for its own.",
+            path,
+            images.printable(start) or "it",
+            images.printable(place),
+        )
+    return place
 
 
-def _role(name: str) -> str:
-    return _NAMES.get(_stem(name), "")
-
-
-def _refuse_unclear(path: str, found: Listing, tops: list[str]) -> None:
-    """Refuses folders that repeat the same sub-folders and of which one is named like a part: as
-    classes they would say which part an image is from."""
+def _refuse_unclear(path: str, files: list[str], tops: list[str]) -> None:
+    """Refuses folders of which some are named like parts: as classes they would say which part an
+    image is from. Any others that repeat the same sub-folders are told."""
+    deeper = {file.split("/")[0] for file in files if file.count("/") > 1}
     words = {top: set(re.split(r"[^a-z]+", top.lower())) for top in tops}
-    named = [top for top in tops if _role(top) or words[top] & _NAMES.keys()]
-    if not named or len(tops) < 2:
-        return
+    named = [top for top in tops if role(top) or words[top] & (NAMES.keys() | _LIKE_PARTS)]
     inner = {
         top: {
             file.split("/")[1]
-            for file in found.files
+            for file in files
             if file.startswith(f"{top}/") and file.count("/") > 1
         }
         for top in tops
     }
-    if any(len(inner[a] & inner[b]) > 1 for a in named for b in tops if a != b):
+    for top in tops:
+        if {role(name) for name in inner[top]} >= {"train", "test"}:
+            raise ValueError(
+                f"{path}: its folder {images.printable(top)} holds the parts "
+                f"{_some(sorted(inner[top]))}. "
+                "Give the path of a folder that holds the parts, and these the classes."
+            )
+    alike = [(a, b) for a in tops for b in tops if a < b and len(inner[a] & inner[b]) > 1]
+    both = {NAMES[word] for top in tops for word in words[top] & NAMES.keys()} >= {"train", "test"}
+    if (both and deeper == set(tops)) or any(a in named or b in named for a, b in alike):
+        shared = sorted(inner[alike[0][0]] & inner[alike[0][1]]) if alike else []
         raise ValueError(
-            f"{path}: its folders {_some(tops)} have the same sub-folders, "
-            f"{_some(sorted(inner[named[0]]))}: which are parts and which are classes? {_ADVICE}"
+            f"{path}: its folders {_some(tops)} "
+            + (
+                f"have the same sub-folders, {_some(shared)}"
+                if shared
+                else "are named like parts and hold folders"
+            )
+            + f": which are parts and which are classes? {_ADVICE}"
+        )
+    if alike:
+        a, b = alike[0]
+        logging.warning(
+            "%s: the classes are %s. Some of them repeat the same sub-folders (%s and %s have %s); "
+            "if those are the classes, give the path of one folder above them.",
+            path,
+            _some(tops),
+            images.printable(a),
+            images.printable(b),
+            _some(sorted(inner[a] & inner[b])),
         )
 
 

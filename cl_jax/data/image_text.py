@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import captions, images, lines, scenes, tokenizer
+from cl_jax.data.parts import role
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -266,15 +267,15 @@ def _check_files(table: Path, rows: Mapping[str, _Picture]) -> None:
 def _divided(table: Path, rows: Mapping[str, _Picture], share: float) -> dict[str, list[str]]:
     given = {row.split for row in rows.values()}
     if given != {""}:
-        names = {"train": ("train",), "test": ("test", "val", "validation")}
-        wrong = given - {name for known in names.values() for name in known}
+        wrong = {name for name in given if role(name) not in ("train", "test")}
         if wrong:
             raise ValueError(
-                f"{table}: the column split holds {sorted(wrong)[0]!r}; expected train or test."
+                f"{table}: the column split holds {sorted(wrong)[0]!r}; expected train or test (or "
+                "validation, valid, val, dev)."
             )
         parts = {
-            part: [name for name, row in rows.items() if row.split in known]
-            for part, known in names.items()
+            part: [name for name, row in rows.items() if role(row.split) == part]
+            for part in ("train", "test")
         }
     else:
         place = {

@@ -2,6 +2,7 @@
 images that are in two parts."""
 
 import dataclasses
+import re
 
 import numpy as np
 from absl import logging
@@ -10,6 +11,23 @@ from cl_jax.data.source import Example, Source, from_arrays, labels_of, subset
 
 _SEED = 20240229  # one validation part for all runs, whatever their seeds
 _SHOWN = 3
+# In the order in which they are taken, where there are several.
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
+NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(TEST_NAMES, "test"),
+    **dict.fromkeys(("unlabeled", "unlabelled"), "unlabeled"),
+}
+
+
+def stem(name: str) -> str:
+    """ "Train_set", "train2017", "train-images" -> "train"."""
+    return re.sub(r"([-_ ]?(set|images?|imgs?|data|split|\d+))+$", "", name.strip().lower())
+
+
+def role(name: str) -> str:
+    """The part that a name means, "train", "test" or "unlabeled"; "" for any other name."""
+    return NAMES.get(stem(name), "")
 
 
 def held_out(

@@ -30,6 +30,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import captions, lines, scenes, tokenizer
+from cl_jax.data.parts import role, stem
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -269,11 +270,16 @@ def read_classes(path: str) -> dict[str, Classes]:
     parts: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
     for row in rows[1:]:
         cells = {key: value.strip() for key, value in zip(header, row.columns)}
-        if not any(row.columns) or cells.get("split", "") in ("dev", "val", "validation"):
+        split = cells.get("split", "")
+        if not any(row.columns) or stem(split) in ("dev", "val", "valid", "validation"):
             continue
+        if split and role(split) not in ("train", "test"):
+            raise ValueError(
+                f"{path}, line {row.line}: split is {split!r}; expected train, test or dev."
+            )
         if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
             raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")
-        place = (cells.get("set", "all"), cells.get("split", "") == "test")
+        place = (cells.get("set", "all"), role(split) == "test")
         both = (cells["text"], cells.get("text_b", ""), cells["label"])
         parts.setdefault(place, []).append(both)
     tasks = {}

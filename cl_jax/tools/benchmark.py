@@ -39,6 +39,7 @@ from ml_collections import ConfigDict
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
 from cl_jax.training import configs
+from cl_jax.training.workdir import path_of
 
 KNN = {
     "knn": {"k": 200, "temperature": 0.1},
@@ -279,7 +280,7 @@ def run_all(
     for name in names:
         for seed in range(args.seeds):
             config = config_of(name, args, seed)
-            workdir = Path(args.workdir) / name / f"seed{seed}"
+            workdir = path_of(args.workdir) / name / f"seed{seed}"
             kept = workdir / "row.json"
             row = json.loads(kept.read_text()) if kept.exists() else None
             if row is not None and (row["config"], row["probe"]) != (
@@ -308,7 +309,8 @@ def run_all(
                 workdir.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps(row, indent=1) + "\n")
             rows.append(row)
-            write(rows, Path(args.out or Path(args.workdir) / "table"))
+            stem = Path(args.out).expanduser() if args.out else path_of(args.workdir) / "table"
+            write(rows, stem)
     return rows
 
 

@@ -8,6 +8,7 @@ devices are virtual.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--devices", default="1,2,4,8", help="each is compared with 1 (default %(default)s)"
     )
+    options.add_argument(
+        "--micro-batches",
+        default="1,2",
+        help="pieces of a step, where a method takes them (default %(default)s)",
+    )
     options.add_argument("--steps", type=int, default=10, help="default %(default)s")
     options.add_argument(
         "--json", type=Path, help="write the records here; those of other configs in the file stay"
@@ -51,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             configs.load(name)
         devices = sorted({int(word) for word in args.devices.split(",")})
+        pieces = sorted({int(word) for word in args.micro_batches.split(",")})
+        if pieces[0] < 1:
+            raise ValueError(f"--micro-batches={args.micro_batches}; expected 1 or more.")
         if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
             raise ValueError(
                 f"devices={devices}, steps={args.steps}; expected at least two devices and one "
@@ -70,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for gone in [key for key in records if key.split()[0] == name]:
             del records[gone]
         try:
-            for record, _ in verify.verify(name, devices, args.steps):
+            for record, _ in itertools.chain.from_iterable(
+                verify.verify(name, devices, args.steps, count) for count in pieces
+            ):
                 rows = verify.table([record])
                 print(rows.split("\n", 2)[2] if done else rows, flush=True)
                 done += 1

@@ -310,6 +310,11 @@ def _factory(package: str, name: str) -> Callable[..., Any]:
     return factory
 
 
+def keywords(package: str, name: str) -> list[str]:
+    """The keywords that a section of that name takes."""
+    return list(inspect.signature(_factory(package, name)).parameters)
+
+
 def _module(package: str, name: str, function: str) -> Any:
     """The module `name` of a package, or any module by its dotted path, that has the function.
 

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,47 @@ from absl import logging
 from cl_jax.core.errors import ConfigError
 
 LOCK = "lock"
+# Schemes of URLs that are known without their slashes too; any "name:/" is taken for one.
+_STORES = "gs|gcs|s3|s3a|s3n|az|adl|abfss?|wasbs?|hdfs|dbfs|memory|mem|https?|ftps?|sftp|ssh|scp"
 
 
 def path_of(workdir: str | Path) -> Path:
-    """The workdir as a path; `~` is the home directory.
+    """The workdir as a path; `~` and `~user` are home directories, `file:` URLs the paths that they
+    name.
 
     Raises:
-      ConfigError: a URL. A run appends to its log, locks its folder and renames files, which an
-        object store does not offer.
+      ConfigError: another URL: a run appends to its log, locks its folder and renames files, which
+        an object store does not offer. A home directory that is not known; control characters.
     """
     text = str(workdir)
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/+", text)
-    if scheme and scheme[1] != "file":
+    if not text.isprintable():
+        raise ConfigError(
+            f"workdir={text!r} has a character that cannot be printed; expected the path of a "
+            "folder. Take it out."
+        )
+    scheme = re.match(rf"([A-Za-z][A-Za-z0-9+.-]*):/|({_STORES}|file):", text, re.IGNORECASE)
+    if scheme and (scheme[1] or scheme[2]).lower() == "file":
+        host, path = re.match("(?://([^/]*))?(.*)", text[5:]).groups()
+        if host and host.startswith("~"):
+            host, path = "", host + path
+        if host not in (None, "", "localhost"):
+            raise ConfigError(
+                f"workdir={text!r} is on the machine {host}; expected file:///PATH of this one."
+            )
+        text = urllib.parse.unquote(path)
+    elif scheme:
         raise ConfigError(
             f"workdir={text!r} is a URL; a run needs a file system. Mount the bucket (gcsfuse, "
             "mountpoint-s3, rclone) and give the path of the mount, or give a local folder and "
             "copy it afterwards."
         )
-    if scheme:
-        text = "/" + text[scheme.end() :]
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"workdir={text!r} begins with a home directory that is not known here; give the whole "
+            "path."
+        ) from None
 
 
 def make(workdir: str | Path) -> Path:

@@ -408,3 +408,17 @@ def test_an_absurd_temperature(tmp_path, capfd):
     found = diagnose(metrics.read(tmp_path), config.total_epochs)
     assert found.name == CHANCE, found
     assert "verdict: no better than chance" in capfd.readouterr().err  # and the run said so itself
+
+
+def test_a_run_without_knn_or_geometry_was_evaluated():
+    """Of a run of reinforcement learning: its evaluator is another."""
+    rows = [
+        {"step": 1500, "loss": 1.0, "epoch": 3.0, "learning_rate": 1e-3},
+        {"step": 1500, "returns/mean": 0.7, "eval_seconds": 1.0},
+    ]
+    found = diagnose(rows, EPOCHS)
+    assert found.name == EARLY and "evaluators of this run have no figure" in found.evidence
+    rows[0]["chance"] = 2.0
+    assert diagnose(rows, EPOCHS).name == HEALTHY
+    rows[0]["loss"] = 2.0
+    assert diagnose(rows, EPOCHS).name == CHANCE

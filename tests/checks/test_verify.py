@@ -114,7 +114,7 @@ def test_a_bound_that_says_nothing_is_not_passed():
 def test_where_the_bound_says_nothing_the_next_seed_is_tried(monkeypatch):
     """All seeds but the third part under a nudge; what the next stage starts from is the
     third's."""
-    monkeypatch.setattr(verify, "debug_stages", lambda name: [("", ConfigDict({"seed": 0}))])
+    monkeypatch.setattr(verify, "debug_stages", lambda *_: [("", ConfigDict({"seed": 0}))])
 
     def runner(config, devices, previous, steps, state=None):
         def run(nudge):
@@ -144,7 +144,7 @@ def test_where_the_bound_says_nothing_the_next_seed_is_tried(monkeypatch):
 
 def test_what_differs_from_every_start_is_tried_from_the_next_seed(monkeypatch):
     """Two devices part from one at seed 0 alone; a fault does at every seed."""
-    monkeypatch.setattr(verify, "debug_stages", lambda name: [("", ConfigDict({"seed": 0}))])
+    monkeypatch.setattr(verify, "debug_stages", lambda *_: [("", ConfigDict({"seed": 0}))])
 
     def runner(config, devices, previous, steps, state=None):
         def run(nudge):

@@ -207,3 +207,17 @@ def test_settings_and_layouts(tmp_path):
     ):
         with pytest.raises(ValueError, match=text):
             audio.make(**section)
+
+
+@pytest.mark.parametrize("parts", [("train", "valid"), ("Train", "Test"), ("training", "dev")])
+def test_parts_have_many_names(tmp_path, parts):
+    names = [f"{part}/{label}/{i}.wav" for part in parts for label in "ab" for i in range(2)]
+    splits = audio.make(path=_folder(tmp_path, names))
+    assert splits.train.size == splits.test.size == 4 and splits.train.sizes == {"label": 2}
+
+
+@pytest.mark.parametrize("parts", [("train", "test", "extra"), ("train", "holdout")])
+def test_folders_that_may_be_parts_or_labels(tmp_path, parts):
+    names = [f"{part}/{label}/{i}.wav" for part in parts for label in "ab" for i in range(2)]
+    with pytest.raises(ValueError, match="which are parts and which are labels"):
+        audio.make(path=_folder(tmp_path, names))

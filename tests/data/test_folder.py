@@ -704,6 +704,43 @@ def test_turbo_gives_the_same_pixels(tmp_path, monkeypatch):
             assert np.abs(plain.astype(int) - turbo).max() <= 2, (number, how)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("tr", "te"),
+        ("fold1", "fold2"),
+        ("seen", "unseen"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("cats/train", "cats/test", "dogs/train", "dogs/test"),
+    ],
+)
+def test_folders_named_like_parts_are_refused(tmp_path, parts):
+    with pytest.raises(ValueError, match="parts"):
+        folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
+
+
+@pytest.mark.parametrize(
+    "parts, sizes",
+    [
+        (("set/train", "set/valid"), (6, 6)),
+        (("a/b/train", "a/b/test"), (6, 6)),
+        (("train/train", "test/test"), (6, 6)),
+        (("flowers",), (4, 2)),
+        (("test",), (4, 2)),
+    ],
+)
+def test_a_single_folder_around_the_others_is_none_of_them(tmp_path, parts, sizes):
+    """As archives unpack; what is inside is read as if it were given."""
+    splits = folder.make(path=str(tree(tmp_path, *parts)), image_size=8, test_share=0.2)
+    assert splits.train.sizes == splits.test.sizes == {"label": 2}
+    assert (splits.train.size, splits.test.size) == sizes
+
+
+def test_repeated_sub_folders_of_classes_are_told(tmp_path, caplog):
+    folder.make(path=str(tree(tmp_path, "left", "right")), image_size=8)
+    assert "left and right have cat, dog" in caplog.text
+
+
 def test_a_survey_says_what_is_a_class_and_why(tmp_path):
     for name, count in (("cat", 12), ("dog", 20)):
         for number in range(count):

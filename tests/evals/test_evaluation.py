@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
@@ -66,16 +67,37 @@ def test_rows_are_put_back_where_the_compiled_function_permutes_them(monkeypatch
     np.testing.assert_array_equal(found, runner.data.train.arrays["image"][:, 0, 0, 0])
 
 
-def test_a_mesh_is_in_order_of_processes():
-    """As `jax.devices()` of a slice whose topology alternates the processes."""
-    fake = [
-        dataclasses.make_dataclass("Device", ["process_index", "id"])(process, number)
-        for number, process in enumerate((0, 1, 0, 1))
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A core of a TPU v4 slice, as `jax.devices()` tells it."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    slice_index: int = 0
+
+
+def test_the_mesh_of_a_slice_is_in_order_of_its_processes(monkeypatch):
+    """A simulated 4 x 4 slice of four hosts with four chips each: the mesh that JAX makes of its
+    topology gives a process chips that are not in a row, and would take their rows from another."""
+    chips = [
+        Chip(4 * (x // 2 + 2 * (y // 2)) + x % 2 + 2 * (y % 2), x // 2 + 2 * (y // 2), (x, y, 0))
+        for y in range(4)
+        for x in range(4)
     ]
-    ordered = sorted(fake, key=lambda device: (device.process_index, device.id))
-    assert [device.process_index for device in ordered] == [0, 0, 1, 1]
-    mesh = parallel.make_mesh(8)
-    assert [device.id for device in mesh.devices.flat] == sorted(d.id for d in jax.devices()[:8])
+    of_topology = mesh_utils.create_device_mesh((16,), chips).flat
+    in_a_row = [process for process in range(4) for _ in range(4)]
+    assert [chip.process_index for chip in of_topology] != in_a_row
+    for given in (chips, chips[::-1], list(of_topology)):
+        assert [chip.id for chip in parallel.in_order(given)] == list(range(16))
+        assert [chip.process_index for chip in parallel.in_order(given)] == in_a_row
+
+    devices = jax.devices()[:4]
+    monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
+    assert list(parallel.make_mesh(4).devices.flat) == devices
 
 
 @pytest.mark.parametrize(

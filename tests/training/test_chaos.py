@@ -388,7 +388,9 @@ def left_by(workdir):
     for path in sorted(workdir.rglob(checkpoint.METADATA)):
         if path.parent.parent.name in ("last", "best"):
             with ocp.StandardCheckpointer() as store:
-                arrays[str(path.parent.relative_to(workdir))] = store.restore(path.parent)
+                arrays[str(path.parent.relative_to(workdir))] = store.restore(
+                    path.parent / "default"
+                )
     for path in sorted(workdir.rglob("metrics.jsonl")):
         clocks = CLOCK | {"eval_seconds", "mfu"}
         rows[str(path.relative_to(workdir))] = [

@@ -97,6 +97,27 @@ sys.exit(main.main(sys.argv[1:-1]))
 """
 
 
+def two_processes(words, folder, **more):
+    """A job of two processes without a launcher, which write FOLDER/0.log and FOLDER/1.log."""
+    port, jobs = 20000 + (os.getpid() + len(words)) % 20000, []
+    for number in (0, 1):
+        with (folder / f"{number}.log").open("w") as log:
+            jobs.append(
+                subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=ROOT,
+                    env=environment(
+                        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                        JAX_NUM_PROCESSES="2",
+                        JAX_PROCESS_ID=str(number),
+                        **more,
+                    ),
+                    stderr=log,
+                )
+            )
+    return jobs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_when_one_process_fails_all_end_and_it_is_named(which, tmp_path):
@@ -104,21 +125,7 @@ def test_when_one_process_fails_all_end_and_it_is_named(which, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     (tmp_path / "fails.py").write_text(FAILS)
     words = ["--distributed", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
-    port = 20000 + os.getpid() % 20000
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, tmp_path / "fails.py", *words, str(which)],
-            cwd=ROOT,
-            env=environment(
-                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(number),
-                FAIL="1",
-            ),
-            stderr=(tmp_path / f"{number}.log").open("w"),
-        )
-        for number in (0, 1)
-    ]
+    jobs = two_processes([tmp_path / "fails.py", *words, str(which)], tmp_path, FAIL="1")
     log = tmp_path / f"{which}.log"
     while "the disk of this machine is gone" not in log.read_text():
         assert jobs[which].poll() is None or "gone" in log.read_text(), log.read_text()
@@ -128,27 +135,15 @@ def test_when_one_process_fails_all_end_and_it_is_named(which, tmp_path):
     seconds = time.monotonic() - began
     print(f"one of two failed ({which}): all ended after {seconds:.1f} s, statuses {statuses}")
     assert f"process {which + 1} of 2" in log.read_text()
-    assert statuses[which] == 1 and statuses[1 - which] != 0 and seconds < 15
+    # 134 of a shell: jax.distributed ends the other one by SIGABRT.
+    assert statuses[which] == 1 and statuses[1 - which] in (1, -signal.SIGABRT) and seconds < 15
 
 
 @pytest.mark.slow
 def test_ctrl_c_to_one_process_stops_the_job(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     words = ["--distributed", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
-    port = 20000 + (os.getpid() + 7) % 20000
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.killed", *words],
-            cwd=ROOT,
-            env=environment(
-                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(number),
-            ),
-            stderr=(tmp_path / f"{number}.log").open("w"),
-        )
-        for number in (0, 1)
-    ]
+    jobs = two_processes(["-m", "tests.killed", *words], tmp_path)
     while "step    3 of" not in (tmp_path / "0.log").read_text():
         assert jobs[0].poll() is None, (tmp_path / "0.log").read_text()
         time.sleep(0.1)

@@ -90,7 +90,25 @@ def test_the_home_directory(monkeypatch, tmp_path):
     assert workdir.path_of("C:\\runs").name == "C:\\runs"
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "memory://run", "hdfs:/a"])
+def test_file_urls_and_home_directories(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for url in ("file:///data/a%20b", "FILE:///data/a b", "file://localhost/data/a b"):
+        assert workdir.path_of(url) == workdir.Path("/data/a b")
+    assert workdir.path_of("file://~/a") == workdir.path_of("file:~/a") == tmp_path / "a"
+    for given, words in (
+        ("file://other/data", "is on the machine other"),
+        ("~nobody_of_that_name/a", "home directory that is not known"),
+        ("/tmp/a\x1b[2Jb", "cannot be printed"),
+        ("/tmp/a\0b", "cannot be printed"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            workdir.path_of(given)
+
+
+URLS = ("gs://bucket/run", "s3://bucket/run", "memory://run", "hdfs:/a", "GS://b", "gs:bucket")
+
+
+@pytest.mark.parametrize("url", URLS)
 def test_urls_are_refused(url):
     with pytest.raises(ConfigError, match="is a URL; a run needs a file system"):
         workdir.path_of(url)
