@@ -9,6 +9,7 @@ Default: the embedded `scenes` with a long tail, from 813 images of the first di
 last; a small ResNet, two CPU cores.
 
 Variants:
+  folder        your own images with classes: `cl-jax train kcl:folder PATH`.
   supcon        all keys of the class are positives: SupCon with a queue, the paper's supervised
                 contrastive arm.
   moco          no labels: MoCo, the paper's self-supervised arm.
@@ -39,7 +40,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.training import defaults
 
-VARIANTS = ("supcon", "moco", "balanced", "cifar10", "cifar100", "imagenet2012", "debug")
+VARIANTS = ("folder", "supcon", "moco", "balanced", "cifar10", "cifar100", "imagenet2012", "debug")
 IMBALANCE = 100.0
 KEPT = 0.247  # of a balanced set of ten classes, what an imbalance of 100 keeps
 
@@ -64,6 +65,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.total_epochs = 48.0
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     config.evals.every_epochs = 12.0
+    if "folder" in chosen:
+        defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen or "cifar100" in chosen:
         defaults.cifar10(config)
         config.data.dataset = "cifar100" if "cifar100" in chosen else "cifar10"
@@ -94,9 +97,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "debug" in chosen:
         defaults.debug(config)
         config.encoder.splits = 8
-        config.data.train_size = 128
+        if "folder" not in chosen:
+            config.data.train_size = 128
         config.total_epochs = 2.0
         config.method.update(dict(queue_size=24, num_positives=2, temperature=0.5))
+    if "folder" in chosen:  # as balanced as the folder is
+        config.evals.protocols.balancedness = ConfigDict(dict(source=""))
+        return config
     config.data.imbalance = 4.0 if "debug" in chosen else IMBALANCE
     if "imagenet2012" in chosen and "debug" not in chosen:
         config.data.imbalance = 256.0

@@ -8,6 +8,8 @@ evaluator `clustering` compares clusters with classes.
 Default: the embedded `scenes`, a small ResNet, ten experts, two CPU cores.
 
 Variants:
+  folder    your own images: `cl-jax train mice:folder PATH`; method.num_experts is the number of
+            clusters.
   cifar10   ResNet-34, batch 256, 1000 epochs of SGD 1.0 with steps at 480, 640 and 800, temperature
             1, 16,384 past embeddings. Published: accuracy .835, NMI .737, ARI .698.
   cifar100  the same with 20 experts. Published: accuracy .440, on the 20 super-classes, which the
@@ -32,7 +34,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("cifar10", "cifar100", "debug"))
+    chosen = defaults.variants(arg, ("folder", "cifar10", "cifar100", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
@@ -47,6 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.views.both.copies = 3
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
+    if "folder" in chosen:
+        views = dict(both=dict(name="moco_v2", size=224, scale=(0.2, 1.0), copies=3))
+        defaults.folder(config, ConfigDict(dict(views=views)))
     if "cifar10" in chosen or "cifar100" in chosen:
         defaults.cifar10(config)
         if "cifar100" in chosen:

@@ -41,14 +41,15 @@ ALLOWED = {
     "heads": (NETWORK, LAYERS | PLAIN),
     "cluster": (NETWORK | {"scipy", "sklearn"}, {"cluster"} | PLAIN),
     "data": (
-        {"PIL", "absl", "grain", "jax", "numpy", "scipy", "sentencepiece", "sklearn", "soundfile"}
+        {"PIL", "absl", "grain", "jax", "matplotlib", "numpy", "scipy", "sentencepiece", "sklearn"}
+        | {"soundfile"}
         | {"av", "pillow_heif", "pyarrow", "simplejpeg", "tensorflow_datasets", "tifffile"},
         {"data", "core"},
     ),
     "methods": (
         TRAINING,
         {"losses", "memory", "cluster", "core", "methods", "training.optim"}
-        | {"data.batches", "data.environments"}
+        | {"data.batches", "data.domains", "data.environments"}
         | LAYERS,
     ),
     "evals": (

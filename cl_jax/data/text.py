@@ -273,9 +273,9 @@ def read_classes(path: str) -> dict[str, Classes]:
         split = cells.get("split", "")
         if not any(row.columns) or stem(split) in ("dev", "val", "valid", "validation"):
             continue
-        if split and role(split) not in ("train", "test"):
+        if split not in ("", "all") and role(split) not in ("train", "test"):
             raise ValueError(
-                f"{path}, line {row.line}: split is {split!r}; expected train, test or dev."
+                f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
             )
         if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
             raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")

@@ -1,6 +1,7 @@
 """The encoder of a run for other libraries: their names as safetensors, a Hugging Face folder, or
 StableHLO. What is written is read back at once and compared with the run on random images."""
 
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -217,6 +218,8 @@ def _stablehlo(
         jax.jit(lambda x: encoder.apply(variables, x, train=False)["h"]),
         platforms=("cpu", "cuda", "tpu"),
     )(like)
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ConfigError("StableHLO is written with flatbuffers: pip install 'cl_jax[export]'.")
     path = folder / "model.stablehlo"
     path.write_bytes(found.serialize())
     again = export.deserialize(bytearray(path.read_bytes()))

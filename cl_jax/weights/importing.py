@@ -423,12 +423,12 @@ def put(state: State, found: Imported, path: str | Path) -> State:
         return changed
 
     params = replaced(state.params, found.params)
-    stats = replaced(state.stats, found.stats) if found.stats else state.stats
     if not count:
         raise ConfigError(
             f"init_from={str(path)!r}: no network of this method has the arrays of the file, such "
             f"as {found.matched[0]}. Use a method and encoder of one {found.section['name']}."
         )
+    stats = replaced(state.stats, found.stats) if found.stats else state.stats
     target = state.target
     if target is not None:
         held = replaced(target.params, found.params)

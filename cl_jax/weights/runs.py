@@ -37,7 +37,7 @@ def config_of(
     kept: dict[str, Any] = found.preprocessing
     size = image_size or found.section.get("image_size", 0) or _side(kept) or 224
     config = defaults.get_config()
-    config.method = ConfigDict(dict(name="encoder"))
+    config.method = ConfigDict(dict(name="imported"))
     config.encoder = ConfigDict(found.section)
     config.data = ConfigDict(
         dict(

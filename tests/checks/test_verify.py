@@ -226,7 +226,7 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
 
 
 def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys):
-    def found(name, devices, steps):
+    def found(name, devices, steps, micro_batches):
         if name == "a":
             raise ValueError("splits=4 on 8 devices")
         yield dataclasses.replace(healthy, name=name), None

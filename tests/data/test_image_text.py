@@ -99,8 +99,8 @@ def test_a_column_divides_the_pictures(tmp_path):
         ("file,caption", lambda m: [], "holds no caption"),
         (
             "file,caption,split",
-            lambda m: ["pictures/1.png,a,train", "pictures/2.png,a,dev"],
-            "holds 'dev'; expected train or test",
+            lambda m: ["pictures/1.png,a,train", "pictures/2.png,a,later"],
+            "holds 'later'; expected train or test",
         ),
         (
             "file,caption,split",
