@@ -64,8 +64,10 @@ COLUMNS = (
 
 
 def of_scenes() -> list[str]:
-    """The configs whose data are the images of `scenes`: those that one table compares."""
-    return [name for name in configs.names() if configs.load(name).data.name == "scenes"]
+    """The configs of the images of `scenes` that are measured by kNN and a linear probe: those that
+    one table compares."""
+    found = {name: configs.load(name) for name in configs.names()}
+    return [name for name, c in found.items() if c.data.name == "scenes" and is_of_images(c)]
 
 
 def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:

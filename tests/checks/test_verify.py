@@ -197,11 +197,13 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
     }
     monkeypatch.setattr(command.configs, "load", lambda name: None)
     monkeypatch.setattr(
-        verify, "verify", lambda name, devices, steps: ((record, None) for record in found[name])
+        verify,
+        "verify",
+        lambda name, devices, steps, pieces: ((record, None) for record in found[name]),
     )
     path, page = tmp_path / "all.json", tmp_path / "page.md"
     page.write_text("before\n<!-- verify -->\nold\n<!-- end of verify -->\nafter\n")
-    words = [f"--json={path}", f"--page={page}", "--devices=1,2,4"]
+    words = [f"--json={path}", f"--page={page}", "--devices=1,2,4", "--micro-batches=1"]
     assert command.main([*words, "--configs=a"]) == 0
     assert command.main([*words, "--configs=b"]) == 1
     said = capsys.readouterr().out
@@ -234,7 +236,7 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
     monkeypatch.setattr(command.configs, "load", lambda name: None)
     monkeypatch.setattr(command.configs, "names", lambda: ["a", "b"])
     monkeypatch.setattr(verify, "verify", found)
-    assert command.main(["--devices=1,2,4"]) == 1
+    assert command.main(["--devices=1,2,4", "--micro-batches=1"]) == 1
     said = capsys.readouterr()
     assert (
         "a does not run: ValueError: splits=4 on 8 devices" in said.err
