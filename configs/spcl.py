@@ -46,7 +46,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dict(name="domains", source=dict(name="glyphs"), target=dict(name="digits"), image_size=16)
     )
     config.views = ConfigDict(
-        dict(one=dict(name="crop_flip", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0))
+        dict(
+            one=dict(
+                name="crop_flip",
+                size=16,
+                scale=(0.7, 1.0),
+                flip=0.0,
+                test_crop=1.0,
+                mean=(0.5,),  # grey
+                std=(0.5,),
+            )
+        )
     )
     config.optimizer.learning_rate = 2e-3
     config.total_epochs = 24.0

@@ -7,7 +7,6 @@ lone images, so that more are trusted as features improve. Batch norm is of each
 parameters included; the target's is what evaluators see."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,11 +28,13 @@ from cl_jax.losses import clusters
 from cl_jax.memory import hybrid, prototypes
 from cl_jax.views import View, draw, fields
 
+NO_THRESHOLD = -1.0  # thresholds are 0 and above
+
 
 class Memory(NamedTuple):
     """hybrid: rows of the source's classes, then of every target image. threshold: of the clusters'
-    independence, from the first clustering on; NaN before. clusters: how many have several images.
-    clustered: the share of target images in them."""
+    independence, from the first clustering on; NO_THRESHOLD before. clusters: how many have several
+    images. clustered: the share of target images in them."""
 
     hybrid: hybrid.HybridMemory
     threshold: jax.Array
@@ -118,7 +119,7 @@ def make(
         return Variables(
             params,
             stats,
-            memory=Memory(memory, jnp.float32(jnp.nan), jnp.zeros(()), jnp.zeros(())),
+            memory=Memory(memory, jnp.float32(NO_THRESHOLD), jnp.zeros(()), jnp.zeros(())),
         )
 
     def of_source(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[jax.Array, Any]:
@@ -205,7 +206,7 @@ def make(
         else:
             rows = np.asarray(memory.hybrid.rows)
         if epoch < warmup_epochs:
-            labels, threshold = np.arange(run.size), math.nan
+            labels, threshold = np.arange(run.size), NO_THRESHOLD
         else:
             labels, threshold = _pseudo_labels(
                 rows[classes:],
@@ -294,7 +295,7 @@ def _pseudo_labels(
         labels,
         tight,
         loose,
-        threshold=None if math.isnan(threshold) else threshold,
+        threshold=None if threshold == NO_THRESHOLD else threshold,
         quantile=quantile,
     )
     return np.unique(found.labels, return_inverse=True)[1], found.threshold

@@ -33,7 +33,7 @@ def norms(tree):
     return found
 
 
-@pytest.mark.parametrize("span", [1, 2])
+@pytest.mark.parametrize("span", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_loss_of_a_unit_has_exactly_zero_gradient_outside_it(span):
     method = loco.make(tx=optax.sgd(0.1), span=span, **SHARED)
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
@@ -60,6 +60,7 @@ def loss_by_unit(method, state, params):
     return jnp.stack([metrics[name] for name in names])
 
 
+@pytest.mark.slow
 def test_one_unit_of_all_stages_is_simclr_and_statistics_move_once():
     tx = optax.sgd(0.1)
     own = loco.make(tx=tx, span=3, **SHARED)

@@ -21,6 +21,7 @@ SHARED = dict(encoder=NETWORK, tx=optax.sgd(0.1), run=RUN, queue_size=12, out_di
 KEY = jax.random.key(1)
 
 
+@pytest.mark.slow
 def test_with_no_augmentation_left_out_it_is_moco():
     own = looc.make(views=(VIEW,), left_out=(), **SHARED)
     moco = moco_v2.make(views=(VIEW, VIEW), **SHARED)

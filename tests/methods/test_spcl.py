@@ -99,7 +99,7 @@ def test_equal_images_are_found(stepped):
     rows[3:] = np.eye(rows.shape[1])[LABELS] + 1e-3 * RNG.normal(size=(24, rows.shape[1]))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     held = state.memory.hybrid._replace(rows=jnp.asarray(rows, jnp.float32))
-    memory = state.memory._replace(hybrid=held, threshold=jnp.float32(jnp.nan))
+    memory = state.memory._replace(hybrid=held, threshold=jnp.float32(spcl.NO_THRESHOLD))
     after = build(k1=8).refresh(state.replace(memory=memory), None, 1)
     assert after.memory.clusters == 3 and after.memory.clustered == 1
     found = np.asarray(after.memory.hybrid.labels[3:])

@@ -59,6 +59,7 @@ def test_a_dry_run_of_every_method_ends(name, photos, tmp_path):
     assert not train.main([f"{name}:folder,debug", str(photos), f"--workdir={tmp_path}/run"])
 
 
+@pytest.mark.slow
 def test_a_command_with_a_path_needs_no_workdir(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert not train.main(["simclr_v2:folder,debug", str(photos)])

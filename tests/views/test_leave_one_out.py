@@ -50,6 +50,7 @@ def test_a_key_shares_its_augmentation_with_the_query_and_nothing_else():
         assert np.abs(anew[row] - query[row]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_without_augmentations_it_is_an_ordinary_pair():
     found = leave_one_out.draw(TURNED, KEYS, IMAGES, ())
     for a, b in zip(found, augment([TURNED, TURNED], KEYS, IMAGES), strict=True):

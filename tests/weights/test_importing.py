@@ -36,7 +36,16 @@ def answer(found, images):
     return jax.jit(lambda x: encoder.apply(variables, x, train=False)["h"])(images)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Seconds each to compile: one of each kind, the others with `-m slow`.
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, marks=[] if case in ("torchvision resnet", "timm vit") else [pytest.mark.slow]
+        )
+        for case in CASES
+    ],
+)
 def test_answers_are_those_of_the_library(case, tmp_path):
     save_file(tensors_of(case), tmp_path / "model.safetensors")
     found = importing.read(tmp_path / "model.safetensors")
