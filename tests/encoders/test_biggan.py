@@ -165,6 +165,7 @@ def test_attention_against_loops():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", biggan.ROLES)
 def test_same_on_four_devices(role):
     """Outputs, new statistics and gradients of a training call, batch norm synchronised."""

@@ -105,6 +105,7 @@ def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
     np.testing.assert_allclose(narrow, wide, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, 5])
 def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
     """cuDNN's lengths and the token more that it needs, by the plain form: values and gradients."""

@@ -69,6 +69,7 @@ def derivatives(f, a, b):
     return forward, slope(a, b), hvp, jax.grad(slope, argnums=(0, 1))(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_tiles_have_the_derivatives_of_the_plain_matrix(name):
     f = LOSSES[name]

@@ -101,6 +101,7 @@ def test_an_explicit_mesh_gives_what_one_device_gives(index):
         assert grad.sharding.is_equivalent_to(sharding[name], grad.ndim), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 0, 2])
 @pytest.mark.parametrize("where", ["sharded", "replicated", "both"])
 @pytest.mark.parametrize("kind", [EXPLICIT, AUTO])
@@ -123,6 +124,7 @@ def test_sharded_replicated_or_both(kind, where, block_size):
             assert grad.sharding.is_equivalent_to(x.sharding, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "f",
     [
@@ -231,6 +233,7 @@ def test_labels_of_a_sharded_batch():
 AXES = ("host", "device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 @pytest.mark.parametrize(
     "f",

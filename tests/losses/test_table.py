@@ -674,6 +674,7 @@ def with_gradient(given: Row, arrays):
     return jax.value_and_grad(total), inputs
 
 
+@pytest.mark.slow
 @EACH_COMPILED
 def test_zero_rows_are_finite_and_products_of_float32_stay_float32(index):
     """Products on accelerators too, whose default is a lower precision: forward, and backward."""

@@ -90,6 +90,7 @@ def test_easy_hcl_is_nt_xent():
         step(hcl.make(base=parts("moco"), run=RUN))
 
 
+@pytest.mark.slow
 def test_mochi_without_mixtures_is_moco_and_mixtures_make_it_harder():
     base = parts("moco")
     _, _, plain = step(base)
@@ -108,6 +109,7 @@ def test_the_queue_of_a_cross_is_that_of_its_base():
     np.testing.assert_array_equal(after.memory.rows, plain.memory.rows)
 
 
+@pytest.mark.slow
 def test_losses_of_the_temperature_study():
     """With all negatives kept the hard losses are the plain ones."""
     base = parts("simclr")

@@ -84,6 +84,7 @@ def test_micro_batches_of_mae_give_the_whole_batchs_step():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ibot_without_a_mask_has_no_patch_loss_and_its_centres_are_means_of_the_teacher():
     _, after, metrics = stepped(student(mask_probability=0.0))
     assert metrics["patch_loss"] == 0 and metrics["hidden"] == 0

@@ -109,6 +109,7 @@ def test_simcse_head_is_left_out_on_request():
         assert (far(found["h"], found["z"]) == 0) != head
 
 
+@pytest.mark.slow
 def test_simcse_language_model_is_added_with_its_weight():
     method = made(mlm_weight=0.5)
     first, after, metrics = stepped(method)

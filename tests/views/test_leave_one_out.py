@@ -57,6 +57,7 @@ def test_without_augmentations_it_is_an_ordinary_pair():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_quarter_turns_are_exact_and_leave_other_draws_alone():
     still = of_section({"name": "moco_cifar", "size": 8})
     turning = of_section({"name": "moco_cifar", "size": 8, "quarter_turns": True})
