@@ -22,7 +22,7 @@ from cl_jax.views.presets import Recipe
 
 class Draw(NamedTuple):
     """Everything random about one view: the box (top, left, height, width), what is applied, and
-    with what numbers; `turns` is a number of quarter turns."""
+    with what numbers; `turns` is a number of quarter turns, None in a recipe without them."""
 
     box: jax.Array
     flip: jax.Array
@@ -33,7 +33,7 @@ class Draw(NamedTuple):
     blur: jax.Array
     sigma: jax.Array
     solarize: jax.Array
-    turns: jax.Array | int = 0
+    turns: jax.Array | None = None
 
 
 _TURNS = (1 << 20) + 1  # folded into a view's key: no number that `split` makes of it
@@ -109,7 +109,7 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
         u[5] < recipe.solarize,
         jax.random.randint(jax.random.fold_in(key, _TURNS), (), 0, 4)
         if recipe.quarter_turns
-        else jnp.zeros((), jnp.int32),
+        else None,
     )
 
 

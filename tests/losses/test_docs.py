@@ -13,14 +13,15 @@ import cl_jax.losses
 from cl_jax import cluster, memory
 from tests.losses.test_table import FAMILIES
 
-PAGES = sorted((Path(__file__).resolve().parents[2] / "docs" / "guides" / "losses").glob("*.md"))
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
+PAGES = sorted((GUIDES / "losses").glob("*.md"))
 WORDS = set(
     re.findall(
         r"\w+",
         " ".join(
             re.findall(
                 r"`[^`]+`|^    .+|^```.*?^```",
-                "\n".join(page.read_text() for page in PAGES),
+                "\n".join(page.read_text() for page in [*PAGES, GUIDES / "search.md"]),
                 re.MULTILINE | re.DOTALL,
             )
         ),
