@@ -29,7 +29,7 @@ Differences from the paper (no code of this part was released):
   - The settings of `stl10` were not run.
 
 Command: python -m cl_jax.main --config=configs/infomin.py --workdir=runs/infomin
-Reached: see docs/results.md.
+Reached: not run to its end.
 """
 
 from ml_collections import ConfigDict

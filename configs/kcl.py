@@ -33,7 +33,7 @@ Differences from the authors' code:
     images with a Pareto profile.
 
 Command: python -m cl_jax.main --config=configs/kcl.py --workdir=runs/kcl
-Reached: see docs/results.md.
+Reached: not run to its end.
 """
 
 from ml_collections import ConfigDict

@@ -21,7 +21,7 @@ Differences from the paper (no code was released):
   - Settings of `imagenet2012` are from descriptions of the paper and were not run.
 
 Command: python -m cl_jax.main --config=configs/loco.py --workdir=runs/loco
-Reached: see docs/results.md.
+Reached: not run to its end.
 """
 
 from ml_collections import ConfigDict

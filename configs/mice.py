@@ -25,7 +25,7 @@ Differences from the authors' code:
     The warm-up rises with every step here, with every epoch there.
 
 Command: python -m cl_jax.main --config=configs/mice.py --workdir=runs/mice
-Reached: see docs/results.md.
+Reached: not run to its end.
 """
 
 from ml_collections import ConfigDict

@@ -29,7 +29,7 @@ Differences from the authors' code:
   - The last stride of the network stays 2.
 
 Command: python -m cl_jax.main --config=configs/spcl.py --workdir=runs/spcl
-Reached: see docs/results.md.
+Reached: not run to its end.
 """
 
 from ml_collections import ConfigDict
