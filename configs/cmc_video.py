@@ -24,8 +24,8 @@ Differences from the paper, whose authors released no code for film:
     fine-tuning on UCF101 and HMDB51. Published: 59.1 % and 26.7 %.
 
 Command: python -m cl_jax.main --config=configs/cmc_video.py --workdir=runs/cmc_video
-Reached: after 640 steps of one seed, the order of three frames is told at 97.9 % of the clips from
-  the frame's features (untrained 76.2 %, raw pixels 82.4 %), the digit of a frame at 35.1 %
+Reached: after 640 steps of one seed, the order of three frames is right for 97.9 % of the clips
+  from the frame's features (untrained 76.2 %, raw pixels 82.4 %), the digit of a frame at 35.1 %
   (untrained 11.6 %), the motion at 99.1 % (untrained 100 %: the flow itself shows it). 257 s of one
   core's time.
 """

@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 from scipy.signal import resample_poly
 
-from cl_jax.data.images import map_threads, printable
+from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.parts import role
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -97,7 +97,7 @@ def make(
     found = map_threads(lambda name: _stored(root / name, sample_rate, seconds), files, workers)
     bad = {name: one for name, one in zip(files, found) if isinstance(one, str)}
     if bad:
-        _report(path, bad, on_error)
+        report_bad("recordings", path, bad, on_error)
     good = [i for i, one in enumerate(found) if not isinstance(one, str)]
     if not good:
         raise ValueError(f"{path}: none of its {len(files)} recordings can be used.")
@@ -332,20 +332,6 @@ def _compiled(setting: str, pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{setting}={pattern!r} is no regular expression: {error}.") from None
-
-
-def _report(path: str, bad: dict[str, str], on_error: str) -> None:
-    shown = [f"{printable(name)}: {reason}" for name, reason in sorted(bad.items())]
-    if on_error == "raise":
-        more = f"\n  and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        raise ValueError(
-            f"{len(shown)} of the recordings in {path} cannot be used:\n  "
-            + "\n  ".join(shown[:_SHOWN])
-            + more
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
-        )
-    for line in shown:
-        logging.warning("skipped %s", line)
 
 
 def _check_settings(

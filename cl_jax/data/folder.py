@@ -154,7 +154,7 @@ def make(
     pixels, bad = _checked(reading, found, layout.parts, keep, cache_dir, workers)
     skipped = {part: sum(name in bad for name in names) for part, names in layout.parts.items()}
     if bad:
-        _report(path, bad, on_error)
+        images.report_bad("images", path, bad, on_error)
         layout, pixels = _without(layout, pixels, bad, test_share)
     _tell_copies(root, found, layout.parts, pixels)
     sources = {
@@ -385,7 +385,7 @@ def _without(
     layout: Layout, pixels: dict[str, np.ndarray], bad: dict[str, str], share: float
 ) -> tuple[Layout, dict[str, np.ndarray]]:
     """The layout without images that cannot be used, and the decoded images of its parts. What is
-    held out is chosen anew among the good ones, so that both parts have some of each class."""
+    held out is chosen again among the good ones, so that both parts have some of each class."""
     parts = {
         part: [file for file in names if file not in bad] for part, names in layout.parts.items()
     }
@@ -663,21 +663,6 @@ def _reason(error: ValueError, name: str) -> str:
     return str(error).removeprefix(f"{images.printable(name)}: ")
 
 
-def _report(path: str, bad: dict[str, str], on_error: str) -> None:
-    shown = [f"{images.printable(name)}: {reason}" for name, reason in sorted(bad.items())]
-    if on_error == "raise":
-        more = f"\n  and {len(shown) - _SHOWN} more" * (len(shown) > _SHOWN)
-        raise ValueError(
-            f"{len(shown)} of the images in {path} cannot be used:\n  "
-            + "\n  ".join(shown[:_SHOWN])
-            + more
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
-        )
-    for line in shown:
-        logging.warning("skipped %s", line)
-    logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
-
-
 def _tell_copies(
     root: Path, found: Listing, parts: dict[str, list[str]], pixels: dict[str, np.ndarray]
 ) -> None:
@@ -712,8 +697,9 @@ def _tell_copies(
 
 
 def _alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
-    """(test row, training row) of images that are likely the same picture, saved or scaled anew: of
-    equal signs of differences between neighbours in an 8 x 9 thumbnail, and nearly equal there."""
+    """(test row, training row) of images that are likely the same picture, saved again or scaled:
+    of equal signs of differences between neighbours in an 8 x 9 thumbnail, and nearly equal
+    there."""
     small = [_thumbnails(part) for part in (train, test)]
     signs, others = (
         np.packbits((rows[:, :, 1:] > rows[:, :, :-1]).reshape(len(rows), 64), axis=1)

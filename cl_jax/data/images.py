@@ -4,14 +4,16 @@ import functools
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
+_SHOWN = 5  # files that an error names
 # What is read, by suffix. Formats that are told by their first bytes are recognised under any of
 # these names; the three others by their suffix alone. PostScript and the like, which are programs,
 # are never opened.
@@ -165,6 +167,23 @@ def map_threads(function: Callable[[Any], Any], items: Sequence[Any], workers: i
             for part in pool.map(lambda part: [function(item) for item in part], parts)
             for result in part
         ]
+
+
+def report_bad(kind: str, path: str, bad: Mapping[str, str], on_error: str) -> None:
+    """Names files that cannot be used, {name: reason}: an error where `on_error` is "raise",
+    otherwise a warning for each."""
+    shown = [f"{printable(name)}: {reason}" for name, reason in sorted(bad.items())]
+    if on_error == "raise":
+        more = f"\n  and {len(shown) - _SHOWN} more" * (len(shown) > _SHOWN)
+        raise ValueError(
+            f"{len(shown)} of the {kind} in {path} cannot be used:\n  "
+            + "\n  ".join(shown[:_SHOWN])
+            + more
+            + "\nMend or remove them, or set on_error='skip' to leave them out."
+        )
+    for line in shown:
+        logging.warning("skipped %s", line)
+    logging.warning("%s: skipped %d that cannot be used.", path, len(shown))
 
 
 def printable(name: str) -> str:

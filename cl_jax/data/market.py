@@ -31,7 +31,7 @@ def make(
     """Reads the folder into memory: the training part; the queries as the test part; the gallery as
     `more["gallery"]`.
 
-    Fields: "image" [height, width, 3] uint8; "label" int32, the person, numbered anew in the
+    Fields: "image" [height, width, 3] uint8; "label" int32, the person, renumbered in the
       training part and, together, in queries and gallery, which show other people; "camera" int32,
       from 0. A gallery picture of person 0 (nobody, a distractor) has the label -1; pictures of
       person -1 (junk) are left out.

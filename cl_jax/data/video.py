@@ -21,7 +21,7 @@ from absl import logging
 from PIL import Image
 
 from cl_jax.data import images, lines, tokenizer
-from cl_jax.data.images import map_threads, printable
+from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -100,7 +100,7 @@ def make(
     found = map_threads(stored, names, workers)
     bad = {name: one for name, one in zip(names, found) if isinstance(one, str)}
     if bad:
-        _report(path, bad, on_error)
+        report_bad("films", path, bad, on_error)
     good = {name: one for name, one in zip(names, found) if not isinstance(one, str)}
     if not good:
         raise ValueError(f"{path}: none of its {len(names)} films can be used.")
@@ -364,20 +364,6 @@ def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict
 def _rows(tokens: np.ndarray, most: int) -> np.ndarray:
     """[T], or [most, T] where films have several captions; fewer are repeated."""
     return tokens[0] if most == 1 else tokens[np.arange(most) % len(tokens)]
-
-
-def _report(path: str, bad: Mapping[str, str], on_error: str) -> None:
-    shown = [f"{printable(name)}: {reason}" for name, reason in sorted(bad.items())]
-    if on_error == "raise":
-        more = f"\n  and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        raise ValueError(
-            f"{len(shown)} of the films in {path} cannot be used:\n  "
-            + "\n  ".join(shown[:_SHOWN])
-            + more
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
-        )
-    for line in shown:
-        logging.warning("skipped %s", line)
 
 
 def _check(

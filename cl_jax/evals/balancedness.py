@@ -108,8 +108,8 @@ def balancedness(accuracy: Sequence[float] | np.ndarray, *, sigma: float = 1.0) 
     Raises:
       ValueError: no class, sigma <= 0.
 
-    Reference: after Kang et al. 2021, "Exploring balanced feature spaces for representation
-      learning", section 3.
+    Reference: the idea is of Kang et al. 2021, "Exploring balanced feature spaces for
+      representation learning". Form and sigma are not compared with theirs.
     """
     a = np.asarray(accuracy, np.float64)
     check_positive(sigma=sigma)

@@ -19,11 +19,10 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
-from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
-from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, start
+from cl_jax.methods.moco_v2 import check_queue, contrast_top1, query_and_key, start
 from cl_jax.views import View, draw, fields
 
 
@@ -47,7 +46,7 @@ def make(
     """KCL; view 1 is the query, view 2 the key.
 
     num_positives: keys of the queue with the query's label that it is pulled to besides its own,
-      drawn anew in each step, fewer where the queue has fewer; None for all of them (SupCon with a
+      drawn in each step, fewer where the queue has fewer; None for all of them (SupCon with a
       queue), 0 for none (MoCo: labels are read and do nothing).
     unselected: what the other keys of the class are; see `losses.kcl`.
     label: a label field; an image without a label (-1) has its own key as its only positive.
@@ -77,20 +76,7 @@ def make(
         rows = {"key": found.memory.rows, "label": jnp.full((queue_size,), -1, jnp.int32)}
         return found._replace(memory=found.memory._replace(rows=rows))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        query, positive = inputs
-        (z, _), stats = apply(params, stats, query, True)
-        k, target_stats = momentum_keys(
-            apply,
-            target.params,
-            target.stats,
-            positive,
-            batch_key(key, 0) if shuffle else None,
-            run.axis_name,
-        )
-        return {"q": unit(z), "k": k}, stats, target_stats
+    forward = query_and_key(apply, shuffle, run.axis_name)
 
     def selection(memory: Any, batch: Batch, key: jax.Array) -> jax.Array:
         candidates = losses.positives.same_class(batch[label], memory.rows["label"])

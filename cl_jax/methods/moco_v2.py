@@ -175,6 +175,27 @@ def momentum_keys(
     return unshuffle_batch(unit(k), permutation, axis_name), stats
 
 
+def query_and_key(apply: Any, shuffle: bool, axis_name: str | None) -> Any:
+    """A `Forward` of two views: {"q": unit queries, "k": unit keys of the momentum copy}."""
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        query, positive = inputs
+        (z, _), stats = apply(params, stats, query, True)
+        k, target_stats = momentum_keys(
+            apply,
+            target.params,
+            target.stats,
+            positive,
+            batch_key(key, 0) if shuffle else None,
+            axis_name,
+        )
+        return {"q": unit(z), "k": k}, stats, target_stats
+
+    return forward
+
+
 def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
     """Share of queries nearer to their key than to every row of the queue."""
     logits = nce.queue_logits(lax.stop_gradient(q), k, queue, temperature=1.0)

@@ -28,7 +28,7 @@ from cl_jax.heads import mlp
 from cl_jax.losses import clusters, nce
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
-from cl_jax.methods.moco_v2 import check_queue, contrast_top1, momentum_keys, start
+from cl_jax.methods.moco_v2 import check_queue, contrast_top1, query_and_key, start
 from cl_jax.views import View, draw, fields
 
 
@@ -112,20 +112,7 @@ def make(
         )
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        query, positive = inputs
-        (z, _), stats = apply(params, stats, query, True)
-        k, target_stats = momentum_keys(
-            apply,
-            target.params,
-            target.stats,
-            positive,
-            batch_key(key, 0) if shuffle else None,
-            run.axis_name,
-        )
-        return {"q": unit(z), "k": k}, stats, target_stats
+    forward = query_and_key(apply, shuffle, run.axis_name)
 
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array

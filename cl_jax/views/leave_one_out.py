@@ -55,8 +55,8 @@ def check(of: Recipe, left_out: Sequence[str]) -> None:
 def draw(
     of: Recipe, keys: jax.Array, images: jax.Array, left_out: Sequence[str]
 ) -> list[jax.Array]:
-    """A query, a key that draws everything anew, and for each augmentation of `left_out` a key
-    that has it from the query, with the very same numbers, and draws the rest anew.
+    """A query, a key that draws everything itself, and for each augmentation of `left_out` a key
+    that has it from the query, with the very same numbers, and draws the rest itself.
 
     Args:
       of: the recipe of all views.
@@ -77,8 +77,8 @@ def draw(
     )
 
     def view(key: jax.Array, own: jax.Array, shared: jax.Array, pixels: jax.Array) -> jax.Array:
-        query, anew = (recipe.draw(of, k, *pixels.shape[:2]) for k in (key, own))
-        mixed = [jnp.where(keep, a, b) for keep, a, b in zip(shared, query, anew)]
+        query, other = (recipe.draw(of, k, *pixels.shape[:2]) for k in (key, own))
+        mixed = [jnp.where(keep, a, b) for keep, a, b in zip(shared, query, other)]
         drawn = recipe.Draw(*mixed)
         return planes.pixels(recipe.transform(of, drawn, planes.planes(pixels)))
 

@@ -203,7 +203,7 @@ def test_damaged_images_are_named_skipped_and_counted(tmp_path, cache_bytes, cap
     options = dict(
         path=str(root), image_size=8, max_pixels=10_000, cache_bytes=cache_bytes, labels=True
     )
-    monkeypatch.setattr(folder, "_SHOWN", 20)
+    monkeypatch.setattr(images, "_SHOWN", 20)
     with pytest.raises(
         ValueError, match=f"{len(wrong)} of the images in .* cannot be used"
     ) as caught:
