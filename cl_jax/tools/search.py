@@ -20,23 +20,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cl_jax.tools import verbs
+
 if TYPE_CHECKING:
     import numpy as np
 
     from cl_jax.data.embeddings import Embeddings
 
 DUPLICATES = 0.995
-REFERENCE = 10_000  # rows that outliers are measured against
+REFERENCE = 5_000  # rows that outliers are measured against
 _SHOWN = 12
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        "cl-jax search",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = verbs.parser("search", __doc__)
     options.add_argument("embeddings", metavar="EMBEDDINGS", help="a file of `cl-jax embed`")
     asked = options.add_mutually_exclusive_group()
     asked.add_argument(
@@ -95,17 +92,7 @@ class Found(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from cl_jax.tools import train
-    from cl_jax.training import configs
-
-    configs.see_working_folder()
-    train.prepare()
-    try:
-        return search(args)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return train.failed(error)
+    return verbs.called(search, args)
 
 
 def search(args: argparse.Namespace) -> int:

@@ -376,6 +376,7 @@ NOTED = (
     "evals",
     "keep_checkpoints",
     "loading",
+    "log",
     "log_steps",
     "nonfinite",
     "probe",

@@ -19,7 +19,7 @@ from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
-from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping
+from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping, trackers
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
         raise ConfigError(
             f"nonfinite={config.nonfinite!r}; expected one of {', '.join(NONFINITE)}."
         )
+    trackers.check(config.get("log", {}))
     workdir = folder.path_of(workdir)
     if jax.process_index() == 0:
         folder.make(workdir)
@@ -87,7 +88,7 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(state)
     start = 0 if restored is None else int(restored.step)
-    log = metrics.Metrics(workdir, built.run.total_steps, start)
+    log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
         log.say(describe(config, built, state))
         if noted:
@@ -345,9 +346,12 @@ def where_things_are(workdir: Path) -> str:
     pictures = ", ".join(sorted(path.name for path in workdir.glob("*.png")))
     return "\n".join(
         (
-            f"in {workdir}: metrics.jsonl and tensorboard (figures), last and best (checkpoints)"
+            f"in {workdir}: metrics.jsonl"
+            + " and tensorboard" * (workdir / "tensorboard").is_dir()
+            + " (figures), last and best (checkpoints)"
             + (f", {pictures}" if pictures else ""),
-            f"next: cl-jax eval --workdir={workdir}, cl-jax diagnose {workdir}",
+            f"next: cl-jax report {workdir} (a page to look at), cl-jax embed {workdir} (features, "
+            f"for cl-jax search and label), cl-jax eval --workdir={workdir}",
         )
     )
 
