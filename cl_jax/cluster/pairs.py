@@ -142,7 +142,7 @@ def _placed(rows, centres, apart, reach):
         beyond = squared - jnp.min(squared)
         near = (beyond <= 2 * reach * apart[cell] + ROUNDING) & (numbers > cell)
         near = jnp.pad(near, (0, -len(centres) % 8)).reshape(-1, 8)
-        return cell, jnp.sum(near * powers, axis=1).astype(jnp.uint8)
+        return cell, jnp.sum(near * powers[None], axis=1).astype(jnp.uint8)
 
     return lax.map(one, rows, batch_size=min(len(rows), max(256, 2**22 // len(centres))))
 

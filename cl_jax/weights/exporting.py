@@ -150,10 +150,11 @@ def network(run: Trained) -> Network:
     Raises:
       ConfigError: it has several encoders, or one of another kind.
     """
-    section = configs.plain(run.config)["encoder"] | {"dtype": "float32"}
+    section = configs.plain(run.config)["encoder"]
     params, stats = (
         jax.tree.map(np.asarray, dict(run.variables[name])) for name in ("params", "batch_stats")
     )
+    params = params.get("pretrained", params)  # of a fine-tuned run, without its classifier
     name = section.get("name")
     if name not in _KINDS or ("towers" if name == "ms_clip" else "encoder") not in params:
         what = f"an encoder {name}" if name else f"several encoders, {', '.join(section)}"
@@ -161,6 +162,7 @@ def network(run: Trained) -> Network:
             f"{run.workdir} has {what} (its parts: {', '.join(params)}); a run of one encoder of "
             f"{', '.join(_KINDS)} is exported."
         )
+    section |= {"dtype": "float32"}
     head = None
     if name == "ms_clip":
         table = params["towers"]["token_table"]["embedding"]
@@ -193,7 +195,13 @@ def refuse(net: Network, to: str) -> None:
     }
     why = by_kind[net.kind](net, to)
     if why:
-        raise ConfigError(f"{to} cannot express this {net.section['name']}: {why}.")
+        mend = (
+            " Train with --config.encoder.width=1.0 --config.encoder.stem=imagenet "
+            "--config.encoder.variant=torchvision for a ResNet that it has, or export to onnx."
+            if net.kind == "resnet"
+            else ""
+        )
+        raise ConfigError(f"{to} cannot express this {net.section['name']}: {why}.{mend}")
 
 
 def _odd_resnet(net: Network, to: str) -> str:
