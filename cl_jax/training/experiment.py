@@ -310,9 +310,9 @@ def _factory(package: str, name: str) -> Callable[..., Any]:
     return factory
 
 
-def keywords(package: str, name: str) -> list[str]:
+def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     """The keywords that a section of that name takes."""
-    return list(inspect.signature(_factory(package, name)).parameters)
+    return inspect.signature(_factory(package, name)).parameters
 
 
 def _module(package: str, name: str, function: str) -> Any:
