@@ -106,7 +106,7 @@ def _shortened(
     )
 
 
-def sections(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, Mapping[str, Any]]]:
+def sections(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, dict[str, Any]]]:
     """(path, section, numbers that it takes where it is given nothing) of the optimiser, the method
     and all sections inside them."""
     yield from _inside("optimizer", config.optimizer, optim.build)
@@ -114,10 +114,11 @@ def sections(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, Mapping[str,
 
 
 def _inside(path: str, section: ConfigDict, make: Any) -> Iterator[Any]:
+    known: Mapping[str, inspect.Parameter] = {}
     if make is not None:
         known = inspect.signature(make).parameters
-    else:
-        known = parameters("cl_jax.methods", section.name) if "name" in section else {}
+    elif "name" in section:
+        known = parameters("cl_jax.methods", section.name)
     defaults = {
         key: one.default for key, one in known.items() if isinstance(one.default, int | float)
     }
