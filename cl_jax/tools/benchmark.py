@@ -40,7 +40,8 @@ from ml_collections import ConfigDict
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
 from cl_jax.data import declared
-from cl_jax.training import budget, configs
+from cl_jax.tools import _budget
+from cl_jax.training import configs
 from cl_jax.training.workdir import path_of
 
 KNN = {
@@ -88,7 +89,7 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     for change in args.set:
         change_config(config, change)
     if args.epochs:
-        budget.shorten(config, epochs=args.epochs, examples=examples_of(config))
+        _budget.shorten(config, epochs=args.epochs, examples=examples_of(config))
     config.seed = seed
     config.evals.every_epochs = 0.0
     if is_of_images(config):

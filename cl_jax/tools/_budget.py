@@ -101,7 +101,7 @@ def _shortened(
     if key in IN_STEPS:
         return value if value < 0 else round(value * share)
     raise ConfigError(
-        f"{where}={value!r} looks like a duration, and cl_jax/training/budget.py does not know how "
+        f"{where}={value!r} looks like a duration, and cl_jax/tools/_budget.py does not know how "
         "it shrinks with the budget; train for the config's own epochs."
     )
 

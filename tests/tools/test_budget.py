@@ -4,7 +4,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import budget, configs
+from cl_jax.tools import _budget
+from cl_jax.training import configs
 from cl_jax.training.defaults import UnknownVariant
 
 EXAMPLES = 8192
@@ -28,7 +29,7 @@ def durations(config):
     remembers}."""
     steps_per_epoch = config.get("steps_per_epoch", 0) or max(1, EXAMPLES // config.batch_size)
     found, means = {}, {}
-    for path, section, defaults in budget.sections(config):
+    for path, section, defaults in _budget.sections(config):
         given = defaults | {k: v for k, v in section.items() if isinstance(v, int | float | tuple)}
         for key, value in given.items():
             if key.endswith("_epochs"):
@@ -49,7 +50,7 @@ def test_durations_keep_their_share_and_means_forget_their_start(name):
     whole = config.total_epochs
     epochs = max(2.0, 0.01 * whole)
     steps_per_epoch = config.get("steps_per_epoch", 0) or max(1, EXAMPLES // config.batch_size)
-    budget.shorten(config, epochs=epochs, examples=EXAMPLES)
+    _budget.shorten(config, epochs=epochs, examples=EXAMPLES)
     after, means = durations(config)
     assert config.total_epochs == epochs and before.keys() == after.keys()
     share = min(1.0, epochs / whole)
@@ -69,7 +70,7 @@ def test_the_two_rows_that_did_not_measure_their_method():
     swav, dino = (configs.load(f"{name}:cifar10").unlock() for name in ("swav", "dino"))
     for config in (swav, dino):
         config.batch_size = 128
-        budget.shorten(config, epochs=2.0, examples=12_500)
+        _budget.shorten(config, epochs=2.0, examples=12_500)
     assert swav.optimizer.freeze_steps == 1  # 390 of 97,000 steps are 0.8 of 194
     assert dino.method.momentum == pytest.approx(1 - 1 / 19.5, abs=1e-3)
     assert dino.method.teacher_warmup_epochs == 1
@@ -78,15 +79,15 @@ def test_the_two_rows_that_did_not_measure_their_method():
 def test_a_run_as_long_as_the_config_s_own_is_left_alone():
     config = configs.load("dino:cifar10").unlock()
     before = config.method.to_dict() | config.optimizer.to_dict()
-    budget.shorten(config, epochs=config.total_epochs, examples=50_000)
+    _budget.shorten(config, epochs=config.total_epochs, examples=50_000)
     assert config.method.to_dict() | config.optimizer.to_dict() == before
 
 
 def test_what_cannot_be_shortened_is_refused():
     config = configs.load("pcl").unlock()
     with pytest.raises(ConfigError, match=r"method.warmup_epochs=2 counts whole epochs"):
-        budget.shorten(config, epochs=1.0, examples=EXAMPLES)
+        _budget.shorten(config, epochs=1.0, examples=EXAMPLES)
     config = configs.load("byol").unlock()
     config.method.target_interval = 4
     with pytest.raises(ConfigError, match=r"method.target_interval=4 looks like a duration"):
-        budget.shorten(config, epochs=4.0, examples=EXAMPLES)
+        _budget.shorten(config, epochs=4.0, examples=EXAMPLES)
