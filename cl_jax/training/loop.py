@@ -350,8 +350,8 @@ def where_things_are(workdir: Path) -> str:
             + " and tensorboard" * (workdir / "tensorboard").is_dir()
             + " (figures), last and best (checkpoints)"
             + (f", {pictures}" if pictures else ""),
-            f"next: cl-jax report {workdir} (a page to look at), cl-jax embed {workdir} (features, "
-            f"for cl-jax search and label), cl-jax eval --workdir={workdir}",
+            f"next: cl-jax eval --workdir={workdir}, cl-jax report {workdir} (a page to look at), "
+            f"cl-jax embed {workdir} (features, for cl-jax search and label)",
         )
     )
 
