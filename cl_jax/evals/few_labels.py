@@ -37,7 +37,8 @@ class Probe(NamedTuple):
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """[M, C] of [M, D] features, calibrated."""
-        logits = self.model.predict_log_proba(features)
+        with np.errstate(divide="ignore"):  # of a probability of 0
+            logits = self.model.predict_log_proba(features)
         return softmax(logits / self.temperature, axis=1)
 
 

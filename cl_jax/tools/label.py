@@ -369,7 +369,7 @@ def _tell(
                 f"{classes[best]} at {probe.held_out[i, best]:.2f}"
             )
     rest = np.setdiff1d(np.arange(len(held)), rows)
-    if len(rest):
+    if len(rest) and np.isfinite(probe.accuracy):
         sure = 100 * float(np.mean(probabilities[rest].max(1)))
         print(f"{len(rest):,} others predicted; by their confidence {sure:.0f} % are right")
     if len(chosen):

@@ -103,6 +103,12 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
     found = run.embeddings(source, features, bad)
     x = np.asarray(found[next(iter(found))], np.float32)
     finite = np.isfinite(x).all(1)
+    if len(x) < 3 and bad:
+        name, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"{len(x)} examples of {source.name} can be read, and a page needs 3 or more; {name}: "
+            f"{reason}."
+        )
     if finite.sum() < 3:
         raise ValueError(
             f"{finite.sum()} examples of {source.name} have finite features; expected 3 or more."

@@ -377,7 +377,11 @@ def _embedded(
             f"{feature} of {run_path} has {found[feature].shape[1]} numbers, that of "
             f"{args.embeddings} {held[feature].shape[1]}: they are of different runs."
         )
-    for name, reason in found.about["bad"].items():
+    bad = found.about["bad"]
+    if not len(found):
+        name, reason = next(iter(bad.items()))
+        raise ConfigError(f"--like={args.like}: no picture can be read; {_clean(name)}: {reason}.")
+    for name, reason in bad.items():
         print(f"{_clean(name)} cannot be read: {reason}", file=sys.stderr)
     files = [path if path.is_file() else path / name for name in found.paths]
     return found.paths.tolist(), found[feature], files
@@ -484,6 +488,11 @@ def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> 
         shown, missing = contact_sheet.write(Path(args.sheet).expanduser(), rows)
     except OSError as error:
         raise SaveError(f"{args.sheet} cannot be written: {error}.") from error
+    if shown and missing == shown:
+        raise ConfigError(
+            f"none of the {shown} pictures is in {root}, or can be read; where are they now? Give "
+            "--pictures=FOLDER."
+        )
     print(
         f"{args.sheet}: {shown} pictures"
         + (f", {missing} of which cannot be read in {root}" if missing else "")
