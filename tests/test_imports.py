@@ -28,6 +28,7 @@ PLAIN = {
         "numerics",
         "seeds",
         "shapes",
+        "sharded",
         "tokens",
     )
 }

@@ -76,5 +76,7 @@ def _permuted(permutation: jax.Array, x: jax.Array, axis_name: str | None) -> ja
     leaving = jnp.argsort(source // rows != rank, axis=1, stable=True)[:, : rows // devices]
     sent = x[jnp.take_along_axis(source, leaving, axis=1) - rank * rows]
     received = lax.all_to_all(sent, axis_name, split_axis=0, concat_axis=0)
-    places = jnp.argsort(lax.dynamic_index_in_dim(source // rows, rank, keepdims=False), stable=True)
+    places = jnp.argsort(
+        lax.dynamic_index_in_dim(source // rows, rank, keepdims=False), stable=True
+    )
     return jnp.zeros_like(x).at[places].set(received.reshape(x.shape), unique_indices=True)
