@@ -341,7 +341,8 @@ def advice(found: dict[str, Any]) -> str:
         return (
             f"The State and data alone take {fixed / GIB:.1f} GiB of {room / GIB:.1f}, most of it "
             f"{largest}: "
-            f"choose {mend}. More devices do not help: each holds all of it."
+            f"choose {mend}. More devices help with rows of the data set in memory alone: each "
+            "holds all else."
         )
     known = {"largest_batch": 0, **found}["largest_batch"]
     words = [
