@@ -11,6 +11,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, mean, total
 from cl_jax.core.numerics import dots, log_softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.sharded import Sharded
 from cl_jax.losses.nce import Normalizer, cross_nce
 
 
@@ -69,8 +70,7 @@ def soft_labels(
       ValueError: shapes that disagree, alpha below 1 without labels, an axis that is not mapped.
 
     Reference: Chen et al. 2020, arXiv 2006.10029, equations 2 and 3. No code is released; means
-      instead of sums and
-    the label term at temperature 1 are our choice.
+      instead of sums and the label term at temperature 1 are our choice.
     """
     sizes = check("b c", student_logits=student_logits)
     check_axis(axis_name)
@@ -145,8 +145,8 @@ def embed(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 def crd(
     z_student: jax.Array,
     z_teacher: jax.Array,
-    bank_student: jax.Array,
-    bank_teacher: jax.Array,
+    bank_student: jax.Array | Sharded,
+    bank_teacher: jax.Array | Sharded,
     indices: jax.Array,
     normalizers: Sequence[Normalizer],
     *,
