@@ -77,9 +77,8 @@ def batches(name, dtype):
         for number, side in enumerate(cases.sides(name)):
             coarse = rng.normal(size=(cases.BATCH, side // 4, side // 4, 3))
             fine = rng.normal(size=(cases.BATCH, side, side, 3))
-            batch[f"view{number}"] = (
-                coarse.repeat(4, axis=1).repeat(4, axis=2) + 0.3 * fine
-            ).astype(dtype)
+            pixels = coarse.repeat(4, axis=1).repeat(4, axis=2) + 0.3 * fine
+            batch[f"view{number}"] = pixels.astype(np.float32).astype(dtype)
         batch["image"] = np.zeros((cases.BATCH, cases.SIDE, cases.SIDE, 3), np.uint8)
         found.append(batch)
     return found

@@ -1,8 +1,8 @@
 """Our side of the trained comparison: cl_jax's own trainer, views and optimiser.
 
 python benchmarks/parity/ours_trained.py CASE SEED FOLDER STEPS: trains on FOLDER/data, going on
-from a checkpoint where there is one, and writes FOLDER/ours/CASE/seedSEED/features.npz. CASE
-"views" writes FOLDER/ours/views.npz, what `view_statistics.py` reads.
+from a checkpoint where there is one, and writes FOLDER/ours/CASE/STEPSsteps.seedSEED/features.npz.
+CASE "views" writes FOLDER/ours/views.npz, what `view_statistics.py` reads.
 """
 
 import sys
@@ -66,7 +66,7 @@ def main(name, seed, folder, steps):
     if name == "views":
         view_statistics.export(folder / "ours" / "views.npz", drawn)
         return
-    workdir = folder / "ours" / name / f"seed{seed}"
+    workdir = folder / "ours" / name / f"{steps}steps.seed{seed}"
     loop.train(config_of(name, int(seed), folder, int(steps)), str(workdir / "run"))
     _, built, state = stages.load(str(workdir / "run"))
     clean = np.load(folder / "clean.npz")

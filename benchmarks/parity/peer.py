@@ -2,7 +2,9 @@
 ResNet of `benchmarks/_torch.py`.
 
 python benchmarks/parity/peer.py CASE float32|float64 FOLDER: reads FOLDER/CASE.<type>.inputs.npz
-and writes FOLDER/CASE.<type>.peer.npz, under the names of our tree.
+and writes FOLDER/CASE.<type>.peer.npz, under the names of our tree. With float64 after that, the
+same inputs are computed in float64 and written to FOLDER/CASE.<type>.control.npz: what rounding
+alone does to the peer.
 
 Parameters that only one side has are held where they change nothing: the last beta of lightly's
 SimCLR head, the affine part of its last norm in MoCo v3's, the biases of BYOL's last layers and of
@@ -492,11 +494,15 @@ def dump(names, prefix, gradients=False):
     return found
 
 
-def main(name, dtype, folder):
-    torch.set_default_dtype(getattr(torch, dtype))
+def main(name, dtype, folder, computed=""):
+    computed = computed or dtype
+    torch.set_default_dtype(getattr(torch, computed))
     torch.set_num_threads(1)
     stem = f"{folder}/{name}.{dtype}"
-    arrays = dict(np.load(f"{stem}.inputs.npz"))
+    arrays = {
+        key: value.astype(computed) if value.dtype.kind == "f" else value
+        for key, value in np.load(f"{stem}.inputs.npz").items()
+    }
     peer = PEERS[name](cases.CASES[name]["settings"])
     names, slow = peer.names(), peer.target_names()
     load(names, arrays, "params")
@@ -531,7 +537,8 @@ def main(name, dtype, folder):
         found |= dump([one for one in slow if one[0] not in held_there], f"{step}/target")
         for key, value in peer.memory().items():
             found[f"{step}/memory/{key}"] = value.detach().numpy().copy()
-    np.savez(f"{stem}.peer.npz", **found)
+    side = "peer" if computed == dtype else "control"
+    np.savez(f"{stem}.{side}.npz", **found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import peer as peers  # first: it lets torchvision import
 import torch
 import view_statistics
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRViewTransform
 from PIL import Image
 from torchvision import transforms
 
@@ -21,7 +21,7 @@ from torchvision import transforms
 def transform(**changes):
     """lightly's transform by the common recipe; one view."""
     view = {**cases.VIEW, **changes}
-    made = SimCLRTransform(
+    return SimCLRViewTransform(
         input_size=view["size"],
         cj_prob=view["jitter"],
         cj_strength=view["strength"],
@@ -31,7 +31,6 @@ def transform(**changes):
         hf_prob=view["flip"],
         normalize=None,
     )
-    return made.transforms[0]
 
 
 def drawn(pixels, **changes):
@@ -39,7 +38,7 @@ def drawn(pixels, **changes):
     torch.manual_seed(11)
     made = transform(**changes)
     if changes.get("scale") == (1.0, 1.0):  # colours alone: the whole image, without its crop
-        made.transforms[0] = transforms.Resize((cases.SIDE, cases.SIDE))
+        made.transform.transforms[0] = transforms.Resize((cases.SIDE, cases.SIDE))
     return np.stack([made(Image.fromarray(x)).permute(1, 2, 0).numpy() for x in pixels])
 
 
@@ -68,7 +67,7 @@ def main(name, seed, folder, steps):
     if name == "views":
         view_statistics.export(folder / "peer" / "views.npz", drawn)
         return
-    workdir = folder / "peer" / name / f"seed{seed}"
+    workdir = folder / "peer" / name / f"{steps}steps.seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     data = dict(np.load(folder / "data" / "train.npz"))
     images, labels = [Image.fromarray(x) for x in data["image"]], torch.from_numpy(data["label"])

@@ -35,9 +35,9 @@ def difference(ours, theirs):
     return (apart / max(size, 1e-300)) ** 0.5
 
 
-def compare(stem):
-    """{kind: [relative difference of each step]}, and the arrays of ours that the peer lacks."""
-    ours, theirs = (dict(np.load(f"{stem}.{side}.npz")) for side in ("ours", "peer"))
+def compare(stem, side="ours", other="peer"):
+    """{kind: [relative difference of each step]}, and the arrays that the second side lacks."""
+    ours, theirs = (dict(np.load(f"{stem}.{which}.npz")) for which in (side, other))
     found = {}
     for kind in KINDS:
         steps = []
@@ -73,19 +73,23 @@ def main():
             if time.time() > until:
                 return
             with tempfile.TemporaryDirectory() as folder:
-                scripts = ((sys.executable, "ours.py"), (args.peer_python, "peer.py"))
+                stem, given = f"{folder}/{name}.{dtype}", [name, dtype, folder]
+                commands = [
+                    [sys.executable, "ours.py", *given],
+                    [args.peer_python, "peer.py", *given],
+                ]
+                if dtype == "float32":
+                    commands.append([args.peer_python, "peer.py", *given, "float64"])
                 codes = [
-                    subprocess.run([python, str(HERE / script), name, dtype, folder]).returncode
-                    for python, script in scripts
+                    subprocess.run([python, str(HERE / script), *words]).returncode
+                    for python, script, *words in commands
                 ]
                 if any(codes):
                     print(name, dtype, "failed", flush=True)
                     continue
-                try:
-                    found = compare(f"{folder}/{name}.{dtype}")
-                except (KeyError, ValueError) as error:
-                    print(name, dtype, "failed:", error, flush=True)
-                    continue
+                found = compare(stem)
+                if dtype == "float32":
+                    found["rounding"] = compare(stem, "peer", "control")
             kept[f"{name}.{dtype}"] = found
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
             shown = {k: f"{v[0]:.1e} {v[-1]:.1e}" for k, v in found.items() if k in KINDS}

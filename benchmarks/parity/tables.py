@@ -12,6 +12,8 @@ import trained
 from cl_jax.tools._table import Difference, against, spread
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+LEAST = 100  # steps of a run that a table shows
+TEST_IMAGES = 10_000
 NAMES = {"knn200": "kNN 200", "knn20": "kNN 20"}
 
 
@@ -25,59 +27,73 @@ def read(path):
 
 
 def of_steps(found):
-    """Largest difference over the ten steps, and that of the first step's loss and gradient."""
-    rows = []
+    """float64: the largest difference over the ten steps. float32: that after the first step and
+    after the tenth, beside the peer's from its own float64."""
+    wide, narrow = [], []
     for name, case in cases.CASES.items():
-        for dtype in ("float64", "float32"):
-            kept = found.get(f"{name}.{dtype}")
-            cells = ["not run"] * len(steps.KINDS)
-            if kept is not None:
-                cells = [f"{max(kept[k]):.1e}" if k in kept else "-" for k in steps.KINDS]
-            rows.append([f"`{name}`", dtype, *cells, case["peer"] if dtype == "float64" else ""])
-    return table(
-        ["case", "type", "loss", "gradient", "parameters", "target", "memory", "peer"], rows
-    )
-
-
-def of_runs(found, budget):
-    """kNN of both sides with the difference of their means, in points."""
-    runs, rows = found.get("runs", {}), []
-    for name in cases.TRAINED:
-        mine = {
-            side: [
-                v
-                for k, v in runs.items()
-                if k.startswith(f"{name}.{side}.") and k.endswith(f".{budget}")
+        kept = found.get(f"{name}.float64")
+        cells = ["not run"] * len(steps.KINDS)
+        if kept is not None:
+            cells = [f"{max(kept[k]):.0e}" if k in kept else "-" for k in steps.KINDS]
+        wide.append([f"`{name}`", *cells, case["peer"]])
+        kept = found.get(f"{name}.float32")
+        cells = ["not run"] * 6
+        if kept is not None:
+            own = kept["rounding"]
+            cells = [
+                f"{pair[k][at]:.0e}"
+                for at, k in ((0, "gradient"), (0, "params"), (-1, "params"))
+                for pair in (kept, own)
             ]
-            for side in ("ours", "peer")
-        }
-        cells = ["not run"] * 7
-        if all(mine.values()):
-            cells = [f"{len(mine['ours'])} and {len(mine['peer'])}"]
+        narrow.append([f"`{name}`", *cells])
+    first = table(["float64", "loss", "gradient", "parameters", "target", "memory", "peer"], wide)
+    pairs = ("gradient, step 1", "parameters, step 1", "parameters, step 10")
+    titles = [f"{pair}: {side}" for pair in pairs for side in ("to the peer", "peer's rounding")]
+    return first + "\n\n" + table(["float32", *titles], narrow)
+
+
+def runs_of(found, name):
+    """{steps: {side: [runs]}} of a case, whole budgets of both sides, the longest first."""
+    budgets = {}
+    for key, run in found.get("runs", {}).items():
+        case, side, _, steps = key.split(".")
+        if case == name and int(steps) >= LEAST:
+            budgets.setdefault(int(steps), {"ours": [], "peer": []})[side].append(run)
+    return {s: budgets[s] for s in sorted(budgets, reverse=True) if all(budgets[s].values())}
+
+
+def of_runs(found):
+    """kNN of both sides with the difference of their means, in points."""
+    rows = []
+    for name in cases.TRAINED:
+        budgets = runs_of(found, name)
+        if not budgets:
+            rows.append([f"`{name}`", *["not run"] * 8])
+        for steps_done, sides in budgets.items():
+            cells = [f"`{name}`", str(steps_done), f"{len(sides['ours'])} and {len(sides['peer'])}"]
             for key in NAMES:
-                ours, theirs = ([100 * row[key] for row in mine[side]] for side in ("ours", "peer"))
-                apart = against([x / 100 for x in ours], [x / 100 for x in theirs], 10_000)
+                ours, theirs = ([row[key] for row in sides[side]] for side in ("ours", "peer"))
+                apart = against(ours, theirs, TEST_IMAGES)
                 half = None if apart.half is None else 100 * apart.half
-                cells += [spread(ours, 1), spread(theirs, 1)]
+                cells += [spread([100 * x for x in values], 1) for values in (ours, theirs)]
                 cells.append(Difference(100 * apart.mean, half).text(1))
-        rows.append([f"`{name}`", *cells])
-    titles = ["case", "seeds"]
+            rows.append(cells)
+    titles = ["case", "steps", "seeds"]
     titles += [f"{of}, {side}" for of in NAMES.values() for side in ("here", "peer", "difference")]
     return table(titles, rows)
 
 
 def of_speeds(found):
-    runs, rows = found.get("runs", {}), []
+    rows = []
     for name in cases.TRAINED:
-        speeds = {
-            side: [
-                v["images_per_second"] for k, v in runs.items() if k.startswith(f"{name}.{side}.")
-            ]
-            for side in ("ours", "peer")
-        }
+        both = list(runs_of(found, name).values())
         cells = ["not run"] * 3
-        if all(speeds.values()):
-            ours, theirs = (sum(v) / len(v) for v in speeds.values())
+        if both:
+            ours, theirs = (
+                [run["images_per_second"] for sides in both for run in sides[side]]
+                for side in ("ours", "peer")
+            )
+            ours, theirs = sum(ours) / len(ours), sum(theirs) / len(theirs)
             cells = [f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"]
         rows.append([f"`{name}`", *cells])
     return table(["case", "images/s here", "images/s of the peer", "ratio"], rows)
@@ -104,7 +120,7 @@ def main():
     kept = read(trained.RESULTS)
     tables = {
         "steps": of_steps(read(steps.RESULTS)),
-        "trained": of_runs(kept, cases.TRAIN["steps"]),
+        "trained": of_runs(kept),
         "speeds": of_speeds(kept),
         "views": of_views(kept),
     }

@@ -7,7 +7,7 @@ optimiser and one schedule; kNN by one evaluator on the features that both expor
 PATH is a folder of train.npz and test.npz (`cl_jax.data.packed`). Sides alternate, each run is a
 process on one core, and its images/s is the median over the run, augmentation included. A run goes
 on from its last save; finished ones are kept in benchmarks/results/parity_trained.json. --minutes
-stops after so long; the same command goes on. --table writes the tables of docs/results.md.
+stops after so long; the same command goes on.
 """
 
 import argparse
@@ -61,9 +61,9 @@ def knn(train, labels, test, k, temperature):
     return np.concatenate(found)
 
 
-def measure(folder, side, name, seed):
+def measure(folder, side, name, seed, steps):
     """kNN and speed of a finished run."""
-    found = np.load(folder / side / name / f"seed{seed}" / "features.npz")
+    found = np.load(folder / side / name / f"{steps}steps.seed{seed}" / "features.npz")
     labels = {p: np.load(folder / "data" / f"{p}.npz")["label"] for p in ("train", "test")}
     row = {"steps": int(found["steps"]), "images_per_second": float(found["images_per_second"])}
     for key, (k, temperature) in KNN.items():
@@ -107,7 +107,7 @@ def main():
                 if time.time() > until:
                     return
                 run(side, name, seed, folder, args.steps)
-                kept["runs"][key] = measure(folder, side, name, seed)
+                kept["runs"][key] = measure(folder, side, name, seed, args.steps)
                 RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
                 print(key, kept["runs"][key], flush=True)
 
