@@ -22,6 +22,7 @@ Mask = Callable[[Any], Any]
 
 
 # Schedules --------------------------------------
+# Not optax's: these take fractional steps, and the ends that the authors' programs have.
 
 
 def warmup_cosine(
@@ -186,11 +187,15 @@ def lars_simclr(
     u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <-
     momentum v + lr r u, w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled.
     You et al., arXiv 1708.03888."""
-    return optax.chain(
-        _trust(weight_decay, trust_coefficient, mask),
-        _scale(learning_rate),
-        optax.trace(momentum, nesterov),
-        optax.scale(-1.0),
+    chosen = True if mask is None else mask
+    return optax.lars(
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=chosen,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=chosen,
+        momentum=momentum,
+        nesterov=nesterov,
     )
 
 
@@ -204,8 +209,12 @@ def lars_byol(
 ) -> optax.GradientTransformation:
     """LARS of BYOL, MoCo v3 and DINO: the learning rate is outside, v <- momentum v + r u, w <- w -
     lr v."""
+    trust = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+    )
     return optax.chain(
-        _trust(weight_decay, trust_coefficient, mask),
+        trust if mask is None else optax.masked(trust, mask),
         optax.trace(momentum),
         _scale(learning_rate),
         optax.scale(-1.0),
@@ -323,16 +332,6 @@ def freeze_until(
     return _checked(
         optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains
     )
-
-
-def _trust(
-    weight_decay: float, trust_coefficient: float, mask: Mask | None
-) -> optax.GradientTransformation:
-    trust = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
-    )
-    return trust if mask is None else optax.masked(trust, mask)
 
 
 def _scale(learning_rate: float | Schedule) -> optax.GradientTransformation:
