@@ -103,6 +103,16 @@ def fit(
     return Tuned(trained(np.arange(len(labels)), best, None), best, *found[best])
 
 
+def better(tuned: Tuned, probe: few_labels.Probe, labels: np.ndarray) -> bool:
+    """Whether the held-out log loss of the fine-tuned network is lower by more than the standard
+    error of the difference: of few labels a smaller one is chance."""
+    at = np.arange(len(labels))
+    losses_of = [-np.log(found.held_out[at, labels]) for found in (probe, tuned)]
+    gain = losses_of[0] - losses_of[1]
+    gain = gain[np.isfinite(gain)]
+    return bool(len(gain) > 1 and gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5)
+
+
 def trainings(labels: np.ndarray) -> int:
     """How many epochs `fit` runs at most."""
     return (int(few_labels.folds(labels).max()) + 2) * EPOCHS[-1]

@@ -243,8 +243,8 @@ def _fine_tuned(
         f"loss {tuned.log_loss:.3f} after {tuned.epochs} epochs; the network as it is: "
         f"{100 * probe.accuracy:.1f} %, {probe.log_loss:.3f}"
     )
-    if not tuned.log_loss < probe.log_loss:
-        print("the network as it is predicts better, and is used")
+    if not fine_tuned.better(tuned, probe, truth):
+        print("that is no better by more than chance: the network as it is predicts")
         return probe, probabilities
     compiled = evaluation.over_blocks(fine_tuned.logits(method, args.feature), run.mesh)
     variables: Any = tuned.params, stats

@@ -151,6 +151,9 @@ def test_fine_tuning_finds_what_the_features_leave_out():
         feature="h", learning_rate=0.03, after_epoch=lambda: seen.append(1),
     )  # fmt: skip
     assert tuned.accuracy > probe.accuracy and tuned.log_loss < probe.log_loss
+    assert fine_tuned.better(tuned, probe, y[:40])
+    worse = tuned._replace(held_out=probe.held_out)
+    assert not fine_tuned.better(worse, probe, y[:40])
     assert tuned.epochs in fine_tuned.EPOCHS and len(seen) <= fine_tuned.trainings(y[:40])
     assert np.isfinite(tuned.held_out).all() and tuned.held_out.shape == (40, 2)
     found = fine_tuned.logits(method, "h")((tuned.params, {}), {"x": x[40:]})["logits"]
