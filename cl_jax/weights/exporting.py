@@ -140,6 +140,8 @@ def write(run: Trained, to: str, out: str | Path) -> list[str]:
             )
         line = f"largest difference on random inputs {difference:.2g}, {how}"
         (folder / "README.md").write_text(_card(run, net, to, line))
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors are written for their owner alone
         shutil.move(str(folder), place)
     return [f"in {place}: {', '.join(sorted(path.name for path in place.iterdir()))}", line]
 
@@ -470,7 +472,7 @@ def _card(run: Trained, net: Network, to: str, check: str) -> str:
     told = "\n".join(
         f"| {name} | {value:.4g} |"
         for name, value in sorted(figures.items())
-        if isinstance(value, int | float) and name != "time"
+        if isinstance(value, int | float) and name not in ("time", "step", "eval_seconds")
     )
     return f"""---
 library_name: {"transformers" if to == "huggingface" else to}
