@@ -89,6 +89,8 @@ def report(args: argparse.Namespace) -> int:
 
 def page_of(run: "Trained", args: argparse.Namespace) -> str:
     """The page of a run."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
 
     from cl_jax.reports import findings, layouts, page, pictures, sections
@@ -123,7 +125,8 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
     if first and first not in labels:
         raise ValueError(f"--label={first}; {source.name} has {', '.join(labels) or 'no label'}.")
     read = [i for i, name in enumerate(_names_of(source)) if name not in bad]  # embedded, in order
-    shown = [pictures.picture(source.read(read[i])) for i in rows]
+    with ThreadPoolExecutor() as pool:  # decoders of pictures run beside each other
+        shown = list(pool.map(lambda i: pictures.picture(source.read(read[i])), rows))
     atlas = None
     if all(picture is not None for picture in shown):
         atlas = {
