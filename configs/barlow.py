@@ -42,8 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
-        dict(name="barlow", hidden_dim=512, out_dim=512, off_diagonal_weight=0.0051)
+        dict(name="barlow", hidden_dim=512, out_dim=128, off_diagonal_weight=0.0051)
     )
+    config.views = ConfigDict(dict(both=defaults.lightness(copies=2)))
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
