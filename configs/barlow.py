@@ -5,7 +5,8 @@ cross-correlation is driven to the identity: 1 on the diagonal, so that a featur
 with the view, 0 off it, so that features do not repeat each other. There are no negatives, no slow
 copy and no predictor.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores, a projector of 512 features.
+Default: the embedded `scenes` by their lightness, a small ResNet, two CPU cores, a projector of 128
+features: with more features and with colours, those that tell pictures apart rule the correlation.
 
 Variants:
   folder        your own images: `cl-jax train barlow:folder PATH`.
@@ -27,7 +28,7 @@ Differences from the authors' code:
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
-Reached: see docs/results.md.
+Reached: 54.2 % kNN and 63.0 % linear on `scenes` (39.6 % kNN untrained).
 """
 
 from ml_collections import ConfigDict
