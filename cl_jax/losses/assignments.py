@@ -1,5 +1,6 @@
 """Losses that predict an assignment to prototypes: SwAV with its Sinkhorn codes, DeepCluster v2."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +10,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
 from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses.no_negatives import swapped_cross_entropy
+from cl_jax.losses.no_negatives import check_owners
 
 
 @any_mesh
@@ -50,9 +51,27 @@ def swav(
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    log_p = log_softmax(scores, temperature)
     owners = range(codes.shape[0]) if assigned is None else assigned
-    return mean(swapped_cross_entropy(log_p, wide(codes), owners), axis_name)
+    return mean(_swapped(scores, lax.stop_gradient(wide(codes)), temperature, owners), axis_name)
+
+
+def _swapped(
+    scores: jax.Array, codes: jax.Array, temperature: float, owners: Sequence[int]
+) -> jax.Array:
+    """`swapped_cross_entropy` of log softmax(scores / temperature), which is not written out: the
+    codes that a view predicts are summed first, and -<q, log p> = sum q log sum exp x - <q, x>."""
+    views, owners = scores.shape[0], check_owners(scores.shape[0], codes.shape[0], owners)
+    terms = []
+    for view in range(views):
+        others = [codes[a] for a, owner in enumerate(owners) if owner != view]
+        if others:
+            q, x = functools.reduce(jnp.add, others), wide(scores[view])
+            x = capped(x - lax.stop_gradient(x.max(axis=1, keepdims=True))) / temperature
+            # Sums as products, which a CPU adds up faster.
+            ones = jnp.ones(x.shape[1:], x.dtype)
+            log_sum = jnp.log(at_least_one(dots("bk,k->b", jnp.exp(x), ones)))
+            terms.append(dots("b,b->", dots("bk,k->b", q, ones), log_sum) - dots("bk,bk->", q, x))
+    return functools.reduce(jnp.add, terms) / (len(owners) * (views - 1) * scores.shape[1])
 
 
 @any_mesh
@@ -92,9 +111,13 @@ def swav_codes(
     """
     sizes = check("a b k", scores=scores)
     if queue is None:
-        return jax.vmap(
-            lambda s: sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
-        )(scores)
+        # One after the other: of a `lax.cond`, `jax.vmap` computes both sides.
+        return jnp.stack(
+            [
+                sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
+                for s in scores
+            ]
+        )
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -115,7 +138,8 @@ def swav_codes(
             axis_name=axis_name,
         )
 
-    return jax.vmap(codes)(scores, queued, jnp.broadcast_to(filled, scores.shape[:1]))
+    use = jnp.broadcast_to(filled, scores.shape[:1])
+    return jnp.stack([codes(*crop) for crop in zip(scores, queued, use)])
 
 
 @any_mesh
@@ -135,7 +159,8 @@ def sinkhorn(
 
     Q = exp(scores / epsilon), scaled to sum 1; `iterations` times: divide each prototype's sum over
     all examples out of Q and by K, then each example's sum over prototypes and by B; finally times
-    B. In logarithms, so that no epsilon over- or underflows.
+    B. Where scores / epsilon span more than float32 holds, in logarithms: no epsilon over- or
+    underflows.
 
     Args:
       scores: [B, K] of this device's examples: dot products, without any temperature. No gradient.
@@ -182,13 +207,55 @@ def sinkhorn(
     # Each row is centred on its own maximum before the division: that keeps float32's digits where
     # the mass is.
     top = scores.max(axis=1)
-    highest = top.max() if axis_name is None else lax.pmax(top.max(), axis_name)
+    highest = _most(top.max(), axis_name)
     kernel = (scores - top[:, None]) / epsilon
     example = (top - highest) / epsilon
     if iterations == 0:
         count = total(jnp.exp(log_weight).sum(), axis_name)
         mass = total(jnp.exp(kernel + (example + log_weight)[:, None]).sum(), axis_name)
         return (jnp.exp(kernel + example[:, None]) * (count / mass))[-rows:]
+    # All factors and their products stay within exp(+-2 RANGE), the numbers of float32.
+    narrow = _most(jnp.maximum(-kernel.min(), -example.min()), axis_name) <= RANGE
+    return lax.cond(
+        narrow,
+        functools.partial(_by_factors, iterations=iterations, rows=rows, axis_name=axis_name),
+        functools.partial(_by_logarithms, iterations=iterations, rows=rows, axis_name=axis_name),
+        *(kernel, example, log_weight),
+    )
+
+
+RANGE = 42.0  # of scores / epsilon: cosines at SwAV's epsilon of 0.05 span 40
+
+
+def _by_factors(
+    kernel: jax.Array,
+    example: jax.Array,
+    log_weight: jax.Array,
+    *,
+    iterations: int,
+    rows: int,
+    axis_name: AxisName,
+) -> jax.Array:
+    """Sinkhorn's iterations on factors of rows and columns: one exponential of the matrix, and two
+    products with it for each iteration."""
+    kernel, weight, example = jnp.exp(kernel), jnp.exp(log_weight), jnp.exp(example)
+    for _ in range(iterations):
+        prototype = 1 / total(dots("b,bk->k", example * weight, kernel), axis_name)
+        prototype = prototype / prototype.max()
+        example = 1 / dots("bk,k->b", kernel, prototype)
+    return kernel[-rows:] * prototype[None] * example[-rows:, None]
+
+
+def _by_logarithms(
+    kernel: jax.Array,
+    example: jax.Array,
+    log_weight: jax.Array,
+    *,
+    iterations: int,
+    rows: int,
+    axis_name: AxisName,
+) -> jax.Array:
+    """The same in logarithms, for scores of any range."""
     for _ in range(iterations):
         prototype = -_log_sum_rows(kernel + (example + log_weight)[:, None], axis_name)
         prototype = prototype - prototype.mean()
@@ -196,9 +263,14 @@ def sinkhorn(
     return softmax((kernel + prototype[None])[-rows:], axis=1)
 
 
+def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The largest value over devices."""
+    return x if axis_name is None else lax.pmax(x, axis_name)
+
+
 def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """[B, K] -> [K]: logsumexp over the rows of all devices."""
-    top = x.max(axis=0) if axis_name is None else lax.pmax(x.max(axis=0), axis_name)
+    top = _most(x.max(axis=0), axis_name)
     powers = total(jnp.exp(capped(x - top[None])).sum(axis=0), axis_name)
     return top + jnp.log(at_least_one(powers))
 

@@ -27,6 +27,8 @@ from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
 
+LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
+
 
 class Built(NamedTuple):
     """Data, devices, networks, optimiser, method and evaluators of a config."""
@@ -245,7 +247,20 @@ def initial_state(built: Built, config: ConfigDict) -> State:
     batch["id"] = np.zeros(size, np.int32)
     init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    return init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+    given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
+    lowered = init.lower(*given)
+    state: State = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
+    return state
+
+
+def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Compiler options of the program that fills a State. A CPU's draws of a small network take
+    far less time than optimising them would; the level follows from the parameters alone, since
+    last bits depend on it."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {"xla_backend_optimization_level": 0 if count < LARGE else 1}
 
 
 def shape_of_state(built: Built) -> State:

@@ -96,6 +96,16 @@ def test_sinkhorn_keeps_float32_at_small_epsilon():
     )
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 0.04])
+def test_both_forms_of_sinkhorn_agree(epsilon):
+    """By factors up to a range of 42, where an entry is as small as exp(-42); in logarithms
+    beyond."""
+    scores = np.concatenate([features(6, 5), [[1.0, -1.0, 0.0, 0.5, -1.0]]])
+    assert (np.ptp(scores) / epsilon <= assignments.RANGE) == (epsilon == 0.05)
+    found = module.sinkhorn(jnp.asarray(scores, jnp.float32), epsilon=epsilon, iterations=3)
+    np.testing.assert_allclose(found, oracle_sinkhorn(scores, epsilon, 3), atol=1e-5)
+
+
 def test_swav_equals_loops():
     scores, codes = features(4, 6, 5), module.swav_codes(features(2, 6, 5, seed=1), **SINKHORN)
     with jax.enable_x64(True):
