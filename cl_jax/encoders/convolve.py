@@ -70,7 +70,7 @@ def convolve(
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
-    fewest, least = WINOGRAD if _winograd(kernel, tuple(strides)) else (FEWEST, LEAST)
+    fewest, least = WINOGRAD if _winograd(kernel, strides) else (FEWEST, LEAST)
     large = min(kernel.shape[2:]) >= fewest and math.prod((*sides, *kernel.shape[2:])) >= least
     if for_cpu and plain and large:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
@@ -175,8 +175,8 @@ def _backward(strides, pads, saved, dy):
 _by_platform.defvjp(_forward, _backward)
 
 
-def _winograd(kernel: jax.Array, strides: tuple[int, int]) -> bool:
-    return kernel.shape[:2] == (3, 3) and strides == (1, 1)
+def _winograd(kernel: jax.Array, strides: Sequence[int]) -> bool:
+    return kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

@@ -1,6 +1,7 @@
 """Losses that predict an assignment to prototypes: SwAV with its Sinkhorn codes, DeepCluster v2."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -159,8 +160,7 @@ def sinkhorn(
 
     Q = exp(scores / epsilon), scaled to sum 1; `iterations` times: divide each prototype's sum over
     all examples out of Q and by K, then each example's sum over prototypes and by B; finally times
-    B. Where scores / epsilon span more than float32 holds, in logarithms: no epsilon over- or
-    underflows.
+    B. Where that needs more than float32 holds, in logarithms: no epsilon over- or underflows.
 
     Args:
       scores: [B, K] of this device's examples: dot products, without any temperature. No gradient.
@@ -214,48 +214,38 @@ def sinkhorn(
         count = total(jnp.exp(log_weight).sum(), axis_name)
         mass = total(jnp.exp(kernel + (example + log_weight)[:, None]).sum(), axis_name)
         return (jnp.exp(kernel + example[:, None]) * (count / mass))[-rows:]
-    # All factors and their products stay within exp(+-2 RANGE), the numbers of float32.
-    narrow = _most(jnp.maximum(-kernel.min(), -example.min()), axis_name) <= RANGE
+    # By factors: one exponential of the matrix, and two products with it for each iteration.
+    powers, weight, factor = jnp.exp(kernel), jnp.exp(log_weight), jnp.exp(example)
+    largest = jnp.ones((), kernel.dtype)
+    for _ in range(iterations):
+        column = 1 / total(dots("b,bk->k", factor * weight, powers), axis_name)
+        largest = jnp.maximum(largest, jnp.maximum(column.max(), column.max() / column.min()))
+        column = column / column.max()
+        factor = 1 / dots("bk,k->b", powers, column)
+        largest = jnp.maximum(largest, factor.max())
+    # What underflowed is then less than exp(-45) of a row's sum and of a column's.
+    held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
+    factors = powers[-rows:], column, factor[-rows:]
     return lax.cond(
-        narrow,
-        functools.partial(_by_factors, iterations=iterations, rows=rows, axis_name=axis_name),
-        functools.partial(_by_logarithms, iterations=iterations, rows=rows, axis_name=axis_name),
-        *(kernel, example, log_weight),
+        held,
+        lambda factors, _: factors[0] * factors[1][None] * factors[2][:, None],
+        lambda _, logarithms: _by_logarithms(*logarithms, iterations, rows, axis_name),
+        *(factors, (kernel, example, log_weight)),
     )
 
 
-RANGE = 42.0  # of scores / epsilon: cosines at SwAV's epsilon of 0.05 span 40
-
-
-def _by_factors(
-    kernel: jax.Array,
-    example: jax.Array,
-    log_weight: jax.Array,
-    *,
-    iterations: int,
-    rows: int,
-    axis_name: AxisName,
-) -> jax.Array:
-    """Sinkhorn's iterations on factors of rows and columns: one exponential of the matrix, and two
-    products with it for each iteration."""
-    kernel, weight, example = jnp.exp(kernel), jnp.exp(log_weight), jnp.exp(example)
-    for _ in range(iterations):
-        prototype = 1 / total(dots("b,bk->k", example * weight, kernel), axis_name)
-        prototype = prototype / prototype.max()
-        example = 1 / dots("bk,k->b", kernel, prototype)
-    return kernel[-rows:] * prototype[None] * example[-rows:, None]
+RANGE = 42.0  # of the factors' logarithms, for which float32 holds all that matters of exp(kernel)
 
 
 def _by_logarithms(
     kernel: jax.Array,
     example: jax.Array,
     log_weight: jax.Array,
-    *,
     iterations: int,
     rows: int,
     axis_name: AxisName,
 ) -> jax.Array:
-    """The same in logarithms, for scores of any range."""
+    """Sinkhorn's iterations for scores of any range."""
     for _ in range(iterations):
         prototype = -_log_sum_rows(kernel + (example + log_weight)[:, None], axis_name)
         prototype = prototype - prototype.mean()

@@ -1,6 +1,7 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -254,8 +255,9 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def initial_state(built: Built, config: ConfigDict) -> State:
-    """The State of step 0, one compiled program."""
+def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
+    """The State of step 0, one compiled program; trains=False leaves out the optimiser's part, for
+    a State that is evaluated alone."""
     example = built.data.train.read(0)
     rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
     size = rows.stop - rows.start
@@ -265,7 +267,12 @@ def initial_state(built: Built, config: ConfigDict) -> State:
         for name in fields_of(built.method, example)
     }
     batch["id"] = np.zeros(size, np.int32)
-    init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
+
+    def start(key: jax.Array, batch: Any) -> State:
+        state = built.method.init(key, batch)
+        return state if trains else dataclasses.replace(state, opt=None)
+
+    init = parallel.lift(start, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
     given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
     lowered = init.lower(*given)
