@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from cl_jax.core import parallel
 from cl_jax.encoders import resnet, winograd
-from cl_jax.encoders.convolve import FEWEST, WINOGRAD, convolve
+from cl_jax.encoders.convolve import LARGE, WINOGRAD, convolve
 from cl_jax.planning import costs
 
+FEWEST = LARGE[0]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
