@@ -223,12 +223,14 @@ def sinkhorn(
         largest = jnp.maximum(largest, factor.max())
     # What underflowed is then less than exp(-45) of a row's sum and of a column's.
     held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
-    factors = powers[-rows:], column, factor[-rows:]
+    in_logarithms = functools.partial(
+        _by_logarithms, iterations=iterations, rows=rows, axis_name=axis_name
+    )
     return lax.cond(
         held,
         lambda factors, _: factors[0] * factors[1][None] * factors[2][:, None],
-        lambda _, logarithms: _by_logarithms(*logarithms, iterations, rows, axis_name),
-        *(factors, (kernel, example, log_weight)),
+        lambda _, logarithms: in_logarithms(*logarithms),
+        *((powers[-rows:], column, factor[-rows:]), (kernel, example, log_weight)),
     )
 
 
@@ -239,6 +241,7 @@ def _by_logarithms(
     kernel: jax.Array,
     example: jax.Array,
     log_weight: jax.Array,
+    *,
     iterations: int,
     rows: int,
     axis_name: AxisName,
