@@ -19,6 +19,7 @@ SCRIPTS = {
     "startup": ["--small"],
     "views": ["--small", "--repeats", "3"],
     "input": ["--small"],
+    "reading": ["--small"],
     "memory": ["--small"],
 }
 
