@@ -276,8 +276,8 @@ def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> Stat
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
     given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
     lowered = init.lower(*given)
-    state: State = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
-    return state
+    state = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
+    return parallel.spread(state, built.mesh)
 
 
 def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
@@ -303,10 +303,11 @@ def shape_of_state(built: Built) -> State:
     # A State does not depend on the number of devices, and one device takes every batch.
     init = parallel.lift(built.method.init, parallel.make_mesh(1), (SAME, EACH), SAME)
     placed = jax.sharding.NamedSharding(built.mesh, SAME)
-    return jax.tree.map(
+    state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
         jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch),
     )
+    return parallel.spread(state, built.mesh)
 
 
 def describe(config: ConfigDict, built: Built, state: State) -> str:
@@ -314,7 +315,7 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
     method, run, mesh = built.method, built.run, built.mesh
 
     def megabytes(tree: Any) -> float:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
+        return parallel.bytes_of_a_device(tree, mesh) / 2**20
 
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kind = mesh.devices.flat[0].device_kind
