@@ -5,7 +5,8 @@ python benchmarks/layers.py [--small]
 Forward, then forward with both gradients, of a batch of 128 images or rows of tokens:
 
   convolution   3x3 kernels on maps that are no larger than the kernel, as a product per tap
-                (cl_jax/encoders/convolve.py), against `lax.conv_general_dilated` and PyTorch with
+                (cl_jax/encoders/convolve.py), and on larger ones in Winograd's form
+                (cl_jax/encoders/winograd.py), against `lax.conv_general_dilated` and PyTorch with
                 channels_last
   dense         the kernel's gradient as a product of rows (cl_jax/encoders/dense.py), against
                 JAX's own rule and `torch.nn.functional.linear`
@@ -23,7 +24,10 @@ from typing import Any
 import _timing
 
 # side of the map, channels, features, stride
-CONVOLUTIONS = ((2, 128, 128, 1), (2, 512, 512, 1), (3, 256, 256, 1), (4, 64, 128, 2))
+CONVOLUTIONS = (
+    *((2, 128, 128, 1), (2, 512, 512, 1), (3, 256, 256, 1), (4, 64, 128, 2)),
+    *((4, 64, 64, 1), (8, 32, 32, 1), (16, 64, 64, 1)),
+)
 DENSE = ((4160, 192, 768), (4160, 768, 192), (788, 384, 1536), (788, 1536, 384))  # rows, D, F
 Runs = dict[str, Callable[[], Any]]
 

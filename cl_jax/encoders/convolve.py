@@ -21,7 +21,6 @@ LARGEST = 4  # side of the input map up to which products by tap are the cheaper
 # machine's cores, so would the last bits of a run.
 WINOGRAD = 32, 1 << 16
 LARGE = 64, 1 << 18  # gradients of other kernels, tap by tap
-PATCHES = 1 << 20  # bytes of what all taps saw, where there is less to compute: a core's own cache
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -40,8 +39,8 @@ def convolve(
 
     Where the result has no more rows and columns than the kernel (the 2 x 2 maps at the end of a
     ResNet at 16 pixels), the convolution is written as a sum of one product per tap: the same sums
-    in another order. XLA's CPU convolution takes up to 20 times as long there, and its gradients
-    up to 14 times (`benchmarks/layers.py`).
+    in another order. XLA's CPU convolution falls to its slowest loop at 2 x 2, 24 to 180 times
+    slower (`benchmarks/layers.py`).
 
     Where there is enough to compute, the program depends on the platform it is lowered for. On a
     CPU 3x3 kernels of stride 1 are in Winograd's form (winograd.py) and other kernels' gradients
@@ -71,7 +70,8 @@ def convolve(
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
-    if for_cpu and plain and (_enough(x, kernel, LARGE) or max(size) > 1):
+    least = WINOGRAD if _winograd(kernel, strides) else LARGE
+    if for_cpu and plain and _enough(x, kernel, least):
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
@@ -138,8 +138,7 @@ def _by_platform(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
     plain = partial(_plain, strides=strides, pads=pads)
-    winograds = _winograd(kernel, strides) and _enough(x, kernel, WINOGRAD)
-    on_cpu = partial(winograd.forward, pads=pads) if winograds else plain
+    on_cpu = partial(winograd.forward, pads=pads) if _winograd(kernel, strides) else plain
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -159,9 +158,6 @@ def _backward(strides, pads, saved, dy):
         )(dy)[0]
 
     def on_cpu(x, kernel, dy):
-        if not _enough(x, kernel, WINOGRAD if _winograd(kernel, strides) else LARGE):
-            gradient = _gradient_by_patches(x, dy, kernel.shape[:2], strides, pads)
-            return of_x(x, kernel, dy), gradient
         if not _winograd(kernel, strides):
             return of_x(x, kernel, dy), _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
         back = tuple((2 - before, 2 - after) for before, after in pads)
@@ -192,41 +188,6 @@ def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: P
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NUMBERS)
 
 
-def _gradient_by_patches(
-    x: jax.Array, dy: jax.Array, size: Sequence[int], strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    """`_kernel_gradient` as one product, of what all taps of an output saw with dy: for channels so
-    few that a tap's own product is too small."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    features, seen = dy.shape[3], size[0] * size[1] * x.shape[3]
-
-    def some(total, given):
-        x, dy = (part.astype(wide) for part in given)
-        patches = jnp.concatenate(_taps(x, dy.shape[1:3], size, strides, pads), axis=3)
-        rows = patches.reshape(-1, seen), dy.reshape(-1, features)
-        return total + lax.dot_general(*rows, (((0,), (0,)), ((), ()))), None
-
-    zeros = spread(jnp.zeros((seen, features), wide), axes_of(x))
-    image = 4 * dy.shape[1] * dy.shape[2] * seen
-    total, _ = lax.scan(
-        some, zeros, tuple(winograd.parts(part, image, most=PATCHES) for part in (x, dy))
-    )
-    return total.reshape(*size, x.shape[3], features).astype(x.dtype)
-
-
-def _taps(
-    x: jax.Array, out: Sequence[int], size: Sequence[int], strides: Sequence[int], pads: Pads
-) -> list[jax.Array]:
-    """What each tap of a kernel saw of x [B, H, W, C], with its margin: [B, *out, C] each."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows, columns = ((s * (o - 1) + 1, s) for o, s in zip(out, strides))
-    return [
-        x[:, i : i + rows[0] : rows[1], j : j + columns[0] : columns[1]]
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
-
-
 def _kernel_gradient(
     x: jax.Array, dy: jax.Array, size: Sequence[int], strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
@@ -237,10 +198,16 @@ def _kernel_gradient(
     last axis."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     (height, width), (channels, features) = dy.shape[1:3], (x.shape[3], dy.shape[3])
+    last = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
 
     def some(sums, given):
         x, dy = (part.astype(wide) for part in given)
-        seen = [tap.reshape(-1, channels) for tap in _taps(x, (height, width), size, strides, pads)]
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        seen = [
+            x[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1]].reshape(-1, channels)
+            for i in range(size[0])
+            for j in range(size[1])
+        ]
         return [s + tap.T @ dy.reshape(-1, features) for s, tap in zip(sums, seen)], None
 
     zeros = spread(jnp.zeros((channels, features), wide), axes_of(x))
