@@ -85,7 +85,7 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(shape_of_state(built))
+    restored = checkpoints.restore(lambda: shape_of_state(built))
     state = start_state(built, config) if restored is None else restored
     start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start)
