@@ -28,7 +28,8 @@ CONVOLUTIONS = (
     *((2, 128, 128, 1), (2, 512, 512, 1), (3, 256, 256, 1), (4, 64, 128, 2)),
     *((4, 64, 64, 1), (8, 32, 32, 1), (16, 64, 64, 1)),
 )
-DENSE = ((4160, 192, 768), (4160, 768, 192), (788, 384, 1536), (788, 1536, 384))  # rows, D, F
+# images, tokens, inputs, outputs: of ViT-Ti at 32 pixels and of ViT-S at 224
+DENSE = ((64, 65, 192, 768), (64, 65, 768, 192), (4, 197, 384, 1536), (4, 197, 1536, 384))
 Runs = dict[str, Callable[[], Any]]
 
 
@@ -98,7 +99,7 @@ def convolution(images: int, side: int, channels: int, features: int, stride: in
     return found
 
 
-def dense(rows: int, inputs: int, outputs: int) -> dict:
+def dense(images: int, tokens: int, inputs: int, outputs: int) -> dict:
     """{form: {part: one run}}."""
     import jax
     import numpy as np
@@ -109,10 +110,10 @@ def dense(rows: int, inputs: int, outputs: int) -> dict:
     rng = np.random.default_rng(0)
     x, kernel, dy = (
         rng.normal(size=shape).astype(np.float32)
-        for shape in ((rows, inputs), (inputs, outputs), (rows, outputs))
+        for shape in ((images, tokens, inputs), (inputs, outputs), (images, tokens, outputs))
     )
     given = [jax.device_put(value) for value in (x, kernel, dy)]
-    numbers = (((1,), (0,)), ((), ()))
+    numbers = (((2,), (0,)), ((), ()))
     found = {
         "cl_jax": both_ways(lambda x, kernel: dot_general(x, kernel, numbers), *given),
         "XLA": both_ways(lambda x, kernel: lax.dot_general(x, kernel, numbers), *given),
@@ -147,13 +148,13 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     _timing.prepare()
     convolutions = ((2, 4, 4, 1),) if args.small else CONVOLUTIONS
-    products = ((16, 8, 8),) if args.small else DENSE
+    products = ((2, 5, 8, 8),) if args.small else DENSE
     layers = {
         f"3x3, {side} x {side}, {channels} to {features}, stride {stride}": convolution(
             8 if args.small else 128, side, channels, features, stride
         )
         for side, channels, features, stride in convolutions
-    } | {f"dense, {n} rows, {d} to {f}": dense(n, d, f) for n, d, f in products}
+    } | {f"dense, {n} x {t} rows, {d} to {f}": dense(n, t, d, f) for n, t, d, f in products}
     found, rows = {}, []
     for layer, forms in layers.items():
         runs: Runs = {
