@@ -21,6 +21,7 @@ SCRIPTS = {
     "input": ["--small"],
     "reading": ["--small"],
     "memory": ["--small"],
+    "cifar10_curve": ["--small"],
 }
 
 
