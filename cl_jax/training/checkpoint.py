@@ -213,8 +213,8 @@ class Checkpoints:
 
         like: a State, or a function that makes one, which is called where there is a checkpoint.
 
-                One that cannot be used is named and skipped. Where none of the newest can be used, the best
-                one is restored.
+        One that cannot be used is named and skipped. Where none of the newest can be used, the best
+        one is restored.
 
                 Raises:
                   ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
