@@ -216,9 +216,9 @@ class Checkpoints:
         One that cannot be used is named and skipped. Where none of the newest can be used, the best
         one is restored.
 
-                Raises:
-                  ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
-                    them would be a silent loss.
+        Raises:
+          ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
+            them would be a silent loss.
         """
         names = ("best",) if best else ("last", "best")
         if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
