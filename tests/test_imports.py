@@ -26,6 +26,7 @@ PLAIN = {
         "names",
         "neighbours",
         "numerics",
+        "paths",
         "seeds",
         "shapes",
         "tokens",

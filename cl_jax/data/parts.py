@@ -1,12 +1,17 @@
 """Parts of a data set from other parts: a validation part, labelled and unlabelled images together,
 images that are in two parts."""
 
+import collections
 import dataclasses
+import hashlib
+import itertools
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
+from cl_jax.data.images import printable
 from cl_jax.data.source import Example, Source, from_arrays, labels_of, subset
 
 _SEED = 20240229  # one validation part for all runs, whatever their seeds
@@ -28,6 +33,62 @@ def stem(name: str) -> str:
 def role(name: str) -> str:
     """The part that a name means, "train", "test" or "unlabeled"; "" for any other name."""
     return NAMES.get(stem(name), "")
+
+
+def of_folders(path: str, files: Sequence[str]) -> dict[str, str]:
+    """{folder: "train" or "test"} of the folders that all files lie in; empty where these are not
+    parts.
+
+    Raises:
+      ValueError: folders that may be parts or labels.
+    """
+    tops = sorted({name.split("/")[0] for name in files})
+    if not all("/" in name for name in files):
+        return {}
+    found = {top: role(top) for top in tops}
+    if sorted(found.values()) in (["test", "train"], ["train"]):
+        return found
+    inner = [{name.split("/")[1] for name in files if name.startswith(f"{top}/")} for top in tops]
+    repeated = any(a & b for a, b in itertools.combinations(inner, 2))
+    if "train" in found.values() and ({"test", "unlabeled"} & set(found.values()) or repeated):
+        raise ValueError(
+            f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
+            'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); rename '
+            "or move the others."
+        )
+    return {}
+
+
+def place(name: str) -> float:
+    """A number from 0 to 1 by a hash of a name, the same on every machine."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def by_hash(names: Sequence[str]) -> list[str]:
+    """The names in the order of their `place`."""
+    return sorted(sorted(names), key=place)
+
+
+def drawn(
+    names: Sequence[str], share: float, groups: Mapping[str, object] | None = None
+) -> set[str]:
+    """The names of a test part, chosen by a hash of each: more names move none of the others.
+
+    Args:
+      share: of the names of each group; at least one of two or more, and never all.
+      groups: {name: its class}; names without one are a group, and None is one group for all.
+    """
+    of_group: dict[object, list[str]] = collections.defaultdict(list)
+    for name in names:
+        of_group[None if groups is None else groups.get(name)].append(name)
+    return {
+        name
+        for group in of_group.values()
+        for name in by_hash(group)[
+            : min(max(1, sum(place(one) < share for one in group)), len(group) - 1)
+        ]
+    }
 
 
 def held_out(

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax import views
 from cl_jax.core import parallel, settings
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
@@ -74,6 +75,16 @@ def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None
     Raises:
       ValueError: a setting that does not exist, is out of range, or does not fit the others.
     """
+    try:
+        return _build(config, previous, data)
+    except MemoryError as error:
+        raise ConfigError(
+            f"what the config asks for does not fit in the memory of this machine "
+            f"({str(error) or 'no room'}). Lower the sizes in it, or data.cache_bytes."
+        ) from error
+
+
+def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> Built:
     _check_run(config)
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
@@ -168,6 +179,7 @@ def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     for name, view in configs.plain(section).items():
         copies, kind = view.pop("copies", 1), view.pop("kind", "image")
         settings.check_value(f"views.{name}.copies", copies, int)
+        settings.check_value(f"views.{name}.name", view.get("name"), str | None)
         make = _factory("cl_jax.views", kind)
         for takes in views.factories(kind, view):
             settings.check(f"views.{name}", takes, view)
@@ -321,6 +333,8 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"name={name!r}; expected the name of a module of {package}.")
     if "." in name and all(word.isidentifier() for word in name.split(".")):
         try:
             module = importlib.import_module(name)
