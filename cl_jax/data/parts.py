@@ -1,5 +1,5 @@
-"""Parts of a data set from other parts: a validation part, labelled and unlabelled images together,
-images that are in two parts."""
+"""Parts of a data set: by the names of folders, by a share of the names, labelled and unlabelled
+examples together, images that are in two parts."""
 
 import collections
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data.images import printable
-from cl_jax.data.source import Example, Source, from_arrays, labels_of, subset
+from cl_jax.data.labels import NONE
+from cl_jax.data.source import Example, Source, from_arrays, labels_of
 
-_SEED = 20240229  # one validation part for all runs, whatever their seeds
 _SHOWN = 3
 # In the order in which they are taken, where there are several.
 TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
@@ -91,54 +91,6 @@ def drawn(
     }
 
 
-def held_out(
-    source: Source, share: float, *, label: str = "label", group: str = "instance"
-) -> tuple[Source, Source]:
-    """(the source without its validation part, the validation part).
-
-    The choice depends on the labels alone, so that runs of all seeds are compared on the same
-    examples. `share` of each class is held out: at least one of a class of two or more, and never
-    all. Examples of one `group` (one handwriting, one patient) stay on one side, where a source in
-    memory has such a field. Examples without a label stay in the first part.
-
-    Raises:
-      ValueError: a share outside 0 to 1, or nothing to hold out.
-    """
-    if not 0 < share < 1:
-        raise ValueError(
-            f"validation={share}; expected a share of the training part above 0 and below 1."
-        )
-    if label in source.sizes:
-        labels = labels_of(source, label)
-    else:
-        labels = np.zeros(source.size, np.int32)
-    if source.arrays is not None and group in source.arrays:
-        groups = np.asarray(source.arrays[group])
-    else:
-        groups = np.arange(source.size)
-    # One member stands for its group: its first.
-    names, first, of = np.unique(groups, return_index=True, return_inverse=True)
-    shuffled = np.argsort(np.random.Philox(key=[_SEED, 0]).random_raw(len(names)), kind="stable")
-    held = np.zeros(len(names), bool)
-    of_group = labels[first]
-    for value in np.unique(of_group[of_group >= 0]):
-        members = shuffled[of_group[shuffled] == value]
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held[members[:count]] = True
-    rows = held[of]
-    if not rows.any():
-        raise ValueError(
-            f"{source.name} has too few labelled examples to hold out {share:.0%} of them; "
-            "expected a class with at least two."
-        )
-    return (
-        dataclasses.replace(subset(source, np.flatnonzero(~rows)), name=source.name),
-        dataclasses.replace(
-            subset(source, np.flatnonzero(rows)), name=f"{source.name}/validation", skipped=0
-        ),
-    )
-
-
 def joined(labelled: Source, unlabelled: Source) -> Source:
     """The examples of both, those of the second with the label -1, no label.
 
@@ -156,8 +108,11 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
                 + "; expected the same in both parts, to train on them together."
             )
     name = f"{labelled.name} and {unlabelled.name.rsplit('/', 1)[-1]}"
-    none = np.full(unlabelled.size, -1, np.int32)
+    none = np.full(unlabelled.size, NONE, np.int32)
     sizes, skipped = dict(labelled.sizes), labelled.skipped + unlabelled.skipped
+    names = None
+    if labelled.names is not None and unlabelled.names is not None:
+        names = [*labelled.names, *unlabelled.names]
     if labelled.arrays is not None and unlabelled.arrays is not None:
         arrays = {
             field: np.concatenate(
@@ -165,7 +120,8 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
             )
             for field in first
         }
-        return dataclasses.replace(from_arrays(name, arrays, sizes), skipped=skipped)
+        made = from_arrays(name, arrays, sizes)
+        return dataclasses.replace(made, skipped=skipped, names=names, classes=labelled.classes)
 
     def read(i: int) -> Example:
         if i < labelled.size:
@@ -180,6 +136,8 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
         sizes,
         labels=lambda field: np.concatenate([labels_of(labelled, field), none]),
         skipped=skipped,
+        names=names,
+        classes=labelled.classes,
     )
 
 

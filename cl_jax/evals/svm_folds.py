@@ -10,8 +10,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from cl_jax.core.shapes import check_count
 from cl_jax.core.seeds import SEEDS
+from cl_jax.core.shapes import check_count
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
 

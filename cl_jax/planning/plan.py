@@ -100,7 +100,7 @@ def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int
     changed.data = ConfigDict(
         dict(name="declared", train_size=size, test_size=test, image_size=side, num_classes=classes)
     )
-    for key in ("fraction", "imbalance"):
+    for key in ("validation", "fraction", "imbalance"):
         if key in section:
             changed.data[key] = section[key]
     return changed

@@ -16,6 +16,7 @@ config does not list, since a ViT has no width multiplier.
 
 import argparse
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -38,6 +39,8 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
+from cl_jax.data import declared
+from cl_jax.tools import _budget
 from cl_jax.training import configs
 from cl_jax.training.workdir import path_of
 
@@ -83,10 +86,10 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     _, config, _ = stages(config, "")[0]
     if args.packed:
         config.data = ConfigDict({"name": "packed", "path": args.packed})
+    for change in args.set:
+        change_config(config, change)
     if args.epochs:
-        share, config.total_epochs = args.epochs / config.total_epochs, args.epochs
-        for section in (config.optimizer, config.method):
-            shorten(section, share)
+        _budget.shorten(config, epochs=args.epochs, examples=examples_of(config))
     config.seed = seed
     config.evals.every_epochs = 0.0
     if is_of_images(config):
@@ -105,22 +108,26 @@ def is_of_images(config: ConfigDict) -> bool:
     return {"knn", "linear"} <= set(config.evals.protocols)
 
 
-def shorten(section: ConfigDict, share: float) -> None:
-    """Scales what a section counts in epochs (warm-up, milestones, freezing) to a budget below the
-    config's own."""
-    for key, value in section.items():
-        if key.endswith("_epochs") and share < 1:
-            scaled = [
-                type(at)(round(at * share, 6))
-                for at in (value if isinstance(value, tuple | list) else (value,))
-            ]
-            section[key] = tuple(scaled) if isinstance(value, tuple | list) else scaled[0]
+def examples_of(config: ConfigDict) -> int:
+    """Training examples of a config; of CIFAR-10 and other known sets without reading them."""
+    section = config.data
+    known = declared.KNOWN.get(section.get("dataset", ""))
+    if known is None or {"imbalance", "validation", "train_split"} & set(section):
+        return _examples_read(section.to_json(), config.seed)
+    return round(section.get("fraction", 1.0) * known[0])
+
+
+@functools.lru_cache
+def _examples_read(section: str, seed: int) -> int:
+    from cl_jax.training.experiment import load_data
+
+    return load_data(ConfigDict({"data": json.loads(section), "seed": seed})).train.size
 
 
 def change_config(config: ConfigDict, change: str) -> None:
-    """Applies "section.key=value"; "views.size=16" is of every view. Encoders, optimisers and
-    methods differ between
-    configs: a key that theirs does not have is left out."""
+    """Applies "section.key=value". Encoders, optimisers and methods differ between configs: a key
+    that theirs does not have is left out. "views.size=16" is of the largest view; smaller ones keep
+    their share of it."""
     path, given, text = change.partition("=")
     *sections, key = path.split(".")
     if not given or len(sections) > 1:
@@ -145,9 +152,24 @@ def change_config(config: ConfigDict, change: str) -> None:
             + "."
         )
     section = config[sections[0]]
+    if (sections[0], key) == ("views", "size"):
+        resize(config, value)
+        return
     for part in section.values() if sections[0] == "views" else [section]:
         if key in part or sections[0] in ("views", "data"):
             part[key] = value
+
+
+def resize(config: ConfigDict, side: int) -> None:
+    """Makes the largest view of a config `side` pixels, the others in proportion; of a transformer,
+    whole patches."""
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"--set=views.size={side}; expected a number of pixels, such as 16.")
+    images = [view for view in config.views.values() if view.get("kind", "image") == "image"]
+    sides = [view.get("size", 32) for view in images]
+    unit = config.encoder.get("patch", 1)
+    for view, before in zip(images, sides):
+        view.size = max(unit, unit * round(side * before / max(sides) / unit))
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -398,7 +420,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--epochs",
         type=float,
         default=0.0,
-        help="budget of every method (default: each config's own)",
+        help="budget of every method (default: each config's own); a smaller one shortens "
+        "warm-ups, freezing and running means with it",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
     parser.add_argument(

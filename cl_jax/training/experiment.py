@@ -23,7 +23,8 @@ from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
-from cl_jax.data.source import Splits, fraction, labels_of, long_tailed
+from cl_jax.data.parts import joined
+from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
@@ -43,20 +44,47 @@ class Built(NamedTuple):
 
 
 def load_data(config: ConfigDict) -> Splits:
-    """The config's data: of the training part the `fraction` that the section asks for, and that
-    long-tailed where it says an `imbalance`; the part before that is `more["balanced"]`."""
+    """The config's data, changed as its section says.
+
+    `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
+    and takes the place of the test part, which is then read by nothing; `more` stays as it is.
+    `fraction`: the share of the training part that is trained on. `imbalance`: how long-tailed that
+    is made; the part before is `more["balanced"]`. `unlabeled`: the examples of `more["unlabeled"]`
+    are trained on too, after those, with the label -1; evaluators read the labelled ones.
+
+    Raises:
+      ConfigError: a validation part of data whose test part is only half of its evaluation; no
+        unlabelled part.
+    """
     section = dict(config.data)
     share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
+    validation, unlabeled = section.pop("validation", 0.0), section.pop("unlabeled", False)
     settings.check_value("data.fraction", share, float)
     settings.check_value("data.imbalance", imbalance, float)
+    settings.check_value("data.validation", validation, float)
+    settings.check_value("data.unlabeled", unlabeled, bool)
     splits: Splits = _call("cl_jax.data", section)
+    if validation:
+        if "gallery" in splits.more:
+            raise ConfigError(
+                f"data.validation={validation:g}: the test part of {config.data.name} are queries "
+                "to a gallery of the same people, and no part of the training images has one; "
+                "leave it 0."
+            )
+        train, held = held_out(splits.train, validation, seed=config.seed)
+        splits = splits._replace(train=train, test=held)
     train = fraction(splits.train, share, seed=config.seed)
-    if imbalance == 1:
-        return splits._replace(train=train)
-    return splits._replace(
-        train=long_tailed(train, imbalance, seed=config.seed),
-        more={**splits.more, "balanced": train},
-    )
+    if imbalance != 1:
+        splits = splits._replace(more={**splits.more, "balanced": train})
+        train = long_tailed(train, imbalance, seed=config.seed)
+    if unlabeled:
+        if "unlabeled" not in splits.more:
+            raise ConfigError(
+                f"data.unlabeled=True: {config.data.name} has no unlabelled part; expected a "
+                "folder or an .npz of that name beside train, or data.unlabeled_split of tfds."
+            )
+        train = joined(train, splits.more["unlabeled"])
+    return splits._replace(train=train)
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:
@@ -322,9 +350,9 @@ def _factory(package: str, name: str) -> Callable[..., Any]:
     return factory
 
 
-def keywords(package: str, name: str) -> list[str]:
+def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     """The keywords that a section of that name takes."""
-    return list(inspect.signature(_factory(package, name)).parameters)
+    return inspect.signature(_factory(package, name)).parameters
 
 
 def _module(package: str, name: str, function: str) -> Any:

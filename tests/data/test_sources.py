@@ -6,11 +6,13 @@ import wave
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import aligned, audio, folder, graphs, image_text, market, packed, text, video
 from cl_jax.data.source import labels_of
+from cl_jax.training import experiment
 
 
 def picture(file):
@@ -158,3 +160,19 @@ def test_a_cell_without_an_end_is_one_sentence(tmp_path):
     (tmp_path / "captions.csv").write_text('file,caption\na.png,"' + "x" * 200_000)
     with pytest.raises(ValueError, match=r"field larger than field limit.*quotation mark"):
         image_text.make(path=str(tmp_path))
+
+
+def test_an_unlabelled_part_is_trained_on_where_it_is_asked_for(tmp_path):
+    tree(tmp_path, picture, ".png", **{"train/a": 3, "train/b": 3, "test/a": 1, "unlabeled": 4})
+    data = dict(name="folder", path=str(tmp_path), image_size=8)
+    for cache_bytes in (2**32, 0):
+        section = data | {"unlabeled": True, "cache_bytes": cache_bytes}
+        splits = experiment.load_data(ConfigDict(dict(data=section, seed=0)))
+        labels = labels_of(splits.train)
+        assert labels.tolist() == [0, 0, 0, 1, 1, 1, -1, -1, -1, -1]
+        assert [int(splits.train.read(i)["label"]) for i in range(10)] == labels.tolist()
+        assert splits.train.names[6] == "unlabeled/0.png" and splits.test.size == 1
+    assert experiment.load_data(ConfigDict(dict(data=data, seed=0))).train.size == 6
+    with pytest.raises(ConfigError, match="folder has no unlabelled part; expected a folder"):
+        data["path"] = str(tmp_path / "train")
+        experiment.load_data(ConfigDict(dict(data=data | {"unlabeled": True}, seed=0)))

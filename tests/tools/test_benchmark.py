@@ -40,16 +40,39 @@ def row(text, workdir, augmented_epochs):
 @pytest.mark.parametrize("name", benchmark.of_scenes())
 def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
-        name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
+        name, settings(tmp_path, epochs=2.0, set=["views.size=12", "batch_size=8"]), seed=3
     )
     assert (config.seed, config.batch_size, config.total_epochs, config.evals.protocols.knn.k) == (
         3,
         8,
-        0.5,
+        2.0,
         200,
     )
-    assert config.evals.feature == "h" and all(view.size == 12 for view in config.views.values())
+    assert config.evals.feature == "h"
+    assert max(view.size for view in config.views.values()) == 12
     assert config.optimizer.get("warmup_epochs", 0) <= 0.5
+
+
+def test_a_shorter_side_of_views_keeps_their_proportions(tmp_path):
+    sides = [
+        [
+            view.size
+            for view in benchmark.config_of(
+                "swav", settings(tmp_path, variant="", set=change), 0
+            ).views.values()
+        ]
+        for change in ([], ["views.size=8"])
+    ]
+    assert sides == [[16, 12], [8, 6]]
+    with pytest.raises(ValueError, match=r"views\.size=x; expected a number of pixels"):
+        benchmark.config_of("swav", settings(tmp_path, set=["views.size=x"]), 0)
+
+
+def test_a_setting_on_the_command_line_is_not_shortened(tmp_path):
+    given = settings(tmp_path, data="cifar10", variant="", epochs=2.0)
+    assert benchmark.config_of("dino", given, 0).method.momentum < 0.98
+    given.set = ["method.momentum=0.9995"]
+    assert benchmark.config_of("dino", given, 0).method.momentum == 0.9995
 
 
 def test_a_setting_is_left_out_where_the_section_has_no_such_key(tmp_path):
