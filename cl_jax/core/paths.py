@@ -10,9 +10,14 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """The path, with `~` and `~user` at its beginning as home directories.
 
     Raises:
-      ConfigError: a home directory that is not known, or a zero byte.
+      ConfigError: an empty path, a home directory that is not known, or a zero byte.
     """
     text = os.fspath(path)
+    if not text:
+        raise ConfigError(
+            "a path is empty, and would be the current folder; set it, for instance by "
+            "--config.data.path."
+        )
     if "\0" in text:
         raise ConfigError(f"the path {text!r} has a zero byte; expected the name of a file.")
     try:

@@ -53,7 +53,7 @@ def make(
     if min(height, width) < 1:
         raise ValueError(f"height={height}, width={width}; expected at least 1 pixel each.")
     root = user_path(path)
-    if not path or not root.is_dir():
+    if not root.is_dir():
         raise ValueError(
             f"path={path!r} is not a folder; set --config.data.path to one with "
             f"{', '.join(PARTS.values())}."
