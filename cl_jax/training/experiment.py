@@ -257,19 +257,32 @@ def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
 def defaults(config: ConfigDict) -> dict[str, Any]:
     """{"section.key": value} of the keys that a config need not list: what the functions behind
     its sections take where they are given nothing."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "data.fraction": 1.0,
+        "data.imbalance": 1.0,
+        "data.unlabeled": False,
+        "data.validation": 0.0,
+    }
+    for name, view in configs.plain(config.views).items():
+        found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
         "method": _factory("cl_jax.methods", config.method.name),
         "optimizer": optim.build,
     }
-    if "name" in config.encoder:
-        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
+        if "name" in section:
+            makes[path] = _factory("cl_jax.encoders", section.name)
     for section, make in makes.items():
         for key, parameter in inspect.signature(make).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 found[f"{section}.{key}"] = parameter.default
     return found
+
+
+def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
+    """{"encoder.ROLE": section} of an encoder section of several."""
+    return {} if "name" in encoder else {f"encoder.{role}": encoder[role] for role in encoder}
 
 
 def initial_state(built: Built, config: ConfigDict) -> State:

@@ -26,6 +26,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from cl_jax.core import parallel
 from cl_jax.core.method import State
 from cl_jax.data import audio, folder, graphs, image_text, images, packed, text, video
 from cl_jax.training import checkpoint, experiment, metrics, stages
@@ -930,4 +931,5 @@ def summary(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    parallel.offer_devices(8)  # as in the tests
     PAGE.write_text(page())
