@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cl_jax.tools import benchmark
+from cl_jax.training import configs
 
 
 def settings(tmp_path, **changed):
@@ -24,6 +25,8 @@ def settings(tmp_path, **changed):
         "augmented_epochs": 0.0,
         "workdir": str(tmp_path),
         "out": "",
+        "all": False,
+        "against": "",
     } | changed
     return type("Args", (), given)()
 
@@ -200,3 +203,31 @@ def test_a_system_of_other_data_keeps_its_own_protocols(tmp_path):
     config = benchmark.config_of("simcse", settings(tmp_path), 0)
     assert "sts" in config.evals.protocols and "knn20" not in config.evals.protocols
     assert "knn20" in benchmark.config_of("byol", settings(tmp_path), 0).evals.protocols
+
+
+def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, monkeypatch):
+    """Stopped after its time, it says which systems were not run; the same command goes on."""
+    slow = {"byol": 30.0}
+
+    def run(text, workdir, augmented_epochs):
+        name = json.loads(text)["method"]["name"]
+        time.sleep(slow.get(name, 0.0))
+        measure = {"measure": "knn/top1", "share": True, "better": 1, "test_units": 400}
+        return measure | {"epochs": 1, "reached": 0.8, "reached_untrained": 0.3, "wall_seconds": 9}
+
+    monkeypatch.setattr(benchmark.run_all, "__defaults__", (run,))
+    command = ["--all", "--methods=simclr_v1,byol", f"--workdir={tmp_path}", "--variant=debug"]
+    assert benchmark.main([*command, "--minutes=0.02"]) == benchmark.OUT_OF_TIME
+    said = capsys.readouterr().out
+    assert "| `simclr_v1` | knn/top1 | 30.0 % | 80.0 % | +50.0, one seed | 1 | 9 |" in said
+    assert "| `byol` | not run | not run |" in said and "92.58 % online linear" in said
+    slow.clear()
+    assert benchmark.main(command) == 0
+    assert "not run" not in capsys.readouterr().out
+
+
+def test_all_is_every_config(tmp_path):
+    args = settings(tmp_path, all=True, methods="all")
+    assert benchmark.names_of(args) == configs.names()
+    with pytest.raises(ValueError, match="--against=byoll is not in the table"):
+        benchmark.names_of(settings(tmp_path, methods="byol,dino", against="byoll"))
