@@ -806,7 +806,7 @@ def listed(
     max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[Source, dict[str, str]]:
     """Images by their paths, in this order, as `everything` gives those of a folder."""
-    names = [str(user_path(path)) for path in paths]
+    names = [str(user_path(path)) if str(path)[:1] == "~" else str(path) for path in paths]
     if not names:
         raise ValueError("no path is given; expected at least one image.")
     bad = {name: "no such file" for name in names if not Path(name).is_file()}
