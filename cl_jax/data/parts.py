@@ -42,15 +42,21 @@ def of_folders(path: str, files: Sequence[str]) -> dict[str, str]:
     Raises:
       ValueError: folders that may be parts or labels.
     """
-    tops = sorted({name.split("/")[0] for name in files})
     if not all("/" in name for name in files):
         return {}
+    inner: dict[str, set[str]] = collections.defaultdict(set)  # sub-folders of each
+    for name in files:
+        top, below, *deeper = name.split("/")
+        inner[top].update([below] if deeper else [])
+    tops = sorted(inner)
     found = {top: role(top) for top in tops}
+    roles = set(found.values())
     if sorted(found.values()) in (["test", "train"], ["train"]):
         return found
-    inner = [{name.split("/")[1] for name in files if name.startswith(f"{top}/")} for top in tops]
-    repeated = any(a & b for a, b in itertools.combinations(inner, 2))
-    if "train" in found.values() and ({"test", "unlabeled"} & set(found.values()) or repeated):
+    if "train" in roles and (
+        {"test", "unlabeled"} & roles
+        or any(a & b for a, b in itertools.combinations(inner.values(), 2))
+    ):
         raise ValueError(
             f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
             'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); rename '

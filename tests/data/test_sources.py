@@ -82,6 +82,13 @@ def test_a_train_folder_alone_is_no_class(tmp_path, make, write, suffix):
 
 
 @each_kind
+def test_train_may_be_a_class(tmp_path, make, write, suffix):
+    tree(tmp_path, write, suffix, plane=3, train=3)
+    splits = make(tmp_path)
+    assert splits.train.sizes["label"] == 2 and splits.train.size + splits.test.size == 6
+
+
+@each_kind
 def test_the_held_out_share_is_of_each_class_and_never_all_of_it(tmp_path, make, write, suffix):
     tree(tmp_path, write, suffix, common=30, rare=2, single=1)
     splits = make(tmp_path, test_share=0.2)
