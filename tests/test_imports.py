@@ -30,6 +30,7 @@ PLAIN = {
         "paths",
         "seeds",
         "shapes",
+        "sharded",
         "tokens",
     )
 }
