@@ -145,7 +145,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
 
             def tile(i, j, sums):
                 row_sums, col_sums = sums
-                w, e = pair(
+                w, of_columns, e = pair(
                     dots("rd,kd->rk", _at(q, i), _at(k, j)),
                     scale,
                     _at(rows, i),
@@ -154,7 +154,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 )
                 row_sums = _put(row_sums, i, join(_at(row_sums, i), w, e, 1))
                 if pair.columns:
-                    col_sums = _put(col_sums, j, join(_at(col_sums, j), w, e, 0))
+                    col_sums = _put(col_sums, j, join(_at(col_sums, j), of_columns, e, 0))
                 return row_sums, col_sums
 
             row_sums, col_sums = grid.over(tile, (row_sums, col_sums))
@@ -218,7 +218,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
                 d_similarity = dots("rd,kd->rk", _at(d_q, i), k_j)
                 d_similarity += dots("rd,kd->rk", q_i, _at(d_k, j))
-                (w, _), (d_w, d_e) = jax.jvp(
+                (w, of_columns, _), (d_w, d_of_columns, d_e) = jax.jvp(
                     of,
                     (
                         similarity,
@@ -230,8 +230,8 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 )
                 row_out = _put(row_out, i, join(_at(row_out, i), w, d_w, d_e, _at(by_row, i), 1))
                 if pair.columns:
-                    by = _at(by_col, j)
-                    col_out = _put(col_out, j, join(_at(col_out, j), w, d_w, d_e, by, 0))
+                    out = join(_at(col_out, j), of_columns, d_of_columns, d_e, _at(by_col, j), 0)
+                    col_out = _put(col_out, j, out)
                 return row_out, col_out
 
             out, col_out = grid.over(tile, (out, col_out))
@@ -268,27 +268,26 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 q_i, k_j = _at(q, i), _at(k, j)
 
                 of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
-                (w, e), pull = jax.vjp(
+                (w, of_columns, e), pull = jax.vjp(
                     of,
                     similarity,
                     scale if variable else None,
                     _at(row_floats, i),
                     _at(col_floats, j),
                 )
-                g_w = g_e = None
-                for side, axis in (
-                    (_at(by_row, i), 1),
-                    *(((_at(by_col, j), 0),) if pair.columns else ()),
-                ):
+
+                def shares(w, side, axis):
                     m, g_power, g_term = (jnp.expand_dims(x, axis) for x in side)
-                    if w is not None:
-                        part = jnp.exp(capped(w - m)) * g_power
-                        g_w = part if g_w is None else g_w + part
-                    if e is not None:
-                        part = jnp.broadcast_to(g_term, e.shape)
-                        g_e = part if g_e is None else g_e + part
+                    power = None if w is None else jnp.exp(capped(w - m)) * g_power
+                    return power, None if e is None else jnp.broadcast_to(g_term, e.shape)
+
+                g_w, g_e = shares(w, _at(by_row, i), 1)
+                g_of_columns = None
+                if pair.columns:
+                    g_of_columns, of_terms = shares(of_columns, _at(by_col, j), 0)
+                    g_e = None if e is None else g_e + of_terms
                 # Softmax less positive in float32: the two nearly cancel where the loss is low.
-                d_s, d_scale_t, d_row, d_col = pull((g_w, g_e))
+                d_s, d_scale_t, d_row, d_col = pull((g_w, g_of_columns, g_e))
                 d_s = d_s.astype(queries.dtype)
                 return (
                     _add(d_q, i, dots("rk,kd->rd", d_s, k_j)),
