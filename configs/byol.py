@@ -29,6 +29,8 @@ Differences from the authors' code:
   - `cifar10`: solo-learn has torchvision's network and PyTorch's initial weights, and a LARS with
     trust coefficient 0.02 that clips the rate; here the network, weights and LARS are BYOL's, with
     0.001 and without clipping.
+  - The loss is the paper's squared distance in both directions, 0 to 8, and so is solo-learn's;
+    lightly's is a mean cosine from -1 to 1, of which this one is 4 + 4 times.
 
 Command: python -m cl_jax.main --config=configs/byol.py --workdir=runs/byol
 Reached: see docs/results.md.

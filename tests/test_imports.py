@@ -2,6 +2,7 @@
 must not need."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def belongs(path: Path, name: str) -> bool:
     return part(path) == name or path == PACKAGE / f"{name.replace('.', '/')}.py"
 
 
-def imported(path: Path, package: Path = PACKAGE) -> set[str]:
+@functools.cache
+def imported(path: Path, package: Path = PACKAGE) -> frozenset[str]:
     """Every module a file imports, anywhere in it, as dotted names; relative imports resolved."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -93,7 +95,7 @@ def imported(path: Path, package: Path = PACKAGE) -> set[str]:
             # `from cl_jax import losses` and `from cl_jax.losses import nt_xent` alike name what is
             # below.
             names |= {f"{base}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def ours(names: set[str], parts: set[str] = frozenset()) -> set[str]:
@@ -223,3 +225,18 @@ def test_every_folder_has_its_arrows_and_nothing_is_loose():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "main"}
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert folders - {"training", "tools", "weights"} == ALLOWED.keys()
+
+
+def test_every_module_is_read_by_a_test():
+    """The tests of a module are `tests/<folder>/test_<module>.py`, or lie beside those of what it
+    serves, and then import it. Private modules are tested by what uses them."""
+    tests = Path(__file__).resolve().parent
+    names = set().union(*(imported(path, tests) for path in tests.rglob("*.py")))
+    tested = names | {name.rpartition(".")[0] for name in names}
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in FILES
+        if not path.name.startswith("_")
+        and not (tests / path.relative_to(PACKAGE).parent / f"test_{path.name}").exists()
+    }
+    assert not modules - tested

@@ -42,7 +42,7 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Stage, State
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
-from cl_jax.training.experiment import Built, build, initial_state, keywords
+from cl_jax.training.experiment import Built, build, initial_state, parameters
 from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
 
@@ -213,7 +213,7 @@ def debug_stages(name: str, micro_batches: int = 1) -> list[tuple[str, ConfigDic
     if micro_batches == 1:
         return found
     stage, first = found[0]
-    if "micro_batches" not in keywords("cl_jax.methods", first.method.name):
+    if "micro_batches" not in parameters("cl_jax.methods", first.method.name):
         return []
     first.method.micro_batches = micro_batches
     return [(f"{stage} micro_batches={micro_batches}".strip(), first)]

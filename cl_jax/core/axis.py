@@ -77,8 +77,7 @@ def varying(tree: Any) -> Any:
 
 
 def axes_of(x: Any) -> frozenset:
-    """Mapped axes over which a value varies, in the type's own book-keeping; none where it keeps no
-    book."""
+    """Mapped axes over which a value varies, as its type tracks them; empty if not tracked."""
     if isinstance(x, (int, float)):
         return frozenset()
     kind = jax.typeof(x)

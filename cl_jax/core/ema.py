@@ -12,9 +12,9 @@ def ema_of_params(momentum: float | Callable[[Any], Any]) -> optax.GradientTrans
     """The slow copy of a momentum encoder: target <- m target + (1 - m) params, m constant or a
     schedule of its count.
 
-    tx = ema_of_params(0.996);  state = tx.init(params)         # EmaState(count=0, ema=a copy of
-    params, float32) target, state = tx.update(params, state)                    # once per step;
-    target is state.ema
+        tx = ema_of_params(0.996)
+        state = tx.init(params)  # EmaState(count=0, ema=a copy of params, float32)
+        target, state = tx.update(params, state)  # once per step; target is state.ema
 
     The copy is float32 whatever the parameters are: in bfloat16 0.9995 is 1 and it would never
     move. Whether `params` are those before or after the step, and which part of them, is the

@@ -35,8 +35,7 @@ def dots(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     product of a loss.
 
     float32 stays float32: in the TF32 or bfloat16 passes that are the default of accelerators,
-      similarities would be
-    off by 1e-3 to 1e-2, and logits by that over the temperature.
+    similarities would be off by 1e-3 to 1e-2, and logits by that over the temperature.
     """
     dtype = common_type(a, b)
     a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)

@@ -55,6 +55,7 @@ RANGES = (
     Range(r"_epochs$|_steps$|^every_epochs$|^milestones_epochs$", 0),
     Range(r"^fraction$", 0, 1, open_low=True),
     Range(r"^imbalance$", 1),
+    Range(r"^validation$", 0, 0.9),
     Range(r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$", 0, 1),
     Range(
         r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|positives|hard|pairs|query)", 0

@@ -175,8 +175,8 @@ def _wav(file: Path) -> Recording:
 
 
 class Stored(NamedTuple):
-    """A recording as a source has it. samples: int16 [S]. rate: in Hz. clipped: share
-    of the file's samples at full scale. cut: whether it went on."""
+    """A recording as a source has it. samples: int16 [S]. rate: in Hz. clipped: share of the file's
+    samples at full scale. cut: whether it went on."""
 
     samples: np.ndarray
     rate: int

@@ -158,7 +158,8 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
 
     def part(name: str, source: Source, sentences: list[str]) -> Source:
         arrays = {
-            key: source.arrays[key] for key in ("image", "label", "colour", "place", "background")
+            key: source.arrays[key]
+            for key in ("image", "label", "colour", "place", "background", "instance")
         }
         sizes = {key: source.sizes[key] for key in arrays if key in source.sizes}
         tokens = made.encode(sentences, length)

@@ -3,9 +3,8 @@
 A packed image array uint8 [N, H, W, C] is stored under `<field>.res` as [C, N, H, W] residuals
 modulo 256. Three channels are first turned into the planes G, R - G, B - G. A pixel's residual is
 its difference from a prediction: along the first row the pixel on its left, along the first column
-  the one above, elsewhere the median edge predictor of the
-left (a), upper (b) and upper-left (c) neighbours: min(a, b) where c >= max(a, b), max(a, b) where c
-<= min(a, b), else a + b - c.
+the one above, elsewhere the median edge predictor of the left (a), upper (b) and upper-left (c)
+neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else a + b - c.
 """
 
 import contextlib

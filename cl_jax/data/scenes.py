@@ -2,14 +2,12 @@
 photographs.
 
 Its parts ship with scikit-learn: the 1,797 digits of `load_digits` (8x8, sixteen grey levels) and
-  the two photographs of
-`load_sample_images`. Every image is 32x32 RGB and keeps the factors it was made from as labels, so
-one can ask which of
-them a representation holds: the study of digit, place and background of Tian et al. ("What makes
-  for good views",
-arXiv 2005.10243, section 3), from real parts. Like theirs, an example has a second rendering that
-shares the factors named by `share` with the first and nothing else: views of the two agree on those
-factors alone. How many views are of the second is the recipe's `second` (`views.batch`).
+the two photographs of `load_sample_images`. Every image is 32x32 RGB and keeps the factors it was
+made from as labels, so one can ask which of them a representation holds: the study of digit, place
+and background of Tian et al. ("What makes for good views", arXiv 2005.10243, section 3), from real
+parts. Like theirs, an example has a second rendering that shares the factors named by `share` with
+the first and nothing else: views of the two agree on those factors alone. How many views are of the
+second is the recipe's `second` (`views.batch`).
 
 A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in
 both, whatever the seed, the level and the sizes. What a small network reaches at each level is in
@@ -87,10 +85,9 @@ def make(
     """Renders the two parts; about a second.
 
     Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering.
-      Labels, int32, of
-    "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid), "background" (8: which
-    photograph, which quarter of it), "colour" (8, the entry of PALETTE). "instance", int32, is the
-    handwriting's number in `load_digits`.
+      Labels, int32, of "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid),
+      "background" (8: which photograph, which quarter of it), "colour" (8, the entry of PALETTE).
+      "instance", int32, is the handwriting's number in `load_digits`.
 
     Args:
       level: "easy", "medium", "hard" or "full".

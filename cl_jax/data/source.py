@@ -257,6 +257,57 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
     )
 
 
+def held_out(
+    source: Source, share: float, *, seed: int, label: str = "label", group: str = "instance"
+) -> tuple[Source, Source]:
+    """(rest, held): a part of a source on which settings are chosen, so that the test part is read
+    for the reported figures alone.
+
+    Groups stay whole: examples of one `group` (the handwriting of `scenes`, of which there are
+    several renderings) are all in one of the two parts. Without such a field each example is a
+    group of its own. Of the groups of each class, `share` are held out, rounded, and a class of two
+    or more has at least one in either part; a class of one group stays in the rest. Examples with a
+    negative label, and all of a source without this label, are one class here. A group has the
+    class of its first example.
+
+    The choice depends on the seed, the labels and the groups alone, and a smaller share is
+    contained in a larger one.
+
+    Raises:
+      ValueError: a share that is not between 0 and 1, or a source too small to be divided.
+    """
+    if not 0 < share < 1:
+        raise ValueError(
+            f"share is {share}; expected between 0 and 1, for instance 0.2 to hold a fifth out."
+        )
+    labels = np.maximum(
+        labels_of(source, label) if label in source.sizes else np.zeros(source.size, np.int32), -1
+    )
+    groups = np.arange(source.size)
+    if source.arrays is not None and group in source.arrays:
+        groups = np.asarray(source.arrays[group])
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    classes = labels[first]
+    shuffled = _shuffled(len(first), seed)
+    held = np.zeros(len(first), bool)
+    for value in np.unique(classes):
+        of_class = shuffled[classes[shuffled] == value]
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        held[of_class[:count]] = True
+    chosen = held[group_of]
+    if not chosen.any():
+        raise ValueError(
+            f"{source.name} has {source.size} examples in {len(first)} groups of as many classes; "
+            "expected a class of two or more groups to hold one out."
+        )
+    parts = (subset(source, np.flatnonzero(part)) for part in (~chosen, chosen))
+    rest, validation = (
+        dataclasses.replace(part, name=f"{source.name}{word}")
+        for part, word in zip(parts, (f" without {share:g}", f", {share:g} held out"))
+    )
+    return rest, validation
+
+
 def long_tailed(source: Source, imbalance: float, *, seed: int, label: str = "label") -> Source:
     """The source with classes made rare one after the other; the source itself for an imbalance
     of 1.

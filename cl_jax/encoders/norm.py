@@ -20,13 +20,14 @@ class BatchNorm(nn.Module):
 
     With n devices on `axis_name`, each holding an equal part of the batch in rank order:
       splits = 1: moments over all examples of all devices (synchronised batch norm);
-      `axis_name=None` stays local. splits = G: moments over each of G groups of consecutive
-        examples of the global batch, G/n of them on a device (MoCo's batch norm of G GPUs, or its
-        SplitBatchNorm). n must divide G: 1, 2, 4, ... devices give one result.
+        `axis_name=None` stays local.
+      splits = G: moments over each of G groups of consecutive examples of the global batch, G/n of
+        them on a device (MoCo's batch norm of G GPUs, or its SplitBatchNorm). n must divide G: 1,
+        2, 4, ... devices give one result.
+
     The running statistics in collection "batch_stats" take the mean over groups of each group's
     mean and variance, and are the same on every device unless axis_name is None. Moments are
-    float32 at least, taken of deviations and not of
-    raw squares: large means lose nothing.
+    float32 at least, taken of deviations and not of raw squares: large means lose nothing.
 
     Args:
       axis_name: mapped device axis, or None for the moments of the local batch.

@@ -15,9 +15,8 @@ theirs:
 
 "torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and
 then by 2: the same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0
-  (`zero_init_last=True`); CMC keeps 64 stem
-channels at every width (`stem_width=64`). BYOL's released code starts the last scale at 0, its
-paper's runs at 1."""
+(`zero_init_last=True`); CMC keeps 64 stem channels at every width (`stem_width=64`). BYOL's
+released code starts the last scale at 0, its paper's runs at 1."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -2,10 +2,9 @@
 statistics: CPC.
 
 He et al., arXiv 1603.05027: norm and ReLU come before each convolution, and the sum is left as it
-  is. CPC ends after the
-third stage, whose mean over space is a patch's encoding. `depth`: 50 and 101 as in ResNets, 161 is
-CPC v2's, a ResNet-101 whose third stage has 46 blocks, 4096 channels and bottlenecks of 512 (Henaff
-et al., arXiv 1905.09272)."""
+is. CPC ends after the third stage, whose mean over space is a patch's encoding. `depth`: 50 and 101
+as in ResNets, 161 is CPC v2's, a ResNet-101 whose third stage has 46 blocks, 4096 channels and
+bottlenecks of 512 (Henaff et al., arXiv 1905.09272)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

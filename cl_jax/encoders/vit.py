@@ -83,8 +83,7 @@ class ViT(nn.Module):
       mask_token: whether there is a mask token: N(0, 0.02) at first of "mae", else 0.
       pool: "cls" for the class token, "mean" for the mean of the patches.
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4).
-        An optimiser that
-        decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
+        An optimiser that decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
       drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in
         the first.
       flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from
@@ -347,8 +346,7 @@ def make(
     axis_name: str | None = None,
 ) -> ViT:
     """A `ViT` from a config section: `size` "tiny", "small", "base" or "large", of which width,
-    depth and heads may be
-    replaced. `axis_name` is not read: nothing in it looks across examples.
+    depth and heads may be replaced. `axis_name` is not read: nothing in it looks across examples.
 
     Raises:
       ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path

@@ -139,8 +139,7 @@ def knn(
       ValueError: shapes that disagree, k above N, T <= 0, labels outside 0 .. C - 1.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, section 3.4; the authors' `test.py`; MoCo's
-      `knn_predict` and DINO's
-    `knn_classifier` are the same rule.
+      `knn_predict` and DINO's `knn_classifier` are the same rule.
     """
     sizes = check("m d", check("n d", bank=bank), features=features)
     check_integer("n", sizes, bank_labels=bank_labels)

@@ -302,8 +302,7 @@ def probe_batches(
     """`probe_augmented` for data that comes in batches, such as a set that is read from disk.
 
     The step is plain `jax.jit`: batches that lie split over the devices of a mesh, with `frozen` on
-      each of them, are
-    worked on by all.
+    each of them, are worked on by all.
 
     Args:
       train: epoch -> batches {"image": [B, H, W, C] uint8, "label": [B], "id": [B]} in the order to

@@ -14,10 +14,9 @@ class RowContext(nn.Module):
     in all their columns.
 
     Residual blocks of masked convolutions: 1x1, ReLU, 1x3 along the row, 2x1 over the row and the
-      one above it, ReLU, 1x1
-    back to D; a ReLU after the last block. A context reaches `blocks` rows up and as many columns
-    to either side. Henaff et al., arXiv 1905.09272, appendix; the PixelCNN of CPC v1 (arXiv
-    1807.03748) is not described further.
+    one above it, ReLU, 1x1 back to D; a ReLU after the last block. A context reaches `blocks` rows
+    up and as many columns to either side. Henaff et al., arXiv 1905.09272, appendix; the PixelCNN
+    of CPC v1 (arXiv 1807.03748) is not described further.
 
     blocks, width: 5 and 256 there.
     """

@@ -61,9 +61,8 @@ def pool(hidden_states: jax.Array, attention_mask: jax.Array, *, pooler: str) ->
 
 
 class SentenceHead(nn.Module):
-    """SimCSE's head: tanh of a square linear layer, newly initialised. Unsupervised: in training
-    only;
-    supervised: kept."""
+    """SimCSE's head: tanh of a square linear layer, newly initialised. The unsupervised form drops
+    it after training, the supervised form keeps it."""
 
     dtype: Any = None
 

@@ -29,8 +29,7 @@ class Contrast(NamedTuple):
       a positive either.
     col_lse, col_pos, col_gap: [K] the same over all rows i of column j; None unless `columns`.
     highest: [R] max_j (s_ij + w_ij), no gradient. Where one p_ij is 1 and the others 0, pos >=
-      highest says that the
-      positive wins, ties counted as won: the contrastive accuracy.
+      highest says that the positive wins, ties counted as won: the contrastive accuracy.
     """
 
     lse: jax.Array

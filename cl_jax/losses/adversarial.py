@@ -48,17 +48,16 @@ def adversarial_view(
 
     Returns:
       `AdversarialView`, constant: no gradient flows through it to the parameters. Entries are not
-        clipped to the range
-      of the inputs, and an entry of gradient exactly 0 does not move.
+      clipped to the range of the inputs, and an entry of gradient exactly 0 does not move.
 
     Raises:
       ValueError: integer or complex `x` (raw pixels: convert and normalise first), a loss that is
         not a scalar.
 
     Reference: Ho and Vasconcelos, Contrastive Learning with Adversarial Examples, NeurIPS 2020. The
-      authors run both
-    branches of the attack through the adversarial batch norm, whose running statistics thus see two
-    clean batches more; pass an `encode` that does so, and drop its statistics or keep them.
+      authors run both branches of the attack through the adversarial batch norm, whose running
+      statistics thus see two clean batches more; pass an `encode` that does so, and drop its
+      statistics or keep them.
     """
     check_real(x=x)
     anchor = lax.stop_gradient(encode(x))

@@ -44,8 +44,7 @@ def swav(
         temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster
-      assignments, NeurIPS 2020,
-    equations 2 and 6.
+      assignments, NeurIPS 2020, equations 2 and 6.
     """
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
@@ -145,9 +144,8 @@ def sinkhorn(
       iterations: 0 or more (3).
       use_queued: False leaves the queued rows out; may be traced.
       queued_per_device: False: all devices pass the same L rows, which count once, so that the
-        result does not depend
-        on the number of devices. True: each device passes L rows of its own and all of them count,
-          as the authors do.
+        result does not depend on the number of devices. True: each device passes L rows of its own
+        and all of them count, as the authors do.
       axis_name: mapped axis over which the examples are split.
 
     Returns:
@@ -234,9 +232,8 @@ def deepcluster_v2(
         that are not integers, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Caron et al., NeurIPS 2020, the appendix on DeepCluster-v2. The mean runs over the
-      assigned crops of the
-    global batch; the authors average the means of devices, which differs where unassigned examples
-    are uneven."""
+      assigned crops of the global batch; the authors average the means of devices, which differs
+      where unassigned examples are uneven."""
     check_positive(temperature=temperature)
     if len(scores) != len(assignments) or not len(scores):
         raise ValueError(

@@ -65,8 +65,7 @@ def token_cross_entropy(
       ValueError: as `token_log_likelihood`, or `axis_name` not mapped.
 
     Reference: the cross-entropy of T5 as CALM uses it (`ignore_index=-100`), which averages over
-      the tokens of one
-    device's batch; here over all devices.
+      the tokens of one device's batch; here over all devices.
     """
     check_axis(axis_name)
     rows = token_log_likelihood(logits, labels)

@@ -19,8 +19,8 @@ class Clustering(NamedTuple):
     """One clustering as ProtoNCE sees it in a step.
 
     prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B]
-      cluster of each image of
-    this device's batch. negatives: [r] clusters none of the global batch is in (`draw_prototypes`).
+      cluster of each image of this device's batch. negatives: [r] clusters none of the global batch
+      is in (`draw_prototypes`).
     """
 
     prototypes: jax.Array

@@ -69,8 +69,7 @@ def soft_labels(
       ValueError: shapes that disagree, alpha below 1 without labels, an axis that is not mapped.
 
     Reference: Chen et al. 2020, arXiv 2006.10029, equations 2 and 3. No code is released; means
-      instead of sums and
-    the label term at temperature 1 are our choice.
+      instead of sums and the label term at temperature 1 are our choice.
     """
     sizes = check("b c", student_logits=student_logits)
     check_axis(axis_name)

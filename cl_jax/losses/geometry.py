@@ -31,8 +31,7 @@ def alignment(
     """Pulls the two vectors of a positive pair together: 1/B sum_i ||x_i - y_i||^alpha.
 
     Args:
-      x, y: [B, D], rows paired. Gradient flows to both; it is 0 where the two
-        coincide.
+      x, y: [B, D], rows paired. Gradient flows to both; it is 0 where the two coincide.
       alpha: 2 in the paper; 1 is the plain distance.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
@@ -86,15 +85,14 @@ def uniformity(
 
     Returns:
       Scalar in [-4t, 0] for unit vectors: 0 when all coincide, about -2t for uniform directions in
-        high dimension. A
-      mean over no pair (a batch of one without a queue), which the authors' code makes NaN, is 0.
+      high dimension. A mean over no pair (a batch of one without a queue), which the authors' code
+      makes NaN, is 0.
 
     Raises:
       ValueError: shapes that disagree, t <= 0, no pairs asked for, an axis that is not mapped.
 
     Reference: Wang and Isola 2020, arXiv 2005.10242, section 4.2; with a queue its MoCo code
-      (unordered distinct pairs
-    in both).
+      (unordered distinct pairs in both).
     """
     (x,) = prepared(normalise, x=x)
     sizes = check("b d", x=x)
@@ -331,8 +329,7 @@ def effective_rank(
 
     Returns:
       Scalar in [1, min(N, D)]: 1 when all rows are parallel (or all zero), D for an orthogonal
-        spread. Without the
-      1e-7 that RankMe adds to each p_k.
+      spread. Without the 1e-7 that RankMe adds to each p_k.
 
     Raises:
       ValueError: a wrong rank, an axis that is not mapped.

@@ -176,8 +176,7 @@ def infograph(
         mapped.
 
     Reference: Robinson et al. 2021, arXiv 2010.04592, figure 14, and the authors' graph code; Sun
-      et al. 2020,
-    arXiv 1908.01000 (InfoGraph) for the standard form.
+      et al. 2020, arXiv 1908.01000 (InfoGraph) for the standard form.
     """
     expected = infograph_expectations(
         local,

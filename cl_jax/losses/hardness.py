@@ -52,8 +52,8 @@ def hcl(
     L = -1/2B sum_i log( exp(s_i+) / (exp(s_i+) + Ng_i) )
 
     Args:
-      z_a, z_b: [B, D], rows paired. Gradient flows through everything, the weights and
-        the correction included; not through Ng where it is at its floor.
+      z_a, z_b: [B, D], rows paired. Gradient flows through everything, the weights and the
+        correction included; not through Ng where it is at its floor.
       temperature: 0.5 in the paper.
       beta: concentration; 0 is the debiased loss (DCL). Used by "hard" only.
       tau_plus: the prior of the own class, in [0, 1); 0.1 in the paper.
@@ -74,9 +74,9 @@ def hcl(
         unknown estimator, an axis that is not mapped.
 
     Reference: Robinson et al. 2021, arXiv 2010.04592, equation 4 and section 4.2; Chuang et al.
-      2020, arXiv 2007.00224,
-    equation 8. As the authors' code (temperature once, exponential weights) rather than the listing
-    of figure 13; in log space, where theirs overflows float32 at temperature 0.01.
+      2020, arXiv 2007.00224, equation 8. As the authors' code (temperature once, exponential
+      weights) rather than the listing of figure 13; in log space, where theirs overflows float32 at
+      temperature 0.01.
     """
     terms = hcl_terms(
         z_a,

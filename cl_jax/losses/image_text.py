@@ -42,10 +42,9 @@ def clip(
         `clamp_log_scale`.
       normalise: to unit length here; False takes the features as they are.
       local_loss: None sums rows and columns in one pass over a device's rows. The exchanges of the
-        authors' program,
-        of the same value: True, a device's images against all texts and its texts against all
-          images, in two passes;
-        False, its default, the loss of the whole batch on every device.
+        authors' program, of the same value: True, a device's images against all texts and its texts
+        against all images, in two passes; False, its default, the loss of the whole batch on every
+        device.
       gather_with_grad: with local_loss given, False (the authors' default) cuts the gradient to
         other devices'
         features: after averaging it is 1/devices of the right one with local_loss=False, and wrong

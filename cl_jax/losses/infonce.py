@@ -549,8 +549,7 @@ def full_graph(
     loss: Callable[[jax.Array, jax.Array], jax.Array], views: Sequence[jax.Array]
 ) -> jax.Array:
     """Contrasts every pair of views: sum_{i < j} loss(v_i, v_j). Arguments as `core_view`; M (M -
-    1) / 2 losses are
-    added. Reference: Tian et al. 2020, arXiv 1906.05849, equation 8."""
+    1) / 2 losses are added. Reference: Tian et al. 2020, arXiv 1906.05849, equation 8."""
     _check_count(views)
     pairs = [loss(views[i], views[j]) for i in range(len(views)) for j in range(i + 1, len(views))]
     return sum(pairs[1:], pairs[0])

@@ -38,8 +38,8 @@ def inva_spread(
         this is not the gradient of the value.
       temperature: 0.1 in the paper.
       negative_weight: m, a Python number, 1 in the paper. Below 1 a probability e_ij / d_i may pass
-        1, where the
-        logarithm of the rest is not defined: it is then held at one rounding step below 1.
+        1, where the logarithm of the rest is not defined: it is then held at one rounding step
+        below 1.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       axis_name: device axis that splits the batch; negatives come from all devices.
@@ -56,10 +56,9 @@ def inva_spread(
         mapped.
 
     Reference: Ye et al. 2019, arXiv 1904.03436, equations 3 to 6, in the symmetric form of the
-      authors' code (self left
-    out of the sums). In place of their full row sum less log(1 - P_ip) the partner is left out of
-    the sum, and the leading negative's 1 - P is summed from the other terms: finite and exact in
-    float32 at temperature 0.01."""
+      authors' code (self left out of the sums). In place of their full row sum less log(1 - P_ip)
+      the partner is left out of the sum, and the leading negative's 1 - P is summed from the other
+      terms: finite and exact in float32 at temperature 0.01."""
     z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature, negative_weight=negative_weight)

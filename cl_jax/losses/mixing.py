@@ -98,8 +98,7 @@ def cutmix_box(
       weight: the share left, a scalar of the type of `weight`.
 
     Reference: Yun et al., CutMix, ICCV 2019; truncations as in Lee et al., i-Mix, ICLR 2021. A side
-      of 1 leaves an
-    empty box, since both half sides are 0.
+      of 1 leaves an empty box, since both half sides are 0.
     """
     size = jnp.array([height, width])
     half = jnp.floor(size * jnp.sqrt(1 - weight)).astype(jnp.int32) // 2
@@ -230,8 +229,7 @@ def imix_n_pair(
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's
-      batch, ours from the
-    global one.
+      batch, ours from the global one.
     """
     return _mixed_cross_entropy(
         q, k, None, mix, temperature, normalise, axis_name, plan, block_size
@@ -275,8 +273,7 @@ def imix_moco(
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Lee et al., i-Mix, ICLR 2021 (`mocon` of the authors' code, whose unmixed baseline is
-      MoCo itself, with
-    the own key and the queue alone: `info_nce`).
+      MoCo itself, with the own key and the queue alone: `info_nce`).
     """
     return _mixed_cross_entropy(
         q, lax.stop_gradient(k), queue, mix, temperature, normalise, axis_name, plan, block_size

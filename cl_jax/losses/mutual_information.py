@@ -50,10 +50,9 @@ def dim_divergence(
         not mapped.
 
     Reference: Hjelm et al., Learning deep representations by mutual information estimation and
-      maximization, ICLR 2019,
-    equations 4 and 6; Nowozin et al., f-GAN, NeurIPS 2016, for the other measures. "X2", "KL",
-    "RKL" and "H2" are as the authors' code has them. Its "DV" does not run on usual shapes: see
-    `dim_donsker_varadhan`."""
+      maximization, ICLR 2019, equations 4 and 6; Nowozin et al., f-GAN, NeurIPS 2016, for the other
+      measures. "X2", "KL", "RKL" and "H2" are as the authors' code has them. Its "DV" does not run
+      on usual shapes: see `dim_donsker_varadhan`."""
     own, images = _own(local, summary, axis_name, least=2)
     positive = mean(expectations(own, measure)[0].mean(), axis_name)
 
@@ -195,9 +194,8 @@ def dim_donsker_varadhan(
       ValueError: shapes that disagree, a global batch of one image, `axis_name` not mapped.
 
     Reference: Hjelm et al., ICLR 2019, equation 2 with dot-product scores; Belghazi et al., MINE,
-      ICML 2018. The
-    authors' code masks a four-axis score with a two-axis mask and fails on most shapes; there is no
-    flag for that."""
+      ICML 2018. The authors' code masks a four-axis score with a two-axis mask and fails on most
+      shapes; there is no flag for that."""
     own, images = _own(local, summary, axis_name, least=2)
     log_sum = log_total(_log_strangers(local, summary, axis_name, plan, block_size), axis_name)
     pairs = images * (images - 1) * own[0].size

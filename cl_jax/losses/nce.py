@@ -46,8 +46,7 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
     from all N.
 
     Each row's draw is keyed by its example id, so it does not depend on how many devices there are.
-    As in the authors'
-    samplers nothing is rejected: a negative may repeat, and may be the positive.
+    As in the authors' samplers nothing is rejected: a negative may repeat, and may be the positive.
 
     Args:
       key: the step's key, the same on every device.
@@ -144,9 +143,9 @@ def nce_of_logits(
         batch, the positive column included, and this loss uses it already. No gradient flows
         through Z.
       num_data: N, the size of the data set.
-      momentum: None keeps the first batch's Z for ever, as the authors do; otherwise
-        Z <- momentum * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where
-        the first batch is not noise).
+      momentum: None keeps the first batch's Z for ever, as the authors do; otherwise Z <- momentum
+        * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where the first
+        batch is not noise).
       eps: the authors' guard, in both denominators and no numerator.
       integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole
         number.
@@ -162,8 +161,7 @@ def nce_of_logits(
       ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equations 7 and 8; computed in log space, where the
-      authors' code
-    overflows float32 at temperature 0.01.
+      authors' code overflows float32 at temperature 0.01.
     """
     sizes = check("b k", logits=logits)
     check_axis(axis_name)

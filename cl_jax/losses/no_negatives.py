@@ -42,8 +42,7 @@ def byol(
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
 
     Reference: Grill et al., Bootstrap your own latent, NeurIPS 2020, equation 2 both ways; n(x)
-      divides by
-    max(|x|, 1e-6), as the authors' code.
+      divides by max(|x|, 1e-6), as the authors' code.
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
@@ -89,8 +88,7 @@ def simsiam(
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
 
     Reference: Chen and He, Exploring simple Siamese representation learning, CVPR 2021, equations 1
-      to 4; each norm
-    is at least 1e-8, as in the authors' cosine.
+      to 4; each norm is at least 1e-8, as in the authors' cosine.
     """
     check("b d", p_a=p_a, p_b=p_b, z_a=z_a, z_b=z_b)
     check_axis(axis_name)
@@ -128,8 +126,8 @@ def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.A
         not mapped.
 
     Reference: Pototzky, Sultan and Schmidt-Thieme, FastSiam: resource-efficient self-supervised
-      learning on a single
-    GPU, GCPR 2022, every view predicting in turn; as in lightly's program of it.
+      learning on a single GPU, GCPR 2022, every view predicting in turn; as in lightly's program of
+      it.
     """
     check("v b d", p=p, z=z)
     check_axis(axis_name)
@@ -178,8 +176,7 @@ def dino(
         views, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021,
-      equation 3,
-    algorithm 1.
+      equation 3, algorithm 1.
     """
     sizes = check("v b k", student=student)
     sizes = check("t b k", sizes, teacher=teacher)

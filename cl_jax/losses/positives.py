@@ -193,8 +193,7 @@ def stablerep(
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
 
     Reference: Tian et al. 2023, arXiv 2306.00984, equation 3. The authors' code keeps the mask of
-      the first batch for
-    as long as the batch size stays; here the labels are always this batch's.
+      the first batch for as long as the batch size stays; here the labels are always this batch's.
     """
     check_integer("b", check("b d", features=features), labels=labels)
     return supcon(
@@ -256,9 +255,8 @@ def kcl(
         not mapped.
 
     Reference: Kang et al. 2021, "Exploring balanced feature spaces", equation 3. The authors'
-      selection is what top_k
-    makes of ties, neither random nor the first; the paper draws uniformly, and so does
-    `draw_positives`."""
+      selection is what top_k makes of ties, neither random nor the first; the paper draws
+      uniformly, and so does `draw_positives`."""
     q, k = prepared(normalise, q=q, k=k)
     sizes = check("b d", q=q, k=k)
     sizes = check("k d", sizes, queue=queue)

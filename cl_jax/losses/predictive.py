@@ -58,11 +58,9 @@ def cpc(
       z: [B, T, D] latents of the encoder, not of the context (which has seen them); gradient flows
         to positives and negatives. Neither side is normalised.
       negatives: None: all other latents of the global batch. Or integers, positions in the latents
-        of the global
-        batch, z.reshape(B * T, D): [B, N, T-K], N for each (b, t), the same for all steps
-          (`sample_negatives`), or for
-        each step an array [B, N, T-k or T-K]. A negative that is the positive counts as a second
-        class, as in both public programs.
+        of the global batch, z.reshape(B * T, D): [B, N, T-K], N for each (b, t), the same for all
+        steps (`sample_negatives`), or for each step an array [B, N, T-k or T-K]. A negative that is
+        the positive counts as a second class, as in both public programs.
       scale: multiplies the scores; above 0. 1 in the paper, 1/D in CPC_audio (mean over channels).
       common_window: True: times t < T - K for every step (CPC_audio). False: t < T - k for step k,
         all there are.
@@ -197,8 +195,8 @@ def cpc_grid(
         predictions, a scale not above 0, `axis_name` not mapped.
 
     Reference: van den Oord et al. 2018, section 3.2; Henaff et al., Data-efficient image
-      recognition with contrastive
-    predictive coding, ICML 2020, whose pseudo-code loops over one offset only.
+      recognition with contrastive predictive coding, ICML 2020, whose pseudo-code loops over one
+      offset only.
     """
     return cpc_grid_steps(
         p,

@@ -36,8 +36,8 @@ def leave_one_out(
     Args:
       q: [H, B, D] queries by space, normalised here; gradient flows.
       k: [H, H, B, D] keys by space, then by view: k[h, j] is view j through head h; view 0 redraws
-        every augmentation, view j shares augmentation j with the query. Normalised here;
-        no gradient.
+        every augmentation, view j shares augmentation j with the query. Normalised here; no
+        gradient.
       queues: [H, K, D] earlier keys k[h, h] of each space, normalised; no gradient.
       temperature: above 0.
       normalise: features to unit length here; False takes them as they are. What a memory holds
@@ -54,8 +54,7 @@ def leave_one_out(
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
     Reference: Xiao et al., What Should Not Be Contrastive in Contrastive Learning, ICLR 2021. There
-      is no released
-    code; the formula follows descriptions of the paper.
+      is no released code; the formula follows descriptions of the paper.
     """
     rows = leave_one_out_rows(
         q, k, queues, temperature=temperature, block_size=block_size, normalise=normalise

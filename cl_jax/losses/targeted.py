@@ -68,9 +68,8 @@ def tsc(
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.
 
     Reference: Li et al. 2022, "Targeted supervised contrastive learning for long-tailed
-      recognition", arXiv 2111.13998,
-    with the weights of the authors' code (its separate targets, one for each class). The first half
-    of their epochs is `kcl`.
+      recognition", arXiv 2111.13998, with the weights of the authors' code (its separate targets,
+      one for each class). The first half of their epochs is `kcl`.
     """
     q, k = prepared(normalise, q=q, k=k)
     sizes = check("b d", q=q, k=k)

@@ -30,8 +30,8 @@ def push(queue: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.A
         gradient flows.
       axis_name: with it the batches of all devices enter, in rank order, so that every device holds
         the same queue of the global batch and a run does not depend on the number of devices. The
-        authors keep a queue of length L /
-        devices on each device: that is this function without `axis_name`, under the mapped axis.
+        authors keep a queue of length L / devices on each device: that is this function without
+        `axis_name`, under the mapped axis.
 
     Returns:
       [A, L, D] in the type of `queue`. Of a batch longer than the queue the first L rows stay.

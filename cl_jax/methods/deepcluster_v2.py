@@ -2,10 +2,9 @@
 clusters found once an epoch.
 
 E-step, before each epoch: spherical k-means, for each of several prototype sets, of the embeddings
-  that the images had when
-they were last seen; no pass over the data but the very first. M-step: every crop is classified into
-its image's cluster, by its dot products with the centroids. The centroids are the prototypes and
-stay as they are until the next E-step."""
+that the images had when they were last seen; no pass over the data but the very first. M-step:
+every crop is classified into its image's cluster, by its dot products with the centroids. The
+centroids are the prototypes and stay as they are until the next E-step."""
 
 import dataclasses
 import math
@@ -35,9 +34,8 @@ from cl_jax.views import View, draw, fields, multicrop
 
 class Memory(NamedTuple):
     """embeddings: [N, C, D] unit, of the first C crops of each example when it was last seen.
-    prototypes: [K_h, D] unit,
-    one array for each set. assignments: [H, N] int32. seed: uint32 [2], the key that E-steps draw
-      from."""
+    prototypes: [K_h, D] unit, one array for each set. assignments: [H, N] int32. seed: uint32 [2],
+      the key that E-steps draw from."""
 
     embeddings: jax.Array
     prototypes: tuple[jax.Array, ...]
@@ -67,11 +65,10 @@ def make(
     iterations: of k-means, from other rows in every epoch. block_size: see `spherical_kmeans`.
 
     Where the authors differ: each of their processes remembers the examples of its own epoch, so
-      that a set's clusters are
-    of those that were seen, and others have no cluster; here every example has one, by the last
-    time it was seen. The batch statistics of their first pass are kept, here they are not. Their
-    option to train the prototypes, after 300,000 steps, is longer than any of their runs and left
-    out."""
+    that a set's clusters are of those that were seen, and others have no cluster; here every
+    example has one, by the last time it was seen. The batch statistics of their first pass are
+    kept, here they are not. Their option to train the prototypes, after 300,000 steps, is longer
+    than any of their runs and left out."""
     num_prototypes = tuple(num_prototypes)
     if len(views) < 2 or not 1 <= num_assigned <= len(views):
         raise ValueError(

@@ -3,9 +3,8 @@ momentum key, a queue.
 
 Batch norm must not see query and key of an image among the same examples, or it gives the pair
 away: the encoder's `splits` cuts the global batch into groups with moments of their own (the
-  authors' GPUs), and keys pass the momentum
-network in another order. Both are of the global batch, so that any number of devices makes the same
-run."""
+  authors' GPUs), and keys pass the momentum network in another order. Both are of the global batch,
+  so that any number of devices makes the same run."""
 
 import math
 from collections.abc import Sequence
@@ -50,10 +49,8 @@ def parts(
 
     One step, as the authors': queries; keys of the momentum network; logits against the queue as it
     was; then the global batch's keys enter it, oldest slots first. The momentum network moves at
-    the end of a step and not at the
-    start of the next: the same numbers, since at the first of all steps both networks are equal.
-      Its batch statistics
-    are its own.
+    the end of a step and not at the start of the next: the same numbers, since at the first of all
+    steps both networks are equal. Its batch statistics are its own.
 
     head: "moco_v2", or "linear" for v1 and the CIFAR-10 demo.
     queue_size: any, also one that the batch does not divide.

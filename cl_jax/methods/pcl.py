@@ -4,8 +4,7 @@ image's clusters.
 E-step, before each epoch after the warm-up: k-means of the momentum network's clean features of the
 whole training split, at several numbers of clusters, and each cluster's concentration, its
 temperature. M-step: MoCo's loss plus ProtoNCE. The clusterings lie in the State's memory, with
-  random prototypes and `active` 0 during the warm-up, so that
-one compiled step serves the whole run.
+random prototypes and `active` 0 during the warm-up, so that one compiled step serves the whole run.
 """
 
 import dataclasses

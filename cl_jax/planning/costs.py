@@ -18,7 +18,7 @@ def flops(jaxpr: Any) -> float:
     multiplication with its addition; under `shard_map`, of one device.
 
     This is the count that model FLOP utilisation divides by. Loops are counted as often as they run
-    (a `while` whose end is not known once), of the branches of a `cond` the dearest, of
+    (a `while` of unknown trip count once), of the branches of a `cond` the most expensive, of
     `lax.platform_dependent` the default, and a convolution without the taps that meet padding or
     the zeros of a dilated gradient, which is why the three convolutions of a training step count
     the same whatever the stride."""

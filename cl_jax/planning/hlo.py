@@ -49,7 +49,7 @@ class Instruction(NamedTuple):
 
     @property
     def trips(self) -> int:
-        """How often a loop goes round, where the compiler knows; else 1."""
+        """Trip count of a loop; 1 where the compiler does not know it."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.line)
         return int(found[1]) if found else 1
 
@@ -73,7 +73,7 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def runs(parts: dict[str, list[Instruction]], entry: str) -> Counter[str]:
-    """How often each computation runs; a loop without a known end counts once."""
+    """How often each computation runs; a loop of unknown trip count counts once."""
     found: Counter[str] = Counter()
 
     def visit(name: str, times: int) -> None:

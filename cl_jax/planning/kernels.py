@@ -178,7 +178,7 @@ def _moved(results: list[hlo.Shape], operands: list[str], body: list[hlo.Instruc
 
 def _read(body: list[hlo.Instruction], name: str) -> int | None:
     """Numbers that a fusion reads of one of its values: of slices alone, none of what it writes in
-    place; else None, all."""
+    place; None if it reads all of them."""
     total = 0
     for one in body:
         if name not in one.operands:

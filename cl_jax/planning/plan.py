@@ -5,13 +5,11 @@ sizes are known. Ends with status 1 for a config that does not fit.
 
 Three compilers can say what the temporaries take, and none needs its device: `--compiler=tpu` with
 libtpu installed (`pip install -e '.[tpu]'`), `--compiler=gpu` with jax's CUDA plug-in
-(`'.[cuda]'`), and XLA's for CPUs, which computes
-bfloat16 convolutions in float32: for such a config its temporaries are a bound from above, about
-  twice too high, and the
-report says so. The memory traffic is that compiler's too, so the floor that the CPU's sets for
-another device is an estimate; those of arithmetic and links are bounds. A GPU's program is read
-kernel by kernel: `--layers` shows the floor of each part of the network, and whether bytes or
-  products set it.
+(`'.[cuda]'`), and XLA's for CPUs, which computes bfloat16 convolutions in float32: for such a
+config its temporaries are a bound from above, about twice too high, and the report says so. The
+memory traffic is that compiler's too, so the floor that the CPU's sets for another device is an
+estimate; those of arithmetic and links are bounds. A GPU's program is read kernel by kernel:
+`--layers` shows the floor of each part of the network, and whether bytes or products set it.
 """
 
 import dataclasses
@@ -100,7 +98,7 @@ def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int
     changed.data = ConfigDict(
         dict(name="declared", train_size=size, test_size=test, image_size=side, num_classes=classes)
     )
-    for key in ("fraction", "imbalance"):
+    for key in ("validation", "fraction", "imbalance"):
         if key in section:
             changed.data[key] = section[key]
     return changed
@@ -444,7 +442,7 @@ def tpu_mesh(kind: str, devices: int) -> jax.sharding.Mesh | None:
         ("TPU_ACCELERATOR_TYPE", "none"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
     ):
-        os.environ.setdefault(name, value)  # not on a TPU machine: do not ask who we are
+        os.environ.setdefault(name, value)  # not on a TPU machine: no query of its metadata
     found = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{kind}:{SLICES[kind][min(sizes)]}"
     ).devices

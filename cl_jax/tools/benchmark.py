@@ -10,12 +10,18 @@ the same settings of the probe. A config of several stages runs its first. Every
 its own, so its peak memory is its own; it leaves `row.json` in its workdir. The same command
 continues where it was stopped: finished rows are read, a broken run resumes from its checkpoint.
 
+--seeds=3 runs each three times; the table then has means, deviations and 95 % intervals, Student's
+over the seeds and, for shares of right answers, the draw of the test examples. "better" and "worse"
+stand only where zero is outside the interval. --all makes the survey of every system instead.
+
 --set changes the configs of all methods; it skips a key of encoder, optimizer or method that a
 config does not list, since a ViT has no width multiplier.
 """
 
 import argparse
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -24,12 +30,11 @@ import multiprocessing.connection
 import os
 import resource
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,9 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
+from cl_jax.data import declared
+from cl_jax.data.source import Source
+from cl_jax.tools import _budget, _table
 from cl_jax.training import configs
 from cl_jax.training.workdir import path_of
 
@@ -45,22 +53,8 @@ KNN = {
     "knn": {"k": 200, "temperature": 0.1},
     "knn20": {"name": "knn", "figure": "knn20", "k": 20, "temperature": 0.07},
 }
+OUT_OF_TIME = 75
 PROBE = {"batch_size": 256, "learning_rate": 0.1, "weight_decay": 0.0}
-COLUMNS = (
-    ("knn", "kNN 200", 100, 1),
-    ("knn20", "kNN 20", 100, 1),
-    ("linear_cached", "linear, cached", 100, 1),
-    ("linear_augmented", "linear, augmented", 100, 1),
-    ("untrained", "untrained, kNN 200", 100, 1),
-    ("raw_pixels", "raw pixels, kNN 200", 100, 1),
-    ("reached", "its own measure", 1, 3),
-    ("reached_untrained", "its own measure, untrained", 1, 3),
-    ("alignment", "alignment", 1, 3),
-    ("uniformity", "uniformity", 1, 2),
-    ("images_per_second", "images/s", 1, 0),
-    ("train_seconds", "training, s", 1, 0),
-    ("peak_memory_mib", "peak memory, MiB", 1, 0),
-)
 
 
 def of_scenes() -> list[str]:
@@ -83,10 +77,10 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     _, config, _ = stages(config, "")[0]
     if args.packed:
         config.data = ConfigDict({"name": "packed", "path": args.packed})
+    for change in args.set:
+        change_config(config, change)
     if args.epochs:
-        share, config.total_epochs = args.epochs / config.total_epochs, args.epochs
-        for section in (config.optimizer, config.method):
-            shorten(section, share)
+        _budget.shorten(config, epochs=args.epochs, examples=examples_of(config))
     config.seed = seed
     config.evals.every_epochs = 0.0
     if is_of_images(config):
@@ -105,22 +99,26 @@ def is_of_images(config: ConfigDict) -> bool:
     return {"knn", "linear"} <= set(config.evals.protocols)
 
 
-def shorten(section: ConfigDict, share: float) -> None:
-    """Scales what a section counts in epochs (warm-up, milestones, freezing) to a budget below the
-    config's own."""
-    for key, value in section.items():
-        if key.endswith("_epochs") and share < 1:
-            scaled = [
-                type(at)(round(at * share, 6))
-                for at in (value if isinstance(value, tuple | list) else (value,))
-            ]
-            section[key] = tuple(scaled) if isinstance(value, tuple | list) else scaled[0]
+def examples_of(config: ConfigDict) -> int:
+    """Training examples of a config; of CIFAR-10 and other known sets without reading them."""
+    section = config.data
+    known = declared.KNOWN.get(section.get("dataset", ""))
+    if known is None or {"imbalance", "validation", "train_split"} & set(section):
+        return _examples_read(section.to_json(), config.seed)
+    return round(section.get("fraction", 1.0) * known[0])
+
+
+@functools.lru_cache
+def _examples_read(section: str, seed: int) -> int:
+    from cl_jax.training.experiment import load_data
+
+    return load_data(ConfigDict({"data": json.loads(section), "seed": seed})).train.size
 
 
 def change_config(config: ConfigDict, change: str) -> None:
-    """Applies "section.key=value"; "views.size=16" is of every view. Encoders, optimisers and
-    methods differ between
-    configs: a key that theirs does not have is left out."""
+    """Applies "section.key=value". Encoders, optimisers and methods differ between configs: a key
+    that theirs does not have is left out. "views.size=16" is of the largest view; smaller ones keep
+    their share of it."""
     path, given, text = change.partition("=")
     *sections, key = path.split(".")
     if not given or len(sections) > 1:
@@ -145,9 +143,24 @@ def change_config(config: ConfigDict, change: str) -> None:
             + "."
         )
     section = config[sections[0]]
+    if (sections[0], key) == ("views", "size"):
+        resize(config, value)
+        return
     for part in section.values() if sections[0] == "views" else [section]:
         if key in part or sections[0] in ("views", "data"):
             part[key] = value
+
+
+def resize(config: ConfigDict, side: int) -> None:
+    """Makes the largest view of a config `side` pixels, the others in proportion; of a transformer,
+    whole patches."""
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"--set=views.size={side}; expected a number of pixels, such as 16.")
+    images = [view for view in config.views.values() if view.get("kind", "image") == "image"]
+    sides = [view.get("size", 32) for view in images]
+    unit = config.encoder.get("patch", 1)
+    for view, before in zip(images, sides):
+        view.size = max(unit, unit * round(side * before / max(sides) / unit))
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -200,7 +213,9 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024)
     )
-    measure = loop.evaluation_of(built, config, workdir).best
+    evaluation = loop.evaluation_of(built, config, workdir)
+    measure = evaluation.best
+    titles = {key: text for one in built.evaluators.values() for key, text in one.titles.items()}
     return {
         "knn": results.get("knn/top1"),
         "knn20": results.get("knn20/top1"),
@@ -213,6 +228,9 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         "measure": measure,
         "reached": results.get(measure),
         "reached_untrained": baselines.get(f"untrained/{measure}"),
+        "better": evaluation.better.get(measure, 1),
+        "share": "%" in titles.get(measure, ""),
+        "test_units": units_of(built.data.test),
         "images_per_second": speed,
         "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
         "wall_seconds": time.perf_counter() - began,
@@ -226,6 +244,13 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
+
+
+def units_of(source: Source) -> int:
+    """Independent examples of a part: of `scenes` its handwritings, of which there are several
+    images each."""
+    arrays = source.arrays or {}
+    return len(set(arrays["instance"].tolist())) if "instance" in arrays else source.size
 
 
 def commit() -> str:
@@ -278,7 +303,8 @@ def run_all(
     run: Callable[..., dict[str, Any]] = in_a_process,
 ) -> list[dict[str, Any]]:
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    stem = Path(args.out).expanduser() if args.out else path_of(args.workdir) / "table"
     for name in names:
         for seed in range(args.seeds):
             config = config_of(name, args, seed)
@@ -311,9 +337,21 @@ def run_all(
                 workdir.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps(row, indent=1) + "\n")
             rows.append(row)
-            stem = Path(args.out).expanduser() if args.out else path_of(args.workdir) / "table"
-            write(rows, stem)
+            write(rows, stem, shown(rows, args, names))
     return rows
+
+
+def shown(rows: Sequence[dict[str, Any]], args: argparse.Namespace, names: Sequence[str]) -> str:
+    """The table that the arguments ask for."""
+    if args.all:
+        return _table.survey(rows, names)
+    return _table.markdown(rows, args.against)
+
+
+def kept_rows(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that earlier calls left in the workdir."""
+    found = (path_of(args.workdir) / n / f"seed{s}" for n in names for s in range(args.seeds))
+    return [json.loads(p.read_text()) for folder in found if (p := folder / "row.json").exists()]
 
 
 def probe_of(args: argparse.Namespace) -> list[float]:
@@ -321,8 +359,8 @@ def probe_of(args: argparse.Namespace) -> list[float]:
     return [args.probe_epochs, args.augmented_epochs]
 
 
-def write(rows: Sequence[dict[str, Any]], stem: Path) -> None:
-    """`stem`.json, .csv and .md; the last with mean and deviation over seeds."""
+def write(rows: Sequence[dict[str, Any]], stem: Path, text: str) -> None:
+    """`stem`.json and .csv of the rows, and the table as .md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     fields = list(dict.fromkeys(key for row in rows for key in row))
@@ -331,39 +369,7 @@ def write(rows: Sequence[dict[str, Any]], stem: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     stem.with_suffix(".csv").write_text(buffer.getvalue())
-    stem.with_suffix(".md").write_text(markdown(rows))
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line per method: means, with the sample deviation of several seeds; - for what was not
-    measured."""
-    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    titles = [
-        "method",
-        "measure",
-        "epochs",
-        "seeds",
-        *(title + (", %" if scale == 100 else "") for _, title, scale, _ in shown),
-        "config",
-        "commit",
-    ]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name]
-        done = [row for row in mine if "error" not in row]
-        if not done:
-            lines.append(f"| {name} | failed: {mine[0]['error']} |" + " |" * (len(titles) - 2))
-            continue
-        cells = [name, done[0].get("measure", "knn/top1"), f"{done[0]['epochs']:g}", str(len(done))]
-        for key, _, scale, digits in shown:
-            values = [scale * row[key] for row in done if row.get(key) is not None]
-            cell = f"{statistics.mean(values):,.{digits}f}" if values else "-"
-            cells.append(
-                cell + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
-            )
-        cells += [done[0]["config"], " ".join(dict.fromkeys(row["commit"] for row in done))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    stem.with_suffix(".md").write_text(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -379,6 +385,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="names of configs, with commas between them; paths and modules too. all, the default: "
         "those of the images of scenes, which one table compares; every: all configs, each by its "
         "own measure",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="the survey: every config at its own default, by its own measure beside the untrained "
+        "network's and what is published; systems without a finished run are listed too",
+    )
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="NAME",
+        help="a method of the table; the others' difference from it gets a column",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="save and stop after so long, with status 75; the same command goes on from there",
     )
     parser.add_argument(
         "--data",
@@ -398,7 +422,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--epochs",
         type=float,
         default=0.0,
-        help="budget of every method (default: each config's own)",
+        help="budget of every method (default: each config's own); a smaller one shortens "
+        "warm-ups, freezing and running means with it",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
     parser.add_argument(
@@ -426,15 +451,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs.see_working_folder()
     xla.prepare()  # for this process and those it starts
     try:
-        groups = {"all": of_scenes, "every": configs.names}
-        names = [name for name in args.methods.split(",") if name]
-        if args.methods in groups:
-            names = groups[args.methods]()
+        names = names_of(args)
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
-        rows = run_all(args, names)
+        with stopped_after(args.minutes):
+            rows = run_all(args, names)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(markdown(rows), end="")
+    except TimeoutError:
+        print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+        print(shown(kept_rows(args, names), args, names), end="")
+        return OUT_OF_TIME
+    print(shown(rows, args, names), end="")
     return 1 if any("error" in row for row in rows) else 0
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """The configs that the arguments name.
+
+    Raises:
+      ValueError: a baseline that is not among them.
+    """
+    groups = {"all": of_scenes, "every": configs.names}
+    asked = "every" if args.all and args.methods == "all" else args.methods
+    names = groups[asked]() if asked in groups else [name for name in asked.split(",") if name]
+    if args.against and args.against not in names:
+        raise ValueError(
+            f"--against={args.against} is not in the table; expected one of {', '.join(names)}"
+            f"{nearest(args.against, names)}."
+        )
+    return names
+
+
+@contextlib.contextmanager
+def stopped_after(minutes: float) -> Iterator[None]:
+    """Ends what runs inside after so many minutes: the run in progress saves, as at any SIGTERM.
+
+    Raises:
+      TimeoutError: the time is over.
+    """
+    if not minutes:
+        yield
+        return
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    timer = threading.Timer(60 * minutes, end)
+    before = signal.signal(signal.SIGTERM, _exit)  # between two runs
+    timer.start()
+    try:
+        yield
+    except SystemExit:
+        if over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(*_: Any) -> None:
+    raise SystemExit(143)

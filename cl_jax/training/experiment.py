@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax import views
 from cl_jax.core import parallel, settings
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import AXIS, EACH, SAME
@@ -22,7 +23,7 @@ from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
-from cl_jax.data.source import Splits, fraction, labels_of, long_tailed
+from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
@@ -42,13 +43,32 @@ class Built(NamedTuple):
 
 
 def load_data(config: ConfigDict) -> Splits:
-    """The config's data: of the training part the `fraction` that the section asks for, and that
-    long-tailed where it says an `imbalance`; the part before that is `more["balanced"]`."""
+    """The config's data, changed as its section says.
+
+    `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
+    and takes the place of the test part, which is then read by nothing; `more` stays as it is.
+    `fraction`: the share of the training part that is trained on. `imbalance`: how long-tailed that
+    is made; the part before is `more["balanced"]`.
+
+    Raises:
+      ConfigError: a validation part of data whose test part is only half of its evaluation.
+    """
     section = dict(config.data)
     share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
+    validation = section.pop("validation", 0.0)
     settings.check_value("data.fraction", share, float)
     settings.check_value("data.imbalance", imbalance, float)
+    settings.check_value("data.validation", validation, float)
     splits: Splits = _call("cl_jax.data", section)
+    if validation:
+        if "gallery" in splits.more:
+            raise ConfigError(
+                f"data.validation={validation:g}: the test part of {config.data.name} are queries "
+                "to a gallery of the same people, and no part of the training images has one; "
+                "leave it 0."
+            )
+        train, held = held_out(splits.train, validation, seed=config.seed)
+        splits = splits._replace(train=train, test=held)
     train = fraction(splits.train, share, seed=config.seed)
     if imbalance == 1:
         return splits._replace(train=train)
@@ -310,9 +330,9 @@ def _factory(package: str, name: str) -> Callable[..., Any]:
     return factory
 
 
-def keywords(package: str, name: str) -> list[str]:
+def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     """The keywords that a section of that name takes."""
-    return list(inspect.signature(_factory(package, name)).parameters)
+    return inspect.signature(_factory(package, name)).parameters
 
 
 def _module(package: str, name: str, function: str) -> Any:

@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
     Args:
       config: of one stage (`stages`).
       workdir: of the stage.
-      stop: listens for signals; None listens while this function runs.
+      stop: listens for signals; None to listen while this function runs.
 
     Raises:
       Interrupted: a signal came; the State was saved.
@@ -197,7 +197,7 @@ class Training:
             self.pending.add(at, values)
             done, each = self.steps.step, self.config.log_steps
             if told or self._evaluates(done) or self._saves(done):
-                self.pending.flush()  # nothing is saved before it was seen to be finite
+                self.pending.flush()  # nothing is saved before it is known to be finite
             elif done // each > at // each:
                 self.pending.log()
         except NonFinite as bad:

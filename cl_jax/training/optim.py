@@ -152,8 +152,8 @@ def path_of(path: Sequence[Any]) -> str:
 
 
 def decay_mask(*, exclude_ndim: int = -1, exclude_paths: Sequence[str] = ()) -> Mask:
-    """params -> tree of bool: False for leaves of at most `exclude_ndim` axes or whose path a
-    pattern is found in.
+    """params -> tree of bool: False for leaves of at most `exclude_ndim` axes or whose path
+    matches a pattern.
 
     Patterns are regular expressions searched in `path_of`; a plain word is one. exclude_ndim=1
     leaves out biases and the scales and shifts of norms (MoCo v3's LARS, DINO's decay, and what
@@ -301,9 +301,9 @@ def freeze_until(
     path_contains: Sequence[str],
     optimizer: Callable[[int], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Leaves the parameters whose path a pattern is found in alone for the first `steps` updates.
+    """Freezes the parameters whose path matches a pattern for the first `steps` updates.
 
-    Alone as with a gradient of None in PyTorch: no step, no decay, no change of momenta or of
+    Frozen as with a gradient of None in PyTorch: no step, no decay, no change of momenta or of
     Adam's count. So those parameters have an optimiser of their own, optimizer(steps); the others
     have optimizer(0). The argument is what
     schedules must add to its count: optimizer = lambda offset: sgd(lambda step: lr(step + offset),

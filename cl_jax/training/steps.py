@@ -124,7 +124,7 @@ class Stepper:
         return state, metrics
 
     def again(self, state: State, count: int) -> Metrics:
-        """The metrics of the step that `state` is before, by the program that does it alone or
+        """The metrics of one step from `state`, re-run by the program that does it alone or
         first of `count`."""
         if count == 1:
             return self(state)[1]
@@ -134,8 +134,7 @@ class Stepper:
         return jax.tree.map(lambda x: x[0], metrics)
 
     def skip(self, state: State) -> State:
-        """Past the step that a State stopped before: its batch is left out, and what followed it is
-        done again."""
+        """Skips the failed step and resumes after its batch: what followed it is run again."""
         self.step = int(state.step) + 1
         self.loaded = None
         clocks: dict[str, Any] = {"step": state.step + 1, "opt": _one_later(state.opt)}

@@ -218,12 +218,11 @@ def tf_box(
     image.
 
     Per try: width / height uniform in `ratio`; height uniform over the integers between the box of
-      the smallest area
-    and the largest that fits, so that small areas are favoured; one step of repair where rounding
-    left `scale`. The first of T tries that holds the area and covers `min_covered` of the image is
-    taken, else the whole image. The coverage outdoes a `scale` that starts below it: with 0.08, no
-    box is smaller than 0.1. Offsets never reach the last place (TensorFlow draws below image - box,
-    not up to it).
+    the smallest area and the largest that fits, so that small areas are favoured; one step of
+    repair where rounding left `scale`. The first of T tries that holds the area and covers
+    `min_covered` of the image is taken, else the whole image. The coverage outdoes a `scale` that
+    starts below it: with 0.08, no box is smaller than 0.1. Offsets never reach the last place
+    (TensorFlow draws below image - box, not up to it).
 
     Args:
       height, width: integers, Python's or traced. ratio_draw, height_draw: [T] uniform in [0, 1).

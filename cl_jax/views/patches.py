@@ -62,10 +62,8 @@ def augment(
       keys: [B] typed keys, one per example.
       patches: [B, rows, columns, size, size, C], floats in [0, 1].
       subcrop: side in pixels of a square at a random place of the patch, which alone is seen, moved
-        to its middle with
-        zeros around it: after normalisation these are the mean colour. CPC v1 has 60 of 64 pixels;
-          what it pads with, and
-        where, is not stated.
+        to its middle with zeros around it: after normalisation these are the mean colour. CPC v1
+        has 60 of 64 pixels; what it pads with, and where, is not stated.
       drop_channels: probability that only one of the patch's channels, drawn at random, is seen,
         the others 0 after normalisation. CPC v2 drops two of three, as Doersch et al., ICCV 2015,
         who fill with faint noise.

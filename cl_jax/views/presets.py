@@ -147,9 +147,8 @@ def _one_of(field: str, value: str, expected: tuple[str, ...]) -> None:
 
 def simclr(size: int = 224, strength: float = 1.0, *, additive_brightness: bool = False) -> Recipe:
     """SimCLR v1 and v2 on ImageNet. `additive_brightness` is the paper's and the first code's; the
-    released default
-    multiplies. No normalisation: the network sees [0, 1]. Sigma is drawn per image; the authors
-      draw one per core."""
+    released default multiplies. No normalisation: the network sees [0, 1]. Sigma is drawn per
+    image; the authors draw one per core."""
     return Recipe(
         size=size,
         family="tf",

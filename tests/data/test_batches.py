@@ -20,6 +20,7 @@ from cl_jax.data.source import (
     Source,
     fraction,
     from_arrays,
+    held_out,
     labels_of,
     long_tailed,
     subset,
@@ -312,6 +313,45 @@ def test_subset_keeps_the_order_asked_for(make):
     np.testing.assert_array_equal(labels_of(part), [1, 2, 2])
     with pytest.raises(ValueError, match="from 0 to 9"):
         subset(make(10), [10])
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_a_validation_part_has_its_share_of_every_class_and_nothing_of_the_rest(make):
+    source = make(120)
+    rest, held = held_out(source, 0.2, seed=4)
+    assert np.bincount(labels_of(rest)).tolist() == [32, 32, 32]
+    assert np.bincount(labels_of(held)).tolist() == [8, 8, 8]
+
+    def pixels(s):
+        return [int(s.read(i)["image"][0, 0, 0]) for i in range(s.size)]
+
+    assert sorted(pixels(rest) + pixels(held)) == sorted(pixels(source))
+    assert set(pixels(held_out(source, 0.1, seed=4)[1])) < set(pixels(held))
+    assert pixels(held_out(source, 0.2, seed=5)[1]) != pixels(held)
+    assert rest.sizes == held.sizes == source.sizes
+
+
+def test_a_validation_part_has_whole_groups():
+    """Of `scenes`, no handwriting is in both parts."""
+    arrays = arrays_of(60) | {"instance": np.arange(60, dtype=np.int32) // 5}
+    arrays["label"] = (arrays["instance"] % 3).astype(np.int32)
+    rest, held = held_out(from_arrays("x", arrays, {"label": 3}), 0.25, seed=0)
+    assert rest.size == 45 and held.size == 15
+    assert not set(rest.arrays["instance"]) & set(held.arrays["instance"])
+    assert set(held.arrays["label"]) == set(rest.arrays["label"]) == {0, 1, 2}
+
+
+def test_validation_parts_of_sources_without_labels_and_of_rare_classes():
+    bare = from_arrays("bare", {"image": arrays_of(10)["image"]}, {})
+    assert [part.size for part in held_out(bare, 0.3, seed=0)] == [7, 3]
+    arrays = arrays_of(10) | {"label": np.array([0] * 9 + [1], np.int32)}
+    rest, held = held_out(from_arrays("rare", arrays, {"label": 2}), 0.5, seed=0)
+    assert np.bincount(labels_of(rest)).tolist() == [5, 1] and 1 not in labels_of(held)
+    with pytest.raises(ValueError, match=r"share is 1; expected between 0 and 1"):
+        held_out(bare, 1, seed=0)
+    single = from_arrays("single", arrays_of(3), {"label": 3})
+    with pytest.raises(ValueError, match="expected a class of two or more groups"):
+        held_out(single, 0.5, seed=0)
 
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cl_jax.tools import benchmark
+from cl_jax.training import configs
 
 
 def settings(tmp_path, **changed):
@@ -24,6 +25,8 @@ def settings(tmp_path, **changed):
         "augmented_epochs": 0.0,
         "workdir": str(tmp_path),
         "out": "",
+        "all": False,
+        "against": "",
     } | changed
     return type("Args", (), given)()
 
@@ -40,16 +43,39 @@ def row(text, workdir, augmented_epochs):
 @pytest.mark.parametrize("name", benchmark.of_scenes())
 def test_every_config_takes_the_shared_settings(tmp_path, name):
     config = benchmark.config_of(
-        name, settings(tmp_path, epochs=0.5, set=["views.size=12", "batch_size=8"]), seed=3
+        name, settings(tmp_path, epochs=2.0, set=["views.size=12", "batch_size=8"]), seed=3
     )
     assert (config.seed, config.batch_size, config.total_epochs, config.evals.protocols.knn.k) == (
         3,
         8,
-        0.5,
+        2.0,
         200,
     )
-    assert config.evals.feature == "h" and all(view.size == 12 for view in config.views.values())
+    assert config.evals.feature == "h"
+    assert max(view.size for view in config.views.values()) == 12
     assert config.optimizer.get("warmup_epochs", 0) <= 0.5
+
+
+def test_a_shorter_side_of_views_keeps_their_proportions(tmp_path):
+    sides = [
+        [
+            view.size
+            for view in benchmark.config_of(
+                "swav", settings(tmp_path, variant="", set=change), 0
+            ).views.values()
+        ]
+        for change in ([], ["views.size=8"])
+    ]
+    assert sides == [[16, 12], [8, 6]]
+    with pytest.raises(ValueError, match=r"views\.size=x; expected a number of pixels"):
+        benchmark.config_of("swav", settings(tmp_path, set=["views.size=x"]), 0)
+
+
+def test_a_setting_on_the_command_line_is_not_shortened(tmp_path):
+    given = settings(tmp_path, data="cifar10", variant="", epochs=2.0)
+    assert benchmark.config_of("dino", given, 0).method.momentum < 0.98
+    given.set = ["method.momentum=0.9995"]
+    assert benchmark.config_of("dino", given, 0).method.momentum == 0.9995
 
 
 def test_a_setting_is_left_out_where_the_section_has_no_such_key(tmp_path):
@@ -177,3 +203,31 @@ def test_a_system_of_other_data_keeps_its_own_protocols(tmp_path):
     config = benchmark.config_of("simcse", settings(tmp_path), 0)
     assert "sts" in config.evals.protocols and "knn20" not in config.evals.protocols
     assert "knn20" in benchmark.config_of("byol", settings(tmp_path), 0).evals.protocols
+
+
+def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, monkeypatch):
+    """Stopped after its time, it says which systems were not run; the same command goes on."""
+    slow = {"byol": 30.0}
+
+    def run(text, workdir, augmented_epochs):
+        name = json.loads(text)["method"]["name"]
+        time.sleep(slow.get(name, 0.0))
+        measure = {"measure": "knn/top1", "share": True, "better": 1, "test_units": 400}
+        return measure | {"epochs": 1, "reached": 0.8, "reached_untrained": 0.3, "wall_seconds": 9}
+
+    monkeypatch.setattr(benchmark.run_all, "__defaults__", (run,))
+    command = ["--all", "--methods=simclr_v1,byol", f"--workdir={tmp_path}", "--variant=debug"]
+    assert benchmark.main([*command, "--minutes=0.02"]) == benchmark.OUT_OF_TIME
+    said = capsys.readouterr().out
+    assert "| `simclr_v1` | knn/top1 | 30.0 % | 80.0 % | +50.0, one seed | 1 | 9 |" in said
+    assert "| `byol` | not run | not run |" in said and "92.58 % online linear" in said
+    slow.clear()
+    assert benchmark.main(command) == 0
+    assert "not run" not in capsys.readouterr().out
+
+
+def test_all_is_every_config(tmp_path):
+    args = settings(tmp_path, all=True, methods="all")
+    assert benchmark.names_of(args) == configs.names()
+    with pytest.raises(ValueError, match="--against=byoll is not in the table"):
+        benchmark.names_of(settings(tmp_path, methods="byol,dino", against="byoll"))

@@ -159,6 +159,7 @@ TRAINER = (
     ("views.both.size", (0, -1, 1.5, "abc")),
     ("views.both.copies", (0, -1, 1.5)),
     ("data.fraction", (0, -0.1, 1.5, math.nan, "abc")),
+    ("data.validation", (-0.1, 1.0, math.nan, "abc")),
     ("data.imbalance", (0, 0.5, -1.0, math.nan, "abc")),
 )
 

@@ -1,0 +1,62 @@
+"""Checks at trace time: what passes, and the sentence for what does not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cl_jax.core import shapes
+
+
+def test_letters_have_one_size_over_arrays_and_calls():
+    sizes = shapes.check("b d", z_a=jnp.zeros((4, 3)), z_b=jnp.zeros((4, 3)))
+    assert sizes == {"b": 4, "d": 3}
+    assert shapes.check("k d", sizes, queue=jnp.zeros((9, 3))) == {"b": 4, "d": 3, "k": 9}
+    assert shapes.check("... 2", boxes=jnp.zeros((5, 6, 2))) == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "arrays", "words"),
+    [
+        ("b d", {"a": (4, 3), "b": (5, 3)}, r"b has shape \(5, 3\).*b = 4 as in a, got 5"),
+        ("b d", {"a": (4,)}, r"a has shape \(4,\), 1 axes; expected \[b, d\]"),
+        ("b 3", {"a": (4, 2)}, "that axis = 3, got 2"),
+    ],
+)
+def test_a_wrong_shape_names_the_array_and_who_set_the_size(spec, arrays, words):
+    with pytest.raises(ValueError, match=words):
+        shapes.check(spec, **{name: jnp.zeros(shape) for name, shape in arrays.items()})
+
+
+def test_types():
+    with pytest.raises(ValueError, match="x has dtype int32; expected floating-point features"):
+        shapes.check_real(x=jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match="labels has dtype float32; expected integers"):
+        shapes.check_integer("b", labels=jnp.zeros(2))
+    assert shapes.check_integer("b", labels=jnp.zeros(2, jnp.uint8)) == {"b": 2}
+
+
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), 0.0])
+def test_a_number_that_is_not_positive_is_refused_with_typical_temperatures(value):
+    with pytest.raises(ValueError, match=r"temperature is .*Typical temperatures are"):
+        shapes.check_positive(temperature=value)
+
+
+def test_traced_scalars_pass_and_vectors_do_not():
+    jax.jit(lambda t: shapes.check_positive(temperature=t))(jnp.float32(-1))
+    with pytest.raises(ValueError, match=r"temperature has shape \(1,\); expected a scalar"):
+        shapes.check_positive(temperature=jnp.ones(1))
+    shapes.check_positive(temperature=None)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_a_count_is_an_integer_of_at_least_1(value):
+    with pytest.raises(ValueError, match=r"block_size is .*expected an integer of at least 1"):
+        shapes.check_count(block_size=value)
+    shapes.check_count(block_size=None, k=3, m=2.0)
+
+
+def test_an_axis_that_is_not_mapped_is_refused_with_both_ways_to_map_it():
+    with pytest.raises(ValueError, match=r"axis_name='batch' is not mapped here.*jax\.shard_map"):
+        shapes.check_axis("batch")
+    shapes.check_axis(None)
+    jax.vmap(lambda x: (shapes.check_axis("batch"), x)[1], axis_name="batch")(jnp.zeros(2))

@@ -1,0 +1,30 @@
+"""The augmented probe: its settings and its examples. What it computes: `test_linear.py`."""
+
+import numpy as np
+import pytest
+
+from cl_jax.data.source import from_arrays
+from cl_jax.evals import linear_augmented
+
+
+def test_examples_without_a_label_are_left_out():
+    image = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    arrays = {"image": image, "label": np.array([0, -1, 2, -1], np.int32)}
+    source = from_arrays("four", arrays, {"label": 3})
+    kept = linear_augmented.labelled(source, "label")
+    assert kept.size == 2 and [int(kept.read(i)["image"][0, 0, 0]) for i in range(2)] == [0, 2]
+    arrays = arrays | {"label": np.array([0, 1, 2, 1], np.int32)}
+    whole = from_arrays("four", arrays, {"label": 3})
+    assert linear_augmented.labelled(whole, "label") is whole
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"learning_rate": -1.0}])
+def test_settings_out_of_range_are_refused_before_anything_is_trained(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        linear_augmented.make(**settings)
+
+
+def test_it_says_what_it_needs_and_which_way_is_better():
+    found = linear_augmented.make(label="kind")
+    assert found.needs.labels == ("kind",) and found.needs.fields == ("image",)
+    assert found.when == "asked" and found.better == {"linear/augmented/top1": 1}

@@ -1,0 +1,105 @@
+"""SimCLR v2's stages: pre-training with and without memory, and distillation from a teacher."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cl_jax import losses
+from cl_jax.core.method import Run, Stage
+from cl_jax.methods import distill, simclr_v2
+from cl_jax.views import draw
+from cl_jax.views import make as recipe
+
+VIEW = recipe({"name": "crop_flip", "size": 4, "test_crop": 1.0})
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
+BATCH = {
+    "image": IMAGES,
+    "id": np.arange(8, dtype=np.int32),
+    "label": np.arange(8, dtype=np.int32) % 3,
+}
+RUN = Run(None, 8, 32, 4, 8, {"label": 3})
+
+
+class Linear(nn.Module):
+    dtype: None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        return {"h": nn.Dense(6)(x.reshape(len(x), -1))}
+
+
+def one_step(method):
+    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    return state, *jax.jit(method.update)(state, BATCH, jax.random.key(1))
+
+
+def pretrained(**changes):
+    return simclr_v2.make(
+        encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,) * 2, run=RUN, out_dim=4, **changes
+    )
+
+
+def test_the_released_code_adds_the_two_directions():
+    _, _, twice = one_step(pretrained())
+    _, _, once = one_step(pretrained(sum_directions=False))
+    np.testing.assert_allclose(twice["loss"], 2 * once["loss"], rtol=1e-5)
+    np.testing.assert_allclose(twice["chance"], 2 * np.log(15), rtol=1e-6)
+
+
+def test_keys_of_both_views_enter_the_queue():
+    method = pretrained(queue_size=32, momentum=0.5)
+    first, after, metrics = one_step(method)
+    changed = jnp.any(first.memory.rows != after.memory.rows, axis=1)
+    assert int(changed.sum()) == 16 and method.negatives == 32 + 7
+    np.testing.assert_allclose(jnp.linalg.norm(after.memory.rows[changed], axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(metrics["chance"], 2 * np.log(40), rtol=1e-6)
+
+
+class Teacher:
+    """What distillation reads of a finished stage."""
+
+    def __init__(self, network):
+        self.network = network
+        x = jnp.zeros((1, 4, 4, 3))
+        self.params = network.init(jax.random.key(5), x, True)["params"]
+
+    def evaluated(self, state):
+        return self.params, {}
+
+    def features(self, params, stats, images, train):
+        return self.network.apply({"params": params}, images, train), {}
+
+
+def test_the_student_learns_the_teachers_soft_labels_on_its_own_view():
+    method = distill.make(
+        encoder=Linear(),
+        tx=optax.sgd(0.0),
+        views=(VIEW,),
+        run=RUN._replace(previous=Stage(Teacher(distill.Student(Linear(), 3)), None)),
+    )
+    state, _, metrics = one_step(method)
+    network = distill.Student(Linear(), 3)
+
+    @jax.jit
+    def expected(state):
+        (view,) = draw((VIEW,), BATCH, jax.random.key(1))
+        student = network.apply({"params": state.params}, view, True)["logits"]
+        taught = network.apply({"params": state.target.params}, view, True)["logits"]
+        agree = (student.argmax(1) == taught.argmax(1)).mean()
+        return losses.soft_labels(student, taught, temperature=1.0).loss, agree
+
+    loss, agree = expected(state)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["agreement"], agree, rtol=1e-6)
+
+
+def test_distillation_without_a_teacher_is_refused():
+    with pytest.raises(ValueError, match="distillation wants a teacher"):
+        distill.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=RUN)
+    with pytest.raises(ValueError, match="SimCLR contrasts two views; the config has 1"):
+        simclr_v2.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=RUN)
+    with pytest.raises(ValueError, match="queue_size=65 is more than both views"):
+        pretrained(queue_size=65)

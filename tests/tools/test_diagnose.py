@@ -1,0 +1,21 @@
+"""`cl-jax diagnose` of logs alone."""
+
+import json
+
+from cl_jax.tools import diagnose
+
+
+def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):
+    assert diagnose.main([str(tmp_path)]) == 1
+    assert "config.json is missing; expected a run's workdir" in capsys.readouterr().err
+
+
+def test_the_verdict_of_each_evaluation_is_printed(tmp_path, capsys):
+    rows = [
+        {"step": 1, "loss": 5.0, "chance": 5.0},
+        {"step": 1, "knn/top1": 0.1, "h/effective_rank": 1.2, "h/std": 1e-5},
+    ]
+    (tmp_path / "config.json").write_text('{"total_epochs": 12.0}')
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert diagnose.main([str(tmp_path)]) == 0
+    assert str(tmp_path) in capsys.readouterr().out

@@ -1,0 +1,44 @@
+"""`cl-jax plan`: a plan on paper, and settings that have none."""
+
+import json
+
+import pytest
+
+from cl_jax.tools import plan
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "CONFIG is needed"),
+        (["simclr_v1", "--devices=0"], "--devices=0; expected at least 1"),
+        (["simclr_v1", "--device=abacus"], "invalid choice: 'abacus'"),
+    ],
+)
+def test_words_that_are_no_plan_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        plan.main(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simclr_v1", "--stage=distil"], "distil"),
+        (["simclr_v9"], "did you mean 'simclr_v"),
+        (["simclr_v1", "--compiler=gpu", "--device=v5p"], "'.[cuda]'"),
+    ],
+)
+def test_configs_that_have_no_plan_are_one_sentence(words, said, capsys):
+    assert plan.main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    words = ["simclr_v1:cifar10,debug", "--device=h200", "--nosearch", f"--out={out}"]
+    assert plan.main(words) == 0
+    assert "memory" in capsys.readouterr().out
+    assert json.loads(out.read_text())["fits"]
