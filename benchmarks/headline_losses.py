@@ -236,11 +236,15 @@ LOSSES = {
         "views and queue",
         (plain(torch_queue),),
     ),
-    "clip": Loss(lambda a, b: losses.clip(a, b, logit_scale=10.0), "views", (plain(torch_clip),)),
+    "clip": Loss(
+        lambda a, b: losses.clip(a, b, logit_scale=10.0),
+        "views",
+        (plain(torch_clip)._replace(holds=lambda n: 6 * n * n),),
+    ),
     "siglip": Loss(
         lambda a, b: losses.siglip(a, b, logit_scale=10.0, logit_bias=-10.0),
         "views",
-        (plain(torch_siglip),),
+        (plain(torch_siglip)._replace(holds=lambda n: 6 * n * n),),
     ),
     "simsiam": Loss(
         lambda a, b: losses.simsiam(a, b, a, b),
