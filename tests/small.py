@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, sharded
 from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
@@ -174,3 +174,13 @@ def epochal(config):
 
     method = dataclasses.replace(inner, init=init, update=update, refresh=refresh, order=order)
     return start._replace(method=method, run=run)
+
+
+def updates(method):
+    """A compiled step of a method on one device, its writes done."""
+
+    def update(state, batch, key):
+        after, metrics = method.update(state, batch, key)
+        return sharded.settle(after, None), metrics
+
+    return jax.jit(update)

@@ -29,6 +29,7 @@ PLAIN = {
         "numerics",
         "seeds",
         "shapes",
+        "sharded",
         "tokens",
     )
 }

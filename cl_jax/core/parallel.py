@@ -5,6 +5,7 @@ A step is written for one device with a named axis (`AXIS`). `lift` compiles it 
 taken inside and averaged with `lax.pmean`; with `check_vma=False` that is exact whether or not the
 loss is averaged over the axis too."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,11 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cl_jax.core.axis import first_row, gather, mean, total
+from cl_jax.core.sharded import Sharded, is_sharded
 
 __all__ = [
     "AXIS",
     "EACH",
+    "FIRST",
     "SAME",
+    "bytes_of_a_device",
     "everywhere",
     "fetch",
     "first_row",
@@ -35,12 +39,15 @@ __all__ = [
     "place_as",
     "place_batch",
     "replicate",
+    "resharded",
+    "spread",
     "total",
 ]
 
 AXIS = "devices"
 HEARTBEAT = 10  # seconds without a sign of a process after which the others end
 SAME, EACH = P(), P(AXIS)  # the same on every device; split over devices along the first axis
+FIRST = "first"  # of an output: as the first argument
 
 
 def join() -> None:
@@ -120,11 +127,96 @@ def lift(
     out_specs: Any,
     donate: tuple[int, ...] = (),
 ) -> Any:
-    """Compiles a per-device function of global arrays; it may use collectives over `AXIS`."""
-    mapped = jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
+    """Compiles a per-device function of global arrays; it may use collectives over `AXIS`.
+
+    `Sharded` rows in an argument that is otherwise the SAME on all devices are split over them. An
+    output FIRST, for instance a State after a step, is placed as the first argument.
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        given = in_specs if isinstance(in_specs, tuple) else (in_specs,) * len(arguments)
+        specs = tuple(
+            _specs(argument) if spec == SAME else spec for argument, spec in zip(arguments, given)
+        )
+        out = jax.tree.map(
+            lambda spec: specs[0] if spec == FIRST else spec,
+            out_specs,
+            is_leaf=lambda spec: isinstance(spec, P),
+        )
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(
+            *arguments
+        )
+
+    mapped.__name__ = getattr(function, "__name__", "mapped")
     return jax.jit(mapped, donate_argnums=donate)
+
+
+def _specs(tree: Any) -> Any:
+    """How the arrays of a tree lie: SAME, and `Sharded` rows split along their first axis."""
+    found = jax.tree.leaves(tree, is_leaf=is_sharded)
+    if not any(map(is_sharded, found)):
+        return SAME
+    return jax.tree.map(lambda x: _split(x) if is_sharded(x) else SAME, tree, is_leaf=is_sharded)
+
+
+def _split(x: Sharded) -> P:
+    return P(*(None,) * (len(x.rows.shape) - x.rank), AXIS)
+
+
+def _resized(x: Sharded, values: Any, rows: int) -> Any:
+    """NumPy rows, cut or padded with zeros to so many."""
+    axis = values.ndim - x.rank
+    values = values[(slice(None),) * axis + (slice(0, min(rows, x.size)),)]
+    missing = rows - values.shape[axis]
+    if not missing:
+        return values
+    return np.pad(values, [(0, missing * (i == axis)) for i in range(values.ndim)])
+
+
+def bytes_of_a_device(tree: Any, mesh: Mesh) -> int:
+    """Bytes of a tree's arrays, or shapes, on one device of a mesh: all of them, and of `Sharded`
+    rows its share."""
+
+    def one(x: Any) -> int:
+        if is_sharded(x):
+            return sum(map(one, jax.tree.leaves(x))) // mesh.size
+        return int(np.prod(x.shape, dtype=np.int64)) * int(x.dtype.itemsize)
+
+    return sum(map(one, jax.tree.leaves(tree, is_leaf=is_sharded)))
+
+
+def resharded(like: Sharded, values: Any) -> Sharded:
+    """NumPy rows [N, ...] placed as those of `like`, which may be a shape."""
+    axis = len(like.rows.shape) - like.rank
+    values = _resized(like, np.asarray(values, like.dtype), like.rows.shape[axis])
+    placed = jax.make_array_from_callback(
+        values.shape, like.rows.sharding, lambda index: values[index]
+    )
+    return dataclasses.replace(like, rows=placed)
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """The tree, its `Sharded` rows split over the devices of a mesh: those of a State that
+    `Method.init` made, which are whole on each device. Shapes (`jax.ShapeDtypeStruct`) become the
+    shapes of the split arrays."""
+
+    def one(x: Any) -> Any:
+        if not is_sharded(x):
+            return x
+        sharding = NamedSharding(mesh, _split(x))
+        axis, rows = len(x.rows.shape) - x.rank, -(-x.size // mesh.size) * mesh.size
+        shape = (*x.rows.shape[:axis], rows, *x.rows.shape[axis + 1 :])
+        if isinstance(x.rows, jax.ShapeDtypeStruct):
+            placed: Any = jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+        elif shape == x.rows.shape:
+            placed = jax.device_put(x.rows, sharding)
+        else:
+            width = [(0, more - had) for more, had in zip(shape, x.rows.shape)]
+            pad = jax.jit(lambda rows: jax.numpy.pad(rows, width), out_shardings=sharding)
+            placed = pad(x.rows)
+        return dataclasses.replace(x, rows=placed)
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
 
 
 def everywhere(well: bool) -> bool:
@@ -137,9 +229,15 @@ def everywhere(well: bool) -> bool:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies every array to each device of the mesh. All processes must pass the same values."""
+    """Copies every array to each device of the mesh, and splits `Sharded` rows over them. All
+    processes must pass the same values."""
 
     def put(x):
+        if is_sharded(x):
+            sharding = NamedSharding(mesh, _split(x))
+            values = _resized(x, np.asarray(x.rows), -(-x.size // mesh.size) * mesh.size)
+            rows = jax.make_array_from_callback(values.shape, sharding, lambda at: values[at])
+            return dataclasses.replace(x, rows=rows)
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
@@ -149,7 +247,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
             x.shape, NamedSharding(mesh, SAME), lambda index: x[index]
         )
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, is_leaf=is_sharded)
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, spec: P = EACH) -> dict[str, jax.Array]:
@@ -167,16 +265,22 @@ def place_as(new: Any, old: Any) -> Any:
     def put(new, old):
         if new is old:
             return old
+        if is_sharded(old):
+            return old if new.rows is old.rows else resharded(old, fetch(new).rows)
         values = np.asarray(new, old.dtype)
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
 
-    return jax.tree.map(put, new, old)
+    return jax.tree.map(put, new, old, is_leaf=is_sharded)
 
 
 def fetch(tree: Any) -> Any:
-    """Global arrays -> NumPy on every process; split arrays are gathered across processes first."""
+    """Global arrays -> NumPy on every process; split arrays are gathered across processes first.
+    `Sharded` rows come without their padding."""
 
     def get(x):
+        if is_sharded(x):
+            rows = get(x.rows)
+            return dataclasses.replace(x, rows=_resized(x, rows, x.size))
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return np.asarray(x)
         if x.is_fully_replicated:
@@ -185,4 +289,4 @@ def fetch(tree: Any) -> Any:
 
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
-    return jax.tree.map(get, tree)
+    return jax.tree.map(get, tree, is_leaf=is_sharded)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from cl_jax.core.method import Batch, Method, State, Tree
+from cl_jax.core.sharded import choose
 
 FIELDS = ("params", "opt", "stats", "target", "memory")  # of State, apart from its step
 
@@ -287,7 +288,7 @@ def _guarded(
     """A member's State after a step, or before it where the member has stopped or stops now."""
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     trains = alive & finite
-    kept = jax.tree.map(lambda new, old: jnp.where(trains, new, old), after, before)
+    kept = choose(trains, after, before)
     shown = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
     return dataclasses.replace(kept, step=after.step), shown | {"alive": trains.astype(jnp.float32)}
 

@@ -25,7 +25,7 @@ def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> d
     set_by = {letter: "an earlier argument" for letter in known}
     for name, array in arrays.items():
         check_real(**{name: array})
-        _match(spec, name, jnp.shape(array), known, set_by)
+        _match(spec, name, _shape(array), known, set_by)
     return known
 
 
@@ -50,7 +50,7 @@ def check_integer(
 def check_real(**arrays: Any) -> None:
     """Refuses integer, boolean and complex arrays where features are expected."""
     for name, array in arrays.items():
-        dtype = jnp.result_type(array)
+        dtype = jnp.result_type(getattr(array, "rows", array))  # of a `Sharded` its rows
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{name} has dtype {dtype}; expected floating-point features. "
@@ -94,6 +94,11 @@ def check_axis(axis_name: str | tuple[str, ...] | None) -> None:
             f"axis_name={axis_name!r}) or "
             f"jax.shard_map over a mesh with that axis, or pass axis_name=None on one device."
         ) from None
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = array.shape if hasattr(array, "rows") else jnp.shape(array)
+    return shape
 
 
 def _match(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import total, varying
+from cl_jax.core.axis import axes_of, axis_size, total, varying
 from cl_jax.core.shapes import check_axis, check_real
 
 
@@ -205,10 +205,7 @@ def _backward(
     d_bias, d_scale = (
         None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
     )
-    mean, along = (
-        one / _count(x, axis_name)
-        for one in (sums if axis_name is None else lax.psum(sums, axis_name))
-    )
+    mean, along = _packed_total(sums, axis_name) / _count(x, axis_name)
     dx = _affine(inverse, scale, None) * (dy - mean - normal * along)
     return dx.astype(x.dtype), d_scale, d_bias
 
@@ -242,10 +239,20 @@ def _weighted_forward(
 ) -> tuple[Any, Any]:
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(weight.dtype)
-    count = total(weight.sum(), axis_name)
+    local = weight.sum()
+    mean = (weight * wide).sum(axes, keepdims=True) / jnp.where(local > 0, local, 1.0)
+    var = (weight * jnp.square(wide - mean)).sum(axes, keepdims=True)
+    var = var / jnp.where(local > 0, local, 1.0)
+    count = local
+    if _shared(local, axis_name):
+        counts = jnp.broadcast_to(local, mean.shape)
+        counts, means, variances = _of_all((counts, mean, var), axis_name)
+        count = counts[:, :1].sum()
+        share = counts / jnp.where(count > 0, count, 1.0)
+        mean = (share * means).sum(0, keepdims=True).reshape(mean.shape)
+        apart = jnp.square(means - mean.reshape(1, -1))
+        var = (share * (variances + apart)).sum(0).reshape(var.shape)
     count = jnp.where(count > 0, count, 1.0)
-    mean = total((weight * wide).sum(axes, keepdims=True), axis_name) / count
-    var = total((weight * jnp.square(wide - mean)).sum(axes, keepdims=True), axis_name) / count
     inverse = lax.rsqrt(var + epsilon)
     y = _affine((wide - mean) * _affine(inverse, scale, None), None, bias).astype(dtype)
     return (y, mean, var), (x, scale, bias, weight, count, mean, inverse)
@@ -262,7 +269,7 @@ def _weighted_backward(
     d_bias, d_scale = (
         None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
     )
-    level, along = (total(one, axis_name) / count for one in sums)
+    level, along = _packed_total(sums, axis_name) / count
     dx = _affine(inverse, scale, None) * (dy - weight * (level + normal * along))
     return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(weight)
 
@@ -282,7 +289,7 @@ def _centred(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
 
 def _count(x: jax.Array, axis_name: str | None) -> int:
     """Values that one moment is of."""
-    return x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+    return x.size // x.shape[-1] * axis_size(axis_name)
 
 
 def _moments(
@@ -299,8 +306,32 @@ def _moments(
     offset = deviation.mean(axes, keepdims=True)
     var = jnp.maximum(jnp.square(deviation).mean(axes, keepdims=True) - jnp.square(offset), 0)
     mean = shift + offset
-    if axis_name is not None:
-        local, mean = mean, lax.pmean(mean, axis_name)
-        var = lax.pmean(var + jnp.square(local - mean), axis_name)
+    if _shared(mean, axis_name):
+        means, variances = _of_all((mean, var), axis_name)
+        middle = means.mean(0)
+        var = (variances + jnp.square(means - middle[None])).mean(0).reshape(var.shape)
+        mean = middle.reshape(mean.shape)
         offset = mean - shift
     return shift, offset, mean, var
+
+
+def _shared(x: jax.Array, axis_name: str | None) -> bool:
+    """Whether other devices hold a part of what x sums up: on one device an all-reduce would copy,
+    which only the type of a value that varies over the axis asks for."""
+    return axis_name is not None and (axis_size(axis_name) > 1 or axis_name in axes_of(x))
+
+
+def _of_all(values: tuple[jax.Array, ...], axis_name: str | None) -> jax.Array:
+    """[len(values), devices, C]: a few numbers a channel from each device, by one all-reduce: with
+    them the moments of the whole batch are as exact as those of a part, and what a device waits for
+    is one collective and not a mean and then a variance."""
+    rows = jnp.stack([value.reshape(-1) for value in values])
+    mine = jnp.arange(axis_size(axis_name)) == lax.axis_index(axis_name)
+    placed: jax.Array = jnp.where(mine[None, :, None], rows[:, None], 0)
+    return lax.psum(placed, axis_name)
+
+
+def _packed_total(sums: tuple[jax.Array, ...], axis_name: str | None) -> jax.Array:
+    """The sums over devices, stacked, by one all-reduce."""
+    stacked: jax.Array = jnp.stack(sums)
+    return lax.psum(stacked, axis_name) if _shared(stacked, axis_name) else stacked

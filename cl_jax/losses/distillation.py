@@ -11,6 +11,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, mean, total
 from cl_jax.core.numerics import dots, log_softmax, softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.sharded import Sharded
 from cl_jax.losses.nce import Normalizer, cross_nce
 
 
@@ -144,8 +145,8 @@ def embed(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 def crd(
     z_student: jax.Array,
     z_teacher: jax.Array,
-    bank_student: jax.Array,
-    bank_teacher: jax.Array,
+    bank_student: jax.Array | Sharded,
+    bank_teacher: jax.Array | Sharded,
     indices: jax.Array,
     normalizers: Sequence[Normalizer],
     *,

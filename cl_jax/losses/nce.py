@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, mean
-from cl_jax.core.numerics import dots, log_sum_exp, prepared, wide
+from cl_jax.core import sharded
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean, total
+from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
-from cl_jax.losses.contrast import contrast, same_id
+from cl_jax.core.sharded import Sharded
+from cl_jax.losses.contrast import allow, contrast, same_id
 from cl_jax.losses.infonce import info_nce_rows
 
 
@@ -69,31 +71,46 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
 @any_mesh
 def bank_logits(
     query: jax.Array,
-    bank: jax.Array,
+    bank: jax.Array | Sharded,
     indices: jax.Array,
     *,
     temperature: float,
     normalise: bool = True,
     block_size: int | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
 
     Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast`
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
     and 128 channels. With `block_size` so many columns are gathered at a time, again in the
-    backward pass, and never more are held."""
+    backward pass, and never more are held.
+
+    A bank may be `Sharded` over `axis_name`, which is not read otherwise: queries and indices then
+    go to the devices that hold the rows, and similarities come back, each computed by one device.
+    None as `block_size` gathers so many columns at a time that a device holds no more rows than it
+    would of its own part of the batch."""
     (query,) = prepared(normalise, query=query)
     sizes = check("b d", query=query)
     check("n d", sizes, bank=bank)
     check_integer("b k", sizes, indices=indices)
     check_positive(temperature=temperature)
-    bank = jnp.asarray(lax.stop_gradient(bank))
-
-    def score(columns):
-        return dots("bd,bkd->bk", query, bank[columns])
-
     check_count(block_size=block_size)
     columns = indices.shape[1]
+    rows = lax.stop_gradient(bank.rows if isinstance(bank, Sharded) else jnp.asarray(bank))
+    if isinstance(bank, Sharded) and (devices := axis_size(axis_name)) > 1:
+        everyone = partial(
+            bank_logits, gather(query, axis_name), normalise=False, temperature=temperature
+        )
+        places, own = sharded.locate(bank, gather(indices, axis_name), axis_name)
+        found = everyone(rows, places, block_size=block_size or -(-columns // devices))
+        return lax.psum_scatter(
+            jnp.where(own, found, 0), axis_name, scatter_dimension=0, tiled=True
+        )
+
+    def score(columns):
+        return dots("bd,bkd->bk", query, rows[columns])
+
     if block_size is None or block_size >= columns:
         return score(indices) / temperature
     padded = jnp.pad(indices, ((0, 0), (0, -columns % block_size)))
@@ -205,7 +222,7 @@ def probabilities(logits: jax.Array, normalizer: Normalizer) -> jax.Array:
 @any_mesh
 def nce(
     query: jax.Array,
-    bank: jax.Array,
+    bank: jax.Array | Sharded,
     indices: jax.Array,
     normalizer: Normalizer,
     *,
@@ -236,7 +253,13 @@ def nce(
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
     logits = bank_logits(
-        query, bank, indices, temperature=temperature, block_size=block_size, normalise=normalise
+        query,
+        bank,
+        indices,
+        temperature=temperature,
+        block_size=block_size,
+        normalise=normalise,
+        axis_name=axis_name,
     )
     return nce_of_logits(
         logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name
@@ -247,8 +270,8 @@ def nce(
 def cross_nce(
     z_a: jax.Array,
     z_b: jax.Array,
-    bank_a: jax.Array,
-    bank_b: jax.Array,
+    bank_a: jax.Array | Sharded,
+    bank_b: jax.Array | Sharded,
     indices: jax.Array,
     normalizers: Sequence[Normalizer],
     *,
@@ -332,7 +355,7 @@ def queue_nce(
 @any_mesh
 def bank_softmax(
     query: jax.Array,
-    bank: jax.Array,
+    bank: jax.Array | Sharded,
     indices: jax.Array,
     jigsaw: jax.Array | None = None,
     *,
@@ -368,7 +391,13 @@ def bank_softmax(
 
     def one(z):
         logits = bank_logits(
-            z, bank, indices, temperature=temperature, block_size=block_size, normalise=normalise
+            z,
+            bank,
+            indices,
+            temperature=temperature,
+            block_size=block_size,
+            normalise=normalise,
+            axis_name=axis_name,
         )
         return mean(jnp.mean(_cross_entropy_rows(logits)), axis_name)
 
@@ -379,8 +408,8 @@ def bank_softmax(
 def cross_bank_softmax(
     z_a: jax.Array,
     z_b: jax.Array,
-    bank_a: jax.Array,
-    bank_b: jax.Array,
+    bank_a: jax.Array | Sharded,
+    bank_b: jax.Array | Sharded,
     indices: jax.Array,
     jigsaw_a: jax.Array | None = None,
     jigsaw_b: jax.Array | None = None,
@@ -422,7 +451,7 @@ def cross_bank_softmax(
 @any_mesh
 def full_bank_softmax(
     query: jax.Array,
-    bank: jax.Array,
+    bank: jax.Array | Sharded,
     ids: jax.Array,
     *,
     temperature: float,
@@ -442,7 +471,8 @@ def full_bank_softmax(
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       block_size: the side of a tile, as in `contrast`.
-      axis_name: device axis that splits the batch; the bank is the same on every device.
+      axis_name: device axis that splits the batch. The bank is the same on every device, or
+        `Sharded` over it: each device then contrasts all queries with the rows that it holds.
 
     Returns:
       Nats, mean over the global batch; `log N` knows nothing.
@@ -455,16 +485,33 @@ def full_bank_softmax(
     sizes = check("n d", sizes, bank=bank)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    rows = contrast(
+    rows = lax.stop_gradient(bank.rows if isinstance(bank, Sharded) else bank)
+    split = isinstance(bank, Sharded) and axis_size(axis_name) > 1
+    if split:
+        query, ids = gather(query, axis_name), gather(ids, axis_name)
+    first = lax.axis_index(axis_name) * len(rows) if split else 0
+    cols = first + jnp.arange(len(rows))
+    found = contrast(
         query,
-        lax.stop_gradient(bank),
+        rows,
         scale=1 / temperature,
         rows={"id": ids},
-        cols={"id": jnp.arange(sizes["n"])},
+        cols={"id": cols},
+        log_weight=partial(_within, sizes["n"]) if split else None,
         positive=same_id,
         block_size=block_size,
-    ).gap
-    return mean(jnp.mean(rows), axis_name)
+    )
+    if not split:
+        return mean(jnp.mean(found.gap), axis_name)
+    top = lax.pmax(lax.stop_gradient(found.lse), axis_name)
+    powers = total(jnp.exp(capped(found.lse - top)), axis_name)
+    return jnp.mean(top + jnp.log(at_least_one(powers)) - total(found.pos, axis_name))
+
+
+def _within(size, rows, cols):
+    """Log-weights that leave out the padding of a sharded bank."""
+    inside = (cols["id"] < size)[None, :]
+    return allow(jnp.broadcast_to(inside, (rows["id"].shape[0], inside.shape[1])))
 
 
 @any_mesh

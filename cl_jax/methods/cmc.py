@@ -22,6 +22,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
+from cl_jax.core.sharded import Sharded, whole
 from cl_jax.heads import mlp
 from cl_jax.losses import nce
 from cl_jax.memory import bank
@@ -31,10 +32,10 @@ LOSSES = ("nce", "softmax", "in_batch", "patches")
 
 
 class Memory(NamedTuple):
-    """banks: one [N, D] per view. normalizers: NCE's Z of both directions of each edge; () for the
-    softmax."""
+    """banks: one [N, D] per view, split over devices. normalizers: NCE's Z of both directions of
+    each edge; () for the softmax."""
 
-    banks: tuple[jax.Array, ...]
+    banks: tuple[Sharded, ...]
     normalizers: tuple[tuple[nce.Normalizer, nce.Normalizer], ...]
 
 
@@ -171,7 +172,7 @@ def make(
             start = network.init(network_key, x, True)
             params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
             if banked:
-                banks.append(bank.init(bank_key, run.size, out_dim))
+                banks.append(whole(bank.init(bank_key, run.size, out_dim)))
         normalizers = (
             tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges_of(len(params)))
             if loss == "nce"
@@ -270,7 +271,13 @@ def make(
         }
         everyone = gather(ids, run.axis_name)
         moved = tuple(
-            bank.update(rows, gather(fresh, run.axis_name), everyone, momentum=momentum)
+            bank.update(
+                rows,
+                gather(fresh, run.axis_name),
+                everyone,
+                momentum=momentum,
+                axis_name=run.axis_name,
+            )
             for rows, fresh in zip(banks, z)
         )
         return sum(terms[1:], terms[0]), Aux(metrics, Memory(moved, tuple(normalizers)))

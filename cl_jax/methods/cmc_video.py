@@ -18,6 +18,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_l
 from cl_jax.core.network import Network, applier
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
+from cl_jax.core.sharded import whole
 from cl_jax.heads import mlp
 from cl_jax.losses import image_text, nce
 from cl_jax.memory import bank
@@ -92,7 +93,7 @@ def make(
             network_key, bank_key = jax.random.split(jax.random.fold_in(key, number))
             start = networks[role].init(network_key, inputs[role], True)
             params[role], stats[role] = start["params"], start.get("batch_stats", {})
-            banks[role] = bank.init(bank_key, run.size, out_dim)
+            banks[role] = whole(bank.init(bank_key, run.size, out_dim))
         return Variables(params, stats, memory=banks if negatives == "bank" else None)
 
     def forward(
@@ -150,7 +151,11 @@ def make(
             fresh = {of[name]: z[name] for name in reversed(used)}  # the frame, not its neighbour
             memory = memory | {
                 role: bank.update(
-                    memory[role], gather(rows, run.axis_name), everyone, momentum=momentum
+                    memory[role],
+                    gather(rows, run.axis_name),
+                    everyone,
+                    momentum=momentum,
+                    axis_name=run.axis_name,
                 )
                 for role, rows in fresh.items()
             }

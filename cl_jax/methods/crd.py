@@ -19,6 +19,7 @@ from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.parallel import gather
 from cl_jax.core.shapes import check_count
+from cl_jax.core.sharded import Sharded, whole
 from cl_jax.losses import distillation, nce
 from cl_jax.memory import bank
 from cl_jax.methods.distill import Student, of_student
@@ -26,10 +27,10 @@ from cl_jax.views import View, draw, fields
 
 
 class Memory(NamedTuple):
-    """Stored embeddings [N, D] of each network, and NCE's Z of each term."""
+    """Stored embeddings [N, D] of each network, split over devices, and NCE's Z of each term."""
 
-    student: jax.Array
-    teacher: jax.Array
+    student: Sharded
+    teacher: Sharded
     normalizers: tuple[nce.Normalizer, nce.Normalizer]
 
 
@@ -129,8 +130,8 @@ def make(
                 }
             z = None if use_z else 1.0
             memory = Memory(
-                bank.init(keys[2], run.size, out_dim),
-                bank.init(keys[3], run.size, out_dim),
+                whole(bank.init(keys[2], run.size, out_dim)),
+                whole(bank.init(keys[3], run.size, out_dim)),
                 (nce.init_normalizer(z), nce.init_normalizer(z)),
             )
         return Variables(params, start.get("batch_stats", {}), held, memory)
@@ -193,7 +194,13 @@ def make(
         )
         everyone = gather(ids, run.axis_name)
         student, teacher = (
-            bank.update(rows, gather(new, run.axis_name), everyone, momentum=momentum)
+            bank.update(
+                rows,
+                gather(new, run.axis_name),
+                everyone,
+                momentum=momentum,
+                axis_name=run.axis_name,
+            )
             for rows, new in zip((memory.student, memory.teacher), fresh)
         )
         return value, Memory(student, teacher, normalizers)

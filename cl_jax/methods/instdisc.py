@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.parallel import gather, mean
+from cl_jax.core.sharded import Sharded, lookup, whole
 from cl_jax.heads import mlp
 from cl_jax.losses import nce, unit
 from cl_jax.memory import bank
@@ -28,10 +28,10 @@ LOSSES = ("nce", "softmax", "full_softmax")
 
 
 class Memory(NamedTuple):
-    """rows: [N, D], of which an example's is of its last visit. normalizer: NCE's Z; None for the
-    softmax."""
+    """rows: [N, D], split over devices, of which an example's is of its last visit. normalizer:
+    NCE's Z; None for the softmax."""
 
-    rows: jax.Array
+    rows: Sharded
     normalizer: nce.Normalizer | None
 
 
@@ -91,7 +91,7 @@ def make(
         return Variables(
             start["params"],
             start.get("batch_stats", {}),
-            memory=Memory(bank.init(bank_key, run.size, out_dim), normalizer),
+            memory=Memory(whole(bank.init(bank_key, run.size, out_dim)), normalizer),
         )
 
     def forward(
@@ -115,7 +115,7 @@ def make(
                 )
             else:
                 value = nce.bank_softmax(z, memory.rows, indices, **settings)
-        stored = lax.stop_gradient(memory.rows[ids])
+        stored = lookup(memory.rows, ids, run.axis_name)
         metrics = {
             "similarity_to_bank": jnp.mean(jnp.sum(z * stored, axis=1)),
             "chance": jnp.float32(chance),
@@ -128,7 +128,11 @@ def make(
             )
             value = value + proximal_weight * metrics["proximal"]
         moved = bank.update(
-            memory.rows, gather(z, run.axis_name), gather(ids, run.axis_name), momentum=momentum
+            memory.rows,
+            gather(z, run.axis_name),
+            gather(ids, run.axis_name),
+            momentum=momentum,
+            axis_name=run.axis_name,
         )
         return value, Aux(metrics, Memory(moved, normalizer))
 

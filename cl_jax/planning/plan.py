@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
-from cl_jax.core.parallel import EACH, SAME
+from cl_jax.core.parallel import EACH, FIRST, SAME
 from cl_jax.data import batches, declared
 from cl_jax.planning import costs
 from cl_jax.planning.devices import CHIPS, Device, target
@@ -140,7 +140,10 @@ def programme(
         data=built.data._replace(train=dataclasses.replace(train, arrays=None))
     )
     update = Stepper(on_host, config, 0).update
-    step = parallel.lift(update, mesh or built.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,))
+    state = parallel.spread(state, mesh or built.mesh)
+    step = parallel.lift(
+        update, mesh or built.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)
+    )
     traced = step.trace(state, batch, key, jax.ShapeDtypeStruct((), np.int32))
     on_gpu = mesh is not None and mesh.devices.flat[0].platform in ("gpu", "cuda")
     compiled = traced.lower().compile(UNTIMED if on_gpu else None)
@@ -167,21 +170,14 @@ def programme(
     }
     return Programme(
         built,
-        {kind: _bytes(tree) for kind, tree in held.items()},
-        _bytes(batch) // built.mesh.size,
+        {kind: parallel.bytes_of_a_device(tree, built.mesh) for kind, tree in held.items()},
+        parallel.bytes_of_a_device(batch, built.mesh) // built.mesh.size,
         memory.temp_size_in_bytes,
         float(accessed),
         costs.flops(traced.jaxpr),
         costs.peak_bytes(traced.jaxpr, LOSSES),
         costs.collectives(text, built.mesh.size),
         kernels,
-    )
-
-
-def _bytes(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -343,7 +339,8 @@ def advice(found: dict[str, Any]) -> str:
         return (
             f"The State and data alone take {fixed / GIB:.1f} GiB of {room / GIB:.1f}, most of it "
             f"{largest}: "
-            f"choose {mend}. More devices do not help: each holds all of it."
+            f"choose {mend}. More devices help with rows of the data set in memory alone: each "
+            "holds all else."
         )
     known = {"largest_batch": 0, **found}["largest_batch"]
     words = [

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, sharded
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.training import workdir as folder
 
@@ -47,6 +49,7 @@ class Checkpoints:
         self.aside: list[tuple[str, int]] = []  # unusable ones, moved at the next save
         self.cleaned = False
         self.begun = -1  # the step whose save was started last
+        self.writing: Future[None] | None = None  # of one process
 
     @cached_property
     def _stores(self) -> tuple["ocp.CheckpointManager", "ocp.CheckpointManager"]:
@@ -72,29 +75,66 @@ class Checkpoints:
         self._save(self.last, state)
 
     def save_best(self, state: Any, score: float) -> None:
-        """Saves a State as the best so far, and waits until that is done; errors as `save`."""
-        logging.info("best so far: %.4f at step %d", score, int(state.step))
+        """Keeps a State as the best so far, and waits until that is done; errors as `save`. The
+        files of one that is the newest too are shared with it (hard links, copies where the file
+        system has none) and not written again."""
+        step = int(state.step)
+        logging.info("best so far: %.4f at step %d", score, step)
         self.wait()  # in a job of several processes, two stores at once would wait for each other
+        if step in self.last.all_steps():
+            with self._naming_the_save():
+                self._share(step)
+            return
         self._save(self.best, state)
         self.wait()
 
-    def _save(self, store: "ocp.CheckpointManager", state: Any) -> None:
-        import orbax.checkpoint as ocp
+    def _share(self, step: int) -> None:
+        """Makes the newest checkpoint the best one too."""
+        self._clean()
+        if jax.process_index() == 0:
+            target = self.root / "best" / str(step)
+            unfinished = target.with_name(f"{step}-tmp")
+            source = self.root / "last" / str(step)
+            shutil.copytree(source, unfinished, copy_function=_link)
+            unfinished.rename(target)
+            for other in _steps(target.parent):
+                if other != step:
+                    shutil.rmtree(target.parent / str(other))
+        parallel.everywhere(True)
+        self.best.reload()
 
+    def _save(self, store: "ocp.CheckpointManager", state: Any) -> None:
         step = int(state.step)
         with self._naming_the_save():
+            self._written()
             self._clean()  # both stores are open: no process cleans up what another still opens
             if step in store.all_steps():
                 return
-        # The next step is given the State's own buffers to write in.
-        tree = jax.tree.map(jnp.copy, _plain(state))
-        host = {name: parallel.fetch(leaf) for name, leaf in tree.items()}
+        # Copies, since the next step is given the State's own buffers to write in.
+        host = {name: _own(leaf) for name, leaf in _plain(state).items()}
         _refuse_nonfinite(step, host, self.newest)
-        tree[CHECKSUMS] = checksums(host)
+        several = jax.process_count() > 1
+        # Of several processes each writes a part of what lies on its devices, in step with the
+        # others. One process leaves all but the copy to a thread.
+        tree = {
+            name: host[name] if sharded.is_sharded(leaf) or not several else jnp.copy(leaf)
+            for name, leaf in _plain(state).items()
+        }
         with self._naming_the_save():
             self.check()
             self.begun = step
-            store.save(step, args=ocp.args.StandardSave(tree))
+            if several:
+                _write(store, step, tree, host)
+            else:
+                thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+                self.writing = thread.submit(_write, store, step, tree, host)
+                thread.shutdown(wait=False)
+
+    def _written(self) -> None:
+        """Waits for the thread that writes, and raises what went wrong there."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint, None where there is none."""
@@ -154,13 +194,17 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError if a save that was started has failed by now; does not wait."""
+        if self.writing is not None and not self.writing.done():
+            return
         with self._naming_the_save():
+            self._written()
             for store in vars(self).get("_stores", ()):
                 store.check_for_errors()
 
     def wait(self) -> None:
         """Blocks until all saves are on the disk; raises SaveError if one is not."""
         with self._naming_the_save():
+            self._written()
             for store in vars(self).get("_stores", ()):
                 store.wait_until_finished()
 
@@ -248,7 +292,12 @@ def _refuse_nonfinite(
 ) -> None:
     bad = []
     for name, values in host.items():
-        if jnp.issubdtype(values.dtype, jnp.inexact) and not np.isfinite(values).all():
+        if not jnp.issubdtype(values.dtype, jnp.inexact):
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum()):  # so are all of them, and this passes over them once
+                continue
+        if not np.isfinite(values).all():
             bad.append(f"{name} ({np.sum(~np.isfinite(values)):,} of {values.size:,})")
     if bad:
         newest = find()
@@ -298,7 +347,7 @@ def _restored(manager: "ocp.CheckpointManager", step: int, like: Any) -> Any:
     import orbax.checkpoint as ocp
 
     names = list(_plain(like))
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+    target = _wanted(like)
     if CHECKSUMS in manager.item_metadata(step):  # runs of the first versions have none
         target[CHECKSUMS] = np.zeros(len(names), np.uint32)
     tree = manager.restore(step, args=ocp.args.StandardRestore(target))
@@ -315,7 +364,33 @@ def _restored(manager: "ocp.CheckpointManager", step: int, like: Any) -> Any:
                 f"saved, for "
                 f"instance of {wrong[0]}"
             )
-    return jax.tree.unflatten(jax.tree.structure(like), [tree[name] for name in names])
+    return _filled(like, tree)
+
+
+def _write(
+    store: "ocp.CheckpointManager", step: int, tree: dict[str, Any], host: dict[str, np.ndarray]
+) -> None:
+    import orbax.checkpoint as ocp
+
+    tree[CHECKSUMS] = checksums(host)
+    store.save(step, args=ocp.args.StandardSave(tree))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _own(leaf: Any) -> np.ndarray:
+    """The values of a leaf on this host, which no step writes over; `Sharded` rows without
+    padding."""
+    values = parallel.fetch(leaf)
+    array: np.ndarray = values.rows if sharded.is_sharded(values) else values
+    rows = leaf.rows if sharded.is_sharded(leaf) else leaf
+    on_cpu = not isinstance(rows, jax.Array) or next(iter(rows.devices())).platform == "cpu"
+    return np.array(array) if on_cpu else array  # of a CPU's array NumPy shows its own memory
 
 
 def checksums(tree: dict[str, Any]) -> np.ndarray:
@@ -331,11 +406,35 @@ def checksums(tree: dict[str, Any]) -> np.ndarray:
 
 def _plain(state: Any) -> dict[str, Any]:
     """A State as a dict of its leaves by path, which Orbax stores whatever records the tree is made
-    of."""
+    of. `Sharded` rows are one leaf, under whose path their N rows are stored."""
     return {
         jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=sharded.is_sharded)
     }
+
+
+def _wanted(like: Any) -> dict[str, Any]:
+    """What a State like `like` is restored into: `Sharded` rows on the host, since what was written
+    depends neither on the number of devices nor on the padding that it asks for."""
+    import orbax.checkpoint as ocp
+
+    def one(leaf: Any) -> Any:
+        if not sharded.is_sharded(leaf):
+            return ocp.utils.to_shape_dtype_struct(leaf)
+        axis = len(leaf.rows.shape) - leaf.rank
+        return np.empty((*leaf.rows.shape[:axis], *leaf.shape), leaf.dtype)
+
+    return {name: one(leaf) for name, leaf in _plain(like).items()}
+
+
+def _filled(like: Any, tree: Mapping[str, Any]) -> Any:
+    """The State of the restored leaves, `Sharded` rows placed as those of `like`."""
+
+    def one(leaf: Any, found: Any) -> Any:
+        return parallel.resharded(leaf, found) if sharded.is_sharded(leaf) else found
+
+    kinds = jax.tree.structure(like, is_leaf=sharded.is_sharded)
+    return jax.tree.unflatten(kinds, [one(leaf, tree[name]) for name, leaf in _plain(like).items()])
 
 
 def keep(path: str | Path, state: Any) -> None:
@@ -344,7 +443,11 @@ def keep(path: str | Path, state: Any) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer(multiprocessing_options=_processes("kept")) as store:
-        store.save(Path(path).absolute(), _plain(state), force=True)
+        tree = {
+            name: _own(leaf) if sharded.is_sharded(leaf) else leaf
+            for name, leaf in _plain(state).items()
+        }
+        store.save(Path(path).absolute(), tree, force=True)
 
 
 def kept(path: str | Path, like: Any) -> Any:
@@ -352,10 +455,8 @@ def kept(path: str | Path, like: Any) -> Any:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as store:
-        tree = store.restore(
-            Path(path).absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
-        )
-    return jax.tree.unflatten(jax.tree.structure(like), [tree[name] for name in _plain(like)])
+        tree = store.restore(Path(path).absolute(), _wanted(like))
+    return _filled(like, tree)
 
 
 # What a resumed run may be given otherwise: where things are and how often something is written,

@@ -265,7 +265,8 @@ def initial_state(built: Built, config: ConfigDict) -> State:
     batch["id"] = np.zeros(size, np.int32)
     init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    return init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+    state = init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+    return parallel.spread(state, built.mesh)
 
 
 def shape_of_state(built: Built) -> State:
@@ -281,10 +282,11 @@ def shape_of_state(built: Built) -> State:
     # A State does not depend on the number of devices, and one device takes every batch.
     init = parallel.lift(built.method.init, parallel.make_mesh(1), (SAME, EACH), SAME)
     placed = jax.sharding.NamedSharding(built.mesh, SAME)
-    return jax.tree.map(
+    state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
         jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch),
     )
+    return parallel.spread(state, built.mesh)
 
 
 def describe(config: ConfigDict, built: Built, state: State) -> str:
@@ -292,7 +294,7 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
     method, run, mesh = built.method, built.run, built.mesh
 
     def megabytes(tree: Any) -> float:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
+        return parallel.bytes_of_a_device(tree, mesh) / 2**20
 
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kind = mesh.devices.flat[0].device_kind

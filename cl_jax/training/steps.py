@@ -16,9 +16,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, sharded
 from cl_jax.core.method import State
-from cl_jax.core.parallel import AXIS, EACH, SAME
+from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training.experiment import Built, fields_of, loading_of
 
@@ -60,14 +60,22 @@ class Stepper:
                 {name: resident[name] for name in self.fields}, self.mesh
             )
             self.one = parallel.lift(
-                self._indexed, self.mesh, (SAME, SAME, EACH, SAME, SAME), SAME, donate=(0,)
+                self._indexed,
+                self.mesh,
+                (SAME, SAME, EACH, SAME, SAME),
+                (FIRST, SAME),
+                donate=(0,),
             )
             self.many = parallel.lift(
-                self._scanned, self.mesh, (SAME, SAME, P(None, AXIS), SAME, SAME), SAME, donate=(0,)
+                self._scanned,
+                self.mesh,
+                (SAME, SAME, P(None, AXIS), SAME, SAME),
+                (FIRST, SAME),
+                donate=(0,),
             )
         else:
             self.one = parallel.lift(
-                self.update, self.mesh, (SAME, EACH, SAME, SAME), SAME, donate=(0,)
+                self.update, self.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)
             )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         asked = config.dispatch_steps or (1 if on_cpu else config.log_steps)
@@ -164,10 +172,10 @@ class Stepper:
     ) -> tuple[State, Metrics]:
         after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
         if not self.guard:
-            return after, metrics
+            return sharded.settle(after, AXIS), metrics
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
         go = finite & (state.step == expected)
-        return jax.tree.map(lambda new, old: jnp.where(go, new, old), after, state), metrics
+        return sharded.settle(sharded.choose(go, after, state), AXIS), metrics
 
     def _indexed(
         self,

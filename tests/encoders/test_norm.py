@@ -1,5 +1,6 @@
 """Batch norm: against NumPy, at large means, over devices and groups."""
 
+import re
 from functools import partial
 
 import jax
@@ -147,6 +148,42 @@ def test_devices_agree_in_running_statistics(splits):
             jax.device_get(actual),
             jax.device_get(expected),
         )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_layer_is_one_all_reduce_forward_and_one_back(weighted):
+    x = jnp.ones((16, 3, 4))
+    weight = jnp.ones(16) if weighted else None
+    scale = jnp.ones(4)
+
+    def forward(x, scale):
+        variables = {"params": {"scale": scale, "bias": jnp.zeros(4)}, **_variables(4)}
+        return BatchNorm(axis_name=AXIS).apply(
+            variables,
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            weight=None if weight is None else weight[: x.shape[0]],
+        )
+
+    def backward(x, scale):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(forward(x, scale)[0])))(x)
+
+    for function, count in ((forward, 1), (backward, 2)):
+        for devices in (1, 4):
+            mesh = jax.make_mesh(
+                (devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+            )
+            mapped = jax.shard_map(
+                function,
+                mesh=mesh,
+                in_specs=(PartitionSpec(AXIS), PartitionSpec()),
+                out_specs=PartitionSpec(AXIS) if function is backward else PartitionSpec(),
+                check_vma=False,
+            )
+            text = jax.jit(mapped).lower(x, scale).compile().as_text()
+            found = len(re.findall(r" all-reduce(?:-start)?\(", text))
+            assert found == (count if devices > 1 else 0), (function.__name__, devices, found)
 
 
 def test_bfloat16_keeps_float32_statistics():

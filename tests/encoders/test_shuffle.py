@@ -1,10 +1,13 @@
 """Shuffled batches: a permutation of the global batch, undone exactly, the same on any number of
 devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from tests.losses.parity import AXIS
@@ -26,6 +29,38 @@ def test_round_trip_and_device_independence(devices):
     np.testing.assert_array_equal(shuffled.reshape(8, 3), expected)
     np.testing.assert_array_equal(back.reshape(8, 3), x)
     np.testing.assert_array_equal(unshuffle_batch(expected, permutation, None), x)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_only_the_rows_that_move_are_exchanged(devices):
+    x, key = jnp.arange(128.0).reshape(64, 2), jax.random.key(1)
+    expected, permutation = shuffle_batch(key, x, None)
+    np.testing.assert_array_equal(jnp.sort(permutation), jnp.arange(64))
+    to_and_from = np.zeros((8, 8), int)
+    np.add.at(to_and_from, (np.arange(64) // 8, np.asarray(permutation) // 8), 1)
+    np.testing.assert_array_equal(to_and_from, 1)
+
+    def both(x):
+        shuffled, permutation = shuffle_batch(key, x, AXIS)
+        return shuffled, unshuffle_batch(shuffled, permutation, AXIS)
+
+    mesh = jax.make_mesh(
+        (devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    compiled = (
+        jax.jit(
+            jax.shard_map(
+                both, mesh=mesh, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(AXIS)
+            )
+        )
+        .lower(x)
+        .compile()
+    )
+    text = compiled.as_text()
+    assert len(re.findall(r" all-to-all(?:-start)?\(", text)) == 2 and "all-gather" not in text
+    shuffled, back = compiled(jax.device_put(x, NamedSharding(mesh, PartitionSpec(AXIS))))
+    np.testing.assert_array_equal(shuffled, expected)
+    np.testing.assert_array_equal(back, x)
 
 
 def test_gradient_comes_back_to_its_row():

@@ -10,6 +10,7 @@ from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import nce
 from cl_jax.methods import instdisc, invaspread
 from cl_jax.views import make as recipe
+from tests.small import updates
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
@@ -28,16 +29,16 @@ def build(**settings):
         out_dim=8,
         **{"num_negatives": 5, "momentum": 0.7, **settings},
     )
-    return jax.jit(method.init)(jax.random.key(0), BATCH), jax.jit(method.update)
+    return jax.jit(method.init)(jax.random.key(0), BATCH), updates(method)
 
 
 def test_only_the_rows_of_the_batch_move_and_z_stays_that_of_the_first():
     state, update = build(loss="nce")
     after, metrics = update(state, BATCH, jax.random.key(1))
     still = np.setdiff1d(np.arange(32), IDS)
-    np.testing.assert_array_equal(after.memory.rows[still], state.memory.rows[still])
-    assert (np.abs(after.memory.rows[IDS] - state.memory.rows[IDS]).max(1) > 0).all()
-    np.testing.assert_allclose(np.linalg.norm(after.memory.rows[IDS], axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(after.memory.rows.rows[still], state.memory.rows.rows[still])
+    assert (np.abs(after.memory.rows.rows[IDS] - state.memory.rows.rows[IDS]).max(1) > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(after.memory.rows.rows[IDS], axis=1), 1, rtol=1e-5)
     later, again = update(after, BATCH, jax.random.key(2))
     assert metrics["log_z"] == again["log_z"] == later.memory.normalizer.log_z
     moving, update = build(loss="nce", normalizer_momentum=0.5)
@@ -51,7 +52,7 @@ def test_a_row_moves_to_the_feature_of_this_step():
     state, update = build(loss="full_softmax")
     after, _ = update(state, BATCH, jax.random.key(1))
     assert after.memory.normalizer is None
-    old, new = np.asarray(state.memory.rows[IDS]), np.asarray(after.memory.rows[IDS])
+    old, new = np.asarray(state.memory.rows.rows[IDS]), np.asarray(after.memory.rows.rows[IDS])
     # scale * new - 0.7 old = 0.3 feature with a feature of norm 1: the quadratic's positive root
     # gives the scale.
     cosine = np.sum(old * new, axis=1)

@@ -1,5 +1,6 @@
 """Checkpoints that are there are used or named, never started over in silence, never deleted."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,9 +8,13 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.sharded import whole
 from cl_jax.training import checkpoint
 from tests.training.test_chaos import state_of
 from tests.training.test_resume import assert_same
@@ -46,6 +51,33 @@ def test_the_best_one_serves_where_the_last_are_gone(tmp_path, caplog):
     store.save(state_of(3))
     store.close()
     assert restored(tmp_path).step == 3
+
+
+def test_the_best_one_is_the_files_of_the_last(tmp_path):
+    saved(tmp_path, 1, 2, 3, best=(1, 3))
+    assert names(tmp_path / "best") == ["3"] and len(names(tmp_path / "last")) == 3
+    files = [path for path in (tmp_path / "best").rglob("*") if path.is_file()]
+    assert files and {path.stat().st_nlink for path in files} == {2}
+    shutil.rmtree(tmp_path / "last")
+    assert_same(state_of(3), restored(tmp_path, best=True), "best")
+
+
+def test_rows_of_the_data_set_are_restored_on_another_number_of_devices(tmp_path):
+    rows = np.arange(26, dtype=np.float32).reshape(13, 2)
+
+    def state(devices, values):
+        found = dataclasses.replace(state_of(1), memory=(whole(jnp.asarray(values)), jnp.ones(3)))
+        return parallel.spread(found, parallel.make_mesh(devices))
+
+    store = checkpoint.Checkpoints(tmp_path)
+    store.save(state(4, rows))
+    for devices in (1, 2, 8):
+        store.wait()
+        found = store.restore(state(devices, 0 * rows))
+        assert found.memory[0].rows.shape[0] == -(-13 // devices) * devices
+        assert len(found.memory[0].rows.addressable_shards) == devices
+        np.testing.assert_array_equal(parallel.fetch(found.memory[0]).rows, rows)
+    store.close()
 
 
 LOST = {
