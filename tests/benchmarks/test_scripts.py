@@ -19,6 +19,7 @@ SCRIPTS = {
     "views": ["--small", "--repeats", "3"],
     "input": ["--small"],
     "memory": ["--small"],
+    "cifar10_curve": ["--small"],
 }
 
 
