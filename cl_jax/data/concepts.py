@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from absl import logging
 
 from cl_jax.data import lines, tagging, text, tokenizer

@@ -131,37 +131,32 @@ def probe(
     frozen: Tree = None,
 ) -> Probe:
     """Trains a linear classifier on cached features: SGD, cosine to 0 over all steps, one compiled
-        program.
+    program.
 
-        Kernel from N(0, 0.01), bias 0; weight decay on both. Each epoch is a new permutation without
-        its last, partial batch. The features are not standardised unless `normalise` says so.
+    Kernel from N(0, 0.01), bias 0; weight decay on both. Each epoch is a new permutation without
+    its last, partial batch. The features are not standardised unless `normalise` says so.
 
-        Args:
-          train_features: [N, D].
-          train_labels: [N] integers.
-          test_features: [M, D].
-          test_labels: [M] integers.
-          num_classes: C.
-          total_epochs: may be fractional.
-          batch_size: at most N.
-          learning_rate: at the first step; after the last it is 0.
-          weight_decay, momentum, nesterov: of SGD. Decay is added to the gradient, as in PyTorch.
-          normalise: "none"; "batch_norm", without scale and offset, by the batch in training and by
-            running statistics in the test; "unit", rows of norm 1.
-    <<<<<<< HEAD
-          seed: of the kernel and the order, 0 to 2^32 - 1.
-          frozen: the backbone's variables, if their checksum shall be compared before and after.
-    =======
-          seed: of the kernel and the order.
-          frozen: the backbone's variables, to compare their checksum before and after.
-    >>>>>>> main
+    Args:
+      train_features: [N, D].
+      train_labels: [N] integers.
+      test_features: [M, D].
+      test_labels: [M] integers.
+      num_classes: C.
+      total_epochs: may be fractional.
+      batch_size: at most N.
+      learning_rate: at the first step; after the last it is 0.
+      weight_decay, momentum, nesterov: of SGD. Decay is added to the gradient, as in PyTorch.
+      normalise: "none"; "batch_norm", without scale and offset, by the batch in training and by
+        running statistics in the test; "unit", rows of norm 1.
+      seed: of the kernel and the order, 0 to 2^32 - 1.
+      frozen: the backbone's variables, to compare their checksum before and after.
 
-        Returns:
-          Probe; at chance level its top1 is the share of the most frequent class and its loss log C.
+    Returns:
+      Probe; at chance level its top1 is the share of the most frequent class and its loss log C.
 
-        Raises:
-          ValueError: shapes that disagree, labels outside 0 .. C - 1, fewer rows than one batch.
-          RuntimeError: `frozen` has changed.
+    Raises:
+      ValueError: shapes that disagree, labels outside 0 .. C - 1, fewer rows than one batch.
+      RuntimeError: `frozen` has changed.
     """
     sizes = check("m d", check("n d", train_features=train_features), test_features=test_features)
     check_integer("n", sizes, train_labels=train_labels)
