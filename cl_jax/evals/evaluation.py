@@ -62,7 +62,15 @@ class Evaluation:
             if any(label not in source.sizes for source in self.data[:2])
         ]
         if missing:
-            logging.info("%s is left out: the data have no %s", name, ", ".join(missing))
+            there = sorted(set(self.data.train.sizes) & set(self.data.test.sizes))
+            logging.log(
+                logging.WARNING if there else logging.INFO,  # without labels it is expected
+                "evals.protocols.%s is left out: the data have no %s%s; they have %s.",
+                name,
+                ", ".join(missing),
+                nearest(missing[0], there),
+                ", ".join(there) or "no labels",
+            )
         return not missing
 
     def check(self, state: State) -> None:

@@ -24,6 +24,7 @@ from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
+from cl_jax.data.parts import joined
 from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
@@ -51,17 +52,20 @@ def load_data(config: ConfigDict) -> Splits:
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
     `fraction`: the share of the training part that is trained on. `imbalance`: how long-tailed that
-    is made; the part before is `more["balanced"]`.
+    is made; the part before is `more["balanced"]`. `unlabeled`: the examples of `more["unlabeled"]`
+    are trained on too, after those, with the label -1; evaluators read the labelled ones.
 
     Raises:
-      ConfigError: a validation part of data whose test part is only half of its evaluation.
+      ConfigError: a validation part of data whose test part is only half of its evaluation; no
+        unlabelled part.
     """
     section = dict(config.data)
     share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
-    validation = section.pop("validation", 0.0)
+    validation, unlabeled = section.pop("validation", 0.0), section.pop("unlabeled", False)
     settings.check_value("data.fraction", share, float)
     settings.check_value("data.imbalance", imbalance, float)
     settings.check_value("data.validation", validation, float)
+    settings.check_value("data.unlabeled", unlabeled, bool)
     splits: Splits = _call("cl_jax.data", section)
     if validation:
         if "gallery" in splits.more:
@@ -73,12 +77,17 @@ def load_data(config: ConfigDict) -> Splits:
         train, held = held_out(splits.train, validation, seed=config.seed)
         splits = splits._replace(train=train, test=held)
     train = fraction(splits.train, share, seed=config.seed)
-    if imbalance == 1:
-        return splits._replace(train=train)
-    return splits._replace(
-        train=long_tailed(train, imbalance, seed=config.seed),
-        more={**splits.more, "balanced": train},
-    )
+    if imbalance != 1:
+        splits = splits._replace(more={**splits.more, "balanced": train})
+        train = long_tailed(train, imbalance, seed=config.seed)
+    if unlabeled:
+        if "unlabeled" not in splits.more:
+            raise ConfigError(
+                f"data.unlabeled=True: {config.data.name} has no unlabelled part; expected a "
+                "folder or an .npz of that name beside train, or data.unlabeled_split of tfds."
+            )
+        train = joined(train, splits.more["unlabeled"])
+    return splits._replace(train=train)
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:
@@ -97,6 +106,16 @@ def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None
     Raises:
       ValueError: a setting that does not exist, is out of range, or does not fit the others.
     """
+    try:
+        return _build(config, previous, data)
+    except MemoryError as error:
+        raise ConfigError(
+            f"what the config asks for does not fit in the memory of this machine "
+            f"({str(error) or 'no room'}). Lower the sizes in it, or data.cache_bytes."
+        ) from error
+
+
+def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> Built:
     _check_run(config)
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
@@ -191,6 +210,7 @@ def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     for name, view in configs.plain(section).items():
         copies, kind = view.pop("copies", 1), view.pop("kind", "image")
         settings.check_value(f"views.{name}.copies", copies, int)
+        settings.check_value(f"views.{name}.name", view.get("name"), str | None)
         make = _factory("cl_jax.views", kind)
         for takes in views.factories(kind, view):
             settings.check(f"views.{name}", takes, view)
@@ -240,19 +260,32 @@ def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
 def defaults(config: ConfigDict) -> dict[str, Any]:
     """{"section.key": value} of the keys that a config need not list: what the functions behind
     its sections take where they are given nothing."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "data.fraction": 1.0,
+        "data.imbalance": 1.0,
+        "data.unlabeled": False,
+        "data.validation": 0.0,
+    }
+    for name, view in configs.plain(config.views).items():
+        found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
         "method": _factory("cl_jax.methods", config.method.name),
         "optimizer": optim.build,
     }
-    if "name" in config.encoder:
-        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
+        if "name" in section:
+            makes[path] = _factory("cl_jax.encoders", section.name)
     for section, make in makes.items():
         for key, parameter in inspect.signature(make).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 found[f"{section}.{key}"] = parameter.default
     return found
+
+
+def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
+    """{"encoder.ROLE": section} of an encoder section of several."""
+    return {} if "name" in encoder else {f"encoder.{role}": encoder[role] for role in encoder}
 
 
 def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
@@ -364,6 +397,8 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"name={name!r}; expected the name of a module of {package}.")
     if "." in name and all(word.isidentifier() for word in name.split(".")):
         try:
             module = importlib.import_module(name)

@@ -13,8 +13,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
-from cl_jax.core import parallel
-from cl_jax.core.errors import ConfigError
+from cl_jax.core import parallel, settings
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
@@ -46,7 +46,6 @@ __all__ = [
     "train",
 ]
 
-NONFINITE = ("stop", "skip", "ignore")
 KEPT = 3  # skipped steps of a run of which `cl_jax.checks.replay` can tell
 # steps skipped in a row after which skipping will not help: the parameters themselves are at fault
 IN_A_ROW = 20
@@ -67,10 +66,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
       NonFinite, checkpoint.NonFiniteState: a loss, a gradient or the State is NaN or inf.
       SaveError: a checkpoint could not be written.
     """
-    if config.nonfinite not in NONFINITE:
-        raise ConfigError(
-            f"nonfinite={config.nonfinite!r}; expected one of {', '.join(NONFINITE)}."
-        )
+    settings.check_value("nonfinite", config.nonfinite, str)
     workdir = folder.path_of(workdir)
     if jax.process_index() == 0:
         folder.make(workdir)
@@ -398,11 +394,14 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
     evaluator.check(state)
     results = evaluator.measure(state, final=True, asked=True)
     if jax.process_index() == 0:
-        folder.replace_text(
-            folder.path_of(workdir) / "eval.json",
-            json.dumps({"step": int(state.step), **results}, indent=2) + "\n",
-        )
         print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))
+        try:
+            folder.replace_text(
+                folder.path_of(workdir) / "eval.json",
+                json.dumps({"step": int(state.step), **results}, indent=2) + "\n",
+            )
+        except SaveError as error:
+            logging.warning("%s", error)
     try:
         evaluator.draw(state)
     except Exception as error:
