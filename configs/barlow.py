@@ -5,7 +5,8 @@ cross-correlation is driven to the identity: 1 on the diagonal, so that a featur
 with the view, 0 off it, so that features do not repeat each other. There are no negatives, no slow
 copy and no predictor.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores, a projector of 512 features.
+Default: the embedded `scenes` by their lightness, a small ResNet, two CPU cores, a projector of 128
+features: with more features and with colours, those that tell pictures apart rule the correlation.
 
 Variants:
   folder        your own images: `cl-jax train barlow:folder PATH`.
@@ -22,12 +23,11 @@ Differences from the authors' code:
     it, and trains biases and norms, which LARS does not rescale, at 1/devices of the rate that is
     written: `imagenet2012` has 0.0048 / 16, of the 16 GPUs of their README.
   - Their classifier on ImageNet trains at 0.3 for 100 epochs; the probe is the one of all configs.
-  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch;
-    its LARS clips the rate, here it does not.
+  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch.
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
-Reached: see docs/results.md.
+Reached: 54.2 % kNN and 63.0 % linear on `scenes` (39.6 % kNN untrained).
 """
 
 from ml_collections import ConfigDict
@@ -42,8 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
-        dict(name="barlow", hidden_dim=512, out_dim=512, off_diagonal_weight=0.0051)
+        dict(name="barlow", hidden_dim=512, out_dim=128, off_diagonal_weight=0.0051)
     )
+    config.views = ConfigDict(dict(both=defaults.lightness(copies=2)))
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
@@ -59,10 +60,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.3,
                 weight_decay=1e-4,
-                trust_coefficient=0.02,
                 warmup_epochs=10.0,
             )
         )
