@@ -1,5 +1,6 @@
 """Runs the evaluators of a config on the States of one run."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -186,6 +187,7 @@ class Evaluation:
         """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
         if f not in self.compiled:
             self.compiled[f] = over_blocks(f, self.mesh)
+        state = dataclasses.replace(state, opt=None)  # which nothing reads that encodes
         parts = []
         for part in blocks(
             self.compiled[f],

@@ -1,6 +1,7 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -28,6 +29,8 @@ from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_taile
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
+
+LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
 
 
 class Built(NamedTuple):
@@ -285,8 +288,9 @@ def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
     return {} if "name" in encoder else {f"encoder.{role}": encoder[role] for role in encoder}
 
 
-def initial_state(built: Built, config: ConfigDict) -> State:
-    """The State of step 0, one compiled program."""
+def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
+    """The State of step 0, one compiled program; trains=False leaves out the optimiser's part, for
+    a State that is evaluated alone."""
     example = built.data.train.read(0)
     rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
     size = rows.stop - rows.start
@@ -296,10 +300,27 @@ def initial_state(built: Built, config: ConfigDict) -> State:
         for name in fields_of(built.method, example)
     }
     batch["id"] = np.zeros(size, np.int32)
-    init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
+
+    def start(key: jax.Array, batch: Any) -> State:
+        state = built.method.init(key, batch)
+        return state if trains else dataclasses.replace(state, opt=None)
+
+    init = parallel.lift(start, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    state = init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+    given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
+    lowered = init.lower(*given)
+    state = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
     return parallel.spread(state, built.mesh)
+
+
+def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Compiler options of the program that fills a State. A CPU's draws of a small network take
+    far less time than optimising them would; the level follows from the parameters alone, since
+    last bits depend on it."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {"xla_backend_optimization_level": 0 if count < LARGE else 1}
 
 
 def shape_of_state(built: Built) -> State:

@@ -28,6 +28,7 @@ from cl_jax.training.experiment import (
     describe,
     dtype_of,
     initial_state,
+    shape_of_state,
 )
 from cl_jax.training.stages import load, previous_stage, stages
 from cl_jax.training.steps import Stepper, stepper
@@ -79,10 +80,10 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
     noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
     noted += fingerprint.check(workdir, config, built.data)
-    state = start_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(state)
-    start = 0 if restored is None else int(restored.step)
+    restored = checkpoints.restore(lambda: shape_of_state(built))
+    state = start_state(built, config) if restored is None else restored
+    start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start)
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
         log.say(describe(config, built, state))
@@ -91,7 +92,6 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
         training = Training(config, workdir, built, checkpoints, log, stop, start)
         training.evaluation.check(state)
         if restored is not None:
-            state = restored
             log.say(f"resuming at step {start} of {built.run.total_steps}")
         return training.run(state)
 
@@ -269,7 +269,8 @@ class Training:
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
         if self.baselines:  # as late as they are needed: training starts sooner
-            log.write(0, self.evaluation.baselines(start_state(self.built, self.config)))
+            start = start_state(self.built, self.config, trains=False)
+            log.write(0, self.evaluation.baselines(start))
             self.baselines = False
         log.write(step, self.evaluation.measure(state, final=step == self.last))
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
@@ -329,9 +330,10 @@ class Training:
         return {}
 
 
-def start_state(built: Built, config: ConfigDict) -> State:
-    """The State of step 0, with the weights of `init_from` where the config has one."""
-    state = initial_state(built, config)
+def start_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
+    """The State of step 0, with the weights of `init_from` where the config has one; without the
+    optimiser's part where nothing trains it."""
+    state = initial_state(built, config, trains)
     path = config.get("init_from", "")
     return importing.start(state, path) if path else state
 
