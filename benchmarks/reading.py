@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         args.files, args.repeats, args.seconds = 50, 3, 0.1
     rates = batches_of((64,) if args.small else (64, 256, 1024, 4096), args.seconds)
     rows: list[list[Any]] = [
-        ["batches of " + str(size), f"{rate:,.0f} images/s", None] for size, rate in rates.items()
+        ["batches of " + str(size), f"{rate:,.0f} images/s", ""] for size, rate in rates.items()
     ]
     record: dict[str, Any] = {"batches": rates, "decoding": {}}
     for width, height in SIZES[:1] if args.small else SIZES:
