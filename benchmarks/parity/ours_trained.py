@@ -52,7 +52,8 @@ def config_of(name, seed, folder, steps):
         )
     )
     config.method = ConfigDict(dict(name=cases.CASES[name]["method"], **cases.TRAINED[name]))
-    config.evals.update(every_epochs=0.0, baselines=False, protocols=ConfigDict(dict(geometry={})))
+    config.evals.update(every_epochs=0.0, baselines=False)
+    config.evals.protocols = ConfigDict(dict(geometry={}))  # kNN is the common evaluator's
     return config
 
 
