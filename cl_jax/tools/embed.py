@@ -10,6 +10,7 @@ row; it is named, and its reason kept in the file. The same command continues wh
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def embed(args: argparse.Namespace) -> int:
     wide = ", ".join(f"{name} [{run.dimensions[name]}]" for name in names)
     rows = source.size - (len(bad) - len(listed))
     print(f"{out}: {rows:,} rows of {wide}" + (f", {rate:,.0f}/s" if rate else ""))
-    print(f"next: cl-jax search {out}")
+    print(f"next: cl-jax search {shlex.quote(str(out))}")
     return 0
 
 

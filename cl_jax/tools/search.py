@@ -107,6 +107,8 @@ def search(args: argparse.Namespace) -> int:
         check_place(path, suffix)
     held = embeddings.load(args.embeddings)
     x = held[_feature(args, held)]
+    if args.sheet:
+        _root(args, held)  # before anything is computed
     began = time.perf_counter()
     if args.like is not None:
         found = like(args, held, x)
@@ -466,16 +468,24 @@ def _in_rows(
     ]
 
 
-def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> None:
-    from cl_jax.core.errors import ConfigError, SaveError
-    from cl_jax.data import contact_sheet
-    from cl_jax.data.contact_sheet import Row, Tile
+def _root(args: argparse.Namespace, held: "Embeddings") -> str:
+    """The folder of the pictures."""
+    from cl_jax.core.errors import ConfigError
 
     root = args.pictures or held.about.get("root", "")
     if not root:
         raise ConfigError(
             f"{args.embeddings} does not say where its pictures are; give --pictures=FOLDER."
         )
+    return str(root)
+
+
+def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> None:
+    from cl_jax.core.errors import ConfigError, SaveError
+    from cl_jax.data import contact_sheet
+    from cl_jax.data.contact_sheet import Row, Tile
+
+    root = _root(args, held)
 
     def file(what: Any) -> Path:
         return what if isinstance(what, Path) else Path(root).expanduser() / held.paths[what]

@@ -124,12 +124,15 @@ def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
         ([file, "--sheet=x.pdf"], "ends in .png"),
         ([other, f"--like={new}"], "is of another network"),
         ([nowhere, f"--like={new}"], "give --run=WORKDIR"),
-        ([nowhere, f"--sheet={tmp_path / 's.png'}"], "--pictures=FOLDER"),
+        (
+            [nowhere, f"--sheet={tmp_path / 's.png'}", f"--out={tmp_path / 't.csv'}"],
+            "--pictures=FOLDER",
+        ),
     ):
         assert search.main(words) == 1
         said = capsys.readouterr()
         assert message in said.err and "Traceback" not in said.err, said.err
-    assert not (tmp_path / "s.png").exists()
+    assert not (tmp_path / "s.png").exists() and not (tmp_path / "t.csv").exists()
 
 
 def test_pictures_that_are_gone_are_grey_on_the_sheet(pets, tmp_path, capsys):
