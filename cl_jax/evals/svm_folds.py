@@ -2,7 +2,7 @@
 field's unsupervised results on TU data."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from cl_jax.core.seeds import SEEDS
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
@@ -20,7 +21,7 @@ SELECTIONS = ("nested", "best")
 
 def make(
     *,
-    selection: str = "nested",
+    selection: Literal["nested", "best"] = "nested",
     folds: int = 10,
     inner_folds: int = 5,
     standardise: bool = False,
@@ -52,7 +53,7 @@ def make(
                 folds=folds,
                 inner_folds=inner_folds,
                 standardise=standardise,
-                seed=given.seed + i,
+                seed=(given.seed + i) % SEEDS,
             )
             for i in range(repeats)
         ]

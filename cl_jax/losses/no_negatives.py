@@ -233,16 +233,7 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
     """
     sizes = check("v b k", log_p=log_p)
     sizes = check("a b k", sizes, targets=targets)
-    views, owners = sizes["v"], tuple(owners)
-    if views < 2:
-        raise ValueError(
-            f"There are {views} views; expected at least 2, since no view predicts its own target."
-        )
-    if len(owners) != sizes["a"] or not all(0 <= owner < views for owner in owners):
-        raise ValueError(
-            f"The targets belong to views {list(owners)}; expected {sizes['a']} numbers from 0 to "
-            f"{views - 1}, one for each of the targets. Views with targets come first by default."
-        )
+    views, owners = sizes["v"], check_owners(sizes["v"], sizes["a"], owners)
     dtype = wide_type(common_type(targets, log_p))
     targets, log_p = lax.stop_gradient(jnp.asarray(targets, dtype)), jnp.asarray(log_p, dtype)
     # One pass over all arrays, where a product of so few rows would move them into place first.
@@ -251,3 +242,23 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
         for target, owner in zip(targets, owners)
     )
     return -jnp.sum(rows) / (len(owners) * (views - 1) * sizes["b"])
+
+
+def check_owners(views: int, targets: int, owners: Sequence[int]) -> tuple[int, ...]:
+    """The views that targets were computed from, as a tuple.
+
+    Raises:
+      ValueError: fewer than two views, an owner that is no view, another number of owners than of
+        targets.
+    """
+    owners = tuple(owners)
+    if views < 2:
+        raise ValueError(
+            f"There are {views} views; expected at least 2, since no view predicts its own target."
+        )
+    if len(owners) != targets or not all(0 <= owner < views for owner in owners):
+        raise ValueError(
+            f"The targets belong to views {list(owners)}; expected {targets} numbers from 0 to "
+            f"{views - 1}, one for each of the targets. Views with targets come first by default."
+        )
+    return owners

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.paths import user_path
 from cl_jax.training import configs, stopping
 
 KEYS = (
@@ -57,6 +58,13 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="join the other processes of this job (jax.distributed) first",
     )
+    found.add_argument(
+        "--verbosity",
+        type=int,
+        default=0,
+        metavar="N",
+        help="1 prints what XLA was told, too",
+    )
     return found
 
 
@@ -74,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.given, args.path = None, args.given
     name = args.config or args.given
     if name and args.path and not args.workdir:
-        args.workdir = default_workdir(name, args.path)
+        try:
+            args.workdir = default_workdir(name, args.path)
+        except ConfigError as error:
+            options.error(str(error))
     if not name or not args.workdir:
         options.error("CONFIG and --workdir are needed: cl-jax train simclr_v2 --workdir=runs/a")
     if args.path:
@@ -87,7 +98,7 @@ def default_workdir(name: str, path: str) -> str:
     is in the variants is in the name."""
     config, _, variants = name.partition(":")
     words = [Path(config).stem, *(one for one in variants.split(",") if one not in ("", "folder"))]
-    return str(Path("runs", f"{'_'.join(words)}-{Path(path).expanduser().resolve().stem}"))
+    return str(Path("runs", f"{'_'.join(words)}-{user_path(path).resolve().stem}"))
 
 
 def run(
@@ -99,7 +110,7 @@ def run(
     """Trains or evaluates; a mistake of the user is one sentence and status 1.
 
     Args:
-      args: workdir, stage, distributed.
+      args: workdir, stage, distributed, verbosity.
       name: the config; None for that of the run in the workdir.
       settings: of the command line, put into the config.
       mode: "train" or "eval".
@@ -145,7 +156,7 @@ def _run(
         f"{jax.local_devices()}",
         file=sys.stderr,
     )
-    if added:
+    if added and args.verbosity:
         print(f"XLA_FLAGS: added {added}", file=sys.stderr)
     if jax.process_index() == 0:
         print("\n".join(found), file=sys.stderr, end="\n" if found else "")

@@ -1,4 +1,5 @@
-"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a terminal.
+"""Where numbers go: a JSON-lines log, TensorBoard event files, Weights & Biases, MLflow, and a
+progress line on a terminal.
 
 A destination that fails (a full disk, a closed pipe) is named once and left out from then on: the
 run goes on without it.
@@ -6,12 +7,11 @@ run goes on without it.
 
 import contextlib
 import json
-import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
+from cl_jax.core import logs
+from cl_jax.core.logs import Row
+from cl_jax.training import trackers
 from cl_jax.training import workdir as folder
-
-Row = dict[str, float]
 
 
 class Metrics:
@@ -36,7 +37,15 @@ class Metrics:
       and what this one writes.
     """
 
-    def __init__(self, workdir: str | Path, total_steps: int, start_step: int = 0):
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        start_step: int = 0,
+        config: Mapping[str, Any] | None = None,
+    ):
+        """config: all settings of the run; its section "log" says which destinations there are
+        besides metrics.jsonl and the terminal."""
         self.active = jax.process_index() == 0
         self.total, self.latest, self.began = total_steps, Row(), (time.monotonic(), start_step)
         root = folder.path_of(workdir)
@@ -47,9 +56,14 @@ class Metrics:
         again = path.exists() or (root / "tensorboard").exists()
         self.destinations: dict[str, Any] = {}
         self._open("metrics.jsonl", lambda: _Lines(path, self.rows))
-        self._open(
-            "TensorBoard", lambda: _Board(root / "tensorboard", start_step + 1 if again else None)
-        )
+        section = (config or {}).get("log", {})
+        if section.get("tensorboard", True):
+            self._open(
+                "TensorBoard",
+                lambda: _Board(root / "tensorboard", start_step + 1 if again else None),
+            )
+        for name, make in trackers.destinations(section, root, config or {}).items():
+            self._open(name, make)
         self.console = Console(file=sys.stderr)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -228,17 +242,7 @@ def read(workdir: str | Path) -> list[Row]:
     """The rows of a run's JSON-lines log. Lines that are not rows (a killed run may leave one cut)
     are left out with a warning."""
     path = folder.path_of(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows, broken = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row = _row(line)
-        if row is None:
-            broken.append(number)
-        else:
-            rows.append(row)
+    rows, broken = logs.rows(path)
     if broken:
         logging.warning(
             "%s: left out line %s, which %s not a row of numbers with a step.",
@@ -247,17 +251,6 @@ def read(workdir: str | Path) -> list[Row]:
             "is" if len(broken) == 1 else "are",
         )
     return rows
-
-
-def _row(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
-        return None
-    number = isinstance(row, dict) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()
-    )
-    return row if number and math.isfinite(row.get("step", math.nan)) else None
 
 
 def first_bad(columns: dict[str, np.ndarray]) -> int | None:

@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "losses": ["--rows", "64", "--width", "16", "--repeats", "3"],
     "headline_losses": ["--rows", "64", "--width", "16", "--seconds", "0.01"],
+    "layers": ["--small", "--repeats", "3"],
     "cpu_step": ["--small", "--batch", "8", "--repeats", "3"],
     "throughput": ["--small", "--repeats", "3", "--cases", "resnet18", "--layers"],
     "speedrun_cifar10": ["--small", "--seeds", "0", "--target", "0.1", "--epochs", "1"],
     "startup": ["--small"],
     "views": ["--small", "--repeats", "3"],
     "input": ["--small"],
+    "reading": ["--small"],
     "memory": ["--small"],
     "cifar10_curve": ["--small"],
 }
