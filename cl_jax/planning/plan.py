@@ -30,7 +30,7 @@ from cl_jax.core import parallel
 from cl_jax.core.parallel import EACH, FIRST, SAME
 from cl_jax.data import batches, declared
 from cl_jax.planning import costs
-from cl_jax.planning.devices import CHIPS, Device, target
+from cl_jax.planning.devices import CHIPS, Device, rate, target
 from cl_jax.planning.kernels import Kernel, kernels_of
 from cl_jax.training import experiment
 from cl_jax.training.steps import Stepper
@@ -65,6 +65,7 @@ class Programme(NamedTuple):
     temporaries: int
     accessed: float
     flops: float
+    exact: float  # of these, of float32 at HIGHEST
     loss: int
     collectives: dict[str, costs.Collective]
     kernels: list[Kernel]  # of a GPU's program; empty for others
@@ -175,6 +176,7 @@ def programme(
         memory.temp_size_in_bytes,
         float(accessed),
         costs.flops(traced.jaxpr),
+        costs.flops(traced.jaxpr, exact=True),
         costs.peak_bytes(traced.jaxpr, LOSSES),
         costs.collectives(text, built.mesh.size),
         kernels,
@@ -202,7 +204,9 @@ def plan(
     compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())
     floor = {
-        "compute": compiled.flops / (device.bfloat16 if dtype == "bfloat16" else device.float32),
+        "compute": (compiled.flops - compiled.exact)
+        / (device.bfloat16 if dtype == "bfloat16" else device.float32)
+        + compiled.exact / device.exact,
         "memory": compiled.accessed / device.bandwidth,
         "links": sent / device.link,
     }
@@ -266,14 +270,14 @@ def layers(kernels: list[Kernel], device: Device) -> list[dict[str, Any]]:
         row = rows.setdefault(
             part, {"part": part, "kernels": 0, "bytes": 0} | dict.fromkeys(numbers, 0.0)
         )
-        rate = device.bfloat16 if kernel.dtype in ("bf16", "f16") else device.float32
-        seconds = kernel.floor(rate, device.bandwidth)
+        speed = rate(device, kernel.dtype, kernel.exact)
+        seconds = kernel.floor(speed, device.bandwidth)
         row["kernels"] += kernel.times
         row["bytes"] += kernel.times * kernel.bytes
         row["flops"] += kernel.times * kernel.flops
         row["seconds"] += seconds
         row["by_products"] += (
-            seconds if kernel.flops / rate > kernel.bytes / device.bandwidth else 0.0
+            seconds if kernel.flops / speed > kernel.bytes / device.bandwidth else 0.0
         )
     for row in rows.values():
         row["by_products"] /= max(row["seconds"], 1e-30)
