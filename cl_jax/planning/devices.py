@@ -24,11 +24,15 @@ class Device:
 GB, TB, TERA, GIB = 1e9, 1e12, 1e12, 2.0**30
 
 # NVIDIA: data sheets of V100, A100 80 GB SXM, H100 SXM, H200 SXM, B200; float32 is TF32 from Ampere
-# on, which HIGHEST turns off. TPU: Google Cloud's system architecture pages; default float32 matmuls
-# run as bfloat16 there, HIGHEST in six passes.
+# on, which HIGHEST turns off. TPU: Google Cloud's system architecture pages; default float32
+# matmuls run as bfloat16 there, HIGHEST in six passes.
 DEVICES = {
-    "v100": Device("NVIDIA V100 SXM2 32 GB", 125 * TERA, 15.7 * TERA, 15.7 * TERA, 32 * GIB, 0.9 * TB, 150 * GB),
-    "a100": Device("NVIDIA A100 SXM 80 GB", 312 * TERA, 156 * TERA, 19.5 * TERA, 80 * GIB, 2.039 * TB, 300 * GB),
+    "v100": Device(
+        "NVIDIA V100 SXM2 32 GB", 125 * TERA, 15.7 * TERA, 15.7 * TERA, 32 * GIB, 0.9 * TB, 150 * GB
+    ),
+    "a100": Device(
+        "NVIDIA A100 SXM 80 GB", 312 * TERA, 156 * TERA, 19.5 * TERA, 80 * GIB, 2.039 * TB, 300 * GB
+    ),
     "h100": Device(
         "NVIDIA H100 SXM 80 GB", 989 * TERA, 494.5 * TERA, 67 * TERA, 80 * GIB, 3.35 * TB, 450 * GB
     ),
@@ -36,8 +40,12 @@ DEVICES = {
         "NVIDIA H200 SXM 141 GB", 989 * TERA, 494.5 * TERA, 67 * TERA, 141 * GB, 4.8 * TB, 450 * GB
     ),
     "v4": Device("TPU v4", 275 * TERA, 275 * TERA, 275 / 6 * TERA, 32 * GIB, 1.228 * TB, 300 * GB),
-    "v5e": Device("TPU v5e", 197 * TERA, 197 * TERA, 197 / 6 * TERA, 16 * GIB, 0.819 * TB, 200 * GB),
-    "v5p": Device("TPU v5p", 459 * TERA, 459 * TERA, 459 / 6 * TERA, 95 * GIB, 2.765 * TB, 600 * GB),
+    "v5e": Device(
+        "TPU v5e", 197 * TERA, 197 * TERA, 197 / 6 * TERA, 16 * GIB, 0.819 * TB, 200 * GB
+    ),
+    "v5p": Device(
+        "TPU v5p", 459 * TERA, 459 * TERA, 459 / 6 * TERA, 95 * GIB, 2.765 * TB, 600 * GB
+    ),
     "v6e": Device("TPU v6e", 918 * TERA, 918 * TERA, 918 / 6 * TERA, 32 * GIB, 1.64 * TB, 400 * GB),
 }
 
