@@ -22,8 +22,7 @@ Differences from the authors' code:
     it, and trains biases and norms, which LARS does not rescale, at 1/devices of the rate that is
     written: `imagenet2012` has 0.0048 / 16, of the 16 GPUs of their README.
   - Their classifier on ImageNet trains at 0.3 for 100 epochs; the probe is the one of all configs.
-  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch;
-    its LARS clips the rate, here it does not.
+  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch.
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
@@ -59,10 +58,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.3,
                 weight_decay=1e-4,
-                trust_coefficient=0.02,
                 warmup_epochs=10.0,
             )
         )

@@ -26,9 +26,8 @@ Differences from the authors' code:
     does.
   - Their linear figures take the best of five learning rates on held-out training images, after 80
     epochs; the probe here is the one of all configs.
-  - `cifar10`: solo-learn has torchvision's network and PyTorch's initial weights, and a LARS with
-    trust coefficient 0.02 that clips the rate; here the network, weights and LARS are BYOL's, with
-    0.001 and without clipping.
+  - `cifar10`: solo-learn has torchvision's network and PyTorch's initial weights; here network and
+    weights are BYOL's.
   - The loss is the paper's squared distance in both directions, 0 to 8, and so is solo-learn's;
     lightly's is a mean cosine from -1 to 1, of which this one is 4 + 4 times.
 
@@ -73,7 +72,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 b=dict(name="byol", view=2, size=32, blur=0.0, test_crop=1.0),
             )
         )
-        config.optimizer = ConfigDict(dict(lars, learning_rate=1.0, weight_decay=1e-5))
+        config.optimizer = ConfigDict(
+            dict(
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
+                learning_rate=1.0,
+                weight_decay=1e-5,
+                warmup_epochs=10.0,
+            )
+        )
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
         config.encoder.variant = "byol"

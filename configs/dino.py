@@ -33,8 +33,7 @@ Differences from the authors' code:
     ImageNet is theirs: 20 neighbours, temperature 0.07.
   - Dropped paths are drawn by example, not by place in the batch.
   - Matrix products are in bfloat16, theirs in float16.
-  - `cifar10`: solo-learn's head has no batch norm, here it has; its LARS has trust coefficient 0.02
-    and clips the rate, here it has 0.001 and does not.
+  - `cifar10`: solo-learn's head has no batch norm, here it has.
 
 Command: python -m cl_jax.main --config=configs/dino.py --workdir=runs/dino
 Reached: see docs/results.md.
@@ -142,7 +141,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.3,
                 weight_decay=1e-6,
                 warmup_epochs=10.0,

@@ -29,8 +29,7 @@ Differences from the authors' code:
   - Matrix products of the ImageNet settings are in bfloat16, theirs in float16.
   - Their classifier trains on batches of 1,024; the probe's rates are theirs for 256.
   - The stem of convolutions and ViT-L are not built.
-  - `cifar10`: solo-learn's LARS clips the rate, here it does not; its last batch-norm scales start
-    at 1, here at 0 as the authors' do.
+  - `cifar10`: solo-learn's last batch-norm scales start at 1, here at 0 as the authors' do.
 
 Command: python -m cl_jax.main --config=configs/moco_v3.py --workdir=runs/moco_v3
 Reached: see docs/results.md.
@@ -97,11 +96,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.3,
                 weight_decay=1e-6,
                 warmup_epochs=10.0,
-                trust_coefficient=0.02,
             )
         )
     if "imagenet2012" in chosen:

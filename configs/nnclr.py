@@ -21,7 +21,6 @@ Differences from solo-learn's code (the authors' is not released):
   - `form="both"` and `form="nt_xent"` of the method are the paper's text and lightly's loss; the
     default is the paper's pseudo-code, which is theirs.
   - Dense layers before a batch norm have no bias, which the norm cancels.
-  - `cifar10`: their LARS clips the rate, here it does not.
 
 Command: python -m cl_jax.main --config=configs/nnclr.py --workdir=runs/nnclr
 Reached: see docs/results.md.
@@ -63,10 +62,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.4,
                 weight_decay=1e-5,
-                trust_coefficient=0.02,
                 warmup_epochs=10.0,
             )
         )

@@ -24,7 +24,7 @@ Differences from the authors' code:
     batch of an epoch by the full batch's size.
   - Their classifier on ImageNet trains at 0.02 for 100 epochs; the probe is the one of all configs.
   - `cifar10`: solo-learn adds the variance term over the two views, so that its weight of 25 is 50
-    here, and the variant has 50; its LARS clips the rate, here it does not.
+    here, and the variant has 50.
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/vicreg.py --workdir=runs/vicreg
@@ -64,10 +64,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.optimizer = ConfigDict(
             dict(
-                name="lars_byol",
+                name="larc_sgd",
+                trust_coefficient=0.02,
+                larc_clip=True,
+                exclude_ndim=1,
                 learning_rate=0.3,
                 weight_decay=1e-4,
-                trust_coefficient=0.02,
                 warmup_epochs=10.0,
             )
         )

@@ -133,7 +133,7 @@ def knn(
         [query_size, k + block_size] and [query_size, C].
 
     Returns:
-      Knn; knowing nothing, top1 is the share of the most frequent class.
+      Knn; at chance level top1 is the share of the most frequent class.
 
     Raises:
       ValueError: shapes that disagree, k above N, T <= 0, labels outside 0 .. C - 1.

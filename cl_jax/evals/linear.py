@@ -148,11 +148,10 @@ def probe(
       normalise: "none"; "batch_norm", without scale and offset, by the batch in training and by
         running statistics in the test; "unit", rows of norm 1.
       seed: of the kernel and the order.
-      frozen: the backbone's variables, if their checksum shall be compared before and after.
+      frozen: the backbone's variables, to compare their checksum before and after.
 
     Returns:
-      Probe; a classifier that knows nothing has the share of the most frequent class and a loss of
-      log C.
+      Probe; at chance level its top1 is the share of the most frequent class and its loss log C.
 
     Raises:
       ValueError: shapes that disagree, labels outside 0 .. C - 1, fewer rows than one batch.

@@ -191,7 +191,7 @@ def make(
                 places, summary = outputs[name]
                 metrics[name] = bound(places, summary, estimator, run.axis_name, block_size)
                 value += weight * metrics[name]
-                chance += weight * knows_nothing(estimator, places.shape[1], run.batch_size)
+                chance += weight * at_chance(estimator, places.shape[1], run.batch_size)
         if gamma:
             z, drawn = jax.nn.sigmoid(outputs["y"]), example_keys(batch_key(key), batch["id"])
             prior = jax.vmap(lambda key: jax.random.uniform(key, (summary_dim,)))(drawn)
@@ -255,7 +255,7 @@ def bound(
     return losses.mutual_information.dim_divergence(places, summary, measure=estimator, **settings)
 
 
-def knows_nothing(estimator: str, places: int, batch_size: int) -> float | jax.Array:
+def at_chance(estimator: str, places: int, batch_size: int) -> float | jax.Array:
     """`bound` where all scores are 0."""
     if estimator == "InfoNCE":
         return math.log(1 + places * (math.exp(-10) + batch_size - 1))

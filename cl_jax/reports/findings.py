@@ -38,7 +38,7 @@ def neighbours_of(x: Array, k: int) -> tuple[Array, Array]:
     """
     similarity, rows = (np.asarray(a) for a in nearest_rows(x, x, k + 1))
     own = rows == np.arange(len(x))[:, None]
-    # A row with more than k equals may not be among its own neighbours: the last one is then dropped.
+    # A row with more than k equals may not be among its own neighbours; the last one is dropped.
     own[~own.any(1), -1] = True
     return similarity[~own].reshape(-1, k), rows[~own].reshape(-1, k)
 

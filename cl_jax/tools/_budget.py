@@ -3,14 +3,12 @@ is scaled or refused."""
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import optim
-from cl_jax.training.experiment import parameters
 
 # A running mean forgets its start within this share of the run.
 MEMORY_SHARE = 0.1
@@ -109,23 +107,31 @@ def _shortened(
 def sections(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, dict[str, Any]]]:
     """(path, section, numbers that it takes where it is given nothing) of the optimiser, the method
     and all sections inside them."""
-    yield from _inside("optimizer", config.optimizer, optim.build)
-    yield from _inside("method", config.method, None)
+    # Here, since they import jax, which the help of a command does without.
+    from cl_jax.training import optim
+    from cl_jax.training.experiment import parameters
+
+    def methods(section: ConfigDict) -> Mapping[str, inspect.Parameter]:
+        return parameters("cl_jax.methods", section.name) if "name" in section else {}
+
+    known = inspect.signature(optim.build).parameters
+    yield from _inside("optimizer", config.optimizer, known, methods)
+    yield from _inside("method", config.method, methods(config.method), methods)
 
 
-def _inside(path: str, section: ConfigDict, make: Any) -> Iterator[Any]:
-    known: Mapping[str, inspect.Parameter] = {}
-    if make is not None:
-        known = inspect.signature(make).parameters
-    elif "name" in section:
-        known = parameters("cl_jax.methods", section.name)
+def _inside(
+    path: str,
+    section: ConfigDict,
+    known: Mapping[str, inspect.Parameter],
+    methods: Callable[[ConfigDict], Mapping[str, inspect.Parameter]],
+) -> Iterator[tuple[str, ConfigDict, dict[str, Any]]]:
     defaults = {
         key: one.default for key, one in known.items() if isinstance(one.default, int | float)
     }
     yield path, section, defaults
     for key, held in list(section.items()):
         if isinstance(held, ConfigDict):
-            yield from _inside(f"{path}.{key}", held, None)
+            yield from _inside(f"{path}.{key}", held, methods(held), methods)
 
 
 def _plain(section: ConfigDict) -> dict[str, Any]:

@@ -211,8 +211,8 @@ class Checkpoints:
     def restore(self, like: Any, *, best: bool = False) -> Any | None:
         """The newest whole checkpoint, shaped and placed like `like`; None where there is none.
 
-        One that cannot be used is named and passed over. Where no newest one can be used, the best
-        one serves.
+        One that cannot be used is named and skipped. Where none of the newest can be used, the best
+        one is restored.
 
         Raises:
           ConfigError: there are checkpoints, and none of them can be used. Starting anew beside

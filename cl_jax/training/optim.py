@@ -22,6 +22,7 @@ Mask = Callable[[Any], Any]
 
 
 # Schedules --------------------------------------
+# Not optax's: these take fractional steps, and the ends that the authors' programs have.
 
 
 def warmup_cosine(
@@ -186,11 +187,15 @@ def lars_simclr(
     u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <-
     momentum v + lr r u, w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled.
     You et al., arXiv 1708.03888."""
-    return optax.chain(
-        _trust(weight_decay, trust_coefficient, mask),
-        _scale(learning_rate),
-        optax.trace(momentum, nesterov),
-        optax.scale(-1.0),
+    chosen = True if mask is None else mask
+    return optax.lars(
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=chosen,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=chosen,
+        momentum=momentum,
+        nesterov=nesterov,
     )
 
 
@@ -204,8 +209,12 @@ def lars_byol(
 ) -> optax.GradientTransformation:
     """LARS of BYOL, MoCo v3 and DINO: the learning rate is outside, v <- momentum v + r u, w <- w -
     lr v."""
+    trust = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+    )
     return optax.chain(
-        _trust(weight_decay, trust_coefficient, mask),
+        trust if mask is None else optax.masked(trust, mask),
         optax.trace(momentum),
         _scale(learning_rate),
         optax.scale(-1.0),
@@ -220,12 +229,14 @@ def larc_sgd(
     trust_coefficient: float = 0.001,
     clip: bool = False,
     nesterov: bool = False,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """Apex's LARC around SGD, on every parameter (SwAV, DeepCluster-v2, SimSiam's probe).
+    """Apex's LARC around SGD (SwAV, DeepCluster-v2, SimSiam's probe: on every parameter), and with
+    `clip` and a mask solo-learn's LARS.
 
     r = trust_coefficient ||w|| / (||g|| + weight_decay ||w|| + 1e-8),  u = r (g + weight_decay w);
     u = g where a norm is 0 (so a fresh bias takes its first step at the full rate);  v <- momentum
-    v + u,  w <- w - lr v. `clip` puts min(r / lr, 1) for r.
+    v + u,  w <- w - lr v. `clip` puts min(r / lr, 1) for r. Where `mask` is False u = g.
     """
 
     def scale(g, w, lr):
@@ -244,7 +255,10 @@ def larc_sgd(
         lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
     )
     return optax.chain(
-        larc, optax.trace(momentum, nesterov), _scale(learning_rate), optax.scale(-1.0)
+        larc if mask is None else optax.masked(larc, mask),
+        optax.trace(momentum, nesterov),
+        _scale(learning_rate),
+        optax.scale(-1.0),
     )
 
 
@@ -318,16 +332,6 @@ def freeze_until(
     return _checked(
         optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains
     )
-
-
-def _trust(
-    weight_decay: float, trust_coefficient: float, mask: Mask | None
-) -> optax.GradientTransformation:
-    trust = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
-    )
-    return trust if mask is None else optax.masked(trust, mask)
 
 
 def _scale(learning_rate: float | Schedule) -> optax.GradientTransformation:
@@ -426,7 +430,6 @@ def build(
         only.
       exclude_ndim, exclude_paths: what is not decayed, nor rescaled by LARS: see `decay_mask`. None
         is 1 for LARS and nothing for the others, which decay all parameters as MoCo and SimSiam do.
-        LARC excludes nothing.
       clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or
         `clip_per_tensor`.
       freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds
@@ -488,11 +491,6 @@ def build(
     lars = name in ("lars_simclr", "lars_byol")
     if final_weight_decay is not None and name not in ("adamw", "sgd"):
         raise ValueError(f"final_weight_decay is for adamw and sgd, not {name}; leave it None.")
-    if name == "larc_sgd" and (exclude_ndim is not None or exclude_paths):
-        raise ValueError(
-            "larc_sgd decays and rescales every parameter; leave exclude_ndim and exclude_paths "
-            "unset."
-        )
     if exclude_ndim is None:
         exclude_ndim = 1 if lars else -1
     keep = decay_mask(exclude_ndim=exclude_ndim, exclude_paths=tuple(exclude_paths))
@@ -519,6 +517,7 @@ def build(
             trust_coefficient=trust_coefficient,
             clip=larc_clip,
             nesterov=nesterov,
+            mask=keep if exclude_ndim >= 0 or exclude_paths else None,
         ),
         "sgd": lambda lr, decay: sgd(
             lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, mask=keep

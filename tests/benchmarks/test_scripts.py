@@ -21,6 +21,7 @@ SCRIPTS = {
     "memory": ["--small"],
     "cost_curves": ["--small", "--repeats", "1"],
     "accelerator": ["--small", "--parts=losses,memory,resnet18,speedrun"],
+    "cifar10_curve": ["--small"],
 }
 
 

@@ -143,6 +143,32 @@ def test_frozen_parameters_start_afresh_at_the_current_rate(name):
     assert np.abs(frozen[-1]["prototypes"] - PARAMS["prototypes"]).max() > 1e-4
 
 
+def test_solo_learn_s_lars_clips_the_rate_and_leaves_vectors_alone():
+    """One step from its formula: min(eta |w| / (|g| + d |w| + 1e-8) / lr, 1) (g + d w)."""
+    rate, decay, eta = 0.2, 0.1, 0.02
+    tx, _ = _build(
+        name="larc_sgd",
+        learning_rate=rate,
+        learning_rate_scaling="none",
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=decay,
+        trust_coefficient=eta,
+        larc_clip=True,
+        exclude_ndim=1,
+    )
+    step = jax.tree.map(lambda before, after: before - after, PARAMS, _run(tx, GRADS[:1])[0])
+
+    def expected(w, g):
+        if np.ndim(w) <= 1:
+            return rate * g
+        sizes = np.linalg.norm(w), np.linalg.norm(g)
+        trust = eta * sizes[0] / (sizes[1] + decay * sizes[0] + 1e-8)
+        return rate * min(trust / rate, 1.0) * (g + decay * w)
+
+    _assert_close(step, jax.tree.map(expected, PARAMS, GRADS[0]))
+
+
 def test_constant_rate_group():
     tx, _ = _build(constant_lr_paths=("prototypes",))
     expected = _run(_build(schedule="constant")[0])
@@ -210,7 +236,6 @@ def test_errors_name_the_mend():
         ({"schedule": "cosine"}, "have warmup_cosine"),
         ({"learning_rate_scaling": "log"}, "have linear, sqrt"),
         ({"warmup_epochs": 9}, "longer than the run"),
-        ({"name": "larc_sgd", "exclude_ndim": 1}, "leave exclude_ndim"),
         ({"name": "lars_byol", "final_weight_decay": 0.1}, "leave it None"),
     ):
         with pytest.raises(ValueError, match=message):
