@@ -220,7 +220,7 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         shape = (*x.rows.shape[:axis], rows, *x.rows.shape[axis + 1 :])
         if isinstance(x.rows, jax.ShapeDtypeStruct):
             placed: Any = jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
-        elif shape == x.rows.shape:
+        elif shape == x.rows.shape and jax.process_count() == 1:
             placed = jax.device_put(x.rows, sharding)
         else:
             width = [(0, more - had) for more, had in zip(shape, x.rows.shape)]
