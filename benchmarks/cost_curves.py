@@ -8,6 +8,8 @@ python benchmarks/cost_curves.py [--curves batch,classes] [--small]
   devices   bytes of a bank and all-reduces of a network's batch norm, against devices; counted in
             the compiled programs of virtual CPU devices, and no time, which they share
   files     listing a folder: time against files
+  state     a save: how long training waits for it, the whole of it, and the best checkpoint's,
+            against the bytes of the State
 
 Each writes its figures to results/cost_curves.json, and a plot to docs/pictures/cost_<curve>.png,
 with a line of what grows as x does.
@@ -29,6 +31,7 @@ SIZES = {  # in full and in small
     "bank": ((2**12, 2**14, 2**16, 2**18, 2**20), (256, 512)),
     "devices": ((1, 2, 4, 8), (1, 2)),
     "files": ((1000, 4000, 16000), (10, 20)),
+    "state": ((14, 56, 224), (1, 2)),
 }
 LABELS = {
     "batch": "rows of both views",
@@ -36,6 +39,7 @@ LABELS = {
     "bank": "rows of the bank",
     "devices": "devices",
     "files": "files",
+    "state": "MB of the State",
 }
 Figures = dict[str, float]
 
@@ -155,12 +159,38 @@ def of_files(files: int, repeats: int) -> Figures:
         return {"ms": 1e3 * median(lambda: listing.of(root), repeats)}
 
 
+def of_state(megabytes: int, repeats: int) -> Figures:
+    import jax.numpy as jnp
+
+    from cl_jax.core.method import State
+    from cl_jax.training.checkpoint import Checkpoints
+
+    blocked, whole, best = [], [], []
+    with tempfile.TemporaryDirectory() as place:
+        store = Checkpoints(place)
+        for step in range(repeats + 1):
+            state = State(jnp.int32(step), jnp.full((megabytes, 250_000), float(step)), {}, {})
+            waited, _ = _timing.seconds(lambda s=state: store.save(s))
+            written, _ = _timing.seconds(store.wait)
+            blocked.append(waited)
+            whole.append(waited + written)
+            best.append(_timing.seconds(lambda s=state: store.save_best(s, 1.0))[0])
+        store.close()
+    # The first save opens the store.
+    return {
+        "ms that training waits": 1e3 * statistics.median(blocked[1:]),
+        "ms of the whole save": 1e3 * statistics.median(whole[1:]),
+        "ms of the best one": 1e3 * statistics.median(best[1:]),
+    }
+
+
 CURVES: dict[str, Callable[[int, int], Figures]] = {
     "batch": of_batch,
     "classes": of_classes,
     "bank": of_bank,
     "devices": of_devices,
     "files": of_files,
+    "state": of_state,
 }
 
 

@@ -19,6 +19,7 @@ SCRIPTS = {
     "views": ["--small", "--repeats", "3"],
     "input": ["--small"],
     "memory": ["--small"],
+    "kmeans": ["--small", "--repeats", "3"],
     "cost_curves": ["--small", "--repeats", "1"],
     "accelerator": ["--small", "--parts=losses,memory,resnet18,speedrun"],
     "cifar10_curve": ["--small"],
