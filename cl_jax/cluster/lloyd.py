@@ -52,7 +52,10 @@ def nearest(centroids: jax.Array, *, spherical: bool) -> Callable[[jax.Array], j
     half = jnp.zeros(k, centroids.dtype)
     if not spherical:
         half = 0.5 * jnp.sum(centroids * centroids, axis=1)
-    tile = min(k, CPU_CENTROIDS) if jax.default_backend() == "cpu" else k
+    tile = k
+    if jax.default_backend() == "cpu" and k > CPU_CENTROIDS:
+        even = -(-k // -(-k // CPU_CENTROIDS))  # as many in each tile, to eight
+        tile = -(-even // 8) * 8
     missing = -k % tile
     tiles = jnp.pad(centroids, ((0, missing), (0, 0))).reshape(-1, tile, width)
     halves = jnp.pad(half, (0, missing), constant_values=jnp.inf).reshape(-1, tile)
