@@ -9,6 +9,8 @@ order), hue as a rotation in YIQ, grayscale, and at 224 pixels a Gaussian blur a
 products. Where the two sides differ, this one has less to compute.
 """
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
 
@@ -104,7 +106,8 @@ class ViT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.positions[:, : x.shape[1]]
         for block in self.blocks:
             batch, tokens, width = x.shape
             q, k, v = (
@@ -122,23 +125,61 @@ class ViT(nn.Module):
 
 
 class SimCLR(nn.Module):
-    """Encoder and SimCLR's head: two dense layers with batch norm, the last without its offset."""
+    """Encoder and SimCLR's head: dense layers with batch norm, the last without its offset."""
 
-    def __init__(self, encoder: nn.Module, out_dim: int):
+    def __init__(self, encoder: nn.Module, out_dim: int, layers: int = 2):
         super().__init__()
         width = encoder.features
         self.encoder = encoder
+        hidden = [
+            module
+            for _ in range(layers - 1)
+            for module in (
+                nn.Linear(width, width, bias=False),
+                nn.BatchNorm1d(width),
+                nn.ReLU(inplace=True),
+            )
+        ]
         self.head = nn.Sequential(
-            nn.Linear(width, width, bias=False),
-            nn.BatchNorm1d(width),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, out_dim, bias=False),
-            nn.BatchNorm1d(out_dim),
+            *hidden, nn.Linear(width, out_dim, bias=False), nn.BatchNorm1d(out_dim)
         )
         self.head[-1].bias.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoder(x)).float()
+
+
+class Prototypes(nn.Module):
+    """DINO's last layer: cosines with its rows."""
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(count, width) * 0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.rows, dim=1))
+
+
+def head_of(method: str, width: int) -> nn.Sequential:
+    """The head of a method that keeps a slow copy of its network."""
+    if method == "moco_v2":
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 128))
+    if method == "byol":
+        return byol_mlp(width)
+    return nn.Sequential(
+        *(nn.Linear(width, 2048), nn.GELU(), nn.Linear(2048, 2048), nn.GELU()),
+        *(nn.Linear(2048, 256), Prototypes(256, 4096)),
+    )
+
+
+def byol_mlp(width: int) -> nn.Sequential:
+    """BYOL's projector or predictor."""
+    return nn.Sequential(
+        nn.Linear(width, 4096),
+        nn.BatchNorm1d(4096),
+        nn.ReLU(inplace=True),
+        nn.Linear(4096, 256, bias=False),
+    )
 
 
 def parameters(model: nn.Module) -> int:
@@ -223,7 +264,7 @@ def _hue(turns: torch.Tensor) -> torch.Tensor:
 def encoder_of(section: dict, size: int) -> nn.Module:
     """The encoder of a config's section."""
     if section["name"] == "vit":
-        sizes = {"tiny": (192, 12, 3), "base": (768, 12, 12)}
+        sizes = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
         width, depth, heads = sizes[section["size"]]
         return ViT(
             section.get("width") or width,
@@ -248,17 +289,22 @@ def step_of(
     dtype: str = "float32",
     channels_last: bool = False,
     compiled: bool = False,
+    layers: int = 2,
+    adamw: bool = False,
 ) -> tuple[Callable[[], None], int]:
     """(one training step with its augmentation, number of parameters). `images` [N, 3, H, W] uint8,
     on the device that is to compute; steps take batches from them in turn. A step is not waited
     for."""
     device = images.device
-    model = SimCLR(encoder_of(encoder, size), out_dim).to(device)
+    model = SimCLR(encoder_of(encoder, size), out_dim, layers).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     number = parameters(model)
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=0.03, momentum=0.9
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = (
+        torch.optim.AdamW(trained, lr=1e-3)
+        if adamw
+        else torch.optim.SGD(trained, lr=0.03, momentum=0.9)
     )
     network = torch.compile(model) if compiled else model
     views = torch.compile(augment) if compiled else augment
@@ -276,3 +322,79 @@ def step_of(
         optimizer.step()
 
     return step, number
+
+
+def slow_copy_step_of(
+    method: str,
+    encoder: dict,
+    images: torch.Tensor,
+    *,
+    batch: int,
+    sizes: tuple[int, ...],
+    strength: float,
+    queue_size: int,
+    channels_last: bool = False,
+) -> tuple[Callable[[], None], int]:
+    """`step_of` for MoCo v2, BYOL or DINO, whose targets come from a moving average of the network:
+    one view of each of the sizes; DINO's teacher sees the first two."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    backbone = encoder_of(encoder, max(sizes))
+    online = nn.Sequential(backbone, head_of(method, backbone.features)).to(memory_format=layout)
+    slow = copy.deepcopy(online).requires_grad_(False)
+    predictor = byol_mlp(256) if method == "byol" else nn.Identity()
+    modules = nn.ModuleList([online, predictor])
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.03, momentum=0.9)
+    queue, centre = F.normalize(torch.randn(queue_size, 128), dim=1), torch.zeros(1, 4096)
+    at, entering = 0, 0
+
+    def moco(views: list[torch.Tensor]) -> torch.Tensor:
+        nonlocal entering
+        q = F.normalize(online(views[0]), dim=1)
+        with torch.no_grad():
+            order = torch.randperm(batch)
+            k = F.normalize(slow(views[1][order]), dim=1)[order.argsort()]
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+        loss = F.cross_entropy(logits, torch.zeros(batch, dtype=torch.long))
+        queue[entering : entering + batch] = k
+        entering = (entering + batch) % queue_size
+        return loss
+
+    def byol(views: list[torch.Tensor]) -> torch.Tensor:
+        p = [predictor(online(view)) for view in views]
+        with torch.no_grad():
+            z = [slow(view) for view in views]
+        return sum(2 - 2 * F.cosine_similarity(a, b).mean() for a, b in zip(p, reversed(z)))
+
+    def dino(views: list[torch.Tensor]) -> torch.Tensor:
+        runs = [torch.cat(list(run)) for _, run in itertools.groupby(views, lambda v: v.shape[-1])]
+        log_p = F.log_softmax(torch.cat([online(run) for run in runs]) / 0.1, 1).chunk(len(views))
+        with torch.no_grad():
+            teacher = slow(runs[0])
+            targets = F.softmax((teacher - centre) / 0.04, 1).chunk(2)
+            centre.mul_(0.9).add_(teacher.mean(0, keepdim=True), alpha=0.1)
+        terms = [
+            -(target * log_p[v]).sum(1).mean()
+            for a, target in enumerate(targets)
+            for v in range(len(views))
+            if v != a
+        ]
+        return sum(terms) / len(terms)
+
+    loss_of = {"moco_v2": moco, "byol": byol, "dino": dino}[method]
+
+    def step() -> None:
+        nonlocal at
+        rows = images[torch.arange(at, at + batch) % len(images)]
+        at = (at + batch) % len(images)
+        views = [
+            augment(rows, size, strength=strength, blur=False).contiguous(memory_format=layout)
+            for size in sizes
+        ]
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(views).backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(slow.parameters()), list(online.parameters()), 0.01)
+
+    return step, parameters(modules)

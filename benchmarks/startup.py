@@ -1,7 +1,7 @@
 """How long a start takes, as whole processes: --help, imports, and a run to its first step without
 and with the cache.
 
-python benchmarks/startup.py [--config configs/simclr_v2.py] [--small]
+python benchmarks/startup.py [--config configs/simclr_v2.py] [--programs] [--small]
 
 `python -m cl_jax.main --help` (goal: under 2 s); `import cl_jax.losses` against `import jax` (goal:
   under 0.3 s more), in
@@ -10,8 +10,9 @@ compiled programs and then with what the first start left there (goal: the secon
 the first). That time is all of it: imports, data, initialisation, compilation. A logged step is the
   "time" of metrics.jsonl's first row with a loss, which is written one
 step late. Processes are stopped as soon as it is there.
-Times are of the wall's clock and, in a second column, of the processes' processor time, which
-others on the machine disturb less.
+`--programs` also says what the first State and the first step cost this process, tracing and
+compilation from nothing included. Times are of the wall's clock and, in a second column, of the
+processes' processor time, which others on the machine disturb less.
 """
 
 import argparse
@@ -87,6 +88,28 @@ def first_step(
             process.wait()
 
 
+def programs(config: str) -> dict[str, float]:
+    """Processor seconds of the first State and of the first step, without a cache of programs."""
+    import jax
+
+    from cl_jax.training import configs, experiment, stages
+    from cl_jax.training.steps import stepper
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    _, chosen, _ = stages.stages(configs.load(config), "unused")[0]
+    built = experiment.build(chosen)
+    found, state = {}, None
+
+    def start() -> None:
+        nonlocal state
+        state = jax.block_until_ready(experiment.initial_state(built, chosen))
+
+    found["the first State"] = _timing.seconds(start)[1]
+    steps = stepper(built, chosen, 0)
+    found["the first step"] = _timing.seconds(lambda: jax.block_until_ready(steps(state)))[1]
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,12 +126,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--starts", type=int, default=3, help="pairs of a first and a second start; 0 for none"
     )
+    parser.add_argument("--programs", action="store_true")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a start may take")
     parser.add_argument(
         "--small", action="store_true", help="one pair of a tiny run, to try the program"
     )
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args(argv)
+    if args.programs:
+        _timing.prepare(cache=False)
     if args.small:
         args.config, args.repeats, args.starts = "configs/simclr_v2.py:debug", 3, 1
 
@@ -194,6 +220,12 @@ def main(argv: list[str] | None = None) -> None:
             f" The second start of {args.config} takes {wall:.2f} of the first's time "
             f"({used:.2f} by processor)."
         )
+    if args.programs:
+        record["programs_processor"] = costs = programs(args.config)
+        text += " Compiled from nothing, in processor time: " + ", ".join(
+            f"{name} {value:.1f} s" for name, value in costs.items()
+        )
+        text += "."
     _timing.write("startup" + ("_small" if args.small else ""), record, text, args.out)
 
 

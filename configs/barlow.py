@@ -5,7 +5,8 @@ cross-correlation is driven to the identity: 1 on the diagonal, so that a featur
 with the view, 0 off it, so that features do not repeat each other. There are no negatives, no slow
 copy and no predictor.
 
-Default: the embedded `scenes`, a small ResNet, two CPU cores, a projector of 512 features.
+Default: the embedded `scenes` by their lightness, a small ResNet, two CPU cores, a projector of 128
+features: with more features and with colours, those that tell pictures apart rule the correlation.
 
 Variants:
   folder        your own images: `cl-jax train barlow:folder PATH`.
@@ -26,7 +27,7 @@ Differences from the authors' code:
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
-Reached: see docs/results.md.
+Reached: 54.2 % kNN and 63.0 % linear on `scenes` (39.6 % kNN untrained).
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(
-        dict(name="barlow", hidden_dim=512, out_dim=512, off_diagonal_weight=0.0051)
+        dict(name="barlow", hidden_dim=512, out_dim=128, off_diagonal_weight=0.0051)
     )
+    config.views = ConfigDict(dict(both=defaults.lightness(copies=2)))
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:

@@ -6,16 +6,18 @@ down to one predicts the encodings of patches some rows further down, and must p
 the patches of the whole batch. Version 2 predicts in four directions with a larger network.
 
 Default: the embedded `scenes` in grey, patches of 16 pixels on a 3x3 grid, a small ResNet with
-  layer norm, all four
-directions, two CPU cores.
+layer norm, all four directions, two CPU cores. Evaluators read "grid", the encodings of all patches
+side by side: their mean, "h", which the other settings read, does not say where a stroke is.
 
 Variants:
   folder           your own images: `cl-jax train cpc:folder PATH`.
   cifar10          patches of 8 pixels on a 7x7 grid, a ResNet-50 to its third stage. Not a setting
                    of the authors.
+  across           of any of them, the contexts of an image predict the patches of another draw of
+                   it, on `scenes` half of the time of the other picture of the handwriting.
   imagenet2012     v2: ResNet-161 with layer norm, patches of 80 pixels on a 6x6 grid of 260, four
-                   directions, dropped
-                   channels and flips by patch. Published: 71.5 % linear (v2's paper).
+                   directions, dropped channels and flips by patch. Published: 71.5 % linear (v2's
+                   paper).
   imagenet2012_v1  ResNet-101 to its third stage without norm, patches of 64 pixels on a 7x7 grid of
                    256 in grey, sub-crops of 60, downwards, Adam 2e-4, batch 512. Published: 48.7 %
                    linear (v1's paper, table 3).
@@ -32,7 +34,8 @@ Differences from the papers, whose authors released no code but v2's pseudo-code
     one of all configs.
 
 Command: python -m cl_jax.main --config=configs/cpc.py --workdir=runs/cpc
-Reached: see docs/results.md.
+Reached: 51.7 % kNN of the grid after three epochs (44.9 % untrained), 58.9 % after four with
+`across`; the mean of the patches 28.8 % after twelve (20.9 % untrained).
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +47,7 @@ _ALL = ("down", "up", "right", "left")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(
-        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
+        arg, ("folder", "across", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
     )
     config = defaults.get_config()
     defaults.laptop(config)
@@ -78,6 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.batch_size = 128
     config.optimizer.learning_rate = 2e-3
+    config.evals.feature = "grid"
     adam = dict(
         name="adamw",
         learning_rate=2e-4,
@@ -85,6 +89,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="constant",
         weight_decay=0.0,
     )
+    if {"folder", "cifar10", "imagenet2012", "imagenet2012_v1"} & set(chosen):
+        config.evals.feature = "h"
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
         config.views.image.update(half)  # patches are turned to grey after normalisation
@@ -156,6 +162,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         config.batch_size = 512
+    if "across" in chosen:
+        config.method.across = True
     if "debug" in chosen:
         defaults.debug(config)
         config.encoder.update(

@@ -27,7 +27,7 @@ Differences from the authors' code:
   - Their kNN takes 5 neighbours by Euclidean distance, here 200 by cosine.
 
 Command: python -m cl_jax.main --config=configs/wmse.py --workdir=runs/wmse
-Reached: see docs/results.md.
+Reached: 66.7 % kNN and 72.6 % linear on `scenes` (39.6 % kNN untrained).
 """
 
 from ml_collections import ConfigDict

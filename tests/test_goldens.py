@@ -50,7 +50,7 @@ def test_equals_the_authors_program(path, dtype):
             ours[name],
             theirs[name],
             golden.bound(name, theirs[name], dtype),
-            golden.smallest(name, path),
+            golden.smallest(name, path, dtype),
             f"{path.stem} {name}",
         )
 

@@ -27,6 +27,7 @@ PLAIN = {
         "names",
         "neighbours",
         "numerics",
+        "paths",
         "seeds",
         "shapes",
         "sharded",

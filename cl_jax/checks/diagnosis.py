@@ -5,14 +5,12 @@ Printed at evaluations.
     table
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cl_jax.training import metrics
-from cl_jax.training.workdir import path_of
+from cl_jax.training import configs, metrics
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
 EARLY_EPOCHS, EARLY_STEPS = 2, 1000
@@ -242,11 +240,16 @@ def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
 
 
 def table(workdirs: Sequence[str | Path]) -> str:
-    """Markdown: the verdict at every evaluation of some runs, from their own logs."""
+    """Markdown: the verdict at every evaluation of some runs, from their own logs.
+
+    Raises:
+      NotFoundError: a folder without a run.
+      ConfigError: a config.json that cannot be read.
+    """
     lines = ["| run | step | kNN | at the start | verdict | because |", "|---|---|---|---|---|---|"]
     for workdir in workdirs:
         rows = metrics.read(workdir)
-        total = json.loads((path_of(workdir) / "config.json").read_text())["total_epochs"]
+        total = configs.of_run(workdir).total_epochs
         before = next(
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,

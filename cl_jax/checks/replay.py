@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel, xla
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint
 from cl_jax.training.experiment import Built, build, initial_state
@@ -35,6 +36,9 @@ from cl_jax.training.workdir import path_of
 
 if TYPE_CHECKING:
     from cl_jax.checks import finite
+
+# What of a record rebuilds a step.
+_KEYS = ("step", "batch_ids", "metrics", "steps_in_dispatch", "devices", "device_kind", "config")
 
 # What is kept and how it is read back
 # --------------------------------------
@@ -100,11 +104,25 @@ def find(path: str | Path) -> Path:
     )
 
 
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. The step cannot be rebuilt.") from None
+    missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ConfigError(
+            f"{file} has no {', '.join(missing)}: it is no record of a step of this version."
+        )
+    record: dict[str, Any] = found
+    return record
+
+
 class Replay:
     """A kept step, rebuilt."""
 
     def __init__(self, path: Path):
-        self.record = json.loads((path / "record.json").read_text())
+        self.record = _record(path / "record.json")
         self.config = ConfigDict(self.record["config"])
         there = jax.device_count()
         self.devices = self.record["devices"] if self.record["devices"] <= there else 1
@@ -170,7 +188,7 @@ def _essential(name: str, value: Any) -> Any:
 def offer_devices(path: Path) -> None:
     """Offers as many CPU devices as the run of a kept step had, where it ran on a CPU; call it
     before jax is asked for a device."""
-    found = json.loads((path / "record.json").read_text())
+    found = _record(path / "record.json")
     xla.prepare()
     if found["device_kind"].lower() == "cpu":
         parallel.offer_devices(found["devices"])

@@ -38,6 +38,15 @@ def mean(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return x if axis_name is None else lax.pmean(x, axis_name)
 
 
+def averaged(tree: Any, axis_name: AxisName) -> Any:
+    """Mean over devices of floating-point arrays; on one device the tree itself, since an
+    all-reduce there is a copy that XLA's CPU compiler keeps."""
+    if axis_name is None:
+        return tree
+    alone = axis_size(axis_name) == 1 and not any(map(axes_of, jax.tree.leaves(tree)))
+    return tree if alone else lax.pmean(tree, axis_name)
+
+
 def total(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """Sum over devices of a per-device value."""
     return x if axis_name is None else lax.psum(x, axis_name)

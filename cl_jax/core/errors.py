@@ -12,5 +12,5 @@ class NotFoundError(ConfigError, FileNotFoundError):
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written. The message says which one, why, and which checkpoint is
-    the newest whole one."""
+    """A file could not be written. The message says which one and why; of a checkpoint, also which
+    one is the newest whole one."""

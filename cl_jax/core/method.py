@@ -13,6 +13,8 @@ import optax
 from flax import struct
 from jax import lax
 
+from cl_jax.core.axis import averaged
+
 Tree = Any
 Batch = dict[str, jax.Array]
 
@@ -170,7 +172,7 @@ def gradient(
 ) -> tuple[tuple[jax.Array, Any], Tree]:
     """((value, aux), gradients averaged over devices) of objective(params) -> (value, aux)."""
     found, grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return found, grads if axis_name is None else lax.pmean(grads, axis_name)
+    return found, averaged(grads, axis_name)
 
 
 def advance(
@@ -290,8 +292,7 @@ def from_loss(
                 "the loss returned no memory, and the State has one; return Aux(metrics, memory), "
                 "with the memory as it was where the step does not change it."
             )
-        if axis_name is not None:
-            grads = lax.pmean(grads, axis_name)
+        grads = averaged(grads, axis_name)
         params, opt = advance(tx, grads, state.opt, params)
         params = project(params)
         target = state.target

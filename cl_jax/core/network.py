@@ -6,6 +6,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+from cl_jax.core.method import Batch, Forward, Variables
 
 Apply = Callable[[Any, Any, Any, bool], tuple[Any, Any]]
 
@@ -52,3 +55,31 @@ def features_of(apply: Apply) -> Apply:
         return named, stats
 
     return features
+
+
+def initial(
+    network: nn.Module, clean: Callable[[Batch], Any]
+) -> Callable[[jax.Array, Batch], Variables]:
+    """`variables` of `from_loss` for one network and nothing else: initialised on clean inputs."""
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        start = network.init(key, clean(batch), True)
+        return Variables(start["params"], start.get("batch_stats", {}))
+
+    return variables
+
+
+def each_view(apply: Apply) -> Forward:
+    """`forward` of `from_loss` that passes one view after the other, so that batch norm sees one at
+    a time: z [B, V, D]."""
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        z = []
+        for images in inputs:
+            (projected, _), stats = apply(params, stats, images, True)
+            z.append(projected)
+        return jnp.stack(z, axis=1), stats, None
+
+    return forward

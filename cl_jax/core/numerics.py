@@ -80,11 +80,14 @@ def log_sum_exp(x: jax.Array, *, axis: int | None = None, keepdims: bool = False
     return out if keepdims else jnp.squeeze(out, axis)
 
 
-def softmax(x: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
-    """softmax over `axis`, at least float32, finite for any finite logits; 0 where `where` is
-    False."""
+def softmax(
+    x: jax.Array, temperature: Any = 1.0, *, axis: int = -1, where: jax.Array | None = None
+) -> jax.Array:
+    """softmax(x / temperature) over `axis`, at least float32, finite for any finite logits; 0 where
+    `where` is False. The largest logit is subtracted as in `log_softmax`."""
     x = wide(x) if where is None else jnp.where(where, wide(x), -jnp.inf)
-    return jnp.exp(_log_softmax(x, axis))
+    powers = jnp.exp(_below_top(x, temperature, axis))
+    return powers / at_least_one(jnp.sum(powers, axis=axis, keepdims=True))
 
 
 def log_softmax(logits: jax.Array, temperature: Any = 1.0, *, axis: int = -1) -> jax.Array:
@@ -93,14 +96,25 @@ def log_softmax(logits: jax.Array, temperature: Any = 1.0, *, axis: int = -1) ->
     The largest logit is subtracted before the division, whose rounding a low temperature would
     otherwise enlarge.
     """
-    logits = wide(logits)
-    top = lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True))
-    return _log_softmax((logits - top) / temperature, axis)
-
-
-def _log_softmax(x: jax.Array, axis: int) -> jax.Array:
-    x = capped(x - lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True)))
+    x = _below_top(wide(logits), temperature, axis)
     return x - jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=axis, keepdims=True)))
+
+
+def _below_top(x, temperature, axis):
+    """(x - max x) / temperature, 0 at most."""
+    return capped((x - lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))) / temperature)
+
+
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + exp(x)), with the digits of a small value, and with a derivative of one exponential:
+    for what is evaluated of every pair. `jax.nn.softplus` takes two and a logarithm more."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_jvp(primals, tangents):
+    return softplus(primals[0]), tangents[0] * jax.nn.sigmoid(primals[0])
 
 
 def unit(

@@ -1,5 +1,7 @@
 """The range of seeds, one for everything that is drawn."""
 
+import numpy as np
+
 SEEDS = 2**32
 
 
@@ -17,3 +19,12 @@ def check_seed(seed: int) -> int:
             "seeds modulo 2**32, so that larger ones would repeat the runs of smaller ones."
         )
     return int(seed)
+
+
+def generator(seed: int, stream: int) -> np.random.Generator:
+    """NumPy's generator number `stream` of a seed, the same on every machine.
+
+    Raises:
+      ValueError: as `check_seed`.
+    """
+    return np.random.Generator(np.random.Philox(key=[check_seed(seed), stream]))

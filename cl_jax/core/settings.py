@@ -16,6 +16,12 @@ from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import nearest
 
 FLOAT32 = float(np.finfo(np.float32).max)
+_MOST = 2**31 - 1  # of what is counted: ids and sizes of axes are int32
+# Settings that are one of a few words wherever they occur.
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float16", "float64"),
+    "nonfinite": ("stop", "skip", "ignore"),
+}
 
 
 def _text(value: float) -> str:
@@ -56,18 +62,24 @@ RANGES = (
     Range(r"^fraction$", 0, 1, open_low=True),
     Range(r"^imbalance$", 1),
     Range(r"^validation$", 0, 0.9),
-    Range(r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$", 0, 1),
     Range(
-        r"^(queue_size|proximal_weight|label_weight)$|^num_(negative|positives|hard|pairs|query)", 0
+        r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$|^solarize_threshold$",
+        0,
+        1,
     ),
+    Range(r"^trust_coefficient$", 0, open_low=True),
+    Range(r"^(decay_factor|proximal_weight|label_weight)$", 0),
+    Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
     Range(r"^(width|stem_width|scale)$", 0, open_low=True),
+    Range(r"^copies$|_layers$", 1, 1000),
     Range(
-        r"^(k|knn_k|size|copies|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
+        r"^(k|knn_k|size|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
         r"|^(restarts|splits|block_size|vocab_size|units|micro_batches|max_pixels|keep_checkpoints)$"
-        r"|^num_|_dims?$|_size$|_layers$|_classes$|^hidden$",
+        r"|^num_|_dims?$|_size$|_classes$|^hidden$",
         1,
+        _MOST,
     ),
 )
 
@@ -98,6 +110,8 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
     if kind is not None and not _fits(value, kind):
         raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.")
     key = name.rsplit(".", 1)[-1]
+    if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
+        raise ConfigError(f"{name}={value!r}; expected one of {', '.join(CHOICES[key])}.")
     for number in _numbers(value):
         if not abs(number) <= FLOAT32:  # NaN too
             raise ConfigError(f"{name}={value!r}; expected finite numbers of float32.")
@@ -155,10 +169,17 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str)
     if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):
-        inner = [one for one in given if one is not Ellipsis]
-        plain = isinstance(value, list | tuple)
-        return plain and (len(inner) != 1 or all(_fits(item, inner[0]) for item in value))
+        if not isinstance(value, list | tuple):
+            return False
+        if _fixed(origin, given):
+            return len(value) == len(given) and all(map(_fits, value, given))
+        return not given or all(_fits(item, given[0]) for item in value)
     return True
+
+
+def _fixed(origin: Any, given: tuple[Any, ...]) -> bool:
+    """Whether an annotation is a tuple of so many values, each of its own kind."""
+    return origin is tuple and bool(given) and Ellipsis not in given
 
 
 def _words(kind: Any) -> str:
@@ -176,8 +197,9 @@ def _words(kind: Any) -> str:
     }
     if kind in names:
         return names[kind]
-    inner = [one for one in given if one is not Ellipsis]
-    return f"a list, each {_words(inner[0])}" if len(inner) == 1 else "a list"
+    if _fixed(origin, given):
+        return f"{len(given)} values: " + ", ".join(map(_words, given))
+    return f"a list, each {_words(given[0])}" if given else "a list"
 
 
 def _nested(value: Any) -> bool:

@@ -1,14 +1,15 @@
 """Your own folder of things that are each shown in several ways: RGB with depth, surface normals
 and segmentation, or one drawing in several styles."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cl_jax.core.paths import user_path
 from cl_jax.data import images, listing
+from cl_jax.data.parts import drawn
 from cl_jax.data.source import Splits, from_arrays, subset
 
 _SHOWN = 3
@@ -36,7 +37,8 @@ def make(
       shown: names of folders in it: ("rgb", "depth", "normals").
       channels: of each, 1 or 3; () for 3 of each. Depth and segmentation have 1.
       image_size: S; the central square of each picture, resized.
-      test_share: of the examples, drawn by their names alone, so that more files change little.
+      test_share: of the examples of each class, by a hash of their names: more files move none of
+        the others.
       value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255;
         without, 0 to the largest number of the type.
 
@@ -59,7 +61,7 @@ def make(
         )
     if not 0 < test_share < 1:
         raise ValueError(f"data.test_share={test_share}; expected above 0 and below 1.")
-    root = Path(path).expanduser()
+    root = user_path(path)
     found = {name: _files(root, name) for name in shown}
     names = _common(root, found)
     ranges = value_ranges or {}
@@ -97,7 +99,12 @@ def make(
         arrays["label"] = np.array([numbers[one.rpartition("/")[0]] for one in names], np.int32)
         counts["label"] = len(classes)
     whole = from_arrays(root.name, arrays, counts)
-    test = _drawn(names, test_share)
+    chosen = drawn(names, test_share, {one: one.rpartition("/")[0] for one in names})
+    if not chosen:
+        raise ValueError(
+            f"{root} has one example of each class, too few for a train and a test part. Add some."
+        )
+    test = np.array([one in chosen for one in names])
     return Splits(subset(whole, np.flatnonzero(~test)), subset(whole, np.flatnonzero(test)))
 
 
@@ -110,7 +117,10 @@ def _files(root: Path, name: str) -> dict[str, str]:
             f"data.shown has {name!r}, and {os.fspath(root)!r} has no folder of that name; it has "
             f"{', '.join(there) or 'none'}."
         )
-    files = listing.of(folder).files
+    listed = listing.of(folder.resolve())
+    if listed.bad:
+        images.report_bad("pictures", os.fspath(folder), listed.bad, "raise")
+    files = listed.files
     found = {file.rpartition(".")[0]: file for file in files}
     if len(found) < len(files):
         twice = next(file for file in files if found[file.rpartition(".")[0]] != file)
@@ -134,14 +144,3 @@ def _common(root: Path, found: Mapping[str, Mapping[str, str]]) -> list[str]:
     if len(every) < 2:
         raise ValueError(f"{root} has {len(every)} examples; expected at least two.")
     return every
-
-
-def _drawn(names: Sequence[str], share: float) -> np.ndarray:
-    """[N] booleans, which examples are for the test: by a hash of each name, at least one and not
-    all."""
-
-    hashes = np.array([int(hashlib.sha256(one.encode()).hexdigest()[:12], 16) for one in names])
-    count = min(max(1, round(share * len(names))), len(names) - 1)
-    chosen = np.zeros(len(names), bool)
-    chosen[np.argsort(hashes, kind="stable")[:count]] = True
-    return chosen

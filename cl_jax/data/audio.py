@@ -10,12 +10,10 @@ nothing further; for the other formats `pip install soundfile`.
 """
 
 import dataclasses
-import hashlib
-import itertools
 import math
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +21,11 @@ import numpy as np
 from absl import logging
 from scipy.signal import resample_poly
 
+from cl_jax.core.paths import user_path
+from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.parts import role
+from cl_jax.data.labels import NONE
+from cl_jax.data.parts import drawn, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
@@ -69,9 +70,10 @@ def make(
         longest.
       pattern: a regular expression with named groups, searched for in each path inside the folder:
         r"(?P<label>\\d)_(?P<speaker>[a-z]+)_\\d+" makes two labels. Sub-folders are then no label.
+        A group that takes no part in a match is a recording without that label, -1.
       test_pattern: a regular expression: recordings in whose path it is found are the test part.
-      test_share: of the recordings, by a hash of their path, where there is neither a folder "test"
-        nor a `test_pattern`.
+      test_share: of the recordings of each "label", by a hash of their path, where there is neither
+        a folder "test" nor a `test_pattern`.
       max_clipped: a share of a recording's samples.
       on_error: "raise" names the recordings that cannot be used; "skip" leaves them out, logs them
         and counts them in `Source.skipped`.
@@ -83,19 +85,24 @@ def make(
         recordings.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, on_error)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your recordings.")
-    files = _files(root)
+    root = root.resolve()
+    listed = listing.of(root, SUFFIXES)
+    files = listed.files
     if not files:
         raise ValueError(
             f"{path} holds no recording; their names end in {', '.join(SUFFIXES)}, at any depth."
         )
     labels = _labels(path, files, pattern)
-    is_test = _test_part(path, files, test_pattern, test_share)
+    is_test = _test_part(path, files, test_pattern, test_share, labels)
 
-    found = map_threads(lambda name: _stored(root / name, sample_rate, seconds), files, workers)
-    bad = {name: one for name, one in zip(files, found) if isinstance(one, str)}
+    def stored(name: str) -> Stored | str:
+        return listed.bad.get(name) or _stored(root / name, sample_rate, seconds)
+
+    found = map_threads(stored, files, workers)
+    bad = listed.bad | {name: one for name, one in zip(files, found) if isinstance(one, str)}
     if bad:
         report_bad("recordings", path, bad, on_error)
     good = [i for i, one in enumerate(found) if not isinstance(one, str)]
@@ -138,7 +145,7 @@ def read(file: str | Path) -> Recording:
     if file.suffix.lower() == ".wav":
         try:
             return _wav(file)
-        except (wave.Error, EOFError) as error:
+        except Exception as error:  # of a damaged header: RuntimeError and struct.error too
             reason = str(error) or "it ends before its data"
             if "unknown format" not in reason:
                 raise ValueError(f"not a WAV file that can be read ({reason})") from None
@@ -235,18 +242,15 @@ def _tell(
         )
 
 
-def _files(root: Path) -> list[str]:
-    """Paths inside the folder, sorted; hidden files and folders are passed over."""
-    found = []
-    for file in root.rglob("*"):
-        inside = file.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if not hidden and file.suffix.lower() in SUFFIXES and not file.is_dir():
-            found.append(inside.as_posix())
-    return sorted(found)
-
-
-def _test_part(path: str, files: Sequence[str], pattern: str, share: float) -> list[bool]:
+def _test_part(
+    path: str,
+    files: Sequence[str],
+    pattern: str,
+    share: float,
+    labels: Mapping[str, tuple[np.ndarray, int]],
+) -> list[bool]:
+    """Whether each recording is of the test part: by the pattern, by the folders, or a share of
+    each "label"."""
     if pattern:
         found = [bool(_compiled("test_pattern", pattern).search(name)) for name in files]
         if all(found) or not any(found):
@@ -255,40 +259,19 @@ def _test_part(path: str, files: Sequence[str], pattern: str, share: float) -> l
                 f"{len(files)} paths in {path}, such as {printable(files[0])}; expected some."
             )
         return found
-    if parts := _parts(path, files):
+    parts = of_folders(path, files)
+    if "test" in parts.values():
         return [parts[name.split("/")[0]] == "test" for name in files]
-    places = [
-        int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-        / 2**64
-        for name in files
-    ]
     if len(files) < 2:
         raise ValueError(f"{path} has one recording, too few for a train and a test part.")
-    # At least one recording is in each part.
-    count = min(max(1, sum(place < share for place in places)), len(files) - 1)
-    chosen = set(sorted(range(len(files)), key=places.__getitem__)[:count])
-    return [i in chosen for i in range(len(files))]
-
-
-def _parts(path: str, files: Sequence[str]) -> dict[str, str]:
-    """{folder: "train" or "test"}; empty where the folders are not parts.
-
-    Raises:
-      ValueError: folders that may be parts or labels.
-    """
-    tops = sorted({name.split("/")[0] for name in files})
-    found = {top: role(top) for top in tops if all("/" in name for name in files)}
-    if sorted(found.values()) == ["test", "train"]:
-        return found
-    inner = [{name.split("/")[1] for name in files if name.startswith(f"{top}/")} for top in tops]
-    repeated = any(a & b for a, b in itertools.combinations(inner, 2))
-    if "train" in found.values() and ({"test", "unlabeled"} & set(found.values()) or repeated):
+    groups = dict(zip(files, labels["label"][0].tolist())) if "label" in labels else None
+    chosen = drawn(files, share, groups)
+    if not chosen:
         raise ValueError(
-            f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
-            'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); or set '
-            "pattern and test_pattern."
+            f"{path} has one recording of each label, too few for a train and a test part. Add "
+            "recordings."
         )
-    return {}
+    return [name in chosen for name in files]
 
 
 def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np.ndarray, int]]:
@@ -306,7 +289,7 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np
             )
         texts = {field: [match[field] or "" for match in matches] for field in fields}
     else:
-        skip = 1 if _parts(path, files) else 0
+        skip = 1 if of_folders(path, files) else 0
         inside = [name.split("/")[skip:] for name in files]
         folders = {parts[0] for parts in inside if len(parts) > 1}
         beside = [name for name, parts in zip(files, inside) if len(parts) < 2]
@@ -322,8 +305,11 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np
     for field, values in texts.items():
         if field in ("audio", "length", "id"):
             raise ValueError(f"pattern={pattern!r}: {field!r} is no name for a label; rename it.")
-        names, number = np.unique(values, return_inverse=True)
-        found[field] = number.astype(np.int32), len(names)
+        names = sorted(set(values) - {""})
+        if not names:
+            raise ValueError(f"pattern={pattern!r}: no recording has a {field!r}.")
+        number = {name: k for k, name in enumerate(names)}
+        found[field] = np.array([number.get(one, NONE) for one in values], np.int32), len(names)
     return found
 
 

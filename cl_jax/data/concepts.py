@@ -115,7 +115,7 @@ def shuffled(words: Sequence[str], concepts: Sequence[tagging.Concept], seed: in
     among the verbs'; where it has neither two different nouns nor verbs, with all its words so."""
     kinds = [[c.place for c in concepts if c.kind == kind] for kind in (NOUN, VERB)]
     places = [of for of in kinds if len({words[i].lower() for i in of}) > 1]
-    rng = np.random.Generator(np.random.Philox(key=[seed, 20]))
+    rng = np.random.Generator(np.random.Philox(key=[seed, 20]))  # 64 bits: a sentence's hash
     found = list(words)
     for of in places or [list(range(len(words)))]:
         old = [words[i] for i in of]

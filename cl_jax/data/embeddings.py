@@ -17,6 +17,7 @@ import numpy as np
 
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.names import nearest
+from cl_jax.core.paths import user_path
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
@@ -101,7 +102,7 @@ def load(path: str | Path) -> Embeddings:
       ConfigError: it is damaged, of another format, has no features, NaN among them, or columns of
         different length.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise NotFoundError(
             f"{path} is not a file; expected embeddings ({', '.join(SUFFIXES)}) such as "
@@ -249,7 +250,7 @@ def check_place(path: str | Path) -> Path:
     Raises:
       ConfigError: another suffix, a folder, no pyarrow, or a place that cannot be written.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}.")
     if file.suffix.lower() == ".parquet":

@@ -15,7 +15,6 @@ the same on every machine, and unchanged for the others when images are added.
 import collections
 import dataclasses
 import functools
-import hashlib
 import math
 import re
 from collections.abc import Callable, Container, Sequence
@@ -25,10 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
 from cl_jax.data import images, listing
 from cl_jax.data.batches import cores
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import NAMES, TEST_NAMES, role, stem, tell_duplicates
+from cl_jax.data.parts import NAMES, TEST_NAMES, by_hash, drawn, role, stem, tell_duplicates
 from cl_jax.data.source import Example, Source, Splits, from_arrays
 
 # As words of a name, what parts are called elsewhere: not known for sure, and never classes where
@@ -156,6 +156,7 @@ def make(
     if bad:
         images.report_bad("images", path, bad, on_error)
         layout, pixels = _without(layout, pixels, bad, test_share)
+    _tell_formats(path, layout)
     _tell_copies(root, found, layout.parts, pixels)
     sources = {
         part: dataclasses.replace(
@@ -201,7 +202,7 @@ def _check_path(path: str) -> None:
 def _listed(path: str) -> tuple[Path, Listing]:
     """The real path of a folder that holds images, and its listing."""
     _check_path(path)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder that holds your images.")
     root = root.resolve()
@@ -354,10 +355,7 @@ def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout
 
 def _hold_out(layout: Layout, share: float) -> Layout:
     """The layout with a test part from its training images, by class."""
-    of_class: dict[int, list[str]] = collections.defaultdict(list)
-    for file in layout.parts["train"]:
-        of_class[layout.numbers.get(file, 0)].append(file)
-    held = {file for files in of_class.values() for file in _hashed(files, share)}
+    held = drawn(layout.parts["train"], share, layout.numbers)
     train = [file for file in layout.parts["train"] if file not in held]
     return layout._replace(parts=layout.parts | {"train": train, "test": sorted(held)})
 
@@ -376,7 +374,7 @@ def _limited(layout: Layout, limit: int) -> Layout:
         parts[part] = sorted(
             name
             for files in of_class.values()
-            for name in _by_hash(files)[: max(2, math.ceil(share))]
+            for name in by_hash(files)[: max(2, math.ceil(share))]
         )
     return layout._replace(parts=parts)
 
@@ -548,22 +546,6 @@ def _tops_of_others(found: Listing, place: str) -> set[str]:
     }
 
 
-def _hashed(files: list[str], share: float) -> list[str]:
-    """Those of the test part: at least one of two files or more, and never all."""
-    count = sum(_place(file) < share for file in files)
-    return sorted(_by_hash(files)[: min(max(1, count), len(files) - 1)])
-
-
-def _by_hash(files: list[str]) -> list[str]:
-    return sorted(sorted(files), key=_place)
-
-
-def _place(file: str) -> float:
-    """A number from 0 to 1 by a hash of a path."""
-    digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 # Looking into the files --------------------------------------
 
 
@@ -661,6 +643,32 @@ def _inspect(reading: Reading, name: str) -> str:
 
 def _reason(error: ValueError, name: str) -> str:
     return str(error).removeprefix(f"{images.printable(name)}: ")
+
+
+def _tell_formats(path: str, layout: Layout) -> None:
+    """Logs classes all of whose training images are in a format that no other class has: traces of
+    the format (compression, depth) then say the class, and a network learns those."""
+    formats: dict[int, set[str]] = collections.defaultdict(set)
+    for name in layout.parts["train"]:
+        if name in layout.numbers:
+            formats[layout.numbers[name]].add(images.SUFFIXES[images.suffix(name)])
+    shared = collections.Counter(kind for kinds in formats.values() for kind in kinds)
+    own = {
+        layout.classes[number]: " and ".join(sorted(kinds))
+        for number, kinds in sorted(formats.items())
+        if all(shared[kind] == 1 for kind in kinds)
+    }
+    if own and len(formats) > 1:
+        logging.warning(
+            "%s: only %s: the format of a file tells these classes from the others. Convert all "
+            "images to one format.",
+            path,
+            ", ".join(
+                f"{images.printable(name)} has images in {kinds}"
+                for name, kinds in list(own.items())[:_SHOWN]
+            )
+            + ", ..." * (len(own) > _SHOWN),
+        )
 
 
 def _tell_copies(
@@ -764,7 +772,7 @@ def everything(
       ValueError: no such path, no image below it, settings out of range.
     """
     _check_settings(path, image_size, channels, 0.1, "skip", value_range)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if root.is_file():
         return listed([root], image_size=image_size, channels=channels, max_pixels=max_pixels)
     if not root.is_dir():
@@ -798,7 +806,7 @@ def listed(
     max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[Source, dict[str, str]]:
     """Images by their paths, in this order, as `everything` gives those of a folder."""
-    names = [str(Path(path).expanduser()) for path in paths]
+    names = [str(user_path(path)) if str(path)[:1] == "~" else str(path) for path in paths]
     if not names:
         raise ValueError("no path is given; expected at least one image.")
     bad = {name: "no such file" for name in names if not Path(name).is_file()}

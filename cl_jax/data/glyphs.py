@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cl_jax.core.seeds import check_seed
+from cl_jax.core.seeds import generator
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -52,7 +52,6 @@ def make(
       ValueError: a size below 1.
     """
     check_count(train_size=train_size, test_size=test_size, image_size=image_size)
-    check_seed(seed)
     shapes = {
         (font, digit): _drawn(FONTS[font], digit)
         for font in range(len(FONTS))
@@ -60,7 +59,7 @@ def make(
     }
 
     def part(number: int, name: str, size: int) -> Source:
-        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        rng = generator(seed, number)
         label = rng.permutation(np.arange(size) % 10).astype(np.int32)
         font = rng.integers(len(FONTS), size=size).astype(np.int32)
         angle = np.deg2rad(rng.uniform(-rotation, rotation, size))

@@ -2,7 +2,8 @@
 
     MUTAG/MUTAG_A.txt                 an edge a line, "i, j": nodes numbered from 1 over all graphs
     MUTAG/MUTAG_graph_indicator.txt   the graph of each node, numbered from 1
-    MUTAG/MUTAG_graph_labels.txt      a label for each graph (may be missing)
+    MUTAG/MUTAG_graph_labels.txt      a label for each graph (may be missing); -1 is a class here,
+                                      as in MUTAG, whose labels are 1 and -1
     MUTAG/MUTAG_node_labels.txt       a tag for each node (may be missing)
 
     edges.txt                         "graph node node" a line, by any names; labels.txt "graph
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
 from cl_jax.data.source import Source, Splits, from_arrays, subset
 
 FEATURES = ("auto", "tags", "degree", "constant")
@@ -81,7 +83,7 @@ def make(
         raise ValueError(f"folds={folds}, fold={fold}; expected 0, or 2 and more, and fold below.")
     if max_degree < 1:
         raise ValueError(f"max_degree={max_degree}; expected at least 1.")
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_dir():
         if labels or tags:
             raise ValueError(
@@ -263,7 +265,11 @@ def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str]]:
         )
     indicator = _integers(file("graph_indicator"), 1)[:, 0]
     pairs = _integers(found[0], 2)
-    _check_range(file("graph_indicator"), indicator, 1, None, "graphs are numbered from 1")
+    most = len(indicator)
+    if file("graph_labels").exists():
+        most = max(most, len(_integers(file("graph_labels"), None)))
+    rule = "graphs are numbered from 1 on, and each has a node"
+    _check_range(file("graph_indicator"), indicator, 1, most, rule)
     _check_range(found[0], pairs, 1, len(indicator), "nodes are numbered from 1 to the last one")
     order = np.argsort(indicator, kind="stable")
     nodes = np.bincount(indicator - 1)
@@ -349,8 +355,8 @@ def _check_range(file: Path, values: np.ndarray, low: int, high: int | None, rul
 
 def _edge_list(file: Path, labels: str, tags: str) -> tuple[GraphSet, Callable[[int], str]]:
     rows = _words(file, 3, "graph node node")
-    tagged = _words(Path(tags).expanduser(), 3, "graph node tag") if tags else []
-    labelled = _words(Path(labels).expanduser(), 2, "graph label") if labels else []
+    tagged = _words(user_path(tags), 3, "graph node tag") if tags else []
+    labelled = _words(user_path(labels), 2, "graph label") if labels else []
     names = _sorted({row[0] for row in rows} | {row[0] for row in tagged + labelled})
     number = {name: i for i, name in enumerate(names)}
     nodes: list[dict[str, int]] = [{} for _ in names]

@@ -13,7 +13,6 @@ captions (fewer are repeated; a view draws one of them). "label" where there are
 `more["prompts"]`: "tokens" and "label", sentences that name each class.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
+from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
-from cl_jax.data.parts import role
+from cl_jax.data.labels import NONE
+from cl_jax.data.parts import drawn, role
 from cl_jax.data.source import Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -64,7 +66,8 @@ def make(
         captions.jsonl; "" for `scenes` with captions.
       image_size, channels: of the stored squares, as in `data.folder`; `scenes` are 32 by 32.
       file_column, caption_column: names of the table's columns.
-      label_column: a column of class names; "" for none.
+      label_column: a column of class names; "" for none. An empty cell is a picture without a
+        label, -1.
       templates: prompts of a class, with {} in the place of its name.
       test_share: of the pictures, where no column "split" divides them.
       limit: at most so many pictures of each part are read, from its whole length; 0 for all. For
@@ -88,6 +91,8 @@ def make(
         )
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}; expected 1 or 3.")
+    if wrong := [template for template in templates if template.count("{}") != 1]:
+        raise ValueError(f"templates has {wrong[0]!r}; expected one {{}} in each, for the class.")
 
     def tokens_by(sentences: Sequence[str]) -> Tokenizer | WordPiece:
         if tokenizer_path:
@@ -109,7 +114,9 @@ def make(
     parts = _divided(table, rows, test_share)
     if limit:
         parts = {part: names[:: -(-len(names) // limit)] for part, names in parts.items()}
-    classes = sorted({row.label for row in rows.values()}) if label_column else []
+    classes = sorted({row.label for row in rows.values()} - {""})
+    if label_column and not classes:
+        raise ValueError(f"{table}: no picture has a {label_column!r}; set label_column=''.")
     made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())
     sources = {
@@ -131,7 +138,9 @@ def make(
     more = {}
     if classes:
         prompts = [
-            (template.format(name), k) for k, name in enumerate(classes) for template in templates
+            (template.replace("{}", name), k)
+            for k, name in enumerate(classes)
+            for template in templates
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
     return Splits(sources["train"], sources["test"], more)
@@ -150,7 +159,7 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
     )
     texts = []
     for number, source in enumerate((parts.train, parts.test)):
-        rng = np.random.Generator(np.random.Philox(key=[seed, 32 + number]))
+        rng = generator(seed, 32 + number)
         texts.append(captions.sentences(rng, captions.factors(source)))
     prompts, digits = captions.prompts()
     # Prompts are among the text that the vocabulary is of, so that every word of them has pieces.
@@ -190,7 +199,7 @@ def _prompts(
 
 
 def _table(path: str) -> Path:
-    root = Path(path).expanduser()
+    root = user_path(path)
     if root.is_file():
         return root
     if not root.is_dir():
@@ -219,13 +228,13 @@ def _rows(
                 f"{', '.join(map(str, row))}. Name the columns by file_column, caption_column and "
                 "label_column."
             )
-        name, given, line = str(row[file_column]).strip(), row[caption_column], int(row["line"])
-        texts = [str(text).strip() for text in (given if isinstance(given, list) else [given])]
+        name, texts = lines.words(row[file_column]), lines.every(row[caption_column])
+        line = int(row["line"])
         if not name or not texts or not all(texts):
             empty.append(line)
             continue
-        label = str(row[label_column]).strip() if label_column else ""
-        one = _Picture(line, texts, str(row.get("split", "")).strip(), label)
+        label = lines.words(row[label_column]) if label_column else ""
+        one = _Picture(line, texts, lines.words(row.get("split")), label)
         before = found.get(name)
         if before is not None and (before.split, before.label) != (one.split, one.label):
             raise ValueError(
@@ -279,16 +288,7 @@ def _divided(table: Path, rows: Mapping[str, _Picture], share: float) -> dict[st
             for part in ("train", "test")
         }
     else:
-        place = {
-            name: int.from_bytes(
-                hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big"
-            )
-            / 2**64
-            for name in rows
-        }
-        ordered = sorted(rows, key=lambda name: place[name])
-        count = max(1, min(sum(at < share for at in place.values()), len(rows) - 1))
-        chosen = set(ordered[:count])
+        chosen = drawn(list(rows), share, {name: row.label for name, row in rows.items()})
         parts = {
             "train": [name for name in rows if name not in chosen],
             "test": [name for name in rows if name in chosen],
@@ -325,7 +325,7 @@ def _source(
     """A part of the pictures, decoded once where they fit `cache_bytes`, else as they are read."""
     fields, sizes = {"tokens": tokens}, {"tokens": vocabulary}
     if classes:
-        numbers = {label: k for k, label in enumerate(classes)}
+        numbers = {label: k for k, label in enumerate(classes)} | {"": NONE}
         fields["label"] = np.array([numbers[rows[n].label] for n in names], np.int32)
         sizes["label"] = len(classes)
     keep = len(names) * how["image_size"] ** 2 * how["channels"] <= cache_bytes

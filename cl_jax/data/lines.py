@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cl_jax.core.paths import user_path
+
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _SHOWN = 5  # rows that an error names
 
@@ -29,7 +31,7 @@ def read(path: str | Path) -> list[str]:
     Raises:
       ValueError: no such file, a damaged archive, another encoding, a file that is no text.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise ValueError(f"{path} is no file; expected a text file, one sentence a line.")
     try:
@@ -101,17 +103,22 @@ def table(path: str | Path) -> list[dict[str, Any]]:
         delimiter="," if kind == ".csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if kind == ".csv" else csv.QUOTE_NONE,
     )
-    header = next(reader, [])
     rows: list[dict[str, Any]] = []
-    for columns in reader:
-        if not columns:
-            continue
-        if len(columns) != len(header):
-            raise ValueError(
-                f"{path}, line {reader.line_num}: {len(columns)} columns where the header has "
-                f"{len(header)} ({', '.join(header)}). Quote what holds the separator."
-            )
-        rows.append(dict(zip(header, columns)) | {"line": reader.line_num})
+    try:
+        header = next(reader, [])
+        for columns in reader:
+            if not columns:
+                continue
+            if len(columns) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(columns)} columns where the header has "
+                    f"{len(header)} ({', '.join(header)}). Quote what holds the separator."
+                )
+            rows.append(dict(zip(header, columns)) | {"line": reader.line_num})
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}. Is a quotation mark left open?"
+        ) from None
     return rows
 
 
@@ -125,6 +132,16 @@ def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}, line {number} is {type(found).__name__}; expected an object.")
     return found | {"line": number}
+
+
+def words(value: Any) -> str:
+    """The text of a cell, without spaces around it; "" of null."""
+    return "" if value is None else str(value).strip()
+
+
+def every(value: Any) -> list[str]:
+    """The texts of a cell that may hold a list of them."""
+    return [words(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def some(lines: Sequence[int]) -> str:

@@ -6,12 +6,14 @@ import filecmp
 import hashlib
 import os
 import stat
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
 from cl_jax.data import images
 
 _SYSTEM = ("__MACOSX", "#recycle", "#snapshot", "lost+found", "System Volume Information")
@@ -30,9 +32,10 @@ _OTHER_IMAGES = frozenset(
 class Listing(NamedTuple):
     """What is in a folder, all by path inside it, with "/".
 
-    files: images, sorted. bad: what may not be opened, with the reason; images among it are in
-    `files` too. sizes, times: bytes, and nanoseconds of the last change, of the images. others:
-    files left aside, counted by suffix. unread: those of them that are images of another kind.
+    files: images, or whatever is wanted, sorted. bad: what may not be opened, with the reason;
+    those of `files` among it are in both. sizes, times: bytes, and nanoseconds of the last change,
+    of `files`. others: files left aside, counted by suffix. unread: those of them that are images
+    of another kind.
     """
 
     files: list[str]
@@ -51,11 +54,16 @@ class Listing(NamedTuple):
         ) + (f" and {rest} kinds more" if rest > 0 else "")
 
 
-def of(root: Path) -> Listing:
+def of(root: Path, suffixes: Container[str] | None = None) -> Listing:
     """The listing of a folder that is there, by its real path. Folders that are hidden or a
-    system's own are passed over, links to folders are not followed."""
+    system's own are passed over, links to folders are not followed.
+
+    Args:
+      suffixes: of the files that are wanted, in lower case; None for images.
+    """
     found = Listing([], {}, {}, {}, collections.Counter(), [])
-    readable, stack = images.readable(), [""]
+    readable = images.readable() if suffixes is None else suffixes
+    stack = [""]
     while stack:
         inside = stack.pop()
         try:
@@ -79,7 +87,7 @@ def of(root: Path) -> Listing:
                 _link_to_folder(found, root, inside + name, entry)
             else:
                 found.others[suffix or "without a suffix"] += 1
-                if suffix in images.SUFFIXES or suffix in _OTHER_IMAGES:
+                if suffixes is None and (suffix in images.SUFFIXES or suffix in _OTHER_IMAGES):
                     found.unread.append(inside + name)
     found.files.sort()
     return found
@@ -167,7 +175,7 @@ def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
     if not cache_dir:
         return None
     name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return Path(cache_dir).expanduser() / "checked" / f"{name}.npz"
+    return user_path(cache_dir) / "checked" / f"{name}.npz"
 
 
 # Copies --------------------------------------

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cl_jax.data import images
+from cl_jax.core.paths import user_path
+from cl_jax.data import images, listing
 from cl_jax.data.batches import cores
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -51,8 +52,8 @@ def make(
         raise ValueError(f'on_error={on_error!r}; expected "raise" or "skip".')
     if min(height, width) < 1:
         raise ValueError(f"height={height}, width={width}; expected at least 1 pixel each.")
-    root = Path(path).expanduser()
-    if not path or not root.is_dir():
+    root = user_path(path)
+    if not root.is_dir():
         raise ValueError(
             f"path={path!r} is not a folder; set --config.data.path to one with "
             f"{', '.join(PARTS.values())}."
@@ -88,27 +89,27 @@ def _part(
             f"{folder} is missing; expected the layout of Market-1501, with the folders "
             f"{', '.join(PARTS.values())}."
         )
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if images.suffix(file.name) in images.readable() and not file.name.startswith(".")
-    )
-    matches = [_NAME.match(file.name) for file in files]
-    unnamed = [file.name for file, match in zip(files, matches) if match is None]
+    folder = folder.resolve()
+    found = listing.of(folder)
+    files = [name for name in found.files if "/" not in name]
+    matches = [_NAME.match(name) for name in files]
+    unnamed = [name for name, match in zip(files, matches) if match is None]
     if unnamed:
         raise ValueError(
             f"{folder}: {len(unnamed)} names say no person and camera, such as "
             f"{images.printable(unnamed[0])}; expected 0002_c1s1_000451_03.jpg."
         )
-    people = [(file, int(m[1]), int(m[2]) - 1) for file, m in zip(files, matches) if m is not None]
-    people = [(file, person, camera) for file, person, camera in people if person >= 0]
+    people = [(name, int(m[1]), int(m[2]) - 1) for name, m in zip(files, matches) if m is not None]
+    people = [(name, person, camera) for name, person, camera in people if person >= 0]
     if any(camera < 0 for *_, camera in people):
         raise ValueError(f"{folder}: a name says camera 0; expected cameras from c1 on.")
 
-    def load(one: tuple[Path, int, int]) -> np.ndarray | str:
+    def load(one: tuple[str, int, int]) -> np.ndarray | str:
+        if reason := found.bad.get(name := one[0]):
+            return f"{images.printable(name)}: {reason}"
         try:
             whole = images.decode(
-                one[0], one[0].name, image_size=None, channels=3, max_pixels=max_pixels
+                folder / name, name, image_size=None, channels=3, max_pixels=max_pixels
             )
         except ValueError as error:
             return str(error)
@@ -116,14 +117,14 @@ def _part(
         return np.asarray(resized)
 
     loaded = images.map_threads(load, people, cores())
-    bad = [found for found in loaded if isinstance(found, str)]
+    bad = [one for one in loaded if isinstance(one, str)]
     if bad and on_error == "raise":
         raise ValueError(
             f"{len(bad)} pictures in {folder} cannot be used:\n  "
             + "\n  ".join(bad[:_SHOWN])
             + "\nMend or remove them, or set on_error='skip' to leave them out."
         )
-    kept = [i for i, found in enumerate(loaded) if not isinstance(found, str)]
+    kept = [i for i, one in enumerate(loaded) if not isinstance(one, str)]
     if not kept:
         raise ValueError(f"{folder} holds no picture of a person that can be read.")
     return (

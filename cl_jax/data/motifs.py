@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from cl_jax.core.seeds import generator
 from cl_jax.data.graphs import GraphSet, source_of
 from cl_jax.data.source import Source, Splits
 
@@ -57,7 +58,7 @@ def make(*, train_size: int = 600, test_size: int = 200, seed: int = 0) -> Split
 
 
 def _generated(seed: int, number: int, size: int) -> GraphSet:
-    rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+    rng = generator(seed, number)
     label = rng.integers(len(FAMILIES), size=size)
     graphs = [_graph(rng, FAMILIES[family]) for family in label]
     nodes = np.array([count for count, _ in graphs])

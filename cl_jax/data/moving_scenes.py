@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cl_jax.core.seeds import generator
 from cl_jax.data import captions, scenes, tokenizer
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -78,7 +79,7 @@ def make(
     for number, (name, instances, size) in enumerate(
         zip(("train", "test"), scenes.division(len(digits)), (train_size, test_size))
     ):
-        rng = np.random.Generator(np.random.Philox(key=[seed, 64 + number]))
+        rng = generator(seed, 64 + number)
         scene = scenes.draw(rng, size, instances, len(photographs), ground)
         direction = rng.integers(len(DIRECTIONS), size=size)
         speed = rng.integers(len(SPEEDS), size=size)
@@ -96,9 +97,7 @@ def make(
             "instance": scene.instance,
         }
     texts = {
-        name: sentences(
-            np.random.Generator(np.random.Philox(key=[seed, 96 + number])), factors(arrays)
-        )
+        name: sentences(generator(seed, 96 + number), factors(arrays))
         for number, (name, arrays) in enumerate(parts.items())
     }
     made = tokenizer.train(texts["train"], vocab_size=vocab_size, cache=tokenizer_cache or None)

@@ -18,6 +18,7 @@ import zipfile
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
 from cl_jax.data.images import printable
 from cl_jax.data.labels import numbered
 from cl_jax.data.parts import warn_of_duplicates
@@ -59,7 +60,7 @@ def make(
         raise ValueError(
             "path is empty; set --config.data.path to the folder with train.npz and test.npz."
         )
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     parts = ["train", "test"]
     if (folder / "unlabeled.npz").exists():
         parts.append("unlabeled")
@@ -239,7 +240,7 @@ def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: in
                 key.update(block)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
-    kept = pathlib.Path(cache_dir).expanduser() / f"{file.stem}-{field}-{key.hexdigest()}.npy"
+    kept = user_path(cache_dir) / f"{file.stem}-{field}-{key.hexdigest()}.npy"
     if (image := _kept(kept)) is not None:
         return image
     image = _image_array(file, field, max_bytes)

@@ -1,15 +1,20 @@
-"""Parts of a data set from other parts: a validation part, labelled and unlabelled images together,
-images that are in two parts."""
+"""Parts of a data set: by the names of folders, by a share of the names, labelled and unlabelled
+examples together, images that are in two parts."""
 
+import collections
 import dataclasses
+import hashlib
+import itertools
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
-from cl_jax.data.source import Example, Source, from_arrays, labels_of, subset
+from cl_jax.data.images import printable
+from cl_jax.data.labels import NONE
+from cl_jax.data.source import Example, Source, from_arrays, labels_of
 
-_SEED = 20240229  # one validation part for all runs, whatever their seeds
 _SHOWN = 3
 # In the order in which they are taken, where there are several.
 TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
@@ -30,52 +35,66 @@ def role(name: str) -> str:
     return NAMES.get(stem(name), "")
 
 
-def held_out(
-    source: Source, share: float, *, label: str = "label", group: str = "instance"
-) -> tuple[Source, Source]:
-    """(the source without its validation part, the validation part).
-
-    The choice depends on the labels alone, so that runs of all seeds are compared on the same
-    examples. `share` of each class is held out: at least one of a class of two or more, and never
-    all. Examples of one `group` (one handwriting, one patient) stay on one side, where a source in
-    memory has such a field. Examples without a label stay in the first part.
+def of_folders(path: str, files: Sequence[str]) -> dict[str, str]:
+    """{folder: "train" or "test"} of the folders that all files lie in; empty where these are not
+    parts.
 
     Raises:
-      ValueError: a share outside 0 to 1, or nothing to hold out.
+      ValueError: folders that may be parts or labels.
     """
-    if not 0 < share < 1:
+    if not all("/" in name for name in files):
+        return {}
+    inner: dict[str, set[str]] = collections.defaultdict(set)  # sub-folders of each
+    for name in files:
+        top, below, *deeper = name.split("/")
+        inner[top].update([below] if deeper else [])
+    tops = sorted(inner)
+    found = {top: role(top) for top in tops}
+    roles = set(found.values())
+    if sorted(found.values()) in (["test", "train"], ["train"]):
+        return found
+    if "train" in roles and (
+        {"test", "unlabeled"} & roles
+        or any(a & b for a, b in itertools.combinations(inner.values(), 2))
+    ):
         raise ValueError(
-            f"validation={share}; expected a share of the training part above 0 and below 1."
+            f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
+            'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); rename '
+            "or move the others."
         )
-    if label in source.sizes:
-        labels = labels_of(source, label)
-    else:
-        labels = np.zeros(source.size, np.int32)
-    if source.arrays is not None and group in source.arrays:
-        groups = np.asarray(source.arrays[group])
-    else:
-        groups = np.arange(source.size)
-    # One member stands for its group: its first.
-    names, first, of = np.unique(groups, return_index=True, return_inverse=True)
-    shuffled = np.argsort(np.random.Philox(key=[_SEED, 0]).random_raw(len(names)), kind="stable")
-    held = np.zeros(len(names), bool)
-    of_group = labels[first]
-    for value in np.unique(of_group[of_group >= 0]):
-        members = shuffled[of_group[shuffled] == value]
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held[members[:count]] = True
-    rows = held[of]
-    if not rows.any():
-        raise ValueError(
-            f"{source.name} has too few labelled examples to hold out {share:.0%} of them; "
-            "expected a class with at least two."
-        )
-    return (
-        dataclasses.replace(subset(source, np.flatnonzero(~rows)), name=source.name),
-        dataclasses.replace(
-            subset(source, np.flatnonzero(rows)), name=f"{source.name}/validation", skipped=0
-        ),
-    )
+    return {}
+
+
+def place(name: str) -> float:
+    """A number from 0 to 1 by a hash of a name, the same on every machine."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def by_hash(names: Sequence[str]) -> list[str]:
+    """The names in the order of their `place`."""
+    return sorted(sorted(names), key=place)
+
+
+def drawn(
+    names: Sequence[str], share: float, groups: Mapping[str, object] | None = None
+) -> set[str]:
+    """The names of a test part, chosen by a hash of each: more names move none of the others.
+
+    Args:
+      share: of the names of each group; at least one of two or more, and never all.
+      groups: {name: its class}; names without one are a group, and None is one group for all.
+    """
+    of_group: dict[object, list[str]] = collections.defaultdict(list)
+    for name in names:
+        of_group[None if groups is None else groups.get(name)].append(name)
+    return {
+        name
+        for group in of_group.values()
+        for name in by_hash(group)[
+            : min(max(1, sum(place(one) < share for one in group)), len(group) - 1)
+        ]
+    }
 
 
 def joined(labelled: Source, unlabelled: Source) -> Source:
@@ -95,8 +114,11 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
                 + "; expected the same in both parts, to train on them together."
             )
     name = f"{labelled.name} and {unlabelled.name.rsplit('/', 1)[-1]}"
-    none = np.full(unlabelled.size, -1, np.int32)
+    none = np.full(unlabelled.size, NONE, np.int32)
     sizes, skipped = dict(labelled.sizes), labelled.skipped + unlabelled.skipped
+    names = None
+    if labelled.names is not None and unlabelled.names is not None:
+        names = [*labelled.names, *unlabelled.names]
     if labelled.arrays is not None and unlabelled.arrays is not None:
         arrays = {
             field: np.concatenate(
@@ -104,7 +126,8 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
             )
             for field in first
         }
-        return dataclasses.replace(from_arrays(name, arrays, sizes), skipped=skipped)
+        made = from_arrays(name, arrays, sizes)
+        return dataclasses.replace(made, skipped=skipped, names=names, classes=labelled.classes)
 
     def read(i: int) -> Example:
         if i < labelled.size:
@@ -119,6 +142,8 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
         sizes,
         labels=lambda field: np.concatenate([labels_of(labelled, field), none]),
         skipped=skipped,
+        names=names,
+        classes=labelled.classes,
     )
 
 

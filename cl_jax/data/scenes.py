@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from cl_jax.core.seeds import generator
 from cl_jax.data.source import Source, Splits, from_arrays
 
 IMAGE_SIZE = 32
@@ -121,7 +122,7 @@ def render(
     train, test = division(len(digits))
 
     def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
-        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        rng = generator(seed, number)
         scene = draw(rng, size, instances, len(photographs), level)
         image, colour = paint(scene, digits, photographs, level)
         place = np.minimum((scene.position * _CELLS).astype(np.int32), _CELLS - 1)

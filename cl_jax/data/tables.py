@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.paths import user_path
 
 
 def check_place(path: str, suffix: str) -> None:
@@ -18,7 +19,7 @@ def check_place(path: str, suffix: str) -> None:
         return
     if Path(path).suffix.lower() != suffix:
         raise ConfigError(f"{path}: expected a name that ends in {suffix}.")
-    if not Path(path).expanduser().resolve().parent.is_dir():
+    if not user_path(path).resolve().parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist.")
 
 
@@ -28,7 +29,7 @@ def write_table(path: str, columns: Mapping[str, Any]) -> None:
     Raises:
       SaveError: it cannot be written.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     part = file.with_name(f"{file.name}.part")
     try:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:

@@ -29,6 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core.paths import user_path
+from cl_jax.core.seeds import generator
 from cl_jax.data import captions, lines, scenes, tokenizer
 from cl_jax.data.parts import role, stem
 from cl_jax.data.source import Source, Splits, from_arrays
@@ -167,7 +169,7 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     Raises:
       ValueError: another number of columns, no such column, a score that is no number, no pair.
     """
-    if Path(path).expanduser().is_dir():
+    if user_path(path).is_dir():
         return {
             f"sts/{name}": _together(read_scored(str(file))) for name, file in _files(path).items()
         }
@@ -214,7 +216,7 @@ def _files(folder: str) -> dict[str, Path]:
     """The files of a folder by their names without endings."""
     files = sorted(
         file
-        for file in Path(folder).expanduser().iterdir()
+        for file in user_path(folder).iterdir()
         if file.is_file() and not file.name.startswith(".")
     )
     if not files:
@@ -251,7 +253,7 @@ def read_classes(path: str) -> dict[str, Classes]:
     Raises:
       ValueError: no such columns, an empty sentence, a class that training rows lack.
     """
-    if Path(path).expanduser().is_dir():
+    if user_path(path).is_dir():
         found = {}
         for name, file in _files(path).items():
             for key, one in read_classes(str(file)).items():
@@ -410,13 +412,13 @@ def _of_scenes(columns: int, train_size: int, test_size: int, seed: int):
     )
 
     def part(number: int, source: Source):
-        rng = np.random.Generator(np.random.Philox(key=[seed, 16 + number]))
+        rng = generator(seed, 16 + number)
         rows = captions.factors(source)
         texts = [captions.sentences(rng, rows), captions.sentences(rng, rows)]
         texts.append(captions.sentences(rng, captions.contradictions(rng, rows)))
         return texts[:columns], {name: source.arrays[name] for name in ("label", "colour", "place")}
 
-    rng = np.random.Generator(np.random.Philox(key=[seed, 18]))
+    rng = generator(seed, 18)
     first, second, score = captions.scored_pairs(rng, captions.factors(parts.test), test_size)
     pairs = (captions.sentences(rng, first), captions.sentences(rng, second), score)
     return part(0, parts.train), part(1, parts.test), {"sts": pairs}
@@ -461,11 +463,11 @@ def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) ->
 
 def _token_arrays(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+        with np.load(user_path(path), allow_pickle=False) as file:
             arrays = {field: file[field] for field in FIELDS if field in file}
             others = sorted(set(file) - set(arrays))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise ValueError(f"{path} is no whole .npz archive of numbers: {error}.") from None
     if "tokens" not in arrays:
         raise ValueError(f"{path} has the arrays {', '.join(others) or 'none'}; expected tokens.")
     for field, rows in arrays.items():

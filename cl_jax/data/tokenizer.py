@@ -14,6 +14,7 @@ import numpy as np
 import sentencepiece
 from absl import logging
 
+from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import END, MASK, PAD, START, UNKNOWN
 from cl_jax.data import wordpiece
 from cl_jax.data.wordpiece import MAX_VOCAB, WordPiece
@@ -137,7 +138,7 @@ def load(path: str | Path) -> "Tokenizer | WordPiece":
     Raises:
       ValueError: no such file, no model, other reserved numbers than `core.tokens`.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix == ".txt":
         return wordpiece.load(file)
     if not file.is_file():
@@ -179,9 +180,9 @@ def _trained(sentences: Iterable[str], vocab_size: int, rule: str) -> bytes:
 
 def _folder(cache: str | Path | None) -> Path:
     if cache is not None:
-        return Path(cache).expanduser()
+        return user_path(cache)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "cl_jax" / "tokenizers"
+    return user_path(home) / "cl_jax" / "tokenizers"
 
 
 def _keep(file: Path, model: bytes) -> None:

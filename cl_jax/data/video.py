@@ -3,14 +3,13 @@
     clips/run/*.mp4                 films: any container that PyAV reads (pip install av)
     clips/run/a.npy                 frames as an array uint8 [T, H, W] or [T, H, W, C]
     clips/run/b/0001.jpg ...        a folder of pictures is one clip, in the order of their names
-    clips/train/...  clips/test/... parts
+    clips/train/...  clips/test/... parts, by any of the names that `folder` knows
 
 Sub-folders above the clips are the label, by name in alphabetical order. A table captions.csv (or
 .tsv, .jsonl) in the folder adds a sentence to each. All frames are cut to their central square and
 resized, and lie in memory.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,11 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cl_jax.data import images, lines, tokenizer
+from cl_jax.core.paths import user_path
+from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
+from cl_jax.data.listing import Listing
+from cl_jax.data.parts import drawn, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -64,8 +66,8 @@ def make(
         too short; "spread" makes one clip of a film, its frames evenly over the whole, which fits
         captions of whole films.
       image_size, channels: of the stored squares; 1 or 3 channels.
-      test_share: of the films, by a hash of their path, where there is no folder "test". Of a
-        single film, the last clips.
+      test_share: of the films of each label, by a hash of their path, where there is no folder
+        "test". Of a single film, the last clips.
       file_column, caption_column: of the table of captions, where there is one; files are named
         relative to it.
       length, vocab_size, lowercase, tokenizer_path, tokenizer_cache: as in `data.text`.
@@ -80,10 +82,11 @@ def make(
         than `max_bytes`.
     """
     _check(frames, every, sampling, image_size, channels, test_share, on_error)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your films or clips.")
-    names = _films(root)
+    root = root.resolve()
+    names, refused = _films(root, listing.of(root, (".npy", *CONTAINERS, *PICTURES)))
     if not names:
         raise ValueError(
             f"{path} holds no film: neither folders of pictures nor files that end in .npy, "
@@ -92,13 +95,15 @@ def make(
     texts = _captions(root, names, file_column, caption_column)
 
     def stored(name: str) -> np.ndarray | str:
+        if name in refused:
+            return refused[name]
         try:
             return _clips(root / name, name, frames, every, sampling, image_size, channels)
         except (ValueError, OSError) as error:
             return str(error)
 
     found = map_threads(stored, names, workers)
-    bad = {name: one for name, one in zip(names, found) if isinstance(one, str)}
+    bad = refused | {name: one for name, one in zip(names, found) if isinstance(one, str)}
     if bad:
         report_bad("films", path, bad, on_error)
     good = {name: one for name, one in zip(names, found) if not isinstance(one, str)}
@@ -110,8 +115,12 @@ def make(
             f"{path}: its clips take {taken / 2**30:.1f} GiB, more than max_bytes="
             f"{max_bytes / 2**30:.1f} GiB. Lower image_size, raise every, or raise max_bytes."
         )
-    labels, tokens, vocabulary = _labels(path, list(good)), None, 0
-    parts = _parts(root, good, test_share)
+    folders = of_folders(path, list(good))
+    labels, tokens, vocabulary = _labels(path, list(good), folders), None, 0
+    parts = _parts(root, good, folders, labels, test_share)
+    for which, films in parts.items():
+        if not films:
+            raise ValueError(f"{path}: no film of its {which} part can be used.")
     if texts:
         most = max(len(texts[name]) for name in good)
         made = (
@@ -178,7 +187,7 @@ def _of_pictures(folder: Path, channels: int) -> Iterator[np.ndarray]:
 def _of_array(file: Path, channels: int) -> Iterator[np.ndarray]:
     try:
         frames = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # of a damaged header: tokenize.TokenError too
         raise ValueError(f"is no array that can be read ({error})") from None
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4):
         raise ValueError(
@@ -242,24 +251,24 @@ def _square(frame: np.ndarray, size: int) -> np.ndarray:
     return _array(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def _films(root: Path) -> list[str]:
-    """Paths inside the folder of all films, sorted; what is hidden is passed over."""
-    found = []
-    for file in (root, *root.rglob("*")):
-        inside = file.relative_to(root)
-        if any(word.startswith(".") for word in inside.parts):
-            continue
-        if file.is_dir():
-            if file != root and _pictures(file):
-                found.append(inside.as_posix())
-        elif file.suffix.lower() in (".npy", *CONTAINERS):
-            found.append(inside.as_posix())
-    if _pictures(root):
-        raise ValueError(
-            f"{root} has pictures beside its clips, such as {_pictures(root)[0]}. A clip is a "
-            "folder of pictures: move them into one."
-        )
-    return sorted(found, key=_natural)
+def _films(root: Path, found: Listing) -> tuple[list[str], dict[str, str]]:
+    """(paths inside the folder of all films, sorted; {path: reason} of those that may not be
+    opened)."""
+    films: dict[str, str] = {}
+    for name in found.files:
+        if images.suffix(name) in PICTURES:
+            folder = name.rpartition("/")[0]
+            if not folder:
+                raise ValueError(
+                    f"{root} has pictures beside its clips, such as {printable(name)}. A clip is a "
+                    "folder of pictures: move them into one."
+                )
+            reason = found.bad.get(name, "")
+            films[folder] = films.get(folder) or (reason and f"{printable(name)}: {reason}")
+        else:
+            films[name] = found.bad.get(name, "")
+    links = {name: reason for name, reason in found.bad.items() if name not in found.files}
+    return sorted(films, key=_natural), {n: reason for n, reason in films.items() if reason} | links
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -275,18 +284,18 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
-def _divided(names: Sequence[str]) -> bool:
-    return {name.split("/")[0] for name in names} == {"train", "test"}
-
-
 def _parts(
-    root: Path, clips: Mapping[str, np.ndarray], share: float
+    root: Path,
+    clips: Mapping[str, np.ndarray],
+    parts: Mapping[str, str],
+    labels: Mapping[str, int],
+    share: float,
 ) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """{part: [(film, its clips)]}."""
+    """{part: [(film, its clips)]}. parts: those of the top folders, empty where these are none."""
     names = list(clips)
-    if _divided(names):
+    if "test" in parts.values():
         return {
-            part: [(name, clips[name]) for name in names if name.startswith(f"{part}/")]
+            part: [(name, clips[name]) for name in names if parts[name.split("/")[0]] == part]
             for part in ("train", "test")
         }
     if len(names) == 1:
@@ -299,22 +308,20 @@ def _parts(
         count = min(max(1, round(share * len(whole))), len(whole) - 1)
         logging.info("%s is one film: its last %d clips are the test part.", root, count)
         return {"train": [(name, whole[:-count])], "test": [(name, whole[-count:])]}
-    places = {
-        name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names
-    }
-    within = sum(int.from_bytes(place[:8], "big") / 2**64 < share for place in places.values())
-    # At least one film is in each part.
-    count = min(max(1, within), len(names) - 1)
-    chosen = set(sorted(names, key=places.__getitem__)[:count])
+    chosen = drawn(names, share, labels or None)
+    if not chosen:
+        raise ValueError(
+            f"{root} has one film of each label, too few for a train and a test part. Add films."
+        )
     return {
         "train": [(name, clips[name]) for name in names if name not in chosen],
         "test": [(name, clips[name]) for name in names if name in chosen],
     }
 
 
-def _labels(path: str, names: Sequence[str]) -> dict[str, int]:
+def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[str, int]:
     """{film: label} of the first sub-folder; {} where films have none, or all the same."""
-    inside = [name.split("/")[1:] if _divided(names) else name.split("/") for name in names]
+    inside = [name.split("/")[1:] if parts else name.split("/") for name in names]
     folders = sorted({words[0] for words in inside if len(words) > 1})
     if len(folders) < 2:
         return {}
@@ -341,8 +348,7 @@ def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict
                 f"{tables[0]}, line {row['line']} has no {missing[0]!r}; it has "
                 f"{', '.join(map(str, row))}. Name the columns by file_column and caption_column."
             )
-        name, given = str(row[file]).strip().rstrip("/"), row[caption]
-        texts = [str(text).strip() for text in (given if isinstance(given, list) else [given])]
+        name, texts = lines.words(row[file]).rstrip("/"), lines.every(row[caption])
         if not name or not texts or not all(texts):
             raise ValueError(f"{tables[0]}, line {row['line']}: an empty file name or caption.")
         found.setdefault(name, []).extend(texts)

@@ -9,6 +9,7 @@ scales the formants. Length, loudness, pitch, formants and noise vary from recor
 
 import numpy as np
 
+from cl_jax.core.seeds import generator
 from cl_jax.data.source import Source, Splits, from_arrays
 
 FORMANTS_HZ = {
@@ -57,7 +58,7 @@ def make(
     longest = round(_SECONDS[1] * sample_rate)
 
     def part(number: int, name: str, size: int) -> Source:
-        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        rng = generator(seed, number)
         word, speaker = (rng.integers(len(of), size=size) for of in (WORDS, SPEAKERS))
         length = (rng.uniform(*_SECONDS, size) * sample_rate).astype(np.int32)
         audio = np.concatenate(

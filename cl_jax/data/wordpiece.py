@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import END, MARKS, SPECIAL, START, UNKNOWN
 
 MAX_VOCAB = 2**16  # tokens are stored in 16 bits
@@ -112,7 +113,7 @@ def load(path: str | Path, lowercase: bool = True) -> WordPiece:
     Raises:
       ValueError: no such file, or no vocabulary of BERT.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise ValueError(f"{path} is no file; expected BERT's vocab.txt.")
     return WordPiece(file.read_text(encoding="utf-8").splitlines(), lowercase, str(path))

@@ -120,6 +120,7 @@ def make(
     splits: int = 1,
 ) -> AlexNet:
     """An `AlexNet` from a config section; `dtype` by name."""
+    initializers.kernel(kernel_init)  # refuses an unknown one
     return AlexNet(
         width=width,
         fully_connected=fully_connected,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import MARKS, SPECIAL
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -47,7 +48,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: no such file, a damaged one, or a type that NumPy does not have.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise ValueError(f"{path} is no file; expected weights in the safetensors format.")
     data = file.read_bytes()
@@ -89,7 +90,7 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: a file that is missing or damaged, a tensor that is missing, or of another shape
         than the network's.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     vocab = root / "vocab.txt"
     if not vocab.is_file():
         raise ValueError(

@@ -93,6 +93,7 @@ def make(
         )
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}; expected one of {', '.join(NORMS)}.")
+    initializers.kernel(kernel_init)  # refuses an unknown one
     return Conv1d(
         channels=channels,
         kernels=tuple(kernels),

@@ -1,25 +1,26 @@
-"""Convolution, with other programs where XLA's own is slow: maps smaller than the kernel, and 3x3
+"""Convolution, with other programs where XLA's own is slow: maps no larger than the kernel, and 3x3
 kernels on a CPU."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from cl_jax.core.axis import axes_of, spread, varying
 from cl_jax.encoders import winograd
 
-LARGEST = 4  # side of the input map up to which the product is the cheaper program
+LARGEST = 4  # side of the input map up to which products by tap are the cheaper program
 # From where a CPU gains by forms of its own: channels, since cores share a product and not what is
 # done to its arguments, and multiplications for a tap of an image, with fewer of which they only
 # take longer to compile. Constants for the two cores of benchmarks/README.md: if they followed the
 # machine's cores, so would the last bits of a run.
-FEWEST, LEAST = 64, 1 << 18
+WINOGRAD = 32, 1 << 16
+LARGE = 64, 1 << 18  # gradients of other kernels, tap by tap
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -36,10 +37,10 @@ def convolve(
     """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, D], for flax's
     `nn.Conv(conv_general_dilated=...)`.
 
-    Where the result has fewer rows and columns than the kernel (the 2 x 2 maps at the end of a
-    ResNet at 16 pixels), every output sees nearly every input, and the convolution is written as
-    one product with the kernel spread out: the same sums in another order. XLA's CPU convolution
-      falls to its slowest loop there, 45 times slower, forward and backward.
+    Where the result has no more rows and columns than the kernel (the 2 x 2 maps at the end of a
+    ResNet at 16 pixels), the convolution is written as a sum of one product per tap: the same sums
+    in another order. XLA's CPU convolution falls to its slowest loop at 2 x 2, 24 to 180 times
+    slower (`benchmarks/layers.py`).
 
     Where there is enough to compute, the program depends on the platform it is lowered for. On a
     CPU 3x3 kernels of stride 1 are in Winograd's form (winograd.py) and other kernels' gradients
@@ -57,8 +58,8 @@ def convolve(
         settings.get(name) in (None, 1, (1, 1), [1, 1])
         for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")
     )
-    if plain and max(sides) <= LARGEST and max(out) < min(size):
-        return _as_product(x, kernel, strides, pads, sides, out, settings.get("precision"))
+    if plain and max(sides) <= LARGEST and 1 < min(size) and max(out) <= min(size):
+        return _by_taps(x, kernel, strides, pads, out, settings.get("precision"))
     told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
     known = isinstance(
         x.shape[0], int
@@ -69,38 +70,63 @@ def convolve(
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
-    large = min(kernel.shape[2:]) >= FEWEST and math.prod((*sides, *kernel.shape[2:])) >= LEAST
-    if for_cpu and plain and large:
+    least = WINOGRAD if _winograd(kernel, strides) else LARGE
+    if for_cpu and plain and _enough(x, kernel, least):
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
 
-# Maps smaller than the kernel
+# Maps no larger than the kernel
 # --------------------------------------
 
 
-def _as_product(
+def _by_taps(
     x: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
     pads: Sequence[tuple[int, int]],
-    sides: Sequence[int],
     out: Sequence[int],
     precision: Any,
 ) -> jax.Array:
-    size = kernel.shape[:2]
+    """The sum over a kernel's taps of the inputs that each meets times its matrix [C, D].
+
+    A tap joins a rectangle of inputs with one of results, and nothing is multiplied by the margin:
+    of a 2 x 2 map 16 products of a position where the plain sum has 36."""
+    wide = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
     rows, columns = (
-        np.arange(n)[:, None] - s * np.arange(o) + before
-        for n, o, s, (before, _) in zip(sides, out, strides, pads)
-    )  # the tap that joins input to output
-    hit_rows, hit_columns = (
-        jnp.asarray(taps[..., None] == np.arange(k), kernel.dtype)
-        for taps, k in zip((rows, columns), size)
+        [_met(n, o, s, before, tap) for tap in range(k)]
+        for n, o, s, (before, _), k in zip(x.shape[1:3], out, strides, pads, kernel.shape)
     )
-    joined = jnp.einsum(
-        "hpk,wql,klcd->hwcpqd", hit_rows, hit_columns, kernel, precision=lax.Precision.HIGHEST
-    )
-    return jnp.einsum("bhwc,hwcpqd->bpqd", x, joined, precision=precision)
+    y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), wide)
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        if row is None or column is None:
+            continue
+        product = lax.dot_general(
+            x[:, row.inputs, column.inputs],
+            kernel[i, j],
+            (((3,), (0,)), ((), ())),
+            precision=precision,
+            preferred_element_type=wide,
+        )
+        y = y + jnp.pad(product, ((0, 0), row.margin, column.margin, (0, 0)))
+    return y.astype(jnp.result_type(x, kernel))
+
+
+class _Met(NamedTuple):
+    """The inputs that one tap meets along an axis, and how many results come before and after."""
+
+    inputs: slice
+    margin: tuple[int, int]
+
+
+def _met(size: int, out: int, stride: int, before: int, tap: int) -> _Met | None:
+    """Of an axis of `size` inputs and `out` results; None for a tap that meets no input."""
+    met = [place for place in range(out) if 0 <= stride * place + tap - before < size]
+    if not met:
+        return None
+    first, last = met[0], met[-1]
+    start, stop = stride * first + tap - before, stride * last + tap - before + 1
+    return _Met(slice(start, stop, stride), (first, out - 1 - last))
 
 
 # Many channels, by platform
@@ -148,8 +174,14 @@ def _backward(strides, pads, saved, dy):
 _by_platform.defvjp(_forward, _backward)
 
 
-def _winograd(kernel: jax.Array, strides: tuple[int, int]) -> bool:
-    return kernel.shape[:2] == (3, 3) and strides == (1, 1)
+def _enough(x: jax.Array, kernel: jax.Array, least: tuple[int, int]) -> bool:
+    """Whether there are as many channels and as many multiplications for a tap of an image."""
+    channels = kernel.shape[2:]
+    return min(channels) >= least[0] and math.prod((*x.shape[1:3], *channels)) >= least[1]
+
+
+def _winograd(kernel: jax.Array, strides: Sequence[int]) -> bool:
+    return kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

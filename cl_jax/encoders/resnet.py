@@ -21,7 +21,7 @@ released code starts the last scale at 0, its paper's runs at 1."""
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -337,8 +337,8 @@ def make(
     *,
     depth: int = 50,
     width: float = 1.0,
-    stem: str = "imagenet",
-    variant: str = "torchvision",
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    variant: Literal["simclr", "byol", "torchvision"] = "torchvision",
     blocks: Sequence[int] | None = None,
     bottleneck: bool | None = None,
     stem_width: int | None = None,
@@ -350,7 +350,7 @@ def make(
     for_cpu: bool = True,
 ) -> ResNet:
     """A `ResNet` from a config section; `dtype` by name."""
-    return ResNet(
+    found = ResNet(
         depth=depth,
         width=width,
         stem=stem,
@@ -365,3 +365,6 @@ def make(
         splits=splits,
         for_cpu=for_cpu,
     )
+    found._blocks()  # refuses a depth that there is not
+    found._channels(64)  # and a width that leaves nothing
+    return found

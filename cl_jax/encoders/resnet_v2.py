@@ -8,7 +8,7 @@ bottlenecks of 512 (Henaff et al., arXiv 1905.09272)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -143,8 +143,8 @@ def make(
     num_stages: int = 3,
     stages: Sequence[Sequence[int]] | None = None,
     width: float = 1.0,
-    stem: str = "imagenet",
-    norm: str = "layer",
+    stem: Literal["imagenet", "strided", "cifar"] = "imagenet",
+    norm: Literal["layer", "none"] = "layer",
     dtype: str | None = "float32",
     axis_name: str | None = None,
 ) -> ResNetV2:

@@ -109,7 +109,8 @@ def balancedness(accuracy: Sequence[float] | np.ndarray, *, sigma: float = 1.0) 
       ValueError: no class, sigma <= 0.
 
     Reference: the idea is of Kang et al. 2021, "Exploring balanced feature spaces for
-      representation learning". Form and sigma are not compared with theirs.
+      representation learning". The authors' code does not compute it, so form and sigma could not
+      be compared with theirs; compare values of one sigma with each other alone.
     """
     a = np.asarray(accuracy, np.float64)
     check_positive(sigma=sigma)

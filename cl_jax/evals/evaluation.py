@@ -1,5 +1,6 @@
 """Runs the evaluators of a config on the States of one run."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,15 @@ class Evaluation:
             if any(label not in source.sizes for source in self.data[:2])
         ]
         if missing:
-            logging.info("%s is left out: the data have no %s", name, ", ".join(missing))
+            there = sorted(set(self.data.train.sizes) & set(self.data.test.sizes))
+            logging.log(
+                logging.WARNING if there else logging.INFO,  # without labels it is expected
+                "evals.protocols.%s is left out: the data have no %s%s; they have %s.",
+                name,
+                ", ".join(missing),
+                nearest(missing[0], there),
+                ", ".join(there) or "no labels",
+            )
         return not missing
 
     def check(self, state: State) -> None:
@@ -178,6 +187,7 @@ class Evaluation:
         """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
         if f not in self.compiled:
             self.compiled[f] = over_blocks(f, self.mesh)
+        state = dataclasses.replace(state, opt=None)  # which nothing reads that encodes
         parts = []
         for part in blocks(
             self.compiled[f],

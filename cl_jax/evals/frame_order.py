@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cl_jax.core.seeds import generator
 from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.evals import Evaluator, Given, Needs
 
@@ -69,7 +70,7 @@ def products(frames: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     count, times = frames.shape[:2]
     if times < 3:
         raise ValueError(f"clips have {times} frames; expected 3 or more, to ask for their order.")
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    rng = generator(seed, 0)
     at = np.sort(np.argsort(rng.random((count, times)), axis=1)[:, :3], axis=1)
     forward = np.arange(count) % 2 == 0
     at = np.where(forward[:, None], at, at[:, [1, 0, 2]])

@@ -18,6 +18,7 @@ from jax import lax
 
 from cl_jax import views
 from cl_jax.core.numerics import unit, wide
+from cl_jax.core.seeds import check_seed
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
@@ -147,7 +148,7 @@ def probe(
       weight_decay, momentum, nesterov: of SGD. Decay is added to the gradient, as in PyTorch.
       normalise: "none"; "batch_norm", without scale and offset, by the batch in training and by
         running statistics in the test; "unit", rows of norm 1.
-      seed: of the kernel and the order.
+      seed: of the kernel and the order, 0 to 2^32 - 1.
       frozen: the backbone's variables, to compare their checksum before and after.
 
     Returns:
@@ -171,7 +172,7 @@ def probe(
         train_labels,
         test_features,
         test_labels,
-        jax.random.key(seed),
+        jax.random.key(check_seed(seed)),
         learning_rate,
         weight_decay,
         momentum,
@@ -249,7 +250,7 @@ def probe_augmented(
     _check_batch(len(train_images), batch_size)
 
     def train(epoch: int) -> Iterator[Batch]:
-        order = np.random.default_rng([seed, epoch]).permutation(len(train_images))
+        order = np.random.default_rng([check_seed(seed), epoch]).permutation(len(train_images))
         for step in range(len(order) // batch_size):
             rows = order[step * batch_size : (step + 1) * batch_size]
             yield {"image": train_images[rows], "label": train_labels[rows], "id": rows}
@@ -315,7 +316,7 @@ def probe_batches(
     check_count(steps_per_epoch=steps_per_epoch)
     _check_knobs(num_classes, total_epochs, learning_rate, weight_decay, normalise)
     before = checksum(frozen)
-    key = jax.random.key(seed)
+    key = jax.random.key(check_seed(seed))
     tx = _sgd(learning_rate, weight_decay, momentum, nesterov, total_epochs * steps_per_epoch)
     prepare = clean or partial(views.evaluate, recipe)
 

@@ -22,7 +22,8 @@ def make(*, k: int = 8, feature: str = "", label: str = "label") -> Evaluator:
         found = np.asarray(nearest_rows(bank, rows[queries], min(k, len(bank)))[1])
         correct = None
         if label in train.sizes and label in test.sizes:
-            correct = labels_of(train, label)[found] == labels_of(test, label)[queries][:, None]
+            truth = labels_of(test, label)[queries][:, None]
+            correct = (labels_of(train, label)[found] == truth) & (truth >= 0)
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
         pictures.neighbour_grid(

@@ -1,12 +1,12 @@
 """Semantic textual similarity: does the cosine of two sentences order pairs as people do?"""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from cl_jax.core import logs
 from cl_jax.data.source import Source, renamed
 from cl_jax.evals import Evaluator, Given, Needs
 
@@ -134,8 +134,7 @@ def make(
 def over_training(workdir: Path) -> tuple[list[int], list[tuple[float, float]]]:
     """(steps, (alignment, uniformity)) of a run's log, means over sources; the untrained network
     first where it was measured."""
-    file = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    rows, _ = logs.rows(workdir / "metrics.jsonl")
     found: dict[int, tuple[float, float]] = {}
     for row in rows:
         both = [

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from cl_jax.core.seeds import SEEDS
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
@@ -52,7 +53,7 @@ def make(
                 folds=folds,
                 inner_folds=inner_folds,
                 standardise=standardise,
-                seed=given.seed + i,
+                seed=(given.seed + i) % SEEDS,
             )
             for i in range(repeats)
         ]

@@ -14,9 +14,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cl_jax.core.axis import num_splits, split_over
-from cl_jax.losses.contrast import PLAIN_BYTES
 
-BLOCK_BYTES = 2**25  # similarities of a block, where the block size is chosen here
+# Similarities up to which all rows are taken at once, and those of a block, where the block size is
+# chosen here.
+WHOLE_BYTES, BLOCK_BYTES = 2**28, 2**25
 
 
 def over_rows(f: Callable[..., Any], *rows: Any, block_size: int | None, columns: int = 0) -> Any:
@@ -41,7 +42,7 @@ def over_rows(f: Callable[..., Any], *rows: Any, block_size: int | None, columns
     mesh, names = split_over(count, *jax.tree.leaves(rows))
     parts = num_splits(count, *jax.tree.leaves(rows))
     count //= parts  # of each device
-    if block_size is None and 4 * count * columns > PLAIN_BYTES:
+    if block_size is None and 4 * count * columns > WHOLE_BYTES:
         block_size = max(BLOCK_BYTES // (4 * columns), 1)
     if not block_size or block_size >= count:
         return f(*rows)

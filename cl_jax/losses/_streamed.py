@@ -1,11 +1,13 @@
 """The streamed sums: tile by tile, on one device or passed round a ring, with derivatives that
 recompute the tiles."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from cl_jax.core.axis import AxisName, axes_of, axis_size, spread
 from cl_jax.core.linear import linear
@@ -145,7 +147,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
 
             def tile(i, j, sums):
                 row_sums, col_sums = sums
-                w, e = pair(
+                w, of_columns, e = pair(
                     dots("rd,kd->rk", _at(q, i), _at(k, j)),
                     scale,
                     _at(rows, i),
@@ -154,7 +156,7 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 )
                 row_sums = _put(row_sums, i, join(_at(row_sums, i), w, e, 1))
                 if pair.columns:
-                    col_sums = _put(col_sums, j, join(_at(col_sums, j), w, e, 0))
+                    col_sums = _put(col_sums, j, join(_at(col_sums, j), of_columns, e, 0))
                 return row_sums, col_sums
 
             row_sums, col_sums = grid.over(tile, (row_sums, col_sums))
@@ -216,9 +218,12 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 row_out, col_out = outs
                 q_i, k_j = _at(q, i), _at(k, j)
                 of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
-                d_similarity = dots("rd,kd->rk", _at(d_q, i), k_j)
-                d_similarity += dots("rd,kd->rk", q_i, _at(d_k, j))
-                (w, _), (d_w, d_e) = jax.jvp(
+                d_similarity = jnp.zeros_like(similarity)
+                if d_q is not None:
+                    d_similarity += dots("rd,kd->rk", _at(d_q, i), k_j)
+                if d_k is not None:
+                    d_similarity += dots("rd,kd->rk", q_i, _at(d_k, j))
+                (w, of_columns, _), (d_w, d_of_columns, d_e) = jax.jvp(
                     of,
                     (
                         similarity,
@@ -230,8 +235,8 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 )
                 row_out = _put(row_out, i, join(_at(row_out, i), w, d_w, d_e, _at(by_row, i), 1))
                 if pair.columns:
-                    by = _at(by_col, j)
-                    col_out = _put(col_out, j, join(_at(col_out, j), w, d_w, d_e, by, 0))
+                    out = join(_at(col_out, j), of_columns, d_of_columns, d_e, _at(by_col, j), 0)
+                    col_out = _put(col_out, j, out)
                 return row_out, col_out
 
             out, col_out = grid.over(tile, (out, col_out))
@@ -244,7 +249,8 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         )
         return _uncut(row_out, grid.rows), _uncut(col_out, grid.cols)
 
-    def transposed(residuals, g):
+    def transposed(of_queries, of_keys, residuals, g):
+        """The gradients; of queries or keys that have none, None."""
         queries, keys, scale_or_none, row_floats, col_floats, rests, row_sums, col_sums = residuals
         scale = fixed(scale_or_none)
         (row_rest, col_rest), (g_row, g_col) = rests, g
@@ -268,33 +274,32 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
                 q_i, k_j = _at(q, i), _at(k, j)
 
                 of, similarity = of_tile(i, j, q_i, k_j, scale, row_rest, col_rest)
-                (w, e), pull = jax.vjp(
+                (w, of_columns, e), pull = jax.vjp(
                     of,
                     similarity,
                     scale if variable else None,
                     _at(row_floats, i),
                     _at(col_floats, j),
                 )
-                g_w = g_e = None
-                for side, axis in (
-                    (_at(by_row, i), 1),
-                    *(((_at(by_col, j), 0),) if pair.columns else ()),
-                ):
+
+                def shares(w, side, axis):
                     m, g_power, g_term = (jnp.expand_dims(x, axis) for x in side)
-                    if w is not None:
-                        part = jnp.exp(capped(w - m)) * g_power
-                        g_w = part if g_w is None else g_w + part
-                    if e is not None:
-                        part = jnp.broadcast_to(g_term, e.shape)
-                        g_e = part if g_e is None else g_e + part
+                    power = None if w is None else jnp.exp(capped(w - m)) * g_power
+                    return power, None if e is None else jnp.broadcast_to(g_term, e.shape)
+
+                g_w, g_e = shares(w, _at(by_row, i), 1)
+                g_of_columns = None
+                if pair.columns:
+                    g_of_columns, of_terms = shares(of_columns, _at(by_col, j), 0)
+                    g_e = None if e is None else g_e + of_terms
                 # Softmax less positive in float32: the two nearly cancel where the loss is low.
-                d_s, d_scale_t, d_row, d_col = pull((g_w, g_e))
+                d_s, d_scale_t, d_row, d_col = pull((g_w, g_of_columns, g_e))
                 d_s = d_s.astype(queries.dtype)
                 return (
-                    _add(d_q, i, dots("rk,kd->rd", d_s, k_j)),
+                    _add(d_q, i, dots("rk,kd->rd", d_s, k_j)) if of_queries else None,
                     d_scale + d_scale_t if variable else None,
                     _add(d_rows, i, d_row),
-                    _add(d_k, j, dots("rk,rd->kd", d_s, q_i)),
+                    _add(d_k, j, dots("rd,rk->dk", q_i, d_s)) if of_keys else None,
                     _add(d_cols, j, d_col),
                 )
 
@@ -304,6 +309,11 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         def zeros(tree):
             return jax.tree.map(lambda x: fill(x.shape, 0, wide_type(x.dtype)), tree)
 
+        def turned(tiles):
+            # Summed as [D, K]: a product whose left side is turned is slow on a CPU where that is a
+            # whole tile, and not where it is the tile's queries.
+            return jnp.swapaxes(tiles, 1, 2)
+
         def like(grads, tiles, size):
             return jax.tree.map(lambda x, y: x.astype(y.dtype), _uncut(grads, size), tiles)
 
@@ -311,12 +321,23 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
         (d_q, d_scale, d_rows), (*_, d_k, d_cols) = _around(
             ring,
             visit,
-            (zeros(q), fill((), 0) if variable else None, zeros(row_floats)),
-            (k, col_floats, col_rest, by_col, zeros(k), zeros(col_floats)),
+            (
+                zeros(q) if of_queries else None,
+                fill((), 0) if variable else None,
+                zeros(row_floats),
+            ),
+            (
+                k,
+                col_floats,
+                col_rest,
+                by_col,
+                zeros(turned(k)) if of_keys else None,
+                zeros(col_floats),
+            ),
         )
         return (
-            like(d_q, q, grid.rows),
-            like(d_k, k, grid.cols),
+            like(d_q, q, grid.rows) if of_queries else None,
+            like(turned(d_k), k, grid.cols) if of_keys else None,
             d_scale,
             like(d_rows, row_floats, grid.rows),
             like(d_cols, col_floats, grid.cols),
@@ -329,19 +350,31 @@ def streamed(pair: Pair, queries, keys, scale, rows, cols, *, ring, block_size) 
     def sums(*primals):
         return forward_and_parts(*primals)
 
-    @sums.defjvp
     def sums_jvp(primals, moved):
         out, parts = sums(*primals)
         by_row = tied(out.lse, *parts[0])
         by_col = tied(out.col_lse, *parts[1]) if pair.columns else ()
-        moved = jax.tree.map(lambda x: spread(x, axes), moved[:5])
-        d_row, d_col = linear(tangents, transposed, (*primals, by_row, by_col), moved)
+        # Of queries or keys without gradient, such as a momentum encoder's, nothing is computed.
+        *two_sides, scale_or_none, row_floats, col_floats = moved[:5]
+        two_sides = [None if isinstance(x, SymbolicZero) else x for x in two_sides]
+        others = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x,
+            (scale_or_none, row_floats, col_floats),
+            is_leaf=lambda x: isinstance(x, SymbolicZero),
+        )
+        moved = jax.tree.map(lambda x: spread(x, axes), (*two_sides, *others))
+        with_gradient = (x is not None for x in two_sides)
+        d_row, d_col = linear(
+            tangents, partial(transposed, *with_gradient), (*primals, by_row, by_col), moved
+        )
         d_out = Contrast(
             *outputs(out.lse, *d_row), *(outputs(out.col_lse, *d_col) if pair.columns else ())
         )
         if pair.powers:
             d_out = d_out._replace(highest=zero_like(out.highest))
         return (out, parts), (d_out, jax.tree.map(zero_like, parts))
+
+    sums.defjvp(sums_jvp, symbolic_zeros=True)
 
     def tied(lse, m, total):
         """The maximum and the sum after it, whose derivative is that of the log-sum-exp."""

@@ -43,27 +43,37 @@ class Contrast(NamedTuple):
 
 class Pair(NamedTuple):
     """What is summed over a tile of similarities: exp(s + w) where `powers`, and term(s, rows,
-    cols)."""
+    cols). Where `columns`, also over rows, with s there multiplied by `column_ratio`."""
 
     log_weight: PairFunction | None
     term: PairTerm | None
     columns: bool
     powers: bool = True
+    column_ratio: float = 1.0
 
     def __call__(self, similarity, scale, rows, cols, valid=None):
-        """s + w and the terms of a tile, each None where it is not summed; nothing of what is not
-        valid."""
+        """s + w for the sums over columns, the same for those over rows, and the terms of a tile,
+        each None where it is not summed; nothing of what is not valid."""
         s = similarity * scale
-        w = e = None
+        w = of_columns = e = None
         if self.powers:
-            w = s
+            weight = None
             if self.log_weight is not None:
-                w = s + per_pair("log_weight", self.log_weight(rows, cols), s)
-            w = w if valid is None else jnp.where(valid, w, -jnp.inf)
+                weight = per_pair("log_weight", self.log_weight(rows, cols), s)
+            w = _weighted(s, weight, valid)
+            if self.columns:
+                of_columns = w
+                if self.column_ratio != 1:
+                    of_columns = _weighted(similarity * (scale * self.column_ratio), weight, valid)
         if self.term is not None:
             e = per_pair("term", self.term(s, rows, cols), s)
             e = e if valid is None else jnp.where(valid, e, 0)
-        return w, e
+        return w, of_columns, e
+
+
+def _weighted(s, weight, valid):
+    s = s if weight is None else s + weight
+    return s if valid is None else jnp.where(valid, s, -jnp.inf)
 
 
 def per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
@@ -88,21 +98,21 @@ def finish(m, total, pos):
 def plain(pair: Pair, queries, keys, scale, rows, cols) -> Contrast:
     narrow = queries.dtype.itemsize < 4
     similarity = _narrow_similarity(queries, keys) if narrow else dots("rd,kd->rk", queries, keys)
-    w, e = pair(similarity, scale, rows, cols)
+    by_row, by_column, e = pair(similarity, scale, rows, cols)
 
-    def highest(axis):
+    def highest(w, axis):
         return jnp.maximum(lax.stop_gradient(jnp.max(w, axis)), LOG_ZERO)
 
-    def reduce(axis):
+    def reduce(w, axis):
         zero = jnp.zeros(similarity.shape[1 - axis], similarity.dtype)
         m, total = zero + LOG_ZERO, zero
         if w is not None:
-            m = highest(axis)
+            m = highest(w, axis)
             total = jnp.sum(jnp.exp(capped(w - jnp.expand_dims(m, axis))), axis)
         return finish(m, total, zero if e is None else jnp.sum(e, axis))
 
-    out = Contrast(*reduce(1), *(reduce(0) if pair.columns else ()))
-    return out if w is None else out._replace(highest=highest(1))
+    out = Contrast(*reduce(by_row, 1), *(reduce(by_column, 0) if pair.columns else ()))
+    return out if by_row is None else out._replace(highest=highest(by_row, 1))
 
 
 @jax.custom_jvp

@@ -1,5 +1,7 @@
 """Losses that predict an assignment to prototypes: SwAV with its Sinkhorn codes, DeepCluster v2."""
 
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +11,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
 from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses.no_negatives import swapped_cross_entropy
+from cl_jax.losses.no_negatives import check_owners
 
 
 @any_mesh
@@ -49,9 +51,27 @@ def swav(
     check("a b k", check("v b k", scores=scores), codes=codes)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    log_p = log_softmax(scores, temperature)
     owners = range(codes.shape[0]) if assigned is None else assigned
-    return mean(swapped_cross_entropy(log_p, wide(codes), owners), axis_name)
+    return mean(_swapped(scores, lax.stop_gradient(wide(codes)), temperature, owners), axis_name)
+
+
+def _swapped(
+    scores: jax.Array, codes: jax.Array, temperature: float, owners: Sequence[int]
+) -> jax.Array:
+    """`swapped_cross_entropy` of log softmax(scores / temperature), which is not written out: the
+    codes that a view predicts are summed first, and -<q, log p> = sum q log sum exp x - <q, x>."""
+    views, owners = scores.shape[0], check_owners(scores.shape[0], codes.shape[0], owners)
+    terms = []
+    for view in range(views):
+        others = [codes[a] for a, owner in enumerate(owners) if owner != view]
+        if others:
+            q, x = functools.reduce(jnp.add, others), wide(scores[view])
+            x = capped(x - lax.stop_gradient(x.max(axis=1, keepdims=True))) / temperature
+            # Sums as products, which a CPU adds up faster.
+            ones = jnp.ones(x.shape[1:], x.dtype)
+            log_sum = jnp.log(at_least_one(dots("bk,k->b", jnp.exp(x), ones)))
+            terms.append(dots("b,b->", dots("bk,k->b", q, ones), log_sum) - dots("bk,bk->", q, x))
+    return functools.reduce(jnp.add, terms) / (len(owners) * (views - 1) * scores.shape[1])
 
 
 @any_mesh
@@ -91,9 +111,13 @@ def swav_codes(
     """
     sizes = check("a b k", scores=scores)
     if queue is None:
-        return jax.vmap(
-            lambda s: sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
-        )(scores)
+        # One after the other: of a `lax.cond`, `jax.vmap` computes both sides.
+        return jnp.stack(
+            [
+                sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
+                for s in scores
+            ]
+        )
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -114,7 +138,8 @@ def swav_codes(
             axis_name=axis_name,
         )
 
-    return jax.vmap(codes)(scores, queued, jnp.broadcast_to(filled, scores.shape[:1]))
+    use = jnp.broadcast_to(filled, scores.shape[:1])
+    return jnp.stack([codes(*crop) for crop in zip(scores, queued, use)])
 
 
 @any_mesh
@@ -134,7 +159,7 @@ def sinkhorn(
 
     Q = exp(scores / epsilon), scaled to sum 1; `iterations` times: divide each prototype's sum over
     all examples out of Q and by K, then each example's sum over prototypes and by B; finally times
-    B. In logarithms, so that no epsilon over- or underflows.
+    B. Where that needs more than float32 holds, in logarithms: no epsilon over- or underflows.
 
     Args:
       scores: [B, K] of this device's examples: dot products, without any temperature. No gradient.
@@ -180,13 +205,48 @@ def sinkhorn(
     # Each row is centred on its own maximum before the division: that keeps float32's digits where
     # the mass is.
     top = scores.max(axis=1)
-    highest = top.max() if axis_name is None else lax.pmax(top.max(), axis_name)
+    highest = _most(top.max(), axis_name)
     kernel = (scores - top[:, None]) / epsilon
     example = (top - highest) / epsilon
     if iterations == 0:
         count = total(jnp.exp(log_weight).sum(), axis_name)
         mass = total(jnp.exp(kernel + (example + log_weight)[:, None]).sum(), axis_name)
         return (jnp.exp(kernel + example[:, None]) * (count / mass))[-rows:]
+    # By factors: one exponential of the matrix, and two products with it for each iteration.
+    powers, weight, factor = jnp.exp(kernel), jnp.exp(log_weight), jnp.exp(example)
+    largest = jnp.ones((), kernel.dtype)
+    for _ in range(iterations):
+        column = 1 / total(dots("b,bk->k", factor * weight, powers), axis_name)
+        largest = jnp.maximum(largest, jnp.maximum(column.max(), column.max() / column.min()))
+        column = column / column.max()
+        factor = 1 / dots("bk,k->b", powers, column)
+        largest = jnp.maximum(largest, factor.max())
+    # What underflowed is then less than exp(-45) of a row's sum and of a column's.
+    held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
+    in_logarithms = functools.partial(
+        _by_logarithms, iterations=iterations, rows=rows, axis_name=axis_name
+    )
+    return lax.cond(
+        held,
+        lambda factors, _: factors[0] * factors[1][None] * factors[2][:, None],
+        lambda _, logarithms: in_logarithms(*logarithms),
+        *((powers[-rows:], column, factor[-rows:]), (kernel, example, log_weight)),
+    )
+
+
+RANGE = 42.0  # of the factors' logarithms, for which float32 holds all that matters of exp(kernel)
+
+
+def _by_logarithms(
+    kernel: jax.Array,
+    example: jax.Array,
+    log_weight: jax.Array,
+    *,
+    iterations: int,
+    rows: int,
+    axis_name: AxisName,
+) -> jax.Array:
+    """Sinkhorn's iterations for scores of any range."""
     for _ in range(iterations):
         prototype = -_log_sum_rows(kernel + (example + log_weight)[:, None], axis_name)
         prototype = prototype - prototype.mean()
@@ -194,9 +254,14 @@ def sinkhorn(
     return softmax((kernel + prototype[None])[-rows:], axis=1)
 
 
+def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The largest value over devices."""
+    return x if axis_name is None else lax.pmax(x, axis_name)
+
+
 def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """[B, K] -> [K]: logsumexp over the rows of all devices."""
-    top = x.max(axis=0) if axis_name is None else lax.pmax(x.max(axis=0), axis_name)
+    top = _most(x.max(axis=0), axis_name)
     powers = total(jnp.exp(capped(x - top[None])).sum(axis=0), axis_name)
     return top + jnp.log(at_least_one(powers))
 

@@ -28,11 +28,11 @@ from cl_jax.losses._sums import (
     plain,
 )
 
-PLAIN_BYTES = 2**28  # the largest local logits for which the plain matrix is chosen
-TILE = {
-    "cpu": 1024
-}  # rows and columns of a tile; elsewhere large enough to hide the launch of its kernels
-OTHER_TILE = 4096
+# Rows and columns of a tile, and the largest logits of a device for which the plain matrix is
+# chosen. A CPU's caches hold one tile, and more than one are faster as tiles; elsewhere tiles are
+# large enough to hide the launch of their kernels, and the plain matrix is chosen where it fits.
+TILE, OTHER_TILE = {"cpu": 1024}, 4096
+PLAIN_BYTES, OTHER_PLAIN_BYTES = {"cpu": 2**22}, 2**28
 
 
 def allow(mask: jax.Array) -> jax.Array:
@@ -89,6 +89,7 @@ def contrast(
     log_weight: PairFunction | None = None,
     positive: PairFunction | None = None,
     columns: bool = False,
+    column_ratio: float = 1.0,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -121,14 +122,17 @@ def contrast(
       positive: of (rows, cols) of a tile, [r, k] weights or booleans; None for no positives, pos =
         0.
       columns: whether to return the sums over rows as well, from the same pass.
+      column_ratio: a Python number; the sums over rows take scale * column_ratio as their scale in
+        the log-sum-exps. Where queries are the keys, one pass then gives the log-sum-exps of a row
+        at two temperatures.
       axis_name: mapped axis over which queries and keys are split; None on one device. Keys that
         every device holds, such as a queue, are contrasted with axis_name=None, and joined by
         `jnp.logaddexp`.
       plan: "gather" brings all keys to each device; "ring" passes them around, so that no device
         ever holds more than its share and its neighbour's. Same result.
-      block_size: largest side of a tile; 0 for the plain matrix, differentiated by JAX (forward
-        mode and higher derivatives work there only); None for the plain matrix while a device's
-        logits fit in 256 MiB, else tiles of a size for the backend. On the ring 0 makes each
+      block_size: largest side of a tile; 0 for the plain matrix, differentiated by JAX; None for
+        the plain matrix while a device's logits fit in 256 MiB (on a CPU 4 MiB, one tile), else
+        tiles of a size for the backend. On the ring 0 makes each
         visiting block of keys one tile, as None does if it fits.
 
     Returns:
@@ -145,7 +149,7 @@ def contrast(
         def term(s, rows, cols):
             return per_pair("positive", positive(rows, cols), s) * s
 
-    pair = Pair(log_weight, term, columns)
+    pair = Pair(log_weight, term, columns, column_ratio=column_ratio)
     out = _over_devices(pair, queries, keys, scale, rows, cols, axis_name, plan, block_size)
     return (
         out._replace(**_join_columns(out, axis_name))
@@ -185,9 +189,12 @@ def pair_sums(
 def side_of_tile(plain_bytes: int) -> int:
     """The block size chosen for None: 0, the plain matrix, while its logits of so many bytes fit or
     where a symbolic batch leaves their number open; else the tile of the backend."""
-    if not isinstance(plain_bytes, int) or plain_bytes <= PLAIN_BYTES:
+    backend = jax.default_backend()
+    if not isinstance(plain_bytes, int) or plain_bytes <= PLAIN_BYTES.get(
+        backend, OTHER_PLAIN_BYTES
+    ):
         return 0
-    return TILE.get(jax.default_backend(), OTHER_TILE)
+    return TILE.get(backend, OTHER_TILE)
 
 
 def check_plan(plan: str, block_size: int | None) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, log_total, mean
-from cl_jax.core.numerics import dots, unit
+from cl_jax.core.numerics import dots, prepared
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import (
     Pairs,
@@ -24,6 +24,7 @@ def dcl(
     z_b: jax.Array,
     *,
     temperature: float,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -37,6 +38,7 @@ def dcl(
     Args:
       z_a, z_b: [B, D] projections of two views, normalised here; gradient flows to both.
       temperature: 0.1 (ImageNet), 0.07 (CIFAR-10) in the paper.
+      normalise: features to unit length here; False takes them as they are.
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -55,6 +57,7 @@ def dcl(
         z_a,
         z_b,
         temperature=temperature,
+        normalise=normalise,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
@@ -68,12 +71,13 @@ def dcl_rows(
     z_b: jax.Array,
     *,
     temperature: float,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
     """[2, B] `dcl` of each of this device's rows, z_a first."""
-    return _sums(z_a, z_b, temperature, axis_name, plan, block_size)[0]
+    return _sums(z_a, z_b, temperature, normalise, axis_name, plan, block_size)[0]
 
 
 @any_mesh
@@ -84,6 +88,7 @@ def dclw(
     temperature: float,
     sigma: float = 0.5,
     detach_weights: bool = True,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -96,8 +101,9 @@ def dclw(
       sigma: temperature of the weights (0.5).
       detach_weights: no gradient through the weights, as in lightly. False lets it flow, as in
         raminnakhli/Decoupled-Contrastive-Learning; the paper does not say. The value is the same.
-      z_a, z_b, temperature, axis_name, plan, block_size: as in `dcl`. Weights are averaged over the
-        global batch, whatever the number of devices; lightly averages over each device's rows.
+      z_a, z_b, temperature, normalise, axis_name, plan, block_size: as in `dcl`. Weights are
+        averaged over the global batch, whatever the number of devices; lightly averages over each
+        device's rows.
 
     Returns:
       Scalar in nats, as `dcl`.
@@ -113,6 +119,7 @@ def dclw(
         temperature=temperature,
         sigma=sigma,
         detach_weights=detach_weights,
+        normalise=normalise,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
@@ -128,13 +135,14 @@ def dclw_rows(
     temperature: float,
     sigma: float = 0.5,
     detach_weights: bool = True,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
     """[2, B] `dclw` of each of this device's rows, z_a first."""
-    gap, positive = _sums(z_a, z_b, temperature, axis_name, plan, block_size)
-    weights = dclw_weights(z_a, z_b, sigma=sigma, axis_name=axis_name)
+    gap, positive = _sums(z_a, z_b, temperature, normalise, axis_name, plan, block_size)
+    weights = dclw_weights(z_a, z_b, sigma=sigma, normalise=normalise, axis_name=axis_name)
     if detach_weights:
         weights = lax.stop_gradient(weights)
     return gap + (1 - weights)[None] * positive
@@ -142,19 +150,26 @@ def dclw_rows(
 
 @any_mesh
 def dclw_weights(
-    z_a: jax.Array, z_b: jax.Array, *, sigma: float = 0.5, axis_name: AxisName = None
+    z_a: jax.Array,
+    z_b: jax.Array,
+    *,
+    sigma: float = 0.5,
+    normalise: bool = True,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """[B] w_i = 2 - exp(cos_i / sigma) / mean_j exp(cos_j / sigma), cos_i of the two views of
     example i: 1 on average over the global batch."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(sigma=sigma)
     check_axis(axis_name)
-    similarity = dots("bd,bd->b", unit(z_a), unit(z_b)) / sigma
+    similarity = dots("bd,bd->b", *prepared(normalise, z_a=z_a, z_b=z_b)) / sigma
     count = sizes["b"] * (1 if axis_name is None else lax.axis_size(axis_name))
     return 2 - count * jnp.exp(similarity - log_total(similarity, axis_name))
 
 
-def _sums(z_a, z_b, temperature, axis_name, plan, block_size) -> tuple[jax.Array, jax.Array]:
+def _sums(
+    z_a, z_b, temperature, normalise, axis_name, plan, block_size
+) -> tuple[jax.Array, jax.Array]:
     """[2, B] log-sum-exp over the negatives less the positive, and the positive's logit."""
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
@@ -164,7 +179,7 @@ def _sums(z_a, z_b, temperature, axis_name, plan, block_size) -> tuple[jax.Array
     count = batch * axis_size(axis_name)
     if isinstance(count, int) and count < 2:
         raise ValueError("the batch has 1 example; expected 2 or more, for it has no negatives.")
-    rows = jnp.concatenate([unit(z_a), unit(z_b)])
+    rows = jnp.concatenate(prepared(normalise, z_a=z_a, z_b=z_b))
     example = row_ids(batch, axis_name)
     ids = {
         "example": jnp.concatenate([example, example]),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, mean, total
-from cl_jax.core.numerics import dots, log_softmax, unit, wide
+from cl_jax.core.numerics import dots, log_softmax, softmax, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.core.sharded import Sharded
 from cl_jax.losses.nce import Normalizer, cross_nce
@@ -32,7 +32,7 @@ def soft_label_rows(
     nats."""
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
-    target = jnp.exp(log_softmax(lax.stop_gradient(teacher_logits), temperature))
+    target = softmax(lax.stop_gradient(teacher_logits), temperature)
     return -jnp.sum(target * log_softmax(student_logits, temperature), axis=1)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean
-from cl_jax.core.numerics import unit, wide
+from cl_jax.core.numerics import dots, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import (
     LOG_ZERO,
@@ -38,6 +38,7 @@ def two_c(
     *,
     temperature: float,
     positives: str = "class",
+    normalise: bool = True,
     released_gradient: bool = False,
     axis_name: AxisName = None,
     plan: str = "gather",
@@ -50,8 +51,8 @@ def two_c(
     temperature)
 
     Args:
-      z: [B, D] image embeddings, not normalised; gradient flows through both factors.
-      proxies: [C, D] class embeddings, not normalised; gradient flows to the rows of the labels
+      z: [B, D] image embeddings, normalised here; gradient flows through both factors.
+      proxies: [C, D] class embeddings, normalised here; gradient flows to the rows of the labels
         present. The proxies of other classes are no negatives.
       labels: [B] integers below C. A row below 0 has no label: it has no proxy and no image of its
         class, counts as 0, and stays a negative of the others.
@@ -59,6 +60,8 @@ def two_c(
       positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class"
         nothing ties a cluster of images to its own proxy, and a generator may settle on permuted
         classes; "proxy" prevents that.
+      normalise: embeddings to unit length here, norms below 1e-8 counting as 1e-8, as in the
+        authors' cosine; False takes them as they are.
       released_gradient: on several devices the authors' gather passes each device the gradient of
         its own copy of the loss alone, which after averaging is the true one divided by the number
         of devices. True does the same.
@@ -83,6 +86,7 @@ def two_c(
         labels,
         temperature=temperature,
         positives=positives,
+        normalise=normalise,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
@@ -101,6 +105,7 @@ def two_c_rows(
     *,
     temperature: float,
     positives: str = "class",
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -113,11 +118,11 @@ def two_c_rows(
     check_integer("b", sizes, labels=labels)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    # The authors' cosine keeps each norm above 1e-8.
-    z, labels = unit(z, 1e-8), jnp.asarray(labels)
+    z, proxies = prepared(normalise, 1e-8, z=z, proxies=proxies)
+    labels = jnp.asarray(labels)
     labelled = labels >= 0
-    own_proxy = unit(proxies, 1e-8)[jnp.maximum(labels, 0)]
-    proxy = jnp.where(labelled, (z * own_proxy).sum(axis=1) / temperature, LOG_ZERO)
+    own_proxy = dots("bd,bd->b", z, proxies[jnp.maximum(labels, 0)]) / temperature
+    proxy = jnp.where(labelled, own_proxy, LOG_ZERO)
     pairs = {
         "id": row_ids(sizes["b"], axis_name),
         "label": separate_unlabelled(labels, axis_name),
@@ -162,6 +167,7 @@ def contragan_discriminator(
     temperature: float,
     weight: float,
     positives: str = "class",
+    normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """The discriminator's step: hinge_discriminator(d_real, d_fake) + weight * two_c of the real
@@ -173,7 +179,7 @@ def contragan_discriminator(
         the contrast here.
       proxies: [C, D]; gradient flows: this is the step that trains them.
       labels_real: [B] integers below C.
-      temperature, positives, axis_name: as for `two_c`.
+      temperature, positives, normalise, axis_name: as for `two_c`.
       weight: lambda of the paper, 1.
 
     Returns:
@@ -188,6 +194,7 @@ def contragan_discriminator(
         labels_real,
         temperature=temperature,
         positives=positives,
+        normalise=normalise,
         axis_name=axis_name,
     )
     return hinge_discriminator(d_real, d_fake, axis_name=axis_name) + weight * contrast
@@ -203,6 +210,7 @@ def contragan_generator(
     temperature: float,
     weight: float,
     positives: str = "class",
+    normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """The generator's step: hinge_generator(d_fake) + weight * two_c of the generated images and
@@ -213,7 +221,7 @@ def contragan_generator(
       z_fake: [B, D] embeddings of the generated images; gradient flows.
       proxies: [C, D]; no gradient: they belong to the discriminator.
       labels_fake: [B] integers below C.
-      temperature, positives, axis_name: as for `two_c`.
+      temperature, positives, normalise, axis_name: as for `two_c`.
       weight: lambda of the paper, 1.
 
     Returns:
@@ -228,6 +236,7 @@ def contragan_generator(
         labels_fake,
         temperature=temperature,
         positives=positives,
+        normalise=normalise,
         axis_name=axis_name,
     )
     return hinge_generator(d_fake, axis_name=axis_name) + weight * contrast

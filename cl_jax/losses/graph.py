@@ -233,11 +233,21 @@ def infograph_expectations(
         else:
             scale = _extreme(jnp.maximum(jnp.max(negative), jnp.abs(jnp.min(negative))), axis_name)
             sign = 2.0 if upweight_hard else -2.0
-            u = sign * beta * negative / jnp.where(scale > 0, scale, 1.0)
-            weight = graphs * softmax(u, axis=1)
+            # The extreme entry by itself is a constant, +1 or -1, whose gradient by the entry and
+            # by the scale are equal and large; left in, their rounding is left over.
+            extreme = jnp.abs(negative) == scale
+            alone = total(jnp.sum(extreme, dtype=jnp.int32), axis_name) == 1
+            ratio = negative / jnp.where(scale > 0, scale, 1.0)
+            u = sign * beta * jnp.where(extreme & alone, jnp.sign(negative), ratio)
             # w sp / (1 - tau) - log 2 with the log 2 of sp taken out of the product: the weights of
-            # a row add up to the number of its entries, whatever they are.
-            e_negative = weight * e_negative / (1 - tau_plus) + own_class * math.log(2)
+            # a row add up to the number of its entries, whatever they are. The value at the largest
+            # weight is taken out too: where that weight is near 1, the gradient through the weights
+            # would be the rounding of differences of equal numbers.
+            top = jnp.argmax(u, axis=1)[:, None]
+            leading = jnp.take_along_axis(e_negative, top, axis=1)
+            rest = jnp.where(jnp.arange(graphs)[None] == top, 0.0, e_negative - leading)
+            e_negative = leading + graphs * softmax(u, axis=1) * rest
+            e_negative = e_negative / (1 - tau_plus) + own_class * math.log(2)
     pairs = nodes * max(graphs - 1, 1)
 
     def expectation(e, count):

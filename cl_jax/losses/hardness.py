@@ -124,25 +124,29 @@ def hcl_terms(
     ids = {"id": jnp.tile(row_ids(sizes["b"], axis_name), 2)}  # the partner's too
     positive = jnp.tile(dots("bd,bd->b", z_a, z_b) / temperature, 2)
 
-    def log_negative_sum(scale):
-        return contrast(
+    def log_negative_sums(scale, column_ratio=1.0):
+        """The sums at `scale` and, by the columns of this symmetric matrix, at a multiple of it."""
+        sums = contrast(
             x,
             x,
             scale=scale,
             rows=ids,
             cols=ids,
             log_weight=not_self,
+            columns=column_ratio != 1,
+            column_ratio=column_ratio,
             axis_name=axis_name,
             plan=plan,
             block_size=block_size,
-        ).lse
+        )
+        return sums.lse, sums.col_lse
 
     count = 2 * sizes["b"] * axis_size(axis_name) - 2
     if count == 0:
         nothing = jnp.full_like(positive, -jnp.inf)
         return HCLTerms(0.0 * positive, positive, nothing, jnp.zeros(positive.shape, bool))
     if estimator == "easy":
-        negatives = log_negative_sum(1 / temperature)
+        negatives = log_negative_sums(1 / temperature)[0]
         return HCLTerms(
             jax.nn.softplus(negatives - positive),
             positive,
@@ -150,13 +154,14 @@ def hcl_terms(
             jnp.zeros(positive.shape, bool),
         )
     if estimator == "debiased" or (isinstance(beta, (int, float)) and beta == 0):
-        reweighted = log_negative_sum(1 / temperature)
+        reweighted = log_negative_sums(1 / temperature)[0]
     else:
-        reweighted = (
-            log_negative_sum((1 + beta) / temperature)
-            - log_negative_sum(beta / temperature)
-            + log_count(count, positive.dtype)
-        )
+        if isinstance(beta, (int, float)):
+            weighted, weights = log_negative_sums((1 + beta) / temperature, beta / (1 + beta))
+        else:
+            weighted = log_negative_sums((1 + beta) / temperature)[0]
+            weights = log_negative_sums(beta / temperature)[0]
+        reweighted = weighted - weights + log_count(count, positive.dtype)
     floor = log_count(count, positive.dtype) - 1 / temperature
     # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not
     # positive.

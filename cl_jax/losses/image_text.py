@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, gather, gather_own, mean
-from cl_jax.core.numerics import dots, unit_like, wide
+from cl_jax.core.numerics import dots, prepared, softplus, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses.contrast import Pairs, contrast, pair_sums, row_ids, same_id
 
@@ -96,7 +96,7 @@ def clip_rows(
     check("b d", image=image, text=text)
     scale = _scale(logit_scale, max_scale)
     check_axis(axis_name)
-    u, v = _prepared(image, normalise), _prepared(text, normalise)
+    u, v = prepared(normalise, image=image, text=text)
     if local_loss is None and not gather_with_grad:
         raise ValueError(
             "gather_with_grad is False and local_loss is None; expected local_loss too, True or "
@@ -144,7 +144,7 @@ def clip_logits(
     sizes = check("b d", image=image)
     check("k d", {"d": sizes["d"]}, text=text)
     check_positive(logit_scale=logit_scale)
-    s = dots("bd,kd->bk", _prepared(image, normalise), _prepared(text, normalise))
+    s = dots("bd,kd->bk", *prepared(normalise, image=image, text=text))
     return s * jnp.asarray(logit_scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
 
 
@@ -226,13 +226,13 @@ def siglip_rows(
     sizes = check("b d", image=image, text=text)
     check_axis(axis_name)
     scale = _scale(logit_scale, max_scale)
-    u, v = _prepared(image, normalise), _prepared(text, normalise)
+    u, v = prepared(normalise, image=image, text=text)
     ids = {"id": row_ids(sizes["b"], axis_name)}
     bias = jnp.broadcast_to(jnp.asarray(logit_bias, wide(u).dtype), sizes["b"])
 
     def term(s: jax.Array, rows: Pairs, cols: Pairs) -> jax.Array:
         s = s + rows["bias"][:, None]
-        return jax.nn.softplus(s if negative_only else jnp.where(same_id(rows, cols), -s, s))
+        return softplus(s if negative_only else jnp.where(same_id(rows, cols), -s, s))
 
     return pair_sums(
         u,
@@ -253,7 +253,3 @@ def _scale(logit_scale, max_scale):
         return logit_scale
     scale = wide(logit_scale)
     return scale + lax.stop_gradient(jnp.minimum(scale, max_scale) - scale)
-
-
-def _prepared(x, normalise):
-    return unit_like(x) if normalise else jnp.asarray(x)

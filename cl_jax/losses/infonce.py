@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
-from cl_jax.core.numerics import dots, log_sum_exp, unit_like, wide
+from cl_jax.core.numerics import dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import (
     Pairs,
@@ -151,7 +151,7 @@ def nt_xent_views_rows(
 ) -> jax.Array:
     """[V, B] `nt_xent_views` of each of this device's rows."""
     views, batch, _ = _check_views(z, temperature, axis_name, plan, block_size)
-    rows = _prepared(z, normalise, 1e-6).reshape(views * batch, -1)
+    rows = prepared(normalise, 1e-6, z=z)[0].reshape(views * batch, -1)
     example = row_ids(batch, axis_name)
     count = batch * axis_size(axis_name)
     ids = {
@@ -200,8 +200,9 @@ def nt_xent_logits(
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    a, b = _prepared(z_a, normalise, 1e-6), gather(_prepared(z_b, normalise, 1e-6), axis_name)
-    return Logits(dots("bd,kd->bk", a, b) / temperature, row_ids(sizes["b"], axis_name))
+    a, b = prepared(normalise, 1e-6, z_a=z_a, z_b=z_b)
+    logits = dots("bd,kd->bk", a, gather(b, axis_name)) / temperature
+    return Logits(logits, row_ids(sizes["b"], axis_name))
 
 
 @any_mesh
@@ -314,7 +315,7 @@ def info_nce_rows(
         )
     if negatives is None and (valid is not None or own is not None):
         raise ValueError("valid or own is given without negatives, whose columns they describe.")
-    q, k = _prepared(queries, normalise), _prepared(keys, normalise)
+    q, k = prepared(normalise, queries=queries, keys=keys)
     scale = 1 / temperature
     if in_batch:
         ids = {"id": row_ids(sizes["b"], axis_name)}
@@ -356,7 +357,7 @@ def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes
                 "own row "
                 "out with valid [B, K]."
             )
-        logits = dots("bd,bkd->bk", q, _prepared(negatives, normalise)) * scale
+        logits = dots("bd,bkd->bk", q, *prepared(normalise, negatives=negatives)) * scale
         if valid is not None:
             check("b k", sizes, valid=_mask(valid))
             logits = jnp.where(valid, logits, -1e30)
@@ -503,15 +504,21 @@ def n_pair(
     Reference: Sohn, NIPS 2016, Improved deep metric learning with multi-class N-pair loss
       objective, equation 7.
     """
-    loss = info_nce(
+    sizes = check("b d", queries=queries, keys=keys)
+    check_axis(axis_name)
+    ids = {"id": row_ids(sizes["b"], axis_name)}
+    sums = contrast(
         queries,
         keys,
-        temperature=1.0,
-        normalise=False,
+        scale=1.0,
+        rows=ids,
+        cols=ids,
+        positive=same_id,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
     )
+    loss = mean(jnp.mean(sums.gap), axis_name)
     norms = jnp.mean(jnp.sum(wide(queries) ** 2 + wide(keys) ** 2, axis=1))
     return loss + l2_weight / 2 * mean(norms, axis_name)
 
@@ -546,11 +553,6 @@ def full_graph(
     _check_count(views)
     pairs = [loss(views[i], views[j]) for i in range(len(views)) for j in range(i + 1, len(views))]
     return sum(pairs[1:], pairs[0])
-
-
-def _prepared(x, normalise, eps=1e-12):
-    """Rows as the matrix products take them: unit where asked, in their own type."""
-    return unit_like(x, eps) if normalise else jnp.asarray(x)
 
 
 def _valid_column(rows, cols):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, mean, total
-from cl_jax.core.numerics import dots, log_softmax, wide
+from cl_jax.core.numerics import dots, log_softmax, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_positive, check_real
 
 
@@ -194,7 +194,7 @@ def ibot_patches(
     # Large logits, less the largest, lose nothing to the rounding of the centre's subtraction.
     highest = jnp.max(teacher, axis=-1, keepdims=True)
     centred = teacher - highest - jnp.broadcast_to(wide(centre), teacher.shape)
-    targets = jnp.exp(log_softmax(centred, teacher_temperature))
+    targets = softmax(centred, teacher_temperature)
     return patch_distillation(
         student, targets, mask, student_temperature=student_temperature, axis_name=axis_name
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.numerics import dots, prepared, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
 from cl_jax.losses.contrast import contrast, row_ids
 
@@ -199,6 +199,7 @@ def imix_n_pair(
     mix: Mix | None = None,
     *,
     temperature: float,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -210,10 +211,11 @@ def imix_n_pair(
     n(k_j) / temperature
 
     Args:
-      q: [B, D] projections of `mix_inputs(x_a, mix)`, not normalised; gradient flows.
-      k: [B, D] projections of x_b by the same network, not normalised; gradient flows.
+      q: [B, D] projections of `mix_inputs(x_a, mix)`, normalised here; gradient flows.
+      k: [B, D] projections of x_b by the same network, normalised here; gradient flows.
       mix: what `x_a` was mixed with; None for the loss without mixing.
       temperature: above 0 (0.2 for images, 0.5 for speech, 0.1 for tables).
+      normalise: features to unit length here; False takes them as they are.
       axis_name: mapped axis over which the batch is split; keys come from all devices. Gradient
         flows to all of them.
       plan, block_size: how the sums are computed, see `contrast`.
@@ -229,7 +231,9 @@ def imix_n_pair(
     Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's
       batch, ours from the global one.
     """
-    return _mixed_cross_entropy(q, k, None, mix, temperature, axis_name, plan, block_size)
+    return _mixed_cross_entropy(
+        q, k, None, mix, temperature, normalise, axis_name, plan, block_size
+    )
 
 
 @any_mesh
@@ -240,6 +244,7 @@ def imix_moco(
     mix: Mix | None = None,
     *,
     temperature: float,
+    normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
@@ -251,11 +256,12 @@ def imix_moco(
                     - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) . n(k_j) / temperature
 
     Args:
-      q: [B, D] projections of `mix_inputs(x_a, mix)`, not normalised; gradient flows.
-      k: [B, D] projections of x_b by the momentum encoder, not normalised; no gradient.
+      q: [B, D] projections of `mix_inputs(x_a, mix)`, normalised here; gradient flows.
+      k: [B, D] projections of x_b by the momentum encoder, normalised here; no gradient.
       queue: [K, D] earlier keys, normalised; no gradient.
       mix: what `x_a` was mixed with; None for in-batch keys beside the queue without mixing.
       temperature: above 0.
+      normalise: features to unit length here; False takes them as they are.
       axis_name: mapped axis over which the batch is split; keys come from all devices, the queue is
         the same on all.
       plan, block_size: how the sums are computed, see `contrast`.
@@ -270,7 +276,7 @@ def imix_moco(
       MoCo itself, with the own key and the queue alone: `info_nce`).
     """
     return _mixed_cross_entropy(
-        q, lax.stop_gradient(k), queue, mix, temperature, axis_name, plan, block_size
+        q, lax.stop_gradient(k), queue, mix, temperature, normalise, axis_name, plan, block_size
     )
 
 
@@ -284,8 +290,8 @@ def imix_byol(
     loss = mean_i [ 2 - 2 ( w_i cos(p_i, k_i) + (1 - w_i) cos(p_i, k_partner_i) ) ]
 
     Args:
-      p: [B, D] predictions from `mix_inputs(x_a, mix)`, not normalised; gradient flows.
-      k: [B, D] projections of x_b by the target network, not normalised; no gradient.
+      p: [B, D] predictions from `mix_inputs(x_a, mix)`, normalised here; gradient flows.
+      k: [B, D] projections of x_b by the target network, normalised here; no gradient.
       mix: what `x_a` was mixed with; None for one direction of BYOL.
       axis_name: mapped axis over which the batch is split.
 
@@ -316,18 +322,20 @@ def imix_logits(
     queue: jax.Array | None = None,
     *,
     temperature: float,
+    normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """[B, B_global (+ K)] cosines over temperature: queries of this device against all keys, then
     the queue."""
     _check(q, k, queue, temperature, axis_name)
-    keys = unit(gather(k, axis_name))
+    q, k = prepared(normalise, q=q, k=k)
+    logits = dots("id,jd->ij", q, gather(k, axis_name))
     if queue is not None:
-        keys = jnp.concatenate([keys, wide(queue)])
-    return dots("id,jd->ij", unit(q), keys) / temperature
+        logits = jnp.concatenate([logits, dots("id,jd->ij", q, jnp.asarray(queue))], axis=1)
+    return logits / temperature
 
 
-def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, plan, block_size):
+def _mixed_cross_entropy(q, k, queue, mix, temperature, normalise, axis_name, plan, block_size):
     _check(q, k, queue, temperature, axis_name)
     own = row_ids(q.shape[0], axis_name)
     weight, partner = (jnp.ones(q.shape[0]), own) if mix is None else _of(mix, q.shape[0])
@@ -338,10 +346,10 @@ def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, plan, block_s
             column == rows["partner"][:, None], 1 - weight, 0
         )
 
-    q = unit(q)
+    q, k = prepared(normalise, q=q, k=k)
     sums = contrast(
         q,
-        unit(k),
+        k,
         scale=1 / temperature,
         rows={"id": own, "partner": partner, "weight": weight},
         cols={"id": own},
@@ -353,7 +361,10 @@ def _mixed_cross_entropy(q, k, queue, mix, temperature, axis_name, plan, block_s
     loss = sums.gap
     if queue is not None:
         earlier = contrast(
-            q, wide(lax.stop_gradient(queue)), scale=1 / temperature, block_size=block_size
+            q,
+            lax.stop_gradient(jnp.asarray(queue)),
+            scale=1 / temperature,
+            block_size=block_size,
         )
         # log(e^a + e^b) - pos = (a - pos) + log(1 + e^(b - a)), which keeps the digits of a small
         # loss.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, mean
-from cl_jax.core.numerics import dots, log_softmax, unit, wide
+from cl_jax.core.numerics import common_type, log_softmax, softmax, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
 
 
@@ -186,7 +186,7 @@ def dino(
     # Large logits, less the largest, lose nothing to the rounding of the centre's subtraction.
     teacher = wide(teacher)
     centred = teacher - jnp.max(teacher, axis=-1, keepdims=True) - wide(centre)[None, None]
-    targets = jnp.exp(log_softmax(centred, teacher_temperature))
+    targets = softmax(centred, teacher_temperature)
     log_p = log_softmax(student, student_temperature)
     return mean(swapped_cross_entropy(log_p, targets, range(sizes["t"])), axis_name)
 
@@ -233,16 +233,32 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
     """
     sizes = check("v b k", log_p=log_p)
     sizes = check("a b k", sizes, targets=targets)
-    views, owners = sizes["v"], tuple(owners)
+    views, owners = sizes["v"], check_owners(sizes["v"], sizes["a"], owners)
+    dtype = wide_type(common_type(targets, log_p))
+    targets, log_p = lax.stop_gradient(jnp.asarray(targets, dtype)), jnp.asarray(log_p, dtype)
+    # One pass over all arrays, where a product of so few rows would move them into place first.
+    rows = sum(
+        jnp.sum(target * sum(log_p[v] for v in range(views) if v != owner), axis=1)
+        for target, owner in zip(targets, owners)
+    )
+    return -jnp.sum(rows) / (len(owners) * (views - 1) * sizes["b"])
+
+
+def check_owners(views: int, targets: int, owners: Sequence[int]) -> tuple[int, ...]:
+    """The views that targets were computed from, as a tuple.
+
+    Raises:
+      ValueError: fewer than two views, an owner that is no view, another number of owners than of
+        targets.
+    """
+    owners = tuple(owners)
     if views < 2:
         raise ValueError(
             f"There are {views} views; expected at least 2, since no view predicts its own target."
         )
-    if len(owners) != sizes["a"] or not all(0 <= owner < views for owner in owners):
+    if len(owners) != targets or not all(0 <= owner < views for owner in owners):
         raise ValueError(
-            f"The targets belong to views {list(owners)}; expected {sizes['a']} numbers from 0 to "
+            f"The targets belong to views {list(owners)}; expected {targets} numbers from 0 to "
             f"{views - 1}, one for each of the targets. Views with targets come first by default."
         )
-    cross = -dots("abk,vbk->av", lax.stop_gradient(targets), log_p)
-    others = jnp.arange(views)[None, :] != jnp.array(owners)[:, None]
-    return jnp.where(others, cross, 0).sum() / (len(owners) * (views - 1) * sizes["b"])
+    return owners

@@ -17,8 +17,8 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.keys import example_keys, view_keys
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import applier, features_of
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import applier, features_of, initial
 from cl_jax.heads.context import RowContext
 from cl_jax.views import ImageView, Recipe, colour, draw, fields, patches
 
@@ -30,8 +30,8 @@ class Network(nn.Module):
 
     Takes images [B, S, S, C], or their patches [B, H, H, s, s, C]. Returns ((p, z), features):
     predictions p [B, directions, K, H, H, D], on the grid as `facing` turns it, of z [B, H, H, D];
-    "h" [B, F], the mean encoding of the patches, and "context" [B, directions * F], the mean
-    contexts."""
+    "h" [B, F], the mean encoding of the patches, "grid" [B, H * H * F], their encodings side by
+    side, and "context" [B, directions * F], the mean contexts."""
 
     encoder: nn.Module
     patch_size: int
@@ -74,7 +74,11 @@ class Network(nn.Module):
             )
             p.append(jnp.moveaxis(losses.predictive.predictions(c, w), 0, 1))
             contexts.append(c.mean((1, 2)))
-        features = {"h": encoded.mean((1, 2)), "context": jnp.concatenate(contexts, axis=1)}
+        features = {
+            "h": encoded.mean((1, 2)),
+            "grid": encoded.reshape(encoded.shape[0], -1),
+            "context": jnp.concatenate(contexts, axis=1),
+        }
         return (jnp.stack(p, axis=1), z), features
 
 
@@ -103,6 +107,7 @@ def make(
     context_blocks: int = 5,
     context_width: int = 256,
     exclude_own: bool = False,
+    across: bool = False,
     block_size: int | None = None,
 ) -> Method:
     """CPC on images.
@@ -124,12 +129,14 @@ def make(
     scale: of scores; 1 in v1, 0.1 in v2. Nothing is normalised, so it decides how fast learning
       starts.
     context_blocks, context_width: see `RowContext`.
-    exclude_own: leaves out the image's own other patches as negatives. block_size: see
-      `losses.predictive.cpc_grid`.
+    exclude_own: leaves out the image's own other patches as negatives.
+    across: draws the image twice, and the contexts of each draw predict the patches of the other.
+      Of data with a second rendering, half of these pairs are of both renderings. In neither paper.
+    block_size: see `losses.predictive.cpc_grid`.
 
-    Gradient flows to positives and negatives. "h" is the mean encoding over patches, "context" that
-    of the contexts of all directions. An encoder without batch norm keeps the patches of an image
-    apart."""
+    Gradient flows to positives and negatives. "h" is the mean encoding over patches, "grid" all
+    encodings side by side, "context" the mean of the contexts of each direction. An encoder without
+    batch norm keeps the patches of an image apart."""
     if len(views) not in (1, 2):
         raise ValueError(
             f"CPC sees one view of an image, and perhaps a recipe for its patches; the config has "
@@ -172,44 +179,44 @@ def make(
         encoder.dtype,
     )
     apply, candidates = applier(network), run.batch_size * side**2
-
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
+    pictures = 2 if across else 1
 
     def cut_patches(batch: Batch, key: jax.Array) -> list[jax.Array]:
-        """[B, rows, columns, size, size, C] of a crop, each patch augmented by itself."""
-        (images,) = draw([unfinished], batch, key)
+        """For each draw of the image, [B, rows, columns, size, size, C] of a crop, each patch
+        augmented by itself."""
+        keys = example_keys(key, batch["id"])
         return [
             patches.augment(
                 each,
-                view_keys(example_keys(key, batch["id"]), 1),
+                view_keys(keys, pictures + number),
                 patches.grid(images, size=patch_size, stride=stride),
                 subcrop=subcrop,
                 drop_channels=drop_channels,
             )
+            for number, images in enumerate(draw([unfinished] * pictures, batch, key))
         ]
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        (cut,) = inputs
-        ((p, z), _), stats = apply(params, stats, cut, True)
-        return {"p": p, "z": z}, stats, None
+        ((p, z), _), stats = apply(params, stats, jnp.concatenate(inputs), True)
+        each_draw = (jnp.stack(jnp.split(x, pictures), axis=1) for x in (p, z))
+        return dict(zip("pz", each_draw)), stats, None
 
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         found = [
             losses.predictive.cpc_grid_steps(
-                jnp.moveaxis(outputs["p"][:, i], 1, 0),
-                facing(outputs["z"], direction),
+                jnp.moveaxis(outputs["p"][:, number, i], 1, 0),
+                facing(outputs["z"][:, pictures - 1 - number], direction),
                 offsets=offsets,
                 scale=scale,
                 exclude_own=exclude_own,
                 axis_name=run.axis_name,
                 block_size=block_size,
             )
+            for number in range(pictures)
             for i, direction in enumerate(directions)
         ]
         accuracy = jnp.stack([steps.accuracy for steps in found]).mean(0)
@@ -219,7 +226,7 @@ def make(
         return jnp.stack([steps.loss for steps in found]).mean(), Aux(metrics)
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=cut_patches,
         forward=forward,
         loss=loss,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Batch, Run, Variables
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Batch, Run
+from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads.mlp import MLP
 from cl_jax.views import View, draw, fields
@@ -62,10 +62,6 @@ def parts(
     )
     apply = applier(network)
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def embed(
         params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -91,7 +87,7 @@ def parts(
         return value, {"chance": jnp.float32(math.log(known))}
 
     return Parts(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         embed=embed,
         pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import Network, applier, each_view, features_of, initial
 from cl_jax.heads import mlp
 from cl_jax.views import View, draw, fields
 
@@ -56,19 +56,6 @@ def make(
     )
     apply = applier(network)
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        z = []
-        for images in inputs:
-            (projected, _), stats = apply(params, stats, images, True)
-            z.append(projected)
-        return jnp.stack(z, axis=1), stats, None
-
     def loss(
         z: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
@@ -88,9 +75,9 @@ def make(
         )
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
+        forward=each_view(apply),
         loss=loss,
         tx=tx,
         features=features_of(apply),

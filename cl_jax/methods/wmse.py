@@ -16,8 +16,8 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.keys import batch_key
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import applier, features_of, initial
 from cl_jax.heads import mlp
 from cl_jax.methods.swav import Network
 from cl_jax.views import View, draw, fields
@@ -60,10 +60,6 @@ def make(
     )
     apply = applier(network)
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, [views[0].clean(batch)], True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -86,19 +82,13 @@ def make(
         )
         return value, Aux({"chance": jnp.float32(2.0)})
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, [images], train)
-        return named, stats
-
     return from_loss(
-        variables=variables,
+        variables=initial(network, lambda batch: [views[0].clean(batch)]),
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
-        features=features,
+        features=features_of(lambda p, stats, images, train: apply(p, stats, [images], train)),
         clean=views[0].clean,
         axis_name=run.axis_name,
         **fields(views),

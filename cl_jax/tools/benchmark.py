@@ -47,7 +47,7 @@ from cl_jax.data import declared
 from cl_jax.data.source import Source
 from cl_jax.tools import _budget, _table
 from cl_jax.training import configs
-from cl_jax.training.workdir import path_of
+from cl_jax.training.workdir import make, path_of
 
 KNN = {
     "knn": {"k": 200, "temperature": 0.1},
@@ -454,6 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = names_of(args)
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
+        make(args.workdir)
         with stopped_after(args.minutes):
             rows = run_all(args, names)
     except (ValueError, FileNotFoundError) as error:

@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     from cl_jax.checks import diagnosis
+    from cl_jax.core.errors import ConfigError
 
     try:
         print(diagnosis.table(args.workdirs))
-    except FileNotFoundError as error:
-        print(f"error: {error.filename} is missing; expected a run's workdir.", file=sys.stderr)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

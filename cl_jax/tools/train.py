@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.paths import user_path
 from cl_jax.training import configs, stopping
 
 KEYS = (
@@ -74,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.given, args.path = None, args.given
     name = args.config or args.given
     if name and args.path and not args.workdir:
-        args.workdir = default_workdir(name, args.path)
+        try:
+            args.workdir = default_workdir(name, args.path)
+        except ConfigError as error:
+            options.error(str(error))
     if not name or not args.workdir:
         options.error("CONFIG and --workdir are needed: cl-jax train simclr_v2 --workdir=runs/a")
     if args.path:
@@ -87,7 +91,7 @@ def default_workdir(name: str, path: str) -> str:
     is in the variants is in the name."""
     config, _, variants = name.partition(":")
     words = [Path(config).stem, *(one for one in variants.split(",") if one not in ("", "folder"))]
-    return str(Path("runs", f"{'_'.join(words)}-{Path(path).expanduser().resolve().stem}"))
+    return str(Path("runs", f"{'_'.join(words)}-{user_path(path).resolve().stem}"))
 
 
 def run(

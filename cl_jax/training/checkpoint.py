@@ -211,6 +211,8 @@ class Checkpoints:
     def restore(self, like: Any, *, best: bool = False) -> Any | None:
         """The newest whole checkpoint, shaped and placed like `like`; None where there is none.
 
+        like: a State, or a function that makes one, which is called where there is a checkpoint.
+
         One that cannot be used is named and skipped. Where none of the newest can be used, the best
         one is restored.
 
@@ -221,6 +223,7 @@ class Checkpoints:
         names = ("best",) if best else ("last", "best")
         if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
             return None
+        like = like() if callable(like) else like
         failures: list[str] = []
         aside: list[tuple[str, int]] = []
         for name, store in zip(("last", "best"), self._stores):

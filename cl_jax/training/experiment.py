@@ -1,6 +1,7 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -23,10 +24,13 @@ from cl_jax.core.parts import Parts, from_parts
 from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
+from cl_jax.data.parts import joined
 from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
 from cl_jax.evals import Evaluator
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
+
+LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
 
 
 class Built(NamedTuple):
@@ -48,17 +52,20 @@ def load_data(config: ConfigDict) -> Splits:
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
     `fraction`: the share of the training part that is trained on. `imbalance`: how long-tailed that
-    is made; the part before is `more["balanced"]`.
+    is made; the part before is `more["balanced"]`. `unlabeled`: the examples of `more["unlabeled"]`
+    are trained on too, after those, with the label -1; evaluators read the labelled ones.
 
     Raises:
-      ConfigError: a validation part of data whose test part is only half of its evaluation.
+      ConfigError: a validation part of data whose test part is only half of its evaluation; no
+        unlabelled part.
     """
     section = dict(config.data)
     share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
-    validation = section.pop("validation", 0.0)
+    validation, unlabeled = section.pop("validation", 0.0), section.pop("unlabeled", False)
     settings.check_value("data.fraction", share, float)
     settings.check_value("data.imbalance", imbalance, float)
     settings.check_value("data.validation", validation, float)
+    settings.check_value("data.unlabeled", unlabeled, bool)
     splits: Splits = _call("cl_jax.data", section)
     if validation:
         if "gallery" in splits.more:
@@ -70,12 +77,17 @@ def load_data(config: ConfigDict) -> Splits:
         train, held = held_out(splits.train, validation, seed=config.seed)
         splits = splits._replace(train=train, test=held)
     train = fraction(splits.train, share, seed=config.seed)
-    if imbalance == 1:
-        return splits._replace(train=train)
-    return splits._replace(
-        train=long_tailed(train, imbalance, seed=config.seed),
-        more={**splits.more, "balanced": train},
-    )
+    if imbalance != 1:
+        splits = splits._replace(more={**splits.more, "balanced": train})
+        train = long_tailed(train, imbalance, seed=config.seed)
+    if unlabeled:
+        if "unlabeled" not in splits.more:
+            raise ConfigError(
+                f"data.unlabeled=True: {config.data.name} has no unlabelled part; expected a "
+                "folder or an .npz of that name beside train, or data.unlabeled_split of tfds."
+            )
+        train = joined(train, splits.more["unlabeled"])
+    return splits._replace(train=train)
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:
@@ -94,6 +106,16 @@ def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None
     Raises:
       ValueError: a setting that does not exist, is out of range, or does not fit the others.
     """
+    try:
+        return _build(config, previous, data)
+    except MemoryError as error:
+        raise ConfigError(
+            f"what the config asks for does not fit in the memory of this machine "
+            f"({str(error) or 'no room'}). Lower the sizes in it, or data.cache_bytes."
+        ) from error
+
+
+def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> Built:
     _check_run(config)
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
@@ -188,6 +210,7 @@ def _views(section: ConfigDict, run: Run) -> tuple[Any, ...]:
     for name, view in configs.plain(section).items():
         copies, kind = view.pop("copies", 1), view.pop("kind", "image")
         settings.check_value(f"views.{name}.copies", copies, int)
+        settings.check_value(f"views.{name}.name", view.get("name"), str | None)
         make = _factory("cl_jax.views", kind)
         for takes in views.factories(kind, view):
             settings.check(f"views.{name}", takes, view)
@@ -237,14 +260,22 @@ def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
 def defaults(config: ConfigDict) -> dict[str, Any]:
     """{"section.key": value} of the keys that a config need not list: what the functions behind
     its sections take where they are given nothing."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "data.fraction": 1.0,
+        "data.imbalance": 1.0,
+        "data.unlabeled": False,
+        "data.validation": 0.0,
+    }
+    for name, view in configs.plain(config.views).items():
+        found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
         "method": _factory("cl_jax.methods", config.method.name),
         "optimizer": optim.build,
     }
-    if "name" in config.encoder:
-        makes["encoder"] = _factory("cl_jax.encoders", config.encoder.name)
+    for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
+        if "name" in section:
+            makes[path] = _factory("cl_jax.encoders", section.name)
     for section, make in makes.items():
         for key, parameter in inspect.signature(make).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
@@ -252,8 +283,14 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def initial_state(built: Built, config: ConfigDict) -> State:
-    """The State of step 0, one compiled program."""
+def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
+    """{"encoder.ROLE": section} of an encoder section of several."""
+    return {} if "name" in encoder else {f"encoder.{role}": encoder[role] for role in encoder}
+
+
+def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
+    """The State of step 0, one compiled program; trains=False leaves out the optimiser's part, for
+    a State that is evaluated alone."""
     example = built.data.train.read(0)
     rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
     size = rows.stop - rows.start
@@ -263,10 +300,27 @@ def initial_state(built: Built, config: ConfigDict) -> State:
         for name in fields_of(built.method, example)
     }
     batch["id"] = np.zeros(size, np.int32)
-    init = parallel.lift(built.method.init, built.mesh, (SAME, EACH), SAME)
+
+    def start(key: jax.Array, batch: Any) -> State:
+        state = built.method.init(key, batch)
+        return state if trains else dataclasses.replace(state, opt=None)
+
+    init = parallel.lift(start, built.mesh, (SAME, EACH), SAME)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    state = init(parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh))
+    given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
+    lowered = init.lower(*given)
+    state = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
     return parallel.spread(state, built.mesh)
+
+
+def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Compiler options of the program that fills a State. A CPU's draws of a small network take
+    far less time than optimising them would; the level follows from the parameters alone, since
+    last bits depend on it."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {"xla_backend_optimization_level": 0 if count < LARGE else 1}
 
 
 def shape_of_state(built: Built) -> State:
@@ -343,6 +397,8 @@ def _module(package: str, name: str, function: str) -> Any:
     Raises:
       ValueError: no such module, with the nearest name; a module without the function.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"name={name!r}; expected the name of a module of {package}.")
     if "." in name and all(word.isidentifier() for word in name.split(".")):
         try:
             module = importlib.import_module(name)

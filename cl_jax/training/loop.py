@@ -13,8 +13,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
-from cl_jax.core import parallel
-from cl_jax.core.errors import ConfigError
+from cl_jax.core import parallel, settings
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
@@ -28,6 +28,7 @@ from cl_jax.training.experiment import (
     describe,
     dtype_of,
     initial_state,
+    shape_of_state,
 )
 from cl_jax.training.stages import load, previous_stage, stages
 from cl_jax.training.steps import Stepper, stepper
@@ -45,7 +46,6 @@ __all__ = [
     "train",
 ]
 
-NONFINITE = ("stop", "skip", "ignore")
 KEPT = 3  # skipped steps of a run of which `cl_jax.checks.replay` can tell
 # steps skipped in a row after which skipping will not help: the parameters themselves are at fault
 IN_A_ROW = 20
@@ -66,10 +66,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
       NonFinite, checkpoint.NonFiniteState: a loss, a gradient or the State is NaN or inf.
       SaveError: a checkpoint could not be written.
     """
-    if config.nonfinite not in NONFINITE:
-        raise ConfigError(
-            f"nonfinite={config.nonfinite!r}; expected one of {', '.join(NONFINITE)}."
-        )
+    settings.check_value("nonfinite", config.nonfinite, str)
     workdir = folder.path_of(workdir)
     if jax.process_index() == 0:
         folder.make(workdir)
@@ -83,10 +80,10 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
     noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
     noted += fingerprint.check(workdir, config, built.data)
-    state = start_state(built, config)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(state)
-    start = 0 if restored is None else int(restored.step)
+    restored = checkpoints.restore(lambda: shape_of_state(built))
+    state = start_state(built, config) if restored is None else restored
+    start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start)
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
         log.say(describe(config, built, state))
@@ -95,7 +92,6 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
         training = Training(config, workdir, built, checkpoints, log, stop, start)
         training.evaluation.check(state)
         if restored is not None:
-            state = restored
             log.say(f"resuming at step {start} of {built.run.total_steps}")
         return training.run(state)
 
@@ -273,7 +269,8 @@ class Training:
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
         if self.baselines:  # as late as they are needed: training starts sooner
-            log.write(0, self.evaluation.baselines(start_state(self.built, self.config)))
+            start = start_state(self.built, self.config, trains=False)
+            log.write(0, self.evaluation.baselines(start))
             self.baselines = False
         log.write(step, self.evaluation.measure(state, final=step == self.last))
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
@@ -333,9 +330,10 @@ class Training:
         return {}
 
 
-def start_state(built: Built, config: ConfigDict) -> State:
-    """The State of step 0, with the weights of `init_from` where the config has one."""
-    state = initial_state(built, config)
+def start_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
+    """The State of step 0, with the weights of `init_from` where the config has one; without the
+    optimiser's part where nothing trains it."""
+    state = initial_state(built, config, trains)
     path = config.get("init_from", "")
     return importing.start(state, path) if path else state
 
@@ -396,11 +394,14 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
     evaluator.check(state)
     results = evaluator.measure(state, final=True, asked=True)
     if jax.process_index() == 0:
-        folder.replace_text(
-            folder.path_of(workdir) / "eval.json",
-            json.dumps({"step": int(state.step), **results}, indent=2) + "\n",
-        )
         print("\n".join(f"{name:<28} {value:.4f}" for name, value in sorted(results.items())))
+        try:
+            folder.replace_text(
+                folder.path_of(workdir) / "eval.json",
+                json.dumps({"step": int(state.step), **results}, indent=2) + "\n",
+            )
+        except SaveError as error:
+            logging.warning("%s", error)
     try:
         evaluator.draw(state)
     except Exception as error:

@@ -6,7 +6,6 @@ run goes on without it.
 
 import contextlib
 import json
-import math
 import os
 import socket
 import sys
@@ -24,9 +23,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
+from cl_jax.core import logs
+from cl_jax.core.logs import Row
 from cl_jax.training import workdir as folder
-
-Row = dict[str, float]
 
 
 class Metrics:
@@ -228,17 +227,7 @@ def read(workdir: str | Path) -> list[Row]:
     """The rows of a run's JSON-lines log. Lines that are not rows (a killed run may leave one cut)
     are left out with a warning."""
     path = folder.path_of(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows, broken = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row = _row(line)
-        if row is None:
-            broken.append(number)
-        else:
-            rows.append(row)
+    rows, broken = logs.rows(path)
     if broken:
         logging.warning(
             "%s: left out line %s, which %s not a row of numbers with a step.",
@@ -247,17 +236,6 @@ def read(workdir: str | Path) -> list[Row]:
             "is" if len(broken) == 1 else "are",
         )
     return rows
-
-
-def _row(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
-        return None
-    number = isinstance(row, dict) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()
-    )
-    return row if number and math.isfinite(row.get("step", math.nan)) else None
 
 
 def first_bad(columns: dict[str, np.ndarray]) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from cl_jax.core.errors import ConfigError
+from cl_jax.core.errors import ConfigError, SaveError
 
 LOCK = "lock"
 # Schemes of URLs that are known without their slashes too; any "name:/" is taken for one.
@@ -89,13 +89,22 @@ def make(workdir: str | Path) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file beside its name, flushes it to the disk and renames it: whoever reads the path
-    finds the old content or the new one, also after a crash."""
+    finds the old content or the new one, also after a crash.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
     part = path.with_name(f"{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise SaveError(
+            f"{path} cannot be written: {error.strerror}. Make room there, or give another place."
+        ) from error
 
 
 class Lock:

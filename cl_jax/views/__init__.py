@@ -4,6 +4,7 @@
 graph, clip, streams. A section of `config.views` names its kind, "image" where it does not.
 """
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,24 @@ def factories(kind: str, section: Mapping[str, Any]) -> list[Callable[..., Any]]
         preset = getattr(presets, str(section.get("name", "")), None)
         return [module.make, Recipe, *([preset] if callable(preset) else [])]
     return [module.make]
+
+
+def unset(section: Mapping[str, Any]) -> dict[str, Any]:
+    """{key: what the view has where its section leaves that key out}, of those keys of a config
+    section that may be left out."""
+    settings = {key: value for key, value in section.items() if key not in ("copies", "kind")}
+    kind = section.get("kind", "image")
+    found: dict[str, Any] = {"copies": 1, "kind": "image"}
+    for key in settings:
+        parameter = inspect.signature(factories(kind, settings)[-1]).parameters.get(key)
+        if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            found[key] = parameter.default
+        elif parameter is None and key != "name":  # of the recipe that a preset makes
+            rest = {name: value for name, value in settings.items() if name != key}
+            with contextlib.suppress(ValueError):
+                recipe = getattr(make(rest | {"kind": kind}), "recipe", None)
+                found[key] = getattr(recipe, key, None)
+    return found
 
 
 def draw(views: Sequence[View], batch: Batch, key: jax.Array) -> list[Any]:

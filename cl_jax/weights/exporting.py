@@ -13,10 +13,12 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.paths import user_path
 from cl_jax.encoders import positions, resnet, vit
-from cl_jax.training import configs
+from cl_jax.training import configs, metrics
 from cl_jax.training.trained import Trained
 from cl_jax.weights import importing, names
 from cl_jax.weights.names import DIALECTS
@@ -46,7 +48,7 @@ def write(run: Trained, to: str, out: str | Path) -> list[str]:
       ConfigError: a network that the target cannot express, with the layer; answers that differ by
         more than 1e-4; a folder that is there.
     """
-    place = Path(out).expanduser()
+    place = user_path(out)
     if place.exists():
         raise ConfigError(f"{place} is there already; give a new folder as --out.")
     if to not in TARGETS:
@@ -235,10 +237,13 @@ def _card(run: Trained, section: Mapping[str, Any], to: str, side: int, check: s
     view = config["views"][sorted(config["views"])[0]]
     figures: dict[str, Any] = {}
     if (path := run.workdir / "eval.json").exists():
-        figures = json.loads(path.read_text())
-    elif (path := run.workdir / "metrics.jsonl").exists():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [row for row in rows if "learning_rate" not in row and row.get("step")]
+        try:
+            figures = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            logging.warning("%s cannot be read (%s); the card has no figures.", path, error)
+    else:
+        rows = metrics.read(run.workdir)
+        rows = [row for row in rows if "learning_rate" not in row and row["step"]]
         figures = rows[-1] if rows else {}
     told = "\n".join(
         f"| {name} | {value:.4g} |"

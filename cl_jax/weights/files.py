@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.paths import user_path
 from cl_jax.weights import pickles
 
 _OF_FOLDER = ("model.safetensors", "pytorch_model.bin")
@@ -29,7 +30,7 @@ def read(given: str | Path) -> Weights:
       NotFoundError: nothing is there.
       ConfigError: it is damaged, of no known format, or holds no tensor.
     """
-    path = Path(given).expanduser()
+    path = user_path(given)
     if path.is_dir():
         files = [path / name for name in _OF_FOLDER if (path / name).is_file()]
         if not files:
@@ -60,12 +61,11 @@ def read(given: str | Path) -> Weights:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of a damaged header: nearly anything
         raise ConfigError(
             f"{path} cannot be read as safetensors: {str(error)[:200]}. Is it whole?"
         ) from None

@@ -26,7 +26,7 @@ def test_pictures_of_one_name_lie_on_one_channel_axis(tmp_path):
     train, test = aligned.make(
         path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8
     )[:2]
-    assert (train.size, test.size, train.sizes) == (4, 1, {"label": 2})
+    assert (train.size, test.size, train.sizes) == (3, 2, {"label": 2})
     found = {
         part.arrays["image"][i].tobytes(): part.arrays["label"][i]
         for part in (train, test)

@@ -475,13 +475,20 @@ def test_every_format_that_is_listed_is_read(tmp_path, suffix):
             images.inspect(tmp_path / f"cut{suffix}", f"cut{suffix}")
 
 
-def test_all_formats_make_classes(tmp_path):
+def test_all_formats_make_classes_and_one_of_its_own_is_told(tmp_path, caplog):
     for name in ("apple.png", "bird.jfif", "cell.tif", "dune.bmp", "eel.gif", "fig.avif"):
         stem, suffix = name.split(".")
         for i in range(3):
             put(tmp_path / stem / f"{i}.{suffix}")
     splits = folder.make(path=str(tmp_path), image_size=8)
     assert splits.train.sizes == {"label": 6} and splits.train.size + splits.test.size == 18
+    assert "only apple has images in PNG, bird has images in JPEG" in caplog.text
+    caplog.clear()
+    for name in ("apple", "bird", "cell", "dune", "eel", "fig"):  # now all have PNG too
+        for i in range(3):
+            put(tmp_path / name / f"more{i}.png")
+    folder.make(path=str(tmp_path), image_size=8)
+    assert "tells these classes" not in caplog.text
 
 
 def test_files_left_aside_are_a_warning_and_a_lost_class_an_error(tmp_path, caplog):

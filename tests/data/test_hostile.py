@@ -12,11 +12,12 @@ import pickle
 import re
 import struct
 import tempfile
+import wave
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from cl_jax.core import parallel
 from cl_jax.core.method import State
-from cl_jax.data import folder, images, packed
+from cl_jax.data import audio, folder, graphs, image_text, images, packed, text, video
 from cl_jax.training import checkpoint, experiment, metrics, stages
 from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
@@ -496,6 +498,138 @@ def no_part(tmp_path: Path) -> str:
     return "read"
 
 
+# Recordings, films, sentences, tables, graphs --------------------------------------
+
+
+def recording() -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(8000)
+        out.writeframes((9000 * np.sin(np.arange(400))).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def film(values=None) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((4, 4, 4, 3), np.uint8) if values is None else values)
+    return buffer.getvalue()
+
+
+def put_all(root: Path, files: dict[str, bytes | None]) -> None:
+    """Files by their paths; None is a pipe."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            os.mkfifo(root / name)
+        else:
+            (root / name).write_bytes(content)
+
+
+def in_source(make: Callable[..., Any], files: dict[str, bytes | None], tmp_path: Path) -> str:
+    put_all(tmp_path, files)
+    make(path=str(tmp_path))
+    return "read"
+
+
+def films(path: str) -> None:
+    video.make(path=path, frames=2, image_size=4)
+
+
+def captions(path: str) -> None:
+    image_text.make(path=path, image_size=8, vocab_size=30)
+
+
+def of_file(make: Callable[..., Any], name: str) -> Callable[..., Any]:
+    return lambda path: make(path=f"{path}/{name}")
+
+
+_WAV, _FILM, _PNG = recording(), film(), encoded()
+_TABLE = b"file,caption\na.png,one\nb.png,two\n"
+for _given, _make, _files, _says in (
+    (
+        "a recording whose header is damaged",
+        audio.make,
+        {"a.wav": _WAV, "b.wav": _WAV, "bad.wav": _WAV[:16] + bytes(8) + _WAV[24:]},
+        "bad.wav: ",
+    ),
+    (
+        "a pipe named .wav, which would be read for ever",
+        audio.make,
+        {"a.wav": _WAV, "b.wav": _WAV, "bad.wav": None},
+        "bad.wav: not a regular file",
+    ),
+    (
+        "a film whose header is damaged",
+        films,
+        {"a.npy": _FILM, "b.npy": _FILM, "bad.npy": _FILM.replace(b"}", b" ", 1)},
+        "bad.npy: is no array that can be read",
+    ),
+    (
+        "a film of objects, which would run code",
+        films,
+        {"a.npy": _FILM, "b.npy": _FILM, "bad.npy": objects()},
+        "bad.npy: is no array that can be read",
+    ),
+    (
+        "a pipe among the pictures of a film",
+        films,
+        {"a.npy": _FILM, "b.npy": _FILM, "bad/1.png": None},
+        "bad/1.png: not a regular file",
+    ),
+    (
+        "tokens whose archive was cut",
+        of_file(text.make, "t.npz"),
+        {"t.npz": b"PK\3\4" + bytes(60)},
+        "t.npz is no whole .npz archive of numbers",
+    ),
+    (
+        "a text file that is none",
+        of_file(text.make, "t.txt"),
+        {"t.txt": b"\0\1\2"},
+        "t.txt has zero bytes: it is no text file",
+    ),
+    (
+        "a table with a quotation mark left open",
+        captions,
+        {"captions.csv": b'file,caption\na.png,"' + b"x" * 200_000},
+        "captions.csv, line .: field larger than field limit .*Is a quotation mark left open",
+    ),
+    (
+        "a caption that is null",
+        captions,
+        {"captions.jsonl": b'{"file": "a.png", "caption": null}', "a.png": _PNG},
+        "empty file name or caption in line 1",
+    ),
+    (
+        "a caption of a file outside the folder",
+        captions,
+        {"captions.csv": b"file,caption\n../a.png,one\n"},
+        "../a.png leads out of the folder",
+    ),
+    (
+        "a caption without its picture",
+        captions,
+        {"captions.csv": _TABLE, "a.png": _PNG},
+        r"1 captions without their picture: b.png \(line 3\)",
+    ),
+    (
+        "a graph number of 10^12, which would take 8 TB",
+        graphs.make,
+        {"T_A.txt": b"1, 2\n", "T_graph_indicator.txt": b"1\n1000000000000\n"},
+        "line 2 has 1000000000000; expected 1 or more and at most 2",
+    ),
+    (
+        "a home directory that is not known",
+        lambda path: audio.make(path="~nobody-of-that-name/set"),
+        {},
+        "'~nobody-of-that-name/set' begins with a home directory that is not known here",
+    ),
+):
+    case("Recordings, films, sentences, tables, graphs", _given, _says, _make, _files)(in_source)
+
+
 # Settings --------------------------------------
 
 
@@ -576,6 +710,21 @@ for _given, _change, _says in (
         "seed=4294967296; expected from 0 to 4294967295",
     ),
     ("a folder without a path", no_path, "path is empty; set --config.data.path"),
+    (
+        "a type that there is not",
+        setting("encoder.dtype", "float23"),
+        "encoder.dtype='float23'; expected one of float32, bfloat16, float16, float64",
+    ),
+    (
+        "a range of one number",
+        setting("views.both.scale", (0.2,)),
+        r"views.both.scale=\(0.2,\); expected 2 values: a number, a number",
+    ),
+    (
+        "more copies than memory holds",
+        setting("views.both.copies", 10**10),
+        "views.both.copies=10000000000; expected from 1 to 1000",
+    ),
 ):
     case("Settings", _given, _says, _change)(build)
 
@@ -782,4 +931,5 @@ def summary(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    parallel.offer_devices(8)  # as in the tests
     PAGE.write_text(page())

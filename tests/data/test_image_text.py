@@ -95,7 +95,7 @@ def test_a_column_divides_the_pictures(tmp_path):
         ("image,caption", lambda m: ["pictures/1.png,a"], "line 2 has no 'file'; it has image"),
         ("file,caption", lambda m: ["pictures/1.png,a,b"], "3 columns where the header has 2"),
         ("file,caption", lambda m: ["../secret.png,a"], "leads out of the folder"),
-        ("file,caption", lambda m: ["pictures/1.png,a"], "no picture for its train part"),
+        ("file,caption", lambda m: ["pictures/1.png,a"], "no picture for its test part"),
         ("file,caption", lambda m: [], "holds no caption"),
         (
             "file,caption,split",

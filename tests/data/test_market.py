@@ -51,7 +51,7 @@ def test_damaged_pictures(folder):
 
 def test_other_layouts(folder):
     with pytest.raises(ValueError, match=r"is not a folder; set --config\.data\.path"):
-        market.make(path="")
+        market.make(path=str(folder / "nothing"))
     Image.new("RGB", (2, 2)).save(folder / "query" / "anna.png")
     with pytest.raises(ValueError, match=r"names say no person and camera, such as anna\.png"):
         market.make(path=str(folder))

@@ -1,11 +1,10 @@
-"""Validation parts, labelled and unlabelled examples together, and those that evaluators read."""
+"""Labelled and unlabelled examples together, and those that evaluators read."""
 
 import numpy as np
 import pytest
 
-from cl_jax.data import scenes
 from cl_jax.data.labels import labelled
-from cl_jax.data.parts import held_out, joined
+from cl_jax.data.parts import joined
 from cl_jax.data.source import Source, from_arrays, labels_of
 
 
@@ -28,44 +27,6 @@ def on_disk(labels, **fields):
 
 def numbers(source):
     return [int(source.read(i)["image"][0, 0, 0]) for i in range(source.size)]
-
-
-@pytest.mark.parametrize("make", [in_memory, on_disk])
-def test_held_out_is_a_share_of_each_class(make):
-    labels = np.repeat([0, 1, 2, 3, -1], [100, 20, 2, 1, 7])
-    train, held = held_out(make(labels), 0.1)
-    np.testing.assert_array_equal(np.bincount(labels_of(held)), [10, 2, 1])
-    assert sorted(numbers(train) + numbers(held)) == list(range(130))
-    np.testing.assert_array_equal(
-        np.bincount(labels_of(train)[labels_of(train) >= 0]), [90, 18, 1, 1]
-    )
-    assert (labels_of(train) == -1).sum() == 7
-    again = held_out(make(labels), 0.1)[1]
-    assert numbers(again) == numbers(held)
-    assert train.name == "numbers" and held.name == "numbers/validation"
-
-
-def test_examples_of_one_instance_stay_on_one_side():
-    splits = scenes.make(train_size=3000, test_size=10, share=None)
-    train, held = held_out(splits.train, 0.1)
-    sides = [set(source.arrays["instance"].tolist()) for source in (train, held)]
-    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 1438
-    assert 0.09 < len(sides[1]) / 1438 < 0.11
-    assert train.size + held.size == 3000
-
-
-def test_held_out_without_labels():
-    source = from_arrays("plain", {"image": images_of(50)}, {})
-    train, held = held_out(source, 0.2)
-    assert (train.size, held.size) == (40, 10)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, 1.5])
-def test_held_out_refuses(share):
-    with pytest.raises(ValueError, match=f"validation={share}; expected a share"):
-        held_out(in_memory([0, 1, 0, 1]), share)
-    with pytest.raises(ValueError, match="too few labelled examples"):
-        held_out(in_memory([0, 1, 2]), 0.1)
 
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])

@@ -1,4 +1,4 @@
-"""The product that stands for a convolution of small maps: the same values and gradients."""
+"""The products that stand for a convolution of small maps: the same values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from cl_jax.encoders.convolve import convolve
+from cl_jax.planning import costs
 
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -18,6 +19,7 @@ NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO"
         (4, (2, 2), ((1, 1), (1, 1))),
         (4, (2, 2), "SAME"),
         (3, (2, 1), ((0, 1), (1, 1))),
+        (3, (1, 1), "SAME"),
         (1, (1, 1), "SAME"),
         (8, (2, 2), ((1, 1), (1, 1))),
     ],
@@ -40,6 +42,16 @@ def test_equals_the_convolution(side, strides, padding):
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_nothing_is_multiplied_by_the_margin():
+    """Of a 2 x 2 map each tap joins 1, 2 or 4 of the 4 inputs with results: 16 products and not
+    36."""
+    x, kernel = jnp.zeros((1, 2, 2, 3)), jnp.zeros((3, 3, 3, 4))
+    program = jax.make_jaxpr(
+        lambda x, k: convolve(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS)
+    )(x, kernel)
+    assert costs.flops(program) == 2 * 16 * 3 * 4
 
 
 def test_only_small_maps_take_it():

@@ -403,11 +403,18 @@ TABLE = {
         lambda case: _hcl(case, "easy"), f32=5e-6, loss=2e-6, grad=2e-6, raised=("Ng", "pos")
     ),
     "dcl-image": Golden(_dcl, f32=5e-6, loss=2e-6, grad=2e-6, raised=("Ng", "pos")),
-    # The authors' softplus is linear above 20, 2e-9 off.
+    # The authors' softplus is linear above 20, 2e-9 off. E+ and E- are means of terms as large as
+    # log 2 and of either sign.
     "hcl-graphhard": Golden(
-        lambda case: _infograph(case, hard=True, beta=case["beta"]), f64=1e-8, f32=4e-6, grad=1e-5
+        lambda case: _infograph(case, hard=True, beta=case["beta"]),
+        f64=1e-8,
+        f32=4e-6,
+        grad=1e-5,
+        scales={"E_pos": 0.69, "E_neg": 0.69, "loss": 0.69},
     ),
-    "hcl-graphjsd": Golden(_infograph, f64=1e-8, f32=2e-6, loss=2e-5),
+    "hcl-graphjsd": Golden(
+        _infograph, f64=1e-8, f32=2e-6, scales={"E_pos": 0.69, "E_neg": 0.69, "loss": 0.69}
+    ),
     "mochi-loss": Golden(_mochi),
     "behaviour-contrastive": Golden(_contrastive),
     "behaviour-simple": Golden(_simple),

@@ -35,6 +35,8 @@ class Golden:
     skip: outputs of the authors' program that are not ours to compute (say why beside it).
     jit: False for adapters that need concrete values (host-side clustering).
     bounds: per-output bounds that replace all of these: {name: (f64, f32)}.
+    scales: per-output smallest scale in float32, for sums whose terms are of that size and cancel:
+      what they are rounded to is of the terms' size, whatever the sum is.
     """
 
     run: Callable[["Case"], Mapping[str, Any]]
@@ -47,6 +49,7 @@ class Golden:
     skip: tuple[str, ...] = ()
     jit: bool = True
     bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def bound(self, name: str, theirs: np.ndarray, dtype: str) -> float | None:
         """How closely the output `name` must agree with theirs."""
@@ -59,8 +62,10 @@ class Golden:
         special = {"loss": self.loss, "grad": self.grad}.get(name[:4])
         return self.f32 if special is None else special
 
-    def smallest(self, name: str, path: Path) -> float:
+    def smallest(self, name: str, path: Path, dtype: str) -> float:
         """The smallest scale that the output `name` of this file is compared at."""
+        if dtype == "float32" and name in self.scales:
+            return self.scales[name]
         if self.floor is not None:
             return self.floor
         if "has_loss" not in read(path)[1]:  # set A

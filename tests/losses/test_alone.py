@@ -14,7 +14,9 @@ PACKAGES = ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy")
 CODE = """
 import importlib, pkgutil, sys
 import cl_jax.losses, cl_jax.memory
-names = ["cl_jax.core.axis", "cl_jax.core.numerics", "cl_jax.evals.knn", "cl_jax.evals.geometry"]
+names = ["cl_jax.core.axis", "cl_jax.core.numerics"]
+evaluators = ["knn", "geometry", "hardness", "neighbours", "reidentification", "retrieval"]
+names += [f"cl_jax.evals.{name}" for name in [*evaluators, "sts", "zero_shot"]]
 for package in (cl_jax.losses, cl_jax.memory):
     names += [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 for name in names:

@@ -96,6 +96,19 @@ def test_sinkhorn_keeps_float32_at_small_epsilon():
     )
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 0.02])
+def test_both_forms_of_sinkhorn_agree(epsilon):
+    """Of the last column the largest entry is exp(-2 / epsilon) of its row's, which float32 factors
+    hold at an epsilon of 0.05; at 0.02 the sums are in logarithms."""
+    scores = features(6, 5)
+    scores[:, 4] = scores[:, :4].max(axis=1) - 2
+    with jax.enable_x64(True):
+        exact = module.sinkhorn(scores, epsilon=epsilon, iterations=3)
+    found = module.sinkhorn(jnp.asarray(scores, jnp.float32), epsilon=epsilon, iterations=3)
+    np.testing.assert_allclose(exact, oracle_sinkhorn(scores, epsilon, 3), atol=1e-10)
+    np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
 def test_swav_equals_loops():
     scores, codes = features(4, 6, 5), module.swav_codes(features(2, 6, 5, seed=1), **SINKHORN)
     with jax.enable_x64(True):

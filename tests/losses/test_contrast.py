@@ -103,6 +103,36 @@ def test_gradient_is_the_numerical_one(block_size):
 
 
 @pytest.mark.parametrize("block_size", [0, 4])
+def test_columns_at_a_scale_of_their_own(block_size):
+    def total(q, k, scale, column_ratio, columns):
+        out = contrast(
+            q,
+            k,
+            scale=scale,
+            rows={"label": LABEL_Q},
+            cols={"label": LABEL_K, "bias": BIAS},
+            log_weight=other_label,
+            columns=columns,
+            column_ratio=column_ratio,
+            block_size=block_size,
+        )
+        return jnp.vdot(COTANGENTS[0], out.lse), (
+            jnp.vdot(COTANGENTS[3], out.col_lse) if columns else 0.0
+        )
+
+    def both(q, k, scale):
+        return sum(total(q, k, scale, 0.4, True))
+
+    def apart(q, k, scale):
+        return total(q, k, scale, 1.0, False)[0] + total(q, k, 0.4 * scale, 1.0, True)[1]
+
+    with jax.enable_x64(True):
+        ours, exact = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(Q, K, 2.0) for f in (both, apart))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [0, 4])
 def test_sums_of_any_function_of_a_pair(block_size):
     def sums(q, k, bias, scale):
         return pair_sums(

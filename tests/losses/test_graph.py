@@ -109,6 +109,22 @@ def test_infograph_of_loops(hard, beta, tau, up):
     assert not np.any(jax.jit(jax.grad(loss))(*padded)[7:])
 
 
+@pytest.mark.parametrize("beta", [10.0, 100.0])
+def test_float32_gradients_where_one_weight_is_near_one(beta):
+    """What the largest weight and the extreme entry take from each other must not be left over."""
+    local, summary, graph_id = data(11, 6), data(4, 6, seed=1), np.sort(np.arange(11) % 4)
+
+    def gradient(dtype):
+        with jax.enable_x64(dtype == np.float64):
+            loss = partial(graph.infograph, hard=True, beta=beta)
+            return jax.jit(jax.grad(loss, (0, 1)))(
+                local.astype(dtype), summary.astype(dtype), graph_id
+            )
+
+    for ours, exact in zip(gradient(np.float32), gradient(np.float64)):
+        np.testing.assert_allclose(ours, exact, atol=1e-5 * np.abs(exact).max())
+
+
 def test_infograph_that_knows_nothing():
     zero, one = np.zeros((7, 3)), np.ones((4, 3))
     graph_id = np.array([0, 0, 1, 3, 3, 3, 2])

@@ -153,7 +153,8 @@ def test_zero_rows_low_temperature_and_bfloat16_are_finite():
             assert value.dtype == jnp.float32 and np.isfinite(value)
             assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
         wide = loss(*(x.astype(jnp.float32) for x in args))
-        np.testing.assert_allclose(value, wide, rtol=1e-5)
+        # Rows of unit length are rounded to the type of the input.
+        np.testing.assert_allclose(value, wide, rtol=1e-3)
 
 
 def test_mixup_of_inputs_equals_loops():

@@ -720,6 +720,33 @@ def test_large_rows_are_finite(index, factor):
         assert np.isfinite(grad).all(), name
 
 
+# Inner products by definition; cosines by definition; of values and not of directions; parts of
+# losses and memories, which are given what was normalised before.
+NOT_NORMALISED = (
+    {"contrast", "pair_sums", "n_pair", "infograph", "infograph_expectations"}
+    | {"cpc", "cpc_steps", "cpc_logits", "cpc_grid", "cpc_grid_steps"}
+    | {"dim_divergence", "dim_infonce", "dim_donsker_varadhan"}
+    | {"byol", "byol_rows", "simsiam", "simsiam_rows", "fastsiam", "imix_byol"}
+    | {"koleo", "koleo_neighbours", "nearest_neighbours", "unit", "normalise"}
+    | {"vicreg", "vicreg_terms", "barlow_twins", "cross_correlation", "feature_covariance"}
+    | {"whiten", "lejepa", "lejepa_terms", "sigreg", "sigreg_statistics", "effective_rank"}
+    | {"mae", "normalise_patches", "embed"}
+    | {"hardest_negatives", "mix_negatives", "expert_sums", "expert_prototypes", "swav_codes"}
+    | {"tsc_centroids", "class_means", "update", "spcl_update", "push", "enqueue"}
+)
+
+
+def test_features_are_normalised_by_one_keyword():
+    without = set()
+    for given in ROWS:
+        features = [axes for axes in given.arrays.values() if axes.split()[-1] == "d"]
+        knob = inspect.signature(given.f).parameters.get("normalise")
+        if features and knob is None and given.f is not pcl:
+            without.add(name_of(given.f))
+        assert knob is None or (knob.default is True and knob.kind is knob.KEYWORD_ONLY)
+    assert without == NOT_NORMALISED and "normalise" in inspect.signature(losses.pcl).parameters
+
+
 def test_a_temperature_that_is_no_scalar_is_named():
     z = jnp.ones((4, 3))
     for given in (jnp.full((1,), 0.1), np.full((1,), 0.1)):

@@ -1,10 +1,11 @@
 """Every public function of losses and memories under every transformation of JAX: lowered, not
-run, so that one takes milliseconds.
+run, so that one takes milliseconds; under `debug_nans`, value and gradient are run.
 
 python -m tests.losses.transformations   writes docs/guides/losses/transformations.md
 """
 
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.extend.core import InconclusiveDimensionOperation
 
 from tests.losses import test_table as table
+
+try:
+    from jax.extend.core import InconclusiveDimensionOperation
+except ImportError:
+    from jax.core import InconclusiveDimensionOperation  # its place in jax 0.8
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "losses" / "transformations.md"
 
@@ -163,6 +168,12 @@ def leak_checks(given, arrays):
         grad(given, arrays)
 
 
+def debug_nans(given, arrays):
+    """Run, since only numbers can be NaN."""
+    with jax.debug_nans(True):
+        jax.block_until_ready(jax.jit(jax.value_and_grad(summed(given)))(*split(arrays)))
+
+
 def donation(given, arrays):
     inputs, rest = split(arrays)
     with warnings.catch_warnings():
@@ -190,6 +201,7 @@ TRANSFORMATIONS = {
     "float16": of_type(jnp.float16),
     "strict promotion": strict_promotion,
     "rank promotion raise": no_rank_promotion,
+    "debug_nans": debug_nans,
     "leak checks": leak_checks,
     "donation": donation,
 }
@@ -226,13 +238,14 @@ def page() -> str:
     lines = [
         "# Losses under JAX's transformations",
         "",
-        "Made by `python -m tests.losses.transformations`, which lowers every public function of",
-        "`cl_jax.losses` and `cl_jax.memory` under each transformation; `tests/losses` holds the "
-        "page",
-        "to it. A dash: there is nothing to transform. Types: gradient and forward mode of inputs "
-        "in",
-        "that type. Tiles: with `block_size=2`. Second derivatives of tiles hold the matrix of "
-        "similarities.",
+        *textwrap.wrap(
+            "Made by `python -m tests.losses.transformations`, which lowers every public function "
+            "of `cl_jax.losses` and `cl_jax.memory` under each transformation, and runs value and "
+            "gradient under `debug_nans`; `tests/losses` holds the page to it. A dash: there is "
+            "nothing to transform. Types: gradient and forward mode of inputs in that type. Tiles: "
+            "with `block_size=2`. Second derivatives of tiles hold the matrix of similarities.",
+            100,
+        ),
         "",
         "| function | " + " | ".join(TRANSFORMATIONS) + " |",
         "|---" * (len(TRANSFORMATIONS) + 1) + "|",

@@ -95,30 +95,47 @@ def test_facing_turns_the_direction_downwards(direction):
     )
 
 
+CPC = dict(
+    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+    tx=optax.sgd(0.1),
+    views=(WHOLE,),
+    run=RUN,
+    patch_size=16,
+    stride=8,
+    context_blocks=1,
+    context_width=8,
+    target_dim=8,
+)
+
+
 def test_cpc_step_and_errors():
-    settings = dict(
-        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
-        tx=optax.sgd(0.1),
-        views=(WHOLE,),
-        run=RUN,
-        patch_size=16,
-        stride=8,
-        context_blocks=1,
-        context_width=8,
-        target_dim=8,
-    )
-    method = cpc.make(offsets=(1, 2), directions=("down", "left"), **settings)
+    method = cpc.make(offsets=(1, 2), directions=("down", "left"), **CPC)
     _, state, metrics = step(method)
     np.testing.assert_allclose(metrics["chance"], np.log(4 * 9), rtol=1e-6)
     assert (
         abs(metrics["loss"] - metrics["chance"]) < 0.5
         and {"accuracy_1", "accuracy_2"} <= metrics.keys()
     )
-    assert method.encode(state, BATCH)["h"].shape == (4, 8)
+    found = method.encode(state, BATCH)
+    assert found["h"].shape == (4, 8)
+    np.testing.assert_allclose(found["grid"].reshape(4, 9, 8).mean(1), found["h"], atol=1e-6)
     for wrong, text in (
         (dict(offsets=(3,)), "expected rows from 1 to 2"),
         (dict(offsets=(1,), directions=("down", "down")), "each once"),
         (dict(offsets=(1,), directions=("north",)), "expected some of down"),
     ):
         with pytest.raises(ValueError, match=text):
-            cpc.make(**{**settings, **wrong})
+            cpc.make(**{**CPC, **wrong})
+
+
+@pytest.mark.slow
+def test_across_equal_draws_is_cpc_and_the_other_rendering_is_what_is_predicted():
+    plain = cpc.make(offsets=(1,), **CPC)
+    across = cpc.make(offsets=(1,), across=True, **CPC)
+    state = jax.jit(plain.init)(jax.random.key(0), BATCH)
+    update = jax.jit(across.update)
+    expected = jax.jit(plain.update)(state, BATCH, jax.random.key(1))[1]["loss"]
+    np.testing.assert_allclose(update(state, BATCH, jax.random.key(1))[1]["loss"], expected, 1e-5)
+    second = {**BATCH, "image_b": IMAGES[::-1].copy()}
+    found = [float(update(state, second, jax.random.key(seed))[1]["loss"]) for seed in range(1, 4)]
+    assert max(abs(loss - expected) for loss in found) > 1e-4

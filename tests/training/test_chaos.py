@@ -361,42 +361,99 @@ def test_no_room_for_a_save_leaves_the_one_before_whole(tmp_path):
 
 # Whole methods --------------------------------------
 
-REAL_KILLS = int(os.environ.get("CL_JAX_REAL_KILLS", "3"))
+REAL_KILLS = int(os.environ.get("CL_JAX_REAL_KILLS", "5"))
+MOMENTS = ("start", "step", "save", "evaluation")
 
 
-def start_real(name, workdir, log):
-    """The command of a method in its debug variant, all stages, a checkpoint each step."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    words = [f"--config=configs/{name}.py:debug", f"--workdir={workdir}"]
-    words += ["--config.checkpoint_steps=1", "--config.log_steps=1"]
-    words += ["--stage=all"] if name == "simclr_v2" else []
-    with log.open("a") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cl_jax.main", *words],
-            cwd=ROOT,
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-            stderr=file,
+class Whole:
+    """The command of a method in its debug variant, all stages, three epochs of each, a checkpoint
+    each step and an evaluation each epoch."""
+
+    def __init__(self, name, workdir, log):
+        self.workdir, self.log = workdir, log
+        words = [f"--config=configs/{name}.py:debug", f"--workdir={workdir}"]
+        words += ["--config.checkpoint_steps=1", "--config.log_steps=1"]
+        words += ["--config.total_epochs=3", "--config.evals.every_epochs=1"]
+        words += ["--stage=all"] if name == "simclr_v2" else []
+        self.line = [sys.executable, "-m", "cl_jax.main", *words]
+
+    def start(self):
+        environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+        with self.log.open("a") as file:
+            self.process = subprocess.Popen(
+                self.line,
+                cwd=ROOT,
+                env=environment | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+            )
+        return self
+
+    def to_its_end(self):
+        assert self.process.wait(600) == 0, self.log.read_text()
+
+    def seen(self, pattern):
+        """What there is below the workdir by names of that pattern."""
+        paths = (
+            Path(folder, name)
+            for folder, folders, files in os.walk(self.workdir)  # which forgives what vanishes
+            for name in folders + files
         )
+        return {path for path in paths if path.match(pattern)}
 
+    def saved(self):
+        return {path for path in self.seen("last/[0-9]*") if path.name.isdigit()}
 
-def left_by(workdir):
-    """{checkpoint: its arrays}, and the logs without clocks, of all stages."""
-    import orbax.checkpoint as ocp
+    def killed(self, moment, chance):
+        """Kills the program at a moment of that kind; False where it ended before."""
+        rows, saves = self.rows(), self.saved()
+        self.start()
+        if moment == "start":
+            self.until(lambda: False, chance.uniform(0.2, 8.0))
+        elif moment == "step":
+            self.until(lambda: self.rows() > rows, 600)
+            self.until(lambda: False, chance.uniform(0.0, 0.5))
+        else:
+            times = chance.randrange(1, 4)
+            for _ in range(times):
+                self.until(lambda: self.saved() - saves, 600)
+                saves |= self.saved()
+            if moment == "save":
+                self.until(lambda: self.seen("*/*-tmp*"), 600)
+                self.until(lambda: False, chance.uniform(0.0, 0.03))
+            else:
+                self.until(lambda: False, chance.uniform(0.0, 4.0))
+        ended = self.process.poll() is not None
+        self.process.kill()
+        status = self.process.wait()
+        assert not ended or status == 0, self.log.read_text()
+        return not ended
 
-    arrays, rows = {}, {}
-    for path in sorted(workdir.rglob(checkpoint.METADATA)):
-        if path.parent.parent.name in ("last", "best"):
-            with ocp.StandardCheckpointer() as store:
-                arrays[str(path.parent.relative_to(workdir))] = store.restore(
-                    path.parent / "default"
-                )
-    for path in sorted(workdir.rglob("metrics.jsonl")):
+    def rows(self):
+        return sum(path.read_bytes().count(b"\n") for path in self.seen("metrics.jsonl"))
+
+    def until(self, condition, seconds):
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < end and not condition():
+            time.sleep(0.005)
+
+    def left(self):
+        """{checkpoint: its arrays}, and the logs without clocks, of all stages."""
+        import orbax.checkpoint as ocp
+
+        arrays, rows = {}, {}
+        for path in sorted(self.workdir.rglob(checkpoint.METADATA)):
+            if path.parent.parent.name in ("last", "best"):
+                with ocp.StandardCheckpointer() as store:
+                    arrays[str(path.parent.relative_to(self.workdir))] = store.restore(
+                        path.parent / "default"
+                    )
         clocks = CLOCK | {"eval_seconds", "mfu"}
-        rows[str(path.relative_to(workdir))] = [
-            {key: row[key] for key in row.keys() - clocks} for row in metrics.read(path.parent)
-        ]
-    return arrays, rows
+        for path in sorted(self.workdir.rglob("metrics.jsonl")):
+            rows[str(path.relative_to(self.workdir))] = [
+                {key: row[key] for key in row.keys() - clocks} for row in metrics.read(path.parent)
+            ]
+        return arrays, rows
 
 
 @pytest.mark.slow
@@ -405,23 +462,31 @@ def test_whole_methods_killed_at_random_moments(name, tmp_path):
     """SIGKILL at any time from the start of the program on; the same command goes on to the end:
     last and best checkpoints, and logs, are those of a run left alone."""
     log, chance = tmp_path / "log", random.Random(f"{name} {os.environ.get('CL_JAX_CHAOS_SEED')}")
-    began = time.monotonic()
-    assert start_real(name, tmp_path / "whole", log).wait(600) == 0, log.read_text()
-    seconds = time.monotonic() - began
-    kills = ended = 0
-    while kills < REAL_KILLS and ended < 2:
-        process = start_real(name, tmp_path / "cut", log)
-        try:
-            process.wait(chance.uniform(0.2, 1.0) * seconds)
-            ended += 1  # it came to its end before its time
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert start_real(name, tmp_path / "cut", log).wait(600) == 0, log.read_text()
-    (arrays, rows), (found, logged) = left_by(tmp_path / "whole"), left_by(tmp_path / "cut")
-    assert arrays.keys() == found.keys() and any("best" in place for place in found)
-    for place, tree in arrays.items():
-        assert_same(tree, found[place], f"{name}: {place}")
-    assert rows == logged
-    print(f"{name}: {kills} kills, {len(found)} checkpoints the same bit for bit")
+    alone = Whole(name, tmp_path / "alone", log)
+    alone.start().to_its_end()
+    arrays, rows = alone.left()
+    assert any("best" in place for place in arrays)
+    kills, ends = dict.fromkeys(MOMENTS, 0), 0
+    cut = Whole(name, tmp_path / "cut", log)
+
+    def compare():
+        found, logged = cut.left()
+        assert arrays.keys() == found.keys()
+        for place, tree in arrays.items():
+            assert_same(tree, found[place], f"{name}: {place}")
+        assert rows == logged
+
+    while sum(kills.values()) < REAL_KILLS:
+        moment = MOMENTS[sum(kills.values()) % len(MOMENTS)]
+        if cut.killed(moment, chance):
+            kills[moment] += 1
+        else:  # it came to its end before; begins anew
+            compare()
+            shutil.rmtree(cut.workdir)
+            ends += 1
+    cut.start().to_its_end()
+    compare()
+    print(
+        f"{name}: {sum(kills.values())} kills {kills}, {ends + 1} ends, {len(arrays)} checkpoints "
+        "the same bit for bit"
+    )

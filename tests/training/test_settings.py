@@ -16,7 +16,7 @@ from cl_jax import views
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import batches
-from cl_jax.training import configs, experiment, optim, stages
+from cl_jax.training import checkpoint, configs, experiment, optim, stages
 from cl_jax.views import presets
 from cl_jax.views.recipe import Recipe
 
@@ -202,3 +202,31 @@ def test_a_number_of_a_vmapped_population_is_a_number():
 
     with pytest.raises(ValueError, match="expected a whole number"):
         jax.vmap(wrong)(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "name, path, value, other",
+    [
+        ("simclr_v1:debug", "views.both.quarter_turns", False, True),
+        ("simclr_v1:debug", "views.both.brightness", 0.4, 0.8),
+        ("simclr_v1:debug", "data.validation", 0.0, 0.2),
+        ("simclr_v1:debug", "encoder.sk_ratio", 0.0, 0.0625),
+        ("clip:debug", "encoder.image.sk_ratio", 0.0, 0.0625),
+        ("graphcl:debug", "optimizer.b1", 0.9, 0.5),
+    ],
+)
+def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
+    """So that a config of a later version, with more keys, resumes the run of an older one."""
+    config = stages.stages(configs.load(name), "unused")[0][1].unlock()
+    before = configs.plain(config)
+    *sections, key = path.split(".")
+    section = config
+    for one in sections:
+        section = section[one]
+    assert key not in section
+    for given, changes in ((value, []), (other, [path])):
+        section[key] = given
+        changed, _ = checkpoint.differences(
+            before, configs.plain(config), experiment.defaults(config)
+        )
+        assert [line.split(":")[0].strip() for line in changed] == changes

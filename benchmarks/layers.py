@@ -1,0 +1,185 @@
+"""Layers that are written in a form of their own for a CPU, against XLA's and PyTorch's.
+
+python benchmarks/layers.py [--small]
+
+Forward, then forward with both gradients, of a batch of 128 images or rows of tokens:
+
+  convolution   3x3 kernels on maps that are no larger than the kernel, as a product per tap
+                (cl_jax/encoders/convolve.py), and on larger ones in Winograd's form
+                (cl_jax/encoders/winograd.py), against `lax.conv_general_dilated` and PyTorch with
+                channels_last
+  dense         the kernel's gradient as a product of rows (cl_jax/encoders/dense.py), against
+                JAX's own rule and `torch.nn.functional.linear`
+
+A form of which this does not show a gain has no place in the library. Forms run in turn; times are
+medians of processor time, ratios the median over rounds."""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _timing
+
+# side of the map, channels, features, stride
+CONVOLUTIONS = (
+    *((2, 128, 128, 1), (2, 512, 512, 1), (3, 256, 256, 1), (4, 64, 128, 2)),
+    *((4, 64, 64, 1), (8, 32, 32, 1), (16, 64, 64, 1)),
+)
+# images, tokens, inputs, outputs: of ViT-Ti at 32 pixels and of ViT-S at 224
+DENSE = ((64, 65, 192, 768), (64, 65, 768, 192), (4, 197, 384, 1536), (4, 197, 1536, 384))
+Runs = dict[str, Callable[[], Any]]
+
+
+def both_ways(forward: Callable[..., Any], *given: Any) -> dict[str, Callable[[], Any]]:
+    """{"forward", "with gradients"} of a jax function of (x, kernel); the last of given is dy."""
+    import jax
+
+    def gradients(x, kernel, dy):
+        y, pull = jax.vjp(forward, x, kernel)
+        return y, pull(dy)
+
+    compiled = jax.jit(forward), jax.jit(gradients)
+    return {
+        "forward": lambda: jax.block_until_ready(compiled[0](*given[:2])),
+        "with gradients": lambda: jax.block_until_ready(compiled[1](*given)),
+    }
+
+
+def both_ways_of_torch(forward: Callable[..., Any], x: Any, kernel: Any, dy: Any):
+    """The same of a PyTorch function."""
+    import torch
+
+    x, kernel = x.requires_grad_(True), kernel.requires_grad_(True)
+
+    def alone() -> None:
+        with torch.no_grad():
+            forward(x, kernel)
+
+    return {
+        "forward": alone,
+        "with gradients": lambda: torch.autograd.grad(forward(x, kernel), [x, kernel], dy),
+    }
+
+
+def convolution(images: int, side: int, channels: int, features: int, stride: int) -> dict:
+    """{form: {part: one run}}."""
+    import jax
+    import numpy as np
+    from jax import lax
+
+    from cl_jax.encoders.convolve import NUMBERS, convolve
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(images, side, side, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels, features)).astype(np.float32)
+    out = (side - 1) // stride + 1
+    dy = rng.normal(size=(images, out, out, features)).astype(np.float32)
+    settings: Any = ((stride, stride), ((1, 1), (1, 1)))
+    given = [jax.device_put(value) for value in (x, kernel, dy)]
+
+    def form(function):
+        return lambda x, kernel: function(x, kernel, *settings, dimension_numbers=NUMBERS)
+
+    found = {
+        "cl_jax": both_ways(form(convolve), *given),
+        "XLA": both_ways(form(lax.conv_general_dilated), *given),
+    }
+    torch = torch_or_none()
+    if torch is not None:
+        layout = dict(memory_format=torch.channels_last)
+        found["PyTorch"] = both_ways_of_torch(
+            lambda x, kernel: torch.nn.functional.conv2d(x, kernel, stride=stride, padding=1),
+            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).contiguous(**layout),
+            torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).contiguous(**layout),
+            torch.from_numpy(dy.transpose(0, 3, 1, 2).copy()).contiguous(**layout),
+        )
+    return found
+
+
+def dense(images: int, tokens: int, inputs: int, outputs: int) -> dict:
+    """{form: {part: one run}}."""
+    import jax
+    import numpy as np
+    from jax import lax
+
+    from cl_jax.encoders.dense import dot_general
+
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((images, tokens, inputs), (inputs, outputs), (images, tokens, outputs))
+    )
+    given = [jax.device_put(value) for value in (x, kernel, dy)]
+    numbers = (((2,), (0,)), ((), ()))
+    found = {
+        "cl_jax": both_ways(lambda x, kernel: dot_general(x, kernel, numbers), *given),
+        "XLA": both_ways(lambda x, kernel: lax.dot_general(x, kernel, numbers), *given),
+    }
+    torch = torch_or_none()
+    if torch is not None:
+        found["PyTorch"] = both_ways_of_torch(
+            torch.nn.functional.linear,
+            *(torch.from_numpy(value) for value in (x, kernel.T.copy(), dy)),
+        )
+    return found
+
+
+def torch_or_none() -> Any:
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(_timing.cores())
+    return torch
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each layer's rounds")
+    parser.add_argument("--small", action="store_true", help="tiny layers, to try the program")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    _timing.prepare()
+    convolutions = ((2, 4, 4, 1),) if args.small else CONVOLUTIONS
+    products = ((2, 5, 8, 8),) if args.small else DENSE
+    layers = {
+        f"3x3, {side} x {side}, {channels} to {features}, stride {stride}": convolution(
+            8 if args.small else 128, side, channels, features, stride
+        )
+        for side, channels, features, stride in convolutions
+    } | {f"dense, {n} x {t} rows, {d} to {f}": dense(n, t, d, f) for n, t, d, f in products}
+    found, rows = {}, []
+    for layer, forms in layers.items():
+        runs: Runs = {
+            f"{form}, {part}": run for form, parts in forms.items() for part, run in parts.items()
+        }
+        _, times = _timing.in_turn(
+            runs, repeats=args.repeats, limit=args.seconds, warm=2, between=True
+        )
+        found[layer] = times
+        row: list[Any] = [layer]
+        for part in ("forward", "with gradients"):
+            medians = [1e3 * statistics.median(times[f"{form}, {part}"]) for form in forms]
+            row.append(" / ".join(f"{value:.3g}" for value in medians))
+            for other in ("XLA", "PyTorch"):
+                known = f"{other}, {part}" in times
+                row.append(
+                    _timing.ratio(times, f"cl_jax, {part}", f"{other}, {part}") if known else None
+                )
+        rows.append(row)
+    by = ["by XLA", "by PyTorch"]
+    head = ["layer, float32", "forward, ms", *by, "with gradients, ms", *by]
+    text = "Milliseconds of cl_jax / XLA / PyTorch\n\n" + _timing.table(head, rows)
+    record = _timing.facts("torch", repeats=args.repeats) | {"processor_seconds": found}
+    _timing.write("layers" + ("_small" if args.small else ""), record, text, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The log of a run, JSON lines, as it is read everywhere."""
+
+import json
+import math
+from pathlib import Path
+
+Row = dict[str, float]
+
+
+def rows(file: Path) -> tuple[list[Row], list[int]]:
+    """(the rows of a log, the numbers of lines that are not rows: a killed run may leave one cut).
+    Both are empty where there is no file."""
+    found: list[Row] = []
+    broken: list[int] = []
+    for number, line in enumerate(file.read_bytes().split(b"\n") if file.is_file() else [], 1):
+        if not line.strip():
+            continue
+        row = _row(line)
+        if row is None:
+            broken.append(number)
+        else:
+            found.append(row)
+    return found, broken
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    number = isinstance(row, dict) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()
+    )
+    return row if number and math.isfinite(row.get("step", math.nan)) else None
