@@ -21,6 +21,7 @@ _MOST = 2**31 - 1  # of what is counted: ids and sizes of axes are int32
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16", "float64"),
     "nonfinite": ("stop", "skip", "ignore"),
+    "when": ("always", "final", "asked"),
 }
 
 
@@ -68,7 +69,9 @@ RANGES = (
         1,
     ),
     Range(r"^trust_coefficient$", 0, open_low=True),
-    Range(r"^(decay_factor|proximal_weight|label_weight)$", 0),
+    Range(r"_weight$|^(decay_factor|gradient_penalty|margin|sigma)$", 0),
+    Range(r"_probability$|^(mask_ratio|quantile|discount|mlm_rate)$", 0, 1),
+    Range(r"^(blur_radius|ema_start|specific|clusters)$", 0, _MOST),
     Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
@@ -77,7 +80,9 @@ RANGES = (
     Range(
         r"^(k|knn_k|size|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
         r"|^(restarts|splits|block_size|vocab_size|units|micro_batches|max_pixels|keep_checkpoints)$"
-        r"|^num_|_dims?$|_size$|_classes$|^hidden$",
+        r"|^num_|_dims?$|_size$|_classes$|^hidden$|^(k[12]?s?|decoder_depth|decoder_heads)$"
+        r"|_width$|_blocks$|^(mask_cell|max_points_per_centroid|min_samples|smallest_block)$"
+        r"|^(sinkhorn_iterations|inner_folds|subcrop)$",
         1,
         _MOST,
     ),

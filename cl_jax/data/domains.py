@@ -2,6 +2,7 @@
 for evaluation alone."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cl_jax.core.seeds import check_seed
+from cl_jax.core.settings import check, check_keys
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -84,6 +86,8 @@ def _load(role: str, section: Mapping[str, Any]) -> Splits:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"the {role} name={name!r} is no data source: {error}.") from error
+    check_keys(f"data.{role}", settings, inspect.signature(found.make).parameters)
+    check(f"data.{role}", found.make, settings)
     return found.make(**settings)
 
 

@@ -201,6 +201,8 @@ def similarities(
 
 
 def _member(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"members has {given!r}; expected sections with name and temperature.")
     one = {"name": "", "curve": "", "temperature": None} | dict(given)
     temperature = one["temperature"]
     if set(one) != {"name", "curve", "temperature"} or (

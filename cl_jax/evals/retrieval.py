@@ -65,6 +65,9 @@ def make(
       source: a name of `Splits.more`; "" is the test part.
     """
 
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks={ks!r}; expected places from 1 on, for instance (1, 5, 10).")
+
     def measure(given: Given) -> dict[str, float]:
         gallery = given.data.more[source] if source else given.data.test
         features = [given.features(gallery, name)[: rows or None] for name in (image, text)]

@@ -172,7 +172,7 @@ def _imported(path: str) -> Features:
     module, _, name = path.partition(":")
     try:
         found: Features = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
             f"feature={path!r}: {error}. Expected pixels, classifier, or module:function."
         ) from None

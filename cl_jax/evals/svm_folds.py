@@ -2,7 +2,7 @@
 field's unsupervised results on TU data."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -21,7 +21,7 @@ SELECTIONS = ("nested", "best")
 
 def make(
     *,
-    selection: str = "nested",
+    selection: Literal["nested", "best"] = "nested",
     folds: int = 10,
     inner_folds: int = 5,
     standardise: bool = False,

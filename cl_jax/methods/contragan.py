@@ -2,7 +2,7 @@
 contrasts images with each other and with class proxies."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -75,7 +75,7 @@ def make(
     discriminator_steps: int = 5,
     weight: float = 1.0,
     temperature: float = 1.0,
-    positives: str = "class",
+    positives: Literal["class", "proxy"] = "class",
     flip: float = 0.5,
     ema: float = 0.9999,
     ema_start: int = 1000,

@@ -4,7 +4,7 @@ anchor and debiased of those of its own class, over a method of in-batch negativ
 beta = 0 is the debiased loss (Chuang et al. 2020); the estimator "easy" is the plain one.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def make(
     run: Run,
     beta: float = 1.0,
     tau_plus: float = 0.1,
-    estimator: str = "hard",
+    estimator: Literal["hard", "debiased", "easy"] = "hard",
     temperature: float = 0.5,
 ) -> Parts:
     """HCL over a base without a queue (SimCLR, SimCSE, GraphCL).

@@ -8,7 +8,7 @@ the players. Here one step moves both, by a gradient that changes its sign betwe
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[View],
     run: Run,
-    generator: str = "flow",
+    generator: Literal["flow", "convolutions", "none"] = "flow",
     generator_layers: int = 6,
     generator_width: int = 16,
     labelled: float = 0.0,

@@ -18,6 +18,7 @@ from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.parallel import gather, mean
+from cl_jax.core.shapes import check_count
 from cl_jax.core.sharded import Sharded, lookup, whole
 from cl_jax.heads import mlp
 from cl_jax.losses import nce, unit
@@ -64,6 +65,8 @@ def make(
     """
     if len(views) != 1:
         raise ValueError(f"InstDisc sees one view of each image; the config has {len(views)}.")
+    if loss != "full_softmax":
+        check_count(num_negatives=num_negatives)
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}.")
     if proximal_weight < 0:

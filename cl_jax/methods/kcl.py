@@ -7,7 +7,7 @@ queue, with none it is MoCo: the three arms of the paper's comparison, in one pr
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ def make(
     views: Sequence[View],
     run: Run,
     num_positives: int | None = 6,
-    unselected: str = "negative",
+    unselected: Literal["negative", "zero"] = "negative",
     temperature: float = 0.07,
     momentum: float = 0.999,
     queue_size: int = 65536,

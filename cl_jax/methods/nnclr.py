@@ -6,7 +6,7 @@ The queue is of the global batch, the same on every device. Views pass one after
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ def make(
     views: Sequence[View],
     run: Run,
     temperature: float = 0.1,
-    form: str = "rows",
+    form: Literal["rows", "both", "nt_xent"] = "rows",
     queue_size: int = 98304,
     hidden_dim: int = 2048,
     out_dim: int = 256,

@@ -69,7 +69,9 @@ def _combined(
     over: Mapping[str, Sequence[Any]],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(members, names) of every combination of values."""
-    if not over or not all(len(values) for values in over.values()):
+    if not over or not all(
+        isinstance(values, Sequence) and len(values) for values in over.values()
+    ):
         raise ValueError(
             f"over={dict(over)}; expected at least one setting with values, for instance "
             "over=dict(seed=(0, 1, 2))."
@@ -85,7 +87,11 @@ def _combined(
 
 def _of_list(over: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """(members, names) of the entries of a list."""
-    if not over or not all(isinstance(one, Mapping) and one for one in over):
+    if (
+        not isinstance(over, Sequence)
+        or not over
+        or not all(isinstance(one, Mapping) and one for one in over)
+    ):
         raise ValueError(
             f"over={over!r}; expected a list of members, each with at least one setting, for "
             "instance over=(dict(temperature=0.1), dict(temperature=1.0))."

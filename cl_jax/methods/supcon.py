@@ -6,7 +6,7 @@ The first of two stages; the second, a linear classifier on the frozen encoder, 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -39,8 +39,8 @@ def make(
     run: Run,
     temperature: float = 0.1,
     base_temperature: float | None = 0.07,
-    summation: str = "outside",
-    contrast_mode: str = "all",
+    summation: Literal["outside", "inside"] = "outside",
+    contrast_mode: Literal["all", "one"] = "all",
     labels: bool = True,
     head: str = "moco_v2",
     out_dim: int = 128,

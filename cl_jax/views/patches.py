@@ -24,8 +24,6 @@ def grid(images: jax.Array, *, size: int, stride: int) -> jax.Array:
     """
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}; expected [B, H, W, C].")
-    if size < 1 or stride < 1:
-        raise ValueError(f"size={size}, stride={stride}; expected pixels, at least 1.")
     starts = [starts_of(side, size, stride) for side in images.shape[1:3]]
     rows, columns = (jnp.array(start)[:, None] + jnp.arange(size)[None] for start in starts)
     return images[:, rows[:, None, :, None], columns[None, :, None, :]]
@@ -37,6 +35,8 @@ def starts_of(side: int, size: int, stride: int) -> range:
     Raises:
       ValueError: patches that leave pixels out, or are larger than the image.
     """
+    if size < 1 or stride < 1:
+        raise ValueError(f"size={size}, stride={stride}; expected pixels, at least 1.")
     if side < size or (side - size) % stride:
         fits = size + max(side - size, 0) // stride * stride
         raise ValueError(

@@ -48,15 +48,18 @@ def make(section: Mapping[str, Any]) -> Environment:
     Raises:
       ValueError: an unknown name or keyword, or an environment that `check` refuses.
     """
+    if not isinstance(section, Mapping):
+        raise ValueError(f"environment={section!r}; expected a section with a name.")
     given = dict(section)
-    name = given.pop("name", "")
+    name = str(given.pop("name", ""))
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if "." not in name and name not in known:
+    own = "." in name and all(word.isidentifier() for word in name.split("."))
+    if not own and name not in known:
         raise ValueError(
             f"environment {name!r} is unknown; have {', '.join(known)}{nearest(name, known)}, or "
             "the path of a module with a `make`."
         )
-    path = name if "." in name else f"{__name__}.{name}"
+    path = name if own else f"{__name__}.{name}"
     try:
         factory = importlib.import_module(path).make
     except (ModuleNotFoundError, AttributeError) as error:
