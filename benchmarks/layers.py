@@ -2,14 +2,12 @@
 
 python benchmarks/layers.py [--small]
 
-Forward, then forward with both gradients, of a batch of 128 images or rows of tokens:
+Forward, then forward with both gradients, of a batch of 128 images:
 
   convolution   3x3 kernels on maps that are no larger than the kernel, as a product per tap
                 (cl_jax/encoders/convolve.py), and on larger ones in Winograd's form
                 (cl_jax/encoders/winograd.py), against `lax.conv_general_dilated` and PyTorch with
                 channels_last
-  dense         the kernel's gradient as a product of rows (cl_jax/encoders/dense.py), against
-                JAX's own rule and `torch.nn.functional.linear`
 
 A form of which this does not show a gain has no place in the library. Forms run in turn; times are
 medians of processor time, ratios the median over rounds."""
@@ -25,11 +23,9 @@ import _timing
 
 # side of the map, channels, features, stride
 CONVOLUTIONS = (
-    *((2, 128, 128, 1), (2, 512, 512, 1), (3, 256, 256, 1), (4, 64, 128, 2)),
+    *((2, 128, 128, 1), (2, 256, 256, 1), (3, 256, 256, 1), (4, 64, 128, 2)),
     *((4, 64, 64, 1), (8, 32, 32, 1), (16, 64, 64, 1)),
 )
-# images, tokens, inputs, outputs: of ViT-Ti at 32 pixels and of ViT-S at 224
-DENSE = ((64, 65, 192, 768), (64, 65, 768, 192), (4, 197, 384, 1536), (4, 197, 1536, 384))
 Runs = dict[str, Callable[[], Any]]
 
 
@@ -99,34 +95,6 @@ def convolution(images: int, side: int, channels: int, features: int, stride: in
     return found
 
 
-def dense(images: int, tokens: int, inputs: int, outputs: int) -> dict:
-    """{form: {part: one run}}."""
-    import jax
-    import numpy as np
-    from jax import lax
-
-    from cl_jax.encoders.dense import dot_general
-
-    rng = np.random.default_rng(0)
-    x, kernel, dy = (
-        rng.normal(size=shape).astype(np.float32)
-        for shape in ((images, tokens, inputs), (inputs, outputs), (images, tokens, outputs))
-    )
-    given = [jax.device_put(value) for value in (x, kernel, dy)]
-    numbers = (((2,), (0,)), ((), ()))
-    found = {
-        "cl_jax": both_ways(lambda x, kernel: dot_general(x, kernel, numbers), *given),
-        "XLA": both_ways(lambda x, kernel: lax.dot_general(x, kernel, numbers), *given),
-    }
-    torch = torch_or_none()
-    if torch is not None:
-        found["PyTorch"] = both_ways_of_torch(
-            torch.nn.functional.linear,
-            *(torch.from_numpy(value) for value in (x, kernel.T.copy(), dy)),
-        )
-    return found
-
-
 def torch_or_none() -> Any:
     try:
         import torch
@@ -148,13 +116,12 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     _timing.prepare()
     convolutions = ((2, 4, 4, 1),) if args.small else CONVOLUTIONS
-    products = ((2, 5, 8, 8),) if args.small else DENSE
     layers = {
         f"3x3, {side} x {side}, {channels} to {features}, stride {stride}": convolution(
             8 if args.small else 128, side, channels, features, stride
         )
         for side, channels, features, stride in convolutions
-    } | {f"dense, {n} x {t} rows, {d} to {f}": dense(n, t, d, f) for n, t, d, f in products}
+    }
     found, rows = {}, []
     for layer, forms in layers.items():
         runs: Runs = {

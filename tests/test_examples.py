@@ -18,7 +18,7 @@ def code(path: Path) -> str:
 
 
 def test_notebooks_are_there_without_outputs():
-    assert len(NOTEBOOKS) == 2
+    assert len(NOTEBOOKS) == 3
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
         assert not any(cell.get("outputs") for cell in cells), path.name

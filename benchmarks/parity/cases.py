@@ -110,7 +110,7 @@ TRAIN = {
     "examples": 25_000,
     "batch": 64,
     "steps": 1000,
-    "warmup_steps": 50,
+    "warmup_share": 0.05,  # of the steps
     "learning_rate": 0.06,
     "momentum": 0.9,
     "weight_decay": 5e-4,

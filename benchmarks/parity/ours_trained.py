@@ -14,6 +14,8 @@ import numpy as np
 import view_statistics
 from ml_collections import ConfigDict
 
+from cl_jax.core import parallel
+from cl_jax.core.parallel import EACH, SAME
 from cl_jax.training import defaults, loop, metrics, stages
 from cl_jax.views import image as images
 
@@ -44,21 +46,26 @@ def config_of(name, seed, folder, steps):
             name="sgd",
             learning_rate=given["learning_rate"],
             learning_rate_scaling="none",
-            warmup_steps=given["warmup_steps"],
+            warmup_steps=round(given["warmup_share"] * steps),
             momentum=given["momentum"],
             weight_decay=given["weight_decay"],
         )
     )
     config.method = ConfigDict(dict(name=cases.CASES[name]["method"], **cases.TRAINED[name]))
-    config.evals.update(every_epochs=0.0, baselines=False, protocols=ConfigDict(dict(geometry={})))
+    config.evals.update(every_epochs=0.0, baselines=False)
+    config.evals.protocols = ConfigDict(dict(geometry={}))  # kNN is the common evaluator's
     return config
 
 
 def features(built, state, pixels):
     """h of clean pixels [N, S, S, 3] of 0 to 1."""
-    params, stats = built.method.evaluated(state)
-    encode = jax.jit(lambda x: built.method.features(params, stats, x, False)[0]["h"])
-    return np.concatenate([encode(pixels[at : at + 500]) for at in range(0, len(pixels), 500)])
+
+    def of(state, images):
+        return built.method.features(*built.method.evaluated(state), images, False)[0]["h"]
+
+    encode = parallel.lift(of, built.mesh, (SAME, EACH), EACH)
+    blocks = [pixels[at : at + 500] for at in range(0, len(pixels), 500)]
+    return np.concatenate([np.asarray(encode(state, block)) for block in blocks])
 
 
 def main(name, seed, folder, steps):

@@ -44,7 +44,7 @@ def drawn(pixels, **changes):
 
 def rate(step, steps):
     """A linear warm-up, then a half cosine to 0."""
-    warm = cases.TRAIN["warmup_steps"]
+    warm = round(cases.TRAIN["warmup_share"] * steps)
     if step < warm:
         return step / warm
     return 0.5 * (1 + np.cos(np.pi * (step - warm) / max(steps - warm, 1)))

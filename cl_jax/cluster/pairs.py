@@ -13,7 +13,8 @@ from cl_jax.core.shapes import check
 
 ROWS, COLUMNS = 4096, 2048  # of a tile
 WAITING = 16  # tiles on the device before their counts are read
-GROUP = 64  # cells whose neighbours are sought at once
+HEAD = 32  # coordinates that are compared before all are
+BITS = 2**33  # of (row, cell) that are held: 1 GiB
 ROUNDING = 1e-5  # of a squared distance in float32
 MAX_PAIRS = 20_000_000
 
@@ -39,8 +40,8 @@ def pairs_above(
     Rows are divided into the cells of some of them (each row to the nearest). The segment between
     two rows of different cells crosses the plane between the two centres, so a row further from
     that plane than the distance of the threshold, sqrt(2 - 2 t), is no partner of any row beyond
-    it. Only the others are compared, in tiles on the device: nothing is lost, and the closer the
-    threshold is to 1, the fewer they are.
+    it. Only the others are compared, in tiles on the device, first by a few coordinates that bound
+    the cosine from above: nothing is lost, and the closer the threshold is to 1, the less is done.
 
     Args:
       x: [N, D]; lengths do not matter. A zero row is like no other.
@@ -57,7 +58,7 @@ def pairs_above(
     if not np.isfinite(np.asarray(x)).all():
         raise ValueError("x has NaN or inf; leave those rows out.")
     rows = _unit_and_zero(jnp.asarray(x))
-    count = min(size, cells or round(4 * size**0.5))
+    count = min(size, cells or round(min(4 * size**0.5, max(BITS / size, 1))))
     drawn = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
     reach = np.float32(np.sqrt(max(2 - 2 * threshold, 0) + ROUNDING))
     candidates = _candidates(rows, rows[drawn], reach)
@@ -103,64 +104,77 @@ def _unit_and_zero(x):
     return jnp.pad(unit(x.astype(jnp.float32)), ((0, 1), (0, 0)))
 
 
+def _heads(rows: jax.Array) -> jax.Array:
+    """[N + 1, HEAD + 1] for rows [N + 1, D]: the coordinates of most variance and the length of
+    what is left, so that no product of two of them is below the cosine of the rows (Cauchy and
+    Schwarz); the rows themselves where D is about as small."""
+    size, width = rows.shape
+    if width <= HEAD + HEAD // 2:
+        return rows
+    some = np.random.default_rng(0).choice(size - 1, min(size - 1, 20_000), replace=False)
+    drawn = np.asarray(rows[np.sort(some)], np.float64)
+    axes = np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1].astype(np.float32)
+    return _turned(rows, axes)
+
+
+@jax.jit
+def _turned(rows, axes):
+    first = jnp.matmul(rows, axes[:, :HEAD], precision=lax.Precision.HIGHEST)
+    rest = jnp.matmul(rows, axes[:, HEAD:], precision=lax.Precision.HIGHEST)
+    return jnp.concatenate([first, jnp.linalg.norm(rest, axis=1, keepdims=True)], axis=1)
+
+
 def _squared(rows, centres):
     dots = jnp.matmul(rows, centres.T, precision=lax.Precision.HIGHEST)
     return jnp.maximum(2 - 2 * dots, 0.0)
 
 
 @jax.jit
-def _placed(rows, centres):
-    """([N] the nearest centre of each row, [N] squared distance to it)."""
+def _placed(rows, centres, apart, reach):
+    """([N] the nearest centre a of each row x, [N, C / 8] a bit for each later cell b: whether x is
+    within reach of the plane between a and b, (|x - b|^2 - |x - a|^2) / (2 |a - b|) from it)."""
+    powers = 2 ** jnp.arange(8, dtype=jnp.int32)
+    numbers = jnp.arange(len(centres))
 
     def one(row):
         squared = _squared(row[None], centres)[0]
-        return jnp.argmin(squared).astype(jnp.int32), jnp.min(squared)
+        cell = jnp.argmin(squared).astype(jnp.int32)
+        beyond = squared - jnp.min(squared)
+        near = (beyond <= 2 * reach * apart[cell] + ROUNDING) & (numbers > cell)
+        near = jnp.pad(near, (0, -len(centres) % 8)).reshape(-1, 8)
+        return cell, jnp.sum(near * powers[None], axis=1).astype(jnp.uint8)
 
-    return lax.map(one, rows, batch_size=min(len(rows), max(256, 2**23 // len(centres))))
-
-
-@jax.jit
-def _near(rows, cell, own, centres, numbers, apart, reach):
-    """[N, G] whether a row of an earlier cell is within reach of the plane in front of each of the
-    G cells: (|x - b|^2 - |x - a|^2) / (2 |a - b|) from it, a the centre of its own."""
-
-    def one(given):
-        row, cell, own = given
-        beyond = _squared(row[None], centres)[0] - own
-        return (beyond <= 2 * reach * apart[cell] + ROUNDING) & (numbers > cell)
-
-    return lax.map(one, (rows, cell, own), batch_size=min(len(rows), 2**16))
+    return lax.map(one, rows, batch_size=min(len(rows), max(256, 2**22 // len(centres))))
 
 
 def _candidates(
     rows: jax.Array, centres: jax.Array, reach: np.float32
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """(rows, members of a cell, whether the rows are these members) of each comparison."""
-    count, real = len(centres), rows[:-1]
-    cell, own = _placed(real, centres)
-    apart = np.asarray(jnp.sqrt(_squared(centres, centres)))
-    of_row = np.asarray(cell)
-    by_cell = np.argsort(of_row, kind="stable").astype(np.int32)
-    starts = np.searchsorted(of_row[by_cell], np.arange(count + 1))
-    for first in range(0, count, GROUP):
-        # The last group has cells of the one before again, so that all have one shape.
-        numbers = np.arange(first, min(first + GROUP, count))
-        padded = np.resize(numbers, min(GROUP, count))
-        near = np.asarray(_near(real, cell, own, centres[padded], padded, apart[:, padded], reach))
-        for column, number in enumerate(numbers):
-            inside = by_cell[starts[number] : starts[number + 1]]
-            if len(inside):
-                yield inside, inside, True
-                outside = np.flatnonzero(near[:, column]).astype(np.int32)
-                if len(outside):
-                    yield outside, inside, False
+    apart = jnp.sqrt(_squared(centres, centres))
+    cell, near = (np.asarray(found) for found in _placed(rows[:-1], centres, apart, reach))
+    near = np.ascontiguousarray(near.T)
+    by_cell = np.argsort(cell, kind="stable").astype(np.int32)
+    starts = np.searchsorted(cell[by_cell], np.arange(len(centres) + 1))
+    for number in range(len(centres)):
+        inside = by_cell[starts[number] : starts[number + 1]]
+        if len(inside):
+            yield inside, inside, True
+            outside = np.flatnonzero(near[number // 8] & (1 << number % 8)).astype(np.int32)
+            if len(outside):
+                yield outside, inside, False
 
 
 @jax.jit
-def _tile(rows, left, right, threshold):
-    """(number of pairs above the threshold, [R, C] cosines) of some rows with others."""
-    cosine = jnp.matmul(rows[left], rows[right].T, precision=lax.Precision.HIGHEST)
-    return jnp.sum(cosine >= threshold), cosine
+def _possible(heads, left, right, threshold):
+    """How many pairs of some rows with others may be above the threshold."""
+    most = jnp.matmul(heads[left], heads[right].T, precision=lax.Precision.HIGHEST)
+    return jnp.sum(most >= threshold - ROUNDING)
+
+
+@jax.jit
+def _cosines(rows, left, right):
+    return jnp.matmul(rows[left], rows[right].T, precision=lax.Precision.HIGHEST)
 
 
 def _compared(
@@ -169,28 +183,30 @@ def _compared(
     threshold: np.float32,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(row, other row, similarity) of the pairs in each tile that has some."""
-    waiting: list[tuple[np.ndarray, np.ndarray, bool, jax.Array, jax.Array]] = []
+    heads, zero = _heads(rows), len(rows) - 1
+    waiting: list[tuple[np.ndarray, np.ndarray, bool, tuple[np.ndarray, ...], jax.Array]] = []
 
     def ready() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for left, right, same, count, similarity in waiting:
+        for left, right, same, padded, count in waiting:
             if not int(count):
                 continue
-            values = np.asarray(similarity)[: len(left), : len(right)]
+            values = np.asarray(_cosines(rows, *padded))[: len(left), : len(right)]
             a, b = np.nonzero(values >= threshold)
             if same:  # each pair once, and no row with itself
                 keep = left[a] < right[b]
                 a, b = a[keep], b[keep]
-            yield left[a], right[b], values[a, b]
+            if len(a):
+                yield left[a], right[b], values[a, b]
         waiting.clear()
 
     for some, inside, same in candidates:
         for j in range(0, len(inside), COLUMNS):
             right = inside[j : j + COLUMNS]
-            columns = _padded(right, COLUMNS, len(rows) - 1)
+            columns = _padded(right, COLUMNS, zero)
             for i in range(0, len(some), ROWS):
                 left = some[i : i + ROWS]
-                tile = _tile(rows, _padded(left, ROWS, len(rows) - 1), columns, threshold)
-                waiting.append((left, right, same, *tile))
+                padded = _padded(left, ROWS, zero), columns
+                waiting.append((left, right, same, padded, _possible(heads, *padded, threshold)))
                 if len(waiting) == WAITING:
                     yield from ready()
     yield from ready()

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 def write(path: str | Path, rows: Sequence[Row]) -> tuple[int, int]:
     """Writes at most MAX_ROWS rows of at most MAX_COLUMNS pictures.
 
-    A picture that cannot be read is a grey square that says so.
+    A picture that cannot be read is a grey square that says so; where none can, nothing is written.
 
     Returns:
       (pictures on the sheet, those of them that cannot be read).
@@ -63,8 +63,10 @@ def write(path: str | Path, rows: Sequence[Row]) -> tuple[int, int]:
             for k, line in enumerate(tile.caption.split("\n")[:2]):
                 at = (left, top + TITLE + SIDE + 2 + 13 * k)
                 draw.text(at, _fitted(line, SIDE, font), INK, font)
-    sheet.save(path)
-    return sum(len(row.tiles) for row in shown), missing
+    count = sum(len(row.tiles) for row in shown)
+    if missing < count or not count:
+        sheet.save(path)
+    return count, missing
 
 
 def _picture(path: Path) -> Image.Image | None:

@@ -486,6 +486,7 @@ class Pieces:
             classes, rows = part.classes, rows + len(part)
         if not rows:
             name, reason = next(iter(bad.items()), ("", "there are none"))
+            shutil.rmtree(self.folder)  # there is nothing to resume
             raise ConfigError(f"no example can be read; {name}: {reason}.")
         write(self.file, self, dict(about) | {"bad": bad, "classes": classes})
         shutil.rmtree(self.folder)

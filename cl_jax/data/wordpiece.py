@@ -39,6 +39,11 @@ class WordPiece:
         self._lowercase = lowercase
 
     @property
+    def pieces(self) -> tuple[str, ...]:
+        """The vocabulary, in the order of its numbers."""
+        return tuple(self._pieces)
+
+    @property
     def size(self) -> int:
         """How many token numbers there are."""
         return len(self._pieces)

@@ -13,7 +13,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import MARKS, SPECIAL
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-_PARTS = {
+PARTS = {
     "attention.self.query": ("attention", "query"),
     "attention.self.key": ("attention", "key"),
     "attention.self.value": ("attention", "value"),
@@ -21,7 +21,7 @@ _PARTS = {
     "intermediate.dense": ("mlp1",),
     "output.dense": ("mlp2",),
 }
-_NORMS = {"attention.output.LayerNorm": 0, "output.LayerNorm": 1}
+NORMS = {"attention.output.LayerNorm": 0, "output.LayerNorm": 1}
 
 
 def order(vocabulary: list[str]) -> np.ndarray:
@@ -130,12 +130,12 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
     depth = sum(name.startswith("blocks_") for name in params)
     for i in range(depth):
         block: dict[str, Any] = {"attention": {}}
-        for theirs, mine in _PARTS.items():
+        for theirs, mine in PARTS.items():
             dense = f"encoder.layer.{i}.{theirs}"
             values = {"kernel": take(f"{dense}.weight").T, "bias": take(f"{dense}.bias")}
             (block["attention"] if len(mine) == 2 else block)[mine[-1]] = values
         found[f"blocks_{i}"] = block
-        for theirs, number in _NORMS.items():
+        for theirs, number in NORMS.items():
             found[f"norms_{i}_{number}"] = norm(f"encoder.layer.{i}.{theirs}")
     return _fitted(found, params)
 

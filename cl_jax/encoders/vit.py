@@ -22,7 +22,6 @@ from jax import lax
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, masking, positions
-from cl_jax.encoders.dense import dot_general
 
 SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
     "tiny": (192, 12, 3),
@@ -50,7 +49,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         batch, tokens, width = x.shape
         y = _norm("norm1", x, self.dtype)
-        qkv = self._dense(3 * width, "qkv", self.qkv_init)(y)
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.qkv_init, name="qkv")(y)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         weights = jax.nn.softmax(_logits(q, k), axis=-1) if attention else None
         y = (_flash if self.flash else _attention)(q, k, v).reshape(batch, tokens, width)
@@ -58,14 +57,8 @@ class Block(nn.Module):
         y = _gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)))
         return x + _scaled(self._dense(width, "mlp2")(y), keep, 1), weights
 
-    def _dense(self, features: int, name: str, kernel_init: Any = None) -> nn.Dense:
-        return nn.Dense(
-            features,
-            dtype=self.dtype,
-            kernel_init=kernel_init or self.kernel_init,
-            dot_general=dot_general,
-            name=name,
-        )
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
 
 class ViT(nn.Module):

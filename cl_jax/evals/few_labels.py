@@ -37,7 +37,8 @@ class Probe(NamedTuple):
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """[M, C] of [M, D] features, calibrated."""
-        logits = self.model.predict_log_proba(features)
+        with np.errstate(divide="ignore"):  # of a probability of 0
+            logits = self.model.predict_log_proba(features)
         return softmax(logits / self.temperature, axis=1)
 
 
@@ -71,23 +72,35 @@ def fit(features: np.ndarray, labels: np.ndarray) -> Probe:
             loss = _log_loss(found[seen], labels[seen], 1.0)
             if loss < best:
                 best, c, held = loss, strength, found
-    temperature, accuracy, error = 1.0, float("nan"), float("nan")
-    if seen.any():
-        logits, truth = held[seen], labels[seen]
-        chosen = minimize_scalar(
-            lambda t: _log_loss(logits, truth, np.exp(t)), bounds=(-3, 3), method="bounded"
-        )
-        temperature = float(np.exp(chosen.x))
-        best = _log_loss(logits, truth, temperature)
-        accuracy = float(np.mean(logits.argmax(1) == truth))
-        error = calibration_error(softmax(logits / temperature, axis=1), truth)
-    return Probe(
-        _fitted(x, labels, c),
-        c,
+    return Probe(fitted(x, labels, c), c, *calibrated(held, labels))
+
+
+class Calibrated(NamedTuple):
+    """The fields of `Probe` of these names."""
+
+    temperature: float
+    accuracy: float
+    log_loss: float
+    calibration_error: float
+    held_out: np.ndarray
+
+
+def calibrated(held: np.ndarray, labels: np.ndarray) -> Calibrated:
+    """One temperature for held-out logits [N, C], rows of NaN left out, by their log loss."""
+    seen = np.isfinite(held).all(1)
+    nothing = float("nan")
+    if not seen.any():
+        return Calibrated(1.0, nothing, nothing, nothing, held)
+    logits, truth = held[seen], labels[seen]
+    chosen = minimize_scalar(
+        lambda t: _log_loss(logits, truth, np.exp(t)), bounds=(-3, 3), method="bounded"
+    )
+    temperature = float(np.exp(chosen.x))
+    return Calibrated(
         temperature,
-        accuracy,
-        best if seen.any() else float("nan"),
-        error,
+        float(np.mean(logits.argmax(1) == truth)),
+        _log_loss(logits, truth, temperature),
+        calibration_error(softmax(logits / temperature, axis=1), truth),
         softmax(held / temperature, axis=1),
     )
 
@@ -157,7 +170,8 @@ def next_to_label(
     return rows[np.asarray(found.rows)]
 
 
-def _fitted(x: np.ndarray, labels: np.ndarray, c: float) -> Any:
+def fitted(x: np.ndarray, labels: np.ndarray, c: float) -> Any:
+    """scikit-learn's pipeline of a standardiser and a logistic regression."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -169,7 +183,7 @@ def _held_out(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, c: float) -> 
     found = np.full((len(x), int(labels.max()) + 1), np.nan)
     for number in range(int(fold.max()) + 1):
         out = fold == number
-        found[out] = _fitted(x[~out], labels[~out], c).predict_log_proba(x[out])
+        found[out] = fitted(x[~out], labels[~out], c).predict_log_proba(x[out])
     return found
 
 

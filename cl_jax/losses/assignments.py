@@ -67,10 +67,10 @@ def _swapped(
         if others:
             q, x = functools.reduce(jnp.add, others), wide(scores[view])
             x = capped(x - lax.stop_gradient(x.max(axis=1, keepdims=True))) / temperature
-            # Sums as products, which a CPU adds up faster.
+            # The exponentials, which the gradient reads too, are summed as a product.
             ones = jnp.ones(x.shape[1:], x.dtype)
             log_sum = jnp.log(at_least_one(dots("bk,k->b", jnp.exp(x), ones)))
-            terms.append(dots("b,b->", dots("bk,k->b", q, ones), log_sum) - dots("bk,bk->", q, x))
+            terms.append(jnp.sum(q * (log_sum[:, None] - x), axis=1).sum())
     return functools.reduce(jnp.add, terms) / (len(owners) * (views - 1) * scores.shape[1])
 
 
@@ -229,8 +229,8 @@ def sinkhorn(
     return lax.cond(
         held,
         lambda factors, _: factors[0] * factors[1][None] * factors[2][:, None],
-        lambda _, logarithms: in_logarithms(*logarithms),
-        *((powers[-rows:], column, factor[-rows:]), (kernel, example, log_weight)),
+        lambda _, given: in_logarithms((given[0] - top[:, None]) / epsilon, *given[1:]),
+        *((powers[-rows:], column, factor[-rows:]), (scores, example, log_weight)),
     )
 
 

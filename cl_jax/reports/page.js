@@ -53,10 +53,36 @@ if (map) {
   const tip = document.getElementById("tip"), panel = document.getElementById("near");
   const colours = data.colours;
 
+  // At most so many points are drawn at once, those in view of a fixed random order: without a
+  // graphics card each costs microseconds a frame. Zooming in shows all that are there.
+  const most = 5000, count = data.names.length, order = [...data.names.keys()];
+  for (let i = count - 1, seed = 1; i > 0; i--) {
+    seed = (seed * 48271) % 2147483647;
+    const j = seed % (i + 1);
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+
+  function inView(places) {
+    if (count <= most) return data.names.keys();
+    const axes = map._fullLayout ? [map._fullLayout.xaxis, map._fullLayout.yaxis] : [];
+    const sides = shown === where.value ? axes.map(axis => {
+      const [a, b] = [Math.min(...axis.range), Math.max(...axis.range)];
+      return [a - (b - a) / 2, b + (b - a) / 2];  // what a drag brings into view, too
+    }) : [];
+    const seen = [];
+    for (const row of order) {
+      if (sides.every(([low, high], i) => places[row][i] >= low && places[row][i] <= high)) {
+        if (seen.push(row) === most) break;
+      }
+    }
+    return seen;
+  }
+
   function traces() {
     const places = data.layouts[where.value], of = data.colourings[by.value];
     const rows = {};
-    of.values.forEach((value, row) => (rows[value] ||= []).push(row));
+    for (const value of of.values) rows[value] ||= [];
+    for (const row of inView(places)) rows[of.values[row]].push(row);
     return Object.keys(rows).map(Number).sort((a, b) => a - b).map(value => ({
       type: "scattergl", mode: "markers", hoverinfo: "none", customdata: rows[value],
       x: rows[value].map(row => places[row][0]), y: rows[value].map(row => places[row][1]),
@@ -66,11 +92,27 @@ if (map) {
     }));
   }
 
+  let shown = null, waiting = 0;
+
   function draw() {
     const layout = {margin: {l: 10, r: 10, t: 10, b: 10}, dragmode: "pan", hovermode: "closest",
       xaxis: {visible: false}, yaxis: {visible: false, scaleanchor: "x"}, uirevision: where.value,
       legend: {itemsizing: "constant"}, showlegend: true};
-    return Plotly.react(map, traces(), layout, {...config, scrollZoom: true});
+    const drawn = traces();
+    if (count > most && shown !== where.value) {  // the whole layout, whichever points are drawn
+      const ends = [0, 1].map(i => {
+        let low = Infinity, high = -Infinity;
+        for (const place of data.layouts[where.value]) {
+          low = Math.min(low, place[i]);
+          high = Math.max(high, place[i]);
+        }
+        return [low - (high - low) / 40, high + (high - low) / 40];
+      });
+      layout.xaxis.range = ends[0];
+      layout.yaxis.range = ends[1];
+    }
+    shown = where.value;
+    return Plotly.react(map, drawn, layout, {...config, scrollZoom: true});
   }
 
   function show(row) {
@@ -97,6 +139,11 @@ if (map) {
     });
     map.on("plotly_unhover", () => { tip.hidden = true; });
     map.on("plotly_click", event => show(event.points[0].customdata));
+    map.on("plotly_relayout", () => {
+      if (count <= most) return;
+      clearTimeout(waiting);
+      waiting = setTimeout(draw, 150);
+    });
     map.dataset.ready = "yes";
   });
   by.onchange = where.onchange = draw;

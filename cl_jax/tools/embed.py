@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cl_jax.tools import verbs
+
 if TYPE_CHECKING:
     from cl_jax.data.embeddings import Pieces
     from cl_jax.data.source import Source
@@ -27,13 +29,7 @@ _SHOWN = 5
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        "cl-jax embed",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("run", metavar="RUN", help="the workdir of a run")
+    options = verbs.of_run("embed", __doc__)
     options.add_argument(
         "folder",
         nargs="?",
@@ -47,7 +43,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--features", default="", help="names with commas, or all (default: that of evaluations)"
     )
-    options.add_argument("--best", action="store_true", help="of the run's best checkpoint")
     options.add_argument(
         "--batch_size", type=int, default=0, help="examples at a time (default: the run's)"
     )
@@ -59,17 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.batch_size < 0:
         parser().error(f"--batch_size={args.batch_size}; expected 1 or more.")
-    from cl_jax.tools import train
-    from cl_jax.training import configs
-
-    configs.see_working_folder()
-    train.prepare()
-    try:
-        return embed(args)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return train.failed(error)
+    return verbs.called(embed, args)
 
 
 def embed(args: argparse.Namespace) -> int:

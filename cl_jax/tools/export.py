@@ -1,42 +1,39 @@
-"""Writes the encoder of a run for another library, checked against the run on random images.
+"""Writes a run's network for another library, checked against the run on random inputs.
 
 examples:
   cl-jax export runs/mine --to=timm --out=weights
   cl-jax export runs/mine --to=huggingface --out=folder
+  cl-jax export runs/mine --to=onnx --out=graph
 
-torchvision and timm: model.safetensors with their names. huggingface: a folder of ResNetModel or
-ViTModel. stablehlo: jax.export, weights inside. Each with a model card, README.md.
+torchvision and timm: model.safetensors with their names. huggingface: a folder of ResNetModel,
+ViTModel, BertModel or CLIPModel. onnx, stablehlo: the graph, weights inside. Each with a model
+card, README.md.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from cl_jax.tools import train
-from cl_jax.training import configs
+from cl_jax.tools import verbs
+
+
+def parser() -> argparse.ArgumentParser:
+    options = verbs.of_run("export", __doc__)
+    options.add_argument(
+        "--to", required=True, help="torchvision, timm, huggingface, onnx or stablehlo"
+    )
+    options.add_argument("--out", required=True, help="a new folder")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = argparse.ArgumentParser(
-        "cl-jax export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("run", metavar="RUN", help="the workdir of the run, or of one stage")
-    options.add_argument("--to", required=True, help="torchvision, timm, huggingface or stablehlo")
-    options.add_argument("--out", required=True, help="a new folder")
-    options.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
-    args = options.parse_args(sys.argv[1:] if argv is None else list(argv))
-    configs.see_working_folder()
-    train.prepare()
-    try:
-        import cl_jax
-        from cl_jax.weights import exporting
+    return verbs.called(export, parser().parse_args(argv))
 
-        lines = exporting.write(cl_jax.load(args.run, best=args.best), args.to, args.out)
-    except Exception as error:
-        return train.failed(error)
-    print("\n".join(lines))
+
+def export(args: argparse.Namespace) -> int:
+    """Writes the folder that the options ask for; returns the exit status."""
+    import cl_jax
+    from cl_jax.weights import exporting
+
+    run = cl_jax.load(args.run, best=args.best)
+    print("\n".join(exporting.write(run, args.to, args.out)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

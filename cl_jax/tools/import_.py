@@ -10,18 +10,14 @@ it is not run: only tensors are read.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_jax.tools import train
-from cl_jax.training import configs
+from cl_jax.tools import verbs
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        "cl-jax import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = verbs.parser("import", __doc__)
     options.add_argument("file", metavar="FILE", help="the weights")
     options.add_argument("--out", required=True, help="the workdir of the run, a new folder")
     options.add_argument("--data", default="", help="a folder of images that evaluations read")
@@ -38,25 +34,23 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-    configs.see_working_folder()
-    train.prepare()
+    return verbs.called(import_, parser().parse_args(argv))
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Makes the run that the options ask for; returns the exit status."""
     from cl_jax.weights import importing, runs
 
-    try:
-        found = importing.read(args.file, prefix=args.prefix, heads=args.heads)
-        source = str(Path(args.file).expanduser().resolve())
-        config = runs.config_of(
-            found,
-            source,
-            data=args.data,
-            image_size=args.image_size,
-            mean=args.mean,
-            std=args.std,
-        )
-        runs.make(found, config, args.out)
-    except Exception as error:
-        return train.failed(error)
+    found = importing.read(args.file, prefix=args.prefix, heads=args.heads)
+    config = runs.config_of(
+        found,
+        str(Path(args.file).expanduser().resolve()),
+        data=args.data,
+        image_size=args.image_size,
+        mean=args.mean,
+        std=args.std,
+    )
+    runs.make(found, config, args.out)
     print("\n".join(found.report()))
     print(
         f"images of {config.views.one.size} pixels, mean {config.views.one.mean}, std "
@@ -65,7 +59,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.data or "FOLDER"
     print(f"next: cl-jax eval --workdir={args.out} --config.data.path={folder}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

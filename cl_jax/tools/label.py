@@ -7,33 +7,33 @@ examples:
 
 labels.csv has a column path (as `cl-jax embed` writes it, inside the folder) and a column label; an
 empty label is none. The penalty of the classifier is chosen by cross-validation, and its confidence
-is calibrated on the same held-out predictions.
+is calibrated on the same held-out predictions. --finetune trains the whole network from that
+classifier, and keeps it where the held-out pictures say that it is better.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from cl_jax.tools import verbs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cl_jax.data.embeddings import Embeddings
     from cl_jax.evals.few_labels import Probe
+    from cl_jax.evals.fine_tuned import Tuned
+    from cl_jax.training.trained import Trained
 
 _SHOWN = 10
 _LABELS = ("label", "class", "category", "target")
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        "cl-jax label",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("run", metavar="RUN", help="the workdir of a run")
+    options = verbs.of_run("label", __doc__)
+    verbs.with_feature(options)
     options.add_argument("labels", metavar="LABELS", help="a table of paths and labels, .csv")
     options.add_argument(
         "--pictures", default="", help="the folder of all pictures (default: the run's own)"
@@ -41,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--embeddings", default="", help="a file of `cl-jax embed`, in place of --pictures"
     )
-    options.add_argument("--feature", default="", help="which one (default: that of evaluations)")
-    options.add_argument("--best", action="store_true", help="of the run's best checkpoint")
+    options.add_argument(
+        "--finetune",
+        action="store_true",
+        help="train the whole network on the labels too; minutes, and more with more labels",
+    )
     options.add_argument(
         "--out", default="predictions.csv", help="the table to write (default %(default)s)"
     )
@@ -56,17 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.next < 0:
         parser().error(f"--next={args.next}; expected 0 or more.")
-    from cl_jax.tools import train
-    from cl_jax.training import configs
-
-    configs.see_working_folder()
-    train.prepare()
-    try:
-        return label(args)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return train.failed(error)
+    return verbs.called(label, args)
 
 
 def label(args: argparse.Namespace) -> int:
@@ -75,10 +68,12 @@ def label(args: argparse.Namespace) -> int:
 
     from cl_jax.data.tables import check_place
     from cl_jax.evals import few_labels
+    from cl_jax.training import trained
 
     check_place(args.out, ".csv")
     given = read_labels(args.labels)
-    held = _embeddings(args)
+    run = trained.load(args.run, best=args.best)
+    held = _embeddings(args, run)
     if held is None:
         return 75
     x = held[args.feature or next(iter(held))]
@@ -89,8 +84,11 @@ def label(args: argparse.Namespace) -> int:
         raise _error(f"{args.labels} has {only}; expected two or more classes.")
     number = {name: i for i, name in enumerate(classes)}
     truth = np.array([number[name] for name in names])
-    probe = few_labels.fit(x[rows], truth)
-    probabilities = probe.probabilities(x)
+    linear = few_labels.fit(x[rows], truth)
+    probe: Probe | Tuned = linear
+    probabilities = linear.probabilities(x)
+    if args.finetune:
+        probe, probabilities = _fine_tuned(args, run, held, rows, truth, linear, probabilities)
     chosen = few_labels.next_to_label(x, probabilities, rows, args.next)
     _write(args.out, held, dict(zip(rows.tolist(), names)), classes, probabilities, chosen)
     _tell(args, held, rows, truth, classes, probe, probabilities, chosen)
@@ -191,14 +189,84 @@ def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.n
     return rows, list(given.values())
 
 
-def _embeddings(args: argparse.Namespace) -> "Embeddings | None":
+def _fine_tuned(
+    args: argparse.Namespace,
+    run: "Trained",
+    held: "Embeddings",
+    rows: "np.ndarray",
+    truth: "np.ndarray",
+    probe: "Probe",
+    probabilities: "np.ndarray",
+) -> "tuple[Probe | Tuned, np.ndarray]":
+    """What to predict with, and its probabilities of all pictures: the network fine-tuned on the
+    labels, or the probe where that is better on held-out pictures."""
+    import numpy as np
+    from scipy.special import softmax
+
+    from cl_jax.data.source import subset
+    from cl_jax.evals import evaluation, fine_tuned
+    from cl_jax.training.progress import Progress
+    from cl_jax.training.trained import names_of
+
+    folder = args.pictures or str(run.config.data.get("path", "") or "")
+    if not folder:
+        raise _error("--finetune reads the pictures again; give --pictures=FOLDER.")
+    if not np.isfinite(probe.accuracy):
+        raise _error("--finetune needs two labels of a class: else nothing tells whether it helps.")
+    source, _ = run.source(folder)
+    place = {name: i for i, name in enumerate(names_of(source))}
+    lost = [name for name in held.paths.tolist() if name not in place]
+    if lost:
+        raise _error(
+            f"--finetune reads the pictures again, and {lost[0]} is not in {folder}; give the "
+            "folder of the embeddings as --pictures."
+        )
+    source = subset(source, np.array([place[name] for name in held.paths.tolist()]))
+    method, fields = run.method, evaluation.needed_fields(run.method, source)
+    wanted = [*fields, *(name for name in method.wants if name in source.read(0))]
+    examples = [source.read(int(i)) for i in rows]
+    params, stats = method.evaluated(run.state)
+    x = held[args.feature]
+    with Progress("fine-tuning", fine_tuned.trainings(truth)) as progress:
+        tuned = fine_tuned.fit(
+            method,
+            (params, stats),
+            {name: np.stack([example[name] for example in examples]) for name in wanted},
+            np.asarray(x[rows], np.float64),
+            truth,
+            probe,
+            feature=args.feature,
+            after_epoch=lambda: progress.advance(1),
+        )
+    print(
+        f"fine-tuned, of pictures that it did not see: {100 * tuned.accuracy:.1f} % right, log "
+        f"loss {tuned.log_loss:.3f} after {tuned.epochs} epochs; the network as it is: "
+        f"{100 * probe.accuracy:.1f} %, {probe.log_loss:.3f}"
+    )
+    if not fine_tuned.better(tuned, probe, truth):
+        print("that is no better by more than chance: the network as it is predicts")
+        return probe, probabilities
+    compiled = evaluation.over_blocks(fine_tuned.logits(method, args.feature), run.mesh)
+    variables: Any = tuned.params, stats
+    found = evaluation.blocks(
+        compiled,
+        variables,
+        source,
+        run.mesh,
+        fields=fields,
+        batch_size=run.config.evals.batch_size,
+    )
+    logits = np.concatenate([part["logits"] for part in found])
+    return tuned, softmax(logits / tuned.temperature, axis=1)
+
+
+def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None":
     """The features of all pictures, from the file that is given or made now; None where that was
     interrupted."""
     from cl_jax.data import embeddings
     from cl_jax.tools import embed
     from cl_jax.training import trained
 
-    run = trained.load(args.run, best=args.best)
     (feature,) = run.names(args.feature)
     args.feature = feature
     if args.embeddings:
@@ -264,14 +332,14 @@ def _tell(
     rows: "np.ndarray",
     truth: "np.ndarray",
     classes: list[str],
-    probe: "Probe",
+    probe: "Probe | Tuned",
     probabilities: "np.ndarray",
     chosen: "np.ndarray",
 ) -> None:
     import numpy as np
 
     from cl_jax.data.images import printable
-    from cl_jax.evals.few_labels import doubtful
+    from cl_jax.evals.few_labels import Probe, doubtful
 
     counts = np.bincount(truth, minlength=len(classes))
     told = ", ".join(f"{name} {count}" for name, count in zip(classes[:_SHOWN], counts))
@@ -284,7 +352,8 @@ def _tell(
             f"right (the most frequent class: {100 * counts.max() / counts.sum():.1f} %), "
             f"calibration error {100 * probe.calibration_error:.1f} %"
         )
-        print(f"penalty 1/C = {1 / probe.c:g}, temperature {probe.temperature:.2f}")
+        how = f"penalty 1/C = {1 / probe.c:g}, " if isinstance(probe, Probe) else ""
+        print(f"{how}temperature {probe.temperature:.2f}")
     else:
         print("no class has two labels: nothing is known of how good this is", file=sys.stderr)
     few = [name for name, count in zip(classes, counts) if count < 2]
@@ -300,7 +369,7 @@ def _tell(
                 f"{classes[best]} at {probe.held_out[i, best]:.2f}"
             )
     rest = np.setdiff1d(np.arange(len(held)), rows)
-    if len(rest):
+    if len(rest) and np.isfinite(probe.accuracy):
         sure = 100 * float(np.mean(probabilities[rest].max(1)))
         print(f"{len(rest):,} others predicted; by their confidence {sure:.0f} % are right")
     if len(chosen):

@@ -20,23 +20,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cl_jax.tools import verbs
+
 if TYPE_CHECKING:
     import numpy as np
 
     from cl_jax.data.embeddings import Embeddings
 
 DUPLICATES = 0.995
-REFERENCE = 10_000  # rows that outliers are measured against
+REFERENCE = 5_000  # rows that outliers are measured against
 _SHOWN = 12
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        "cl-jax search",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = verbs.parser("search", __doc__)
     options.add_argument("embeddings", metavar="EMBEDDINGS", help="a file of `cl-jax embed`")
     asked = options.add_mutually_exclusive_group()
     asked.add_argument(
@@ -95,17 +92,7 @@ class Found(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from cl_jax.tools import train
-    from cl_jax.training import configs
-
-    configs.see_working_folder()
-    train.prepare()
-    try:
-        return search(args)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return train.failed(error)
+    return verbs.called(search, args)
 
 
 def search(args: argparse.Namespace) -> int:
@@ -390,7 +377,11 @@ def _embedded(
             f"{feature} of {run_path} has {found[feature].shape[1]} numbers, that of "
             f"{args.embeddings} {held[feature].shape[1]}: they are of different runs."
         )
-    for name, reason in found.about["bad"].items():
+    bad = found.about["bad"]
+    if not len(found):
+        name, reason = next(iter(bad.items()))
+        raise ConfigError(f"--like={args.like}: no picture can be read; {_clean(name)}: {reason}.")
+    for name, reason in bad.items():
         print(f"{_clean(name)} cannot be read: {reason}", file=sys.stderr)
     files = [path if path.is_file() else path / name for name in found.paths]
     return found.paths.tolist(), found[feature], files
@@ -497,6 +488,11 @@ def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> 
         shown, missing = contact_sheet.write(Path(args.sheet).expanduser(), rows)
     except OSError as error:
         raise SaveError(f"{args.sheet} cannot be written: {error}.") from error
+    if shown and missing == shown:
+        raise ConfigError(
+            f"none of the {shown} pictures is in {root}, or can be read; where are they now? Give "
+            "--pictures=FOLDER."
+        )
     print(
         f"{args.sheet}: {shown} pictures"
         + (f", {missing} of which cannot be read in {root}" if missing else "")

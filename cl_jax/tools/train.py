@@ -58,6 +58,13 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="join the other processes of this job (jax.distributed) first",
     )
+    found.add_argument(
+        "--verbosity",
+        type=int,
+        default=0,
+        metavar="N",
+        help="1 prints what XLA was told, too",
+    )
     return found
 
 
@@ -103,7 +110,7 @@ def run(
     """Trains or evaluates; a mistake of the user is one sentence and status 1.
 
     Args:
-      args: workdir, stage, distributed.
+      args: workdir, stage, distributed, verbosity.
       name: the config; None for that of the run in the workdir.
       settings: of the command line, put into the config.
       mode: "train" or "eval".
@@ -149,7 +156,7 @@ def _run(
         f"{jax.local_devices()}",
         file=sys.stderr,
     )
-    if added:
+    if added and args.verbosity:
         print(f"XLA_FLAGS: added {added}", file=sys.stderr)
     if jax.process_index() == 0:
         print("\n".join(found), file=sys.stderr, end="\n" if found else "")

@@ -480,6 +480,7 @@ NOTED = (
     "evals",
     "keep_checkpoints",
     "loading",
+    "log",
     "log_steps",
     "nonfinite",
     "probe",

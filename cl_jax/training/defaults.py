@@ -21,6 +21,9 @@ def get_config() -> ConfigDict:
             batch_size=256,
             total_epochs=12.0,
             log_steps=10,
+            # where figures go besides metrics.jsonl: TensorBoard's files, a project of Weights &
+            # Biases, an experiment of MLflow ("": neither)
+            log=dict(tensorboard=True, wandb="", mlflow=""),
             checkpoint_steps=0,  # 0: at the end of each epoch that is evaluated, and at the end
             keep_checkpoints=2,
             # training steps in one dispatch where the data is on the device; 0: 1 on CPU, else

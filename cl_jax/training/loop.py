@@ -19,7 +19,7 @@ from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
-from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping
+from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping, trackers
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
       SaveError: a checkpoint could not be written.
     """
     settings.check_value("nonfinite", config.nonfinite, str)
+    trackers.check(config.get("log", {}))
     workdir = folder.path_of(workdir)
     if jax.process_index() == 0:
         folder.make(workdir)
@@ -84,7 +85,7 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     restored = checkpoints.restore(lambda: shape_of_state(built))
     state = start_state(built, config) if restored is None else restored
     start = int(state.step)
-    log = metrics.Metrics(workdir, built.run.total_steps, start)
+    log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
         log.say(describe(config, built, state))
         if noted:
@@ -343,9 +344,12 @@ def where_things_are(workdir: Path) -> str:
     pictures = ", ".join(sorted(path.name for path in workdir.glob("*.png")))
     return "\n".join(
         (
-            f"in {workdir}: metrics.jsonl and tensorboard (figures), last and best (checkpoints)"
+            f"in {workdir}: metrics.jsonl"
+            + " and tensorboard" * (workdir / "tensorboard").is_dir()
+            + " (figures), last and best (checkpoints)"
             + (f", {pictures}" if pictures else ""),
-            f"next: cl-jax eval --workdir={workdir}, cl-jax diagnose {workdir}",
+            f"next: cl-jax eval --workdir={workdir}, cl-jax report {workdir} (a page to look at), "
+            f"cl-jax embed {workdir} (features, for cl-jax search and label)",
         )
     )
 

@@ -1,4 +1,5 @@
-"""Where numbers go: TensorBoard event files, a JSON-lines log, and a progress line on a terminal.
+"""Where numbers go: a JSON-lines log, TensorBoard event files, Weights & Biases, MLflow, and a
+progress line on a terminal.
 
 A destination that fails (a full disk, a closed pipe) is named once and left out from then on: the
 run goes on without it.
@@ -10,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tensorboardX.summary import scalar
 
 from cl_jax.core import logs
 from cl_jax.core.logs import Row
+from cl_jax.training import trackers
 from cl_jax.training import workdir as folder
 
 
@@ -35,7 +37,15 @@ class Metrics:
       and what this one writes.
     """
 
-    def __init__(self, workdir: str | Path, total_steps: int, start_step: int = 0):
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        start_step: int = 0,
+        config: Mapping[str, Any] | None = None,
+    ):
+        """config: all settings of the run; its section "log" says which destinations there are
+        besides metrics.jsonl and the terminal."""
         self.active = jax.process_index() == 0
         self.total, self.latest, self.began = total_steps, Row(), (time.monotonic(), start_step)
         root = folder.path_of(workdir)
@@ -46,9 +56,14 @@ class Metrics:
         again = path.exists() or (root / "tensorboard").exists()
         self.destinations: dict[str, Any] = {}
         self._open("metrics.jsonl", lambda: _Lines(path, self.rows))
-        self._open(
-            "TensorBoard", lambda: _Board(root / "tensorboard", start_step + 1 if again else None)
-        )
+        section = (config or {}).get("log", {})
+        if section.get("tensorboard", True):
+            self._open(
+                "TensorBoard",
+                lambda: _Board(root / "tensorboard", start_step + 1 if again else None),
+            )
+        for name, make in trackers.destinations(section, root, config or {}).items():
+            self._open(name, make)
         self.console = Console(file=sys.stderr)
         self.progress = Progress(
             TextColumn("{task.description}"),

@@ -57,13 +57,16 @@ class Progress:
         self.done += count
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=f"{self.rate:,.0f}/s")
+            self.bar.update(self.task, completed=self.done, note=self._rate())
         elif now - self.told >= SECONDS:
             self.told = now
-            left = (self.total - self.done) / max(self.rate, 1e-9)
+            left = round((self.total - self.done) / max(self.rate, 1e-9))
             print(
-                f"{self.what} {self.done:,} of {self.total:,}, {self.rate:,.0f}/s, "
-                f"{left // 60:.0f}:{left % 60:02.0f} left",
+                f"{self.what} {self.done:,} of {self.total:,}, {self._rate()}, "
+                f"{left // 60}:{left % 60:02d} left",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _rate(self) -> str:
+        return f"{self.rate:,.{0 if self.rate >= 9.95 else 1}f}/s"

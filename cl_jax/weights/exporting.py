@@ -1,5 +1,5 @@
-"""The encoder of a run for other libraries: their names as safetensors, a Hugging Face folder, or
-StableHLO. What is written is read back at once and compared with the run on random images."""
+"""The network of a run for other libraries: their names as safetensors, a Hugging Face folder, ONNX
+or StableHLO. What is written is compared with the run at once, on random inputs."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -17,14 +17,17 @@ from absl import logging
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.paths import user_path
-from cl_jax.encoders import positions, resnet, vit
+from cl_jax.core.tokens import END, PAD, SPECIAL, START
+from cl_jax.data import wordpiece
+from cl_jax.encoders import ms_clip, positions, resnet, transformer, vit
 from cl_jax.training import configs, metrics
 from cl_jax.training.trained import Trained
-from cl_jax.weights import importing, names
+from cl_jax.weights import huggingface, importing, libraries, names, onnx_graph
 from cl_jax.weights.names import DIALECTS
 
-TARGETS = ("torchvision", "timm", "huggingface", "stablehlo")
+TARGETS = ("torchvision", "timm", "huggingface", "onnx", "stablehlo")
 TOLERANCE = 1e-4
+_KINDS = {"resnet": resnet, "vit": vit, "transformer": transformer, "ms_clip": ms_clip}
 _DIALECTS = {
     ("resnet", "torchvision"): "resnet/torchvision",
     ("resnet", "timm"): "resnet/torchvision",
@@ -34,10 +37,71 @@ _DIALECTS = {
     ("vit", "huggingface"): "vit/huggingface",
 }
 Tree = dict[str, Any]
+Answers = dict[str, np.ndarray]
+
+
+class Network(NamedTuple):
+    """What is exported. kind: "resnet", "vit", "transformer" or "clip". encoder: its module, in
+    float32, of config.encoder's section. params, stats: of the encoder; of "clip", params are those
+    of the whole network. head: of a sentence head, else None. side: of images in pixels."""
+
+    kind: str
+    section: dict[str, Any]
+    encoder: Any
+    params: Tree
+    stats: Tree
+    head: Tree | None
+    side: int
+
+    @property
+    def inputs(self) -> Answers:
+        """Random inputs of two examples: "images" [2, S, S, C], "tokens" [2, T]."""
+        rng = np.random.default_rng(0)
+        found: Answers = {}
+        if self.kind != "transformer":
+            shape = (2, self.side, self.side, self.channels)
+            found["images"] = rng.standard_normal(shape, dtype=np.float32)
+        if self.kind in ("transformer", "clip"):
+            length = self.encoder.length
+            low = min(SPECIAL, self.encoder.vocab_size - 1)
+            tokens = rng.integers(low, self.encoder.vocab_size, (2, length), dtype=np.int32)
+            tokens[:, 0], tokens[0, -1] = START, END
+            tokens[1, length // 2], tokens[1, length // 2 + 1 :] = END, PAD
+            found["tokens"] = tokens
+        return found
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        if self.kind == "clip":
+            return int(self.params["towers"]["patches"]["kernel"].shape[2])
+        first = {"resnet": "stem_conv1", "vit": "patches"}[self.kind]
+        return int(self.params[first]["kernel"].shape[2])
+
+    def answers(self, inputs: Answers) -> Answers:
+        """{"h"} of images; of tokens "tokens" too, 0 at padding; of CLIP "image_z" and "text_z"."""
+
+        def called(params: Any, stats: Any, inputs: Any) -> Any:
+            if self.kind == "clip":
+                of = {"image": inputs["images"], "tokens": inputs["tokens"]}
+                found = self.encoder.apply({"params": params["towers"]}, of, train=False)
+                z = {}
+                for name, h in found.items():
+                    z[f"{name}_z"] = h @ params[f"{name}_projection"]["kernel"]
+                return {
+                    name: x / jnp.linalg.norm(x, axis=1, keepdims=True) for name, x in z.items()
+                }
+            variables = {"params": params, "batch_stats": stats}
+            found = self.encoder.apply(variables, next(iter(inputs.values())), train=False)
+            kept = ("h", "tokens") if self.kind == "transformer" else ("h",)
+            return {name: found[name] for name in kept}
+
+        found = jax.jit(called)(self.params, self.stats, inputs)
+        return _without_padding({name: np.asarray(x) for name, x in found.items()}, inputs)
 
 
 def write(run: Trained, to: str, out: str | Path) -> list[str]:
-    """Writes the encoder of a run into a new folder; returns lines about it.
+    """Writes the network of a run into a new folder; returns lines about it.
 
     Args:
       run: see `cl_jax.load`.
@@ -46,83 +110,189 @@ def write(run: Trained, to: str, out: str | Path) -> list[str]:
 
     Raises:
       ConfigError: a network that the target cannot express, with the layer; answers that differ by
-        more than 1e-4; a folder that is there.
+        more than 1e-4; a library that the target needs; a folder that is there, or cannot be
+        written.
     """
     place = user_path(out)
     if place.exists():
         raise ConfigError(f"{place} is there already; give a new folder as --out.")
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(TARGETS)}.")
-    section, params, stats = _encoder(run)
-    side = int(run.config.views[sorted(run.config.views)[0]].get("size", 224))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as found:
+    net = network(run)
+    refuse(net, to)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held = tempfile.TemporaryDirectory(dir=place.parent)
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be written: {error}.") from None
+    with held as found:
         folder = Path(found) / "whole"
         folder.mkdir()
-        if to == "stablehlo":
-            difference, how = _stablehlo(section, params, stats, side, folder)
+        writer = {"onnx": _onnx, "stablehlo": _stablehlo}.get(to)
+        if writer is not None:
+            difference, how = writer(net, folder)
+        elif net.kind in ("transformer", "clip"):
+            difference, how = _tokens_to_huggingface(run, net, folder)
         else:
-            difference, how = _named(section, params, stats, side, to, folder)
+            difference, how = _named(net, to, folder)
         if not difference <= TOLERANCE:
             raise ConfigError(
                 f"the exported network's answers differ by {difference:.2g} from the run's; "
                 f"expected at most {TOLERANCE:g}. Nothing was written."
             )
-        line = f"largest difference on random images {difference:.2g}, {how}"
-        (folder / "README.md").write_text(_card(run, section, to, side, line))
+        line = f"largest difference on random inputs {difference:.2g}, {how}"
+        (folder / "README.md").write_text(_card(run, net, to, line))
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors are written for their owner alone
         shutil.move(str(folder), place)
     return [f"in {place}: {', '.join(sorted(path.name for path in place.iterdir()))}", line]
 
 
-def _encoder(run: Trained) -> tuple[dict[str, Any], Tree, Tree]:
-    """(section, params, stats) of the run's one encoder."""
+def network(run: Trained) -> Network:
+    """The network of a run that can be exported.
+
+    Raises:
+      ConfigError: it has several encoders, or one of another kind.
+    """
     section = configs.plain(run.config)["encoder"]
-    variables = run.variables
-    if "name" not in section or "encoder" not in variables["params"]:
-        raise ConfigError(
-            f"{run.workdir} has no single encoder: its parts are "
-            f"{', '.join(variables['params'])}; only one ResNet or ViT is exported."
-        )
-    if section["name"] not in ("resnet", "vit"):
-        raise ConfigError(
-            f"{run.workdir}: the encoder is {section['name']}; only resnet and vit are exported."
-        )
     params, stats = (
-        jax.tree.map(np.asarray, dict(variables[name].get("encoder", {})))
-        for name in ("params", "batch_stats")
+        jax.tree.map(np.asarray, dict(run.variables[name])) for name in ("params", "batch_stats")
     )
-    return section | {"dtype": "float32"}, params, stats
+    params = params.get("pretrained", params)  # of a fine-tuned run, without its classifier
+    name = section.get("name")
+    if name not in _KINDS or ("towers" if name == "ms_clip" else "encoder") not in params:
+        what = f"an encoder {name}" if name else f"several encoders, {', '.join(section)}"
+        raise ConfigError(
+            f"{run.workdir} has {what} (its parts: {', '.join(params)}); a run of one encoder of "
+            f"{', '.join(_KINDS)} is exported."
+        )
+    section |= {"dtype": "float32"}
+    head = None
+    if name == "ms_clip":
+        table = params["towers"]["token_table"]["embedding"]
+    else:
+        head = params.get("sentence_head")
+        params, stats = params["encoder"], stats.get("encoder", {})
+        table = params["embedding"]["embedding"] if name == "transformer" else None
+    if table is not None:
+        section["vocab_size"] = len(table)
+    make: Any = _KINDS[name].make  # type: ignore[attr-defined]
+    plain = {key: value for key, value in section.items() if key != "name"}
+    if name == "resnet":
+        plain["for_cpu"] = False
+    encoder = make(**plain)
+    sizes = [int(run.config.views[view].get("size", 0)) for view in sorted(run.config.views)]
+    side = next(filter(None, sizes), int(run.config.data.get("image_size", 0)) or 224)
+    if name == "ms_clip":
+        side = encoder.image_size
+    kind = "clip" if name == "ms_clip" else name
+    return Network(kind, section, encoder, params, stats, head, side)
 
 
-def _answers(section: Mapping[str, Any], params: Tree, stats: Tree, images: Any) -> np.ndarray:
-    encoder = importing.encoder_of(section)
-    variables = {"params": params, "batch_stats": stats}
-    found = jax.jit(lambda v, x: encoder.apply(v, x, train=False)["h"])(variables, images)
-    return np.asarray(found)
+def refuse(net: Network, to: str) -> None:
+    """Raises ConfigError, with the layer, for a network that the target cannot express."""
+    by_kind = {
+        "resnet": _odd_resnet,
+        "vit": lambda net, to: _odd_channels(net, to, "patches"),
+        "transformer": _odd_transformer,
+        "clip": _odd_clip,
+    }
+    why = by_kind[net.kind](net, to)
+    if why:
+        mend = (
+            " Train with --config.encoder.width=1.0 --config.encoder.stem=imagenet "
+            "--config.encoder.variant=torchvision for a ResNet that it has, or export to onnx."
+            if net.kind == "resnet"
+            else ""
+        )
+        raise ConfigError(f"{to} cannot express this {net.section['name']}: {why}.{mend}")
 
 
-def _images(side: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((2, side, side, 3), dtype=np.float32)
+def _odd_resnet(net: Network, to: str) -> str:
+    """What no name says: how a layer pads, pools or how wide it may be."""
+    section = net.section
+    if to in ("onnx", "stablehlo"):
+        return ""
+    if section.get("sk_ratio", 0):
+        return "stage1_block1/sk: selective kernels"
+    if section.get("variant", "torchvision") != "torchvision":
+        return f"stem: the max-pool and shortcuts of variant {section['variant']}"
+    if section.get("stem", "imagenet") == "cifar":
+        return "stem_conv1: 3x3 without a max-pool"
+    stages = len(net.encoder._blocks()[0])
+    if to != "huggingface" and stages != 4:
+        return f"stage{min(stages, 4)}_block1: {stages} stages; huggingface has it"
+    stem = int(net.params["stem_conv1"]["kernel"].shape[-1])
+    if to != "huggingface" and stem != 64:
+        return f"stem_conv1: {stem} channels in place of 64; huggingface has it"
+    if to == "torchvision" and section.get("width", 1.0) != 1:
+        return f"stage1_block1: width {section['width']}; timm and huggingface have it"
+    return _odd_channels(net, to, "stem_conv1")
+
+
+def _odd_channels(net: Network, to: str, layer: str) -> str:
+    if to == "torchvision" and net.channels != 3:
+        return f"{layer}: {net.channels} channels of images; timm and huggingface have it"
+    return ""
+
+
+def _odd_transformer(net: Network, to: str) -> str:
+    section = net.section
+    style = section.get("style", "bert")
+    if to in ("torchvision", "timm"):
+        return "embedding: it reads tokens; huggingface, onnx and stablehlo do"
+    if section.get("cross") and to != "stablehlo":
+        return "blocks_0/cross: attention to a memory"
+    if to == "onnx" and style == "t5":
+        return "relative: positions by distance"
+    if to == "huggingface" and style != "bert":
+        return f"norms_0_0: the norms of style {style}; BertModel has those of style bert"
+    if to == "huggingface" and section.get("causal"):
+        return "blocks_0/attention: causal; BertModel sees tokens before and behind"
+    return ""
+
+
+def _odd_clip(net: Network, to: str) -> str:
+    section = net.section
+    if to != "huggingface":
+        return "towers: two encoders in one; huggingface has CLIPModel"
+    if section.get("share", "blocks") != "none":
+        return "shared_blocks_0: one block for images and words; CLIPModel has share='none'"
+    if section.get("stem", "patch") != "patch":
+        return "early: a stem of convolutions"
+    if section.get("branch"):
+        return "side: a branch of convolutions"
+    return ""
+
+
+def _difference(theirs: Mapping[str, Any], ours: Answers) -> float:
+    """The largest, NaN where one is NaN."""
+    return float(max(np.abs(theirs[name] - ours[name]).max() for name in theirs))
+
+
+def _without_padding(found: Answers, inputs: Answers) -> Answers:
+    """States of padding are what a library makes of them."""
+    if "tokens" not in found:
+        return found
+    real = (inputs["tokens"] != PAD)[:, :, None]
+    return found | {"tokens": np.where(real, found["tokens"], 0)}
 
 
 # Names of other libraries --------------------------------------
 
 
-def _named(
-    section: dict[str, Any], params: Tree, stats: Tree, side: int, to: str, folder: Path
-) -> tuple[float, str]:
+def _named(net: Network, to: str, folder: Path) -> tuple[float, str]:
+    """A ResNet or ViT under the names of torchvision, timm or Hugging Face."""
     from safetensors.numpy import save_file
 
-    _refuse(section, to)
-    dialect = DIALECTS[_DIALECTS[section["name"], to]]
-    flat = flax.traverse_util.flatten_dict(params) | flax.traverse_util.flatten_dict(stats)
+    section = net.section
+    if section["name"] == "vit" and net.encoder.variant == "dino":
+        net = net._replace(side=net.encoder.image_size)
+    dialect = DIALECTS[_DIALECTS[net.kind, to]]
+    flat = flax.traverse_util.flatten_dict(net.params) | flax.traverse_util.flatten_dict(net.stats)
     flat.pop(("mask_token",), None)  # of training alone
-    if section["name"] == "vit" and ("positions",) not in flat:
-        grid = side // section.get("patch", 16)
-        table = positions.sincos_2d(
-            grid, grid, flat["class_token",].shape[-1], order=section["variant"]
-        )
-        flat["positions",] = np.asarray(table).reshape(1, grid * grid + 1, -1)
+    if net.kind == "vit" and ("positions",) not in flat:
+        flat["positions",] = _positions(net)
     tensors: dict[str, np.ndarray] = {}
     for at, value in flat.items():
         called = dialect.names(at)
@@ -130,42 +300,39 @@ def _named(
             raise ConfigError(f"{'/'.join(at)} has no place in a {to} network.")
         tensors |= dict(zip(called, names.to_theirs(at, value, len(called))))
     if to == "huggingface":
-        settings = _huggingface(section, flat, side)
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        _write_json(folder / "config.json", _huggingface(net, flat))
+    for name in [name for name in tensors if name.endswith("running_var")]:
+        tensors[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    heads = importing.encoder_of(section).heads if section["name"] == "vit" else 0
+    inputs = net.inputs
+    ours = net.answers(inputs)
+    real = libraries.of(to, net.kind, net.encoder, folder, inputs)
+    if real is not None:
+        return _difference(real[0], ours), real[1]
+    heads = net.encoder.heads if net.kind == "vit" else 0
     again = importing.read(folder / "model.safetensors", heads=heads)
     pooled = {"pool": section["pool"]} if "pool" in section else {}
-    images = _images(side)
-    theirs = _answers(again.section | pooled, again.params, again.stats, images)
-    ours = _answers(section, params, stats, images)
-    return float(np.abs(theirs - ours).max()), "read back by cl_jax, without PyTorch"
+    read = net._replace(
+        encoder=importing.encoder_of(again.section | pooled), params=again.params, stats=again.stats
+    )
+    return _difference(read.answers(inputs), ours), "read back by cl_jax, without PyTorch"
 
 
-def _refuse(section: Mapping[str, Any], to: str) -> None:
-    """Refuses what no name says: how a layer pads, pools or how wide it may be."""
-    if section["name"] == "vit":
-        return
-    why = ""
-    if section.get("sk_ratio", 0):
-        why = "stage1_block1/sk: selective kernels"
-    elif section.get("variant", "torchvision") != "torchvision":
-        why = f"stem: the max-pool and shortcuts of variant {section['variant']}"
-    elif section.get("stem", "imagenet") == "cifar":
-        why = "stem_conv1: 3x3 without a max-pool"
-    elif to == "torchvision" and section.get("width", 1.0) != 1:
-        why = f"stem_conv1: width {section['width']}; timm and huggingface have it"
-    elif to == "torchvision" and section.get("stem_width") not in (None, 64):
-        why = f"stem_conv1: {section['stem_width']} channels"
-    if why:
-        raise ConfigError(f"{to} cannot express this ResNet: {why}.")
+def _positions(net: Network) -> np.ndarray:
+    """[1, 1 + P, D] of a ViT at its side."""
+    encoder: vit.ViT = net.encoder
+    grid = net.side // encoder.patch
+    if "positions" in net.params:
+        table = jnp.asarray(net.params["positions"])
+        return np.asarray(positions.interpolate(table, net.side, net.side, patch=encoder.patch))
+    table = positions.sincos_2d(grid, grid, encoder.width, order=encoder.variant)
+    return np.asarray(table).reshape(1, grid * grid + 1, -1)
 
 
-def _huggingface(section: dict[str, Any], flat: Mapping[Any, Any], side: int) -> dict[str, Any]:
+def _huggingface(net: Network, flat: Mapping[Any, Any]) -> dict[str, Any]:
     """config.json of a ResNetModel or ViTModel."""
-    if section["name"] == "vit":
-        encoder = importing.encoder_of(section)
-        assert isinstance(encoder, vit.ViT)
+    if net.kind == "vit":
+        encoder: vit.ViT = net.encoder
         return dict(
             architectures=["ViTModel"],
             model_type="vit",
@@ -175,14 +342,12 @@ def _huggingface(section: dict[str, Any], flat: Mapping[Any, Any], side: int) ->
             intermediate_size=int(encoder.width * encoder.mlp_ratio),
             hidden_act="gelu",
             layer_norm_eps=1e-6,
-            image_size=encoder.image_size if encoder.variant == "dino" else side,
+            image_size=net.side,
             patch_size=encoder.patch,
-            num_channels=3,
+            num_channels=net.channels,
             qkv_bias=True,
         )
-    depths, bottleneck = resnet.BLOCKS.get(section.get("depth", 50), ((), False))
-    depths = section.get("blocks") or depths
-    bottleneck = bool(section.get("bottleneck", bottleneck))
+    depths, bottleneck = net.encoder._blocks()
     last = "conv3" if bottleneck else "conv2"
     widths = [
         int(flat[f"stage{stage}_block1", last, "kernel"].shape[-1])
@@ -198,43 +363,107 @@ def _huggingface(section: dict[str, Any], flat: Mapping[Any, Any], side: int) ->
         hidden_act="relu",
         downsample_in_first_stage=False,
         downsample_in_bottleneck=False,
-        num_channels=3,
+        num_channels=net.channels,
     )
 
 
-# StableHLO --------------------------------------
+def _tokens_to_huggingface(run: Trained, net: Network, folder: Path) -> tuple[float, str]:
+    """A BertModel, or a CLIPModel; with the vocabulary, where the run has BERT's."""
+    from safetensors.numpy import save_file
+
+    if net.kind == "clip":
+        settings, tensors = huggingface.clip(net.encoder, net.params)
+    else:
+        head = net.head if net.encoder.pool == "cls" else None
+        settings, tensors = huggingface.bert(net.encoder, net.params, head)
+    _write_json(folder / "config.json", settings)
+    tensors = {
+        name: np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
+        for name, value in tensors.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    words = Path(str(run.config.data.get("tokenizer_path", "") or "")).expanduser()
+    if net.kind == "transformer" and words.name == "vocab.txt" and words.is_file():
+        pieces = wordpiece.load(words).pieces
+        (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        _write_json(
+            folder / "tokenizer_config.json",
+            dict(
+                tokenizer_class="BertTokenizer",
+                do_lower_case=True,
+                model_max_length=net.encoder.length,
+            ),
+        )
+    inputs = net.inputs
+    ours = net.answers(inputs)
+    real = libraries.of("huggingface", net.kind, net.encoder, folder, inputs)
+    if real is not None:
+        return _difference(_without_padding(real[0], inputs), ours), real[1]
+    if net.kind == "clip":
+        found = huggingface.clip_answers(folder, inputs["images"], inputs["tokens"])
+        theirs: Mapping[str, Any] = dict(zip(("image_z", "text_z"), found))
+    else:
+        states = {"tokens": huggingface.bert_states(folder, inputs["tokens"])}
+        theirs = _without_padding(states, inputs)
+    return _difference(theirs, ours), "by NumPy from the files, without PyTorch"
 
 
-def _stablehlo(
-    section: dict[str, Any], params: Tree, stats: Tree, side: int, folder: Path
-) -> tuple[float, str]:
-    """Weights inside, float32 images [N, S, S, 3] to "h" [N, D], for CPU, GPU and TPU."""
+def _write_json(path: Path, settings: dict[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+# Graphs --------------------------------------
+
+
+def _onnx(net: Network, folder: Path) -> tuple[float, str]:
+    """model.onnx, weights inside: "images" float32 [N, C, S, S] or "tokens" int64 [N, T] to "h"."""
+    if importlib.util.find_spec("onnx") is None:
+        raise ConfigError("an ONNX file is written with onnx: pip install 'cl_jax[export]'.")
+    import onnx
+
+    if net.kind == "resnet":
+        model = onnx_graph.resnet(net.encoder, net.params, net.stats, net.side)
+    elif net.kind == "vit":
+        model = onnx_graph.vit(net.encoder, net.params, _positions(net), net.side)
+    else:
+        model = onnx_graph.transformer(net.encoder, net.params)
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    inputs = net.inputs
+    given = (
+        {"tokens": inputs["tokens"].astype(np.int64)}
+        if net.kind == "transformer"
+        else {"images": inputs["images"].transpose(0, 3, 1, 2)}
+    )
+    found, how = onnx_graph.run(path, given)
+    return _difference({"h": found}, net.answers(inputs)), how
+
+
+def _stablehlo(net: Network, folder: Path) -> tuple[float, str]:
+    """Weights inside, float32 images [N, S, S, C] or int32 tokens [N, T] to "h" [N, D], for CPU,
+    GPU and TPU."""
     from jax import export
 
-    plain = section | ({"for_cpu": False} if section["name"] == "resnet" else {})
-    encoder = importing.encoder_of(plain)
-    variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": stats})
-    (rows,) = export.symbolic_shape("n")
-    like = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.float32)
-    found = export.export(
-        jax.jit(lambda x: encoder.apply(variables, x, train=False)["h"]),
-        platforms=("cpu", "cuda", "tpu"),
-    )(like)
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError("StableHLO is written with flatbuffers: pip install 'cl_jax[export]'.")
+    variables = jax.tree.map(jnp.asarray, {"params": net.params, "batch_stats": net.stats})
+    (rows,) = export.symbolic_shape("n")
+    inputs = net.inputs
+    (value,) = inputs.values()
+    found = export.export(
+        jax.jit(lambda x: net.encoder.apply(variables, x, train=False)["h"]),
+        platforms=("cpu", "cuda", "tpu"),
+    )(jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype))
     path = folder / "model.stablehlo"
     path.write_bytes(found.serialize())
     again = export.deserialize(bytearray(path.read_bytes()))
-    images = _images(side)
-    theirs = np.asarray(again.call(images))
-    ours = _answers(section, params, stats, images)
-    return float(np.abs(theirs - ours).max()), "read back by jax.export"
+    theirs = np.asarray(again.call(value))
+    return _difference({"h": theirs}, net.answers(inputs)), "read back by jax.export"
 
 
-def _card(run: Trained, section: Mapping[str, Any], to: str, side: int, check: str) -> str:
+def _card(run: Trained, net: Network, to: str, check: str) -> str:
     """The model card."""
     config = configs.plain(run.config)
-    view = config["views"][sorted(config["views"])[0]]
     figures: dict[str, Any] = {}
     if (path := run.workdir / "eval.json").exists():
         try:
@@ -248,20 +477,16 @@ def _card(run: Trained, section: Mapping[str, Any], to: str, side: int, check: s
     told = "\n".join(
         f"| {name} | {value:.4g} |"
         for name, value in sorted(figures.items())
-        if isinstance(value, int | float) and name != "time"
+        if isinstance(value, int | float) and name not in ("time", "step", "eval_seconds")
     )
-    mean, std, recipe = view.get("mean"), view.get("std"), "of the view's recipe in cl_jax"
-    token = section["name"] == "vit" and section.get("pool", "cls") == "cls"
-    pooled = "the class token" if token else "the mean over places of the last map"
     return f"""---
 library_name: {"transformers" if to == "huggingface" else to}
 ---
-# {section["name"]} of {config["method"]["name"]}
+# {net.section["name"]} of {config["method"]["name"]}
 
 Written by cl_jax for {to}. {check[0].upper()}{check[1:]}.
 
-- Images: {side} x {side}, RGB from 0 to 1, mean {mean or recipe}, std {std or recipe}.
-- Features: {pooled}.
+{_inputs_told(net, config, to)}
 - Data: {config["data"]["name"]} {config["data"].get("path", "")}, step {run.step}.
 - Started from: {config.get("init_from") or "random weights"}.
 - Licence: none is given here. That of the data, and of weights that this started from, holds.
@@ -276,3 +501,44 @@ Written by cl_jax for {to}. {check[0].upper()}{check[1:]}.
 {json.dumps(config, indent=1, default=str)}
 ```
 """
+
+
+def _inputs_told(net: Network, config: dict[str, Any], to: str) -> str:
+    """What goes in and comes out, in lines of the card."""
+    lines = []
+    if net.kind != "transformer":
+        view = config["views"][sorted(config["views"])[0]]
+        recipe = "of the view's recipe in cl_jax"
+        side = net.encoder.image_size if net.kind == "vit" and to in _OF_VIT else net.side
+        shape = f"[N, {net.channels}, {side}, {side}]"
+        if to == "stablehlo":
+            shape = f"[N, {side}, {side}, {net.channels}]"
+        lines.append(
+            f"- Images: {shape}, from 0 to 1, then mean {view.get('mean') or recipe}, std "
+            f"{view.get('std') or recipe}."
+        )
+    if net.kind in ("transformer", "clip"):
+        lines.append(
+            f"- Tokens: [N, {net.encoder.length}], {PAD} padding, 1 unknown, {START} start, {END} "
+            f"end, 4 mask, pieces of the run's tokenizer "
+            f"({config['data'].get('tokenizer_path') or 'trained on its text'}) from {SPECIAL}."
+        )
+    if net.kind == "clip":
+        lines.append("- Features: unit image_embeds and text_embeds.")
+    else:
+        pool = net.section.get("pool", "cls" if net.kind == "vit" else "avg")
+        told = {
+            "cls": "the first token of the last layer",
+            "eos": "the end token of the last layer",
+            "avg_top2": "the mean over tokens of the last two layers",
+            "avg_first_last": "the mean over tokens of the first and last layer",
+        }.get(pool, "the mean over tokens of the last layer")
+        lines.append(
+            "- Features: "
+            + ("the mean over places of the last map" if net.kind == "resnet" else told)
+            + "."
+        )
+    return "\n".join(lines)
+
+
+_OF_VIT = ("torchvision", "timm", "huggingface")

@@ -38,12 +38,25 @@ def test_all_pairs_are_found_whatever_the_cells(cells, threshold):
 def test_tiles_are_cut_without_a_loss(monkeypatch):
     x = data()
     whole = pairs.pairs_above(x, 0.8, cells=5)
-    monkeypatch.setattr(pairs, "GROUP", 2)
     monkeypatch.setattr(pairs, "ROWS", 64)
     monkeypatch.setattr(pairs, "COLUMNS", 64)
     cut = pairs.pairs_above(x, 0.8, cells=5)
     np.testing.assert_array_equal(cut.first, whole.first)
     np.testing.assert_array_equal(cut.second, whole.second)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.95])
+def test_a_bound_by_few_coordinates_loses_nothing(threshold, monkeypatch):
+    x = data(width=24)
+    wanted, _ = by_hand(x, threshold)
+    monkeypatch.setattr(pairs, "HEAD", 3)
+    rows = pairs._unit_and_zero(x)
+    heads = np.asarray(pairs._heads(rows))
+    cosine = np.asarray(rows) @ np.asarray(rows).T
+    assert heads.shape == (601, 4) and (heads @ heads.T > cosine - 1e-6).all()
+    found = pairs.pairs_above(x, threshold, cells=9)
+    assert len(wanted) > 9
+    np.testing.assert_array_equal(np.stack([found.first, found.second], 1), wanted)
 
 
 def test_groups_join_what_pairs_join():

@@ -33,3 +33,11 @@ def run(workdir, name="simclr_v1:debug"):
     built = experiment.build(config, data=data)
     stages.keep(workdir, config, data, experiment.initial_state(built, config))
     return workdir
+
+
+def sentences(workdir):
+    """The workdir of a run of SimCSE's debug network, at step 0."""
+    config = configs.load("simcse:debug")
+    built = experiment.build(config)
+    stages.keep(workdir, config, built.data, experiment.initial_state(built, config))
+    return workdir

@@ -2,12 +2,16 @@
 are noticed; mistakes are one sentence."""
 
 import csv
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from cl_jax.data.embeddings import Embeddings
-from cl_jax.evals import few_labels
+from cl_jax.evals import few_labels, fine_tuned
 from cl_jax.tools import label
 from tests.tools import kept
 
@@ -102,6 +106,83 @@ def test_a_few_labels_give_the_rest(run, tmp_path, capsys):
     assert all(0.5 <= float(row["confidence"]) <= 1 for row in rows)
     assert label.main(words) == 0  # the features are there by now
     assert "rows of h" not in capsys.readouterr().out
+
+
+def test_a_probe_is_a_linear_layer():
+    x, y = blobs(60)
+    for classes in (2, 3):
+        kept_rows = y < classes
+        a, b = x[kept_rows], y[kept_rows]
+        probe = few_labels.fit(a, b)
+        layer = fine_tuned.linear(probe, classes)
+        logits = a @ layer["kernel"] + layer["bias"]
+        np.testing.assert_allclose(
+            softmax(logits, axis=1), np.exp(probe.model.predict_log_proba(a)), atol=1e-5
+        )
+
+
+def linear_method():
+    """A network that multiplies by a matrix; a view adds a little noise."""
+
+    def view(batch, key):
+        return [batch["x"] + 0.05 * jax.random.normal(key, batch["x"].shape)]
+
+    return types.SimpleNamespace(
+        views=view,
+        clean=lambda batch: batch["x"],
+        features=lambda params, stats, x, train: ({"h": jnp.tanh(x @ params["w"])}, stats),
+    )
+
+
+def test_fine_tuning_finds_what_the_features_leave_out():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = rng.standard_normal((60, 4)).astype(np.float32)
+    x[:, 3] += 4 * y - 2  # of which the features have almost nothing
+    w = np.eye(4, dtype=np.float32)
+    w[3, 3] = 0.03
+    h = np.tanh(x @ w)
+    h[:, 3] += 0.2 * rng.standard_normal(60)  # stands for what drowns it
+    probe = few_labels.fit(h[:40], y[:40])
+    method, variables = linear_method(), ({"w": w}, {})
+    seen = []
+    tuned = fine_tuned.fit(
+        method, variables, {"x": x[:40]}, h[:40], y[:40], probe,
+        feature="h", learning_rate=0.03, after_epoch=lambda: seen.append(1),
+    )  # fmt: skip
+    assert tuned.accuracy > probe.accuracy and tuned.log_loss < probe.log_loss
+    assert fine_tuned.better(tuned, probe, y[:40])
+    worse = tuned._replace(held_out=probe.held_out)
+    assert not fine_tuned.better(worse, probe, y[:40])
+    assert tuned.epochs in fine_tuned.EPOCHS and len(seen) <= fine_tuned.trainings(y[:40])
+    assert np.isfinite(tuned.held_out).all() and tuned.held_out.shape == (40, 2)
+    found = fine_tuned.logits(method, "h")((tuned.params, {}), {"x": x[40:]})["logits"]
+    assert np.mean(np.argmax(found, 1) == y[40:]) > 0.9
+    with pytest.raises(ValueError, match="no views, or no features"):
+        fine_tuned.fit(
+            types.SimpleNamespace(views=None, features=None),
+            variables,
+            {},
+            h,
+            y,
+            probe,
+            feature="h",
+        )
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_a_run(run, tmp_path, capsys):
+    workdir, folder = run
+    given = [(f"{c}/{i:02d}.png", c) for c in ("cat", "dog") for i in range(8)]
+    labels, out = put(tmp_path / "labels.csv", given), tmp_path / "p.csv"
+    words = [str(workdir), str(labels), f"--pictures={folder}", f"--out={out}", "--finetune"]
+    assert label.main(words) == 0
+    said = capsys.readouterr().out
+    assert "fine-tuned, of pictures that it did not see" in said
+    assert all(row["path"].startswith(row["prediction"]) for row in table(out))
+    one = put(tmp_path / "one.csv", [given[0], given[-1]])
+    assert label.main([str(workdir), str(one), *words[2:]]) == 1
+    assert "--finetune needs two labels of a class" in capsys.readouterr().err
 
 
 def test_likely_wrong_labels_are_named(tmp_path, capsys, run):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cl_jax.__main__ import main
-from cl_jax.reports import layouts
+from cl_jax.reports import layouts, page
 from tests.tools import kept
 
 
@@ -106,15 +106,12 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(run, folder, words, te
     assert sorted(run.iterdir()) == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["simclr_v1", "simcse", "cpc_audio", "graphcl"])
-def test_in_a_browser(runs, tmp_path, config):
+@pytest.fixture
+def browser(tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("Chromium and its driver are not installed")
-    out = tmp_path / "page.html"
-    assert main(["report", str(runs(config)), f"--out={out}"]) == 0
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for word in (
@@ -129,46 +126,95 @@ def test_in_a_browser(runs, tmp_path, config):
     ):
         options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.get(out.as_uri())
-        place = browser.find_element("id", "map")
-        wait_for(lambda: place.get_attribute("data-ready") == "yes")
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", place)
-        time.sleep(0.5)
-        x, y = browser.execute_script(
-            """const map = arguments[0], of = map._fullLayout, trace = map.data[0];
-            const box = map.getBoundingClientRect();
-            return [box.left + of.xaxis._offset + of.xaxis.d2p(trace.x[0]),
-                    box.top + of.yaxis._offset + of.yaxis.d2p(trace.y[0])];""",
-            place,
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.slow
+def test_of_fifty_thousand_points_a_part_is_drawn(browser, tmp_path):
+    rng, count = np.random.default_rng(0), 50_000
+    label = rng.integers(0, 20, count), [f"c{i}" for i in range(20)]
+    places = rng.standard_normal((count, 2)).astype(np.float32)
+    near = rng.integers(0, count, (count, 10))
+    text = page.write(
+        "many", "", [page.Section("Map", "", "map")],
+        figures={},
+        of_rows=page.Map({"PCA": places}, {"label": label}, near, rng.random(near.shape)),
+        names=[f"{i}.jpg" for i in range(count)], labels={"label": label}, atlas=None,
+    )  # fmt: skip
+    out = tmp_path / "page.html"
+    out.write_text(text)
+    browser.get(out.as_uri())
+    place = browser.find_element("id", "map")
+    wait_for(lambda: place.get_attribute("data-ready") == "yes")
+
+    def drawn():
+        return browser.execute_script(
+            "return arguments[0].data.reduce((n, t) => n + t.x.length, 0)", place
         )
-        actions = webdriver.ActionChains(browser)
-        actions.w3c_actions.pointer_action.move_to_location(int(x), int(y))
-        actions.perform()
-        tip = browser.find_element("id", "tip")
-        wait_for(tip.is_displayed)
-        actions = webdriver.ActionChains(browser)
-        actions.w3c_actions.pointer_action.click()
-        actions.perform()
-        wait_for(lambda: len(browser.find_elements("css selector", "#near .pair")) == 10)
-        seen = browser.find_element("css selector", "#near > .tile")
-        names = parts(out.read_text())[1]["names"]
-        assert seen.get_attribute("title") == names[int(seen.get_attribute("data-row"))]
-        range_of = "return arguments[0]._fullLayout.xaxis.range"
-        before = browser.execute_script(range_of, place)
-        webdriver.ActionChains(browser).scroll_from_origin(
-            webdriver.common.actions.wheel_input.ScrollOrigin.from_element(place), 0, -300
-        ).perform()
-        wait_for(lambda: browser.execute_script(range_of, place) != before)
-        for choice in ("layout", "colour"):
-            for option in browser.find_elements("css selector", f"#{choice} option"):
-                option.click()
-        png = browser.get_screenshot_as_png()
-        assert len(png) > 10_000
-        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    finally:
-        browser.quit()
+
+    assert drawn() == 5000
+    browser.execute_script(
+        """window.draws = 0; arguments[0].on('plotly_react', () => ++window.draws);
+        Plotly.relayout(arguments[0], {'xaxis.range': [0, 0.1], 'yaxis.range': [0, 0.1]});""",
+        place,
+    )
+    ranges = "const of = arguments[0]._fullLayout; return [of.xaxis.range, of.yaxis.range]"
+    wait_for(lambda: drawn() < 5000)
+    sides = [(a - (b - a) / 2, b + (b - a) / 2) for a, b in browser.execute_script(ranges, place)]
+    inside = np.logical_and.reduce(
+        [(low <= x) & (x <= high) for x, (low, high) in zip(places.T, sides)]
+    )
+    assert abs(drawn() - inside.sum()) <= 3  # places have four digits in the page
+    time.sleep(1)
+    assert browser.execute_script("return window.draws") <= 2
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["simclr_v1", "simcse", "cpc_audio", "graphcl"])
+def test_in_a_browser(runs, tmp_path, config, browser):
+    from selenium import webdriver
+
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs(config)), f"--out={out}"]) == 0
+    browser.get(out.as_uri())
+    place = browser.find_element("id", "map")
+    wait_for(lambda: place.get_attribute("data-ready") == "yes")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", place)
+    time.sleep(0.5)
+    x, y = browser.execute_script(
+        """const map = arguments[0], of = map._fullLayout, trace = map.data[0];
+        const box = map.getBoundingClientRect();
+        return [box.left + of.xaxis._offset + of.xaxis.d2p(trace.x[0]),
+                box.top + of.yaxis._offset + of.yaxis.d2p(trace.y[0])];""",
+        place,
+    )
+    actions = webdriver.ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(int(x), int(y))
+    actions.perform()
+    tip = browser.find_element("id", "tip")
+    wait_for(tip.is_displayed)
+    actions = webdriver.ActionChains(browser)
+    actions.w3c_actions.pointer_action.click()
+    actions.perform()
+    wait_for(lambda: len(browser.find_elements("css selector", "#near .pair")) == 10)
+    seen = browser.find_element("css selector", "#near > .tile")
+    names = parts(out.read_text())[1]["names"]
+    assert seen.get_attribute("title") == names[int(seen.get_attribute("data-row"))]
+    range_of = "return arguments[0]._fullLayout.xaxis.range"
+    before = browser.execute_script(range_of, place)
+    webdriver.ActionChains(browser).scroll_from_origin(
+        webdriver.common.actions.wheel_input.ScrollOrigin.from_element(place), 0, -300
+    ).perform()
+    wait_for(lambda: browser.execute_script(range_of, place) != before)
+    for choice in ("layout", "colour"):
+        for option in browser.find_elements("css selector", f"#{choice} option"):
+            option.click()
+    png = browser.get_screenshot_as_png()
+    assert len(png) > 10_000
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def wait_for(true, seconds=20):

@@ -133,6 +133,10 @@ def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
 
 
 def test_pictures_that_are_gone_are_grey_on_the_sheet(pets, tmp_path, capsys):
-    words = [str(pets[2]), "--subset=3", f"--sheet={tmp_path / 's.png'}"]
-    assert search.main([*words, f"--pictures={tmp_path}"]) == 0
-    assert "3 pictures, 3 of which cannot be read" in capsys.readouterr().out
+    sheet = tmp_path / "s.png"
+    words = [str(pets[2]), "--subset=17", f"--sheet={sheet}", f"--pictures={tmp_path}"]
+    assert search.main(words) == 1
+    assert "none of the 17 pictures is in" in capsys.readouterr().err and not sheet.exists()
+    kept.pictures(tmp_path, count=1)
+    assert search.main(words) == 0
+    assert "17 pictures, 15 of which cannot be read" in capsys.readouterr().out and sheet.exists()

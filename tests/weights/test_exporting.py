@@ -1,6 +1,7 @@
 """Weights go out under the names of other libraries as they came in."""
 
 import json
+from typing import ClassVar
 
 import flax.traverse_util
 import numpy as np
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 import cl_jax
 from cl_jax.core.errors import ConfigError
 from cl_jax.tools import export, import_
-from cl_jax.weights import exporting, importing, names
+from cl_jax.weights import exporting, huggingface, importing, names
+from tests.tools import kept
+from tests.weights import tiny
 from tests.weights.test_importing import CASES, tensors_of
 
 
@@ -45,7 +48,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("to", exporting.TARGETS)
 def test_what_is_written_answers_as_the_run(to, run, tmp_path, capsys):
     assert not export.main([str(run.workdir), f"--to={to}", f"--out={tmp_path}/out"])
-    assert "largest difference on random images" in capsys.readouterr().out
+    assert "largest difference on random inputs" in capsys.readouterr().out
     card = (tmp_path / "out/README.md").read_text()
     assert "Licence" in card and f"for {to}" in card
     if to == "timm":
@@ -69,15 +72,94 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+WIDE = dict(blocks=(1, 1, 1, 1))
+
+
 @pytest.mark.parametrize(
-    "section, words",
+    "to, kind, section, words",
     [
-        (dict(variant="simclr"), "stem: the max-pool and shortcuts of variant simclr"),
-        (dict(stem="cifar"), "stem_conv1: 3x3 without a max-pool"),
-        (dict(sk_ratio=0.1), "stage1_block1/sk: selective kernels"),
-        (dict(width=0.5), r"stem_conv1: width 0.5; timm and huggingface have it"),
+        ("timm", "resnet", dict(blocks=(1,), variant="simclr"), "stem: the max-pool and shortcuts"),
+        ("timm", "resnet", dict(blocks=(1,), stem="cifar"), "stem_conv1: 3x3 without a max-pool"),
+        (
+            "huggingface",
+            "resnet",
+            dict(blocks=(1,), bottleneck=True, sk_ratio=0.1, width=0.5),
+            "stage1_block1/sk: selective kernels",
+        ),
+        ("timm", "resnet", dict(blocks=(1, 1)), "stage2_block1: 2 stages; huggingface has it"),
+        ("timm", "resnet", WIDE | dict(width=0.5), "stem_conv1: 32 channels in place of 64"),
+        (
+            "torchvision",
+            "resnet",
+            WIDE | dict(width=0.5, stem_width=64),
+            "stage1_block1: width 0.5; timm and huggingface have it",
+        ),
+        ("torchvision", "transformer", tiny.TEXT, "embedding: it reads tokens"),
+        ("huggingface", "transformer", tiny.TEXT | dict(style="clip"), "norms_0_0: the norms of"),
+        ("huggingface", "transformer", tiny.TEXT | dict(causal=True), "blocks_0/attention: causal"),
+        ("onnx", "transformer", tiny.TEXT | dict(style="t5"), "relative: positions by distance"),
+        ("onnx", "clip", tiny.CLIP, "towers: two encoders in one"),
+        ("huggingface", "clip", tiny.CLIP | dict(share="blocks"), "shared_blocks_0: one block"),
     ],
 )
-def test_layers_that_a_target_does_not_have_are_named(section, words):
-    with pytest.raises(ConfigError, match=words):
-        exporting._refuse(dict(name="resnet") | section, "torchvision")
+def test_layers_that_a_target_does_not_have_are_named(to, kind, section, words):
+    net = tiny.network(kind, 16, **section)
+    with pytest.raises(ConfigError, match=f"{to} cannot express this .*: {words}"):
+        exporting.refuse(net, to)
+
+
+def test_five_channels_are_not_torchvisions():
+    net = tiny.network("vit", 16, 5, width=16, depth=1, heads=1, patch=8)
+    with pytest.raises(ConfigError, match="patches: 5 channels of images"):
+        exporting.refuse(net, "torchvision")
+    exporting.refuse(net, "timm")
+
+
+class _Nothing:
+    class config:
+        data: ClassVar = {}
+
+
+@pytest.mark.parametrize("kind", ["transformer", "clip"])
+def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
+    """Computed again from the folder alone, by its names and config."""
+    section = tiny.TEXT | dict(pool="cls") if kind == "transformer" else tiny.CLIP
+    net = tiny.network(kind, 16, head=kind == "transformer", **section)
+    difference, _ = exporting._tokens_to_huggingface(_Nothing, net, tmp_path)
+    assert difference < 1e-5
+    settings = json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert settings["model_type"] == {"transformer": "bert"}.get(kind, kind)
+    assert ("pooler.dense.weight" in tensors) == (kind == "transformer")
+    if kind == "clip":  # a wrong tensor is noticed
+        tensors["text_projection.weight"] = -tensors["text_projection.weight"]
+        save_file(tensors, tmp_path / "model.safetensors")
+        inputs = net.inputs
+        _, text = huggingface.clip_answers(tmp_path, inputs["images"], inputs["tokens"])
+        assert np.abs(text - net.answers(inputs)["text_z"]).max() > 0.1
+
+
+def test_answers_that_differ_are_refused_and_leave_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_stablehlo", lambda net, folder: (2e-4, "by a test"))
+    with pytest.raises(ConfigError, match=r"differ by 0.0002 from the run's; expected at most"):
+        exporting.write(run, "stablehlo", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out=.*file/out cannot be written"):
+        exporting.write(run, "timm", tmp_path / "file" / "out")
+
+
+def test_a_run_of_sentences(tmp_path, capsys):
+    """SimCSE's network: BERT's, so that a folder, ONNX and StableHLO have it and timm does not."""
+    workdir = kept.sentences(tmp_path / "run")
+    for to in ("huggingface", "onnx"):
+        assert not export.main([str(workdir), f"--to={to}", f"--out={tmp_path}/{to}"])
+        card = (tmp_path / to / "README.md").read_text()
+        assert "Tokens: [N, 20], 0 padding" in card and "the mean over tokens" in card
+    capsys.readouterr()
+    assert export.main([str(workdir), "--to=timm", f"--out={tmp_path}/timm"]) == 1
+    said = capsys.readouterr().err
+    assert "timm cannot express this transformer: embedding" in said and said.count("\n") == 1

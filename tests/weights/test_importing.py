@@ -8,6 +8,7 @@ import pickle
 import struct
 import zipfile
 
+import flax.traverse_util
 import jax
 import numpy as np
 import optax
@@ -18,8 +19,8 @@ import cl_jax
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import State, Target
 from cl_jax.tools import import_
-from cl_jax.weights import files, importing, pickles
-from tests.weights import record
+from cl_jax.weights import files, importing, names, pickles
+from tests.weights import layouts, record
 
 VECTORS = np.load(record.FILE)
 CASES = sorted(name for name in VECTORS.files if not name.endswith("/names"))
@@ -101,6 +102,25 @@ def tensor(storage, shape=None, offset=0):
     return _Named("torch._utils", "_rebuild_tensor_v2", args)
 
 
+def saved(path, tree):
+    """Writes nested dictionaries of arrays as `torch.save` does."""
+    storages = []
+
+    def of(node):
+        if isinstance(node, dict):
+            return {name: of(value) for name, value in node.items()}
+        if isinstance(node, np.ndarray):
+            storages.append(_Storage(str(len(storages)), np.ascontiguousarray(node)))
+            return tensor(storages[-1])
+        return node
+
+    tree = of(tree)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", dumped(tree))
+        for storage in storages:
+            archive.writestr(f"archive/data/{storage.key}", storage.array.tobytes())
+
+
 def write_pth(path, arrays, tree=None, old=False):
     storages = {name: _Storage(str(i), array) for i, (name, array) in enumerate(arrays.items())}
     tree = {"state_dict": {name: tensor(s) for name, s in storages.items()}, "epoch": 3} | (
@@ -127,6 +147,45 @@ def test_a_pytorch_file_is_read_without_pytorch(old, tmp_path):
     found = files.read(tmp_path / "x.pth").tensors
     assert list(found) == ["state_dict.a.weight"]
     np.testing.assert_array_equal(found["state_dict.a.weight"], arrays["a.weight"])
+
+
+SMALL = {
+    "resnet/torchvision": dict(name="resnet", blocks=(1, 1, 1, 1), width=0.125),
+    "vit/timm": dict(name="vit", width=64, depth=2, heads=1, patch=8, image_size=16),
+}
+
+
+@pytest.fixture(scope="module")
+def copies():
+    """{dialect: (a network of the library's names, another)}."""
+    found = {}
+    for dialect, section in SMALL.items():
+        shapes = importing.shapes_of(section)
+        leaves = [flax.traverse_util.flatten_dict(tree) for tree in shapes.values()]
+        tensors = {}
+        for at, like in (leaves[0] | leaves[1]).items():
+            (called,) = names.DIALECTS[dialect].names(at)
+            (tensors[called],) = names.to_theirs(at, record.drawn(called, like.shape))
+        found[dialect] = tensors, {name: 2 * value for name, value in tensors.items()}
+    return found
+
+
+@pytest.mark.parametrize(
+    "dialect, layout",
+    [("resnet/torchvision", layout) for layout in layouts.RESNETS]
+    + [("vit/timm", layout) for layout in layouts.VITS],
+)
+def test_checkpoints_of_the_methods(dialect, layout, copies, tmp_path):
+    network, copy = copies[dialect]
+    tree, prefix = layout(network, copy)
+    saved(tmp_path / "x.pth", tree)
+    found = importing.read(tmp_path / "x.pth")
+    assert found.prefix == prefix and not found.missing
+    first = ("stem_conv1", "conv1") if "resnet" in dialect else ("patches", "patch_embed.proj")
+    kernel = network[f"{first[1]}.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.params[first[0]]["kernel"], kernel)
+    inside = {name for name in found.left_over if name.startswith(prefix)}
+    assert not {name.removeprefix(prefix) for name in inside} & network.keys()
 
 
 def test_of_two_copies_the_one_is_taken_that_its_method_evaluates(tmp_path):

@@ -1,0 +1,29 @@
+"""What the verbs on a trained run share."""
+
+import pytest
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.tools import embed, export, label, report, verbs
+
+
+@pytest.mark.parametrize("verb", [embed, export, label, report])
+def test_the_run_and_its_checkpoint_are_the_same_options(verb, capsys):
+    with pytest.raises(SystemExit):
+        verb.parser().parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "the workdir of a run, or of one of its stages" in said and "--best" in said
+
+
+def test_a_mistake_is_one_sentence_and_what_is_none_keeps_its_traceback(capsys):
+    def fails(error):
+        def f(args):
+            raise error
+
+        return f
+
+    assert verbs.called(lambda args: args, 0) == 0
+    assert verbs.called(fails(ConfigError("no such thing.")), None) == 1
+    assert capsys.readouterr().err == "error: no such thing.\n"
+    assert verbs.called(fails(KeyboardInterrupt()), None) == 130
+    assert verbs.called(fails(RuntimeError("a fault")), None) == 1
+    assert "Traceback" in capsys.readouterr().err
