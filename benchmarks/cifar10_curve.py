@@ -42,7 +42,7 @@ def settings(args, cl):
     found = {}
     for name in ["simclr_v1"] if args.small else PUBLISHED:
         config = cl.config_of(name, given, args.seed)
-        config.evals.every_epochs = config.total_epochs / args.points
+        config.evals.every_epochs = config.total_epochs / (2 if args.small else args.points)
         found[name] = config
     return found
 

@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         "temperature": TEMPERATURE,
         "results": {},
     }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for rows in map(int, args.rows.split(",")):
         record["results"][str(rows)] = measure(
             rows, args.width, args.dtype, args.repeats, args.seconds, int(args.max_gib * GIB)
@@ -319,8 +320,8 @@ def main(argv: list[str] | None = None) -> None:
             },
             flush=True,
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+        # After each size: a call that is cut keeps those before.
+        args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(markdown(record))
     plot(record, args.out.with_suffix(".png"))
 

@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
     from ml_collections import ConfigDict
 
+    from cl_jax.core import parallel
     from cl_jax.data.source import Splits, from_arrays
     from cl_jax.planning import plan
     from cl_jax.planning.devices import CHIPS, DEVICES, known
@@ -103,9 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         "memory": state.memory,
     }
     steps = stepper(built, config, 0)
-    measured = {
-        kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()
-    }
+    measured = {kind: parallel.bytes_of_a_device(tree, built.mesh) for kind, tree in kinds.items()}
     measured["data"] = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.rows or {}))
     for _ in range(3):
         state, values = steps(state)

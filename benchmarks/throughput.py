@@ -467,9 +467,9 @@ def main(argv: list[str] | None = None) -> None:
         found = measure(case, args)
         record["cases"].append(found)
         blocks.append(block(found, args.dtype))
-    _timing.write(
-        "throughput" + ("_small" if args.small else ""), record, "\n\n".join(blocks), args.out
-    )
+        # After each case: a call that is cut keeps those before.
+        name = "throughput" + ("_small" if args.small else "")
+        _timing.write(name, record, "\n\n".join(blocks), args.out)
 
 
 def floors(args: argparse.Namespace) -> None:

@@ -29,7 +29,9 @@ Differences from the paper (no code of this part was released):
   - The settings of `stl10` were not run.
 
 Command: python -m cl_jax.main --config=configs/infomin.py --workdir=runs/infomin
-Reached: not run to its end.
+Reached: of the views that share one factor, after two epochs, logistic regression: digit 70.9 %
+(untrained 37.9 %), place 77.6 % (49.3 %), ground 68.6 % (51.1 %); with all three shared 27.5, 59.3
+and 63.0 %. Learned views were not run to their end.
 """
 
 from ml_collections import ConfigDict

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from cl_jax.core.method import Run
+from cl_jax.core.sharded import is_sharded, settle
 from cl_jax.encoders import resnet
 from cl_jax.training import optim
 
@@ -87,9 +88,10 @@ def batches(name, dtype):
 def flat(tree, prefix):
     """{"prefix/a/b": array} of a tree."""
     found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_sharded)[0]
+    for path, leaf in leaves:
         words = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-        found["/".join([prefix, *words])] = np.asarray(leaf)
+        found["/".join([prefix, *words])] = np.asarray(leaf.rows if is_sharded(leaf) else leaf)
     return found
 
 
@@ -121,7 +123,12 @@ def main(name, dtype, folder):
     for number, batch in enumerate(given):
         inputs |= {f"batch/{number}/{field}": value for field, value in batch.items()}
     np.savez(f"{stem}.inputs.npz", **inputs)
-    step, found = jax.jit(method.update), {}
+
+    def step_of(state, batch, key):
+        after, metrics = method.update(state, batch, key)
+        return settle(after, None), metrics
+
+    step, found = jax.jit(step_of), {}
     for number, batch in enumerate(given):
         state, metrics = step(state, batch, jax.random.key(number))
         found[f"{number}/loss"] = np.asarray(metrics["loss"])

@@ -8,7 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.cluster.lloyd import (
+    Rows,
+    assign_rows,
+    block_of,
+    nearest,
+    rows_at,
+    rows_of,
+    seen_by,
+    sums,
+    unit,
+)
+from cl_jax.core.axis import AxisName, gather, total
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
+from cl_jax.core.sharded import Sharded
 
 
 class KMeans(NamedTuple):
@@ -31,19 +44,14 @@ def assign(
     centroids.
 
     `block_size` rows meet the centroids at a time, so that [block_size, K] is the largest array;
-    None chooses it to hold 64 MiB. The first of equal centroids wins.
+    None chooses it to hold 64 MiB, and on a CPU to stay in its cache. The first of equal centroids
+    wins. Products are exact to float32.
     """
     sizes = check("k d", check("n d", x=x), centroids=centroids)
-    block_size = _block(sizes["k"], block_size)
-    half = 0.5 * jnp.sum(centroids * centroids, axis=1)
-
-    def one(row):
-        nearest = jnp.argmax(centroids @ row - half).astype(jnp.int32)
-        # From the difference itself: the expanded square loses the distance of rows close to their
-        # centroid.
-        return nearest, jnp.sum(jnp.square(row - centroids[nearest]))
-
-    return lax.map(one, x, batch_size=min(block_size, max(sizes["n"], 1)))
+    rows = Rows(x, jnp.ones(sizes["n"], bool))
+    find = nearest(centroids, spherical=False)
+    numbers = assign_rows(rows, find, block_of(sizes["k"], block_size))
+    return numbers, _distance(x, centroids, numbers)
 
 
 @partial(
@@ -56,11 +64,12 @@ def assign(
         "block_size",
         "max_points_per_centroid",
         "start",
+        "axis_name",
     ),
 )
 def kmeans(
     key: jax.Array,
-    x: jax.Array,
+    x: jax.Array | Sharded,
     num_clusters: int,
     *,
     iterations: int = 20,
@@ -70,12 +79,14 @@ def kmeans(
     max_points_per_centroid: int | None = None,
     start: str = "rows",
     initial: jax.Array | None = None,
+    axis_name: AxisName = None,
 ) -> KMeans:
     """Lloyd's algorithm: rows to their nearest centroid, centroids to the mean of their rows.
 
     Args:
       key: draws the starting rows, and the subsample if there is one.
-      x: [N, D] rows, at least K. Used as given: normalise them for spherical clustering.
+      x: [N, D] rows, at least K, an array or `Sharded` over `axis_name`: then each device compares
+        its own rows with the centroids. Used as given: normalise them for spherical clustering.
       num_clusters: K.
       iterations: updates of the centroids per run; 20 in PCL and DeepCluster.
       restarts: runs from different rows, of which the one with the lowest objective is kept; 5 in
@@ -88,10 +99,13 @@ def kmeans(
         another in proportion to their squared distance from those drawn before (k-means++), which
         finds far better clusters in separated data for about one more iteration of work.
       initial: [K, D] centroids to start from instead.
+      axis_name: the mapped axis that `Sharded` rows are split over; not read of an array. The
+        result is that of one device, to the order of summation.
 
     Returns:
       KMeans of the centroids after the last update; distances are squared Euclidean, spherical or
-      not.
+      not. Of `Sharded` rows the assignment and the distances are `Sharded` too, all else is the
+      same on every device.
 
     A cluster that loses all its rows takes half of the largest one: both continue from its
     centroid, moved apart by 1/1024 of themselves. (faiss, which the authors of PCL and DeepCluster
@@ -125,28 +139,41 @@ def kmeans(
             )
     if start not in ("rows", "spread"):
         raise ValueError(f'start is {start!r}; expected "rows" or "spread".')
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    block_size = _block(num_clusters, block_size)
+    split_over = axis_name if isinstance(x, Sharded) else None
+    rows = rows_of(x, split_over)
+    block_size = block_of(num_clusters, block_size)
     sub_key, start_key = jax.random.split(key)
     limit = num_clusters * max_points_per_centroid if max_points_per_centroid else sizes["n"]
-    seen = x if sizes["n"] <= limit else x[jax.random.permutation(sub_key, sizes["n"])[:limit]]
+    ids, seen = jnp.arange(min(sizes["n"], limit)), rows
+    if sizes["n"] > limit:
+        ids = jax.random.permutation(sub_key, sizes["n"])[:limit]
+        seen = seen_by(x, ids, split_over)
 
     def run(key):
         if initial is not None:
-            centroids = initial.astype(x.dtype)
+            centroids = initial.astype(rows.x.dtype)
         elif start == "rows":
-            centroids = seen[jax.random.permutation(key, seen.shape[0])[:num_clusters]]
+            first = jax.random.permutation(key, ids.shape[0])[:num_clusters]
+            centroids = rows_at(x, ids[first], split_over)
         else:
-            centroids = _spread(key, seen, num_clusters)
-        centroids = _unit(centroids) if spherical else centroids
+            centroids = _spread(key, x, ids, seen, num_clusters, split_over)
+        centroids = unit(centroids) if spherical else centroids
 
         def step(_, centroids):
-            return _update(seen, centroids, spherical, block_size)
+            return _update(seen, centroids, spherical, block_size, split_over)
 
         centroids = lax.fori_loop(0, iterations, step, centroids)
-        assignment, distance = assign(x, centroids, block_size=block_size)
-        counts = jnp.zeros(num_clusters, jnp.int32).at[assignment].add(1)
-        return KMeans(centroids, assignment, distance, counts, jnp.sum(distance))
+        numbers = assign_rows(rows, nearest(centroids, spherical=False), block_size)
+        distance = jnp.where(rows.real, _distance(rows.x, centroids, numbers), 0)
+        counts = jnp.zeros(num_clusters, jnp.int32)
+        counts = counts.at[jnp.where(rows.real, numbers, num_clusters)].add(1, mode="drop")
+        return KMeans(
+            centroids,
+            numbers,
+            distance,
+            total(counts, split_over),
+            total(jnp.sum(distance), split_over),
+        )
 
     def better(best, key):
         found = run(key)
@@ -154,7 +181,11 @@ def kmeans(
 
     keys = jax.random.split(start_key, restarts)
     best, _ = lax.scan(better, run(keys[0]), keys[1:])
-    return best
+    if not isinstance(x, Sharded):
+        return best
+    return best._replace(
+        assignment=Sharded(best.assignment, x.size, 1), distance=Sharded(best.distance, x.size, 1)
+    )
 
 
 def concentration(
@@ -201,13 +232,17 @@ def concentration(
     )
 
 
-def _update(x, centroids, spherical, block_size):
-    k = centroids.shape[0]
-    assignment, _ = assign(x, centroids, block_size=block_size)
-    counts = jnp.zeros(k, jnp.int32).at[assignment].add(1)
-    sums = jnp.zeros_like(centroids).at[assignment].add(x)
-    means = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centroids)
-    apart = jnp.where(jnp.arange(x.shape[1]) % 2 == 0, 1 / 1024, -1 / 1024).astype(x.dtype)
+def _distance(x: jax.Array, centroids: jax.Array, numbers: jax.Array) -> jax.Array:
+    """[N] squared distances. From the difference itself: the expanded square loses the distance of
+    rows close to their centroid."""
+    return jnp.sum(jnp.square(x - centroids[numbers]), axis=1)
+
+
+def _update(rows, centroids, spherical, block_size, axis_name):
+    k, width = centroids.shape
+    found, counts = sums(rows, nearest(centroids, spherical=False), k, block_size, axis_name)
+    means = jnp.where(counts[:, None] > 0, found / jnp.maximum(counts, 1)[:, None], centroids)
+    apart = jnp.where(jnp.arange(width) % 2 == 0, 1 / 1024, -1 / 1024).astype(means.dtype)
 
     def split(carry):
         counts, means = carry
@@ -220,33 +255,37 @@ def _update(x, centroids, spherical, block_size):
         return (jnp.min(carry[0]) == 0) & (jnp.max(carry[0]) > 1)
 
     _, means = lax.while_loop(unfinished, split, (counts, means))
-    return _unit(means) if spherical else means
+    return unit(means) if spherical else means
 
 
-def _spread(key, x, k):
+def _spread(key, x, ids, seen, k, axis_name):
     first, rest = jax.random.split(key)
-    draws = jax.random.uniform(rest, (k,), x.dtype)
+    draws = jax.random.uniform(rest, (k,), seen.x.dtype)
+
+    def drawn(distance, draw):
+        """The row at which the sum of the distances, over devices in rank order, passes a share of
+        all of it."""
+        reach = jnp.cumsum(distance)
+        ends = jnp.cumsum(gather(reach[-1:], axis_name))
+        target = draw * ends[-1]
+        # A row at distance 0 has an empty interval; should all be at 0 the last row serves as well
+        # as any.
+        device = jnp.minimum(jnp.searchsorted(ends, target, side="right"), ends.shape[0] - 1)
+        before = jnp.where(device > 0, ends[device - 1], 0)
+        row = jnp.searchsorted(reach, target - before, side="right")
+        new = seen.x[jnp.minimum(row, jnp.sum(seen.real) - 1)]
+        if ends.shape[0] == 1:
+            return new
+        return total(jnp.where(lax.axis_index(axis_name) == device, new, 0), axis_name)
+
+    def apart(new):
+        return jnp.where(seen.real, jnp.sum(jnp.square(seen.x - new[None]), axis=1), 0)
 
     def add(i, carry):
         centroids, distance = carry
-        reach = jnp.cumsum(distance)
-        # A row at distance 0 has an empty interval; should all be at 0 the last row serves as well
-        # as any.
-        row = jnp.searchsorted(reach, draws[i] * reach[-1], side="right")
-        new = x[jnp.minimum(row, x.shape[0] - 1)]
-        return centroids.at[i].set(new), jnp.minimum(
-            distance, jnp.sum(jnp.square(x - new[None]), axis=1)
-        )
+        new = drawn(distance, draws[i])
+        return centroids.at[i].set(new), jnp.minimum(distance, apart(new))
 
-    new = x[jax.random.randint(first, (), 0, x.shape[0])]
-    centroids = jnp.zeros((k, x.shape[1]), x.dtype).at[0].set(new)
-    return lax.fori_loop(1, k, add, (centroids, jnp.sum(jnp.square(x - new[None]), axis=1)))[0]
-
-
-def _unit(x):
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1, keepdims=True), 1e-24))
-
-
-def _block(num_clusters, block_size):
-    check_count(block_size=block_size)
-    return max(2**24 // num_clusters, 1) if block_size is None else block_size
+    new = rows_at(x, ids[jax.random.randint(first, (), 0, ids.shape[0])][None], axis_name)[0]
+    centroids = jnp.zeros((k, seen.x.shape[1]), seen.x.dtype).at[0].set(new)
+    return lax.fori_loop(1, k, add, (centroids, apart(new)))[0]

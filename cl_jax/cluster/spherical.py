@@ -1,37 +1,38 @@
 """Spherical k-means over a bank of unit features: DeepCluster v2's assignments and prototypes."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.cluster.lloyd import assign_rows, block_of, nearest, rows_at, rows_of, sums, unit
 from cl_jax.core.shapes import check, check_axis, check_integer
+from cl_jax.core.sharded import Sharded
 
 
 def spherical_kmeans(
-    memory: jax.Array,
+    memory: jax.Array | Sharded,
     initial: jax.Array,
     *,
     iterations: int,
-    block_size: int = 8192,
+    block_size: int | None = None,
     axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | Sharded]:
     """Clusters directions: the nearest centroid is the one with the largest dot product, a mean is
     scaled back to 1.
 
     Args:
-      memory: [M, D] rows of this device, normalised by the caller.
-      initial: [K] integers: rows of the *first* device's memory that the centroids start from, the
-        same on all devices.
+      memory: [M, D] rows of this device, or `Sharded` over `axis_name`; normalised by the caller.
+      initial: [K] integers, the same on all devices: rows that the centroids start from, of an
+        array those of the *first* device.
       iterations: 0 or more updates of the centroids (10).
       block_size: rows compared with the centroids at a time; bounds temporaries at block_size * K.
+        None: as `kmeans`.
       axis_name: mapped axis over which the rows are split; sums and counts run over all devices.
 
     Returns:
-      (centroids [K, D], assignments [M] int32). Centroids are those after the last update, at least
-      float32 and the same on all devices; assignments are to those. A cluster without rows keeps
-      its centroid; ties go to the lowest number.
+      (centroids [K, D], assignments [M] int32, `Sharded` where the memory is). Centroids are those
+      after the last update, at least float32 and the same on all devices; assignments are to those.
+      A cluster without rows keeps its centroid; ties go to the lowest number.
 
     Raises:
       ValueError: memory of a wrong shape or type, `initial` not integers, iterations below 0,
@@ -42,38 +43,29 @@ def spherical_kmeans(
     check("m d", memory=memory)
     check_integer("k", initial=initial)
     check_axis(axis_name)
+    block_size = block_of(len(initial), block_size)
     if iterations < 0 or block_size < 1:
         raise ValueError(
             f"iterations is {iterations} and block_size {block_size}; expected at least 0 and 1."
         )
-    memory = lax.stop_gradient(memory.astype(jnp.promote_types(memory.dtype, jnp.float32)))
-    start = memory[initial]
-    if axis_name is not None:
+    split = isinstance(memory, Sharded)
+    rows = lax.stop_gradient(rows_of(memory, axis_name))
+    start = rows_at(memory, initial, axis_name)
+    if not split and axis_name is not None:
         start = lax.psum(jnp.where(lax.axis_index(axis_name) == 0, start, 0), axis_name)
 
-    rows = memory.shape[0]
-    block_size = min(block_size, rows)
-    blocks = -(-rows // block_size)
-    padded = jnp.pad(memory, ((0, blocks * block_size - rows), (0, 0))).reshape(
-        blocks, block_size, -1
-    )
-    real = (jnp.arange(blocks * block_size) < rows).reshape(blocks, block_size)
-
     def update(_, centroids):
-        # The carry starts from the first block, which makes it vary over the mapped axis as the
-        # others do.
-        first = _add(centroids, (0, 0), (padded[0], real[0]))[0]
-        (sums, counts), _ = lax.scan(partial(_add, centroids), first, (padded[1:], real[1:]))
-        if axis_name is not None:
-            sums, counts = lax.psum((sums, counts), axis_name)
-        means = _unit(sums / jnp.maximum(counts, 1)[:, None])
+        found, counts = sums(
+            rows, nearest(centroids, spherical=True), len(centroids), block_size, axis_name
+        )
+        means = unit(found / jnp.maximum(counts, 1)[:, None])
         # Centroids that keep their place are scaled too: the first ones are rows of the memory, as
         # they are.
-        return jnp.where(counts[:, None] > 0, means, _unit(centroids))
+        return jnp.where(counts[:, None] > 0, means, unit(centroids))
 
     centroids = lax.fori_loop(0, iterations, update, start)
-    assignments = lax.map(partial(_nearest, centroids), padded).reshape(-1)[:rows]
-    return centroids, assignments
+    assignments = assign_rows(rows, nearest(centroids, spherical=True), block_size)
+    return centroids, Sharded(assignments, memory.size, 1) if split else assignments
 
 
 def labels_by_example(
@@ -109,24 +101,3 @@ def labels_by_example(
         .at[example_ids]
         .set(assignments.astype(jnp.int32))
     )
-
-
-def _nearest(centroids, rows):
-    scores = jnp.matmul(rows, centroids.T, precision=lax.Precision.HIGHEST)
-    return jnp.argmax(scores, axis=1).astype(jnp.int32)
-
-
-def _add(centroids, carry, block):
-    """Adds a block's rows to sums and counts of their clusters, by matmul: a GPU's scatter-add
-    varies between runs."""
-    rows, real = block
-    member = (_nearest(centroids, rows)[:, None] == jnp.arange(centroids.shape[0])[None]) & real[
-        :, None
-    ]
-    member = member.astype(rows.dtype)
-    sums = jnp.matmul(member.T, rows, precision=lax.Precision.HIGHEST)
-    return (carry[0] + sums, carry[1] + member.sum(0)), None
-
-
-def _unit(x):
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1, keepdims=True), 1e-24))

@@ -128,7 +128,14 @@ def any_mesh(f: F) -> F:
             )
             return f(*args, **knobs)
 
-        shapes = jax.eval_shape(run, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))
+        # In the mesh that f will see: jax 0.8 does not mix what has no mesh with Explicit axes.
+        inside = mesh.update(
+            axis_types=tuple(
+                AxisType.Auto if kind == AxisType.Explicit else kind for kind in mesh.axis_types
+            )
+        )
+        with jax.sharding.use_abstract_mesh(inside):
+            shapes = jax.eval_shape(run, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))
         split = _sharded_sizes(given)
         return jax.sharding.auto_axes(
             run,

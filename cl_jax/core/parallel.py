@@ -35,6 +35,7 @@ __all__ = [
     "lift",
     "make_mesh",
     "mean",
+    "mesh_of",
     "offer_devices",
     "place_as",
     "place_batch",
@@ -112,6 +113,17 @@ def make_mesh(devices: int | None = None) -> Mesh:
         )
     ordered = in_order(found)[:count]
     return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def mesh_of(tree: Any) -> Mesh:
+    """The one-axis mesh that the arrays of a tree lie on."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            sharding = leaf.sharding
+            if isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names:
+                return sharding.mesh  # type: ignore[return-value]
+            return Mesh(np.array(list(leaf.devices())[:1]), (AXIS,), axis_types=(AxisType.Auto,))
+    return make_mesh(1)
 
 
 def in_order(devices: Sequence[Any]) -> list[Any]:
@@ -208,7 +220,7 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         shape = (*x.rows.shape[:axis], rows, *x.rows.shape[axis + 1 :])
         if isinstance(x.rows, jax.ShapeDtypeStruct):
             placed: Any = jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
-        elif shape == x.rows.shape:
+        elif shape == x.rows.shape and jax.process_count() == 1:
             placed = jax.device_put(x.rows, sharding)
         else:
             width = [(0, more - had) for more, had in zip(shape, x.rows.shape)]

@@ -48,7 +48,7 @@ class Sharded:
         return self.rows.dtype
 
 
-def whole(rows: jax.Array) -> Sharded:
+def whole(rows: Any) -> Sharded:
     """All rows [N, ...], as a State of step 0 holds them before it is placed on its devices."""
     return Sharded(rows, rows.shape[0], rows.ndim)
 
@@ -57,12 +57,16 @@ def is_sharded(x: Any) -> bool:
     return isinstance(x, Sharded)
 
 
+def first_held(rows: Sharded, axis_name: AxisName) -> jax.Array | int:
+    """The example of this device's first row."""
+    return 0 if axis_size(axis_name) == 1 else lax.axis_index(axis_name) * rows.rows.shape[0]
+
+
 def locate(rows: Sharded, ids: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
     """(places among this device's rows, whether the example's row is one of them); the place of a
     row that another device holds is 0."""
     held = rows.rows.shape[0]
-    first = 0 if axis_size(axis_name) == 1 else lax.axis_index(axis_name) * held
-    places = ids - first
+    places = ids - first_held(rows, axis_name)
     own = (places >= 0) & (places < held) & (ids < rows.size)
     return jnp.where(own, places, 0), own
 

@@ -119,11 +119,15 @@ def load(path: str | Path) -> Embeddings:
         raise ConfigError(f"{path} ends in {suffix!r}; expected one of {', '.join(readers)}.")
     try:
         columns, about = readers[suffix](file)
+        return _of_columns(str(path), columns, about)
     except ConfigError:
         raise
     except Exception as error:  # a damaged file makes its reader raise nearly anything
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}.") from None
-    return _of_columns(str(path), columns, about)
+
+
+def _fits_int32(values: np.ndarray) -> bool:
+    return not values.size or (-(2**31) <= int(values.min()) and int(values.max()) < 2**31)
 
 
 def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Embeddings:
@@ -134,9 +138,9 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
             features[name] = np.asarray(values, np.float32)
         elif values.ndim == 1 and name.lower() in PATHS and paths is None:
             paths = values.astype(str)
-        elif values.ndim == 1 and values.dtype.kind in "iub":
+        elif values.ndim == 1 and values.dtype.kind in "iub" and _fits_int32(values):
             labels[name] = values.astype(np.int32)
-        elif values.ndim == 1 and values.dtype.kind in "UO":
+        elif values.ndim == 1 and values.dtype.kind in "UOiu":  # numbers beyond 32 bits are names
             labels[name], classes[name] = _numbered(values.astype(str), classes.get(name))
     if not features:
         raise ConfigError(

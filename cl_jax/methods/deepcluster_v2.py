@@ -7,14 +7,15 @@ every crop is classified into its image's cluster, by its dot products with the 
 centroids are the prototypes and stay as they are until the next E-step."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -24,22 +25,33 @@ from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import dots
-from cl_jax.core.parallel import fetch, gather, place_as
+from cl_jax.core.parallel import (
+    AXIS,
+    EACH,
+    SAME,
+    fetch,
+    gather,
+    lift,
+    mesh_of,
+    place_as,
+    replicate,
+)
+from cl_jax.core.sharded import Sharded, lookup, whole, write
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.memory import prototypes
+from cl_jax.memory import bank, prototypes
 from cl_jax.methods.swav import Network
 from cl_jax.views import View, draw, fields, multicrop
 
 
 class Memory(NamedTuple):
     """embeddings: [N, C, D] unit, of the first C crops of each example when it was last seen.
-    prototypes: [K_h, D] unit, one array for each set. assignments: [H, N] int32. seed: uint32 [2],
-      the key that E-steps draw from."""
+    prototypes: [K_h, D] unit, one array for each set. assignments: [N, H] int32. seed: uint32 [2],
+    the key that E-steps draw from. What has N rows is split over devices."""
 
-    embeddings: jax.Array
+    embeddings: Sharded
     prototypes: tuple[jax.Array, ...]
-    assignments: jax.Array
+    assignments: Sharded
     seed: jax.Array
 
 
@@ -55,7 +67,7 @@ def make(
     iterations: int = 10,
     hidden_dim: int = 2048,
     out_dim: int = 128,
-    block_size: int = 8192,
+    block_size: int | None = None,
 ) -> Method:
     """DeepCluster v2.
 
@@ -94,7 +106,18 @@ def make(
     )
     apply = applier(network)
     chance = sum(map(math.log, num_prototypes)) / len(num_prototypes)
-    cluster = jax.jit(partial(spherical_kmeans, iterations=iterations, block_size=block_size))
+
+    @functools.cache
+    def clusterer(mesh: Any, crop: int) -> Any:
+        """k-means of one crop's embeddings, over the devices of a mesh."""
+
+        def cluster(embeddings: Sharded, initial: jax.Array) -> tuple[jax.Array, Any]:
+            rows = Sharded(embeddings.rows[:, crop], embeddings.size, 2)
+            return spherical_kmeans(
+                rows, initial, iterations=iterations, block_size=block_size, axis_name=AXIS
+            )
+
+        return lift(cluster, mesh, (SAME, SAME), (SAME, EACH))
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, memory_key, seed_key = jax.random.split(key, 3)
@@ -104,9 +127,9 @@ def make(
             for h, count in enumerate(num_prototypes)
         )
         memory = Memory(
-            jnp.zeros((run.size, num_assigned, out_dim)),
+            whole(jnp.zeros((run.size, num_assigned, out_dim))),
             rows,
-            jnp.zeros((len(num_prototypes), run.size), jnp.int32),
+            whole(jnp.zeros((run.size, len(num_prototypes)), jnp.int32)),
             jax.random.key_data(seed_key),
         )
         return Variables(start["params"], start.get("batch_stats", {}), memory=memory)
@@ -128,14 +151,15 @@ def make(
     ) -> tuple[jax.Array, Aux]:
         ids = batch["id"]
         scores = [dots("bvd,kd->vbk", z, rows) for rows in memory.prototypes]
+        assigned = lookup(memory.assignments, ids, run.axis_name).T
         value = losses.deepcluster_v2(
-            scores, memory.assignments[:, ids], temperature=temperature, axis_name=run.axis_name
+            scores, assigned, temperature=temperature, axis_name=run.axis_name
         )
-        right = jnp.stack(
-            [jnp.mean(s.argmax(axis=2) == a[ids][None]) for s, a in zip(scores, memory.assignments)]
-        )
+        right = jnp.stack([jnp.mean(s.argmax(axis=2) == a[None]) for s, a in zip(scores, assigned)])
         seen = gather(lax.stop_gradient(z[:, :num_assigned]), run.axis_name)
-        embeddings = memory.embeddings.at[gather(ids, run.axis_name)].set(seen)
+        everyone = gather(ids, run.axis_name)
+        everyone = jnp.where(bank.is_last(everyone), everyone, -1)
+        embeddings = write(memory.embeddings, everyone, seen)
         metrics = {"cluster_accuracy": jnp.mean(right), "chance": jnp.float32(chance)}
         return value, Aux(metrics, memory._replace(embeddings=embeddings))
 
@@ -152,18 +176,21 @@ def make(
         return embed(state.params, state.stats, crops)[0]
 
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
-        memory = state.memory
+        memory, mesh = state.memory, mesh_of(state)
         if epoch == 0:
-            memory = memory._replace(embeddings=encode_all(first_pass))
-        embeddings = jnp.asarray(fetch(memory.embeddings))
+            rows_seen = replicate(whole(encode_all(first_pass)), mesh)
+            memory = memory._replace(embeddings=rows_seen)
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(fetch(memory.seed))), epoch)
         rows, assignments = [], []
         for h, count in enumerate(num_prototypes):
             initial = jax.random.permutation(jax.random.fold_in(key, h), run.size)[:count]
-            centroids, assignment = cluster(embeddings[:, h % num_assigned], initial)
-            rows.append(centroids)
-            assignments.append(assignment)
-        memory = memory._replace(prototypes=tuple(rows), assignments=jnp.stack(assignments))
+            cluster = clusterer(mesh, h % num_assigned)
+            centroids, assignment = cluster(memory.embeddings, replicate(initial, mesh))
+            rows.append(fetch(centroids))
+            assignments.append(fetch(assignment).rows)
+        memory = memory._replace(
+            prototypes=tuple(rows), assignments=whole(np.stack(assignments, axis=1))
+        )
         return dataclasses.replace(state, memory=place_as(memory, state.memory))
 
     return from_loss(

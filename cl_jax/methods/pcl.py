@@ -8,21 +8,33 @@ random prototypes and `active` 0 during the warm-up, so that one compiled step s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax.cluster.kmeans import concentration, kmeans
+from cl_jax.cluster.kmeans import KMeans, concentration, kmeans
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.numerics import unit
-from cl_jax.core.parallel import gather, place_as
+from cl_jax.core.parallel import (
+    AXIS,
+    EACH,
+    SAME,
+    fetch,
+    gather,
+    lift,
+    mesh_of,
+    place_as,
+    replicate,
+)
+from cl_jax.core.sharded import Sharded, lookup, whole
 from cl_jax.heads import mlp
 from cl_jax.losses import clusters, nce
 from cl_jax.memory import prototypes
@@ -32,12 +44,12 @@ from cl_jax.views import View, draw, fields
 
 
 class Found(NamedTuple):
-    """One clustering of the training split: prototypes [C, D], concentration [C], assignment [N]
-    int32."""
+    """One clustering of the training split: prototypes [C, D] and assignment [N] int32, both split
+    over devices, and concentration [C]."""
 
-    prototypes: jax.Array
+    prototypes: Sharded
     concentration: jax.Array
-    assignment: jax.Array
+    assignment: Sharded
 
 
 class Memory(NamedTuple):
@@ -103,13 +115,27 @@ def make(
         found = start(network, key, views[0].clean(batch), queue_size, out_dim)
         empty = tuple(
             Found(
-                prototypes.init(jax.random.fold_in(key, m), count, out_dim),
+                whole(prototypes.init(jax.random.fold_in(key, m), count, out_dim)),
                 jnp.full((count,), temperature, jnp.float32),
-                jnp.zeros((run.size,), jnp.int32),
+                whole(jnp.zeros((run.size,), jnp.int32)),
             )
             for m, count in enumerate(num_prototypes)
         )
         return found._replace(memory=Memory(found.memory, empty, jnp.zeros(())))
+
+    @functools.cache
+    def clusterer(mesh: Any, count: int) -> Any:
+        """k-means of so many clusters, over the devices of a mesh."""
+        cluster = functools.partial(
+            kmeans,
+            num_clusters=count,
+            iterations=iterations,
+            restarts=restarts,
+            max_points_per_centroid=max_points_per_centroid,
+            axis_name=AXIS,
+        )
+        placed: Any = KMeans(*(cast(Any, spec) for spec in (SAME, EACH, EACH, SAME, SAME)))
+        return lift(cluster, mesh, (SAME, SAME), placed)
 
     forward = query_and_key(apply, shuffle, run.axis_name)
 
@@ -127,7 +153,7 @@ def make(
         )
         proto = []
         for m, found in enumerate(memory.clusterings):
-            own = found.assignment[batch["id"]]
+            own = lookup(found.assignment, batch["id"], run.axis_name)
             negatives = jnp.zeros((0,), jnp.int32)
             if num_negative_prototypes:
                 negatives = clusters.draw_prototypes(
@@ -136,11 +162,10 @@ def make(
                     num_prototypes[m],
                     num_negative_prototypes,
                 )
-            clustering = clusters.Clustering(found.prototypes, found.concentration, own, negatives)
             proto.append(
                 clusters.proto_nce(
                     q,
-                    clustering,
+                    of_step(found, own, negatives, run.axis_name),
                     mask_duplicates=mask_duplicates,
                     block_size=block_size,
                     axis_name=run.axis_name,
@@ -163,19 +188,17 @@ def make(
     def refresh(state: State, encode_all: Callable[..., Any], epoch: int) -> State:
         if epoch < warmup_epochs:
             return state
-        rows = jnp.asarray(encode_all(momentum_features))
+        mesh = mesh_of(state)
+        rows = replicate(whole(encode_all(momentum_features)), mesh)
         found = []
         for m, count in enumerate(num_prototypes):
-            means = kmeans(
-                jax.random.key(m),
-                rows,
-                count,
-                iterations=iterations,
-                restarts=restarts,
-                max_points_per_centroid=max_points_per_centroid,
+            means = fetch(clusterer(mesh, count)(replicate(jax.random.key(m), mesh), rows))
+            distance, assignment = means.distance.rows, means.assignment.rows
+            phi = concentration(
+                jnp.asarray(distance), jnp.asarray(assignment), count, temperature=temperature
             )
-            phi = concentration(means.distance, means.assignment, count, temperature=temperature)
-            found.append(Found(prototypes.normalise(means.centroids), phi, means.assignment))
+            directions = prototypes.normalise(jnp.asarray(means.centroids))
+            found.append(Found(whole(directions), phi, whole(assignment)))
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
         return dataclasses.replace(state, memory=place_as(memory, state.memory))
 
@@ -193,6 +216,20 @@ def make(
         refresh=refresh,
         negatives=queue_size,
     )
+
+
+def of_step(
+    found: Found, own: jax.Array, negatives: jax.Array, axis_name: str | None
+) -> clusters.Clustering:
+    """A clustering with the prototypes that a step compares alone: those of the global batch's
+    clusters `own`, [B] of this device, then those drawn as negatives."""
+    everyone = gather(own, axis_name)
+    used = jnp.concatenate([everyone, negatives])
+    rows = lookup(found.prototypes, used, axis_name, same=True)
+    # Of images in one cluster all have the place of the first.
+    places = jnp.argmax(everyone[None] == own[:, None], axis=1).astype(jnp.int32)
+    drawn = everyone.shape[0] + jnp.arange(negatives.shape[0], dtype=jnp.int32)
+    return clusters.Clustering(rows, found.concentration[used], places, drawn)
 
 
 def _check_clusters(num_prototypes: tuple[int, ...], num_negatives: int, run: Run) -> None:

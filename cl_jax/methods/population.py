@@ -8,6 +8,7 @@ import jax
 
 from cl_jax.core.method import Method
 from cl_jax.core.population import population, seeded, vmapped
+from cl_jax.core.seeds import check_seed
 
 HOW = ("auto", "unrolled", "vmapped")
 
@@ -46,6 +47,8 @@ def make(
     if how not in HOW:
         raise ValueError(f"how={how!r} is unknown; have {', '.join(HOW)}.")
     members, names = _combined(over) if isinstance(over, Mapping) else _of_list(over)
+    for one in members:
+        check_seed(one.get("seed", 0))
     if len(set(names)) < len(names):
         raise ValueError(f"members would be named {names}; expected different values.")
 

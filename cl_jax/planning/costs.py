@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from cl_jax.planning import hlo
 
 # Products --------------------------------------
 
 
-def flops(jaxpr: Any) -> float:
+def flops(jaxpr: Any, *, exact: bool = False) -> float:
     """Floating-point operations of the matrix products and convolutions of a jaxpr, two for a
     multiplication with its addition; under `shard_map`, of one device.
 
@@ -21,26 +22,34 @@ def flops(jaxpr: Any) -> float:
     (a `while` of unknown trip count once), of the branches of a `cond` the most expensive, of
     `lax.platform_dependent` the default, and a convolution without the taps that meet padding or
     the zeros of a dilated gradient, which is why the three convolutions of a training step count
-    the same whatever the stride."""
+    the same whatever the stride. `exact` counts products of float32 at HIGHEST alone."""
     total = 0.0
     for equation in _plain(jaxpr).eqns:
         name = equation.primitive.name
-        if name == "dot_general":
-            total += _dot(equation)
-        elif name == "conv_general_dilated":
-            total += _convolution(equation)
+        if name in ("dot_general", "conv_general_dilated"):
+            if not exact or _is_exact(equation):
+                total += _dot(equation) if name == "dot_general" else _convolution(equation)
         elif name == "cond":
             branches = equation.params["branches"]
             by_platform = (
                 equation.params.get("branches_platforms") is not None
             )  # the last for platforms not named
             total += (
-                flops(branches[-1]) if by_platform else max(flops(branch) for branch in branches)
+                flops(branches[-1], exact=exact)
+                if by_platform
+                else max(flops(branch, exact=exact) for branch in branches)
             )
         else:
             times = equation.params["length"] if name == "scan" else 1
-            total += times * sum(flops(inner) for inner in _inside(equation))
+            total += times * sum(flops(inner, exact=exact) for inner in _inside(equation))
     return total
+
+
+def _is_exact(equation: Any) -> bool:
+    asked = equation.params["precision"]
+    asked = asked if isinstance(asked, tuple) else (asked,)
+    wide = all(variable.aval.dtype == np.float32 for variable in equation.invars)
+    return wide and lax.Precision.HIGHEST in asked
 
 
 def _plain(jaxpr: Any) -> Any:

@@ -15,6 +15,7 @@ class Device:
     name: str
     bfloat16: float
     float32: float  # of matmuls at JAX's default precision on that device
+    exact: float  # of float32 matmuls at Precision.HIGHEST
     memory: float
     bandwidth: float
     link: float
@@ -23,20 +24,29 @@ class Device:
 GB, TB, TERA, GIB = 1e9, 1e12, 1e12, 2.0**30
 
 # NVIDIA: data sheets of V100, A100 80 GB SXM, H100 SXM, H200 SXM, B200; float32 is TF32 from Ampere
-# on. TPU: Google Cloud's system architecture pages; default float32 matmuls run as bfloat16 there.
+# on, which HIGHEST turns off. TPU: Google Cloud's system architecture pages; default float32
+# matmuls run as bfloat16 there, HIGHEST in six passes.
 DEVICES = {
-    "v100": Device("NVIDIA V100 SXM2 32 GB", 125 * TERA, 15.7 * TERA, 32 * GIB, 0.9 * TB, 150 * GB),
-    "a100": Device("NVIDIA A100 SXM 80 GB", 312 * TERA, 156 * TERA, 80 * GIB, 2.039 * TB, 300 * GB),
+    "v100": Device(
+        "NVIDIA V100 SXM2 32 GB", 125 * TERA, 15.7 * TERA, 15.7 * TERA, 32 * GIB, 0.9 * TB, 150 * GB
+    ),
+    "a100": Device(
+        "NVIDIA A100 SXM 80 GB", 312 * TERA, 156 * TERA, 19.5 * TERA, 80 * GIB, 2.039 * TB, 300 * GB
+    ),
     "h100": Device(
-        "NVIDIA H100 SXM 80 GB", 989 * TERA, 494.5 * TERA, 80 * GIB, 3.35 * TB, 450 * GB
+        "NVIDIA H100 SXM 80 GB", 989 * TERA, 494.5 * TERA, 67 * TERA, 80 * GIB, 3.35 * TB, 450 * GB
     ),
     "h200": Device(
-        "NVIDIA H200 SXM 141 GB", 989 * TERA, 494.5 * TERA, 141 * GB, 4.8 * TB, 450 * GB
+        "NVIDIA H200 SXM 141 GB", 989 * TERA, 494.5 * TERA, 67 * TERA, 141 * GB, 4.8 * TB, 450 * GB
     ),
-    "v4": Device("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.228 * TB, 300 * GB),
-    "v5e": Device("TPU v5e", 197 * TERA, 197 * TERA, 16 * GIB, 0.819 * TB, 200 * GB),
-    "v5p": Device("TPU v5p", 459 * TERA, 459 * TERA, 95 * GIB, 2.765 * TB, 600 * GB),
-    "v6e": Device("TPU v6e", 918 * TERA, 918 * TERA, 32 * GIB, 1.64 * TB, 400 * GB),
+    "v4": Device("TPU v4", 275 * TERA, 275 * TERA, 275 / 6 * TERA, 32 * GIB, 1.228 * TB, 300 * GB),
+    "v5e": Device(
+        "TPU v5e", 197 * TERA, 197 * TERA, 197 / 6 * TERA, 16 * GIB, 0.819 * TB, 200 * GB
+    ),
+    "v5p": Device(
+        "TPU v5p", 459 * TERA, 459 * TERA, 459 / 6 * TERA, 95 * GIB, 2.765 * TB, 600 * GB
+    ),
+    "v6e": Device("TPU v6e", 918 * TERA, 918 * TERA, 918 / 6 * TERA, 32 * GIB, 1.64 * TB, 400 * GB),
 }
 
 
@@ -119,3 +129,10 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     if device is None:
         return None
     return device.bfloat16 if dtype == "bfloat16" else device.float32
+
+
+def rate(device: Device, dtype: str, exact: bool) -> float:
+    """FLOP/s of products of a type as XLA names it; `exact`: asked for at HIGHEST."""
+    if dtype in ("bf16", "f16"):
+        return device.bfloat16
+    return device.exact if exact else device.float32

@@ -34,7 +34,8 @@ class Kernel(NamedTuple):
     results and its products.
 
     `scope` is where in the program it was written ("Network/encoder/stage1_block1/conv1"), `kind`
-    what runs it, `dtype` what it multiplies or writes.
+    what runs it, `dtype` what it multiplies or writes, `exact` whether its float32 products are
+    asked for at HIGHEST, without TF32.
     """
 
     scope: str
@@ -43,6 +44,7 @@ class Kernel(NamedTuple):
     bytes: int
     flops: float
     dtype: str
+    exact: bool = False
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
         """Seconds that all its runs take at least: its bytes or its products, whichever is
@@ -112,6 +114,7 @@ def _kernel(
         _moved(results, operands, body),
         flops,
         dtype,
+        any("highest" in line.line.lower() for line in (one, *body)),
     )
 
 

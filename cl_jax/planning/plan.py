@@ -30,7 +30,7 @@ from cl_jax.core import parallel
 from cl_jax.core.parallel import EACH, FIRST, SAME
 from cl_jax.data import batches, declared
 from cl_jax.planning import costs
-from cl_jax.planning.devices import CHIPS, Device, target
+from cl_jax.planning.devices import CHIPS, Device, rate, target
 from cl_jax.planning.kernels import Kernel, kernels_of
 from cl_jax.training import experiment
 from cl_jax.training.steps import Stepper
@@ -65,13 +65,17 @@ class Programme(NamedTuple):
     temporaries: int
     accessed: float
     flops: float
+    exact: float  # of these, of float32 at HIGHEST
     loss: int
     collectives: dict[str, costs.Collective]
     kernels: list[Kernel]  # of a GPU's program; empty for others
+    evaluation: int = 0  # besides the State and data
 
     @property
     def bytes(self) -> int:
-        return sum(self.state.values()) + self.batch + self.temporaries
+        """The most at any time: a step's or an evaluation's. A save copies the State to the host
+        and takes nothing more of a device."""
+        return sum(self.state.values()) + max(self.batch + self.temporaries, self.evaluation)
 
 
 def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int = 0) -> ConfigDict:
@@ -104,6 +108,28 @@ def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int
     return changed
 
 
+def evaluation_bytes(
+    config: ConfigDict, state: Any, built: experiment.Built, mesh: jax.sharding.Mesh
+) -> int:
+    """What a device holds while a block of examples is encoded, besides the State and the data: the
+    block, its features, and the temporaries of the compiled program. Evaluators that work on the
+    features of all examples come on top."""
+    size = -(-config.evals.batch_size // mesh.size) * mesh.size
+    example = built.data.train.read(0)
+    fields = [name for name in built.method.needs if name in example]
+    block = {
+        name: jax.ShapeDtypeStruct(
+            (size, *np.shape(example[name])), np.asarray(example[name]).dtype
+        )
+        for name in fields
+    } | {"id": jax.ShapeDtypeStruct((size,), np.int32)}
+    lifted = parallel.lift(built.method.encode, mesh, (SAME, EACH), EACH)
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    memory = lifted.lower(state, block).compile(UNTIMED if on_gpu else None).memory_analysis()
+    held = parallel.bytes_of_a_device(block, mesh) // mesh.size
+    return int(held + memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
 def _elsewhere(config: ConfigDict) -> ConfigDict:
     """The config without what its encoder does on a CPU alone, where it is only compiled."""
     name = f"cl_jax.encoders.{config.encoder.get('name', '')}"
@@ -118,10 +144,15 @@ def _elsewhere(config: ConfigDict) -> ConfigDict:
 
 
 def programme(
-    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, device_bytes: float | None = None
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh | None = None,
+    device_bytes: float | None = None,
+    *,
+    evaluates: bool = False,
 ) -> Programme:
     """Compiles the step of a config on its forced host devices, or on the devices of a mesh that
-    need not exist. `device_bytes`: memory of one, which says whether the data lie on it."""
+    need not exist, and with `evaluates` what an evaluation encodes with. `device_bytes`: memory of
+    one, which says whether the data lie on it."""
     built = experiment.build(_elsewhere(config))
     method, train = built.method, built.data.train
     example = train.read(0)
@@ -175,9 +206,11 @@ def programme(
         memory.temp_size_in_bytes,
         float(accessed),
         costs.flops(traced.jaxpr),
+        costs.flops(traced.jaxpr, exact=True),
         costs.peak_bytes(traced.jaxpr, LOSSES),
         costs.collectives(text, built.mesh.size),
         kernels,
+        evaluation_bytes(config, state, built, mesh or built.mesh) if evaluates else 0,
     )
 
 
@@ -195,14 +228,16 @@ def plan(
       mesh: devices of the program where they are not this machine's; see `tpu_mesh`.
       search: look for the largest batch, by compiling up to four programs more.
     """
-    compiled = programme(config, mesh, device.memory)
+    compiled = programme(config, mesh, device.memory, evaluates=True)
     run, devices = compiled.built.run, compiled.built.mesh.size
     dtype = experiment.dtype_of(config)
     room = USABLE * device.memory
     compiler = "xla:cpu" if mesh is None else "xla:gpu" if compiled.kernels else "xla:tpu"
     sent = sum(found.sent for found in compiled.collectives.values())
     floor = {
-        "compute": compiled.flops / (device.bfloat16 if dtype == "bfloat16" else device.float32),
+        "compute": (compiled.flops - compiled.exact)
+        / (device.bfloat16 if dtype == "bfloat16" else device.float32)
+        + compiled.exact / device.exact,
         "memory": compiled.accessed / device.bandwidth,
         "links": sent / device.link,
     }
@@ -220,6 +255,7 @@ def plan(
         "compiler": compiler,
         "parameters": compiled.state["parameters"] // 4,
         "bytes": compiled.state | {"batch": compiled.batch, "temporaries": compiled.temporaries},
+        "evaluation_bytes": compiled.evaluation,
         "loss_bytes_before_fusion": compiled.loss,
         "total_bytes": compiled.bytes,
         "usable_bytes": room,
@@ -266,14 +302,14 @@ def layers(kernels: list[Kernel], device: Device) -> list[dict[str, Any]]:
         row = rows.setdefault(
             part, {"part": part, "kernels": 0, "bytes": 0} | dict.fromkeys(numbers, 0.0)
         )
-        rate = device.bfloat16 if kernel.dtype in ("bf16", "f16") else device.float32
-        seconds = kernel.floor(rate, device.bandwidth)
+        speed = rate(device, kernel.dtype, kernel.exact)
+        seconds = kernel.floor(speed, device.bandwidth)
         row["kernels"] += kernel.times
         row["bytes"] += kernel.times * kernel.bytes
         row["flops"] += kernel.times * kernel.flops
         row["seconds"] += seconds
         row["by_products"] += (
-            seconds if kernel.flops / rate > kernel.bytes / device.bandwidth else 0.0
+            seconds if kernel.flops / speed > kernel.bytes / device.bandwidth else 0.0
         )
     for row in rows.values():
         row["by_products"] /= max(row["seconds"], 1e-30)
@@ -381,6 +417,8 @@ def report(found: dict[str, Any], *, table: bool = False) -> str:
         f"  {'all':<17}{gib(found['total_bytes'])} of {gib(found['usable_bytes']).strip()} "
         f"({USABLE:.0%} of the device's)"
         + (" (an upper bound: convolutions in float32)" if upper else ""),
+        "  an evaluation needs in place of batch and temporaries: "
+        + gib(found["evaluation_bytes"]).strip(),
         "  of the temporaries, values of the loss before fusion: at most "
         + gib(found["loss_bytes_before_fusion"]).strip(),
         f"products of a step on a device: {found['flops']:.4g} FLOP; memory traffic "

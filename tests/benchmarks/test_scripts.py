@@ -21,6 +21,9 @@ SCRIPTS = {
     "input": ["--small"],
     "reading": ["--small"],
     "memory": ["--small"],
+    "kmeans": ["--small", "--repeats", "3"],
+    "cost_curves": ["--small", "--repeats", "1"],
+    "accelerator": ["--small", "--parts=losses,memory,resnet18,speedrun"],
     "cifar10_curve": ["--small"],
 }
 
@@ -45,7 +48,9 @@ SHORT = {"losses", "headline_losses", "views"}
     [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
 )
 def test_small_form(name, tmp_path):
-    workdir = [f"--workdir={tmp_path}"] if name == "speedrun_cifar10" else []
+    has = name in ("speedrun_cifar10", "accelerator")
+    workdir = [f"--workdir={tmp_path}"] if has else []
+    workdir += [f"--pictures={tmp_path}"] if name == "cost_curves" else []
     ran = run(name, *SCRIPTS[name], *workdir, "--out", str(tmp_path / "record"))
     assert ran.returncode == 0, ran.stderr[-3000:]
     record = json.loads((tmp_path / "record.json").read_text())
@@ -77,6 +82,23 @@ def test_the_speed_run_goes_on_where_it_stopped(tmp_path):
         seed["evaluations"][1]["seconds"] > seed["evaluations"][0]["seconds"]
         and not seed["reached"]
     )
+
+
+def test_a_call_that_is_cut_keeps_the_parts_before(tmp_path):
+    """A part that is stopped and one for which no time is left say so; what was done stays."""
+    arguments = ["--small", f"--workdir={tmp_path}", "--out", str(tmp_path / "record")]
+    (tmp_path / "parts.json").write_text(json.dumps({"memory": {"status": "done"}}))
+    assert run("accelerator", *arguments, "--parts=losses,memory", "--seconds=1").returncode == 0
+    parts = json.loads((tmp_path / "record.json").read_text())["parts"]
+    assert parts["losses"]["status"].startswith("not run") and parts["memory"]["status"] == "done"
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import accelerator as a\n"
+        "a.SHORTEST = 0.0\n"
+        f"a.main([*{arguments!r}, '--parts=losses', '--seconds=0.2'])"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    parts = json.loads((tmp_path / "record.json").read_text())["parts"]
+    assert parts["losses"]["status"] == "stopped after 0 s" and parts["memory"]["status"] == "done"
 
 
 def test_ratios_are_of_the_same_round(monkeypatch):

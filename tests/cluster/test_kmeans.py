@@ -7,6 +7,9 @@ import pytest
 from sklearn.cluster import KMeans as Reference
 
 from cl_jax.cluster import kmeans as km
+from cl_jax.cluster import lloyd
+from cl_jax.core import parallel, sharded
+from cl_jax.core.parallel import AXIS, EACH, SAME
 
 
 def blobs(seed=0, n=240, k=6, d=5, spread=0.1):
@@ -144,3 +147,46 @@ def test_errors():
         km.kmeans(jax.random.key(0), x, 3, initial=x[:4])
     with pytest.raises(ValueError, match="num_clusters is 0; expected an integer of at least 1"):
         km.kmeans(jax.random.key(0), x, 0)
+
+
+@pytest.mark.parametrize("start", ["rows", "spread"])
+@pytest.mark.parametrize("limit", [None, 10])
+def test_devices_find_the_clusters_of_one(start, limit):
+    x = blobs(spread=0.3)[:237]  # no number of devices divides them
+    settings = dict(iterations=4, restarts=2, start=start, max_points_per_centroid=limit)
+    one = km.kmeans(jax.random.key(0), x, 6, **settings)
+    for devices in (2, 8):
+        mesh = parallel.make_mesh(devices)
+
+        def cluster(key, rows):
+            return km.kmeans(key, rows, 6, **settings, axis_name=AXIS)
+
+        lifted = parallel.lift(cluster, mesh, (SAME, SAME), km.KMeans(SAME, EACH, EACH, SAME, SAME))
+        rows = parallel.replicate(sharded.whole(x), mesh)
+        found = parallel.fetch(lifted(jax.random.key(0), rows))
+        np.testing.assert_allclose(found.centroids, one.centroids, atol=1e-5)
+        np.testing.assert_array_equal(found.assignment.rows, one.assignment)
+        np.testing.assert_allclose(found.distance.rows, one.distance, atol=1e-4)
+        np.testing.assert_array_equal(found.counts, one.counts)
+        np.testing.assert_allclose(found.objective, one.objective, rtol=1e-5)
+
+
+def test_sums_in_sorted_order_are_those_of_a_scatter():
+    """What other backends than the CPU run."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3)).astype(np.float32)
+    where = rng.integers(0, 9, 64).astype(np.int32)  # 8 is padding
+    before = rng.normal(size=(8, 3)).astype(np.float32)
+    expected = before.astype(np.float64)
+    np.add.at(expected, where[where < 8], x[where < 8])
+    found = jax.jit(lloyd._add_sorted)(before, x, where)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_more_centroids_than_meet_at_a_time(monkeypatch):
+    monkeypatch.setattr(lloyd, "CPU_CENTROIDS", 4)
+    x = blobs(k=11)
+    numbers, distance = km.assign(jnp.asarray(x), jnp.asarray(x[:11]), block_size=50)
+    square = ((x[:, None].astype(np.float64) - x[None, :11]) ** 2).sum(-1)
+    np.testing.assert_array_equal(numbers, square.argmin(1))
+    np.testing.assert_allclose(distance, square.min(1), rtol=1e-4, atol=1e-6)

@@ -164,3 +164,12 @@ def test_notes_are_text_alone(tmp_path):
     some(root="/x").save(tmp_path / "e.npz")
     with np.load(tmp_path / "e.npz", allow_pickle=False) as kept:
         assert json.loads(str(kept["about"]))["root"] == "/x"
+
+
+def test_labels_beyond_32_bits_are_names(tmp_path):
+    many = np.array([2**40, 0, 2**40, 1])
+    np.savez(tmp_path / "a.npz", h=np.ones((4, 2), np.float32), label=many, few=many % 7)
+    found = embeddings.load(tmp_path / "a.npz")
+    assert found.labels["label"].tolist() == [2, 0, 2, 1]
+    assert found.classes == {"label": ("0", "1", str(2**40))}
+    assert found.labels["few"].tolist() == (many % 7).tolist()

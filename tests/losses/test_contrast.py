@@ -328,7 +328,7 @@ def pairs(n, noise, dtype):
 
 
 @pytest.mark.parametrize("block_size", [0, 64])
-@pytest.mark.parametrize(("dtype", "bound"), [(jnp.bfloat16, 5e-3), (jnp.float32, 3e-5)])
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.bfloat16, 5e-3), (jnp.float32, 5e-5)])
 def test_gradient_at_low_loss(dtype, bound, block_size):
     """Subtracting the positive after the product instead makes the bfloat16 gradient wrong by a
     tenth here."""

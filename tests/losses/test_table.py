@@ -800,3 +800,19 @@ def test_bfloat16_products_are_accumulated_in_float32(f, block_size):
     for product in found:
         assert {x.aval.dtype for x in product.invars} == {jnp.dtype(jnp.bfloat16)}
         assert product.params["preferred_element_type"] == jnp.float32
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_nothing_is_multiplied_for_queries_or_keys_without_gradient(without):
+    """A momentum encoder's keys, NNCLR's neighbours: one of the four products of tiles less."""
+    z = jnp.ones((8, 5))
+
+    def loss(*pair, stopped):
+        pair = [jax.lax.stop_gradient(x) if i == stopped else x for i, x in enumerate(pair)]
+        return losses.info_nce(*pair, **T, block_size=4)
+
+    def count(stopped):
+        step = jax.grad(partial(loss, stopped=stopped), argnums=(0, 1))
+        return len(list(products(jax.make_jaxpr(step)(z, z).jaxpr)))
+
+    assert count(without) == count(None) - 1 == 3

@@ -1,6 +1,8 @@
 """What is DeepCluster v2's own: the memory of embeddings, clusters of crop 1, 2, 1, ..., prototypes
 that do not train."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import deepcluster_v2
 from cl_jax.training import optim
 from cl_jax.views import make as recipe
+from tests.small import updates
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0}),) * 3
@@ -39,14 +42,14 @@ def trained():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), start
     )
-    update = jax.jit(method.update)
+    update = updates(method)
     after, metrics = update(state, BATCH, jax.random.key(1))
     return method, state, after, metrics, update
 
 
 def _are_clusters_of(memory, embeddings):
     for h, (count, rows, assignment) in enumerate(
-        zip(COUNTS, memory.prototypes, memory.assignments)
+        zip(COUNTS, memory.prototypes, np.asarray(memory.assignments.rows).T)
     ):
         crops = np.asarray(embeddings)[:, h % 2]
         np.testing.assert_array_equal(np.argmax(crops @ np.asarray(rows).T, axis=1), assignment)
@@ -56,17 +59,19 @@ def _are_clusters_of(memory, embeddings):
 
 def test_first_e_step(trained):
     _, state, *_ = trained
-    np.testing.assert_allclose(np.linalg.norm(state.memory.embeddings, axis=2), 1, atol=1e-5)
-    assert np.any(state.memory.embeddings[:, 0] != state.memory.embeddings[:, 1])
-    _are_clusters_of(state.memory, state.memory.embeddings)
+    np.testing.assert_allclose(np.linalg.norm(state.memory.embeddings.rows, axis=2), 1, atol=1e-5)
+    embeddings = state.memory.embeddings.rows
+    assert np.any(embeddings[:, 0] != embeddings[:, 1])
+    _are_clusters_of(state.memory, embeddings)
 
 
 def test_a_step_remembers_what_it_saw_and_leaves_the_prototypes(trained):
     _, state, after, metrics, _ = trained
     np.testing.assert_allclose(metrics["chance"], np.mean(np.log(COUNTS)), rtol=1e-6)
-    changed = np.any(np.asarray(after.memory.embeddings) != state.memory.embeddings, axis=(1, 2))
+    new, old = after.memory.embeddings.rows, state.memory.embeddings.rows
+    changed = np.any(np.asarray(new) != old, axis=(1, 2))
     np.testing.assert_array_equal(np.flatnonzero(changed), BATCH["id"])
-    np.testing.assert_allclose(np.linalg.norm(after.memory.embeddings, axis=2), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(new, axis=2), 1, atol=1e-5)
     kept = (after.memory._replace(embeddings=0), state.memory._replace(embeddings=0))
     jax.tree.map(np.testing.assert_array_equal, *kept)
 
@@ -74,7 +79,7 @@ def test_a_step_remembers_what_it_saw_and_leaves_the_prototypes(trained):
 def test_later_e_steps_read_the_memory_alone(trained):
     method, _, after, _, update = trained
     later = method.refresh(after, lambda f: pytest.fail("no pass over the data is wanted"), 1)
-    _are_clusters_of(later.memory, after.memory.embeddings)
+    _are_clusters_of(later.memory, after.memory.embeddings.rows)
     update(later, BATCH, jax.random.key(2))
     assert update._cache_size() == 1
 
@@ -83,8 +88,9 @@ def test_labels_are_those_of_the_ids(trained):
     _, state, _, metrics, update = trained
 
     def loss_with(ids):
-        assignments = state.memory.assignments.at[:, ids].set(
-            (state.memory.assignments[:, ids] + 1) % 4
+        rows = state.memory.assignments.rows
+        assignments = dataclasses.replace(
+            state.memory.assignments, rows=rows.at[ids].set((rows[ids] + 1) % 4)
         )
         moved = state.replace(memory=state.memory._replace(assignments=assignments))
         return update(moved, BATCH, jax.random.key(1))[1]["loss"]

@@ -1,6 +1,8 @@
 """What is PCL's own: the switch after the warm-up, the E-step's numbers, prototypes looked up by
 id."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -64,9 +66,10 @@ def test_e_step(trained):
     )
     assert after.memory.active == 1
     for count, found in zip(COUNTS, after.memory.clusterings):
-        means = np.stack([rows[np.asarray(found.assignment) == c].mean(0) for c in range(count)])
+        assignment = np.asarray(found.assignment.rows)
+        means = np.stack([rows[assignment == c].mean(0) for c in range(count)])
         np.testing.assert_allclose(
-            found.prototypes, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-4
+            found.prototypes.rows, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-4
         )
         np.testing.assert_allclose(found.concentration.mean(), 0.2, rtol=1e-5)
 
@@ -90,9 +93,9 @@ def test_prototypes_are_those_of_the_ids(trained):
 
     def loss_with(ids):
         def edit(found):
-            return found._replace(
-                assignment=found.assignment.at[ids].set((found.assignment[ids] + 1) % 12)
-            )
+            old = found.assignment.rows
+            rows = old.at[ids].set((old[ids] + 1) % 12)
+            return found._replace(assignment=dataclasses.replace(found.assignment, rows=rows))
 
         memory = after.memory._replace(clusterings=tuple(map(edit, after.memory.clusterings)))
         return update(after.replace(memory=memory), BATCH, jax.random.key(2))[1]["loss_proto"]

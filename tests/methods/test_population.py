@@ -61,6 +61,9 @@ def test_the_form(monkeypatch):
     [
         (dict(over={}), "expected at least one setting"),
         (dict(over={"seed": ()}), "expected at least one setting"),
+        (dict(over={"seed": 5}), "expected at least one setting"),
+        (dict(over={"seed": (-1,)}), "seed is -1; expected an integer from 0"),
+        (dict(over=5), "expected a list of members"),
         (dict(over=()), "expected a list of members"),
         (dict(over=({},)), "expected a list of members"),
         (dict(over={"seed": (1, 1)}), "expected different values"),

@@ -15,7 +15,7 @@ GPU = """
 %tiles (p: f32[4,6], q: f32[6,6]) -> f32[4,6] {
   %p = f32[4,6]{1,0} parameter(0)
   %q = f32[6,6]{1,0} parameter(1)
-  ROOT %dot.1 = f32[4,6]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %dot.1 = f32[4,6]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}
 }
 
 %add (p: f32[8]) -> f32[8] {
@@ -77,3 +77,4 @@ def test_kernels_of_a_gpu():
     ] + ["Network/head/dense1", "optimizer"]
     assert found[0].dtype == "bf16"
     assert found[3].floor(1e3, 1e3) == 5 * 0.336 and found[3].floor(1e2, 1e9) == 5 * 2.88
+    assert [kernel.exact for kernel in found] == 7 * [False] + [True, False, False]

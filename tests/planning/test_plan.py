@@ -43,6 +43,11 @@ def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
     stepper(state)
     assert found["bytes"]["temporaries"] == pytest.approx(stepper.temporary_bytes, rel=0.15)
     assert found["fits"] and found["bound"] in found["floor_seconds"]
+    held = found["bytes"]["batch"] + found["bytes"]["temporaries"]
+    kept = sum(found["bytes"].values()) - held
+    block = config.evals.batch_size * built.data.train.read(0)["image"].nbytes // 4
+    assert found["evaluation_bytes"] > block
+    assert found["total_bytes"] == kept + max(held, found["evaluation_bytes"])
 
 
 def test_traffic_is_the_gradients_and_the_embeddings(found):
@@ -62,7 +67,14 @@ def test_products_are_counted():
         return jax.lax.scan(lambda c, _: (c @ b, None), a, None, length=3)[0]
 
     jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 5)), jnp.zeros((5, 5)))
-    assert costs.flops(jaxpr) == 3 * 2 * 4 * 5 * 5
+    assert costs.flops(jaxpr) == 3 * 2 * 4 * 5 * 5 and costs.flops(jaxpr, exact=True) == 0
+
+    def g(a, b):
+        return f(a, b), jnp.matmul(a, b, precision="highest")
+
+    jaxpr = jax.make_jaxpr(g)(jnp.zeros((4, 5)), jnp.zeros((5, 5)))
+    assert costs.flops(jaxpr) == 4 * 2 * 4 * 5 * 5
+    assert costs.flops(jaxpr, exact=True) == 2 * 4 * 5 * 5
 
 
 @pytest.mark.slow
@@ -105,14 +117,17 @@ def test_devices_by_the_names_that_jax_gives_them():
 
 
 def test_the_parts_of_a_gpus_program():
-    device = dataclasses.replace(DEVICES["h200"], bfloat16=1e6, float32=5e5, bandwidth=1e6)
+    device = dataclasses.replace(
+        DEVICES["h200"], bfloat16=1e6, float32=5e5, exact=1e5, bandwidth=1e6
+    )
 
-    def kernel(scope, size, flops=0.0, dtype="bf16", times=1):
-        return Kernel(scope, "fusion", times, size, flops, dtype)
+    def kernel(scope, size, flops=0.0, dtype="bf16", times=1, exact=False):
+        return Kernel(scope, "fusion", times, size, flops, dtype, exact)
 
     rows = plan.layers(
         [
             kernel("views", 10, times=3),
+            kernel("crop", 1, 8.0, "f32", exact=True),
             kernel("Network/encoder/block10/mlp1", 100, 50.0),
             kernel("Network/encoder/encoder/block10/mlp2", 100, 300.0),
             kernel("", 1),
@@ -123,16 +138,17 @@ def test_the_parts_of_a_gpus_program():
     assert [row["part"] for row in rows] == [
         "Network/encoder/block2",
         "Network/encoder/block10",
+        "crop",
         "no scope",
         "views",
     ]
     assert (
-        [row["kernels"] for row in rows] == [1, 2, 1, 3]
+        [row["kernels"] for row in rows] == [1, 2, 1, 1, 3]
         and rows[1]["bytes"] == 200
         and rows[1]["flops"] == 350
     )
-    assert [row["seconds"] for row in rows] == pytest.approx([16e-6, 400e-6, 1e-6, 30e-6])
-    assert [row["by_products"] for row in rows] == pytest.approx([1, 0.75, 0, 0])
+    assert [row["seconds"] for row in rows] == pytest.approx([16e-6, 400e-6, 80e-6, 1e-6, 30e-6])
+    assert [row["by_products"] for row in rows] == pytest.approx([1, 0.75, 1, 0, 0])
 
 
 def test_a_gpu_that_is_not_there(config):
