@@ -149,7 +149,7 @@ def test_errors():
         km.kmeans(jax.random.key(0), x, 0)
 
 
-@pytest.mark.parametrize("start", ["rows", "spread"])
+@pytest.mark.parametrize("start", ["rows", pytest.param("spread", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", [None, 10])
 def test_devices_find_the_clusters_of_one(start, limit):
     x = blobs(spread=0.3)[:237]  # no number of devices divides them

@@ -75,6 +75,7 @@ def moved(variables, pattern):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "changes"),
     [
@@ -158,6 +159,7 @@ def test_the_image_tower_is_clips():
     np.testing.assert_allclose(found, norm(x[:, 0], p["image_last"]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "patch", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
 )

@@ -32,6 +32,7 @@ def test_maps_and_parameters_of_cpc_v2s_network():
     assert third == 45 * inner + first and count > third
 
 
+@pytest.mark.slow
 def test_examples_do_not_meet():
     network = resnet_v2.make(stages=((1, 2, 4), (1, 4, 8)), width=1, stem="cifar")
     x = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))

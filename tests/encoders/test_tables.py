@@ -51,6 +51,7 @@ def _maps(features, stages=("stage1", "stage2", "stage3", "stage4")):
     return [list(features[stage].shape[1:]) for stage in stages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _names(r"simclr_resnet.*"))
 def test_simclr_networks(name):
     table = MODELS[name]
@@ -154,6 +155,7 @@ TORCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCH)
 def test_torchvision_networks(name):
     table, (settings, head) = MODELS[name], TORCH[name]

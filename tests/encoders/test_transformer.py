@@ -118,6 +118,7 @@ def test_equals_numpy(style, causal):
     np.testing.assert_allclose(found[real], right[real], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["cls", "avg", "avg_top2", "avg_first_last", "eos"])
 def test_padding_changes_nothing(pool):
     network, variables = built(pool=pool)

@@ -131,6 +131,7 @@ def test_returns_stop_at_the_end_of_an_episode():
     np.testing.assert_allclose(out, [[2.0, 2.0, 8.0], [2.0, 2.0, 4.0]])
 
 
+@pytest.mark.slow
 def test_parity():
     given = unroll()
     cpc = partial(agents.cpc_unroll)

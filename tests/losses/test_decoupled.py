@@ -105,6 +105,7 @@ def test_tiles_give_what_the_matrix_gives(loss):
             np.testing.assert_allclose(x, y, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_parity_over_devices(plan):
     def loss(a, b, axis_name):

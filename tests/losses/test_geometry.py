@@ -142,6 +142,7 @@ def test_hardness_is_the_gradient_of_the_contrastive_loss():
     assert not np.any(none.penalty) and np.array_equal(none.probability, own)
 
 
+@pytest.mark.slow
 def test_devices():
     x, y, queue, labels = data(0, 8, 3), data(1, 8, 3), data(2, 4, 3), np.arange(8) % 3
 

@@ -137,6 +137,7 @@ def test_infograph_that_knows_nothing():
     assert alone.negative == 0 and np.isfinite(alone.positive)
 
 
+@pytest.mark.slow
 def test_devices():
     local, summary, graph_id = data(16, 3), data(8, 3, seed=1), np.arange(16) // 2
     other = data(8, 3, seed=2)

@@ -261,6 +261,7 @@ def test_paired_keys_are_their_own_positives():
         np.testing.assert_allclose(loss(f, g), loss(f, g, np.arange(5)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_devices():
     z_a, z_b, queue, synthetic = (
         data(8, 3),

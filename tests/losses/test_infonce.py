@@ -228,6 +228,7 @@ def test_many_views_on_devices():
     assert_parity(loss, [z], [True])
 
 
+@pytest.mark.slow
 def test_info_nce_on_devices():
     rng = np.random.default_rng(3)
 

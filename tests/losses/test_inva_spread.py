@@ -73,6 +73,7 @@ def test_closed_forms():
     np.testing.assert_allclose(loss(z_a, z_b, block_size=3), loss(z_a, z_b), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_devices():
     def loss(z_a, z_b, axis_name):
         return inva_spread(z_a, z_b, temperature=0.3, axis_name=axis_name) + inva_spread(

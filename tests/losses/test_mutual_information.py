@@ -164,6 +164,7 @@ def test_bfloat16_is_summed_in_float32():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [EVERY[0], *EVERY[-3:]], ids=[NAMES[0], *NAMES[-3:]])
 def test_blocks_change_nothing_and_bound_memory(loss):
     local, summary = maps(images=48, places=16, summaries=1)
@@ -184,6 +185,7 @@ def test_blocks_change_nothing_and_bound_memory(loss):
     assert plain > 4 * 48 * 48 * 16 > 2 * blocked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_parity_over_devices(plan):
     """Several in one, each with a weight of its own; all with CL_JAX_SLOW=1, where small scores

@@ -110,6 +110,7 @@ def test_gradients():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["rows", "both", "nt_xent"])
 def test_parity_over_devices(form):
     def loss(*arrays, axis_name):

@@ -209,6 +209,7 @@ def test_draws_are_uniform_without_replacement():
     )
 
 
+@pytest.mark.slow
 def test_devices():
     features, labels = data(8, 2, 3), np.array([0, 1, 0, 2, 1, 0, 3, 1])
     mask = np.random.default_rng(1).uniform(size=(8, 8))

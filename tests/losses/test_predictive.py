@@ -256,6 +256,7 @@ def test_sampled_negatives_depend_on_the_example_alone():
     )
 
 
+@pytest.mark.slow
 def test_parity_over_devices():
     p, z = sequences(batch=8, times=3, width=3, steps=1)
 

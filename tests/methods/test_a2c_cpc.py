@@ -47,6 +47,7 @@ def trained():
     return method, before, after, metrics, played
 
 
+@pytest.mark.slow
 def test_the_record_of_a_game(trained):
     *_, found = trained
     played = jax.device_get(found["played"])

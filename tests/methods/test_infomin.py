@@ -30,6 +30,7 @@ def moved(method, first):
     return jax.tree.map(lambda a, b: a - b, first.params, after.params), metrics
 
 
+@pytest.mark.slow
 def test_generator_ascends_the_contrast_and_descends_the_labels():
     method = infomin.make(tx=optax.sgd(1.0), labelled=1.0, label_weight=0.5, **SHARED)
     first = jax.jit(method.init)(jax.random.key(0), BATCH)

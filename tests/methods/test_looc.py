@@ -47,6 +47,7 @@ def test_with_no_augmentation_left_out_it_is_moco():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_space_has_its_own_loss_positive_and_queue():
     method = looc.make(views=(VIEW,), left_out=("rotation", "colour"), shuffle=False, **SHARED)
     first = jax.jit(method.init)(jax.random.key(0), BATCH)

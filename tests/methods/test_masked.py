@@ -100,6 +100,7 @@ def test_ibot_without_a_mask_has_no_patch_loss_and_its_centres_are_means_of_the_
     assert np.abs(only - after.memory["patch_centre"]).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_ibots_teacher_follows_and_is_what_evaluators_read():
     method = student(momentum=0.5)
     first, after, _ = stepped(method)

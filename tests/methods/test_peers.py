@@ -98,6 +98,7 @@ def test_nnclr_looks_up_before_view_1_enters_the_queue():
     assert metrics["chance"] == np.float32(np.log(8)) and metrics["queue_filled"] == 0
 
 
+@pytest.mark.slow
 def test_w_mse_whitens_groups_of_the_steps_permutation():
     method = wmse.make(views=(VIEW,) * 3, **SHARED, hidden_dim=8, out_dim=2, group_size=4)
     first, _, metrics = stepped(method)
@@ -108,6 +109,7 @@ def test_w_mse_whitens_groups_of_the_steps_permutation():
     )
 
 
+@pytest.mark.slow
 def test_lejepa_has_one_mean_of_the_global_crops_and_the_steps_directions():
     views = (VIEW, VIEW, SMALL)
     method = lejepa.make(views=views, **SHARED, **WIDTHS, num_global=2, num_directions=16)

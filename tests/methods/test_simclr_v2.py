@@ -42,6 +42,7 @@ def pretrained(**changes):
     )
 
 
+@pytest.mark.slow
 def test_the_released_code_adds_the_two_directions():
     _, _, twice = one_step(pretrained())
     _, _, once = one_step(pretrained(sum_directions=False))

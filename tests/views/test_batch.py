@@ -46,6 +46,7 @@ def test_recipes_say_how_often():
         dataclasses.replace(PLAIN.recipe, second=1.5)
 
 
+@pytest.mark.slow
 def test_a_single_view_is_of_either_picture_by_the_examples_own_coin():
     both = batch(64)
     (whole,) = views.draw([PLAIN], both, jax.random.key(0))

@@ -23,6 +23,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
 KEYS = jax.vmap(jax.random.key)(np.arange(6))
 
 
+@pytest.mark.slow
 def test_a_key_shares_its_augmentation_with_the_query_and_nothing_else():
     draw = jax.jit(
         lambda keys, images: leave_one_out.draw(TURNED, keys, images, ("rotation", "colour"))
