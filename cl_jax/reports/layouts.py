@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 
-# t-SNE takes seconds for a thousand rows. Beyond this many, the others are placed by their
-# neighbours.
-TSNE_ROWS = 5000
+# t-SNE and UMAP take seconds for a thousand rows. Beyond this many, drawn by the seed, the others
+# are placed by their neighbours among these.
+PLACED_ROWS = 3000
 PERPLEXITY = 30
 UMAP = importlib.util.find_spec("umap") is not None
 
@@ -24,39 +24,47 @@ def layouts(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     width = min(50, *rows.shape)
     reduced = PCA(width, random_state=seed).fit_transform(rows)
     flat[:, : min(2, width)] = reduced[:, :2]
-    found = {"PCA": flat, "t-SNE": _tsne(reduced, seed)}
+    chosen = np.arange(len(rows))
+    if len(rows) > PLACED_ROWS:
+        drawn = np.random.default_rng(seed).choice(len(rows), PLACED_ROWS, replace=False)
+        chosen = np.sort(drawn)
+    found = {"PCA": flat, "t-SNE": _with_others(_tsne(reduced[chosen], seed), chosen, reduced)}
     if UMAP:
-        with warnings.catch_warnings(action="ignore"):  # of parts of it that need TensorFlow
-            import umap
-
-            near = min(15, len(rows) - 1)
-            place = umap.UMAP(n_neighbors=near, random_state=seed, n_jobs=1)
-            found["UMAP"] = place.fit_transform(rows)
+        found["UMAP"] = _with_others(_umap(rows[chosen], seed), chosen, reduced)
     return {name: np.asarray(places, np.float32) for name, places in found.items()}
 
 
-def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
-    from sklearn.manifold import TSNE
+def _with_others(placed: np.ndarray, chosen: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Places of all rows: those of `chosen` as they are, any other at the mean of its three nearest
+    of these."""
     from sklearn.neighbors import NearestNeighbors
 
-    if len(x) < 4:
-        return np.zeros((len(x), 2), np.float32)
-    chosen = np.arange(len(x))
-    if len(x) > TSNE_ROWS:
-        drawn = np.random.default_rng(seed).choice(len(x), TSNE_ROWS, replace=False)
-        chosen = np.sort(drawn)
-    perplexity = min(PERPLEXITY, (len(chosen) - 1) / 3)
-    fit = TSNE(
-        perplexity=perplexity,
-        init="pca" if x.shape[1] > 1 else "random",
-        max_iter=500,
-        random_state=seed,
-        n_jobs=-1,
-    )
-    placed = fit.fit_transform(x[chosen].astype(np.float32))
     if len(chosen) == len(x):
         return placed
     near = NearestNeighbors(n_neighbors=3).fit(x[chosen]).kneighbors(x, return_distance=False)
     places = placed[near].mean(1)
     places[chosen] = placed
     return places
+
+
+def _umap(x: np.ndarray, seed: int) -> np.ndarray:
+    with warnings.catch_warnings(action="ignore"):  # of parts of it that need TensorFlow
+        import umap
+
+        near = min(15, len(x) - 1)
+        return umap.UMAP(n_neighbors=near, random_state=seed, n_jobs=1).fit_transform(x)
+
+
+def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
+    if len(x) < 4:
+        return np.zeros((len(x), 2), np.float32)
+    fit = TSNE(
+        perplexity=min(PERPLEXITY, (len(x) - 1) / 3),
+        init="pca" if x.shape[1] > 1 else "random",
+        max_iter=500,
+        random_state=seed,
+        n_jobs=-1,
+    )
+    return fit.fit_transform(x.astype(np.float32))

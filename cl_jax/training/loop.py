@@ -439,6 +439,11 @@ class _Interval(NamedTuple):
     parts: list[tuple[int, Any]]
 
 
+def _is_done(parts: list[tuple[int, Any]]) -> bool:
+    """Whether the device is through with the last of some dispatches."""
+    return bool(parts[-1][1]["loss"].is_ready())
+
+
 class _Pending:
     """Metrics on their way from the device. They are read one logging interval late, so that no
     step waits for the host."""
@@ -464,6 +469,9 @@ class _Pending:
     def add(self, first: int, values: Any) -> None:
         self.since += self.steps.compile_seconds - self.compiled  # not a part of any step
         self.compiled = self.steps.compile_seconds
+        for number, interval in enumerate(self.closed):
+            if interval.ended is None and _is_done(interval.parts):
+                self.closed[number] = interval._replace(ended=time.perf_counter())
         self.current.append((first, values))
 
     def log(self) -> None:
@@ -500,9 +508,7 @@ class _Pending:
 
     def _close(self) -> None:
         if self.current:
-            # as on a CPU, where a step is done when it is dispatched
-            done = self.current[-1][1]["loss"].is_ready()
-            ended = time.perf_counter() if done else None
+            ended = time.perf_counter() if _is_done(self.current) else None
             self.closed.append(_Interval(ended, self.steps.wait_seconds, self.current))
             self.current = []
 

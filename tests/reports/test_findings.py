@@ -83,7 +83,7 @@ def test_shares_of_the_gradient_are_those_of_the_softmax():
 
 
 def test_layouts_keep_groups_together_also_of_rows_that_neighbours_place(x, monkeypatch):
-    monkeypatch.setattr(layouts, "TSNE_ROWS", 40)
+    monkeypatch.setattr(layouts, "PLACED_ROWS", 40)
     monkeypatch.setattr(layouts, "UMAP", False)
     found = layouts.layouts(x)
     assert found.keys() == {"PCA", "t-SNE"}
