@@ -2,12 +2,14 @@
 
 python benchmarks/layers.py [--small]
 
-Forward, then forward with both gradients, of a batch of 128 images:
+Forward, then forward with gradients, of a batch of 128 images:
 
   convolution   3x3 kernels on maps that are no larger than the kernel, as a product per tap
                 (cl_jax/encoders/convolve.py), and on larger ones in Winograd's form
                 (cl_jax/encoders/winograd.py), against `lax.conv_general_dilated` and PyTorch with
                 channels_last
+  SwAV          codes of two views and 3,000 prototypes, then codes, loss and its gradient: by
+                factors (cl_jax/losses/assignments.py), in logarithms, and PyTorch's by factors
 
 A form of which this does not show a gain has no place in the library. Forms run in turn; times are
 medians of processor time, ratios the median over rounds."""
@@ -95,6 +97,62 @@ def convolution(images: int, side: int, channels: int, features: int, stride: in
     return found
 
 
+def swav(examples: int, prototypes: int) -> dict:
+    """{form: {part: one run}}; "XLA" stands for the iterations in logarithms."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cl_jax import losses
+
+    rng = np.random.default_rng(0)
+    z, c = rng.normal(size=(2, examples, 128)), rng.normal(size=(prototypes, 128))
+    z, c = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, c))
+    given = (z @ c.T).astype(np.float32)
+
+    def in_logarithms(scores):
+        log_q = scores / 0.05
+        for _ in range(3):
+            log_q = log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True)
+            log_q = log_q - jax.nn.logsumexp(log_q, axis=2, keepdims=True)
+        return jnp.exp(log_q)
+
+    def runs(codes):
+        def loss(scores):
+            return losses.swav(scores, jax.lax.stop_gradient(codes(scores)), temperature=0.1)
+
+        scores = jax.device_put(given)
+        compiled = jax.jit(codes), jax.jit(jax.value_and_grad(loss))
+        return {
+            "forward": lambda: jax.block_until_ready(compiled[0](scores)),
+            "with gradients": lambda: jax.block_until_ready(compiled[1](scores)),
+        }
+
+    found = {
+        "cl_jax": runs(lambda s: losses.swav_codes(s, epsilon=0.05, iterations=3)),
+        "XLA": runs(in_logarithms),
+    }
+    torch = torch_or_none()
+    if torch is None:
+        return found
+    rows = torch.from_numpy(given).requires_grad_(True)
+
+    def codes() -> Any:
+        with torch.no_grad():
+            q = torch.exp(rows / 0.05)
+            for _ in range(3):
+                q /= q.sum(1, keepdim=True)
+                q /= q.sum(2, keepdim=True)
+            return q
+
+    def step() -> None:
+        log_p = torch.log_softmax(rows / 0.1, 2)
+        torch.autograd.grad(-(codes().flip(0) * log_p).sum(2).mean(), [rows])
+
+    found["PyTorch"] = {"forward": codes, "with gradients": step}
+    return found
+
+
 def torch_or_none() -> Any:
     try:
         import torch
@@ -122,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         for side, channels, features, stride in convolutions
     }
+    sizes = (16, 8) if args.small else (1024, 3000)
+    layers |= {"SwAV, {} examples, {} prototypes".format(*sizes): swav(*sizes)}
     found, rows = {}, []
     for layer, forms in layers.items():
         runs: Runs = {

@@ -3,7 +3,7 @@
 python benchmarks/reading.py [--files 20000] [--small]
 
   batches   images/s of a source in memory through the host's path, which a set that does not lie on
-            the device takes, by batch size: nothing is decoded
+            the device takes, by batch size: rows of an array, and examples that are read one by one
   JPEGs     one thread, images/s of `cl_jax.data.images.decode` to the central square of at most
             256 pixels, against torchvision's Resize and CenterCrop, by size
   listing   a folder's files with their sizes and times, against os.scandir with a stat of each file
@@ -25,8 +25,10 @@ import _timing
 SIZES = ((96, 96), (500, 375), (4000, 3000))  # width, height
 
 
-def batches_of(sizes: tuple[int, ...], seconds: float) -> dict[int, float]:
-    """{batch size: images/s}."""
+def batches_of(sizes: tuple[int, ...], seconds: float, in_memory: bool) -> dict[int, float]:
+    """{batch size: images/s}, of a source whose arrays are known or of one that reads examples."""
+    import dataclasses
+
     import numpy as np
 
     from cl_jax.data import batches
@@ -34,6 +36,8 @@ def batches_of(sizes: tuple[int, ...], seconds: float) -> dict[int, float]:
 
     images = np.random.default_rng(0).integers(0, 256, (16_384, 32, 32, 3), np.uint8)
     source = from_arrays("random", {"image": images}, {})
+    if not in_memory:
+        source = dataclasses.replace(source, arrays=None)
     found = {}
     for size in sizes:
         loaded = batches.host_batches(source, batch_size=size, seed=0, start_step=0, steps=10**6)
@@ -114,11 +118,15 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.small:
         args.files, args.repeats, args.seconds = 50, 3, 0.1
-    rates = batches_of((64,) if args.small else (64, 256, 1024, 4096), args.seconds)
-    rows: list[list[Any]] = [
-        ["batches of " + str(size), f"{rate:,.0f} images/s", ""] for size, rate in rates.items()
-    ]
-    record: dict[str, Any] = {"batches": rates, "decoding": {}}
+    sizes = (64,) if args.small else (64, 256, 1024, 4096)
+    record: dict[str, Any] = {"batches": {}, "decoding": {}}
+    rows: list[list[Any]] = []
+    for kind, in_memory in (("of an array", True), ("read one by one", False)):
+        rates = record["batches"][kind] = batches_of(sizes, args.seconds, in_memory)
+        rows += [
+            [f"batches of {size}, {kind}", f"{rate:,.0f} images/s", ""]
+            for size, rate in rates.items()
+        ]
     for width, height in SIZES[:1] if args.small else SIZES:
         side = min(height, 256)
         runs, calls = decoders(jpeg(width, height), side), max(1, 60_000 // (width * height))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.cluster.lloyd import (
+from cl_jax.cluster._lloyd import (
     Rows,
     assign_rows,
     block_of,

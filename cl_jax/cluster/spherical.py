@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.cluster.lloyd import assign_rows, block_of, nearest, rows_at, rows_of, sums, unit
+from cl_jax.cluster._lloyd import assign_rows, block_of, nearest, rows_at, rows_of, sums, unit
 from cl_jax.core.shapes import check, check_axis, check_integer
 from cl_jax.core.sharded import Sharded
 

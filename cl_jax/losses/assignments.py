@@ -11,7 +11,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
 from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses.no_negatives import check_owners
+from cl_jax.losses._owners import check_owners
 
 
 @any_mesh

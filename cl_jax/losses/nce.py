@@ -96,6 +96,7 @@ def bank_logits(
     check_integer("b k", sizes, indices=indices)
     check_positive(temperature=temperature)
     check_count(block_size=block_size)
+    check_axis(axis_name)
     columns = indices.shape[1]
     rows = lax.stop_gradient(bank.rows if isinstance(bank, Sharded) else jnp.asarray(bank))
     if isinstance(bank, Sharded) and (devices := axis_size(axis_name)) > 1:

@@ -9,6 +9,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, mean
 from cl_jax.core.numerics import common_type, log_softmax, softmax, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
+from cl_jax.losses._owners import check_owners
 
 
 @any_mesh
@@ -242,23 +243,3 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
         for target, owner in zip(targets, owners)
     )
     return -jnp.sum(rows) / (len(owners) * (views - 1) * sizes["b"])
-
-
-def check_owners(views: int, targets: int, owners: Sequence[int]) -> tuple[int, ...]:
-    """The views that targets were computed from, as a tuple.
-
-    Raises:
-      ValueError: fewer than two views, an owner that is no view, another number of owners than of
-        targets.
-    """
-    owners = tuple(owners)
-    if views < 2:
-        raise ValueError(
-            f"There are {views} views; expected at least 2, since no view predicts its own target."
-        )
-    if len(owners) != targets or not all(0 <= owner < views for owner in owners):
-        raise ValueError(
-            f"The targets belong to views {list(owners)}; expected {targets} numbers from 0 to "
-            f"{views - 1}, one for each of the targets. Views with targets come first by default."
-        )
-    return owners

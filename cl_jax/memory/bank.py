@@ -9,7 +9,7 @@ from jax import lax
 from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, any_mesh
 from cl_jax.core.numerics import wide_type
-from cl_jax.core.shapes import check, check_count, check_integer
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer
 from cl_jax.core.sharded import Sharded
 from cl_jax.memory.prototypes import normalise
 
@@ -56,6 +56,7 @@ def update(
     """
     sizes = check("n d", bank=bank)
     check_integer("b", check("b d", sizes, rows=rows), ids=ids)
+    check_axis(axis_name)
     ids = jnp.asarray(ids)
     held: jax.Array
     if isinstance(bank, Sharded):  # a device moves the rows that it holds

@@ -222,6 +222,10 @@ class Training:
     def _skipped(self, state: State, bad: "NonFinite") -> State:
         skips, pending = self.config.nonfinite == "skip", self.pending
         if not skips or pending.skipped < KEPT:
+            try:  # Orbax mixes up two saves of one process that begin at the same time
+                self.checkpoints.wait()
+            except SaveError as error:
+                self.log.say(str(error))
             self.log.say(replay.keep(self.workdir, state, bad.record))
         if not skips:
             raise bad

@@ -186,16 +186,13 @@ def lars_simclr(
 
     u = g + weight_decay w,  r = trust_coefficient ||w|| / ||u|| (1 where a norm is 0),  v <-
     momentum v + lr r u, w <- w - v. Leaves that `mask` leaves out are neither decayed nor rescaled.
-    You et al., arXiv 1708.03888."""
-    chosen = True if mask is None else mask
-    return optax.lars(
-        learning_rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=chosen,
-        trust_coefficient=trust_coefficient,
-        trust_ratio_mask=chosen,
-        momentum=momentum,
-        nesterov=nesterov,
+    `optax.lars` makes the same steps with a buffer of the other sign. You et al., arXiv
+    1708.03888."""
+    return optax.chain(
+        _trust(weight_decay, trust_coefficient, mask),
+        _scale(learning_rate),
+        optax.trace(momentum, nesterov),
+        optax.scale(-1.0),
     )
 
 
@@ -209,12 +206,8 @@ def lars_byol(
 ) -> optax.GradientTransformation:
     """LARS of BYOL, MoCo v3 and DINO: the learning rate is outside, v <- momentum v + r u, w <- w -
     lr v."""
-    trust = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
-    )
     return optax.chain(
-        trust if mask is None else optax.masked(trust, mask),
+        _trust(weight_decay, trust_coefficient, mask),
         optax.trace(momentum),
         _scale(learning_rate),
         optax.scale(-1.0),
@@ -332,6 +325,16 @@ def freeze_until(
     return _checked(
         optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains
     )
+
+
+def _trust(
+    weight_decay: float, trust_coefficient: float, mask: Mask | None
+) -> optax.GradientTransformation:
+    trust = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+    )
+    return trust if mask is None else optax.masked(trust, mask)
 
 
 def _scale(learning_rate: float | Schedule) -> optax.GradientTransformation:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans as Reference
 
+from cl_jax.cluster import _lloyd as lloyd
 from cl_jax.cluster import kmeans as km
-from cl_jax.cluster import lloyd
 from cl_jax.core import parallel, sharded
 from cl_jax.core.parallel import AXIS, EACH, SAME
 

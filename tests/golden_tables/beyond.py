@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cl_jax.core.numerics import unit
 from cl_jax.encoders import masking, positions
 from cl_jax.losses import (
     assignments,
@@ -180,7 +181,7 @@ def _nnclr_queue(case: Case) -> queue.Queue:
 
 
 def _unit(z):
-    return decoupled.unit(z)
+    return unit(z)
 
 
 def nnclr(case: Case) -> dict:

@@ -74,6 +74,8 @@ def test_losses():
 @pytest.mark.parametrize("package", [memory, cluster])
 def test_functions_of(package):
     for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith("_"):
+            continue
         functions = inspect.getmembers(
             importlib.import_module(f"{package.__name__}.{module.name}"), inspect.isfunction
         )
