@@ -399,6 +399,25 @@ def test_a_run_that_stopped_at_a_bad_step_goes_on_with_skip(config, calls, tmp_p
     assert kept(tmp_path)[-1] == LAST
 
 
+def test_a_bad_step_is_kept_when_no_save_is_under_way(config, calls, tmp_path, monkeypatch):
+    """Orbax mixes up two saves of one process that begin at the same time."""
+    config.checkpoint_steps = 1
+    monkeypatch.setattr(loop, "build", bad_at(4))
+    under_way, seen, write = [], [], checkpoint._write
+
+    def slow(store, step, *rest):
+        under_way.append(step)
+        time.sleep(0.3)
+        write(store, step, *rest)
+        under_way.remove(step)
+
+    monkeypatch.setattr(checkpoint, "_write", slow)
+    monkeypatch.setattr(loop.replay, "keep", lambda *_: seen.append([*under_way]) or "kept")
+    with pytest.raises(loop.NonFinite):
+        loop.train(config, tmp_path)
+    assert seen == [[]] and kept(tmp_path)[-1] == 4
+
+
 def test_after_a_skipped_step_schedules_log_and_momentum_have_one_clock():
     def rate(count):
         return 0.1 * 0.5**count
