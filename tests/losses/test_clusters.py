@@ -284,6 +284,7 @@ def test_spcl_edges():
     np.testing.assert_array_equal(grad, 0)
 
 
+@pytest.mark.slow
 def test_devices_pcl():
     def loss(q, k, queue, *clustering, axis_name):
         knobs = {"temperature": 0.2, "axis_name": axis_name}

@@ -176,6 +176,7 @@ def test_stopping_the_second_view_keeps_the_value():
     assert np.any(grad[1]) and not np.any(half[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [3, 20])
 def test_parity_over_devices(width):
     def loss(a, b, axis_name):

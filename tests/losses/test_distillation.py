@@ -159,6 +159,7 @@ def test_embed():
     assert np.isfinite(zero).all()
 
 
+@pytest.mark.slow
 def test_devices():
     def loss(student, teacher, labels, labelled, axis_name):
         return (

@@ -171,6 +171,7 @@ def test_bfloat16_rows_are_rounded_after_their_length():
     )
 
 
+@pytest.mark.slow
 def test_devices_agree():
     z, proxies, d_real, d_fake = batch()
 

@@ -106,6 +106,7 @@ def test_logits():
     np.testing.assert_allclose(logits, 2 * unit(U) @ unit(V[:3]).T + 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_clip_on_devices(plan):
     def loss(u, v, scale, *, axis_name):
@@ -118,6 +119,7 @@ def test_clip_on_devices(plan):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["gather", "ring"])
 def test_siglip_on_devices(plan):
     def loss(u, v, scale, bias, *, axis_name):

@@ -337,6 +337,7 @@ def test_devices():
     assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
 
 
+@pytest.mark.slow
 def test_devices_softmax():
     (query, bank, indices), (other, other_bank, _) = data(), data(1)
 

@@ -174,6 +174,7 @@ def test_units():
     assert module.local_units(4, 4) == ((0, 3),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [1, 2, 3, 4])
 def test_gradient_stays_in_its_unit(span):
     layers, heads, units, x_a, x_b = network(span)

@@ -102,6 +102,7 @@ def test_the_first_stage_is_the_cross_entropy_of_all_tokens(mixed):
     assert metrics["grad_norm"] > 0 and int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_joint_training_starts_from_the_first_stage_and_drops_true_distractors(mixed):
     method, state = mixed
     run = RUN._replace(previous=Stage(method, state))

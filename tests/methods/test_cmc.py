@@ -101,6 +101,7 @@ def test_errors():
         build(graph="ring")
 
 
+@pytest.mark.slow
 def test_without_a_bank_the_other_view_s_features_of_the_batch_are_the_candidates():
     method, state, update = build(loss="in_batch", temperature=0.5)
     assert state.memory is None and method.negatives == 7

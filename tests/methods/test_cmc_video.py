@@ -35,6 +35,7 @@ def cross_entropies(a, b):
     return sum(np.log(np.exp(x).sum(1)).mean() - own.mean() for x in (logits, logits.T))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_over_edges_and_directions():
     method = build()
     state = jax.jit(method.init)(jax.random.key(0), BATCH)

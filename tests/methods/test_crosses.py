@@ -39,6 +39,7 @@ def step(made):
     return state, *jax.jit(method.update)(state, BATCH, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name == "moco" else pytest.param(name, marks=pytest.mark.slow) for name in BASES],
@@ -196,6 +197,7 @@ def test_clae_refuses_a_queue():
         clae_step(parts("moco"))
 
 
+@pytest.mark.slow
 def test_clae_over_the_authors_other_bases():
     """The "plain" one is the temperature study's contrastive loss, "UEL" InvaSpread."""
     plain = temperature.make(base=parts("simclr"), run=RUN, temperature=0.1)

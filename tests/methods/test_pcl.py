@@ -58,6 +58,7 @@ def test_warm_up_leaves_the_state_alone(trained):
     assert method.refresh(state, lambda f: pytest.fail("no features are wanted"), 0) is state
 
 
+@pytest.mark.slow
 def test_e_step(trained):
     _, _, state, after, rows = trained
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)

@@ -43,6 +43,7 @@ def started():
     return method, state, jax.jit(method.update)
 
 
+@pytest.mark.slow
 def test_a_sentence_is_written_from_the_other_clips(started):
     """The loss by hand: attention over the others at .1, the mean log likelihood of tokens."""
     method, state, update = started

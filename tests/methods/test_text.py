@@ -212,6 +212,7 @@ def stepped_features(method, first):
     return method.features(first.params, first.stats, {"image": image} | text, True)[0]
 
 
+@pytest.mark.slow
 def test_clip_in_pieces_is_the_whole_step():
     whole, pieces = (stepped(paired(micro_batches=m))[1] for m in (1, 4))
     assert far(whole.params, pieces.params) < 2e-5
