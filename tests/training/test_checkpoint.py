@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -16,6 +17,7 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.sharded import whole
 from cl_jax.training import checkpoint
+from tests import killed_save
 from tests.training.test_chaos import state_of
 from tests.training.test_resume import assert_same
 
@@ -174,14 +176,7 @@ def test_the_order_of_a_config_is_kept(tmp_path):
     assert list(stored["views"]) == ["large", "a", "small"]
 
 
-# A kill at every call to the file system --------------------------------------
-
-CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
-CALLS += ("os.utime", "os.chmod", "os.truncate", "shutil.rmtree", "shutil.move", "os.link")
-
-
-class Killed(BaseException):
-    pass
+# A save that ends at every call to the file system --------------------------------------
 
 
 class Disk:
@@ -192,50 +187,65 @@ class Disk:
         sys.addaudithook(self.hook)  # for the rest of the process; idle while `left` is None
 
     def hook(self, event, given):
-        if self.left is None or event not in CALLS or self.root not in str(given[0]):
+        if self.left is None or event not in killed_save.CALLS or self.root not in str(given[0]):
             return
         with self.lock:
             self.left -= 1
             if self.left < 0:
-                raise self.kind(5, "Input/output error") if self.kind is OSError else self.kind
+                raise OSError(5, "Input/output error")
 
-    def fails(self, root, at, kind):
-        self.root, self.left, self.kind = str(root), at, kind
+    def fails(self, root, at):
+        self.root, self.left = str(root), at
 
 
-@pytest.mark.slow  # a save for each call
+def refused_at(disk, folder, what, call):
+    """A save that the file system refuses from a call on; whether it came so far."""
+    store, failed = checkpoint.Checkpoints(folder, keep=3), True
+    assert store.restore(state_of(0)).step == 2
+    disk.fails(folder, call)
+    try:
+        store.save(state_of(3)) if what == "last" else store.save_best(state_of(2), 0.5)
+        store.wait()
+        failed = False
+    except SaveError:
+        pass
+    reached, disk.left = disk.left < 0, None
+    assert reached or not failed
+    return reached
+
+
+def killed_at(folder, what, call):
+    """A save in a process that is killed at a call; whether it came so far."""
+    command = [sys.executable, "-m", "tests.killed_save", str(folder), what, str(call)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode in (0, killed_save.STATUS), ran.stderr
+    return ran.returncode != 0
+
+
+@pytest.mark.slow  # a save for each call, of "killed" in a process of its own
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("kind", [Killed, OSError], ids=["killed", "refused"])
+@pytest.mark.parametrize("how", ["killed", "refused"])
 @pytest.mark.parametrize("what", ["last", "best"])
-def test_a_save_that_ends_at_any_call_to_the_file_system(what, kind, tmp_path):
+def test_a_save_that_ends_at_any_call_to_the_file_system(what, how, tmp_path):
     """The two checkpoints before stay whole, the run resumes at the newest whole one, and saves
     there again. "killed": nothing that follows happens either; "refused": an error that is told."""
-    disk, tried, whole_after = Disk(), 0, 0
+    disk, tried = Disk(), 0
     saved(tmp_path / "start", 1, 2, best=(1,))
     while True:
         folder = tmp_path / str(tried)
         shutil.copytree(tmp_path / "start", folder)
-        store, failed = checkpoint.Checkpoints(folder, keep=3), True
-        assert store.restore(state_of(0)).step == 2
-        disk.fails(folder, tried, kind)
-        try:
-            store.save(state_of(3)) if what == "last" else store.save_best(state_of(2), 0.5)
-            store.wait()
-            failed = False
-        except (Killed, SaveError):
-            pass
-        except Exception as error:  # raised in a thread of the store, in its own words
-            assert kind is Killed, error
-        reached, disk.left = disk.left < 0, None
+        reached = (
+            killed_at(folder, what, tried)
+            if how == "killed"
+            else refused_at(disk, folder, what, tried)
+        )
         if not reached:
-            assert not failed
             break
         newest, best = restored(folder), restored(folder, best=True)
         assert_same(state_of(int(newest.step)), newest, f"call {tried}")
         assert_same(state_of(int(best.step)), best, f"call {tried}")
         assert newest.step in (2, 3) and best.step in (1, 2)
-        whole_after += int(newest.step) == 3 or int(best.step) == 2
         again = checkpoint.Checkpoints(folder, keep=3)
         again.restore(state_of(0))
         again.save(state_of(4))
@@ -246,5 +256,5 @@ def test_a_save_that_ends_at_any_call_to_the_file_system(what, kind, tmp_path):
         shutil.rmtree(folder)
         tried += 1
         jax.clear_caches() if tried % 50 == 0 else None
-    print(f"saves ended at a call survived: {tried} of {tried} ({what}, {kind.__name__})")
+    print(f"saves ended at a call survived: {tried} of {tried} ({what}, {how})")
     assert tried > 10

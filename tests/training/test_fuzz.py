@@ -89,7 +89,8 @@ def is_of_another_kind(value, right) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", configs.names())
-def test_wrong_settings_of_every_config_get_a_sentence(name):
+def test_wrong_settings_of_every_config_get_a_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some values are names of files to be written
     config = configs.smallest(name)
     if "stage_order" in config:
         with config.unlocked():
