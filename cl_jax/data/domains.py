@@ -76,7 +76,8 @@ def make(
 def _load(role: str, section: Mapping[str, Any]) -> Splits:
     settings = dict(section)
     name = settings.pop("name", "")
-    if not name or name == "domains":
+    words = name.split(".") if isinstance(name, str) else [""]
+    if name == "domains" or not all(word.isidentifier() for word in words):
         raise ValueError(
             f"the {role} section is {dict(section)}; expected the name of a data source and its "
             "settings, as in config.data."

@@ -44,7 +44,8 @@ def make(
 
     Args:
       train_size, test_size: recordings.
-      sample_rate: in Hz; at least 7000, or the highest formant does not fit below half of it.
+      sample_rate: in Hz, at most 192000, and at least 7000, or the highest formant does not fit
+        below half of it.
       seed: of everything.
 
     Raises:
@@ -53,8 +54,8 @@ def make(
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         if size < 1:
             raise ValueError(f"{name}={size}; expected 1 or more.")
-    if sample_rate < 7000:
-        raise ValueError(f"sample_rate={sample_rate}; expected at least 7000 Hz.")
+    if not 7000 <= sample_rate <= 192_000:
+        raise ValueError(f"sample_rate={sample_rate}; expected 7000 to 192000 Hz.")
     longest = round(_SECONDS[1] * sample_rate)
 
     def part(number: int, name: str, size: int) -> Source:

@@ -59,5 +59,5 @@ def test_recordings_depend_on_the_seed_and_their_part():
 def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="train_size=0"):
         vowels.make(train_size=0)
-    with pytest.raises(ValueError, match="at least 7000 Hz"):
+    with pytest.raises(ValueError, match="expected 7000 to 192000 Hz"):
         vowels.make(sample_rate=4000)
