@@ -28,8 +28,9 @@ def shuffle_batch(
 
 
 def unshuffle_batch(x: jax.Array, permutation: jax.Array, axis_name: str | None) -> jax.Array:
-    """The rows of x [B_local, ...] back in the order they had before `shuffle_batch`."""
-    return _permuted(jnp.argsort(permutation), x, axis_name)
+    """The rows of x [B_local, ...] back in the order they had before any permutation. All rows are
+    gathered: they are embeddings, small beside the images that were shuffled."""
+    return shuffle_by(jnp.argsort(permutation), x, axis_name)
 
 
 def shuffle_by(permutation: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -65,7 +66,7 @@ def _permutation(key: jax.Array, batch: int) -> jax.Array:
 
 
 def _permuted(permutation: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
-    """`shuffle_by`, for a permutation of `shuffle_batch` or its inverse."""
+    """`shuffle_by`, for a permutation that `_permutation` made."""
     check_axis(axis_name)
     devices, rows = axis_size(axis_name), x.shape[0]
     if devices == 1 or _strata(len(permutation)) % devices:

@@ -57,7 +57,11 @@ def test_only_the_rows_that_move_are_exchanged(devices):
         .compile()
     )
     text = compiled.as_text()
-    assert len(re.findall(r" all-to-all(?:-start)?\(", text)) == 2 and "all-gather" not in text
+    # The images go by one all-to-all; what comes back, embeddings in use, is gathered.
+    counts = [
+        len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-to-all", "all-gather")
+    ]
+    assert counts == [1, 1]
     shuffled, back = compiled(jax.device_put(x, NamedSharding(mesh, PartitionSpec(AXIS))))
     np.testing.assert_array_equal(shuffled, expected)
     np.testing.assert_array_equal(back, x)

@@ -395,7 +395,7 @@ def _shufflebn(case):
     def step(im_q, im_k):
         shuffled = shuffle.shuffle_by(case["permutation"], im_k, "ranks")
         k, bn_k = forward(k_params, shuffled)
-        k = shuffle.shuffle_by(jnp.argsort(case["permutation"]), k, "ranks")
+        k = shuffle.unshuffle_batch(k, case["permutation"], "ranks")
 
         def loss(params):
             q, bn_q = forward(params, im_q)
