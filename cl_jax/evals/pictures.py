@@ -190,6 +190,34 @@ def curves(
     _save(figure, path)
 
 
+def bands(
+    path: str | os.PathLike,
+    steps: Sequence[float],
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    title: str,
+    xlabel: str,
+) -> None:
+    """Curves over training with what they may be off by: {name: (values [E], half widths [E])} at
+    steps [E].
+
+    Raises:
+      ValueError: no curve, or one of another length.
+    """
+    if not lines or any(len(x) != len(steps) for both in lines.values() for x in both):
+        raise ValueError(f"expected one curve or more, of {len(steps)} values each.")
+    figure = Figure(figsize=(7, 4.5), dpi=DPI)
+    axes = figure.add_subplot()
+    colours = (LINE, OTHER, SAME, *BASELINES)
+    for (name, (values, half)), colour in zip(lines.items(), colours * len(lines)):
+        axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, values, color=colour, label=name)
+    _plain(axes, title, xlabel)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def histograms(
     path: str | os.PathLike,
     rows: Mapping[str, Sequence[tuple[str, Mapping[str, np.ndarray]]]],
