@@ -5,7 +5,7 @@ python benchmarks/accelerator.py [--seconds 460] [--data path/to/cifar10] [--par
 [--small]
 
 Each part is a script of this folder in a process of its own, with a budget of seconds after which
-it is stopped. After each part the record is written anew, with what a stopped part has written
+it is stopped. After each part the record is written again, with what a stopped part has written
 until then, so that a call that is cut keeps all it has. What is needed most comes first; a part
 for which no time is left says "not run". A second call may name the parts that are missing: the
 record's other parts stay.

@@ -7,7 +7,7 @@ the output from becoming constant. The metric "z_std" is the deviation of the no
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
   contrastive methods.
-For the first sixteen it forgets what an untrained network sees of the digits, and finds them after.
+For the first sixteen it is below its untrained network on the digits, and above it afterwards.
 
 Variants:
   folder        your own images: `cl-jax train simsiam:folder PATH`.

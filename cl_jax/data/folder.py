@@ -143,7 +143,7 @@ def make(
         raise ValueError(f"limit={limit}; expected a number of images, or 0 for all.")
     root, found = _listed(path)
     if found.others:
-        logging.warning("%s: files left aside: %s.", path, found.told())
+        logging.warning("%s: skipped files: %s.", path, found.told())
     layout = _limited(divide(path, found, labels, test_share), limit)
 
     workers = workers or cores()
@@ -248,7 +248,7 @@ def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: in
         _sides_in_words(root, sorted(used - found.bad.keys())),
     ]
     if found.others:
-        lines.append(f"left aside: {found.told()}.")
+        lines.append(f"skipped files: {found.told()}.")
     if found.bad:
         name, why = next(iter(found.bad.items()))
         lines.append(f"not opened: {len(found.bad)}, such as {images.printable(name)}: {why}.")
@@ -332,8 +332,8 @@ def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout
         if lost:
             raise ValueError(
                 f"{path}: of the class folders of its {part} part, {_some(lost)} hold no image "
-                f"that can be read; left aside: {found.told()}. Convert those files, or move the "
-                "folders away."
+                f"that can be read; skipped files: {found.told()}. Convert those files, or move "
+                "the folders away."
             )
     number = {name: i for i, name in enumerate(classes)}
     numbers = {
@@ -431,7 +431,7 @@ def _places(path: str, found: Listing) -> dict[str, str]:
     aside = [*given[1:], *others]
     if aside:
         logging.warning(
-            "%s: the parts are %s; %s left aside.",
+            "%s: the parts are %s; %s skipped.",
             path,
             " and ".join([*roles["train"], *given[:1], *roles["unlabeled"]]),
             _some(aside),
@@ -477,7 +477,7 @@ def _nested(
 
 def _refuse_unclear(path: str, files: list[str], tops: list[str]) -> None:
     """Refuses folders of which some are named like parts: as classes they would say which part an
-    image is from. Any others that repeat the same sub-folders are told."""
+    image is from. A warning names any others that repeat the same sub-folders."""
     deeper = {file.split("/")[0] for file in files if file.count("/") > 1}
     words = {top: set(re.split(r"[^a-z]+", top.lower())) for top in tops}
     named = [top for top in tops if role(top) or words[top] & (NAMES.keys() | _LIKE_PARTS)]
@@ -782,7 +782,7 @@ def everything(
     if not found.files:
         raise ValueError(_nothing(path, found))
     if found.others:
-        logging.warning("%s: files left aside: %s.", path, found.told())
+        logging.warning("%s: skipped files: %s.", path, found.told())
     layout = Layout({"train": found.files}, {}, [], False)
     if len(found.files) > 1:
         try:

@@ -324,7 +324,7 @@ def effective_rank(
 
     Args:
       features: [N, D]. Gradient flows.
-      centre: subtracts the mean row first, so that a constant offset is no direction.
+      centre: subtracts the mean row first, so that a constant offset is not a direction.
       axis_name: device axis that splits the rows.
 
     Returns:

@@ -110,7 +110,7 @@ def make(
     block_size: rows that meet the centroids at a time, see `kmeans`.
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
-    the authors draw anew. The host holds the features of all examples during an E-step: N x D
+    the authors draw new ones. The host holds the features of all examples during an E-step: N x D
     float32, for ImageNet and AlexNet 21 GB."""
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")

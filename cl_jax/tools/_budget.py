@@ -24,7 +24,7 @@ WHOLE_EPOCHS = {
     ("pcl", "warmup_epochs"),
     ("spcl", "warmup_epochs"),
 }
-# What is named like a duration and is none: counts inside a step, starting values, switches; and
+# What is named like a duration and is not one: counts inside a step, starting values, switches; and
 # the memories of the optimiser, which set the size of its steps (SGD's momentum) or are corrected
 # for their start (Adam's).
 KEPT = {

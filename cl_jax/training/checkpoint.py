@@ -217,8 +217,8 @@ class Checkpoints:
         one is restored.
 
         Raises:
-          ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
-            them would be a silent loss.
+          ConfigError: there are checkpoints, and none of them can be used. Starting at step 0
+            beside them would be a silent loss.
         """
         names = ("best",) if best else ("last", "best")
         if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
@@ -259,7 +259,7 @@ class Checkpoints:
                 f"no checkpoint in {self.root} fits this run:\n  "
                 + "\n  ".join(failures)
                 + "\nThey are left as they are. If the method or its sizes were changed, use a new "
-                "--workdir; to start anew, move them away."
+                "--workdir; to start at step 0, move them away."
             )
         return None
 

@@ -480,7 +480,7 @@ def test_whole_methods_killed_at_random_moments(name, tmp_path):
         moment = MOMENTS[sum(kills.values()) % len(MOMENTS)]
         if cut.killed(moment, chance):
             kills[moment] += 1
-        else:  # it came to its end before; begins anew
+        else:  # it came to its end before; begins again
             compare()
             shutil.rmtree(cut.workdir)
             ends += 1
