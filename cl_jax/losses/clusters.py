@@ -237,7 +237,7 @@ def mice_logits(
 
 
 def _mice_queries(f, v, queue, experts):
-    """Queries [B, E, D]: the prototype meets what the student meets, so the two similarities are
+    """Queries [B, E, D]: the prototype has the student's keys, so the two similarities are
     one; and constants."""
     sizes = check("b e d", f=f, v=v)
     check("k e d", sizes, queue=queue)

@@ -119,7 +119,7 @@ def uniformity(
             plan=plan,
             block_size=block_size,
         )
-        logs.append(out.lse - math.log(2))  # every pair is met twice
+        logs.append(out.lse - math.log(2))  # every pair occurs twice
         pairs += batch * (batch - 1) / 2
     if queue is not None:
         check("k d", sizes, queue=queue)

@@ -81,7 +81,7 @@ def bank_logits(
 ) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
 
-    Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast`
+    Each query has rows of its own, so that there is no matrix of queries by keys for `contrast`
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
     and 128 channels. With `block_size` so many columns are gathered at a time, again in the
     backward pass, and never more are held.
@@ -528,7 +528,7 @@ def queue_softmax(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by
+    """InfoMin's MoCo: a query and its jigsaw have the same fresh key and the same queue, by
     cross-entropy.
 
     L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) +
@@ -589,7 +589,8 @@ def cross_queue_softmax(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """CMC with two queues: each view's query meets the other view's key and queue; the sum of both.
+    """CMC with two queues: each view's query against the other view's key and queue; the sum of
+    both.
 
     L = queue_softmax(q_a, k_b, queue_b, jigsaw_a) + queue_softmax(q_b, k_a, queue_a, jigsaw_b).
 
