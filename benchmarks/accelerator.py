@@ -14,7 +14,7 @@ record's other parts stay.
   memory                      the plan's memory by the allocator's peak (configs/simclr_v1:cifar10)
   losses                      NT-Xent, value and gradient, at 8,192 to 262,144 rows
   speedrun                    the first piece of speedrun_cifar10.py; wants --data, and its second
-                              call goes on there
+                              call continues there
   resnet50_f32, vit_b16_f32   the same steps in float32
   resnet18                    at 32 pixels, batch 512
 

@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
                 [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), *own]
             ).returncode
             if status == GO_ON:
-                print(f"seed {seed} is saved; the same command goes on there", flush=True)
+                print(f"seed {seed} is saved; the same command continues there", flush=True)
             if status:
                 return status
         seeds.append(json.loads(result.read_text()))

@@ -105,7 +105,7 @@ def make(
       and VGG-16's.
     sobel: edges of the grey image in place of its colours.
     top_learning_rate, top_weight_decay: of the top layer's own SGD, which has no momentum and no
-      schedule. The config's optimiser, and its momentum, is the rest of the network's and goes on
+      schedule. The config's optimiser, and its momentum, is the rest of the network's and continues
       from epoch to epoch.
     block_size: rows compared with the centroids at a time, see `kmeans`.
 

@@ -176,7 +176,7 @@ class Checkpoints:
     def _clean(self) -> None:
         """Before the first save: removes what killed saves left, and moves away what could not be
         read (a store takes no step at or below its newest). Not sooner, since another process may
-        only look at a run that goes on."""
+        only look at a run that continues."""
         stores, first = self._stores, jax.process_index() == 0
         if self.aside:
             if first:
