@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cl_jax.__main__ import VERBS
-from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +76,11 @@ def parsed(verb, words):
 
         return wrapped
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(ArgumentParser, name, stopping(getattr(ArgumentParser, name)))
         try:
@@ -90,7 +93,8 @@ def parsed(verb, words):
 
 
 COMMAND = re.compile(
-    r"(?P<before>^ *|^[^\n]*?`|^[^\n]*?&& )(?:cl-jax (?P<verb>[a-z]+)|python -m cl_jax\.main)"
+    r"(?P<before>^ *|^Command: |`|&& )"
+    r"(?:(?:cl-jax|python -m cl_jax) (?P<verb>[a-z]+)|python -m cl_jax\.main)"
     r"(?P<words>(?: (?! )[^`\n|&]*)?)",
     flags=re.MULTILINE,
 )
@@ -111,7 +115,7 @@ def commands():
         for found in COMMAND.finditer(text):
             told = re.split(r"  |, which| #|\. ", found["words"].strip())[0].rstrip(".,;)")
             if not re.search(r"[{}]", told):  # of a message
-                whole = not found["before"].strip()
+                whole = found["before"].strip() in ("", "Command:")
                 yield page.relative_to(ROOT), whole, found["verb"] or "main", shlex.split(told)
 
 
@@ -126,11 +130,12 @@ def wrong_names(args, settings):
     for name in names:
         if not name or name == "all" or PLACEHOLDER.fullmatch(name.split(":")[0]):
             continue
-        config = configs.load(name)
         try:
+            config = configs.load(name)
             configs.change(config, settings)
-        except ConfigError as error:
+        except ValueError as error:
             yield str(error)
+            continue
         known = flat(configs.load(name)) | set(experiment.defaults(config))
         for key, _ in settings:
             *sections, last = key.split(".")
@@ -163,6 +168,25 @@ def test_the_words_of_every_command_are_understood(monkeypatch):
             wrong += [f"{told}: {what}" for what in wrong_names(args, settings)]
             count += 1
     assert count > 150 and not wrong
+
+
+@pytest.mark.parametrize(
+    "verb, words, wrong",
+    [
+        ("train", "simclr_v1 --workdir=a --config.method.temperature=1", None),
+        ("train", "simclr_v1 --wordir=a", "refused"),
+        ("train", "simclr_v1:cifar11 --workdir=a", "variant 'cifar11'"),
+        ("train", "simclr --workdir=a", "simclr"),
+        ("train", "simclr_v1 --workdir=a --config.method.temprature=1", "no setting of simclr_v1"),
+        ("eval", "dino --workdir=a --config.evals.protocols.knn.kk=1", "no setting"),
+        ("verify", "--configs=byol,mocco", "mocco"),
+    ],
+)
+def test_a_wrong_word_of_a_command_is_found(verb, words, wrong):
+    settings, others = configs.take_settings(words.split())
+    _, args = parsed(verb, others)
+    found = ["refused"] if args is None else list(wrong_names(args, settings))
+    assert not found if wrong is None else wrong in " ".join(found)
 
 
 @pytest.mark.parametrize("name", make_methods.names())
