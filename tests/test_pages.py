@@ -177,8 +177,16 @@ def test_the_words_of_every_command_are_understood(monkeypatch):
         ("train", "simclr_v1 --wordir=a", "refused"),
         ("train", "simclr_v1:cifar11 --workdir=a", "variant 'cifar11'"),
         ("train", "simclr --workdir=a", "simclr"),
-        ("train", "simclr_v1 --workdir=a --config.method.temprature=1", "no setting of simclr_v1"),
-        ("eval", "dino --workdir=a --config.evals.protocols.knn.kk=1", "no setting"),
+        (
+            "train",
+            "simclr_v1 --workdir=a --config.method.temprature=1",
+            "is not a setting of simclr_v1",
+        ),
+        (
+            "eval",
+            "dino --workdir=a --config.evals.protocols.knn.kk=1",
+            "not a setting of the evaluator",
+        ),
         ("verify", "--configs=byol,mocco", "mocco"),
     ],
 )
