@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.clocks import Count
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier, features_of
 from cl_jax.views import View, draw, fields
@@ -52,7 +53,7 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[View],
     run: Run,
-    steps: int = 12,
+    steps: Count = 12,
     scale: float = 1.0,
     common_window: bool = True,
     exclude_own: bool = False,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.clocks import Steps
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import nearest
 
@@ -390,7 +391,7 @@ def build(
     learning_rate_scaling: str = "linear",
     schedule: str = "warmup_cosine",
     warmup_epochs: float = 0.0,
-    warmup_steps: int | None = None,
+    warmup_steps: Steps | None = None,
     warmup_start: float = 0.0,
     final_learning_rate: float = 0.0,
     schedule_per_epoch: bool = False,
@@ -410,7 +411,7 @@ def build(
     clip_global_norm: float | None = None,
     clip_tensor_norm: float | None = None,
     freeze_epochs: float = 0.0,
-    freeze_steps: int | None = None,
+    freeze_steps: Steps | None = None,
     freeze_paths: Sequence[str] = (),
     constant_lr_paths: Sequence[str] = (),
     parts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
