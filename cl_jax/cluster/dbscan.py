@@ -44,6 +44,9 @@ def jaccard_distance(x: np.ndarray | jax.Array, *, k1: int = 30, k2: int = 6) ->
     Returns:
       [N, N] float32 in [0, 1], zero on the diagonal up to rounding.
 
+    Raises:
+      ValueError: x of another rank, a k below 1.
+
     Reference: Zhong et al. 2017, arXiv 1701.08398, section 3; SpCL, arXiv 2006.02713. As in the
       authors' code lists have k1 entries although k1 + 1 are asked for, and k1/2 is rounded half to
       even.
@@ -137,6 +140,9 @@ def self_paced(
 
     Returns:
       SelfPaced. Where no cluster has several members the threshold is 1, which trusts all.
+
+    Raises:
+      ValueError: shapes that disagree, a negative label.
 
     Reference: Ge et al. 2020, arXiv 2006.02713, equations 4 and 5 (there R is the IoU itself, and
       large is good).

@@ -193,6 +193,7 @@ def printable(name: str) -> str:
 
 
 def suffix(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 

@@ -126,4 +126,5 @@ def _inspect(reading: Reading, name: str) -> str:
 
 
 def reason_of(error: ValueError, name: str) -> str:
+    """The text of an error without the name of the image that it begins with."""
     return str(error).removeprefix(f"{images.printable(name)}: ")

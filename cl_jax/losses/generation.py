@@ -185,6 +185,9 @@ def contragan_discriminator(
     Returns:
       Scalar.
 
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
+
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
@@ -226,6 +229,9 @@ def contragan_generator(
 
     Returns:
       Scalar.
+
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
 
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """

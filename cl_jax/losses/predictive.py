@@ -307,6 +307,9 @@ def permuted_negatives(
     Returns:
       [B, N, T-k] positions for `cpc(..., common_window=False)`: the last B (T - k) entries of each
       permutation, dealt to the (b, t) in order. A negative can be the positive.
+
+    Raises:
+      ValueError: permutations that are not integers [N, B * T].
     """
     check_integer("n m", {"m": batch_size * length}, permutations=permutations)
     window = length - step

@@ -200,6 +200,11 @@ def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
 
 
 def check_queue(queue_size: int, run: Run) -> None:
+    """Checks that a queue is no longer than the data set.
+
+    Raises:
+      ValueError: it is.
+    """
     if queue_size > run.size:
         raise ValueError(
             f"queue_size={queue_size} is more than the {run.size} examples of the data set: every "

@@ -36,6 +36,10 @@ def resampling_matrix(
         antialias=True), the kernel widening with the reduction; "tf_bicubic" is
         `tf.image.resize(method=BICUBIC)`: never widened, and offsets rounded to 1/1024, because
         TensorFlow reads its kernel from a table. All cubics are Keys' with a = -0.5.
+      dtype: of the matrix.
+
+    Raises:
+      ValueError: an unknown interpolation.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(
