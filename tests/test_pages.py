@@ -170,6 +170,37 @@ def test_the_words_of_every_command_are_understood(monkeypatch):
     assert count > 150 and not wrong
 
 
+def test_scripts_that_the_pages_run_are_there_with_their_options():
+    """Of the repository: `python benchmarks/x.py --option`, `launch/x.sh`; an option is in the text
+    of the script or of a module beside it."""
+    pages = [
+        *(page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts),
+        *ROOT.glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+    wrong, count = [], 0
+    for page in pages:
+        text = re.sub(r"\\\n *", "", page.read_text())
+        for path, told in re.findall(
+            r"(?:python |`|^ {4})((?:benchmarks|launch|docs)/[\w/]+\.(?:py|sh))([^`\n|&#]*)",
+            text,
+            flags=re.MULTILINE,
+        ):
+            script, count = ROOT / path, count + 1
+            if not script.exists():
+                wrong.append(f"{page.name}: {path}")
+                continue
+            beside = [script, *script.parent.glob("_*.py"), *script.parent.glob("steps.py")]
+            known = "".join(one.read_text() for one in beside)
+            options = re.findall(r"--([a-z][\w-]*)(?![\w.])", told)
+            wrong += [
+                f"{page.name}: {path} --{option}"
+                for option in options
+                if f"--{option}" not in known and option not in ("config", "workdir")
+            ]
+    assert count > 30 and not wrong
+
+
 @pytest.mark.parametrize(
     "verb, words, wrong",
     [
