@@ -52,6 +52,13 @@ def test_links_of_the_pages_lead_somewhere():
     assert not dead
 
 
+def test_the_change_that_readme_shows_is_of_the_file_that_it_names():
+    diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    before = [line[1:] for line in diff.splitlines() if not line.startswith("+")]
+    method = (ROOT / "cl_jax" / "methods" / "simclr_v1.py").read_text()
+    assert "\n".join(before) in method and "\n+" in diff
+
+
 def test_files_that_contributing_names_are_there():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     named = {path for path in re.findall(r"`([\w./]+\.(?:py|md))`", text) if "<" not in path}
