@@ -67,6 +67,35 @@ def test_files_that_contributing_names_are_there():
     assert len(folders) > 8 and not [path for path in folders if not (ROOT / path).is_dir()]
 
 
+def has_name(module, name):
+    """Whether a module of the package defines or imports a name, by its text: nothing is
+    imported."""
+    place = ROOT / module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.exists() or not name:
+        return file.exists()
+    defined = rf"^(def|class) {name}\b|^{name}\b.* = |^    {name},$|^from .* import .*\b{name}\b"
+    beside = place / name
+    return bool(
+        re.search(defined, file.read_text(), flags=re.MULTILINE)
+        or beside.is_dir()
+        or beside.with_suffix(".py").exists()
+    )
+
+
+def test_imports_of_the_pages_are_there():
+    pattern = r"^ *from (cl_jax[\w.]*) import ([\w, ]+)$|^ *import (cl_jax[\w.]*)$"
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts]
+    missing, count = [], 0
+    for page in [*pages, *ROOT.glob("*.md")]:
+        for module, names, alone in re.findall(pattern, page.read_text(), flags=re.MULTILINE):
+            for name in re.findall(r"(\w+)(?: as \w+)?", names) or [""]:
+                count += 1
+                if not has_name(module or alone, name):
+                    missing.append(f"{page.name}: {module or alone} {name}")
+    assert count > 20 and not missing
+
+
 class Parsed(Exception):
     """Raised in place of running a command: its parser, and what that made of the words."""
 
