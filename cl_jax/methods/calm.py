@@ -116,7 +116,6 @@ def make(
     weight_dis: float = 1.0,
     distractors: str = "order",
     temperature: float = 1.0,
-    micro_batches: int = 1,
 ) -> Method:
     """CALM.
 
@@ -127,7 +126,6 @@ def make(
     distractors: what the second stage's generator writes them from: "order", the shuffled sentence,
       as the authors' code; "concepts"; or "both", one of them for each example, as the paper.
     temperature: of the tokens that the generator draws.
-    micro_batches: see `core.method.from_loss`.
 
     No gradient passes through what is generated. Functions besides "encode" ("h", the mean state of
     the encoder): "generate", tokens [B, T] that are written from the concepts, and "reorder" from
@@ -317,6 +315,5 @@ def make(
         },
         axis_name=run.axis_name,
         prepare=generated if joint else None,
-        micro_batches=micro_batches,
         **fields(views),
     )
