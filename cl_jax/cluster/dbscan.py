@@ -15,7 +15,11 @@ from cl_jax.core.shapes import check, check_count
 
 @partial(jax.jit, static_argnames=("num_neighbours", "block_size"))
 def nearest(x: jax.Array, num_neighbours: int, *, block_size: int = 1024) -> jax.Array:
-    """[N, k] rows of x nearest to each by Euclidean distance, itself included, nearest first."""
+    """[N, k] rows of x nearest to each by Euclidean distance, itself included, nearest first.
+
+    Raises:
+      ValueError: num_neighbours outside 1 to N.
+    """
     sizes = check("n d", x=x)
     if not 0 < num_neighbours <= sizes["n"]:
         raise ValueError(
@@ -85,7 +89,11 @@ def jaccard_distance(x: np.ndarray | jax.Array, *, k1: int = 30, k2: int = 6) ->
 
 
 def dbscan(distance: np.ndarray, *, eps: float, min_samples: int = 4) -> np.ndarray:
-    """[N] clusters by density from [N, N] distances, -1 where a row is in none."""
+    """[N] clusters by density from [N, N] distances, -1 where a row is in none.
+
+    Raises:
+      ValueError: distances that are not square.
+    """
     from sklearn.cluster import DBSCAN
 
     if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:

@@ -167,7 +167,11 @@ def knn(
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """The features of the raw-pixel baseline: [N, H, W, C] uint8 -> [N, H * W * C] float32 in [0,
-    1], not centred."""
+    1], not centred.
+
+    Raises:
+      ValueError: images of another type or rank.
+    """
     if np.ndim(images) != 4 or images.dtype != np.uint8:
         raise ValueError(
             f"images are {images.dtype}{list(np.shape(images))}; expected uint8 [N, H, W, C]."

@@ -380,7 +380,11 @@ def expert_prototypes(sums: jax.Array) -> jax.Array:
 
 
 def simplex(num_classes: int, width: int) -> jax.Array:
-    """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes."""
+    """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes.
+
+    Raises:
+      ValueError: fewer than 2 classes, a width below num_classes - 1.
+    """
     if num_classes < 2 or width < num_classes - 1:
         raise ValueError(
             f"num_classes is {num_classes} and width {width}; expected at least 2 classes and a "

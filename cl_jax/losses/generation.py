@@ -110,7 +110,11 @@ def two_c_rows(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> TwoC:
-    """The terms whose mean is `two_c`, and their parts, for this device's rows."""
+    """The terms whose mean is `two_c`, and their parts, for this device's rows.
+
+    Raises:
+      ValueError: as `two_c`.
+    """
     if positives not in ("class", "proxy"):
         raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
     sizes = check("b d", z=z)

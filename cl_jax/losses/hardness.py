@@ -107,7 +107,11 @@ def hcl_terms(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> HCLTerms:
-    """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
+    """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms.
+
+    Raises:
+      ValueError: as `hcl`.
+    """
     z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)

@@ -115,7 +115,11 @@ def supcon_rows(
     block_size: int | None = None,
 ) -> SupConRows:
     """The parts of `supcon` for each of this device's anchors, view-major (row = view * B +
-    example), not scaled."""
+    example), not scaled.
+
+    Raises:
+      ValueError: as `supcon`.
+    """
     features = _views(
         features, temperature, contrast_mode, summation, axis_name, normalise=normalise
     )

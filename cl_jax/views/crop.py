@@ -138,7 +138,11 @@ def resize_centre_crop(
     x: jax.Array, resize: int, size: int, *, interpolation: str, clip: bool = False
 ) -> jax.Array:
     """torchvision's test transform: the shorter side to `resize`, then the central [C, size,
-    size]."""
+    size].
+
+    Raises:
+      ValueError: a `resize` below `size`.
+    """
     if resize < size:
         raise ValueError(
             f"resize is {resize}, smaller than the crop of {size}. The shorter side must hold the "
