@@ -47,6 +47,9 @@ def make(
     k: neighbours; the size of the training split where that is smaller. temperature: of the vote.
     feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
     left out. figure: the name of its figures, for a second vote beside it.
+
+    Raises:
+      ValueError: k below 1, a temperature that is not above 0.
     """
     check_count(k=k)
     check_positive(temperature=temperature)

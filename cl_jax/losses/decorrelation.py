@@ -128,7 +128,7 @@ def barlow_twins(
     Args:
       z_a, z_b: [B, D] embeddings, not normalised; gradient flows to both, and through the moments.
       off_diagonal_weight: 0.0051 at the authors' D of 8192. The terms are sums over features, so
-        another D wants another weight and scale.
+        another D needs another weight and scale.
       scale: multiplies the loss. 1 in the released program (1/32, then 0.024, in earlier
         versions), 0.1 in solo-learn on CIFAR. A layer-wise rate (LARS) does not notice it.
       eps: added to each (biased) variance inside the root, as in a batch norm.

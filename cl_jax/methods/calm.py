@@ -133,6 +133,10 @@ def make(
     sentence given its concepts; "answer" {"true", "false"}: [B] log-likelihoods of the sentence and
     of its shuffled form as the answer to which of them is true, the true one first where the
     example's number is even.
+
+    Raises:
+      ValueError: another number of views than three, unknown distractors, a temperature or weight
+        out of range, joint training without a stage before.
     """
     if len(views) != 3:
         raise ValueError(

@@ -57,6 +57,9 @@ def parts(
     symmetric: each view is query and key once, in passes of their own; the two losses are added,
       and the keys of view 1, then of view 2 enter the queue (the CIFAR-10 demo's option).
     shuffle: False leaves the keys in order. block_size: see `nce.queue_softmax`.
+
+    Raises:
+      ValueError: another number of views than two, a queue longer than the data set.
     """
     if len(views) != 2:
         raise ValueError(

@@ -118,7 +118,7 @@ def test_without_crd_it_is_knowledge_distillation(teacher):
 def test_what_is_refused(teacher):
     for given, message in (
         (dict(positive="near"), '"exact" or "class"'),
-        (dict(run=RUN), "CRD wants a teacher"),
+        (dict(run=RUN), "CRD needs a teacher"),
         (dict(views=(VIEW, VIEW)), "has 2"),
     ):
         settings = dict(
