@@ -7,11 +7,11 @@ Default: Catch in 64 worlds, an MLP and a GRU, two CPU cores; a population of te
 with the auxiliary loss (`cpc_weight=0.1`) and five without.
 
 Variants:
-  t_maze  a corridor whose sign is seen at the start and needed at its end, in place of Catch: the
-          agent must remember.
-  covered Catch whose ball is hidden in six rows of ten and comes out two rows before it lands.
-  one     a single agent with the auxiliary loss.
-  debug   any of them in seconds.
+  t_maze   a corridor whose sign is seen at the start and needed at its end, in place of Catch: the
+           agent must remember.
+  covered  Catch whose ball is hidden in six rows and comes out two rows before it lands.
+  one      a single agent with the auxiliary loss.
+  debug    any of them in seconds.
 
 Differences from the paper, whose authors released no code:
   - Their five tasks of DeepMind Lab are not available; unrolls of 100 steps and predictions up to
@@ -23,7 +23,9 @@ Differences from the paper, whose authors released no code:
   - The memory reads the latent alone, not the last action and reward.
 
 Command: python -m cl_jax.main --config=configs/a2c_cpc.py --workdir=runs/a2c_cpc
-Reached: see docs/results.md.
+Reached: every agent a return of 1.0 (untrained -0.6). Over 25 seeds the return of training passes
+  .8 after 89.6 ± 6.0 steps with the auxiliary loss and 97.7 ± 3.2 without; above .9 a gain is not
+  shown (docs/results.md).
 """
 
 from ml_collections import ConfigDict

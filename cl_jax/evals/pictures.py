@@ -69,7 +69,7 @@ def curve(
     if percent:
         axes.set_ylim(0, min(max([*shown, 10.0]) * 1.1, 102))
     else:
-        reach = max(np.ptp(shown), 1e-6) if shown else 1.0
+        reach = max(np.ptp(shown), 0.01 * np.abs(shown).max(), 1e-6) if shown else 1.0
         low_y = min(shown, default=0.0)
         axes.set_ylim(low_y - 0.05 * reach, low_y + 1.05 * reach)
 

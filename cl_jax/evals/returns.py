@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from absl import logging
 from scipy import stats
 
 from cl_jax.core import logs
@@ -25,7 +24,7 @@ def make(
     seeds of their mean returns, and "returns/interval@<setting>" half the width of its confidence
     interval by Student's t. "returns/return" is the mean over all members. At the end of a run
     `learning_curves.png` has the returns of training, mean and interval over seeds of each setting,
-    and the log says after how many steps they passed `at`.
+    and `learning_curves.txt` says after how many steps they passed `at`.
 
     Args:
       confidence: of the intervals.
@@ -59,12 +58,14 @@ def make(
         steps, curves = over_training(rows)
         if not curves:
             return
-        bands = {}
+        bands, told = {}, []
         for setting, returns in curves.items():
             half = [interval(list(column), confidence) for column in returns.T]
             bands[setting] = (returns.mean(0), np.array(half))
-            for level in at:
-                logging.info("%s: %s", setting, _told(returns, steps, level, window, confidence))
+            told += [
+                f"{setting}: {_told(returns, steps, level, window, confidence)}\n" for level in at
+            ]
+        (given.workdir / "learning_curves.txt").write_text("".join(told))
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
         path = given.workdir / "learning_curves.png"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data import environments, worlds
-from cl_jax.data.environments import Environment, catch, t_maze
+from cl_jax.data.environments import Environment, catch, gymnax, t_maze
 
 KEY = jax.random.key(0)
 
@@ -154,16 +154,16 @@ def test_names_and_settings(monkeypatch):
 
 @pytest.mark.slow
 def test_gymnax_by_the_hand_of_gymnax_itself():
-    gymnax = pytest.importorskip("gymnax")
+    theirs = pytest.importorskip("gymnax")
     with pytest.raises(ValueError, match="no environment 'Memory-bsuite'; did you mean 'Memory"):
         environments.make(dict(name="gymnax", id="Memory-bsuite"))
     with pytest.raises(ValueError, match=r"has actions Box.*; expected discrete ones"):
         environments.make(dict(name="gymnax", id="Pendulum-v1"))
     with pytest.raises(ValueError, match="steps=-1; expected 0"):
-        environments.make(dict(name="gymnax", id="CartPole-v1", steps=-1))
+        gymnax.make(id="CartPole-v1", steps=-1)
     with jax.numpy_rank_promotion("allow"):
         mine = environments.make(dict(name="gymnax", id="CartPole-v1", steps=7))
-        game, settings = gymnax.make("CartPole-v1")
+        game, settings = theirs.make("CartPole-v1")
         seen, state = game.reset_env(KEY, settings)
         world = mine.reset(KEY)
         np.testing.assert_array_equal(mine.observe(world), seen)
