@@ -11,6 +11,8 @@ digits for each other.
 
 Variants:
   target      without a source, the unsupervised form.
+  source      without the target: what adaptation is compared with. One batch norm for both domains,
+              of the source's statistics.
   mnist_usps  MNIST to USPS, or back: set `--config.data.source.path` and
               `--config.data.target.path`, folders with train.npz and test.npz. Not a setting of the
               authors.
@@ -38,7 +40,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("target", "mnist_usps", "market", "debug"))
+    chosen = defaults.variants(arg, ("target", "source", "mnist_usps", "market", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(dict(name="spcl", source=True, warmup_epochs=2))
@@ -62,11 +64,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.total_epochs = 24.0
     config.evals.update(dict(every_epochs=6.0, feature="z"))
     config.evals.protocols = ConfigDict(
-        dict(reidentification=dict(), knn=dict(k=20, temperature=0.1), clustering=dict())
+        dict(
+            reidentification=dict(),
+            knn=dict(k=20, temperature=0.1),
+            clustering=dict(),
+        )
     )
     if "mnist_usps" in chosen:
         config.data.source = ConfigDict(dict(name="packed", path=""))
         config.data.target = ConfigDict(dict(name="packed", path=""))
+    if "source" in chosen:
+        config.method.update(dict(adapt=False, domain_norm=False))
     if "target" in chosen:
         config.method.source = False
         config.data = ConfigDict(config.data.target.to_dict())
