@@ -2,7 +2,6 @@
 them were checked before."""
 
 import collections
-import filecmp
 import hashlib
 import os
 import stat
@@ -17,7 +16,6 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import images
 
 _SYSTEM = ("__MACOSX", "#recycle", "#snapshot", "lost+found", "System Volume Information")
-_END = 4096  # bytes
 _SHOWN = 5
 LINK = "a link that leads out of the folder"
 # Images of other kinds, which Pillow reads not at all or not on this machine: a folder that holds
@@ -176,23 +174,3 @@ def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
         return None
     name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return user_path(cache_dir) / "checked" / f"{name}.npz"
-
-
-# Copies --------------------------------------
-
-
-def end_of(file: Path) -> bytes:
-    """The last bytes of a file; where it cannot be read, bytes that no other file ends with."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - _END))
-            return opened.read()
-    except OSError:
-        return str(file).encode("utf-8", "surrogateescape")
-
-
-def same_content(a: Path, b: Path) -> bool:
-    try:
-        return filecmp.cmp(a, b, shallow=False)
-    except OSError:
-        return False

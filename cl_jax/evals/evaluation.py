@@ -20,8 +20,6 @@ from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
 from cl_jax.evals import Evaluator, Given
 
-WHEN = ("always", "final", "asked")
-
 
 class Evaluation:
     """Evaluates States of one run by the evaluators of its config.

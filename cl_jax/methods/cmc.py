@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network
@@ -76,7 +77,7 @@ def make(
     loss: str = "nce",
     temperature: float = 0.07,
     num_negatives: int = 4096,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     head: str = "linear",
     out_dim: int = 128,
     patch_map: str = "stage2",

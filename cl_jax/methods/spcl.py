@@ -18,6 +18,7 @@ import optax
 from flax import traverse_util
 
 from cl_jax.cluster.dbscan import dbscan, jaccard_distance, number_outliers, self_paced
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import unit
@@ -64,7 +65,7 @@ def make(
     source: bool = True,
     adapt: bool = True,
     temperature: float = 0.05,
-    momentum: float = 0.2,
+    momentum: PerVisit = 0.2,
     eps: float = 0.6,
     eps_gap: float = 0.02,
     min_samples: int = 4,

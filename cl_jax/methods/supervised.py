@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import initial
 from cl_jax.methods.distill import Student, of_student
 from cl_jax.views import View, draw, fields
 
@@ -35,10 +36,6 @@ def make(
     network = Student(encoder, run.sizes[label])
     features = of_student(network)
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -54,7 +51,7 @@ def make(
         return value, Aux({"train_accuracy": right, "chance": chance})
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,

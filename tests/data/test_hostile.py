@@ -29,7 +29,7 @@ from PIL import Image
 from cl_jax.core import parallel
 from cl_jax.core.method import State
 from cl_jax.data import audio, folder, graphs, image_text, images, packed, text, video
-from cl_jax.training import checkpoint, experiment, metrics, stages
+from cl_jax.training import checkpoint, experiment, metrics, resuming, stages
 from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
@@ -774,9 +774,9 @@ def no_colours(tmp_path: Path) -> str:
 
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
-    checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    resuming.check_config(tmp_path, {"method": {"name": "a"}})
     (tmp_path / "last" / "1").mkdir(parents=True)
-    checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
+    resuming.check_config(tmp_path, {"method": {"name": "b"}})
     return "accepted"
 
 
@@ -882,7 +882,7 @@ def test_no_pickle_on_the_way(tmp_path, monkeypatch):
     for _ in range(2):  # the second reads the images that the first kept
         packed.make(path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text("{}")
-    checkpoint.check_config(tmp_path, {})
+    resuming.check_config(tmp_path, {})
     state = saved(tmp_path)
     restored = checkpoint.Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state))
     np.testing.assert_array_equal(restored.params["w"], state.params["w"])

@@ -16,7 +16,7 @@ from cl_jax import views
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import batches
-from cl_jax.training import checkpoint, configs, experiment, optim, stages
+from cl_jax.training import configs, experiment, optim, resuming, stages
 from cl_jax.views import presets
 from cl_jax.views.recipe import Recipe
 
@@ -226,7 +226,7 @@ def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
     assert key not in section
     for given, changes in ((value, []), (other, [path])):
         section[key] = given
-        changed, _ = checkpoint.differences(
+        changed, _ = resuming.differences(
             before, configs.plain(config), experiment.defaults(config)
         )
         assert [line.split(":")[0].strip() for line in changed] == changes
