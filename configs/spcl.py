@@ -23,6 +23,8 @@ Variants:
   debug       any of them in seconds.
 
 Differences from the authors' code:
+  - eps is 0.55 in the default, theirs 0.6: at 0.6 the clusters, 144 images of a digit where theirs
+    are some 17 of a person, grow together, and after 24 epochs two or three hold most images.
   - They start from ImageNet's weights; here the network starts from nothing, and the first epochs
     of the default have no clusters.
   - Every target image has a source image that stays beside it; they draw both domains by
@@ -31,7 +33,8 @@ Differences from the authors' code:
   - The last stride of the network stays 2.
 
 Command: python -m cl_jax.main --config=configs/spcl.py --workdir=runs/spcl
-Reached: not run to its end.
+Reached: mAP 76.6 % on test digits (untrained 51.8 %, from the source alone 71.2 %), their k-means
+clusters 95.0 % right (61.0, 77.2 %).
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, ("target", "source", "mnist_usps", "market", "debug"))
     config = defaults.get_config()
     defaults.laptop(config)
-    config.method = ConfigDict(dict(name="spcl", source=True, warmup_epochs=2))
+    # The authors' eps is 0.6. Clusters here, of 144 images, grow together at it.
+    config.method = ConfigDict(dict(name="spcl", source=True, warmup_epochs=2, eps=0.55))
     config.data = ConfigDict(
         dict(name="domains", source=dict(name="glyphs"), target=dict(name="digits"), image_size=16)
     )
@@ -61,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.optimizer.learning_rate = 2e-3
-    config.total_epochs = 24.0
+    config.total_epochs = 12.0
     config.evals.update(dict(every_epochs=6.0, feature="z"))
     config.evals.protocols = ConfigDict(
         dict(
@@ -81,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "market" in chosen:
         config.data = ConfigDict(dict(name="market", path="", height=144, width=144))
         config.encoder.update(dict(depth=50, width=1.0, stem="imagenet"))
-        config.method.update(dict(source=False, warmup_epochs=0))
+        config.method.update(dict(source=False, warmup_epochs=0, eps=0.6))
         config.views = ConfigDict(dict(one=dict(name="crop_flip", size=128, scale=(0.7, 1.0))))
         config.batch_size, config.total_epochs, config.steps_per_epoch = 64, 50.0, 400
         config.optimizer = ConfigDict(

@@ -118,7 +118,7 @@ def test_the_order_keeps_images_of_a_label_together():
 
 @pytest.mark.slow  # compiles a second program
 def test_without_adaptation_the_target_is_in_no_label_and_its_rows_do_nothing(stepped):
-    _, ready, *_, rows = stepped
+    *_, rows = stepped
     method = build(adapt=False, domain_norm=False)
     first = jax.jit(method.init)(jax.random.key(0), batch_of(range(8)))
     first = method.refresh(jax.device_put(first, jax.devices()[0]), lambda f: rows, 0)
