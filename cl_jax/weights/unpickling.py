@@ -12,6 +12,7 @@ class Call:
     """A function that a pickle may call and cannot change: it could set a function's defaults."""
 
     __slots__ = ("_f",)
+    _f: Callable[..., Any]
 
     def __init__(self, f: Callable[..., Any]):
         object.__setattr__(self, "_f", f)
