@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cl_jax.weights.unpickling import Call, Refused
+from cl_jax.weights._unpickling import Call, Refused
 
 # Named tuples that a pickle refers to without their fields.
 _FIELDS = {
