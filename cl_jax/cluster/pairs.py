@@ -38,28 +38,21 @@ def pairs_above(
 ) -> Pairs:
     """Every pair of rows whose cosine is at least `threshold`.
 
-        Rows are divided into the cells of some of them (each row to the nearest). The segment between
-    <<<<<<< HEAD
-        two rows of different cells crosses the plane between the two centres, so that one of the two
-        is within half of the threshold's distance, sqrt(2 - 2 t) / 2, of that plane. Only such rows are
-        compared with the rows of the other cell, in tiles on the device, first by a few coordinates
-        that bound the cosine from above: nothing is lost, and the closer the threshold is to 1, the
-        less is done.
-    =======
-        two rows of different cells crosses the plane between the two centres, so a row further from
-        that plane than the distance of the threshold, sqrt(2 - 2 t), is not a partner of any row beyond
-        it. Only the others are compared, in tiles on the device, first by a few coordinates that bound
-        the cosine from above: nothing is lost, and the closer the threshold is to 1, the less is done.
-    >>>>>>> main
+    Rows are divided into the cells of some of them (each row to the nearest). The segment between
+    two rows of different cells crosses the plane between the two centres, so that one of the two
+    is within half of the threshold's distance, sqrt(2 - 2 t) / 2, of that plane. Only such rows are
+    compared with the rows of the other cell, in tiles on the device, first by a few coordinates
+    that bound the cosine from above: nothing is lost, and the closer the threshold is to 1, the
+    less is done.
 
-        Args:
-          x: [N, D]; lengths do not matter. A zero row is like no other.
-          threshold: t, above 0 and at most 1.
-          cells: how many; 0 for 4 sqrt(N).
-          max_pairs: more are an error.
+    Args:
+      x: [N, D]; lengths do not matter. A zero row is like no other.
+      threshold: t, above 0 and at most 1.
+      cells: how many; 0 for 4 sqrt(N).
+      max_pairs: more are an error.
 
-        Raises:
-          ValueError: a threshold out of range, NaN, more than `max_pairs` pairs.
+    Raises:
+      ValueError: a threshold out of range, NaN, more than `max_pairs` pairs.
     """
     size = check("n d", x=x)["n"]
     if not 0 < threshold <= 1:
