@@ -263,6 +263,7 @@ class ResNet(nn.Module):
 
     @property
     def num_stages(self) -> int:
+        """How many stages there are, for `span`."""
         return len(self.stages()[0])
 
     def stages(self) -> tuple[tuple[int, ...], bool]:

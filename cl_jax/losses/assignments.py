@@ -171,6 +171,8 @@ def sinkhorn(
       queued_per_device: False: all devices pass the same L rows, which count once, so that the
         result does not depend on the number of devices. True: each device passes L rows of its own
         and all of them count, as the authors do.
+      valid: [B] booleans, which examples share in the balance; the rows of others are not to be
+        read. None for all.
       axis_name: mapped axis over which the examples are split.
 
     Returns:

@@ -89,6 +89,10 @@ def make(
     instances: images of one label that a batch holds together where there are so many; lone images
       come by themselves. 0: every image once an epoch, in random order.
     domain_norm: batch norm of each domain by itself; False shares parameters and statistics.
+
+    Raises:
+      ValueError: more views than one, data without a source where one is asked for, settings out of
+        range.
     """
     if len(views) != 1:
         raise ValueError(f"SpCL sees one view of each image; the config has {len(views)}.")
