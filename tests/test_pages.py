@@ -38,6 +38,12 @@ def test_the_guide_to_methods_lists_every_config_once():
     assert sorted(listed) == configs.names()
 
 
+def test_readme_lists_every_config_once():
+    table = (ROOT / "README.md").read_text().split("## What is in it")[1].split("\n## ")[0]
+    systems = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
+    assert sorted(re.findall(r"`(\w+)`", "".join(systems))) == configs.names()
+
+
 def test_links_of_the_pages_lead_somewhere():
     """Those into docs/reference/ are made by the build, which is strict about them."""
     pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"]
