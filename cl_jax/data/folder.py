@@ -99,7 +99,7 @@ def make(
         raise ValueError(f"limit={limit}; expected a number of images, or 0 for all.")
     root, found = _listed(path)
     if found.others:
-        logging.warning("%s: files left aside: %s.", path, found.told())
+        logging.warning("%s: skipped files: %s.", path, found.told())
     layout = limited(divide(path, found, labels, test_share), limit)
 
     workers = workers or cores()
@@ -204,7 +204,7 @@ def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: in
         _sides_in_words(root, sorted(used - found.bad.keys())),
     ]
     if found.others:
-        lines.append(f"left aside: {found.told()}.")
+        lines.append(f"skipped files: {found.told()}.")
     if found.bad:
         name, why = next(iter(found.bad.items()))
         lines.append(f"not opened: {len(found.bad)}, such as {images.printable(name)}: {why}.")
@@ -288,7 +288,7 @@ def everything(
     if not found.files:
         raise ValueError(_nothing(path, found))
     if found.others:
-        logging.warning("%s: files left aside: %s.", path, found.told())
+        logging.warning("%s: skipped files: %s.", path, found.told())
     layout = Layout({"train": found.files}, {}, [], False)
     if len(found.files) > 1:
         try:
@@ -311,7 +311,11 @@ def listed(
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[Source, dict[str, str]]:
-    """Images by their paths, in this order, as `everything` gives those of a folder."""
+    """Images by their paths, in this order, as `everything` gives those of a folder.
+
+    Raises:
+      ValueError: no path, none of them a file, settings out of range.
+    """
     names = [str(user_path(path)) if str(path)[:1] == "~" else str(path) for path in paths]
     if not names:
         raise ValueError("no path is given; expected at least one image.")

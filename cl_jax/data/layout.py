@@ -70,8 +70,8 @@ def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout
         if lost:
             raise ValueError(
                 f"{path}: of the class folders of its {part} part, {_some(lost)} hold no image "
-                f"that can be read; left aside: {found.told()}. Convert those files, or move the "
-                "folders away."
+                f"that can be read; skipped files: {found.told()}. Convert those files, or move "
+                "the folders away."
             )
     number = {name: i for i, name in enumerate(classes)}
     numbers = {
@@ -143,7 +143,7 @@ def _places(path: str, found: Listing) -> dict[str, str]:
     aside = [*given[1:], *others]
     if aside:
         logging.warning(
-            "%s: the parts are %s; %s left aside.",
+            "%s: the parts are %s; %s skipped.",
             path,
             " and ".join([*roles["train"], *given[:1], *roles["unlabeled"]]),
             _some(aside),
@@ -189,7 +189,7 @@ def _nested(
 
 def _refuse_unclear(path: str, files: list[str], tops: list[str]) -> None:
     """Refuses folders of which some are named like parts: as classes they would say which part an
-    image is from. Any others that repeat the same sub-folders are told."""
+    image is from. A warning names any others that repeat the same sub-folders."""
     deeper = {file.split("/")[0] for file in files if file.count("/") > 1}
     words = {top: set(re.split(r"[^a-z]+", top.lower())) for top in tops}
     named = [top for top in tops if role(top) or words[top] & (NAMES.keys() | _LIKE_PARTS)]

@@ -1,4 +1,4 @@
-"""The files of a folder: what is an image, what may not be opened, what is left aside; and which of
+"""The files of a folder: what is an image, what may not be opened, what is skipped; and which of
 them were checked before."""
 
 import collections
@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
     files: images, or whatever is wanted, sorted. bad: what may not be opened, with the reason;
     those of `files` among it are in both. sizes, times: bytes, and nanoseconds of the last change,
-    of `files`. others: files left aside, counted by suffix. unread: those of them that are images
+    of `files`. others: skipped files, counted by suffix. unread: those of them that are images
     of another kind.
     """
 
@@ -44,7 +44,7 @@ class Listing(NamedTuple):
     unread: list[str]
 
     def told(self) -> str:
-        """The files left aside, in words."""
+        """The skipped files, in words."""
         rest = len(self.others) - _SHOWN
         return ", ".join(
             f"{number} {images.printable(suffix)}"

@@ -210,7 +210,8 @@ def make(
 
 def per_step(tx: optax.GradientTransformation, updates: int) -> optax.GradientTransformation:
     """An optimiser whose schedules count every `updates`-th update: those of a player that moves so
-    often in one step of the run. What is no schedule (Adam's bias correction) counts them all."""
+    often in one step of the run. What is not a schedule (Adam's bias correction) counts them
+    all."""
 
     def init(params: Tree) -> tuple[jax.Array, Tree]:
         return jnp.zeros((), jnp.int32), tx.init(params)

@@ -87,11 +87,16 @@ def make(
     eps, eps_gap, min_samples: of DBSCAN, on Jaccard distances; the stricter clustering is at eps -
       eps_gap, the laxer at eps + eps_gap. k1, k2: see `jaccard_distance`. quantile: see
       `self_paced`.
-    warmup_epochs: epochs in which every target image is its own label; the memory is filled anew
+    warmup_epochs: epochs in which every target image is its own label; the memory is filled again
       when they are over. The authors start from a pre-trained network and have none.
     instances: images of one label that a batch holds together where there are so many; lone images
       come by themselves. 0: every image once an epoch, in random order.
-    domain_norm: batch norm of each domain by itself; False shares parameters and statistics."""
+    domain_norm: batch norm of each domain by itself; False shares parameters and statistics.
+
+    Raises:
+      ValueError: more views than one, data without a source where one is asked for, settings out of
+        range.
+    """
     if len(views) != 1:
         raise ValueError(f"SpCL sees one view of each image; the config has {len(views)}.")
     if source and SOURCE[1] not in run.sizes:

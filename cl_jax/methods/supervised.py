@@ -27,12 +27,17 @@ def make(
     """An encoder with a linear classifier on "h", both trained by the cross-entropy of one view of
     each image. Features are "h" and "logits".
 
-    label: the field; a value below 0 is no label.
+    label: the field; a value below 0 is not a label.
+
+    Raises:
+      ValueError: more views than one, data without that label.
     """
     if len(views) != 1:
         raise ValueError(f"supervised training sees one view; the config has {len(views)}.")
     if label not in run.sizes:
-        raise ValueError(f"label={label!r} is no label of the data; have {', '.join(run.sizes)}.")
+        raise ValueError(
+            f"label={label!r} is not a label of the data; have {', '.join(run.sizes)}."
+        )
     network = Student(encoder, run.sizes[label])
     features = of_student(network)
 

@@ -387,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TimeoutError:
-        print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+        print(f"{args.minutes:g} minutes are over; the same command continues", file=sys.stderr)
         print(shown(kept_rows(args, names), args, names), end="")
         return OUT_OF_TIME
     print(shown(rows, args, names), end="")
@@ -424,7 +424,7 @@ def parser() -> argparse.ArgumentParser:
         "--minutes",
         type=float,
         default=0.0,
-        help="save and stop after so long, with status 75; the same command goes on from there",
+        help="save and stop after so long, with status 75; the same command continues from there",
     )
     found.add_argument(
         "--data",

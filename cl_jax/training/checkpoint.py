@@ -57,10 +57,12 @@ class Checkpoints:
 
     @property
     def last(self) -> "ocp.CheckpointManager":
+        """The store of the newest checkpoints."""
         return self._stores[0]
 
     @property
     def best(self) -> "ocp.CheckpointManager":
+        """The store of the best checkpoint by the evaluations."""
         return self._stores[1]
 
     def save(self, state: Any) -> None:
@@ -164,7 +166,7 @@ class Checkpoints:
     def _clean(self) -> None:
         """Before the first save: removes what killed saves left, and moves away what could not be
         read (a store takes no step at or below its newest). Not sooner, since another process may
-        only look at a run that goes on."""
+        only look at a run that continues."""
         stores, first = self._stores, jax.process_index() == 0
         if self.aside:
             if first:
@@ -205,8 +207,8 @@ class Checkpoints:
         one is restored.
 
         Raises:
-          ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
-            them would be a silent loss.
+          ConfigError: there are checkpoints, and none of them can be used. Starting at step 0
+            beside them would be a silent loss.
         """
         names = ("best",) if best else ("last", "best")
         if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
@@ -247,7 +249,7 @@ class Checkpoints:
                 f"no checkpoint in {self.root} fits this run:\n  "
                 + "\n  ".join(failures)
                 + "\nThey are left as they are. If the method or its sizes were changed, use a new "
-                "--workdir; to start anew, move them away."
+                "--workdir; to start at step 0, move them away."
             )
         return None
 

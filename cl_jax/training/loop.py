@@ -444,7 +444,7 @@ class _Interval(NamedTuple):
 
 
 def _is_done(parts: list[tuple[int, Any]]) -> bool:
-    """Whether the device is through with the last of some dispatches."""
+    """Whether the device has finished the last of some dispatches."""
     return bool(parts[-1][1]["loss"].is_ready())
 
 

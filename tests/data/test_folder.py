@@ -275,7 +275,7 @@ def test_files_left_aside_are_a_warning_and_a_lost_class_an_error(tmp_path, capl
     put(tmp_path / "dog" / "1.png", colour=BLUE)
     with caplog.at_level("WARNING"):
         folder.make(path=str(tmp_path), image_size=8)
-    assert "files left aside: 2 .cr2, 1 " in caplog.text and r"1 .\x1bz" in caplog.text
+    assert "skipped files: 2 .cr2, 1 " in caplog.text and r"1 .\x1bz" in caplog.text
     (tmp_path / "eel").mkdir()
     (tmp_path / "eel" / "0.cr2").write_bytes(b"x")
     with pytest.raises(ValueError, match="of the class folders of its train part, eel hold no"):
