@@ -6,7 +6,7 @@ together. An image's cluster is the expert with the highest posterior; no k-mean
 evaluator `clustering` compares clusters with classes.
 
 Default: scikit-learn's handwritten digits in crops of half to all of the image, a small ResNet, ten
-experts, two CPU cores. On `scenes` clusters are of ground and place before they are of the digit.
+experts, two CPU cores. On `scenes` two epochs left the clusters near chance.
 
 Variants:
   folder    your own images: `cl-jax train mice:folder PATH`; method.num_experts is the number of
