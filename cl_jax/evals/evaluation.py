@@ -51,7 +51,7 @@ class Evaluation:
         asked = {self.feature, *(f for one in self.evaluators.values() for f in one.needs.features)}
         self.wanted = tuple(sorted(asked - {""}))
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        self.of_views = {train: self._viewed(train) for train in (False, True)}
+        self.of_views: dict[bool, Any] = {}
 
     # What the evaluators need --------------------------------------
 
@@ -224,6 +224,8 @@ class Evaluation:
             return self.rows(self.method.functions[name], state, source)
 
         def views(source: Source, name: str, train: bool) -> np.ndarray | None:
+            if train not in self.of_views:  # traces the views: not before an evaluator reads them
+                self.of_views[train] = self._viewed(train)
             f = self.of_views[train]
             if (id(source), train) not in viewed:
                 viewed[id(source), train] = f and self.rows(
