@@ -43,7 +43,7 @@ def assign(
     """([N] nearest centroid, [N] squared Euclidean distance to it) of [N, D] rows against [K, D]
     centroids.
 
-    `block_size` rows meet the centroids at a time, so that [block_size, K] is the largest array;
+    `block_size` rows are compared at a time, so that [block_size, K] is the largest array;
     None chooses it to hold 64 MiB, and on a CPU to stay in its cache. The first of equal centroids
     wins. Products are exact to float32.
     """
@@ -211,6 +211,10 @@ def concentration(
 
     Returns:
       [K], positive; `temperature` everywhere if no row is away from its centroid.
+
+    Raises:
+      ValueError: shapes that disagree, assignments that are not integers, a temperature that is not
+        above 0.
 
     Reference: Li et al. 2021, arXiv 2005.04966, equation 12.
     """

@@ -430,6 +430,7 @@ class Pieces:
 
     @property
     def pieces(self) -> list[Path]:
+        """The pieces that are there, in order."""
         return sorted(self.folder.glob("*.npz"))
 
     @property
@@ -452,7 +453,7 @@ class Pieces:
             partial.unlink(missing_ok=True)
             raise SaveError(
                 f"{self.folder} cannot be written: {error}. Make room there; the same command then "
-                "goes on."
+                "continues."
             ) from error
 
     def _read(self, path: Path) -> Embeddings:

@@ -156,7 +156,11 @@ def depth(file: File, name: str) -> tuple[str, float]:
 
 
 def map_threads(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
-    """`function` of every item, in order, in `workers` threads."""
+    """`function` of every item, in order, in `workers` threads.
+
+    Raises:
+      ValueError: fewer than one thread.
+    """
     if workers < 1:
         raise ValueError(f"workers={workers}; expected at least 1.")
     chunk = max(
@@ -195,6 +199,7 @@ def printable(name: str) -> str:
 
 
 def suffix(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -458,7 +463,7 @@ def _is_cut(image: Image.Image) -> bool:
 def _planes(
     image: Image.Image, channels: int, max_pixels: int, read: bool = True
 ) -> np.ndarray | None:
-    """[H, W, channels] of an image that is no picture of 1 or 3 channels, in numbers of its own;
+    """[H, W, channels] of an image that is not a picture of 1 or 3 channels, in numbers of its own;
     None for a picture.
 
     Raises:

@@ -27,6 +27,7 @@ class Records(NamedTuple):
     scale: images.Scale | None
 
     def example(self, i: int, record: Any) -> dict[str, Any]:
+        """Record i as an example: "image", and "label" where there is one."""
         image = images.decode_bytes(
             record[self.image_key],
             f"example {i} of {self.name}",
@@ -37,7 +38,7 @@ class Records(NamedTuple):
         return {"image": image, **({"label": self.label(i, record)} if self.label_key else {})}
 
     def label(self, i: int, record: Any) -> np.int32:
-        """-1, what TFDS gives to an example without a class, is no label here too."""
+        """-1, what TFDS gives to an example without a class, is not a label here too."""
         value = int(record[self.label_key])
         if not -1 <= value < self.num_classes:
             raise ValueError(
@@ -47,6 +48,7 @@ class Records(NamedTuple):
         return np.int32(value)
 
     def sizes(self) -> dict[str, int]:
+        """`Source.sizes`."""
         return {"label": self.num_classes} if self.label_key else {}
 
 

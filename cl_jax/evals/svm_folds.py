@@ -36,8 +36,13 @@ def make(
     repeats: divisions into folds, by the run's seed and those after it; accuracy and deviation are
       means over them. feature: of "encode"; "" for the run's own. label: a label field; examples
       without a label are left out. when: see `Evaluator`. The others: see `svm_folds`.
+
+    Raises:
+      ValueError: fewer than two folds, fewer than one repeat.
     """
     check_count(repeats=repeats)
+    if min(folds, inner_folds) < 2:
+        raise ValueError(f"folds={folds}, inner_folds={inner_folds}; expected 2 or more of each.")
     figures = "svm_folds/accuracy", "svm_folds/std"
 
     def measure(given: Given) -> dict[str, float]:

@@ -116,7 +116,7 @@ def cpc_unroll(
 
     loss = mean_k mean_(b t) -log( e(z_b(t+k)) / sum_m e(z_m(t+k)) ),  e(z) = exp(<p_(k b t), z>)
 
-    over the (b, t) whose episode still goes on at t + k.
+    over the (b, t) whose episode has not ended by t + k.
 
     Args:
       p: [K, B, T, D] predictions, `p[k-1, b, t]` of `z[b, t+k]` from what the agent remembers at t
@@ -151,7 +151,11 @@ def cpc_unroll_steps(
     observation: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> Steps:
-    """Loss and accuracy of each step of `cpc_unroll`; inf where no pair lies in one episode."""
+    """Loss and accuracy of each step of `cpc_unroll`; inf where no pair lies in one episode.
+
+    Raises:
+      ValueError: as `cpc_unroll`.
+    """
     sizes = check("k b t d", check("b t d", z=z), p=p)
     check_integer("b t", sizes, episode=episode)
     check_axis(axis_name)

@@ -40,7 +40,7 @@ def swav(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; log K knows nothing.
+      Scalar in nats; log K at chance level.
 
     Raises:
       ValueError: shapes that disagree, fewer than two views, an assigned view that is not there, a
@@ -218,6 +218,8 @@ def sinkhorn(
       queued_per_device: False: all devices pass the same L rows, which count once, so that the
         result does not depend on the number of devices. True: each device passes L rows of its own
         and all of them count, as the authors do.
+      valid: [B] booleans, which examples share in the balance; the rows of others are not to be
+        read. None for all.
       axis_name: mapped axis over which the examples are split.
 
     Returns:
@@ -377,8 +379,8 @@ def deepcluster_v2(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; mean over h of log K_h knows nothing. Examples without assignment are left out
-      of the mean.
+      Scalar in nats; at chance level the mean over h of log K_h. Examples without assignment are
+      left out of the mean.
 
     Raises:
       ValueError: another number of assignments than of scores, shapes that disagree, assignments

@@ -110,7 +110,11 @@ def two_c_rows(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> TwoC:
-    """The terms whose mean is `two_c`, and their parts, for this device's rows."""
+    """The terms whose mean is `two_c`, and their parts, for this device's rows.
+
+    Raises:
+      ValueError: as `two_c`.
+    """
     if positives not in ("class", "proxy"):
         raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
     sizes = check("b d", z=z)
@@ -185,6 +189,9 @@ def contragan_discriminator(
     Returns:
       Scalar.
 
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
+
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
@@ -227,6 +234,9 @@ def contragan_generator(
     Returns:
       Scalar.
 
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
+
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_fake=z_fake, proxies=proxies, labels_fake=labels_fake)
@@ -255,7 +265,7 @@ def hinge_discriminator(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar; 2 knows nothing (all scores 0), 0 once both margins hold.
+      Scalar; 2 at chance level (all scores 0), 0 once both margins hold.
 
     Reference: Lim and Ye, Geometric GAN, 2017; the adversarial term of ContraGAN and BigGAN.
     """
@@ -278,14 +288,14 @@ def logistic_discriminator(
     d_real: jax.Array, d_fake: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2
-    knows nothing."""
+    at chance level."""
     return _adversarial(d_real, d_fake, lambda d: jax.nn.softplus(-d), jax.nn.softplus, axis_name)
 
 
 @any_mesh
 def logistic_generator(d_fake: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2
-    knows nothing."""
+    at chance level."""
     check("b", d_fake=d_fake)
     check_axis(axis_name)
     return mean(jax.nn.softplus(-wide(d_fake)).mean(), axis_name)

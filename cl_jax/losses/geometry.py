@@ -119,7 +119,7 @@ def uniformity(
             plan=plan,
             block_size=block_size,
         )
-        logs.append(out.lse - math.log(2))  # every pair is met twice
+        logs.append(out.lse - math.log(2))  # every pair occurs twice
         pairs += batch * (batch - 1) / 2
     if queue is not None:
         check("k d", sizes, queue=queue)
@@ -151,7 +151,7 @@ def align_uniform(
     Args:
       x, y: [B, D], rows paired. Gradient flows to both.
       align_weight, uniform_weight: 1 and 1 on STL-10.
-      alpha, t, axis_name, plan, block_size: as in `alignment` and `uniformity`.
+      alpha, t, normalise, axis_name, plan, block_size: as in `alignment` and `uniformity`.
 
     Returns:
       Scalar; independent uniform directions give about 2 w_a - 2t w_u at alpha 2.
@@ -324,7 +324,7 @@ def effective_rank(
 
     Args:
       features: [N, D]. Gradient flows.
-      centre: subtracts the mean row first, so that a constant offset is no direction.
+      centre: subtracts the mean row first, so that a constant offset is not a direction.
       axis_name: device axis that splits the rows.
 
     Returns:

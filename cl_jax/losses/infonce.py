@@ -1,7 +1,7 @@
 """InfoNCE: one positive against the rest of a batch, a queue, a bank or given negatives.
 
-Every loss here normalises its inputs unless told not to. They ride on `contrast`: no matrix of
-similarities at large batches, and two plans across devices with one result.
+Every loss here normalises its inputs unless told not to. `contrast` computes them: no matrix
+of similarities at large batches, and two ways to exchange keys between devices, of one result.
 """
 
 from collections.abc import Callable, Sequence
@@ -294,7 +294,11 @@ def info_nce_rows(
     block_size: int | None = None,
 ) -> jax.Array:
     """[B] `info_nce` of each of this device's queries; [2, B] where symmetric, the second from keys
-    to queries."""
+    to queries.
+
+    Raises:
+      ValueError: as `info_nce`.
+    """
     sizes = check("b d", queries=queries, keys=keys)
     check_positive(temperature=temperature)
     check_axis(axis_name)

@@ -36,8 +36,8 @@ def byol(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from 0 (aligned) to 8 (opposite); 4 knows nothing. A zero row is normalised to zero: 1
-      per direction.
+      Scalar from 0 (aligned) to 8 (opposite); 4 at chance level. A zero row is normalised to zero:
+      1 per direction.
 
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
@@ -83,7 +83,7 @@ def simsiam(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
+      Scalar from -1 (aligned, or collapsed) to 1; 0 at chance level. A zero row counts 0.
 
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
@@ -120,7 +120,7 @@ def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.A
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
+      Scalar from -1 (aligned, or collapsed) to 1; 0 at chance level. A zero row counts 0.
 
     Raises:
       ValueError: shapes that disagree, fewer than two views, inputs that are not real, `axis_name`
@@ -170,7 +170,7 @@ def dino(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; log K knows nothing, and is also where a uniform collapse sits.
+      Scalar in nats; log K at chance level, and after a collapse to the uniform distribution.
 
     Raises:
       ValueError: shapes that disagree, fewer than two student views, more teacher than student
@@ -207,6 +207,9 @@ def teacher_temperature(
     Returns:
       Floating-point array of the shape of `epoch`.
 
+    Raises:
+      ValueError: a temperature that is not above 0.
+
     Reference: Caron et al., ICCV 2021, appendix; the authors' ramp includes both ends.
     """
     check_positive(start=start, final=final)
@@ -230,7 +233,7 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
       Scalar in nats over this device's rows.
 
     Raises:
-      ValueError: shapes that disagree, fewer than two views, an owner that is no view.
+      ValueError: shapes that disagree, fewer than two views, an owner that is not a view.
     """
     sizes = check("v b k", log_p=log_p)
     sizes = check("a b k", sizes, targets=targets)

@@ -71,9 +71,9 @@ def cpc(
         `contrast`.
 
     Returns:
-      Scalar in nats; log(number of classes) knows nothing, and bounds mutual information from below
-      by log(classes) - loss. Both public programs differ in what they sum: CPC_audio adds the steps
-      (`cpc_steps(...).loss.sum()`).
+      Scalar in nats; log(number of classes) at chance level. log(classes) - loss bounds mutual
+      information from below. Both public programs differ in what they sum: CPC_audio adds the
+      steps (`cpc_steps(...).loss.sum()`).
 
     Raises:
       ValueError: shapes that disagree, as many steps as times or more, negatives of a wrong shape
@@ -108,7 +108,11 @@ def cpc_steps(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
-    """Loss and accuracy of each step of `cpc`, over the global batch."""
+    """Loss and accuracy of each step of `cpc`, over the global batch.
+
+    Raises:
+      ValueError: as `cpc`.
+    """
     if negatives is not None:
         if exclude_own:
             raise ValueError(
@@ -188,7 +192,7 @@ def cpc_grid(
       plan, block_size: how devices share patches and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats; log(B H W) knows nothing.
+      Scalar in nats; log(B H W) at chance level.
 
     Raises:
       ValueError: shapes that disagree, offsets outside 1 to H - 1 or another number of them than of
@@ -222,7 +226,11 @@ def cpc_grid_steps(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
-    """Loss and accuracy of each offset of `cpc_grid`, over the global batch."""
+    """Loss and accuracy of each offset of `cpc_grid`, over the global batch.
+
+    Raises:
+      ValueError: as `cpc_grid`.
+    """
     sizes = check("k b h w d", check("b h w d", z=z), p=p)
     check_positive(scale=scale)
     check_axis(axis_name)
@@ -307,6 +315,9 @@ def permuted_negatives(
     Returns:
       [B, N, T-k] positions for `cpc(..., common_window=False)`: the last B (T - k) entries of each
       permutation, dealt to the (b, t) in order. A negative can be the positive.
+
+    Raises:
+      ValueError: permutations that are not integers [N, B * T].
     """
     check_integer("n m", {"m": batch_size * length}, permutations=permutations)
     window = length - step

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from cl_jax import losses
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.parallel import gather
@@ -54,7 +55,7 @@ def make(
     kd_temperature: float = 4.0,
     temperature: float = 0.07,
     num_negatives: int = 16384,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     out_dim: int = 128,
     positive: str = "exact",
     use_z: bool = True,
@@ -76,10 +77,13 @@ def make(
     block_size: see `nce.bank_logits`.
 
     Features are "h", "logits" and "z", the student's embedding.
+
+    Raises:
+      ValueError: no teacher, more views than one, an unknown `positive`, data without labels.
     """
     if run.previous is None:
         raise ValueError(
-            "CRD wants a teacher: set config.previous to a run whose features have logits, or run "
+            "CRD needs a teacher: set config.previous to a run whose features have logits, or run "
             "--stage=all."
         )
     if len(views) != 1:

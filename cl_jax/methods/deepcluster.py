@@ -105,13 +105,18 @@ def make(
       and VGG-16's.
     sobel: edges of the grey image in place of its colours.
     top_learning_rate, top_weight_decay: of the top layer's own SGD, which has no momentum and no
-      schedule. The config's optimiser, and its momentum, is the rest of the network's and goes on
+      schedule. The config's optimiser, and its momentum, is the rest of the network's and continues
       from epoch to epoch.
-    block_size: rows that meet the centroids at a time, see `kmeans`.
+    block_size: rows compared with the centroids at a time, see `kmeans`.
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
-    the authors draw anew. The host holds the features of all examples during an E-step: N x D
-    float32, for ImageNet and AlexNet 21 GB."""
+    the authors draw new ones. The host holds the features of all examples during an E-step: N x D
+    float32, for ImageNet and AlexNet 21 GB.
+
+    Raises:
+      ValueError: no view, a dropout that is not a share, fewer than 2 clusters or more than
+        examples.
+    """
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")
     if not 0 <= dropout < 1:

@@ -116,7 +116,7 @@ def make(
       measure of `losses.mutual_information.dim_divergence`.
     local: the encoder's map whose places are the local features; the second convolution's for
       CIFAR-10.
-    summary_dim: of y. units: of the space in which features meet.
+    summary_dim: of y. units: of the space in which features are compared.
     discriminator_dims: hidden layers. gradient_penalty: weight of the mean of its squared
       gradients' means at the prior and at the summaries (Mescheder et al. 2018). The authors' code
       takes the batch's last example alone, by an index.
@@ -134,6 +134,10 @@ def make(
 
     Features: "h" (what heads take), "conv", "fc" where the encoder has them, "y": the paper's
       three.
+
+    Raises:
+      ValueError: more views than one, an unknown estimator, no term or a negative weight, the
+        global term on an encoder that is not `conv`.
     """
     if len(views) != 1:
         raise ValueError(f"Deep InfoMax sees one view of each image; the config has {len(views)}.")

@@ -1,5 +1,5 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops meets its own slow teacher on
-the global ones.
+"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops learns from its own slow
+teacher on the global ones.
 
 Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and
 sharpened, which keeps them from collapsing to one prototype or to all. Evaluations read the
@@ -84,10 +84,13 @@ def make(
 
     The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient
     apart and raises the weight decay, as the authors do.
+
+    Raises:
+      ValueError: fewer than two views, num_global out of range.
     """
     if len(views) < 2 or not 1 <= num_global <= len(views):
         raise ValueError(
-            f"DINO wants two views or more and num_global of 1 to all of them; got {len(views)} "
+            f"DINO needs two views or more and num_global of 1 to all of them; got {len(views)} "
             f"views and "
             f"num_global={num_global}."
         )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
@@ -45,7 +46,7 @@ def make(
     loss: str = "nce",
     temperature: float = 0.07,
     num_negatives: int = 4096,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     normalizer_momentum: float | None = None,
     proximal_weight: float = 0.0,
     out_dim: int = 128,
@@ -62,6 +63,9 @@ def make(
       stored row. The released code has no such term (the bank's momentum stands in for it), and the
       paper gives no value: 0.
     block_size: rows of the bank whose logits are held at a time, queries for "full_softmax".
+
+    Raises:
+      ValueError: more views than one, an unknown loss, a negative weight, no negatives.
     """
     if len(views) != 1:
         raise ValueError(f"InstDisc sees one view of each image; the config has {len(views)}.")

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Batch, Run, Variables
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Batch, Run
+from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
@@ -40,6 +40,9 @@ def parts(
     negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows
       through one side of each similarity, as in the authors' code. block_size: see there.
     head: "linear", the authors'; else a variant of `heads.mlp.make`.
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"InvaSpread contrasts two views; the config has {len(views)}.")
@@ -51,10 +54,6 @@ def parts(
     others = 2 * run.batch_size - 1
     # Of equal similarities: each of the 2B - 1 others has the probability 1 / (2B - 1).
     chance = math.log(others) - (others - 1) * math.log1p(-1 / others) if others > 1 else 0.0
-
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
 
     def embed(
         params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
@@ -76,7 +75,7 @@ def parts(
         return value, {"chance": jnp.float32(chance)} if negative_weight == 1 else {}
 
     return Parts(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         embed=embed,
         pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),

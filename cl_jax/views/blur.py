@@ -3,7 +3,7 @@
 TensorFlow's SimCLR and BYOL do exactly this, with zeros outside the image (borders darken). The
 torchvision systems use PIL's GaussianBlur, which is not a Gaussian but three box filters with 8-bit
 rounding: this blur with repeated edges differs from it by about 1 grey level in the mean, on noise
-  at sigma 2 by up to 30 at single pixels.
+at sigma 2 by up to 30 at single pixels.
 """
 
 import jax
@@ -21,6 +21,10 @@ def blur_matrix(
     Args:
       padding: "zero" drops it, "edge" repeats the first and last sample, "reflect" mirrors without
         repeating them.
+      dtype: of the matrix.
+
+    Raises:
+      ValueError: an unknown padding, a reflection of a radius that is not below the side.
     """
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}; expected one of {', '.join(PADDINGS)}.")

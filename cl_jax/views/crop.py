@@ -36,6 +36,10 @@ def resampling_matrix(
         antialias=True), the kernel widening with the reduction; "tf_bicubic" is
         `tf.image.resize(method=BICUBIC)`: never widened, and offsets rounded to 1/1024, because
         TensorFlow reads its kernel from a table. All cubics are Keys' with a = -0.5.
+      dtype: of the matrix.
+
+    Raises:
+      ValueError: an unknown interpolation.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(
@@ -99,8 +103,7 @@ def resized_crop(
 
 def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array, clip: bool) -> jax.Array:
     # Rows before channels: both products are then one matrix product per image. Accelerators round
-    # float32 factors
-    # to bfloat16 or tf32 unless told not to: a visible loss of grey levels.
+    # float32 factors to bfloat16 or tf32 unless told not to: a visible loss of grey levels.
     exact = jax.lax.Precision.HIGHEST
     wide = jnp.einsum("hcw,pw->hcp", jnp.swapaxes(x, 0, 1), columns, precision=exact)
     wide = jnp.clip(wide, 0, 1) if clip else wide
@@ -135,7 +138,11 @@ def resize_centre_crop(
     x: jax.Array, resize: int, size: int, *, interpolation: str, clip: bool = False
 ) -> jax.Array:
     """torchvision's test transform: the shorter side to `resize`, then the central [C, size,
-    size]."""
+    size].
+
+    Raises:
+      ValueError: a `resize` below `size`.
+    """
     if resize < size:
         raise ValueError(
             f"resize is {resize}, smaller than the crop of {size}. The shorter side must hold the "
@@ -170,9 +177,8 @@ def tv_box(
     centred box.
 
     Area uniform in `scale` of the image, width / height log-uniform in `ratio`, sides rounded half
-    to even. If no try
-    fits: the largest centred box with the ratio brought into `ratio`, the whole image where that is
-      inside.
+    to even. If no try fits: the largest centred box with the ratio brought into `ratio`, the whole
+    image where that is inside.
 
     Args:
       height, width: integers, Python's or traced.

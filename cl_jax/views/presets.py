@@ -43,7 +43,7 @@ class Recipe:
       image.
     quarter_turns: turn the view by 0, 90, 180 or 270 degrees, each as likely.
     second: probability that a view is of its example's second picture, where the data set has two
-      (`views.batch`). Two recipes with 0 and 1 make pairs of two pictures always.
+      (`views.image`). Two recipes with 0 and 1 make pairs of two pictures always.
     """
 
     size: int = 224
@@ -128,12 +128,14 @@ class Recipe:
 
     @property
     def radius(self) -> int:
+        """Of the blur, in pixels."""
         if self.blur_radius is not None:
             return self.blur_radius
         return self.size // 20 if self.family == "tf" else round(6 * self.blur_sigma[1])
 
     @property
     def padding(self) -> str:
+        """What the blur takes outside the image, see `blur.blur_matrix`."""
         return self.blur_padding or ("zero" if self.family == "tf" else "edge")
 
 

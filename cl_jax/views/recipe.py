@@ -116,7 +116,7 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
 def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
     """The deterministic part: one image's planes [C, H, W] in [0, 1] -> the view's planes [C, size,
     size]."""
-    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it goes on into
+    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it continues into
     # the jitter.
     x = crop.resized_crop(
         x,
@@ -207,6 +207,9 @@ def augment(recipes: Sequence[Recipe], keys: jax.Array, images: jax.Array) -> li
 
     Returns:
       list of [B, size, size, C], one per recipe.
+
+    Raises:
+      ValueError: as `apply`.
     """
     _check_images(images)
     _check_keys(keys, images)
@@ -236,6 +239,9 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
 
     Returns:
       [B, size, size, C] float32.
+
+    Raises:
+      ValueError: as `apply`.
     """
     _check_images(images)
     _, height, width, _ = images.shape
