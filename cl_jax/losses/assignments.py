@@ -293,7 +293,8 @@ def _balanced(
     examples = [(top - highest[:, None]) / epsilon for top in tops]
     if iterations == 0:
         weighed = list(zip(kernels, examples, log_weights))
-        count = total(sum(jnp.exp(w).sum(axis=1) for _, _, w in weighed), axis_name)
+        counts = [jnp.exp(w).sum(axis=1) for _, _, w in weighed]
+        count = total(functools.reduce(jnp.add, counts), axis_name)
         masses = [jnp.exp(x + (e + w)[:, :, None]).sum(axis=(1, 2)) for x, e, w in weighed]
         scale = count / total(functools.reduce(jnp.add, masses), axis_name)
         return jnp.exp(kernels[-1] + examples[-1][:, :, None]) * scale[:, None, None]
