@@ -136,7 +136,8 @@ def test_swav_of_several_blocks_equals_loops(monkeypatch):
     """Blocks of three rows of the twelve; and the gradient of a temperature."""
     monkeypatch.setattr(assignments, "BLOCK", 16)
     with jax.enable_x64(True):
-        scores, codes = features(3, 12, 5), module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
+        scores = features(3, 12, 5)
+        codes = module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
 
         def loss(scores, temperature):
             return module.swav(scores, codes, temperature=jnp.asarray(temperature))
