@@ -65,7 +65,7 @@ def test_an_encoder_beside_a_predictor_is_found():
         found.params["stem_conv1"]["kernel"], Run.net.params["stem_conv1"]["kernel"]
     )
     Run.variables["params"]["other"] = {"encoder": {}}
-    with pytest.raises(ConfigError, match="its parts: network, predictor, other"):
+    with pytest.raises(ConfigError, match="its parts: network, other, predictor"):
         network.of_run(Run)
 
 
