@@ -358,6 +358,11 @@ def _embedded(
     from cl_jax.training import trained
 
     path = Path(args.like).expanduser()
+    if args.like in held.about.get("bad", {}):
+        raise ConfigError(
+            f"--like={_clean(args.like)} could not be read when {args.embeddings} was made: "
+            f"{held.about['bad'][args.like]}. Mend the picture and embed again."
+        )
     if not path.exists():
         raise NotFoundError(
             f"--like={args.like} is neither a path in {args.embeddings} nor a picture or folder on "
