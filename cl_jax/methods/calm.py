@@ -211,9 +211,8 @@ def make(
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        # A step in pieces asks for outputs with a gradient; float32 holds every token exactly.
         outputs = {
-            name: {"logits": logits(params, task, True), "labels": jnp.float32(task.labels)}
+            name: {"logits": logits(params, task, True), "labels": task.labels}
             for name, task in zip(names, inputs, strict=True)
         }
         return outputs, stats, None
@@ -222,10 +221,6 @@ def make(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         axis = run.axis_name
-        outputs = {
-            name: {"logits": one["logits"], "labels": one["labels"].astype(jnp.int32)}
-            for name, one in outputs.items()
-        }
         metrics = {
             name: losses.token_cross_entropy(one["logits"], one["labels"], axis_name=axis)
             for name, one in outputs.items()
