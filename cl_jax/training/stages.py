@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
@@ -96,6 +98,9 @@ def _follow(stage: dict[str, Any], base: dict[str, Any], path: list[str], alone:
 def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
     """The stage that `config.previous` names, a path relative to this stage's workdir.
 
+    Its State lies on one device and on no mesh, so that programs for any number of devices and
+    processes may close over it.
+
     Raises:
       ConfigError: it has no run there, or one that has not ended.
     """
@@ -116,7 +121,7 @@ def previous_stage(config: ConfigDict, workdir: str | Path) -> Stage | None:
             f"{workdir} starts from the end of {folder}, which is at step {int(state.step)} of "
             f"{built.run.total_steps}. Finish it first: the command that started it resumes it."
         )
-    return Stage(built.method, state)
+    return Stage(built.method, jax.tree.map(jnp.asarray, parallel.fetch(state)))
 
 
 def load(

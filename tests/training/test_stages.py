@@ -1,6 +1,7 @@
 """Stages of a config: what the user set holds for all that have it, views keep their order, and a
 stage starts from one that has ended."""
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -91,6 +92,11 @@ def previous(monkeypatch, tmp_path):
 def test_a_stage_starts_from_one_that_has_ended(previous, tmp_path):
     found = stages.previous_stage(previous(6), tmp_path / "second")
     assert int(found.state.step) == 6
+    # A program for one device refuses to close over arrays of a mesh of more.
+    assert all(
+        isinstance(x.sharding, jax.sharding.SingleDeviceSharding)
+        for x in jax.tree.leaves(found.state)
+    )
 
 
 def test_an_unfinished_stage_is_not_started_from(previous, tmp_path):
