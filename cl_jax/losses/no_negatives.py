@@ -1,13 +1,15 @@
 """Losses between views of one example with nothing pushed apart: BYOL, SimSiam, FastSiam, DINO."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, mean
-from cl_jax.core.numerics import common_type, log_softmax, softmax, unit, wide, wide_type
+from cl_jax.core.axis import AxisName, any_mesh, mean, varying
+from cl_jax.core.linear import linear
+from cl_jax.core.numerics import at_least_one, common_type, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._owners import check_owners
 
@@ -184,12 +186,144 @@ def dino(
     check("k", sizes, centre=centre)
     check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     check_axis(axis_name)
-    # Large logits, less the largest, lose nothing to the rounding of the centre's subtraction.
-    teacher = wide(teacher)
-    centred = teacher - jnp.max(teacher, axis=-1, keepdims=True) - wide(centre)[None, None]
-    targets = softmax(centred, teacher_temperature)
-    log_p = log_softmax(student, student_temperature)
-    return mean(swapped_cross_entropy(log_p, targets, range(sizes["t"])), axis_name)
+    check_owners(sizes["v"], sizes["t"], range(sizes["t"]))
+    dtype = wide_type(common_type(student, teacher))
+    student_scale, teacher_scale = (
+        1 / jnp.asarray(t, dtype) for t in (student_temperature, teacher_temperature)
+    )
+    student, student_scale, *of_teacher = varying(
+        (student, student_scale, *lax.stop_gradient((teacher, centre, teacher_scale)))
+    )
+    rows = _dino_rows(student, student_scale, _targets(*of_teacher))
+    value = jnp.sum(jnp.mean(rows, axis=1)) / (sizes["t"] * (sizes["v"] - 1))
+    return mean(value, axis_name)
+
+
+class _Targets(NamedTuple):
+    """The teacher's distributions, from its logits and what is summed of each row, not written out.
+
+    logits: [T, B, K]. centre: [K]. scale: 1 / temperature. highest: T arrays [B, 1], of the logits.
+    top: the same, of the centred logits. log_total: of the sums of exponentials below the top.
+    """
+
+    logits: jax.Array
+    centre: jax.Array
+    scale: jax.Array
+    highest: list[jax.Array]
+    top: list[jax.Array]
+    log_total: list[jax.Array]
+
+    def others(self, view: int) -> jax.Array:
+        """[B, K] sum of the distributions of all views but this one."""
+        powers = []
+        for j, log_total in enumerate(self.log_total):
+            if j != view:
+                x = _centred(self.logits[j], self.highest[j], self.centre, log_total.dtype)
+                powers.append(jnp.exp(_scaled_below(x, self.top[j], self.scale) - log_total))
+        return sum(powers[1:], powers[0])
+
+    def count(self, view: int) -> int:
+        return sum(j != view for j in range(len(self.log_total)))
+
+
+def _targets(logits: jax.Array, centre: jax.Array, scale: jax.Array) -> _Targets:
+    rows = []
+    for x in logits:
+        highest = _top(wide(x))
+        centred = _centred(x, highest, centre, scale.dtype)
+        top = _top(centred)
+        centred = _centred(x, _apart(highest), centre, scale.dtype)
+        rows.append((highest, top, _log_total(_scaled_below(centred, top, scale))))
+    highest, top, log_total = (list(x) for x in zip(*rows))
+    return _Targets(logits, centre, scale, *_apart((highest, top, log_total)))
+
+
+@jax.custom_jvp
+def _dino_rows(student: jax.Array, scale: jax.Array, targets: _Targets) -> jax.Array:
+    """[V, B] sum over the others of `targets` of their cross-entropies with a view of the student.
+
+    Passes over the logits keep sums of rows alone. What a pass needs of an entry it computes
+    again: as an array of the logits' size it would cost a CPU more to write and read than its
+    exponential. The derivative is by hand, since JAX's own keeps such arrays.
+    """
+    rows = []
+    for view, logits in enumerate(student):
+        x = wide(logits).astype(scale.dtype)
+        top, log_total = _student_sums(x, scale)
+        below = _scaled_below(x, top, scale)
+        rows.append(jnp.sum(targets.others(view) * (log_total - below), axis=1))
+    return jnp.stack(rows)
+
+
+@_dino_rows.defjvp
+def _dino_rows_jvp(primals, tangents):
+    return _dino_rows(*primals), linear(_dino_tangent, _dino_transpose, primals, tangents[:2])
+
+
+def _dino_gradients(student, scale, targets):
+    """Of each view: its logits below their maximum, and the gradient to them where scaled."""
+    targets = targets._replace(
+        **dict(
+            zip(
+                ("highest", "top", "log_total"),
+                _apart((targets.highest, targets.top, targets.log_total)),
+            )
+        )
+    )
+    for view, logits in enumerate(student):
+        x = wide(logits).astype(scale.dtype)
+        top, log_total = _apart(_student_sums(x, scale))
+        softmax = jnp.exp(_scaled_below(x, top, scale) - log_total)
+        yield x - top, targets.count(view) * softmax - targets.others(view)
+
+
+def _dino_tangent(primals, moved):
+    d_student, d_scale = moved
+    scale = primals[1]
+    return jnp.stack(
+        [
+            jnp.sum(g * (scale * wide(d).astype(g.dtype) + d_scale * x), axis=1)
+            for (x, g), d in zip(_dino_gradients(*primals), d_student)
+        ]
+    )
+
+
+def _dino_transpose(primals, cotangents):
+    student, scale, _ = primals
+    d_student, d_scale = [], jnp.zeros_like(scale)
+    for (x, g), by_row in zip(_dino_gradients(*primals), cotangents):
+        d_student.append((g * (scale * by_row)[:, None]).astype(student.dtype))
+        d_scale += jnp.sum(jnp.sum(g * x, axis=1) * by_row)
+    return jnp.stack(d_student), d_scale
+
+
+def _student_sums(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    top = _top(x)
+    return _apart((top, _log_total(_scaled_below(x, top, scale))))
+
+
+def _centred(x: jax.Array, highest: jax.Array, centre: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Large logits, less the largest, lose nothing to the rounding of the centre's subtraction."""
+    return (wide(x) - highest).astype(dtype) - wide(centre).astype(dtype)[None]
+
+
+def _top(x: jax.Array) -> jax.Array:
+    return lax.stop_gradient(jnp.max(x, axis=1, keepdims=True))
+
+
+def _scaled_below(x: jax.Array, top: jax.Array, scale: jax.Array) -> jax.Array:
+    """scale * (x - top), at most 0, with the gradient of x also where another kernel has rounded
+    the maximum below x."""
+    return (x - lax.stop_gradient(x - jnp.minimum(x, top)) - top) * scale
+
+
+def _log_total(x: jax.Array) -> jax.Array:
+    return jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=1, keepdims=True)))
+
+
+# What it returns the compiler takes for other numbers: what is computed from them is computed
+# again, and not kept.
+_apart = lax.optimization_barrier
 
 
 def teacher_temperature(
@@ -218,7 +352,7 @@ def teacher_temperature(
 @any_mesh
 def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence[int]) -> jax.Array:
     """Mean of -<targets_a, log_p_v> over the batch and all pairs (a, v) of different views, what
-    SwAV and DINO share.
+    SwAV and DINO share; for distributions of your own.
 
     Args:
       log_p: [V, B, K] log-probabilities predicted from each view; gradient flows.
