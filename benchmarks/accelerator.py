@@ -5,7 +5,7 @@ python benchmarks/accelerator.py [--seconds 460] [--data path/to/cifar10] [--par
 [--small]
 
 Each part is a script of this folder in a process of its own, with a budget of seconds after which
-it is stopped. After each part the record is written anew, with what a stopped part has written
+it is stopped. After each part the record is written again, with what a stopped part has written
 until then, so that a call that is cut keeps all it has. What is needed most comes first; a part
 for which no time is left says "not run". A second call may name the parts that are missing: the
 record's other parts stay.
@@ -14,7 +14,7 @@ record's other parts stay.
   memory                      the plan's memory by the allocator's peak (configs/simclr_v1:cifar10)
   losses                      NT-Xent, value and gradient, at 8,192 to 262,144 rows
   speedrun                    the first piece of speedrun_cifar10.py; wants --data, and its second
-                              call goes on there
+                              call continues there
   resnet50_f32, vit_b16_f32   the same steps in float32
   resnet18                    at 32 pixels, batch 512
 

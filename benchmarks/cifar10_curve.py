@@ -6,7 +6,7 @@ All 50,000 images at 32 pixels, each method's `cifar10` variant with a ResNet-18
 width, its schedule shortened to --epochs as `cl-jax benchmark --epochs` does. PATH is a folder of
 train.npz and test.npz (`cl_jax.data.packed`). Methods run one after the other, each in a process of
 its own. After --minutes the run in progress saves and the script ends with status 75; the same
-command goes on from there. Methods without a finished run say "not run". "Published" is of
+command continues from there. Methods without a finished run say "not run". "Published" is of
 lightly's documentation: a whole ResNet-18, batch 512, 200 epochs.
 """
 

@@ -10,8 +10,8 @@ longer than that is timed by its first run. On a CPU times are processor time, w
 the machine disturbs less. Compile time is that of value and gradient without a
 cache of programs. Values are compared to 2 %.
 
-A run goes on from what --out holds of the same machine and versions: give it a few --losses or
---rows at a time, and the table has them all. --again measures them anew.
+A run continues from what --out holds of the same machine and versions: give it a few --losses or
+--rows at a time, and the table has them all. --again measures them again.
 """
 
 import argparse

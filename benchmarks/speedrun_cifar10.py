@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--piece", type=float, default=float("inf"), help="seconds after which to stop and save"
     )
-    parser.add_argument("--fresh-cache", action="store_true", help="compile anew")
+    parser.add_argument("--fresh-cache", action="store_true", help="compile again")
     parser.add_argument("--workdir", type=Path, default=None)
     parser.add_argument("--small", action="store_true", help="to try the program")
     parser.add_argument("--out", type=Path, default=None)
@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
                 [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), *own]
             ).returncode
             if status == GO_ON:
-                print(f"seed {seed} is saved; the same command goes on there", flush=True)
+                print(f"seed {seed} is saved; the same command continues there", flush=True)
             if status:
                 return status
         seeds.append(json.loads(result.read_text()))

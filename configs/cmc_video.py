@@ -18,7 +18,7 @@ Variants:
 Differences from the paper, whose authors released no code for film:
   - Negatives are the other clips of the batch by default; theirs are of a memory bank.
   - Flow is by Lucas and Kanade's method, computed on the device for each view; theirs was TV-L1,
-    stored beforehand. Three flows make a stack; theirs had ten.
+    stored before training. Three flows make a stack; theirs had ten.
   - A ResNet in place of CaffeNet, at 24 pixels by default.
   - Evaluation is by probes of the embedded data's labels and by the order of frames; theirs is
     fine-tuning on UCF101 and HMDB51. Published: 59.1 % and 26.7 %.

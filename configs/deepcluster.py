@@ -20,7 +20,7 @@ Differences from the authors' code:
   - k-means is Lloyd's algorithm, on the device, where they call faiss. A cluster without rows takes
     half of the largest one; faiss draws by size which one to halve.
   - An example that is drawn twice within a batch has the same view and dropout both times; they
-    draw anew.
+    draw new ones.
   - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to
     conv4 (the probe reads the encoder's output).
 

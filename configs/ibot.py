@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             momentum=0.99,
             teacher_temperature=0.04,
             patch_temperature=0.04,
-            teacher_warmup_epochs=0.0,
+            teacher_warmup_epochs=0,
             smallest_block=1,
         )
     )

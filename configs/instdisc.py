@@ -63,7 +63,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.1))
         config.views = ConfigDict(dict(one=dict(name="instdisc_cifar")))
         config.optimizer = ConfigDict(dict(published, weight_decay=5e-4))
-        config.evals.update(dict(feature="z", knn_temperature=0.1))
+        config.evals.feature = "z"
+        config.evals.protocols.knn.temperature = 0.1
     if "imagenet2012" in chosen or "imagenet2012_softmax" in chosen:
         defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
@@ -72,7 +73,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.views = ConfigDict(dict(one=dict(name="instdisc")))
         config.optimizer = ConfigDict(dict(published, weight_decay=1e-4))
-        config.evals.update(dict(feature="z", knn_temperature=0.07))
+        config.evals.feature = "z"
+        config.evals.protocols.knn.temperature = 0.07
     if "imagenet2012_softmax" in chosen:
         config.method.update(dict(loss="softmax", num_negatives=65536, block_size=4096))
     if "debug" in chosen:

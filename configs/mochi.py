@@ -1,7 +1,7 @@
 """MoCHi (Kalantidis et al. 2020, arXiv 2010.01028).
 
 A longer queue adds negatives that are easy. MoCHi makes hard ones: mixtures of the entries nearest
-to a query, and of such an entry with the query itself, for each query anew.
+to a query, and of such an entry with the query itself, drawn for each query.
 
 Default: over MoCo v2 on the embedded `scenes`, a small ResNet, two CPU cores.
 

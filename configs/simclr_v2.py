@@ -24,7 +24,7 @@ Variants:
 
 Differences from the authors' code:
   - The memory's code is not released, and the paper does not say how both views enter it. Here keys
-    of both views do, and a query meets the keys of the batch and of the queue.
+    of both views do, and a query is contrasted with the keys of the batch and of the queue.
   - Distillation's code is not released; it is the paper's equation 2.
   - Fine-tuning trains all layers that it keeps, those of the head too, as their TF2 code; their TF1
     code leaves the head's.

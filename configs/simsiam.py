@@ -1,13 +1,13 @@
 """SimSiam (Chen and He 2020, arXiv 2011.10566).
 
-A predictor on one view meets the same network's projection of the other view, held constant; there
-are no negatives, no slow copy and no large batch. The predictor and the held side are what keeps
-the output from becoming constant. The metric "z_std" is the deviation of the normalised output
-(figure 2 of the paper): near 1/sqrt(dimensions) in health, 0 at a collapse.
+A predictor on one view is pulled to the same network's projection of the other, held constant;
+there are no negatives, no slow copy and no large batch. The predictor and the held side are what
+keeps the output from becoming constant. The metric "z_std" is the deviation of the normalised
+output (figure 2 of the paper): near 1/sqrt(dimensions) in health, 0 at a collapse.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
   contrastive methods.
-For the first sixteen it forgets what an untrained network sees of the digits, and finds them after.
+For the first sixteen it is below its untrained network on the digits, and above it afterwards.
 
 Variants:
   folder        your own images: `cl-jax train simsiam:folder PATH`.

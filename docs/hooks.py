@@ -22,6 +22,8 @@ PACKAGES = {
     "training": "Builds a config, trains it, saves and resumes it.",
     "evals": "Evaluators by name.",
     "checks": "Device checks, replay, diagnosis.",
+    "weights": "Networks of other libraries, in and out.",
+    "reports": "Figures and findings of a run's page.",
     "planning": "Memory and time of a run before it runs.",
 }
 

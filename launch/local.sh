@@ -47,7 +47,7 @@ if [ -z "$port" ]; then
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 
-# glibc: no block is mapped apart and none is handed back; programs run in the thread that calls them.
+# glibc: never use mmap and keep freed blocks; programs run in the thread that calls them.
 memory=''
 [ -z "$keep" ] ||
     memory='MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 JAX_CPU_ENABLE_ASYNC_DISPATCH=false'

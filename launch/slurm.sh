@@ -20,7 +20,7 @@ active that has cl_jax and jax[cuda]; --workdir must lie on a file system that a
   launch/slurm.sh --nodes 4 -- --config=configs/simclr_v2.py:imagenet2012 --workdir=/shared/runs/simclr_v2
 
 When the job is preempted or its time is up, Slurm sends SIGTERM, the run saves and ends with status 75, and the job is put
-back in the queue; it goes on at the same step. Any other failure is final. Output: slurm-<job>.out in this folder.
+back in the queue; it continues at the same step. Any other failure is final. Output: slurm-<job>.out in this folder.
 USAGE
 }
 
@@ -30,7 +30,7 @@ if [ "${1:-}" = --body ]; then
     shift 2
     # JAX takes one GPU a task under Slurm, the one of the task's number on its node, unless it is told which.
     [ -z "$ids" ] || export JAX_LOCAL_DEVICE_IDS="$ids"
-    trap : TERM # sent to this script too; the tasks save and end, then the script goes on
+    trap : TERM # sent to this script too; the tasks save and end, then the script continues
     srun --kill-on-bad-exit=0 python -m cl_jax.main --distributed "$@" &
     step=$! status=0
     wait "$step" || status=$?

@@ -28,7 +28,7 @@ case $1 in
         rm -f cl_jax_run.pid cl_jax_run.status
         cd cl_jax
         (
-            trap '' HUP # the session ends, the run goes on
+            trap '' HUP # the session ends, the run continues
             "$HOME/cl_jax_env/bin/python" -m cl_jax.main --distributed "$@" &
             echo $! >~/cl_jax_run.pid
             status=0

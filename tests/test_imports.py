@@ -198,8 +198,8 @@ assert not heavy, heavy
 
 
 def test_training_needs_no_internals_of_jax():
-    """`train` imports where a module of `jax._src` that diagnosis reads cannot be imported anew; no
-    file but that one names `jax._src`."""
+    """`train` imports where a module of `jax._src` that diagnosis reads cannot be imported again;
+    no file but that one names `jax._src`."""
     run("""
 import sys
 import jax, flax, optax, orbax.checkpoint, grain  # they may use what they like

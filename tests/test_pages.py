@@ -5,12 +5,14 @@ import importlib
 import importlib.util
 import io
 import re
+import shlex
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 from cl_jax.__main__ import VERBS
-from cl_jax.training import configs
+from cl_jax.training import configs, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
@@ -27,6 +29,13 @@ def test_every_config_has_a_page(name):
 def test_the_index_links_every_page():
     links = re.findall(r"\]\(([a-z0-9_]+)\.md\)", make_methods.index(make_methods.results()))
     assert links == make_methods.names()
+
+
+def test_the_guide_to_methods_lists_every_config_once():
+    text = (ROOT / "docs" / "guides" / "methods.md").read_text()
+    section = re.search(r"^## Every system$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)[1]
+    listed = re.findall(r"\[(\w+)\]\(\.\./reference/methods/\1\.md\)", section)
+    assert sorted(listed) == configs.names()
 
 
 def test_links_of_the_pages_lead_somewhere():
@@ -51,30 +60,141 @@ def test_files_that_contributing_names_are_there():
     assert len(folders) > 8 and not [path for path in folders if not (ROOT / path).is_dir()]
 
 
+class Parsed(Exception):
+    """Raised in place of running a command: its parser, and what that made of the words."""
+
+
+def parsed(verb, words):
+    """(parser, namespace or None where the words are refused) of a command, which is not run."""
+    module = VERBS[verb][0] if verb in VERBS else "cl_jax.main"
+    found = []
+
+    def stopping(parse):
+        def wrapped(self, *given, **more):
+            found.append(self)
+            raise Parsed(parse(self, *given, **more))
+
+        return wrapped
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(ArgumentParser, name, stopping(getattr(ArgumentParser, name)))
+        try:
+            importlib.import_module(module).main(list(words))
+        except Parsed as told:
+            return found[0], told.args[0]
+        except SystemExit:
+            return found[0], None
+    raise AssertionError(f"{verb} ran without reading {words}")
+
+
+COMMAND = re.compile(
+    r"(?P<before>^ *|^Command: |`|&& )"
+    r"(?:(?:cl-jax|python -m cl_jax) (?P<verb>[a-z]+)|python -m cl_jax\.main)"
+    r"(?P<words>(?: (?! )[^`\n|&]*)?)",
+    flags=re.MULTILINE,
+)
+
+
 def commands():
-    """(page, words) of every `cl-jax VERB ...` in a page or a config."""
-    pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "configs").glob("*.py")]
+    """(page, whether it is a whole line, verb, words) of every command of the pages, the configs
+    and the help texts."""
+    pages = [
+        *(page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts),
+        *ROOT.glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+        *(ROOT / "configs").glob("*.py"),
+        *(ROOT / "cl_jax" / "tools").glob("*.py"),
+    ]
     for page in pages:
-        text = page.read_text().replace("\\\n", " ")
-        for line in re.findall(r"(?:^ {4}|`|&& )(cl-jax [a-z]+[^`\n|]*)", text, flags=re.MULTILINE):
-            yield page.relative_to(ROOT), line.split()
+        text = re.sub(r"\\\n *", "", page.read_text())
+        for found in COMMAND.finditer(text):
+            told = re.split(r"  |, which| #|\. ", found["words"].strip())[0].rstrip(".,;)")
+            if not re.search(r"[{}]", told):  # of a message
+                whole = found["before"].strip() in ("", "Command:")
+                yield page.relative_to(ROOT), whole, found["verb"] or "main", shlex.split(told)
 
 
-def test_commands_of_the_pages_have_options_that_there_are():
-    helps, wrong, count = {}, [], 0
-    for page, (_, verb, *words) in commands():
-        if verb not in VERBS:
-            wrong.append(f"{page}: {verb}")
+PLACEHOLDER = re.compile(r"[A-Z_]+|<.*>|\.\.\.|my_\w+(\.\w+)*|configs/NAME\.py")
+
+
+def wrong_names(args, settings):
+    """What is not a config, variant or setting among the words of a command."""
+    names = [getattr(args, key, None) for key in ("config", "given")]
+    for key in ("configs", "methods"):
+        names += (getattr(args, key, None) or "").split(",")
+    for name in names:
+        if not name or name == "all" or PLACEHOLDER.fullmatch(name.split(":")[0]):
             continue
-        if verb not in helps:
-            with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
-                importlib.import_module(VERBS[verb][0]).main(["--help"])
-            helps[verb] = said.getvalue()
-        options = {word.split("=")[0] for word in words if word.startswith("--")}
-        options = {word for word in options if not word.startswith("--config.")} - {"--help"}
-        wrong += [f"{page}: {verb} {word}" for word in options if word not in helps[verb]]
-        count += 1
-    assert count > 20 and not wrong
+        try:
+            config = configs.load(name)
+            configs.change(config, settings)
+        except ValueError as error:
+            yield str(error)
+            continue
+        known = flat(configs.load(name)) | set(experiment.defaults(config))
+        for key, _ in settings:
+            *sections, last = key.split(".")
+            if "protocols" in sections:
+                taken = experiment.parameters("cl_jax.evals", sections[-1])
+                if last not in taken:
+                    yield f"{key} is not a setting of the evaluator"
+            elif key not in known:
+                yield f"{key} is not a setting of {name}"
+
+
+def test_the_words_of_every_command_are_understood(monkeypatch):
+    """By the command's own parser; configs, variants and settings are looked up, nothing is run."""
+    monkeypatch.chdir(ROOT)
+    wrong, count = [], 0
+    for page, whole, verb, words in commands():
+        told = f"{page}: {verb} {' '.join(words)}"
+        if verb not in VERBS and verb != "main":
+            if whole:
+                wrong.append(told)
+            continue
+        settings, others = configs.take_settings(words)
+        parser, args = parsed(verb, words)
+        there = {*re.findall(r"--[a-zA-Z][\w-]*", parser.format_help()), "--mode"}
+        flags = {word.split("=")[0] for word in others if word.startswith("--")}
+        unfinished = "..." in words or not others  # `cl-jax train`, of the verb itself
+        if flags - there or (whole and args is None and not unfinished):
+            wrong.append(told)
+        elif args is not None:
+            wrong += [f"{told}: {what}" for what in wrong_names(args, settings)]
+            count += 1
+    assert count > 150 and not wrong
+
+
+@pytest.mark.parametrize(
+    "verb, words, wrong",
+    [
+        ("train", "simclr_v1 --workdir=a --config.method.temperature=1", None),
+        ("train", "simclr_v1 --wordir=a", "refused"),
+        ("train", "simclr_v1:cifar11 --workdir=a", "variant 'cifar11'"),
+        ("train", "simclr --workdir=a", "simclr"),
+        (
+            "train",
+            "simclr_v1 --workdir=a --config.method.temprature=1",
+            "is not a setting of simclr_v1",
+        ),
+        (
+            "eval",
+            "dino --workdir=a --config.evals.protocols.knn.kk=1",
+            "not a setting of the evaluator",
+        ),
+        ("verify", "--configs=byol,mocco", "mocco"),
+    ],
+)
+def test_a_wrong_word_of_a_command_is_found(verb, words, wrong):
+    settings, others = configs.take_settings(words.split())
+    _, args = parsed(verb, others)
+    found = ["refused"] if args is None else list(wrong_names(args, settings))
+    assert not found if wrong is None else wrong in " ".join(found)
 
 
 @pytest.mark.parametrize("name", make_methods.names())
@@ -94,7 +214,7 @@ def test_docstring_names_the_variants_and_options_that_there_are(name):
     found = [configs.load(name), *(configs.load(f"{name}:{variant}") for variant in known)]
     for option in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", make_methods.docstring(name)):
         assert any(option in flat(config) for config in found), (
-            f"--config.{option} is no key of configs/{name}.py"
+            f"--config.{option} is not a key of configs/{name}.py"
         )
 
 

@@ -7,7 +7,7 @@ optimiser and one schedule; kNN by one evaluator on the features that both expor
 PATH is a folder of train.npz and test.npz (`cl_jax.data.packed`). Sides alternate, each run is a
 process on one core, and its images/s is the median over the run, augmentation included. A run goes
 on from its last save; finished ones are kept in benchmarks/results/parity_trained.json. --minutes
-stops after so long; the same command goes on.
+stops after so long; the same command continues.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, axis_size, total, varying
 from cl_jax.core.sharded import Sharded
 
-# Rows and centroids that meet at a time on a CPU, whose cache their similarities then stay in.
+# Rows and centroids compared at a time on a CPU: their similarities stay in its cache.
 CPU_ROWS, CPU_CENTROIDS = 256, 1024
 
 
@@ -44,9 +44,9 @@ def nearest(centroids: jax.Array, *, spherical: bool) -> Callable[[jax.Array], j
     """A function from rows [B, D] to the number [B] int32 of the centroid that is nearest, or with
     `spherical` has the largest dot product; the first of equal ones.
 
-    Products are exact to float32 (HIGHEST). On a CPU some centroids at a time meet the rows, and
-    the place of the largest is found by comparison with it, which its vector instructions do and
-    `argmax` does not.
+    Products are exact to float32 (HIGHEST). On a CPU rows are compared with some centroids at a
+    time, and the place of the largest is found by comparison with it, which its vector instructions
+    do and `argmax` does not.
     """
     k, width = centroids.shape
     half = jnp.zeros(k, centroids.dtype)
@@ -83,7 +83,7 @@ def nearest(centroids: jax.Array, *, spherical: bool) -> Callable[[jax.Array], j
 
 
 def block_of(num_clusters: int, block_size: int | None) -> int:
-    """Rows that meet the centroids at a time: [block, K] is 64 MiB where None is given."""
+    """Rows compared with the centroids at a time: [block, K] is 64 MiB where None is given."""
     if block_size is not None:
         return block_size
     if jax.default_backend() == "cpu":
@@ -110,7 +110,7 @@ def sums(
 
     def add(carry: Any, block: Any) -> tuple[Any, None]:
         x, real = block
-        where = jnp.where(real, find(x), num_clusters)  # padding goes nowhere
+        where = jnp.where(real, find(x), num_clusters)  # padding is in no cluster
         counts = carry[1].at[where].add(1, mode="drop")
         if jax.default_backend() == "cpu":
             return (carry[0].at[where].add(x, mode="drop"), counts), None

@@ -1,4 +1,4 @@
-"""A few rows that stand for all: k-centre greedy."""
+"""A few rows that represent all: k-centre greedy."""
 
 from functools import partial
 from typing import NamedTuple

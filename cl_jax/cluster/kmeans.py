@@ -43,7 +43,7 @@ def assign(
     """([N] nearest centroid, [N] squared Euclidean distance to it) of [N, D] rows against [K, D]
     centroids.
 
-    `block_size` rows meet the centroids at a time, so that [block_size, K] is the largest array;
+    `block_size` rows are compared at a time, so that [block_size, K] is the largest array;
     None chooses it to hold 64 MiB, and on a CPU to stay in its cache. The first of equal centroids
     wins. Products are exact to float32.
     """

@@ -39,7 +39,7 @@ def pairs_above(
 
     Rows are divided into the cells of some of them (each row to the nearest). The segment between
     two rows of different cells crosses the plane between the two centres, so a row further from
-    that plane than the distance of the threshold, sqrt(2 - 2 t), is no partner of any row beyond
+    that plane than the distance of the threshold, sqrt(2 - 2 t), is not a partner of any row beyond
     it. Only the others are compared, in tiles on the device, first by a few coordinates that bound
     the cosine from above: nothing is lost, and the closer the threshold is to 1, the less is done.
 

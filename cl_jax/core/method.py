@@ -126,7 +126,7 @@ class Method:
                once, in a random order.
     evaluated: State -> (params, stats) that evaluators and later stages read; those trained, or
                DINO's teacher.
-    negatives: how many negatives each anchor meets, for the log; None where that means nothing.
+    negatives: how many negatives each anchor has, for the log; None where that means nothing.
     """
 
     init: Callable[[jax.Array, Batch], State]

@@ -35,7 +35,7 @@ def nearest_rows(
       k: neighbours.
       normalise: makes the similarity the cosine; False takes the dot product of the rows as they
         are.
-      block_size, query_size: bank rows and queries that meet at a time: the largest array is
+      block_size, query_size: bank rows and queries compared at a time: the largest array is
         [query_size, k + block_size].
 
     Returns:

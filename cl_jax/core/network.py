@@ -1,7 +1,7 @@
 """The network that most methods train: an encoder with a projection head, and how a method calls
 it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -45,16 +45,23 @@ def applier(network: nn.Module) -> Apply:
     return apply
 
 
-def features_of(apply: Apply) -> Apply:
-    """`Method.features` of a network that returns (z, features)."""
+def features_of(apply: Apply, part: str | None = None) -> Apply:
+    """`Method.features` of a network that returns (z, features). `part`: its key in params and
+    stats, where these are of several networks."""
 
-    def features(
+    def whole(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
         (_, named), stats = apply(params, stats, images, train)
         return named, stats
 
-    return features
+    def of_part(
+        params: Any, stats: Any, images: jax.Array, train: bool
+    ) -> tuple[dict[str, jax.Array], Any]:
+        named, changed = whole(params[part], stats[part], images, train)
+        return named, {**stats, part: changed}
+
+    return whole if part is None else of_part
 
 
 def initial(
@@ -81,5 +88,45 @@ def each_view(apply: Apply) -> Forward:
             (projected, _), stats = apply(params, stats, images, True)
             z.append(projected)
         return jnp.stack(z, axis=1), stats, None
+
+    return forward
+
+
+# With a predictor on z (BYOL): params and stats are {"network": ..., "predictor": ...}.
+
+
+def with_predictor(
+    network: nn.Module,
+    predictor: nn.Module,
+    keys: Iterable[jax.Array],
+    images: jax.Array,
+    out_dim: int,
+) -> Variables:
+    """Both, initialised by a key for each; z has `out_dim` channels."""
+    network_key, predictor_key = keys
+    start = network.init(network_key, images, True)
+    head = predictor.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
+    return Variables(
+        {"network": start["params"], "predictor": head["params"]},
+        {"network": start.get("batch_stats", {}), "predictor": head.get("batch_stats", {})},
+    )
+
+
+def each_view_predicted(apply: Apply, apply_predictor: Apply) -> Forward:
+    """`each_view` with a predictor: {"p", "z"}, each [B, V, D]."""
+
+    def forward(
+        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[dict[str, jax.Array], Any, Any]:
+        network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
+        for images in inputs:
+            (projected, _), network_stats = apply(params["network"], network_stats, images, True)
+            (predicted, _), head_stats = apply_predictor(
+                params["predictor"], head_stats, projected, True
+            )
+            p.append(predicted)
+            z.append(projected)
+        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}
+        return outputs, {"network": network_stats, "predictor": head_stats}, None
 
     return forward

@@ -314,7 +314,7 @@ def _together(
 
 def _named(names: Sequence[str], found: Sequence[Any]) -> dict[str, Any]:
     """{"<key>@<member>": value} of the members' dictionaries, and "h" with all members'
-    representations side by side; "<member>" of what is no dictionary."""
+    representations side by side; "<member>" of what is not a dictionary."""
     out: dict[str, Any] = {}
     for name, one in zip(names, found):
         keyed = {f"{key}@{name}": x for key, x in one.items()} if isinstance(one, Mapping) else one

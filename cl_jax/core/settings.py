@@ -17,6 +17,8 @@ from cl_jax.core.names import nearest
 
 FLOAT32 = float(np.finfo(np.float32).max)
 _MOST = 2**31 - 1  # of what is counted: ids and sizes of axes are int32
+_LARGE = 1e6  # an amount above it is a mistake
+_HUGE = 1e12  # and so is any other number: those of 32-bit images are below it
 # Settings that are one of a few words wherever they occur.
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16", "float64"),
@@ -52,30 +54,33 @@ class Range(NamedTuple):
 # The first that matches the last part of a setting's name decides.
 RANGES = (
     Range(r"^seed$", 0, 2**32 - 1),
-    Range(r"temperature(_start)?$|^tau$|^epsilon$|^eps$", 0, open_low=True),
-    Range(r"momentum$|^b[12]$", 0, 1),
-    Range(r"^total_epochs$", 0, open_low=True),
+    Range(r"temperature(_start)?$|^tau$|^epsilon$|^eps$", 0, _LARGE, open_low=True),
+    Range(r"momentum$|^b[12]$|^ema$", 0, 1),
+    Range(r"^total_epochs$", 0, _LARGE, open_low=True),
     Range(r"learning_rate$|^warmup_start$|weight_decay$|_norm$", 0),
     Range(r"^(steps_per_epoch|dispatch_steps|checkpoint_steps|devices)$", 0),
     Range(r"^freeze_steps$", -1),
     Range(r"^log_steps$", 1),
-    Range(r"_epochs$|_steps$|^every_epochs$|^milestones_epochs$", 0),
+    Range(r"_epochs$", 0, _LARGE),
+    Range(r"_steps$", 0, _MOST),
     Range(r"^fraction$", 0, 1, open_low=True),
-    Range(r"^imbalance$", 1),
+    Range(r"^imbalance$", 1, _LARGE),
     Range(r"^validation$", 0, 0.9),
     Range(
-        r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$|^solarize_threshold$",
+        r"_share$|^drop|^sk_ratio$|^flip$|^gray$|^test_crop$|^tau_plus$|^solarize_threshold$"
+        r"|^(aligned|confidence|labelled|max_clipped)$",
         0,
         1,
     ),
-    Range(r"^trust_coefficient$", 0, open_low=True),
-    Range(r"_weight$|^(decay_factor|gradient_penalty|margin|sigma)$", 0),
+    Range(r"^(trust_coefficient|t_max|max_scale|c|strengths|std)$", 0, _LARGE, open_low=True),
+    Range(r"_weight$|^weight(_|$)|^(decay_factor|gradient_penalty|margin|sigma)$", 0, _LARGE),
+    Range(r"^(alpha|beta|gamma|truncation|brightness|contrast|saturation)$", 0, _LARGE),
     Range(r"_probability$|^(mask_ratio|quantile|discount|mlm_rate)$", 0, 1),
-    Range(r"^(blur_radius|ema_start|specific|clusters)$", 0, _MOST),
+    Range(r"^(blur_radius|ema_start|specific|clusters|limit|shown|down|folds?)$", 0, _MOST),
     Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
-    Range(r"^(width|stem_width|scale)$", 0, open_low=True),
+    Range(r"^(width|stem_width|scale)$", 0, _LARGE, open_low=True),
     Range(r"^copies$|_layers$", 1, 1000),
     Range(
         r"^(k|knn_k|size|depth|heads|channels|length|columns|rows|patch|bottom|iterations)$"
@@ -120,7 +125,11 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
     for number in _numbers(value):
         if not abs(number) <= FLOAT32:  # NaN too
             raise ConfigError(f"{name}={value!r}; expected finite numbers of float32.")
-        found = None if _nested(value) else range_of(key)
+        if _nested(value):
+            continue
+        found = range_of(key)
+        if found is None and isinstance(number, float) and abs(number) > _HUGE:
+            raise ConfigError(f"{name}={value!r}; expected numbers from {-_HUGE:g} to {_HUGE:g}.")
         if found is not None and not found.holds(number):
             raise ConfigError(f"{name}={value!r}; expected {found.words()}.")
 

@@ -29,7 +29,7 @@ class Sharded:
     """One row for each of N examples.
 
     rows: [R, ...] of this device; on one device, and outside of a map, all of them.
-    size: N. rank: axes of `rows`; an axis in front of them (members of a population) is no row.
+    size: N. rank: axes of `rows`; an axis in front of them (members of a population) is not a row.
     writes: (ids [B], values [B, ...]) that `settle` is yet to do, or None.
     """
 

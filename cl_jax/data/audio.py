@@ -154,7 +154,7 @@ def read(file: str | Path) -> Recording:
         import soundfile
     except ImportError:
         raise ValueError(
-            "is no plain WAV; install a reader of other formats with pip install soundfile"
+            "is not a plain WAV; install a reader of other formats with pip install soundfile"
         ) from None
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -304,7 +304,9 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np
     found = {}
     for field, values in texts.items():
         if field in ("audio", "length", "id"):
-            raise ValueError(f"pattern={pattern!r}: {field!r} is no name for a label; rename it.")
+            raise ValueError(
+                f"pattern={pattern!r}: {field!r} is not a name for a label; rename it."
+            )
         names = sorted(set(values) - {""})
         if not names:
             raise ValueError(f"pattern={pattern!r}: no recording has a {field!r}.")
@@ -317,7 +319,7 @@ def _compiled(setting: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{setting}={pattern!r} is no regular expression: {error}.") from None
+        raise ValueError(f"{setting}={pattern!r} is not a regular expression: {error}.") from None
 
 
 def _check_settings(

@@ -86,7 +86,7 @@ def _load(role: str, section: Mapping[str, Any]) -> Splits:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"the {role} name={name!r} is no data source: {error}.") from error
+        raise ValueError(f"the {role} name={name!r} is not a data source: {error}.") from error
     check_keys(f"data.{role}", settings, inspect.signature(found.make).parameters)
     check(f"data.{role}", found.make, settings)
     return found.make(**settings)

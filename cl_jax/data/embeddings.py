@@ -452,7 +452,7 @@ class Pieces:
             partial.unlink(missing_ok=True)
             raise SaveError(
                 f"{self.folder} cannot be written: {error}. Make room there; the same command then "
-                "goes on."
+                "continues."
             ) from error
 
     def _read(self, path: Path) -> Embeddings:

@@ -203,7 +203,7 @@ def _table(path: str) -> Path:
     if root.is_file():
         return root
     if not root.is_dir():
-        raise ValueError(f"path={path!r} is no folder and no table of captions.")
+        raise ValueError(f"path={path!r} is neither a folder nor a table of captions.")
     found = [root / name for name in _TABLES if (root / name).is_file()]
     if not found:
         raise ValueError(

@@ -435,7 +435,7 @@ def _is_cut(image: Image.Image) -> bool:
 def _planes(
     image: Image.Image, channels: int, max_pixels: int, read: bool = True
 ) -> np.ndarray | None:
-    """[H, W, channels] of an image that is no picture of 1 or 3 channels, in numbers of its own;
+    """[H, W, channels] of an image that is not a picture of 1 or 3 channels, in numbers of its own;
     None for a picture.
 
     Raises:

@@ -19,7 +19,7 @@ def numbered(
     """Labels of all parts as int32 from 0 to C - 1, or -1 for none, and C.
 
     Without `num_classes`, C is the largest training label plus one, where that is at most the
-    number of training examples or 100. Sparser labels (hashes, identities) are numbered anew in
+    number of training examples or 100. Sparser labels (hashes, identities) are renumbered in
     ascending order, with a warning: evaluators have a column for each class.
 
     Args:
@@ -59,7 +59,8 @@ def numbered(
             largest,
             len(given) - 1,
         )
-        return {part: _anew(name, field, part, parts[part], given) for part in parts}, len(given)
+        found = {part: _renumbered(name, field, part, parts[part], given) for part in parts}
+        return found, len(given)
     count = largest + 1 if num_classes is None else num_classes
     for part, values in parts.items():
         if values.size and int(values.max()) >= count:
@@ -72,7 +73,9 @@ def numbered(
     return {part: values.astype(np.int32) for part, values in parts.items()}, count
 
 
-def _anew(name: str, field: str, part: str, values: np.ndarray, given: np.ndarray) -> np.ndarray:
+def _renumbered(
+    name: str, field: str, part: str, values: np.ndarray, given: np.ndarray
+) -> np.ndarray:
     if len(strange := np.setdiff1d(values[values >= 0], given)):
         raise ValueError(
             f"{name}/{part}: {field} has {', '.join(map(str, strange[:_SHOWN]))}"

@@ -29,11 +29,11 @@ def read(path: str | Path) -> list[str]:
     """The lines of a UTF-8 text file, without their ends; .gz, .xz and .bz2 are decompressed.
 
     Raises:
-      ValueError: no such file, a damaged archive, another encoding, a file that is no text.
+      ValueError: no such file, a damaged archive, another encoding, a file that is not text.
     """
     file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"{path} is no file; expected a text file, one sentence a line.")
+        raise ValueError(f"{path} is not a file; expected a text file, one sentence a line.")
     try:
         with _OPEN.get(file.suffix.lower(), open)(file, "rb") as opened:
             data = opened.read()
@@ -88,8 +88,8 @@ def table(path: str | Path) -> list[dict[str, Any]]:
     row's line number.
 
     Raises:
-      ValueError: as `read`; another kind of file; a line that is no JSON object; rows that differ
-        from the header.
+      ValueError: as `read`; another kind of file; a line that is not a JSON object; rows that
+        differ from the header.
     """
     suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in _OPEN]
     kind = suffixes[-1] if suffixes else ""
@@ -127,7 +127,7 @@ def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
         found = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}, line {number} is no JSON: {error}. Expected one object a line."
+            f"{path}, line {number} is not JSON: {error}. Expected one object a line."
         ) from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}, line {number} is {type(found).__name__}; expected an object.")

@@ -1,8 +1,7 @@
-"""The files of a folder: what is an image, what may not be opened, what is left aside; and which of
+"""The files of a folder: what is an image, what may not be opened, what is skipped; and which of
 them were checked before."""
 
 import collections
-import filecmp
 import hashlib
 import os
 import stat
@@ -17,7 +16,6 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import images
 
 _SYSTEM = ("__MACOSX", "#recycle", "#snapshot", "lost+found", "System Volume Information")
-_END = 4096  # bytes
 _SHOWN = 5
 LINK = "a link that leads out of the folder"
 # Images of other kinds, which Pillow reads not at all or not on this machine: a folder that holds
@@ -34,7 +32,7 @@ class Listing(NamedTuple):
 
     files: images, or whatever is wanted, sorted. bad: what may not be opened, with the reason;
     those of `files` among it are in both. sizes, times: bytes, and nanoseconds of the last change,
-    of `files`. others: files left aside, counted by suffix. unread: those of them that are images
+    of `files`. others: skipped files, counted by suffix. unread: those of them that are images
     of another kind.
     """
 
@@ -46,7 +44,7 @@ class Listing(NamedTuple):
     unread: list[str]
 
     def told(self) -> str:
-        """The files left aside, in words."""
+        """The skipped files, in words."""
         rest = len(self.others) - _SHOWN
         return ", ".join(
             f"{number} {images.printable(suffix)}"
@@ -176,23 +174,3 @@ def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
         return None
     name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return user_path(cache_dir) / "checked" / f"{name}.npz"
-
-
-# Copies --------------------------------------
-
-
-def end_of(file: Path) -> bytes:
-    """The last bytes of a file; where it cannot be read, bytes that no other file ends with."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - _END))
-            return opened.read()
-    except OSError:
-        return str(file).encode("utf-8", "surrogateescape")
-
-
-def same_content(a: Path, b: Path) -> bool:
-    try:
-        return filecmp.cmp(a, b, shallow=False)
-    except OSError:
-        return False

@@ -46,7 +46,7 @@ def make(
       image_field, label_field: their names in the files; here they become "image" and "label".
         label_field="" for images without labels. A label of -1 is none.
       num_classes: None for the largest label of the train part plus one; labels far above the
-        number of examples are then numbered anew (`labels.numbered`).
+        number of examples are then renumbered (`labels.numbered`).
       cache_dir: where unpacked images are kept for the next run, under a name made from the file's
         content, with a checksum that is looked at; None for nowhere.
       max_bytes: an array that declares more is refused before memory is taken for it.
@@ -267,11 +267,11 @@ def _kept(file: pathlib.Path) -> np.ndarray | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        logging.warning("%s cannot be read (%s); unpacking anew.", file, error.strerror)
+        logging.warning("%s cannot be read (%s); unpacking it again.", file, error.strerror)
         return None
     body = memoryview(data)[: -len(_checksum(b""))]
     if _checksum(body) != data[len(body) :]:
-        logging.warning("%s is damaged; unpacking anew.", file)
+        logging.warning("%s is damaged; unpacking it again.", file)
         return None
     return np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
 

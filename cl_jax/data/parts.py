@@ -101,7 +101,7 @@ def joined(labelled: Source, unlabelled: Source) -> Source:
     """The examples of both, those of the second with the label -1, no label.
 
     Raises:
-      ValueError: a field that is no label and that only one of the two has, or another shape.
+      ValueError: a field that is not a label and that only one of the two has, or another shape.
     """
     first, second = labelled.read(0), unlabelled.read(0)
     labels = [field for field in labelled.sizes if np.ndim(first[field]) == 0]

@@ -7,7 +7,7 @@ made from as labels, so one can ask which of them a representation holds: the st
 and background of Tian et al. ("What makes for good views", arXiv 2005.10243, section 3), from real
 parts. Like theirs, an example has a second rendering that shares the factors named by `share` with
 the first and nothing else: views of the two agree on those factors alone. How many views are of the
-second is the recipe's `second` (`views.batch`).
+second is the recipe's `second` (`views.image`).
 
 A handwriting (one instance of `load_digits`) is in the train part or in the test part and never in
 both, whatever the seed, the level and the sizes. What a small network reaches at each level is in
@@ -92,9 +92,9 @@ def make(
 
     Args:
       level: "easy", "medium", "hard" or "full".
-      share: factors of FACTORS that "image_b" has in common with "image"; all else is drawn anew,
-        its colour always. "digit" is the same handwriting, "place" the same position, "background"
-        the same crop and contrast.
+      share: factors of FACTORS that "image_b" has in common with "image"; all else is drawn
+        again, its colour always. "digit" is the same handwriting, "place" the same position,
+        "background" the same crop and contrast.
       train_size, test_size: examples. Every handwriting occurs equally often, up to one.
       seed: of everything but the division of the handwritings.
 
@@ -172,7 +172,7 @@ class Scene(NamedTuple):
     contrast: np.ndarray
     preference: (
         np.ndarray
-    )  # [N, colours]: of the colours that stand out, the one liked best is taken
+    )  # [N, colours]: of the colours that stand out, the one with the highest draw wins
     shade: np.ndarray
 
 

@@ -189,7 +189,7 @@ def labels_of(source: Source, label: str = "label") -> np.ndarray:
 
 
 def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
-    """The examples `ids` of a source, in that order. They are numbered anew from 0."""
+    """The examples `ids` of a source, in that order. They are renumbered from 0."""
     chosen = np.asarray(ids, np.int64)
     if chosen.ndim != 1 or (chosen.size and not (0 <= chosen.min() and chosen.max() < source.size)):
         raise ValueError(

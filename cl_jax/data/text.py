@@ -91,7 +91,7 @@ def make(
 
     Raises:
       ValueError: a file that is missing, damaged, empty, no text or not UTF-8; another number of
-        columns; empty sentences; a score that is no number; tokens beyond the vocabulary.
+        columns; empty sentences; a score that is not a number; tokens beyond the vocabulary.
     """
     if not 0 < test_share < 1:
         raise ValueError(
@@ -167,7 +167,7 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     names sets. See `make`.
 
     Raises:
-      ValueError: another number of columns, no such column, a score that is no number, no pair.
+      ValueError: another number of columns, no such column, a score that is not a number, no pair.
     """
     if user_path(path).is_dir():
         return {
@@ -201,7 +201,7 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
         except ValueError:
             value = np.nan
         if not np.isfinite(value):
-            raise ValueError(f"{path}, line {row.line}: the score {score!r} is no number.")
+            raise ValueError(f"{path}, line {row.line}: the score {score!r} is not a number.")
         key = "sts" if group is None else f"sts/{row.columns[group].strip()}"
         one = found.setdefault(key, ([], [], []))
         one[0].append(a)
@@ -467,7 +467,7 @@ def _token_arrays(path: str) -> dict[str, np.ndarray]:
             arrays = {field: file[field] for field in FIELDS if field in file}
             others = sorted(set(file) - set(arrays))
     except Exception as error:  # a damaged archive raises nearly anything
-        raise ValueError(f"{path} is no whole .npz archive of numbers: {error}.") from None
+        raise ValueError(f"{path} is not a whole .npz archive of numbers: {error}.") from None
     if "tokens" not in arrays:
         raise ValueError(f"{path} has the arrays {', '.join(others) or 'none'}; expected tokens.")
     for field, rows in arrays.items():

@@ -37,7 +37,7 @@ class Records(NamedTuple):
         return {"image": image, **({"label": self.label(i, record)} if self.label_key else {})}
 
     def label(self, i: int, record: Any) -> np.int32:
-        """-1, what TFDS gives to an example without a class, is no label here too."""
+        """-1, what TFDS gives to an example without a class, is not a label here too."""
         value = int(record[self.label_key])
         if not -1 <= value < self.num_classes:
             raise ValueError(

@@ -34,7 +34,7 @@ class Tokenizer:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"{name} is no sentencepiece model: {error}") from None
+            raise ValueError(f"{name} is not a sentencepiece model: {error}") from None
         p = self._pieces
         given = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id(), p.piece_to_id("[MASK]"))
         if given != (PAD, UNKNOWN, START, END, MASK):
@@ -142,7 +142,7 @@ def load(path: str | Path) -> "Tokenizer | WordPiece":
     if file.suffix == ".txt":
         return wordpiece.load(file)
     if not file.is_file():
-        raise ValueError(f"tokenizer={str(path)!r} is no file; leave it out to train one.")
+        raise ValueError(f"tokenizer={str(path)!r} is not a file; leave it out to train one.")
     return Tokenizer(file.read_bytes(), str(path))
 
 

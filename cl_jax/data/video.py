@@ -168,7 +168,7 @@ def read(path: str | Path, *, channels: int = 3) -> Iterator[np.ndarray]:
     """The frames of one film, uint8 [H, W, channels], in order.
 
     Raises:
-      ValueError: a file that cannot be read or is no film, an array of another shape or type, no
+      ValueError: a file that cannot be read or is not a film, an array of another shape or type, no
         PyAV for a container.
     """
     file = Path(path)
@@ -188,7 +188,7 @@ def _of_array(file: Path, channels: int) -> Iterator[np.ndarray]:
     try:
         frames = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # of a damaged header: tokenize.TokenError too
-        raise ValueError(f"is no array that can be read ({error})") from None
+        raise ValueError(f"is not an array that can be read ({error})") from None
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4):
         raise ValueError(
             f"is {frames.dtype}{list(frames.shape)}; expected uint8 [T, H, W] or [T, H, W, C]"

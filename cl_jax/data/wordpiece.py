@@ -120,7 +120,7 @@ def load(path: str | Path, lowercase: bool = True) -> WordPiece:
     """
     file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"{path} is no file; expected BERT's vocab.txt.")
+        raise ValueError(f"{path} is not a file; expected BERT's vocab.txt.")
     return WordPiece(file.read_text(encoding="utf-8").splitlines(), lowercase, str(path))
 
 

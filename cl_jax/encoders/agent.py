@@ -70,8 +70,8 @@ class Agent(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*lead, -1)
 
     def remember(self, memory: Any, z: jax.Array, first: jax.Array) -> tuple[Any, jax.Array]:
-        """(memory, h [B, M]) after latents [B, D]; worlds [B] that start an episode forget before
-        they look."""
+        """(memory, h [B, M]) after latents [B, D]; the memory of worlds [B] that start an episode
+        is emptied first."""
         empty = self.start(z.shape[0])
         memory = jax.tree.map(lambda old, new: jnp.where(first[:, None], new, old), memory, empty)
         memory, h = self.recurrent(memory, z)

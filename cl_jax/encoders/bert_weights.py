@@ -50,7 +50,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"{path} is no file; expected weights in the safetensors format.")
+        raise ValueError(f"{path} is not a file; expected weights in the safetensors format.")
     data = file.read_bytes()
     try:
         (size,) = struct.unpack("<Q", data[:8])
@@ -70,7 +70,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
                 continue  # position numbers of old files
             found[name] = values.reshape(one["shape"])
     except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     return found
 
 

@@ -266,8 +266,8 @@ def make(
 ) -> Generator | Discriminator:
     """A `Generator` or a `Discriminator`, by `role`, from a config section.
 
-    `sizes[label]` is the number of classes. Each role reads its own keywords and leaves the others
-    alone: the generator `channels`, `bottom`, `noise_dim` and `shared_dim`, the discriminator
+    `sizes[label]` is the number of classes. Each role reads its own keywords and ignores the
+    others: the generator `channels`, `bottom`, `noise_dim` and `shared_dim`, the discriminator
     `down` and `embed_dim`.
 
     Raises:

@@ -81,7 +81,8 @@ def make(
     dtype: str | None = "float32",
     axis_name: str | None = None,
 ) -> Conv1d:
-    """A `Conv1d` from a config section. `axis_name` is not used: examples do not meet here.
+    """A `Conv1d` from a config section. `axis_name` is not used: nothing here looks across
+    examples.
 
     Raises:
       ValueError: kernels, strides and paddings that differ in number, or an unknown norm.

@@ -39,7 +39,7 @@ def convolve(
 
     Where the result has no more rows and columns than the kernel (the 2 x 2 maps at the end of a
     ResNet at 16 pixels), the convolution is written as a sum of one product per tap: the same sums
-    in another order. XLA's CPU convolution falls to its slowest loop at 2 x 2, 24 times slower
+    in another order. XLA's CPU convolution uses its slowest loop at 2 x 2, 24 times slower
     with 128 channels (`benchmarks/layers.py`).
 
     Where there is enough to compute, the program depends on the platform it is lowered for. On a

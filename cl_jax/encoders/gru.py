@@ -27,7 +27,7 @@ class Gru(nn.Module):
 
 
 def make(*, width: int = 256, dtype: str | None = "float32", axis_name: str | None = None) -> Gru:
-    """A `Gru` from a config section. `axis_name` is not used: examples do not meet here.
+    """A `Gru` from a config section. `axis_name` is not used: nothing here looks across examples.
 
     Raises:
       ValueError: a width below 1.

@@ -170,8 +170,8 @@ def _normalise(
     gradient on.
 
     The gradient is written out because it then takes two passes over x and dy, sums first, and a
-    rectifier before dy joins
-    both: five reads and writes of that size where differentiation takes eight.
+    rectifier before dy joins both: five reads and writes of that size where differentiation takes
+    eight.
     """
     return _forward(x, scale, bias, axis_name, epsilon, dtype)[0]
 
@@ -299,8 +299,7 @@ def _moments(
     mean 0."""
     axes = tuple(range(x.ndim - 1))
     # One pass over deviations from the mean of the first example, at most sqrt(B) standard
-    # deviations from the mean of
-    # all: rounding grows by B at the very worst, and not with the mean.
+    # deviations from the mean of all: rounding grows by B at the very worst, and not with the mean.
     shift = x[:1].mean(axes, keepdims=True)
     deviation = x - shift
     offset = deviation.mean(axes, keepdims=True)

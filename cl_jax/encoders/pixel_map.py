@@ -13,7 +13,7 @@ class PixelMap(nn.Module):
 
     "flow": additive couplings, x_rest + m(x_one), which are invertible and keep volumes: nothing of
     the image is lost. They start at the identity. "convolutions": 1x1 convolutions with ReLU, which
-    may lose what they like.
+    may lose information.
 
     Args:
       kind: one of KINDS.

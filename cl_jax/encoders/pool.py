@@ -70,7 +70,7 @@ def _summed(
         seen = padded[:, top : bottom : strides[0], left : right : strides[1]]
         first = jnp.where(seen > largest, jnp.uint8(number), first)
         largest = jnp.maximum(largest, seen)
-    first = lax.optimization_barrier(first)  # once, and not again for each of the places below
+    first = lax.optimization_barrier(first)  # once, and not for each of the places below
     total = jnp.zeros((), dy.dtype)
     for number, place in enumerate(places):
         part, end = jnp.where(first == number, dy, 0), ends(place)

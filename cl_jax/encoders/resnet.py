@@ -149,10 +149,9 @@ class ResNet(nn.Module):
     evaluators take.
 
     Returns {"conv1": before the max-pool, "stem": after it (the same map for the "cifar" stem),
-    "stage1", "stage2",
-    ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map over space, float32 at
-      least}.
-    D = 512 * width, or 2048 * width with bottlenecks, for four stages.
+    "stage1", "stage2", ...: [B, h, w, c] maps after each stage, "h": [B, D] mean of the last map
+    over space, float32 at least}. D = 512 * width, or 2048 * width with bottlenecks, for four
+    stages.
 
     Args:
       depth: 10, 18, 34 (two 3x3 per block), 50, 101, 152, 200 (bottlenecks); depth 10 is one block

@@ -1,4 +1,4 @@
-"""Pre-activation ResNets without batch norm, for methods whose patches must not meet in batch
+"""Pre-activation ResNets without batch norm, for methods whose patches must not share batch
 statistics: CPC.
 
 He et al., arXiv 1603.05027: norm and ReLU come before each convolution, and the sum is left as it
@@ -35,7 +35,7 @@ NORMS = ("layer", "none")
 
 class ResNetV2(nn.Module):
     """Images [B, H, W, C] to {"stem", "stage1", "stage2", ...: maps, "h": [B, D] mean over space of
-    the last map after norm and ReLU, float32 at least}. Examples do not meet.
+    the last map after norm and ReLU, float32 at least}. Nothing looks across examples.
 
     Args:
       stages: (blocks, channels of the bottleneck, channels of the output) of each.
@@ -151,7 +151,7 @@ def make(
     """A `ResNetV2` by its depth, or by `stages`; `width` multiplies every channel count, the stem's
     64 included.
 
-    axis_name: of the devices; examples do not meet, so it makes no difference.
+    axis_name: not used: nothing here looks across examples.
 
     Raises:
       ValueError: an unknown depth, more stages than it has, a width that leaves a layer without

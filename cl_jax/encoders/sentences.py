@@ -56,7 +56,7 @@ def make(
     axis_name: str | None = None,
 ) -> Sentences:
     """A `Sentences` from a config section; the vocabulary is that of the data's "passage".
-    `axis_name` is not used: examples do not meet here.
+    `axis_name` is not used: nothing here looks across examples.
 
     Raises:
       ValueError: a size below 1, or data without passages.

@@ -450,7 +450,7 @@ def attended(mask: jax.Array, *, causal: bool) -> jax.Array:
 
 def at_end(states: jax.Array, tokens: jax.Array) -> jax.Array:
     """[B, D] of states [B, T, D] at the first END of each row of tokens [B, T]; at the last token
-    that is no padding where a row has no END."""
+    that is not padding where a row has no END."""
     ends = tokens == END
     last = jnp.maximum(jnp.sum(tokens != PAD, axis=1) - 1, 0)
     at = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1), last)
@@ -566,7 +566,7 @@ def make(
 
 def check_settings(*, style: str, width: int, heads: int, dropout: float) -> None:
     """Raises ValueError for an unknown style, heads that do not divide the width, or a dropout that
-    is no probability."""
+    is not a probability."""
     if style not in STYLES:
         raise ValueError(f"style is {style!r}; expected one of {', '.join(STYLES)}.")
     if width % heads:

@@ -350,7 +350,7 @@ def make(
 
     Raises:
       ValueError: an unknown size, variant or pool, heads that do not divide the width, a drop_path
-        that is no probability, flash in another dtype than bfloat16.
+        that is not a probability, flash in another dtype than bfloat16.
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; have {', '.join(SIZES)}.")

@@ -8,8 +8,8 @@ A tile of 2x2 results sees 4x4 inputs. With d the tile of inputs and g the kerne
 
 takes 16 products where the plain sum takes 36, and every product joins all tiles and channels, a
 matrix product. The gradient of the kernel is the transpose, G' [ (B' d B)' (A dy A') ] G; that of
-the input is the same convolution with the kernel turned about, which moves the entries of G g G'
-and changes none."""
+the input is the same convolution with the kernel rotated by 180 degrees, which moves the entries of
+G g G' and changes none."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from jax import lax
 
 from cl_jax.core.axis import axes_of, spread
 
-_TURNED = (3, 1, 2, 0)  # row of G (turned-about g) by row of G g
+_TURNED = (3, 1, 2, 0)  # row of G (rotated g) by row of G g
 CACHE = 8 << 20  # bytes; 4 MiB for each of the two cores it was measured on
 _Four = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -32,9 +32,9 @@ def forward(
     """x [B, H, W, C] with kernel [3, 3, C, D], strides 1, pads ((top, bottom), (left, right)), to
     [B, h, w, D].
 
-    `turned` takes the kernel [3, 3, D, C] of the opposite direction, turned about: the gradient of
-    its input. Sums are float32 at least; with bfloat16 inputs what enters the products is rounded
-    to bfloat16 once more than plainly."""
+    `turned` takes the kernel [3, 3, D, C] of the opposite direction and rotates it by 180 degrees:
+    the gradient of its input. Sums are float32 at least; with bfloat16 inputs what enters the
+    products is rounded to bfloat16 once more than plainly."""
     wide, narrow = _dtypes(x.dtype)
     weights = _of_kernel(kernel.astype(wide))
     order = _TURNED if turned else range(4)

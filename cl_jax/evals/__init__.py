@@ -12,7 +12,7 @@ import numpy as np
 
 from cl_jax.data.source import Source, Splits
 
-if TYPE_CHECKING:  # kNN and geometry are to be had where jax and numpy alone are installed
+if TYPE_CHECKING:  # kNN and geometry can be imported where only jax and numpy are installed
     from cl_jax.core.method import Method, State
 
 

@@ -1,4 +1,4 @@
-"""Checks of concrete labels, which a compiled program would pass over in silence."""
+"""Checks of concrete labels, which a compiled program would ignore without an error."""
 
 from typing import Any
 

@@ -13,14 +13,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
 from cl_jax.evals import Evaluator, Given
-
-WHEN = ("always", "final", "asked")
 
 
 class Evaluation:
@@ -44,82 +43,32 @@ class Evaluation:
         self.method, self.data, self.mesh = method, data, mesh
         self.config, self.workdir, self.between = config, Path(workdir), between
         self.recipes = tuple(recipes)
-        self.evaluators = {
-            name: one for name, one in evaluators.items() if self._has_labels(name, one)
-        }
+        self.evaluators = with_labels(evaluators, data)
         self.feature = config.evals.get("feature", "h")
-        asked = {self.feature, *(f for one in self.evaluators.values() for f in one.needs.features)}
-        self.wanted = tuple(sorted(asked - {""}))
+        self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
         self.of_views = {train: self._viewed(train) for train in (False, True)}
 
     # What the evaluators need --------------------------------------
 
-    def _has_labels(self, name: str, evaluator: Evaluator) -> bool:
-        missing = [
-            label
-            for label in evaluator.needs.labels
-            if any(label not in source.sizes for source in self.data[:2])
-        ]
-        if missing:
-            there = sorted(set(self.data.train.sizes) & set(self.data.test.sizes))
-            logging.log(
-                logging.WARNING if there else logging.INFO,  # without labels it is expected
-                "evals.protocols.%s is left out: the data have no %s%s; they have %s.",
-                name,
-                ", ".join(missing),
-                nearest(missing[0], there),
-                ", ".join(there) or "no labels",
-            )
-        return not missing
-
     def check(self, state: State) -> None:
-        """Checks that all that the evaluators read is there.
+        """Checks that all that the evaluators read is there; see the function `check`.
 
         Raises:
-          ValueError: a function, feature, field or source that is missing, with the nearest name.
+          ConfigError: a function, feature, field or source that is missing, with the nearest name.
         """
-        fields = set(self.data.train.read(0)) & set(self.data.test.read(0))
-        batch = self._example(self.data.test)
-        lifted = parallel.lift(self.method.encode, self.mesh, (SAME, EACH), EACH)
-        known = list(jax.eval_shape(lifted, state, batch))
-        for name in self.wanted:
-            if name not in known:
-                raise ValueError(
-                    f"the evaluation reads the feature {name!r} (config.evals.feature or that "
-                    f"of a protocol), which the method does not have{nearest(name, known)}; it has "
-                    f"{', '.join(sorted(known))}."
-                )
-        for name, one in self.evaluators.items():
-            wanted = (
-                ("function of the method", one.needs.functions, self.method.functions),
-                ("field of the data", one.needs.fields, fields),
-                ("further source of the data", one.needs.sources, self.data.more),
-            )
-            for kind, asked, there in wanted:
-                for what in asked:
-                    if what not in there:
-                        raise ValueError(
-                            f"evals.protocols.{name} reads the {kind} {what!r}, which is missing"
-                            f"{nearest(what, there)}; there are "
-                            f"{', '.join(sorted(there)) or 'none'}."
-                        )
-        best = self.config.evals.get("best", "")
-        if best and best not in self.better:
-            raise ValueError(
-                f"evals.best={best!r} is not measured{nearest(best, self.better)}; the protocols "
-                f"measure {', '.join(self.better) or 'nothing that has a better end'}."
-            )
+        check(
+            self.evaluators,
+            self.method,
+            self.data,
+            self.config,
+            encoded(self.method, state, self._example(self.data.test), self.mesh),
+        )
 
     @property
     def better(self) -> dict[str, int]:
         """{"name/figure": +1 or -1} of what is measured each time."""
-        return {
-            figure: sign
-            for one in self.evaluators.values()
-            if one.when == "always"
-            for figure, sign in one.better.items()
-        }
+        return measured_always(self.evaluators)
 
     @property
     def best(self) -> str:
@@ -206,10 +155,7 @@ class Evaluation:
         return needed_fields(self.method, source)
 
     def _example(self, source: Source) -> Batch:
-        example = source.read(0)
-        rows = 2 * self.mesh.size
-        batch = {n: jnp.asarray(np.stack([example[n]] * rows)) for n in self._fields(source)}
-        return batch | {"id": jnp.arange(rows, dtype=jnp.int32)}
+        return example_batch(self.method, source, self.mesh)
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         encoded: dict[int, dict[str, np.ndarray]] = {}
@@ -285,6 +231,117 @@ class Evaluation:
         if wrong:
             logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
         return {figure: value for figure, value in found.items() if figure not in wrong}
+
+
+def with_labels(
+    evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
+) -> dict[str, Evaluator]:
+    """The evaluators whose labels both parts of the data have; `quiet`: without a word on the
+    others in the log."""
+    found = {}
+    for name, one in evaluators.items():
+        missing = [
+            label
+            for label in one.needs.labels
+            if any(label not in source.sizes for source in data[:2])
+        ]
+        if not missing:
+            found[name] = one
+        elif not quiet:
+            there = sorted(set(data.train.sizes) & set(data.test.sizes))
+            logging.log(
+                logging.WARNING if there else logging.INFO,  # without labels it is expected
+                "evals.protocols.%s is left out: the data have no %s%s; they have %s.",
+                name,
+                ", ".join(missing),
+                nearest(missing[0], there),
+                ", ".join(there) or "no labels",
+            )
+    return found
+
+
+def features_asked(evaluators: Mapping[str, Evaluator], config: ConfigDict) -> tuple[str, ...]:
+    """The names of the features of "encode" that are read: the run's own and those of evaluators,
+    sorted."""
+    own = config.evals.get("feature", "h")
+    asked = {own, *(name for one in evaluators.values() for name in one.needs.features)}
+    return tuple(sorted(asked - {""}))
+
+
+def measured_always(evaluators: Mapping[str, Evaluator]) -> dict[str, int]:
+    """{"name/figure": +1 or -1} of what is measured at each evaluation."""
+    return {
+        figure: sign
+        for one in evaluators.values()
+        if one.when == "always"
+        for figure, sign in one.better.items()
+    }
+
+
+def example_batch(method: Method, source: Source, mesh: jax.sharding.Mesh) -> Batch:
+    """The first example of a source, two rows a device: for shapes."""
+    example, rows = source.read(0), 2 * mesh.size
+    batch = {name: np.stack([example[name]] * rows) for name in needed_fields(method, source)}
+    return {name: jnp.asarray(x) for name, x in batch.items()} | {
+        "id": jnp.arange(rows, dtype=jnp.int32)
+    }
+
+
+def encoded(method: Method, state: State, batch: Batch, mesh: jax.sharding.Mesh) -> list[str]:
+    """The names of the features that "encode" gives; nothing is compiled.
+
+    Args:
+      state, batch: arrays, or their shapes and types.
+    """
+    lifted = parallel.lift(method.encode, mesh, (SAME, EACH), EACH)
+    return list(jax.eval_shape(lifted, state, batch))
+
+
+def check(
+    evaluators: Mapping[str, Evaluator],
+    method: Method,
+    data: Splits,
+    config: ConfigDict,
+    features: Sequence[str] | None,
+) -> None:
+    """Checks that all that evaluators read is there.
+
+    Args:
+      evaluators: those whose labels the data have (`with_labels`).
+      features: what "encode" gives (`encoded`); None for not to be looked at.
+
+    Raises:
+      ConfigError: a function, feature, field or source that is missing, with the nearest name; a
+        figure `evals.best` that is not measured.
+    """
+    for name in () if features is None else features_asked(evaluators, config):
+        if name not in features:
+            raise ConfigError(
+                f"the evaluation reads the feature {name!r} (config.evals.feature or that "
+                f"of a protocol), which the method does not have{nearest(name, features)}; it has "
+                f"{', '.join(sorted(features))}."
+            )
+    fields = set(data.train.read(0)) & set(data.test.read(0))
+    for name, one in evaluators.items():
+        wanted = (
+            ("function of the method", one.needs.functions, method.functions),
+            ("field of the data", one.needs.fields, fields),
+            ("further source of the data", one.needs.sources, data.more),
+        )
+        for kind, asked, there in wanted:
+            for what in asked:
+                if what not in there:
+                    raise ConfigError(
+                        f"evals.protocols.{name} reads the {kind} {what!r}, which is missing"
+                        f"{nearest(what, there)}; there are "
+                        f"{', '.join(sorted(there)) or 'none'}."
+                    )
+    best, better = config.evals.get("best", ""), measured_always(evaluators)
+    if best and best not in better:
+        raise ConfigError(
+            f"evals.best={best!r} is not measured{nearest(best, better)}; the protocols "
+            f"measure {', '.join(better) or 'nothing that has a better end'}."
+        )
 
 
 def over_blocks(f: Callable[[State, Batch], Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:

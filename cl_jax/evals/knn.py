@@ -129,7 +129,7 @@ def knn(
         to all.
       keep_votes: False leaves the votes of all queries out, [M, C]: 20 GB for 50,000 queries and
         100,000 classes.
-      block_size, query_size: bank rows and queries that meet at a time: the largest arrays are
+      block_size, query_size: bank rows and queries compared at a time: the largest arrays are
         [query_size, k + block_size] and [query_size, C].
 
     Returns:

@@ -38,6 +38,8 @@ def make(
       without a label are left out. when: see `Evaluator`. The others: see `svm_folds`.
     """
     check_count(repeats=repeats)
+    if min(folds, inner_folds) < 2:
+        raise ValueError(f"folds={folds}, inner_folds={inner_folds}; expected 2 or more of each.")
     figures = "svm_folds/accuracy", "svm_folds/std"
 
     def measure(given: Given) -> dict[str, float]:

@@ -27,7 +27,7 @@ class MLP(nn.Module):
     normalised.
 
     Args:
-      widths: outputs of each layer; None stands for the width of h.
+      widths: outputs of each layer; None is the width of h.
       hidden_norm, last_norm: batch norm after the hidden layers, after the last.
       last_norm_scale, last_norm_bias: the affine part of the last batch norm (hidden ones always
         have both).

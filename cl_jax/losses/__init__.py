@@ -22,8 +22,8 @@ logits and draws, are at `losses.<family>.<name>`, each in one place.
 | sequences or grids of patches | `cpc` |
 | a teacher's logits | `soft_labels` |
 | labels and logits, some labels missing | `cross_entropy` |
-| an own loss over pairs | `contrast`, the primitive under most of these |
-| features to be judged, or spread directly | `alignment`, `uniformity` |
+| a loss of your own over pairs | `contrast`, the primitive under most of these |
+| features to be measured, or spread directly | `alignment`, `uniformity` |
 
 Losses return the mean over the global batch, in nats. Labels below 0 are no label. Where `contrast`
 and `inva_spread` are functions here, the modules of these names are imported from:
@@ -171,7 +171,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Says where a name is that is not at the top."""
+    """Raises an AttributeError that says in which module a name is."""
     for family in FAMILIES:
         module = importlib.import_module(f"{__name__}.{family}")
         if name[:1] != "_" and getattr(vars(module).get(name), "__module__", None) == (

@@ -7,8 +7,8 @@ def check_owners(views: int, targets: int, owners: Sequence[int]) -> tuple[int, 
     """The views that targets were computed from, as a tuple.
 
     Raises:
-      ValueError: fewer than two views, an owner that is no view, another number of owners than of
-        targets.
+      ValueError: fewer than two views, an owner that is not a view, another number of owners than
+        of targets.
     """
     owners = tuple(owners)
     if views < 2:

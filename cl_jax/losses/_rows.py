@@ -3,7 +3,7 @@ rows at a time.
 
 They pick negatives by rank (`hard_simple`, `hard_contrastive`), take the largest violation
 (`ranking_loss`) or judge each pair by the sum of its row (`inva_spread`). Log-sum-exps and sums
-over pairs ride on `contrast`."""
+over pairs are computed by `contrast`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +26,9 @@ def over_rows(f: Callable[..., Any], *rows: Any, block_size: int | None, columns
     `block_size` rows go through f at a time, and again in the backward pass, so that what it makes
     of a row, such as its similarities to all keys, is held for one block only. The last block is
     filled up with repeated rows, whose results are dropped. 0 takes all rows at once, and so does
-    None, but for more than 256 MiB of float32 entries at `columns` a row, which are cut into blocks
-    of 32 MiB. Of rows sharded over a mesh every device takes its own, and sizes are those of one
-    device.
+    None, except for more than 256 MiB of float32 entries at `columns` a row, which are cut into
+    blocks of 32 MiB. Of rows sharded over a mesh every device takes its own, and sizes are those of
+    one device.
     """
     rows = jax.tree.map(jnp.asarray, rows)
     count = jax.tree.leaves(rows)[0].shape[0]

@@ -11,7 +11,7 @@ from jax import lax
 from cl_jax.core.linear import linear
 from cl_jax.core.numerics import at_least_one, capped, dots
 
-LOG_ZERO = -1e30  # the logarithm of an empty sum: finite, so that no gradient meets inf - inf
+LOG_ZERO = -1e30  # the logarithm of an empty sum: finite, so that no gradient has inf - inf
 
 Pairs = Mapping[str, jax.Array]
 PairFunction = Callable[[Pairs, Pairs], jax.Array]

@@ -116,7 +116,7 @@ def cpc_unroll(
 
     loss = mean_k mean_(b t) -log( e(z_b(t+k)) / sum_m e(z_m(t+k)) ),  e(z) = exp(<p_(k b t), z>)
 
-    over the (b, t) whose episode still goes on at t + k.
+    over the (b, t) whose episode has not ended by t + k.
 
     Args:
       p: [K, B, T, D] predictions, `p[k-1, b, t]` of `z[b, t+k]` from what the agent remembers at t

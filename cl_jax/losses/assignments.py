@@ -39,7 +39,7 @@ def swav(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; log K knows nothing.
+      Scalar in nats; log K at chance level.
 
     Raises:
       ValueError: shapes that disagree, fewer than two views, an assigned view that is not there, a
@@ -289,8 +289,8 @@ def deepcluster_v2(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; mean over h of log K_h knows nothing. Examples without assignment are left out
-      of the mean.
+      Scalar in nats; at chance level the mean over h of log K_h. Examples without assignment are
+      left out of the mean.
 
     Raises:
       ValueError: another number of assignments than of scores, shapes that disagree, assignments

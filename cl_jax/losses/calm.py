@@ -59,7 +59,7 @@ def token_cross_entropy(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats per token; log K knows nothing; 0 for a batch without targets.
+      Scalar in nats per token; log K at chance level; 0 for a batch without targets.
 
     Raises:
       ValueError: as `token_log_likelihood`, or `axis_name` not mapped.
@@ -113,7 +113,7 @@ def calm(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats per token; (weight_gen + weight_dis) log K knows nothing.
+      Scalar in nats per token; (weight_gen + weight_dis) log K at chance level.
 
     Raises:
       ValueError: as `token_cross_entropy`.

@@ -97,7 +97,7 @@ def proto_nce(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Nats, mean over the global batch; `log(B + r)` knows nothing.
+      Nats, mean over the global batch; `log(B + r)` at chance level.
 
     Raises:
       ValueError: shapes that disagree, an axis that is not mapped.
@@ -146,14 +146,18 @@ def pcl(
     L = InfoNCE(q, k, queue; temperature) + 1/M sum_m proto_nce(q, clusterings[m])
 
     Args:
-      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all  normalised here.
+      q: [B, D] queries; k: [B, D] keys and queue: [K, D] without gradient; all normalised here.
       clusterings: M of them, of any sizes; empty during warm-up.
       temperature: of the instance term; the prototypes have their own (mean of each
         `concentration`, 0.2 in PCL).
       mask_duplicates, block_size, axis_name: see `proto_nce`.
 
     Returns:
-      Nats, mean over the global batch; `log(1 + K) + mean_m log(B + r_m)` knows nothing.
+      Nats, mean over the global batch; `log(1 + K) + mean_m log(B + r_m)` at chance level.
+
+    Raises:
+      ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not
+        mapped.
 
     Reference: Li et al. 2021, arXiv 2005.04966, equation 11.
     """
@@ -233,7 +237,7 @@ def mice_logits(
 
 
 def _mice_queries(f, v, queue, experts):
-    """Queries [B, E, D]: the prototype meets what the student meets, so the two similarities are
+    """Queries [B, E, D]: the prototype has the student's keys, so the two similarities are
     one; and constants."""
     sizes = check("b e d", f=f, v=v)
     check("k e d", sizes, queue=queue)
@@ -325,7 +329,11 @@ def mice(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+      Nats, mean over the global batch; `log(1 + K)` at chance level.
+
+    Raises:
+      ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not
+        mapped.
 
     Reference: Tsai et al. 2021, arXiv 2105.01899, equations 4 to 8.
     """
@@ -457,7 +465,11 @@ def spcl(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Nats, mean over the global batch; the log of how many labels have rows knows nothing.
+      Nats, mean over the global batch; at chance level the log of the number of labels with rows.
+
+    Raises:
+      ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not
+        mapped.
 
     Reference: Ge et al. 2020, arXiv 2006.02713, equation 1; the epsilons are in the code alone.
     """

@@ -1,4 +1,4 @@
-"""A student taught by a network that knows more: soft labels, and contrastive representation
+"""A student that learns from a teacher network: soft labels, and contrastive representation
 distillation."""
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def soft_labels(
       axis_name: device axis that splits the batch.
 
     Returns:
-      SoftLabels of nats, means over the global batch; `log C` knows nothing.
+      SoftLabels of nats, means over the global batch; `log C` at chance level.
 
     Raises:
       ValueError: shapes that disagree, alpha below 1 without labels, an axis that is not mapped.
@@ -175,7 +175,7 @@ def crd(
       The others as in `nce`.
 
     Returns:
-      (loss, normalizers), nats, mean over the global batch; `2 nce_chance(K)` knows nothing.
+      (loss, normalizers), nats, mean over the global batch; `2 nce_chance(K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 1910.10699, equations 17 to 19.
     """

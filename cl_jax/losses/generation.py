@@ -255,7 +255,7 @@ def hinge_discriminator(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar; 2 knows nothing (all scores 0), 0 once both margins hold.
+      Scalar; 2 at chance level (all scores 0), 0 once both margins hold.
 
     Reference: Lim and Ye, Geometric GAN, 2017; the adversarial term of ContraGAN and BigGAN.
     """
@@ -278,14 +278,14 @@ def logistic_discriminator(
     d_real: jax.Array, d_fake: jax.Array, *, axis_name: AxisName = None
 ) -> jax.Array:
     """The original discriminator: mean softplus(-d_real) + mean softplus(d_fake), in nats; 2 log 2
-    knows nothing."""
+    at chance level."""
     return _adversarial(d_real, d_fake, lambda d: jax.nn.softplus(-d), jax.nn.softplus, axis_name)
 
 
 @any_mesh
 def logistic_generator(d_fake: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
     """The original generator in its non-saturating form: mean softplus(-d_fake), in nats; log 2
-    knows nothing."""
+    at chance level."""
     check("b", d_fake=d_fake)
     check_axis(axis_name)
     return mean(jax.nn.softplus(-wide(d_fake)).mean(), axis_name)

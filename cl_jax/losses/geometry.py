@@ -119,7 +119,7 @@ def uniformity(
             plan=plan,
             block_size=block_size,
         )
-        logs.append(out.lse - math.log(2))  # every pair is met twice
+        logs.append(out.lse - math.log(2))  # every pair occurs twice
         pairs += batch * (batch - 1) / 2
     if queue is not None:
         check("k d", sizes, queue=queue)
@@ -324,7 +324,7 @@ def effective_rank(
 
     Args:
       features: [N, D]. Gradient flows.
-      centre: subtracts the mean row first, so that a constant offset is no direction.
+      centre: subtracts the mean row first, so that a constant offset is not a direction.
       axis_name: device axis that splits the rows.
 
     Returns:

@@ -162,6 +162,12 @@ def hcl_terms(
             weighted = log_negative_sums((1 + beta) / temperature)[0]
             weights = log_negative_sums(beta / temperature)[0]
         reweighted = weighted - weights + log_count(count, positive.dtype)
+    negatives, clamped = _debiased(reweighted, positive, count, tau_plus, temperature)
+    return HCLTerms(jax.nn.softplus(negatives - positive), positive, negatives, clamped)
+
+
+def _debiased(reweighted, positive, count, tau_plus, temperature):
+    """(log Ng, whether it is at its floor) from log R, s+ / t and N."""
     floor = log_count(count, positive.dtype) - 1 / temperature
     # log(R - tau+ N e^{s+}) = log R + log(1 - e^ratio); at ratio >= 0 the difference is not
     # positive.
@@ -179,8 +185,7 @@ def hcl_terms(
     )
     debiased = reweighted + log_rest - jnp.log1p(-jnp.asarray(tau_plus, positive.dtype))
     free = inside & (debiased > floor)
-    negatives = jnp.where(free, debiased, floor)
-    return HCLTerms(jax.nn.softplus(negatives - positive), positive, negatives, ~free)
+    return jnp.where(free, debiased, floor), ~free
 
 
 class Mixtures(NamedTuple):

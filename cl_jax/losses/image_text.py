@@ -37,8 +37,8 @@ def clip(
       image, text: [B, D] u and v, row by row of one pair. Gradient flows to both.
       logit_scale: the multiplier exp(t) of a learned t, at first 1/0.07, or a number. Gradient
         flows.
-      max_scale: a larger scale counts as this one, with the gradient it has here, so that t finds
-        back; None for no bound. The authors instead clip t at log 100 after each step:
+      max_scale: a larger scale counts as this one, with the gradient it has here, so that t can
+        fall again; None for no bound. The authors instead clip t at log 100 after each step:
         `clamp_log_scale`.
       normalise: to unit length here; False takes the features as they are.
       local_loss: None sums rows and columns in one pass over a device's rows. The exchanges of the
@@ -179,7 +179,7 @@ def siglip(
       logit_bias: scalar, learned, at first -10, so that the many negatives start near zero loss.
         Gradient flows.
       max_scale: as in `clip`; the authors have no bound.
-      negative_only: no pair is a positive: what texts of elsewhere add to the loss.
+      negative_only: no pair is a positive: what texts whose images are elsewhere add to the loss.
       normalise: to unit length here; False takes the features as they are.
       axis_name: device axis that splits the batch; texts come from all devices.
       plan, block_size: how devices share texts and the side of a tile, as in `contrast`.

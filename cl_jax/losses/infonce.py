@@ -1,7 +1,7 @@
 """InfoNCE: one positive against the rest of a batch, a queue, a bank or given negatives.
 
-Every loss here normalises its inputs unless told not to. They ride on `contrast`: no matrix of
-similarities at large batches, and two plans across devices with one result.
+Every loss here normalises its inputs unless told not to. `contrast` computes them: no matrix
+of similarities at large batches, and two ways to exchange keys between devices, of one result.
 """
 
 from collections.abc import Callable, Sequence

@@ -178,8 +178,8 @@ def ibot_patches(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Scalar in nats; at most about log K for a student that knows nothing, times the share of
-      images with a hidden patch.
+      Scalar in nats; at most about log K at chance level, times the share of images with a hidden
+      patch.
 
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not

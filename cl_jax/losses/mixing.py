@@ -221,7 +221,7 @@ def imix_n_pair(
       plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
-      Scalar in nats; log B_global knows nothing. One direction, and no query against queries: add
+      Scalar in nats; log B_global at chance level. One direction, and no query against queries: add
       the loss with the views swapped for the authors' symmetric form. A zero row is normalised to
       zero.
 
@@ -267,7 +267,7 @@ def imix_moco(
       plan, block_size: how the sums are computed, see `contrast`.
 
     Returns:
-      Scalar in nats; log(B_global + K) knows nothing.
+      Scalar in nats; log(B_global + K) at chance level.
 
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
@@ -296,7 +296,7 @@ def imix_byol(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from 0 to 4; 2 knows nothing.
+      Scalar from 0 to 4; 2 at chance level.
 
     Raises:
       ValueError: shapes that disagree, `axis_name` not mapped.

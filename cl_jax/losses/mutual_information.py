@@ -42,8 +42,7 @@ def dim_divergence(
         row is one summary, a column one location.
 
     Returns:
-      Scalar, at least float32. "JSD": from -2 log 2 to infinity; 0 where scores say nothing, that
-      is u = 0.
+      Scalar, at least float32. "JSD": from -2 log 2 to infinity; 0 where all scores are 0.
 
     Raises:
       ValueError: shapes that disagree, an unknown measure, a global batch of one image, `axis_name`
@@ -145,7 +144,7 @@ def dim_infonce(
         row is one summary, a column one location.
 
     Returns:
-      Scalar in nats, at least float32; about log(1 + L (B - 1)) where scores say nothing.
+      Scalar in nats, at least float32; about log(1 + L (B - 1)) where all scores are 0.
 
     Raises:
       ValueError: shapes that disagree, `axis_name` not mapped.
@@ -188,7 +187,7 @@ def dim_donsker_varadhan(
 
     Returns:
       Scalar in nats, at least float32: minus a lower bound on the mutual information; 0 where
-        scores say nothing.
+        all scores are equal.
 
     Raises:
       ValueError: shapes that disagree, a global batch of one image, `axis_name` not mapped.

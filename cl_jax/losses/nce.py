@@ -81,7 +81,7 @@ def bank_logits(
 ) -> jax.Array:
     """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
 
-    Each query meets rows of its own, so that there is no matrix of queries by keys for `contrast`
+    Each query has rows of its own, so that there is no matrix of queries by keys for `contrast`
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
     and 128 channels. With `block_size` so many columns are gathered at a time, again in the
     backward pass, and never more are held.
@@ -161,9 +161,9 @@ def nce_of_logits(
         batch, the positive column included, and this loss uses it already. No gradient flows
         through Z.
       num_data: N, the size of the data set.
-      momentum: None keeps the first batch's Z for ever, as the authors do; otherwise Z <- momentum
-        * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where the first
-        batch is not noise).
+      momentum: None keeps the first batch's Z throughout, as the authors do; otherwise Z <-
+        momentum * Z + (1 - momentum) * estimate of this batch (0.99 was reported to help where the
+        first batch is not noise).
       eps: the authors' guard, in both denominators and no numerator.
       integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole
         number.
@@ -172,8 +172,8 @@ def nce_of_logits(
     Returns:
       (loss, normalizer): nats, the sum over negatives and the mean over the global batch; and Z for
         the next step.
-      A network that knows nothing gives every row P = 1 / N once Z is estimated: `nce_chance(K)`,
-      about log K + 1.
+      At chance level, where every row has P = 1 / N once Z is estimated: `nce_chance(K)`, about
+      log K + 1.
 
     Raises:
       ValueError: no negative, a Z or momentum out of range, an axis that is not mapped.
@@ -249,7 +249,7 @@ def nce(
       block_size: see `bank_logits`.
 
     Returns:
-      (loss, normalizer), nats; `nce_chance(K)` knows nothing.
+      (loss, normalizer), nats; `nce_chance(K)` at chance level.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
@@ -295,7 +295,7 @@ def cross_nce(
       The others as in `nce`.
 
     Returns:
-      (loss, (normalizer of z_a, normalizer of z_b)); `2 nce_chance(K)` knows nothing.
+      (loss, (normalizer of z_a, normalizer of z_b)); `2 nce_chance(K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
     """
@@ -329,7 +329,7 @@ def queue_nce(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> tuple[jax.Array, Normalizer]:
-    """CMC's MoCo under NCE: the positive is the fresh key, the noise the queue.
+    """CMC's MoCo under NCE: the positive is the fresh key, the noise is the queue.
 
     `nce_of_logits` of (query_i . key_i, query_i . queue_j) / temperature, with K the length of the
     queue.
@@ -384,7 +384,7 @@ def bank_softmax(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+      Nats, mean over the global batch; `log(1 + K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 2; InfoMin, arXiv 2005.10243.
     """
@@ -431,7 +431,7 @@ def cross_bank_softmax(
     Args: as in `cross_nce` and `bank_softmax`.
 
     Returns:
-      Nats, mean over the global batch; `2 log(1 + K)` knows nothing.
+      Nats, mean over the global batch; `2 log(1 + K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equations 2 and 3.
     """
@@ -476,7 +476,7 @@ def full_bank_softmax(
         `Sharded` over it: each device then contrasts all queries with the rows that it holds.
 
     Returns:
-      Nats, mean over the global batch; `log N` knows nothing.
+      Nats, mean over the global batch; `log N` at chance level.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 2.
     """
@@ -528,7 +528,7 @@ def queue_softmax(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """InfoMin's MoCo: a query and its jigsaw both meet the same fresh key and the same queue, by
+    """InfoMin's MoCo: a query and its jigsaw have the same fresh key and the same queue, by
     cross-entropy.
 
     L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) +
@@ -546,7 +546,7 @@ def queue_softmax(
       axis_name: device axis that splits the batch.
 
     Returns:
-      Nats, mean over the global batch; `log(1 + K)` knows nothing.
+      Nats, mean over the global batch; `log(1 + K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 2005.10243, appendix.
     """
@@ -589,14 +589,15 @@ def cross_queue_softmax(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """CMC with two queues: each view's query meets the other view's key and queue; the sum of both.
+    """CMC with two queues: each view's query against the other view's key and queue; the sum of
+    both.
 
     L = queue_softmax(q_a, k_b, queue_b, jigsaw_a) + queue_softmax(q_b, k_a, queue_a, jigsaw_b).
 
     Args: as in `queue_softmax`, per view.
 
     Returns:
-      Nats, mean over the global batch; `2 log(1 + K)` knows nothing.
+      Nats, mean over the global batch; `2 log(1 + K)` at chance level.
 
     Reference: Tian et al. 2020, arXiv 1906.05849 and 2005.10243.
     """

@@ -38,8 +38,8 @@ def byol(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from 0 (aligned) to 8 (opposite); 4 knows nothing. A zero row is normalised to zero: 1
-      per direction.
+      Scalar from 0 (aligned) to 8 (opposite); 4 at chance level. A zero row is normalised to zero:
+      1 per direction.
 
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
@@ -85,7 +85,7 @@ def simsiam(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
+      Scalar from -1 (aligned, or collapsed) to 1; 0 at chance level. A zero row counts 0.
 
     Raises:
       ValueError: shapes that disagree, inputs that are not real, `axis_name` not mapped.
@@ -122,7 +122,7 @@ def fastsiam(p: jax.Array, z: jax.Array, *, axis_name: AxisName = None) -> jax.A
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar from -1 (aligned, or collapsed) to 1; 0 knows nothing. A zero row counts 0.
+      Scalar from -1 (aligned, or collapsed) to 1; 0 at chance level. A zero row counts 0.
 
     Raises:
       ValueError: shapes that disagree, fewer than two views, inputs that are not real, `axis_name`
@@ -172,7 +172,7 @@ def dino(
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats; log K knows nothing, and is also where a uniform collapse sits.
+      Scalar in nats; log K at chance level, and after a collapse to the uniform distribution.
 
     Raises:
       ValueError: shapes that disagree, fewer than two student views, more teacher than student
@@ -364,7 +364,7 @@ def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence
       Scalar in nats over this device's rows.
 
     Raises:
-      ValueError: shapes that disagree, fewer than two views, an owner that is no view.
+      ValueError: shapes that disagree, fewer than two views, an owner that is not a view.
     """
     sizes = check("v b k", log_p=log_p)
     sizes = check("a b k", sizes, targets=targets)

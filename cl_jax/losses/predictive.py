@@ -71,9 +71,9 @@ def cpc(
         `contrast`.
 
     Returns:
-      Scalar in nats; log(number of classes) knows nothing, and bounds mutual information from below
-      by log(classes) - loss. Both public programs differ in what they sum: CPC_audio adds the steps
-      (`cpc_steps(...).loss.sum()`).
+      Scalar in nats; log(number of classes) at chance level. log(classes) - loss bounds mutual
+      information from below. Both public programs differ in what they sum: CPC_audio adds the
+      steps (`cpc_steps(...).loss.sum()`).
 
     Raises:
       ValueError: shapes that disagree, as many steps as times or more, negatives of a wrong shape
@@ -188,7 +188,7 @@ def cpc_grid(
       plan, block_size: how devices share patches and the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats; log(B H W) knows nothing.
+      Scalar in nats; log(B H W) at chance level.
 
     Raises:
       ValueError: shapes that disagree, offsets outside 1 to H - 1 or another number of them than of

@@ -47,8 +47,8 @@ def leave_one_out(
       block_size: how the sums over the queues are computed, see `contrast`.
 
     Returns:
-      Scalar in nats; with one space it is MoCo's loss. log(1 + K) in space 0 and log(H + K) in the
-      others know nothing.
+      Scalar in nats; with one space it is MoCo's loss. At chance level log(1 + K) in space 0 and
+      log(H + K) in the others.
 
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.

@@ -133,7 +133,7 @@ def sigreg_statistics(
     Args:
       x: [..., B, D] embeddings, not normalised; gradient flows. Leading axes, such as views, are
         tested apart. Where all rows are equal at 0 there is no gradient: do not start from zeros.
-      directions: [D, K] unit columns, drawn anew each step and the same on every device
+      directions: [D, K] unit columns, redrawn at each step and the same on every device
         (`draw_directions`); no gradient.
       t_max: 3 in the authors' program. num_points: of [0, t_max], both ends included. The paper's
         listing, 17 points over [-5, 5], is t_max=5, num_points=9.

@@ -38,7 +38,7 @@ def tsc(
     softmax(s_i)_{g_i} ]
 
     Targets spread evenly over the sphere keep classes apart that have few examples, where `kcl`
-    alone lets them gather.
+    alone lets them move together.
 
     Args:
       q: [B, D] unit queries; gradient flows.
@@ -47,8 +47,8 @@ def tsc(
         query has its key as the only positive, and no target.
       targets: [C, D] unit vectors, constants: `simplex(C, D)` for C <= D + 1, else points of low
         `uniformity`.
-      assignment: [C] integers, the target of each class. The authors match classes to targets anew
-        in every step, by `scipy.optimize.linear_sum_assignment(centroids @ targets.T,
+      assignment: [C] integers, the target of each class. The authors match classes to targets
+        again in every step, by `scipy.optimize.linear_sum_assignment(centroids @ targets.T,
         maximize=True)[1]` with `tsc_centroids`.
       temperature: 0.07 in the authors' code.
       target_weight: 0.2 there; 0 leaves the targets as negatives only.
@@ -62,7 +62,7 @@ def tsc(
 
     Returns:
       Scalar in nats, mean over the global batch. The count |P_i| includes the target whatever its
-      weight, so that (|S_i| + target_weight) / |P_i| log(1 + K + C) knows nothing.
+      weight, so that (|S_i| + target_weight) / |P_i| log(1 + K + C) at chance level.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, an axis that is not mapped.

@@ -58,7 +58,7 @@ def support_set(
     Returns:
       `SupportSet`, at least float32. A caption without any allowed video (a batch of one under
       "cross") has attention, vector and entropy 0. Entropy is log of the number of allowed videos
-      where similarity says nothing.
+      where all similarities are equal.
 
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, an unknown `support`,
@@ -99,7 +99,7 @@ def caption_loss(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName = 
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar in nats per token; log K knows nothing. A caption without tokens counts as 0.
+      Scalar in nats per token; log K at chance level. A caption without tokens counts as 0.
 
     Raises:
       ValueError: as `token_log_likelihood`, or `axis_name` not mapped.
@@ -261,7 +261,7 @@ def similarity_info_nce(similarity: jax.Array, *, axis_name: AxisName = None) ->
       axis_name: mapped axis over which the rows are split.
 
     Returns:
-      Scalar in nats; 2 log B_global knows nothing. The sum of both directions, not their mean.
+      Scalar in nats; 2 log B_global at chance level. The sum of both directions, not their mean.
 
     Raises:
       ValueError: a matrix that is not square over all devices, `axis_name` not mapped.

@@ -1,5 +1,5 @@
-"""A ring of the most recent rows: the negatives of MoCo and its kin. Any batch size against any
-length."""
+"""A ring of the most recent rows: the negatives of MoCo and similar methods. Any batch size against
+any length."""
 
 from typing import Any, NamedTuple
 

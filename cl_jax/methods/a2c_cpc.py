@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from cl_jax.core.clocks import Count
 from cl_jax.core.keys import example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Tree, Variables, from_loss
 from cl_jax.core.parallel import gather, mean
@@ -65,7 +66,7 @@ def make(
     discount: float = 0.95,
     value_weight: float = 0.5,
     entropy_weight: float = 0.01,
-    cpc_steps: int = 5,
+    cpc_steps: Count = 5,
     cpc_weight: float = 1.0,
     equal_negatives: bool = False,
 ) -> Method:

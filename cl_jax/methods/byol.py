@@ -18,7 +18,7 @@ from jax import lax
 from cl_jax import losses
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Batch, Run, Variables
-from cl_jax.core.network import Network, applier
+from cl_jax.core.network import Network, applier, features_of, with_predictor
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp, predictor
 from cl_jax.views import View, draw, fields
@@ -61,22 +61,18 @@ def parts(
     def variables(key: jax.Array, batch: Batch) -> Variables:
         images = views[0].clean(batch)
         online_key, target_key, predictor_key = jax.random.split(key, 3)
-        online, slow = (
-            network.init(online_key, images, True),
-            network.init(target_key, images, True),
-        )
-        head = predict.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
-        params = {"network": online["params"], "predictor": head["params"]}
+        online = with_predictor(network, predict, (online_key, predictor_key), images, out_dim)
+        slow = network.init(target_key, images, True)
+        params, stats = online.params, online.stats
         if monitor:
             features = jax.eval_shape(
-                lambda: apply(online["params"], online.get("batch_stats", {}), images, False)[0][1]
+                lambda: apply(params["network"], stats["network"], images, False)[0][1]
             )
             width = features["h"].shape[1]
             params["classifier"] = {
                 "kernel": jnp.zeros((width, num_classes)),
                 "bias": jnp.zeros(num_classes),
             }
-        stats = {"network": online.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
         return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))
 
     def embed(
@@ -121,12 +117,6 @@ def parts(
         cross_entropy = losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name)
         return value + cross_entropy, {"regression": value, "monitor_accuracy": right}
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), changed = apply(params["network"], stats["network"], images, train)
-        return named, {**stats, "network": changed}
-
     return Parts(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
@@ -137,7 +127,7 @@ def parts(
         temperature=None,
         rest=dict(
             tx=tx,
-            features=features,
+            features=features_of(apply, "network"),
             clean=views[0].clean,
             axis_name=run.axis_name,
             ema=ema_of_params(tau),

@@ -61,6 +61,50 @@ def labels_of(tokens: jax.Array) -> jax.Array:
     return jnp.where(row == PAD, losses.IGNORE, row)
 
 
+def coin(keys: jax.Array, number: int) -> jax.Array:
+    """[B] booleans, one for each key; those of another number are other ones."""
+    return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number)))(keys)
+
+
+def written(
+    encoder: nn.Module,
+    params: Any,
+    source: jax.Array,
+    length: int,
+    keys: jax.Array | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """[B, length] START and the tokens that the network writes of a source [B, S]: the likeliest
+    ones, or drawn at `temperature` by keys [B]."""
+    vocab: int = encoder.vocab_size
+    memory = encoder.apply({"params": params}, source, train=False, method="encode")
+    known = source != PAD
+
+    def step(t: jax.Array, row: jax.Array) -> jax.Array:
+        inputs = jnp.where(row == START, PAD, row)
+        scores = encoder.apply(
+            {"params": params}, inputs, memory, known, train=False, method="decode"
+        )
+        # Nothing but pieces of text and the end can be written.
+        token = jnp.arange(vocab)
+        possible = (token == END) | ((token > MASK) & (token < vocab - SENTINELS))
+        scores = jnp.where(possible[None], jnp.asarray(scores)[:, t - 1], -jnp.inf)
+        if keys is None:
+            new = jnp.argmax(scores, axis=-1)
+        else:
+            each = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+            new = jax.vmap(jax.random.categorical)(each, scores / temperature)
+        before = row[:, t - 1]
+        ended = (before == END) | (before == PAD)
+        return row.at[:, t].set(jnp.where(ended, PAD, new.astype(jnp.int32)))
+
+    empty = jnp.zeros((source.shape[0], length), jnp.int32).at[:, 0].set(START)
+    row = lax.fori_loop(1, length, step, empty)
+    # A sentence without an end is cut as those of the data are.
+    whole = (row[:, -1] == PAD) | (row[:, -1] == END)
+    return row.at[:, -1].set(jnp.where(whole, row[:, -1], END))
+
+
 def make(
     *,
     encoder: nn.Module,
@@ -149,9 +193,6 @@ def make(
         sentence, concepts, moved = (view.clean(batch) for view in views)
         return sentence, concepts, moved
 
-    def coin(keys: jax.Array, number: int) -> jax.Array:
-        return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number)))(keys)
-
     def drawn(batch: Batch, key: jax.Array) -> list[Task]:
         sentence, concepts, moved = draw(views, batch, key)
         first = coin(sentence["keys"], 3)
@@ -203,36 +244,6 @@ def make(
         metrics["chance"] = jnp.float32(math.log(vocab))
         return losses.token_cross_entropy(every, labels, axis_name=axis), Aux(metrics)
 
-    def written(params: Any, source: jax.Array, length: int, keys: jax.Array | None) -> jax.Array:
-        """[B, length] START and the tokens that the network writes: the likeliest ones, or drawn by
-        keys [B]."""
-        memory = encoder.apply({"params": params}, source, train=False, method="encode")
-        known = source != PAD
-
-        def step(t: jax.Array, row: jax.Array) -> jax.Array:
-            inputs = jnp.where(row == START, PAD, row)
-            scores = encoder.apply(
-                {"params": params}, inputs, memory, known, train=False, method="decode"
-            )
-            # Nothing but pieces of text and the end can be written.
-            token = jnp.arange(vocab)
-            possible = (token == END) | ((token > MASK) & (token < vocab - SENTINELS))
-            scores = jnp.where(possible[None], jnp.asarray(scores)[:, t - 1], -jnp.inf)
-            if keys is None:
-                new = jnp.argmax(scores, axis=-1)
-            else:
-                each = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-                new = jax.vmap(jax.random.categorical)(each, scores / temperature)
-            before = row[:, t - 1]
-            ended = (before == END) | (before == PAD)
-            return row.at[:, t].set(jnp.where(ended, PAD, new.astype(jnp.int32)))
-
-        empty = jnp.zeros((source.shape[0], length), jnp.int32).at[:, 0].set(START)
-        row = lax.fori_loop(1, length, step, empty)
-        # A sentence without an end is cut as those of the data are.
-        whole = (row[:, -1] == PAD) | (row[:, -1] == END)
-        return row.at[:, -1].set(jnp.where(whole, row[:, -1], END))
-
     def generated(state: State, batch: Batch, key: jax.Array) -> Batch:
         sentence, concepts, moved = clean(batch)
         keys = view_keys(example_keys(key, batch["id"]), len(views))
@@ -250,7 +261,9 @@ def make(
         else:
             source = sources[distractors]
         length = sentence["tokens"].shape[1]
-        return batch | {"distractor": written(state.params, source, length, keys)}
+        return batch | {
+            "distractor": written(encoder, state.params, source, length, keys, temperature)
+        }
 
     # What evaluators ask --------------------------------------
 
@@ -271,7 +284,7 @@ def make(
     def writes(task: str) -> Any:
         def function(state: State, batch: Batch) -> jax.Array:
             one = known_tasks(batch)[task]
-            return written(state.params, one.source, one.labels.shape[1], None)
+            return written(encoder, state.params, one.source, one.labels.shape[1])
 
         return function
 

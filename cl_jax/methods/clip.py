@@ -5,7 +5,7 @@ Two encoders into one space, or one transformer for both modalities: `encoders.m
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import applier, initial
 from cl_jax.core.numerics import unit
 from cl_jax.losses import image_text
 from cl_jax.views import View, draw, fields
@@ -105,23 +105,7 @@ def make(
         encoder = Towers(encoder["image"], encoder["text"])
     network = Pair(encoder, out_dim, scale, bias if loss == "siglip" else None)
     apply, batch_size = applier(network), run.batch_size
-
-    def clean(batch: Batch) -> Any:
-        """The inputs of the modalities that a batch has: prompts have no images."""
-        found = {}
-        if all(field in batch for field in views[0].needs):
-            found["image"] = views[0].clean(batch)
-        if all(field in batch for field in views[1].needs):
-            found |= views[1].clean(batch)
-        return found
-
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
-    def drawn(batch: Batch, key: jax.Array) -> Any:
-        image, text = draw(views, batch, key)
-        return [{"image": image} | text]
+    clean, drawn = with_text("image", views)
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
@@ -163,7 +147,7 @@ def make(
         return {**params, "log_scale": held}
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, clean),
         views=drawn,
         forward=forward,
         loss=objective,
@@ -176,3 +160,24 @@ def make(
         micro_batches=micro_batches,
         negatives=batch_size - 1,
     )
+
+
+def with_text(
+    name: str, views: Sequence[View]
+) -> tuple[Callable[[Batch], Any], Callable[[Batch, jax.Array], Any]]:
+    """(`clean`, `views` of `from_loss`) of a view whose inputs are called `name` and one of tokens,
+    as one dict. Clean inputs are of the modalities that a batch has: prompts have no images."""
+
+    def clean(batch: Batch) -> Any:
+        found = {}
+        if all(field in batch for field in views[0].needs):
+            found[name] = views[0].clean(batch)
+        if all(field in batch for field in views[1].needs):
+            found |= views[1].clean(batch)
+        return found
+
+    def drawn(batch: Batch, key: jax.Array) -> Any:
+        seen, text = draw(views, batch, key)
+        return [{name: seen} | text]
+
+    return clean, drawn

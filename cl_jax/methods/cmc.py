@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network
@@ -56,7 +57,8 @@ class Patches(nn.Module):
         if self.patch_map not in found or found[self.patch_map].ndim != 4:
             maps = ", ".join(name for name, x in found.items() if x.ndim == 4)
             raise ValueError(
-                f"patch_map={self.patch_map!r} is no map of the encoder; it has {maps or 'none'}."
+                f"patch_map={self.patch_map!r} is not a map of the encoder; it has "
+                f"{maps or 'none'}."
             )
         places = found[self.patch_map]
         places = places.reshape(len(places), -1, places.shape[-1])
@@ -76,7 +78,7 @@ def make(
     loss: str = "nce",
     temperature: float = 0.07,
     num_negatives: int = 4096,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     head: str = "linear",
     out_dim: int = 128,
     patch_map: str = "stage2",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import Network, applier
@@ -39,7 +40,7 @@ def make(
     edges: Sequence[str] = EDGES,
     temperature: float = 0.07,
     num_negatives: int = 4096,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     head: str = "linear",
     out_dim: int = 128,
     block_size: int | None = None,

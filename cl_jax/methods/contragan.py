@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from cl_jax.core.clocks import Count, Steps
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Batch, Method, Run, State, Target, Tree, advance, gradient
@@ -72,13 +73,13 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[Any],
     run: Run,
-    discriminator_steps: int = 5,
+    discriminator_steps: Count = 5,
     weight: float = 1.0,
     temperature: float = 1.0,
     positives: Literal["class", "proxy"] = "class",
     flip: float = 0.5,
     ema: float = 0.9999,
-    ema_start: int = 1000,
+    ema_start: Steps = 1000,
     truncation: float = 0.0,
     label: str = "label",
 ) -> Method:
@@ -209,7 +210,8 @@ def make(
 
 def per_step(tx: optax.GradientTransformation, updates: int) -> optax.GradientTransformation:
     """An optimiser whose schedules count every `updates`-th update: those of a player that moves so
-    often in one step of the run. What is no schedule (Adam's bias correction) counts them all."""
+    often in one step of the run. What is not a schedule (Adam's bias correction) counts them
+    all."""
 
     def init(params: Tree) -> tuple[jax.Array, Tree]:
         return jnp.zeros((), jnp.int32), tx.init(params)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier, features_of
+from cl_jax.core.clocks import Count
+from cl_jax.core.method import Aux, Batch, Method, Run, State, from_loss
+from cl_jax.core.network import applier, features_of, initial
 from cl_jax.views import View, draw, fields
 
 ROLES = ("wave", "context")
@@ -52,7 +53,7 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[View],
     run: Run,
-    steps: int = 12,
+    steps: Count = 12,
     scale: float = 1.0,
     common_window: bool = True,
     exclude_own: bool = False,
@@ -118,10 +119,6 @@ def over_sequences(
     network = Network(latents, context, steps)
     apply = applier(network)
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -158,7 +155,7 @@ def over_sequences(
         return one(found["p"], found["z"])
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import optax
 
+from cl_jax.core.clocks import Count
 from cl_jax.core.method import Method, Run
 from cl_jax.methods.cpc_audio import over_sequences
 from cl_jax.views import View
@@ -22,7 +23,7 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[View],
     run: Run,
-    steps: int = 3,
+    steps: Count = 3,
     scale: float = 1.0,
     common_window: bool = True,
     exclude_own: bool = False,

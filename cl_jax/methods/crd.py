@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from cl_jax import losses
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.parallel import gather
@@ -54,7 +55,7 @@ def make(
     kd_temperature: float = 4.0,
     temperature: float = 0.07,
     num_negatives: int = 16384,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     out_dim: int = 128,
     positive: str = "exact",
     use_z: bool = True,

@@ -105,12 +105,12 @@ def make(
       and VGG-16's.
     sobel: edges of the grey image in place of its colours.
     top_learning_rate, top_weight_decay: of the top layer's own SGD, which has no momentum and no
-      schedule. The config's optimiser, and its momentum, is the rest of the network's and goes on
+      schedule. The config's optimiser, and its momentum, is the rest of the network's and continues
       from epoch to epoch.
-    block_size: rows that meet the centroids at a time, see `kmeans`.
+    block_size: rows compared with the centroids at a time, see `kmeans`.
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
-    the authors draw anew. The host holds the features of all examples during an E-step: N x D
+    the authors draw new ones. The host holds the features of all examples during an E-step: N x D
     float32, for ImageNet and AlexNet 21 GB."""
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")

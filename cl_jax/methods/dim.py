@@ -116,7 +116,7 @@ def make(
       measure of `losses.mutual_information.dim_divergence`.
     local: the encoder's map whose places are the local features; the second convolution's for
       CIFAR-10.
-    summary_dim: of y. units: of the space in which features meet.
+    summary_dim: of y. units: of the space in which features are compared.
     discriminator_dims: hidden layers. gradient_penalty: weight of the mean of its squared
       gradients' means at the prior and at the summaries (Mescheder et al. 2018). The authors' code
       takes the batch's last example alone, by an index.

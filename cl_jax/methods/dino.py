@@ -1,5 +1,5 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops meets its own slow teacher on
-the global ones.
+"""DINO (Caron et al. 2021, arXiv 2104.14294): a student on all crops learns from its own slow
+teacher on the global ones.
 
 Both end in a softmax over prototypes. The teacher's logits are centred by their running mean and
 sharpened, which keeps them from collapsing to one prototype or to all. Evaluations read the

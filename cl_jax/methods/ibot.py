@@ -83,7 +83,7 @@ def make(
     teacher_temperature: float = 0.07,
     patch_temperature: float = 0.07,
     teacher_temperature_start: float = 0.04,
-    teacher_warmup_epochs: float = 30.0,
+    teacher_warmup_epochs: int = 30,
     temperature_per_step: bool = False,
     momentum: float = 0.996,
     centring: str = "centre",

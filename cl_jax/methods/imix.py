@@ -29,6 +29,8 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
     """
     if kind not in ("mixup", "cutmix"):
         raise ValueError(f"kind={kind!r}; expected mixup or cutmix.")
+    if not alpha > 0:
+        raise ValueError(f"alpha={alpha}; expected above 0, what a Beta distribution takes.")
     if base.rest.get("micro_batches", 1) > 1:
         raise ValueError(
             "i-Mix mixes examples of the whole batch; leave micro_batches of its base at 1."

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of
@@ -45,7 +46,7 @@ def make(
     loss: str = "nce",
     temperature: float = 0.07,
     num_negatives: int = 4096,
-    momentum: float = 0.5,
+    momentum: PerVisit = 0.5,
     normalizer_momentum: float | None = None,
     proximal_weight: float = 0.0,
     out_dim: int = 128,

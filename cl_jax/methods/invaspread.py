@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Batch, Run, Variables
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Batch, Run
+from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
@@ -52,10 +52,6 @@ def parts(
     # Of equal similarities: each of the 2B - 1 others has the probability 1 / (2B - 1).
     chance = math.log(others) - (others - 1) * math.log1p(-1 / others) if others > 1 else 0.0
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def embed(
         params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -76,7 +72,7 @@ def parts(
         return value, {"chance": jnp.float32(chance)} if negative_weight == 1 else {}
 
     return Parts(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         embed=embed,
         pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),

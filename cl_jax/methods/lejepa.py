@@ -40,9 +40,9 @@ def make(
 ) -> Method:
     """LeJEPA, of two views or more.
 
-    weight: of SIGReg. num_global: how many views, the first, make the mean; None: all.
-    num_directions: drawn anew each step. t_max, num_points, block_size: see
-    `losses.spread.sigreg_statistics`. hidden_dim, out_dim, num_layers: of the projector,
+    weight: of SIGReg, 0 to 1; the prediction has the rest. num_global: how many views, the first,
+    make the mean; None: all. num_directions: redrawn at every step. t_max, num_points, block_size:
+    see `losses.spread.sigreg_statistics`. hidden_dim, out_dim, num_layers: of the projector,
     whose output is not normalised.
 
     The metrics "sigreg" and "prediction" are the terms before their weights; SIGReg's is about 1.05
@@ -50,6 +50,8 @@ def make(
     """
     if len(views) < 2:
         raise ValueError(f"LeJEPA compares two views or more; the config has {len(views)}.")
+    if weight > 1:
+        raise ValueError(f"weight={weight}; expected 0 to 1, since the prediction has 1 - weight.")
     if num_global is not None and not 1 <= num_global <= len(views):
         raise ValueError(f"num_global={num_global}; expected 1 to the {len(views)} views.")
     network = Network(

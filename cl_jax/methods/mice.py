@@ -100,7 +100,7 @@ def make(
     if queue_size > run.size:
         raise ValueError(
             f"queue_size={queue_size} is more than the {run.size} training examples: an image "
-            f"would meet older embeddings of itself as negatives. Use at most {run.size}."
+            f"would have older embeddings of itself as negatives. Use at most {run.size}."
         )
     count = num_experts or run.sizes.get(label, 0)
     if count < 2 or out_dim < count - 1:

@@ -204,5 +204,5 @@ def check_queue(queue_size: int, run: Run) -> None:
         raise ValueError(
             f"queue_size={queue_size} is more than the {run.size} examples of the data set: every "
             f"image "
-            f"would meet older keys of itself as negatives. Use at most {run.size}."
+            f"would have older keys of itself as negatives. Use at most {run.size}."
         )

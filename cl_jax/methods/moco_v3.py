@@ -18,7 +18,7 @@ from jax import lax
 from cl_jax import losses
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import Network, applier
+from cl_jax.core.network import Network, applier, features_of, with_predictor
 from cl_jax.heads import mlp, predictor
 from cl_jax.views import View, draw, fields
 
@@ -66,28 +66,15 @@ def make(
         return 1 - (1 - momentum) * (1 + jnp.cos(math.pi * (moves + 1) / run.total_steps)) / 2
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        network_key, predictor_key = jax.random.split(key)
-        start = network.init(network_key, views[0].clean(batch), True)
-        head = predict.init(
-            predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True
-        )
-        stats = {"network": start.get("batch_stats", {}), "predictor": head.get("batch_stats", {})}
-        return Variables(
-            {"network": start["params"], "predictor": head["params"]},
-            stats,
-            (start["params"], start.get("batch_stats", {})),
-        )
+        keys = jax.random.split(key)
+        start = with_predictor(network, predict, keys, views[0].clean(batch), out_dim)
+        return start._replace(target=(start.params["network"], start.stats["network"]))
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
-        network_stats, head_stats, target_stats, q, k = (
-            stats["network"],
-            stats["predictor"],
-            target.stats,
-            [],
-            [],
-        )
+        network_stats, head_stats, target_stats = stats["network"], stats["predictor"], target.stats
+        q, k = [], []
         for images in inputs:
             (z, _), network_stats = apply(params["network"], network_stats, images, True)
             (predicted, _), head_stats = apply_predictor(params["predictor"], head_stats, z, True)
@@ -114,19 +101,13 @@ def make(
         )
         return value, Aux({"chance": jnp.float32(chance)})
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), changed = apply(params["network"], stats["network"], images, train)
-        return named, {**stats, "network": changed}
-
     return from_loss(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
-        features=features,
+        features=features_of(apply, "network"),
         clean=views[0].clean,
         axis_name=run.axis_name,
         **fields(views),

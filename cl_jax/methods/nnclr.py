@@ -15,7 +15,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import Network, applier
+from cl_jax.core.network import Network, applier, each_view_predicted, features_of, with_predictor
 from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp, predictor
 from cl_jax.memory import queue as queues
@@ -64,32 +64,9 @@ def make(
     candidates = 2 * run.batch_size - 1 if form == "nt_xent" else run.batch_size
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        network_key, predictor_key, queue_key = jax.random.split(key, 3)
-        images = views[0].clean(batch)
-        start = network.init(network_key, images, True)
-        head = predict.init(predictor_key, jnp.zeros((images.shape[0], out_dim)), train=True)
-        return Variables(
-            {"network": start["params"], "predictor": head["params"]},
-            {
-                "network": start.get("batch_stats", {}),
-                "predictor": head.get("batch_stats", {}),
-            },
-            memory=queues.init(queue_key, queue_size, out_dim),
-        )
-
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
-        for images in inputs:
-            (projected, _), network_stats = apply(params["network"], network_stats, images, True)
-            (predicted, _), head_stats = apply_predictor(
-                params["predictor"], head_stats, projected, True
-            )
-            p.append(predicted)
-            z.append(projected)
-        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}  # [B, 2, D]
-        return outputs, {"network": network_stats, "predictor": head_stats}, None
+        *keys, queue_key = jax.random.split(key, 3)
+        start = with_predictor(network, predict, keys, views[0].clean(batch), out_dim)
+        return start._replace(memory=queues.init(queue_key, queue_size, out_dim))
 
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
@@ -113,19 +90,13 @@ def make(
         }
         return value, Aux(metrics, queues.enqueue(memory, gather(z[:, 0], run.axis_name)))
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), changed = apply(params["network"], stats["network"], images, train)
-        return named, {**stats, "network": changed}
-
     return from_loss(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
+        forward=each_view_predicted(apply, apply_predictor),
         loss=loss,
         tx=tx,
-        features=features,
+        features=features_of(apply, "network"),
         clean=views[0].clean,
         axis_name=run.axis_name,
         **fields(views),

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Batch, Run, Variables
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Batch, Run
+from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp
 from cl_jax.views import View, draw, fields
@@ -59,10 +59,6 @@ def parts(
         2.0 if sum_directions else 1.0,
     )
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def embed(
         params: Any, stats: Any, target: Any, inputs: Any, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -82,7 +78,7 @@ def parts(
         return scale * value, {"chance": jnp.float32(scale * math.log(negatives + 1))}
 
     return Parts(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         embed=embed,
         pairs=lambda z, memory: (Pairs(z[:, 0], z[:, 1]),),

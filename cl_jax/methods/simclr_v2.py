@@ -1,10 +1,10 @@
 """SimCLR v2, pre-training (Chen et al. 2020, arXiv 2006.10029): a deeper head, and optionally a
 memory of momentum keys.
 
-Without memory the loss is SimCLR's. With memory, queries of one view meet the momentum network's
-keys of the other view, those of the rest of the batch, and a queue of earlier keys; no code of that
-variant is released, so the symmetric form here (keys of both views enter the queue) is our choice.
-`methods/finetune.py` and `methods/distill.py` are the later stages."""
+Without memory the loss is SimCLR's. With memory, queries of one view are contrasted with the
+momentum network's keys of the other view, those of the rest of the batch, and a queue of earlier
+keys; no code of that variant is released, so the symmetric form here (keys of both views enter the
+queue) is our choice. `methods/finetune.py` and `methods/distill.py` are the later stages."""
 
 import math
 from collections.abc import Sequence

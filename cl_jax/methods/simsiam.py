@@ -16,7 +16,7 @@ from jax import lax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import Network, applier
+from cl_jax.core.network import Network, applier, each_view_predicted, features_of, with_predictor
 from cl_jax.core.parallel import mean
 from cl_jax.heads import mlp, predictor
 from cl_jax.views import View, draw, fields
@@ -53,29 +53,8 @@ def make(
     apply, apply_predictor = applier(network), applier(predict)
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        network_key, predictor_key = jax.random.split(key)
-        start = network.init(network_key, views[0].clean(batch), True)
-        head = predict.init(
-            predictor_key, jnp.zeros((batch["image"].shape[0], out_dim)), train=True
-        )
-        return Variables(
-            {"network": start["params"], "predictor": head["params"]},
-            {"network": start["batch_stats"], "predictor": head["batch_stats"]},
-        )
-
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        network_stats, head_stats, p, z = stats["network"], stats["predictor"], [], []
-        for images in inputs:
-            (projected, _), network_stats = apply(params["network"], network_stats, images, True)
-            (predicted, _), head_stats = apply_predictor(
-                params["predictor"], head_stats, projected, True
-            )
-            p.append(predicted)
-            z.append(projected)
-        outputs = {"p": jnp.stack(p, axis=1), "z": jnp.stack(z, axis=1)}  # [B, V, D]
-        return outputs, {"network": network_stats, "predictor": head_stats}, None
+        keys = jax.random.split(key)
+        return with_predictor(network, predict, keys, views[0].clean(batch), out_dim)
 
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
@@ -85,19 +64,13 @@ def make(
         )
         return value, Aux({"z_std": channel_std(outputs["z"], run.axis_name)})
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), changed = apply(params["network"], stats["network"], images, train)
-        return named, {**stats, "network": changed}
-
     return from_loss(
         variables=variables,
         views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
+        forward=each_view_predicted(apply, apply_predictor),
         loss=loss,
         tx=tx,
-        features=features,
+        features=features_of(apply, "network"),
         clean=views[0].clean,
         axis_name=run.axis_name,
         **fields(views),

@@ -18,6 +18,7 @@ import optax
 from flax import traverse_util
 
 from cl_jax.cluster.dbscan import dbscan, jaccard_distance, number_outliers, self_paced
+from cl_jax.core.clocks import PerVisit
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import unit
@@ -63,7 +64,7 @@ def make(
     run: Run,
     source: bool = True,
     temperature: float = 0.05,
-    momentum: float = 0.2,
+    momentum: PerVisit = 0.2,
     eps: float = 0.6,
     eps_gap: float = 0.02,
     min_samples: int = 4,
@@ -83,7 +84,7 @@ def make(
     eps, eps_gap, min_samples: of DBSCAN, on Jaccard distances; the stricter clustering is at eps -
       eps_gap, the laxer at eps + eps_gap. k1, k2: see `jaccard_distance`. quantile: see
       `self_paced`.
-    warmup_epochs: epochs in which every target image is its own label; the memory is filled anew
+    warmup_epochs: epochs in which every target image is its own label; the memory is filled again
       when they are over. The authors start from a pre-trained network and have none.
     instances: images of one label that a batch holds together where there are so many; lone images
       come by themselves. 0: every image once an epoch, in random order.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import Network, applier, features_of
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
 from cl_jax.views import View, draw, fields
@@ -79,10 +79,6 @@ def make(
     apply, others = applier(network), len(views) * run.batch_size - 1
     scale = 1.0 if base_temperature is None else temperature / base_temperature
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Any]:
@@ -105,7 +101,7 @@ def make(
         return value, Aux({"chance": jnp.float32(scale * math.log(others))})
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,

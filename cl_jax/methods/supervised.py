@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
+from cl_jax.core.network import initial
 from cl_jax.methods.distill import Student, of_student
 from cl_jax.views import View, draw, fields
 
@@ -26,18 +27,16 @@ def make(
     """An encoder with a linear classifier on "h", both trained by the cross-entropy of one view of
     each image. Features are "h" and "logits".
 
-    label: the field; a value below 0 is no label.
+    label: the field; a value below 0 is not a label.
     """
     if len(views) != 1:
         raise ValueError(f"supervised training sees one view; the config has {len(views)}.")
     if label not in run.sizes:
-        raise ValueError(f"label={label!r} is no label of the data; have {', '.join(run.sizes)}.")
+        raise ValueError(
+            f"label={label!r} is not a label of the data; have {', '.join(run.sizes)}."
+        )
     network = Student(encoder, run.sizes[label])
     features = of_student(network)
-
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, views[0].clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
@@ -54,7 +53,7 @@ def make(
         return value, Aux({"train_accuracy": right, "chance": chance})
 
     return from_loss(
-        variables=variables,
+        variables=initial(network, views[0].clean),
         views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,

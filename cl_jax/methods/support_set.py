@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.method import Aux, Batch, Method, Run, State, from_loss
+from cl_jax.core.network import applier, initial
 from cl_jax.core.numerics import unit
 from cl_jax.core.tokens import PAD
 from cl_jax.encoders.transformer import Transformer, fold
 from cl_jax.losses import image_text, video_text
-from cl_jax.views import View, draw, fields
+from cl_jax.methods.clip import with_text
+from cl_jax.views import View, fields
 
 ROLES = ("frame", "time", "text", "decoder")
 SUPPORTS = ("none", "identity", "hybrid", "cross")
@@ -124,23 +125,7 @@ def make(
         raise ValueError("support='cross' needs other clips: set batch_size to 2 or more.")
     network = Network(encoder["frame"], encoder["time"], encoder["text"], decoder, out_dim=out_dim)
     apply = applier(network)
-
-    def clean(batch: Batch) -> Any:
-        """The inputs of the modalities that a batch has."""
-        found = {}
-        if all(field in batch for field in views[0].needs):
-            found["clip"] = views[0].clean(batch)
-        if all(field in batch for field in views[1].needs):
-            found |= views[1].clean(batch)
-        return found
-
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        start = network.init(key, clean(batch), True)
-        return Variables(start["params"], start.get("batch_stats", {}))
-
-    def drawn(batch: Batch, key: jax.Array) -> Any:
-        clip, text = draw(views, batch, key)
-        return [{"clip": clip} | text]
+    clean, drawn = with_text("clip", views)
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
@@ -217,7 +202,7 @@ def make(
 
     needed = fields(views)
     return from_loss(
-        variables=variables,
+        variables=initial(network, clean),
         views=drawn,
         forward=forward,
         loss=objective,

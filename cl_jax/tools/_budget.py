@@ -2,46 +2,18 @@
 is scaled or refused."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from cl_jax.core.clocks import clock_of, is_whole
 from cl_jax.core.errors import ConfigError
 
 # A running mean forgets its start within this share of the run.
 MEMORY_SHARE = 0.1
-# Running means that move at each step, and those of a bank's rows, which move at each visit: once
-# an epoch.
-OF_STEPS = {"momentum", "ema", "centre_momentum", "normalizer_momentum"}
-OF_VISITS = {"instdisc", "cmc", "cmc_video", "crd", "spcl"}
-IN_STEPS = {"freeze_steps", "warmup_steps", "ema_start"}
-# Durations that are compared with the number of an epoch.
-WHOLE_EPOCHS = {
-    ("dino", "teacher_warmup_epochs"),
-    ("ibot", "teacher_warmup_epochs"),
-    ("pcl", "warmup_epochs"),
-    ("spcl", "warmup_epochs"),
-}
-# What is named like a duration and is none: counts inside a step, starting values, switches; and
-# the memories of the optimiser, which set the size of its steps (SGD's momentum) or are corrected
-# for their start (Adam's).
-KEPT = {
-    "cpc_steps",
-    "steps",
-    "discriminator_steps",
-    "restarts",
-    "warmup_start",
-    "teacher_temperature_start",
-    "schedule_per_epoch",
-    "temperature_per_step",
-    "freeze_paths",
-    "freeze",
-}
-_LIKE_A_DURATION = re.compile(
-    r"epoch|steps|start|warm|moment|freez|ema(_|$)|until|period|interval|refresh"
-)
+# What an integer that ends in these words counts is not known from its name.
+_UNCLEAR = {"steps", "start", "until", "period", "interval", "refresh"}
 
 
 def shorten(config: ConfigDict, *, epochs: float, examples: int) -> None:
@@ -62,76 +34,88 @@ def shorten(config: ConfigDict, *, epochs: float, examples: int) -> None:
       examples: in the training split; with the batch size it says how many steps there are.
 
     Raises:
-      ConfigError: a duration of whole epochs in a run of fewer than two, or a key that looks like a
-        duration and that this module does not know.
+      ConfigError: a duration of whole epochs in a run of fewer than two, or a key that may be a
+        duration and neither its name nor its annotation says so (`core.clocks`).
     """
     share, config.total_epochs = epochs / config.total_epochs, epochs
     if share >= 1:
         return
     per_epoch = config.get("steps_per_epoch", 0) or max(1, examples // config.batch_size)
     steps = max(1, round(epochs * per_epoch))
-    for path, section, defaults in sections(config):
-        for key, value in (defaults | _plain(section)).items():
-            if key in KEPT or not _LIKE_A_DURATION.search(key) or not value:
+    for path, section, known in sections(config):
+        values = {key: one.default for key, one in known.items() if _is_number(one.default)}
+        for key, value in (values | _plain(section)).items():
+            if not value or isinstance(value, bool):
                 continue
-            changed = _shortened(path, section, key, value, share, epochs, steps)
+            kind = known[key].annotation if key in known else inspect.Parameter.empty
+            changed = _shortened(f"{path}.{key}", kind, value, share, epochs, steps)
             if changed != value:
                 section[key] = changed
 
 
-def _shortened(
-    path: str, section: ConfigDict, key: str, value: Any, share: float, epochs: float, steps: int
-) -> Any:
-    where, name = f"{path}.{key}", section.get("name")
-    if key in OF_STEPS:
-        if path.startswith("optimizer"):
+def _shortened(where: str, kind: Any, value: Any, share: float, epochs: float, steps: int) -> Any:
+    """The value of a setting, annotated as `kind`, in a run of `epochs` and `steps`, which is
+    `share` of its own."""
+    key = where.rpartition(".")[2]
+    last = key.rpartition("_")[2]
+    clock = clock_of(kind)
+    if last in ("momentum", "ema"):
+        # Those of the optimiser set the size of its steps (SGD's), or are corrected for their start
+        # (Adam's).
+        if where.startswith("optimizer."):
             return value
-        return _momentum(value, epochs if name in OF_VISITS and key == "momentum" else steps)
-    if (name, key) in WHOLE_EPOCHS and not section.get("temperature_per_step", False):
+        return _momentum(value, epochs if clock == "visits" else steps)
+    if last == "epochs":
+        if not is_whole(kind, value):
+            return _scaled(value, share)
         if epochs < 2:
             raise ConfigError(
                 f"{where}={value!r} counts whole epochs and cannot shrink to a part of "
                 f"{epochs:g}; give two epochs or more, or --set={where}=0."
             )
-        return type(value)(max(1, round(value * share)))
-    if key.endswith("_epochs"):
-        return _scaled(value, share)
-    if key in IN_STEPS:
+        return max(1, round(value * share))
+    if clock == "steps":
         return value if value < 0 else round(value * share)
-    raise ConfigError(
-        f"{where}={value!r} looks like a duration, and cl_jax/tools/_budget.py does not know how "
-        "it shrinks with the budget; train for the config's own epochs."
-    )
+    if not clock and last in _UNCLEAR and is_whole(kind, value):
+        raise ConfigError(
+            f"{where}={value!r} may be a duration, and nothing says how it shrinks with the "
+            "budget; annotate it as Steps or Count of cl_jax.core.clocks where it is defined, or "
+            "train for the config's own epochs."
+        )
+    return value
 
 
-def sections(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, dict[str, Any]]]:
-    """(path, section, numbers that it takes where it is given nothing) of the optimiser, the method
-    and all sections inside them."""
+def sections(
+    config: ConfigDict,
+) -> Iterator[tuple[str, ConfigDict, Mapping[str, inspect.Parameter]]]:
+    """(path, section, the keywords that it takes) of the optimiser, the method and all sections
+    inside them."""
     # Here, since they import jax, which the help of a command does without.
     from cl_jax.training import optim
     from cl_jax.training.experiment import parameters
 
-    def methods(section: ConfigDict) -> Mapping[str, inspect.Parameter]:
+    def of_method(section: ConfigDict) -> Mapping[str, inspect.Parameter]:
         return parameters("cl_jax.methods", section.name) if "name" in section else {}
 
     known = inspect.signature(optim.build).parameters
-    yield from _inside("optimizer", config.optimizer, known, methods)
-    yield from _inside("method", config.method, methods(config.method), methods)
+    yield from _inside("optimizer", config.optimizer, known, of_method)
+    yield from _inside("method", config.method, of_method(config.method), of_method)
 
 
 def _inside(
     path: str,
     section: ConfigDict,
     known: Mapping[str, inspect.Parameter],
-    methods: Callable[[ConfigDict], Mapping[str, inspect.Parameter]],
-) -> Iterator[tuple[str, ConfigDict, dict[str, Any]]]:
-    defaults = {
-        key: one.default for key, one in known.items() if isinstance(one.default, int | float)
-    }
-    yield path, section, defaults
+    of_method: Callable[[ConfigDict], Mapping[str, inspect.Parameter]],
+) -> Iterator[tuple[str, ConfigDict, Mapping[str, inspect.Parameter]]]:
+    yield path, section, known
     for key, held in list(section.items()):
         if isinstance(held, ConfigDict):
-            yield from _inside(f"{path}.{key}", held, methods(held), methods)
+            yield from _inside(f"{path}.{key}", held, of_method(held), of_method)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _plain(section: ConfigDict) -> dict[str, Any]:

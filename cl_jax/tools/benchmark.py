@@ -373,81 +373,7 @@ def write(rows: Sequence[dict[str, Any]], stem: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cl-jax benchmark",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--methods",
-        default="all",
-        help="names of configs, with commas between them; paths and modules too. all, the default: "
-        "those of the images of scenes, which one table compares; every: all configs, each by its "
-        "own measure",
-    )
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="the survey: every config at its own default, by its own measure beside the untrained "
-        "network's and what is published; systems without a finished run are listed too",
-    )
-    parser.add_argument(
-        "--against",
-        default="",
-        metavar="NAME",
-        help="a method of the table; the others' difference from it gets a column",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=0.0,
-        help="save and stop after so long, with status 75; the same command goes on from there",
-    )
-    parser.add_argument(
-        "--data",
-        default="scenes",
-        help="scenes (each config's default), or the variant that names the "
-        "data: cifar10, imagenet2012",
-    )
-    parser.add_argument(
-        "--variant", default="", help="further variants of every config, such as debug"
-    )
-    parser.add_argument(
-        "--packed",
-        default="",
-        help="read the data from this folder of train.npz and test.npz instead",
-    )
-    parser.add_argument(
-        "--epochs",
-        type=float,
-        default=0.0,
-        help="budget of every method (default: each config's own); a smaller one shortens "
-        "warm-ups, freezing and running means with it",
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="a setting for every config, such as encoder.width=0.25, views.size=16, "
-        "batch_size=256",
-    )
-    parser.add_argument(
-        "--probe_epochs", type=float, default=30.0, help="of the classifier on cached features"
-    )
-    parser.add_argument(
-        "--augmented_epochs",
-        type=float,
-        default=10.0,
-        help="of the classifier on crops; 0 leaves it out",
-    )
-    parser.add_argument("--workdir", required=True, help="where the runs are kept")
-    parser.add_argument(
-        "--out", default="", help="path of the tables without suffix (default: <workdir>/table)"
-    )
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     configs.see_working_folder()
     xla.prepare()  # for this process and those it starts
     try:
@@ -461,11 +387,89 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TimeoutError:
-        print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+        print(f"{args.minutes:g} minutes are over; the same command continues", file=sys.stderr)
         print(shown(kept_rows(args, names), args, names), end="")
         return OUT_OF_TIME
     print(shown(rows, args, names), end="")
     return 1 if any("error" in row for row in rows) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="cl-jax benchmark",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
+        "--methods",
+        default="all",
+        help="names of configs, with commas between them; paths and modules too. all, the default: "
+        "those of the images of scenes, which one table compares; every: all configs, each by its "
+        "own measure",
+    )
+    found.add_argument(
+        "--all",
+        action="store_true",
+        help="the survey: every config at its own default, by its own measure beside the untrained "
+        "network's and what is published; systems without a finished run are listed too",
+    )
+    found.add_argument(
+        "--against",
+        default="",
+        metavar="NAME",
+        help="a method of the table; the others' difference from it gets a column",
+    )
+    found.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="save and stop after so long, with status 75; the same command continues from there",
+    )
+    found.add_argument(
+        "--data",
+        default="scenes",
+        help="scenes (each config's default), or the variant that names the "
+        "data: cifar10, imagenet2012",
+    )
+    found.add_argument(
+        "--variant", default="", help="further variants of every config, such as debug"
+    )
+    found.add_argument(
+        "--packed",
+        default="",
+        help="read the data from this folder of train.npz and test.npz instead",
+    )
+    found.add_argument(
+        "--epochs",
+        type=float,
+        default=0.0,
+        help="budget of every method (default: each config's own); a smaller one shortens "
+        "warm-ups, freezing and running means with it",
+    )
+    found.add_argument("--seeds", type=int, default=1, help="runs of each method")
+    found.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a setting for every config, such as encoder.width=0.25, views.size=16, "
+        "batch_size=256",
+    )
+    found.add_argument(
+        "--probe_epochs", type=float, default=30.0, help="of the classifier on cached features"
+    )
+    found.add_argument(
+        "--augmented_epochs",
+        type=float,
+        default=10.0,
+        help="of the classifier on crops; 0 leaves it out",
+    )
+    found.add_argument("--workdir", required=True, help="where the runs are kept")
+    found.add_argument(
+        "--out", default="", help="path of the tables without suffix (default: <workdir>/table)"
+    )
+    return found
 
 
 def names_of(args: argparse.Namespace) -> list[str]:

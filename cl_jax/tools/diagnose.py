@@ -3,7 +3,7 @@
 example:
   cl-jax diagnose runs/first runs/second
 
-The verdict is read from the log alone, while a run goes on or after it.
+The verdict is read from the log alone, while a run trains or after it.
 """
 
 import argparse

@@ -184,8 +184,8 @@ def _source(run: "Trained", data: str) -> "tuple[Source, dict[str, str]]":
     parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
     if (data or "test") not in parts:
         raise ValueError(
-            f"--data={data} is no path and no part of the run's data; expected a folder of images "
-            f"or {', '.join(parts)}."
+            f"--data={data} is neither a path nor a part of the run's data; expected a folder of "
+            f"images or {', '.join(parts)}."
         )
     return parts[data or "test"], {}
 

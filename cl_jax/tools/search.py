@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         const=0,
         metavar="K",
-        help="k-means, and who stands for it",
+        help="k-means, and the example nearest to its centre",
     )
     asked.add_argument(
         "--outliers",

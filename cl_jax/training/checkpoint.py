@@ -1,13 +1,12 @@
 """Checkpoints of one State: asynchronous, atomic, keep-last and keep-best, no pickle."""
 
 import contextlib
-import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ class Checkpoints:
         self.aside: list[tuple[str, int]] = []  # unusable ones, moved at the next save
         self.cleaned = False
         self.begun = -1  # the step whose save was started last
-        self.writing: Future[None] | None = None  # of one process
+        self.writing: Future[None] | None = None  # the save under way
 
     @cached_property
     def _stores(self) -> tuple["ocp.CheckpointManager", "ocp.CheckpointManager"]:
@@ -113,25 +112,14 @@ class Checkpoints:
         # Copies, since the next step is given the State's own buffers to write in.
         host = {name: _own(leaf) for name, leaf in _plain(state).items()}
         _refuse_nonfinite(step, host, self.newest)
-        several = jax.process_count() > 1
-        # Of several processes each writes a part of what lies on its devices, in step with the
-        # others. One process leaves all but the copy to a thread.
-        tree = {
-            name: host[name] if sharded.is_sharded(leaf) or not several else jnp.copy(leaf)
-            for name, leaf in _plain(state).items()
-        }
+        given = _given(state, host)
         with self._naming_the_save():
             self.check()
             self.begun = step
-            if several:
-                _write(store, step, tree, host)
-            else:
-                thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-                self.writing = thread.submit(_write, store, step, tree, host)
-                thread.shutdown(wait=False)
+            self.writing = _begin(partial(_write, store, step, given, host))
 
     def _written(self) -> None:
-        """Waits for the thread that writes, and raises what went wrong there."""
+        """Waits for the save under way, and raises what went wrong there."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
@@ -176,7 +164,7 @@ class Checkpoints:
     def _clean(self) -> None:
         """Before the first save: removes what killed saves left, and moves away what could not be
         read (a store takes no step at or below its newest). Not sooner, since another process may
-        only look at a run that goes on."""
+        only look at a run that continues."""
         stores, first = self._stores, jax.process_index() == 0
         if self.aside:
             if first:
@@ -217,8 +205,8 @@ class Checkpoints:
         one is restored.
 
         Raises:
-          ConfigError: there are checkpoints, and none of them can be used. Starting anew beside
-            them would be a silent loss.
+          ConfigError: there are checkpoints, and none of them can be used. Starting at step 0
+            beside them would be a silent loss.
         """
         names = ("best",) if best else ("last", "best")
         if jax.process_count() == 1 and not any(_steps(self.root / name) for name in names):
@@ -259,7 +247,7 @@ class Checkpoints:
                 f"no checkpoint in {self.root} fits this run:\n  "
                 + "\n  ".join(failures)
                 + "\nThey are left as they are. If the method or its sizes were changed, use a new "
-                "--workdir; to start anew, move them away."
+                "--workdir; to start at step 0, move them away."
             )
         return None
 
@@ -269,6 +257,11 @@ class Checkpoints:
         finally:
             for store in vars(self).get("_stores", ()):
                 store.close()
+
+
+def are_in(workdir: Path) -> bool:
+    """Whether a workdir holds a checkpoint, as far as the names of its folders show."""
+    return any(_steps(workdir / name) for name in ("last", "best"))
 
 
 def _steps(path: Path) -> list[int]:
@@ -370,13 +363,42 @@ def _restored(manager: "ocp.CheckpointManager", step: int, like: Any) -> Any:
     return _filled(like, tree)
 
 
+# How a save goes on beside the training: one process leaves all but the copy to a thread. Of
+# several each writes a part of what lies on its devices, and waits at the store's barriers for the
+# others. A barrier may not come between the collectives of a step, so the call is made in step with
+# the others, and the files alone are written behind it.
+
+
+def _given(state: Any, host: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The leaves that a store is given: those of the host, of several processes copies on the
+    devices."""
+    if jax.process_count() == 1:
+        return dict(host)
+    return {
+        name: host[name] if sharded.is_sharded(leaf) else jnp.copy(leaf)
+        for name, leaf in _plain(state).items()
+    }
+
+
+def _begin(write: Callable[[], None]) -> Future[None]:
+    """Calls `write`, in a thread if there is one process; the result raises what went wrong."""
+    if jax.process_count() == 1:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        writing = thread.submit(write)
+        thread.shutdown(wait=False)
+        return writing
+    write()
+    writing = Future()
+    writing.set_result(None)
+    return writing
+
+
 def _write(
     store: "ocp.CheckpointManager", step: int, tree: dict[str, Any], host: dict[str, np.ndarray]
 ) -> None:
     import orbax.checkpoint as ocp
 
-    tree[CHECKSUMS] = checksums(host)
-    store.save(step, args=ocp.args.StandardSave(tree))
+    store.save(step, args=ocp.args.StandardSave(tree | {CHECKSUMS: checksums(host)}))
 
 
 def _link(source: str, target: str) -> None:
@@ -460,115 +482,3 @@ def kept(path: str | Path, like: Any) -> Any:
     with ocp.StandardCheckpointer() as store:
         tree = store.restore(Path(path).absolute(), _wanted(like))
     return _filled(like, tree)
-
-
-# What a resumed run may be given otherwise: where things are and how often something is written,
-# never what a training step computes.
-NOTED = (
-    "checkpoint_steps",
-    "data.cache_bytes",
-    "data.data_dir",
-    "data.max_bytes",
-    "data.max_pixels",
-    "data.path",
-    "data.processes",
-    "data.resident_bytes",
-    "data.threads",
-    "data.workers",
-    "devices",
-    "dispatch_steps",
-    "evals",
-    "keep_checkpoints",
-    "loading",
-    "log",
-    "log_steps",
-    "nonfinite",
-    "probe",
-    "stage",
-    "stage_order",
-    "stages",
-)
-
-
-def check_config(
-    workdir: str | Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Writes `config.json` into the workdir. Where a checkpoint is there, refuses a config that
-    would compute other numbers; without one there is nothing to protect.
-
-    Args:
-      config: nested sections.
-      defaults: {"section.key": value} that a key has where a config does not list it. Then a key
-        that a later version added is the same as its absence in an older run.
-
-    Returns:
-      Lines that name other differences (`NOTED`).
-
-    Raises:
-      ConfigError: the config differs in what decides the numbers, the config of a workdir with
-        checkpoints cannot be read, or the workdir cannot be written.
-    """
-    path = (folder.make(workdir) if jax.process_index() == 0 else folder.path_of(workdir)).joinpath(
-        "config.json"
-    )
-    saved = any(_steps(path.parent / name) for name in ("last", "best"))
-    stored: dict[str, Any] | None = None
-    if saved:
-        try:
-            stored = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
-                "they cannot be told from those of another run. Put the file back, or use a new "
-                "--workdir."
-            ) from None
-    changed, noted = differences(stored or config, config, defaults)
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run of another config; it differs in\n"
-            + "\n".join(changed)
-            + "\nGive the same config to resume it, or another --workdir for this one."
-        )
-    text = json.dumps(config, indent=2) + "\n"  # in the order of the config: that of its views
-    parallel.everywhere(True)  # all have read it
-    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
-        folder.replace_text(path, text)
-    return noted
-
-
-def differences(
-    stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> tuple[list[str], list[str]]:
-    """(lines that name settings which decide the numbers, lines that name others) in which two
-    configs differ."""
-    known = dict(defaults or {})
-    then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
-    changed: list[str] = []
-    noted: list[str] = []
-    for key in sorted(then.keys() | now.keys()):
-        # Keys of the trainer itself come with versions: an older run did as if they were unset.
-        new = "." not in key and key not in then
-        old, value = (side.get(key, known.get(key, "(absent)")) for side in (then, now))
-        if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
-            continue
-        free = new or any(key == name or key.startswith(f"{name}.") for name in NOTED)
-        (noted if free else changed).append(f"  {key}: {old} in the workdir, {value} now")
-    return changed, noted
-
-
-def _number(value: Any) -> Any:
-    """1 and 1.0 are one setting."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    whole = isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections -> {"section.key": value}."""
-    if not isinstance(config, Mapping):
-        return {prefix: list(config) if isinstance(config, tuple) else config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat

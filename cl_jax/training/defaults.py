@@ -149,7 +149,7 @@ def folder(config: ConfigDict, like: ConfigDict, size: int = 64) -> None:
     `training.fit` chooses for the number of images.
 
     Args:
-      config: is changed; a network that is no ResNet is left to the caller.
+      config: is changed; a network that is not a ResNet is left to the caller.
       like: the config of a setting of photographs, whose views are taken.
       size: side of the largest view in pixels.
     """

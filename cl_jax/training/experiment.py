@@ -26,10 +26,12 @@ from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.parts import joined
 from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
-from cl_jax.evals import Evaluator
+from cl_jax.evals import Evaluator, evaluation
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
 
+# Keys of a config that has no default of them: see `stages.stages` and `fit.fit`.
+OPTIONAL = ("steps_per_epoch", "previous", "stage_order", "fit", "fit_epochs")
 LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
 
 
@@ -101,10 +103,11 @@ def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None
     Args:
       config: of one stage.
       previous: the stage that it starts from.
-      data: in place of the config's own.
+      data: in place of the config's own; whether it has what evaluators read is then not checked.
 
     Raises:
-      ValueError: a setting that does not exist, is out of range, or does not fit the others.
+      ValueError: a setting that does not exist, is out of range, or does not fit the others; an
+        evaluator that reads a feature, function, field or source that there is not.
     """
     try:
         return _build(config, previous, data)
@@ -115,12 +118,12 @@ def build(config: ConfigDict, previous: Stage | None = None, data: Splits | None
         ) from error
 
 
-def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> Built:
+def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> Built:
     _check_run(config)
     mesh = parallel.make_mesh(config.devices or None)
     check_seed(config.seed)
     loading_of(config)
-    data = load_data(config) if data is None else data
+    data = load_data(config) if given is None else given
     run = _run(config, data, mesh, previous)
     encoder = _encoder(dict(config.encoder), run)
     tx, learning_rate = _checked(
@@ -131,8 +134,8 @@ def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> B
         total_steps=run.total_steps,
     )
     recipes = _views(config.views, run)
-    given = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
-    method = _method(dict(config.method), given)
+    parts = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
+    method = _method(dict(config.method), parts)
     there = sorted(data.train.read(0))
     missing = [field for field in method.needs if field not in there]
     if missing:
@@ -143,12 +146,31 @@ def _build(config: ConfigDict, previous: Stage | None, data: Splits | None) -> B
         name: _call("cl_jax.evals", {"name": name} | section)
         for name, section in configs.plain(config.evals.protocols).items()
     }
-    return Built(method, data, run, mesh, learning_rate, recipes, evaluators, encoder)
+    built = Built(method, data, run, mesh, learning_rate, recipes, evaluators, encoder)
+    if given is None:  # what stands in for the data may lack what evaluators alone read
+        _check_evaluation(built, config)
+    return built
+
+
+def _check_evaluation(built: Built, config: ConfigDict) -> None:
+    """Checks that all that the config's evaluators read is there. Which features the network has is
+    known from its trace, some tenths of a second: it is traced where a feature other than "h", the
+    common one, is asked for. The loop looks again, at the State, before the first step."""
+    method, data, features = built.method, built.data, None
+    usable = evaluation.with_labels(built.evaluators, data, quiet=True)
+    if evaluation.features_asked(usable, config) != ("h",):
+        mesh = parallel.make_mesh(1)
+        batch = evaluation.example_batch(method, data.test, mesh)
+        alone = built._replace(mesh=mesh)
+        features = evaluation.encoded(method, shape_of_state(alone), batch, mesh)
+    evaluation.check(usable, method, data, config, features)
 
 
 def _check_run(config: ConfigDict) -> None:
-    """Checks the settings of the trainer itself by the types of their defaults."""
+    """Checks the settings of the trainer itself by the names and types of their defaults."""
     reference = configs.plain(get_defaults())
+    settings.check_keys("the config", config, (*reference, *OPTIONAL))
+    settings.check_keys("evals", config.evals, reference["evals"])
     for where, given, known in (
         ("", configs.plain(config), reference),
         ("evals.", configs.plain(config.evals), reference["evals"]),

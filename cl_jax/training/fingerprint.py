@@ -144,13 +144,13 @@ def _check(workdir: Path, now: dict[str, Any]) -> list[str]:
                 if key in then and key in now and then[key] != now[key]
             ]
         except (OSError, ValueError, TypeError) as error:
-            logging.warning("%s cannot be read (%s): written anew.", path, error)
+            logging.warning("%s cannot be read (%s): it is written again.", path, error)
             then = now
         if changed:
             raise ConfigError(
                 f"the data have changed since the run in {workdir} began:\n"
                 + "\n".join(changed)
-                + "\nPut them back as they were, or train anew in another --workdir."
+                + "\nPut them back as they were, or start a new run in another --workdir."
             )
     if not (saved and path.exists() and then == now):
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs
-from cl_jax.training.checkpoint import flatten
+from cl_jax.training.resuming import flatten
 from cl_jax.training.workdir import path_of
 
 # The defaults of all methods are tuned on `scenes` of this many training images: as many views as

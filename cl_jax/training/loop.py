@@ -19,7 +19,7 @@ from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.planning.devices import peak_flops
-from cl_jax.training import checkpoint, configs, fingerprint, metrics, stopping, trackers
+from cl_jax.training import checkpoint, configs, fingerprint, metrics, resuming, stopping, trackers
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
@@ -79,7 +79,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    noted = checkpoint.check_config(workdir, configs.plain(config), defaults(config))
+    noted = resuming.check_config(workdir, configs.plain(config), defaults(config))
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))
@@ -444,7 +444,7 @@ class _Interval(NamedTuple):
 
 
 def _is_done(parts: list[tuple[int, Any]]) -> bool:
-    """Whether the device is through with the last of some dispatches."""
+    """Whether the device has finished the last of some dispatches."""
     return bool(parts[-1][1]["loss"].is_ready())
 
 

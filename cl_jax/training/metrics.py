@@ -2,7 +2,7 @@
 progress line on a terminal.
 
 A destination that fails (a full disk, a closed pipe) is named once and left out from then on: the
-run goes on without it.
+run continues without it.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class Metrics:
 def _drop(name: str, error: Exception) -> None:
     try:
         logging.warning(
-            "%s cannot be written (%s: %s); the run goes on without it.",
+            "%s cannot be written (%s: %s); the run continues without it.",
             name,
             type(error).__name__,
             error,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.clocks import Steps
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import nearest
 
@@ -390,7 +391,7 @@ def build(
     learning_rate_scaling: str = "linear",
     schedule: str = "warmup_cosine",
     warmup_epochs: float = 0.0,
-    warmup_steps: int | None = None,
+    warmup_steps: Steps | None = None,
     warmup_start: float = 0.0,
     final_learning_rate: float = 0.0,
     schedule_per_epoch: bool = False,
@@ -410,7 +411,7 @@ def build(
     clip_global_norm: float | None = None,
     clip_tensor_norm: float | None = None,
     freeze_epochs: float = 0.0,
-    freeze_steps: int | None = None,
+    freeze_steps: Steps | None = None,
     freeze_paths: Sequence[str] = (),
     constant_lr_paths: Sequence[str] = (),
     parts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
@@ -460,30 +461,16 @@ def build(
             f"the run "
             f"of {total_steps}; shorten it or train longer."
         )
-    schedules = {
-        "warmup_cosine": lambda: warmup_cosine(
-            base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate
-        ),
-        "warmup_linear": lambda: warmup_linear(
-            base=base, total_steps=total_steps, warmup_steps=warmup_steps, final=final_learning_rate
-        ),
-        "linspace_warmup_cosine": lambda: linspace_warmup_cosine(
-            base=base,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            start=warmup_start,
-            final=final_learning_rate,
-        ),
-        "step_decay": lambda: step_decay(
-            base=base,
-            milestones=[epoch * steps_per_epoch for epoch in milestones_epochs],
-            factor=decay_factor,
-        ),
-        "constant": lambda: constant(base=base),
-    }
-    if schedule not in schedules:
-        raise ValueError(f"schedule {schedule!r} is unknown; have {', '.join(schedules)}.")
-    lr = schedules[schedule]()
+    lr = _schedule(
+        schedule,
+        base=base,
+        final=final_learning_rate,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        warmup_start=warmup_start,
+        milestones=[epoch * steps_per_epoch for epoch in milestones_epochs],
+        decay_factor=decay_factor,
+    )
     if schedule_per_epoch:
         lr = per_epoch(lr, steps_per_epoch=steps_per_epoch)
     decay: float | Schedule = weight_decay
@@ -545,6 +532,36 @@ def build(
     tx = _checked(tx, (*exclude_paths, *freeze_paths, *constant_lr_paths))
     clips = _clips(clip_global_norm, clip_tensor_norm)
     return optax.chain(*clips, tx) if clips else tx, lr
+
+
+def _schedule(
+    name: str,
+    *,
+    base: float,
+    final: float,
+    total_steps: int,
+    warmup_steps: int,
+    warmup_start: float,
+    milestones: Sequence[float],
+    decay_factor: float | Sequence[float],
+) -> Schedule:
+    """A schedule by its name in a config."""
+    length: Mapping[str, Any] = {
+        "base": base,
+        "final": final,
+        "total_steps": total_steps,
+        "warmup_steps": warmup_steps,
+    }
+    schedules: Mapping[str, Callable[[], Schedule]] = {
+        "warmup_cosine": lambda: warmup_cosine(**length),
+        "warmup_linear": lambda: warmup_linear(**length),
+        "linspace_warmup_cosine": lambda: linspace_warmup_cosine(**length, start=warmup_start),
+        "step_decay": lambda: step_decay(base=base, milestones=milestones, factor=decay_factor),
+        "constant": lambda: constant(base=base),
+    }
+    if name not in schedules:
+        raise ValueError(f"schedule {name!r} is unknown; have {', '.join(schedules)}.")
+    return schedules[name]()
 
 
 def _of_parts(

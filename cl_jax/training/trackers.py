@@ -1,6 +1,6 @@
 """The figures of a run in Weights & Biases and in MLflow, beside the log in the workdir.
 
-A run that is resumed goes on under the same number there, which `trackers.json` in the workdir
+A run that is resumed continues under the same number there, which `trackers.json` in the workdir
 keeps. Where and as whom each library writes is its own setting: WANDB_MODE, WANDB_API_KEY,
 MLFLOW_TRACKING_URI.
 """

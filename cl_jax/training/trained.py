@@ -275,8 +275,10 @@ class Trained:
                 f"the data of {self.workdir} ({section.name}) have no path that another could "
                 "replace; give {field: array}, or a source."
             )
-        # A text's tokens are those of the training text: the other file is read as its test part.
-        key = "test_path" if section.name == "text" else "path"
+        # Where a set may have a test part of its own, what is learnt from the training part (the
+        # tokens of a text) stays: the other file is read as the test part.
+        known = experiment.parameters("cl_jax.data", section.name)
+        key = "test_path" if "test_path" in known else "path"
         section[key] = path
         config = ConfigDict({"data": section, "seed": self.config.seed})
         splits = experiment.load_data(config)

@@ -67,7 +67,7 @@ def make(
     """An `AudioView` from a config section; 20480 samples are CPC's 1.28 s at 16 kHz.
 
     Raises:
-      ValueError: no samples, a span that is no range of shares, an unknown level.
+      ValueError: no samples, a span that is not a range of shares, an unknown level.
     """
     if samples < 1:
         raise ValueError(f"samples={samples}; expected at least 1.")

@@ -3,7 +3,7 @@
 TensorFlow's SimCLR and BYOL do exactly this, with zeros outside the image (borders darken). The
 torchvision systems use PIL's GaussianBlur, which is not a Gaussian but three box filters with 8-bit
 rounding: this blur with repeated edges differs from it by about 1 grey level in the mean, on noise
-  at sigma 2 by up to 30 at single pixels.
+at sigma 2 by up to 30 at single pixels.
 """
 
 import jax

@@ -99,8 +99,7 @@ def resized_crop(
 
 def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array, clip: bool) -> jax.Array:
     # Rows before channels: both products are then one matrix product per image. Accelerators round
-    # float32 factors
-    # to bfloat16 or tf32 unless told not to: a visible loss of grey levels.
+    # float32 factors to bfloat16 or tf32 unless told not to: a visible loss of grey levels.
     exact = jax.lax.Precision.HIGHEST
     wide = jnp.einsum("hcw,pw->hcp", jnp.swapaxes(x, 0, 1), columns, precision=exact)
     wide = jnp.clip(wide, 0, 1) if clip else wide
@@ -170,9 +169,8 @@ def tv_box(
     centred box.
 
     Area uniform in `scale` of the image, width / height log-uniform in `ratio`, sides rounded half
-    to even. If no try
-    fits: the largest centred box with the ratio brought into `ratio`, the whole image where that is
-      inside.
+    to even. If no try fits: the largest centred box with the ratio brought into `ratio`, the whole
+    image where that is inside.
 
     Args:
       height, width: integers, Python's or traced.

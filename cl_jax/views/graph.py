@@ -315,8 +315,9 @@ def _rank(score: jax.Array, graph: jax.Array, first: jax.Array) -> jax.Array:
 def _times(graphs: Graphs, drawn: Draw, active: jax.Array) -> jax.Array:
     """[M] when a node joins the subgraph; inf where none of its neighbours ever does.
 
-    Each node waits an exponential time from the moment that a neighbour has joined. Waiting has no
-    memory, so that at any moment all nodes that could be next are equally likely to be.
+    Each node waits an exponential time from the moment that a neighbour has joined. Exponential
+    times are memoryless, so that at any moment all nodes that could be next are equally likely to
+    be.
     """
     nodes, rows = len(graphs.graph), len(graphs.fits)
     least = jax.ops.segment_min(

@@ -43,7 +43,7 @@ class Recipe:
       image.
     quarter_turns: turn the view by 0, 90, 180 or 270 degrees, each as likely.
     second: probability that a view is of its example's second picture, where the data set has two
-      (`views.batch`). Two recipes with 0 and 1 make pairs of two pictures always.
+      (`views.image`). Two recipes with 0 and 1 make pairs of two pictures always.
     """
 
     size: int = 224

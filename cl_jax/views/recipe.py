@@ -116,7 +116,7 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
 def transform(recipe: Recipe, drawn: Draw, x: jax.Array) -> jax.Array:
     """The deterministic part: one image's planes [C, H, W] in [0, 1] -> the view's planes [C, size,
     size]."""
-    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it goes on into
+    # PIL clips a cubic's overshoot in both passes, BYOL clips the crop; in SimCLR it continues into
     # the jitter.
     x = crop.resized_crop(
         x,

@@ -82,7 +82,7 @@ def mask_tokens(
       masked, random: shares of the chosen that become the mask, or a random token; the others stay.
 
     Raises:
-      ValueError: a rate or share that is no probability, shares above 1, no token that is not
+      ValueError: a rate or share that is not a probability, shares above 1, no token that is not
         reserved.
 
     Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.1.

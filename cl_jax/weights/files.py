@@ -77,5 +77,5 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}.") from None
+        raise ConfigError(f"{path} is not JSON: {error}.") from None
     return found if isinstance(found, dict) else {}

@@ -1,6 +1,6 @@
 """Weights of other libraries as networks of this one: `init_from` of a config, and `cl-jax import`.
 
-The kind and sizes of the network are told from the names and shapes of the tensors. Tensors that
+The kind and sizes of the network follow from the names and shapes of the tensors. Tensors that
 our network does not have (heads, momentum copies, optimiser) are left over; a trunk that computes
 something else (grouped convolutions, register tokens) is refused.
 """

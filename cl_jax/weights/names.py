@@ -4,7 +4,7 @@ its tensors there, and its numbers to theirs and back.
 | dialect | who writes it |
 |---|---|
 | resnet/torchvision | torchvision, timm, MoCo, SwAV, DINO, SimSiam, PCL, most others |
-| resnet/sequential | `nn.Sequential(*resnet.children())`: Lightly and kin |
+| resnet/sequential | `nn.Sequential(*resnet.children())`: Lightly and others |
 | resnet/huggingface | `ResNetModel` |
 | vit/timm | timm, DINO, DINOv2, MoCo v3, MAE |
 | vit/torchvision | torchvision |

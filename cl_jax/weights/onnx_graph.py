@@ -324,7 +324,7 @@ def _pooled(g: Graph, pool: str, layers: list[str], real: str, length: int) -> s
 
 
 def _end(g: Graph, real: str, length: int) -> str:
-    """[N, T], 1 at the first end token, at the last that is no padding where there is none."""
+    """[N, T], 1 at the first end token, at the last that is not padding where there is none."""
     ends = g("Cast", g("Equal", "tokens", g.constant(np.int64(END))), to=7)
     first = g("ArgMax", ends, axis=1, keepdims=1)
     any_end = g("Cast", g("ReduceMax", ends, axes=[1], keepdims=1), to=9)

@@ -71,7 +71,7 @@ class _Kind(NamedTuple):
 
 
 class Inert:
-    """What stands for an object that is no tensor: it takes whatever the pickle gives it."""
+    """Stand-in for an object that is not a tensor: it takes whatever the pickle gives it."""
 
     def __init__(self, *args: Any, **settings: Any):
         pass
@@ -93,7 +93,7 @@ def _inert(*args: Any) -> Inert:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> Tensor:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or not all(type(x) is int and x >= 0 for x in numbers):
-        raise Refused("a tensor that is no view of numbers in the file")
+        raise Refused("a tensor that is not a view of numbers in the file")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

@@ -93,7 +93,7 @@ def test_errors_say_what_was_expected(tmp_path):
             _make(tmp_path, text, **settings)
     with pytest.raises(ValueError, match="line 2: an empty sentence or concept"):
         _make(tmp_path, "concepts\tsentence\na##b\tIt is.")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         concepts.make(path=str(tmp_path / "none"))
 
 

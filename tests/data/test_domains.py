@@ -24,7 +24,7 @@ def test_domains_that_are_none():
     digits = dict(name="digits")
     with pytest.raises(ValueError, match=r"the source section is \{\}; expected the name"):
         domains.make(source={}, target=digits)
-    with pytest.raises(ValueError, match="the target name='nothing' is no data source"):
+    with pytest.raises(ValueError, match="the target name='nothing' is not a data source"):
         domains.make(source=digits, target=dict(name="nothing"))
     with pytest.raises(ValueError, match="channels=2"):
         domains.make(source=digits, target=digits, channels=2)

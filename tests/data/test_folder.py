@@ -10,22 +10,7 @@ from PIL import Image, ImageOps
 from cl_jax.data import folder, images, listing
 from cl_jax.data.batches import host_batches, ids_at
 from cl_jax.data.source import labels_of
-
-RED, GREEN, BLUE = (220, 20, 20), (20, 220, 20), (20, 20, 220)
-
-
-def put(path, size=(12, 10), colour=RED, mode="RGB", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path, **options)
-    return path
-
-
-def noise(path, size=(64, 48)):
-    """An image that compresses badly, so that half of its file is half of its pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
+from tests.data.photos import BLUE, GREEN, RED, noise, put, tree
 
 
 @pytest.fixture
@@ -68,55 +53,6 @@ def test_memory_and_disk_give_the_same_batches(classes):
         np.testing.assert_array_equal(a["id"], ids_at(step, seed=0, size=kept.size, batch_size=4))
         for field in ("image", "label", "id"):
             np.testing.assert_array_equal(a[field], b[field])
-
-
-def test_images_without_class_folders_have_no_label(tmp_path):
-    for i in range(4):
-        put(tmp_path / f"{i}.png")
-    splits = folder.make(path=str(tmp_path), image_size=8)
-    assert splits.train.sizes == {} and set(splits.train.read(0)) == {"image"}
-    assert (splits.train.size, splits.test.size) == (3, 1)
-
-
-def test_one_class_folder_tells_nothing_apart(tmp_path):
-    for i in range(4):
-        put(tmp_path / "all" / f"{i}.png")
-    assert folder.make(path=str(tmp_path), image_size=8).train.sizes == {}
-
-
-def test_given_parts(tmp_path):
-    for part, colours in (("train", (RED, GREEN)), ("val", (RED, GREEN)), ("unlabeled", (BLUE,))):
-        for name, colour in zip("ab", colours):
-            put(tmp_path / part / name / "0.png", colour=colour)
-    splits = folder.make(path=str(tmp_path), image_size=8)
-    assert (splits.train.size, splits.test.size, splits.more["unlabeled"].size) == (2, 2, 1)
-    np.testing.assert_array_equal(labels_of(splits.test), [0, 1])
-    assert (
-        splits.more["unlabeled"].sizes == {}
-        and splits.more["unlabeled"].read(0)["image"][0, 0, 2] == BLUE[2]
-    )
-
-
-def test_train_may_be_a_class(tmp_path):
-    for name in ("car", "plane", "train"):
-        for i in range(2):
-            put(tmp_path / name / f"{i}.png")
-    assert folder.make(path=str(tmp_path), image_size=8).train.sizes == {"label": 3}
-
-
-def test_split_by_hash_keeps_its_members_when_images_are_added(tmp_path):
-    def members():
-        test = folder.make(path=str(tmp_path), image_size=2, test_share=0.3).test
-        return {int(image[0, 0, 0]) for image in test.arrays["image"]}
-
-    for i in range(60):
-        put(tmp_path / f"{i}.png", (2, 2), (i, 0, 0))
-    first = members()
-    for i in range(60, 120):
-        put(tmp_path / f"{i}.png", (2, 2), (i, 0, 0))
-    later = members()
-    assert {i for i in later if i < 60} == first
-    assert 20 < len(later) < 55
 
 
 def test_centre_is_kept_and_stands_upright(tmp_path):
@@ -278,40 +214,6 @@ def test_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "files, words",
-    [
-        ([], "holds no image. Images end in .jpg"),
-        (["a.cr2", "b.cr2", "c.txt"], r"holds no image. It has other files: 2 .cr2, 1 .txt."),
-        (["a.png"], "1 image, too few for a train and a test part"),
-        (
-            ["x/a.png", "y/b.png", "c.png"],
-            "beside its class folders .x, y., such as c.png.*labels=False",
-        ),
-        (["train/a.png", "test/b.png", "c.png"], "beside its train folder, such as c.png"),
-        (
-            ["train/x/a.png", "train/y/a.png", "test/x/b.png", "test/z/b.png"],
-            "train has x, y, test has z besides",
-        ),
-    ],
-)
-def test_layouts_that_cannot_be_read(tmp_path, files, words):
-    for file in files:
-        if file.endswith(".png"):
-            put(tmp_path / file)
-        else:
-            (tmp_path / file).write_text("x")
-    with pytest.raises(ValueError, match=words):
-        folder.make(path=str(tmp_path), image_size=8)
-
-
-def test_labels_false_takes_everything(tmp_path):
-    for file in ("x/a.png", "y/b.png", "c.png"):
-        put(tmp_path / file)
-    splits = folder.make(path=str(tmp_path), image_size=8, labels=False)
-    assert splits.train.size + splits.test.size == 3 and splits.train.sizes == {}
-
-
-@pytest.mark.parametrize(
     "knob, words",
     [
         (dict(image_size=0), "image_size=0"),
@@ -329,118 +231,6 @@ def test_wrong_settings(tmp_path, knob, words):
     put(tmp_path / "b.png")
     with pytest.raises(ValueError, match=words):
         folder.make(**{"path": str(tmp_path), "image_size": 8, **knob})
-
-
-# Parts ----------------------------------------
-
-
-def tree(root, *parts, classes=("cat", "dog"), count=3):
-    """`count` images of each class in each part; colours differ between parts and classes."""
-    for p, part in enumerate(parts):
-        for c, name in enumerate(classes):
-            for i in range(count):
-                put(root / part / name / f"{i}.png", colour=(40 * c, 20 * p, i))
-    return root
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        ("train", "val"),
-        ("train", "valid"),
-        ("train", "validation"),
-        ("Train", "Test"),
-        ("TRAIN", "VALID"),
-        ("train", "dev"),
-        ("training", "testing"),
-        ("training_set", "test_set"),
-        ("train2017", "val2017"),
-        ("train", "test", "sample"),
-        ("train", "val", "test", "extra"),
-    ],
-)
-def test_parts_by_their_many_names(tmp_path, parts, caplog):
-    with caplog.at_level("WARNING"):
-        splits = folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
-    assert splits.train.sizes == splits.test.sizes == {"label": 2}
-    assert (splits.train.size, splits.test.size) == (6, 6)
-    chosen = "test" if "test" in parts else parts[1]
-    assert set(splits.train.arrays["image"][:, 0, 0, 1]) == {20 * parts.index(parts[0])}
-    assert set(splits.test.arrays["image"][:, 0, 0, 1]) == {20 * parts.index(chosen)}
-    aside = [part for part in parts[1:] if part != chosen]
-    assert all(part in caplog.text for part in aside) and ("left aside" in caplog.text) == bool(
-        aside
-    )
-
-
-@pytest.mark.parametrize(
-    "parts, words",
-    [
-        (("train", "holdout"), "folders holdout, train have the same sub-folders, cat, dog"),
-        (("my-train", "my-test"), 'Parts are named "train" and "test"'),
-        (("train", "training", "test"), "two train parts, train, training"),
-    ],
-)
-def test_folders_that_may_be_parts_or_classes(tmp_path, parts, words):
-    with pytest.raises(ValueError, match=words):
-        folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
-
-
-@pytest.mark.parametrize("classes", [("control", "test"), ("left", "right")])
-def test_folders_that_are_classes(tmp_path, classes):
-    """ "test" beside no "train" is a class; so are folders that repeat sub-folders and have no
-    part's name."""
-    if "test" in classes:
-        for name in classes:
-            for i in range(6):
-                put(tmp_path / name / f"{i}.png")
-    else:
-        tree(tmp_path, *classes)
-    splits = folder.make(path=str(tmp_path), image_size=8)
-    assert splits.train.sizes == {"label": 2} and splits.train.size + splits.test.size == 12
-
-
-def test_a_test_part_with_some_of_the_classes_has_their_numbers(tmp_path):
-    tree(tmp_path, "train", classes=("a", "b", "c"))
-    for test, numbers in ((("c",), [2]), (("a", "c"), [0, 2])):
-        tree(tmp_path, "test", classes=test)
-        splits = folder.make(path=str(tmp_path), image_size=8)
-        np.testing.assert_array_equal(np.unique(labels_of(splits.test)), numbers)
-    put(tmp_path / "test" / "d" / "0.png")
-    with pytest.raises(ValueError, match="train has a, b, c, test has d besides"):
-        folder.make(path=str(tmp_path), image_size=8)
-
-
-def test_the_held_out_share_is_of_each_class_and_never_all_of_it(tmp_path):
-    sizes = {"one": 1, "two": 2, "many": 60}
-    for number, (name, size) in enumerate(sizes.items()):
-        for i in range(size):
-            put(tmp_path / name / f"{i}.png", (2, 2), (number, i, 0))
-    splits = folder.make(path=str(tmp_path), image_size=2)
-    train, test = (np.bincount(labels_of(part), minlength=3) for part in splits[:2])
-    np.testing.assert_array_equal(train + test, [60, 1, 2])  # many, one, two
-    assert 2 <= test[0] <= 15 and test[1] == 0 and test[2] == 1
-
-
-def test_system_folders_are_no_classes(tmp_path):
-    tree(tmp_path, "train")
-    for name in ("@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN", "#recycle"):
-        put(tmp_path / "train" / name / "cat.png")
-        put(tmp_path / name / "cat.png")
-    splits = folder.make(path=str(tmp_path), image_size=8)
-    assert splits.train.size + splits.test.size == 6 and splits.train.sizes == {"label": 2}
-
-
-def test_copies_in_both_parts_are_told(tmp_path, caplog):
-    tree(tmp_path, "train", "test")
-    copy = (tmp_path / "train" / "cat" / "1.png").read_bytes()
-    (tmp_path / "test" / "dog" / "\x1bcopy.png").write_bytes(copy)
-    for cache_bytes in (0, 10**9):
-        caplog.clear()
-        with caplog.at_level("WARNING"):
-            folder.make(path=str(tmp_path), image_size=8, cache_bytes=cache_bytes, cache_dir=None)
-        assert "1 of the 7 test examples are in the training part too" in caplog.text
-        assert r"test/dog/\x1bcopy.png is train/cat/1.png" in caplog.text
 
 
 # Formats ----------------------------------------
@@ -475,22 +265,6 @@ def test_every_format_that_is_listed_is_read(tmp_path, suffix):
             images.inspect(tmp_path / f"cut{suffix}", f"cut{suffix}")
 
 
-def test_all_formats_make_classes_and_one_of_its_own_is_told(tmp_path, caplog):
-    for name in ("apple.png", "bird.jfif", "cell.tif", "dune.bmp", "eel.gif", "fig.avif"):
-        stem, suffix = name.split(".")
-        for i in range(3):
-            put(tmp_path / stem / f"{i}.{suffix}")
-    splits = folder.make(path=str(tmp_path), image_size=8)
-    assert splits.train.sizes == {"label": 6} and splits.train.size + splits.test.size == 18
-    assert "only apple has images in PNG, bird has images in JPEG" in caplog.text
-    caplog.clear()
-    for name in ("apple", "bird", "cell", "dune", "eel", "fig"):  # now all have PNG too
-        for i in range(3):
-            put(tmp_path / name / f"more{i}.png")
-    folder.make(path=str(tmp_path), image_size=8)
-    assert "tells these classes" not in caplog.text
-
-
 def test_files_left_aside_are_a_warning_and_a_lost_class_an_error(tmp_path, caplog):
     tree(tmp_path)
     for name in ("a.cr2", "b.cr2", "c.dcm", "notes.txt", "x.\x1bz"):
@@ -501,7 +275,7 @@ def test_files_left_aside_are_a_warning_and_a_lost_class_an_error(tmp_path, capl
     put(tmp_path / "dog" / "1.png", colour=BLUE)
     with caplog.at_level("WARNING"):
         folder.make(path=str(tmp_path), image_size=8)
-    assert "files left aside: 2 .cr2, 1 " in caplog.text and r"1 .\x1bz" in caplog.text
+    assert "skipped files: 2 .cr2, 1 " in caplog.text and r"1 .\x1bz" in caplog.text
     (tmp_path / "eel").mkdir()
     (tmp_path / "eel" / "0.cr2").write_bytes(b"x")
     with pytest.raises(ValueError, match="of the class folders of its train part, eel hold no"):
@@ -527,58 +301,6 @@ def test_transparency_shows_white(tmp_path, mode):
 
 
 # Depth ----------------------------------------
-
-
-def deep(root, bits, dtype=np.uint16, suffix="tif", count=6):
-    """Grey images of which the largest number is 2^bits - 1, right of a black half."""
-    for name in ("a", "b"):
-        for i in range(count):
-            pixels = np.zeros((16, 16), dtype)
-            pixels[:, 8:] = 2**bits - 1
-            pixels[0, 0] = i
-            (root / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / name / f"{i}.{suffix}")
-    return str(root)
-
-
-@pytest.mark.parametrize("suffix", ["tif", "png"])
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_bits_that_are_used_fill_the_range(tmp_path, bits, suffix, caplog):
-    """A microscope's 12 bits in 16 came out as 0 to 15, black."""
-    with caplog.at_level("WARNING"):
-        splits = folder.make(path=deep(tmp_path, bits, suffix=suffix), image_size=16)
-    image = splits.train.arrays["image"]
-    assert image.max() == 255 and image[:, 8:, 4:5].max() == 0
-    assert f"numbers of {bits} of 16 bits; 0 to {2**bits - 1} becomes 0 to 255" in caplog.text
-
-
-def test_a_given_range_cuts_and_a_found_one_refuses(tmp_path, monkeypatch):
-    path = deep(tmp_path, 10)
-    splits = folder.make(path=path, image_size=16, value_range=(0, 511))
-    assert splits.train.arrays["image"].max() == 255
-    half = folder.make(path=path, image_size=16, value_range=(0, 2046)).train.arrays["image"]
-    assert half.max() in (127, 128)
-    monkeypatch.setattr(folder, "_SAMPLED", 1)  # a/0.tif
-    Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "b" / "3.tif")
-    with pytest.raises(ValueError, match=r"b/3.tif: numbers from 5000 .*outside 0 to 1023; set va"):
-        folder.make(path=path, image_size=16)
-
-
-def test_float_images(tmp_path):
-    pixels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-    for name, times in (("x", 1), ("large", 1000), ("nan", np.nan)):
-        Image.fromarray(pixels * np.float32(times)).save(tmp_path / f"{name}.tif")
-    how = dict(image_size=None, channels=1)
-    ours = images.decode(tmp_path / "x.tif", "x.tif", **how)
-    np.testing.assert_array_equal(ours[..., 0], np.arange(256).reshape(16, 16))
-    with pytest.raises(ValueError, match="numbers from 0 to 1000, outside 0 to 1; set value_range"):
-        images.decode(tmp_path / "large.tif", "large.tif", **how)
-    scaled = images.decode(
-        tmp_path / "large.tif", "large.tif", **how, scale=images.Scale(0, 1000, True)
-    )
-    np.testing.assert_array_equal(scaled, ours)
-    with pytest.raises(ValueError, match="NaN or inf"):
-        images.decode(tmp_path / "nan.tif", "nan.tif", **how)
 
 
 # Channels ----------------------------------------
@@ -658,34 +380,6 @@ def test_a_damaged_image_is_replaced_by_one_of_its_class(tmp_path, last, caplog)
     assert caplog.text.count("replaced by the next image of its class") == 2
 
 
-def test_checked_images_are_remembered_until_they_change(tmp_path, monkeypatch):
-    path, cache = tree(tmp_path / "photos", "train", "test"), str(tmp_path / "cache")
-    seen = []
-    inspect = images.inspect
-    monkeypatch.setattr(
-        images, "inspect", lambda file, name, **how: seen.append(name) or inspect(file, name, **how)
-    )
-
-    def checked(**how):
-        seen.clear()
-        folder.make(path=str(path), image_size=8, cache_bytes=0, cache_dir=cache, **how)
-        return sorted(seen)
-
-    assert len(checked()) == 12
-    assert checked() == []
-    put(path / "train" / "cat" / "1.png", (20, 20))
-    put(path / "train" / "cat" / "new.png")
-    assert checked() == ["train/cat/1.png", "train/cat/new.png"]
-    assert len(checked(max_pixels=10_000)) == 13  # another question
-    (path / "train" / "cat" / "1.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"train/cat/1.png: cannot identify"):
-        checked()
-    put(path / "train" / "cat" / "1.png", (20, 20))
-    for file in (tmp_path / "cache").rglob("*.npz"):
-        file.write_bytes(file.read_bytes()[:100])
-    assert len(checked()) == 13 and checked() == []
-
-
 def test_the_listing_stats_each_file_once(tmp_path, monkeypatch):
     tree(tmp_path, "train")
     calls = []
@@ -718,41 +412,18 @@ def test_turbo_gives_the_same_pixels(tmp_path, monkeypatch):
             assert np.abs(plain.astype(int) - turbo).max() <= 2, (number, how)
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        ("tr", "te"),
-        ("fold1", "fold2"),
-        ("seen", "unseen"),
-        ("seg_train/seg_train", "seg_test/seg_test"),
-        ("cats/train", "cats/test", "dogs/train", "dogs/test"),
-    ],
-)
-def test_folders_named_like_parts_are_refused(tmp_path, parts):
-    with pytest.raises(ValueError, match="parts"):
-        folder.make(path=str(tree(tmp_path, *parts)), image_size=8)
-
-
-@pytest.mark.parametrize(
-    "parts, sizes",
-    [
-        (("set/train", "set/valid"), (6, 6)),
-        (("a/b/train", "a/b/test"), (6, 6)),
-        (("train/train", "test/test"), (6, 6)),
-        (("flowers",), (4, 2)),
-        (("test",), (4, 2)),
-    ],
-)
-def test_a_single_folder_around_the_others_is_none_of_them(tmp_path, parts, sizes):
-    """As archives unpack; what is inside is read as if it were given."""
-    splits = folder.make(path=str(tree(tmp_path, *parts)), image_size=8, test_share=0.2)
-    assert splits.train.sizes == splits.test.sizes == {"label": 2}
-    assert (splits.train.size, splits.test.size) == sizes
-
-
-def test_repeated_sub_folders_of_classes_are_told(tmp_path, caplog):
-    folder.make(path=str(tree(tmp_path, "left", "right")), image_size=8)
-    assert "left and right have cat, dog" in caplog.text
+def test_all_images_in_one_source(tmp_path):
+    for number, name in enumerate(("cat", "cat", "dog")):
+        put(tmp_path / name / f"{number}.png")
+    noise(tmp_path / "dog" / "3.png")
+    data = (tmp_path / "dog" / "3.png").read_bytes()
+    (tmp_path / "dog" / "3.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "dog" / "4.png").write_bytes(b"")
+    found, bad = folder.everything(str(tmp_path), image_size=8)
+    assert found.names == ["cat/0.png", "cat/1.png", "dog/2.png", "dog/3.png"]
+    assert [int(found.read(i)["label"]) for i in range(4)] == [0, 0, 1, 1]
+    assert not found.read(3)["image"].any() and found.read(0)["image"].any()
+    assert bad.keys() == {"dog/3.png", "dog/4.png"} and bad["dog/4.png"] == "an empty file"
 
 
 def test_a_survey_says_what_is_a_class_and_why(tmp_path):
@@ -768,28 +439,3 @@ def test_a_survey_says_what_is_a_class_and_why(tmp_path):
     none = folder.survey(path=str(tmp_path / "some/cat"))
     assert not none.classes and "no classes: the images are in no sub-folders" in none.lines[1]
     assert "labels=False" in folder.survey(path=str(tmp_path / "some"), labels=False).lines[1]
-
-
-def test_a_limit_takes_some_of_each_class(tmp_path):
-    for name in ("cat", "dog"):
-        for number in range(30):
-            put(tmp_path / name / f"{number}.png", size=(8, 8))
-    splits = folder.make(path=str(tmp_path), image_size=8, limit=10)
-    assert np.bincount(splits.train.arrays["label"]).tolist() == [5, 5]
-    assert splits.test.size <= 6
-    with pytest.raises(ValueError, match="limit=-1"):
-        folder.make(path=str(tmp_path), image_size=8, limit=-1)
-
-
-def test_pictures_saved_anew_are_likely_copies(tmp_path, caplog):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 20), ("test", 4)):
-        (tmp_path / part).mkdir()
-        for number in range(count):
-            small = rng.integers(0, 256, (9, 9, 3), np.uint8)
-            Image.fromarray(small).resize((72, 72)).save(tmp_path / part / f"{number}.png")
-    with Image.open(tmp_path / "train/7.png") as image:
-        image.resize((90, 90)).save(tmp_path / "test/again.jpg", quality=85)
-    folder.make(path=str(tmp_path), image_size=36)
-    assert "1 of the 5 test examples are likely copies" in caplog.text
-    assert "test/again.jpg looks like train/7.png" in caplog.text

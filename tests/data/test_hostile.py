@@ -29,7 +29,7 @@ from PIL import Image
 from cl_jax.core import parallel
 from cl_jax.core.method import State
 from cl_jax.data import audio, folder, graphs, image_text, images, packed, text, video
-from cl_jax.training import checkpoint, experiment, metrics, stages
+from cl_jax.training import checkpoint, experiment, metrics, resuming, stages
 from cl_jax.views import lab, planes
 from configs import moco_v2, simclr_v1
 
@@ -269,14 +269,14 @@ for _given, _plant, _says in (
     case("A folder of images", _given, _says, _plant)(in_folder)
 
 
-@case("A folder of images", "a zip with ../../ in its names", "left aside, not opened")
+@case("A folder of images", "a zip with ../../ in its names", "skipped, not opened")
 def archive(tmp_path: Path) -> str:
     root = photos(tmp_path)
     with zipfile.ZipFile(root / "bad.zip", "w") as file:
         file.writestr("../../escaped.png", encoded())
     splits = folder.make(path=str(root), image_size=SIZE)
     assert splits.train.size + splits.test.size == 4 and not list(tmp_path.rglob("escaped.png"))
-    return "left aside, not opened"
+    return "skipped, not opened"
 
 
 def converted(
@@ -423,7 +423,7 @@ for _given, _data, _says in (
         "train.npz is not a whole .npz archive",
     ),
     ("flipped bytes", flipped, "train.npz is not a whole .npz archive .*CRC"),
-    ("a member that is no array", lambda: member(b"hello"), "image is not a NumPy array"),
+    ("a member that is not an array", lambda: member(b"hello"), "image is not a NumPy array"),
     (
         "a header that runs code if evaluated",
         lambda: member(header((6,)).replace(b"(6,)", b"f() ")),
@@ -470,12 +470,12 @@ for _given, _data, _says in (
         "label is float64.6. beside 6 images",
     ),
     (
-        "a label of -2 (-1 is no label)",
+        "a label of -2 (-1 is not a label)",
         lambda: archive_of(label=np.arange(6) - 2),
         "label goes down to -2; expected 0 or more, or -1 for an example without a label",
     ),
     (
-        "labels beyond 32 bits, numbered anew",
+        "labels beyond 32 bits, renumbered",
         lambda: archive_of(label=np.array([0, 1, 0, 1, 0, 2**40])),
         "read",
     ),
@@ -564,13 +564,13 @@ for _given, _make, _files, _says in (
         "a film whose header is damaged",
         films,
         {"a.npy": _FILM, "b.npy": _FILM, "bad.npy": _FILM.replace(b"}", b" ", 1)},
-        "bad.npy: is no array that can be read",
+        "bad.npy: is not an array that can be read",
     ),
     (
         "a film of objects, which would run code",
         films,
         {"a.npy": _FILM, "b.npy": _FILM, "bad.npy": objects()},
-        "bad.npy: is no array that can be read",
+        "bad.npy: is not an array that can be read",
     ),
     (
         "a pipe among the pictures of a film",
@@ -582,10 +582,10 @@ for _given, _make, _files, _says in (
         "tokens whose archive was cut",
         of_file(text.make, "t.npz"),
         {"t.npz": b"PK\3\4" + bytes(60)},
-        "t.npz is no whole .npz archive of numbers",
+        "t.npz is not a whole .npz archive of numbers",
     ),
     (
-        "a text file that is none",
+        "a file that is not text",
         of_file(text.make, "t.txt"),
         {"t.txt": b"\0\1\2"},
         "t.txt has zero bytes: it is no text file",
@@ -774,9 +774,9 @@ def no_colours(tmp_path: Path) -> str:
 
 @case("A run's folder", "a workdir of another config", "method.name: a in the workdir, b now")
 def other_config(tmp_path: Path) -> str:
-    checkpoint.check_config(tmp_path, {"method": {"name": "a"}})
+    resuming.check_config(tmp_path, {"method": {"name": "a"}})
     (tmp_path / "last" / "1").mkdir(parents=True)
-    checkpoint.check_config(tmp_path, {"method": {"name": "b"}})
+    resuming.check_config(tmp_path, {"method": {"name": "b"}})
     return "accepted"
 
 
@@ -853,7 +853,7 @@ def outcome(of: Case, tmp_path: Path) -> tuple[str, str]:
 def test_each_gets_what_the_page_says(of, tmp_path):
     gets, words = outcome(of, tmp_path)
     assert line(of, gets, words) in PAGE.read_text().splitlines(), (
-        "python -m tests.data.test_hostile writes the page anew"
+        "python -m tests.data.test_hostile writes the page again"
     )
 
 
@@ -882,7 +882,7 @@ def test_no_pickle_on_the_way(tmp_path, monkeypatch):
     for _ in range(2):  # the second reads the images that the first kept
         packed.make(path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text("{}")
-    checkpoint.check_config(tmp_path, {})
+    resuming.check_config(tmp_path, {})
     state = saved(tmp_path)
     restored = checkpoint.Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state))
     np.testing.assert_array_equal(restored.params["w"], state.params["w"])
@@ -926,7 +926,7 @@ def summary(lines: list[str]) -> str:
     return (
         f"{len(CASES)} inputs were tried: {refused} are refused with a message that names them, "
         f"{len(CASES) - refused} "
-        "are read for what they are or left aside."
+        "are read for what they are or skipped."
     )
 
 

@@ -129,7 +129,7 @@ def test_other_mistakes(tmp_path):
     path = folder(tmp_path)
     (tmp_path / "empty").mkdir()
     for settings, message in (
-        (dict(path=str(tmp_path / "none")), "is no folder and no table"),
+        (dict(path=str(tmp_path / "none")), "is neither a folder nor a table"),
         (dict(path=str(tmp_path / "empty")), "holds none of captions.csv"),
         (dict(path=str(tmp_path / "pictures" / "1.png")), "ends in .csv, .tsv or .jsonl"),
         (dict(channels=2), "expected 1 or 3"),

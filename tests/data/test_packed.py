@@ -102,7 +102,7 @@ def test_damaged_kept_images_are_unpacked_anew(tmp_path, images, how, caplog):
         for _ in range(2):
             found = packed.make(path=path, cache_dir=str(cache)).train.arrays["image"]
             np.testing.assert_array_equal(found, images[3])
-    assert caplog.text.count("is damaged; unpacking anew") == 1  # it is mended
+    assert caplog.text.count("is damaged; unpacking it again") == 1  # it is mended
 
 
 def test_kept_images_are_found_by_content_not_by_time(tmp_path, images):

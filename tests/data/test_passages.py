@@ -98,5 +98,5 @@ def test_errors_say_what_was_expected(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             _make(tmp_path, **settings)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         passages.make(path=str(tmp_path / "none.txt"))

@@ -121,14 +121,14 @@ def test_other_mistakes(tmp_path):
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"a cat sees\n" * 99)[:-9])
     (tmp_path / "no.model").write_bytes(b"not a model")
     for settings, message in (
-        (dict(path=str(tmp_path / "none.txt")), "is no file"),
+        (dict(path=str(tmp_path / "none.txt")), "is not a file"),
         (dict(path=str(tmp_path / "cut.txt.gz")), "Is it complete"),
         (dict(path=written(tmp_path / "one.txt", rows(1))), "too few"),
         (dict(test_path=written(tmp_path / "t.tsv", rows(3, 2))), "has 2 columns and"),
-        (dict(sts=written(tmp_path / "s.tsv", [["a", "b", "high"]])), "'high' is no number"),
+        (dict(sts=written(tmp_path / "s.tsv", [["a", "b", "high"]])), "'high' is not a number"),
         (dict(sts=written(tmp_path / "s2.tsv", [["a", "b"]])), "expected at least three"),
         (dict(sts=written(tmp_path / "s3.tsv", [["a", "b", "1", "2"]])), "no header"),
-        (dict(tokenizer_path=str(tmp_path / "no.model")), "no sentencepiece model"),
+        (dict(tokenizer_path=str(tmp_path / "no.model")), "not a sentencepiece model"),
         (dict(vocab_size=7), "expected 16 to 65536"),
         (dict(vocab_size=16), "raise vocab_size"),
         (dict(length=2), "expected 3 or more"),
@@ -223,7 +223,7 @@ def test_tables_of_named_columns(tmp_path):
     (tmp_path / "c.jsonl").write_text("[1]\n")
     for name, message in (
         ("b.csv", "line 2: 3 columns where the header has 2"),
-        ("b.jsonl", "line 1 is no JSON"),
+        ("b.jsonl", "line 1 is not JSON"),
         ("c.jsonl", "line 1 is list; expected an object"),
         ("a.xlsx", "ends in .csv, .tsv or .jsonl"),
     ):

@@ -102,7 +102,7 @@ def test_a_container_is_read_through_pyav(tmp_path):
         (np.zeros((5, 4, 4), np.float32), r"is float32\[5, 4, 4\]; expected uint8"),
         (np.zeros((5, 4, 4, 2), np.uint8), "has 2 channels"),
         (np.zeros((2, 4, 4, 3), np.uint8), "has 2 frames, fewer than frames=4"),
-        (np.array([{}]), "is no array that can be read"),
+        (np.array([{}]), "is not an array that can be read"),
     ],
 )
 def test_films_that_cannot_be_used_are_named_or_skipped(tmp_path, values, text):

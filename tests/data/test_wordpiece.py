@@ -44,7 +44,7 @@ def test_numbers_are_those_of_this_package(tmp_path):
 def test_errors_say_what_was_expected(tmp_path):
     with pytest.raises(ValueError, match=r"no \[MASK\]; expected BERT's vocabulary"):
         wordpiece.WordPiece([piece for piece in PIECES if piece != "[MASK]"])
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         wordpiece.load(tmp_path / "vocab.txt")
     with pytest.raises(ValueError, match="length=2"):
         wordpiece.WordPiece(PIECES).encode(["a"], 2)

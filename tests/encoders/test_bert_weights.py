@@ -157,7 +157,7 @@ def test_errors_say_what_was_expected(tmp_path):
         bert_weights.load(tmp_path, params)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
         bert_weights.read(file)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         bert_weights.read(tmp_path / "none")

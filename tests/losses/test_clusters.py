@@ -11,13 +11,9 @@ from cl_jax.losses.clusters import Clustering
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 clusters = compiled(as_given(clusters))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def pcl_data(b=8, seed=0):

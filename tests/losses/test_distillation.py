@@ -11,13 +11,9 @@ from cl_jax.losses import assignments, distillation, nce
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 distillation, nce = compiled(as_given(distillation)), compiled(as_given(nce))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def softmax(x):

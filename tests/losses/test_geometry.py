@@ -13,13 +13,9 @@ from cl_jax.losses import geometry
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 geometry = compiled(as_given(geometry))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(seed=0, *shape):

@@ -12,13 +12,9 @@ from cl_jax.losses import graph
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 graph = compiled(graph)
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(*shape, seed=0):

@@ -13,13 +13,9 @@ from cl_jax.losses import hardness
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 hardness = compiled(as_given(hardness))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(*shape, seed=0):

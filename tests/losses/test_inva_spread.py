@@ -11,13 +11,9 @@ from cl_jax.losses.inva_spread import inva_spread
 from tests.losses.compiled import as_given, program
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 inva_spread = program(as_given(inva_spread))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(b=5, d=4, seed=0):

@@ -12,6 +12,8 @@ from cl_jax.losses import nce
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 nce = compiled(as_given(nce))
 
 B, N, D, K = 8, 11, 4, 5
@@ -36,12 +38,6 @@ def oracle(query, bank, indices, temperature, n, z=None, eps=1e-7):
         for p in row[1:]:
             total += np.log(noise / (p + noise + eps))
     return -total / len(query), z
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def test_nce_fixes_z_at_the_first_batch():

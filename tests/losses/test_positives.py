@@ -11,14 +11,10 @@ from cl_jax.losses import positives
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import AXIS, assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 stablerep = compiled(positives).stablerep
 positives = compiled(as_given(positives))
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(*shape, seed=0):

@@ -252,7 +252,7 @@ def test_sampled_negatives_depend_on_the_example_alone():
     np.testing.assert_array_equal(negatives[2:4], draw(keys[2:4]))
     assert set(np.unique(negatives // 7)) == set(range(6))
     assert not np.any(np.asarray(negatives) % 7 == np.arange(4)), (
-        "the time predicted from is no negative"
+        "the time predicted from is not a negative"
     )
 
 

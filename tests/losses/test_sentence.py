@@ -11,13 +11,9 @@ from cl_jax.losses.sentence import simcse, simcse_logits
 from tests.losses.compiled import program
 from tests.losses.parity import assert_parity
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 simcse = program(simcse)
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(b=5, d=4, views=3):

@@ -14,17 +14,13 @@ from cl_jax.losses.targeted import tsc, tsc_centroids
 from tests.losses.compiled import as_given, program
 from tests.losses.parity import assert_parity, unit
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 kcl, tsc = as_given(kcl), program(as_given(tsc))
 
 LABELS, QUEUE_LABELS, ASSIGNMENT = (
     np.array(x, np.int32) for x in ([0, 1, 0, 2], [0, 2, 1, 0, -1, 0], [2, 0, 1])
 )
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def data(seed=0):

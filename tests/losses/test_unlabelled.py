@@ -1,4 +1,4 @@
-"""A label below 0 is no label: the row's own views are its only positives, in every loss with
+"""A label below 0 is not a label: the row's own views are its only positives, in every loss with
 labels, and no other row's loss depends on which such number it is."""
 
 import jax

@@ -206,7 +206,7 @@ def test_a_system_of_other_data_keeps_its_own_protocols(tmp_path):
 
 
 def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, monkeypatch):
-    """Stopped after its time, it says which systems were not run; the same command goes on."""
+    """Stopped after its time, it says which systems were not run; the same command continues."""
     slow = {"byol": 30.0}
 
     def run(text, workdir, augmented_epochs):

@@ -29,8 +29,9 @@ def durations(config):
     remembers}."""
     steps_per_epoch = config.get("steps_per_epoch", 0) or max(1, EXAMPLES // config.batch_size)
     found, means = {}, {}
-    for path, section, defaults in _budget.sections(config):
-        given = defaults | {k: v for k, v in section.items() if isinstance(v, int | float | tuple)}
+    for path, section, known in _budget.sections(config):
+        given = {key: one.default for key, one in known.items()} | dict(section.items())
+        given = {k: v for k, v in given.items() if isinstance(v, int | float | tuple)}
         for key, value in given.items():
             if key.endswith("_epochs"):
                 numbers = value if isinstance(value, tuple) else (value,)
@@ -89,5 +90,43 @@ def test_what_cannot_be_shortened_is_refused():
         _budget.shorten(config, epochs=1.0, examples=EXAMPLES)
     config = configs.load("byol").unlock()
     config.method.target_interval = 4
-    with pytest.raises(ConfigError, match=r"method.target_interval=4 looks like a duration"):
+    with pytest.raises(ConfigError, match=r"method.target_interval=4 may be a duration"):
         _budget.shorten(config, epochs=4.0, examples=EXAMPLES)
+
+
+METHOD = """
+from cl_jax.core.clocks import Count, PerVisit, Steps
+
+def make(*, encoder, tx, views, run, warmup_epochs: int = 50, ramp_epochs: float = 50.0,
+         momentum: PerVisit = 0.999, target_momentum=0.9999, target_start: Steps | None = 100,
+         steps: Count = 12, refresh=True, restart=0.25):
+    raise NotImplementedError
+"""
+
+
+def test_a_method_outside_the_package_says_beside_a_setting_what_it_counts(tmp_path, monkeypatch):
+    (tmp_path / "clock_lab").mkdir()
+    (tmp_path / "clock_lab/counted.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = ConfigDict(
+        dict(
+            total_epochs=100.0,
+            batch_size=10,
+            method=dict(name="clock_lab.counted", ramp_epochs=20),
+            optimizer=dict(name="sgd", momentum=0.95),
+        )
+    )
+    _budget.shorten(config, epochs=20.0, examples=100)
+    assert config.method.to_dict() == dict(
+        name="clock_lab.counted",
+        warmup_epochs=10,
+        ramp_epochs=4,
+        momentum=0.5,  # of 20 visits, a tenth
+        target_momentum=0.95,  # of 200 steps
+        target_start=20,
+    )
+    assert config.optimizer.momentum == 0.95
+    (tmp_path / "clock_lab/unsaid.py").write_text(METHOD.replace(": Count", ": int"))
+    config.method = ConfigDict(dict(name="clock_lab.unsaid"))
+    with pytest.raises(ConfigError, match=r"method.steps=12 may be .*Steps or Count of cl_jax.co"):
+        _budget.shorten(config, epochs=10.0, examples=100)

@@ -459,7 +459,7 @@ class Whole:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pcl", "deepcluster", "swav", "simclr_v2"])
 def test_whole_methods_killed_at_random_moments(name, tmp_path):
-    """SIGKILL at any time from the start of the program on; the same command goes on to the end:
+    """SIGKILL at any time from the start of the program on; the same command continues to the end:
     last and best checkpoints, and logs, are those of a run left alone."""
     log, chance = tmp_path / "log", random.Random(f"{name} {os.environ.get('CL_JAX_CHAOS_SEED')}")
     alone = Whole(name, tmp_path / "alone", log)
@@ -480,7 +480,7 @@ def test_whole_methods_killed_at_random_moments(name, tmp_path):
         moment = MOMENTS[sum(kills.values()) % len(MOMENTS)]
         if cut.killed(moment, chance):
             kills[moment] += 1
-        else:  # it came to its end before; begins anew
+        else:  # it came to its end before; begins again
             compare()
             shutil.rmtree(cut.workdir)
             ends += 1

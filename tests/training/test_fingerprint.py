@@ -80,4 +80,4 @@ def test_without_a_checkpoint_there_is_nothing_to_compare(run, tmp_path):
 def test_a_damaged_record_is_written_anew(run, tmp_path, caplog):
     _, check = run
     (tmp_path / "run" / "data.json").write_text("{")
-    assert check() == [] and "written anew" in caplog.text and check() == []
+    assert check() == [] and "written again" in caplog.text and check() == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, loop, metrics, steps
+from cl_jax.training import checkpoint, loop, metrics, resuming, steps
 from configs import simclr_v1, simclr_v2
 
 
@@ -82,11 +82,11 @@ def test_more_devices_than_there_are(config):
 
 
 def test_workdir_of_another_config_shows_the_difference(tmp_path):
-    checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    resuming.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
     (tmp_path / "last" / "1").mkdir(parents=True)
-    checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
+    resuming.check_config(tmp_path, {"batch_size": 8, "method": {"name": "a"}})
     with pytest.raises(ValueError, match=r"method.name: a in the workdir, b now"):
-        checkpoint.check_config(tmp_path, {"batch_size": 8, "method": {"name": "b"}})
+        resuming.check_config(tmp_path, {"batch_size": 8, "method": {"name": "b"}})
 
 
 def test_run_resume_and_what_is_left(config, tmp_path):

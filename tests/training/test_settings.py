@@ -16,7 +16,7 @@ from cl_jax import views
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import batches
-from cl_jax.training import checkpoint, configs, experiment, optim, stages
+from cl_jax.training import configs, experiment, optim, resuming, stages
 from cl_jax.views import presets
 from cl_jax.views.recipe import Recipe
 
@@ -52,6 +52,56 @@ def keywords(make):
         for key in inspect.signature(make).parameters
         if key in hints and key not in GIVEN
     ]
+
+
+def has_numbers(kind):
+    return kind in (int, float) or any(map(has_numbers, typing.get_args(kind)))
+
+
+# Amounts that have no upper end; a learning rate of 1e30 is how a run is made to fail.
+UNBOUNDED = r"learning_rate$|^warmup_start$|weight_decay$|_norm$"
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_no_numeric_setting_takes_nonsense(name):
+    """Whatever its name, and as each item of a list; a sentence names it."""
+    for key, kind in keywords(FACTORIES[name]):
+        if not has_numbers(kind):
+            continue
+        wrong = [math.nan, math.inf, -1e30]
+        if not re.search(UNBOUNDED, key):
+            wrong.append(1e30)
+        for number in wrong:
+            for value in (number, (number,), (number, number)):
+                with pytest.raises(ConfigError, match=rf"section\.{key}=.*; expected "):
+                    settings.check("section", FACTORIES[name], {key: value})
+                    pytest.fail(f"{name}: {key}={value!r} was taken")
+
+
+@pytest.mark.parametrize(
+    "section, key, values",
+    [
+        ("data.image_text", "limit", (-1,)),
+        ("encoders.biggan", "down", (-1,)),
+        ("evals.generation", "shown", (-1,)),
+        ("evals.logistic", "c", (-1.0, 0.0)),
+        ("evals.sts", "aligned", (-1.0, 2.0)),
+        ("evals.svm_folds", "folds", (-1,)),
+        ("evals.transfer", "strengths", ((0.0,), (-1.0, 1.0))),
+        ("methods.clae", "weight", (-1.0,)),
+        ("methods.clip", "max_scale", (-1.0, 0.0)),
+        ("methods.contragan", "weight", (-1.0,)),
+        ("methods.hcl", "beta", (-1.0,)),
+        ("methods.imix", "alpha", (-1.0,)),
+        ("methods.lejepa", "t_max", (-1.0, 0.0)),
+        ("views", "std", ((0.0, 1.0, 1.0), (-1.0, 1.0, 1.0))),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(section, key, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"section\.{key}=.*; expected "):
+            settings.check("section", FACTORIES[section], {key: value})
+            pytest.fail(f"{section}: {key}={value!r} was taken")
 
 
 def plain_kinds(kind):
@@ -185,6 +235,36 @@ def test_a_wrong_key_of_a_section_names_the_nearest():
         experiment.build(config)
 
 
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("feature", "hh", r"reads the feature 'hh'.*did you mean 'h'"),
+        ("best", "knn/top2", r"evals\.best='knn/top2' is not measured; did you mean"),
+        ("knn_k", 5, r"evals has no setting 'knn_k'"),
+        ("protocols.logistic.feature", "zz", r"reads the feature 'zz'"),
+        ("protocols.sts.sources", ("gold",), r"sts reads the further source of the data 'gold'"),
+    ],
+)
+def test_what_evaluators_lack_is_refused_by_the_build(key, value, words):
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    *path, last = key.split(".")
+    section = config.evals
+    for part in path:
+        if part not in section:
+            section[part] = {}
+        section = section[part]
+    section[last] = value
+    with pytest.raises(ConfigError, match=words):
+        experiment.build(config)
+
+
+def test_a_key_at_the_top_that_nothing_reads_is_refused():
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.batchsize = 32
+    with pytest.raises(ConfigError, match=r"has no setting 'batchsize'; did you mean 'batch_size'"):
+        experiment.build(config)
+
+
 def test_a_number_of_a_vmapped_population_is_a_number():
     """Its members differ in numbers that are traced; other types are refused as ever."""
 
@@ -226,7 +306,7 @@ def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
     assert key not in section
     for given, changes in ((value, []), (other, [path])):
         section[key] = given
-        changed, _ = checkpoint.differences(
+        changed, _ = resuming.differences(
             before, configs.plain(config), experiment.defaults(config)
         )
         assert [line.split(":")[0].strip() for line in changed] == changes

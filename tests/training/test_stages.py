@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import Run
-from cl_jax.training import configs, experiment, loop, stages
+from cl_jax.training import configs, experiment, loop, resuming, stages
 from tests import small
 
 ORDER = ["pretrain", "finetune", "distill"]
@@ -76,7 +76,7 @@ def previous(monkeypatch, tmp_path):
         built = small.epochal(config)
         monkeypatch.setattr(stages, "build", lambda *_: built)
         _, config, _ = stages.stages(config, tmp_path)[0]
-        loop.checkpoint.check_config(tmp_path / "first", configs.plain(config))
+        resuming.check_config(tmp_path / "first", configs.plain(config))
         stepper, state = loop.stepper(built, config, 0), loop.initial_state(built, config)
         for _ in range(steps):
             state, _ = stepper(state)

@@ -134,7 +134,7 @@ def test_the_host_path_gives_the_same_run(built, config, caplog):
 
 
 def poisoned(built, at):
-    """The same method, whose loss is no number at step `at`."""
+    """The same method, whose loss is not a number at step `at`."""
 
     def update(state, batch, key):
         bad = state.step == at

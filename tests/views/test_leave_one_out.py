@@ -28,7 +28,7 @@ def test_a_key_shares_its_augmentation_with_the_query_and_nothing_else():
     draw = jax.jit(
         lambda keys, images: leave_one_out.draw(TURNED, keys, images, ("rotation", "colour"))
     )
-    query, anew, turned, coloured = map(np.asarray, draw(KEYS, IMAGES))
+    query, redrawn, turned, coloured = map(np.asarray, draw(KEYS, IMAGES))
 
     def numbers(view):
         return jax.vmap(lambda key: recipe.draw(TURNED, jax.random.fold_in(key, view), 8, 8))(KEYS)
@@ -48,7 +48,7 @@ def test_a_key_shares_its_augmentation_with_the_query_and_nothing_else():
         )
         np.testing.assert_allclose(turned[row], np.moveaxis(expected, 0, -1), atol=1e-5)
         assert np.abs(turned[row] - query[row]).max() > 0.05
-        assert np.abs(anew[row] - query[row]).max() > 0.05
+        assert np.abs(redrawn[row] - query[row]).max() > 0.05
 
 
 @pytest.mark.slow

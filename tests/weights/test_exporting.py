@@ -12,7 +12,17 @@ from safetensors.numpy import load_file, save_file
 import cl_jax
 from cl_jax.core.errors import ConfigError
 from cl_jax.tools import export, import_
-from cl_jax.weights import exporting, huggingface, importing, names
+from cl_jax.weights import (
+    card,
+    exporting,
+    folders,
+    huggingface,
+    importing,
+    limits,
+    names,
+    network,
+    programs,
+)
 from tests.tools import kept
 from tests.weights import tiny
 from tests.weights.test_importing import CASES, tensors_of
@@ -64,6 +74,16 @@ def test_what_is_written_answers_as_the_run(to, run, tmp_path, capsys):
         assert jax_export.deserialize(data).call(images).shape == (3, 64)
 
 
+def test_the_card_has_the_last_evaluation_and_does_without_a_damaged_one(run, caplog):
+    path, net = run.workdir / "eval.json", network.of_run(run)
+    for content, row in (('{"knn/top1": 0.5, "step": 3}', "| knn/top1 | 0.5 |"), ("{", "| none |")):
+        path.write_text(content)
+        found = card.text(run, net, "timm", "compared")
+        assert row in found and "Written by cl_jax for timm. Compared." in found
+    path.unlink()
+    assert "the card has no figures" in caplog.text
+
+
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, tmp_path):
     with pytest.raises(ConfigError, match="to='caffe'; expected one of torchvision"):
         exporting.write(run, "caffe", tmp_path / "out")
@@ -105,14 +125,14 @@ WIDE = dict(blocks=(1, 1, 1, 1))
 def test_layers_that_a_target_does_not_have_are_named(to, kind, section, words):
     net = tiny.network(kind, 16, **section)
     with pytest.raises(ConfigError, match=f"{to} cannot express this .*: {words}"):
-        exporting.refuse(net, to)
+        limits.refuse(net, to)
 
 
 def test_five_channels_are_not_torchvisions():
     net = tiny.network("vit", 16, 5, width=16, depth=1, heads=1, patch=8)
     with pytest.raises(ConfigError, match="patches: 5 channels of images"):
-        exporting.refuse(net, "torchvision")
-    exporting.refuse(net, "timm")
+        limits.refuse(net, "torchvision")
+    limits.refuse(net, "timm")
 
 
 class _Nothing:
@@ -125,7 +145,7 @@ def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
     """Computed again from the folder alone, by its names and config."""
     section = tiny.TEXT | dict(pool="cls") if kind == "transformer" else tiny.CLIP
     net = tiny.network(kind, 16, head=kind == "transformer", **section)
-    difference, _ = exporting._tokens_to_huggingface(_Nothing, net, tmp_path)
+    difference, _ = folders.tokens(_Nothing, net, tmp_path)
     assert difference < 1e-5
     settings = json.loads((tmp_path / "config.json").read_text())
     tensors = load_file(tmp_path / "model.safetensors")
@@ -140,7 +160,7 @@ def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
 
 
 def test_answers_that_differ_are_refused_and_leave_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_stablehlo", lambda net, folder: (2e-4, "by a test"))
+    monkeypatch.setattr(programs, "stablehlo_file", lambda net, folder: (2e-4, "by a test"))
     with pytest.raises(ConfigError, match=r"differ by 0.0002 from the run's; expected at most"):
         exporting.write(run, "stablehlo", tmp_path / "out")
     assert not list(tmp_path.iterdir())

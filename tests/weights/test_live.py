@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax.weights import exporting, importing, libraries
+from cl_jax.core.errors import ConfigError
+from cl_jax.weights import folders, importing, libraries, limits
 from tests.weights import record, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -91,18 +92,18 @@ class _Run:
 def test_what_is_exported_answers_alike_in_the_libraries(theirs, case, tmp_path):
     to, kind, section = OUT[case]
     net = tiny.network(kind, 16 if kind == "clip" else 32, **section)
-    exporting.refuse(net, to)
+    limits.refuse(net, to)
     if kind in ("transformer", "clip"):
-        difference, how = exporting._tokens_to_huggingface(_Run, net, tmp_path)
+        difference, how = folders.tokens(_Run, net, tmp_path)
     else:
-        difference, how = exporting._named(net, to, tmp_path)
+        difference, how = folders.images(net, to, tmp_path)
     assert difference < 1e-5
     assert how.startswith(f"by {dict(huggingface='transformers').get(to, to)} ")
 
 
 def test_what_a_library_does_not_read_is_an_error(theirs, tmp_path):
     net = tiny.network("vit", 32, **VIT)
-    exporting._named(net, "timm", tmp_path)
+    folders.images(net, "timm", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"{")
-    with pytest.raises(exporting.ConfigError, match="does not read what was written for it"):
+    with pytest.raises(ConfigError, match="does not read what was written for it"):
         libraries.of("timm", "vit", net.encoder, tmp_path, net.inputs)

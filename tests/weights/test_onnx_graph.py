@@ -4,7 +4,7 @@ of."""
 import numpy as np
 import pytest
 
-from cl_jax.weights import exporting, onnx_graph
+from cl_jax.weights import onnx_graph, programs
 from tests.weights import tiny
 
 # Of each operator of the graphs one network; the others with `-m slow`.
@@ -40,13 +40,13 @@ GRAPHS = {
 )
 def test_graphs_of_onnx_answer_as_the_network(case, tmp_path):
     kind, side, section = GRAPHS[case]
-    difference, how = exporting._onnx(tiny.network(kind, side, **section), tmp_path)
+    difference, how = programs.onnx_file(tiny.network(kind, side, **section), tmp_path)
     assert difference < 1e-5 and "onnx" in how
 
 
 def test_any_number_of_rows_and_a_wrong_graph_is_noticed(tmp_path):
     net = tiny.network("transformer", **tiny.TEXT)
-    exporting._onnx(net, tmp_path)
+    programs.onnx_file(net, tmp_path)
     tokens = net.inputs["tokens"].astype(np.int64)
     found, _ = onnx_graph.run(tmp_path / "model.onnx", {"tokens": tokens[:1]})
     whole, _ = onnx_graph.run(tmp_path / "model.onnx", {"tokens": tokens})

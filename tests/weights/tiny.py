@@ -6,7 +6,7 @@ import numpy as np
 
 from cl_jax.encoders import ms_clip, resnet, transformer, vit
 from cl_jax.methods import clip
-from cl_jax.weights import exporting
+from cl_jax.weights.network import Network
 
 _MAKE = {"resnet": resnet, "vit": vit, "transformer": transformer, "clip": ms_clip}
 TEXT = dict(vocab_size=30, length=9, width=16, depth=2, heads=2)
@@ -40,7 +40,7 @@ def network(kind, side=32, channels=3, head=False, **section):
 
     found = jax.tree_util.tree_map_with_path(drawn, shapes)
     dense = {"kernel": np.eye(16, dtype=np.float32), "bias": np.ones(16, np.float32)}
-    return exporting.Network(
+    return Network(
         kind,
         dict(name="ms_clip" if kind == "clip" else kind) | section,
         encoder,

@@ -27,7 +27,7 @@ class Environment(NamedTuple):
     Args:
       reset: key -> world, any pytree of arrays: the start of an episode.
       step: (world, action, key) -> (world, reward, done): float32 and bool scalars. It does not
-        start anew.
+        start a new episode.
       observe: world -> float32 [...], what the agent sees of it.
       actions: how many there are.
       limit: no episode has more steps. Every episode ends by itself within it, whatever is done.
@@ -157,7 +157,7 @@ def episode(
 def advance(
     environment: Environment, world: World, action: jax.Array, key: jax.Array
 ) -> tuple[World, jax.Array, jax.Array]:
-    """`environment.step`, and a new start for a world that ended: (world, reward, done)."""
+    """`environment.step`, and a new episode for a world that ended: (world, reward, done)."""
     world, reward, done = environment.step(world, action, jax.random.fold_in(key, 0))
     fresh = environment.reset(jax.random.fold_in(key, 1))
     return jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, world), reward, done

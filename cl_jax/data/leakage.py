@@ -1,0 +1,137 @@
+"""Warnings of a folder in which an image can be told by something else than what it shows: test
+images that are training images too, and classes with a file format of their own."""
+
+import collections
+import filecmp
+import os
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import images
+from cl_jax.data.layout import Layout
+from cl_jax.data.listing import Listing
+from cl_jax.data.parts import tell_duplicates
+
+_SHOWN = 5  # classes in a warning
+_END = 4096  # bytes
+# of two thumbnails of one picture: so far apart on average, and not flat; images compared for each
+_NEAR, _FLAT, _COMPARED = 4.0, 16.0, 50
+
+
+def tell_formats(path: str, layout: Layout) -> None:
+    """Logs classes all of whose training images are in a format that no other class has: traces of
+    the format (compression, depth) then say the class, and a network learns those."""
+    formats: dict[int, set[str]] = collections.defaultdict(set)
+    for name in layout.parts["train"]:
+        if name in layout.numbers:
+            formats[layout.numbers[name]].add(images.SUFFIXES[images.suffix(name)])
+    shared = collections.Counter(kind for kinds in formats.values() for kind in kinds)
+    own = {
+        layout.classes[number]: " and ".join(sorted(kinds))
+        for number, kinds in sorted(formats.items())
+        if all(shared[kind] == 1 for kind in kinds)
+    }
+    if own and len(formats) > 1:
+        logging.warning(
+            "%s: only %s: the format of a file tells these classes from the others. Convert all "
+            "images to one format.",
+            path,
+            ", ".join(
+                f"{images.printable(name)} has images in {kinds}"
+                for name, kinds in list(own.items())[:_SHOWN]
+            )
+            + ", ..." * (len(own) > _SHOWN),
+        )
+
+
+def tell_copies(
+    root: Path, found: Listing, parts: dict[str, list[str]], pixels: dict[str, np.ndarray]
+) -> None:
+    """Logs test files that are copies of training files: of equal size, then of equal end, then
+    byte for byte; where the images are in memory, those that look alike too."""
+    of_size: dict[int, list[str]] = collections.defaultdict(list)
+    for name in parts["train"]:
+        of_size[found.sizes[name]].append(name)
+    ends: dict[str, bytes] = {}
+
+    def end(name: str) -> bytes:
+        if name not in ends:
+            ends[name] = _end_of(root / name)
+        return ends[name]
+
+    pairs, exact = [], set()
+    for name in parts["test"]:
+        for other in of_size.get(found.sizes[name], ()):
+            if end(name) == end(other) and _same_content(root / name, root / other):
+                pairs.append(f"{images.printable(name)} is {images.printable(other)}")
+                exact.add(name)
+                break
+    tell_duplicates(str(root), len(parts["test"]), pairs)
+    if "train" not in pixels or "test" not in pixels:
+        return
+    alike = [
+        f"{images.printable(parts['test'][row])} looks like {images.printable(parts['train'][at])}"
+        for row, at in _alike(pixels["train"], pixels["test"])
+        if parts["test"][row] not in exact
+    ]
+    tell_duplicates(str(root), len(parts["test"]), alike, "are likely copies of training images")
+
+
+def _alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
+    """(test row, training row) of images that are likely the same picture, saved again or scaled:
+    of equal signs of differences between neighbours in an 8 x 9 thumbnail, and nearly equal
+    there."""
+    small = [_thumbnails(part) for part in (train, test)]
+    signs, others = (
+        np.packbits((rows[:, :, 1:] > rows[:, :, :-1]).reshape(len(rows), 64), axis=1)
+        for rows in small
+    )
+    of_signs: dict[bytes, list[int]] = collections.defaultdict(list)
+    for row, bits in enumerate(signs):
+        of_signs[bits.tobytes()].append(row)
+    pairs = []
+    for row, bits in enumerate(others):
+        near = of_signs.get(bits.tobytes(), [])[:_COMPARED]
+        if not near or np.ptp(small[1][row]) < _FLAT:  # flat images are all alike
+            continue
+        distances = np.abs(small[0][near] - small[1][row]).mean((1, 2))
+        if distances.min() < _NEAR:
+            pairs.append((row, near[int(distances.argmin())]))
+    return pairs
+
+
+def _thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, S, S, C] -> means of the grey image in 8 x 9 cells, [N, 8, 9] float32."""
+    size = pixels.shape[1]
+    rows, columns = (np.linspace(0, size, count + 1).astype(int)[:-1] for count in (8, 9))
+    found = (
+        [
+            np.add.reduceat(np.add.reduceat(image.mean(-1), rows, axis=0), columns, axis=1)
+            for image in pixels
+        ]
+        if size >= 9
+        else []
+    )
+    if not found:
+        return np.zeros((len(pixels), 8, 9), np.float32)
+    cells = np.outer(np.diff([*rows, size]), np.diff([*columns, size]))
+    return (np.stack(found) / cells).astype(np.float32)
+
+
+def _end_of(file: Path) -> bytes:
+    """The last bytes of a file; where it cannot be read, bytes that no other file ends with."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, opened.seek(0, os.SEEK_END) - _END))
+            return opened.read()
+    except OSError:
+        return str(file).encode("utf-8", "surrogateescape")
+
+
+def _same_content(a: Path, b: Path) -> bool:
+    try:
+        return filecmp.cmp(a, b, shallow=False)
+    except OSError:
+        return False

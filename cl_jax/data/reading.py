@@ -1,0 +1,129 @@
+"""How the files of a folder become images of one size, and which of them cannot."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from cl_jax.data import images, listing
+from cl_jax.data.listing import Listing
+
+SAMPLED = 64  # files whose headers or depth are read, to know of all
+
+
+class Reading(NamedTuple):
+    """How one file becomes an example's image."""
+
+    root: Path
+    image_size: int
+    channels: int
+    max_pixels: int
+    scale: images.Scale | None
+
+    def __call__(self, name: str) -> np.ndarray:
+        return images.decode(
+            self.root / name,
+            name,
+            image_size=self.image_size,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            scale=self.scale,
+        )
+
+
+def scale_of(
+    root: Path, names: list[str], found: Listing, value_range: tuple[float, float] | None
+) -> images.Scale | None:
+    """How numbers of more than 8 bits become bytes: told, or found in some of the files."""
+    if value_range is not None:
+        return images.Scale(float(value_range[0]), float(value_range[1]), True)
+    deep = [name for name in names if images.may_be_deep(name) and name not in found.bad]
+    rows = np.unique(np.linspace(0, len(deep) - 1, SAMPLED).astype(int)) if deep else ()
+    picked = [deep[i] for i in rows]
+    kinds: dict[str, float] = {}
+    for name in picked:
+        try:
+            kind, largest = images.depth(root / name, name)
+        except ValueError:  # told with all the others that cannot be read
+            continue
+        kinds[kind] = max(kinds.get(kind, 0.0), largest)
+    if 0 < kinds.get("colours", 0.0) < 64:
+        raise ValueError(
+            f"{root}: its 16-bit colour images use 14 bits or fewer, and Pillow reads the upper 8 "
+            "of 16: they would be almost black. For TIFF files, pip install tifffile; else convert "
+            "them to 8 bits."
+        )
+    if "integers" not in kinds:
+        return None
+    bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if kinds["integers"] < 2**bits)
+    logging.warning(
+        "%s: numbers of %d of 16 bits; 0 to %d becomes 0 to 255. Set value_range to change that.",
+        root,
+        bits,
+        2**bits - 1,
+    )
+    return images.Scale(0.0, 2.0**bits - 1, False)
+
+
+def checked(
+    reading: Reading,
+    found: Listing,
+    parts: dict[str, list[str]],
+    keep: bool,
+    cache_dir: str | None,
+    workers: int,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(decoded images of each part where they are kept; what cannot be used, with the reason). All
+    parts are read before an error, so that it names every image."""
+    bad = dict(found.bad)
+    pixels: dict[str, np.ndarray] = {}
+    if keep:
+        for part, names in parts.items():
+            shape = (len(names), reading.image_size, reading.image_size, reading.channels)
+            pixels[part] = np.zeros(shape, np.uint8)
+            failures = images.map_threads(
+                functools.partial(_decode_into, reading, names, bad, pixels[part]),
+                range(len(names)),
+                workers,
+            )
+            bad |= {name: failure for name, failure in zip(names, failures) if failure}
+        return pixels, bad
+    key = f"{reading.channels} {reading.max_pixels}"
+    known = listing.remembered(reading.root, found, key, cache_dir)
+    names = [name for part in parts.values() for name in part]
+    new = [name for name in names if name not in known and name not in bad]
+    failures = images.map_threads(functools.partial(_inspect, reading), new, workers)
+    bad |= {name: failure for name, failure in zip(new, failures) if failure}
+    if new:
+        good = [name for name in names if name not in bad]
+        listing.remember(reading.root, found, good, key, cache_dir)
+    return {}, bad
+
+
+def _decode_into(
+    reading: Reading, names: list[str], bad: dict[str, str], out: np.ndarray, i: int
+) -> str:
+    """Why image `i` cannot be used, or ""; then it is in `out`."""
+    if names[i] in bad:
+        return bad[names[i]]
+    try:
+        out[i] = reading(names[i])
+    except ValueError as error:
+        return reason_of(error, names[i])
+    return ""
+
+
+def _inspect(reading: Reading, name: str) -> str:
+    try:
+        images.inspect(
+            reading.root / name, name, channels=reading.channels, max_pixels=reading.max_pixels
+        )
+    except ValueError as error:
+        return reason_of(error, name)
+    return ""
+
+
+def reason_of(error: ValueError, name: str) -> str:
+    return str(error).removeprefix(f"{images.printable(name)}: ")

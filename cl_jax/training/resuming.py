@@ -1,0 +1,125 @@
+"""The config of a workdir: what a resumed run may be given otherwise, and what would change its
+numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
+from cl_jax.training import checkpoint
+from cl_jax.training import workdir as folder
+
+# What a resumed run may be given otherwise: where things are and how often something is written,
+# never what a training step computes.
+NOTED = (
+    "checkpoint_steps",
+    "data.cache_bytes",
+    "data.data_dir",
+    "data.max_bytes",
+    "data.max_pixels",
+    "data.path",
+    "data.processes",
+    "data.resident_bytes",
+    "data.threads",
+    "data.workers",
+    "devices",
+    "dispatch_steps",
+    "evals",
+    "keep_checkpoints",
+    "loading",
+    "log",
+    "log_steps",
+    "nonfinite",
+    "probe",
+    "stage",
+    "stage_order",
+    "stages",
+)
+
+
+def check_config(
+    workdir: str | Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Writes `config.json` into the workdir. Where a checkpoint is there, refuses a config that
+    would compute other numbers; without one there is nothing to protect.
+
+    Args:
+      config: nested sections.
+      defaults: {"section.key": value} that a key has where a config does not list it. Then a key
+        that a later version added is the same as its absence in an older run.
+
+    Returns:
+      Lines that name other differences (`NOTED`).
+
+    Raises:
+      ConfigError: the config differs in what decides the numbers, the config of a workdir with
+        checkpoints cannot be read, or the workdir cannot be written.
+    """
+    path = (folder.make(workdir) if jax.process_index() == 0 else folder.path_of(workdir)).joinpath(
+        "config.json"
+    )
+    saved = checkpoint.are_in(path.parent)
+    stored: dict[str, Any] | None = None
+    if saved:
+        try:
+            stored = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
+                "they cannot be told from those of another run. Put the file back, or use a new "
+                "--workdir."
+            ) from None
+    changed, noted = differences(stored or config, config, defaults)
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; it differs in\n"
+            + "\n".join(changed)
+            + "\nGive the same config to resume it, or another --workdir for this one."
+        )
+    text = json.dumps(config, indent=2) + "\n"  # in the order of the config: that of its views
+    parallel.everywhere(True)  # all have read it
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
+        folder.replace_text(path, text)
+    return noted
+
+
+def differences(
+    stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
+    """(lines that name settings which decide the numbers, lines that name others) in which two
+    configs differ."""
+    known = dict(defaults or {})
+    then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
+    changed: list[str] = []
+    noted: list[str] = []
+    for key in sorted(then.keys() | now.keys()):
+        # Keys of the trainer itself come with versions: an older run did as if they were unset.
+        new = "." not in key and key not in then
+        old, value = (side.get(key, known.get(key, "(absent)")) for side in (then, now))
+        if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
+            continue
+        free = new or any(key == name or key.startswith(f"{name}.") for name in NOTED)
+        (noted if free else changed).append(f"  {key}: {old} in the workdir, {value} now")
+    return changed, noted
+
+
+def _number(value: Any) -> Any:
+    """1 and 1.0 are one setting."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections -> {"section.key": value}."""
+    if not isinstance(config, Mapping):
+        return {prefix: list(config) if isinstance(config, tuple) else config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

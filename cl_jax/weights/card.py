@@ -1,0 +1,93 @@
+"""The README.md beside exported weights."""
+
+import json
+from typing import Any
+
+from absl import logging
+
+from cl_jax.core.tokens import END, PAD, SPECIAL, START
+from cl_jax.training import configs, metrics
+from cl_jax.training.trained import Trained
+from cl_jax.weights.network import Network
+
+_OF_VIT = ("torchvision", "timm", "huggingface")  # whose ViT has the positions of one size
+
+
+def text(run: Trained, net: Network, to: str, check: str) -> str:
+    """The model card."""
+    config = configs.plain(run.config)
+    figures: dict[str, Any] = {}
+    if (path := run.workdir / "eval.json").exists():
+        try:
+            figures = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            logging.warning("%s cannot be read (%s); the card has no figures.", path, error)
+    else:
+        rows = metrics.read(run.workdir)
+        rows = [row for row in rows if "learning_rate" not in row and row["step"]]
+        figures = rows[-1] if rows else {}
+    told = "\n".join(
+        f"| {name} | {value:.4g} |"
+        for name, value in sorted(figures.items())
+        if isinstance(value, int | float) and name not in ("time", "step", "eval_seconds")
+    )
+    return f"""---
+library_name: {"transformers" if to == "huggingface" else to}
+---
+# {net.section["name"]} of {config["method"]["name"]}
+
+Written by cl_jax for {to}. {check[0].upper()}{check[1:]}.
+
+{_inputs_told(net, config, to)}
+- Data: {config["data"]["name"]} {config["data"].get("path", "")}, step {run.step}.
+- Started from: {config.get("init_from") or "random weights"}.
+- Licence: none is given here. That of the data, and of weights that this started from, holds.
+
+| evaluation | |
+|---|---|
+{told or "| none | |"}
+
+## Config
+
+```json
+{json.dumps(config, indent=1, default=str)}
+```
+"""
+
+
+def _inputs_told(net: Network, config: dict[str, Any], to: str) -> str:
+    """What goes in and comes out, in lines of the card."""
+    lines = []
+    if net.kind != "transformer":
+        view = config["views"][sorted(config["views"])[0]]
+        recipe = "of the view's recipe in cl_jax"
+        side = net.encoder.image_size if net.kind == "vit" and to in _OF_VIT else net.side
+        shape = f"[N, {net.channels}, {side}, {side}]"
+        if to == "stablehlo":
+            shape = f"[N, {side}, {side}, {net.channels}]"
+        lines.append(
+            f"- Images: {shape}, from 0 to 1, then mean {view.get('mean') or recipe}, std "
+            f"{view.get('std') or recipe}."
+        )
+    if net.kind in ("transformer", "clip"):
+        lines.append(
+            f"- Tokens: [N, {net.encoder.length}], {PAD} padding, 1 unknown, {START} start, {END} "
+            f"end, 4 mask, pieces of the run's tokenizer "
+            f"({config['data'].get('tokenizer_path') or 'trained on its text'}) from {SPECIAL}."
+        )
+    if net.kind == "clip":
+        lines.append("- Features: unit image_embeds and text_embeds.")
+    else:
+        pool = net.section.get("pool", "cls" if net.kind == "vit" else "avg")
+        told = {
+            "cls": "the first token of the last layer",
+            "eos": "the end token of the last layer",
+            "avg_top2": "the mean over tokens of the last two layers",
+            "avg_first_last": "the mean over tokens of the first and last layer",
+        }.get(pool, "the mean over tokens of the last layer")
+        lines.append(
+            "- Features: "
+            + ("the mean over places of the last map" if net.kind == "resnet" else told)
+            + "."
+        )
+    return "\n".join(lines)

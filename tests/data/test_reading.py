@@ -1,0 +1,88 @@
+"""How deep images become bytes, and which files are looked into."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cl_jax.data import folder, images, reading
+from tests.data.photos import put, tree
+
+
+def deep(root, bits, dtype=np.uint16, suffix="tif", count=6):
+    """Grey images of which the largest number is 2^bits - 1, right of a black half."""
+    for name in ("a", "b"):
+        for i in range(count):
+            pixels = np.zeros((16, 16), dtype)
+            pixels[:, 8:] = 2**bits - 1
+            pixels[0, 0] = i
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f"{i}.{suffix}")
+    return str(root)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_bits_that_are_used_fill_the_range(tmp_path, bits, suffix, caplog):
+    """A microscope's 12 bits in 16 came out as 0 to 15, black."""
+    with caplog.at_level("WARNING"):
+        splits = folder.make(path=deep(tmp_path, bits, suffix=suffix), image_size=16)
+    image = splits.train.arrays["image"]
+    assert image.max() == 255 and image[:, 8:, 4:5].max() == 0
+    assert f"numbers of {bits} of 16 bits; 0 to {2**bits - 1} becomes 0 to 255" in caplog.text
+
+
+def test_a_given_range_cuts_and_a_found_one_refuses(tmp_path, monkeypatch):
+    path = deep(tmp_path, 10)
+    splits = folder.make(path=path, image_size=16, value_range=(0, 511))
+    assert splits.train.arrays["image"].max() == 255
+    half = folder.make(path=path, image_size=16, value_range=(0, 2046)).train.arrays["image"]
+    assert half.max() in (127, 128)
+    monkeypatch.setattr(reading, "SAMPLED", 1)  # a/0.tif
+    Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "b" / "3.tif")
+    with pytest.raises(ValueError, match=r"b/3.tif: numbers from 5000 .*outside 0 to 1023; set va"):
+        folder.make(path=path, image_size=16)
+
+
+def test_float_images(tmp_path):
+    pixels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    for name, times in (("x", 1), ("large", 1000), ("nan", np.nan)):
+        Image.fromarray(pixels * np.float32(times)).save(tmp_path / f"{name}.tif")
+    how = dict(image_size=None, channels=1)
+    ours = images.decode(tmp_path / "x.tif", "x.tif", **how)
+    np.testing.assert_array_equal(ours[..., 0], np.arange(256).reshape(16, 16))
+    with pytest.raises(ValueError, match="numbers from 0 to 1000, outside 0 to 1; set value_range"):
+        images.decode(tmp_path / "large.tif", "large.tif", **how)
+    scaled = images.decode(
+        tmp_path / "large.tif", "large.tif", **how, scale=images.Scale(0, 1000, True)
+    )
+    np.testing.assert_array_equal(scaled, ours)
+    with pytest.raises(ValueError, match="NaN or inf"):
+        images.decode(tmp_path / "nan.tif", "nan.tif", **how)
+
+
+def test_checked_images_are_remembered_until_they_change(tmp_path, monkeypatch):
+    path, cache = tree(tmp_path / "photos", "train", "test"), str(tmp_path / "cache")
+    seen = []
+    inspect = images.inspect
+    monkeypatch.setattr(
+        images, "inspect", lambda file, name, **how: seen.append(name) or inspect(file, name, **how)
+    )
+
+    def checked(**how):
+        seen.clear()
+        folder.make(path=str(path), image_size=8, cache_bytes=0, cache_dir=cache, **how)
+        return sorted(seen)
+
+    assert len(checked()) == 12
+    assert checked() == []
+    put(path / "train" / "cat" / "1.png", (20, 20))
+    put(path / "train" / "cat" / "new.png")
+    assert checked() == ["train/cat/1.png", "train/cat/new.png"]
+    assert len(checked(max_pixels=10_000)) == 13  # another question
+    (path / "train" / "cat" / "1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"train/cat/1.png: cannot identify"):
+        checked()
+    put(path / "train" / "cat" / "1.png", (20, 20))
+    for file in (tmp_path / "cache").rglob("*.npz"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert len(checked()) == 13 and checked() == []

@@ -1,0 +1,68 @@
+"""A workdir's config: what may differ at a resume, and what is refused."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.training import resuming
+
+
+def test_checkpoints_of_a_run_whose_config_is_lost_are_not_resumed(tmp_path):
+    resuming.check_config(tmp_path, {"seed": 0})
+    (tmp_path / "last" / "1").mkdir(parents=True)
+    for damage in (lambda path: path.write_text('{"seed": '), os.unlink):
+        damage(tmp_path / "config.json")
+        with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+            resuming.check_config(tmp_path, {"seed": 0})
+
+
+CHANGES = (
+    ({"devices": 2}, True),
+    ({"log_steps": 50}, True),
+    ({"nonfinite": "skip"}, True),
+    ({"evals": {"knn_k": 20}}, True),
+    ({"data": {"name": "packed", "path": "/scratch/job2/set"}}, True),
+    ({"a_key_of_a_later_version": 0}, True),
+    ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
+    ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),
+    ({"optimizer": {"rate": float("nan"), "nesterov": True}}, False),  # no default is known
+    ({"optimizer": {"rate": 0.1}}, False),
+    ({"batch_size": 32}, False),
+    ({"batch_size": 64.0}, True),
+    ({"data": {"name": "folder", "path": "/scratch/job1/set"}}, False),
+)
+
+
+@pytest.mark.parametrize("change, taken", CHANGES, ids=[str(change) for change, _ in CHANGES])
+def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
+    base = {
+        "devices": 1,
+        "log_steps": 10,
+        "nonfinite": "stop",
+        "batch_size": 64,
+        "evals": {"knn_k": 200},
+        "data": {"name": "packed", "path": "/scratch/job1/set"},
+        "optimizer": {"rate": float("nan")},
+    }
+    defaults = {"optimizer.momentum": 0.9}
+    assert resuming.check_config(tmp_path, base, defaults) == []
+    (tmp_path / "last" / "1").mkdir(parents=True)
+    assert resuming.check_config(tmp_path, base, defaults) == []
+    if taken:
+        noted = resuming.check_config(tmp_path, base | change, defaults)
+        assert json.loads((tmp_path / "config.json").read_text()).keys() >= change.keys()
+        assert len(noted) == (0 if "optimizer" in change or "batch_size" in change else 1)
+    else:
+        with pytest.raises(ConfigError, match="holds a run of another config; it differs in\n  "):
+            resuming.check_config(tmp_path, base | change, defaults)
+        shutil.rmtree(tmp_path / "last")  # nothing to protect
+        assert resuming.check_config(tmp_path, base | change, defaults) == []
+
+
+def test_the_order_of_a_config_is_kept(tmp_path):
+    resuming.check_config(tmp_path, {"views": {"large": {}, "a": {}, "small": {}}})
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert list(stored["views"]) == ["large", "a", "small"]
