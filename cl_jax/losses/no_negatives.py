@@ -220,6 +220,8 @@ class _Targets(NamedTuple):
             if j != view:
                 x = _centred(self.logits[j], self.highest[j], self.centre, log_total.dtype)
                 powers.append(jnp.exp(_scaled_below(x, self.top[j], self.scale) - log_total))
+        if not powers:  # of one teacher's view, this one
+            return jnp.zeros(self.logits.shape[1:], self.scale.dtype)
         return sum(powers[1:], powers[0])
 
     def count(self, view: int) -> int:
@@ -312,9 +314,22 @@ def _top(x: jax.Array) -> jax.Array:
 
 
 def _scaled_below(x: jax.Array, top: jax.Array, scale: jax.Array) -> jax.Array:
-    """scale * (x - top), at most 0, with the gradient of x also where another kernel has rounded
-    the maximum below x."""
-    return (x - lax.stop_gradient(x - jnp.minimum(x, top)) - top) * scale
+    """scale * (x - top), at most 0."""
+    # A scale for each row: of a scalar, XLA's sums over rows on a CPU read an array as large as x.
+    by_row = jnp.where(jnp.isnan(top), top, scale)
+    return (_at_most(x, top) - top) * by_row
+
+
+@jax.custom_jvp
+def _at_most(x: jax.Array, top: jax.Array) -> jax.Array:
+    """x, held at its row's maximum, above which another kernel may have rounded it; with the
+    gradient of x."""
+    return jnp.minimum(x, top)
+
+
+@_at_most.defjvp
+def _at_most_jvp(primals, tangents):
+    return _at_most(*primals), tangents[0]
 
 
 def _log_total(x: jax.Array) -> jax.Array:
