@@ -202,11 +202,11 @@ def dino(
 class _Targets(NamedTuple):
     """The teacher's distributions, from its logits and what is summed of each row, not written out.
 
-    logits: [T, B, K]. centre: [K]. scale: 1 / temperature. highest: T arrays [B, 1], of the logits.
-    top: the same, of the centred logits. log_total: of the sums of exponentials below the top.
+    logits: T arrays [B, K]. centre: [K]. scale: 1 / temperature. Each T arrays [B, 1]: highest, of
+    the logits; top, of the centred logits; log_total, of their exponentials' sum below the top.
     """
 
-    logits: jax.Array
+    logits: list[jax.Array]
     centre: jax.Array
     scale: jax.Array
     highest: list[jax.Array]
@@ -221,7 +221,7 @@ class _Targets(NamedTuple):
                 x = _centred(self.logits[j], self.highest[j], self.centre, log_total.dtype)
                 powers.append(jnp.exp(_scaled_below(x, self.top[j], self.scale) - log_total))
         if not powers:  # of one teacher's view, this one
-            return jnp.zeros(self.logits.shape[1:], self.scale.dtype)
+            return jnp.zeros(self.logits[0].shape, self.scale.dtype)
         return sum(powers[1:], powers[0])
 
     def count(self, view: int) -> int:
@@ -229,15 +229,13 @@ class _Targets(NamedTuple):
 
 
 def _targets(logits: jax.Array, centre: jax.Array, scale: jax.Array) -> _Targets:
-    rows = []
-    for x in logits:
+    sums, views = [], _apart(list(logits))
+    for x in views:
         highest = _top(wide(x))
-        centred = _centred(x, highest, centre, scale.dtype)
-        top = _top(centred)
-        centred = _centred(x, _apart(highest), centre, scale.dtype)
-        rows.append((highest, top, _log_total(_scaled_below(centred, top, scale))))
-    highest, top, log_total = (list(x) for x in zip(*rows))
-    return _Targets(logits, centre, scale, *_apart((highest, top, log_total)))
+        top = _top(_centred(x, highest, centre, scale.dtype))
+        below = _scaled_below(_centred(x, _apart(highest), centre, scale.dtype), top, scale)
+        sums.append((highest, top, _log_total(below)))
+    return _Targets(views, centre, scale, *_apart([list(x) for x in zip(*sums)]))
 
 
 @jax.custom_jvp
@@ -249,7 +247,7 @@ def _dino_rows(student: jax.Array, scale: jax.Array, targets: _Targets) -> jax.A
     exponential. The derivative is by hand, since JAX's own keeps such arrays.
     """
     rows = []
-    for view, logits in enumerate(student):
+    for view, logits in enumerate(_apart(list(student))):
         x = wide(logits).astype(scale.dtype)
         top, log_total = _student_sums(x, scale)
         below = _scaled_below(x, top, scale)
@@ -264,15 +262,9 @@ def _dino_rows_jvp(primals, tangents):
 
 def _dino_gradients(student, scale, targets):
     """Of each view: its logits below their maximum, and the gradient to them where scaled."""
-    targets = targets._replace(
-        **dict(
-            zip(
-                ("highest", "top", "log_total"),
-                _apart((targets.highest, targets.top, targets.log_total)),
-            )
-        )
-    )
-    for view, logits in enumerate(student):
+    sums = _apart((targets.highest, targets.top, targets.log_total))
+    targets = targets._replace(highest=sums[0], top=sums[1], log_total=sums[2])
+    for view, logits in enumerate(_apart(list(student))):
         x = wide(logits).astype(scale.dtype)
         top, log_total = _apart(_student_sums(x, scale))
         softmax = jnp.exp(_scaled_below(x, top, scale) - log_total)
@@ -292,11 +284,14 @@ def _dino_tangent(primals, moved):
 
 def _dino_transpose(primals, cotangents):
     student, scale, _ = primals
-    d_student, d_scale = [], jnp.zeros_like(scale)
-    for (x, g), by_row in zip(_dino_gradients(*primals), cotangents):
-        d_student.append((g * (scale * by_row)[:, None]).astype(student.dtype))
+    d_student, d_scale = _apart(jnp.zeros_like(student)), jnp.zeros_like(scale)
+    for view, ((x, g), by_row) in enumerate(zip(_dino_gradients(*primals), cotangents)):
+        # In place, since XLA's CPU compiler fills a `jnp.stack` number by number; and into zeros
+        # that it does not know to be zeros, or it would pad each view and add them.
+        d_view = (g * (scale * by_row)[:, None]).astype(student.dtype)
+        d_student = lax.dynamic_update_index_in_dim(d_student, d_view, view, axis=0)
         d_scale += jnp.sum(jnp.sum(g * x, axis=1) * by_row)
-    return jnp.stack(d_student), d_scale
+    return d_student, d_scale
 
 
 def _student_sums(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -336,8 +331,8 @@ def _log_total(x: jax.Array) -> jax.Array:
     return jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=1, keepdims=True)))
 
 
-# What it returns the compiler takes for other numbers: what is computed from them is computed
-# again, and not kept.
+# The compiler takes what it returns for other numbers: what is computed of them is computed again
+# and not kept. Views that went through it are cut out of their stack once, and not for each pass.
 _apart = lax.optimization_barrier
 
 

@@ -271,8 +271,8 @@ def test_dino_has_the_derivatives_of_its_formula(views, seen):
 
 
 @pytest.mark.slow
-def test_dino_keeps_no_array_of_the_size_of_its_logits():
-    """Compiled as users compile; the gradients themselves are outputs."""
+def test_dino_keeps_one_array_of_the_size_of_its_logits():
+    """The gradient, before it is taken apart into views. Compiled as users compile."""
     view = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
 
     def loss(a, b):
@@ -280,4 +280,4 @@ def test_dino_keeps_no_array_of_the_size_of_its_logits():
         return no_negatives.dino(both, both, jnp.zeros(1024), **DINO)
 
     program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(view, view).compile()
-    assert program.memory_analysis().temp_size_in_bytes <= 2**20
+    assert program.memory_analysis().temp_size_in_bytes <= 1.1 * 4 * 2 * 512 * 1024
