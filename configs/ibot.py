@@ -45,19 +45,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, VARIANTS)
     config = defaults.get_config()
     defaults.laptop(config)
-    views = dict(config.views.both.to_dict(), strength=1.0, gray=0.5)
     config.views = ConfigDict(
         dict(
-            a_global=dict(views, copies=2), b_local=dict(views, size=12, scale=(0.5, 0.8), copies=2)
+            a_global=defaults.lightness(copies=2),
+            b_local=defaults.lightness(size=12, scale=(0.5, 0.8), copies=2),
         )
     )
     config.encoder = ConfigDict(
         dict(
             name="vit",
             size="tiny",
-            width=96,
-            depth=4,
-            heads=3,
+            width=64,
+            depth=3,
+            heads=2,
             patch=4,
             image_size=16,
             variant="dino",
@@ -71,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dict(
             name="ibot",
             num_prototypes=64,
-            hidden_dim=256,
+            hidden_dim=128,
             bottleneck_dim=64,
             norm_last_layer=True,
             momentum=0.99,
@@ -97,7 +97,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
-        config.encoder.update(dict(patch=8, image_size=64))
+        config.encoder.update(dict(patch=8, image_size=64, width=96, depth=4, heads=3))
+        config.method.hidden_dim = 256
     if "cifar10" in chosen:
         config.encoder = defaults.get_config().encoder
         defaults.cifar10(config)

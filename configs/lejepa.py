@@ -26,7 +26,7 @@ Differences from the authors' code:
     one of all configs, on "h".
 
 Command: python -m cl_jax.main --config=configs/lejepa.py --workdir=runs/lejepa
-Reached: see docs/results.md.
+Reached: kNN 78.9 %, linear 84.6 % after six epochs (untrained kNN 39.6 %).
 """
 
 from ml_collections import ConfigDict

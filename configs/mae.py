@@ -5,8 +5,10 @@ decoder predicts the pixels of the hidden ones. There is one view and no augment
 nothing is compared. Features do not separate classes by themselves as those of contrastive methods
 do: kNN and linear figures are low, and fine-tuning is what they are for.
 
-Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 2, two CPU cores, 24
-epochs.
+Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 2, two CPU cores, 12
+epochs. With `--stage=all` two stages follow: `finetune` trains the whole network on a tenth of the
+labels, and `scratch` one that starts from nothing on the same labels, for comparison; their
+settings are those of `scenes` in all variants.
 
 Variants:
   folder        your own images: `cl-jax train mae:folder PATH`.
@@ -68,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dtype="float32",
         )
     )
-    config.total_epochs = 24.0
+    config.total_epochs = 12.0
     config.method = ConfigDict(
         dict(name="mae", mask_ratio=0.75, decoder_width=64, decoder_depth=1, decoder_heads=2)
     )
@@ -119,6 +121,32 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method = ConfigDict(dict(name="mae", form="simmim", mask_ratio=0.6, mask_cell=cell))
         if "imagenet2012" in chosen:
             config.views.one.scale = (0.67, 1.0)
+    few = dict(
+        data=dict(fraction=0.1),
+        batch_size=64,
+        views=config.views.to_dict(),
+        optimizer=dict(
+            name="adamw",
+            b2=0.999,
+            learning_rate=1e-3,
+            learning_rate_scaling="none",
+            weight_decay=0.05,
+            warmup_epochs=2.0,
+        ),
+        total_epochs=20.0,
+        evals=dict(baselines=False, every_epochs=20.0, protocols=dict(classifier=dict())),
+    )
+    if config.data.name == "scenes":  # the spread of features is small, and this standardises them
+        config.evals.protocols.logistic = ConfigDict(dict())
+    config.stage_order = ("pretrain", "finetune", "scratch")
+    config.previous = ""
+    config.stages = ConfigDict(
+        dict(
+            pretrain=dict(),
+            finetune=dict(few, previous="../pretrain", method=dict(name="finetune")),
+            scratch=dict(few, method=dict(name="supervised")),
+        )
+    )
     if "debug" in chosen:
         simmim = "simmim" in chosen
         defaults.debug(config)
@@ -128,4 +156,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             if simmim
             else dict(name="mae", decoder_width=16, decoder_depth=1, decoder_heads=2)
         )
+        for name in ("finetune", "scratch"):
+            config.stages[name].update(dict(total_epochs=1.0, batch_size=8))
+            config.stages[name].data.fraction = 0.5
     return config

@@ -5,7 +5,8 @@ expert tells its images apart in an embedding of its own, around a prototype tha
 together. An image's cluster is the expert with the highest posterior; no k-means follows. The
 evaluator `clustering` compares clusters with classes.
 
-Default: the embedded `scenes`, a small ResNet, ten experts, two CPU cores.
+Default: scikit-learn's handwritten digits in crops of half to all of the image, a small ResNet, ten
+experts, two CPU cores. On `scenes` two epochs left the clusters near chance.
 
 Variants:
   folder    your own images: `cl-jax train mice:folder PATH`; method.num_experts is the number of
@@ -25,7 +26,8 @@ Differences from the authors' code:
     The warm-up rises with every step here, with every epoch there.
 
 Command: python -m cl_jax.main --config=configs/mice.py --workdir=runs/mice
-Reached: not run to its end.
+Reached: accuracy .735, NMI .719, ARI .604 of the experts on test digits; k-means on the untrained
+network .568, .535, .382.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +49,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             out_dim=64,
         )
     )
-    config.views.both.copies = 3
     config.optimizer.learning_rate = 2e-3  # as in configs/moco_v2.py
     if "folder" in chosen:
         views = dict(both=dict(name="moco_v2", size=224, scale=(0.2, 1.0), copies=3))
@@ -74,6 +75,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         config.evals.every_epochs = 50.0
+    if config.data.name == "scenes":  # no variant has set another
+        config.data = ConfigDict(dict(name="digits"))
+        config.views = ConfigDict(
+            dict(
+                both=dict(
+                    name="crop_flip",
+                    size=16,
+                    scale=(0.5, 1.0),
+                    flip=0.0,
+                    test_crop=1.0,
+                    mean=(0.5,),  # grey
+                    std=(0.5,),
+                    copies=3,
+                )
+            )
+        )
+        config.total_epochs, config.evals.every_epochs = 60.0, 20.0
+        config.evals.protocols.knn.k = 20  # of 144 images of a class
     protocols = config.evals.protocols
     clustering = dict(feature="posterior", argmax=True)
     config.evals.protocols = ConfigDict(
@@ -85,7 +104,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         | protocols.to_dict()
     )
     if "debug" in chosen:
+        embedded = config.data.name == "digits"
         defaults.debug(config)
+        if embedded:
+            config.data = ConfigDict(dict(name="glyphs", train_size=64, test_size=32))
         config.method.update(dict(queue_size=40, temperature=0.5, num_experts=4, out_dim=16))
         config.total_epochs = 2.0  # the second with prototypes in closed form
     return config

@@ -222,6 +222,22 @@ def test_nothing_private_crosses_folders():
     assert not crossing
 
 
+def test_private_attributes_are_those_of_their_own_file():
+    public = {"_replace", "_fields", "_asdict", "_exit"}  # of named tuples, of os
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        used, own = set(), set(public)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+        foreign_names = {name for name in used - own if re.match(r"_[^_]", name)}
+        assert not foreign_names, f"{path.relative_to(PACKAGE)} reads {sorted(foreign_names)}"
+
+
 def test_every_folder_has_its_arrows_and_nothing_is_loose():
     """What composes the rest (`training`, `tools`) may import all of it."""
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "main"}

@@ -31,11 +31,20 @@ def test_the_index_links_every_page():
     assert links == make_methods.names()
 
 
-def test_the_guide_to_methods_lists_every_config_once():
+def test_configs_that_the_guide_to_methods_lists_are_there():
     text = (ROOT / "docs" / "guides" / "methods.md").read_text()
     section = re.search(r"^## Every system$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)[1]
     listed = re.findall(r"\[(\w+)\]\(\.\./reference/methods/\1\.md\)", section)
-    assert sorted(listed) == configs.names()
+    assert len(listed) > 40 and len(set(listed)) == len(listed)
+    assert not set(listed) - set(configs.names())
+
+
+def test_configs_that_readme_lists_are_there():
+    table = (ROOT / "README.md").read_text().split("## What is in it")[1].split("\n## ")[0]
+    systems = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
+    listed = re.findall(r"`(\w+)`", "".join(systems))
+    assert len(listed) > 40 and len(set(listed)) == len(listed)
+    assert not set(listed) - set(configs.names())
 
 
 def test_links_of_the_pages_lead_somewhere():
@@ -52,12 +61,48 @@ def test_links_of_the_pages_lead_somewhere():
     assert not dead
 
 
+def test_the_change_that_readme_shows_is_of_the_file_that_it_names():
+    diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    before = [line[1:] for line in diff.splitlines() if not line.startswith("+")]
+    method = (ROOT / "cl_jax" / "methods" / "simclr_v1.py").read_text()
+    assert "\n".join(before) in method and "\n+" in diff
+
+
 def test_files_that_contributing_names_are_there():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     named = {path for path in re.findall(r"`([\w./]+\.(?:py|md))`", text) if "<" not in path}
     assert named and not [path for path in named if not (ROOT / path).exists()]
     folders = set(re.findall(r"`(cl_jax/\w+/|tests/\w+/)", text))
     assert len(folders) > 8 and not [path for path in folders if not (ROOT / path).is_dir()]
+
+
+def has_name(module, name):
+    """Whether a module of the package defines or imports a name, by its text: nothing is
+    imported."""
+    place = ROOT / module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.exists() or not name:
+        return file.exists()
+    defined = rf"^(def|class) {name}\b|^{name}\b.* = |^    {name},$|^from .* import .*\b{name}\b"
+    beside = place / name
+    return bool(
+        re.search(defined, file.read_text(), flags=re.MULTILINE)
+        or beside.is_dir()
+        or beside.with_suffix(".py").exists()
+    )
+
+
+def test_imports_of_the_pages_are_there():
+    pattern = r"^ *from (cl_jax[\w.]*) import ([\w, ]+)$|^ *import (cl_jax[\w.]*)$"
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts]
+    missing, count = [], 0
+    for page in [*pages, *ROOT.glob("*.md")]:
+        for module, names, alone in re.findall(pattern, page.read_text(), flags=re.MULTILINE):
+            for name in re.findall(r"(\w+)(?: as \w+)?", names) or [""]:
+                count += 1
+                if not has_name(module or alone, name):
+                    missing.append(f"{page.name}: {module or alone} {name}")
+    assert count > 20 and not missing
 
 
 class Parsed(Exception):
@@ -168,6 +213,37 @@ def test_the_words_of_every_command_are_understood(monkeypatch):
             wrong += [f"{told}: {what}" for what in wrong_names(args, settings)]
             count += 1
     assert count > 150 and not wrong
+
+
+def test_scripts_that_the_pages_run_are_there_with_their_options():
+    """Of the repository: `python benchmarks/x.py --option`, `launch/x.sh`; an option is in the text
+    of the script or of a module beside it."""
+    pages = [
+        *(page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts),
+        *ROOT.glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+    wrong, count = [], 0
+    for page in pages:
+        text = re.sub(r"\\\n *", "", page.read_text())
+        for path, told in re.findall(
+            r"(?:python |`|^ {4})((?:benchmarks|launch|docs)/[\w/]+\.(?:py|sh))([^`\n|&#]*)",
+            text,
+            flags=re.MULTILINE,
+        ):
+            script, count = ROOT / path, count + 1
+            if not script.exists():
+                wrong.append(f"{page.name}: {path}")
+                continue
+            beside = [script, *script.parent.glob("_*.py"), *script.parent.glob("steps.py")]
+            known = "".join(one.read_text() for one in beside)
+            options = re.findall(r"--([a-z][\w-]*)(?![\w.])", told)
+            wrong += [
+                f"{page.name}: {path} --{option}"
+                for option in options
+                if f"--{option}" not in known and option not in ("config", "workdir")
+            ]
+    assert count > 30 and not wrong
 
 
 @pytest.mark.parametrize(

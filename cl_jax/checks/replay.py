@@ -112,7 +112,7 @@ def _record(file: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
     if missing:
         raise ConfigError(
-            f"{file} has no {', '.join(missing)}: it is no record of a step of this version."
+            f"{file} has no {', '.join(missing)}: it is not a record of a step of this version."
         )
     record: dict[str, Any] = found
     return record

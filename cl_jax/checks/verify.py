@@ -122,6 +122,7 @@ class Record:
         ]
 
     def same(self) -> bool:
+        """Whether every quantity is within a bound that says something."""
         return not self.loose() and not any(map(self.broken, self.differences))
 
 

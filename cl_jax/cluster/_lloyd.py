@@ -126,6 +126,7 @@ def sums(
 
 
 def unit(x: jax.Array) -> jax.Array:
+    """Rows [N, D] at unit length, norms below 1e-12 counting as 1e-12."""
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1, keepdims=True), 1e-24))
 
 

@@ -15,7 +15,11 @@ from cl_jax.core.shapes import check, check_count
 
 @partial(jax.jit, static_argnames=("num_neighbours", "block_size"))
 def nearest(x: jax.Array, num_neighbours: int, *, block_size: int = 1024) -> jax.Array:
-    """[N, k] rows of x nearest to each by Euclidean distance, itself included, nearest first."""
+    """[N, k] rows of x nearest to each by Euclidean distance, itself included, nearest first.
+
+    Raises:
+      ValueError: num_neighbours outside 1 to N.
+    """
     sizes = check("n d", x=x)
     if not 0 < num_neighbours <= sizes["n"]:
         raise ValueError(
@@ -43,6 +47,9 @@ def jaccard_distance(x: np.ndarray | jax.Array, *, k1: int = 30, k2: int = 6) ->
 
     Returns:
       [N, N] float32 in [0, 1], zero on the diagonal up to rounding.
+
+    Raises:
+      ValueError: x of another rank, a k below 1.
 
     Reference: Zhong et al. 2017, arXiv 1701.08398, section 3; SpCL, arXiv 2006.02713. As in the
       authors' code lists have k1 entries although k1 + 1 are asked for, and k1/2 is rounded half to
@@ -82,7 +89,11 @@ def jaccard_distance(x: np.ndarray | jax.Array, *, k1: int = 30, k2: int = 6) ->
 
 
 def dbscan(distance: np.ndarray, *, eps: float, min_samples: int = 4) -> np.ndarray:
-    """[N] clusters by density from [N, N] distances, -1 where a row is in none."""
+    """[N] clusters by density from [N, N] distances, -1 where a row is in none.
+
+    Raises:
+      ValueError: distances that are not square.
+    """
     from sklearn.cluster import DBSCAN
 
     if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
@@ -137,6 +148,9 @@ def self_paced(
 
     Returns:
       SelfPaced. Where no cluster has several members the threshold is 1, which trusts all.
+
+    Raises:
+      ValueError: shapes that disagree, a negative label.
 
     Reference: Ge et al. 2020, arXiv 2006.02713, equations 4 and 5 (there R is the IoU itself, and
       large is good).

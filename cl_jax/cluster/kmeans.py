@@ -212,6 +212,10 @@ def concentration(
     Returns:
       [K], positive; `temperature` everywhere if no row is away from its centroid.
 
+    Raises:
+      ValueError: shapes that disagree, assignments that are not integers, a temperature that is not
+        above 0.
+
     Reference: Li et al. 2021, arXiv 2005.04966, equation 12.
     """
     sizes = check("n", distance=distance)

@@ -11,7 +11,8 @@ from jax import lax
 from cl_jax.core.numerics import unit
 from cl_jax.core.shapes import check
 
-ROWS, COLUMNS = 4096, 2048  # of a tile
+ROWS, COLUMNS = 4096, 256  # of a tile
+STRIP = 128  # rows of it that are compared at once: their products stay in a core's cache
 WAITING = 16  # tiles on the device before their counts are read
 HEAD = 32  # coordinates that are compared before all are
 BITS = 2**33  # of (row, cell) that are held: 1 GiB
@@ -38,10 +39,11 @@ def pairs_above(
     """Every pair of rows whose cosine is at least `threshold`.
 
     Rows are divided into the cells of some of them (each row to the nearest). The segment between
-    two rows of different cells crosses the plane between the two centres, so a row further from
-    that plane than the distance of the threshold, sqrt(2 - 2 t), is not a partner of any row beyond
-    it. Only the others are compared, in tiles on the device, first by a few coordinates that bound
-    the cosine from above: nothing is lost, and the closer the threshold is to 1, the less is done.
+    two rows of different cells crosses the plane between the two centres, so that one of the two
+    is within half of the threshold's distance, sqrt(2 - 2 t) / 2, of that plane. Only such rows are
+    compared with the rows of the other cell, in tiles on the device, first by a few coordinates
+    that bound the cosine from above: nothing is lost, and the closer the threshold is to 1, the
+    less is done.
 
     Args:
       x: [N, D]; lengths do not matter. A zero row is like no other.
@@ -62,22 +64,22 @@ def pairs_above(
     drawn = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
     reach = np.float32(np.sqrt(max(2 - 2 * threshold, 0) + ROUNDING))
     candidates = _candidates(rows, rows[drawn], reach)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    none = np.zeros(0, np.int32)
+    found = [(none, none, np.zeros(0, np.float32))]
     total = 0
     for part in _compared(rows, candidates, np.float32(threshold)):
         found.append(part)
         total += len(part[0])
-        if total > max_pairs:
-            raise ValueError(
-                f"more than {max_pairs:,} pairs are at least {threshold:g} alike; raise the "
-                "threshold."
-            )
-    if not found:
-        none = np.zeros(0, np.int32)
-        return Pairs(none, none, np.zeros(0, np.float32))
+        if total > 2 * max_pairs:
+            break
     a, b, similarity = (np.concatenate(arrays) for arrays in zip(*found))
     first, second = np.minimum(a, b), np.maximum(a, b)
-    order = np.lexsort((second, first))
+    # Two rows that are both near the plane between their cells were compared twice.
+    _, order = np.unique(first.astype(np.int64) * size + second, return_index=True)
+    if len(order) > max_pairs or total > 2 * max_pairs:
+        raise ValueError(
+            f"more than {max_pairs:,} pairs are at least {threshold:g} alike; raise the threshold."
+        )
     return Pairs(first[order], second[order], similarity[order])
 
 
@@ -124,35 +126,38 @@ def _turned(rows, axes):
     return jnp.concatenate([first, jnp.linalg.norm(rest, axis=1, keepdims=True)], axis=1)
 
 
-def _squared(rows, centres):
-    dots = jnp.matmul(rows, centres.T, precision=lax.Precision.HIGHEST)
-    return jnp.maximum(2 - 2 * dots, 0.0)
-
-
 @jax.jit
-def _placed(rows, centres, apart, reach):
-    """([N] the nearest centre a of each row x, [N, C / 8] a bit for each later cell b: whether x is
-    within reach of the plane between a and b, (|x - b|^2 - |x - a|^2) / (2 |a - b|) from it)."""
-    powers = 2 ** jnp.arange(8, dtype=jnp.int32)
-    numbers = jnp.arange(len(centres))
+def _placed(rows, centres, reach):
+    """([N] the nearest centre a of each row x, [ceil(N / 8), C] for each cell b a bit of each row:
+    whether x, (|x - b|^2 - |x - a|^2) / (2 |a - b|) from the plane between a and b, is within
+    reach / 2)."""
+    between = jnp.matmul(centres, centres.T, precision=lax.Precision.HIGHEST)
+    apart = jnp.sqrt(jnp.maximum(2 - 2 * between, 0.0))
+    below = (reach * apart + ROUNDING) / 2  # x is near where x b >= x a - below
+    numbers = jnp.arange(len(centres), dtype=jnp.int32)
+    powers = (2 ** jnp.arange(8, dtype=jnp.int32))[None, :, None]
+    size = len(rows)
+    strip = min(STRIP, -(-size // 8) * 8)
+    count = -(-size // strip)
+    filled = jnp.pad(rows, ((0, count * strip - size), (0, 0)))
 
-    def one(row):
-        squared = _squared(row[None], centres)[0]
-        cell = jnp.argmin(squared).astype(jnp.int32)
-        beyond = squared - jnp.min(squared)
-        near = (beyond <= 2 * reach * apart[cell] + ROUNDING) & (numbers > cell)
-        near = jnp.pad(near, (0, -len(centres) % 8)).reshape(-1, 8)
-        return cell, jnp.sum(near * powers[None], axis=1).astype(jnp.uint8)
+    def one(part):
+        dots = jnp.matmul(part, centres.T, precision=lax.Precision.HIGHEST)
+        best = jnp.max(dots, axis=1, keepdims=True)
+        cell = jnp.min(jnp.where(dots == best, numbers[None], len(centres) - 1), axis=1)
+        near = (dots >= best - below[cell]) & (numbers[None] != cell[:, None])
+        bits = jnp.sum(near.reshape(strip // 8, 8, -1) * powers, axis=1)
+        return cell, bits.astype(jnp.uint8)
 
-    return lax.map(one, rows, batch_size=min(len(rows), max(256, 2**22 // len(centres))))
+    cell, bits = lax.map(one, filled.reshape(count, strip, -1))
+    return cell.reshape(-1)[:size], bits.reshape(-1, len(centres))[: -(-size // 8)]
 
 
 def _candidates(
     rows: jax.Array, centres: jax.Array, reach: np.float32
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """(rows, members of a cell, whether the rows are these members) of each comparison."""
-    apart = jnp.sqrt(_squared(centres, centres))
-    cell, near = (np.asarray(found) for found in _placed(rows[:-1], centres, apart, reach))
+    cell, near = (np.asarray(found) for found in _placed(rows[:-1], centres, reach))
     near = np.ascontiguousarray(near.T)
     by_cell = np.argsort(cell, kind="stable").astype(np.int32)
     starts = np.searchsorted(cell[by_cell], np.arange(len(centres) + 1))
@@ -160,16 +165,21 @@ def _candidates(
         inside = by_cell[starts[number] : starts[number + 1]]
         if len(inside):
             yield inside, inside, True
-            outside = np.flatnonzero(near[number // 8] & (1 << number % 8)).astype(np.int32)
+            bits = np.unpackbits(near[number], count=len(cell), bitorder="little")
+            outside = np.flatnonzero(bits.view(bool)).astype(np.int32)
             if len(outside):
                 yield outside, inside, False
 
 
 @jax.jit
 def _possible(heads, left, right, threshold):
-    """How many pairs of some rows with others may be above the threshold."""
-    most = jnp.matmul(heads[left], heads[right].T, precision=lax.Precision.HIGHEST)
-    return jnp.sum(most >= threshold - ROUNDING)
+    """Whether a pair of some rows with others may be above the threshold."""
+    columns = heads[right].T
+
+    def most(rows):
+        return jnp.max(jnp.matmul(heads[rows], columns, precision=lax.Precision.HIGHEST))
+
+    return jnp.max(lax.map(most, left.reshape(-1, min(STRIP, len(left))))) >= threshold - ROUNDING
 
 
 @jax.jit
@@ -187,8 +197,8 @@ def _compared(
     waiting: list[tuple[np.ndarray, np.ndarray, bool, tuple[np.ndarray, ...], jax.Array]] = []
 
     def ready() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for left, right, same, padded, count in waiting:
-            if not int(count):
+        for left, right, same, padded, possible in waiting:
+            if not bool(possible):
                 continue
             values = np.asarray(_cosines(rows, *padded))[: len(left), : len(right)]
             a, b = np.nonzero(values >= threshold)

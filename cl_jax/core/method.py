@@ -40,6 +40,7 @@ class Target:
 
     @property
     def params(self) -> Tree:
+        """The parameters of the copy."""
         return self.ema.ema
 
 

@@ -14,6 +14,7 @@ from cl_jax.core.numerics import unit, wide
 from cl_jax.core.shapes import check, check_count
 
 Array = jax.Array | np.ndarray
+GROUP = 32  # columns whose maximum is looked at before they are
 
 
 def nearest_rows(
@@ -105,12 +106,29 @@ def search(
         scores = jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST)
         mine = (start + jnp.arange(block) >= number * block)[None]
         scores = jnp.where(mine & ~jnp.isnan(scores), scores, -jnp.inf)
-        similarity, at = lax.top_k(jnp.concatenate([similarity, scores], axis=1), k)
-        kept = jnp.take_along_axis(nearest, jnp.minimum(at, k - 1), axis=1)
-        return (similarity, jnp.where(at < k, kept, start + at - k)), None
+        best, at = _top_k(scores, min(k, block))
+        similarity, kept = lax.top_k(jnp.concatenate([similarity, best], axis=1), k)
+        nearest = jnp.concatenate([nearest, start + at], axis=1)
+        return (similarity, jnp.take_along_axis(nearest, kept, axis=1)), None
 
     none = (
         jnp.full((queries.shape[0], k), -jnp.inf, dtype),
         jnp.zeros((queries.shape[0], k), jnp.int32),
     )
     return lax.scan(step, none, jnp.arange(-(-size // block), dtype=jnp.int32))[0]
+
+
+def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of rows [Q, N]. Few of many lie in the k groups of columns with the largest
+    maxima, and only these are sorted; groups stay in order, so that the first of equals is first.
+    """
+    width = scores.shape[1]
+    if k * GROUP + width // GROUP > width // 2:
+        return lax.top_k(scores, k)
+    filled = jnp.pad(scores, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
+    groups = filled.reshape(len(scores), -1, GROUP)
+    chosen = jnp.sort(lax.top_k(jnp.max(groups, axis=2), k)[1], axis=1)
+    few = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(len(scores), -1)
+    best, at = lax.top_k(few, k)
+    group = jnp.take_along_axis(chosen, at // GROUP, axis=1)
+    return best, group * GROUP + at % GROUP

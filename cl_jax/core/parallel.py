@@ -103,7 +103,11 @@ def offer_devices(count: int) -> None:
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """A one-axis mesh over the first `devices` devices (all of them by default)."""
+    """A one-axis mesh over the first `devices` devices (all of them by default).
+
+    Raises:
+      ValueError: more devices than there are.
+    """
     found = jax.devices()
     count = devices or len(found)
     if count > len(found):

@@ -53,6 +53,7 @@ class Parts(NamedTuple):
 
     @property
     def axis_name(self) -> str | None:
+        """The mapped axis over which the batch is split."""
         return self.rest["axis_name"]
 
 

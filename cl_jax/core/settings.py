@@ -42,9 +42,11 @@ class Range(NamedTuple):
     open_low: bool = False
 
     def holds(self, value: float) -> bool:
+        """Whether a value is in the range."""
         return self.low <= value <= self.high and not (self.open_low and value == self.low)
 
     def words(self) -> str:
+        """The range for an error: "above 0 and at most 1"."""
         if self.high == math.inf:
             return f"{'above' if self.open_low else 'at least'} {_text(self.low)}"
         first, then = ("above", "and at most") if self.open_low else ("from", "to")

@@ -32,7 +32,11 @@ def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> d
 def check_integer(
     spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any
 ) -> dict[str, int]:
-    """As `check`, for integer arrays: labels, indices, example ids."""
+    """As `check`, for integer arrays: labels, indices, example ids.
+
+    Raises:
+      ValueError: as `check`, or an array of another type.
+    """
     known = dict(sizes or {})
     set_by = {letter: "an earlier argument" for letter in known}
     for name, array in arrays.items():

@@ -45,6 +45,7 @@ class Sharded:
 
     @property
     def dtype(self) -> Any:
+        """Of the rows."""
         return self.rows.dtype
 
 
@@ -54,6 +55,7 @@ def whole(rows: Any) -> Sharded:
 
 
 def is_sharded(x: Any) -> bool:
+    """Whether x is `Sharded`: a leaf for `jax.tree` functions."""
     return isinstance(x, Sharded)
 
 

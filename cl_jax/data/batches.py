@@ -64,7 +64,11 @@ def loading(
 
 @lru_cache(maxsize=4)
 def order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The permutation [size] of an epoch, int32, read-only: the same on every machine."""
+    """The permutation [size] of an epoch, int32, read-only: the same on every machine.
+
+    Raises:
+      ValueError: a seed out of range, an epoch below 0.
+    """
     check_seed(seed)
     if epoch < 0:
         raise ValueError(f"epoch is {epoch}; expected at least 0.")
@@ -125,7 +129,11 @@ def balanced_order(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Whole batches in an epoch."""
+    """Whole batches in an epoch.
+
+    Raises:
+      ValueError: a batch size below 1 or above the number of examples.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if size < batch_size:
@@ -147,7 +155,11 @@ def ids_at(
 ) -> np.ndarray:
     """The examples [batch_size] int32 of the global batch of a step, from its epoch's order:
     `order`, or the one given. An epoch has `epoch_steps` steps, by default all whole batches of the
-    examples."""
+    examples.
+
+    Raises:
+      ValueError: a step below 0, and as `order`.
+    """
     if step < 0:
         raise ValueError(f"step is {step}; expected at least 0.")
     epoch, at = divmod(step, epoch_steps or steps_per_epoch(size, batch_size))
@@ -157,7 +169,11 @@ def ids_at(
 
 def local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of the global batch that belong to a process: contiguous, of equal number, in
-    process order."""
+    process order.
+
+    Raises:
+      ValueError: a process that there is not, a batch that the processes do not divide.
+    """
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index is {process_index} of process_count={process_count}; expected 0 to "
@@ -326,6 +342,9 @@ def sequential(
     The last batch is filled up by repeating the last example, with "valid" false, so that every
     batch has one shape. `rows`: the part of each batch that is read, a process's share
     (`local_rows`). `workers` and `prefetch` as in `host_batches`.
+
+    Raises:
+      ValueError: a batch size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")

@@ -45,12 +45,11 @@ def write(path: str | Path, rows: Sequence[Row]) -> tuple[int, int]:
     sheet = Image.new(
         "RGB", (GAP + max(columns, 3) * (SIDE + GAP), GAP + max(len(shown), 1) * height), "white"
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    bold = ImageFont.load_default(13)
+    draw, font, large = ImageDraw.Draw(sheet), _font(10), _font(12)
     missing = 0
     for i, row in enumerate(shown):
         top = GAP + i * height
-        draw.text((GAP, top), _fitted(row.title, sheet.width - 2 * GAP, bold), INK, bold)
+        draw.text((GAP, top), _fitted(row.title, sheet.width - 2 * GAP, large), INK, large)
         for j, tile in enumerate(row.tiles):
             left = GAP + j * (SIDE + GAP)
             picture = _picture(tile.path)
@@ -71,13 +70,29 @@ def write(path: str | Path, rows: Sequence[Row]) -> tuple[int, int]:
 
 def _picture(path: Path) -> Image.Image | None:
     try:
-        pixels = images.decode(path, path.name, image_size=SIDE, channels=3)
+        scale = _scale(path) if images.may_be_deep(path.name) else None
+        pixels = images.decode(path, path.name, image_size=SIDE, channels=3, scale=scale)
     except ValueError:
         return None
     return Image.fromarray(np.asarray(pixels))
 
 
-def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _scale(path: Path) -> images.Scale | None:
+    """Of 12 bits in a file of 16, which would be nearly black: white is the largest of 12 bits."""
+    kind, largest = images.depth(path, path.name)
+    if kind != "integers":
+        return None
+    return images.Scale(0.0, 2.0 ** max(8, int(largest).bit_length()) - 1, False)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's, which has the letters of most alphabets."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The end of a text that is too wide: names differ there."""
     text = images.printable(text)
     if font.getlength(text) <= width:

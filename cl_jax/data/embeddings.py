@@ -430,6 +430,7 @@ class Pieces:
 
     @property
     def pieces(self) -> list[Path]:
+        """The pieces that are there, in order."""
         return sorted(self.folder.glob("*.npz"))
 
     @property

@@ -311,7 +311,11 @@ def listed(
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[Source, dict[str, str]]:
-    """Images by their paths, in this order, as `everything` gives those of a folder."""
+    """Images by their paths, in this order, as `everything` gives those of a folder.
+
+    Raises:
+      ValueError: no path, none of them a file, settings out of range.
+    """
     names = [str(user_path(path)) if str(path)[:1] == "~" else str(path) for path in paths]
     if not names:
         raise ValueError("no path is given; expected at least one image.")

@@ -32,53 +32,59 @@ def make(
     *,
     train_size: int = 1438,
     test_size: int = 359,
+    characters: str = "0123456789",
     image_size: int = 16,
     rotation: float = 15.0,
     slant: float = 0.3,
     seed: int = 0,
 ) -> Splits:
-    """Printed digits, light on dark as in `digits`.
+    """Printed characters, light on dark as in `digits`.
 
-    Fields: "image" [image_size, image_size, 1] uint8; labels, int32: "label", the digit, and
-      "font", the entry of FONTS.
+    Fields: "image" [image_size, image_size, 1] uint8; labels, int32: "label", the character's place
+      in `characters` (the digit, by default), and "font", the entry of FONTS.
 
     Args:
-      train_size, test_size: examples; every digit occurs equally often, up to one.
-      image_size: side in pixels, of which the digit's height is 70 to 95 %.
+      train_size, test_size: examples; every character occurs equally often, up to one.
+      characters: what is printed, each once.
+      image_size: side in pixels, of which the character's height is 70 to 95 %.
       rotation: largest angle, in degrees, either way. slant: largest shear, either way.
       seed: of everything.
 
     Raises:
-      ValueError: a size below 1.
+      ValueError: a size below 1, fewer than two characters, one twice, a space.
     """
+    if len(set(characters)) != len(characters) or len(characters) < 2 or " " in characters:
+        raise ValueError(
+            f"characters={characters!r}; expected two or more to print, each once and no space."
+        )
     check_count(train_size=train_size, test_size=test_size, image_size=image_size)
     shapes = {
-        (font, digit): _drawn(FONTS[font], digit)
+        (font, number): _drawn(FONTS[font], character)
         for font in range(len(FONTS))
-        for digit in range(10)
+        for number, character in enumerate(characters)
     }
 
     def part(number: int, name: str, size: int) -> Source:
         rng = generator(seed, number)
-        label = rng.permutation(np.arange(size) % 10).astype(np.int32)
+        label = rng.permutation(np.arange(size) % len(characters)).astype(np.int32)
         font = rng.integers(len(FONTS), size=size).astype(np.int32)
         angle = np.deg2rad(rng.uniform(-rotation, rotation, size))
         shear = rng.uniform(-slant, slant, size)
         height = rng.uniform(0.7, 0.95, size)
         image = np.stack(
             [
-                _placed(shapes[int(f), int(d)], image_size, a, s, h)
-                for f, d, a, s, h in zip(font, label, angle, shear, height)
+                _placed(shapes[int(f), int(c)], image_size, a, s, h)
+                for f, c, a, s, h in zip(font, label, angle, shear, height)
             ]
         )
         arrays = {"image": image[..., None], "label": label, "font": font}
-        return from_arrays(f"glyphs/{name}", arrays, {"label": 10, "font": len(FONTS)})
+        return from_arrays(f"glyphs/{name}", arrays, {"label": len(characters), "font": len(FONTS)})
 
     return Splits(part(0, "train", train_size), part(1, "test", test_size))
 
 
-def _drawn(font: str, digit: int) -> Image.Image:
-    """The digit alone, cut to its ink."""
+def _drawn(font: str, character: str) -> Image.Image:
+    """The character alone, cut to its ink."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
     if not file.exists():
         raise FileNotFoundError(
@@ -86,7 +92,7 @@ def _drawn(font: str, digit: int) -> Image.Image:
         )
     canvas = Image.new("L", (2 * _LARGE, 2 * _LARGE))
     pen = ImageDraw.Draw(canvas)
-    pen.text((_LARGE // 2, _LARGE // 4), str(digit), 255, ImageFont.truetype(str(file), _LARGE))
+    pen.text((_LARGE // 2, _LARGE // 4), character, 255, ImageFont.truetype(str(file), _LARGE))
     return canvas.crop(canvas.getbbox())
 
 

@@ -96,12 +96,14 @@ def decode(
             if channels == 1 and pixels.shape[-1] == 3:
                 return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             return pixels
+        if (pixels := _turbo(file, image_size, channels, max_pixels)) is not None:
+            return pixels
         with _open(file, name) as image:
             _check_pixels(image, max_pixels)
             if (planes := _planes(image, channels, max_pixels)) is not None:
                 planes = _square_of_planes(_eight_bits(planes, scale), image_size)
                 return _turned(planes, _orientation(image))
-            return _picture(file, image, image_size, channels, scale)
+            return _picture(image, image_size, channels, scale)
 
 
 def decode_bytes(data: bytes, name: str, **how: Any) -> np.ndarray:
@@ -154,7 +156,11 @@ def depth(file: File, name: str) -> tuple[str, float]:
 
 
 def map_threads(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
-    """`function` of every item, in order, in `workers` threads."""
+    """`function` of every item, in order, in `workers` threads.
+
+    Raises:
+      ValueError: fewer than one thread.
+    """
     if workers < 1:
         raise ValueError(f"workers={workers}; expected at least 1.")
     chunk = max(
@@ -193,6 +199,7 @@ def printable(name: str) -> str:
 
 
 def suffix(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -267,20 +274,18 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _picture(
-    file: File, image: Image.Image, image_size: int | None, channels: int, scale: Scale | None
+    image: Image.Image, image_size: int | None, channels: int, scale: Scale | None
 ) -> np.ndarray:
     """A grey or colour image, upright, [S, S, channels] or of its own size."""
     mode = {1: "L", 3: "RGB"}[channels]
-    picture = _turbo(file, image, image_size, mode)
-    if picture is None:
-        if image_size is not None:
-            # JPEG: never enlarges, and stays above twice the size
-            image.draft(mode, (2 * image_size, 2 * image_size))
-        image.load()
-        if image.mode.startswith("I") or image.mode == "F":
-            picture = Image.fromarray(_eight_bits(np.asarray(image), scale))
-        else:
-            picture = image
+    if image_size is not None:
+        # JPEG: never enlarges, and stays above twice the size
+        image.draft(mode, (2 * image_size, 2 * image_size))
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        picture = Image.fromarray(_eight_bits(np.asarray(image), scale))
+    else:
+        picture = image
     # After the pixels: for some formats Pillow reads them for it, and an error would pass unseen.
     orientation = _orientation(image)
     if image_size is not None:
@@ -310,30 +315,53 @@ def _has_turbo() -> bool:
     return importlib.util.find_spec("simplejpeg") is not None
 
 
-def _turbo(file: File, image: Image.Image, image_size: int | None, mode: str) -> Image.Image | None:
-    """A JPEG decoded by libjpeg-turbo directly, where `simplejpeg` is installed: the same pixels.
-    None for what Pillow has to read, or to refuse."""
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or not _has_turbo():
+def _turbo(file: File, image_size: int | None, channels: int, max_pixels: int) -> np.ndarray | None:
+    """`decode` of a JPEG by libjpeg-turbo directly, where `simplejpeg` is installed: the same
+    pixels. None for what Pillow has to read, or to refuse."""
+    if channels not in (1, 3) or not _has_turbo():
         return None
     import simplejpeg
 
-    divisor, grey = 1, image.mode == "L"
-    if image_size is not None:  # as Pillow's draft chooses size and mode
-        grey = grey or mode == "L"
-        times = min(image.width, image.height) // (2 * image_size)
-        divisor = next(size for size in (8, 4, 2, 1) if times >= size or size == 1)
     with _binary(file) as opened:
-        data = opened.read()
+        data = opened.read(3)
+        if data != b"\xff\xd8\xff":
+            return None
+        data += opened.read()
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in ("Gray", "YCbCr", "RGB"):
+        return None
+    _check_sides(width, height, max_pixels)
+    divisor, grey = 1, colours == "Gray"
+    if image_size is not None:  # as Pillow's draft chooses size and mode
+        grey = grey or channels == 1
+        times = min(width, height) // (2 * image_size)
+        divisor = next(size for size in (8, 4, 2, 1) if times >= size or size == 1)
     try:
         pixels = simplejpeg.decode_jpeg(
             data,
             "GRAY" if grey else "RGB",
-            min_height=-(-image.height // divisor),
-            min_width=-(-image.width // divisor),
+            min_height=-(-height // divisor),
+            min_width=-(-width // divisor),
         )
     except ValueError:
         return None
-    return Image.fromarray(pixels[..., 0] if grey else pixels)
+    if not grey and channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    pixels = _square(pixels, image_size)
+    if image_size is not None and pixels.shape[0] != image_size:
+        picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels))
+        pixels = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BICUBIC))
+        pixels = pixels[..., None] if grey else pixels
+    if grey and channels == 3:
+        pixels = np.repeat(pixels, 3, axis=2)
+    # Few files say that they are to be turned; Pillow looks for it in two places of them.
+    if b"Exif\0\0" in data or b":Orientation" in data:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = _turned(pixels, _orientation(image))
+    return np.ascontiguousarray(pixels)
 
 
 # Planes: more than 8 bits, or any number of channels --------------------------------------
@@ -487,17 +515,23 @@ def _eight_bits(pixels: np.ndarray, scale: Scale | None) -> np.ndarray:
 
 def _square_of_planes(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
     """The central square of [H, W, C], each channel resized by itself."""
-    if image_size is None:
+    pixels = _square(pixels, image_size)
+    if image_size is None or pixels.shape[0] == image_size:
         return pixels
-    height, width, channels = pixels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    pixels = pixels[top : top + side, left : left + side]
-    if side == image_size:
-        return pixels
+    channels = pixels.shape[2]
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(channels)]
     size = (image_size, image_size)
     return np.stack([np.asarray(p.resize(size, Image.Resampling.BICUBIC)) for p in planes], -1)
+
+
+def _square(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
+    """The central square of [H, W, C]; all of it where no size is asked for."""
+    if image_size is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

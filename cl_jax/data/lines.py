@@ -42,7 +42,7 @@ def read(path: str | Path) -> list[str]:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8.")
     if b"\0" in data:
-        raise ValueError(f"{path} has zero bytes: it is no text file.")
+        raise ValueError(f"{path} has zero bytes: it is not a text file.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

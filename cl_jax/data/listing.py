@@ -5,7 +5,7 @@ import collections
 import hashlib
 import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,54 +65,87 @@ def of(root: Path, suffixes: Container[str] | None = None) -> Listing:
     while stack:
         inside = stack.pop()
         try:
-            entries = list(os.scandir(os.path.join(root, inside)))
+            with os.scandir(os.path.join(root, inside)) as entries:
+                _folder(found, root, inside, entries, readable, stack, suffixes is None)
         except OSError as error:
             found.bad[inside.rstrip("/") or "."] = f"cannot be listed ({error.strerror})"
-            continue
-        for entry in entries:
-            name = entry.name
-            if name[0] == ".":
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                if name[0] not in "@$" and name not in _SYSTEM:
-                    stack.append(f"{inside}{name}/")
-                continue
-            dot = name.rfind(".")
-            suffix = name[dot:].lower() if dot > 0 else ""
-            if suffix in readable:
-                _image(found, root, inside + name, entry)
-            elif entry.is_symlink() and entry.is_dir():
-                _link_to_folder(found, root, inside + name, entry)
-            else:
-                found.others[suffix or "without a suffix"] += 1
-                if suffixes is None and (suffix in images.SUFFIXES or suffix in _OTHER_IMAGES):
-                    found.unread.append(inside + name)
     found.files.sort()
     return found
 
 
+def _folder(
+    found: Listing,
+    root: Path,
+    inside: str,
+    entries: Iterable[os.DirEntry],
+    readable: Container[str],
+    stack: list[str],
+    wants_images: bool,
+) -> None:
+    """Adds what is in one folder; its sub-folders go to the stack."""
+    files, sizes, times = found.files, found.sizes, found.times
+    wanted: dict[str, bool] = {}  # by suffix as it is written
+    for entry in entries:  # one at a time: what os.stat gives is then freed at once
+        name = entry.name
+        if name[0] == ".":
+            continue
+        dot = name.rfind(".")
+        ending = name[dot:] if dot > 0 else ""
+        wants = wanted.get(ending)
+        if wants is None:
+            wants = wanted[ending] = ending.lower() in readable
+        if wants and entry.is_file(follow_symlinks=False):
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                _image(found, root, inside + name, entry)
+                continue
+            path, size = inside + name, status.st_size
+            if not size:
+                found.bad[path] = "an empty file"
+            files.append(path)
+            sizes[path], times[path] = size, status.st_mtime_ns
+        elif entry.is_dir(follow_symlinks=False):
+            if name[0] not in "@$" and name not in _SYSTEM:
+                stack.append(f"{inside}{name}/")
+        elif wants:
+            _image(found, root, inside + name, entry)
+        elif entry.is_symlink() and entry.is_dir():
+            _link_to_folder(found, root, inside + name, entry)
+        else:
+            suffix = ending.lower()
+            found.others[suffix or "without a suffix"] += 1
+            if wants_images and (suffix in images.SUFFIXES or suffix in _OTHER_IMAGES):
+                found.unread.append(inside + name)
+
+
 def _image(found: Listing, root: Path, name: str, entry: os.DirEntry) -> None:
-    found.files.append(name)
-    found.sizes[name] = found.times[name] = 0
+    """Adds what has an image's name: a regular file, or a link to one, or something else."""
     try:
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             if entry.is_dir():
-                found.files.pop()
                 _link_to_folder(found, root, name, entry)
                 return
             if _leads_out(root, entry):
-                found.bad[name] = LINK
+                _refuse(found, name, LINK)
                 return
             status = entry.stat()
     except OSError as error:
-        found.bad[name] = f"cannot be read ({error.strerror})"
+        _refuse(found, name, f"cannot be read ({error.strerror})")
         return
-    found.sizes[name], found.times[name] = status.st_size, status.st_mtime_ns
     if not stat.S_ISREG(status.st_mode):
         found.bad[name] = "not a regular file"
     elif not status.st_size:
         found.bad[name] = "an empty file"
+    found.files.append(name)
+    found.sizes[name], found.times[name] = status.st_size, status.st_mtime_ns
+
+
+def _refuse(found: Listing, name: str, reason: str) -> None:
+    found.files.append(name)
+    found.sizes[name] = found.times[name] = 0
+    found.bad[name] = reason
 
 
 def _link_to_folder(found: Listing, root: Path, name: str, entry: os.DirEntry) -> None:

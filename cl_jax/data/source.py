@@ -189,7 +189,11 @@ def labels_of(source: Source, label: str = "label") -> np.ndarray:
 
 
 def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
-    """The examples `ids` of a source, in that order. They are renumbered from 0."""
+    """The examples `ids` of a source, in that order. They are renumbered from 0.
+
+    Raises:
+      ValueError: ids of another rank, or out of range.
+    """
     chosen = np.asarray(ids, np.int64)
     if chosen.ndim != 1 or (chosen.size and not (0 <= chosen.min() and chosen.max() < source.size)):
         raise ValueError(
@@ -234,6 +238,9 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
 
     The choice depends on the seed and the labels alone, and a smaller share is contained in a
     larger one. Examples without a label (a negative one) are left out.
+
+    Raises:
+      ValueError: a share that is not above 0 and at most 1, no example with that label.
     """
     if not 0 < share <= 1:
         raise ValueError(

@@ -27,6 +27,7 @@ class Records(NamedTuple):
     scale: images.Scale | None
 
     def example(self, i: int, record: Any) -> dict[str, Any]:
+        """Record i as an example: "image", and "label" where there is one."""
         image = images.decode_bytes(
             record[self.image_key],
             f"example {i} of {self.name}",
@@ -47,6 +48,7 @@ class Records(NamedTuple):
         return np.int32(value)
 
     def sizes(self) -> dict[str, int]:
+        """`Source.sizes`."""
         return {"label": self.num_classes} if self.label_key else {}
 
 

@@ -33,7 +33,11 @@ _KERNELS = {
 
 
 def kernel(name: str) -> Callable[..., Any]:
-    """The kernel initialiser called `name`: (key, shape, dtype) -> array."""
+    """The kernel initialiser called `name`: (key, shape, dtype) -> array.
+
+    Raises:
+      ValueError: an unknown name.
+    """
     if name not in _KERNELS:
         raise ValueError(f"initialisation {name!r} is unknown; have {', '.join(_KERNELS)}.")
     return _KERNELS[name]

@@ -197,7 +197,7 @@ class ResNet(nn.Module):
         check_real(x=x)
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}; ResNet expects images [B, H, W, C].")
-        blocks, bottleneck = self._blocks()
+        blocks, bottleneck = self.stages()
         if self.variant not in VARIANTS:
             raise ValueError(f"variant {self.variant!r} is unknown; have {', '.join(VARIANTS)}.")
         if self.stem not in ("imagenet", "cifar"):
@@ -231,8 +231,8 @@ class ResNet(nn.Module):
                 f"{len(blocks)}."
             )
         if first == 0:
-            stem_width = self._channels(64) if self.stem_width is None else self.stem_width
-            for i, (width, size, strides) in enumerate(self._stem(stem_width), start=1):
+            stem_width = self.channels(64) if self.stem_width is None else self.stem_width
+            for i, (width, size, strides) in enumerate(self.stem_convolutions(stem_width), start=1):
                 x = conv(width, size, strides, name=f"stem_conv{i}")(x)
                 x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
             features["conv1"] = x
@@ -242,7 +242,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(blocks, start=1):
             if not first <= stage - 1 <= last:
                 continue
-            width = self._channels(64 * 2 ** (stage - 1))
+            width = self.channels(64 * 2 ** (stage - 1))
             for i in range(1, count + 1):
                 strides = 2 if i == 1 and stage > 1 else 1
                 changes = strides > 1 or x.shape[-1] != width * (4 if bottleneck else 1)
@@ -263,9 +263,11 @@ class ResNet(nn.Module):
 
     @property
     def num_stages(self) -> int:
-        return len(self._blocks()[0])
+        """How many stages there are, for `span`."""
+        return len(self.stages()[0])
 
-    def _blocks(self) -> tuple[tuple[int, ...], bool]:
+    def stages(self) -> tuple[tuple[int, ...], bool]:
+        """(blocks of each stage, whether they are bottlenecks)."""
         if self.blocks is not None:
             if not self.blocks or min(self.blocks) < 1:
                 raise ValueError(
@@ -280,7 +282,8 @@ class ResNet(nn.Module):
         blocks, bottleneck = BLOCKS[self.depth]
         return blocks, bottleneck if self.bottleneck is None else self.bottleneck
 
-    def _channels(self, channels: int) -> int:
+    def channels(self, channels: int) -> int:
+        """What `channels` of the network at width 1 are at its own width."""
         scaled = int(channels * self.width)
         if scaled < 1:
             raise ValueError(
@@ -289,7 +292,7 @@ class ResNet(nn.Module):
             )
         return scaled
 
-    def _stem(self, width: int) -> tuple[tuple[int, int, int], ...]:
+    def stem_convolutions(self, width: int) -> tuple[tuple[int, int, int], ...]:
         """(channels, kernel size, strides) of the stem's convolutions."""
         if self.stem == "cifar":
             return ((width, 3, 1),)
@@ -364,6 +367,6 @@ def make(
         splits=splits,
         for_cpu=for_cpu,
     )
-    found._blocks()  # refuses a depth that there is not
-    found._channels(64)  # and a width that leaves nothing
+    found.stages()  # refuses a depth that there is not
+    found.channels(64)  # and a width that leaves nothing
     return found

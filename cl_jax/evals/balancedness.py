@@ -44,6 +44,9 @@ def make(
     many, few: training examples, 100 and 20 in the literature on long-tailed classes.
     sigma: see `balancedness`. label, feature, c, iterations, when: as for `logistic`. figure: the
       name of its figures, for a second one beside it.
+
+    Raises:
+      ValueError: few above many, a setting out of range.
     """
     check_count(many=many, few=few, iterations=iterations)
     check_positive(sigma=sigma, c=c)

@@ -31,6 +31,9 @@ def make(
     feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
     left out. argmax: the feature says the clusters itself, an example's is its largest column; no
     k-means. figure: the name of its figures, for a second one beside it. when: see `Evaluator`.
+
+    Raises:
+      ValueError: fewer than one start.
     """
     check_count(starts=starts)
     figures = [f"{figure}/{name}" for name in Agreement._fields]

@@ -20,6 +20,9 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
     are written at their place. "shuffled/concepts/places" is that of the shuffled form.
 
     rows: test examples, evenly spaced, that are looked at. when: see `Evaluator`.
+
+    Raises:
+      ValueError: fewer than one row.
     """
     check_count(rows=rows)
 

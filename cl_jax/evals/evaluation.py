@@ -47,7 +47,7 @@ class Evaluation:
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        self.of_views = {train: self._viewed(train) for train in (False, True)}
+        self.of_views: dict[bool, Any] = {}
 
     # What the evaluators need --------------------------------------
 
@@ -170,6 +170,8 @@ class Evaluation:
             return self.rows(self.method.functions[name], state, source)
 
         def views(source: Source, name: str, train: bool) -> np.ndarray | None:
+            if train not in self.of_views:  # traces the views: not before an evaluator reads them
+                self.of_views[train] = self._viewed(train)
             f = self.of_views[train]
             if (id(source), train) not in viewed:
                 viewed[id(source), train] = f and self.rows(

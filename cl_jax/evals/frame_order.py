@@ -29,6 +29,9 @@ def make(
 
     function: of the method, features [B, T, D] of every frame. rows: clips of each part at most. c:
       inverse strength of the L2 penalty. iterations: of L-BFGS at most. when: see `Evaluator`.
+
+    Raises:
+      ValueError: a count or c that is not above 0.
     """
     check_count(iterations=iterations, rows=rows)
     check_positive(c=c)

@@ -21,6 +21,9 @@ def make(
       that sentences are generated for. shown: how many are logged. when: see `Evaluator`.
 
     The test source must have `Source.text`: how tokens are read, the references, the concepts.
+
+    Raises:
+      ValueError: fewer than one row.
     """
     check_count(rows=rows)
 

@@ -85,6 +85,9 @@ def make(
     rows: test examples, drawn by the run's seed, that the geometry is measured on. label: for the
     tolerance, where the data have it. figure: follows "geometry" and "pairs" in the names, for a
     second feature beside the first: "@0.2" gives "geometry@0.2/...".
+
+    Raises:
+      ValueError: fewer than one row.
     """
     check_count(rows=rows)
 

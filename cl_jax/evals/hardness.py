@@ -60,6 +60,9 @@ def make(
       feature: of "encode", that the loss compares. representation: that kNN votes by.
       label: for kNN and tolerance. rows: test examples that uniformity and tolerance are of.
       k, knn_temperature: of the vote.
+
+    Raises:
+      ValueError: no member or one named twice, a count below 1.
     """
     check_count(rows=rows, k=k)
     chosen = [_member(one) for one in members]

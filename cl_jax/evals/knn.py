@@ -47,6 +47,9 @@ def make(
     k: neighbours; the size of the training split where that is smaller. temperature: of the vote.
     feature: of "encode"; "" for the run's own. label: a label field; examples without a label are
     left out. figure: the name of its figures, for a second vote beside it.
+
+    Raises:
+      ValueError: k below 1, a temperature that is not above 0.
     """
     check_count(k=k)
     check_positive(temperature=temperature)
@@ -167,7 +170,11 @@ def knn(
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """The features of the raw-pixel baseline: [N, H, W, C] uint8 -> [N, H * W * C] float32 in [0,
-    1], not centred."""
+    1], not centred.
+
+    Raises:
+      ValueError: images of another type or rank.
+    """
     if np.ndim(images) != 4 or images.dtype != np.uint8:
         raise ValueError(
             f"images are {images.dtype}{list(np.shape(images))}; expected uint8 [N, H, W, C]."

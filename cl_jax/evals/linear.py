@@ -76,6 +76,9 @@ def make(
     feature, label: as for `knn`. figure: the name of its figures, for a probe of another label
       beside it. The
     others: see `probe`; a batch is at most the training split.
+
+    Raises:
+      ValueError: a setting that is not above 0.
     """
     check_count(batch_size=batch_size)
     check_positive(total_epochs=total_epochs, learning_rate=learning_rate)

@@ -29,6 +29,9 @@ def make(
 
     The views are those of the run's first recipe without its changes of colour. The settings: see
     `linear.make`.
+
+    Raises:
+      ValueError: a setting that is not above 0.
     """
     check_count(batch_size=batch_size)
     check_positive(total_epochs=total_epochs, learning_rate=learning_rate)

@@ -32,6 +32,9 @@ def make(
     label: a label field; examples without a label are left out. feature: of "encode"; "" for the
       run's own. c: inverse strength of the L2 penalty. iterations: of L-BFGS at most. when: see
       `Evaluator`. figure: in place of "logistic", for a second feature beside the first.
+
+    Raises:
+      ValueError: a count or c that is not above 0.
     """
     check_count(iterations=iterations)
     check_positive(c=c)

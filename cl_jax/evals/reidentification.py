@@ -42,6 +42,9 @@ def make(
     camera: a label field; rows of a query's own label and camera are left out of its gallery, the
       Market-1501 protocol. "": none are.
     feature: of "encode"; "" for the run's own. ks: points of the curve. when: see `Evaluator`.
+
+    Raises:
+      ValueError: no place of the curve, or one below 1.
     """
     if not ks:
         raise ValueError("ks is empty; expected points of the CMC curve, for instance (1, 5, 10).")

@@ -63,6 +63,9 @@ def make(
       ks: places.
       rows: the first examples of the set that are the gallery; 0 for all. Ranks depend on it.
       source: a name of `Splits.more`; "" is the test part.
+
+    Raises:
+      ValueError: no place, or one below 1.
     """
 
     if not ks or min(ks) < 1:

@@ -52,7 +52,11 @@ def make(
 
 
 def turned(source: Source, turns: np.ndarray) -> Source:
-    """The source with image i turned counter-clockwise by turns[i] quarters."""
+    """The source with image i turned counter-clockwise by turns[i] quarters.
+
+    Raises:
+      ValueError: images that are not square.
+    """
     height, width = source.read(0)["image"].shape[:2]
     if height != width:
         raise ValueError(

@@ -21,6 +21,9 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
     among: "own": the latents of the same example, for long sequences; chance is one over their
       number. "all": those of all the examples; the median place at chance is half their number.
       rows: examples, evenly spaced, that are looked at for "all". when: see `Evaluator`.
+
+    Raises:
+      ValueError: an unknown `among`, fewer than one row.
     """
     if among not in AMONG:
         raise ValueError(f"among={among!r}; expected one of {', '.join(AMONG)}.")

@@ -42,6 +42,9 @@ def aggregate(parts: Sequence[tuple[np.ndarray, np.ndarray]], aggregation: str =
 
     "all" is one correlation over all of them, as SimCSE reports; "mean" the mean of theirs, "wmean"
     weighted by their sizes. Figures of the three differ by up to 5 points and must not be compared.
+
+    Raises:
+      ValueError: an unknown aggregation.
     """
     if aggregation not in AGGREGATIONS:
         raise ValueError(

@@ -36,6 +36,9 @@ def make(
     repeats: divisions into folds, by the run's seed and those after it; accuracy and deviation are
       means over them. feature: of "encode"; "" for the run's own. label: a label field; examples
       without a label are left out. when: see `Evaluator`. The others: see `svm_folds`.
+
+    Raises:
+      ValueError: fewer than two folds, fewer than one repeat.
     """
     check_count(repeats=repeats)
     if min(folds, inner_folds) < 2:

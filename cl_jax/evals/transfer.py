@@ -38,6 +38,9 @@ def make(
       folds: of sets without a test part. strengths: inverse penalties to choose from.
       iterations: of the fit, at most.
       when: see `Evaluator`; "always" measures the untrained network too.
+
+    Raises:
+      ValueError: fewer than two folds.
     """
     other: dict[str, Source] = {}
     if folds < 2:

@@ -151,7 +151,11 @@ def cpc_unroll_steps(
     observation: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> Steps:
-    """Loss and accuracy of each step of `cpc_unroll`; inf where no pair lies in one episode."""
+    """Loss and accuracy of each step of `cpc_unroll`; inf where no pair lies in one episode.
+
+    Raises:
+      ValueError: as `cpc_unroll`.
+    """
     sizes = check("k b t d", check("b t d", z=z), p=p)
     check_integer("b t", sizes, episode=episode)
     check_axis(axis_name)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
 from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
@@ -61,17 +62,76 @@ def _swapped(
     """`swapped_cross_entropy` of log softmax(scores / temperature), which is not written out: the
     codes that a view predicts are summed first, and -<q, log p> = sum q log sum exp x - <q, x>."""
     views, owners = scores.shape[0], check_owners(scores.shape[0], codes.shape[0], owners)
-    terms = []
-    for view in range(views):
-        others = [codes[a] for a, owner in enumerate(owners) if owner != view]
-        if others:
-            q, x = functools.reduce(jnp.add, others), wide(scores[view])
-            x = capped(x - lax.stop_gradient(x.max(axis=1, keepdims=True))) / temperature
-            # The exponentials, which the gradient reads too, are summed as a product.
-            ones = jnp.ones(x.shape[1:], x.dtype)
-            log_sum = jnp.log(at_least_one(dots("bk,k->b", jnp.exp(x), ones)))
-            terms.append(jnp.sum(q * (log_sum[:, None] - x), axis=1).sum())
-    return functools.reduce(jnp.add, terms) / (len(owners) * (views - 1) * scores.shape[1])
+    predicts = tuple(tuple(float(v != owner) for owner in owners) for v in range(views))
+    terms = _rows(wide(scores), codes, jnp.asarray(temperature, codes.dtype), predicts)[0]
+    return terms.sum() / (len(owners) * (views - 1) * scores.shape[1])
+
+
+BLOCK = 1 << 17  # scores, half a megabyte
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _rows(
+    scores: jax.Array,
+    codes: jax.Array,
+    temperature: jax.Array,
+    predicts: tuple[tuple[float, ...], ...],
+) -> tuple[jax.Array, ...]:
+    """Of each row of the scores [V, B, K], as [V, B]: its term of the loss; and what its gradient
+    is computed from, log sum exp of what is below its maximum, that maximum, and the sum of the
+    codes that it predicts. predicts: [V, A], 1 where a view predicts the codes."""
+
+    def some(scores, codes, weights):  # [..., K], [A, ..., K], [A]
+        top = scores.max(axis=-1)
+        x = capped((scores - top[..., None]) / temperature)
+        log_sum = jnp.log(at_least_one(jnp.exp(x).sum(axis=-1)))
+        q = jnp.tensordot(weights, codes, axes=1, precision=lax.Precision.HIGHEST)
+        mass = q.sum(axis=-1)
+        return mass * log_sum - (q * x).sum(axis=-1), log_sum, top, mass
+
+    def whole(scores, codes):
+        return jax.vmap(some, (0, None, 0))(scores, codes, jnp.asarray(predicts, scores.dtype))
+
+    def in_blocks(scores, codes):
+        """A CPU's caches hold what is computed of one block; the matrices go through once."""
+        views, count, width = scores.shape
+        fit = [n for n in range(1, count + 1) if count % n == 0 and n * width <= BLOCK]
+        rows = max(fit, default=1)
+        blocks = count // rows
+        weights = jnp.asarray(predicts, scores.dtype)
+        parts = codes.reshape(len(codes), blocks, rows, width)
+
+        def one(given):
+            number, block = given
+            mine = lax.dynamic_index_in_dim(parts, number % blocks, 1, keepdims=False)
+            return some(block, mine, weights[number // blocks])
+
+        given = jnp.arange(views * blocks), scores.reshape(views * blocks, rows, width)
+        return tuple(x.reshape(views, count) for x in lax.map(one, given))
+
+    return lax.platform_dependent(scores, codes, cpu=in_blocks, default=whole)
+
+
+def _rows_jvp(predicts, primals, tangents):
+    scores, codes, temperature = primals
+    out = _rows(scores, codes, temperature, predicts)
+    _, log_sum, top, mass = out
+    x = capped((scores - top[:, :, None]) / temperature)
+    change, _, warmer = tangents
+    change = 0.0 if isinstance(change, SymbolicZero) else change
+    if not isinstance(warmer, SymbolicZero):
+        change = change - x * warmer
+    change = change / temperature
+    p = jnp.exp(x - log_sum[:, :, None])
+    # No sums here, and products with 0 and 1 for slices: all is one loop over the matrix.
+    q = jnp.zeros((), scores.dtype)
+    for code, chosen in zip(codes, zip(*predicts)):
+        q = q + code[None] * jnp.asarray(chosen, scores.dtype)[:, None, None]
+    terms = ((mass[:, :, None] * p - q) * change).sum(axis=2)
+    return out, (terms, (p * change).sum(axis=2), 0 * top, 0 * mass)
+
+
+_rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
 @any_mesh
@@ -110,14 +170,13 @@ def swav_codes(
     Reference: Caron et al., NeurIPS 2020, section 4.1 (queue).
     """
     sizes = check("a b k", scores=scores)
+    check_positive(epsilon=epsilon)
+    check_axis(axis_name)
+    balance = functools.partial(
+        _balanced, epsilon=epsilon, iterations=iterations, axis_name=axis_name
+    )
     if queue is None:
-        # One after the other: of a `lax.cond`, `jax.vmap` computes both sides.
-        return jnp.stack(
-            [
-                sinkhorn(s, epsilon=epsilon, iterations=iterations, axis_name=axis_name)
-                for s in scores
-            ]
-        )
+        return balance(scores)
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -126,20 +185,8 @@ def swav_codes(
         )
     check("k d", check("a l d", sizes, queue=queue), prototypes=prototypes)
     queued = dots("ald,kd->alk", lax.stop_gradient(queue), lax.stop_gradient(prototypes))
-
-    def codes(scores, queued, use):
-        return sinkhorn(
-            scores,
-            queued,
-            epsilon=epsilon,
-            iterations=iterations,
-            use_queued=use,
-            queued_per_device=queue_per_device,
-            axis_name=axis_name,
-        )
-
     use = jnp.broadcast_to(filled, scores.shape[:1])
-    return jnp.stack([codes(*crop) for crop in zip(scores, queued, use)])
+    return balance(scores, queued, use_queued=use, queued_per_device=queue_per_device)
 
 
 @any_mesh
@@ -171,6 +218,8 @@ def sinkhorn(
       queued_per_device: False: all devices pass the same L rows, which count once, so that the
         result does not depend on the number of devices. True: each device passes L rows of its own
         and all of them count, as the authors do.
+      valid: [B] booleans, which examples share in the balance; the rows of others are not to be
+        read. None for all.
       axis_name: mapped axis over which the examples are split.
 
     Returns:
@@ -186,72 +235,114 @@ def sinkhorn(
     sizes = check("b k", scores=scores)
     check_positive(epsilon=epsilon)
     check_axis(axis_name)
-    if iterations < 0:
-        raise ValueError(f"iterations is {iterations}; expected 0 or more. SwAV uses 3.")
-    scores = lax.stop_gradient(wide(scores))
-    rows = sizes["b"]
-    log_weight = jnp.zeros((rows,), scores.dtype)
     if valid is not None:
         check_integer("b", sizes, valid=jnp.asarray(valid, jnp.int32))
-        log_weight = jnp.where(valid, log_weight, -jnp.inf)
     if queued is not None:
         check("l k", sizes, queued=queued)
-        scores = jnp.concatenate([lax.stop_gradient(wide(queued)).astype(scores.dtype), scores])
-        # The same rows on n devices, summed over devices, count once when each has weight 1/n.
-        share = 1.0 if queued_per_device else 1.0 / axis_size(axis_name)
-        log_queued = jnp.where(use_queued, jnp.log(jnp.asarray(share, scores.dtype)), -jnp.inf)
-        log_weight = jnp.concatenate([jnp.broadcast_to(log_queued, queued.shape[:1]), log_weight])
-
-    # Each row is centred on its own maximum before the division: that keeps float32's digits where
-    # the mass is.
-    top = scores.max(axis=1)
-    highest = _most(top.max(), axis_name)
-    kernel = (scores - top[:, None]) / epsilon
-    example = (top - highest) / epsilon
-    if iterations == 0:
-        count = total(jnp.exp(log_weight).sum(), axis_name)
-        mass = total(jnp.exp(kernel + (example + log_weight)[:, None]).sum(), axis_name)
-        return (jnp.exp(kernel + example[:, None]) * (count / mass))[-rows:]
-    # By factors: one exponential of the matrix, and two products with it for each iteration.
-    powers, weight, factor = jnp.exp(kernel), jnp.exp(log_weight), jnp.exp(example)
-    largest = jnp.ones((), kernel.dtype)
-    for _ in range(iterations):
-        column = 1 / total(dots("b,bk->k", factor * weight, powers), axis_name)
-        largest = jnp.maximum(largest, jnp.maximum(column.max(), column.max() / column.min()))
-        column = column / column.max()
-        factor = 1 / dots("bk,k->b", powers, column)
-        largest = jnp.maximum(largest, factor.max())
-    # What underflowed is then less than exp(-45) of a row's sum and of a column's.
-    held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
-    in_logarithms = functools.partial(
-        _by_logarithms, iterations=iterations, rows=rows, axis_name=axis_name
+        queued = queued[None]
+    codes = _balanced(
+        scores[None],
+        queued,
+        epsilon=epsilon,
+        iterations=iterations,
+        use_queued=use_queued,
+        queued_per_device=queued_per_device,
+        valid=valid,
+        axis_name=axis_name,
     )
-    return lax.cond(
-        held,
-        lambda factors, _: factors[0] * factors[1][None] * factors[2][:, None],
-        lambda _, given: in_logarithms((given[0] - top[:, None]) / epsilon, *given[1:]),
-        *((powers[-rows:], column, factor[-rows:]), (scores, example, log_weight)),
-    )
+    return codes[0]
 
 
 RANGE = 42.0  # of the factors' logarithms, for which float32 holds all that matters of exp(kernel)
 
 
-def _by_logarithms(
+def _balanced(
+    scores: jax.Array,
+    queued: jax.Array | None = None,
+    *,
+    epsilon: float | jax.Array,
+    iterations: int,
+    use_queued: jax.Array | bool = True,
+    queued_per_device: bool = False,
+    valid: jax.Array | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """`sinkhorn` of several crops, each by itself: scores [A, B, K], queued [A, L, K], use_queued
+    [A] or one for all, valid [B]."""
+    if iterations < 0:
+        raise ValueError(f"iterations is {iterations}; expected 0 or more. SwAV uses 3.")
+    scores = lax.stop_gradient(wide(scores))
+    log_weight = jnp.zeros(scores.shape[:2], scores.dtype)
+    if valid is not None:
+        log_weight = jnp.where(valid, log_weight, -jnp.inf)
+    # The batch's rows come last.
+    rows, log_weights = [scores], [log_weight]
+    if queued is not None:
+        # The same rows on n devices, summed over devices, count once when each has weight 1/n.
+        share = 1.0 if queued_per_device else 1.0 / axis_size(axis_name)
+        log_share = jnp.log(jnp.asarray(share, scores.dtype))
+        log_queued = jnp.where(jnp.reshape(use_queued, (-1, 1)), log_share, -jnp.inf)
+        rows.insert(0, lax.stop_gradient(wide(queued)).astype(scores.dtype))
+        log_weights.insert(0, jnp.broadcast_to(log_queued, queued.shape[:2]))
+
+    # Each row is centred on its own maximum before the division: that keeps float32's digits where
+    # the mass is.
+    tops = [x.max(axis=2) for x in rows]
+    highest = _most(functools.reduce(jnp.maximum, [top.max(axis=1) for top in tops]), axis_name)
+    kernels = [(x - top[:, :, None]) / epsilon for x, top in zip(rows, tops)]
+    examples = [(top - highest[:, None]) / epsilon for top in tops]
+    if iterations == 0:
+        weighed = list(zip(kernels, examples, log_weights))
+        counts = [jnp.exp(w).sum(axis=1) for _, _, w in weighed]
+        count = total(functools.reduce(jnp.add, counts), axis_name)
+        masses = [jnp.exp(x + (e + w)[:, :, None]).sum(axis=(1, 2)) for x, e, w in weighed]
+        scale = count / total(functools.reduce(jnp.add, masses), axis_name)
+        return jnp.exp(kernels[-1] + examples[-1][:, :, None]) * scale[:, None, None]
+    # By factors: one exponential of the matrix, and two products with it for each iteration.
+    powers = [jnp.exp(x) for x in kernels]
+    weights = [jnp.exp(w) for w in log_weights]
+    factors = [jnp.exp(e) for e in examples]
+    largest = jnp.ones((), scores.dtype)
+    for number in range(iterations):
+        sums = [dots("an,ank->ak", f * w, p) for f, w, p in zip(factors, weights, powers)]
+        column = 1 / total(functools.reduce(jnp.add, sums), axis_name)
+        most = column.max(axis=1, keepdims=True)
+        spread = (most / column.min(axis=1, keepdims=True)).max()
+        largest = jnp.maximum(largest, jnp.maximum(most.max(), spread))
+        column = column / most
+        wanted = powers if number < iterations - 1 else powers[-1:]
+        factors = [1 / dots("ank,ak->an", p, column) for p in wanted]
+        for factor in factors:
+            largest = jnp.maximum(largest, factor.max())
+    # What underflowed is then less than exp(-45) of a row's sum and of a column's.
+    held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
+
+    def by_logarithms(_):
+        x, top, example, log_weight = (
+            jnp.concatenate(parts, axis=1) for parts in (rows, tops, examples, log_weights)
+        )
+        kernel = (x - top[:, :, None]) / epsilon
+        log_q = _log_codes(kernel, example, log_weight, iterations, axis_name)
+        return softmax(log_q[:, -scores.shape[1] :], axis=2), jnp.ones_like(held)
+
+    # A loop of one turn or none works in the place of the powers; `lax.cond` copies the matrix.
+    codes = powers[-1] * column[:, None, :] * factors[-1][:, :, None]
+    return lax.while_loop(lambda carry: ~carry[1], by_logarithms, (codes, held))[0]
+
+
+def _log_codes(
     kernel: jax.Array,
     example: jax.Array,
     log_weight: jax.Array,
-    *,
     iterations: int,
-    rows: int,
     axis_name: AxisName,
 ) -> jax.Array:
-    """Sinkhorn's iterations for scores of any range."""
+    """[A, N, K]: logarithms of the codes, up to a constant for each row, of scores of any range."""
     for _ in range(iterations):
-        prototype = -_log_sum_rows(kernel + (example + log_weight)[:, None], axis_name)
-        prototype = prototype - prototype.mean()
-        example = -log_sum_exp(kernel + prototype[None], axis=1)
-    return softmax((kernel + prototype[None])[-rows:], axis=1)
+        prototype = -_log_sum_rows(kernel + (example + log_weight)[:, :, None], axis_name)
+        log_q = kernel + (prototype - prototype.mean(axis=1, keepdims=True))[:, None, :]
+        example = -log_sum_exp(log_q, axis=2)
+    return log_q
 
 
 def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -260,9 +351,9 @@ def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """[B, K] -> [K]: logsumexp over the rows of all devices."""
-    top = _most(x.max(axis=0), axis_name)
-    powers = total(jnp.exp(capped(x - top[None])).sum(axis=0), axis_name)
+    """[A, N, K] -> [A, K]: logsumexp over the rows of all devices."""
+    top = _most(x.max(axis=1), axis_name)
+    powers = total(jnp.exp(capped(x - top[:, None])).sum(axis=1), axis_name)
     return top + jnp.log(at_least_one(powers))
 
 

@@ -42,6 +42,10 @@ def draw_prototypes(
       num_negatives: r, at most C - B.
 
     The authors leave out trailing clusters that are empty, and draw on each device by itself.
+
+    Raises:
+      ValueError: an assignment that is not integers [B], more negatives than clusters that are
+        left.
     """
     sizes = check_integer("b", assignment=assignment)
     if not 0 < num_negatives <= num_prototypes - sizes["b"]:
@@ -150,7 +154,7 @@ def pcl(
       clusterings: M of them, of any sizes; empty during warm-up.
       temperature: of the instance term; the prototypes have their own (mean of each
         `concentration`, 0.2 in PCL).
-      mask_duplicates, block_size, axis_name: see `proto_nce`.
+      mask_duplicates, block_size, normalise, axis_name: see `proto_nce`.
 
     Returns:
       Nats, mean over the global batch; `log(1 + K) + mean_m log(B + r_m)` at chance level.
@@ -376,7 +380,11 @@ def expert_prototypes(sums: jax.Array) -> jax.Array:
 
 
 def simplex(num_classes: int, width: int) -> jax.Array:
-    """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes."""
+    """[E, D] unit vectors at equal angles, cosine -1/(E - 1): MiCE's gating prototypes.
+
+    Raises:
+      ValueError: fewer than 2 classes, a width below num_classes - 1.
+    """
     if num_classes < 2 or width < num_classes - 1:
         raise ValueError(
             f"num_classes is {num_classes} and width {width}; expected at least 2 classes and a "

@@ -73,7 +73,11 @@ def vicreg(
 def vicreg_terms(
     z_a: jax.Array, z_b: jax.Array, *, eps: float = 1e-4, axis_name: AxisName = None
 ) -> VICRegTerms:
-    """The three terms of `vicreg`, of the global batch, before their weights."""
+    """The three terms of `vicreg`, of the global batch, before their weights.
+
+    Raises:
+      ValueError: as `vicreg`.
+    """
     check("b d", z_a=z_a, z_b=z_b)
     check_axis(axis_name)
     rows = _rows_of_batch(z_a, axis_name)
@@ -124,7 +128,7 @@ def barlow_twins(
     Args:
       z_a, z_b: [B, D] embeddings, not normalised; gradient flows to both, and through the moments.
       off_diagonal_weight: 0.0051 at the authors' D of 8192. The terms are sums over features, so
-        another D wants another weight and scale.
+        another D needs another weight and scale.
       scale: multiplies the loss. 1 in the released program (1/32, then 0.024, in earlier
         versions), 0.1 in solo-learn on CIFAR. A layer-wise rate (LARS) does not notice it.
       eps: added to each (biased) variance inside the root, as in a batch norm.
@@ -238,6 +242,9 @@ def whiten(
 
     z = L^-1 (h - mean), L the lower Cholesky factor of (1 - eps) C + eps I, C of the group with
     group_size - 1 below. Rows are in the order of the global batch. Arguments as in `w_mse`.
+
+    Raises:
+      ValueError: as `w_mse`.
     """
     sizes = check("v b d", h=h)
     check_axis(axis_name)

@@ -121,6 +121,10 @@ def knowledge_distillation(
     Returns:
       Nats times temperature^2, mean over the global batch; 0 where the student equals the teacher.
 
+    Raises:
+      ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not
+        mapped.
+
     Reference: Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
@@ -176,6 +180,9 @@ def crd(
 
     Returns:
       (loss, normalizers), nats, mean over the global batch; `2 nce_chance(K)` at chance level.
+
+    Raises:
+      ValueError: shapes that disagree, and as `nce`.
 
     Reference: Tian et al. 2020, arXiv 1910.10699, equations 17 to 19.
     """

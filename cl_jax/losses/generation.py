@@ -110,7 +110,11 @@ def two_c_rows(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> TwoC:
-    """The terms whose mean is `two_c`, and their parts, for this device's rows."""
+    """The terms whose mean is `two_c`, and their parts, for this device's rows.
+
+    Raises:
+      ValueError: as `two_c`.
+    """
     if positives not in ("class", "proxy"):
         raise ValueError(f"positives is {positives!r}; expected 'class' or 'proxy'.")
     sizes = check("b d", z=z)
@@ -185,6 +189,9 @@ def contragan_discriminator(
     Returns:
       Scalar.
 
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
+
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """
     _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
@@ -226,6 +233,9 @@ def contragan_generator(
 
     Returns:
       Scalar.
+
+    Raises:
+      ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
 
     Reference: Kang and Park, ContraGAN, NeurIPS 2020.
     """

@@ -151,7 +151,7 @@ def align_uniform(
     Args:
       x, y: [B, D], rows paired. Gradient flows to both.
       align_weight, uniform_weight: 1 and 1 on STL-10.
-      alpha, t, axis_name, plan, block_size: as in `alignment` and `uniformity`.
+      alpha, t, normalise, axis_name, plan, block_size: as in `alignment` and `uniformity`.
 
     Returns:
       Scalar; independent uniform directions give about 2 w_a - 2t w_u at alpha 2.

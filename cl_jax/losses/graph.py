@@ -203,7 +203,11 @@ def infograph_expectations(
     upweight_hard: bool = False,
     axis_name: AxisName = None,
 ) -> Expectations:
-    """The two terms of `infograph`."""
+    """The two terms of `infograph`.
+
+    Raises:
+      ValueError: as `infograph`.
+    """
     sizes = check("n d", local=local)
     sizes = check("g d", sizes, summary=summary)
     check_integer("n", sizes, graph_id=graph_id)

@@ -107,7 +107,11 @@ def hcl_terms(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> HCLTerms:
-    """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms."""
+    """The parts of `hcl` for each of this device's rows, [z_a; z_b], in logarithms.
+
+    Raises:
+      ValueError: as `hcl`.
+    """
     z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature)
@@ -212,6 +216,9 @@ def draw_mixtures(
       num_hard: N, how many of the hardest negatives are mixed.
       num_pairs: s, mixtures of two negatives; 0 for none.
       num_query: s', mixtures of a negative and the query; 0 for none.
+
+    Raises:
+      ValueError: ids that are not integers [B], num_hard below 1.
     """
     check_integer("b", ids=ids)
     check_count(num_hard=num_hard)
@@ -240,6 +247,9 @@ def hardest_negatives(
       queue: [K, D].
       num_hard: at most K.
       block_size: queue rows compared at a time; None for all at once.
+
+    Raises:
+      ValueError: shapes that disagree, num_hard outside 1 to K, block_size below 1.
     """
     sizes = check("b d", queries=queries)
     sizes = check("k d", sizes, queue=queue)
@@ -282,6 +292,9 @@ def mix_negatives(
       hardest: [B, N] rows of the queue (`hardest_negatives`).
       pairs: [B, s, 2] columns of `hardest`.
       alpha: [B, s] weight of the first.
+
+    Raises:
+      ValueError: shapes that disagree, indices that are not integers.
     """
     check("k d", queue=queue)
     sizes = check_integer("b n", hardest=hardest)
@@ -310,6 +323,9 @@ def mix_with_query(
       hardest: [B, N] rows of the queue (`hardest_negatives`).
       picks: [B, u] columns of `hardest`.
       beta: [B, u] weight of the query, below 0.5 in the paper.
+
+    Raises:
+      ValueError: shapes that disagree, indices that are not integers.
     """
     (queries,) = prepared(normalise, queries=queries)
     sizes = check("b d", queries=queries)
@@ -445,6 +461,9 @@ def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) ->
       similarity: [B, M].
       positive: [B] integers, the column of each row's positive, which is never selected.
       num_hard: how many; equal similarities at the threshold are all taken.
+
+    Raises:
+      ValueError: shapes that disagree, positions that are not integers, num_hard below 1.
     """
     sizes = check("b m", similarity=similarity)
     check_integer("b", sizes, positive=positive)

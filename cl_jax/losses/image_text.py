@@ -92,7 +92,11 @@ def clip_rows(
     block_size: int | None = None,
 ) -> jax.Array:
     """[2, B] `clip` of each of this device's images and texts; of all devices' with
-    local_loss=False."""
+    local_loss=False.
+
+    Raises:
+      ValueError: as `clip`.
+    """
     check("b d", image=image, text=text)
     scale = _scale(logit_scale, max_scale)
     check_axis(axis_name)

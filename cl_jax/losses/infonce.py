@@ -294,7 +294,11 @@ def info_nce_rows(
     block_size: int | None = None,
 ) -> jax.Array:
     """[B] `info_nce` of each of this device's queries; [2, B] where symmetric, the second from keys
-    to queries."""
+    to queries.
+
+    Raises:
+      ValueError: as `info_nce`.
+    """
     sizes = check("b d", queries=queries, keys=keys)
     check_positive(temperature=temperature)
     check_axis(axis_name)

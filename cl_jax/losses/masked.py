@@ -93,7 +93,11 @@ def simmim(
 @any_mesh
 def patchify(images: jax.Array, *, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B, L, patch * patch * C]: patches in raster order; within a patch row, then
-    column, then channel, the channel fastest, as MAE has them."""
+    column, then channel, the channel fastest, as MAE has them.
+
+    Raises:
+      ValueError: images of another rank, sides that `patch` does not divide.
+    """
     sizes = check("b h w c", images=images)
     check_count(patch=patch)
     rows, columns = sizes["h"] // patch, sizes["w"] // patch
@@ -107,7 +111,11 @@ def patchify(images: jax.Array, *, patch: int) -> jax.Array:
 
 @any_mesh
 def unpatchify(patches: jax.Array, *, patch: int, height: int, width: int) -> jax.Array:
-    """[B, L, patch * patch * C] -> [B, height, width, C]: the inverse of `patchify`."""
+    """[B, L, patch * patch * C] -> [B, height, width, C]: the inverse of `patchify`.
+
+    Raises:
+      ValueError: patches of another rank, number or width.
+    """
     sizes = check("b l p", patches=patches)
     check_count(patch=patch, height=height, width=width)
     rows, columns = height // patch, width // patch
@@ -134,7 +142,11 @@ def normalise_patches(patches: jax.Array, *, eps: float = 1e-6) -> jax.Array:
 @any_mesh
 def pixel_shuffle(x: jax.Array, *, stride: int) -> jax.Array:
     """[B, h, w, C * stride^2] -> [B, h * stride, w * stride, C]: feature c * stride^2 + i * stride
-    + j goes to channel c, row i, column j; the channel slowest, as in SimMIM and PyTorch."""
+    + j goes to channel c, row i, column j; the channel slowest, as in SimMIM and PyTorch.
+
+    Raises:
+      ValueError: maps of another rank, a number of features that stride^2 does not divide.
+    """
     sizes = check("b h w f", x=x)
     check_count(stride=stride)
     if sizes["f"] % stride**2:

@@ -58,6 +58,9 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
 
     Returns:
       [B, 1 + K] int32, column 0 the ids.
+
+    Raises:
+      ValueError: ids that are not integers [B], counts below 1.
     """
     check_integer("b", ids=ids)
     check_count(size=size, num_negatives=num_negatives)
@@ -251,6 +254,9 @@ def nce(
     Returns:
       (loss, normalizer), nats; `nce_chance(K)` at chance level.
 
+    Raises:
+      ValueError: shapes that disagree, indices that are not integers, and as `nce_of_logits`.
+
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 8.
     """
     logits = bank_logits(
@@ -297,6 +303,9 @@ def cross_nce(
     Returns:
       (loss, (normalizer of z_a, normalizer of z_b)); `2 nce_chance(K)` at chance level.
 
+    Raises:
+      ValueError: shapes that disagree, and as `nce_of_logits`.
+
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 5; and CRD, arXiv 1910.10699.
     """
     check("n d", check("b d", z_a=z_a, z_b=z_b), bank_a=bank_a, bank_b=bank_b)
@@ -338,6 +347,9 @@ def queue_nce(
       query: [B, D]; key: [B, D] and queue: [K, D] without gradient.
       num_data: N, the size of the data set.
       The others as in `nce_of_logits`.
+
+    Raises:
+      ValueError: shapes that disagree, and as `nce_of_logits`.
 
     Reference: Tian et al. 2020, arXiv 1906.05849; the released memory truncates Z to an integer:
       `integer_z=True`.
@@ -386,6 +398,10 @@ def bank_softmax(
     Returns:
       Nats, mean over the global batch; `log(1 + K)` at chance level.
 
+    Raises:
+      ValueError: shapes that disagree, indices that are not integers, a temperature that is not
+        above 0, an axis that is not mapped.
+
     Reference: Tian et al. 2020, arXiv 1906.05849, equation 2; InfoMin, arXiv 2005.10243.
     """
     check_axis(axis_name)
@@ -428,10 +444,13 @@ def cross_bank_softmax(
     trainer of InfoMin hands the two jigsaw queries over in the wrong order; swap the arguments to
     have that.
 
-    Args: as in `cross_nce` and `bank_softmax`.
+    Args: z_a, z_b, bank_a, bank_b and indices as in `cross_nce`, all others as in `bank_softmax`.
 
     Returns:
       Nats, mean over the global batch; `2 log(1 + K)` at chance level.
+
+    Raises:
+      ValueError: as `bank_softmax`.
 
     Reference: Tian et al. 2020, arXiv 1906.05849, equations 2 and 3.
     """
@@ -477,6 +496,10 @@ def full_bank_softmax(
 
     Returns:
       Nats, mean over the global batch; `log N` at chance level.
+
+    Raises:
+      ValueError: shapes that disagree, ids that are not integers, a temperature that is not above
+        0, an axis that is not mapped.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, equation 2.
     """
@@ -548,6 +571,10 @@ def queue_softmax(
     Returns:
       Nats, mean over the global batch; `log(1 + K)` at chance level.
 
+    Raises:
+      ValueError: shapes that disagree, a temperature that is not above 0, an axis that is not
+        mapped.
+
     Reference: Tian et al. 2020, arXiv 2005.10243, appendix.
     """
     check_axis(axis_name)
@@ -594,10 +621,13 @@ def cross_queue_softmax(
 
     L = queue_softmax(q_a, k_b, queue_b, jigsaw_a) + queue_softmax(q_b, k_a, queue_a, jigsaw_b).
 
-    Args: as in `queue_softmax`, per view.
+    Args: as in `queue_softmax`: q, k, queue and jigsaw of each view, all others of both.
 
     Returns:
       Nats, mean over the global batch; `2 log(1 + K)` at chance level.
+
+    Raises:
+      ValueError: as `queue_softmax`.
 
     Reference: Tian et al. 2020, arXiv 1906.05849 and 2005.10243.
     """

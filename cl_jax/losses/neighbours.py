@@ -131,7 +131,11 @@ def nnclr_rows(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> jax.Array:
-    """[2, B] `nnclr` of each of this device's rows: neighbours_a against p_b first."""
+    """[2, B] `nnclr` of each of this device's rows: neighbours_a against p_b first.
+
+    Raises:
+      ValueError: as `nnclr`.
+    """
     check("b d", p_a=p_a, p_b=p_b, neighbours_a=neighbours_a, neighbours_b=neighbours_b)
     check_positive(temperature=temperature)
     check_axis(axis_name)

@@ -351,6 +351,9 @@ def teacher_temperature(
     Returns:
       Floating-point array of the shape of `epoch`.
 
+    Raises:
+      ValueError: a temperature that is not above 0.
+
     Reference: Caron et al., ICCV 2021, appendix; the authors' ramp includes both ends.
     """
     check_positive(start=start, final=final)

@@ -115,7 +115,11 @@ def supcon_rows(
     block_size: int | None = None,
 ) -> SupConRows:
     """The parts of `supcon` for each of this device's anchors, view-major (row = view * B +
-    example), not scaled."""
+    example), not scaled.
+
+    Raises:
+      ValueError: as `supcon`.
+    """
     features = _views(
         features, temperature, contrast_mode, summation, axis_name, normalise=normalise
     )
@@ -323,7 +327,7 @@ def kcl_in_batch(
         below 0, which has no label, only its own other views are.
       selected: [V * B, V * N], nonzero at the positives, view-major both ways, N the global batch
         (`in_batch_positives`). Constant.
-      temperature, base_temperature, axis_name, plan, block_size: as in `supcon`.
+      temperature, base_temperature, normalise, axis_name, plan, block_size: as in `supcon`.
 
     Returns, Raises: as `supcon`.
 
@@ -385,6 +389,9 @@ def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
         the floor(draw * n)-th of the n candidates it has left, none when n = 0.
       candidates: [B, K], nonzero at what may be drawn (`same_class`).
 
+    Raises:
+      ValueError: shapes that disagree.
+
     Reference: Kang et al. 2021; the rounds are those of TSC's code.
     """
     sizes = check("r b", draws=draws)
@@ -428,6 +435,9 @@ def in_batch_positives(
         are always in.
       num_views: V.
       axis_name: device axis that splits the batch.
+
+    Raises:
+      ValueError: labels that are not integers [B], an axis that is not mapped.
     """
     sizes = check_integer("b", labels=labels)
     check_axis(axis_name)

@@ -108,7 +108,11 @@ def cpc_steps(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
-    """Loss and accuracy of each step of `cpc`, over the global batch."""
+    """Loss and accuracy of each step of `cpc`, over the global batch.
+
+    Raises:
+      ValueError: as `cpc`.
+    """
     if negatives is not None:
         if exclude_own:
             raise ValueError(
@@ -222,7 +226,11 @@ def cpc_grid_steps(
     plan: str = "gather",
     block_size: int | None = None,
 ) -> Steps:
-    """Loss and accuracy of each offset of `cpc_grid`, over the global batch."""
+    """Loss and accuracy of each offset of `cpc_grid`, over the global batch.
+
+    Raises:
+      ValueError: as `cpc_grid`.
+    """
     sizes = check("k b h w d", check("b h w d", z=z), p=p)
     check_positive(scale=scale)
     check_axis(axis_name)
@@ -307,6 +315,9 @@ def permuted_negatives(
     Returns:
       [B, N, T-k] positions for `cpc(..., common_window=False)`: the last B (T - k) entries of each
       permutation, dealt to the (b, t) in order. A negative can be the positive.
+
+    Raises:
+      ValueError: permutations that are not integers [N, B * T].
     """
     check_integer("n m", {"m": batch_size * length}, permutations=permutations)
     window = length - step

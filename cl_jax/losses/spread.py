@@ -249,7 +249,11 @@ def lejepa_terms(
     axis_name: AxisName = None,
     block_size: int | None = None,
 ) -> LeJEPATerms:
-    """The two terms of `lejepa` before their weights."""
+    """The two terms of `lejepa` before their weights.
+
+    Raises:
+      ValueError: as `lejepa`.
+    """
     views = check("v b d", z=z)["v"]
     num_global = views if num_global is None else num_global
     if not 1 <= num_global <= views:

@@ -186,7 +186,11 @@ def ranking_rows(
     block_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The terms of `ranking_loss` for this device's rows: captions against videos [B], videos
-    against captions [B]."""
+    against captions [B].
+
+    Raises:
+      ValueError: as `ranking_loss`.
+    """
     t, v = prepared(normalise, t=t, v=v)
     if reduction not in ("hardest", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'hardest' or 'sum'.")

@@ -34,6 +34,9 @@ def update(
     Returns:
       [K], the same on every device.
 
+    Raises:
+      ValueError: another number of prototypes, an axis that is not mapped.
+
     Reference: Caron et al. 2021, arXiv 2104.14294, equation 4.
     """
     check("... k", check("k", centre=centre), teacher_logits=teacher_logits)

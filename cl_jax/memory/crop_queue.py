@@ -12,7 +12,11 @@ from cl_jax.core.shapes import check, check_axis
 
 
 def init(num_crops: int, length: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:
-    """[A, L, D] zeros: a queue that `filled` says not to use yet."""
+    """[A, L, D] zeros: a queue that `filled` says not to use yet.
+
+    Raises:
+      ValueError: a size below 1.
+    """
     if min(num_crops, length, width) < 1:
         raise ValueError(
             f"num_crops is {num_crops}, length {length}, width {width}; expected each at least 1."

@@ -57,6 +57,9 @@ def update(
       The memory with the same labels. Norms are bounded below by 1e-12; the authors divide without
       an epsilon.
 
+    Raises:
+      ValueError: shapes that disagree, ids that are not integers.
+
     Reference: Ge et al. 2020, arXiv 2006.02713, equations 2 and 3.
     """
     sizes = check("n d", rows_of_the_memory=memory.rows)

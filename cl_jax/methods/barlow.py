@@ -38,6 +38,9 @@ def make(
 
     The metric "invariance" is the loss's sum over the diagonal, before `scale`; "chance" is the
     loss of views that are unrelated.
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"Barlow Twins compares two views; the config has {len(views)}.")

@@ -41,6 +41,9 @@ def parts(
     hidden_dim, out_dim: of projector and predictor.
     monitor: trains a linear classifier on h of view 1 beside it, without gradient to the encoder,
       as the authors' code does; needs batch["label"].
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"BYOL compares two views; the config has {len(views)}.")

@@ -116,7 +116,6 @@ def make(
     weight_dis: float = 1.0,
     distractors: str = "order",
     temperature: float = 1.0,
-    micro_batches: int = 1,
 ) -> Method:
     """CALM.
 
@@ -127,7 +126,6 @@ def make(
     distractors: what the second stage's generator writes them from: "order", the shuffled sentence,
       as the authors' code; "concepts"; or "both", one of them for each example, as the paper.
     temperature: of the tokens that the generator draws.
-    micro_batches: see `core.method.from_loss`.
 
     No gradient passes through what is generated. Functions besides "encode" ("h", the mean state of
     the encoder): "generate", tokens [B, T] that are written from the concepts, and "reorder" from
@@ -135,6 +133,10 @@ def make(
     sentence given its concepts; "answer" {"true", "false"}: [B] log-likelihoods of the sentence and
     of its shuffled form as the answer to which of them is true, the true one first where the
     example's number is even.
+
+    Raises:
+      ValueError: another number of views than three, unknown distractors, a temperature or weight
+        out of range, joint training without a stage before.
     """
     if len(views) != 3:
         raise ValueError(
@@ -317,6 +319,5 @@ def make(
         },
         axis_name=run.axis_name,
         prepare=generated if joint else None,
-        micro_batches=micro_batches,
         **fields(views),
     )

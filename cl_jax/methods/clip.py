@@ -89,6 +89,10 @@ def make(
     out_dim: width of the common space. scale, bias: of the logits, at first; learned.
     max_scale: the scale is held at or below it after each step, None for no bound. Keep scale and
       bias from decaying: the optimiser's exclude_ndim=1 does.
+
+    Raises:
+      ValueError: other views than one of images and one of tokens, an unknown loss, an encoder of
+        other roles.
     """
     if len(views) != 2:
         raise ValueError(

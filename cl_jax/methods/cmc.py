@@ -105,6 +105,10 @@ def make(
       `nce.bank_logits`.
 
     "h" is the concatenation of all views' features, "h1", "h2", ... are those of each.
+
+    Raises:
+      ValueError: an unknown graph or loss, groups that do not fit the channels, views of several
+        sizes.
     """
     if graph not in ("core", "full"):
         raise ValueError(f'graph is {graph!r}; expected "core" or "full".')

@@ -58,6 +58,10 @@ def make(
 
     "h" is both networks' features of the middle of a clip side by side, "frame" and "flow" are
     those of each. The function "frames" gives the frame's features [B, T, D] of every frame.
+
+    Raises:
+      ValueError: other encoders than `frame` and `flow`, another view than one of kind `streams`,
+        unknown negatives or edges.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(

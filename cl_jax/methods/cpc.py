@@ -136,7 +136,12 @@ def make(
 
     Gradient flows to positives and negatives. "h" is the mean encoding over patches, "grid" all
     encodings side by side, "context" the mean of the contexts of each direction. An encoder without
-    batch norm keeps the patches of an image apart."""
+    batch norm keeps the patches of an image apart.
+
+    Raises:
+      ValueError: more than two views, unknown directions, offsets beyond the grid, grey with
+        moments that differ by channel.
+    """
     if len(views) not in (1, 2):
         raise ValueError(
             f"CPC sees one view of an image, and perhaps a recipe for its patches; the config has "

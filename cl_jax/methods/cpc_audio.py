@@ -75,6 +75,9 @@ def make(
     steps], of each recording the share of times from which the latent so many steps ahead scores
     higher than all other latents of that recording; and "predictions": {"p": [B, steps, T, D], "z":
     [B, T, D]}.
+
+    Raises:
+      ValueError: other encoders than `wave` and `context`.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(

@@ -37,6 +37,9 @@ def make(
     steps: how many sentences ahead are predicted; 3 in the paper.
 
     The others, the features and the function "steps": as in `methods.cpc_audio`.
+
+    Raises:
+      ValueError: other encoders than `sentence` and `context`.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(

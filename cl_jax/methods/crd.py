@@ -77,10 +77,13 @@ def make(
     block_size: see `nce.bank_logits`.
 
     Features are "h", "logits" and "z", the student's embedding.
+
+    Raises:
+      ValueError: no teacher, more views than one, an unknown `positive`, data without labels.
     """
     if run.previous is None:
         raise ValueError(
-            "CRD wants a teacher: set config.previous to a run whose features have logits, or run "
+            "CRD needs a teacher: set config.previous to a run whose features have logits, or run "
             "--stage=all."
         )
     if len(views) != 1:

@@ -37,6 +37,9 @@ def make(
     temperature, sigma, detach_weights: see `losses.decoupled.dclw`. out_dim, num_layers: of
       SimCLR's head.
     Both views pass the network together, as SimCLR's.
+
+    Raises:
+      ValueError: another number of views than two, a batch of one.
     """
     if len(views) != 2:
         raise ValueError(f"DCL contrasts two views; the config has {len(views)}.")

@@ -111,7 +111,12 @@ def make(
 
     An example that is drawn twice within one batch has the same view and dropout both times, where
     the authors draw new ones. The host holds the features of all examples during an E-step: N x D
-    float32, for ImageNet and AlexNet 21 GB."""
+    float32, for ImageNet and AlexNet 21 GB.
+
+    Raises:
+      ValueError: no view, a dropout that is not a share, fewer than 2 clusters or more than
+        examples.
+    """
     if not views:
         raise ValueError("DeepCluster sees one view of each image or more; the config has none.")
     if not 0 <= dropout < 1:

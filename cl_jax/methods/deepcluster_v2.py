@@ -80,11 +80,15 @@ def make(
     that a set's clusters are of those that were seen, and others have no cluster; here every
     example has one, by the last time it was seen. The batch statistics of their first pass are
     kept, here they are not. Their option to train the prototypes, after 300,000 steps, is longer
-    than any of their runs and left out."""
+    than any of their runs and left out.
+
+    Raises:
+      ValueError: fewer than two views, a number of remembered ones or of prototypes out of range.
+    """
     num_prototypes = tuple(num_prototypes)
     if len(views) < 2 or not 1 <= num_assigned <= len(views):
         raise ValueError(
-            f"DeepCluster v2 wants two views or more and remembers 1 to all of them; got "
+            f"DeepCluster v2 needs two views or more and remembers 1 to all of them; got "
             f"{len(views)} views "
             f"and num_assigned={num_assigned}."
         )

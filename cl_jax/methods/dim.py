@@ -134,6 +134,10 @@ def make(
 
     Features: "h" (what heads take), "conv", "fc" where the encoder has them, "y": the paper's
       three.
+
+    Raises:
+      ValueError: more views than one, an unknown estimator, no term or a negative weight, the
+        global term on an encoder that is not `conv`.
     """
     if len(views) != 1:
         raise ValueError(f"Deep InfoMax sees one view of each image; the config has {len(views)}.")

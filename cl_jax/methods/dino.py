@@ -84,10 +84,13 @@ def make(
 
     The config's optimiser holds the last layer during the first epoch, clips each tensor's gradient
     apart and raises the weight decay, as the authors do.
+
+    Raises:
+      ValueError: fewer than two views, num_global out of range.
     """
     if len(views) < 2 or not 1 <= num_global <= len(views):
         raise ValueError(
-            f"DINO wants two views or more and num_global of 1 to all of them; got {len(views)} "
+            f"DINO needs two views or more and num_global of 1 to all of them; got {len(views)} "
             f"views and "
             f"num_global={num_global}."
         )

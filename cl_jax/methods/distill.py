@@ -54,10 +54,13 @@ def make(
     The teacher is frozen, with running batch statistics, and sees the student's own view.
     temperature: 0.1 where the student has the teacher's size, 1 from big to small. label_weight:
       weight of the labels' cross-entropy; 0 is soft labels alone.
+
+    Raises:
+      ValueError: no teacher, more views than one.
     """
     if run.previous is None:
         raise ValueError(
-            "distillation wants a teacher: set config.previous to a fine-tuned run, or run "
+            "distillation needs a teacher: set config.previous to a fine-tuned run, or run "
             "--stage=all."
         )
     if len(views) != 1:

@@ -35,6 +35,9 @@ def make(
       and the classifier its only parameters.
 
     The labels come from batch["label"]; `encoder` is the previous stage's and not read.
+
+    Raises:
+      ValueError: no stage before, more views than one.
     """
     if run.previous is None:
         raise ValueError(

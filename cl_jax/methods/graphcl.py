@@ -45,6 +45,9 @@ def parts(
     micro_batches: see `core.method.from_loss`.
 
     The two views pass the network one after the other, so that batch norm sees one at a time.
+
+    Raises:
+      ValueError: another number of views than two, a batch of one.
     """
     if len(views) != 2:
         raise ValueError(f"GraphCL compares two views of a graph; the config has {len(views)}.")

@@ -113,10 +113,14 @@ def make(
       of each example has a mask of its own with mask_probability, of a share uniform in mask_ratio.
 
     The config's optimiser holds the last layer during the first epoch, as `dino`'s.
+
+    Raises:
+      ValueError: fewer than two views, num_global out of range, an encoder that is not a `vit` with
+        a mask token, an unknown centring or mask shape.
     """
     if len(views) < 2 or not 1 <= num_global <= len(views):
         raise ValueError(
-            f"iBOT wants two views or more and num_global of 1 to all of them; got {len(views)} "
+            f"iBOT needs two views or more and num_global of 1 to all of them; got {len(views)} "
             f"views and num_global={num_global}."
         )
     if not isinstance(encoder, ViT) or not encoder.mask_token:

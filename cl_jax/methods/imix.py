@@ -26,6 +26,9 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
     kind: "mixup", a weighted sum of inputs; "cutmix", a box of an image in another one.
 
     Over a queue, the other keys of the batch are candidates beside it, since each is a class.
+
+    Raises:
+      ValueError: an unknown kind, alpha that is not above 0, a base with micro_batches.
     """
     if kind not in ("mixup", "cutmix"):
         raise ValueError(f"kind={kind!r}; expected mixup or cutmix.")

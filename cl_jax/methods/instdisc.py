@@ -63,6 +63,9 @@ def make(
       stored row. The released code has no such term (the bank's momentum stands in for it), and the
       paper gives no value: 0.
     block_size: rows of the bank whose logits are held at a time, queries for "full_softmax".
+
+    Raises:
+      ValueError: more views than one, an unknown loss, a negative weight, no negatives.
     """
     if len(views) != 1:
         raise ValueError(f"InstDisc sees one view of each image; the config has {len(views)}.")

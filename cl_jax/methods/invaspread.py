@@ -40,6 +40,9 @@ def parts(
     negative_weight: m of the paper's equation 6; see `losses.inva_spread`, whose gradient flows
       through one side of each similarity, as in the authors' code. block_size: see there.
     head: "linear", the authors'; else a variant of `heads.mlp.make`.
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"InvaSpread contrasts two views; the config has {len(views)}.")

@@ -54,6 +54,10 @@ def make(
 
     Slots of the queue that no key has reached are random directions without a label. The metric
     "positives" is the mean number of positives of a query, its own key among them.
+
+    Raises:
+      ValueError: another number of views than two, data without that label, a queue longer than the
+        data set.
     """
     if len(views) != 2:
         raise ValueError(

@@ -47,6 +47,9 @@ def make(
 
     The metrics "sigreg" and "prediction" are the terms before their weights; SIGReg's is about 1.05
     where it is satisfied.
+
+    Raises:
+      ValueError: fewer than two views, a weight above 1, num_global out of range.
     """
     if len(views) < 2:
         raise ValueError(f"LeJEPA compares two views or more; the config has {len(views)}.")

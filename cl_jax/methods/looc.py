@@ -64,6 +64,10 @@ def make(
     head: a name of `heads.mlp.make`; one for each space. shuffle: as MoCo's.
 
     Metrics: "loss_NAME" of each space, "invariant" the first, whose mean is the loss.
+
+    Raises:
+      ValueError: more views than one, a queue longer than the data set, and as
+        `views.leave_one_out.check`.
     """
     if len(views) != 1 or not isinstance(views[0], ImageView):
         raise ValueError(

@@ -89,6 +89,10 @@ def make(
     normalise_pixels: MAE's targets have mean 0 and variance 1 in each patch.
     decoder_width, decoder_depth, decoder_heads: of MAE's decoder.
     mask_cell: side in pixels of the cells that SimMIM hides, a multiple of the patch.
+
+    Raises:
+      ValueError: more views than one, an unknown form, an encoder that is not a `vit`, SimMIM
+        without a mask token, cells that the patch does not divide.
     """
     if len(views) != 1:
         raise ValueError(

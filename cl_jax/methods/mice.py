@@ -91,6 +91,10 @@ def make(
     the image as its own positive against the queue as it is; their largest columns are clusters.
     The metric "largest_expert" is the share of the batch that the busiest expert wins: 1 / E where
     clusters are even, 1 where all images are in one.
+
+    Raises:
+      ValueError: another number of views than three, a queue longer than the data set, a number of
+        experts that does not fit labels or width.
     """
     if len(views) != 3:
         raise ValueError(

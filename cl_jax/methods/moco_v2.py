@@ -57,6 +57,9 @@ def parts(
     symmetric: each view is query and key once, in passes of their own; the two losses are added,
       and the keys of view 1, then of view 2 enter the queue (the CIFAR-10 demo's option).
     shuffle: False leaves the keys in order. block_size: see `nce.queue_softmax`.
+
+    Raises:
+      ValueError: another number of views than two, a queue longer than the data set.
     """
     if len(views) != 2:
         raise ValueError(
@@ -200,6 +203,11 @@ def contrast_top1(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
 
 
 def check_queue(queue_size: int, run: Run) -> None:
+    """Checks that a queue is no longer than the data set.
+
+    Raises:
+      ValueError: it is.
+    """
     if queue_size > run.size:
         raise ValueError(
             f"queue_size={queue_size} is more than the {run.size} examples of the data set: every "

@@ -46,6 +46,9 @@ def make(
 
     The momentum network moves at the end of a step and not between the queries and keys of the
     next: the same numbers, since at the first step both networks are equal.
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"MoCo v3 contrasts two views; the config has {len(views)}.")

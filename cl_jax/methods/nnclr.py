@@ -44,6 +44,9 @@ def make(
     hidden_dim, out_dim, num_layers: of the projector; predictor_dim: hidden width of the predictor.
 
     The metric "neighbour_cosine" is how near the neighbours are.
+
+    Raises:
+      ValueError: another number of views than two, a queue longer than the data set.
     """
     if len(views) != 2:
         raise ValueError(f"NNCLR compares two views; the config has {len(views)}.")

@@ -97,6 +97,10 @@ def make(
 
     The momentum network moves at the end of a step (see `moco_v2.make`), so the E-step sees it one
     movement ahead of the authors', who move it when the next batch comes.
+
+    Raises:
+      ValueError: another number of views than two, a queue longer than the data set, numbers of
+        prototypes that do not fit the data set or the batch.
     """
     if len(views) != 2:
         raise ValueError(

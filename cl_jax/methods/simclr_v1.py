@@ -40,6 +40,9 @@ def parts(
       anchors.
     num_layers: layers of the projection head. micro_batches: see `from_loss`. block_size: see
       `losses.nt_xent`.
+
+    Raises:
+      ValueError: another number of views than two.
     """
     if len(views) != 2:
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")

@@ -48,6 +48,9 @@ def make(
       `momentum`.
     num_layers: layers of the head; its hidden layers "proj1", ... are what fine-tuning may start
       from.
+
+    Raises:
+      ValueError: another number of views than two, a queue longer than both views of the data set.
     """
     if len(views) != 2:
         raise ValueError(f"SimCLR contrasts two views; the config has {len(views)}.")

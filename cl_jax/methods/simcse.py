@@ -86,6 +86,9 @@ def make(
       sentences is added with it (0.1 in the paper), by a further pass. mlm_rate: of masked tokens.
     weights: the folder of a BERT of Hugging Face (model.safetensors, vocab.txt) that the encoder
       starts from; "" for random weights. The heads are new, as in the authors' code.
+
+    Raises:
+      ValueError: another number of views than two or three, a negative weight.
     """
     if len(views) not in (2, 3):
         raise ValueError(

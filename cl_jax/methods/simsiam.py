@@ -39,7 +39,11 @@ def make(
 
     The authors' predictor keeps its first learning rate throughout:
     `optimizer.constant_lr_paths=("predictor",)`. The metric "z_std" tells a collapse, which the
-    loss does not: see `channel_std`."""
+    loss does not: see `channel_std`.
+
+    Raises:
+      ValueError: fewer than two views.
+    """
     if len(views) < 2:
         raise ValueError(f"SimSiam compares two views or more; the config has {len(views)}.")
     settings = {

@@ -63,6 +63,7 @@ def make(
     views: Sequence[View],
     run: Run,
     source: bool = True,
+    adapt: bool = True,
     temperature: float = 0.05,
     momentum: PerVisit = 0.2,
     eps: float = 0.6,
@@ -80,6 +81,8 @@ def make(
 
     source: learn from the fields "image_source" and "label_source" too (`data.domains`); False is
       the unsupervised form, of the target alone.
+    adapt: learn from the target. False is the source alone, what adaptation is compared with; it
+      has no statistics of the target, and wants domain_norm=False.
     temperature: see `clusters.spcl`. momentum, chain: of the memory's rows, see `hybrid.update`.
     eps, eps_gap, min_samples: of DBSCAN, on Jaccard distances; the stricter clustering is at eps -
       eps_gap, the laxer at eps + eps_gap. k1, k2: see `jaccard_distance`. quantile: see
@@ -89,6 +92,10 @@ def make(
     instances: images of one label that a batch holds together where there are so many; lone images
       come by themselves. 0: every image once an epoch, in random order.
     domain_norm: batch norm of each domain by itself; False shares parameters and statistics.
+
+    Raises:
+      ValueError: more views than one, data without a source where one is asked for, settings out of
+        range.
     """
     if len(views) != 1:
         raise ValueError(f"SpCL sees one view of each image; the config has {len(views)}.")
@@ -96,6 +103,12 @@ def make(
         raise ValueError(
             f"SpCL learns from {', '.join(SOURCE)}, which the data lack. Use data.name='domains', "
             "or source=False to learn from one set without labels."
+        )
+    if not adapt and (domain_norm or not source):
+        raise ValueError(
+            f"adapt=False with source={source}, domain_norm={domain_norm}; without the target, "
+            "SpCL learns from the source, and images of both pass one batch norm: set source=True "
+            "and domain_norm=False."
         )
     if not 0 < eps - eps_gap <= eps + eps_gap:
         raise ValueError(f"eps={eps}, eps_gap={eps_gap}; expected 0 <= eps_gap < eps.")
@@ -148,14 +161,16 @@ def make(
         outputs = {}
         if source:
             outputs["source"], stats = of_source(params, stats, inputs[1], True)
-        outputs["target"], stats = of_target(params, stats, inputs[0], True)
+        if adapt:
+            outputs["target"], stats = of_target(params, stats, inputs[0], True)
         return outputs, stats, None
 
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         ids = {"source": batch[SOURCE[1]]} if source else {}
-        ids["target"] = classes + batch["id"]
+        if adapt:
+            ids["target"] = classes + batch["id"]
         held = memory.hybrid
         terms = {
             name: clusters.spcl(
@@ -169,7 +184,7 @@ def make(
             )
             for name, rows in ids.items()
         }
-        present = jnp.zeros(num_labels).at[held.labels].set(1.0).sum()
+        rows_of_label = jax.ops.segment_sum(jnp.ones(num_labels), held.labels, num_labels)
         moved = hybrid.update(
             held,
             jnp.concatenate([gather(outputs[name], run.axis_name) for name in ids]),
@@ -178,7 +193,7 @@ def make(
             chain=chain,
         )
         metrics = {f"loss_{name}": value for name, value in terms.items()} | {
-            "chance": len(terms) * jnp.log(present),
+            "chance": len(terms) * jnp.log(jnp.sum(rows_of_label > 0)),
             "clusters": memory.clusters,
             "clustered": memory.clustered,
         }
@@ -206,7 +221,9 @@ def make(
             rows = filled(encode_all)
         else:
             rows = np.asarray(memory.hybrid.rows)
-        if epoch < warmup_epochs:
+        if not adapt:
+            labels, threshold = np.full(run.size, -1), NO_THRESHOLD
+        elif epoch < warmup_epochs:
             labels, threshold = np.arange(run.size), NO_THRESHOLD
         else:
             labels, threshold = _pseudo_labels(
@@ -217,12 +234,13 @@ def make(
                 (k1, k2),
                 quantile,
             )
-        count = np.bincount(labels)
+        count = np.bincount(labels[labels >= 0])
         several = count > 1
+        numbered = np.where(labels >= 0, classes + labels, -1)
         new = Memory(
             hybrid.HybridMemory(
                 jnp.asarray(rows),
-                jnp.asarray(np.concatenate([np.arange(classes), classes + labels]), jnp.int32),
+                jnp.asarray(np.concatenate([np.arange(classes), numbered]), jnp.int32),
             ),
             jnp.float32(threshold),
             jnp.float32(several.sum()),
@@ -253,7 +271,7 @@ def make(
         axis_name=run.axis_name,
         **fields(views, *(SOURCE if source else ())),
         refresh=refresh,
-        order=order if instances else None,
+        order=order if instances and adapt else None,
         negatives=num_labels - 1,
     )
 

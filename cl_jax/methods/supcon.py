@@ -61,6 +61,9 @@ def make(
       on ImageNet.
     unit_embedding: the representation is brought to unit length before the head, as in that code.
     block_size: see `losses.supcon`. micro_batches: see `from_loss`.
+
+    Raises:
+      ValueError: no view; one view without labels.
     """
     if len(views) < 2 and not labels:
         raise ValueError(

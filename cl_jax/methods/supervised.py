@@ -28,6 +28,9 @@ def make(
     each image. Features are "h" and "logits".
 
     label: the field; a value below 0 is not a label.
+
+    Raises:
+      ValueError: more views than one, data without that label.
     """
     if len(views) != 1:
         raise ValueError(f"supervised training sees one view; the config has {len(views)}.")

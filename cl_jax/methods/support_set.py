@@ -101,6 +101,11 @@ def make(
 
     Gradient flows through the attention to both encoders. The function "score" gives the mean log
     likelihood [B] of each clip's sentence, written from the clip itself.
+
+    Raises:
+      ValueError: other encoders than the four, a decoder that does not write, other views than one
+        of clips and one of tokens, an unknown support or ranking, a batch of one with the support
+        "cross".
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(

@@ -61,10 +61,14 @@ def make(
     num_assigned: the first so many views get codes. epsilon, iterations: Sinkhorn's.
     queue_size: earlier features that codes are balanced with, rows of the global batch; 0 is none.
       They start to be kept after `queue_start_epochs` and are used once the queue is full.
+
+    Raises:
+      ValueError: fewer than two views, num_assigned out of range, a queue longer than the data set
+        or not a multiple of the batch.
     """
     if len(views) < 2 or not 1 <= num_assigned <= len(views):
         raise ValueError(
-            f"SwAV wants two views or more and codes of 1 to all of them; got {len(views)} views "
+            f"SwAV needs two views or more and codes of 1 to all of them; got {len(views)} views "
             f"and "
             f"num_assigned={num_assigned}."
         )

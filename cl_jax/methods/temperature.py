@@ -43,6 +43,9 @@ def make(
       push.
     scale_by_temperature: multiplies the loss by the temperature, so that a sweep does not change
       the size of the gradient too.
+
+    Raises:
+      ValueError: an unknown loss, a temperature that is not above 0, num_hard below 1.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r}; expected one of {', '.join(LOSSES)}.")

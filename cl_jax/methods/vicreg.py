@@ -38,6 +38,9 @@ def make(
 
     The metrics "invariance", "variance", "covariance" are the terms before their weights, "z_std"
     the mean deviation of a feature: 1 or more in health, 0 at a collapse.
+
+    Raises:
+      ValueError: another number of views than two, a batch of one.
     """
     if len(views) != 2:
         raise ValueError(f"VICReg compares two views; the config has {len(views)}.")

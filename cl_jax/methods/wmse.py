@@ -40,6 +40,9 @@ def make(
 
     group_size, eps, normalise: see `losses.decorrelation.w_mse`. iterations: permutations of
     the batch that a step averages over. hidden_dim, out_dim: of the head.
+
+    Raises:
+      ValueError: fewer than two views, groups that do not divide the batch.
     """
     if len(views) < 2:
         raise ValueError(f"W-MSE compares two views or more; the config has {len(views)}.")

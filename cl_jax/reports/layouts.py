@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -28,9 +29,12 @@ def layouts(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     if len(rows) > PLACED_ROWS:
         drawn = np.random.default_rng(seed).choice(len(rows), PLACED_ROWS, replace=False)
         chosen = np.sort(drawn)
-    found = {"PCA": flat, "t-SNE": _with_others(_tsne(reduced[chosen], seed), chosen, reduced)}
-    if UMAP:
-        found["UMAP"] = _with_others(_umap(rows[chosen], seed), chosen, reduced)
+    with ThreadPoolExecutor(2) as pool:  # either leaves the interpreter to others most of its time
+        jobs = {"t-SNE": pool.submit(_tsne, reduced[chosen], seed)}
+        if UMAP:
+            jobs["UMAP"] = pool.submit(_umap, rows[chosen], seed)
+    others = {name: _with_others(job.result(), chosen, reduced) for name, job in jobs.items()}
+    found = {"PCA": flat} | others
     return {name: np.asarray(places, np.float32) for name, places in found.items()}
 
 

@@ -41,7 +41,8 @@ for (const place of document.querySelectorAll("[data-tile]")) {
 }
 
 // Charts that Python made.
-const config = {displaylogo: false, responsive: true};
+// Nothing of the page is sent anywhere.
+const config = {displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: ""};
 for (const [id, figure] of Object.entries(data.figures)) {
   Plotly.newPlot(id, figure.data, figure.layout, config);
 }
@@ -62,13 +63,22 @@ if (map) {
     [order[i], order[j]] = [order[j], order[i]];
   }
 
-  function inView(places) {
+  // The ranges of x and y that show a whole layout.
+  function whole(places) {
+    return [0, 1].map(i => {
+      let low = Infinity, high = -Infinity;
+      for (const place of places) {
+        low = Math.min(low, place[i]);
+        high = Math.max(high, place[i]);
+      }
+      const edge = (high - low) / 40 || 1;
+      return [low - edge, high + edge];
+    });
+  }
+
+  function inView(places, ranges) {
     if (count <= most) return data.names.keys();
-    const axes = map._fullLayout ? [map._fullLayout.xaxis, map._fullLayout.yaxis] : [];
-    const sides = shown === where.value ? axes.map(axis => {
-      const [a, b] = [Math.min(...axis.range), Math.max(...axis.range)];
-      return [a - (b - a) / 2, b + (b - a) / 2];  // what a drag brings into view, too
-    }) : [];
+    const sides = ranges.map(([a, b]) => [a - (b - a) / 2, b + (b - a) / 2]);  // a drag's reach, too
     const seen = [];
     for (const row of order) {
       if (sides.every(([low, high], i) => places[row][i] >= low && places[row][i] <= high)) {
@@ -78,11 +88,11 @@ if (map) {
     return seen;
   }
 
-  function traces() {
+  function traces(ranges) {
     const places = data.layouts[where.value], of = data.colourings[by.value];
     const rows = {};
     for (const value of of.values) rows[value] ||= [];
-    for (const row of inView(places)) rows[of.values[row]].push(row);
+    for (const row of inView(places, ranges)) rows[of.values[row]].push(row);
     return Object.keys(rows).map(Number).sort((a, b) => a - b).map(value => ({
       type: "scattergl", mode: "markers", hoverinfo: "none", customdata: rows[value],
       x: rows[value].map(row => places[row][0]), y: rows[value].map(row => places[row][1]),
@@ -94,25 +104,22 @@ if (map) {
 
   let shown = null, waiting = 0;
 
-  function draw() {
-    const layout = {margin: {l: 10, r: 10, t: 10, b: 10}, dragmode: "pan", hovermode: "closest",
-      xaxis: {visible: false}, yaxis: {visible: false, scaleanchor: "x"}, uirevision: where.value,
-      legend: {itemsizing: "constant"}, showlegend: true};
-    const drawn = traces();
-    if (count > most && shown !== where.value) {  // the whole layout, whichever points are drawn
-      const ends = [0, 1].map(i => {
-        let low = Infinity, high = -Infinity;
-        for (const place of data.layouts[where.value]) {
-          low = Math.min(low, place[i]);
-          high = Math.max(high, place[i]);
-        }
-        return [low - (high - low) / 40, high + (high - low) / 40];
-      });
-      layout.xaxis.range = ends[0];
-      layout.yaxis.range = ends[1];
-    }
+  // Draws what the axes show, or the whole layout. The ranges are given each time: without them
+  // react would return to those of its first call. At the first call the axes do not exist yet.
+  function draw(all) {
+    const axes = !all && shown === where.value && map._fullLayout;
+    const ranges = axes ? [[...axes.xaxis.range], [...axes.yaxis.range]]
+      : whole(data.layouts[where.value]);
     shown = where.value;
-    return Plotly.react(map, drawn, layout, {...config, scrollZoom: true});
+    const axis = {visible: false, autorange: false};
+    const layout = {margin: {l: 10, r: 10, t: 30, b: 10}, dragmode: "pan", hovermode: "closest",
+      xaxis: {...axis, range: ranges[0]}, yaxis: {...axis, range: ranges[1], scaleanchor: "x"},
+      legend: {itemsizing: "constant"}, showlegend: true};
+    return Plotly.react(map, traces(ranges), layout, {...config, scrollZoom: true,
+      doubleClick: false, modeBarButtonsToRemove:
+      ["autoScale2d", "resetScale2d", "select2d", "lasso2d"],
+      modeBarButtonsToAdd: [{name: "whole", title: "Show all", icon: Plotly.Icons.home,
+        click: () => draw(true)}]});
   }
 
   function show(row) {
@@ -139,12 +146,13 @@ if (map) {
     });
     map.on("plotly_unhover", () => { tip.hidden = true; });
     map.on("plotly_click", event => show(event.points[0].customdata));
+    map.on("plotly_doubleclick", () => draw(true));
     map.on("plotly_relayout", () => {
       if (count <= most) return;
       clearTimeout(waiting);
-      waiting = setTimeout(draw, 150);
+      waiting = setTimeout(() => draw(), 150);
     });
     map.dataset.ready = "yes";
   });
-  by.onchange = where.onchange = draw;
+  by.onchange = where.onchange = () => draw();
 }

@@ -172,8 +172,8 @@ def write(
         body.append(f'<section id="s{number}"><h2>{words}</h2>{note}{inside}</section>')
         contents.append(f'<a href="#s{number}">{words}</a>')
     here = resources.files(__package__)
-    # "</" would end the script early.
-    given = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    # "</script" would end the script early, "<!--<script" late.
+    given = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(subtitle),

@@ -1,0 +1,1 @@
+"""The verbs of `cl-jax`, a module each."""

@@ -10,6 +10,7 @@ it is not run: only tensors are read.
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,6 @@ def import_(args: argparse.Namespace) -> int:
         f"images of {config.views.one.size} pixels, mean {config.views.one.mean}, std "
         f"{config.views.one.std}"
     )
-    folder = args.data or "FOLDER"
-    print(f"next: cl-jax eval --workdir={args.out} --config.data.path={folder}")
+    out, folder = shlex.quote(args.out), shlex.quote(args.data or "FOLDER")
+    print(f"next: cl-jax eval --workdir={out} --config.data.path={folder}")
     return 0

@@ -103,38 +103,44 @@ def read_labels(path: str) -> dict[str, str]:
       ConfigError: no such file, columns or labels; a path with two labels.
     """
     import csv
+    import io
 
     from cl_jax.core.errors import NotFoundError
     from cl_jax.data.embeddings import PATHS
+    from cl_jax.data.images import printable
 
     file = Path(path).expanduser()
     if not file.is_file():
         raise NotFoundError(f"{path} is not a file; expected a table of paths and labels.")
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        table = [row for row in csv.reader(text.splitlines()) if any(map(str.strip, row))]
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            text = lines.read()
+        first = text.split("\n", 1)[0]
+        between = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
+        table = [row for row in reader if any(map(str.strip, row))]
     except (OSError, csv.Error) as error:
         raise _error(f"{path} cannot be read: {error}.") from None
     header = [word.strip().lower() for word in table[0]] if table else []
     at = next((header.index(word) for word in PATHS if word in header), None)
     of = next((header.index(word) for word in _LABELS if word in header), None)
     if at is not None and of is not None:
-        lines = enumerate(table[1:], 2)
+        rows = enumerate(table[1:], 2)
     elif len(header) == 2 and at is None and of is None:
-        at, of, lines = 0, 1, enumerate(table, 1)
+        at, of, rows = 0, 1, enumerate(table, 1)
     else:
         raise _error(
             f"{path} has the columns {', '.join(header) or 'none'}; expected path and label."
         )
     found: dict[str, str] = {}
-    for line, row in lines:
+    for line, row in rows:
         if len(row) <= max(at, of):
             raise _error(f"{path}, line {line}: {len(row)} columns; expected {len(header)}.")
         name, word = row[at].strip(), row[of].strip()
         if word and found.setdefault(name, word) != word:
             raise _error(
-                f"{path}, line {line}: {name} is {word!r} here and {found[name]!r} above; expected "
-                "one label a picture."
+                f"{path}, line {line}: {printable(name)} is {word!r} here and {found[name]!r} "
+                "above; expected one label a picture."
             )
     if not found:
         raise _error(f"{path} has no label.")
@@ -149,6 +155,8 @@ def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.n
       ConfigError: labels of pictures that are not there, or that cannot be read.
     """
     import numpy as np
+
+    from cl_jax.data.images import printable
 
     place = {name: i for i, name in enumerate(held.paths.tolist())}
     root = str(held.about.get("root", ""))
@@ -174,9 +182,10 @@ def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.n
     if lost:
         broken = [name for name in lost if name in bad]
         what = (
-            f"{broken[0]} cannot be read: {bad[broken[0]]}"
+            f"{printable(broken[0])} cannot be read: {bad[broken[0]]}"
             if broken
-            else f"{lost[0]} is not among the {len(held):,} pictures, such as {held.paths[0]}"
+            else f"{printable(lost[0])} is not among the {len(held):,} pictures, such as "
+            f"{printable(str(held.paths[0]))}"
         )
         raise _error(
             f"{path} has labels for {len(lost):,} of {len(given):,} pictures that are not there; "
@@ -203,6 +212,7 @@ def _fine_tuned(
     import numpy as np
     from scipy.special import softmax
 
+    from cl_jax.data.images import printable
     from cl_jax.data.source import subset
     from cl_jax.evals import evaluation, fine_tuned
     from cl_jax.training.progress import Progress
@@ -218,8 +228,8 @@ def _fine_tuned(
     lost = [name for name in held.paths.tolist() if name not in place]
     if lost:
         raise _error(
-            f"--finetune reads the pictures again, and {lost[0]} is not in {folder}; give the "
-            "folder of the embeddings as --pictures."
+            f"--finetune reads the pictures again, and {printable(lost[0])} is not in {folder}; "
+            "give the folder of the embeddings as --pictures."
         )
     source = subset(source, np.array([place[name] for name in held.paths.tolist()]))
     method, fields = run.method, evaluation.needed_fields(run.method, source)

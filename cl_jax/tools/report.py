@@ -12,13 +12,14 @@ duplicates, likely false negatives and likely wrong labels.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cl_jax.tools import verbs
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from cl_jax.data.source import Source
     from cl_jax.training.trained import Trained
@@ -66,6 +67,7 @@ def report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     import cl_jax
+    from cl_jax.data.images import printable
 
     if args.rows < 3:
         raise ValueError(f"--rows={args.rows}; expected 3 or more.")
@@ -74,7 +76,9 @@ def report(args: argparse.Namespace) -> int:
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out={out}: {out.parent} is not a folder that one may write to.")
     text = page_of(run, args)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
+    # names of files need not be text
+    how: Any = dict(encoding="utf-8", errors="backslashreplace")
+    with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False, **how) as file:
         try:
             file.write(text)
             file.close()
@@ -83,7 +87,7 @@ def report(args: argparse.Namespace) -> int:
         except BaseException:
             os.unlink(file.name)
             raise
-    print(f"{out}, {out.stat().st_size / 2**20:.1f} MB. It opens in any browser.")
+    print(f"{printable(str(out))}, {out.stat().st_size / 2**20:.1f} MB. It opens in any browser.")
     return 0
 
 
@@ -98,6 +102,7 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
 
     source, bad = _source(run, args.data)
     source = _drawn(source, args.rows, run.config.seed)
+    source, seen = _with_pictures(source)
     parts = list(run.blocks(source, features=args.feature))  # `bad` grows as files are read
     features = {
         name: np.concatenate([part[name] for part in parts]) for name in run.names(args.feature)
@@ -125,8 +130,11 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
     if first and first not in labels:
         raise ValueError(f"--label={first}; {source.name} has {', '.join(labels) or 'no label'}.")
     read = [i for i, name in enumerate(_names_of(source)) if name not in bad]  # embedded, in order
-    with ThreadPoolExecutor() as pool:  # decoders of pictures run beside each other
-        shown = list(pool.map(lambda i: pictures.picture(source.read(read[i])), rows))
+    pool = ThreadPoolExecutor(1)
+    places = pool.submit(layouts.layouts, x, run.config.seed)  # beside all that follows
+    pool.shutdown(wait=False)
+    with ThreadPoolExecutor() as readers:  # decoders of pictures run beside each other
+        shown = list(readers.map(seen, [read[i] for i in rows]))
     atlas = None
     if all(picture is not None for picture in shown):
         atlas = {
@@ -158,14 +166,14 @@ def page_of(run: "Trained", args: argparse.Namespace) -> str:
     parts_of_page += sections.alike(x, labels.get(first), similarity, near)
     colourings = {first: labels[first]} if first else {}
     colourings |= {"cluster": (cluster, [str(c) for c in range(count)])} | labels
-    places = layouts.layouts(x, run.config.seed)
+    placed = places.result()
     return page.write(
         f"{run.config.method.name} · {run.workdir.name}",
         f"step {run.step:,}, {source.name}, feature {next(iter(found))}",
         [section for section in parts_of_page if section.body],
         figures=figures,
         of_rows=page.Map(
-            {name: places[name] for name in sorted(places, key=("t-SNE", "UMAP", "PCA").index)},
+            {name: placed[name] for name in sorted(placed, key=("t-SNE", "UMAP", "PCA").index)},
             colourings,
             near,
             similarity,
@@ -188,6 +196,29 @@ def _source(run: "Trained", data: str) -> "tuple[Source, dict[str, str]]":
             f"images or {', '.join(parts)}."
         )
     return parts[data or "test"], {}
+
+
+def _with_pictures(source: "Source") -> "tuple[Source, Callable[[int], Image | None]]":
+    """(the source, the picture of one of its examples), where an example that was read for its
+    features is not read again for its picture."""
+    import dataclasses
+
+    from cl_jax.reports import pictures
+
+    kept: dict[int, Image | None] = {}
+
+    def read(i: int) -> Any:
+        example = source.read(i)
+        if i not in kept:
+            kept[i] = pictures.picture(example)
+        return example
+
+    def picture(i: int) -> Any:
+        if i not in kept:
+            kept[i] = pictures.picture(source.read(i))
+        return kept[i]
+
+    return dataclasses.replace(source, read=read), picture
 
 
 def _drawn(source: "Source", most: int, seed: int) -> "Source":
@@ -220,6 +251,7 @@ def _summary(run: "Trained", source: "Source", bad: dict[str, str], rows: int) -
 
     import cl_jax
     from cl_jax.checks import diagnosis
+    from cl_jax.data.images import printable
     from cl_jax.reports import sections
     from cl_jax.training import configs, metrics
 
@@ -236,7 +268,8 @@ def _summary(run: "Trained", source: "Source", bad: dict[str, str], rows: int) -
         ("version", f"cl_jax {cl_jax.__version__}"),
     ]
     if bad:
-        told.append(("not read", f"{len(bad)}: {', '.join(sorted(bad)[:5])}"))
+        some = ", ".join(printable(name) for name in sorted(bad)[:5])
+        told.append(("not read", f"{len(bad)}: {some}" + ", ..." * (len(bad) > 5)))
     verdict = diagnosis.diagnose(log, config.total_epochs) if log else None
     settings = json.dumps(configs.plain(config), indent=1, default=str)
     return sections.summary(told, str(verdict or ""), settings)

@@ -277,7 +277,7 @@ def outliers(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
     k = min(k, len(some) - 1)
     if k < 1:
         raise ConfigError("outliers need two rows or more.")
-    score, row = (np.asarray(a) for a in nearest_rows(x[some], x, k + 1))
+    score, row = (np.asarray(a) for a in nearest_rows(x[some], x, k + 1, block_size=REFERENCE))
     others = some[row] != np.arange(len(x))[:, None]
     # a row that is not in the reference, or that its copies keep out of the list, has k + 1 others
     others[others.all(axis=1), -1] = False
@@ -358,6 +358,11 @@ def _embedded(
     from cl_jax.training import trained
 
     path = Path(args.like).expanduser()
+    if args.like in held.about.get("bad", {}):
+        raise ConfigError(
+            f"--like={_clean(args.like)} could not be read when {args.embeddings} was made: "
+            f"{held.about['bad'][args.like]}. Mend the picture and embed again."
+        )
     if not path.exists():
         raise NotFoundError(
             f"--like={args.like} is neither a path in {args.embeddings} nor a picture or folder on "

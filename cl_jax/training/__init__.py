@@ -1,0 +1,1 @@
+"""From a config to a trained State: configs, building, stages, steps, checkpoints, logs."""

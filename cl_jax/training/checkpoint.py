@@ -57,10 +57,12 @@ class Checkpoints:
 
     @property
     def last(self) -> "ocp.CheckpointManager":
+        """The store of the newest checkpoints."""
         return self._stores[0]
 
     @property
     def best(self) -> "ocp.CheckpointManager":
+        """The store of the best checkpoint by the evaluations."""
         return self._stores[1]
 
     def save(self, state: Any) -> None:

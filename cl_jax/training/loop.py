@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -346,14 +347,15 @@ def start_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
 def where_things_are(workdir: Path) -> str:
     """What a run leaves in its workdir, and what to do with it."""
     pictures = ", ".join(sorted(path.name for path in workdir.glob("*.png")))
+    place = shlex.quote(str(workdir))
     return "\n".join(
         (
             f"in {workdir}: metrics.jsonl"
             + " and tensorboard" * (workdir / "tensorboard").is_dir()
             + " (figures), last and best (checkpoints)"
             + (f", {pictures}" if pictures else ""),
-            f"next: cl-jax eval --workdir={workdir}, cl-jax report {workdir} (a page to look at), "
-            f"cl-jax embed {workdir} (features, for cl-jax search and label)",
+            f"next: cl-jax eval --workdir={place}, cl-jax report {place} (a page to look at), "
+            f"cl-jax embed {place} (features, for cl-jax search and label)",
         )
     )
 

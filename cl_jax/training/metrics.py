@@ -20,9 +20,6 @@ import numpy as np
 from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
 
 from cl_jax.core import logs
 from cl_jax.core.logs import Row
@@ -151,34 +148,47 @@ class _Board:
 
     def __init__(self, path: Path, purge_step: int | None):
         path.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names, which begin with the second.
-        seconds, rest = divmod(time.time_ns(), 10**9)
-        name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
-        self.file = RecordWriter(str(path / name))
-        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_step is not None:  # TensorBoard hides earlier files' events from this step on
-            self._add(
-                Event(
+        self.path, self.purge_step = path, purge_step
+        self.file: Any = None
+
+    def _opened(self) -> Any:
+        """The event file, with the first row: tensorboardX imports PyTorch where it is installed,
+        which would delay the first step by a second."""
+        if self.file is None:
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import RecordWriter
+
+            # TensorBoard reads files in the order of their names, which begin with the second.
+            seconds, rest = divmod(time.time_ns(), 10**9)
+            name = f"{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
+            self.file = RecordWriter(str(self.path / f"events.out.tfevents.{name}"))
+            event = Event(wall_time=time.time(), file_version="brain.Event:2")
+            self.file.write(event.SerializeToString())
+            if self.purge_step is not None:
+                # TensorBoard hides earlier files' events from this step on.
+                event = Event(
                     wall_time=time.time(),
-                    step=purge_step,
+                    step=self.purge_step,
                     session_log=SessionLog(status=SessionLog.START),
                 )
-            )
-        self.file.flush()
-
-    def _add(self, event: Event) -> None:
-        self.file.write(event.SerializeToString())
+                self.file.write(event.SerializeToString())
+        return self.file
 
     def write(self, row: Row) -> None:
+        file = self._opened()
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
             if name not in ("step", "time"):
-                self._add(
-                    Event(wall_time=row["time"], step=int(row["step"]), summary=scalar(name, value))
-                )
-        self.file.flush()
+                summary = scalar(name, value)
+                event = Event(wall_time=row["time"], step=int(row["step"]), summary=summary)
+                file.write(event.SerializeToString())
+        file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 class _Terminal:

@@ -87,6 +87,9 @@ def step_decay(
     probes.
 
     factor: of every milestone, or one for each (InvaSpread).
+
+    Raises:
+      ValueError: another number of factors than of milestones.
     """
     factors = tuple(factor) if isinstance(factor, Sequence) else (factor,) * len(milestones)
     if len(factors) != len(milestones):
@@ -121,6 +124,9 @@ def scaled_learning_rate(learning_rate: float, batch_size: int, scaling: str) ->
     sqrt(batch_size), "none" is the rate itself.
 
     batch_size counts images, not views.
+
+    Raises:
+      ValueError: an unknown scaling.
     """
     scales = {"linear": batch_size / 256, "sqrt": batch_size**0.5, "none": 1.0}
     if scaling not in scales:

@@ -217,16 +217,20 @@ class Trained:
         if isinstance(inputs, Sequence) and all(isinstance(x, str | os.PathLike) for x in inputs):
             return folder.listed([str(path) for path in inputs], **self._reading())
         array = np.asarray(inputs)
-        fields = [name for name in self.method.needs if name in self.example]
-        if len(fields) != 1:
+        if len(self._inputs) != 1:
             raise ConfigError(
-                f"one array is given and the network reads {', '.join(fields)}; give "
+                f"one array is given and the network reads {', '.join(self._inputs)}; give "
                 f"{{field: array}} of each."
             )
-        return self._of_arrays({fields[0]: array})
+        return self._of_arrays({self._inputs[0]: array})
+
+    @property
+    def _inputs(self) -> list[str]:
+        """The fields that the network reads, without the labels that its training needs."""
+        return [name for name in self.method.needs if np.ndim(self.example.get(name, 0))]
 
     def _of_images(self) -> bool:
-        fields = [name for name in self.method.needs if name in self.example]
+        fields = self._inputs
         return "image" in fields and all(name.split("_")[0] == "image" for name in fields)
 
     def _reading(self) -> dict[str, Any]:

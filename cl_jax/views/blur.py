@@ -21,6 +21,10 @@ def blur_matrix(
     Args:
       padding: "zero" drops it, "edge" repeats the first and last sample, "reflect" mirrors without
         repeating them.
+      dtype: of the matrix.
+
+    Raises:
+      ValueError: an unknown padding, a reflection of a radius that is not below the side.
     """
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}; expected one of {', '.join(PADDINGS)}.")

@@ -43,6 +43,8 @@ def draw_jitter(
     uniform over all 24.
 
     Args:
+      key: one typed key, of one view.
+      brightness, contrast, saturation, hue: strengths, 0 for none.
       additive: brightness is an offset in [-brightness, brightness] (SimCLR's paper and first code;
         BYOL).
     """
@@ -206,6 +208,9 @@ def jitter(
       luma_weights: grey weights of "tv": PIL's, or LUMA_TENSOR for torchvision's tensor path.
       operators: those that take part, static; leave out BRIGHTNESS, CONTRAST, SATURATION or HUE of
         strength 0.
+
+    Raises:
+      ValueError: an unknown family, saturation or hue of other than 1 or 3 channels.
     """
     if family not in FAMILIES:
         raise ValueError(

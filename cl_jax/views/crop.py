@@ -36,6 +36,10 @@ def resampling_matrix(
         antialias=True), the kernel widening with the reduction; "tf_bicubic" is
         `tf.image.resize(method=BICUBIC)`: never widened, and offsets rounded to 1/1024, because
         TensorFlow reads its kernel from a table. All cubics are Keys' with a = -0.5.
+      dtype: of the matrix.
+
+    Raises:
+      ValueError: an unknown interpolation.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(
@@ -134,7 +138,11 @@ def resize_centre_crop(
     x: jax.Array, resize: int, size: int, *, interpolation: str, clip: bool = False
 ) -> jax.Array:
     """torchvision's test transform: the shorter side to `resize`, then the central [C, size,
-    size]."""
+    size].
+
+    Raises:
+      ValueError: a `resize` below `size`.
+    """
     if resize < size:
         raise ValueError(
             f"resize is {resize}, smaller than the crop of {size}. The shorter side must hold the "

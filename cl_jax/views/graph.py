@@ -110,6 +110,7 @@ def make(
     "edges", random4 "mask".
 
     Args:
+      operators, ratio, keep, fill: see `GraphView`.
       sizes: `Source.sizes` of the training data; "node" says how many features a node has.
       labels: field -> [N], "nodes" and "edges" of each training graph, for the budget; without them
         there is none.
@@ -161,6 +162,9 @@ def pack(
       values: tags + 1; the features are one-hot tags.
       places: (nodes, edges) of the result; None: B N and B E, which hold any batch. Rows are placed
         in order, and those after it is full do not fit.
+
+    Raises:
+      ValueError: other shapes, fewer than two values.
     """
     if node.ndim != 2 or edge.ndim != 3 or edge.shape[2] != 2 or len(node) != len(edge):
         raise ValueError(

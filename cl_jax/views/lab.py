@@ -55,7 +55,11 @@ def rgb_to_ydbdr(x: jax.Array) -> jax.Array:
 
 
 def convert(x: jax.Array, space: str) -> jax.Array:
-    """RGB planes to the space of that name; "rgb" leaves them, whatever their number."""
+    """RGB planes to the space of that name; "rgb" leaves them, whatever their number.
+
+    Raises:
+      ValueError: an unknown space, planes that are not RGB.
+    """
     if space == "rgb":
         return x
     if space == "lab":
@@ -69,7 +73,11 @@ def convert(x: jax.Array, space: str) -> jax.Array:
 
 def split(view: jax.Array) -> tuple[jax.Array, jax.Array]:
     """CMC's two views of an image [..., H, W, 3] in any of the spaces: luminance [..., 1] and
-    colour [..., 2]."""
+    colour [..., 2].
+
+    Raises:
+      ValueError: views of other than 3 channels.
+    """
     if view.shape[-1] != 3:
         raise ValueError(
             f"view has shape {view.shape}; expected [..., H, W, 3]: luminance and two of colour. "

@@ -13,7 +13,11 @@ def swav(
     scales: Sequence[tuple[float, float]] = ((0.14, 1.0), (0.05, 0.14)),
 ) -> tuple[Recipe, ...]:
     """SwAV's crops, `counts[i]` of `sizes[i]` from `scales[i]` of the area; DeepCluster v2: sizes
-    (160, 96), scales from 0.08. The first sizes' views come first."""
+    (160, 96), scales from 0.08. The first sizes' views come first.
+
+    Raises:
+      ValueError: different numbers of sizes, counts and scales.
+    """
     if not len(sizes) == len(counts) == len(scales):
         raise ValueError(
             f"{len(sizes)} sizes, {len(counts)} counts and {len(scales)} scales; expected one of "

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 
 
 def planes(image: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """[..., H, W, C] uint8, 0 to 255, or floats in [0, 1] -> [..., C, H, W] floats in [0, 1]."""
+    """[..., H, W, C] uint8, 0 to 255, or floats in [0, 1] -> [..., C, H, W] floats in [0, 1].
+
+    Raises:
+      ValueError: an image of another type or rank.
+    """
     if image.ndim < 3 or not (
         image.dtype == jnp.uint8 or jnp.issubdtype(image.dtype, jnp.floating)
     ):

@@ -128,12 +128,14 @@ class Recipe:
 
     @property
     def radius(self) -> int:
+        """Of the blur, in pixels."""
         if self.blur_radius is not None:
             return self.blur_radius
         return self.size // 20 if self.family == "tf" else round(6 * self.blur_sigma[1])
 
     @property
     def padding(self) -> str:
+        """What the blur takes outside the image, see `blur.blur_matrix`."""
         return self.blur_padding or ("zero" if self.family == "tf" else "edge")
 
 

@@ -207,6 +207,9 @@ def augment(recipes: Sequence[Recipe], keys: jax.Array, images: jax.Array) -> li
 
     Returns:
       list of [B, size, size, C], one per recipe.
+
+    Raises:
+      ValueError: as `apply`.
     """
     _check_images(images)
     _check_keys(keys, images)
@@ -236,6 +239,9 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
 
     Returns:
       [B, size, size, C] float32.
+
+    Raises:
+      ValueError: as `apply`.
     """
     _check_images(images)
     _, height, width, _ = images.shape

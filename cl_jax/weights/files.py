@@ -23,8 +23,8 @@ class Weights(NamedTuple):
 
 
 def read(given: str | Path) -> Weights:
-    """The weights in a .safetensors file, a PyTorch checkpoint (.pth, .pt, .bin, .ckpt, .tar) or a
-    Hugging Face folder.
+    """The weights in a .safetensors file, a PyTorch checkpoint (.pth, .pt, .bin, .ckpt, .tar), a
+    pickle of arrays such as BYOL's checkpoints (.pkl) or a Hugging Face folder.
 
     Raises:
       NotFoundError: nothing is there.
@@ -52,8 +52,8 @@ def read(given: str | Path) -> Weights:
         tensors = pickles.read(path)
     else:
         raise ConfigError(
-            f"{path} is neither safetensors nor a PyTorch checkpoint; its first bytes are "
-            f"{start[:8]!r}."
+            f"{path} is neither safetensors nor a PyTorch checkpoint nor a pickle; its first bytes "
+            f"are {start[:8]!r}."
         )
     if not tensors:
         raise ConfigError(f"{path} holds no tensor.")

@@ -83,7 +83,7 @@ def _huggingface(net: Network, flat: Mapping[Any, Any]) -> dict[str, Any]:
             num_channels=net.channels,
             qkv_bias=True,
         )
-    depths, bottleneck = net.encoder._blocks()
+    depths, bottleneck = net.encoder.stages()
     last = "conv3" if bottleneck else "conv2"
     widths = [
         int(flat[f"stage{stage}_block1", last, "kernel"].shape[-1])

@@ -26,7 +26,7 @@ from cl_jax.weights.names import DIALECTS, Dialect
 # Of a checkpoint with several copies of the network, which one its method evaluates.
 _EVALUATED = ("teacher", "encoder_q", "base_encoder", "online")
 _HELPERS = ("student", "encoder_k", "momentum", "target")
-_HARMLESS = re.compile(r"(num_batches_tracked|relative_position_index)$")
+_HARMLESS = re.compile(r"(num_batches_tracked|relative_position_index|_ema\.(hidden|counter))$")
 _FOLDED = re.compile(r"(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")
 _SHOWN = 6
 Tree = dict[str, Any]
@@ -79,6 +79,7 @@ def read(path: str | Path, *, prefix: str | None = None, heads: int = 0) -> Impo
         networks do not.
     """
     weights = files.read(path)
+    weights = weights._replace(tensors=names.of_haiku(weights.tensors))
     name, chosen, others = _find(path, weights.tensors, prefix)
     dialect = DIALECTS[name]
     trunk = {
@@ -90,7 +91,7 @@ def read(path: str | Path, *, prefix: str | None = None, heads: int = 0) -> Impo
         trunk = _plain_vit(str(path), trunk)
         section = _vit_section(path, trunk, dialect, heads or _heads(weights.settings))
     else:
-        section = _resnet_section(trunk, dialect)
+        section = _resnet_section(trunk, dialect, "byol" if "haiku" in name else "torchvision")
     params, stats, matched, missing, used = _filled(path, section, trunk, dialect)
     _refuse_other_layers(path, trunk, used, dialect)
     if missing:
@@ -137,7 +138,7 @@ def _find(
     if not found:
         raise ConfigError(
             f"{path} holds no ResNet or ViT whose names are known (torchvision, timm, Hugging "
-            f"Face); it has {_some(sorted(tensors))}."
+            f"Face, Haiku); it has {_some(sorted(tensors))}."
         )
     if prefix is not None and prefix not in found:
         raise ConfigError(
@@ -160,7 +161,9 @@ def _rank(prefix: str) -> tuple[int, int]:
 # The network's sizes --------------------------------------
 
 
-def _resnet_section(trunk: Mapping[str, np.ndarray], dialect: Dialect) -> dict[str, Any]:
+def _resnet_section(
+    trunk: Mapping[str, np.ndarray], dialect: Dialect, variant: str
+) -> dict[str, Any]:
     def there(*path: str) -> np.ndarray | None:
         return trunk.get(dialect.names(path)[0])
 
@@ -182,7 +185,7 @@ def _resnet_section(trunk: Mapping[str, np.ndarray], dialect: Dialect) -> dict[s
         name="resnet",
         width=first.shape[0] / 64,
         stem="imagenet" if stem.shape[-1] == 7 else "cifar",
-        variant="torchvision",
+        variant=variant,
         dtype="float32",
     )
     section |= dict(depth=depth) if depth else dict(blocks=tuple(blocks), bottleneck=bottleneck)
@@ -347,7 +350,7 @@ def _refuse_other_layers(
 ) -> None:
     """Refuses tensors inside the trunk that were not used: the network there does more."""
     inside = re.compile(
-        r"(layer\d|blocks|encoder\.stages|encoder\.layers?|[4-7]\.\d+)\..*\d"
+        r"(layer\d|blocks|encoder\.stages|encoder\.layers?|[4-7]\.\d+)\..*\d|block_group_\d.*\w$"
         if dialect.family == "resnet"
         else r"(blocks|encoder\.layers?)\.\w*\d"
     )

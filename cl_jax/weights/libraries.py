@@ -68,12 +68,12 @@ def _network(
     torch = importlib.import_module("torch")
     side, channels = inputs["images"].shape[2:]
     if kind == "resnet":
-        counts, bottleneck = encoder._blocks()
+        counts, bottleneck = encoder.stages()
         module = importlib.import_module(f"{to}.models.resnet")
         block = module.Bottleneck if bottleneck else module.BasicBlock
         settings: dict[str, Any] = {}
         if to == "timm":
-            widths = tuple(encoder._channels(64 * 2**i) for i in range(len(counts)))
+            widths = tuple(encoder.channels(64 * 2**i) for i in range(len(counts)))
             settings = dict(num_classes=0, in_chans=channels, channels=widths)
         network = module.ResNet(block, list(counts), **settings)
         network.fc = torch.nn.Identity()

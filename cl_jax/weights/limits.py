@@ -34,7 +34,7 @@ def _odd_resnet(net: Network, to: str) -> str:
         return f"stem: the max-pool and shortcuts of variant {section['variant']}"
     if section.get("stem", "imagenet") == "cifar":
         return "stem_conv1: 3x3 without a max-pool"
-    stages = len(net.encoder._blocks()[0])
+    stages = len(net.encoder.stages()[0])
     if to != "huggingface" and stages != 4:
         return f"stage{min(stages, 4)}_block1: {stages} stages; huggingface has it"
     stem = int(net.params["stem_conv1"]["kernel"].shape[-1])

@@ -6,6 +6,7 @@ its tensors there, and its numbers to theirs and back.
 | resnet/torchvision | torchvision, timm, MoCo, SwAV, DINO, SimSiam, PCL, most others |
 | resnet/sequential | `nn.Sequential(*resnet.children())`: Lightly and others |
 | resnet/huggingface | `ResNetModel` |
+| resnet/haiku | BYOL's published checkpoints |
 | vit/timm | timm, DINO, DINOv2, MoCo v3, MAE |
 | vit/torchvision | torchvision |
 | vit/huggingface | `ViTModel` |
@@ -13,7 +14,7 @@ its tensors there, and its numbers to theirs and back.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,45 @@ def _resnet(
         return (f"{place}.{'bn' if norm else 'conv'}{number}.{leaf}",)
 
     return names
+
+
+_HAIKU = {"kernel": "w", "scale": "scale", "bias": "offset", "mean": "mean_ema", "var": "var_ema"}
+_HAIKU_TREE = re.compile(r"(?:(.*)[._])?(?:params|state)\.([^./]+/~/.*)")
+
+
+def _haiku(path: Path) -> tuple[str, ...]:
+    """`hk.nets.ResNet`'s: a module's path, then the array; means and variances are modules."""
+    layers, leaf = path[:-1], _HAIKU.get(path[-1])
+    if leaf is None:
+        return ()
+    at = re.fullmatch(r"stage(\d+)_block(\d+)", layers[0])
+    if layers in (("stem_conv1",), ("stem_norm1",)):
+        place = "initial_conv" if layers[0] == "stem_conv1" else "initial_batchnorm"
+    elif at is not None and len(layers) == 2:
+        inside = re.fullmatch(r"(conv|norm)(\d)", layers[1])
+        last = layers[1].replace("norm", "batchnorm")
+        if inside is not None:
+            last = f"{'batchnorm' if inside[1] == 'norm' else 'conv'}_{int(inside[2]) - 1}"
+        place = f"block_group_{int(at[1]) - 1}/~/block_{int(at[2]) - 1}/~/{last}"
+    else:
+        return ()
+    return (f"{place}/~/{leaf}.average",) if leaf.endswith("_ema") else (f"{place}.{leaf}",)
+
+
+def of_haiku(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a file, where those of Haiku are named and shaped as others are: one tree of a
+    network's parameters and statistics, outputs first in kernels, a vector for each norm."""
+    found = {}
+    for name, value in tensors.items():
+        match = _HAIKU_TREE.fullmatch(name)
+        if match is not None:
+            name = f"{match[1]}.{match[2]}" if match[1] else match[2]
+            if name.endswith(".w") and value.ndim == 4:
+                value = value.transpose(3, 2, 0, 1)
+            elif name.endswith((".scale", ".offset", ".average")):
+                value = value.reshape(-1)
+        found[name] = value
+    return found
 
 
 class _Vit(NamedTuple):
@@ -200,6 +240,12 @@ DIALECTS: dict[str, Dialect] = {
             "encoder.stages.{stage0}.layers.{block0}",
             ("shortcut.convolution", "shortcut.normalization"),
         ),
+    ),
+    "resnet/haiku": Dialect(
+        "resnet",
+        re.compile(r"(.*?)block_group_0/~/block_0/~/conv_0\.w"),
+        "initial_batchnorm/~/mean_ema.average",
+        _haiku,
     ),
     "vit/timm": Dialect(
         "vit",

@@ -90,7 +90,8 @@ def of_run(run: Trained) -> Network:
     )
     params = params.get("pretrained", params)  # of a fine-tuned run, without its classifier
     name = section.get("name")
-    if name not in _KINDS or ("towers" if name == "ms_clip" else "encoder") not in params:
+    places = [("towers",)] if name == "ms_clip" and "towers" in params else _places(params)
+    if name not in _KINDS or len(places) != 1:
         what = f"an encoder {name}" if name else f"several encoders, {', '.join(section)}"
         raise ConfigError(
             f"{run.workdir} has {what} (its parts: {', '.join(params)}); a run of one encoder of "
@@ -102,7 +103,8 @@ def of_run(run: Trained) -> Network:
         table = params["towers"]["token_table"]["embedding"]
     else:
         head = params.get("sentence_head")
-        params, stats = params["encoder"], stats.get("encoder", {})
+        for part in places[0]:
+            params, stats = params[part], stats.get(part, {})
         table = params["embedding"]["embedding"] if name == "transformer" else None
     if table is not None:
         section["vocab_size"] = len(table)
@@ -117,6 +119,17 @@ def of_run(run: Trained) -> Network:
         side = encoder.image_size
     kind = "clip" if name == "ms_clip" else name
     return Network(kind, section, encoder, params, stats, head, side)
+
+
+def _places(params: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Where an encoder is in the parameters of a network: beside a predictor it is deeper."""
+    found: list[tuple[str, ...]] = []
+    for name, value in params.items():
+        if name == "encoder":
+            found.append((name,))
+        elif isinstance(value, Mapping):
+            found += [(name, *place) for place in _places(value)]
+    return found
 
 
 def difference(theirs: Mapping[str, Any], ours: Answers) -> float:

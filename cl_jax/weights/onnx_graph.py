@@ -143,14 +143,14 @@ def resnet(encoder: ResNet, params: Tree, stats: Tree, side: int) -> Any:
         return norm(y, of[norm_name], (stats[block] if block else stats)[norm_name]), side
 
     x, size = "images", side
-    for i, (_, _, strides) in enumerate(encoder._stem(0), 1):
+    for i, (_, _, strides) in enumerate(encoder.stem_convolutions(0), 1):
         x, size = layers(x, "", f"stem_{{}}{i}", strides, size)
         x = g("Relu", x)
     if encoder.stem == "imagenet":
         low, high = _same(size, 3, 2) if variant.same_pool else (1, 1)
         x = g("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[low, low, high, high])
         size = (size + low + high - 3) // 2 + 1
-    counts, bottleneck = encoder._blocks()
+    counts, bottleneck = encoder.stages()
     for stage, count in enumerate(counts, 1):
         for i in range(1, count + 1):
             block, strides = f"stage{stage}_block{i}", 2 if i == 1 and stage > 1 else 1

@@ -1,7 +1,8 @@
 """Tensors of a PyTorch checkpoint, read without PyTorch and without running the pickle in it.
 
 A pickle is a program that may call any function. Here it can name tensors, containers and a few
-inert records; whatever else it asks for is an error that names it.
+inert records; whatever else it asks for is an error that names it. A pickle that PyTorch did not
+write is read by `cl_jax.weights.objects`.
 """
 
 import collections
@@ -17,8 +18,11 @@ import ml_dtypes
 import numpy as np
 
 from cl_jax.core.errors import ConfigError
+from cl_jax.weights import objects
+from cl_jax.weights._unpickling import Call, Refused
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before zip files
+_START = pickle.dumps(MAGIC, 2)
 _STORAGES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -43,10 +47,6 @@ _INERT = {
     ("pathlib", "PosixPath"),
     ("datetime", "timedelta"),
 }
-
-
-class Refused(ValueError):
-    """A pickle asks for something else than tensors."""
 
 
 class Storage(NamedTuple):
@@ -108,11 +108,11 @@ class _Unpickler(pickle.Unpickler):
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Kind(_STORAGES[name])
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
-            return _tensor
+            return Call(_tensor)
         if module == "torch._utils" and name == "_rebuild_parameter":
-            return _parameter
+            return Call(_parameter)
         if (module, name) in _INERT:
-            return _inert if name in ("scalar", "encode") else Inert
+            return Call(_inert) if name in ("scalar", "encode") else Inert
         raise Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -134,11 +134,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
       ConfigError: a file that is damaged, of another format, or whose pickle asks for anything that
         is not a tensor. Nothing of it was run.
     """
+    kind = "a PyTorch checkpoint"
     try:
         if zipfile.is_zipfile(path):
             return _of_zip(path)
         with path.open("rb") as file:
-            return _of_stream(file, path.stat().st_size)
+            start = file.read(len(_START))
+            file.seek(0)
+            if start == _START:
+                return _of_stream(file, path.stat().st_size)
+            kind = "a pickle of arrays"
+            return objects.read(file)
     except Refused as error:
         raise ConfigError(
             f"{path}: its pickle asks for {error}, and only tensors are read from a pickle. "
@@ -148,8 +154,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged pickle may fail in any way
         raise ConfigError(
-            f"{path} cannot be read as a PyTorch checkpoint: {type(error).__name__}: "
-            f"{str(error)[:200]}. Is it whole?"
+            f"{path} cannot be read as {kind}: {type(error).__name__}: {str(error)[:200]}. Is it "
+            "whole?"
         ) from None
 
 
@@ -184,7 +190,7 @@ def _of_stream(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         return _Unpickler(file, encoding="utf-8").load()
 
     if load() != MAGIC or load() != PROTOCOL:
-        raise ValueError("a pickle that PyTorch did not write")
+        raise ValueError("a pickle of another version of PyTorch")
     load()  # about the machine
     tensors = _flat(load())
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
@@ -203,21 +209,25 @@ def _of_stream(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     }
 
 
-def _flat(tree: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+def _flat(tree: Any) -> dict[str, Tensor]:
     """The tensors of nested dictionaries and lists."""
-    if isinstance(tree, Tensor):
-        return {prefix.rstrip("."): tree}
     found: dict[str, Tensor] = {}
-    if depth > 20:
-        return found
-    items: Any = ()
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, list) or type(tree) is tuple:
-        items = enumerate(tree)
-    for key, value in items:
-        if isinstance(value, Mapping | list | tuple):
-            found |= _flat(value, f"{prefix}{key}.", depth + 1)
+    # A container is read once: one that holds another twice, and so on, would have no end.
+    waiting, seen = [("", tree)], set[int]()
+    while waiting:
+        name, node = waiting.pop()
+        if isinstance(node, Tensor):
+            found[name] = node
+            continue
+        items: Any = ()
+        if id(node) not in seen:
+            if isinstance(node, Mapping):
+                items = node.items()
+            elif isinstance(node, list) or type(node) is tuple:
+                items = enumerate(node)
+            seen.add(id(node))
+        below = [(f"{name}.{key}" if name else str(key), value) for key, value in items]
+        waiting += [item for item in reversed(below) if isinstance(item[1], Mapping | list | tuple)]
     return found
 
 

@@ -49,7 +49,7 @@ def config_of(
             one=dict(
                 name="crop_flip",
                 size=size,
-                interpolation="bicubic" if found.section["name"] == "vit" else "bilinear",
+                interpolation="bicubic" if _bicubic(found) else "bilinear",
                 mean=tuple(mean or kept.get("image_mean") or defaults.NORMALISED["mean"]),
                 std=tuple(std or kept.get("image_std") or defaults.NORMALISED["std"]),
             )
@@ -82,6 +82,11 @@ def _unlabelled(source: Any) -> Any:
     from cl_jax.data.source import from_arrays
 
     return from_arrays(source.name, {"image": source.arrays["image"]}, {})
+
+
+def _bicubic(found: Imported) -> bool:
+    """Whether its authors evaluate on images that were resized so: of ViTs, and BYOL."""
+    return found.section["name"] == "vit" or found.dialect == "resnet/haiku"
 
 
 def _side(preprocessing: dict[str, Any]) -> int:

@@ -31,6 +31,21 @@ def test_blocks_of_any_size_give_the_full_sort(block_size, query_size):
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block_size", [1000, 300])
+def test_few_of_many_are_those_of_the_full_sort(block_size):
+    rng = np.random.default_rng(0)
+    bank = rng.integers(-2, 3, (1000, 2)).astype(np.float32)  # most have equals
+    queries = rng.integers(-2, 3, (9, 2)).astype(np.float32)
+    bank[17] = np.nan
+    scores, rows = nearest_rows(bank, queries, 3, normalise=False, block_size=block_size)
+    bank[17] = -1e6 * queries[0]
+    expected_scores, expected = sorted_rows(bank, queries, 3)
+    few = [i for i in range(9) if 17 not in expected[i]]
+    assert len(few) > 4
+    np.testing.assert_array_equal(np.asarray(rows)[few], expected[few])
+    np.testing.assert_array_equal(np.asarray(scores)[few], expected_scores[few])
+
+
 def test_similarity_is_the_cosine_unless_told_otherwise():
     bank, queries = jnp.array([[10.0, 0.0], [0.0, 0.1]]), jnp.array([[0.0, 3.0]])
     scores, rows = nearest_rows(bank, queries, 2)

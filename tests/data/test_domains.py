@@ -43,3 +43,12 @@ def test_glyphs_are_upright_digits_inside_their_square():
     assert heavy[label == 7].mean() > heavy[label == 8].mean()
     again = glyphs.make(train_size=200, test_size=30, rotation=0.0, slant=0.0).train
     np.testing.assert_array_equal(train.arrays["image"], again.arrays["image"])
+
+
+def test_glyphs_print_what_is_asked_for():
+    found = glyphs.make(train_size=34, test_size=2, characters="AH").train
+    assert found.sizes["label"] == 2
+    np.testing.assert_array_equal(np.bincount(found.arrays["label"]), [17, 17])
+    for wrong in ("A", "AA", "A B"):
+        with pytest.raises(ValueError, match="two or more to print"):
+            glyphs.make(train_size=4, test_size=2, characters=wrong)

@@ -588,7 +588,7 @@ for _given, _make, _files, _says in (
         "a file that is not text",
         of_file(text.make, "t.txt"),
         {"t.txt": b"\0\1\2"},
-        "t.txt has zero bytes: it is no text file",
+        "t.txt has zero bytes: it is not a text file",
     ),
     (
         "a table with a quotation mark left open",

@@ -132,6 +132,22 @@ def test_swav_equals_loops():
     )
 
 
+def test_swav_of_several_blocks_equals_loops(monkeypatch):
+    """Blocks of three rows of the twelve; and the gradient of a temperature."""
+    monkeypatch.setattr(assignments, "BLOCK", 16)
+    with jax.enable_x64(True):
+        scores = features(3, 12, 5)
+        codes = module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
+
+        def loss(scores, temperature):
+            return module.swav(scores, codes, temperature=jnp.asarray(temperature))
+
+        value = loss(scores, 0.1)
+        check_grads(loss, (scores, jnp.asarray(0.1)), order=1, modes=("fwd", "rev"), rtol=1e-4)
+    expected = oracle_swav(scores, np.asarray(codes), 0.1, (0, 1))
+    np.testing.assert_allclose(value, expected, atol=1e-12)
+
+
 def test_no_gradient_through_codes():
     z, prototypes, queue = features(3, 6, 4), features(5, 4, seed=1), features(2, 8, 4, seed=2)
 

@@ -123,7 +123,7 @@ def test_patches_are_at_chance_where_scores_say_nothing_and_name_the_maps():
     np.testing.assert_allclose(metrics["loss"], 2 * np.log(1 + 64 * 7), rtol=1e-4)
     np.testing.assert_allclose(metrics["chance"], 2 * np.log(1 + 64 * 7), rtol=1e-6)
     assert np.isfinite(jax.tree.leaves(after.params)[0]).all()
-    with pytest.raises(ValueError, match="no map of the encoder; it has conv1, stem, stage1"):
+    with pytest.raises(ValueError, match="not a map of the encoder; it has conv1, stem, stage1"):
         build(loss="patches", patch_map="stage7")
 
 

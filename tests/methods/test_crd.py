@@ -62,7 +62,7 @@ def test_supervised_training_starts_at_chance_and_fits_a_batch(teacher):
         state, last = update(state, BATCH, KEY)
     assert first["chance"] == pytest.approx(np.log(3), rel=1e-6)
     assert last["loss"] < 0.5 * first["loss"]
-    with pytest.raises(ValueError, match="no label of the data"):
+    with pytest.raises(ValueError, match="not a label of the data"):
         supervised.make(encoder=network(), tx=optax.sgd(0.1), views=(VIEW,), run=RUN, label="place")
 
 
@@ -118,7 +118,7 @@ def test_without_crd_it_is_knowledge_distillation(teacher):
 def test_what_is_refused(teacher):
     for given, message in (
         (dict(positive="near"), '"exact" or "class"'),
-        (dict(run=RUN), "CRD wants a teacher"),
+        (dict(run=RUN), "CRD needs a teacher"),
         (dict(views=(VIEW, VIEW)), "has 2"),
     ):
         settings = dict(

@@ -98,7 +98,7 @@ def test_the_student_learns_the_teachers_soft_labels_on_its_own_view():
 
 
 def test_distillation_without_a_teacher_is_refused():
-    with pytest.raises(ValueError, match="distillation wants a teacher"):
+    with pytest.raises(ValueError, match="distillation needs a teacher"):
         distill.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=RUN)
     with pytest.raises(ValueError, match="SimCLR contrasts two views; the config has 1"):
         simclr_v2.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=RUN)

@@ -116,7 +116,26 @@ def test_the_order_keeps_images_of_a_label_together():
     assert (found != spcl.together(labels, 4, 24, seed=0, epoch=2)).any()
 
 
+@pytest.mark.slow  # compiles a second program
+def test_without_adaptation_the_target_is_in_no_label_and_its_rows_do_nothing(stepped):
+    *_, rows = stepped
+    method = build(adapt=False, domain_norm=False)
+    first = jax.jit(method.init)(jax.random.key(0), batch_of(range(8)))
+    first = method.refresh(jax.device_put(first, jax.devices()[0]), lambda f: rows, 0)
+    held = first.memory.hybrid
+    np.testing.assert_array_equal(held.labels, [0, 1, 2] + [-1] * 24)
+    update = jax.jit(method.update)
+    after, metrics = update(first, batch_of(range(8)), jax.random.key(1))
+    assert metrics["chance"] == pytest.approx(np.log(3)) and "loss_target" not in metrics
+    np.testing.assert_array_equal(after.memory.hybrid.rows[3:], held.rows[3:])
+    other = first.memory._replace(hybrid=held._replace(rows=held.rows.at[3:].multiply(-1)))
+    _, same = update(first.replace(memory=other), batch_of(range(8)), jax.random.key(1))
+    assert same["loss"] == metrics["loss"]
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="set source=True and domain_norm=False"):
+        build(adapt=False)
     with pytest.raises(ValueError, match=r"Use data\.name='domains'"):
         build(run=RUN._replace(sizes={"label": 3}))
     with pytest.raises(ValueError, match="expected 0 <= eps_gap < eps"):

@@ -46,7 +46,7 @@ def test_queue_is_kept_from_its_epoch_on_and_prototypes_are_unit_at_the_forward(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"views": (VIEW,)}, "SwAV wants two views or more"),
+        ({"views": (VIEW,)}, "SwAV needs two views or more"),
         ({"num_assigned": 3}, "got 2 views and num_assigned=3"),
         ({"queue_size": 64}, "queue_size=64 is more than the 32 examples"),
         ({"queue_size": 12}, "not a multiple of the batch of 8; use 8"),

@@ -40,13 +40,13 @@ def test_a_page_is_whole_and_its_data_are_json():
         [Section("Map", "", "map"), Section("Text", "a note", "<p>body</p>")],
         figures={},
         of_rows=rows,
-        names=["</script><b>"],
+        names=["</script><b><!--<script>"],
         labels={},
         atlas=None,
     )
     assert "<title>&lt;run&gt;" in text and "{plotly}" not in text and "<p>body</p>" in text
     given = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     data = json.loads(given[1])
-    assert data["names"] == ["</script><b>"]
+    assert data["names"] == ["</script><b><!--<script>"] and "<" not in given[1]
     assert data["layouts"]["PCA"] == [[0.1235, None]]
     assert not re.search(r'<(script|img)[^>]* src="(?!data:)|<link[^>]* href=', text)  # no network

@@ -216,6 +216,15 @@ def test_paths_may_be_written_in_several_ways(tmp_path):
             label.matched("l.csv", wrong, held)
 
 
+def test_tables_of_spreadsheets_and_of_names_with_line_breaks(tmp_path):
+    rows = [("a,1;\n\u2028.png", "x"), ("b.png", "y, z")]
+    assert label.read_labels(str(put(tmp_path / "l.csv", rows))) == dict(rows)
+    for between in ";\t":
+        lines = [between.join(row) for row in (("path", "label"), ("a,1.png", "x"))]
+        (tmp_path / "m.csv").write_text("\ufeff" + "\r\n".join(lines))
+        assert label.read_labels(str(tmp_path / "m.csv")) == {"a,1.png": "x"}
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing(run, tmp_path, capsys):
     workdir, folder = run
     wrong = Embeddings({"h": np.ones((2, 3), np.float32)}, np.array(["a", "b"]), about={})

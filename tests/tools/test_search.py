@@ -108,6 +108,7 @@ def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
     other.about["network"] = "00000000"
     other.save(tmp_path / "other.npz")
     other.about.clear()
+    other.about["bad"] = {"dog/cut.png": "is truncated"}
     other.save(tmp_path / "nowhere.npz")
     other, nowhere = str(tmp_path / "other.npz"), str(tmp_path / "nowhere.npz")
     new = kept.pictures(tmp_path / "new", count=1)
@@ -124,6 +125,7 @@ def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
         ([file, "--sheet=x.pdf"], "ends in .png"),
         ([other, f"--like={new}"], "is of another network"),
         ([nowhere, f"--like={new}"], "give --run=WORKDIR"),
+        ([nowhere, "--like=dog/cut.png"], "could not be read when"),
         (
             [nowhere, f"--sheet={tmp_path / 's.png'}", f"--out={tmp_path / 't.csv'}"],
             "--pictures=FOLDER",

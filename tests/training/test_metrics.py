@@ -117,10 +117,11 @@ def test_a_full_device_does_not_hold_up_the_run(tmp_path, caplog):
     """/dev/full refuses every write; a writer's thread would die of it, and its queue would fill
     and block."""
     log = metrics.Metrics(tmp_path, 1000)
+    log.write(0, {"loss": 1.0})  # which opens TensorBoard's file
     for name, mode in (("TensorBoard", "wb"), ("metrics.jsonl", "w")):
         log.destinations[name].file.close()
         log.destinations[name].file = open("/dev/full", mode)
-    for step in range(500):
+    for step in range(1, 500):
         log.write(step, {f"value{i}": step for i in range(20)})
     log.close()
     assert caplog.text.count("cannot be written") == 2 and len(log.rows) == 500

@@ -1,6 +1,7 @@
 """A run read back: without its data, on any devices, and what it says of arrays, folders, files and
 sources."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -116,6 +117,14 @@ def test_arrays_and_files_give_the_rows_of_their_images(run, mine):
     one = mine.embed({"image": images}, features=("z", "h"))
     assert list(one) == ["z", "h"] and set(mine.embed(images, features="all")) >= {"z", "h"}
     assert list(one.paths[:2]) == ["given/0", "given/1"]
+
+
+def test_labels_that_training_needs_are_not_read_by_the_network(run, mine):
+    method = dataclasses.replace(mine.method, needs=("image", "label"))
+    built = mine.built._replace(method=method)
+    other = trained.Trained(mine.workdir, mine.config, built, mine.state)
+    assert other.source(str(run[1]))[0].size == 24
+    assert other.source(np.zeros((5, 16, 16, 3), np.uint8))[0].size == 5
 
 
 def test_wrong_inputs_are_one_sentence(mine, tmp_path):

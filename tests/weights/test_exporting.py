@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import cl_jax
 from cl_jax.core.errors import ConfigError
 from cl_jax.tools import export, import_
+from cl_jax.training import configs
 from cl_jax.weights import (
     card,
     exporting,
@@ -45,6 +46,27 @@ def test_names_and_numbers_come_back(case, tmp_path):
     for name, value in back.items():
         if not (scaled and ("proj" in name or "dense" in name or "fc2" in name)):
             np.testing.assert_array_equal(value.reshape(tensors[name].shape), tensors[name], name)
+
+
+def test_an_encoder_beside_a_predictor_is_found():
+    class Run:
+        workdir, config = "here", configs.load("byol:debug")
+        net = tiny.network("resnet", blocks=(1, 1), variant="byol", width=0.125)
+        variables: ClassVar = {
+            "params": {"network": {"encoder": net.params, "head": {}}, "predictor": {}},
+            "batch_stats": {"network": {"encoder": net.stats}},
+        }
+
+    with Run.config.unlocked():
+        Run.config.encoder = dict(name="resnet", blocks=(1, 1), variant="byol", width=0.125)
+    found = network.of_run(Run)
+    assert found.stats.keys() == Run.net.stats.keys() and found.kind == "resnet"
+    np.testing.assert_array_equal(
+        found.params["stem_conv1"]["kernel"], Run.net.params["stem_conv1"]["kernel"]
+    )
+    Run.variables["params"]["other"] = {"encoder": {}}
+    with pytest.raises(ConfigError, match="its parts: network, other, predictor"):
+        network.of_run(Run)
 
 
 @pytest.fixture(scope="module")
