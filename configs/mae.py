@@ -7,7 +7,8 @@ do: kNN and linear figures are low, and fine-tuning is what they are for.
 
 Default: the embedded `scenes` at 16 pixels, a small transformer on patches of 2, two CPU cores, 12
 epochs. With `--stage=all` two stages follow: `finetune` trains the whole network on a tenth of the
-labels, and `scratch` one that starts from nothing on the same labels, for comparison.
+labels, and `scratch` one that starts from nothing on the same labels, for comparison; their
+settings are those of `scenes` in all variants.
 
 Variants:
   folder        your own images: `cl-jax train mae:folder PATH`.
@@ -122,6 +123,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.views.one.scale = (0.67, 1.0)
     few = dict(
         data=dict(fraction=0.1),
+        batch_size=64,
         views=config.views.to_dict(),
         optimizer=dict(
             name="adamw",

@@ -115,9 +115,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.frame.update(dict(depth=18, width=0.5, stem="imagenet"))
         config.evals.protocols = ConfigDict(dict(retrieval=dict(image="video_z", text="text_z")))
     if "debug" in chosen:
-        config.data = ConfigDict(
-            dict(name="moving_scenes", length=24, frames=4, train_size=64, test_size=32)
-        )
+        if config.data.name == "moving_scenes":
+            config.data.update(dict(length=24, frames=4, train_size=64, test_size=32))
         config.views.clip.update(dict(size=8, frames=2, every=1))
         config.encoder.frame.update(dict(depth=10, width=0.125, stem="cifar"))
         config.encoder.time.width = 8
