@@ -4,25 +4,28 @@ An actor-critic whose encoder and memory also learn, on the same unrolls, to pic
 sees some steps later among what other worlds show then.
 
 Default: Catch in 64 worlds, an MLP and a GRU, two CPU cores; a population of ten agents, five seeds
-with the auxiliary loss (`cpc_weight=0.05`) and five without.
+with the auxiliary loss (`cpc_weight=0.1`) and five without.
 
 Variants:
-  t_maze  a corridor whose sign is seen at the start and needed at its end, in place of Catch: the
-          agent must remember.
-  one     a single agent with the auxiliary loss.
-  debug   any of them in seconds.
+  t_maze   a corridor whose sign is seen at the start and needed at its end, in place of Catch: the
+           agent must remember.
+  covered  Catch whose ball is hidden in six rows and comes out two rows before it lands.
+  one      a single agent with the auxiliary loss.
+  debug    any of them in seconds.
 
 Differences from the paper, whose authors released no code:
   - Their five tasks of DeepMind Lab are not available; unrolls of 100 steps and predictions up to
     30 steps ahead are for those.
   - The paper gives neither the weight of the auxiliary loss nor its negatives. Here the negatives
-    are the other worlds at the same time, less those that see the same, and the weight is 0.05: at
+    are the other worlds at the same time, less those that see the same, and the weight is 0.1: at
     1 Catch is learned later than without.
   - Losses are means over worlds and times where IMPALA's are sums; Adam in place of RMSProp.
   - The memory reads the latent alone, not the last action and reward.
 
 Command: python -m cl_jax.main --config=configs/a2c_cpc.py --workdir=runs/a2c_cpc
-Reached: see docs/results.md.
+Reached: every agent a return of 1.0 (untrained -0.6). Over 25 seeds the return of training passes
+  .8 after 89.6 ± 6.0 steps with the auxiliary loss and 97.7 ± 3.2 without; above .9 a gain is not
+  shown (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +34,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("t_maze", "one", "debug"))
+    chosen = defaults.variants(arg, ("t_maze", "covered", "one", "debug"))
     config = defaults.get_config()
     config.data = ConfigDict(dict(name="worlds", train_size=64, test_size=256))
     config.views = ConfigDict()
@@ -40,13 +43,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     agent = dict(
         name="a2c_cpc",
-        environment="catch",
+        environment=dict(name="catch"),
         unroll=20,
         discount=0.95,
         value_weight=0.5,
         entropy_weight=0.01,
-        cpc_steps=5,
-        cpc_weight=0.05,
+        cpc_steps=8,
+        cpc_weight=0.1,
     )
     config.optimizer = ConfigDict(
         dict(
@@ -58,12 +61,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
             clip_global_norm=0.5,
         )
     )
-    config.batch_size, config.total_epochs, config.log_steps = 64, 200.0, 5
+    config.batch_size, config.total_epochs, config.log_steps = 64, 200.0, 1
     config.evals.every_epochs = 25.0
     config.evals.protocols = ConfigDict(dict(returns=dict()))
     if "t_maze" in chosen:
-        agent["environment"] = "t_maze"
-    over = dict(cpc_weight=(0.0, 0.05), seed=(0, 1, 2, 3, 4))
+        agent["environment"] = dict(name="t_maze")
+    if "covered" in chosen:
+        agent["environment"] = dict(name="catch", covered=6)
+    over = dict(cpc_weight=(0.0, 0.1), seed=(0, 1, 2, 3, 4))
     if "debug" in chosen:
         config.data.update(dict(train_size=64, test_size=8))
         config.encoder.update(dict(widths=(8,), memory=8))

@@ -92,7 +92,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.flow.update(dict(depth=18, width=0.5, stem="imagenet"))
         config.evals.protocols = ConfigDict(dict(frame_order=dict()))
     if "debug" in chosen:
-        config.data = ConfigDict(dict(name="moving_scenes", frames=6, train_size=64, test_size=32))
+        if config.data.name == "moving_scenes":
+            config.data.update(dict(frames=6, train_size=64, test_size=32))
         config.views.streams.update(dict(size=12, gap=2, fields=2, levels=1))
         for role in config.encoder.values():
             role.update(dict(depth=10, width=0.125, stem="cifar"))

@@ -96,7 +96,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "folder" in chosen or "speech" in chosen:
         del config.evals.protocols.speakers
     if "debug" in chosen:
-        config.data = ConfigDict(dict(name="vowels", train_size=64, test_size=32))
+        if config.data.name == "vowels":
+            config.data.update(dict(train_size=64, test_size=32))
         config.views.window.samples = 600
         config.encoder.wave.update(
             dict(channels=8, kernels=(10, 8), strides=(5, 4), padding=(3, 2))

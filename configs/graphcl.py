@@ -100,7 +100,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
     if "debug" in chosen:
-        config.data = ConfigDict(dict(name="motifs", train_size=96, test_size=32))
+        if config.data.name == "motifs":
+            config.data.update(dict(train_size=96, test_size=32))
         config.encoder.update(dict(width=8, depth=2))
         config.batch_size, config.total_epochs, config.log_steps = 16, 1.0, 2
         config.evals.update(dict(every_epochs=1.0, batch_size=32))

@@ -445,9 +445,9 @@ def _source(
 
 def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) -> Splits:
     name = Path(path).stem
-    train = _token_arrays(path)
+    train = _token_arrays(path, vocab_size)
     if test_path:
-        test = _token_arrays(test_path)
+        test = _token_arrays(test_path, vocab_size)
     else:
         chosen = np.array([_place(row.tobytes().hex()) for row in train["tokens"]]) < test_share
         if chosen.all() or not chosen.any():
@@ -461,7 +461,7 @@ def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) ->
     return Splits(source("train", train), source("test", test))
 
 
-def _token_arrays(path: str) -> dict[str, np.ndarray]:
+def _token_arrays(path: str, vocab_size: int) -> dict[str, np.ndarray]:
     try:
         with np.load(user_path(path), allow_pickle=False) as file:
             arrays = {field: file[field] for field in FIELDS if field in file}
@@ -475,10 +475,12 @@ def _token_arrays(path: str) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path}: {field} is {rows.dtype}{list(rows.shape)}; expected integers [N, T]."
             )
-        if rows.min() < 0 or rows.max() >= tokenizer.MAX_VOCAB:
+        most = min(vocab_size, tokenizer.MAX_VOCAB)
+        if rows.min() < 0 or rows.max() >= most:
             raise ValueError(
                 f"{path}: {field} goes from {rows.min()} to {rows.max()}; expected 0 to "
-                f"{tokenizer.MAX_VOCAB - 1}."
+                f"{most - 1}. Set vocab_size to the size of the vocabulary they are of, at most "
+                f"{tokenizer.MAX_VOCAB}."
             )
         empty = np.flatnonzero(~(rows > 0).any(axis=1))
         if len(empty):

@@ -69,7 +69,7 @@ def curve(
     if percent:
         axes.set_ylim(0, min(max([*shown, 10.0]) * 1.1, 102))
     else:
-        reach = max(np.ptp(shown), 1e-6) if shown else 1.0
+        reach = max(np.ptp(shown), 0.01 * np.abs(shown).max(), 1e-6) if shown else 1.0
         low_y = min(shown, default=0.0)
         axes.set_ylim(low_y - 0.05 * reach, low_y + 1.05 * reach)
 
@@ -186,6 +186,34 @@ def curves(
         _plain(axes, title, xlabel)
         if any(lines):
             axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def bands(
+    path: str | os.PathLike,
+    steps: Sequence[float],
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    title: str,
+    xlabel: str,
+) -> None:
+    """Curves over training with what they may be off by: {name: (values [E], half widths [E])} at
+    steps [E].
+
+    Raises:
+      ValueError: no curve, or one of another length.
+    """
+    if not lines or any(len(x) != len(steps) for both in lines.values() for x in both):
+        raise ValueError(f"expected one curve or more, of {len(steps)} values each.")
+    figure = Figure(figsize=(7, 4.5), dpi=DPI)
+    axes = figure.add_subplot()
+    colours = (LINE, OTHER, SAME, *BASELINES)
+    for (name, (values, half)), colour in zip(lines.items(), colours * len(lines)):
+        axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, values, color=colour, label=name)
+    _plain(axes, title, xlabel)
+    axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     _save(figure, path)
 

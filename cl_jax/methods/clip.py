@@ -47,6 +47,7 @@ class Pair(nn.Module):
     out_dim: int
     scale: float
     bias: float | None
+    image_projection: bool = True
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool) -> dict[str, jax.Array]:
@@ -62,7 +63,8 @@ class Pair(nn.Module):
                 name=f"{name}_projection",
             )
             found["h" if name == "image" else f"{name}_h"] = h
-            found[f"{name}_z"] = unit(projection(h))
+            ends_there = name == "image" and not self.image_projection
+            found[f"{name}_z"] = unit(h if ends_there else projection(h))
         return found
 
 
@@ -74,6 +76,7 @@ def make(
     run: Run,
     loss: str = "clip",
     out_dim: int = 512,
+    image_projection: bool = True,
     scale: float = 1 / 0.07,
     max_scale: float | None = 100.0,
     bias: float = -10.0,
@@ -86,7 +89,8 @@ def make(
     views: one of images and one of tokens, in this order.
     loss: "clip", or "siglip", which adds a learned bias to the logits and starts best with scale=10
       and max_scale=None.
-    out_dim: width of the common space. scale, bias: of the logits, at first; learned.
+    out_dim: width of the common space. image_projection: False where the image encoder ends in that
+      space itself, as `encoders.clip_resnet` does. scale, bias: of the logits, at first; learned.
     max_scale: the scale is held at or below it after each step, None for no bound. Keep scale and
       bias from decaying: the optimiser's exclude_ndim=1 does.
 
@@ -107,7 +111,7 @@ def make(
                 "one encoder of both such as ms_clip."
             )
         encoder = Towers(encoder["image"], encoder["text"])
-    network = Pair(encoder, out_dim, scale, bias if loss == "siglip" else None)
+    network = Pair(encoder, out_dim, scale, bias if loss == "siglip" else None, image_projection)
     apply, batch_size = applier(network), run.batch_size
     clean, drawn = with_text("image", views)
 

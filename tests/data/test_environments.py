@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data import environments, worlds
-from cl_jax.data.environments import Environment, catch, t_maze
+from cl_jax.data.environments import Environment, catch, gymnax, t_maze
 
 KEY = jax.random.key(0)
 
@@ -34,6 +34,17 @@ def test_catch_by_hand():
     assert play(environment, world, [2, 1, 1])[0][-1] == (-1, True)
     assert play(environment, world, [2, 2, 2])[0][-1] == (1, True)  # the wall
     assert environment.limit == 3
+
+
+def test_a_covered_ball_is_hidden_and_comes_out_again():
+    environment = catch.make(rows=5, columns=3, covered=2)
+    world = {"row": jnp.int32(0), "column": jnp.int32(0), "paddle": jnp.int32(1)}
+    for ball in (1, 0, 0, 1):
+        board = np.asarray(environment.observe(world))
+        assert board[-1].sum() == 1 and board[:-1].sum() == ball
+        world = world | {"row": world["row"] + 1}
+    with pytest.raises(ValueError, match="covered=3 of 5 rows; expected from 0 to 2"):
+        catch.make(rows=5, columns=3, covered=3)
 
 
 def test_t_maze_by_hand():
@@ -128,7 +139,7 @@ def test_an_environment_that_breaks_the_contract(changes, message):
 
 
 def test_names_and_settings(monkeypatch):
-    with pytest.raises(ValueError, match="have catch, t_maze; did you mean 'catch'"):
+    with pytest.raises(ValueError, match="have catch, gymnax, t_maze; did you mean 'catch'"):
         environments.make(dict(name="catsh"))
     with pytest.raises(ValueError, match="no setting 'column'; did you mean 'columns'"):
         environments.make(dict(name="catch", column=3))
@@ -139,6 +150,35 @@ def test_names_and_settings(monkeypatch):
     monkeypatch.setitem(sys.modules, "lab.my_maze", module)
     monkeypatch.setitem(sys.modules, "lab", types.ModuleType("lab"))
     assert environments.make(dict(name="lab.my_maze")).limit == 3
+
+
+@pytest.mark.slow
+def test_gymnax_by_the_hand_of_gymnax_itself():
+    theirs = pytest.importorskip("gymnax")
+    with pytest.raises(ValueError, match="no environment 'Memory-bsuite'; did you mean 'Memory"):
+        environments.make(dict(name="gymnax", id="Memory-bsuite"))
+    with pytest.raises(ValueError, match=r"has actions Box.*; expected discrete ones"):
+        environments.make(dict(name="gymnax", id="Pendulum-v1"))
+    with pytest.raises(ValueError, match="steps=-1; expected 0"):
+        gymnax.make(id="CartPole-v1", steps=-1)
+    with jax.numpy_rank_promotion("allow"):
+        mine = environments.make(dict(name="gymnax", id="CartPole-v1", steps=7))
+        game, settings = theirs.make("CartPole-v1")
+        seen, state = game.reset_env(KEY, settings)
+        world = mine.reset(KEY)
+        np.testing.assert_array_equal(mine.observe(world), seen)
+        for at in range(7):
+            seen, state, reward, _, _ = game.step_env(KEY, state, at % 2, settings)
+            world, mine_reward, done = mine.step(world, jnp.int32(at % 2), KEY)
+            np.testing.assert_array_equal(mine.observe(world), seen)
+            assert float(mine_reward) == float(reward) and bool(done) == (at == 6)
+    assert (mine.actions, mine.limit) == (2, 7)
+
+
+def test_without_gymnax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnax", None)
+    with pytest.raises(ValueError, match=r"pip install cl_jax\[gymnax\]"):
+        environments.make(dict(name="gymnax", id="CartPole-v1"))
 
 
 def test_worlds_are_numbered_through_both_parts():

@@ -38,6 +38,7 @@ def test_curve(tmp_path):
     curve(tmp_path / "higher.png", [0, 1, 2], [0.1, 0.3, 0.9], {})
     assert (read(tmp_path / "higher.png") != shown).any()
     curve(tmp_path / "one.png", [3], [np.nan], {})
+    curve(tmp_path / "level.png", [1, 4], [-1.0, -1.0], {"untrained": -1.0}, percent=False)
     with pytest.raises(ValueError, match="one value per step"):
         curve(path, [0, 1], [0.5], {})
 

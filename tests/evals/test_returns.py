@@ -1,5 +1,6 @@
 """Returns: members of a population put together by their settings, intervals against scipy."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,3 +39,26 @@ def test_settings_alone_are_not_put_together():
     assert returns.by_setting({"w=0,c=1": 1.0, "w=1,c=1": 2.0}) == {}
     with pytest.raises(ValueError, match="between 0 and 1"):
         returns.make(confidence=95)
+
+
+def test_learning_curves_of_a_population(tmp_path):
+    """Seeds together, the step at which the mean of the last two rows passes, rows of evaluations
+    left out, nothing of a single agent."""
+    curves = {"w=0,seed=1": (0, 0.2, 0.6, 0.8), "w=0,seed=2": (0, 0.6, 0.6, 0.6)}
+    rows = [
+        {"step": 5 * i} | {f"{name}/return": values[i] for name, values in curves.items()}
+        for i in range(4)
+    ]
+    rows.insert(2, {"step": 5, "returns/return": 1.0, "untrained/returns/return": 0.0})
+    steps, found = returns.over_training(rows)
+    assert steps == [0, 5, 10, 15] and found["w=0"].tolist() == [list(x) for x in curves.values()]
+    assert returns.steps_to(found["w=0"], steps, 0.5, 2) == [15, 10]
+    assert returns.steps_to(found["w=0"], steps, 0.65, 2) == [15, np.inf]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    returns.make(at=(0.5, 0.65), window=2).draw(SimpleNamespace(workdir=tmp_path))
+    assert (tmp_path / "learning_curves.txt").read_text().splitlines() == [
+        "w=0: a return of 0.5 after 12.5 ± 31.8 steps",
+        "w=0: a return of 0.65 in 1 of 2 seeds",
+    ]
+    assert (tmp_path / "learning_curves.png").stat().st_size > 1000
+    assert returns.over_training([{"step": 1, "return": 1.0}]) == ([], {})

@@ -12,7 +12,7 @@ import pytest
 
 from cl_jax.core.method import Run
 from cl_jax.core.tokens import END, SPECIAL, START
-from cl_jax.encoders import ms_clip, transformer
+from cl_jax.encoders import clip_resnet, ms_clip, transformer
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import image_text, sentence
 from cl_jax.methods import clip, simcse
@@ -242,6 +242,28 @@ def test_shared_weights_get_the_gradients_of_both_modalities():
         > 0
     )
     assert far(jax.tree.map(jnp.add, image, text), both) < 1e-5
+
+
+@pytest.mark.slow
+def test_clip_of_a_resnet_has_the_authors_number_of_parameters():
+    """102,007,137 of RN50, whose image encoder ends in the common space."""
+    words = transformer.make(
+        vocab_size=49408,
+        length=77,
+        style="clip",
+        causal=True,
+        pool="eos",
+        width=512,
+        depth=12,
+        heads=8,
+        dropout=0.0,
+    )
+    network = clip.Pair(
+        clip.Towers(clip_resnet.make(), words), 1024, 14.3, None, image_projection=False
+    )
+    inputs = {"image": jnp.zeros((1, 224, 224, 3)), "tokens": jnp.full((1, 77), END, jnp.int32)}
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), inputs, False))
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 102_007_137
 
 
 def test_clip_errors():

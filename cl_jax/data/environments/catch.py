@@ -7,18 +7,27 @@ import jax.numpy as jnp
 from cl_jax.data.environments import Environment, World
 
 
-def make(*, rows: int = 10, columns: int = 5) -> Environment:
+def make(*, rows: int = 10, columns: int = 5, covered: int = 0) -> Environment:
     """A board of `rows` x `columns`; the paddle is in the last row and starts in the middle.
 
     Each step the paddle moves left (0), stays (1) or moves right (2), and the ball falls one row,
     from a random column of the first. When it reaches the last row the episode ends with 1 if the
     paddle is there, else -1. The observation is the board, 1 where ball and paddle are.
 
+    covered: rows below the first in which the ball cannot be seen. It comes out again before it
+      lands, so that what an agent remembers of it can be predicted and seen to be true.
+
     Raises:
-      ValueError: fewer than 2 rows or columns.
+      ValueError: fewer than 2 rows or columns, a cover that is negative or leaves less than one row
+        between itself and the last.
     """
     if rows < 2 or columns < 2:
         raise ValueError(f"a board of {rows} x {columns}; expected at least 2 rows and 2 columns.")
+    if not 0 <= covered <= max(rows - 3, 0):
+        raise ValueError(
+            f"covered={covered} of {rows} rows; expected from 0 to {max(rows - 3, 0)}: the ball is "
+            "seen in the first row and again before it lands."
+        )
 
     def reset(key: jax.Array) -> World:
         column = jax.random.randint(key, (), 0, columns)
@@ -33,7 +42,8 @@ def make(*, rows: int = 10, columns: int = 5) -> Environment:
 
     def observe(world: World) -> jax.Array:
         row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None]
-        ball = (row == world["row"]) & (column == world["column"])
+        seen = (world["row"] < 1) | (world["row"] > covered)
+        ball = (row == world["row"]) & (column == world["column"]) & seen
         paddle = (row == rows - 1) & (column == world["paddle"])
         return (ball | paddle).astype(jnp.float32)
 
