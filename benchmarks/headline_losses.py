@@ -132,6 +132,17 @@ def torch_dino(torch):
     return loss
 
 
+def torch_dino_in_one_array(torch):
+    """The same where all views come as one array, with a teacher's of its own."""
+
+    def loss(student, teacher):
+        log_p = torch.log_softmax(student / 0.1, dim=-1)
+        p = torch.softmax(teacher.detach() / 0.04, dim=-1)
+        return -((p[0] * log_p[1]).sum(1).mean() + (p[1] * log_p[0]).sum(1).mean()) / 2
+
+    return loss
+
+
 def torch_cross(torch):
     """InfoNCE in the batch: each query against all keys."""
 
@@ -262,6 +273,17 @@ LOSSES = {
         "logits",
         (plain(torch_dino)._replace(holds=lambda n: 0),),
     ),
+    "dino in one array": Loss(
+        lambda student, teacher: losses.dino(
+            student,
+            teacher,
+            jnp.zeros(PROTOTYPES),
+            student_temperature=0.1,
+            teacher_temperature=0.04,
+        ),
+        "logits in one array",
+        (plain(torch_dino_in_one_array)._replace(holds=lambda n: 0),),
+    ),
     "vicreg": Loss(
         lambda a, b: losses.vicreg(a, b),
         "views",
@@ -308,6 +330,8 @@ LOSSES = {
 def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
     """Both views count: `rows` rows are rows / 2 examples."""
     rng = np.random.default_rng(0)
+    if kind == "logits in one array":
+        return list(rng.normal(size=(2, 2, rows // 2, PROTOTYPES)).astype(np.float32))
     wide = PROTOTYPES if kind == "logits" else width
     given = list(rng.normal(size=(2, rows // 2, wide)).astype(np.float32))
     if kind == "views and labels":
@@ -319,7 +343,8 @@ def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
 
 
 def ours(loss: Loss, given: list[np.ndarray]) -> tuple[Callable[[], float], dict[str, Any]]:
-    step = jax.jit(jax.value_and_grad(loss.ours, argnums=(0, 1)))
+    with_gradient = (0,) if loss.inputs == "logits in one array" else (0, 1)
+    step = jax.jit(jax.value_and_grad(loss.ours, argnums=with_gradient))
     given = [jnp.asarray(x) for x in given]
     start = clock()
     compiled = step.lower(*given).compile()

@@ -1,13 +1,15 @@
 """Losses between views of one example with nothing pushed apart: BYOL, SimSiam, FastSiam, DINO."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, mean
-from cl_jax.core.numerics import common_type, log_softmax, softmax, unit, wide, wide_type
+from cl_jax.core.axis import AxisName, any_mesh, mean, varying
+from cl_jax.core.linear import linear
+from cl_jax.core.numerics import at_least_one, common_type, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._owners import check_owners
 
@@ -184,12 +186,154 @@ def dino(
     check("k", sizes, centre=centre)
     check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     check_axis(axis_name)
-    # Large logits, less the largest, lose nothing to the rounding of the centre's subtraction.
-    teacher = wide(teacher)
-    centred = teacher - jnp.max(teacher, axis=-1, keepdims=True) - wide(centre)[None, None]
-    targets = softmax(centred, teacher_temperature)
-    log_p = log_softmax(student, student_temperature)
-    return mean(swapped_cross_entropy(log_p, targets, range(sizes["t"])), axis_name)
+    check_owners(sizes["v"], sizes["t"], range(sizes["t"]))
+    dtype = wide_type(common_type(student, teacher))
+    student_scale, teacher_scale = (
+        1 / jnp.asarray(t, dtype) for t in (student_temperature, teacher_temperature)
+    )
+    student, student_scale, *of_teacher = varying(
+        (student, student_scale, *lax.stop_gradient((teacher, centre, teacher_scale)))
+    )
+    rows = _dino_rows(student, student_scale, _targets(*of_teacher))
+    value = jnp.sum(jnp.mean(rows, axis=1)) / (sizes["t"] * (sizes["v"] - 1))
+    return mean(value, axis_name)
+
+
+class _Targets(NamedTuple):
+    """The teacher's distributions, from its logits and what is summed of each row, not written out.
+
+    logits: T arrays [B, K]. centre: [K]. scale: 1 / temperature. Each T arrays [B, 1]: highest, of
+    the logits; top, of the centred logits; log_total, of their exponentials' sum below the top.
+    """
+
+    logits: list[jax.Array]
+    centre: jax.Array
+    scale: jax.Array
+    highest: list[jax.Array]
+    top: list[jax.Array]
+    log_total: list[jax.Array]
+
+    def others(self, view: int) -> jax.Array:
+        """[B, K] sum of the distributions of all views but this one."""
+        powers = []
+        for j, log_total in enumerate(self.log_total):
+            if j != view:
+                x = _centred(self.logits[j], self.highest[j], self.centre, log_total.dtype)
+                powers.append(jnp.exp(_scaled_below(x, self.top[j], self.scale) - log_total))
+        if not powers:  # of one teacher's view, this one
+            return jnp.zeros(self.logits[0].shape, self.scale.dtype)
+        return sum(powers[1:], powers[0])
+
+    def count(self, view: int) -> int:
+        return sum(j != view for j in range(len(self.log_total)))
+
+
+def _targets(logits: jax.Array, centre: jax.Array, scale: jax.Array) -> _Targets:
+    sums, views = [], _apart(list(logits))
+    for x in views:
+        highest = _top(wide(x))
+        top = _top(_centred(x, highest, centre, scale.dtype))
+        below = _scaled_below(_centred(x, _apart(highest), centre, scale.dtype), top, scale)
+        sums.append((highest, top, _log_total(below)))
+    return _Targets(views, centre, scale, *_apart([list(x) for x in zip(*sums)]))
+
+
+@jax.custom_jvp
+def _dino_rows(student: jax.Array, scale: jax.Array, targets: _Targets) -> jax.Array:
+    """[V, B] sum over the others of `targets` of their cross-entropies with a view of the student.
+
+    Passes over the logits keep sums of rows alone. What a pass needs of an entry it computes
+    again: as an array of the logits' size it would cost a CPU more to write and read than its
+    exponential. The derivative is by hand, since JAX's own keeps such arrays.
+    """
+    rows = []
+    for view, logits in enumerate(_apart(list(student))):
+        x = wide(logits).astype(scale.dtype)
+        top, log_total = _student_sums(x, scale)
+        below = _scaled_below(x, top, scale)
+        rows.append(jnp.sum(targets.others(view) * (log_total - below), axis=1))
+    return jnp.stack(rows)
+
+
+@_dino_rows.defjvp
+def _dino_rows_jvp(primals, tangents):
+    return _dino_rows(*primals), linear(_dino_tangent, _dino_transpose, primals, tangents[:2])
+
+
+def _dino_gradients(student, scale, targets):
+    """Of each view: its logits below their maximum, and the gradient to them where scaled."""
+    sums = _apart((targets.highest, targets.top, targets.log_total))
+    targets = targets._replace(highest=sums[0], top=sums[1], log_total=sums[2])
+    for view, logits in enumerate(_apart(list(student))):
+        x = wide(logits).astype(scale.dtype)
+        top, log_total = _apart(_student_sums(x, scale))
+        softmax = jnp.exp(_scaled_below(x, top, scale) - log_total)
+        yield x - top, targets.count(view) * softmax - targets.others(view)
+
+
+def _dino_tangent(primals, moved):
+    d_student, d_scale = moved
+    scale = primals[1]
+    return jnp.stack(
+        [
+            jnp.sum(g * (scale * wide(d).astype(g.dtype) + d_scale * x), axis=1)
+            for (x, g), d in zip(_dino_gradients(*primals), d_student)
+        ]
+    )
+
+
+def _dino_transpose(primals, cotangents):
+    student, scale, _ = primals
+    d_student, d_scale = _apart(jnp.zeros_like(student)), jnp.zeros_like(scale)
+    for view, ((x, g), by_row) in enumerate(zip(_dino_gradients(*primals), cotangents)):
+        # In place, since XLA's CPU compiler fills a `jnp.stack` number by number; and into zeros
+        # that it does not know to be zeros, or it would pad each view and add them.
+        d_view = (g * (scale * by_row)[:, None]).astype(student.dtype)
+        d_student = lax.dynamic_update_index_in_dim(d_student, d_view, view, axis=0)
+        d_scale += jnp.sum(jnp.sum(g * x, axis=1) * by_row)
+    return d_student, d_scale
+
+
+def _student_sums(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    top = _top(x)
+    return _apart((top, _log_total(_scaled_below(x, top, scale))))
+
+
+def _centred(x: jax.Array, highest: jax.Array, centre: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Large logits, less the largest, lose nothing to the rounding of the centre's subtraction."""
+    return (wide(x) - highest).astype(dtype) - wide(centre).astype(dtype)[None]
+
+
+def _top(x: jax.Array) -> jax.Array:
+    return lax.stop_gradient(jnp.max(x, axis=1, keepdims=True))
+
+
+def _scaled_below(x: jax.Array, top: jax.Array, scale: jax.Array) -> jax.Array:
+    """scale * (x - top), at most 0."""
+    # A scale for each row: of a scalar, XLA's sums over rows on a CPU read an array as large as x.
+    by_row = jnp.where(jnp.isnan(top), top, scale)
+    return (_at_most(x, top) - top) * by_row
+
+
+@jax.custom_jvp
+def _at_most(x: jax.Array, top: jax.Array) -> jax.Array:
+    """x, held at its row's maximum, above which another kernel may have rounded it; with the
+    gradient of x."""
+    return jnp.minimum(x, top)
+
+
+@_at_most.defjvp
+def _at_most_jvp(primals, tangents):
+    return _at_most(*primals), tangents[0]
+
+
+def _log_total(x: jax.Array) -> jax.Array:
+    return jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=1, keepdims=True)))
+
+
+# The compiler takes what it returns for other numbers: what is computed of them is computed again
+# and not kept. Views that went through it are cut out of their stack once, and not for each pass.
+_apart = lax.optimization_barrier
 
 
 def teacher_temperature(
@@ -221,7 +365,7 @@ def teacher_temperature(
 @any_mesh
 def swapped_cross_entropy(log_p: jax.Array, targets: jax.Array, owners: Sequence[int]) -> jax.Array:
     """Mean of -<targets_a, log_p_v> over the batch and all pairs (a, v) of different views, what
-    SwAV and DINO share.
+    SwAV and DINO share; for distributions of your own.
 
     Args:
       log_p: [V, B, K] log-probabilities predicted from each view; gradient flows.

@@ -44,7 +44,8 @@ for (const place of document.querySelectorAll("[data-tile]")) {
 // Nothing of the page is sent anywhere.
 const config = {displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: ""};
 for (const [id, figure] of Object.entries(data.figures)) {
-  Plotly.newPlot(id, figure.data, figure.layout, config);
+  // Their bar of tools would lie over the titles; dragging and double clicks zoom all the same.
+  Plotly.newPlot(id, figure.data, figure.layout, {...config, displayModeBar: false});
 }
 
 // The map.

@@ -118,8 +118,13 @@ def heat(title: str, values: np.ndarray, names: Sequence[str], x: str, y: str) -
         "zmax": 1,
     }
     layout = _layout(title, x, y, False)
-    layout["xaxis"] |= {"type": "category"}
-    layout["yaxis"] |= {"type": "category", "autorange": "reversed"}
+    for axis, name in (("xaxis", x), ("yaxis", y)):  # names of classes may be long
+        layout[axis] |= {
+            "type": "category",
+            "automargin": True,
+            "title": {"text": name, "standoff": 12},
+        }
+    layout["yaxis"]["autorange"] = "reversed"
     return {"data": [data], "layout": layout}
 
 

@@ -66,6 +66,16 @@ def test_names_on_the_page_of_other_libraries_are_there():
     assert {"nt_xent", "supcon", "vicreg", "dino"} <= top <= set(cl_jax.losses.__all__)
 
 
+def test_names_of_optax_are_there():
+    page = next(page for page in PAGES if page.stem == "migration").read_text()
+    section = page.split("## optax")[1]
+    there = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    names = re.findall(r"`(losses|projections)\.(\w+)", there)
+    assert len(names) > 5
+    for module, name in names:
+        assert hasattr(importlib.import_module(f"optax.{module}"), name), name
+
+
 def test_losses():
     names = [name for family in FAMILIES.values() for name in family]
     assert [name for name in names if name not in WORDS | INTERNAL] == []

@@ -42,6 +42,10 @@ HEADLINE = {
 }
 
 
+# Whose sum over all outputs is the same for any input: its gradient would be rounding alone.
+CONSTANT_SUM = {"whiten", "dclw_weights"}
+
+
 def mesh_of(kind, shape=(2,), names=("data",)):
     count = int(np.prod(shape))
     return jax.make_mesh(shape, names, kind * len(names), devices=jax.devices()[:count])
@@ -59,6 +63,8 @@ def step_of(given: table.Row, rest: dict, **how):
 
     def total(inputs, rest):
         out = table.floats(table.run(given, inputs | rest, **how))
+        if table.name_of(given.f) in CONSTANT_SUM:
+            out = [jnp.sin(x) for x in out]
         return sum((jnp.sum(jnp.where(x > -1e29, x, 0)) for x in out), jnp.zeros(()))
 
     return jax.value_and_grad(total)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from cl_jax.core.numerics import log_softmax, softmax
 from cl_jax.losses import no_negatives
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
@@ -236,3 +237,47 @@ def test_errors():
         module.dino(student[:1], teacher[:1], centre, **DINO)
     with pytest.raises(ValueError, match=r"views \[0, 1, 2\]; expected 3 numbers from 0 to 1"):
         module.dino(student[:2], student[:3], centre, **DINO)
+
+
+@pytest.mark.parametrize(("views", "seen"), [(2, 2), (4, 2), (3, 1)])
+def test_dino_has_the_derivatives_of_its_formula(views, seen):
+    """First and second ones, also of the temperature, which JAX takes of the composed formula."""
+    student, teacher, centre = crops(views=views, seen=seen, rows=3)
+    moved = crops(1, views=views, seen=seen, rows=3)[0]
+
+    def composed(student, temperature):
+        targets = softmax(teacher - centre, 0.5)
+        log_p = log_softmax(student, temperature)
+        return no_negatives.swapped_cross_entropy(log_p, targets, range(seen))
+
+    def ours(student, temperature):
+        return no_negatives.dino(
+            student, teacher, centre, student_temperature=temperature, teacher_temperature=0.5
+        )
+
+    def derivatives(f):
+        at, along = (student, 0.3), (moved, 0.1)
+        gradient = jax.grad(f, argnums=(0, 1))
+
+        def slope(*at):
+            return sum(jnp.vdot(g, d) for g, d in zip(gradient(*at), along))
+
+        return f(*at), jax.jvp(f, at, along), jax.jvp(gradient, at, along), jax.grad(slope)(*at)
+
+    with jax.enable_x64(True):
+        found, exact = (jax.jit(partial(derivatives, f))() for f in (ours, composed))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_dino_keeps_one_array_of_the_size_of_its_logits():
+    """The gradient, before it is taken apart into views. Compiled as users compile."""
+    view = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+
+    def loss(a, b):
+        both = jnp.stack([a, b])
+        return no_negatives.dino(both, both, jnp.zeros(1024), **DINO)
+
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(view, view).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= 1.1 * 4 * 2 * 512 * 1024

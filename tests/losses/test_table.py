@@ -541,6 +541,10 @@ def arrays_of(given: Row) -> dict[str, np.ndarray]:
     for name in ("mask", "concentration", "weight", "raw", "posterior"):
         if name in arrays:
             arrays[name] = np.abs(arrays[name]) + 0.1
+    if "permutations" in arrays:
+        shape = arrays["permutations"].shape
+        order = np.argsort(np.random.default_rng(0).normal(size=shape), axis=-1)
+        arrays["permutations"] = order.astype(np.int32)
     return arrays
 
 
