@@ -31,9 +31,10 @@ UNSUPPORTED_TOP1 = 0.2
 # within 0.1 %.
 NEAR_CHANCE = 0.02
 RECENT = 3  # logged rows that the loss is the mean of
-# Training has to bring kNN to so much of what it was before the first step, in the second half of
-# the run at the latest.
+# Training has to bring kNN to so much of what it was before the first step, or to leave out so much
+# of the errors where it was high already, in the second half of the run at the latest.
 BETTER_KNN = 1.05
+FEWER_ERRORS = 0.2
 
 HEALTHY, EARLY = "healthy", "too early to tell"
 COLLAPSED, COLLAPSING, LEAKING = "collapsed", "collapsing", "leaking"
@@ -83,7 +84,7 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
         _mean(training[-RECENT:], name)
         for name in ("loss", "chance", "contrast_top1", "queue_filled")
     )
-    learnt = now.get("knn/top1", math.nan) > BETTER_KNN * start.get("untrained/knn/top1", math.nan)
+    learnt = now.get("knn/top1", math.nan) > _enough(start.get("untrained/knn/top1", math.nan))
     return (
         _leak(now, start, math.nan if learnt else contrast)
         or _collapse(now, start)
@@ -181,11 +182,16 @@ def _chance(loss: float, chance: float) -> Verdict | None:
     return None
 
 
+def _enough(before: float) -> float:
+    """The kNN above which training gained on the untrained network's; NaN without it."""
+    return min(BETTER_KNN * before, before + FEWER_ERRORS * (1 - before))
+
+
 def _knn(
     now: dict[str, float], start: dict[str, float], loss: float, chance: float, share: float
 ) -> Verdict | None:
     knn, before = now.get("knn/top1", math.nan), start.get("untrained/knn/top1", math.nan)
-    if not knn <= BETTER_KNN * before:
+    if not knn <= _enough(before):
         return None
     evidence = f"kNN {knn:.1%}, {before:.1%} before the first step"
     if share < 0.5:

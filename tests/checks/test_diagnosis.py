@@ -113,6 +113,9 @@ def test_a_knn_that_training_did_not_raise():
     assert (
         diagnose(log(loss=(8.3,), chance=8.3, start=start, knn_top1=0.43), 12).name == HEALTHY
     )  # more than the loss says
+    high = {"untrained/knn/top1": 0.93}  # where a twentieth more would be 97.7 %
+    assert diagnose(log(start=high, knn_top1=0.975), 12).name == HEALTHY
+    assert diagnose(log(start=high, knn_top1=0.94), 12).name == WORSE
 
 
 @pytest.mark.parametrize("loss, wanted", [(8.31, CHANCE), (9.0, BELOW_CHANCE)])
