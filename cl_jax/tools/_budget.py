@@ -89,7 +89,7 @@ def sections(
     config: ConfigDict,
 ) -> Iterator[tuple[str, ConfigDict, Mapping[str, inspect.Parameter]]]:
     """(path, section, the keywords that it takes) of the optimiser, the method and all sections
-    inside them."""
+    inside them; of those only a cross's base, a method too, has keywords that are known here."""
     # Here, since they import jax, which the help of a command does without.
     from cl_jax.training import optim
     from cl_jax.training.experiment import parameters
@@ -111,7 +111,8 @@ def _inside(
     yield path, section, known
     for key, held in list(section.items()):
         if isinstance(held, ConfigDict):
-            yield from _inside(f"{path}.{key}", held, of_method(held), of_method)
+            taken = of_method(held) if key == "base" else {}
+            yield from _inside(f"{path}.{key}", held, taken, of_method)
 
 
 def _is_number(value: Any) -> bool:
