@@ -93,6 +93,7 @@ def test_a_shared_weight_serves_both_and_others_one(pattern, changes):
     assert {name for name in before if np.abs(before[name] - after[name]).max() > 1e-3} == changes
 
 
+@pytest.mark.slow
 def test_a_modality_alone_gives_what_it_gives_beside_the_other():
     network, variables = built()
     both = network.apply(variables, INPUTS, train=False)

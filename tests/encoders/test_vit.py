@@ -63,6 +63,7 @@ def test_the_attention_that_is_returned_is_the_one_that_is_used():
     np.testing.assert_allclose(mixed @ kernel, inner["projection"]["__call__"][0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_sizes_resize_learned_positions_and_move_fixed_ones():
     larger = np.concatenate([IMAGES, IMAGES], axis=1)
     for variant in ("dino", "moco_v3"):
@@ -96,6 +97,7 @@ def test_stochastic_depth_is_each_examples_own():
     assert (kept[:, 0] == 1).all()  # the first block is never left out
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
     network, variables = built(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

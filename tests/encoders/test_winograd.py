@@ -173,6 +173,7 @@ def test_across_devices(check_vma):
         np.testing.assert_allclose(ours, exact, atol=1e-4 * float(jnp.abs(exact).max()))
 
 
+@pytest.mark.slow
 def test_a_resnet_is_the_same_network():
     (images,) = draw((4, 8, 8, 3))
     networks = [resnet.make(blocks=(1, 1), stem="cifar", for_cpu=own) for own in (True, False)]

@@ -93,6 +93,7 @@ def test_detached_weights_change_the_gradient_alone():
     assert np.abs(grad - other).max() > 1e-2 * np.abs(grad).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [decoupled.dcl, partial(decoupled.dclw, detach_weights=False)])
 def test_tiles_give_what_the_matrix_gives(loss):
     a, b = pair(rows=11)

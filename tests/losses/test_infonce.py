@@ -248,6 +248,7 @@ def test_info_nce_on_devices():
     )
 
 
+@pytest.mark.slow
 def test_moco_v3_and_n_pair_on_devices():
     def loss(a, b, c, d, *, axis_name):
         return module.moco_v3(

@@ -105,6 +105,7 @@ def test_normalised_patches_have_unbiased_variance_one():
     assert (flat == 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_not_hidden_has_no_gradient_and_an_empty_mask_gives_zero():
     (student, teacher), centre = (jnp.asarray(x) for x in logits())
     mask = jnp.asarray(hidden(2, 8, 5))

@@ -215,6 +215,7 @@ def test_draws_keep_the_larger_share_and_permute():
     )
 
 
+@pytest.mark.slow
 def test_draws_and_mixes_do_not_depend_on_devices():
     x = np.random.default_rng(0).normal(size=(8, 6, 6, 1)).astype(np.float32)
 

@@ -93,6 +93,7 @@ def test_leave_one_out_bfloat16_zero_rows_and_low_temperature():
     )
 
 
+@pytest.mark.slow
 def test_leave_one_out_devices_agree():
     q, k, queues = batch()
 

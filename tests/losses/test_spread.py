@@ -135,6 +135,7 @@ def test_parity_over_devices():
     assert_parity(loss, (rows(), directions()), (True, False), f32=1e-5)
 
 
+@pytest.mark.slow
 def test_lejepa_parity_over_devices():
     def loss(z, d, axis_name):
         return spread.lejepa(jnp.moveaxis(z, 1, 0), d, num_global=1, axis_name=axis_name)

@@ -134,6 +134,7 @@ def test_a_step_moves_both_players_and_the_average():
     )
 
 
+@pytest.mark.slow
 def test_the_average_starts_late():
     method = make(ema=0.9, ema_start=2)
     state, update = jax.jit(method.init)(KEY, BATCH), jax.jit(method.update)

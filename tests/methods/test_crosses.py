@@ -65,6 +65,7 @@ def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypa
     np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
 def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
     base = parts("simclr")
@@ -171,6 +172,7 @@ def test_clae_adds_the_loss_of_a_view_moved_against_it():
     assert list(made.views(BATCH, KEY)[0].shape) == list(second.shape)
 
 
+@pytest.mark.slow
 def test_clae_has_second_batch_norms_and_shares_everything_else():
     _, state, after, _ = clae_step()
     second = after.params["adversarial"]

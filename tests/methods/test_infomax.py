@@ -43,6 +43,7 @@ def changed(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
+@pytest.mark.slow
 def test_each_player_gets_its_own_gradient_alone():
     """Without the prior the network moves as with a prior of next to no weight; the discriminator
     moves all the same."""

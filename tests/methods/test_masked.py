@@ -44,6 +44,7 @@ def stepped(method):
     return first, state, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form, settings",
     [("mae", {}), pytest.param("simmim", {"mask_cell": 4}, marks=pytest.mark.slow)],

@@ -63,6 +63,7 @@ def test_prototypes_in_closed_form(stepped):
     assert left.refresh(state, None, 1) is state
 
 
+@pytest.mark.slow
 def test_clusters_are_probabilities_and_need_no_label(stepped):
     method, _, state, _ = stepped
     assert "label" not in method.needs

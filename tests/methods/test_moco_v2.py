@@ -76,6 +76,7 @@ def test_keys_of_the_step_are_no_negatives_of_it(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_shuffling_changes_the_groups_and_not_the_order_of_the_keys():
     """With no groups to change it does nothing; with groups, keys come out other than without, yet
     in place."""
@@ -106,6 +107,7 @@ def test_shuffling_changes_the_groups_and_not_the_order_of_the_keys():
     assert (nearest == np.arange(8)).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_symmetric_adds_both_directions_and_enqueues_both_views():
     _, state, update = build(symmetric=True, shuffle=False)
     _, one, single = build(shuffle=False)

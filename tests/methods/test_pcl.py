@@ -75,6 +75,7 @@ def test_e_step(trained):
         np.testing.assert_allclose(found.concentration.mean(), 0.2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_switch_needs_no_second_program(trained):
     _, update, _, after, _ = trained
     _, metrics = update(after, BATCH, jax.random.key(2))

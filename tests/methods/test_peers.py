@@ -49,6 +49,7 @@ def projections(module, first, views=TWO, one_by_one=True, **head):
     return jnp.stack(jnp.split(z_of(jnp.concatenate(inputs)), len(views)))
 
 
+@pytest.mark.slow
 def test_vicreg_weighs_its_terms_of_views_that_passed_one_by_one():
     method = vicreg.make(views=TWO, **SHARED, **WIDTHS, variance_weight=3.0, covariance_weight=2.0)
     first, _, metrics = stepped(method)
@@ -71,6 +72,7 @@ def test_barlow_twins_says_its_chance_and_its_diagonal():
     assert metrics["chance"] == 0.5 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 def test_dcl_passes_both_views_together_and_weighs_them_where_sigma_is_given(sigma):
     method = dcl.make(views=TWO, **SHARED, out_dim=4, temperature=0.2, sigma=sigma)

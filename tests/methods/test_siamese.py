@@ -181,6 +181,7 @@ def test_dino_step(encoder):
     assert set(method.encode(after, BATCH)) == ({"h"} if encoder is NETWORK else {"h", "blocks"})
 
 
+@pytest.mark.slow
 def test_dino_loss_is_of_the_centre_before_the_step():
     """By hand from a student and teacher without batch norm or dropped paths: the first loss has a
     centre of zero."""

@@ -29,6 +29,7 @@ def found(config):
     return plan.plan(config, DEVICES["v5e"], search=False)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
     built = loop.build(config)
     state = loop.initial_state(built, config)

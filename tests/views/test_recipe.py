@@ -172,6 +172,7 @@ def test_views_follow_the_example_not_its_place():
     assert np.abs(whole - run(_keys(seed=6), IMAGES)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_views_are_the_same_on_any_number_of_devices():
     def step(ids, images):
         return jnp.stack(
