@@ -13,8 +13,7 @@ Variants:
   debiased  beta 0: the correction without the weights.
   graphs    over GraphCL on the embedded `motifs`, by an SVM in ten folds.
   cifar10   SimCLR's CIFAR-10 setting. Published: STL-10, ResNet-50, 400 epochs: 80.15 % (easy),
-  84.26
-            (debiased), 87.44 (beta 1) (README of the authors' code).
+            84.26 (debiased), 87.44 (beta 1) (README of the authors' code).
   debug     any of them in seconds.
 
 Differences from the authors' code:
