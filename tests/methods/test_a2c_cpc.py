@@ -1,6 +1,8 @@
 """A2C with CPC: what is played is what is learned from, episodes go on over updates, plain A2C with
 weight 0."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -106,7 +108,8 @@ def test_what_is_learned_from_is_what_was_remembered(trained):
 
 @pytest.mark.slow
 def test_weight_zero_is_plain_a2c():
-    """Players of runs that predict differently, and not at all, are equal bit for bit."""
+    """Players of runs that predict differently, and not at all, are equal. They are two programs,
+    whose sums a compiler may order differently."""
     players = []
     for steps in (1, 3):
         method = make(cpc_weight=0.0, cpc_steps=steps)
@@ -117,7 +120,7 @@ def test_weight_zero_is_plain_a2c():
         np.testing.assert_array_equal(state.params["predict"], start)
         assert metrics["cpc"] > 0
         players.append(state.params["player"])
-    jax.tree.map(np.testing.assert_array_equal, *players)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), *players)
 
 
 def test_the_auxiliary_loss_moves_encoder_and_memory_alone():
