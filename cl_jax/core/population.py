@@ -228,8 +228,10 @@ def seeded(method: Method, seed: Any) -> Method:
 
 
 def member(state: State, index: int) -> State:
-    """The State of one member of an unrolled population."""
-    own = {name: getattr(state, name)[index] for name in FIELDS if name != "memory"}
+    """The State of one member of an unrolled population. A field that is left out of the State, as
+    evaluations leave out the optimiser's, is left out of the member's."""
+    trees = {name: getattr(state, name) for name in FIELDS if name != "memory"}
+    own = {name: None if tree is None else tree[index] for name, tree in trees.items()}
     return State(state.step, **own, memory=state.memory.memory[index])
 
 
