@@ -35,7 +35,7 @@ def test_all_formats_make_classes_and_one_of_its_own_is_told(tmp_path, caplog):
     assert "tells these classes" not in caplog.text
 
 
-def test_pictures_saved_anew_are_likely_copies(tmp_path, caplog):
+def test_pictures_saved_again_are_likely_copies(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for part, count in (("train", 20), ("test", 4)):
         (tmp_path / part).mkdir()
