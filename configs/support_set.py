@@ -26,8 +26,8 @@ Differences from the paper, whose authors released no code:
 Command: python -m cl_jax.main --config=configs/support_set.py --workdir=runs/support_set
 Reached: after 384 steps of one seed, 3.5 minutes of one core, a median rank of 68 of 1,000 from
   text to clip and of 70 from clip to text (untrained 474 and 498), R@10 of 7.9 and 7.7 %; the
-  sentences are written at 0.90 nats a token (6.1 at the start). Logistic regression on
-  the clip's features finds the digit in 16 % and the motion in 21 %. After two epochs the median rank from
+  sentences are written at 0.90 nats a token (6.1 at the start). Logistic regression on the clip's
+  features finds the digit in 16 % and the motion in 21 %. After two epochs the median rank from
   text to clip is 102, with `none` 110 and with `identity` 91; `hybrid` was not run.
 """
 
