@@ -156,6 +156,19 @@ def check_keys(where: str, section: Iterable[str], known: Iterable[str]) -> None
             )
 
 
+def check_required(where: str, make: Callable[..., Any], given: Iterable[str]) -> None:
+    """Refuses settings that leave out a keyword which has no default.
+
+    Raises:
+      ConfigError: names the keyword.
+    """
+    there = set(given)
+    for key, one in inspect.signature(make).parameters.items():
+        open_ended = one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        if one.default is one.empty and key not in there and not open_ended:
+            raise ConfigError(f"{where} needs the setting {key!r}, which has no default.")
+
+
 def _kinds(make: Callable[..., Any]) -> dict[str, Any]:
     """{keyword: annotation}; None where it is not annotated or cannot be resolved."""
     try:

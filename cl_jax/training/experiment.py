@@ -460,6 +460,7 @@ def _checked(make: Callable[..., Any], section: dict[str, Any], **given: Any) ->
     known = [key for key in parameters if key not in given]
     settings.check_keys(name, section, known)
     plain = {key: _plain(value) for key, value in section.items()}
+    settings.check_required(name, make, [*plain, *given])
     settings.check(_section_of(make) or name, make, plain)
     return make(**plain, **given)
 

@@ -143,6 +143,8 @@ def test_names_and_settings(monkeypatch):
         environments.make(dict(name="catsh"))
     with pytest.raises(ValueError, match="no setting 'column'; did you mean 'columns'"):
         environments.make(dict(name="catch", column=3))
+    with pytest.raises(ValueError, match="environment 'gymnax' needs the setting 'id'"):
+        environments.make(dict(name="gymnax"))
     with pytest.raises(ValueError, match="No module named 'my_lab'"):
         environments.make(dict(name="my_lab.maze"))
     module = types.ModuleType("my_maze")

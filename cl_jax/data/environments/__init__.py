@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cl_jax.core import settings
 from cl_jax.core.names import nearest
 
 World = Any
@@ -46,7 +47,8 @@ def make(section: Mapping[str, Any]) -> Environment:
     `name` is a module of this folder, or the path of one's own with a `make`: "my_lab.maze".
 
     Raises:
-      ValueError: an unknown name or keyword, or an environment that `check` refuses.
+      ValueError: an unknown name or keyword, one left out that has no default, or an environment
+        that `check` refuses.
     """
     if not isinstance(section, Mapping):
         raise ValueError(f"environment={section!r}; expected a section with a name.")
@@ -66,21 +68,17 @@ def make(section: Mapping[str, Any]) -> Environment:
         raise ValueError(
             f"environment {name!r}: {error}. Expected a module with a `make`."
         ) from None
-    options = list(inspect.signature(factory).parameters)
-    for key in given:
-        if key not in options:
-            raise ValueError(
-                f"environment {name!r} has no setting {key!r}{nearest(key, options)}. It takes "
-                f"{', '.join(options) or 'none'}."
-            )
+    where = f"environment {name!r}"
+    settings.check_keys(where, given, inspect.signature(factory).parameters)
+    settings.check_required(where, factory, given)
     return _checked(factory, name, tuple(given.items()))
 
 
 @functools.lru_cache(maxsize=16)  # a method may be built often, each time with the same environment
 def _checked(
-    factory: Callable[..., Environment], name: str, settings: tuple[tuple[str, Any], ...]
+    factory: Callable[..., Environment], name: str, given: tuple[tuple[str, Any], ...]
 ) -> Environment:
-    environment = factory(**dict(settings))
+    environment = factory(**dict(given))
     with jax.ensure_compile_time_eval():
         check(environment, name)
     return environment
