@@ -12,6 +12,8 @@ LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
 
 Variants:
   folder        your own images: `cl-jax train byol:folder PATH`.
+  table         rows of numbers: the embedded digits, or --config.data.path=my.csv.
+  audio         spectrograms of the embedded `vowels`.
   cifar10       ResNet-18, batch 256, 1000 epochs, learning rate 1.0 x B/256, weight decay 1e-5,
                 momentum 0.99. No setting of the authors; solo-learn's but for what is said below.
                 Published: 92.58 % online linear (solo-learn's README).
@@ -41,7 +43,9 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "table", "audio", "cifar10", "imagenet2012", "debug")
+    )
     config = defaults.get_config()
     defaults.laptop(config)
     config.views.both.update(dict(strength=1.0, gray=0.5))
@@ -61,6 +65,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.total_epochs = 48.0
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
+    if "table" in chosen:
+        defaults.table(config)
+    if "audio" in chosen:
+        defaults.audio(config)
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "byol"

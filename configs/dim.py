@@ -106,8 +106,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             dict(alpha=0.5, beta=1.0, gamma=0.1, estimator="InfoNCE") if chosen == ["debug"] else {}
         )
         config.method.update(dict(every_term, units=16, summary_dim=8, discriminator_dims=(16, 8)))
-        if config.encoder.name == "conv":
-            config.encoder.width = 0.0625
         if config.encoder.get("variant") == "alex64x64":
             config.views.one.size = 64  # its layers need so much
     return config

@@ -9,6 +9,10 @@ Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   folder   your own images: `cl-jax train imix:folder PATH`.
+  table    rows of numbers without augmentation: the embedded digits, or your own table by
+           --config.data.path=my.csv.
+  audio    spectrograms of the embedded `vowels` without augmentation. Your own recordings:
+           --config.data.name=audio --config.data.path=FOLDER and the sizes of the view.
   moco     over MoCo v2, with a queue of momentum keys.
   byol     over BYOL, without negatives.
   cutmix   a box of another image is pasted in place of the weighted sum.
@@ -19,6 +23,8 @@ Differences from the authors' code:
   - Partners and keys come from the global batch; theirs from one device's.
   - Over SimCLR the loss is theirs of N pairs: one direction, and no query among the candidates.
   - The base keeps its own optimiser and length; theirs are chosen for each cell of their table.
+  - `table` and `audio` have small networks; theirs are a perceptron of 2,048 to 8,192 units and a
+    ResNet-50.
 
 Command: python -m cl_jax.main --config=configs/imix.py --workdir=runs/imix
 Reached: see docs/results.md.
@@ -32,9 +38,11 @@ BASES = {"moco": "moco_v2", "byol": "byol"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("folder", "moco", "byol", "cutmix", "cifar10", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "table", "audio", "moco", "byol", "cutmix", "cifar10", "debug")
+    )
     base = next((BASES[name] for name in chosen if name in BASES), "simclr_v1")
-    passed = [name for name in chosen if name in ("folder", "cifar10", "debug")]
+    passed = [name for name in chosen if name in ("folder", "table", "audio", "cifar10", "debug")]
     config = configs.load(f"{base}:{','.join(passed)}").unlock()
     if base == "byol":
         config.method.monitor = False

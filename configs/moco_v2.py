@@ -10,6 +10,8 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   folder           your own images: `cl-jax train moco_v2:folder PATH`.
+  table            rows of numbers: the embedded digits, or --config.data.path=my.csv.
+  audio            spectrograms of the embedded `vowels`.
   cifar10          the authors' demo: ResNet-18, linear head, batch 512, 200 epochs, learning rate
                    0.06, weight decay 5e-4, temperature 0.1, momentum 0.99, 4,096 keys. Published:
                    82.6 % kNN of z; with `--config.method.symmetric=True` 85.3 % (the demo's
@@ -42,7 +44,7 @@ from cl_jax.training import defaults
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(
-        arg, ("folder", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
+        arg, ("folder", "table", "audio", "cifar10", "imagenet2012", "imagenet2012_v1", "debug")
     )
     config = defaults.get_config()
     config.method = ConfigDict(dict(name="moco_v2", temperature=0.2, momentum=0.99, queue_size=512))
@@ -53,6 +55,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
+    if "table" in chosen:
+        defaults.table(config)
+    if "audio" in chosen:
+        defaults.audio(config)
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.total_epochs = 200.0
@@ -82,5 +88,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.debug(config)
         config.encoder.splits = 8
         config.method.queue_size = 40  # the batch of 16 does not divide it
-        config.views.both.size = 16
     return config

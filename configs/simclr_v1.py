@@ -8,6 +8,8 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
 Variants:
   folder        your own images: `cl-jax train simclr_v1:folder PATH`.
+  table         rows of numbers: the embedded digits, or --config.data.path=my.csv.
+  audio         spectrograms of the embedded `vowels`.
   cifar10       ResNet-18, batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay
                 1e-4, temperature 0.5.
                 Published: "around 91 %" linear (README of the authors' code).
@@ -34,12 +36,18 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("folder", "cifar10", "imagenet2012", "debug"))
+    chosen = defaults.variants(
+        arg, ("folder", "table", "audio", "cifar10", "imagenet2012", "debug")
+    )
     config = defaults.get_config()
     config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, num_layers=2, out_dim=64))
     defaults.laptop(config)
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet2012"))
+    if "table" in chosen:
+        defaults.table(config)
+    if "audio" in chosen:
+        defaults.audio(config)
     if "cifar10" in chosen:
         defaults.cifar10(config)
         config.encoder.variant = "simclr"

@@ -23,15 +23,16 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
     (BYOL). The loss has one direction, from the mixed first view to the clean second one.
 
     alpha: of the Beta distribution of the shares; 1 for images and speech, 2 for CovType.
-    kind: "mixup", a weighted sum of inputs; "cutmix", a box of an image in another one.
+    kind: "mixup", a weighted sum of inputs; "cutmix", a box of an image in another one; "none"
+      mixes nothing, the same loss for comparison.
 
     Over a queue, the other keys of the batch are candidates beside it, since each is a class.
 
     Raises:
       ValueError: an unknown kind, alpha that is not above 0, a base with micro_batches.
     """
-    if kind not in ("mixup", "cutmix"):
-        raise ValueError(f"kind={kind!r}; expected mixup or cutmix.")
+    if kind not in ("mixup", "cutmix", "none"):
+        raise ValueError(f"kind={kind!r}; expected mixup, cutmix or none.")
     if not alpha > 0:
         raise ValueError(f"alpha={alpha}; expected above 0, what a Beta distribution takes.")
     if base.rest.get("micro_batches", 1) > 1:
@@ -42,6 +43,9 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
 
     def mixture(key: jax.Array, rows: int, shape: tuple[int, ...]) -> losses.mixing.Mix:
         drawn = batch_key(key, MIXTURE)
+        if kind == "none":
+            whole = losses.mixing.draw_mixup(drawn, rows, alpha=1.0, axis_name=axis_name)
+            return whole._replace(weight=jnp.ones_like(whole.weight))
         if kind == "mixup":
             return losses.mixing.draw_mixup(drawn, rows, alpha=alpha, axis_name=axis_name)
         return losses.mixing.draw_cutmix(drawn, rows, *shape[:2], alpha=alpha, axis_name=axis_name)

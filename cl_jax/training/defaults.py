@@ -112,6 +112,65 @@ def laptop(config: ConfigDict) -> None:
     config.total_epochs = 12.0
 
 
+def table(config: ConfigDict) -> None:
+    """The embedded table of digits without augmentation, a perceptron and an optimiser for a CPU;
+    --config.data.path takes your own .csv."""
+    config.data = ConfigDict(dict(name="tabular"))
+    config.encoder = ConfigDict(
+        dict(
+            name="mlp",
+            widths=(256, 256),
+            out_dim=128,
+            splits=config.encoder.get("splits", 1),
+            dtype="float32",
+        )
+    )
+    config.views = ConfigDict(dict(both=dict(kind="row", copies=2)))
+    _small_data(config, total_epochs=60.0, temperature=0.1)
+
+
+def audio(config: ConfigDict) -> None:
+    """The embedded `vowels` as spectrograms of 32 x 32 cells, convolutions and an optimiser for a
+    CPU; --config.data.name=audio and --config.data.path take your own recordings of 8 kHz."""
+    config.data = ConfigDict(dict(name="vowels"))
+    config.encoder = ConfigDict(
+        dict(
+            name="conv",
+            variant="basic32x32",
+            width=0.25,
+            splits=config.encoder.get("splits", 1),
+            dtype="float32",
+        )
+    )
+    config.views = ConfigDict(
+        dict(
+            both=dict(
+                kind="spectrogram", sample_rate=8000, samples=5760, frame=256, hop=180, copies=2
+            )
+        )
+    )
+    _small_data(config, total_epochs=20.0, temperature=0.2)
+
+
+def _small_data(config: ConfigDict, total_epochs: float, temperature: float) -> None:
+    """Optimiser, length and evaluators of one or two thousand examples; temperatures of i-Mix's
+    paper for data without augmentation."""
+    if "temperature" in config.method:
+        config.method.temperature = temperature
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            learning_rate=1e-3,
+            learning_rate_scaling="none",
+            weight_decay=1e-4,
+            warmup_epochs=total_epochs / 12,
+        )
+    )
+    config.batch_size, config.total_epochs = 128, total_epochs
+    config.evals.every_epochs = total_epochs / 2
+    config.evals.protocols = ConfigDict(dict(knn=dict(k=20), logistic=dict(), geometry=dict()))
+
+
 def lightness(size: int = 16, **changes: Any) -> ConfigDict:
     """A view of `scenes` for methods that keep whatever helps to tell images apart, and colours
     first: lightness alone, the colours of Lab divided away."""
@@ -188,16 +247,23 @@ def debug(config: ConfigDict) -> None:
     if config.data.name == "folder":
         config.data.update(dict(image_size=24, limit=64))
         config.fit = False
-    else:
+    elif config.data.name == "vowels":
+        config.data.update(dict(train_size=64, test_size=32))
+    elif config.data.name not in ("tabular", "audio"):
         config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     if config.encoder.name == "resnet":
         config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
+    elif config.encoder.name == "mlp":
+        config.encoder.update(dict(widths=(16,), out_dim=8))
+    elif config.encoder.name == "conv":
+        config.encoder.width = min(config.encoder.get("width", 1.0), 0.0625)
     for views in (
         config.views,
         *(stage.views for stage in config.stages.values() if "views" in stage),
     ):
         for view in views.values():
-            view.size = min(view.get("size", 32), 16)
+            if view.get("kind", "image") == "image":
+                view.size = min(view.get("size", 32), 16)
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2

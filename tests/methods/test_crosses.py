@@ -9,8 +9,10 @@ import pytest
 from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import from_parts
+from cl_jax.encoders import mlp
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import byol, clae, hcl, imix, invaspread, mochi, moco_v2, simclr_v1, temperature
+from cl_jax.training import configs, experiment
 from cl_jax.views import make as view
 
 VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
@@ -80,6 +82,49 @@ def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
         np.testing.assert_allclose(mixed, losses.mixing.mix_inputs(a, drawn), atol=1e-6)
         np.testing.assert_allclose(values["own_share"], drawn.weight.mean(), rtol=1e-6)
     assert 0.5 <= float(values["own_share"]) <= 1
+
+
+def test_rows_are_mixed_and_kind_none_mixes_nothing():
+    """Over rows of a table; with "none" both inputs and labels stay as they are."""
+    rows = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    batch = {"row": rows, "id": np.arange(8, dtype=np.int32)}
+    base = simclr_v1.parts(
+        encoder=mlp.make(widths=(6,), out_dim=4),
+        tx=optax.sgd(0.1),
+        views=(view({"kind": "row"}),) * 2,
+        run=RUN,
+        out_dim=8,
+    )
+    mixed, clean = imix.make(base=base, run=RUN).views(batch, KEY)
+    np.testing.assert_array_equal(clean, rows)
+    assert np.abs(np.asarray(mixed) - rows).max() > 0.1
+    made = imix.make(base=base, run=RUN, kind="none")
+    np.testing.assert_array_equal(made.views(batch, KEY)[0], rows)
+    state = jax.jit(from_parts(made).init)(jax.random.key(0), batch)
+
+    @jax.jit
+    def values(params):
+        outputs, *_ = base.embed(params, state.stats, None, (rows, rows), KEY)
+        pairs = base.pairs(outputs, None)
+        plain = losses.mixing.imix_n_pair(*pairs[0][:2], temperature=base.temperature)
+        return made.contrast(pairs, params, batch, KEY)[0], plain
+
+    np.testing.assert_allclose(*values(state.params), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["imix:table,moco", "imix:table,byol", "imix:audio", "imix:audio,moco", "imix:audio,byol"],
+)
+def test_tables_and_recordings_over_every_base_from_a_config(text):
+    """The config is whole: data, views, network and base fit together."""
+    config = configs.smallest(text)
+    built = experiment.build(config)
+    assert built.method.needs == (("row",) if "table" in text else ("audio", "length"))
+    if text == "imix:audio,moco":
+        state = experiment.initial_state(built, config)
+        assert state.memory.rows.shape[0] == config.method.base.queue_size
+    assert config.method.base.name in {"simclr_v1", "moco_v2", "byol"}
 
 
 def test_easy_hcl_is_nt_xent():

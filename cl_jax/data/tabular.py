@@ -1,0 +1,191 @@
+"""`tabular`: rows of numbers. The user's own .csv, or a table that ships with scikit-learn.
+
+    wine.csv     a header, then a row an example; the column `label` is the class, the others are
+                 numbers
+
+Columns are standardised by the mean and deviation of the training part.
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn import datasets
+
+from cl_jax.core.paths import user_path
+from cl_jax.data.labels import NONE
+from cl_jax.data.parts import drawn
+from cl_jax.data.source import Source, Splits, from_arrays
+
+EMBEDDED = {
+    "digits": datasets.load_digits,
+    "breast_cancer": datasets.load_breast_cancer,
+    "wine": datasets.load_wine,
+}
+
+
+class Table(NamedTuple):
+    """values: float64 [N, D]. columns: their D names. labels: N class names, "" for none."""
+
+    values: np.ndarray
+    columns: tuple[str, ...]
+    labels: list[str]
+
+
+def make(
+    *,
+    path: str = "",
+    embedded: str = "digits",
+    label: str = "label",
+    columns: Sequence[str] = (),
+    test_path: str = "",
+    test_share: float = 0.2,
+) -> Splits:
+    """The rows of a table, in memory.
+
+    Fields: "row" float32 [D], each column with mean 0 and deviation 1 over the training part (a
+    column that is constant there is 0); "label" int32, classes in alphabetical order, where the
+    table has them.
+
+    Args:
+      path: of a .csv file with a header; "" for the embedded table.
+      embedded: "digits" (1,797 rows of 64 columns, 10 classes), "breast_cancer" (569, 30, 2) or
+        "wine" (178, 13, 3), of scikit-learn.
+      label: the column of the class, text or numbers; an empty cell is an example without a class.
+        "" where there is no such column.
+      columns: names of the columns to read; none for all but the label.
+      test_path: a second .csv of the same columns, the test part.
+      test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
+        Equal rows are in one part.
+
+    Raises:
+      ValueError: an unknown table, a file without such columns or without rows, a cell that is not
+        a finite number, a part without rows.
+    """
+    if not path and test_path:
+        raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if path:
+        name, table = Path(path).stem, read(path, label, columns)
+    else:
+        name, table = embedded, _embedded(embedded, columns)
+    if test_path:
+        parts = {"train": table, "test": read(test_path, label, table.columns)}
+    else:
+        parts = _divided(name, table, test_share)
+    return _splits(name, parts)
+
+
+def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
+    """The rows of a .csv file.
+
+    Raises:
+      ValueError: a file that is not there or is not text, columns that it does not have or has
+        twice, no row, a row of another length, a cell that is not a finite number.
+    """
+    file = user_path(path)
+    if not file.is_file():
+        raise ValueError(f"path={path!r} is not a file; expected a .csv with a header.")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.reader(opened)
+            header = [cell.strip() for cell in next(reader, [])]
+            lines = [(reader.line_num, cells) for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a .csv file of UTF-8 text: {error}.") from None
+    wanted = list(columns) or [name for name in header if name != label]
+    for name in [*wanted, *([label] if label else [])]:
+        if header.count(name) != 1:
+            raise ValueError(
+                f"{path} has {header.count(name)} columns {name!r}; expected one. Its columns: "
+                f"{', '.join(header) or 'none'}. Name the class with label, and the numbers with "
+                "columns."
+            )
+    if not wanted or not lines:
+        raise ValueError(f"{path} has {len(wanted)} columns of numbers and {len(lines)} rows.")
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} cells; expected {len(header)}, as many as "
+                "the header."
+            )
+    at = [header.index(name) for name in wanted]
+    values = np.empty((len(lines), len(at)))
+    for row, (number, cells) in enumerate(lines):
+        try:
+            values[row] = [float(cells[i]) for i in at]
+        except ValueError:
+            values[row] = np.nan
+        if not np.isfinite(values[row]).all():
+            raise ValueError(_bad_cell(path, number, {header[i]: cells[i] for i in at}))
+    place = header.index(label) if label else None
+    labels = ["" if place is None else cells[place].strip() for _, cells in lines]
+    return Table(values, tuple(wanted), labels)
+
+
+def _bad_cell(path: str, line: int, cells: Mapping[str, str]) -> str:
+    name, cell = next((name, cell) for name, cell in cells.items() if not _is_finite(cell))
+    return (
+        f"{path}, line {line}: column {name!r} is {cell!r}; expected a finite number. Fill it, "
+        "encode words as numbers, or leave the column out by columns."
+    )
+
+
+def _is_finite(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _embedded(name: str, columns: Sequence[str]) -> Table:
+    if name not in EMBEDDED:
+        raise ValueError(f"embedded={name!r}; expected one of {', '.join(EMBEDDED)}, or a path.")
+    loaded = EMBEDDED[name]()
+    names = tuple(map(str, loaded.feature_names))
+    unknown = [column for column in columns if column not in names]
+    if unknown:
+        raise ValueError(f"{name} has no column {unknown[0]!r}; its columns: {', '.join(names)}.")
+    wanted = tuple(columns) or names
+    values = loaded.data[:, [names.index(column) for column in wanted]]
+    labels = [str(loaded.target_names[i]) for i in loaded.target]
+    return Table(np.asarray(values, np.float64), wanted, labels)
+
+
+def _divided(name: str, table: Table, share: float) -> dict[str, Table]:
+    words = [row.tobytes().hex() for row in table.values]
+    chosen = drawn(sorted(set(words)), share, dict(zip(words, table.labels)))
+    is_test = np.array([word in chosen for word in words])
+    if is_test.all() or not is_test.any():
+        raise ValueError(f"{name} has {len(words)} rows; expected several different ones.")
+    return {part: _rows(table, is_test == (part == "test")) for part in ("train", "test")}
+
+
+def _rows(table: Table, chosen: np.ndarray) -> Table:
+    labels = [table.labels[i] for i in np.flatnonzero(chosen)]
+    return table._replace(values=table.values[chosen], labels=labels)
+
+
+def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
+    train = parts["train"]
+    mean, deviation = train.values.mean(0), train.values.std(0)
+    varies = deviation > 1e-12 * np.maximum(1, np.abs(mean))
+    classes = sorted({word for table in parts.values() for word in table.labels if word})
+    number = {word: i for i, word in enumerate(classes)}
+
+    def part(which: str, table: Table) -> Source:
+        rows = np.where(varies, (table.values - mean) / np.where(varies, deviation, 1), 0)
+        arrays: dict[str, np.ndarray] = {"row": rows.astype(np.float32)}
+        sizes = {}
+        if classes:
+            labels = [number.get(word, NONE) for word in table.labels]
+            arrays["label"], sizes["label"] = np.array(labels, np.int32), len(classes)
+        found = from_arrays(f"{name}/{which}", arrays, sizes)
+        return dataclasses.replace(found, classes={"label": classes} if classes else {})
+
+    return Splits(part("train", train), part("test", parts["test"]))

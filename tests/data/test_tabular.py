@@ -1,0 +1,86 @@
+"""Tables: standardised by the training part, equal rows in one part, errors that name the cell."""
+
+import numpy as np
+import pytest
+
+from cl_jax.data import tabular
+
+
+@pytest.mark.parametrize(("name", "columns", "classes"), [("digits", 64, 10), ("wine", 13, 3)])
+def test_embedded_tables(name, columns, classes):
+    splits = tabular.make(embedded=name)
+    train, test = (part.arrays for part in splits[:2])
+    assert train["row"].shape[1] == test["row"].shape[1] == columns
+    assert splits.train.sizes == {"label": classes}
+    assert set(train["label"]) == set(test["label"]) == set(range(classes))
+    assert 0.15 < splits.test.size / (splits.test.size + splits.train.size) < 0.25
+    deviation = train["row"].std(0)
+    np.testing.assert_allclose(train["row"].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(deviation[deviation > 0], 1, atol=1e-4)
+    assert not {row.tobytes() for row in train["row"]} & {row.tobytes() for row in test["row"]}
+
+
+def write(folder, text, name="t.csv"):
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_file_of_ones_own(tmp_path):
+    rows = "".join(f"{i},{'cat' if i % 2 else 'ant'},7,{i * i}\n" for i in range(20))
+    splits = tabular.make(path=write(tmp_path, "a,label,same,b\n" + rows + "3,,7,1\n"))
+    assert splits.train.classes == {"label": ["ant", "cat"]}
+    row = np.concatenate([part.arrays["row"] for part in splits[:2]])
+    assert row.shape == (21, 3) and not row[:, 1].any()
+    labels = np.concatenate([part.arrays["label"] for part in splits[:2]])
+    assert sorted(set(labels)) == [-1, 0, 1]
+
+
+def test_the_test_part_is_measured_by_the_training_part(tmp_path):
+    train = write(tmp_path, "x,y\n0,0\n2,4\n")
+    test = write(tmp_path, "y,x\n2,5\n", "test.csv")
+    splits = tabular.make(path=train, test_path=test, label="")
+    np.testing.assert_allclose(splits.train.arrays["row"], [[-1, -1], [1, 1]])
+    np.testing.assert_allclose(splits.test.arrays["row"], [[4, 0]])
+    assert "label" not in splits.train.sizes
+
+
+def test_equal_rows_are_in_one_part_and_more_rows_move_none(tmp_path):
+    lines = [f"{i},{i % 3},a\n" for i in range(60)] * 2
+    short = tabular.make(path=write(tmp_path, "x,y,label\n" + "".join(lines)))
+    assert not {row.tobytes() for row in short.train.arrays["row"]} & {
+        row.tobytes() for row in short.test.arrays["row"]
+    }
+    assert short.train.size % 2 == short.test.size % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "words"),
+    [
+        ("x,label\n1,a\nred,b\n", {}, "line 3: column 'x' is 'red'; expected a finite number"),
+        ("x,label\n1,a\nnan,b\n", {}, "line 3: column 'x' is 'nan'"),
+        ("x,label\n1,a\n2\n", {}, "line 3: 1 cells; expected 2"),
+        ("x,y\n1,2\n", {}, "has 0 columns 'label'; expected one. Its columns: x, y"),
+        ("x,x,label\n1,2,a\n", {}, "has 2 columns 'x'"),
+        ("x,label\n", {}, "1 columns of numbers and 0 rows"),
+        ("x,label\n1,a\n1,b\n", {}, "2 rows; expected several different ones"),
+        ("x,label\n1,a\n", {"columns": ("z",)}, "has 0 columns 'z'"),
+    ],
+)
+def test_errors_of_a_file(text, settings, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        tabular.make(path=write(tmp_path, text), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"embedded": "digit"}, "embedded='digit'; expected one of digits"),
+        ({"embedded": "wine", "columns": ("a",)}, "wine has no column 'a'; its columns: alcohol"),
+        ({"path": "none.csv"}, "path='none.csv' is not a file"),
+        ({"test_path": "none.csv"}, "without path"),
+        ({"test_share": 1.0}, "test_share=1.0"),
+    ],
+)
+def test_errors_of_settings(settings, words):
+    with pytest.raises(ValueError, match=words):
+        tabular.make(**settings)
