@@ -311,10 +311,12 @@ def subset(held: "Embeddings", x: "np.ndarray", count: int) -> Found:
     lines += [f"  {_clean(held.paths[i])}{_label(held, i)}" for i in rows[:_SHOWN]]
     if count > _SHOWN:
         lines.append(f"  and {count - _SHOWN:,} more (--out=FILE.csv for all)")
+    known = held.words("label") if "label" in held.labels else [""] * len(x)
     columns = {
         "rank": range(1, count + 1),
         "path": held.paths[rows],
         "radius": [f"{value:.6f}" for value in radius],
+        "label": [known[i] for i in rows],  # to be filled in, for `cl-jax label`
     }
     return Found("\n".join(lines), columns, _in_rows("subset", held, rows))
 

@@ -87,8 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.workdir = default_workdir(name, args.path)
         except ConfigError as error:
             options.error(str(error))
-    if not name or not args.workdir:
-        options.error("CONFIG and --workdir are needed: cl-jax train simclr_v2 --workdir=runs/a")
+    if not name:
+        options.error("CONFIG is needed: cl-jax train simclr_v2 --workdir=runs/first")
+    if not args.workdir:
+        options.error(
+            f"where the run is kept is needed: cl-jax train {name} --workdir=runs/first; or the "
+            f"path of your own data, of a config that reads them: cl-jax train {name} PATH"
+        )
     if args.path:
         settings.insert(0, ("data.path", args.path))
     return run(args, name, settings, "train")
@@ -204,9 +209,10 @@ def _config(
 
 def prepare() -> str:
     """Sets what jax reads when it is imported: a cache of compiled programs and XLA's flags;
-    returns the flags that were added. Cycles are collected less often from here on: tracing makes
+    returns the flags that were added. Warnings are a line each. Cycles are collected less often from here on: tracing makes
     so many objects, which stay, that looking through them took a tenth of a start."""
     gc.set_threshold(50_000, 20, 20)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))
