@@ -59,8 +59,8 @@ def scale_of(
     if 0 < kinds.get("colours", 0.0) < 64:
         raise ValueError(
             f"{root}: its 16-bit colour images, such as {images.printable(cut)}, use 14 bits or "
-            "fewer, and Pillow reads the upper 8 of 16: they would be almost black. For TIFF files, "
-            "pip install tifffile; else convert them to 8 bits."
+            "fewer, and Pillow reads the upper 8 of 16: they would be almost black. For TIFF "
+            "files, pip install tifffile; else convert them to 8 bits."
         )
     if "integers" not in kinds:
         return None
