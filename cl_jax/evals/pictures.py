@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
-from PIL import ImageFont
 
 DPI = 150
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
@@ -385,28 +385,30 @@ def _mosaic(path, tiles, titles, colours, legend, captions=None):
         figure.text(
             x / width, 1 - y / height, text, va="center", fontsize=8.5, color=INK, fontweight=weight
         )
-    font = ImageFont.truetype(
-        f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", SMALL * DPI / 72
-    )
-    for row, texts in enumerate(captions or ()):
-        y = MARGIN + TEXT + row * below + cell + 2
-        for column, text in enumerate(texts):
-            # parse_math: a name may hold $
-            shown = "\n".join(_shortened(line, side - 2, font) for line in text.split("\n"))
-            place = dict(va="top", fontsize=SMALL, color=MUTED, parse_math=False, linespacing=1.1)
-            figure.text((left[column] + FRAME) / width, 1 - y / height, shown, **place)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+        font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+        font.set_size(SMALL, DPI)
+        for row, texts in enumerate(captions or ()):
+            y = MARGIN + TEXT + row * below + cell + 2
+            for column, text in enumerate(texts):
+                # parse_math: a name may hold $
+                shown = "\n".join(_shortened(line, side - 2, font) for line in text.split("\n"))
+                place = dict(va="top", fontsize=SMALL, color=MUTED, linespacing=1.1)
+                x = (left[column] + FRAME) / width
+                figure.text(x, 1 - y / height, shown, parse_math=False, **place)
         _save(figure, path)
 
 
 def _shortened(text, width, font):
     """The end of a text that is wider than so many pixels."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    start = 0
-    while font.getlength("…" * (start > 0) + text[start:]) > width:
-        start += 1
-    return "…" * (start > 0) + text[start:]
+    for start in range(len(text)):
+        shown = "…" * (start > 0) + text[start:]
+        font.set_text(shown)
+        if font.get_width_height()[0] <= 64 * width:
+            return shown
+    return ""
 
 
 def _enlarge(picture, side):
