@@ -22,7 +22,7 @@ MAX_PAIRS = 20_000_000
 
 # A cosine from which on pictures are taken for copies: within a sixth of what a pair in a thousand
 # is apart, and between these.
-COPIES, NEARER = (0.98, 0.995), 6
+COPIES, NEARER = (0.98, 0.9999), 6
 
 
 class Pairs(NamedTuple):

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         const=0.0,
         metavar="SIMILARITY",
-        help="groups of rows that are at least so similar (default: .98 to .995, by how alike "
+        help="groups of rows that are at least so similar (default: .98 or more, by how alike "
         "unrelated rows are)",
     )
     asked.add_argument(
