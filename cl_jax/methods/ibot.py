@@ -176,12 +176,12 @@ def make(
     warmup = teacher_warmup_epochs * (run.steps_per_epoch if temperature_per_step else 1)
     hide = Masks(mask_shape, mask_probability, mask_ratio, smallest_block)
     temperatures = Temperatures(
-        student_temperature,
-        teacher_temperature_start,
-        teacher_temperature,
-        patch_temperature,
-        round(warmup),
-        temperature_per_step,
+        student=student_temperature,
+        start=teacher_temperature_start,
+        of_class=teacher_temperature,
+        of_patch=patch_temperature,
+        warmup=round(warmup),
+        per_step=temperature_per_step,
     )
     balance = Balance(centring, centre_momentum, centre_hidden, sinkhorn_iterations)
     weights = Weights(class_weight, patch_weight, koleo_weight)
