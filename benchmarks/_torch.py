@@ -12,11 +12,27 @@ products. Where the two sides differ, this one has less to compute.
 import copy
 import itertools
 import math
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+def let_torchvision_import():
+    """lightly imports torchvision, whose compiled operators may be of another build than torch.
+    They are declared here and not used."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for module in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[module]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        globals()["_declared"] = library  # it lives as long as the declarations
+
 
 STAGES = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
 

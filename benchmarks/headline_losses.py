@@ -54,7 +54,13 @@ def library(name, needs, build, holds=lambda n: 28 * n * n):
 
 
 def of_lightly(name, **knobs):
+    importlib.import_module("_torch").let_torchvision_import()
     return getattr(importlib.import_module("lightly.loss"), name)(**knobs)
+
+
+def of_swav():
+    loss = of_lightly("SwaVLoss", temperature=T)
+    return lambda a, b: loss([a, b], [])
 
 
 def of_metric_learning(name, **knobs):
@@ -113,6 +119,11 @@ def torch_supcon(torch):
         return -((log_p * positive).sum(1) / positive.sum(1)).mean()
 
     return loss
+
+
+def metric_learning_supcon(torch):
+    loss = of_metric_learning("SupConLoss", temperature=T)
+    return lambda a, b, y: loss(torch.cat([a, b]), torch.cat([y, y]))
 
 
 def torch_simsiam(torch):
@@ -203,6 +214,52 @@ def torch_byol(torch):
     return loss
 
 
+def torch_views(torch):
+    """NT-Xent of four views, of which half of each array is one."""
+
+    def loss(a, b):
+        z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
+        n = len(z)
+        example = torch.arange(n) % (n // 4)
+        s = z @ z.T / T
+        off = ~torch.eye(n, dtype=torch.bool)
+        log_p = s - torch.logsumexp(s.masked_fill(~off, -torch.inf), 1, keepdim=True)
+        positive = (example[:, None] == example[None]) & off
+        return -((log_p * positive).sum(1) / 3).mean()
+
+    return loss
+
+
+def torch_inva_spread(torch):
+    """The symmetric form of the authors' code: keys are constants."""
+
+    def loss(a, b):
+        x = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
+        n = len(x)
+        off = ~torch.eye(n, dtype=torch.bool)
+        log_p = (x @ x.detach().T / T).masked_fill(~off, -torch.inf).log_softmax(1)
+        partner = torch.arange(n).roll(n // 2)
+        own = log_p[torch.arange(n), partner]
+        others = off.clone()
+        others[torch.arange(n), partner] = False
+        rest = torch.log1p(-log_p.exp().masked_fill(~others, 0)).sum(1)
+        return -(own + rest).mean()
+
+    return loss
+
+
+def torch_alignment(torch):
+    normalize = torch.nn.functional.normalize
+    return lambda a, b: (normalize(a, dim=1) - normalize(b, dim=1)).pow(2).sum(1).mean()
+
+
+def torch_soft_labels(torch):
+    def loss(a, b):
+        return -(torch.softmax(b.detach(), 1) * torch.log_softmax(a, 1)).sum(1).mean()
+
+    return loss
+
+
 class Loss(NamedTuple):
     """ours(a, b, rest...), what the inputs are, and who else has it."""
 
@@ -213,7 +270,7 @@ class Loss(NamedTuple):
 
 def both(f):
     """A lightly loss of two views."""
-    return lambda torch: lambda a, b: f()(a, b)
+    return lambda torch: f()
 
 
 LOSSES = {
@@ -233,14 +290,51 @@ LOSSES = {
             library(
                 "pytorch-metric-learning",
                 "pytorch_metric_learning",
-                lambda torch: (
-                    lambda a, b, y: of_metric_learning("SupConLoss", temperature=T)(
-                        torch.cat([a, b]), torch.cat([y, y])
-                    )
-                ),
+                metric_learning_supcon,
                 lambda n: 40 * n * n,
             ),
         ),
+    ),
+    "nt_xent_views": Loss(
+        lambda a, b: losses.nt_xent_views(
+            jnp.concatenate([x.reshape(2, -1, x.shape[1]) for x in (a, b)]), temperature=T
+        ),
+        "views",
+        (plain(torch_views),),
+    ),
+    "inva_spread": Loss(
+        lambda a, b: losses.inva_spread(a, b, temperature=T),
+        "views",
+        (plain(torch_inva_spread)._replace(holds=lambda n: 32 * n * n),),
+    ),
+    "simcse": Loss(
+        lambda a, b: losses.simcse(a, b, temperature=T),
+        "views",
+        (plain(torch_cross)._replace(holds=lambda n: 6 * n * n),),
+    ),
+    "alignment": Loss(
+        lambda a, b: losses.alignment(a, b),
+        "views",
+        (plain(torch_alignment)._replace(holds=lambda n: 0),),
+    ),
+    "cross_entropy": Loss(
+        lambda a, y: losses.cross_entropy(a, y),
+        "logits and labels",
+        (plain(lambda torch: torch.nn.functional.cross_entropy)._replace(holds=lambda n: 0),),
+    ),
+    "soft_labels": Loss(
+        lambda a, b: losses.soft_labels(a, b, temperature=1.0).loss,
+        "logits",
+        (plain(torch_soft_labels)._replace(holds=lambda n: 0),),
+    ),
+    "swav with its codes": Loss(
+        lambda a, b: losses.swav(
+            jnp.stack([a, b]),
+            losses.swav_codes(jnp.stack([a, b]), epsilon=0.05, iterations=3),
+            temperature=T,
+        ),
+        "scores",
+        (library("lightly", "lightly", lambda torch: of_swav(), lambda n: 0),),
     ),
     "info_nce with a queue": Loss(
         lambda a, b, q: losses.info_nce(a, b, q, temperature=T),
@@ -332,8 +426,13 @@ def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     if kind == "logits in one array":
         return list(rng.normal(size=(2, 2, rows // 2, PROTOTYPES)).astype(np.float32))
-    wide = PROTOTYPES if kind == "logits" else width
+    if kind == "logits and labels":
+        logits = rng.normal(size=(rows, PROTOTYPES)).astype(np.float32)
+        return [logits, rng.integers(0, PROTOTYPES, rows)]
+    wide = PROTOTYPES if kind in ("logits", "scores") else width
     given = list(rng.normal(size=(2, rows // 2, wide)).astype(np.float32))
+    if kind == "scores":  # cosines with prototypes
+        given = [0.1 * x for x in given]
     if kind == "views and labels":
         given.append(rng.integers(0, CLASSES, rows // 2))
     if kind == "views and queue":
@@ -343,7 +442,7 @@ def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
 
 
 def ours(loss: Loss, given: list[np.ndarray]) -> tuple[Callable[[], float], dict[str, Any]]:
-    with_gradient = (0,) if loss.inputs == "logits in one array" else (0, 1)
+    with_gradient = (0,) if loss.inputs in ("logits in one array", "logits and labels") else (0, 1)
     step = jax.jit(jax.value_and_grad(loss.ours, argnums=with_gradient))
     given = [jnp.asarray(x) for x in given]
     start = clock()
@@ -369,7 +468,10 @@ def theirs(peer: Peer, given: list[np.ndarray]) -> Callable[[], float]:
     loss = peer.build(torch)
 
     def run():
-        leaves = [x.clone().requires_grad_() if i < 2 else x for i, x in enumerate(floats)]
+        leaves = [
+            x.detach().requires_grad_() if i < 2 and x.is_floating_point() else x
+            for i, x in enumerate(floats)
+        ]
         value = loss(*leaves)
         value.backward()
         return float(value.detach())

@@ -30,7 +30,8 @@ Differences from the authors' code:
     give the classes away through batch norm.
 
 Command: python -m cl_jax.main --config=configs/graphcl.py --workdir=runs/graphcl
-Reached: 55.0 % of ten families in ten folds (untrained network 37.8 %) after 320 steps.
+Reached: 55.0 % of ten families in ten folds (untrained network 37.8 %) after 320 steps. MUTAG with
+  `tu,authors`, 40 epochs of one step, mean of five seeds: 87.5 % (untrained 85.3 %).
 """
 
 from ml_collections import ConfigDict

@@ -43,6 +43,24 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert "no verb 'trian'; did you mean 'train'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["simclr_v3"], "did you mean 'simclr_v2'"),
+        (["simclr_v2:foldr"], "did you mean 'folder'"),
+        (["simclr_v2:folder"], "path is empty; set --config.data.path"),
+        (["simclr_v2", "--config.batch_sise=3"], "did you mean 'batch_size'"),
+    ],
+)
+def test_a_mistake_is_named_without_a_workdir_and_leaves_none(
+    words, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["train", *words]) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_old_command_is_there():
     began = time.perf_counter()
     ran = subprocess.run(

@@ -24,24 +24,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-def let_torchvision_import():
-    """lightly imports torchvision, whose compiled operators may be of another build than torch.
-    They are declared here and not used."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for module in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[module]
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_declared"] = library  # it lives as long as the declarations
-
+from _torch import ResNet, let_torchvision_import
 
 let_torchvision_import()
 
-from _torch import ResNet
 from lightly import loss as losses
 from lightly.models.modules import heads
 from lightly.models.modules.nn_memory_bank import NNMemoryBankModule

@@ -2,12 +2,16 @@
 benchmarks/results/parity_steps.json and parity_trained.json. What has no run says "not run"."""
 
 import json
+import math
 import re
+import statistics
+import textwrap
 from pathlib import Path
 
 import cases
 import steps
 import trained
+from scipy import stats
 
 from cl_jax.tools._table import Difference, against, spread
 
@@ -83,6 +87,37 @@ def of_runs(found):
     return table(titles, rows)
 
 
+def pooled(found):
+    """What all rows say together: two seeds a side say little of one row."""
+    runs = [both for name in cases.TRAINED for both in runs_of(found, name).values()]
+    lines = []
+    for key, of in NAMES.items():
+        sides = [
+            [[100 * run[key] for run in both[side]] for side in ("ours", "peer")] for both in runs
+        ]
+        groups = [values for both in sides for values in both if len(values) > 1]
+        freedom = sum(len(values) - 1 for values in groups)
+        if freedom < 2 or len(sides) < 2:
+            continue
+        squares = sum((len(values) - 1) * statistics.variance(values) for values in groups)
+        deviation = math.sqrt(squares / freedom)
+        fewest = min(map(len, groups))
+        half = stats.t.ppf(0.975, freedom) * deviation * math.sqrt(2 / fewest)
+        apart = [statistics.mean(ours) - statistics.mean(theirs) for ours, theirs in sides]
+        mean = statistics.mean(apart)
+        around = (
+            stats.t.ppf(0.975, len(apart) - 1) * statistics.stdev(apart) / math.sqrt(len(apart))
+        )
+        lines.append(
+            f"{of}: a seed's deviation, pooled over all rows, is {deviation:.1f} points "
+            f"({freedom} degrees of freedom); {fewest} seeds a side know a difference to "
+            f"± {half:.1f}. "
+            f"The largest of the {len(apart)} differences is {max(apart, key=abs):+.1f}, and their "
+            f"mean is {mean:+.1f} ± {around:.1f}."
+        )
+    return "\n\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
+
+
 def of_speeds(found):
     rows = []
     for name in cases.TRAINED:
@@ -120,7 +155,7 @@ def main():
     kept = read(trained.RESULTS)
     tables = {
         "steps": of_steps(read(steps.RESULTS)),
-        "trained": of_runs(kept),
+        "trained": of_runs(kept) + "\n\n" + pooled(kept),
         "speeds": of_speeds(kept),
         "views": of_views(kept),
     }

@@ -120,6 +120,8 @@ def any_mesh(f: F) -> F:
             return f(*args, **knobs)
         arrays = [_is_array(x) for x in leaves]
         given = [jnp.asarray(x) for x, array in zip(leaves, arrays) if array]
+        if AxisType.Manual in mesh.axis_types and not _sharded_sizes(given):
+            return f(*args, **knobs)  # in `jax.shard_map` over some of the axes
 
         def run(*given):
             given = iter(given)
@@ -149,7 +151,8 @@ def any_mesh(f: F) -> F:
 def split_over(rows: int, *arrays: jax.Array) -> tuple[Any, tuple[str, ...]]:
     """The mesh that traced arrays lie on, and the axes over which `rows` rows are divided: the
     first ones that the compiler places (Auto) whose devices divide the rows. No axes inside
-    `jax.shard_map`, for arrays that are not traced, or where no mesh is known."""
+    `jax.shard_map`, under a `jax.vmap` over what is sharded, for arrays that are not traced, or
+    where no mesh is known."""
     none = None, ()
     if not isinstance(rows, int) or not any(isinstance(x, jax.core.Tracer) for x in arrays):
         return none
@@ -161,13 +164,25 @@ def split_over(rows: int, *arrays: jax.Array) -> tuple[Any, tuple[str, ...]]:
         if rows % (math.prod(mesh.shape[n] for n in names) * mesh.shape[name]):
             break
         names += (name,)
-    return (mesh, names) if math.prod(mesh.shape[n] for n in names) > 1 else none
+    several = math.prod(mesh.shape[n] for n in names) > 1
+    return (mesh, names) if several and _free(mesh, names) else none
 
 
 def num_splits(rows: int, *arrays: jax.Array) -> int:
     """Number of parts that `split_over` divides the rows into."""
     mesh, names = split_over(rows, *arrays)
     return math.prod(mesh.shape[name] for name in names) if names else 1
+
+
+def _free(mesh, names) -> bool:
+    """Whether the axes can be mapped here, and are not those of what a `jax.vmap` is over."""
+    rows = PartitionSpec(names)
+    count = jax.ShapeDtypeStruct((math.prod(mesh.shape[n] for n in names),), jnp.float32)
+    try:
+        jax.eval_shape(jax.shard_map(lambda x: x, mesh=mesh, in_specs=rows, out_specs=rows), count)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_array(x):

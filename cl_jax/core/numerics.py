@@ -73,7 +73,7 @@ def log_sum_exp(x: jax.Array, *, axis: int | None = None, keepdims: bool = False
     gradient where every entry is -inf."""
     x = wide(x)
     top = lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
-    some = top > -jnp.inf
+    some = top != -jnp.inf  # NaN is passed on
     top = jnp.where(some, top, 0)
     total = jnp.sum(jnp.exp(capped(x - top)), axis=axis, keepdims=True)
     out = jnp.where(some, jnp.log(at_least_one(total)) + top, -jnp.inf)
@@ -124,7 +124,8 @@ def unit(
     integers.
 
     A row shorter than eps is x / eps with zero gradient, so that a zero row stays zero and neither
-    its value nor its gradient grows by 1 / eps. In float16 eps is at least 6.1e-5, the smallest
+    its value nor its gradient grows by 1 / eps. A row whose squares overflow (in float32 entries of
+    1e19) is NaN. In float16 eps is at least 6.1e-5, the smallest
     normal number, below which the gradient would overflow the type of the input. `short_gradient`
     gives short rows the gradient of x / eps instead, as PyTorch does.
     """
@@ -135,7 +136,8 @@ def unit(
     x = wide(x)
     square = jnp.sum(x * x, axis=axis, keepdims=True)
     long = square > eps**2
-    rows = x * lax.rsqrt(jnp.where(long, square, eps**2))
+    # A row whose square overflows is NaN, and not the zero row that 1 / inf would make of it.
+    rows = x * (lax.rsqrt(jnp.where(long, square, eps**2)) + lax.stop_gradient(0 * square))
     return rows if short_gradient else jnp.where(long, rows, lax.stop_gradient(rows))
 
 

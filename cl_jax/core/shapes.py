@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> dict[str, int]:
@@ -40,6 +42,7 @@ def check_integer(
     known = dict(sizes or {})
     set_by = {letter: "an earlier argument" for letter in known}
     for name, array in arrays.items():
+        _check_array(name, array)
         dtype = jnp.result_type(array)
         if not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
@@ -52,8 +55,10 @@ def check_integer(
 
 
 def check_real(**arrays: Any) -> None:
-    """Refuses integer, boolean and complex arrays where features are expected."""
+    """Refuses integer, boolean and complex arrays where features are expected, and what is no
+    array."""
     for name, array in arrays.items():
+        _check_array(name, array)
         dtype = jnp.result_type(getattr(array, "rows", array))  # of a `Sharded` its rows
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
@@ -63,17 +68,41 @@ def check_real(**arrays: Any) -> None:
 
 
 def check_positive(**values: Any) -> None:
-    """Refuses a Python number that is not above zero, and an array that is not a scalar; the value
-    of a traced scalar is unknown at trace time and passes. None passes."""
+    """Refuses what is not a scalar above zero; the value of a traced scalar is unknown at trace
+    time and passes. None passes, but for a temperature or a scale of logits."""
     for name, value in values.items():
-        if value is not None and jnp.ndim(value):
+        if value is None and name not in ("temperature", "logit_scale"):
+            continue
+        check_scalar(**{name: value})
+        known = _known(value)
+        if known is not None and not known > 0:
+            mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
+            raise ValueError(f"{name} is {value}; expected a number above 0.{mend}")
+
+
+def check_scalar(**values: Any) -> None:
+    """Refuses what is neither a real number nor a real array of shape ()."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            value = np.asarray(value)
+        if not isinstance(value, Real) and not (
+            hasattr(value, "dtype") or hasattr(value, "__jax_array__")
+        ):
+            raise ValueError(f"{name} is {value!r}; expected a number.")
+        if jnp.ndim(value):
             raise ValueError(
                 f"{name} has shape {jnp.shape(value)}; expected a scalar: a number, or an "
                 f"array of shape (). Take one entry, for instance {name}[0], or reshape it to ()."
             )
-        if isinstance(value, Real) and not float(value) > 0:
-            mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
-            raise ValueError(f"{name} is {value}; expected a number above 0.{mend}")
+
+
+def _known(value: Any) -> float | None:
+    """The value of a number or array that is not traced and lies within reach of this process."""
+    if isinstance(value, (Real, np.ndarray, np.generic)):
+        return float(value)
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        return float(value) if value.is_fully_addressable else None
+    return None
 
 
 def check_count(**values: Any) -> None:
@@ -100,6 +129,19 @@ def check_axis(axis_name: str | tuple[str, ...] | None) -> None:
         ) from None
 
 
+def _check_array(name: str, array: Any) -> None:
+    if isinstance(array, (list, tuple)) or array is None or isinstance(array, str):
+        raise ValueError(
+            f"{name} is a {type(array).__name__}; expected an array. Convert it first, for "
+            f"instance jnp.asarray({name}), or jnp.stack({name}) where it holds arrays."
+        )
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufcV":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; expected numbers. Number the classes, for instance "
+            f"np.unique({name}, return_inverse=True)[1]."
+        )
+
+
 def _shape(array: Any) -> tuple[int, ...]:
     shape: tuple[int, ...] = array.shape if hasattr(array, "rows") else jnp.shape(array)
     return shape
@@ -122,6 +164,11 @@ def _match(
         expected = int(letter) if letter.isdigit() else known.setdefault(letter, size)
         if not letter.isdigit():
             set_by.setdefault(letter, name)
+        if isinstance(size, int) and size == 0 and letter in "bdkr":
+            raise ValueError(
+                f"{name} has shape {shape}, no entry along {letter}; expected at least one. An "
+                "empty batch has no loss: leave it out."
+            )
         if size != expected:
             who = "" if letter.isdigit() else f" as in {set_by[letter]}"
             raise ValueError(

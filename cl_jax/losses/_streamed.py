@@ -146,7 +146,7 @@ def _tied(lse, m, total):
 
 
 def _outputs(lse, power, term):
-    power = jnp.where(lse > LOG_ZERO, power, 0)  # 0 where nothing is allowed
+    power = jnp.where(lse <= LOG_ZERO, 0, power)  # 0 where nothing is allowed
     return power, term, power - term
 
 

@@ -90,9 +90,9 @@ def per_pair(name: str, x: jax.Array, s: jax.Array) -> jax.Array:
 def finish(m, total, pos):
     """lse, pos and gap from the maximum, the sum of exponentials after it is taken off, and the
     positives."""
-    some = m > LOG_ZERO
+    none = m <= LOG_ZERO  # false of NaN, which is passed on
     log_total = jnp.log(at_least_one(total))
-    return jnp.where(some, log_total + m, LOG_ZERO), pos, log_total + (jnp.where(some, m, 0) - pos)
+    return jnp.where(none, LOG_ZERO, log_total + m), pos, log_total + (jnp.where(none, 0, m) - pos)
 
 
 def plain(pair: Pair, queries, keys, scale, rows, cols) -> Contrast:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import first_row, gather, mean
+from cl_jax.core.axis import any_mesh, first_row, gather, mean
 from cl_jax.core.numerics import dots, wide
 from cl_jax.core.shapes import check, check_axis, check_integer
 from cl_jax.losses.predictive import Steps
@@ -22,6 +22,7 @@ class ActorCritic(NamedTuple):
     entropy: jax.Array
 
 
+@any_mesh
 def bootstrapped_returns(
     rewards: jax.Array, done: jax.Array, bootstrap: jax.Array, *, discount: float
 ) -> jax.Array:
@@ -58,6 +59,7 @@ def bootstrapped_returns(
     return lax.scan(back, wide(bootstrap), steps, reverse=True)[1].T
 
 
+@any_mesh
 def actor_critic(
     logits: jax.Array,
     values: jax.Array,
@@ -103,6 +105,7 @@ def actor_critic(
     return ActorCritic(loss, policy, value, entropy)
 
 
+@any_mesh
 def cpc_unroll(
     p: jax.Array,
     z: jax.Array,
@@ -143,6 +146,7 @@ def cpc_unroll(
     return jnp.where(found, steps.loss, 0.0).sum() / jnp.maximum(found.sum(), 1)
 
 
+@any_mesh
 def cpc_unroll_steps(
     p: jax.Array,
     z: jax.Array,

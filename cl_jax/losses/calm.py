@@ -119,7 +119,7 @@ def calm(
       ValueError: as `token_cross_entropy`.
 
     Reference: Zhou et al., Pre-training Text-to-Text Transformers for Concept-centric Common Sense,
-      ICLR 2021.
+      ICLR 2021, arXiv 2011.07956, the joint training of generator and discriminator.
     """
     for part, logits, labels in (("gen", logits_gen, labels_gen), ("dis", logits_dis, labels_dis)):
         sizes = check("b t k", None, **{f"logits_{part}": logits})

@@ -5,6 +5,7 @@ Losses of the InfoNCE family are a few lines on `contrast`. Its gradient recompu
 tile by tile, so that memory grows with the number of rows and not with its square.
 """
 
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -202,12 +203,11 @@ def check_plan(plan: str, block_size: int | None) -> None:
     if plan not in ("gather", "ring"):
         raise ValueError(f'plan is {plan!r}; expected "gather" or "ring".')
     if block_size is not None and (
-        not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 0
+        not isinstance(block_size, Integral) or isinstance(block_size, bool) or block_size < 0
     ):
         raise ValueError(
-            f"block_size is {block_size!r}; expected a number of rows, 0 for the plain matrix, or "
-            f"None to "
-            "choose by size."
+            f"block_size is {block_size!r}; expected a number of rows as an integer, 0 for the "
+            "plain matrix, or None to choose by size."
         )
 
 

@@ -78,7 +78,7 @@ def two_c(
         above 0, an unknown `positives`, `axis_name` not mapped.
 
     Reference: Kang and Park, ContraGAN: Contrastive Learning for Conditional Image Generation,
-      NeurIPS 2020.
+      NeurIPS 2020, arXiv 2006.12681, the conditional contrastive (2C) loss.
     """
     rows = two_c_rows(
         z,
@@ -192,7 +192,8 @@ def contragan_discriminator(
     Raises:
       ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
 
-    Reference: Kang and Park, ContraGAN, NeurIPS 2020.
+    Reference: Kang and Park, ContraGAN, NeurIPS 2020, arXiv 2006.12681, the discriminator's
+      objective.
     """
     _check_conditional(z_real=z_real, proxies=proxies, labels_real=labels_real)
     contrast = two_c(
@@ -237,7 +238,7 @@ def contragan_generator(
     Raises:
       ValueError: shapes that disagree, labels that are not integers, and as `two_c`.
 
-    Reference: Kang and Park, ContraGAN, NeurIPS 2020.
+    Reference: Kang and Park, ContraGAN, NeurIPS 2020, arXiv 2006.12681, the generator's objective.
     """
     _check_conditional(z_fake=z_fake, proxies=proxies, labels_fake=labels_fake)
     contrast = two_c(

@@ -50,7 +50,7 @@ def alignment(
     check_positive(alpha=alpha)
     check_axis(axis_name)
     square = jnp.sum(jnp.square(wide(x) - wide(y)), axis=1)
-    apart = square > 0
+    apart = square != 0  # NaN is passed on
     rows = jnp.where(apart, jnp.where(apart, square, 1.0) ** (alpha / 2), 0.0)
     return mean(jnp.mean(rows), axis_name)
 

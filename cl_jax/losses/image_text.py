@@ -9,7 +9,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, gather, gather_own, mean
 from cl_jax.core.numerics import dots, prepared, softplus, wide
-from cl_jax.core.shapes import check, check_axis, check_positive
+from cl_jax.core.shapes import check, check_axis, check_positive, check_scalar
 from cl_jax.losses.contrast import Pairs, contrast, pair_sums, row_ids, same_id
 
 
@@ -148,6 +148,7 @@ def clip_logits(
     sizes = check("b d", image=image)
     check("k d", {"d": sizes["d"]}, text=text)
     check_positive(logit_scale=logit_scale)
+    check_scalar(logit_bias=logit_bias)
     s = dots("bd,kd->bk", *prepared(normalise, image=image, text=text))
     return s * jnp.asarray(logit_scale, s.dtype) + jnp.asarray(logit_bias, s.dtype)
 
@@ -228,6 +229,7 @@ def siglip_rows(
 ) -> jax.Array:
     """[B] `siglip` of each of this device's images."""
     sizes = check("b d", image=image, text=text)
+    check_scalar(logit_bias=logit_bias)
     check_axis(axis_name)
     scale = _scale(logit_scale, max_scale)
     u, v = prepared(normalise, image=image, text=text)

@@ -6,8 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean
+from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean, split_over
 from cl_jax.core.numerics import capped, dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._rows import over_rows
@@ -64,9 +65,24 @@ def inva_spread(
     check_positive(temperature=temperature, negative_weight=negative_weight)
     check_plan("gather", block_size)
     check_axis(axis_name)
+    mesh, names = split_over(sizes["b"], z_a, z_b) if axis_name is None else (None, ())
+    if not names:
+        return _loss(z_a, z_b, temperature, negative_weight, block_size, axis_name)
+    # Rows of a sharded batch: of each device its own, as with a named axis.
+    rows, one = PartitionSpec(names), PartitionSpec()
+    local = jax.shard_map(
+        lambda z_a, z_b, t: _loss(z_a, z_b, t, negative_weight, block_size, names),
+        mesh=mesh,
+        in_specs=(rows, rows, one),
+        out_specs=one,
+    )
+    return local(z_a, z_b, jnp.asarray(temperature, wide(z_a).dtype))
+
+
+def _loss(z_a, z_b, temperature, negative_weight, block_size, axis_name) -> jax.Array:
     keys = lax.stop_gradient(jnp.concatenate([gather(z_a, axis_name), gather(z_b, axis_name)]))
     batch = keys.shape[0] // 2
-    first = first_row(sizes["b"], axis_name) + jnp.arange(sizes["b"])
+    first = first_row(z_a.shape[0], axis_name) + jnp.arange(z_a.shape[0])
     own = jnp.concatenate([first, first + batch])
     partner = jnp.concatenate([first + batch, first])
     columns = jnp.arange(2 * batch)[None]

@@ -130,8 +130,8 @@ def mix_inputs(x: jax.Array, mix: Mix, *, axis_name: AxisName = None) -> jax.Arr
     Raises:
       ValueError: a mix for another number of rows, integer inputs.
 
-    Reference: Lee et al., i-Mix, ICLR 2021, after Zhang et al., mixup, ICLR 2018. Only queries are
-      mixed, never keys.
+    Reference: Lee et al., i-Mix, ICLR 2021, arXiv 2010.08887, the mixed inputs of its section on
+      i-Mix, after Zhang et al., mixup, ICLR 2018. Only queries are mixed, never keys.
     """
     check_real(x=x)
     check_axis(axis_name)
@@ -174,7 +174,8 @@ def input_mix(
     Raises:
       ValueError: draws that do not fit the partners.
 
-    Reference: Lee et al., i-Mix, ICLR 2021, InputMix; both views are mixed so, independently.
+    Reference: Lee et al., i-Mix, ICLR 2021, arXiv 2010.08887, InputMix; both views are mixed so,
+      independently.
     """
     check_real(x=x, raw=raw)
     check_axis(axis_name)
@@ -228,8 +229,8 @@ def imix_n_pair(
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021. The authors' keys and partners come from one device's
-      batch, ours from the global one.
+    Reference: Lee et al., i-Mix, ICLR 2021, arXiv 2010.08887, its application to the N-pair loss.
+      The authors' keys and partners come from one device's batch, ours from the global one.
     """
     return _mixed_cross_entropy(
         q, k, None, mix, temperature, normalise, axis_name, plan, block_size
@@ -272,8 +273,9 @@ def imix_moco(
     Raises:
       ValueError: shapes that disagree, a temperature that is not above 0, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021 (`mocon` of the authors' code, whose unmixed baseline is
-      MoCo itself, with the own key and the queue alone: `info_nce`).
+    Reference: Lee et al., i-Mix, ICLR 2021, arXiv 2010.08887, its application to MoCo (`mocon` of
+      the authors' code, whose unmixed baseline is MoCo itself, with the own key and the queue
+      alone: `info_nce`).
     """
     return _mixed_cross_entropy(
         q, lax.stop_gradient(k), queue, mix, temperature, normalise, axis_name, plan, block_size
@@ -301,8 +303,8 @@ def imix_byol(
     Raises:
       ValueError: shapes that disagree, `axis_name` not mapped.
 
-    Reference: Lee et al., i-Mix, ICLR 2021. One direction, as the authors' default; swap the views
-      and add for both.
+    Reference: Lee et al., i-Mix, ICLR 2021, arXiv 2010.08887, its application to BYOL. One
+      direction, as the authors' default; swap the views and add for both.
     """
     check("b d", p=p, k=k)
     check_axis(axis_name)

@@ -11,7 +11,14 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, gather, mean
 from cl_jax.core.numerics import dots, prepared, wide, wide_type
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_positive,
+    check_real,
+)
 from cl_jax.losses.contrast import (
     PairFunction,
     Pairs,
@@ -473,6 +480,7 @@ def _factor(temperature, base_temperature):
 
 
 def _views(features, temperature, contrast_mode, summation, axis_name, normalise):
+    check_real(features=features)
     if features.ndim < 3:
         raise ValueError(
             f"features have shape {features.shape}; expected [B, V, D], the views of each example "

@@ -2,7 +2,7 @@
 
 examples:
   cl-jax train simclr_v2 --workdir=runs/first
-  cl-jax train simclr_v2:folder /path/to/images
+  cl-jax train simclr_v2:folder /path/to/images     in runs/simclr_v2-images
   cl-jax train dino:folder /path/to/images --workdir=runs/mine --config.batch_size=128
   cl-jax train dino:folder,debug /path/to/images --workdir=/tmp/try
 """
@@ -49,7 +49,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     found.add_argument(
         "--workdir",
         help="where the run is kept: checkpoints, logs, pictures. The same command resumes a run "
-        "that is there. Of a config with PATH it may be left out: runs/CONFIG-FOLDER",
+        "that is there. Where it is left out: runs/CONFIG, with PATH runs/CONFIG-FOLDER",
     )
     found.add_argument(
         "--stage", help="stage of a config that has several; all for one after the other"
@@ -82,29 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.error(f"two configs are given: {args.config} and {args.given}")
         args.given, args.path = None, args.given
     name = args.config or args.given
-    if name and args.path and not args.workdir:
+    if not name:
+        options.error("CONFIG is needed: cl-jax train simclr_v2 --workdir=runs/first")
+    if not args.workdir:
         try:
             args.workdir = default_workdir(name, args.path)
         except ConfigError as error:
             options.error(str(error))
-    if not name:
-        options.error("CONFIG is needed: cl-jax train simclr_v2 --workdir=runs/first")
-    if not args.workdir:
-        options.error(
-            f"where the run is kept is needed: cl-jax train {name} --workdir=runs/first; or the "
-            f"path of your own data, of a config that reads them: cl-jax train {name} PATH"
-        )
+        print(f"the run is kept in {args.workdir}", file=sys.stderr)
     if args.path:
         settings.insert(0, ("data.path", args.path))
     return run(args, name, settings, "train")
 
 
-def default_workdir(name: str, path: str) -> str:
-    """Where a run on the user's own data is kept: "runs/simclr_v2-photos"; what else than a folder
-    is in the variants is in the name."""
+def default_workdir(name: str, path: str | None = None) -> str:
+    """Where a run is kept that names no workdir: "runs/simclr_v2", on the user's own data
+    "runs/simclr_v2-photos"; other variants than `folder` are in the name."""
     config, _, variants = name.partition(":")
-    words = [Path(config).stem, *(one for one in variants.split(",") if one not in ("", "folder"))]
-    return str(Path("runs", f"{'_'.join(words)}-{user_path(path).resolve().stem}"))
+    own = config if "/" in config or config.endswith(".py") else config.replace(".", "/")
+    words = [Path(own).stem, *(one for one in variants.split(",") if one not in ("", "folder"))]
+    data = f"-{user_path(path).resolve().stem}" if path else ""
+    return str(Path("runs", "_".join(words) + data))
 
 
 def run(

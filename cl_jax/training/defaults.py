@@ -11,6 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cl_jax.core.names import nearest
+
 
 def get_config() -> ConfigDict:
     """Defaults of the trainer; no method, no data."""
@@ -73,7 +75,8 @@ def variants(arg: str | None, known: tuple[str, ...]) -> list[str]:
     for word in given:
         if word not in known:
             raise UnknownVariant(
-                f"variant {word!r} of this config is unknown; have {', '.join(known)}."
+                f"variant {word!r} of this config is unknown; have {', '.join(known)}"
+                f"{nearest(word, known)}."
             )
     return given
 

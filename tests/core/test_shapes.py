@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cl_jax.core import shapes
@@ -45,7 +46,39 @@ def test_traced_scalars_pass_and_vectors_do_not():
     jax.jit(lambda t: shapes.check_positive(temperature=t))(jnp.float32(-1))
     with pytest.raises(ValueError, match=r"temperature has shape \(1,\); expected a scalar"):
         shapes.check_positive(temperature=jnp.ones(1))
-    shapes.check_positive(temperature=None)
+    shapes.check_positive(base_temperature=None)
+
+
+@pytest.mark.parametrize("value", [np.asarray(0.0), jnp.asarray(-1.0), jnp.asarray(jnp.nan)])
+def test_an_array_whose_value_is_known_is_judged_as_a_number(value):
+    with pytest.raises(ValueError, match=r"temperature is .*expected a number above 0"):
+        shapes.check_positive(temperature=value)
+    shapes.check_positive(temperature=abs(value) + 1 if value == value else 1)
+
+
+@pytest.mark.parametrize("value", ["0.1", None, 0.1j])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"temperature is .*expected a number"):
+        shapes.check_positive(temperature=value)
+
+
+@pytest.mark.parametrize("given", [[[1.0]], (), None, "abc"])
+def test_what_is_no_array_is_refused(given):
+    for check in (shapes.check, shapes.check_integer):
+        with pytest.raises(ValueError, match=r"x is a \w+; expected an array.*jnp\.asarray\(x\)"):
+            check("b d", x=given)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([0, 1], object)])
+def test_classes_that_are_no_numbers_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels has dtype .*expected numbers.*np\.unique"):
+        shapes.check_integer("b", labels=labels)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_an_empty_batch_is_refused(shape):
+    with pytest.raises(ValueError, match=r"no entry along [bd]; expected at least one"):
+        shapes.check("b d", x=jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])

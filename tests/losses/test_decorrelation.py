@@ -163,6 +163,50 @@ def test_gradients():
         )
 
 
+def by_correlation(a, b):
+    """Barlow Twins by its formula, for JAX to differentiate."""
+    c = decorrelation.cross_correlation(a, b)
+    eye = jnp.eye(a.shape[1], dtype=bool)
+    return jnp.sum(jnp.where(eye, (c - 1) ** 2, 0.0051 * c**2))
+
+
+@pytest.mark.parametrize("block", [4, 1024])
+def test_derivatives_of_barlow_twins_by_hand(block, monkeypatch):
+    """In two blocks of rows and in one; with means far above the deviations."""
+    monkeypatch.setattr(decorrelation, "BLOCK_ROWS", block)
+    (a, b), moved = pair(width=3) + 100, tuple(pair(width=3, seed=1))
+
+    def all_of(f, a, b):
+        gradient = jax.grad(f, argnums=(0, 1))
+
+        def slope(a, b):
+            return sum(jnp.vdot(g, d) for g, d in zip(gradient(a, b), moved))
+
+        forward = jax.jvp(f, (a, b), moved)
+        return forward, gradient(a, b), jax.grad(slope, argnums=(0, 1))(a, b)
+
+    with jax.enable_x64(True):
+        ours = jax.jit(partial(all_of, decorrelation.barlow_twins))(a, b)
+        exact = jax.jit(partial(all_of, by_correlation))(a, b)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9)
+
+
+def test_rounding_of_large_means_stays_out_of_the_gradient():
+    """A gradient that sums to zero over the batch, as exact ones do."""
+    a, b = (pair(rows=2048, width=3) + 300).astype(np.float32)
+    grad = np.asarray(jax.jit(jax.grad(decorrelation.barlow_twins))(a, b), np.float64)
+    with jax.enable_x64(True):
+        exact = jax.jit(jax.grad(by_correlation))(a.astype(np.float64), b.astype(np.float64))
+    np.testing.assert_allclose(grad, exact, atol=2e-5 * np.abs(exact).max())
+
+
+@pytest.mark.slow
+def test_blocks_of_rows_over_devices(monkeypatch):
+    monkeypatch.setattr(decorrelation, "BLOCK_ROWS", 4)
+    assert_parity(decorrelation.barlow_twins, tuple(pair(rows=64, width=3)), (True, True), f32=1e-5)
+
+
 def test_stopping_the_second_view_keeps_the_value():
     h = jnp.asarray(pair(rows=16, width=3))
     step = jax.value_and_grad(partial(decorrelation.w_mse, group_size=8))

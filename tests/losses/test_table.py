@@ -724,6 +724,42 @@ def test_large_rows_are_finite(index, factor):
         assert np.isfinite(grad).all(), name
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: losses.alignment(z, z),
+        losses.uniformity,
+        lambda z: losses.contrast(z, z, scale=2.0).lse.sum(),
+        lambda z: losses.contrast(z, z, scale=2.0, block_size=2).lse.sum(),
+    ],
+)
+def test_a_row_that_is_nan_makes_the_loss_nan(f):
+    z = made("b d", 0)
+    z[1, 2] = np.nan
+    assert np.isnan(jax.jit(f)(z))
+
+
+def test_a_row_whose_length_overflows_is_not_a_zero_row():
+    z = jnp.array([[1e30, 0.0], [3.0, 4.0], [0.0, 0.0]])
+    rows = jax.jit(cl_jax.losses.unit)(z)
+    assert np.isnan(rows[0]).all()
+    np.testing.assert_allclose(rows[1:], [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_a_bias_is_a_scalar_and_a_block_size_any_integer():
+    z = made("b d", 0)
+    with pytest.raises(ValueError, match=r"logit_bias has shape \(1,\); expected a scalar"):
+        losses.siglip(z, z, logit_scale=1.0, logit_bias=jnp.zeros(1))
+    with pytest.raises(ValueError, match="logit_bias is None; expected a number"):
+        losses.siglip(z, z, logit_scale=1.0, logit_bias=None)
+    f = jax.jit(losses.nt_xent, static_argnames=("temperature", "block_size"))
+    np.testing.assert_allclose(
+        f(z, z[::-1], temperature=0.5, block_size=np.int64(4)),
+        f(z, z[::-1], temperature=0.5),
+        rtol=1e-6,
+    )
+
+
 # Inner products by definition; cosines by definition; of values and not of directions; parts of
 # losses and memories, which are given what was normalised before.
 NOT_NORMALISED = (

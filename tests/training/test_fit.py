@@ -147,6 +147,8 @@ def test_photographs_keep_the_proportions_of_their_recipe():
     [
         ("simclr_v2:folder", "/data/photos", "runs/simclr_v2-photos"),
         ("configs/dino.py:vit,folder,debug", "photos/", "runs/dino_vit_debug-photos"),
+        ("simclr_v2", None, "runs/simclr_v2"),
+        ("my_lab.mine:debug", None, "runs/mine_debug"),
     ],
 )
 def test_the_workdir_is_named_by_config_and_folder(name, path, workdir):
