@@ -252,7 +252,9 @@ def debug(config: ConfigDict) -> None:
         config.fit = False
     elif config.data.name == "vowels":
         config.data.update(dict(train_size=64, test_size=32))
-    elif config.data.name not in ("tabular", "audio"):
+    elif config.data.name == "tabular":
+        config.data.embedded = "wine"
+    elif config.data.name != "audio":
         config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     if config.encoder.name == "resnet":
         config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))
