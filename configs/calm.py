@@ -7,7 +7,8 @@ them.
 
 Default: sentences of at most 12 words of the documentation of Python, numpy, scipy and
 scikit-learn, a T5 of two and two layers of 96, two CPU cores. Stages: --stage=mix (the first,
-alone by default), joint, or all.
+alone by default), joint, finetune (sentences from concepts alone, a tenth of the sentences),
+scratch (the same from random weights: what the stages before are worth), or all.
 
 Variants:
   file   your own sentences, one a line, at --config.data.path; or CommonGen: a header with
@@ -34,9 +35,11 @@ Reached: at step 516 of the first stage, three epochs, here of a schedule of six
   is true, the sentence is the likelier answer than its shuffled form at 81.2 % (untrained 49.0 %),
   and likelier given its own concepts than another's at 98.8 % (55.9 %). Word for word 0.6 % are
   restored from their shuffled form, and 13.9 % of the tokens are written at their place, where
-  copying reaches 47.3 %: so short a training does not learn to write. The joint stage is not run at
-  this size.
+  copying reaches 47.3 %: so short a training does not learn to write. The later stages are not run
+  at this size.
 """
+
+import copy
 
 from ml_collections import ConfigDict
 
@@ -79,7 +82,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             protocols=dict(concept_tasks=dict(), generation=dict(rows=512, when="final")),
         )
     )
-    config.stage_order = ("mix", "joint")
+    few = dict(
+        method=dict(tasks=("concepts",)),
+        data=dict(fraction=0.1),
+        total_epochs=20.0,
+        evals=dict(every_epochs=20.0),
+    )
+    config.stage_order = ("mix", "joint", "finetune", "scratch")
     config.previous = ""
     config.stages = ConfigDict(
         dict(
@@ -91,6 +100,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 total_epochs=1.0,
                 evals=dict(every_epochs=1.0),
             ),
+            finetune=dict(previous="../joint", **copy.deepcopy(few)),
+            scratch=copy.deepcopy(few),
         )
     )
     if "file" in chosen or "base" in chosen:
@@ -106,6 +117,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.batch_size, config.total_epochs = 64, 2.0
         config.stages.joint.update(dict(total_epochs=3.0))
         config.stages.joint.optimizer.learning_rate = 5e-7
+        for stage in (config.stages.finetune, config.stages.scratch):
+            stage.data.fraction, stage.total_epochs = 1.0, 2.0
+            stage.evals.every_epochs = 1.0
     if "debug" in chosen:
         config.data.update(dict(limit=64, vocab_size=600, length=16, packages=("numpy", "optax")))
         config.encoder.update(dict(width=16, depth=1, heads=2, length=16, dtype="float32"))
@@ -113,4 +127,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.update(dict(every_epochs=1.0, batch_size=32))
         config.evals.protocols.generation.rows = 32
         config.stages.joint.total_epochs = 1.0
+        for stage in (config.stages.finetune, config.stages.scratch):
+            stage.data.fraction, stage.total_epochs = 1.0, 1.0
+            stage.evals.every_epochs = 1.0
     return config

@@ -232,9 +232,9 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
     )
 
 
-def fraction(source: Source, share: float, *, seed: int, label: str = "label") -> Source:
-    """`share` of the examples of each class, at least one of each; the source itself for a share of
-    1.
+def fraction(source: Source, share: float, *, seed: int, label: str | None = "label") -> Source:
+    """`share` of the examples of each class, at least one of each, or of all examples where `label`
+    is None; the source itself for a share of 1.
 
     The choice depends on the seed and the labels alone, and a smaller share is contained in a
     larger one. Examples without a label (a negative one) are left out.
@@ -249,7 +249,7 @@ def fraction(source: Source, share: float, *, seed: int, label: str = "label") -
         )
     if share == 1:
         return source
-    labels = labels_of(source, label)
+    labels = np.zeros(source.size, np.int32) if label is None else labels_of(source, label)
     shuffled = _shuffled(len(labels), seed)
     chosen: list[np.ndarray] = []
     for value in np.unique(labels[labels >= 0]):

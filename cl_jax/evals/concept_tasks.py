@@ -11,7 +11,8 @@ from cl_jax.evals import Evaluator, Given, Needs
 
 
 def make(*, rows: int = 512, when: str = "always") -> Evaluator:
-    """Four shares of test sentences:
+    """Four shares of test sentences, and nats a token of a sentence given its concepts,
+    "concepts/nats":
 
     "concepts/answer": asked which of two is true, the sentence is likelier an answer than its
     shuffled form; chance is a half. "concepts/given": the sentence is likelier given its own
@@ -52,6 +53,7 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
         return {
             "concepts/answer": float((answer["true"] > answer["false"]).mean()),
             "concepts/given": float((own > other).mean()),
+            "concepts/nats": float(-own.mean()),
             "concepts/restored": float((written == truth).all(axis=1).mean()),
             "concepts/places": in_place(written, truth),
         }
@@ -60,7 +62,8 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
         measure,
         Needs(functions=("answer", "score", "reorder"), fields=("tokens", "concepts", "shuffled")),
         when=when,
-        better={f"concepts/{name}": 1 for name in ("answer", "given", "restored", "places")},
+        better={f"concepts/{name}": 1 for name in ("answer", "given", "restored", "places")}
+        | {"concepts/nats": -1},
         titles={
             "concepts/answer": "true sentence told from its shuffled form %",
             "concepts/given": "sentence likelier given its own concepts %",

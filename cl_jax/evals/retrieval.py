@@ -54,6 +54,7 @@ def make(
     ks: Sequence[int] = (1, 5, 10),
     rows: int = 1000,
     source: str = "",
+    figure: str = "retrieval",
 ) -> Evaluator:
     """Recall at k and median rank, both ways: "retrieval/image_to_text/r1", ...,
     "retrieval/text_to_image/median".
@@ -63,6 +64,7 @@ def make(
       ks: places.
       rows: the first examples of the set that are the gallery; 0 for all. Ranks depend on it.
       source: a name of `Splits.more`; "" is the test part.
+      figure: the name of its figures in place of "retrieval", for a second pair of features.
 
     Raises:
       ValueError: no place, or one below 1.
@@ -80,16 +82,18 @@ def make(
             ("text_to_image", (1, 0)),
         ):
             found |= {
-                f"retrieval/{way}/{name}": value
+                f"{figure}/{way}/{name}": value
                 for name, value in figures(ranks(features[a], features[b]), ks).items()
             }
         return found
 
     ways = ("image_to_text", "text_to_image")
-    better = {f"retrieval/{way}/r{k}": 1 for way in ways for k in ks}
-    better |= {f"retrieval/{way}/median": -1 for way in ways}
-    titles = {f"retrieval/{way}/r{ks[0]}": f"{way.replace('_', ' ')}, R@{ks[0]} %" for way in ways}
-    titles |= {f"retrieval/{way}/median": f"{way.replace('_', ' ')}, median rank" for way in ways}
+    better = {f"{figure}/{way}/r{k}": 1 for way in ways for k in ks}
+    better |= {f"{figure}/{way}/median": -1 for way in ways}
+    of = "" if figure == "retrieval" else f"{figure}: "
+    said = {way: of + way.replace("_", " ") for way in ways}
+    titles = {f"{figure}/{way}/r{ks[0]}": f"{said[way]}, R@{ks[0]} %" for way in ways}
+    titles |= {f"{figure}/{way}/median": f"{said[way]}, median rank" for way in ways}
     return Evaluator(
         measure,
         Needs(features=(image, text), sources=(source,) if source else ()),

@@ -111,6 +111,7 @@ def make(
     tx: optax.GradientTransformation,
     views: Sequence[View],
     run: Run,
+    tasks: Sequence[str] = TASKS,
     joint: bool = False,
     weight_gen: float = 1.0,
     weight_dis: float = 1.0,
@@ -121,12 +122,15 @@ def make(
 
     encoder: an `encoders.encoder_decoder`.
     views: three of tokens: the sentence, its concepts, the sentence with concepts shuffled.
-    joint: the second stage, which starts from the first (`run.previous`).
+    tasks: what the first stage trains, any of "concepts" (the sentence from its concepts), "order"
+      and "question"; "concepts" alone is fine-tuning on concept-to-sentence data.
+    joint: the second stage, in which `tasks` says nothing.
     weight_gen, weight_dis: of the second stage's two parts; 1 and 1 in the authors' code.
     distractors: what the second stage's generator writes them from: "order", the shuffled sentence,
       as the authors' code; "concepts"; or "both", one of them for each example, as the paper.
     temperature: of the tokens that the generator draws.
 
+    A stage after another (`run.previous`) starts from its parameters; the joint stage must be one.
     No gradient passes through what is generated. Functions besides "encode" ("h", the mean state of
     the encoder): "generate", tokens [B, T] that are written from the concepts, and "reorder" from
     the shuffled sentence, each the likeliest next token at a time; "score" [B], nats a token of the
@@ -135,8 +139,8 @@ def make(
     example's number is even.
 
     Raises:
-      ValueError: another number of views than three, unknown distractors, a temperature or weight
-        out of range, joint training without a stage before.
+      ValueError: another number of views than three, no or unknown tasks, unknown distractors, a
+        temperature or weight out of range, joint training without a stage before.
     """
     if len(views) != 3:
         raise ValueError(
@@ -155,14 +159,16 @@ def make(
             "joint training starts from the mixed stage: set config.previous to its workdir, or "
             "run --stage=all."
         )
-    names = ("order", "question") if joint else TASKS
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise ValueError(f"tasks={list(tasks)}; expected one or more of {', '.join(TASKS)}.")
+    names = ("order", "question") if joint else tuple(tasks)
     vocab: int = encoder.vocab_size
     prompt = {name: vocab - SENTINELS + i for i, name in enumerate(_PROMPTS)}
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        if joint:
+        if run.previous is not None:
             return Variables(run.previous.state.params, {})
-        task = tasks(*clean(batch), batch["id"] % 2 == 0)["order"]
+        task = every_task(*clean(batch), batch["id"] % 2 == 0)["order"]
         inputs = losses.shift_right(task.labels, pad_id=PAD)
         return Variables(encoder.init(key, task.source, inputs, train=True)["params"], {})
 
@@ -181,7 +187,7 @@ def make(
         source = joined(prompt["question"], prompt["first"], a, prompt["second"], b)
         return Task(source, labels_of(true), keys)
 
-    def tasks(sentence: Any, concepts: Any, moved: Any, first: jax.Array) -> dict[str, Task]:
+    def every_task(sentence: Any, concepts: Any, moved: Any, first: jax.Array) -> dict[str, Task]:
         labels = labels_of(sentence["tokens"])
         return {
             "concepts": Task(
@@ -198,7 +204,7 @@ def make(
     def drawn(batch: Batch, key: jax.Array) -> list[Task]:
         sentence, concepts, moved = draw(views, batch, key)
         first = coin(sentence["keys"], 3)
-        found = tasks(sentence, concepts, moved, first)
+        found = every_task(sentence, concepts, moved, first)
         if not joint:
             return [found[name] for name in names]
         # Where views are drawn outside a step there is nothing generated.
@@ -281,7 +287,7 @@ def make(
         return {"h": states.sum(1) / jnp.maximum(real.sum(1), 1)}, stats
 
     def known_tasks(batch: Batch) -> dict[str, Task]:
-        return tasks(*clean(batch), batch["id"] % 2 == 0)
+        return every_task(*clean(batch), batch["id"] % 2 == 0)
 
     def writes(task: str) -> Any:
         def function(state: State, batch: Batch) -> jax.Array:

@@ -6,8 +6,9 @@ other images, or with each other directly, against the other images of the batch
 colour of Lab are the paper's two views; any groups of channels, of any number of recipes, are views
 too."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from cl_jax.memory import bank
 from cl_jax.views import ImageView, draw, fields, lab
 
 LOSSES = ("nce", "softmax", "in_batch", "patches")
+BANKED = ("nce", "softmax")
+Split = Callable[[jax.Array], Sequence[jax.Array]]
 
 
 class Memory(NamedTuple):
@@ -38,6 +41,17 @@ class Memory(NamedTuple):
 
     banks: tuple[Sharded, ...]
     normalizers: tuple[tuple[nce.Normalizer, nce.Normalizer], ...]
+
+
+class Contrast(NamedTuple):
+    """What is contrasted with what: `make`'s settings of these names."""
+
+    graph: str
+    loss: str
+    temperature: float
+    num_negatives: int
+    momentum: float
+    normalizer_momentum: float | None
 
 
 class Patches(nn.Module):
@@ -110,18 +124,9 @@ def make(
       ValueError: an unknown graph or loss, groups that do not fit the channels, views of several
         sizes.
     """
-    if graph not in ("core", "full"):
-        raise ValueError(f'graph is {graph!r}; expected "core" or "full".')
-    if loss not in LOSSES:
-        raise ValueError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}.")
-    banked = loss in ("nce", "softmax")
-    if len({view.recipe.size for view in views}) != 1:
-        raise ValueError(
-            f"the views have sizes {[view.recipe.size for view in views]}; expected one size, to "
-            f"lie "
-            f"on one "
-            "channel axis."
-        )
+    _check(views, graph, loss)
+    groups = None if channels is None else tuple(tuple(group) for group in channels)
+    _check_groups(groups)
     projection = mlp.make(
         variant=head, out_dim=out_dim, dtype=encoder.dtype, axis_name=run.axis_name
     )
@@ -130,40 +135,8 @@ def make(
         if loss == "patches"
         else Network(encoder, projection)
     )
-    groups = None if channels is None else tuple(tuple(group) for group in channels)
-    _check_groups(groups)
-
-    def edges_of(count: int) -> list[tuple[int, int]]:
-        if graph == "core":
-            return [(0, b) for b in range(1, count)]
-        return list(combinations(range(count), 2))
-
-    def split(images: jax.Array) -> Sequence[jax.Array]:
-        if groups is not None:
-            if max(map(max, groups)) >= images.shape[-1]:
-                raise ValueError(
-                    f"channels={groups} of images with {images.shape[-1]} channels; they count "
-                    f"from 0."
-                )
-            return [images[..., list(group)] for group in groups]
-        count = len(views)
-        if count == 1 and images.shape[-1] > 3 and images.shape[-1] % 3 == 0:
-            count = images.shape[-1] // 3
-        return lab.split(images) if count == 1 else jnp.split(images, count, axis=-1)
-
-    def apply(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[list[Any], Any]:
-        outputs, new = [], {}
-        for v, x in enumerate(split(images), start=1):
-            name = f"view{v}"
-            out, changed = network.apply(
-                {"params": params[name], "batch_stats": stats[name]},
-                x,
-                train,
-                mutable=["batch_stats"],
-            )
-            outputs.append(out)
-            new[name] = changed.get("batch_stats", {})
-        return outputs, new
+    split = functools.partial(_split, groups, len(views))
+    contrast = Contrast(graph, loss, temperature, num_negatives, momentum, normalizer_momentum)
 
     def clean(batch: Batch) -> jax.Array:
         return jnp.concatenate([view.clean(batch) for view in views], axis=-1)
@@ -171,145 +144,242 @@ def make(
     def drawn(batch: Batch, key: jax.Array) -> list[jax.Array]:
         return [jnp.concatenate(draw(views, batch, key), axis=-1)]
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        params, stats, banks = {}, {}, []
-        for v, x in enumerate(split(clean(batch)), start=1):
-            network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
-            start = network.init(network_key, x, True)
-            params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
-            if banked:
-                banks.append(whole(bank.init(bank_key, run.size, out_dim)))
-        normalizers = (
-            tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges_of(len(params)))
-            if loss == "nce"
-            else ()
-        )
-        memory = Memory(tuple(banks), normalizers) if banked else None
-        return Variables(params, stats, memory=memory)
-
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        (images,) = inputs
-        outputs, stats = apply(params, stats, images, True)
-        return jax.tree.map(unit, tuple(z for z, _ in outputs)), stats, None
-
-    def of_batch(
-        z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        def between(a: jax.Array, b: jax.Array) -> jax.Array:
-            return losses.info_nce(
-                a, b, temperature=temperature, axis_name=run.axis_name, block_size=block_size
-            )
-
-        edges = edges_of(len(z))
-        terms = [between(z[a], z[b]) + between(z[b], z[a]) for a, b in edges]
-        chance = jnp.float32(2 * len(edges) * math.log(run.batch_size))
-        return sum(terms[1:], terms[0]), Aux(similarity(z) | {"chance": chance})
-
-    def of_patches(
-        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        z, local = zip(*outputs)
-
-        def between(a: int, b: int) -> jax.Array:
-            return losses.mutual_information.dim_infonce(
-                local[b],
-                z[a][:, None] / temperature,
-                own_logit=None,
-                axis_name=run.axis_name,
-                block_size=block_size,
-            )
-
-        edges = edges_of(len(z))
-        terms = [between(a, b) + between(b, a) for a, b in edges]
-        chance = sum(
-            math.log1p(local[v].shape[1] * (run.batch_size - 1)) for edge in edges for v in edge
-        )
-        return sum(terms[1:], terms[0]), Aux(similarity(z) | {"chance": jnp.float32(chance)})
-
-    def similarity(z: Any) -> dict[str, jax.Array]:
-        return {
-            f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1))
-            for a, b in edges_of(len(z))
-        }
-
-    def objective(
-        z: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        ids, banks, edges = batch["id"], memory.banks, edges_of(len(z))
-        indices = nce.draw_indices(batch_key(key), ids, run.size, num_negatives)
-        terms, normalizers = [], []
-        for number, (a, b) in enumerate(edges):
-            if loss == "nce":
-                value, after = nce.cross_nce(
-                    z[a],
-                    z[b],
-                    banks[a],
-                    banks[b],
-                    indices,
-                    memory.normalizers[number],
-                    temperature=temperature,
-                    momentum=normalizer_momentum,
-                    block_size=block_size,
-                    axis_name=run.axis_name,
-                )
-                normalizers.append(after)
-            else:
-                value = nce.cross_bank_softmax(
-                    z[a],
-                    z[b],
-                    banks[a],
-                    banks[b],
-                    indices,
-                    temperature=temperature,
-                    block_size=block_size,
-                    axis_name=run.axis_name,
-                )
-            terms.append(value)
-        metrics = similarity(z)
-        candidates = (
-            math.log(1 + num_negatives) if loss == "softmax" else nce.nce_chance(num_negatives)
-        )
-        metrics["chance"] = jnp.float32(2 * len(edges) * candidates)
-        metrics |= {
-            f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)
-        }
-        everyone = gather(ids, run.axis_name)
-        moved = tuple(
-            bank.update(
-                rows,
-                gather(fresh, run.axis_name),
-                everyone,
-                momentum=momentum,
-                axis_name=run.axis_name,
-            )
-            for rows, fresh in zip(banks, z)
-        )
-        return sum(terms[1:], terms[0]), Aux(metrics, Memory(moved, tuple(normalizers)))
-
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        outputs, stats = apply(params, stats, images, train)
-        each = [named["h"] for _, named in outputs]
-        named = {"h": jnp.concatenate(each, axis=-1)} | {
-            f"h{v}": h for v, h in enumerate(each, start=1)
-        }
-        each = [named["z"] for _, named in outputs]
-        return named | {"z": jnp.concatenate([unit(z) for z in each], axis=-1)}, stats
-
+    objective = {"in_batch": _of_batch, "patches": _of_patches}.get(loss, _of_banks)
     return from_loss(
-        variables=variables,
+        variables=functools.partial(_variables, network, split, clean, contrast, run, out_dim),
         views=drawn,
-        forward=forward,
-        loss=objective if banked else of_batch if loss == "in_batch" else of_patches,
+        forward=functools.partial(_forward, network, split),
+        loss=functools.partial(objective, contrast, run, block_size),
         tx=tx,
-        features=features,
+        features=functools.partial(_features, network, split),
         clean=clean,
         axis_name=run.axis_name,
         **fields(views),
-        negatives=num_negatives if banked else run.batch_size - 1,
+        negatives=num_negatives if loss in BANKED else run.batch_size - 1,
+    )
+
+
+def _check(views: Sequence[ImageView], graph: str, loss: str) -> None:
+    """Raises what `make` refuses, but for the channels."""
+    if graph not in ("core", "full"):
+        raise ValueError(f'graph is {graph!r}; expected "core" or "full".')
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}.")
+    if len({view.recipe.size for view in views}) != 1:
+        raise ValueError(
+            f"the views have sizes {[view.recipe.size for view in views]}; expected one size, to "
+            "lie on one channel axis."
+        )
+
+
+def _split(
+    groups: tuple[tuple[int, ...], ...] | None, count: int, images: jax.Array
+) -> Sequence[jax.Array]:
+    """The views of images on whose channel axis the results of `count` recipes lie."""
+    if groups is not None:
+        if max(map(max, groups)) >= images.shape[-1]:
+            raise ValueError(
+                f"channels={groups} of images with {images.shape[-1]} channels; they count from 0."
+            )
+        return [images[..., list(group)] for group in groups]
+    if count == 1 and images.shape[-1] > 3 and images.shape[-1] % 3 == 0:
+        count = images.shape[-1] // 3
+    return lab.split(images) if count == 1 else jnp.split(images, count, axis=-1)
+
+
+def _edges(graph: str, count: int) -> list[tuple[int, int]]:
+    """Pairs of views that are contrasted."""
+    if graph == "core":
+        return [(0, b) for b in range(1, count)]
+    return list(combinations(range(count), 2))
+
+
+def _apply(
+    network: nn.Module, split: Split, params: Any, stats: Any, images: jax.Array, train: bool
+) -> tuple[list[Any], Any]:
+    """Each view through its own network: its outputs in order, and all batch statistics."""
+    outputs, new = [], {}
+    for v, x in enumerate(split(images), start=1):
+        name = f"view{v}"
+        out, changed = network.apply(
+            {"params": params[name], "batch_stats": stats[name]},
+            x,
+            train,
+            mutable=["batch_stats"],
+        )
+        outputs.append(out)
+        new[name] = changed.get("batch_stats", {})
+    return outputs, new
+
+
+def _variables(
+    network: nn.Module,
+    split: Split,
+    clean: Callable[[Batch], jax.Array],
+    contrast: Contrast,
+    run: Run,
+    out_dim: int,
+    key: jax.Array,
+    batch: Batch,
+) -> Variables:
+    params, stats, banks = {}, {}, []
+    for v, x in enumerate(split(clean(batch)), start=1):
+        network_key, bank_key = jax.random.split(jax.random.fold_in(key, v))
+        start = network.init(network_key, x, True)
+        params[f"view{v}"], stats[f"view{v}"] = start["params"], start.get("batch_stats", {})
+        if contrast.loss in BANKED:
+            banks.append(whole(bank.init(bank_key, run.size, out_dim)))
+    edges = _edges(contrast.graph, len(params)) if contrast.loss == "nce" else []
+    normalizers = tuple((nce.init_normalizer(), nce.init_normalizer()) for _ in edges)
+    memory = Memory(tuple(banks), normalizers) if contrast.loss in BANKED else None
+    return Variables(params, stats, memory=memory)
+
+
+def _forward(
+    network: nn.Module,
+    split: Split,
+    params: Any,
+    stats: Any,
+    target: Any,
+    inputs: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[Any, Any, Any]:
+    (images,) = inputs
+    outputs, stats = _apply(network, split, params, stats, images, True)
+    return jax.tree.map(unit, tuple(z for z, _ in outputs)), stats, None
+
+
+def _features(
+    network: nn.Module, split: Split, params: Any, stats: Any, images: jax.Array, train: bool
+) -> tuple[dict[str, jax.Array], Any]:
+    outputs, stats = _apply(network, split, params, stats, images, train)
+    each = [named["h"] for _, named in outputs]
+    named = {"h": jnp.concatenate(each, axis=-1)} | {
+        f"h{v}": h for v, h in enumerate(each, start=1)
+    }
+    each = [named["z"] for _, named in outputs]
+    return named | {"z": jnp.concatenate([unit(z) for z in each], axis=-1)}, stats
+
+
+def _similarity(z: Any, edges: list[tuple[int, int]]) -> dict[str, jax.Array]:
+    return {
+        f"similarity_{a + 1}_{b + 1}": jnp.mean(jnp.sum(z[a] * z[b], axis=-1)) for a, b in edges
+    }
+
+
+def _of_batch(
+    contrast: Contrast,
+    run: Run,
+    block_size: int | None,
+    z: Any,
+    params: Any,
+    memory: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Aux]:
+    """The loss "in_batch"."""
+
+    def between(a: jax.Array, b: jax.Array) -> jax.Array:
+        return losses.info_nce(
+            a, b, temperature=contrast.temperature, axis_name=run.axis_name, block_size=block_size
+        )
+
+    edges = _edges(contrast.graph, len(z))
+    terms = [between(z[a], z[b]) + between(z[b], z[a]) for a, b in edges]
+    chance = jnp.float32(2 * len(edges) * math.log(run.batch_size))
+    return sum(terms[1:], terms[0]), Aux(_similarity(z, edges) | {"chance": chance})
+
+
+def _of_patches(
+    contrast: Contrast,
+    run: Run,
+    block_size: int | None,
+    outputs: Any,
+    params: Any,
+    memory: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Aux]:
+    """The loss "patches"."""
+    z, local = zip(*outputs)
+
+    def between(a: int, b: int) -> jax.Array:
+        return losses.mutual_information.dim_infonce(
+            local[b],
+            z[a][:, None] / contrast.temperature,
+            own_logit=None,
+            axis_name=run.axis_name,
+            block_size=block_size,
+        )
+
+    edges = _edges(contrast.graph, len(z))
+    terms = [between(a, b) + between(b, a) for a, b in edges]
+    chance = sum(
+        math.log1p(local[v].shape[1] * (run.batch_size - 1)) for edge in edges for v in edge
+    )
+    return sum(terms[1:], terms[0]), Aux(_similarity(z, edges) | {"chance": jnp.float32(chance)})
+
+
+def _of_banks(
+    contrast: Contrast,
+    run: Run,
+    block_size: int | None,
+    z: Any,
+    params: Any,
+    memory: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Aux]:
+    """The losses "nce" and "softmax"."""
+    banks, edges = memory.banks, _edges(contrast.graph, len(z))
+    indices = nce.draw_indices(batch_key(key), batch["id"], run.size, contrast.num_negatives)
+    shared: Any = {
+        "temperature": contrast.temperature,
+        "block_size": block_size,
+        "axis_name": run.axis_name,
+    }
+    terms, normalizers = [], []
+    for number, (a, b) in enumerate(edges):
+        rows = z[a], z[b], banks[a], banks[b], indices
+        if contrast.loss == "nce":
+            value, after = nce.cross_nce(
+                *rows,
+                memory.normalizers[number],
+                momentum=contrast.normalizer_momentum,
+                **shared,
+            )
+            normalizers.append(after)
+        else:
+            value = nce.cross_bank_softmax(*rows, **shared)
+        terms.append(value)
+    candidates = (
+        math.log(1 + contrast.num_negatives)
+        if contrast.loss == "softmax"
+        else nce.nce_chance(contrast.num_negatives)
+    )
+    metrics = _similarity(z, edges) | {"chance": jnp.float32(2 * len(edges) * candidates)}
+    metrics |= {
+        f"log_z_{a + 1}_{b + 1}": after[0].log_z for (a, b), after in zip(edges, normalizers)
+    }
+    moved = _moved(banks, z, batch["id"], contrast.momentum, run.axis_name)
+    return sum(terms[1:], terms[0]), Aux(metrics, Memory(moved, tuple(normalizers)))
+
+
+def _moved(
+    banks: tuple[Sharded, ...],
+    z: Any,
+    ids: jax.Array,
+    momentum: float,
+    axis_name: str | None,
+) -> tuple[Sharded, ...]:
+    """The banks after the step, with the rows of the global batch."""
+    everyone = gather(ids, axis_name)
+    return tuple(
+        bank.update(
+            rows, gather(fresh, axis_name), everyone, momentum=momentum, axis_name=axis_name
+        )
+        for rows, fresh in zip(banks, z)
     )
 
 

@@ -7,9 +7,10 @@ class token of every other view and for each hidden patch of the same view. DINO
 pushes the class tokens of a batch apart, and may balance the teacher by Sinkhorn in place of a
 centre. Evaluations read the teacher."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,7 @@ from cl_jax.views import View, draw, fields, masks
 
 OWN = 2**16  # with a view's number, folded into an example's key where a view folds in its number
 MASK, DROP = 0, 1  # folded into that
+BY_VIEW = ("student", "teacher", "student_patches", "teacher_patches", "mask")  # of the outputs
 
 
 class Network(nn.Module):
@@ -62,6 +64,46 @@ class Network(nn.Module):
             "h": found["h"],
             "blocks": found["blocks"].reshape(images.shape[0], -1),
         }
+
+
+class Masks(NamedTuple):
+    """How patches of global crops are hidden: `make`'s mask_shape, mask_probability, mask_ratio and
+    smallest_block."""
+
+    shape: str
+    probability: float
+    ratio: tuple[float, float]
+    smallest: int
+
+
+class Temperatures(NamedTuple):
+    """Of student and teacher; the teacher's rise from `start` over `warmup` epochs or, with
+    `per_step`, steps."""
+
+    student: float
+    start: float
+    of_class: float
+    of_patch: float
+    warmup: int
+    per_step: bool
+
+
+class Balance(NamedTuple):
+    """What keeps the teacher's distribution from collapsing: `make`'s centring, centre_momentum,
+    centre_hidden and sinkhorn_iterations."""
+
+    centring: str
+    momentum: float
+    hidden: bool
+    iterations: int
+
+
+class Weights(NamedTuple):
+    """Of the terms of the loss."""
+
+    of_class: float
+    of_patch: float
+    koleo: float
 
 
 def make(
@@ -118,6 +160,53 @@ def make(
       ValueError: fewer than two views, num_global out of range, an encoder that is not a `vit` with
         a mask token, an unknown centring or mask shape.
     """
+    transformer = _checked(encoder, views, num_global, centring, mask_shape)
+
+    def head() -> weight_norm.DINOHead:
+        return weight_norm.make(
+            out_dim=num_prototypes,
+            hidden_dim=hidden_dim,
+            bottleneck_dim=bottleneck_dim,
+            norm_last_layer=norm_last_layer,
+            dtype=transformer.dtype,
+            axis_name=run.axis_name,
+        )
+
+    network = Network(transformer, head(), None if shared_head else head())
+    warmup = teacher_warmup_epochs * (run.steps_per_epoch if temperature_per_step else 1)
+    hide = Masks(mask_shape, mask_probability, mask_ratio, smallest_block)
+    temperatures = Temperatures(
+        student=student_temperature,
+        start=teacher_temperature_start,
+        of_class=teacher_temperature,
+        of_patch=patch_temperature,
+        warmup=round(warmup),
+        per_step=temperature_per_step,
+    )
+    balance = Balance(centring, centre_momentum, centre_hidden, sinkhorn_iterations)
+    weights = Weights(class_weight, patch_weight, koleo_weight)
+    chance = (class_weight + patch_weight * mask_probability) * math.log(num_prototypes)
+    return from_loss(
+        variables=functools.partial(_variables, network, views[0].clean, num_prototypes),
+        views=lambda batch, key: draw(views, batch, key),
+        forward=functools.partial(_forward, network, hide, num_global),
+        loss=functools.partial(_loss, run, weights, temperatures, balance, chance),
+        tx=tx,
+        features=functools.partial(_features, network),
+        clean=views[0].clean,
+        axis_name=run.axis_name,
+        **fields(views),
+        ema=ema_of_params(
+            optim.linspace_warmup_cosine(base=momentum, final=1.0, total_steps=run.total_steps)
+        ),
+        evaluated=lambda state: (state.target.params, state.target.stats),
+    )
+
+
+def _checked(
+    encoder: nn.Module, views: Sequence[View], num_global: int, centring: str, mask_shape: str
+) -> ViT:
+    """The encoder, if all settings are ones that `make` takes."""
     if len(views) < 2 or not 1 <= num_global <= len(views):
         raise ValueError(
             f"iBOT needs two views or more and num_global of 1 to all of them; got {len(views)} "
@@ -131,193 +220,217 @@ def make(
         raise ValueError(f'centring is {centring!r}; expected "centre" or "sinkhorn".')
     if mask_shape not in ("blocks", "random"):
         raise ValueError(f'mask_shape is {mask_shape!r}; expected "blocks" or "random".')
+    return encoder
 
-    def head() -> weight_norm.DINOHead:
-        return weight_norm.make(
-            out_dim=num_prototypes,
-            hidden_dim=hidden_dim,
-            bottleneck_dim=bottleneck_dim,
-            norm_last_layer=norm_last_layer,
-            dtype=encoder.dtype,
-            axis_name=run.axis_name,
-        )
 
-    network = Network(encoder, head(), None if shared_head else head())
-    warmup = teacher_warmup_epochs * (run.steps_per_epoch if temperature_per_step else 1)
+def _variables(
+    network: Network,
+    clean: Callable[[Batch], Any],
+    num_prototypes: int,
+    key: jax.Array,
+    batch: Batch,
+) -> Variables:
+    params = network.init(key, clean(batch), True, patches=True)["params"]
+    memory = {
+        "centre": centres.init(num_prototypes),
+        "patch_centre": centres.init(num_prototypes),
+        "step": jnp.zeros((), jnp.int32),
+    }
+    return Variables(params, {}, (params, {}), memory)
 
-    def temperature(step: jax.Array, final: float) -> jax.Array:
-        return losses.no_negatives.teacher_temperature(
-            step if temperature_per_step else step // run.steps_per_epoch,
-            start=teacher_temperature_start,
-            final=final,
-            warmup_epochs=round(warmup),
-        )
 
-    def masks_of(keys: jax.Array, rows: int, columns: int) -> jax.Array:
-        """[B, rows * columns] of one global crop, by the keys of that view."""
-        counts_key, places_key = view_keys(keys, 0), view_keys(keys, 1)
-        counts = masks.counts(
-            counts_key, rows * columns, probability=mask_probability, ratio=mask_ratio
-        )
-        if mask_shape == "random":
-            return masks.scattered(places_key, rows * columns, counts)
-        drawn = masks.blocks(places_key, rows, columns, counts, smallest=smallest_block)
-        return drawn.reshape(-1, rows * columns)
+def _features(
+    network: Network, params: Any, stats: Any, images: jax.Array, train: bool
+) -> tuple[dict[str, jax.Array], Any]:
+    found: Any = network.apply({"params": params}, images, train)
+    return {"h": found["h"], "blocks": found["blocks"]}, stats
 
-    def variables(key: jax.Array, batch: Batch) -> Variables:
-        images = views[0].clean(batch)
-        params = network.init(key, images, True, patches=True)["params"]
-        memory = {
-            "centre": centres.init(num_prototypes),
-            "patch_centre": centres.init(num_prototypes),
-            "step": jnp.zeros((), jnp.int32),
-        }
-        return Variables(params, {}, (params, {}), memory)
 
-    def forward(
-        params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        examples = example_keys(key, batch["id"])
-        keys = [view_keys(examples, OWN + v) for v in range(len(views))]
-        rows, columns = (side // encoder.patch for side in inputs[0].shape[1:3])
-        hidden = [masks_of(view_keys(keys[v], MASK), rows, columns) for v in range(num_global)]
-
-        def crops(first: int, last: int, of: Any, **more: Any) -> dict[str, Any]:
-            """The network on crops first to last of one size, by example."""
-            drop_keys = None
-            if encoder.drop_path > 0 and of is params:
-                drop_keys = jnp.concatenate([view_keys(keys[v], DROP) for v in range(first, last)])
-            found: Any = network.apply(
-                {"params": of},
-                jnp.concatenate(inputs[first:last]),
-                True,
-                drop_keys=drop_keys,
-                **more,
-            )
-            return {
-                name: jnp.stack(jnp.split(value, last - first), axis=1)
-                for name, value in found.items()
-                if value is not None
-            }
-
-        student = crops(0, num_global, params, mask=jnp.concatenate(hidden), patches=True)
-        teacher = lax.stop_gradient(crops(0, num_global, target.params, patches=True))
-        cls = [student["cls"]]
-        for first, last in runs(inputs, num_global):
-            cls.append(crops(first, last, params)["cls"])
-        outputs = {
-            "student": jnp.concatenate(cls, axis=1),
-            "student_patches": student["patches"],
-            "teacher": teacher["cls"],
-            "teacher_patches": teacher["patches"],
-            "mask": jnp.float32(jnp.stack(hidden, axis=1)),
-            "h": student["h"],
-        }
-        return outputs, stats, {}
-
-    def targets_by_sinkhorn(logits: jax.Array, temperature: jax.Array, valid: Any) -> jax.Array:
-        codes = losses.assignments.sinkhorn(
-            logits.reshape(-1, num_prototypes),
-            epsilon=temperature,
-            iterations=sinkhorn_iterations,
-            valid=valid,
-            axis_name=run.axis_name,
-        )
-        return codes.reshape(logits.shape)
-
-    def loss(
-        outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        student, teacher, patches, teacher_patches, mask = (
-            outputs[name].swapaxes(0, 1)
-            for name in ("student", "teacher", "student_patches", "teacher_patches", "mask")
-        )
-        of_class = temperature(memory["step"], teacher_temperature)
-        of_patch = temperature(memory["step"], patch_temperature)
-        if centring == "centre":
-            class_term = losses.dino(
-                student,
-                teacher,
-                memory["centre"],
-                student_temperature=student_temperature,
-                teacher_temperature=of_class,
-                axis_name=run.axis_name,
-            )
-            patch_term = losses.masked.ibot_patches(
-                patches,
-                teacher_patches,
-                mask,
-                memory["patch_centre"],
-                student_temperature=student_temperature,
-                teacher_temperature=of_patch,
-                axis_name=run.axis_name,
-            )
-        else:
-            class_term = losses.swav(
-                student,
-                targets_by_sinkhorn(teacher, of_class, None),
-                temperature=student_temperature,
-                axis_name=run.axis_name,
-            )
-            patch_term = losses.masked.patch_distillation(
-                patches,
-                targets_by_sinkhorn(teacher_patches, of_patch, mask.reshape(-1) > 0),
-                mask,
-                student_temperature=student_temperature,
-                axis_name=run.axis_name,
-            )
-        value = class_weight * class_term + patch_weight * patch_term
-        metrics = {
-            "class_loss": class_term,
-            "patch_loss": patch_term,
-            "hidden": total(jnp.sum(mask), run.axis_name)
-            / (run.batch_size * mask.shape[0] * mask.shape[2]),
-            "chance": jnp.float32(
-                (class_weight + patch_weight * mask_probability) * math.log(num_prototypes)
-            ),
-        }
-        if koleo_weight > 0:
-            spread = sum(
-                losses.spread.koleo(outputs["h"][:, v], axis_name=run.axis_name)
-                for v in range(num_global)
-            )
-            value = value + koleo_weight * spread
-            metrics["koleo"] = spread / num_global
-        counted = mask if centre_hidden else jnp.ones_like(mask)
-        weights = counted / jnp.maximum(total(jnp.sum(counted), run.axis_name), 1)
-        mean = total(jnp.einsum("vbl,vblk->k", weights, teacher_patches), run.axis_name)
-        moved = {
-            "centre": centres.update(
-                memory["centre"], teacher, momentum=centre_momentum, axis_name=run.axis_name
-            ),
-            "patch_centre": centres.update(
-                memory["patch_centre"], mean[None], momentum=centre_momentum
-            ),
-            "step": memory["step"] + 1,
-        }
-        return value, Aux(metrics, moved)
-
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        found: Any = network.apply({"params": params}, images, train)
-        return {"h": found["h"], "blocks": found["blocks"]}, stats
-
-    return from_loss(
-        variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
-        forward=forward,
-        loss=loss,
-        tx=tx,
-        features=features,
-        clean=views[0].clean,
-        axis_name=run.axis_name,
-        **fields(views),
-        ema=ema_of_params(
-            optim.linspace_warmup_cosine(base=momentum, final=1.0, total_steps=run.total_steps)
-        ),
-        evaluated=lambda state: (state.target.params, state.target.stats),
+def _hidden(hide: Masks, keys: jax.Array, rows: int, columns: int) -> jax.Array:
+    """[B, rows * columns] of one global crop, by the keys of that view."""
+    counts_key, places_key = view_keys(keys, 0), view_keys(keys, 1)
+    counts = masks.counts(
+        counts_key, rows * columns, probability=hide.probability, ratio=hide.ratio
     )
+    if hide.shape == "random":
+        return masks.scattered(places_key, rows * columns, counts)
+    drawn = masks.blocks(places_key, rows, columns, counts, smallest=hide.smallest)
+    return drawn.reshape(-1, rows * columns)
+
+
+def _by_example(
+    network: Network, params: Any, crops: Sequence[jax.Array], **options: Any
+) -> dict[str, jax.Array]:
+    """The network on V crops of one size in training: {name: [B, V, ...]}."""
+    found: Any = network.apply({"params": params}, jnp.concatenate(crops), True, **options)
+    return {
+        name: jnp.stack(jnp.split(value, len(crops)), axis=1)
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def _forward(
+    network: Network,
+    hide: Masks,
+    num_global: int,
+    params: Any,
+    stats: Any,
+    target: Any,
+    inputs: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[Any, Any, Any]:
+    examples = example_keys(key, batch["id"])
+    keys = [view_keys(examples, OWN + v) for v in range(len(inputs))]
+    rows, columns = (side // network.encoder.patch for side in inputs[0].shape[1:3])
+    hidden = [_hidden(hide, view_keys(keys[v], MASK), rows, columns) for v in range(num_global)]
+
+    def student_of(first: int, last: int, **options: Any) -> dict[str, jax.Array]:
+        drop_keys = None
+        if network.encoder.drop_path > 0:
+            drop_keys = jnp.concatenate([view_keys(keys[v], DROP) for v in range(first, last)])
+        return _by_example(network, params, inputs[first:last], drop_keys=drop_keys, **options)
+
+    student = student_of(0, num_global, mask=jnp.concatenate(hidden), patches=True)
+    teacher = lax.stop_gradient(
+        _by_example(network, target.params, inputs[:num_global], patches=True)
+    )
+    cls = [student["cls"]]
+    for first, last in runs(inputs, num_global):
+        cls.append(student_of(first, last)["cls"])
+    outputs = {
+        "student": jnp.concatenate(cls, axis=1),
+        "student_patches": student["patches"],
+        "teacher": teacher["cls"],
+        "teacher_patches": teacher["patches"],
+        "mask": jnp.float32(jnp.stack(hidden, axis=1)),
+        "h": student["h"],
+    }
+    return outputs, stats, {}
+
+
+def _loss(
+    run: Run,
+    weights: Weights,
+    temperatures: Temperatures,
+    balance: Balance,
+    chance: float,
+    outputs: Any,
+    params: Any,
+    memory: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Aux]:
+    by_view = {name: outputs[name].swapaxes(0, 1) for name in BY_VIEW}  # [V, B, ...]
+    mask = by_view["mask"]
+    class_term, patch_term = _distilled(run, temperatures, balance, by_view, memory)
+    value = weights.of_class * class_term + weights.of_patch * patch_term
+    metrics = {
+        "class_loss": class_term,
+        "patch_loss": patch_term,
+        "hidden": total(jnp.sum(mask), run.axis_name)
+        / (run.batch_size * mask.shape[0] * mask.shape[2]),
+        "chance": jnp.float32(chance),
+    }
+    if weights.koleo > 0:
+        count = outputs["h"].shape[1]
+        spread = sum(
+            losses.spread.koleo(outputs["h"][:, v], axis_name=run.axis_name) for v in range(count)
+        )
+        value = value + weights.koleo * spread
+        metrics["koleo"] = spread / count
+    return value, Aux(metrics, _moved(run, balance, by_view, memory))
+
+
+def _distilled(
+    run: Run,
+    temperatures: Temperatures,
+    balance: Balance,
+    by_view: dict[str, jax.Array],
+    memory: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of the class token and that of hidden patches, of outputs [V, B, ...]."""
+    student, teacher, patches, teacher_patches, mask = (by_view[name] for name in BY_VIEW)
+    clock = memory["step"] if temperatures.per_step else memory["step"] // run.steps_per_epoch
+    of_class, of_patch = (
+        losses.no_negatives.teacher_temperature(
+            clock, start=temperatures.start, final=final, warmup_epochs=temperatures.warmup
+        )
+        for final in (temperatures.of_class, temperatures.of_patch)
+    )
+    if balance.centring == "centre":
+        class_term = losses.dino(
+            student,
+            teacher,
+            memory["centre"],
+            student_temperature=temperatures.student,
+            teacher_temperature=of_class,
+            axis_name=run.axis_name,
+        )
+        patch_term = losses.masked.ibot_patches(
+            patches,
+            teacher_patches,
+            mask,
+            memory["patch_centre"],
+            student_temperature=temperatures.student,
+            teacher_temperature=of_patch,
+            axis_name=run.axis_name,
+        )
+        return class_term, patch_term
+
+    class_term = losses.swav(
+        student,
+        _codes(run, balance, teacher, of_class, None),
+        temperature=temperatures.student,
+        axis_name=run.axis_name,
+    )
+    patch_term = losses.masked.patch_distillation(
+        patches,
+        _codes(run, balance, teacher_patches, of_patch, mask.reshape(-1) > 0),
+        mask,
+        student_temperature=temperatures.student,
+        axis_name=run.axis_name,
+    )
+    return class_term, patch_term
+
+
+def _codes(
+    run: Run,
+    balance: Balance,
+    logits: jax.Array,
+    epsilon: jax.Array,
+    valid: jax.Array | None,
+) -> jax.Array:
+    """The teacher's distribution [..., K], balanced by Sinkhorn over all `valid` rows."""
+    rows = losses.assignments.sinkhorn(
+        logits.reshape(-1, logits.shape[-1]),
+        epsilon=epsilon,
+        iterations=balance.iterations,
+        valid=valid,
+        axis_name=run.axis_name,
+    )
+    return rows.reshape(logits.shape)
+
+
+def _moved(run: Run, balance: Balance, by_view: dict[str, jax.Array], memory: Any) -> Any:
+    """The memory after the step: both centres, and the step's number."""
+    mask, teacher_patches = by_view["mask"], by_view["teacher_patches"]
+    counted = mask if balance.hidden else jnp.ones_like(mask)
+    shares = counted / jnp.maximum(total(jnp.sum(counted), run.axis_name), 1)
+    mean = total(jnp.einsum("vbl,vblk->k", shares, teacher_patches), run.axis_name)
+    return {
+        "centre": centres.update(
+            memory["centre"],
+            by_view["teacher"],
+            momentum=balance.momentum,
+            axis_name=run.axis_name,
+        ),
+        "patch_centre": centres.update(
+            memory["patch_centre"], mean[None], momentum=balance.momentum
+        ),
+        "step": memory["step"] + 1,
+    }
 
 
 def runs(inputs: Sequence[jax.Array], first: int) -> list[tuple[int, int]]:

@@ -53,7 +53,8 @@ def load_data(config: ConfigDict) -> Splits:
 
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
-    `fraction`: the share of the training part that is trained on. `imbalance`: how long-tailed that
+    `fraction`: the share of the training part that is trained on, of each class where there are
+    labels. `imbalance`: how long-tailed that
     is made; the part before is `more["balanced"]`. `unlabeled`: the examples of `more["unlabeled"]`
     are trained on too, after those, with the label -1; evaluators read the labelled ones.
 
@@ -78,7 +79,8 @@ def load_data(config: ConfigDict) -> Splits:
             )
         train, held = held_out(splits.train, validation, seed=config.seed)
         splits = splits._replace(train=train, test=held)
-    train = fraction(splits.train, share, seed=config.seed)
+    label = "label" if "label" in splits.train.sizes else None  # sentences have none
+    train = fraction(splits.train, share, seed=config.seed, label=label)
     if imbalance != 1:
         splits = splits._replace(more={**splits.more, "balanced": train})
         train = long_tailed(train, imbalance, seed=config.seed)

@@ -409,6 +409,7 @@ def test_fraction_leaves_out_what_has_no_label():
     source = Source("half", 30, lambda i: {"label": label[i]}, {"label": 3})
     part = fraction(source, 0.4, seed=0)
     assert part.size == 6 and (labels_of(part) >= 0).all()
+    assert fraction(source, 0.4, seed=0, label=None).size == 12
 
 
 def test_labels_are_read_the_cheap_way_where_there_is_one():

@@ -1,5 +1,7 @@
 """Figures of sentences and of image-text pairs, against other implementations and by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -75,6 +77,16 @@ def test_ranks_by_sorting():
     }
 
 
+def test_figures_of_a_second_pair_have_a_name_of_their_own():
+    x = np.eye(4)
+    seen = SimpleNamespace(
+        data=SimpleNamespace(test=None), features=lambda source, name: x[:: {"a": 1, "b": -1}[name]]
+    )
+    one = retrieval.make(image="a", text="b", ks=(1,), figure="other")
+    assert one.measure(seen)["other/image_to_text/r1"] == 0
+    assert set(one.measure(seen)) == set(one.better) == set(one.titles)
+
+
 def test_many_queries_are_ranked_in_blocks(monkeypatch):
     a, b = np.random.default_rng(0).normal(size=(2, 25, 4))
     whole = retrieval.ranks(a, b)
@@ -103,8 +115,6 @@ def test_class_weights_are_means_of_unit_prompts():
 
 def given(more, features):
     """A State as evaluators see it: features by the name of a source and of its first field."""
-    from types import SimpleNamespace
-
     data = SimpleNamespace(train=SimpleNamespace(name="text/train"), more=more)
 
     def of(source, name):
@@ -158,8 +168,6 @@ def test_transfer_is_the_accuracy_of_a_logistic_regression():
 
 
 def test_transfer_takes_test_parts_where_there_are_some():
-    from types import SimpleNamespace
-
     from cl_jax.data.source import from_arrays
 
     more, features = {}, {}
@@ -185,8 +193,6 @@ def test_transfer_takes_test_parts_where_there_are_some():
 
 def test_transfer_reads_pairs_by_their_difference_and_product():
     """Whether two sentences are alike, which neither says alone (SentEval's MRPC)."""
-    from types import SimpleNamespace
-
     from cl_jax.data.source import from_arrays
 
     rng = np.random.default_rng(0)
@@ -208,7 +214,6 @@ def test_transfer_reads_pairs_by_their_difference_and_product():
 
 def test_alignment_and_uniformity_over_training_are_drawn(tmp_path):
     import json
-    from types import SimpleNamespace
 
     from PIL import Image
 

@@ -120,6 +120,15 @@ def test_joint_training_starts_from_the_first_stage_and_drops_true_distractors(m
     np.testing.assert_array_equal((np.asarray(question.labels) >= 0).any(1), [0, 1, 0, 0])
 
 
+def test_fine_tuning_starts_from_a_stage_and_has_one_task(mixed):
+    method, state = mixed
+    tuned = _make(RUN._replace(previous=Stage(method, state)), tasks=("concepts",))
+    assert tuned.init(jax.random.key(9), BATCH).params is state.params
+    (task,), (known, *_) = (one.views(BATCH, jax.random.key(3)) for one in (tuned, method))
+    np.testing.assert_array_equal(task.source, known.source)
+    assert task.source[0, 0] == CONCEPTS
+
+
 def test_functions_write_sentences_and_score_them(mixed):
     method, state = mixed
     for name in ("generate", "reorder"):
@@ -171,6 +180,7 @@ def test_the_evaluator_compares_with_others_concepts():
     assert one.measure(given) == {
         "concepts/answer": 0.75,
         "concepts/given": 1.0,
+        "concepts/nats": 1.0,
         "concepts/restored": 0.5,
         "concepts/places": pytest.approx((3 + 4 + 0 + 3) / 14),
     }
@@ -182,6 +192,7 @@ def test_errors_say_what_was_expected():
         (dict(views=VIEWS[:2]), "three views"),
         (dict(distractors="beam"), "order, concepts, both"),
         (dict(temperature=0.0), "temperature above 0"),
+        (dict(tasks=("concept",)), "one or more of concepts, order, question"),
         (dict(joint=True), "starts from the mixed stage"),
     ):
         with pytest.raises(ValueError, match=message):
