@@ -11,7 +11,8 @@ whose classifier is not trained: read its kNN), and by SimCLR v2's soft labels a
 
 Variants:
   single       one picture of an image in place of two that share the digit, crops alone, and the
-               authors' weight. A stored row is then of the picture that it is compared with.
+               authors' weight. A stored row is then of the picture that it is compared with. CRD
+               takes 60 epochs there: 82.9 % of test digits, 49.9 after 24.
   folder       your own images, in folders by class: `cl-jax train crd:folder PATH`.
   cifar100     ResNet-56 to ResNet-20, batch 64, 240 epochs, SGD 0.05, weight decay 5e-4, the rate
                multiplied by 0.1 at epochs 150, 180 and 210, 16,384 negatives. Published: 71.16 %
