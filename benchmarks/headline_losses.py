@@ -358,8 +358,8 @@ LOSSES = {
     ),
     "dino": Loss(
         lambda a, b: losses.dino(
-            jnp.stack([a, b]),
-            jnp.stack([a, b]),
+            [a, b],
+            [a, b],
             jnp.zeros(PROTOTYPES),
             student_temperature=0.1,
             teacher_temperature=0.04,

@@ -10,6 +10,9 @@ labels and CRD (`crd`), by all three (`crd_kd`), by CRD without labels or soft l
 whose classifier is not trained: read its kNN), and by SimCLR v2's soft labels alone (`simclr_v2`).
 
 Variants:
+  single       one picture of an image in place of two that share the digit, crops alone, and the
+               authors' weight. A stored row is then of the picture that it is compared with. CRD
+               takes 60 epochs there: 82.9 % of test digits, 49.9 after 24.
   folder       your own images, in folders by class: `cl-jax train crd:folder PATH`.
   cifar100     ResNet-56 to ResNet-20, batch 64, 240 epochs, SGD 0.05, weight decay 5e-4, the rate
                multiplied by 0.1 at epochs 150, 180 and 210, 16,384 negatives. Published: 71.16 %
@@ -36,6 +39,7 @@ from ml_collections import ConfigDict
 from cl_jax.training import configs, defaults
 
 PAIRS = {"": (9, 3, 0.25, 16), "resnet110": (18, 5, 0.25, 16), "resnet32x4": (5, 1, 1.0, 32)}
+VARIANTS = ("single", "folder", "cifar100", "resnet110", "resnet32x4", "debug")
 STUDENTS: dict[str, dict[str, Any]] = {
     "alone": dict(name="supervised"),
     "kd": dict(name="crd", kd_weight=1.0, crd_weight=0.0),
@@ -47,7 +51,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("folder", "cifar100", "resnet110", "resnet32x4", "debug"))
+    chosen = defaults.variants(arg, VARIANTS)
     config = defaults.get_config()
     defaults.laptop(config)
     config.method = ConfigDict(dict(name="supervised"))
@@ -58,6 +62,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     small: dict[str, Any] = dict(width=0.0625)
     # With the authors' weight of 0.8 the labels' loss stays at chance in so few steps.
     contrast: dict[str, Any] = dict(out_dim=32, num_negatives=256, crd_weight=0.02)
+    if "single" in chosen:
+        config.data.share = None
+        crop = dict(name="crop_flip", size=16, scale=(0.7, 1.0), flip=0.0, test_crop=1.0)
+        config.views = ConfigDict(dict(one=crop))
+        contrast["crd_weight"] = 0.8
     if "folder" in chosen:
         like = configs.load("simclr_v1:imagenet2012").unlock()
         like.views = ConfigDict(dict(one=dict(name="simclr_crop_flip", size=224)))
@@ -96,6 +105,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evals.every_epochs = config.total_epochs
     config.evals.protocols = ConfigDict(dict(classifier=dict(), knn=dict(k=200, temperature=0.1)))
     config.evals.baselines = False
+    if config.data.name == "scenes" and "debug" not in chosen:  # held beside the digit
+        for factor in ("place", "background", "colour"):
+            section = dict(name="logistic", label=factor, iterations=100)
+            config.evals.protocols[factor] = ConfigDict(section)
     if "debug" in chosen:
         defaults.debug(config)
         if "cifar100" in chosen:

@@ -5,7 +5,8 @@ Negatives that lie near the anchor teach most, and some of them are of its own c
 weighs each negative by its similarity and takes the expected share of the own class away, at no
 cost beside the plain loss.
 
-Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
+Default: over SimCLR on the embedded `scenes`, a small ResNet, the paper's temperature of 0.5, four
+epochs, two CPU cores. At 0.2, as in the default of `simclr_v1`, HCL did not gain on the plain loss.
 
 Variants:
   folder    your own images: `cl-jax train hcl:folder PATH`.
@@ -23,7 +24,7 @@ Differences from the authors' code:
   - In logarithms, where theirs overflows at low temperatures.
 
 Command: python -m cl_jax.main --config=configs/hcl.py --workdir=runs/hcl
-Reached: see docs/results.md.
+Reached: 71.6 % kNN and 75.6 % linear, the plain loss (`easy`) 57.5 and 67.4, means of two seeds.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +37,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     passed = [name for name in chosen if name in ("folder", "cifar10", "debug")]
     base = "graphcl" if "graphs" in chosen else "simclr_v1"
     config = configs.load(f"{base}:{','.join(passed)}").unlock()
+    if base == "simclr_v1":
+        config.method.temperature = 0.5
+    if not passed and base == "simclr_v1":
+        config.total_epochs, config.evals.every_epochs = 4.0, 2.0
     estimator = "easy" if "easy" in chosen else "hard"
     beta = 0.0 if "debiased" in chosen else 1.0
     config.method = ConfigDict(

@@ -20,6 +20,11 @@ ROUNDING = 1e-5  # of a squared distance in float32
 MAX_PAIRS = 20_000_000
 
 
+# A cosine from which on pictures are taken for copies: within a sixth of what a pair in a thousand
+# is apart, and between these.
+COPIES, NEARER = (0.98, 0.9999), 6
+
+
 class Pairs(NamedTuple):
     """first, second: [P] rows, first < second. similarity: [P] float32, the cosine. All in order of
     (first, second)."""
@@ -27,6 +32,23 @@ class Pairs(NamedTuple):
     first: np.ndarray
     second: np.ndarray
     similarity: np.ndarray
+
+
+def usual(x: np.ndarray, share: float = 0.001) -> float:
+    """The cosine that this share of all pairs of rows [N, D] exceed, from 20,000 drawn ones."""
+    if len(x) < 2:
+        return 0.0
+    drawn = np.random.default_rng(0).integers(0, len(x), (2, 20_000))
+    drawn = drawn[:, drawn[0] != drawn[1]]
+    a, b = (x[rows] / np.linalg.norm(x[rows], axis=1, keepdims=True).clip(1e-12) for rows in drawn)
+    return float(np.quantile((a * b).sum(1), 1 - share))
+
+
+def likely_copies(x: np.ndarray) -> float:
+    """A threshold for near-duplicates among rows [N, D]. How alike unrelated pictures are depends
+    on the network, so that none fits all."""
+    low, high = COPIES
+    return round(min(max(1 - (1 - usual(x)) / NEARER, low), high), 4)
 
 
 def pairs_above(

@@ -348,7 +348,7 @@ def _source(
         raise ValueError(
             f"{len(bad)} of the pictures of {name} cannot be used:\n  "
             + "\n  ".join(bad[:_SHOWN])
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
+            + "\nMend or remove them, or leave them out: --config.data.on_error=skip."
         )
     for line in bad:
         logging.warning("skipped %s", line)

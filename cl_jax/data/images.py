@@ -185,7 +185,7 @@ def report_bad(kind: str, path: str, bad: Mapping[str, str], on_error: str) -> N
             f"{len(shown)} of the {kind} in {path} cannot be used:\n  "
             + "\n  ".join(shown[:_SHOWN])
             + more
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
+            + "\nMend or remove them, or leave them out: --config.data.on_error=skip."
         )
     for line in shown:
         logging.warning("skipped %s", line)

@@ -122,7 +122,7 @@ def _part(
         raise ValueError(
             f"{len(bad)} pictures in {folder} cannot be used:\n  "
             + "\n  ".join(bad[:_SHOWN])
-            + "\nMend or remove them, or set on_error='skip' to leave them out."
+            + "\nMend or remove them, or leave them out: --config.data.on_error=skip."
         )
     kept = [i for i, one in enumerate(loaded) if not isinstance(one, str)]
     if not kept:

@@ -47,24 +47,29 @@ def scale_of(
     rows = np.unique(np.linspace(0, len(deep) - 1, SAMPLED).astype(int)) if deep else ()
     picked = [deep[i] for i in rows]
     kinds: dict[str, float] = {}
+    cut = deepest = ""
     for name in picked:
         try:
             kind, largest = images.depth(root / name, name)
         except ValueError:  # told with all the others that cannot be read
             continue
         kinds[kind] = max(kinds.get(kind, 0.0), largest)
+        cut = name if kind == "colours" else cut
+        deepest = name if kind == "integers" else deepest
     if 0 < kinds.get("colours", 0.0) < 64:
         raise ValueError(
-            f"{root}: its 16-bit colour images use 14 bits or fewer, and Pillow reads the upper 8 "
-            "of 16: they would be almost black. For TIFF files, pip install tifffile; else convert "
-            "them to 8 bits."
+            f"{root}: its 16-bit colour images, such as {images.printable(cut)}, use 14 bits or "
+            "fewer, and Pillow reads the upper 8 of 16: they would be almost black. For TIFF "
+            "files, pip install tifffile; else convert them to 8 bits."
         )
     if "integers" not in kinds:
         return None
     bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if kinds["integers"] < 2**bits)
     logging.warning(
-        "%s: numbers of %d of 16 bits; 0 to %d becomes 0 to 255. Set value_range to change that.",
+        "%s: of images of 16 bits, such as %s, %d are used; 0 to %d becomes 0 to 255. "
+        "--config.data.value_range=0,4095 sets other ends.",
         root,
+        images.printable(deepest),
         bits,
         2**bits - 1,
     )

@@ -1,9 +1,11 @@
 """A picture of test images with the training images nearest to them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cl_jax.core.neighbours import nearest_rows
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Source, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
 
 QUERIES = 8
@@ -11,11 +13,12 @@ QUERIES = 8
 
 def make(*, k: int = 8, feature: str = "", label: str = "label") -> Evaluator:
     """`neighbours.png` at the end of a run: eight test images, each with its k nearest training
-    images, framed by whether they share its label where there are labels. Of images in memory."""
+    images, with the label and the name of the file where there are such, framed by whether they
+    share its label."""
 
     def draw(given: Given) -> None:
         train, test = given.data[:2]
-        if train.arrays is None or test.arrays is None or "image" not in train.arrays:
+        if "image" not in train.read(0) or "image" not in test.read(0):
             return
         bank, rows = (given.features(source, feature) for source in (train, test))
         queries = np.linspace(0, test.size - 1, QUERIES).astype(int)
@@ -28,9 +31,34 @@ def make(*, k: int = 8, feature: str = "", label: str = "label") -> Evaluator:
 
         pictures.neighbour_grid(
             given.workdir / "neighbours.png",
-            test.arrays["image"][queries],
-            train.arrays["image"][found],
+            _images(test, queries),
+            _images(train, found),
             correct,
+            captions=[
+                _captions(test, [query], label) + _captions(train, row, label)
+                for query, row in zip(queries, found)
+            ],
         )
 
     return Evaluator(lambda given: {}, Needs(features=(feature,)), untrained=False, draw=draw)
+
+
+def _images(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Those of rows [...], which are read where they are not in memory: [..., H, W, C]."""
+    if source.arrays is not None:
+        return source.arrays["image"][rows]
+    found = np.stack([source.read(int(row))["image"] for row in rows.ravel()])
+    return found.reshape(*rows.shape, *found.shape[1:])
+
+
+def _captions(source: Source, rows: Sequence[int] | np.ndarray, label: str) -> list[str]:
+    """Label and name of each row, in lines."""
+    lines: list[list[str]] = [[] for _ in rows]
+    if label in source.sizes:
+        names = source.classes.get(label)
+        for words, value in zip(lines, labels_of(source, label)[np.asarray(rows)].tolist()):
+            words.append("" if value < 0 else names[value] if names else str(value))
+    if source.names is not None:
+        for words, row in zip(lines, rows):
+            words.append(source.names[row].rsplit("/", 1)[-1])
+    return ["\n".join(words) for words in lines]

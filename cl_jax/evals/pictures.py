@@ -1,12 +1,15 @@
 """Pictures of a run as PNG files: the kNN curve, nearest neighbours, augmented views."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 DPI = 150
@@ -15,6 +18,7 @@ INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
 LINE, SAME, OTHER = "#0072b2", "#009e73", "#d55e00"
 BASELINES = ("#8a6d3b", "#7a5195", "#5b6570", "#a04040")
 TILE, GAP, FRAME, MARGIN, TEXT = 96, 8, 5, 24, 34  # pixels
+SMALL, LINE_HEIGHT = 5.5, 14  # of a caption, points and pixels
 
 
 def curve(
@@ -271,6 +275,7 @@ def neighbour_grid(
     neighbours: np.ndarray,
     correct: np.ndarray | None = None,
     *,
+    captions: Sequence[Sequence[str]] | None = None,
     query_title: str = "query",
     title: str = "nearest training images",
 ) -> None:
@@ -282,6 +287,7 @@ def neighbour_grid(
       queries: [Q, H, W, C] uint8, C 1 or 3.
       neighbours: [Q, K, H, W, C] uint8, nearest first.
       correct: [Q, K], nonzero where the label is the query's; None draws no frames.
+      captions: [Q, 1 + K] up to two lines below each picture; the end of a long one is shown.
       query_title, title: over the first column and over the others.
 
     Raises:
@@ -314,7 +320,7 @@ def neighbour_grid(
             (SAME, f"same label ({100 * share:.0f}%)"),
             (OTHER, f"another label ({100 * (1 - share):.0f}%)"),
         ]
-    _mosaic(path, tiles, [query_title, title], colours, legend)
+    _mosaic(path, tiles, [query_title, title], colours, legend, captions)
 
 
 def rows_of_images(path: str | os.PathLike, rows: Sequence[np.ndarray]) -> None:
@@ -341,20 +347,22 @@ def rows_of_images(path: str | os.PathLike, rows: Sequence[np.ndarray]) -> None:
     _save(figure, path)
 
 
-def _mosaic(path, tiles, titles, colours, legend):
+def _mosaic(path, tiles, titles, colours, legend, captions=None):
     """Rows of tiles, the first column set off, every tile pixel on whole pixels of the figure."""
     rows, columns = len(tiles), len(tiles[0])
+    lines = max((text.count("\n") + 1 for row in captions or () for text in row if text), default=0)
     side = max(TILE, *(max(np.shape(tile)[:2]) for row in tiles for tile in row))
     cell, split = side + 2 * FRAME, 2 * GAP
     left = [MARGIN + number * (cell + GAP) + (split if number else 0) for number in range(columns)]
-    width, bottom = left[-1] + cell + MARGIN, MARGIN + TEXT + rows * (cell + GAP) - GAP
+    below = cell + GAP + LINE_HEIGHT * lines
+    width, bottom = left[-1] + cell + MARGIN, MARGIN + TEXT + rows * below - GAP
     height = bottom + (TEXT if legend else 0) + MARGIN
     # Short rows still have to hold the titles and the legend.
     width = max(width, left[1] + 10 * len(titles[1]) + MARGIN, MARGIN + 220 * len(legend))
     canvas = np.full((height, width, 3), 255, np.uint8)
     for row, pictures in enumerate(tiles):
         for column, picture in enumerate(pictures):
-            y, x = MARGIN + TEXT + row * (cell + GAP), left[column]
+            y, x = MARGIN + TEXT + row * below, left[column]
             if colours is not None and colours[row][column] is not None:
                 canvas[y : y + cell, x : x + cell] = _rgb(colours[row][column])
             shown = _enlarge(picture, side)
@@ -377,7 +385,30 @@ def _mosaic(path, tiles, titles, colours, legend):
         figure.text(
             x / width, 1 - y / height, text, va="center", fontsize=8.5, color=INK, fontweight=weight
         )
-    _save(figure, path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+        font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+        font.set_size(SMALL, DPI)
+        for row, texts in enumerate(captions or ()):
+            y = MARGIN + TEXT + row * below + cell + 2
+            for column, text in enumerate(texts):
+                # parse_math: a name may hold $
+                shown = "\n".join(_shortened(line, side - 2, font) for line in text.split("\n"))
+                place = dict(va="top", fontsize=SMALL, color=MUTED, linespacing=1.1)
+                x = (left[column] + FRAME) / width
+                figure.text(x, 1 - y / height, shown, parse_math=False, **place)
+        _save(figure, path)
+
+
+def _shortened(text, width, font):
+    """The end of a text that is wider than so many pixels."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    for start in range(len(text)):
+        shown = "…" * (start > 0) + text[start:]
+        font.set_text(shown)
+        if font.get_width_height()[0] <= 64 * width:
+            return shown
+    return ""
 
 
 def _enlarge(picture, side):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
-from cl_jax.core.numerics import at_least_one, capped, dots, log_softmax, log_sum_exp, softmax, wide
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total, varying
+from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, softmax, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
 
 
@@ -109,6 +110,8 @@ def _rows(
         given = jnp.arange(views * blocks), scores.reshape(views * blocks, rows, width)
         return tuple(x.reshape(views, count) for x in lax.map(one, given))
 
+    if not isinstance(scores.shape[1], int):  # a symbolic batch
+        return whole(scores, codes)
     return lax.platform_dependent(scores, codes, cpu=in_blocks, default=whole)
 
 
@@ -427,7 +430,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName =
     check_axis(axis_name)
     labels = jnp.asarray(labels)
     counted = labels >= 0
-    log_p = log_softmax(logits)
-    rows = -jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    rows = of_labels(*varying((logits, jnp.maximum(labels, 0).astype(jnp.int32))))
     count = total(counted.sum(dtype=rows.dtype), axis_name)
     return total(jnp.where(counted, rows, 0).sum(), axis_name) / jnp.maximum(count, 1)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean, split_over
-from cl_jax.core.numerics import capped, dots, log_sum_exp, prepared, wide
+from cl_jax.core.numerics import capped, dots, log_sum_exp, prepared, unit_like, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan
@@ -60,26 +60,29 @@ def inva_spread(
       authors' code (self left out of the sums). In place of their full row sum less log(1 - P_ip)
       the partner is left out of the sum, and the leading negative's 1 - P is summed from the other
       terms: finite and exact in float32 at temperature 0.01."""
-    z_a, z_b = prepared(normalise, z_a=z_a, z_b=z_b)
     sizes = check("b d", z_a=z_a, z_b=z_b)
+    if not normalise:
+        z_a, z_b = prepared(False, z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature, negative_weight=negative_weight)
     check_plan("gather", block_size)
     check_axis(axis_name)
     mesh, names = split_over(sizes["b"], z_a, z_b) if axis_name is None else (None, ())
     if not names:
-        return _loss(z_a, z_b, temperature, negative_weight, block_size, axis_name)
+        return _loss(z_a, z_b, temperature, negative_weight, normalise, block_size, axis_name)
     # Rows of a sharded batch: of each device its own, as with a named axis.
     rows, one = PartitionSpec(names), PartitionSpec()
     local = jax.shard_map(
-        lambda z_a, z_b, t: _loss(z_a, z_b, t, negative_weight, block_size, names),
+        lambda z_a, z_b, t: _loss(z_a, z_b, t, negative_weight, normalise, block_size, names),
         mesh=mesh,
         in_specs=(rows, rows, one),
         out_specs=one,
     )
-    return local(z_a, z_b, jnp.asarray(temperature, wide(z_a).dtype))
+    return local(z_a, z_b, jnp.asarray(temperature, wide_type(jnp.result_type(z_a))))
 
 
-def _loss(z_a, z_b, temperature, negative_weight, block_size, axis_name) -> jax.Array:
+def _loss(z_a, z_b, temperature, negative_weight, normalise, block_size, axis_name) -> jax.Array:
+    if normalise:
+        z_a, z_b = unit_like(z_a), unit_like(z_b)
     keys = lax.stop_gradient(jnp.concatenate([gather(z_a, axis_name), gather(z_b, axis_name)]))
     batch = keys.shape[0] // 2
     first = first_row(z_a.shape[0], axis_name) + jnp.arange(z_a.shape[0])

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from cl_jax.cluster.pairs import likely_copies
 from cl_jax.reports import findings, page, pictures
 from cl_jax.reports.page import Section
 
 Array = np.ndarray
 Label = tuple[Array, Sequence[str]]  # [N] integers, -1 for none, and the names of their values
-DUPLICATES = 0.98
 
 
 def summary(told: Sequence[tuple[str, str]], verdict: str, settings: str) -> Section:
@@ -165,14 +165,15 @@ def clusters(members: Sequence[Array]) -> Section:
 
 def alike(x: Array, label: Label | None, similarity: Array, near: Array) -> list[Section]:
     """Duplicates of rows [N, D], and likely false negatives."""
-    groups = findings.duplicates(x, DUPLICATES)
+    threshold = likely_copies(x)
+    groups = findings.duplicates(x, threshold)
     sections = []
     if groups is None:
         sections.append(
             Section(
                 "Duplicates",
                 "",
-                f"<p>Most examples are at least {DUPLICATES} alike: the features hardly tell them "
+                f"<p>Most examples are at least {threshold:g} alike: the features hardly tell them "
                 "apart, and duplicates cannot be told from others.</p>",
             )
         )
@@ -183,12 +184,12 @@ def alike(x: Array, label: Label | None, similarity: Array, near: Array) -> list
             Section(
                 "Duplicates",
                 f"{len(groups)} groups of examples, {total} in all, whose features are at least "
-                f"{DUPLICATES} alike.",
+                f"{threshold:g} alike.",
                 shown,
             )
         )
     values = label[0] if label is not None else None
-    pairs = findings.false_negatives(values, similarity, near, DUPLICATES)
+    pairs = findings.false_negatives(values, similarity, near, threshold)
     sections.append(
         Section(
             "Likely false negatives",

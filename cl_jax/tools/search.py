@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from cl_jax.data.embeddings import Embeddings
 
-DUPLICATES = 0.995
 REFERENCE = 5_000  # rows that outliers are measured against
 _SHOWN = 12
 
@@ -46,9 +45,10 @@ def parser() -> argparse.ArgumentParser:
         "--duplicates",
         nargs="?",
         type=float,
-        const=DUPLICATES,
+        const=0.0,
         metavar="SIMILARITY",
-        help="groups of rows that are at least so similar (default %(const)s)",
+        help="groups of rows that are at least so similar (default: .98 or more, by how alike "
+        "unrelated rows are)",
     )
     asked.add_argument(
         "--clusters",
@@ -179,11 +179,12 @@ def like(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> Found
 
 
 def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
-    """Groups of rows that are joined by pairs at least so similar."""
+    """Groups of rows that are joined by pairs at least so similar; 0 chooses a threshold."""
     import numpy as np
 
-    from cl_jax.cluster.pairs import groups, pairs_above
+    from cl_jax.cluster.pairs import groups, likely_copies, pairs_above, usual
 
+    threshold = threshold or likely_copies(x)
     pairs = pairs_above(x, threshold)
     found = groups(len(x), pairs)
     # of each row its most similar partner
@@ -192,11 +193,8 @@ def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
     np.maximum.at(best, pairs.second, pairs.similarity)
     extra = sum(len(rows) for rows in found) - len(found)
     mixed = [rows for rows in found if len({_label(held, i) for i in rows}) > 1]
-    drawn = np.random.default_rng(0).integers(0, len(x), (2, 20_000))
-    a, b = (x[rows] / np.linalg.norm(x[rows], axis=1, keepdims=True).clip(1e-12) for rows in drawn)
-    usual = np.quantile((a * b).sum(1)[drawn[0] != drawn[1]], 0.999) if len(x) > 1 else 0.0
     lines = [
-        f"of any two rows, one pair in a thousand is more than {usual:.3f} alike",
+        f"of any two rows, one pair in a thousand is more than {usual(x):.3f} alike",
         f"{len(found):,} groups of rows at least {threshold:g} alike, {len(pairs.first):,} pairs: "
         f"{extra:,} rows are copies of others"
         + (f"; {len(mixed):,} groups have different labels" if mixed else ""),
@@ -311,10 +309,12 @@ def subset(held: "Embeddings", x: "np.ndarray", count: int) -> Found:
     lines += [f"  {_clean(held.paths[i])}{_label(held, i)}" for i in rows[:_SHOWN]]
     if count > _SHOWN:
         lines.append(f"  and {count - _SHOWN:,} more (--out=FILE.csv for all)")
+    known = held.words("label") if "label" in held.labels else [""] * len(x)
     columns = {
         "rank": range(1, count + 1),
         "path": held.paths[rows],
         "radius": [f"{value:.6f}" for value in radius],
+        "label": [known[i] for i in rows],  # to be filled in, for `cl-jax label`
     }
     return Found("\n".join(lines), columns, _in_rows("subset", held, rows))
 
@@ -327,10 +327,13 @@ def overview(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> F
         counts = {word: words.count(word) for word in sorted(set(words))[:_SHOWN]}
         told = ", ".join(f"{word or 'none'} {count:,}" for word, count in counts.items())
         lines.append(f"{name}: {told}" + (", ..." if len(set(words)) > _SHOWN else ""))
-    found = duplicates(held, x, DUPLICATES)
+    found = duplicates(held, x, 0.0)
     lines += ["", found.text]
     if len(x) > 2:
-        lines += ["", clusters(held, x, 0, args.k).text, "", outliers(held, x, 8, args.k).text]
+        kinds = clusters(held, x, 0, args.k).text.split("\n")
+        if len(kinds) > 1 + _SHOWN:
+            kinds[1 + _SHOWN :] = [f"  and {len(kinds) - 1 - _SHOWN} clusters more (--clusters)"]
+        lines += ["", *kinds, "", outliers(held, x, 8, args.k).text]
     return Found("\n".join(lines), found.columns, found.rows)
 
 

@@ -207,9 +207,11 @@ def _config(
 
 def prepare() -> str:
     """Sets what jax reads when it is imported: a cache of compiled programs and XLA's flags;
-    returns the flags that were added. Cycles are collected less often from here on: tracing makes
-    so many objects, which stay, that looking through them took a tenth of a start."""
+    returns the flags that were added. Warnings are a line each. Cycles are collected less often
+    from here on: tracing makes so many objects, which stay, that looking through them took a tenth
+    of a start."""
     gc.set_threshold(50_000, 20, 20)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "cl_jax"))

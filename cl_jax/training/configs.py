@@ -130,7 +130,7 @@ def of_run(workdir: str | Path) -> ConfigDict:
     if not path.exists():
         stages = sorted(found.parent.name for found in path.parent.glob("*/config.json"))
         raise NotFoundError(
-            f"{workdir} holds the runs {', '.join(stages)}: give one, --workdir={workdir}/"
+            f"{workdir} holds the runs {', '.join(stages)}: give one, such as {workdir}/"
             f"{stages[0]}, or the config of all of them."
             if stages
             else f"{workdir} holds no run: {path} is missing. Train first, with "

@@ -355,7 +355,8 @@ def where_things_are(workdir: Path) -> str:
             + " (figures), last and best (checkpoints)"
             + (f", {pictures}" if pictures else ""),
             f"next: cl-jax eval --workdir={place}, cl-jax report {place} (a page to look at), "
-            f"cl-jax embed {place} (features, for cl-jax search and label)",
+            f"cl-jax embed {place} (features, for cl-jax search and label), cl-jax export {place} "
+            "(weights for other libraries)",
         )
     )
 

@@ -315,14 +315,18 @@ def load(workdir: str | Path, *, best: bool = False) -> Trained:
     was trained on.
 
     Args:
-      workdir: of the run; of a run in stages, of one stage.
+      workdir: of the run; of a run in stages, of one stage, unless only one has begun.
       best: the best checkpoint by the run's evaluations in place of the newest.
 
     Raises:
       NotFoundError: there is no run, or it has no such checkpoint.
     """
-    config, built, state = stages.load(workdir, best=best, with_data=False)
-    return Trained(path_of(workdir), config, built, state)
+    place = path_of(workdir)
+    begun = list(place.glob("*/config.json"))
+    if len(begun) == 1 and not (place / "config.json").exists():
+        place = begun[0].parent
+    config, built, state = stages.load(place, best=best, with_data=False)
+    return Trained(place, config, built, state)
 
 
 def names_of(source: Source) -> list[str]:

@@ -1,6 +1,7 @@
 """The README.md beside exported weights."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -13,8 +14,8 @@ from cl_jax.weights.network import Network
 _OF_VIT = ("torchvision", "timm", "huggingface")  # whose ViT has the positions of one size
 
 
-def text(run: Trained, net: Network, to: str, check: str) -> str:
-    """The model card."""
+def text(run: Trained, net: Network, to: str, notes: Sequence[str]) -> str:
+    """The model card, with what there is to say of how the weights were written and checked."""
     config = configs.plain(run.config)
     figures: dict[str, Any] = {}
     if (path := run.workdir / "eval.json").exists():
@@ -36,7 +37,7 @@ library_name: {"transformers" if to == "huggingface" else to}
 ---
 # {net.section["name"]} of {config["method"]["name"]}
 
-Written by cl_jax for {to}. {check[0].upper()}{check[1:]}.
+Written by cl_jax for {to}. {" ".join(f"{note[0].upper()}{note[1:]}." for note in notes)}
 
 {_inputs_told(net, config, to)}
 - Data: {config["data"]["name"]} {config["data"].get("path", "")}, step {run.step}.

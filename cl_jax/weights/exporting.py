@@ -8,7 +8,7 @@ from pathlib import Path
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.paths import user_path
 from cl_jax.training.trained import Trained
-from cl_jax.weights import card, folders, limits, network, programs
+from cl_jax.weights import card, folders, limits, network, padding, programs
 
 TARGETS = ("torchvision", "timm", "huggingface", "onnx", "stablehlo")
 TOLERANCE = 1e-4
@@ -24,8 +24,8 @@ def write(run: Trained, to: str, out: str | Path) -> list[str]:
 
     Raises:
       ConfigError: a network that the target cannot express, with the layer; answers that differ by
-        more than 1e-4; a library that the target needs; a folder that is there, or cannot be
-        written.
+        more than 1e-4, of their root mean square where that is above 1; a library that the target
+        needs; a folder that is there, or cannot be written.
     """
     place = user_path(out)
     if place.exists():
@@ -49,14 +49,16 @@ def write(run: Trained, to: str, out: str | Path) -> list[str]:
             difference, how = folders.tokens(run, net, folder)
         else:
             difference, how = folders.images(net, to, folder)
-        if not difference <= TOLERANCE:
+        if not difference.relative <= TOLERANCE:
             raise ConfigError(
-                f"the exported network's answers differ by {difference:.2g} from the run's; "
-                f"expected at most {TOLERANCE:g}. Nothing was written."
+                f"the exported network's answers differ by {difference} from the run's; expected "
+                f"at most {TOLERANCE:g}. Nothing was written."
             )
-        line = f"largest difference on random inputs {difference:.2g}, {how}"
-        (folder / "README.md").write_text(card.text(run, net, to, line))
+        lines = [f"largest difference on random inputs {difference}, {how}"]
+        if limits.narrow(net, to):
+            lines.append(padding.told(net))
+        (folder / "README.md").write_text(card.text(run, net, to, lines))
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors are written for their owner alone
         shutil.move(str(folder), place)
-    return [f"in {place}: {', '.join(sorted(path.name for path in place.iterdir()))}", line]
+    return [f"in {place}: {', '.join(sorted(path.name for path in place.iterdir()))}", *lines]

@@ -13,9 +13,15 @@ from cl_jax.core.errors import ConfigError
 from cl_jax.data import wordpiece
 from cl_jax.encoders import vit
 from cl_jax.training.trained import Trained
-from cl_jax.weights import huggingface, importing, libraries, names
+from cl_jax.weights import huggingface, importing, libraries, limits, names, padding
 from cl_jax.weights.names import DIALECTS
-from cl_jax.weights.network import Network, difference, positions_of, without_padding
+from cl_jax.weights.network import (
+    Difference,
+    Network,
+    difference,
+    positions_of,
+    without_padding,
+)
 
 _DIALECTS = {
     ("resnet", "torchvision"): "resnet/torchvision",
@@ -27,12 +33,15 @@ _DIALECTS = {
 }
 
 
-def images(net: Network, to: str, folder: Path) -> tuple[float, str]:
-    """A ResNet or ViT under the names of torchvision, timm or Hugging Face: (the largest
-    difference from the run's answers, how it was measured)."""
+def images(net: Network, to: str, folder: Path) -> tuple[Difference, str]:
+    """A ResNet or ViT under the names of torchvision, timm or Hugging Face: (the difference from
+    the run's answers, how it was measured). One that is too narrow for the target is written as a
+    part of a network of full width; its answers are then compared with zeros after them."""
     from safetensors.numpy import save_file
 
-    section = net.section
+    section, run, narrow = net.section, net, limits.narrow(net, to)
+    if narrow:
+        net = padding.padded(net)
     if section["name"] == "vit" and net.encoder.variant == "dino":
         net = net._replace(side=net.encoder.image_size)
     dialect = DIALECTS[_DIALECTS[net.kind, to]]
@@ -52,7 +61,9 @@ def images(net: Network, to: str, folder: Path) -> tuple[float, str]:
         tensors[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     inputs = net.inputs
-    ours = net.answers(inputs)
+    ours = run.answers(inputs)
+    if narrow:
+        ours = padding.with_zeros(ours, net)
     real = libraries.of(to, net.kind, net.encoder, folder, inputs)
     if real is not None:
         return difference(real[0], ours), real[1]
@@ -103,7 +114,7 @@ def _huggingface(net: Network, flat: Mapping[Any, Any]) -> dict[str, Any]:
     )
 
 
-def tokens(run: Trained, net: Network, folder: Path) -> tuple[float, str]:
+def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
     """A BertModel, or a CLIPModel, with the vocabulary where the run has BERT's: as `images`."""
     from safetensors.numpy import save_file
 

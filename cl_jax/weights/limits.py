@@ -15,12 +15,21 @@ def refuse(net: Network, to: str) -> None:
     why = by_kind[net.kind](net, to)
     if why:
         mend = (
-            " Train with --config.encoder.width=1.0 --config.encoder.stem=imagenet "
-            "--config.encoder.variant=torchvision for a ResNet that it has, or export to onnx."
+            " Train with --config.encoder.stem=imagenet --config.encoder.variant=torchvision and a "
+            "width of at most 1 for a ResNet that it has, or export to onnx."
             if net.kind == "resnet"
             else ""
         )
         raise ConfigError(f"{to} cannot express this {net.section['name']}: {why}.{mend}")
+
+
+def narrow(net: Network, to: str) -> bool:
+    """Whether a ResNet of a smaller width goes to the target as a part of one of width 1: all its
+    channels, the stem's too, are the same share of that one's."""
+    if net.kind != "resnet" or to not in ("torchvision", "timm"):
+        return False
+    stem = int(net.params["stem_conv1"]["kernel"].shape[-1])
+    return net.encoder.width < 1 and stem == net.encoder.channels(64)
 
 
 def _odd_resnet(net: Network, to: str) -> str:
@@ -38,6 +47,8 @@ def _odd_resnet(net: Network, to: str) -> str:
     if to != "huggingface" and stages != 4:
         return f"stage{min(stages, 4)}_block1: {stages} stages; huggingface has it"
     stem = int(net.params["stem_conv1"]["kernel"].shape[-1])
+    if narrow(net, to):
+        return _odd_channels(net, to, "stem_conv1")
     if to != "huggingface" and stem != 64:
         return f"stem_conv1: {stem} channels in place of 64; huggingface has it"
     if to == "torchvision" and section.get("width", 1.0) != 1:

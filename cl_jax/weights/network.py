@@ -132,9 +132,38 @@ def _places(params: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-def difference(theirs: Mapping[str, Any], ours: Answers) -> float:
-    """The largest, NaN where one is NaN."""
-    return float(max(np.abs(theirs[name] - ours[name]).max() for name in theirs))
+class Difference(NamedTuple):
+    """How far two libraries' answers to the same inputs are apart. largest: of all numbers. scale:
+    root mean square of the run's own answers."""
+
+    largest: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """The largest as it is judged: as a share of the scale where that is above 1, since the
+        rounding of float32 is."""
+        return self.largest / max(self.scale, 1.0)
+
+    def __str__(self) -> str:
+        if self.scale <= 1:
+            return f"{self.largest:.2g}"
+        return (
+            f"{self.largest:.2g}, which is {self.relative:.2g} of the root mean square of the "
+            f"answers, {self.scale:.2g}"
+        )
+
+
+def difference(theirs: Mapping[str, Any], ours: Answers) -> Difference:
+    """That of the answer which differs most; NaN where one is NaN."""
+    found = []
+    for name in theirs:
+        with np.errstate(invalid="ignore"):  # inf - inf
+            largest = float(np.abs(theirs[name] - ours[name]).max())
+        scale = float(np.sqrt(np.square(ours[name], dtype=np.float64).mean()))
+        found.append(Difference(largest, scale))
+    undefined = [one for one in found if np.isnan(one.relative)]
+    return (undefined or sorted(found, key=lambda one: one.relative))[-1]
 
 
 def without_padding(found: Answers, inputs: Answers) -> Answers:

@@ -1,5 +1,5 @@
-"""A network as a program with its weights: an ONNX file, or StableHLO. Both return the largest
-difference from the run's answers, and how it was measured."""
+"""A network as a program with its weights: an ONNX file, or StableHLO. Both return the difference
+from the run's answers, and how it was measured."""
 
 import importlib.util
 from pathlib import Path
@@ -10,10 +10,10 @@ import numpy as np
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.weights import onnx_graph
-from cl_jax.weights.network import Network, difference, positions_of
+from cl_jax.weights.network import Difference, Network, difference, positions_of
 
 
-def onnx_file(net: Network, folder: Path) -> tuple[float, str]:
+def onnx_file(net: Network, folder: Path) -> tuple[Difference, str]:
     """model.onnx, weights inside: "images" float32 [N, C, S, S] or "tokens" int64 [N, T] to "h"."""
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("an ONNX file is written with onnx: pip install 'cl_jax[export]'.")
@@ -37,7 +37,7 @@ def onnx_file(net: Network, folder: Path) -> tuple[float, str]:
     return difference({"h": found}, net.answers(inputs)), how
 
 
-def stablehlo_file(net: Network, folder: Path) -> tuple[float, str]:
+def stablehlo_file(net: Network, folder: Path) -> tuple[Difference, str]:
     """Weights inside, float32 images [N, S, S, C] or int32 tokens [N, T] to "h" [N, D], for CPU,
     GPU and TPU."""
     from jax import export

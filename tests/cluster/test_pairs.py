@@ -97,3 +97,13 @@ def test_a_coreset_goes_on_from_what_is_chosen():
     assert sorted(np.asarray(coreset(copies, 5).rows)) == list(range(5))
     with pytest.raises(ValueError, match="count is 78 and 4 rows are chosen"):
         coreset(x, 78, chosen=ten[:4])
+
+
+@pytest.mark.parametrize("spread, wanted", [(10.0, 0.98), (0.4, None), (1e-3, 0.9999)])
+def test_copies_are_much_more_alike_than_unrelated_rows(spread, wanted):
+    rows = 1 + spread * np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    found, usual = pairs.likely_copies(rows), pairs.usual(rows)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    every = (unit @ unit.T)[np.triu_indices(400, 1)]
+    assert usual == pytest.approx(np.quantile(every, 0.999), abs=0.02 * min(spread, 1))
+    assert found == (wanted or pytest.approx(1 - (1 - usual) / 6, abs=1e-4))

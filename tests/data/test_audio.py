@@ -171,7 +171,7 @@ def test_each_bad_recording_is_named(tmp_path, name):
         pytest.importorskip("soundfile")
     with pytest.raises(ValueError, match=f"b/3.wav: .*{text}") as error:
         audio.make(path=path)
-    assert "1 of the recordings" in str(error.value) and "on_error='skip'" in str(error.value)
+    assert "1 of the recordings" in str(error.value) and "on_error=skip" in str(error.value)
     splits = audio.make(path=path, on_error="skip")
     assert splits.train.skipped + splits.test.skipped == 1
 

@@ -147,7 +147,7 @@ def test_damaged_images_are_named_skipped_and_counted(tmp_path, cache_bytes, cap
     lines = {line.split(":")[0].strip(): line for line in str(caught.value).splitlines()}
     for name, words in wrong.items():
         assert words in lines[name], name
-    assert "on_error='skip'" in str(caught.value)
+    assert "on_error=skip" in str(caught.value)
 
     with caplog.at_level("WARNING"):
         splits = folder.make(**options, on_error="skip")

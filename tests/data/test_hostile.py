@@ -145,7 +145,7 @@ def in_folder(plant: Callable[[Path], str], tmp_path: Path) -> str:
     assert (
         message.startswith("1 of the images in ") and f"\n  {images.printable(name)}: " in message
     )
-    assert message.endswith("Mend or remove them, or set on_error='skip' to leave them out.")
+    assert message.endswith("or leave them out: --config.data.on_error=skip.")
     raise caught.value
 
 

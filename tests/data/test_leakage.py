@@ -42,8 +42,14 @@ def test_pictures_saved_again_are_likely_copies(tmp_path, caplog):
         for number in range(count):
             small = rng.integers(0, 256, (9, 9, 3), np.uint8)
             Image.fromarray(small).resize((72, 72)).save(tmp_path / part / f"{number}.png")
+    smooth = Image.fromarray(rng.integers(60, 190, (3, 4, 3), np.uint8)).resize((120, 90))
+    smooth.save(tmp_path / "train/sky.jpg", quality=95)
+    smooth.resize((70, 52)).save(tmp_path / "test/small.jpg", quality=70)
+    Image.new("RGB", (50, 50), "white").save(tmp_path / "train/white.png")
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "test/flat.png")
     with Image.open(tmp_path / "train/7.png") as image:
         image.resize((90, 90)).save(tmp_path / "test/again.jpg", quality=85)
     folder.make(path=str(tmp_path), image_size=36)
-    assert "1 of the 5 test examples are likely copies" in caplog.text
+    assert "2 of the 7 test examples are likely copies" in caplog.text
     assert "test/again.jpg looks like train/7.png" in caplog.text
+    assert "test/small.jpg looks like train/sky.jpg" in caplog.text

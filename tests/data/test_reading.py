@@ -28,7 +28,7 @@ def test_bits_that_are_used_fill_the_range(tmp_path, bits, suffix, caplog):
         splits = folder.make(path=deep(tmp_path, bits, suffix=suffix), image_size=16)
     image = splits.train.arrays["image"]
     assert image.max() == 255 and image[:, 8:, 4:5].max() == 0
-    assert f"numbers of {bits} of 16 bits; 0 to {2**bits - 1} becomes 0 to 255" in caplog.text
+    assert f", {bits} are used; 0 to {2**bits - 1} becomes 0 to 255" in caplog.text
 
 
 def test_a_given_range_cuts_and_a_found_one_refuses(tmp_path, monkeypatch):

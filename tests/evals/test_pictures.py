@@ -8,6 +8,7 @@ from cl_jax.evals.pictures import (
     DPI,
     FRAME,
     GAP,
+    LINE_HEIGHT,
     MARGIN,
     TEXT,
     TILE,
@@ -71,6 +72,18 @@ def test_neighbours_of_other_sizes_and_channels(tmp_path):
         neighbour_grid(tmp_path / "x.png", images(2, 8, 8), images(1, 3, 8, 8))
     with pytest.raises(ValueError, match="correct has shape"):
         neighbour_grid(tmp_path / "x.png", images(2, 8, 8), images(2, 3, 8, 8), np.ones((2, 2)))
+
+
+def test_captions_are_below_their_pictures_whatever_they_hold(tmp_path):
+    captions = [["cat\na.png", "$x_{\nvery/long/" + 30 * "n" + "me.png", "鳥\n\x1b.png"]] * 2
+    neighbour_grid(tmp_path / "n.png", images(2, 32, 32), images(2, 2, 32, 32), captions=captions)
+    shown = read(tmp_path / "n.png")
+    assert shown.shape[0] == TOP + 2 * (CELL + 2 * LINE_HEIGHT) + GAP + MARGIN
+    for top in (TOP + CELL, TOP + 2 * CELL + GAP + 2 * LINE_HEIGHT):
+        band = shown[top : top + 2 * LINE_HEIGHT]
+        for left in (MARGIN, SECOND, SECOND + CELL + GAP):
+            assert (band[:, left : left + CELL] < 200).any()
+        assert (band[:, SECOND + CELL : SECOND + CELL + GAP] == 255).all()  # it ends in its column
 
 
 def test_names_of_lines_keep_apart():

@@ -191,8 +191,11 @@ def test_fastsiam_parity_over_devices():
     assert_parity(loss, (p, z), [True, True])
 
 
-def test_dino_parity_over_devices():
-    student, teacher, centre = crops()
+@pytest.mark.parametrize("block", [1 << 18, pytest.param(64, marks=pytest.mark.slow)])
+def test_dino_parity_over_devices(block, monkeypatch):
+    monkeypatch.setattr(no_negatives, "BLOCK", block)
+    monkeypatch.setattr(no_negatives, "WHOLE", 8 if block == 64 else 1 << 21)
+    student, teacher, centre = crops(rows=16 if block == 64 else 8)
 
     def loss(student, teacher, centre, axis_name):  # batch first: that axis is split
         student, teacher = (jnp.moveaxis(x, 0, 1) for x in (student, teacher))
@@ -239,9 +242,23 @@ def test_errors():
         module.dino(student[:2], student[:3], centre, **DINO)
 
 
-@pytest.mark.parametrize(("views", "seen"), [(2, 2), (4, 2), (3, 1)])
-def test_dino_has_the_derivatives_of_its_formula(views, seen):
-    """First and second ones, also of the temperature, which JAX takes of the composed formula."""
+@pytest.mark.parametrize(
+    ("views", "seen", "blocks"),
+    [
+        (2, 2, False),
+        (4, 2, False),
+        (3, 1, False),
+        (4, 2, True),
+        pytest.param(2, 2, True, marks=pytest.mark.slow),
+        pytest.param(3, 1, True, marks=pytest.mark.slow),
+    ],
+)
+def test_dino_has_the_derivatives_of_its_formula(views, seen, blocks, monkeypatch):
+    """First and second ones, also of the temperature, which JAX takes of the composed formula; of
+    all rows at once and of one at a time."""
+    if blocks:
+        monkeypatch.setattr(no_negatives, "BLOCK", 64)
+        monkeypatch.setattr(no_negatives, "WHOLE", 8)
     student, teacher, centre = crops(views=views, seen=seen, rows=3)
     moved = crops(1, views=views, seen=seen, rows=3)[0]
 
@@ -268,6 +285,16 @@ def test_dino_has_the_derivatives_of_its_formula(views, seen):
         found, exact = (jax.jit(partial(derivatives, f))() for f in (ours, composed))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_dino_takes_a_list_of_views():
+    student, teacher, centre = crops()
+    np.testing.assert_array_equal(
+        module.dino(list(student), list(teacher), centre, **DINO),
+        module.dino(student, teacher, centre, **DINO),
+    )
+    with pytest.raises(ValueError, match=r"student\[1\] has shape \(7, 6\)"):
+        no_negatives.dino([student[0], student[1][:7]], teacher, centre, **DINO)
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
     assert search.main([file, "--subset=5", f"--out={out}"]) == 0
     chosen = [row["path"] for row in table(out)]
     assert len(set(chosen)) == 5 and {name.split("/")[0] for name in chosen} == {"cat", "dog"}
+    assert [row["label"] for row in table(out)] == [name.split("/")[0] for name in chosen]
     assert search.main([file]) == 0
     said = capsys.readouterr().out
     assert "17 rows, h [" in said and "label: cat 8, dog 9" in said and "clusters" in said

@@ -80,9 +80,10 @@ def test_variables_are_those_of_the_module(run, mine):
     np.testing.assert_allclose(h, rows["test"], atol=1e-5)
 
 
-def test_the_best_checkpoint(run):
-    best = cl_jax.load(run[0], best=True)
-    assert best.step == 2
+def test_the_best_checkpoint_and_the_only_stage_of_a_run(run, tmp_path):
+    (tmp_path / "pretrain").symlink_to(run[0])
+    best = cl_jax.load(tmp_path, best=True)
+    assert best.step == 2 and best.workdir == tmp_path / "pretrain"
     assert set(best.dimensions) == {"h", "z"} | {n for n in best.dimensions if n.startswith("proj")}
 
 
@@ -145,6 +146,11 @@ def test_wrong_inputs_are_one_sentence(mine, tmp_path):
     with pytest.raises(KeyError, match="there is no feature 'z'"):
         mine.embed(image)["z"]
     with pytest.raises(NotFoundError, match="holds no run"):
+        cl_jax.load(tmp_path)
+    for name in ("pretrain", "finetune"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(NotFoundError, match=r"holds the runs finetune, pretrain: give one, such"):
         cl_jax.load(tmp_path)
 
 

@@ -22,6 +22,7 @@ from cl_jax.weights import (
     limits,
     names,
     network,
+    padding,
     programs,
 )
 from tests.tools import kept
@@ -100,8 +101,8 @@ def test_the_card_has_the_last_evaluation_and_does_without_a_damaged_one(run, ca
     path, net = run.workdir / "eval.json", network.of_run(run)
     for content, row in (('{"knn/top1": 0.5, "step": 3}', "| knn/top1 | 0.5 |"), ("{", "| none |")):
         path.write_text(content)
-        found = card.text(run, net, "timm", "compared")
-        assert row in found and "Written by cl_jax for timm. Compared." in found
+        found = card.text(run, net, "timm", ["compared", "half of it"])
+        assert row in found and "Written by cl_jax for timm. Compared. Half of it." in found
     path.unlink()
     assert "the card has no figures" in caplog.text
 
@@ -129,7 +130,13 @@ WIDE = dict(blocks=(1, 1, 1, 1))
             "stage1_block1/sk: selective kernels",
         ),
         ("timm", "resnet", dict(blocks=(1, 1)), "stage2_block1: 2 stages; huggingface has it"),
-        ("timm", "resnet", WIDE | dict(width=0.5), "stem_conv1: 32 channels in place of 64"),
+        ("timm", "resnet", WIDE | dict(width=2.0), "stem_conv1: 128 channels in place of 64"),
+        (
+            "torchvision",
+            "resnet",
+            WIDE | dict(width=0.5, stem_width=16),
+            "stem_conv1: 16 channels in place of 64",
+        ),
         (
             "torchvision",
             "resnet",
@@ -168,7 +175,7 @@ def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
     section = tiny.TEXT | dict(pool="cls") if kind == "transformer" else tiny.CLIP
     net = tiny.network(kind, 16, head=kind == "transformer", **section)
     difference, _ = folders.tokens(_Nothing, net, tmp_path)
-    assert difference < 1e-5
+    assert difference.largest < 1e-5
     settings = json.loads((tmp_path / "config.json").read_text())
     tensors = load_file(tmp_path / "model.safetensors")
     assert settings["model_type"] == {"transformer": "bert"}.get(kind, kind)
@@ -182,10 +189,42 @@ def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
 
 
 def test_answers_that_differ_are_refused_and_leave_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "stablehlo_file", lambda net, folder: (2e-4, "by a test"))
+    found = network.Difference(2e-4, 0.5)
+    monkeypatch.setattr(programs, "stablehlo_file", lambda net, folder: (found, "by a test"))
     with pytest.raises(ConfigError, match=r"differ by 0.0002 from the run's; expected at most"):
         exporting.write(run, "stablehlo", tmp_path / "out")
+    found = network.Difference(9.0, 58_000.0)
+    with pytest.raises(ConfigError, match=r"differ by 9, which is 0.00016 of the root mean square"):
+        exporting.write(run, "stablehlo", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_is_judged_against_answers_above_1():
+    ours = {"h": np.full((2, 4), 58_000.0, np.float32)}
+    found = network.difference({"h": ours["h"] + 0.5}, ours)
+    assert found == (0.5, 58_000.0) and found.relative == pytest.approx(0.5 / 58_000)
+    assert str(found).startswith("0.5, which is 8.6e-06 of the root mean square of the answers")
+    small = {"h": np.full((2, 4), 1e-3, np.float32)}  # a small network is not held to less
+    assert network.difference({"h": small["h"] + 2e-4}, small).relative == pytest.approx(2e-4)
+    for bad in (np.nan, np.inf):  # of any of several answers, on either side
+        odd = {"a": np.zeros((1, 2)), "b": np.array([[1.0, bad]])}
+        even = {"a": np.ones((1, 2)), "b": np.ones((1, 2))}
+        for pair in ((odd, even), (even, odd), (odd, odd)):
+            assert not network.difference(*pair).relative <= exporting.TOLERANCE
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_narrow_resnet_goes_out_as_a_part_of_a_full_one(bottleneck, tmp_path):
+    net = tiny.network("resnet", blocks=(1, 1, 1, 1), bottleneck=bottleneck, width=1 / 16)
+    limits.refuse(net, "torchvision")
+    limits.refuse(net, "timm")
+    found, _ = folders.images(net, "torchvision", tmp_path)
+    assert found.largest < 1e-5
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["conv1.weight"].shape == (64, 3, 7, 7)
+    assert tensors[f"layer4.0.bn{2 + bottleneck}.weight"].shape == (512 * (4 if bottleneck else 1),)
+    assert not tensors["layer1.0.conv2.weight"][4:].any() and tensors["bn1.running_var"][4:].all()
+    assert "width 0.0625 is written as width 1" in padding.told(net)
 
 
 def test_a_place_that_cannot_be_written(run, tmp_path):
