@@ -29,9 +29,9 @@ Reached: after 384 steps of one seed, 3.5 minutes of one core, a median rank of 
   text to clip and of 70 from clip to text (untrained 474 and 498), R@10 of 7.9 and 7.7 %; the
   sentences are written at 0.90 nats a token (6.1 at the start). Logistic regression on the clip's
   features finds the digit in 16 % and the motion in 21 %. After two epochs the median rank from
-  text to clip is 102, with `none` 110 and with `identity` 91. `ablation`, means of three seeds: 88.0
-  with `cross`, 88.7 with `hybrid`, 89.3 with `none`, 91.3 with `identity`, no difference outside
-  its 95 % interval; about eight minutes of one core.
+  text to clip is 102, with `none` 110 and with `identity` 91. `ablation`, means of three seeds:
+  88.0 with `cross`, 88.7 with `hybrid`, 89.3 with `none`, 91.3 with `identity`, no difference
+  outside its 95 % interval; about eight minutes of one core.
 """
 
 import itertools
