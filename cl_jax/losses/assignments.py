@@ -110,6 +110,8 @@ def _rows(
         given = jnp.arange(views * blocks), scores.reshape(views * blocks, rows, width)
         return tuple(x.reshape(views, count) for x in lax.map(one, given))
 
+    if not isinstance(scores.shape[1], int):  # a symbolic batch
+        return whole(scores, codes)
     return lax.platform_dependent(scores, codes, cpu=in_blocks, default=whole)
 
 

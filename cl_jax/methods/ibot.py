@@ -410,6 +410,8 @@ def _codes(
         valid=valid,
         axis_name=run.axis_name,
     )
+    if valid is not None:  # they are NaN where no patch of the global batch is hidden
+        rows = jnp.where(valid[:, None], rows, 0.0)
     return rows.reshape(logits.shape)
 
 

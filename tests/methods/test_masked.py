@@ -102,6 +102,13 @@ def test_ibot_without_a_mask_has_no_patch_loss_and_its_centres_are_means_of_the_
 
 
 @pytest.mark.slow
+def test_a_balanced_teacher_without_a_hidden_patch_has_no_patch_loss():
+    _, after, metrics = stepped(student(mask_probability=0.0, centring="sinkhorn"))
+    assert metrics["patch_loss"] == 0 and metrics["class_loss"] > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, after.params)))
+
+
+@pytest.mark.slow
 def test_ibots_teacher_follows_and_is_what_evaluators_read():
     method = student(momentum=0.5)
     first, after, _ = stepped(method)
