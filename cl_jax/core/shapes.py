@@ -164,7 +164,7 @@ def _match(
         expected = int(letter) if letter.isdigit() else known.setdefault(letter, size)
         if not letter.isdigit():
             set_by.setdefault(letter, name)
-        if isinstance(size, int) and size == 0 and letter in "bdkr":
+        if isinstance(size, int) and size == 0 and letter in "bd":
             raise ValueError(
                 f"{name} has shape {shape}, no entry along {letter}; expected at least one. An "
                 "empty batch has no loss: leave it out."

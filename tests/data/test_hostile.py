@@ -741,7 +741,7 @@ def queue(tmp_path: Path) -> str:
 @case(
     "Settings",
     "an unknown variant",
-    "variant 'cifar' of this config is unknown; have folder, cifar10",
+    "variant 'cifar' of this config is unknown; have folder, table",
 )
 def variant(tmp_path: Path) -> str:
     simclr_v1.get_config("cifar")

@@ -36,7 +36,7 @@ def test_unknown_method_and_variant(config):
     ):
         loop.build(config)
     with pytest.raises(
-        ValueError, match="variant 'cifar' of this config is unknown; have folder, cifar10"
+        ValueError, match="variant 'cifar' of this config is unknown; have folder, table"
     ):
         simclr_v1.get_config("cifar")
 
