@@ -107,7 +107,10 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
                 "columns."
             )
     if not wanted or not lines:
-        raise ValueError(f"{path} has {len(wanted)} columns of numbers and {len(lines)} rows.")
+        raise ValueError(
+            f"{path} has {len(wanted)} columns of numbers and {len(lines)} rows; expected one or "
+            "more of each."
+        )
     for number, cells in lines:
         if len(cells) != len(header):
             raise ValueError(

@@ -197,7 +197,7 @@ def dino(
     views, student_scale, *of_teacher = varying(
         (views, student_scale, *lax.stop_gradient((seen, centre, teacher_scale)))
     )
-    # Of views that come apart no array of all is made where each is read by itself.
+    # The stack of a list is not made where views are read one by one; blocks would need it.
     if not apart and _rows_of_block(views, of_teacher[0]):
         rows = _dino_rows_in_blocks(views, student_scale, *of_teacher)
     else:
