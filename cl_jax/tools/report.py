@@ -251,6 +251,7 @@ def _summary(run: "Trained", source: "Source", bad: dict[str, str], rows: int) -
 
     import cl_jax
     from cl_jax.checks import diagnosis
+    from cl_jax.core.names import some
     from cl_jax.data.images import printable
     from cl_jax.reports import sections
     from cl_jax.training import configs, metrics
@@ -268,8 +269,7 @@ def _summary(run: "Trained", source: "Source", bad: dict[str, str], rows: int) -
         ("version", f"cl_jax {cl_jax.__version__}"),
     ]
     if bad:
-        some = ", ".join(printable(name) for name in sorted(bad)[:5])
-        told.append(("not read", f"{len(bad)}: {some}" + ", ..." * (len(bad) > 5)))
+        told.append(("not read", f"{len(bad)}: {some([printable(name) for name in sorted(bad)])}"))
     verdict = diagnosis.diagnose(log, config.total_epochs) if log else None
     settings = json.dumps(configs.plain(config), indent=1, default=str)
     return sections.summary(told, str(verdict or ""), settings)
