@@ -207,7 +207,7 @@ class _Terminal:
                 f"{short} {log.latest[name]:.{digits}f}"
                 for name, short, digits in (
                     ("loss", "loss", 3),
-                    ("images_per_second", "images/s", 0),
+                    ("examples_per_second", "examples/s", 0),
                     ("knn/top1", "kNN", 3),
                 )
                 if name in log.latest
