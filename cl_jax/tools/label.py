@@ -213,10 +213,9 @@ def _fine_tuned(
     from scipy.special import softmax
 
     from cl_jax.data.images import printable
-    from cl_jax.data.source import subset
+    from cl_jax.data.source import names_of, subset
     from cl_jax.evals import evaluation, fine_tuned
     from cl_jax.training.progress import Progress
-    from cl_jax.training.trained import names_of
 
     folder = args.pictures or str(run.config.data.get("path", "") or "")
     if not folder:
@@ -274,8 +273,8 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     """The features of all pictures, from the file that is given or made now; None where that was
     interrupted."""
     from cl_jax.data import embeddings
+    from cl_jax.data.source import checksum_of
     from cl_jax.tools import embed
-    from cl_jax.training import trained
 
     (feature,) = run.names(args.feature)
     args.feature = feature
@@ -300,7 +299,7 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     if out.is_file():
         source, _ = run.source(folder)
         held = embeddings.load(out)
-        if held.about.get("names") == trained.checksum_of(source):
+        if held.about.get("names") == checksum_of(source):
             return held
     words = [args.run, folder, f"--out={out}", f"--features={feature}", "--overwrite"]
     status = embed.embed(embed.parser().parse_args(words + ["--best"] * args.best))

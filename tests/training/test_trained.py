@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 import cl_jax
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, NotFoundError
-from cl_jax.data.source import Splits, from_arrays, labels_of
+from cl_jax.data.source import Splits, from_arrays, joined, labels_of
 from cl_jax.training import configs, loop, stages, trained
 
 
@@ -186,7 +186,7 @@ def test_a_run_is_a_transformer(run, mine):
 
 def test_joined_sources_follow_each_other(run):
     data = run[3]
-    both = trained.joined("both", {"train": data.train, "test": data.test})
+    both = joined("both", {"train": data.train, "test": data.test})
     assert both.size == data.train.size + data.test.size
     np.testing.assert_array_equal(both.read(data.train.size)["image"], data.test.read(0)["image"])
     np.testing.assert_array_equal(labels_of(both)[-data.test.size :], labels_of(data.test))
