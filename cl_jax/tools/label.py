@@ -106,6 +106,7 @@ def read_labels(path: str) -> dict[str, str]:
     import io
 
     from cl_jax.core.errors import NotFoundError
+    from cl_jax.data import lines
     from cl_jax.data.embeddings import PATHS
     from cl_jax.data.images import printable
 
@@ -113,10 +114,11 @@ def read_labels(path: str) -> dict[str, str]:
     if not file.is_file():
         raise NotFoundError(f"{path} is not a file; expected a table of paths and labels.")
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            text = lines.read()
-        first = text.split("\n", 1)[0]
-        between = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+            text = opened.read()
+        if "\0" in text:
+            raise _error(f"{path} has zero bytes; expected a table as UTF-8 text, .csv.")
+        between = lines.separator(text.split("\n", 1)[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
         table = [row for row in reader if any(map(str.strip, row))]
     except (OSError, csv.Error) as error:

@@ -17,6 +17,7 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.data.source import Splits, from_arrays, joined, labels_of
 from cl_jax.training import configs, loop, stages, trained
+from cl_jax.training.transformer import Features
 
 
 def pictures(root, count=12):
@@ -177,7 +178,8 @@ def test_a_state_of_elsewhere_becomes_a_run(run, mine, tmp_path):
 def test_a_run_is_a_transformer(run, mine):
     _, _, rows, data = run
     images = data.test.arrays["image"]
-    step = clone(cl_jax.Features(mine, feature="h"))
+    assert cl_jax.Features is Features
+    step = clone(Features(mine, feature="h"))
     found = make_pipeline(step, StandardScaler()).fit_transform(images)
     np.testing.assert_allclose(found, StandardScaler().fit_transform(rows["test"]), atol=1e-4)
     assert list(step.fit(images).get_feature_names_out()[:2]) == ["h0", "h1"]
