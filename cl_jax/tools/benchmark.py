@@ -378,6 +378,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     xla.prepare()  # for this process and those it starts
     try:
         names = names_of(args)
+        if args.seeds < 1 or not names:
+            raise ValueError(
+                f"--seeds={args.seeds}, {len(names)} methods; expected one or more of each."
+            )
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         make(args.workdir)

@@ -65,6 +65,8 @@ def report(args: argparse.Namespace) -> int:
     out = Path(args.out or run.workdir / "report.html").expanduser()
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out={out}: {out.parent} is not a folder that one may write to.")
+    if out.is_dir():
+        raise ValueError(f"--out={out} is a folder; give the name of a file, such as report.html.")
     text = _page.of_run(run, args)
     # names of files need not be text
     how: Any = dict(encoding="utf-8", errors="backslashreplace")

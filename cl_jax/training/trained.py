@@ -184,17 +184,21 @@ class Trained:
         )
 
     def names(self, features: str | Sequence[str] = "") -> tuple[str, ...]:
-        """The features that `features` names, checked."""
+        """The features that `features` names, each once, checked."""
         if features == ALL:
             return tuple(sorted(self.dimensions))
         asked = [features or self.feature] if isinstance(features, str) else list(features)
+        if not asked:
+            raise ConfigError(
+                f"features is empty; expected one or more of {', '.join(self.dimensions)}."
+            )
         for name in asked:
             if name not in self.dimensions:
                 raise ConfigError(
                     f"the network of {self.workdir} has no feature {name!r}"
                     f"{nearest(name, self.dimensions)}; it has {', '.join(self.dimensions)}."
                 )
-        return tuple(asked)
+        return tuple(dict.fromkeys(asked))
 
     def source(self, inputs: Inputs | None = None) -> tuple[Source, dict[str, str]]:
         """(inputs of any form of `embed` as a source, {name: reason} of what cannot be read; damage
