@@ -44,7 +44,7 @@ def test_stages_do_not_start_inside_a_run(tmp_path):
     with pytest.raises(ConfigError, match=f"Give --workdir={tmp_path}."):
         stages.stages(config, tmp_path / "pretrain")
     (tmp_path / "best/1").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds a run.*Give another --workdir"):
+    with pytest.raises(ConfigError, match="of their own in the workdir"):
         stages.stages(config, tmp_path)
 
 
