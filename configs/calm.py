@@ -49,7 +49,15 @@ from cl_jax.training import defaults
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, ("file", "base", "debug"))
     config = defaults.get_config()
-    config.data = ConfigDict(dict(name="concepts", length=20, concepts_length=12, longest=12))
+    config.data = ConfigDict(
+        dict(
+            name="concepts",
+            packages=("python", "numpy", "scipy", "sklearn", "jax", "flax", "optax"),
+            length=16,
+            concepts_length=10,
+            longest=10,
+        )
+    )
     config.views = ConfigDict(
         dict(
             sentence=dict(kind="tokens"),
@@ -58,24 +66,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.encoder = ConfigDict(
-        dict(name="encoder_decoder", width=96, depth=2, heads=4, length=20, dropout=0.0)
+        dict(name="encoder_decoder", width=64, depth=2, heads=4, length=16, dropout=0.0)
     )
     config.method = ConfigDict(dict(name="calm", joint=False))
     config.optimizer = ConfigDict(
         dict(
             name="adamw",
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             learning_rate_scaling="none",
             schedule="warmup_linear",
-            warmup_epochs=0.5,
+            warmup_epochs=1.0,
             weight_decay=0.01,
             clip_global_norm=1.0,
         )
     )
-    config.batch_size, config.total_epochs = 32, 3.0
+    config.batch_size, config.total_epochs = 32, 10.0
     config.evals = ConfigDict(
         dict(
-            every_epochs=1.0,
+            every_epochs=5.0,
             batch_size=256,
             baselines=True,
             best="",
@@ -96,11 +104,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
             joint=dict(
                 previous="../mix",
                 method=dict(joint=True),
-                optimizer=dict(learning_rate=1e-4, warmup_epochs=0.0),
-                total_epochs=1.0,
-                evals=dict(every_epochs=1.0),
+                optimizer=dict(learning_rate=5e-4, warmup_epochs=0.0),
+                total_epochs=2.0,
+                evals=dict(every_epochs=2.0),
             ),
-            finetune=dict(previous="../joint", **copy.deepcopy(few)),
+            finetune=dict(
+                previous="../joint",
+                optimizer=dict(learning_rate=1e-3),
+                **copy.deepcopy(few),
+            ),
             scratch=copy.deepcopy(few),
         )
     )
