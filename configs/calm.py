@@ -90,12 +90,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             protocols=dict(concept_tasks=dict(), generation=dict(rows=512, when="final")),
         )
     )
-    few = dict(
-        method=dict(tasks=("concepts",)),
-        data=dict(fraction=0.1),
-        total_epochs=20.0,
-        evals=dict(every_epochs=20.0),
-    )
+    written = dict(method=dict(tasks=("concepts",)), total_epochs=5.0, evals=dict(every_epochs=5.0))
     config.stage_order = ("mix", "joint", "finetune", "scratch")
     config.previous = ""
     config.stages = ConfigDict(
@@ -110,10 +105,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ),
             finetune=dict(
                 previous="../joint",
-                optimizer=dict(learning_rate=1e-3),
-                **copy.deepcopy(few),
+                optimizer=dict(learning_rate=5e-4),
+                **copy.deepcopy(written),
             ),
-            scratch=copy.deepcopy(few),
+            scratch=copy.deepcopy(written),
         )
     )
     if "file" in chosen or "base" in chosen:
@@ -130,7 +125,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.stages.joint.update(dict(total_epochs=3.0))
         config.stages.joint.optimizer.learning_rate = 5e-7
         for stage in (config.stages.finetune, config.stages.scratch):
-            stage.data.fraction, stage.total_epochs = 1.0, 2.0
+            stage.total_epochs = 2.0
             stage.evals.every_epochs = 1.0
     if "debug" in chosen:
         config.data.update(dict(limit=64, vocab_size=600, length=16, packages=("numpy", "optax")))
@@ -140,6 +135,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.protocols.generation.rows = 32
         config.stages.joint.total_epochs = 1.0
         for stage in (config.stages.finetune, config.stages.scratch):
-            stage.data.fraction, stage.total_epochs = 1.0, 1.0
+            stage.total_epochs = 1.0
             stage.evals.every_epochs = 1.0
     return config

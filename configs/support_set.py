@@ -109,7 +109,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.method.support = support
     if "ablation" in chosen:
         config.views.clip.size = 16
-        config.total_epochs, config.evals.every_epochs = 8.0, 8.0
+        config.total_epochs, config.evals.every_epochs = 6.0, 6.0
         for role in ("text", "decoder"):
             config.encoder[role].update(dict(width=32, depth=1))
         over = dict(
