@@ -195,6 +195,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
+    processor = time.process_time()
     results = loop.train(config, workdir)
     _, built, state = load(workdir)
     if augmented_epochs and is_of_images(config):
@@ -234,6 +235,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         "images_per_second": speed,
         "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
         "wall_seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - processor,
         "resumed": resumed,
         "peak_memory_mib": peak / 2**20,
         "steps": built.run.total_steps,
