@@ -5,10 +5,10 @@ from them, restores their order where they were shuffled, and says which of two 
 true one. In a second stage it writes the false sentences itself, and learns to restore and to tell
 them.
 
-Default: sentences of at most 12 words of the documentation of Python, numpy, scipy and
-scikit-learn, a T5 of two and two layers of 96, two CPU cores. Stages: --stage=mix (the first,
-alone by default), joint, finetune (sentences from concepts alone, a tenth of the sentences),
-scratch (the same from random weights: what the stages before are worth), or all.
+Default: sentences of at most ten words of the documentation of Python, numpy, scipy, scikit-learn,
+jax, flax and optax, a T5 of two and two layers of 64, two CPU cores. Stages: --stage=mix (the
+first, alone by default), joint, finetune (sentences from concepts alone), scratch (the same from
+random weights: what the stages before are worth), or all.
 
 Variants:
   file   your own sentences, one a line, at --config.data.path; or CommonGen: a header with
@@ -31,12 +31,13 @@ Differences from the authors' code:
     SPICE, which need Java and WordNet, neither.
 
 Command: python -m cl_jax.main --config=configs/calm.py --workdir=runs/calm
-Reached: at step 516 of the first stage, three epochs, here of a schedule of six: asked which of two
-  is true, the sentence is the likelier answer than its shuffled form at 81.2 % (untrained 49.0 %),
-  and likelier given its own concepts than another's at 98.8 % (55.9 %). Word for word 0.6 % are
-  restored from their shuffled form, and 13.9 % of the tokens are written at their place, where
-  copying reaches 47.3 %: so short a training does not learn to write. The later stages are not run
-  at this size.
+Reached: eight minutes of one core for all stages, five of them the first. Asked which of two is
+  true, the first stage finds the sentence likelier than its shuffled form at 81.2 % (untrained
+  48.8 %), and likelier given its own concepts than another's at 97.9 % (50.8 %); 10.5 % are
+  restored word for word, with 40.9 % of the tokens at their place, where copying reaches 49.8 %.
+  Sentences from concepts, finetune and scratch: CIDEr 1.24 and .57, BLEU-4 .078 and .037, ROUGE-L
+  .367 and .242, coverage 76.7 and 42.3 %. The second stage adds nothing: fine-tuned from the first,
+  CIDEr is 1.28.
 """
 
 import copy
