@@ -301,6 +301,11 @@ def _filled(
                     f"{list(like.shape)} of the network that the other tensors describe. Our "
                     f"{dialect.family} cannot compute what this one does."
                 )
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ConfigError(
+                    f"{path}: {called[0]} is {value.dtype}; expected floating-point numbers. Give "
+                    "the weights as they were before they were quantised."
+                )
             if not np.isfinite(value).all():
                 raise ConfigError(f"{path}: {called[0]} holds NaN or inf.")
             found[collection][at] = value
