@@ -53,6 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         entropy_weight=0.01,
         cpc_steps=8,
         cpc_weight=0.1,
+        cpc_epochs=None,
     )
     config.optimizer = ConfigDict(
         dict(
