@@ -22,7 +22,7 @@ COLUMNS = (
     ("reached_untrained", "its own measure, untrained", 1, 3),
     ("alignment", "alignment", 1, 3),
     ("uniformity", "uniformity", 1, 2),
-    ("images_per_second", "images/s", 1, 0),
+    ("examples_per_second", "examples/s", 1, 0),
     ("train_seconds", "training, s", 1, 0),
     ("peak_memory_mib", "peak memory, MiB", 1, 0),
 )

@@ -578,7 +578,7 @@ class _Pending:
             now = interval.ended or time.perf_counter()
             elapsed = max(now - self.since, 1e-9)
             rate = sum(len(numbers) for numbers, _ in found) / elapsed
-            row["images_per_second"] = rate * run.batch_size
+            row["examples_per_second"] = rate * run.batch_size
             row["data_wait"] = (interval.waited - self.waited) / elapsed
             kind = self.built.mesh.devices.flat[0].device_kind
             peak = peak_flops(kind, dtype_of(self.config))

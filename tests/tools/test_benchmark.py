@@ -234,5 +234,7 @@ def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, 
 def test_all_is_every_config(tmp_path):
     args = settings(tmp_path, all=True, methods="all")
     assert benchmark.names_of(args) == configs.names()
+    assert benchmark.main(["--seeds=0", f"--workdir={tmp_path / 'none'}"]) == 1
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="--against=byoll is not in the table"):
         benchmark.names_of(settings(tmp_path, methods="byol,dino", against="byoll"))

@@ -550,7 +550,7 @@ def test_rates_after_an_evaluation_are_of_the_steps_alone(config, calls, tmp_pat
     monkeypatch.setattr(Stepper, "advance", step)
     monkeypatch.setattr(loop.Evaluation, "measure", evaluation)
     loop.train(config, tmp_path)
-    rates = [row["images_per_second"] for row in metrics.read(tmp_path) if "loss" in row]
+    rates = [row["examples_per_second"] for row in metrics.read(tmp_path) if "loss" in row]
     assert len(rates) == LAST and rates == [small.BATCH / 2] * LAST
 
 
@@ -575,7 +575,7 @@ def test_intervals_that_are_read_at_once_share_the_time_between_them(config, mon
     pending = loop._Pending(
         config,
         small.built(1),
-        SimpleNamespace(write=lambda step, row: rows.append(row["images_per_second"])),
+        SimpleNamespace(write=lambda step, row: rows.append(row["examples_per_second"])),
         SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0),
     )
     pending.add(0, {"loss": Later()})

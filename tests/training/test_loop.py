@@ -186,7 +186,7 @@ def pending_on(clock, config, monkeypatch, rows):
     return loop._Pending(
         config,
         built,
-        SimpleNamespace(write=lambda step, row: rows.append((step, row["images_per_second"]))),
+        SimpleNamespace(write=lambda step, row: rows.append((step, row["examples_per_second"]))),
         SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0),
     )
 
