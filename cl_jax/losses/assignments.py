@@ -3,23 +3,33 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total, varying
-from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, softmax, wide
+from cl_jax.core.numerics import (
+    at_least_one,
+    capped,
+    common_type,
+    dots,
+    log_sum_exp,
+    softmax,
+    wide,
+    wide_type,
+)
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
+from cl_jax.losses._views import Codes, Views, check_views, cross_entropies, of_others
 
 
 @any_mesh
 def swav(
-    scores: jax.Array,
-    codes: jax.Array,
+    scores: Views,
+    codes: Views,
     *,
     temperature: float,
     assigned: Sequence[int] | None = None,
@@ -32,9 +42,9 @@ def swav(
     temperature)>
 
     Args:
-      scores: [V, B, K] dot products of unit features with unit prototypes, all crops; gradient
-        flows.
-      codes: [A, B, K] from `swav_codes` or `sinkhorn`; no gradient.
+      scores: [V, B, K] dot products of unit features with unit prototypes, all crops, or a list of
+        V arrays [B, K], which is faster than its stack on a CPU; gradient flows.
+      codes: [A, B, K] from `swav_codes` or `sinkhorn`, or a list; no gradient.
       temperature: above 0 (0.1). Codes have none: their sharpness is Sinkhorn's epsilon.
       assigned: A view numbers, codes[a] was computed from view assigned[a]. Default: the first A
         views.
@@ -50,96 +60,24 @@ def swav(
     Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster
       assignments, NeurIPS 2020, equations 2 and 6.
     """
-    check("a b k", check("v b k", scores=scores), codes=codes)
+    sizes = check_views("a b k", "codes", codes, check_views("v b k", "scores", scores))
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    owners = range(codes.shape[0]) if assigned is None else assigned
-    return mean(_swapped(scores, lax.stop_gradient(wide(codes)), temperature, owners), axis_name)
-
-
-def _swapped(
-    scores: jax.Array, codes: jax.Array, temperature: float, owners: Sequence[int]
-) -> jax.Array:
-    """`swapped_cross_entropy` of log softmax(scores / temperature), which is not written out: the
-    codes that a view predicts are summed first, and -<q, log p> = sum q log sum exp x - <q, x>."""
-    views, owners = scores.shape[0], check_owners(scores.shape[0], codes.shape[0], owners)
-    predicts = tuple(tuple(float(v != owner) for owner in owners) for v in range(views))
-    terms = _rows(wide(scores), codes, jnp.asarray(temperature, codes.dtype), predicts)[0]
-    return terms.sum() / (len(owners) * (views - 1) * scores.shape[1])
-
-
-BLOCK = 1 << 17  # scores, half a megabyte
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _rows(
-    scores: jax.Array,
-    codes: jax.Array,
-    temperature: jax.Array,
-    predicts: tuple[tuple[float, ...], ...],
-) -> tuple[jax.Array, ...]:
-    """Of each row of the scores [V, B, K], as [V, B]: its term of the loss; and what its gradient
-    is computed from, log sum exp of what is below its maximum, that maximum, and the sum of the
-    codes that it predicts. predicts: [V, A], 1 where a view predicts the codes."""
-
-    def some(scores, codes, weights):  # [..., K], [A, ..., K], [A]
-        top = scores.max(axis=-1)
-        x = capped((scores - top[..., None]) / temperature)
-        log_sum = jnp.log(at_least_one(jnp.exp(x).sum(axis=-1)))
-        q = jnp.tensordot(weights, codes, axes=1, precision=lax.Precision.HIGHEST)
-        mass = q.sum(axis=-1)
-        return mass * log_sum - (q * x).sum(axis=-1), log_sum, top, mass
-
-    def whole(scores, codes):
-        return jax.vmap(some, (0, None, 0))(scores, codes, jnp.asarray(predicts, scores.dtype))
-
-    def in_blocks(scores, codes):
-        """A CPU's caches hold what is computed of one block; the matrices go through once."""
-        views, count, width = scores.shape
-        fit = [n for n in range(1, count + 1) if count % n == 0 and n * width <= BLOCK]
-        rows = max(fit, default=1)
-        blocks = count // rows
-        weights = jnp.asarray(predicts, scores.dtype)
-        parts = codes.reshape(len(codes), blocks, rows, width)
-
-        def one(given):
-            number, block = given
-            mine = lax.dynamic_index_in_dim(parts, number % blocks, 1, keepdims=False)
-            return some(block, mine, weights[number // blocks])
-
-        given = jnp.arange(views * blocks), scores.reshape(views * blocks, rows, width)
-        return tuple(x.reshape(views, count) for x in lax.map(one, given))
-
-    if not isinstance(scores.shape[1], int):  # a symbolic batch
-        return whole(scores, codes)
-    return lax.platform_dependent(scores, codes, cpu=in_blocks, default=whole)
-
-
-def _rows_jvp(predicts, primals, tangents):
-    scores, codes, temperature = primals
-    out = _rows(scores, codes, temperature, predicts)
-    _, log_sum, top, mass = out
-    x = capped((scores - top[:, :, None]) / temperature)
-    change, _, warmer = tangents
-    change = 0.0 if isinstance(change, SymbolicZero) else change
-    if not isinstance(warmer, SymbolicZero):
-        change = change - x * warmer
-    change = change / temperature
-    p = jnp.exp(x - log_sum[:, :, None])
-    # No sums here, and products with 0 and 1 for slices: all is one loop over the matrix.
-    q = jnp.zeros((), scores.dtype)
-    for code, chosen in zip(codes, zip(*predicts)):
-        q = q + code[None] * jnp.asarray(chosen, scores.dtype)[:, None, None]
-    terms = ((mass[:, :, None] * p - q) * change).sum(axis=2)
-    return out, (terms, (p * change).sum(axis=2), 0 * top, 0 * mass)
-
-
-_rows.defjvp(_rows_jvp, symbolic_zeros=True)
+    views, count = sizes["v"], sizes["a"]
+    owners = check_owners(views, count, range(count) if assigned is None else assigned)
+    dtype = wide_type(common_type(*jax.tree.leaves((scores, codes))))
+    rows = cross_entropies(
+        scores,
+        1 / jnp.asarray(temperature, dtype),
+        Codes(lax.stop_gradient(codes)),
+        of_others(views, owners),
+    )
+    return mean(rows.sum() / (count * (views - 1) * sizes["b"]), axis_name)
 
 
 @any_mesh
 def swav_codes(
-    scores: jax.Array,
+    scores: Views,
     queue: jax.Array | None = None,
     prototypes: jax.Array | None = None,
     filled: jax.Array | None = None,
@@ -148,13 +86,13 @@ def swav_codes(
     iterations: int,
     queue_per_device: bool = False,
     axis_name: AxisName = None,
-) -> jax.Array:
+) -> Any:
     """Sinkhorn codes of each crop that has them, balanced together with the crop's queue of earlier
     features.
 
     Args:
-      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from;
-        no gradient.
+      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from,
+        or a list of A arrays [B, K]; no gradient.
       queue: [A, L, D] earlier unit features of the same crops (`cl_jax.memory.crop_queue`), not
         holding this batch yet.
       prototypes: [K, D], today's: earlier features are scored with them. Needed with a queue.
@@ -165,21 +103,22 @@ def swav_codes(
         all devices.
 
     Returns:
-      [A, B, K], at least float32; each row sums to 1. No gradient.
+      [A, B, K], or a list for a list, at least float32; each row sums to 1. No gradient.
 
     Raises:
       ValueError: shapes that disagree, a queue without prototypes or `filled`, and as `sinkhorn`.
 
     Reference: Caron et al., NeurIPS 2020, section 4.1 (queue).
     """
-    sizes = check("a b k", scores=scores)
+    sizes = check_views("a b k", "scores", scores)
     check_positive(epsilon=epsilon)
     check_axis(axis_name)
     balance = functools.partial(
         _balanced, epsilon=epsilon, iterations=iterations, axis_name=axis_name
     )
+    apart = isinstance(scores, (list, tuple))
     if queue is None:
-        return balance(scores)
+        return [balance(x[None])[0] for x in scores] if apart else balance(scores)
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -188,8 +127,14 @@ def swav_codes(
         )
     check("k d", check("a l d", sizes, queue=queue), prototypes=prototypes)
     queued = dots("ald,kd->alk", lax.stop_gradient(queue), lax.stop_gradient(prototypes))
-    use = jnp.broadcast_to(filled, scores.shape[:1])
-    return balance(scores, queued, use_queued=use, queued_per_device=queue_per_device)
+    use = jnp.broadcast_to(filled, sizes["a"])
+
+    def with_queue(scores, queued, use):
+        return balance(scores, queued, use_queued=use, queued_per_device=queue_per_device)
+
+    if apart:
+        return [with_queue(x[None], queued[i : i + 1], use[i])[0] for i, x in enumerate(scores)]
+    return with_queue(scores, queued, use)
 
 
 @any_mesh

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import assignments
+from cl_jax.losses import _blocks, assignments
 from cl_jax.memory import crop_queue
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
@@ -133,8 +133,8 @@ def test_swav_equals_loops():
 
 
 def test_swav_of_several_blocks_equals_loops(monkeypatch):
-    """Blocks of three rows of the twelve; and the gradient of a temperature."""
-    monkeypatch.setattr(assignments, "BLOCK", 16)
+    """Blocks of five rows of the twelve; and the gradient of a temperature."""
+    monkeypatch.setattr(_blocks, "BLOCK", 5 * 25)
     with jax.enable_x64(True):
         scores = features(3, 12, 5)
         codes = module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
