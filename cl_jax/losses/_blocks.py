@@ -40,7 +40,7 @@ def by_rows(f: Callable[..., Any], *trees: Any) -> Any:
     count = jax.tree.leaves(trees)[0].shape[-2]
 
     def whole(*trees):
-        found = f(*(jax.tree.map(lambda x: list(x) if x.ndim == 3 else x, tree) for tree in trees))
+        found = f(*jax.tree.map(_apart, trees))
         return jax.tree.map(lambda x: jnp.stack(x) if _is_list(x) else x, found, is_leaf=_is_list)
 
     def block(start, trees):
@@ -48,12 +48,10 @@ def by_rows(f: Callable[..., Any], *trees: Any) -> Any:
         return f(*jax.tree.map(lambda x: _part(x, start, rows), trees))
 
     def in_blocks(*trees):
-        axes = frozenset().union(*map(axes_of, jax.tree.leaves(trees)))
-
         def empty(x):
             many = (len(x),) if _is_list(x) else ()
             x = x[0] if many else x
-            return spread(jnp.zeros((*many, count, x.shape[1]), x.dtype), axes)
+            return jnp.zeros((*many, count, x.shape[1]), x.dtype)
 
         shapes = jax.eval_shape(partial(block, 0), trees)
         return lax.fori_loop(
@@ -62,12 +60,46 @@ def by_rows(f: Callable[..., Any], *trees: Any) -> Any:
             lambda i, out: jax.tree.map(
                 lambda x, found: _put(x, i * rows, found), out, block(i * rows, trees)
             ),
-            jax.tree.map(empty, shapes, is_leaf=_is_list),
+            _varying(jax.tree.map(empty, shapes, is_leaf=_is_list), trees),
         )
 
     if not rows:
         return whole(*trees)
     return lax.platform_dependent(*trees, cpu=in_blocks, default=whole)
+
+
+def folded(f: Callable[..., Any], state: Any, *trees: Any) -> Any:
+    """f(state, fresh, *trees), for a function that adds what it finds in rows to a state. fresh:
+    [rows, 1], false on rows that were added before; None where all are new. Arrays [V, B, K] are
+    given as in `by_rows`."""
+    rows = rows_of_block(*trees)
+    count = jax.tree.leaves(trees)[0].shape[-2]
+
+    def in_blocks(state, *trees):
+        def visit(i, state):
+            start = jnp.minimum(i * rows, count - rows)
+            fresh = None
+            if count % rows:
+                fresh = (start + jnp.arange(rows) >= i * rows)[:, None]
+            return f(state, fresh, *jax.tree.map(lambda x: _part(x, start, rows), trees))
+
+        return lax.fori_loop(0, -(-count // rows), visit, _varying(state, trees))
+
+    def whole(state, *trees):
+        return f(_varying(state, trees), None, *jax.tree.map(_apart, trees))
+
+    if not rows:
+        return whole(state, *trees)
+    return lax.platform_dependent(state, *trees, cpu=in_blocks, default=whole)
+
+
+def _varying(state, trees):
+    axes = frozenset().union(*map(axes_of, jax.tree.leaves(trees)))
+    return jax.tree.map(lambda x: spread(x, axes), state)
+
+
+def _apart(x):
+    return list(x) if x.ndim == 3 else x
 
 
 def _is_list(x) -> bool:

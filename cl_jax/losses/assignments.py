@@ -21,8 +21,10 @@ from cl_jax.core.numerics import (
     wide_type,
 )
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.losses._blocks import by_rows, folded
 from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
+from cl_jax.losses._sums import LOG_ZERO
 from cl_jax.losses._views import Codes, Views, check_views, cross_entropies, of_others
 
 
@@ -235,7 +237,7 @@ def _balanced(
 
     # Each row is centred on its own maximum before the division: that keeps float32's digits where
     # the mass is.
-    tops = [x.max(axis=2) for x in rows]
+    tops = [_highest(x) for x in rows]
     highest = _most(functools.reduce(jnp.maximum, [top.max(axis=1) for top in tops]), axis_name)
     kernels = [(x - top[:, :, None]) / epsilon for x, top in zip(rows, tops)]
     examples = [(top - highest[:, None]) / epsilon for top in tops]
@@ -266,43 +268,81 @@ def _balanced(
     held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
 
     def by_logarithms(_):
-        x, top, example, log_weight = (
-            jnp.concatenate(parts, axis=1) for parts in (rows, tops, examples, log_weights)
-        )
-        kernel = (x - top[:, :, None]) / epsilon
-        log_q = _log_codes(kernel, example, log_weight, iterations, axis_name)
-        return softmax(log_q[:, -scores.shape[1] :], axis=2), jnp.ones_like(held)
+        parts = [
+            (x, top[:, :, None], (e + w)[:, :, None], w[:, :, None])
+            for x, top, e, w in zip(rows, tops, examples, log_weights)
+        ]
+        return _by_logarithms(parts, epsilon, iterations, axis_name), jnp.ones_like(held)
 
     # A loop of one turn or none works in the place of the powers; `lax.cond` copies the matrix.
     codes = powers[-1] * column[:, None, :] * factors[-1][:, :, None]
     return lax.while_loop(lambda carry: ~carry[1], by_logarithms, (codes, held))[0]
 
 
-def _log_codes(
-    kernel: jax.Array,
-    example: jax.Array,
-    log_weight: jax.Array,
-    iterations: int,
-    axis_name: AxisName,
+def _by_logarithms(
+    parts: Sequence[tuple[jax.Array, ...]], epsilon: Any, iterations: int, axis_name: AxisName
 ) -> jax.Array:
-    """[A, N, K]: logarithms of the codes, up to a constant for each row, of scores of any range."""
-    for _ in range(iterations):
-        prototype = -_log_sum_rows(kernel + (example + log_weight)[:, :, None], axis_name)
-        log_q = kernel + (prototype - prototype.mean(axis=1, keepdims=True))[:, None, :]
-        example = -log_sum_exp(log_q, axis=2)
-    return log_q
+    """[A, B, K]: the codes of the last part, of scores of any range. Parts: scores [A, N, K], and
+    [A, N, 1] their highest in a row, the logarithms of rows' factors with their weights, and of the
+    weights alone.
+
+    Some rows at a time: what a loop may need is allocated even where it makes no turn.
+    """
+
+    def columns(factors):
+        """[A, K] logarithms of the columns' factors."""
+        x = parts[0][0]
+        most = jnp.full((x.shape[0], x.shape[2]), LOG_ZERO, x.dtype)
+        summed = jnp.zeros_like(most)
+
+        def added(sums, fresh, *blocks):
+            found = []
+            for most, summed, x, top, factor in zip(*sums, *blocks):
+                x = (x - top) / epsilon + (
+                    factor if fresh is None else jnp.where(fresh, factor, -jnp.inf)
+                )
+                highest = jnp.maximum(most, x.max(axis=0))
+                powers = jnp.exp(capped(x - highest[None])).sum(axis=0)
+                found.append((highest, summed * jnp.exp(most - highest) + powers))
+            return tuple(map(jnp.stack, zip(*found)))
+
+        for (x, top, *_), factor in zip(parts, factors):
+            most, summed = folded(added, (most, summed), x, top, factor)
+        top = _most(most, axis_name)
+        summed = total(summed * jnp.exp(most - top), axis_name)
+        return -top - jnp.log(at_least_one(summed))
+
+    def factors(column):
+        column = column - column.mean(axis=1, keepdims=True)
+
+        def of_rows(xs, tops, weights):
+            each = zip(xs, tops, weights, column)
+            return [
+                w - log_sum_exp((x - top) / epsilon + c[None], axis=1, keepdims=True)
+                for x, top, w, c in each
+            ]
+
+        return [by_rows(of_rows, x, top, w) for x, top, _, w in parts]
+
+    start = [factor for _, _, factor, _ in parts]
+    column = columns(lax.fori_loop(0, iterations - 1, lambda _, f: factors(columns(f)), start))
+
+    def codes(xs, tops):
+        return [
+            softmax((x - top) / epsilon + c[None], axis=1) for x, top, c in zip(xs, tops, column)
+        ]
+
+    return by_rows(codes, *parts[-1][:2])
+
+
+def _highest(x: jax.Array) -> jax.Array:
+    """[A, B] of [A, B, K], as a matrix: XLA's reductions on a CPU are slower of three axes."""
+    return x.reshape(-1, x.shape[2]).max(axis=1).reshape(x.shape[:2])
 
 
 def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """The largest value over devices."""
     return x if axis_name is None else lax.pmax(x, axis_name)
-
-
-def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """[A, N, K] -> [A, K]: logsumexp over the rows of all devices."""
-    top = _most(x.max(axis=1), axis_name)
-    powers = total(jnp.exp(capped(x - top[:, None])).sum(axis=1), axis_name)
-    return top + jnp.log(at_least_one(powers))
 
 
 @any_mesh
