@@ -4,7 +4,6 @@ For functions whose intermediates are as large as their input. What is made of a
 larger, such as its similarities to all keys, is cut by `_rows.over_rows`, on every backend."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -43,29 +42,52 @@ def by_rows(f: Callable[..., Any], *trees: Any) -> Any:
         found = f(*jax.tree.map(_apart, trees))
         return jax.tree.map(lambda x: jnp.stack(x) if _is_list(x) else x, found, is_leaf=_is_list)
 
-    def block(start, trees):
-        # The last one begins earlier where blocks do not come out even.
-        return f(*jax.tree.map(lambda x: _part(x, start, rows), trees))
-
     def in_blocks(*trees):
         def empty(x):
             many = (len(x),) if _is_list(x) else ()
             x = x[0] if many else x
             return jnp.zeros((*many, count, x.shape[1]), x.dtype)
 
-        shapes = jax.eval_shape(partial(block, 0), trees)
-        return lax.fori_loop(
-            0,
-            -(-count // rows),
-            lambda i, out: jax.tree.map(
-                lambda x, found: _put(x, i * rows, found), out, block(i * rows, trees)
-            ),
-            _varying(jax.tree.map(empty, shapes, is_leaf=_is_list), trees),
-        )
+        def visit(i, out):
+            start, _, blocks = _block(i, rows, count, trees)
+            return jax.tree.map(lambda x, found: _put(x, start, found), out, f(*blocks))
+
+        shapes = jax.eval_shape(lambda *trees: f(*_block(0, rows, count, trees)[2]), *trees)
+        start = jax.tree.map(empty, shapes, is_leaf=_is_list)
+        return lax.fori_loop(0, -(-count // rows), visit, _varying(start, trees))
 
     if not rows:
         return whole(*trees)
     return lax.platform_dependent(*trees, cpu=in_blocks, default=whole)
+
+
+def in_place(f: Callable[..., jax.Array], x: jax.Array, by_view: Any, by_row: Any) -> jax.Array:
+    """f of each view of x [V, B, K], with arrays [V, ...] and [V, B, ...] of the view and its rows:
+    written over x, where XLA would make another array of its size."""
+    rows, views, count = rows_of_block(x), *x.shape[:2]
+
+    def in_blocks(x, by_view, by_row):
+        blocks = -(-count // rows)
+
+        def visit(i, x):
+            view, start, size = i // blocks, (i % blocks) * rows, min(rows, count)
+            first = jnp.minimum(start, count - size)
+
+            def part(y):
+                at = (view, first, *[0] * (y.ndim - 2))
+                return lax.dynamic_slice(y, at, (1, size, *y.shape[2:]))[0]
+
+            old = part(x)
+            new = f(old, by_view[view], part(by_row))
+            if count % size:
+                new = jnp.where((first + jnp.arange(size) >= start)[:, None], new, old)
+            return lax.dynamic_update_slice(x, new[None], (view, first, 0))
+
+        return lax.fori_loop(0, views * blocks, visit, x)
+
+    if not rows:
+        return jax.vmap(f)(x, by_view, by_row)
+    return lax.platform_dependent(x, by_view, by_row, cpu=in_blocks, default=jax.vmap(f))
 
 
 def folded(f: Callable[..., Any], state: Any, *trees: Any) -> Any:
@@ -77,11 +99,8 @@ def folded(f: Callable[..., Any], state: Any, *trees: Any) -> Any:
 
     def in_blocks(state, *trees):
         def visit(i, state):
-            start = jnp.minimum(i * rows, count - rows)
-            fresh = None
-            if count % rows:
-                fresh = (start + jnp.arange(rows) >= i * rows)[:, None]
-            return f(state, fresh, *jax.tree.map(lambda x: _part(x, start, rows), trees))
+            _, fresh, blocks = _block(i, rows, count, trees)
+            return f(state, fresh, *blocks)
 
         return lax.fori_loop(0, -(-count // rows), visit, _varying(state, trees))
 
@@ -91,6 +110,16 @@ def folded(f: Callable[..., Any], state: Any, *trees: Any) -> Any:
     if not rows:
         return whole(state, *trees)
     return lax.platform_dependent(state, *trees, cpu=in_blocks, default=whole)
+
+
+def _block(i, rows, count, trees):
+    """Where a block begins, [rows, 1] which of its rows were in none before (None: all), and the
+    block. The last one begins earlier where blocks do not come out even."""
+    start, fresh = i * rows, None
+    if count % rows:
+        start = jnp.minimum(start, count - rows)
+        fresh = (start + jnp.arange(rows) >= i * rows)[:, None]
+    return start, fresh, jax.tree.map(lambda x: _part(x, start, rows), trees)
 
 
 def _varying(state, trees):

@@ -21,7 +21,7 @@ from cl_jax.core.numerics import (
     wide_type,
 )
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
-from cl_jax.losses._blocks import by_rows, folded
+from cl_jax.losses._blocks import by_rows, folded, in_place
 from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
 from cl_jax.losses._sums import LOG_ZERO
@@ -275,7 +275,7 @@ def _balanced(
         return _by_logarithms(parts, epsilon, iterations, axis_name), jnp.ones_like(held)
 
     # A loop of one turn or none works in the place of the powers; `lax.cond` copies the matrix.
-    codes = powers[-1] * column[:, None, :] * factors[-1][:, :, None]
+    codes = in_place(lambda x, c, f: x * c[None] * f, powers[-1], column, factors[-1][:, :, None])
     return lax.while_loop(lambda carry: ~carry[1], by_logarithms, (codes, held))[0]
 
 
