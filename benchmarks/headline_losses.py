@@ -402,7 +402,7 @@ LOSSES = {
         (library("lightly", "lightly", lambda torch: of_swav_in_one_array(), lambda n: 0),),
     ),
     "deepcluster_v2": Loss(
-        lambda a, b, y: losses.deepcluster_v2([jnp.stack([a, b])], [y], temperature=T),
+        lambda a, b, y: losses.deepcluster_v2([[a, b]], [y], temperature=T),
         "scores and labels",
         (plain(torch_deepcluster_v2)._replace(holds=lambda n: 0),),
     ),

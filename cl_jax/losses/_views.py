@@ -1,5 +1,5 @@
-"""Cross-entropies of views' rows of logits under distributions of other views: what DINO, SwAV and
-soft labels share.
+"""Cross-entropies of views' rows of logits under distributions: what DINO, SwAV, DeepCluster, soft
+labels and plain labels share.
 
 Passes over the logits keep sums of rows alone. What a pass needs of an entry it computes again: as
 an array of the logits' size it would cost more to write and read than its exponential. The
@@ -26,6 +26,12 @@ Views = jax.Array | Sequence[jax.Array]  # [V, B, K], or V arrays [B, K]
 
 class Codes(NamedTuple):
     """Distributions that are written out."""
+
+    given: Any
+
+
+class Labels(NamedTuple):
+    """Distributions with all mass on one class: integer labels, arrays [B]."""
 
     given: Any
 
@@ -57,7 +63,7 @@ def of_others(views: int, owners: Sequence[int]) -> list[list[int]]:
 def cross_entropies(
     views: Views,
     scale: jax.Array,
-    targets: Codes | Softmaxes,
+    targets: Codes | Labels | Softmaxes,
     predicts: Sequence[Sequence[int]],
 ) -> jax.Array:
     """[V, B] -<sum of the targets that a view predicts, log softmax(scale * view)> of each row.
@@ -65,7 +71,10 @@ def cross_entropies(
     predicts: of each view, the numbers of those targets.
     """
     arrays, *knobs = targets
-    dtype = wide_type(common_type(*jax.tree.leaves((views, arrays))))
+    if isinstance(targets, Labels):
+        arrays = [x[:, None] for x in arrays]
+    floats = views if isinstance(targets, Labels) else (views, arrays)
+    dtype = wide_type(common_type(*jax.tree.leaves(floats)))
     targets = type(targets)(_tuple(arrays), *knobs)
     given = varying((_tuple(views), jnp.asarray(scale, dtype), targets))
     rows = _entropies(tuple(map(tuple, predicts)), *given)[0]
@@ -137,7 +146,7 @@ def _instantiated(tangents):
 
 
 def _values(predicts, views, scale, targets):
-    distributions, of_targets = _distributions(targets, scale.dtype)
+    distributions, of_targets = _distributions(targets, views[0].shape, scale.dtype)
     rows, tops, totals = [], [], []
     for view, own in zip(views, predicts):
         x = wide(view).astype(scale.dtype)
@@ -154,7 +163,8 @@ def _values(predicts, views, scale, targets):
 def _terms(predicts, views, scale, targets, sums):
     """Of each view: its logits below their maximum, their softmax, the sum of what it predicts, and
     that sum's mass."""
-    distributions, of_targets = _distributions(targets, scale.dtype, sums.of_targets)
+    shape, dtype = views[0].shape, scale.dtype
+    distributions, of_targets = _distributions(targets, shape, dtype, sums.of_targets)
     ones = [jnp.ones((1, 1), scale.dtype)] * len(distributions)
     masses = of_targets if isinstance(targets, Codes) else ones
     for view, own, top, log_total in zip(views, predicts, sums.top, sums.log_total):
@@ -206,7 +216,7 @@ def _transposed(predicts, learned, residuals, cotangents):
     return d_views, sum(map(jnp.sum, d_scale)).astype(scale.dtype) if learned else None
 
 
-def _distributions(targets, dtype, sums=None):
+def _distributions(targets, shape, dtype, sums=None):
     """The targets [B, K], and of each the sums of rows: of codes the mass; of a softmax the highest
     logit before the centre is taken off, that after it, and the logarithm of the sum of
     exponentials below it."""
@@ -215,6 +225,9 @@ def _distributions(targets, dtype, sums=None):
         if sums is None:
             sums = tuple(jnp.sum(x, axis=1, keepdims=True) for x in found)
         return found, sums
+    if isinstance(targets, Labels):
+        classes = jnp.arange(shape[1])[None]
+        return [(classes.astype(x.dtype) == x).astype(dtype) for x in targets.given], ()
     found, by_target = [], []
     for i, x in enumerate(targets.logits):
         highest, top, log_total = (None, None, None) if sums is None else sums[i]
