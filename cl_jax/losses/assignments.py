@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total
+from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total, varying
 from cl_jax.core.numerics import (
     at_least_one,
     capped,
@@ -22,9 +22,10 @@ from cl_jax.core.numerics import (
 )
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._blocks import by_rows, folded, in_place
+from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
 from cl_jax.losses._sums import LOG_ZERO
-from cl_jax.losses._views import Codes, Labels, Views, check_views, cross_entropies, of_others
+from cl_jax.losses._views import Codes, Views, check_views, cross_entropies, of_others
 
 
 @any_mesh
@@ -388,7 +389,7 @@ def deepcluster_v2(
     for head, labels in zip(scores, assignments):
         sizes = check_views("v b k", "scores", head)
         check_integer("b", sizes, assignments=labels)
-        losses.append(_of_labels(head, sizes["v"], labels, temperature, axis_name))
+        losses.append(_of_labels(head, labels, temperature, axis_name))
     return jnp.stack(losses).mean()
 
 
@@ -411,17 +412,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName =
     sizes = check("b k", logits=logits)
     check_integer("b", sizes, labels=labels)
     check_axis(axis_name)
-    return _of_labels([logits], 1, labels, 1.0, axis_name)
+    return _of_labels([logits], labels, 1.0, axis_name)
 
 
-def _of_labels(
-    views: Views, number: int, labels: jax.Array, temperature: Any, axis_name: AxisName
-) -> jax.Array:
+def _of_labels(views: Views, labels: jax.Array, temperature: Any, axis_name: AxisName) -> jax.Array:
     """Mean over the labelled rows of all views."""
     labels = jnp.asarray(labels)
     counted = labels >= 0
     scale = 1 / jnp.asarray(temperature, wide_type(common_type(*jax.tree.leaves(views))))
     known = jnp.maximum(labels, 0).astype(jnp.int32)
-    rows = cross_entropies(views, scale, Labels([known]), [[0]] * number)
-    count = number * total(counted.sum(dtype=rows.dtype), axis_name)
+    rows = jnp.stack([of_labels(*varying((x, known, scale))) for x in views])
+    count = len(rows) * total(counted.sum(dtype=rows.dtype), axis_name)
     return total(jnp.where(counted[None], rows, 0).sum(), axis_name) / jnp.maximum(count, 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.losses import _blocks, _views
+from cl_jax.losses import _blocks, _cross, _views
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([0, 4, 2, 2], np.int32)
@@ -30,20 +30,17 @@ def assert_same(ours, exact, at, along):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [1 << 17, pytest.param(12, marks=pytest.mark.slow)])
-def test_of_labels(block, monkeypatch):
-    monkeypatch.setattr(_blocks, "BLOCK", block)
+def test_of_labels():
     x, moved = RNG.normal(size=(2, 4, 5))
     weights = np.arange(1.0, 5.0)
 
-    def ours(x):
-        rows = _views.cross_entropies([x], 1.0, _views.Labels([LABELS]), [[0]])
-        return jnp.sum(weights * rows[0])
+    def ours(x, scale):
+        return jnp.sum(weights * _cross.of_labels(x, LABELS, scale))
 
-    def exact(x):
-        return -jnp.sum(weights * jax.nn.log_softmax(x)[np.arange(4), LABELS])
+    def exact(x, scale):
+        return -jnp.sum(weights * jax.nn.log_softmax(scale * x)[np.arange(4), LABELS])
 
-    assert_same(ours, exact, (x,), (moved,))
+    assert_same(ours, exact, (x, 2.0), (moved, 0.5))
 
 
 @pytest.mark.parametrize(
