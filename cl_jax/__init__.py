@@ -5,7 +5,8 @@ cl_jax.losses`. Of a run, `cl_jax.load("runs/mine")` gives the network and its f
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cl_jax.training.trained import Features, Trained, load
+    from cl_jax.training.trained import Trained, load
+    from cl_jax.training.transformer import Features
 
 __version__ = "0.1.0"
 __all__ = ["Features", "Trained", "load"]
@@ -14,9 +15,9 @@ __all__ = ["Features", "Trained", "load"]
 def __getattr__(name: str) -> Any:
     # When first asked for: `import cl_jax` imports no jax.
     if name in __all__:
-        from cl_jax.training import trained
+        from cl_jax.training import trained, transformer
 
-        return getattr(trained, name)
+        return getattr(transformer if name == "Features" else trained, name)
     raise AttributeError(f"module 'cl_jax' has no attribute {name!r}")
 
 

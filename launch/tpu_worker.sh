@@ -2,9 +2,10 @@
 # What tpu_pod.sh runs on each worker of a slice: tpu_worker.sh mount|install|start|follow|stop [WORD...]
 # The checkout is ~/cl_jax, its environment ~/cl_jax_env; of the run there are ~/cl_jax_run.log, .pid and .status.
 set -eu
+[ "${1:-}" != --help ] || { sed -n 's/^# //p' "$0"; exit; }
 cd
 
-case $1 in
+case ${1:-} in
     mount) # mount HOST:/PATH
         if ! mountpoint -q /mnt/runs; then
             sudo apt-get install -y nfs-common
@@ -44,4 +45,7 @@ case $1 in
         pid=$(cat cl_jax_run.pid)
         kill -TERM "$pid" 2>/dev/null || exit 0
         while kill -0 "$pid" 2>/dev/null; do sleep 1; done ;;
+    *)
+        printf "tpu_worker.sh: unknown task '%s'; --help tells more\n" "${1:-}" >&2
+        exit 2 ;;
 esac

@@ -1,5 +1,7 @@
 """What both programs of a comparison run: sizes and settings, without jax and without PyTorch."""
 
+import argparse
+
 BATCH, SIDE, SMALL, STEPS, EXAMPLES, CLASSES = 32, 16, 12, 10, 64, 10
 DEPTH, WIDTH = 10, 0.25  # the network: a ResNet of `benchmarks/_torch.py` and `cl_jax.encoders`
 FEATURES = 128
@@ -155,3 +157,28 @@ TRAINED = {
 def views_of(name):
     """How many views a case is trained on; all by the recipe VIEW."""
     return 1 if name == "instdisc" else 2
+
+
+def words(description, **meanings):
+    """The words of a command line, which are all positional: {name: what it means}; a word whose
+    meaning begins with "optional" may be left out."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, meaning in meanings.items():
+        left_out = {"nargs": "?", "default": ""} if meaning.startswith("optional") else {}
+        parser.add_argument(name, help=meaning, **left_out)
+    return vars(parser.parse_args())
+
+
+OF_STEPS = {
+    "name": f"one of {', '.join(CASES)}",
+    "dtype": "float32 or float64",
+    "folder": "where the inputs and results are",
+}
+OF_TRAINED = {
+    "name": f"one of {', '.join(TRAINED)}, or views",
+    "seed": "of the run",
+    "folder": "--workdir of trained.py",
+    "steps": "of the run",
+}

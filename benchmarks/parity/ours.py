@@ -5,7 +5,6 @@ python benchmarks/parity/ours.py CASE float32|float64 FOLDER: writes FOLDER/CASE
 """
 
 import importlib
-import sys
 
 import cases
 import jax
@@ -141,4 +140,4 @@ def main(name, dtype, folder):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**cases.words(__doc__, **cases.OF_STEPS))

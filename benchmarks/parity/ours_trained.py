@@ -5,7 +5,6 @@ from a checkpoint where there is one, and writes FOLDER/ours/CASE/STEPSsteps.see
 CASE "views" writes FOLDER/ours/views.npz, what `view_statistics.py` reads.
 """
 
-import sys
 from pathlib import Path
 
 import cases
@@ -78,9 +77,9 @@ def main(name, seed, folder, steps):
     _, built, state = stages.load(str(workdir / "run"))
     clean = np.load(folder / "clean.npz")
     speeds = [
-        r["images_per_second"]
+        r["examples_per_second"]
         for r in metrics.read(str(workdir / "run"))
-        if "images_per_second" in r
+        if "examples_per_second" in r
     ]
     np.savez(
         workdir / "features.npz",
@@ -99,4 +98,4 @@ def drawn(pixels, **changes):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**cases.words(__doc__, **cases.OF_TRAINED))

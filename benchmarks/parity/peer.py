@@ -19,6 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cases
+
+if __name__ == "__main__":  # before PyTorch, which --help does not need
+    WORDS = cases.words(__doc__, **cases.OF_STEPS, computed="optional: float64 after float32")
+
 import numpy as np
 import torch
 from torch import nn
@@ -528,4 +532,4 @@ def main(name, dtype, folder, computed=""):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**WORDS)

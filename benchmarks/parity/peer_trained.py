@@ -3,12 +3,14 @@
 python benchmarks/parity/peer_trained.py CASE SEED FOLDER STEPS: as `ours_trained.py`.
 """
 
-import sys
 import time
 from pathlib import Path
 
-
 import cases
+
+if __name__ == "__main__":  # before PyTorch, which --help does not need
+    WORDS = cases.words(__doc__, **cases.OF_TRAINED)
+
 import numpy as np
 import peer as peers  # first: it lets torchvision import
 import torch
@@ -126,4 +128,4 @@ def main(name, seed, folder, steps):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**WORDS)

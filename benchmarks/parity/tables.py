@@ -1,6 +1,7 @@
 """Writes the tables of the comparison with the peer into docs/results.md, from
 benchmarks/results/parity_steps.json and parity_trained.json. What has no run says "not run"."""
 
+import argparse
 import json
 import math
 import re
@@ -152,6 +153,7 @@ def of_views(found):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     kept = read(trained.RESULTS)
     tables = {
         "steps": of_steps(read(steps.RESULTS)),

@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 
 Row = dict[str, float]
+_RENAMED = {"images_per_second": "examples_per_second"}  # the names of earlier versions
 
 
 def rows(file: Path) -> tuple[list[Row], list[int]]:
     """(the rows of a log, the numbers of lines that are not rows: a killed run may leave one cut).
-    Both are empty where there is no file."""
+    Both are empty where there is no file. Names of earlier versions are read as those of today."""
     found: list[Row] = []
     broken: list[int] = []
     for number, line in enumerate(file.read_bytes().split(b"\n") if file.is_file() else [], 1):
@@ -31,4 +32,6 @@ def _row(line: bytes) -> Row | None:
     number = isinstance(row, dict) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in row.values()
     )
-    return row if number and math.isfinite(row.get("step", math.nan)) else None
+    if not number or not math.isfinite(row.get("step", math.nan)):
+        return None
+    return {_RENAMED.get(name, name): value for name, value in row.items()}

@@ -37,7 +37,7 @@ def check_integer(
     """As `check`, for integer arrays: labels, indices, example ids.
 
     Raises:
-      ValueError: as `check`, or an array of another type.
+      ValueError: as `check`, an array of another type, or 64-bit numbers that jax would cut.
     """
     known = dict(sizes or {})
     set_by = {letter: "an earlier argument" for letter in known}
@@ -50,6 +50,7 @@ def check_integer(
                 f"one-hot "
                 f"rows with argmax, floats with {name}.astype(int)."
             )
+        _check_narrow(name, array, dtype)
         _match(spec, name, jnp.shape(array), known, set_by)
     return known
 
@@ -105,6 +106,16 @@ def _known(value: Any) -> float | None:
     return None
 
 
+def check_share(**values: Any) -> None:
+    """Refuses what is not a scalar from 0 to 1, such as a momentum; the value of a traced scalar is
+    unknown at trace time and passes."""
+    for name, value in values.items():
+        check_scalar(**{name: value})
+        known = _known(value)
+        if known is not None and not 0 <= known <= 1:
+            raise ValueError(f"{name} is {value}; expected a number from 0 to 1.")
+
+
 def check_count(**values: Any) -> None:
     """Refuses a Python number that is not an integer of at least 1: counts, sizes, block sizes.
     None passes."""
@@ -139,6 +150,20 @@ def _check_array(name: str, array: Any) -> None:
         raise ValueError(
             f"{name} has dtype {array.dtype}; expected numbers. Number the classes, for instance "
             f"np.unique({name}, return_inverse=True)[1]."
+        )
+
+
+def _check_narrow(name: str, array: Any, dtype: Any) -> None:
+    """NumPy's 64-bit integers become 32-bit ones in jax by default, without a word."""
+    if not isinstance(array, np.ndarray) or array.dtype == dtype or not array.size:
+        return
+    range_ = jnp.iinfo(dtype)
+    least, largest = int(array.min()), int(array.max())
+    if least < range_.min or largest > range_.max:
+        raise ValueError(
+            f"{name} goes from {least} to {largest}, beyond {dtype}, which jax makes of "
+            f"{array.dtype}. Number the values, for instance np.unique({name}, "
+            "return_inverse=True)[1]."
         )
 
 

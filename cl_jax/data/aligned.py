@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, listing
 from cl_jax.data.parts import drawn
@@ -136,9 +137,8 @@ def _common(root: Path, found: Mapping[str, Mapping[str, str]]) -> list[str]:
     for name, files in found.items():
         lacking = [one for one in every if one not in files]
         if lacking:
-            more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
             raise ValueError(
-                f"{root / name} has no picture of {', '.join(lacking[:_SHOWN])}{more}, which "
+                f"{root / name} has no picture of {some(lacking, _SHOWN)}, which "
                 "another folder of data.shown has; expected the same paths in all of them."
             )
     if len(every) < 2:

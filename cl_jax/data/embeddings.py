@@ -18,6 +18,7 @@ import numpy as np
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.names import nearest
 from cl_jax.core.paths import user_path
+from cl_jax.data import lines
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
@@ -183,7 +184,8 @@ def _read_parquet(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         kind = column.type
         if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
             flat = column.flatten().to_numpy(zero_copy_only=False)
-            if len(column) and len(flat) % len(column) == 0 and not column.null_count:
+            same = len(set(column.value_lengths().to_pylist())) == 1
+            if same and not column.null_count:
                 columns[name] = flat.reshape(len(column), -1)
             continue
         if types.is_integer(kind):
@@ -203,10 +205,22 @@ def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return columns, json.loads(str(notes)) if notes is not None else {}
 
 
+def _numbers(file: Path, line: int, cells: list[str]) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # infinite ones are told with those that are given so
+            return np.array(cells, np.float32)
+    except ValueError as error:
+        raise ConfigError(f"{file}, line {line}: {error}; expected numbers.") from None
+
+
 def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
-        reader = csv.reader(opened)
-        header = next(reader, [])
+        first = opened.readline()
+        if "\0" in first:
+            raise ConfigError(f"{file} has zero bytes; expected a table as UTF-8 text.")
+        between = lines.separator(first)
+        header = next(csv.reader([first], delimiter=between), [])
+        reader = csv.reader(opened, delimiter=between)
         groups: dict[str, list[int]] = {}
         for column, name in enumerate(header):
             numbered = re.fullmatch(r"(.+)\.\d+", name)
@@ -221,7 +235,7 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 )
             for name, at in groups.items():
                 if name in wide:
-                    found[name].append(np.array([row[i] for i in at], np.float32))
+                    found[name].append(_numbers(file, number, [row[i] for i in at]))
                 else:
                     found[name].append(row[at[0]])
     columns: dict[str, Any] = {

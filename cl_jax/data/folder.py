@@ -203,11 +203,7 @@ def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: in
         _classes_in_words(found, layout, classes, labels),
         _sides_in_words(root, sorted(used - found.bad.keys())),
     ]
-    if found.others:
-        lines.append(f"skipped files: {found.told()}.")
-    if found.bad:
-        name, why = next(iter(found.bad.items()))
-        lines.append(f"not opened: {len(found.bad)}, such as {images.printable(name)}: {why}.")
+    # `make` names the files that it skips.
     return Survey(sizes["train"], sizes["test"], classes, tuple(filter(None, lines)))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.core.paths import user_path
+from cl_jax.data import lines
 from cl_jax.data.source import Source, Splits, from_arrays, subset
 
 FEATURES = ("auto", "tags", "degree", "constant")
@@ -314,27 +315,28 @@ def _counted(file: Path, count: int, what: str) -> np.ndarray:
 
 def _integers(file: Path, columns: int | None) -> np.ndarray:
     """Integers [lines, columns], separated by commas or spaces."""
+    given = lines.read(file)
+    if not any(map(str.strip, given)):
+        raise ValueError(f"{file} is empty; expected {_integers_in_words(columns)} a line.")
     try:
-        text = file.read_text().replace(",", " ")
-        rows = np.loadtxt(text.splitlines(), np.int64, ndmin=2) if text.strip() else None
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not text.") from None
+        rows = np.loadtxt([line.replace(",", " ") for line in given], np.int64, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{file}: {_first_bad_line(file, columns) or error}") from None
-    if rows is None:
-        raise ValueError(f"{file} is empty.")
+        raise ValueError(f"{file}: {_first_bad_line(given, columns) or error}") from None
     if columns is not None and rows.shape[1] != columns:
-        raise ValueError(f"{file}: {_first_bad_line(file, columns)}")
+        raise ValueError(f"{file}: {_first_bad_line(given, columns)}")
     return rows
 
 
-def _first_bad_line(file: Path, columns: int | None) -> str:
-    wanted = f"{columns} integers" if columns and columns > 1 else "an integer"
-    for i, line in enumerate(file.read_text().splitlines(), 1):
+def _integers_in_words(columns: int | None) -> str:
+    return f"{columns} integers" if columns and columns > 1 else "an integer"
+
+
+def _first_bad_line(given: Sequence[str], columns: int | None) -> str:
+    for i, line in enumerate(given, 1):
         words = re.split(r"[,\s]+", line.strip())
         right = all(re.fullmatch(r"[-+]?\d+", word) for word in words)
         if line.strip() and (not right or (columns is not None and len(words) != columns)):
-            return f"line {i} is {line.strip()[:60]!r}; expected {wanted}."
+            return f"line {i} is {line.strip()[:60]!r}; expected {_integers_in_words(columns)}."
     return ""
 
 
@@ -408,12 +410,8 @@ def _words(file: Path, columns: int, form: str) -> list[list[str]]:
     """The words of each line; lines that begin with # are comments."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; expected a file with a line {form!r} for each.")
-    try:
-        lines = file.read_text().splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not text.") from None
     found = []
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(lines.read(file), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         words = re.split(r"[,\s]+", line.strip())

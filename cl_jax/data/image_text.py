@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
@@ -268,9 +269,8 @@ def _check_files(table: Path, rows: Mapping[str, _Picture]) -> None:
     ]
     if lost:
         raise ValueError(
-            f"{table} has {len(lost)} captions without their picture: {', '.join(lost[:_SHOWN])}"
-            + (", ..." if len(lost) > _SHOWN else "")
-            + f". Files are named relative to {table.parent}."
+            f"{table} has {len(lost)} captions without their picture: {some(lost, _SHOWN)}. "
+            f"Files are named relative to {table.parent}."
         )
 
 

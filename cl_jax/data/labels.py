@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.data.source import Source, labels_of, subset
 
 NONE = -1  # the label of an example without one
 _DENSE = 100  # so many classes cost nothing, however few examples there are
-_SHOWN = 5
 _KINDS = {"U": "strings", "S": "bytes", "O": "Python objects", "f": "floats", "c": "complex"}
 
 
@@ -78,9 +78,8 @@ def _renumbered(
 ) -> np.ndarray:
     if len(strange := np.setdiff1d(values[values >= 0], given)):
         raise ValueError(
-            f"{name}/{part}: {field} has {', '.join(map(str, strange[:_SHOWN]))}"
-            + ", ..." * (len(strange) > _SHOWN)
-            + ", which no training example has. Leave those examples out, or set num_classes."
+            f"{name}/{part}: {field} has {some(strange.tolist())}, which no "
+            "training example has. Leave those examples out, or set num_classes."
         )
     found = np.searchsorted(given, np.maximum(values, 0)).astype(np.int32)
     return np.where(values < 0, np.int32(NONE), found)

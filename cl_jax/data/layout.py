@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.data import images
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import NAMES, TEST_NAMES, by_hash, drawn, role, stem
@@ -18,7 +19,6 @@ _LIKE_PARTS = frozenset(
     "tr te trn tst cv fold split part holdout hold heldout validate trainval gallery query extra "
     "seen unseen labeled labelled trains tests".split()
 )
-_SHOWN = 5  # names in an error
 _ADVICE = (
     'Parts are named "train" and "test" (or "valid", "val", "dev"), and "unlabeled"; rename them, '
     "or set labels=False to take all images without labels."
@@ -259,5 +259,4 @@ def _tops_of_others(found: Listing, place: str) -> set[str]:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(map(images.printable, names[:_SHOWN]))
-    return shown + ", ..." * (len(names) > _SHOWN) if names else "none"
+    return some([images.printable(name) for name in names])

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.data import images
 from cl_jax.data.layout import Layout
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import tell_duplicates
 
-_SHOWN = 5  # classes in a warning
 _END = 4096  # bytes
 # Two thumbnails of one picture correlate by more, are less apart on average, and not flat. Of
 # CIFAR-10's, saved again at three quarters of the size, all are above .9995, of different pictures
@@ -41,11 +41,9 @@ def tell_formats(path: str, layout: Layout) -> None:
             "%s: only %s: the format of a file tells these classes from the others. Convert all "
             "images to one format.",
             path,
-            ", ".join(
-                f"{images.printable(name)} has images in {kinds}"
-                for name, kinds in list(own.items())[:_SHOWN]
-            )
-            + ", ..." * (len(own) > _SHOWN),
+            some(
+                [f"{images.printable(name)} has images in {kinds}" for name, kinds in own.items()]
+            ),
         )
 
 

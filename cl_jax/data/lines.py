@@ -31,9 +31,16 @@ def read(path: str | Path) -> list[str]:
     Raises:
       ValueError: no such file, a damaged archive, another encoding, a file that is not text.
     """
+    lines = [line.removesuffix("\r") for line in text(path).split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def text(path: str | Path, what: str = "a text file, one sentence a line") -> str:
+    """The text of a UTF-8 file, compressed or not. `what` was expected, for the error where there
+    is no file; raises as `read`."""
     file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"{path} is not a file; expected a text file, one sentence a line.")
+        raise ValueError(f"{path} is not a file; expected {what}.")
     try:
         with _OPEN.get(file.suffix.lower(), open)(file, "rb") as opened:
             data = opened.read()
@@ -44,15 +51,19 @@ def read(path: str | Path) -> list[str]:
     if b"\0" in data:
         raise ValueError(f"{path} has zero bytes: it is not a text file.")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
             "instance iconv -f LATIN1 -t UTF-8."
         ) from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def separator(header: str) -> str:
+    """What divides the columns of a table: of comma, semicolon (spreadsheets of some countries)
+    and tab the one that its first line has most of."""
+    return max(",;\t", key=header.count)
 
 
 def separated(path: str | Path, *, counts: Sequence[int], meaning: str) -> list[Row]:

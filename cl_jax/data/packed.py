@@ -288,4 +288,9 @@ def _image_array(file: pathlib.Path, field: str, max_bytes: int) -> np.ndarray:
             f"[N, H, W]. "
             "Scale floating-point images to 0..255 and round them."
         )
+    if image.ndim == 4 and image.shape[1] in (1, 3) and image.shape[3] == image.shape[2] > 4:
+        raise ValueError(
+            f"{file}: {field} is uint8{list(image.shape)}, channels before rows and columns; "
+            "expected [N, H, W, C]. Write it again after image.transpose(0, 2, 3, 1)."
+        )
     return image[..., None] if image.ndim == 3 else image

@@ -2,6 +2,7 @@
 `Source`."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -356,3 +357,49 @@ def long_tailed(source: Source, imbalance: float, *, seed: int, label: str = "la
 def _shuffled(size: int, seed: int) -> np.ndarray:
     check_seed(seed)
     return np.argsort(np.random.Philox(key=[seed, 2**63]).random_raw(size), kind="stable")
+
+
+def names_of(source: Source) -> list[str]:
+    """What each example is called: its path, or "<source>/<number>"."""
+    if source.names is not None:
+        return list(source.names)
+    return [f"{source.name}/{i}" for i in range(source.size)]
+
+
+def checksum_of(source: Source) -> str:
+    """Sixteen digits that tell sources apart by the names of their examples, in order."""
+    names = "\0".join(names_of(source)).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(names).hexdigest()[:16]
+
+
+def joined(name: str, parts: Mapping[str, Source]) -> Source:
+    """Sources one after the other, with those labels that all of them have, and the label "split"
+    for the part; the fields that only some have are left out."""
+    sources, split = list(parts.values()), "split"
+    starts = np.cumsum([0, *(source.size for source in sources)])
+    fields = set.intersection(*(set(source.read(0)) for source in sources)) - {split}
+    sizes = {
+        field: max(source.sizes[field] for source in sources)
+        for field in sources[0].sizes
+        if all(field in source.sizes for source in sources)
+    }
+
+    def read(i: int) -> dict[str, np.ndarray]:
+        part = int(np.searchsorted(starts, i, side="right")) - 1
+        example = sources[part].read(i - int(starts[part]))
+        return {field: example[field] for field in fields} | {split: np.asarray(part, np.int32)}
+
+    def labels(field: str) -> np.ndarray:
+        if field == split:
+            return np.repeat(np.arange(len(sources), dtype=np.int32), np.diff(starts))
+        return np.concatenate([labels_of(source, field) for source in sources])
+
+    return Source(
+        name,
+        int(starts[-1]),
+        read,
+        sizes | {split: len(sources)},
+        labels=labels,
+        names=[name for source in sources for name in names_of(source)],
+        classes=dict(sources[0].classes) | {split: tuple(parts)},
+    )

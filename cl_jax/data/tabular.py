@@ -8,6 +8,7 @@ Columns are standardised by the mean and deviation of the training part.
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import datasets
 
-from cl_jax.core.paths import user_path
+from cl_jax.data import lines
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn
 from cl_jax.data.source import Source, Splits, from_arrays
@@ -88,16 +89,17 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
       ValueError: a file that is not there or is not text, columns that it does not have or has
         twice, no row, a row of another length, a cell that is not a finite number.
     """
-    file = user_path(path)
-    if not file.is_file():
-        raise ValueError(f"path={path!r} is not a file; expected a .csv with a header.")
+    text = lines.text(path, "a .csv with a header")
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=lines.separator(text.split("\n", 1)[0])
+    )
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.reader(opened)
-            header = [cell.strip() for cell in next(reader, [])]
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a .csv file of UTF-8 text: {error}.") from None
+        header = [cell.strip() for cell in next(reader, [])]
+        given = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}. Is a quotation mark left open?"
+        ) from None
     wanted = list(columns) or [name for name in header if name != label]
     for name in [*wanted, *([label] if label else [])]:
         if header.count(name) != 1:
@@ -106,20 +108,20 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
                 f"{', '.join(header) or 'none'}. Name the class with label, and the numbers with "
                 "columns."
             )
-    if not wanted or not lines:
+    if not wanted or not given:
         raise ValueError(
-            f"{path} has {len(wanted)} columns of numbers and {len(lines)} rows; expected one or "
+            f"{path} has {len(wanted)} columns of numbers and {len(given)} rows; expected one or "
             "more of each."
         )
-    for number, cells in lines:
+    for number, cells in given:
         if len(cells) != len(header):
             raise ValueError(
                 f"{path}, line {number}: {len(cells)} cells; expected {len(header)}, as many as "
                 "the header."
             )
     at = [header.index(name) for name in wanted]
-    values = np.empty((len(lines), len(at)))
-    for row, (number, cells) in enumerate(lines):
+    values = np.empty((len(given), len(at)))
+    for row, (number, cells) in enumerate(given):
         try:
             values[row] = [float(cells[i]) for i in at]
         except ValueError:
@@ -127,7 +129,7 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
         if not np.isfinite(values[row]).all():
             raise ValueError(_bad_cell(path, number, {header[i]: cells[i] for i in at}))
     place = header.index(label) if label else None
-    labels = ["" if place is None else cells[place].strip() for _, cells in lines]
+    labels = ["" if place is None else cells[place].strip() for _, cells in given]
     return Table(values, tuple(wanted), labels)
 
 
@@ -165,7 +167,10 @@ def _divided(name: str, table: Table, share: float) -> dict[str, Table]:
     chosen = drawn(sorted(set(words)), share, dict(zip(words, table.labels)))
     is_test = np.array([word in chosen for word in words])
     if is_test.all() or not is_test.any():
-        raise ValueError(f"{name} has {len(words)} rows; expected several different ones.")
+        raise ValueError(
+            f"{name} has {len(words)} rows, {len(set(words))} of them different: too few for a "
+            "train and a test part. Add rows, or give test_path."
+        )
     return {part: _rows(table, is_test == (part == "test")) for part in ("train", "test")}
 
 
@@ -176,7 +181,14 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
 
 def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
     train = parts["train"]
-    mean, deviation = train.values.mean(0), train.values.std(0)
+    with np.errstate(over="ignore"):
+        mean, deviation = train.values.mean(0), train.values.std(0)
+    if not np.isfinite(deviation).all():
+        column = train.columns[int(np.argmin(np.isfinite(deviation)))]
+        raise ValueError(
+            f"{name}: the deviation of column {column!r} is beyond the largest number; expected "
+            "numbers below 1e150. Scale it, or leave the column out by columns."
+        )
     varies = deviation > 1e-12 * np.maximum(1, np.abs(mean))
     classes = sorted({word for table in parts.values() for word in table.labels if word})
     number = {word: i for i, word in enumerate(classes)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from cl_jax.encoders.transformer import EncoderDecoder, check_settings
+from cl_jax.encoders.transformer import EncoderDecoder, check_settings, vocabulary
 
 SENTINELS = 8  # token numbers beyond the vocabulary that methods may give a meaning
 
@@ -33,15 +33,9 @@ def make(
     Raises:
       ValueError: as `encoders.transformer.make`.
     """
-    known = (sizes or {}).get(field) if vocab_size is None else vocab_size
-    if known is None:
-        raise ValueError(
-            f"the data have no {field!r} of known vocabulary (they have "
-            f"{', '.join(sizes or {}) or 'no integer field'}); give vocab_size."
-        )
     check_settings(style=style, width=width, heads=heads, dropout=dropout)
     return EncoderDecoder(
-        known + SENTINELS,
+        vocabulary(vocab_size, sizes, field) + SENTINELS,
         length,
         width,
         depth,

@@ -538,13 +538,7 @@ def make(
       ValueError: an unknown style or pool, heads that do not divide the width, a dropout that is no
         probability, no vocabulary.
     """
-    if vocab_size is None:
-        vocab_size = (sizes or {}).get(field)
-        if vocab_size is None:
-            raise ValueError(
-                f"the data have no {field!r} of known vocabulary (they have "
-                f"{', '.join(sizes or {}) or 'no integer field'}); give vocab_size."
-            )
+    vocab_size = vocabulary(vocab_size, sizes, field)
     check_settings(style=style, width=width, heads=heads, dropout=dropout)
     if pool not in (*POOLERS, "eos"):
         raise ValueError(f"pool is {pool!r}; expected one of {', '.join((*POOLERS, 'eos'))}.")
@@ -562,6 +556,21 @@ def make(
         dropout=dropout,
         dtype=None if dtype is None else jnp.dtype(dtype),
     )
+
+
+def vocabulary(given: int | None, sizes: Mapping[str, int] | None, field: str) -> int:
+    """The number of tokens: what is given, or what the data say of a field.
+
+    Raises:
+      ValueError: neither is known.
+    """
+    known = (sizes or {}).get(field) if given is None else given
+    if known is None:
+        raise ValueError(
+            f"the data have no {field!r} of known vocabulary (they have "
+            f"{', '.join(sizes or {}) or 'no integer field'}); give vocab_size."
+        )
+    return known
 
 
 def check_settings(*, style: str, width: int, heads: int, dropout: float) -> None:

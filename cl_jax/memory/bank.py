@@ -9,7 +9,7 @@ from jax import lax
 from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, any_mesh
 from cl_jax.core.numerics import wide_type
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_share
 from cl_jax.core.sharded import Sharded
 from cl_jax.memory.prototypes import normalise
 
@@ -21,7 +21,7 @@ def init(key: jax.Array, size: int, width: int, *, dtype: Any = jnp.float32) -> 
     (InstDisc, CMC, CRD)."""
     check_count(size=size, width=width)
     bound = (3.0 / width) ** 0.5
-    return jax.random.uniform(key, (size, width), dtype, -bound, bound)
+    return jax.random.uniform(key, (int(size), int(width)), dtype, -bound, bound)
 
 
 @any_mesh
@@ -41,6 +41,7 @@ def update(
         so that all devices hold the same bank. No gradient flows.
       ids: [B] integers, each row's example, gathered likewise. Where an example occurs more than
         once every occurrence starts from the old row and the last one is kept, on every backend.
+        Nothing is written for ids below 0 or from N on.
       momentum: how much of the old row stays; 0.5 in InstDisc, CMC, CRD and InfoMin.
       axis_name: the axis that a `Sharded` bank is split over; not read of an array.
 
@@ -50,13 +51,15 @@ def update(
       zero row and otherwise equal.
 
     Raises:
-      ValueError: widths or batch sizes that disagree, ids that are not integers.
+      ValueError: widths or batch sizes that disagree, ids that are not integers, a momentum that
+        is not from 0 to 1.
 
     Reference: Wu et al. 2018, arXiv 1805.01978, section 3.1.
     """
     sizes = check("n d", bank=bank)
     check_integer("b", check("b d", sizes, rows=rows), ids=ids)
     check_axis(axis_name)
+    check_share(momentum=momentum)
     ids = jnp.asarray(ids)
     held: jax.Array
     if isinstance(bank, Sharded):  # a device moves the rows that it holds
@@ -70,7 +73,7 @@ def update(
     # and dropped.
     if isinstance(bank, Sharded):
         return cast(Bank, sharded.write(bank, jnp.where(is_last(ids), ids, -1), moved))
-    return held.at[jnp.where(is_last(ids), ids, sizes["n"])].set(moved, mode="drop")
+    return held.at[jnp.where(is_last(ids) & (ids >= 0), ids, sizes["n"])].set(moved, mode="drop")
 
 
 @any_mesh

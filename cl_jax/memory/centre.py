@@ -9,7 +9,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh
 from cl_jax.core.numerics import wide_type
-from cl_jax.core.shapes import check, check_axis
+from cl_jax.core.shapes import check, check_axis, check_share
 
 
 def init(num_prototypes: int, *, dtype: Any = jnp.float32) -> jax.Array:
@@ -35,12 +35,14 @@ def update(
       [K], the same on every device.
 
     Raises:
-      ValueError: another number of prototypes, an axis that is not mapped.
+      ValueError: another number of prototypes, an axis that is not mapped, a momentum that is not
+        from 0 to 1.
 
     Reference: Caron et al. 2021, arXiv 2104.14294, equation 4.
     """
     check("... k", check("k", centre=centre), teacher_logits=teacher_logits)
     check_axis(axis_name)
+    check_share(momentum=momentum)
     wide = wide_type(centre.dtype)
     mean = lax.stop_gradient(teacher_logits).astype(wide).reshape(-1, centre.shape[0]).mean(0)
     if axis_name is not None:

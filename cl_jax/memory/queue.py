@@ -9,7 +9,7 @@ from jax import lax
 
 from cl_jax.core.axis import any_mesh
 from cl_jax.core.numerics import unit
-from cl_jax.core.shapes import check_integer, check_real
+from cl_jax.core.shapes import check_count, check_integer, check_real
 
 
 class Queue(NamedTuple):
@@ -84,6 +84,8 @@ def _start(key, size, shape, start, dtype):
         raise ValueError(
             f"size is {size} and width {shape}; expected at least one row of at least one entry."
         )
+    check_count(size=size)
+    size = int(size)
     if start == "unit":
         return unit(jax.random.normal(key, (size, *shape), dtype)).astype(dtype)
     if start == "uniform":

@@ -16,7 +16,7 @@ from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import Network, applier, each_view, features_of, initial
 from cl_jax.heads import mlp
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -74,12 +74,10 @@ def make(
 
     return from_loss(
         variables=initial(network, views[0].clean),
-        views=lambda batch, key: draw(views, batch, key),
         forward=each_view(apply),
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
     )

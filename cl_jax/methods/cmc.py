@@ -280,15 +280,16 @@ def _of_batch(
 ) -> tuple[jax.Array, Aux]:
     """The loss "in_batch"."""
 
-    def between(a: jax.Array, b: jax.Array) -> jax.Array:
+    def between(a: int, b: int) -> jax.Array:
         return losses.info_nce(
-            a, b, temperature=contrast.temperature, axis_name=run.axis_name, block_size=block_size
+            z[a],
+            z[b],
+            temperature=contrast.temperature,
+            axis_name=run.axis_name,
+            block_size=block_size,
         )
 
-    edges = _edges(contrast.graph, len(z))
-    terms = [between(z[a], z[b]) + between(z[b], z[a]) for a, b in edges]
-    chance = jnp.float32(2 * len(edges) * math.log(run.batch_size))
-    return sum(terms[1:], terms[0]), Aux(_similarity(z, edges) | {"chance": chance})
+    return _both_ways(contrast, z, between, lambda v: math.log(run.batch_size))
 
 
 def _of_patches(
@@ -313,12 +314,23 @@ def _of_patches(
             block_size=block_size,
         )
 
+    return _both_ways(
+        contrast, z, between, lambda v: math.log1p(local[v].shape[1] * (run.batch_size - 1))
+    )
+
+
+def _both_ways(
+    contrast: Contrast,
+    z: Any,
+    between: Callable[[int, int], jax.Array],
+    chance: Callable[[int], float],
+) -> tuple[jax.Array, Aux]:
+    """The sum of `between(a, b)` over the edges and both their directions. chance: the level of
+    the direction whose candidates are those of view v."""
     edges = _edges(contrast.graph, len(z))
     terms = [between(a, b) + between(b, a) for a, b in edges]
-    chance = sum(
-        math.log1p(local[v].shape[1] * (run.batch_size - 1)) for edge in edges for v in edge
-    )
-    return sum(terms[1:], terms[0]), Aux(_similarity(z, edges) | {"chance": jnp.float32(chance)})
+    level = jnp.float32(sum(chance(v) for edge in edges for v in edge))
+    return sum(terms[1:], terms[0]), Aux(_similarity(z, edges) | {"chance": level})
 
 
 def _of_banks(

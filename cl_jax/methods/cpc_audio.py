@@ -17,7 +17,7 @@ from cl_jax import losses
 from cl_jax.core.clocks import Count
 from cl_jax.core.method import Aux, Batch, Method, Run, State, from_loss
 from cl_jax.core.network import applier, features_of, initial
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 ROLES = ("wave", "context")
 
@@ -159,14 +159,12 @@ def over_sequences(
 
     return from_loss(
         variables=initial(network, views[0].clean),
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         functions={"steps": ahead, "predictions": predictions},
         axis_name=run.axis_name,
         micro_batches=micro_batches,
-        **fields(views),
+        **keywords(views),
     )

@@ -24,7 +24,7 @@ from cl_jax.core.sharded import Sharded, whole
 from cl_jax.losses import distillation, nce
 from cl_jax.memory import bank
 from cl_jax.methods.distill import Student, of_student
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 class Memory(NamedTuple):
@@ -211,14 +211,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views, "label"),
+        **keywords(views, "label"),
         negatives=num_negatives if crd_weight else None,
     )
 

@@ -28,7 +28,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_l
 from cl_jax.core.parallel import fetch, place_as
 from cl_jax.data.batches import balanced_order
 from cl_jax.encoders import initializers
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 _BLOCK = 1 << 16  # rows of features that are on the device at a time
 
@@ -217,14 +217,12 @@ def make(
     parts = {"network": tx, "top": top}
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=optax.partition(parts, {k: k for k in parts}),
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         refresh=refresh,
         order=order,
     )

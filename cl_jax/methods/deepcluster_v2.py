@@ -23,7 +23,7 @@ from cl_jax import losses
 from cl_jax.cluster.spherical import spherical_kmeans
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, features_of
 from cl_jax.core.numerics import dots
 from cl_jax.core.parallel import (
     AXIS,
@@ -41,7 +41,7 @@ from cl_jax.heads import mlp
 from cl_jax.losses import unit
 from cl_jax.memory import bank, prototypes
 from cl_jax.methods.swav import Network
-from cl_jax.views import View, draw, fields, multicrop
+from cl_jax.views import View, draw, keywords, multicrop
 
 
 class Memory(NamedTuple):
@@ -125,7 +125,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, memory_key, seed_key = jax.random.split(key, 3)
-        start = network.init(network_key, [views[0].clean(batch)], True)
+        start = network.init(network_key, views[0].clean(batch), True)
         rows = tuple(
             prototypes.init(jax.random.fold_in(memory_key, h), count, out_dim)
             for h, count in enumerate(num_prototypes)
@@ -167,12 +167,6 @@ def make(
         metrics = {"cluster_accuracy": jnp.mean(right), "chance": jnp.float32(chance)}
         return value, Aux(metrics, memory._replace(embeddings=embeddings))
 
-    def features(
-        params: Any, stats: Any, images: jax.Array, train: bool
-    ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params, stats, [images], train)
-        return named, stats
-
     def first_pass(state: State, batch: Batch) -> jax.Array:
         # Augmented and with the batch's own statistics, as the embeddings that training remembers.
         key = batch_key(jax.random.wrap_key_data(state.memory.seed))
@@ -199,13 +193,11 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
-        features=features,
-        clean=views[0].clean,
+        features=features_of(apply),
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         refresh=refresh,
     )

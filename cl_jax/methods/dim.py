@@ -24,7 +24,7 @@ from cl_jax.encoders.conv import ConvNet
 from cl_jax.heads import mlp
 from cl_jax.heads.infomax import DotCritic
 from cl_jax.losses.mutual_information import MEASURES
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 ESTIMATORS = (*MEASURES, "InfoNCE", "DV")
 
@@ -230,14 +230,12 @@ def make(
     players = {"network": tx} | ({"discriminator": tx} if gamma else {})
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=optax.partition(players, {k: k for k in players}),
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         negatives=run.batch_size - 1,
     )
 

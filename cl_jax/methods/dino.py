@@ -23,7 +23,7 @@ from cl_jax.core.network import applier
 from cl_jax.heads import weight_norm
 from cl_jax.memory import centre as centres
 from cl_jax.training import optim
-from cl_jax.views import View, draw, fields, multicrop
+from cl_jax.views import View, keywords, multicrop
 
 DROP = 2**16  # folded into an example's key where a view folds in its number
 
@@ -185,14 +185,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         ema=ema_of_params(
             optim.linspace_warmup_cosine(base=momentum, final=1.0, total_steps=run.total_steps)
         ),

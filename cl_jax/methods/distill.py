@@ -11,7 +11,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 class Student(nn.Module):
@@ -108,12 +108,10 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views, *(("label",) if label_weight else ())),
+        **keywords(views, *(("label",) if label_weight else ())),
     )

@@ -23,7 +23,7 @@ from cl_jax.core.network import Network, applier
 from cl_jax.core.parallel import mean
 from cl_jax.encoders.pixel_map import PixelMap
 from cl_jax.heads import mlp
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 _LABELLED = 20200510  # seed of which examples count as labelled: the same in all runs
 
@@ -160,15 +160,13 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
         negatives=run.batch_size - 1,
-        **fields(views, *([label] if labelled else [])),
+        **keywords(views, *([label] if labelled else [])),
     )
 
 

@@ -24,7 +24,7 @@ from cl_jax.core.sharded import Sharded, lookup, whole
 from cl_jax.heads import mlp
 from cl_jax.losses import nce, unit
 from cl_jax.memory import bank
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 LOSSES = ("nce", "softmax", "full_softmax")
 
@@ -145,13 +145,11 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=objective,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         negatives=run.size - 1 if loss == "full_softmax" else num_negatives,
     )

@@ -23,7 +23,7 @@ from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
 from cl_jax.methods.moco_v2 import check_queue, contrast_top1, query_and_key, start
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -119,14 +119,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views, label),
+        **keywords(views, label),
         ema=ema_of_params(momentum),
         negatives=queue_size,
     )

@@ -19,7 +19,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Tree, Variables, from_lo
 from cl_jax.core.network import applier
 from cl_jax.heads import mlp
 from cl_jax.losses.spaces import local_features, local_units
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -118,15 +118,13 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
         negatives=negatives,
-        **fields(views),
+        **keywords(views),
     )
 
 

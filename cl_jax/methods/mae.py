@@ -19,7 +19,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.encoders import masking
 from cl_jax.encoders.vit import ViT
 from cl_jax.heads.decoder import Decoder
-from cl_jax.views import View, draw, fields, masks
+from cl_jax.views import View, keywords, masks
 
 MASK = 2**16  # folded into an example's key where a view folds in its number
 DROP = MASK + 1
@@ -172,13 +172,11 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         micro_batches=micro_batches,
     )

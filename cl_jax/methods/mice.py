@@ -27,7 +27,7 @@ from cl_jax.core.parallel import gather, mean, place_as
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.losses import clusters
 from cl_jax.memory import queue as queues
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 class Memory(NamedTuple):
@@ -217,14 +217,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         functions={"encode": encode},
         ema=ema_of_params(momentum),
         tracked=lambda params: params["network"],

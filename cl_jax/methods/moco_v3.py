@@ -20,7 +20,7 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, features_of, with_predictor
 from cl_jax.heads import mlp, predictor
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -106,14 +106,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply, "network"),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         ema=ema_of_params(momentum_at),
         tracked=lambda params: params["network"],
         negatives=run.batch_size - 1,

@@ -19,7 +19,7 @@ from cl_jax.core.network import Network, applier, each_view_predicted, features_
 from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp, predictor
 from cl_jax.memory import queue as queues
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -95,13 +95,11 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=each_view_predicted(apply, apply_predictor),
         loss=loss,
         tx=tx,
         features=features_of(apply, "network"),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         negatives=candidates - 1,
     )

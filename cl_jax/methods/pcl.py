@@ -40,7 +40,7 @@ from cl_jax.losses import clusters, nce
 from cl_jax.memory import prototypes
 from cl_jax.memory import queue as queues
 from cl_jax.methods.moco_v2 import check_queue, contrast_top1, query_and_key, start
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 class Found(NamedTuple):
@@ -208,14 +208,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         ema=ema_of_params(momentum),
         refresh=refresh,
         negatives=queue_size,

@@ -23,7 +23,7 @@ from cl_jax.core.network import Network, applier, features_of
 from cl_jax.core.parallel import gather
 from cl_jax.heads import mlp
 from cl_jax.memory import queue as queues
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -129,14 +129,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         ema=ema_of_params(momentum) if queue_size else None,
         micro_batches=micro_batches,
         negatives=negatives,

@@ -19,7 +19,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.network import Network, applier, each_view_predicted, features_of, with_predictor
 from cl_jax.core.parallel import mean
 from cl_jax.heads import mlp, predictor
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -70,14 +70,12 @@ def make(
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=each_view_predicted(apply, apply_predictor),
         loss=loss,
         tx=tx,
         features=features_of(apply, "network"),
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
     )
 
 

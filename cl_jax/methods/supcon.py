@@ -18,7 +18,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import Network, applier, features_of, initial
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 class UnitEncoder(nn.Module):
@@ -105,14 +105,12 @@ def make(
 
     return from_loss(
         variables=initial(network, views[0].clean),
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features_of(apply),
-        clean=views[0].clean,
         axis_name=run.axis_name,
         micro_batches=micro_batches,
         negatives=None if labels else others + 1 - len(views),
-        **fields(views, *(("label",) if labels else ())),
+        **keywords(views, *(("label",) if labels else ())),
     )

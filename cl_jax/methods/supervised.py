@@ -13,7 +13,7 @@ from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import initial
 from cl_jax.methods.distill import Student, of_student
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -57,12 +57,10 @@ def make(
 
     return from_loss(
         variables=initial(network, views[0].clean),
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views, label),
+        **keywords(views, label),
     )

@@ -22,20 +22,21 @@ from cl_jax.core.network import applier
 from cl_jax.heads import mlp, prototypes
 from cl_jax.losses import unit
 from cl_jax.memory import crop_queue
-from cl_jax.views import View, draw, fields, multicrop
+from cl_jax.views import View, keywords, multicrop
 
 
 class Network(nn.Module):
     """Encoder and projection head; `crops` of several sizes come as a list and leave concatenated,
-    crop by crop."""
+    crop by crop. One array is one crop."""
 
     encoder: nn.Module
     head: nn.Module
 
     def __call__(
-        self, crops: Sequence[jax.Array], train: bool
+        self, crops: jax.Array | Sequence[jax.Array], train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        h = jnp.concatenate([self.encoder(images, train=train)["h"] for images in crops])
+        each = [crops] if isinstance(crops, jax.Array) else crops
+        h = jnp.concatenate([self.encoder(images, train=train)["h"] for images in each])
         z, hiddens = self.head(h, train=train)
         return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}
 
@@ -97,7 +98,7 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, prototype_key = jax.random.split(key)
-        start = network.init(network_key, [views[0].clean(batch)], True)
+        start = network.init(network_key, views[0].clean(batch), True)
         rows = scorer.init(prototype_key, jnp.zeros((1, out_dim)))["params"]
         memory = {"step": jnp.zeros((), jnp.int32)}
         if queue_size:
@@ -151,18 +152,16 @@ def make(
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
-        (_, named), stats = apply(params["network"], stats, [images], train)
+        (_, named), stats = apply(params["network"], stats, images, train)
         return named, stats
 
     return from_loss(
         variables=variables,
-        views=lambda batch, key: draw(views, batch, key),
         forward=forward,
         loss=loss,
         tx=tx,
         features=features,
-        clean=views[0].clean,
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
         project=prototypes.project,
     )

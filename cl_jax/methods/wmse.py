@@ -20,7 +20,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import applier, features_of, initial
 from cl_jax.heads import mlp
 from cl_jax.methods.swav import Network
-from cl_jax.views import View, draw, fields
+from cl_jax.views import View, keywords
 
 
 def make(
@@ -86,13 +86,11 @@ def make(
         return value, Aux({"chance": jnp.float32(2.0)})
 
     return from_loss(
-        variables=initial(network, lambda batch: [views[0].clean(batch)]),
-        views=lambda batch, key: draw(views, batch, key),
+        variables=initial(network, views[0].clean),
         forward=forward,
         loss=loss,
         tx=tx,
-        features=features_of(lambda p, stats, images, train: apply(p, stats, [images], train)),
-        clean=views[0].clean,
+        features=features_of(apply),
         axis_name=run.axis_name,
-        **fields(views),
+        **keywords(views),
     )

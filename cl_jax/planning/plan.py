@@ -267,7 +267,7 @@ def plan(
         "sent_bytes": sent,
         "floor_seconds": floor,
         "bound": slowest,
-        "images_per_second_at_floor": run.batch_size / floor[slowest],
+        "examples_per_second_at_floor": run.batch_size / floor[slowest],
         "layers": parts,
         "fits": compiled.bytes <= room,
     }
@@ -437,7 +437,7 @@ def report(found: dict[str, Any], *, table: bool = False) -> str:
         "floor of the step: "
         + ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in floor.items())
         + f"; bound by {found['bound']}: {'about' if estimate else 'at most'} "
-        f"{found['images_per_second_at_floor']:,.0f} images/s"
+        f"{found['examples_per_second_at_floor']:,.0f} examples/s"
         + (
             " (traffic as the CPU's compiler fuses the step; the device's own may need less)"
             if estimate

@@ -31,7 +31,7 @@ CURVES = {
     "uniformity": ("geometry/uniformity",),
     "effective rank": ("geometry/effective_rank",),
 }
-TOLD = {"step", "time", "epoch", "eval_seconds", "images_per_second", "knn/k", "knn/temperature"}
+TOLD = {"step", "time", "epoch", "eval_seconds", "examples_per_second", "knn/k", "knn/temperature"}
 
 
 def curves(log: Sequence[Mapping[str, float]], figures: dict[str, Any]) -> Section:

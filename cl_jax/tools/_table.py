@@ -22,7 +22,7 @@ COLUMNS = (
     ("reached_untrained", "its own measure, untrained", 1, 3),
     ("alignment", "alignment", 1, 3),
     ("uniformity", "uniformity", 1, 2),
-    ("images_per_second", "images/s", 1, 0),
+    ("examples_per_second", "examples/s", 1, 0),
     ("train_seconds", "training, s", 1, 0),
     ("peak_memory_mib", "peak memory, MiB", 1, 0),
 )
@@ -190,8 +190,18 @@ def markdown(rows: Sequence[Row], baseline: str = "") -> str:
 
 def survey(rows: Sequence[Row], names: Sequence[str]) -> str:
     """One line per system, those without a finished run included: its own measure beside the
-    untrained network's, what it gained, seeds, seconds, and what is published of it."""
-    titles = ["system", "measure", "untrained", "reached", "gain", "seeds", "s a run", "published"]
+    untrained network's, what it gained, seeds, seconds of processor (which other work on the
+    machine hardly changes; of a resumed run, since it was resumed), and what is published of it."""
+    titles = [
+        "system",
+        "measure",
+        "untrained",
+        "reached",
+        "gain",
+        "seeds",
+        "processor, s",
+        "published",
+    ]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in names:
         done = [row for row in rows if row["method"] == name and "error" not in row]
@@ -205,7 +215,7 @@ def survey(rows: Sequence[Row], names: Sequence[str]) -> str:
                 spread(of_rows(done, "reached", scale), digits) + unit,
                 "-" if gained is None else gained.text(digits),
                 str(len(done)),
-                spread(of_rows(done, "wall_seconds"), 0),
+                spread(of_rows(done, "processor_seconds"), 0),
             ]
         lines.append("| " + " | ".join([*cells, published(name) or "-"]) + " |")
     return "\n".join(lines) + "\n"

@@ -195,6 +195,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
     logging.set_verbosity(logging.WARNING)
     config = ConfigDict(json.loads(text))
     began, resumed = time.perf_counter(), any(Path(workdir).glob("last/*"))
+    processor = time.process_time()
     results = loop.train(config, workdir)
     _, built, state = load(workdir)
     if augmented_epochs and is_of_images(config):
@@ -203,7 +204,7 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         asked = loop.evaluation_of(built._replace(evaluators=only), config, workdir)
         results |= asked.measure(state, asked=True)
     rows = metrics.read(workdir)
-    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     speed = float(np.median(speeds)) if speeds else None
     baselines = {name: value for row in rows if row["step"] == 0 for name, value in row.items()}
     peaks = [device.memory_stats() for device in jax.local_devices()]
@@ -231,9 +232,10 @@ def run_one(text: str, workdir: str, augmented_epochs: float) -> dict[str, Any]:
         "better": evaluation.better.get(measure, 1),
         "share": "%" in titles.get(measure, ""),
         "test_units": units_of(built.data.test),
-        "images_per_second": speed,
+        "examples_per_second": speed,
         "train_seconds": speed and built.run.total_steps * built.run.batch_size / speed,
         "wall_seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - processor,
         "resumed": resumed,
         "peak_memory_mib": peak / 2**20,
         "steps": built.run.total_steps,
@@ -378,6 +380,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     xla.prepare()  # for this process and those it starts
     try:
         names = names_of(args)
+        if args.seeds < 1 or not names:
+            raise ValueError(
+                f"--seeds={args.seeds}, {len(names)} methods; expected one or more of each."
+            )
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         make(args.workdir)

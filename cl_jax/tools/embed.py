@@ -62,6 +62,7 @@ def embed(args: argparse.Namespace) -> int:
     """Writes the file that the options ask for; returns the exit status."""
     from cl_jax.core.errors import ConfigError
     from cl_jax.data import embeddings, images
+    from cl_jax.data.source import checksum_of
     from cl_jax.training import trained
 
     called = Path(args.folder).expanduser().resolve().stem if args.folder else "data"
@@ -78,7 +79,7 @@ def embed(args: argparse.Namespace) -> int:
         "root": root,
         "examples": source.size,
         "network": run.checksum,
-        "names": trained.checksum_of(source),
+        "names": checksum_of(source),
     }
     pieces, listed = embeddings.Pieces(out, about), dict(bad)
     done = pieces.done
@@ -112,7 +113,7 @@ def _listed(args: argparse.Namespace) -> list[str]:
 
 def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str], str]:
     """(source, what cannot be read, the folder of its paths or "")."""
-    from cl_jax.training import trained
+    from cl_jax.data.source import joined
 
     if folder is not None:
         source, bad = run.source(folder)
@@ -126,7 +127,7 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
     }
     if data.test is data.train:
         del parts["test"]
-    source = trained.joined(data.train.name.split("/")[0], parts)
+    source = joined(data.train.name.split("/")[0], parts)
     path = run.config.data.get("path", "") if data.train.names is not None else ""
     return source, {}, str(Path(path).expanduser().resolve()) if path else ""
 

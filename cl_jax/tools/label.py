@@ -106,6 +106,7 @@ def read_labels(path: str) -> dict[str, str]:
     import io
 
     from cl_jax.core.errors import NotFoundError
+    from cl_jax.data import lines
     from cl_jax.data.embeddings import PATHS
     from cl_jax.data.images import printable
 
@@ -113,10 +114,11 @@ def read_labels(path: str) -> dict[str, str]:
     if not file.is_file():
         raise NotFoundError(f"{path} is not a file; expected a table of paths and labels.")
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            text = lines.read()
-        first = text.split("\n", 1)[0]
-        between = max(",;\t", key=first.count)  # spreadsheets of some countries write semicolons
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+            text = opened.read()
+        if "\0" in text:
+            raise _error(f"{path} has zero bytes; expected a table as UTF-8 text, .csv.")
+        between = lines.separator(text.split("\n", 1)[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
         table = [row for row in reader if any(map(str.strip, row))]
     except (OSError, csv.Error) as error:
@@ -213,10 +215,9 @@ def _fine_tuned(
     from scipy.special import softmax
 
     from cl_jax.data.images import printable
-    from cl_jax.data.source import subset
+    from cl_jax.data.source import names_of, subset
     from cl_jax.evals import evaluation, fine_tuned
     from cl_jax.training.progress import Progress
-    from cl_jax.training.trained import names_of
 
     folder = args.pictures or str(run.config.data.get("path", "") or "")
     if not folder:
@@ -274,8 +275,8 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     """The features of all pictures, from the file that is given or made now; None where that was
     interrupted."""
     from cl_jax.data import embeddings
+    from cl_jax.data.source import checksum_of
     from cl_jax.tools import embed
-    from cl_jax.training import trained
 
     (feature,) = run.names(args.feature)
     args.feature = feature
@@ -300,7 +301,7 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     if out.is_file():
         source, _ = run.source(folder)
         held = embeddings.load(out)
-        if held.about.get("names") == trained.checksum_of(source):
+        if held.about.get("names") == checksum_of(source):
             return held
     words = [args.run, folder, f"--out={out}", f"--features={feature}", "--overwrite"]
     status = embed.embed(embed.parser().parse_args(words + ["--best"] * args.best))

@@ -200,7 +200,7 @@ def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
         + (f"; {len(mixed):,} groups have different labels" if mixed else ""),
     ]
     for rows in found[:_SHOWN]:
-        lines.append(f"  {len(rows)} alike: {_some(held, rows)}")
+        lines.append(f"  {len(rows)} alike: {_first(held, rows)}")
     if len(found) > _SHOWN:
         lines.append(f"  and {len(found) - _SHOWN:,} groups more (--out=FILE.csv for all)")
     every = [(number, i) for number, rows in enumerate(found) for i in rows.tolist()]
@@ -247,7 +247,7 @@ def clusters(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
     sheet = []
     for number, rows_of in enumerate(members):
         what = f"cluster {number}: {len(rows_of):,} rows{_mostly(held, rows_of)}"
-        lines.append(f"  {what}: {_some(held, rows_of, 3)}")
+        lines.append(f"  {what}: {_first(held, rows_of, 3)}")
         sheet.append((what, [(i, _caption(held, i, 1 - distance[i] / 2)) for i in rows_of[:k]]))
     every = [(number, rank, i) for number, of in enumerate(members) for rank, i in enumerate(of)]
     columns = {
@@ -453,9 +453,11 @@ def _caption(held: "Embeddings", i: int, score: float) -> str:
     return f"{score:.3f}{_label(held, i)}\n{held.paths[i]}"
 
 
-def _some(held: "Embeddings", rows: "np.ndarray", count: int = 4) -> str:
-    told = ", ".join(_clean(held.paths[i]) + _label(held, i) for i in rows[:count])
-    return told + (", ..." if len(rows) > count else "")
+def _first(held: "Embeddings", rows: "np.ndarray", count: int = 4) -> str:
+    from cl_jax.core.names import some
+
+    # one more than is shown, of what may be all rows
+    return some([_clean(held.paths[i]) + _label(held, i) for i in rows[: count + 1]], count)
 
 
 def _sizes(held: "Embeddings") -> str:

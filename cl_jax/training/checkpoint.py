@@ -17,6 +17,7 @@ from absl import logging
 
 from cl_jax.core import parallel, sharded
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.names import some
 from cl_jax.training import workdir as folder
 
 if (
@@ -301,7 +302,7 @@ def _refuse_nonfinite(
         newest = find()
         raise NonFiniteState(
             f"the State after step {step} holds NaN or inf in {len(bad)} of {len(host)} arrays: "
-            f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}. It is not saved; "
+            f"{some(bad, 3)}. It is not saved; "
             + (
                 "there is no checkpoint yet. "
                 if newest is None

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.names import nearest
 from cl_jax.training.defaults import UnknownVariant
+from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.workdir import path_of
 
 # Sections whose keys are keywords of a function: any may be given, listed in the config or not, and
@@ -50,7 +51,8 @@ def load(text: str) -> ConfigDict:
         ("simclr_v2:cifar10,debug").
 
     Raises:
-      ConfigError: there is no such config, or no such variant.
+      ConfigError: there is no such config, or no such variant; its file is not Python, or returns
+        something else.
     """
     name, _, variants = text.partition(":")
     module = _module(name)
@@ -61,8 +63,24 @@ def load(text: str) -> ConfigDict:
     if not inspect.signature(module.get_config).parameters:
         if variants:
             raise UnknownVariant(f"config {name!r} has no variants; it was given {variants!r}.")
-        return module.get_config().lock()
-    return module.get_config(variants or None).lock()
+        return _checked(name, module.get_config()).lock()
+    return _checked(name, module.get_config(variants or None)).lock()
+
+
+def _checked(name: str, found: Any) -> ConfigDict:
+    """What a config's function returned, if it is a whole config."""
+    if isinstance(found, dict):
+        found = ConfigDict(found)
+    begin = "begin with that of cl_jax.training.defaults.get_config(), which has all."
+    if not isinstance(found, ConfigDict):
+        raise ConfigError(
+            f"get_config of {name!r} returned {type(found).__name__}; expected a ConfigDict: "
+            f"{begin}"
+        )
+    missing = [key for key in get_defaults() if key not in found]
+    if missing:
+        raise ConfigError(f"config {name!r} lacks {', '.join(missing)}: {begin}")
+    return found
 
 
 def smallest(text: str) -> ConfigDict:
@@ -93,6 +111,8 @@ def _module(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
+    if Path(f"{name}.py").is_file():
+        raise ConfigError(f"config {name!r} is not one of the package; did you mean {name}.py.")
     raise ConfigError(
         f"config {name!r} does not exist{nearest(name, names())}. Have "
         f"{', '.join(names())}; the path of a file and the name of a module work too."
@@ -100,9 +120,21 @@ def _module(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
+    if path.suffix != ".py":
+        raise ConfigError(
+            f"config {path} does not end in .py; expected a Python file with a function "
+            "get_config. A run's own config.json is read by `cl-jax eval --workdir=...`."
+        )
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        if Path(error.filename or "").resolve() != path.resolve():  # of what it imports
+            raise
+        raise ConfigError(
+            f"config {path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+        ) from None
     return module
 
 

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cl_jax.core import logs
 from cl_jax.core.logs import Row
+from cl_jax.core.names import some
 from cl_jax.training import trackers
 from cl_jax.training import workdir as folder
 
@@ -206,7 +207,7 @@ class _Terminal:
                 f"{short} {log.latest[name]:.{digits}f}"
                 for name, short, digits in (
                     ("loss", "loss", 3),
-                    ("images_per_second", "images/s", 0),
+                    ("examples_per_second", "examples/s", 0),
                     ("knn/top1", "kNN", 3),
                 )
                 if name in log.latest
@@ -257,7 +258,7 @@ def read(workdir: str | Path) -> list[Row]:
         logging.warning(
             "%s: left out line %s, which %s not a row of numbers with a step.",
             path,
-            ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else ""),
+            some(broken),
             "is" if len(broken) == 1 else "are",
         )
     return rows

@@ -57,12 +57,15 @@ def check_config(
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
-        checkpoints cannot be read, or the workdir cannot be written.
+        checkpoints cannot be read, a new run would lie beside the folders of others, or the
+        workdir cannot be written.
     """
     path = (folder.make(workdir) if jax.process_index() == 0 else folder.path_of(workdir)).joinpath(
         "config.json"
     )
     saved = checkpoint.are_in(path.parent)
+    if not saved and not path.exists():
+        _refuse_a_folder_of_runs(workdir, path.parent)
     stored: dict[str, Any] | None = None
     if saved:
         try:
@@ -85,6 +88,18 @@ def check_config(
     if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         folder.replace_text(path, text)
     return noted
+
+
+def _refuse_a_folder_of_runs(workdir: str | Path, place: Path) -> None:
+    runs = sorted(
+        one.parent for one in place.glob("*/config.json") if checkpoint.are_in(one.parent)
+    )
+    if runs:
+        raise ConfigError(
+            f"{workdir} holds {len(runs)} runs or stages in folders of their own, such as "
+            f"{runs[0].name}, and a run beside them would be taken for theirs. Give a new folder, "
+            f"such as --workdir={place / 'NAME'}."
+        )
 
 
 def differences(

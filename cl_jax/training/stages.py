@@ -34,7 +34,7 @@ def stages(
         one stage.
 
     Raises:
-      ConfigError: `stage` names no stage of this config.
+      ConfigError: `stage` names no stage of this config; the workdir of stages is itself a run.
     """
     base, root = configs.plain(config), path_of(workdir)
     overrides, asked = base.pop("stages"), base.pop("stage")
@@ -46,6 +46,13 @@ def stages(
     if asked not in ("", "all", *order):
         raise ConfigError(
             f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
+        )
+    if checkpoint.are_in(root):
+        above = root.resolve().parent
+        raise ConfigError(
+            f"{workdir} holds a run, and the stages of this config have folders of their own in "
+            "the workdir. "
+            + (f"Give --workdir={above}." if root.name in order else "Give another --workdir.")
         )
     chosen = order if asked == "all" else [asked or order[0]]
     found = []

@@ -1,8 +1,5 @@
 """A run read back from its workdir, and what its network says of other examples."""
 
-import copy
-import hashlib
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,21 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.base import BaseEstimator, TransformerMixin
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
-from cl_jax.data import folder
 from cl_jax.data.embeddings import Embeddings
-from cl_jax.data.source import Source, Splits, from_arrays, labels_of, with_channels
+from cl_jax.data.source import Source, Splits, labels_of, names_of
 from cl_jax.evals.evaluation import blocks, needed_fields, over_blocks
-from cl_jax.training import configs, experiment, stages
+from cl_jax.training import experiment, stages
+from cl_jax.training.inputs import Inputs, Known, check_fields, source_of
 from cl_jax.training.workdir import path_of
 
-Inputs = np.ndarray | Mapping[str, np.ndarray] | str | Path | Sequence[str | Path] | Source
 ALL = "all"
 
 
@@ -177,7 +172,7 @@ class Trained:
                 return {name: found[name].astype(jnp.float32) for name in names}
 
             self._compiled[names] = over_blocks(chosen, self.mesh)
-        self._check(source)
+        check_fields(source, self._data_known)
         return blocks(
             self._compiled[names],
             self.state,
@@ -189,123 +184,31 @@ class Trained:
         )
 
     def names(self, features: str | Sequence[str] = "") -> tuple[str, ...]:
-        """The features that `features` names, checked."""
+        """The features that `features` names, each once, checked."""
         if features == ALL:
             return tuple(sorted(self.dimensions))
         asked = [features or self.feature] if isinstance(features, str) else list(features)
+        if not asked:
+            raise ConfigError(
+                f"features is empty; expected one or more of {', '.join(self.dimensions)}."
+            )
         for name in asked:
             if name not in self.dimensions:
                 raise ConfigError(
                     f"the network of {self.workdir} has no feature {name!r}"
                     f"{nearest(name, self.dimensions)}; it has {', '.join(self.dimensions)}."
                 )
-        return tuple(asked)
+        return tuple(dict.fromkeys(asked))
 
     def source(self, inputs: Inputs | None = None) -> tuple[Source, dict[str, str]]:
         """(inputs of any form of `embed` as a source, {name: reason} of what cannot be read; damage
         inside a file is added when the file is read)."""
-        if inputs is None:
-            return self.data.train, {}
-        if isinstance(inputs, Source):
-            return inputs, {}
-        if isinstance(inputs, str | os.PathLike):
-            if self._of_images():
-                return folder.everything(str(inputs), **self._reading())
-            return self._other_data(str(inputs)), {}
-        if isinstance(inputs, Mapping):
-            return self._of_arrays({name: np.asarray(values) for name, values in inputs.items()})
-        if isinstance(inputs, Sequence) and all(isinstance(x, str | os.PathLike) for x in inputs):
-            return folder.listed([str(path) for path in inputs], **self._reading())
-        array = np.asarray(inputs)
-        if len(self._inputs) != 1:
-            raise ConfigError(
-                f"one array is given and the network reads {', '.join(self._inputs)}; give "
-                f"{{field: array}} of each."
-            )
-        return self._of_arrays({self._inputs[0]: array})
+        return (self.data.train, {}) if inputs is None else source_of(inputs, self._data_known)
 
-    @property
-    def _inputs(self) -> list[str]:
-        """The fields that the network reads, without the labels that its training needs."""
-        return [name for name in self.method.needs if np.ndim(self.example.get(name, 0))]
-
-    def _of_images(self) -> bool:
-        fields = self._inputs
-        return "image" in fields and all(name.split("_")[0] == "image" for name in fields)
-
-    def _reading(self) -> dict[str, Any]:
-        """How the run's images were read, for `data.folder`."""
-        if "image" not in self.example:
-            raise ConfigError(
-                f"the network of {self.workdir} reads {', '.join(self.method.needs)}, not images; "
-                "give {field: array}, or a source."
-            )
-        size, _, channels = self.example["image"].shape
-        section = self.config.data
-        more = {key: section[key] for key in ("value_range", "max_pixels") if key in section}
-        return {"image_size": size, "channels": channels} | more
-
-    def _of_arrays(self, arrays: dict[str, np.ndarray]) -> tuple[Source, dict[str, str]]:
-        for name, values in arrays.items():
-            known = self.example.get(name)
-            if known is None or name not in self.method.needs:
-                continue
-            if values.ndim != known.ndim + 1 or len(values) == 0:
-                raise ConfigError(
-                    f"{name} is {values.dtype}{list(values.shape)}; expected {known.dtype} "
-                    f"[N, {', '.join(map(str, known.shape))}], one or more rows of what the "
-                    "network was trained on."
-                )
-            if name.split("_")[0] == "image":
-                if values.dtype != np.uint8:
-                    raise ConfigError(
-                        f"{name} is {values.dtype}; expected uint8, 0 to 255. Of floats from 0 to "
-                        "1, give numpy.rint(255 * images).astype('uint8')."
-                    )
-                arrays[name] = with_channels(values, known.shape[-1], name)
-            elif values.dtype != known.dtype:
-                if values.dtype.kind not in "iub" or known.dtype.kind not in "iu":
-                    raise ConfigError(f"{name} is {values.dtype}; expected {known.dtype}.")
-                arrays[name] = values.astype(known.dtype)
-        known_sizes = self.built.data.train.sizes
-        sizes = {name: known_sizes[name] for name in arrays if name in known_sizes}
-        return from_arrays("given", arrays, sizes), {}
-
-    def _other_data(self, path: str) -> Source:
-        """Data of the run's own kind at another path, all their parts in a row."""
-        section = ConfigDict(configs.plain(self.config.data))
-        if "path" not in section:
-            raise ConfigError(
-                f"the data of {self.workdir} ({section.name}) have no path that another could "
-                "replace; give {field: array}, or a source."
-            )
-        # Where a set may have a test part of its own, what is learnt from the training part (the
-        # tokens of a text) stays: the other file is read as the test part.
-        known = experiment.parameters("cl_jax.data", section.name)
-        key = "test_path" if "test_path" in known else "path"
-        section[key] = path
-        config = ConfigDict({"data": section, "seed": self.config.seed})
-        splits = experiment.load_data(config)
-        if key == "test_path" or splits.test is splits.train:
-            return splits.test
-        return joined(path, {"train": splits.train, "test": splits.test})
-
-    def _check(self, source: Source) -> None:
-        there = source.arrays if source.arrays is not None else source.read(0)
-        missing = [name for name in self.method.needs if name in self.example and name not in there]
-        encoded = [name for name in self.method.needs if name in there]
-        if not encoded:
-            raise ConfigError(
-                f"{source.name} has the fields {', '.join(there)}; the network of {self.workdir} "
-                f"reads {', '.join(missing)}."
-            )
-        known = self.built.data.train.sizes
-        for name in encoded:
-            if name in known and source.sizes.get(name, known[name]) != known[name]:
-                raise ConfigError(
-                    f"{name} has {source.sizes[name]} values in {source.name} and {known[name]} "
-                    f"in the data of {self.workdir}: the numbers do not mean the same."
-                )
+    @cached_property
+    def _data_known(self) -> Known:
+        sizes = self.built.data.train.sizes
+        return Known(str(self.workdir), self.config, self.method.needs, self.example, sizes)
 
 
 def load(workdir: str | Path, *, best: bool = False) -> Trained:
@@ -327,109 +230,3 @@ def load(workdir: str | Path, *, best: bool = False) -> Trained:
         place = begun[0].parent
     config, built, state = stages.load(place, best=best, with_data=False)
     return Trained(place, config, built, state)
-
-
-def names_of(source: Source) -> list[str]:
-    """What each example is called: its path, or "<source>/<number>"."""
-    if source.names is not None:
-        return list(source.names)
-    return [f"{source.name}/{i}" for i in range(source.size)]
-
-
-def checksum_of(source: Source) -> str:
-    """Sixteen digits that tell sources apart by the names of their examples, in order."""
-    names = "\0".join(names_of(source)).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(names).hexdigest()[:16]
-
-
-def joined(name: str, parts: Mapping[str, Source]) -> Source:
-    """Sources one after the other, with those labels that all of them have, and the label "split"
-    for the part; the fields that only some have are left out."""
-    sources, split = list(parts.values()), "split"
-    starts = np.cumsum([0, *(source.size for source in sources)])
-    fields = set.intersection(*(set(source.read(0)) for source in sources)) - {split}
-    sizes = {
-        field: max(source.sizes[field] for source in sources)
-        for field in sources[0].sizes
-        if all(field in source.sizes for source in sources)
-    }
-
-    def read(i: int) -> dict[str, np.ndarray]:
-        part = int(np.searchsorted(starts, i, side="right")) - 1
-        example = sources[part].read(i - int(starts[part]))
-        return {field: example[field] for field in fields} | {split: np.asarray(part, np.int32)}
-
-    def labels(field: str) -> np.ndarray:
-        if field == split:
-            return np.repeat(np.arange(len(sources), dtype=np.int32), np.diff(starts))
-        return np.concatenate([labels_of(source, field) for source in sources])
-
-    return Source(
-        name,
-        int(starts[-1]),
-        read,
-        sizes | {split: len(sources)},
-        labels=labels,
-        names=[name for source in sources for name in names_of(source)],
-        classes=dict(sources[0].classes) | {split: tuple(parts)},
-    )
-
-
-class Features(TransformerMixin, BaseEstimator):
-    """A run as a transformer of scikit-learn: images in, rows of one feature out.
-
-    `make_pipeline(Features("runs/mine"), LogisticRegression()).fit(images, labels)`. Fitting
-    changes nothing in the network.
-
-    Args:
-      run: a workdir, or what `load` returned.
-      feature: its name; "" for the one that evaluations read.
-      best: as in `load`, where `run` is a workdir.
-      batch_size: as in `Trained.embed`.
-    """
-
-    def __init__(
-        self,
-        run: str | Path | Trained,
-        feature: str = "",
-        best: bool = False,
-        batch_size: int = 0,
-    ):
-        self.run, self.feature, self.best, self.batch_size = run, feature, best, batch_size
-
-    def fit(self, X: Inputs, y: Any = None) -> "Features":
-        """Loads the run, where that was not done; X and y are not looked at."""
-        run = self.run if isinstance(self.run, Trained) else load(self.run, best=self.best)
-        self.run_ = run
-        (self.feature_,) = run.names(self.feature)
-        return self
-
-    def transform(self, X: Inputs) -> np.ndarray:
-        """Rows [N, D] of inputs of any form of `Trained.embed`.
-
-        Raises:
-          ConfigError: an image that cannot be read: rows would not be those of the inputs.
-        """
-        if not hasattr(self, "run_"):
-            self.fit(X)
-        found = self.run_.embed(X, features=(self.feature_,), batch_size=self.batch_size)
-        if bad := found.about["bad"]:
-            name, reason = next(iter(bad.items()))
-            raise ConfigError(f"{len(bad)} images cannot be read, such as {name}: {reason}.")
-        return found[self.feature_]
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """["h0", "h1", ...]."""
-        width = self.run_.dimensions[self.feature_]
-        return np.array([f"{self.feature_}{i}" for i in range(width)], object)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Devices and compiled programs stay: another process loads the run itself.
-        state = copy.copy(super().__getstate__())
-        state.pop("run_", None)
-        if isinstance(self.run, Trained):
-            state["run"] = str(self.run.workdir)
-        return state

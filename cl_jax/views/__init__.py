@@ -107,3 +107,13 @@ def fields(views: Sequence[View], *more: str) -> dict[str, Any]:
     needs = dict.fromkeys(field for view in views for field in view.needs)
     wants = dict.fromkeys(field for view in views for field in view.wants)
     return {"needs": (*needs, *(field for field in more if field not in needs)), "wants": (*wants,)}
+
+
+def keywords(views: Sequence[View], *more: str) -> dict[str, Any]:
+    """What most methods take from their views, as keywords of `from_loss`: "views", drawn by the
+    step's key; "clean", of the first; and `fields`."""
+    return {
+        "views": lambda batch, key: draw(views, batch, key),
+        "clean": views[0].clean,
+        **fields(views, *more),
+    }

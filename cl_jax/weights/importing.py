@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import State
+from cl_jax.core.names import some
 from cl_jax.encoders import resnet, vit
 from cl_jax.weights import files, names
 from cl_jax.weights.names import DIALECTS, Dialect
@@ -28,7 +29,6 @@ _EVALUATED = ("teacher", "encoder_q", "base_encoder", "online")
 _HELPERS = ("student", "encoder_k", "momentum", "target")
 _HARMLESS = re.compile(r"(num_batches_tracked|relative_position_index|_ema\.(hidden|counter))$")
 _FOLDED = re.compile(r"(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")
-_SHOWN = 6
 Tree = dict[str, Any]
 
 
@@ -54,8 +54,8 @@ class Imported(NamedTuple):
         settings = ", ".join(f"{key}={value}" for key, value in self.section.items())
         lines = [f"{self.dialect}: {settings}; {numbers:,} parameters."]
         lines.append(f"matched: {len(self.matched)} arrays" + _under(self.prefix) + ".")
-        lines.append(f"missing: {_some(self.missing)}.")
-        lines.append(f"left over: {_some(self.left_over)}.")
+        lines.append(f"missing: {some(self.missing)}.")
+        lines.append(f"left over: {some(self.left_over)}.")
         if self.others:
             lines.append(
                 f"the file has further copies, under {', '.join(map(repr, self.others))}; "
@@ -138,7 +138,7 @@ def _find(
     if not found:
         raise ConfigError(
             f"{path} holds no ResNet or ViT whose names are known (torchvision, timm, Hugging "
-            f"Face, Haiku); it has {_some(sorted(tensors))}."
+            f"Face, Haiku); it has {some(sorted(tensors))}."
         )
     if prefix is not None and prefix not in found:
         raise ConfigError(
@@ -359,7 +359,7 @@ def _refuse_other_layers(
     )
     if odd:
         raise ConfigError(
-            f"{path} has layers that our {dialect.family} does not have: {_some(odd)}."
+            f"{path} has layers that our {dialect.family} does not have: {some(odd)}."
         )
 
 
@@ -461,10 +461,3 @@ def _onto(tree: Mapping[str, Any], ours: Tree) -> Tree:
 
 def _under(prefix: str) -> str:
     return f", under {prefix!r}" if prefix else ""
-
-
-def _some(words: Sequence[str]) -> str:
-    if not words:
-        return "nothing"
-    rest = len(words) - _SHOWN
-    return ", ".join(words[:_SHOWN]) + f" and {rest} more" * (rest > 0)

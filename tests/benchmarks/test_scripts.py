@@ -1,6 +1,7 @@
 """Every benchmark runs in its small form and writes its record; their figures are not looked at."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,16 @@ def run(name, *arguments):
 
 def test_there_is_a_case_for_every_script():
     assert SCRIPTS.keys() == {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in (ROOT / "benchmarks").rglob("*.py") if "__main__" in p.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_every_script_reads_its_command_line(path):
+    """So that --help tells what it does, and does nothing."""
+    assert re.search(r"\.parse_args\(|cases\.words\(__doc__", path.read_text())
 
 
 # Seconds each; the others, a training run or a sweep, with `-m slow`.

@@ -36,6 +36,23 @@ def test_types():
     assert shapes.check_integer("b", labels=jnp.zeros(2, jnp.uint8)) == {"b": 2}
 
 
+def test_integers_beyond_32_bits_are_refused_where_jax_would_cut_them():
+    for large in (np.array([0, 2**32]), np.array([-(2**31) - 1, 0]), np.array([2**32], np.uint64)):
+        with pytest.raises(ValueError, match=r"labels goes from .* beyond u?int32.*np.unique"):
+            shapes.check_integer("b", labels=large)
+        with jax.enable_x64(True):
+            shapes.check_integer("b", labels=large)
+    shapes.check_integer("b", labels=np.array([-(2**31), 2**31 - 1]))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5", np.ones(1)])
+def test_a_share_is_a_number_from_0_to_1(value):
+    with pytest.raises(ValueError, match=r"momentum (is|has shape) .*; expected a (number|scalar)"):
+        shapes.check_share(momentum=value)
+    for share in (0, 1, 0.5, np.float32(1), jnp.float32(0)):
+        shapes.check_share(momentum=share)
+
+
 @pytest.mark.parametrize("value", [0, -0.1, float("nan"), 0.0])
 def test_a_number_that_is_not_positive_is_refused_with_typical_temperatures(value):
     with pytest.raises(ValueError, match=r"temperature is .*Typical temperatures are"):

@@ -116,6 +116,13 @@ def test_files_of_other_origin(tmp_path):
     found = embeddings.load(tmp_path / "a.parquet")
     np.testing.assert_array_equal(found["emb"], [[1, 2], [3, 4]])
     assert list(found.labels["n"]) == [5, -1]
+    # rows of 2 and 4 numbers are not two of 3
+    pq.write_table(pa.table({"emb": [[1.0, 2.0], [3.0] * 4]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="has no features"):
+        embeddings.load(tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("\ufefffile;emb.0;emb.1\nx;1;2\ny;3;4\n")
+    found = embeddings.load(tmp_path / "a.csv")
+    np.testing.assert_array_equal(found["emb"], [[1, 2], [3, 4]])
 
 
 def test_wrong_files_are_one_sentence(tmp_path):
@@ -137,7 +144,9 @@ def test_wrong_files_are_one_sentence(tmp_path):
         (put("cut.npz", whole[: len(whole) // 2]), r"cut\.npz cannot be read"),
         (put("e.parquet", b"PAR1"), r"e\.parquet cannot be read"),
         (put("e.csv", b"path,h.0\na,1\nb\n"), "line 3: 1 columns; expected 2"),
-        (put("w.csv", b"path,h.0\na,x\n"), "cannot be read: ValueError"),
+        (put("w.csv", b"path,h.0\na,x\n"), "line 2: could not convert .*'x'; expected numbers"),
+        (put("u.csv", "path,h.0\na,1\n".encode("utf-16")), "zero bytes; expected a table as UTF-8"),
+        (put("i.csv", b"path,h.0\na,1e300\n"), "h has NaN or inf in 1 rows, such as a"),
         (npz("n.npz", h=nan), "h has NaN or inf in 1 rows, such as 0"),
         (npz("l.npz", h=np.ones((2, 2)), label=np.zeros(3, int)), "label has 3 rows"),
         (npz("f.npz", label=np.zeros(3, int)), "has no features: its columns are label"),

@@ -136,10 +136,16 @@ def test_graphs_without_edges_are_left_out_or_kept_where_asked(tmp_path):
         graphs.make(path=none, on_error="skip")
 
 
+def test_a_byte_order_mark_is_no_number(tmp_path):
+    plain = graphs.make(path=_folder(tmp_path)).train
+    marked = _folder(tmp_path, **{name: text and f"\ufeff{text}" for name, text in TU.items()})
+    assert _rows(graphs.make(path=marked).train) == _rows(plain)
+
+
 def test_a_binary_file(tmp_path):
     path = _folder(tmp_path)
     (tmp_path / "TOY" / "TOY_A.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not text"):
+    with pytest.raises(ValueError, match="UTF-16; expected UTF-8"):
         graphs.make(path=path)
 
 

@@ -221,6 +221,9 @@ def test_errors(tmp_path, images):
         packed.make(path=path, image_field="picture")
     with pytest.raises(ValueError, match="3 channels and channels=1"):
         packed.make(path=path, channels=1)
+    path = write(tmp_path / "pytorch", image=np.zeros((4, 3, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match="channels before rows and columns"):
+        packed.make(path=path)
 
 
 @pytest.mark.slow

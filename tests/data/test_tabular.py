@@ -53,6 +53,24 @@ def test_equal_rows_are_in_one_part_and_more_rows_move_none(tmp_path):
     assert short.train.size % 2 == short.test.size % 2 == 0
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_of_spreadsheets(mark, separator, tmp_path):
+    rows = [("label", "x", "y"), *(("ab"[i % 2], str(i), str(i % 3)) for i in range(20))]
+    text = mark + "".join(separator.join(row) + "\r\n" for row in rows)
+    splits = tabular.make(path=write(tmp_path, text))
+    assert splits.train.arrays["row"].shape[1] == 2 and splits.train.sizes == {"label": 2}
+
+
+def test_encodings_and_numbers_beyond_float64(tmp_path):
+    text = "x,label\n" + "".join(f"{i}e300,a\n" for i in range(9))
+    with pytest.raises(ValueError, match="deviation of column 'x'"):
+        tabular.make(path=write(tmp_path, text))
+    (tmp_path / "wide.csv").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match="is UTF-16; expected UTF-8: iconv"):
+        tabular.make(path=str(tmp_path / "wide.csv"))
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "words"),
     [
@@ -62,7 +80,7 @@ def test_equal_rows_are_in_one_part_and_more_rows_move_none(tmp_path):
         ("x,y\n1,2\n", {}, "has 0 columns 'label'; expected one. Its columns: x, y"),
         ("x,x,label\n1,2,a\n", {}, "has 2 columns 'x'"),
         ("x,label\n", {}, "1 columns of numbers and 0 rows"),
-        ("x,label\n1,a\n1,b\n", {}, "2 rows; expected several different ones"),
+        ("x,label\n1,a\n1,b\n", {}, "2 rows, 1 of them different"),
         ("x,label\n1,a\n", {"columns": ("z",)}, "has 0 columns 'z'"),
     ],
 )
@@ -76,7 +94,7 @@ def test_errors_of_a_file(text, settings, words, tmp_path):
     [
         ({"embedded": "digit"}, "embedded='digit'; expected one of digits"),
         ({"embedded": "wine", "columns": ("a",)}, "wine has no column 'a'; its columns: alcohol"),
-        ({"path": "none.csv"}, "path='none.csv' is not a file"),
+        ({"path": "none.csv"}, "none.csv is not a file; expected a .csv with a header"),
         ({"test_path": "none.csv"}, "without path"),
         ({"test_share": 1.0}, "test_share=1.0"),
     ],

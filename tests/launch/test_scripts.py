@@ -35,6 +35,14 @@ def test_usage(script):
     assert told.returncode == 0 and told.stdout.startswith(f"usage: launch/{script}")
 
 
+@pytest.mark.parametrize("script", ["launch/tpu_worker.sh", ".ci/run", ".ci/wheel"])
+def test_what_a_script_does_is_told_and_not_done(script):
+    told = subprocess.run(
+        [LAUNCH.parent / script, "--help"], capture_output=True, text=True, timeout=20
+    )
+    assert told.returncode == 0 and told.stdout.startswith(("What", "Builds"))
+
+
 @pytest.mark.parametrize(
     "script,words,message",
     [
@@ -42,6 +50,7 @@ def test_usage(script):
         ("local.sh", ("-n",), "-n needs a value"),
         ("local.sh", (), "no command given"),
         ("local.sh", ("-x", "true"), "unknown option -x"),
+        ("tpu_worker.sh", ("begin",), "unknown task 'begin'; --help tells more"),
         ("slurm.sh", ("--nodes", "two", *RUN), "--nodes is 'two'; expected a whole number"),
         (
             "slurm.sh",

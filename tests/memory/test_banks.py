@@ -52,6 +52,16 @@ def test_bank_errors():
         bank.update(jnp.ones((3, 2)), jnp.ones((1, 5)), jnp.array([0]), momentum=0.5)
     with pytest.raises(ValueError, match="b = 2"):
         bank.update(jnp.ones((3, 2)), jnp.ones((2, 2)), jnp.array([0]), momentum=0.5)
+    with pytest.raises(ValueError, match="momentum is 2; expected a number from 0 to 1"):
+        bank.update(jnp.ones((3, 2)), jnp.ones((1, 2)), jnp.array([0]), momentum=2)
+    with pytest.raises(ValueError, match="momentum is -1"):
+        centre.update(jnp.zeros(2), jnp.ones((1, 2)), momentum=-1)
+
+
+def test_ids_that_no_row_has_write_nothing():
+    rows = jnp.ones((3, 2))
+    after = bank.update(rows, -jnp.ones((4, 2)), jnp.array([-1, 3, -3, 1]), momentum=0.0)
+    np.testing.assert_allclose(after, [[1, 1], [-(2**-0.5)] * 2, [1, 1]], rtol=1e-6)
 
 
 def test_hybrid_repeats_chain_in_batch_order():

@@ -71,6 +71,9 @@ def test_errors():
         ring.enqueue(queue, jnp.ones((2, 3), jnp.int32))
     with pytest.raises(ValueError, match="at least one row"):
         ring.init(jax.random.key(0), 0, 3)
+    with pytest.raises(ValueError, match=r"size is 2\.5; expected an integer"):
+        ring.init(jax.random.key(0), 2.5, 3)
+    assert ring.init(jax.random.key(0), 2.0, 3).rows.shape == (2, 3)
     with pytest.raises(ValueError, match='"unit" or "uniform"'):
         ring.init(jax.random.key(0), 4, 3, start="ones")
 

@@ -213,7 +213,12 @@ def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, 
         name = json.loads(text)["method"]["name"]
         time.sleep(slow.get(name, 0.0))
         measure = {"measure": "knn/top1", "share": True, "better": 1, "test_units": 400}
-        return measure | {"epochs": 1, "reached": 0.8, "reached_untrained": 0.3, "wall_seconds": 9}
+        return measure | {
+            "epochs": 1,
+            "reached": 0.8,
+            "reached_untrained": 0.3,
+            "processor_seconds": 9,
+        }
 
     monkeypatch.setattr(benchmark.run_all, "__defaults__", (run,))
     command = ["--all", "--methods=simclr_v1,byol", f"--workdir={tmp_path}", "--variant=debug"]
@@ -229,5 +234,7 @@ def test_the_survey_lists_every_system_and_keeps_what_was_run(tmp_path, capsys, 
 def test_all_is_every_config(tmp_path):
     args = settings(tmp_path, all=True, methods="all")
     assert benchmark.names_of(args) == configs.names()
+    assert benchmark.main(["--seeds=0", f"--workdir={tmp_path / 'none'}"]) == 1
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="--against=byoll is not in the table"):
         benchmark.names_of(settings(tmp_path, methods="byol,dino", against="byoll"))

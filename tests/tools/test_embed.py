@@ -99,6 +99,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(run, folder, tmp_path, caps
         ([str(run), str(tmp_path / "empty"), out], "holds no image"),
         ([str(run), str(tmp_path / "none"), out], "neither a folder nor an image"),
         ([str(run), str(folder), out, "--features=q"], "has no feature 'q'"),
+        ([str(run), str(folder), out, "--features=,"], "features is empty; expected one or more"),
         ([str(run), str(folder), "--out=/proc/e.npz"], "cannot be written"),
         ([str(run), str(folder), f"--out={tmp_path / 'e.doc'}"], "expected a name that ends in"),
         ([str(run), str(folder), f"--out={tmp_path / 'there.npz'}"], "Give --overwrite"),

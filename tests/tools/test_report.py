@@ -97,6 +97,7 @@ def test_the_page_of_a_run(run, folder, tmp_path, capsys, monkeypatch):
         (["RUN"], "nowhere"),
         (["RUN", "--rows=2"], "expected 3 or more"),
         (["RUN", "--out=/nowhere/page.html"], "not a folder"),
+        (["RUN", "--data=DATA", "--out=DATA"], "is a folder; give the name of a file"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_leaves_nothing(run, folder, words, text, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +56,30 @@ def test_a_file_and_a_module_of_ones_own(tmp_path, monkeypatch):
         assert configs.load(name).seed == 0 and configs.load(f"{name}:a,b").seed == 2
     with pytest.raises(ValueError, match="variant 'c' of this config is unknown; have a, b"):
         configs.load("lab.mine:c")
+
+
+BEGIN = "from cl_jax.training import defaults\ndef get_config(variants=None):\n    "
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config(:\n", r"config mine.py, line 1: invalid syntax: def get_config\(:"),
+        (BEGIN + "return None", "returned NoneType; expected a ConfigDict: begin with that of"),
+        (BEGIN + "return {'seed': 0, 'data': {}}", "lacks batch_size, .*: begin with"),
+        (BEGIN + "c = defaults.get_config(); del c.optimizer; return c", "lacks optimizer: begin"),
+    ],
+)
+def test_a_file_that_is_no_config(text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        configs.load("mine.py")
+    with pytest.raises(ConfigError, match="'mine' is not one of the package; did you mean mine"):
+        configs.load("mine")
+    Path("config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="does not end in"):
+        configs.load("./config.json")
 
 
 @pytest.mark.parametrize(

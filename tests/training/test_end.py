@@ -5,7 +5,6 @@ import dataclasses
 import os
 import signal
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import pytest
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, SaveError
-from cl_jax.training import checkpoint, loop, metrics, stopping
+from cl_jax.training import checkpoint, loop, metrics, pending, stopping
 from cl_jax.training.steps import Stepper
 from configs import simclr_v1
 from tests import small
@@ -546,41 +545,9 @@ def test_rates_after_an_evaluation_are_of_the_steps_alone(config, calls, tmp_pat
         clock[0] += 1000.0
         return measure(*given, **named)
 
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(pending.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(Stepper, "advance", step)
     monkeypatch.setattr(loop.Evaluation, "measure", evaluation)
     loop.train(config, tmp_path)
-    rates = [row["images_per_second"] for row in metrics.read(tmp_path) if "loss" in row]
+    rates = [row["examples_per_second"] for row in metrics.read(tmp_path) if "loss" in row]
     assert len(rates) == LAST and rates == [small.BATCH / 2] * LAST
-
-
-class Later:
-    """A metric that is on its way from the device when an interval closes."""
-
-    shape = (2,)
-
-    def is_ready(self):
-        return False
-
-    def block_until_ready(self):
-        return self
-
-    def __array__(self, dtype=None, copy=None):
-        return np.ones(2, dtype)
-
-
-def test_intervals_that_are_read_at_once_share_the_time_between_them(config, monkeypatch):
-    clock, rows = [0.0], []
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
-    pending = loop._Pending(
-        config,
-        small.built(1),
-        SimpleNamespace(write=lambda step, row: rows.append(row["images_per_second"])),
-        SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0),
-    )
-    pending.add(0, {"loss": Later()})
-    pending.log()
-    pending.add(2, {"loss": Later()})
-    clock[0] = 8.0
-    pending.flush()
-    assert rows == [small.BATCH / 2] * 2

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -174,64 +173,3 @@ def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path)
 def test_a_locked_config_from_the_command_line(tmp_path):
     config = simclr_v2.get_config("debug").lock()
     assert [name for name, _, _ in loop.stages(config, tmp_path)] == ["pretrain"]
-
-
-def pending_on(clock, config, monkeypatch, rows):
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
-    built = SimpleNamespace(
-        run=SimpleNamespace(steps_per_epoch=10, batch_size=8),
-        learning_rate=lambda step: 0.1,
-        mesh=parallel.make_mesh(1),
-    )
-    return loop._Pending(
-        config,
-        built,
-        SimpleNamespace(write=lambda step, row: rows.append((step, row["images_per_second"]))),
-        SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0),
-    )
-
-
-class Later(np.ndarray):
-    """Metrics of a step that the device is through with at a time."""
-
-    def __new__(cls, clock, at):
-        values = np.ones(1).view(cls)
-        values.clock, values.at = clock, at
-        return values
-
-    def is_ready(self):
-        return self.clock[0] >= self.at
-
-    def block_until_ready(self):
-        self.clock[0] = max(self.clock[0], self.at)
-        return self
-
-
-def test_rates_are_right_where_the_host_runs_one_step_ahead(config, monkeypatch):
-    """As on a CPU: a step of one second is dispatched when the one before it ends. The last two
-    intervals are read together, when the run ends."""
-    clock, rows = [0.0], []
-    pending = pending_on(clock, config, monkeypatch, rows)
-    for step in range(14):
-        clock[0] = float(step)
-        pending.add(step, {"loss": Later(clock, step + 1.0)})
-        if step in (4, 9):
-            pending.log()
-    pending.flush()
-    assert clock[0] == 14.0
-    assert [step for step, _ in rows] == [5, 10, 14]
-    np.testing.assert_allclose([rate for _, rate in rows], 8.0, rtol=0.01)
-
-
-def test_rates_are_of_when_steps_ended_not_of_when_they_are_read(config, monkeypatch):
-    """On a CPU a step is done when it is dispatched; its interval is written one later all the
-    same."""
-    clock, rows = [0.0], []
-    pending = pending_on(clock, config, monkeypatch, rows)
-    for first, seconds in ((0, 2.0), (2, 4.0), (4, 1.0)):
-        clock[0] += seconds
-        pending.add(first, {"loss": jax.block_until_ready(jax.numpy.ones(2))})
-        pending.log()
-    clock[0] += 100.0
-    pending.flush()
-    assert rows == [(2, 8.0), (4, 4.0), (6, 16.0)]

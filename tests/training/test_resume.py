@@ -12,7 +12,7 @@ from cl_jax.training.experiment import initial_state
 from configs import simclr_v1
 from tests import small
 
-CLOCK = {"time", "images_per_second", "data_wait"}
+CLOCK = {"time", "examples_per_second", "data_wait"}
 
 
 class Died(BaseException):

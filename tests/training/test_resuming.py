@@ -62,6 +62,16 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         assert resuming.check_config(tmp_path, base | change, defaults) == []
 
 
+def test_a_run_does_not_start_beside_the_folders_of_others(tmp_path):
+    (tmp_path / "pretrain/last/1").mkdir(parents=True)
+    resuming.check_config(tmp_path, {"seed": 0})  # a folder, and no run
+    (tmp_path / "config.json").rename(tmp_path / "pretrain/config.json")
+    with pytest.raises(ConfigError, match="holds 1 runs or stages in folders of their own, such a"):
+        resuming.check_config(tmp_path, {"seed": 1})
+    assert not (tmp_path / "config.json").exists()
+    resuming.check_config(tmp_path / "mine", {"seed": 1})
+
+
 def test_the_order_of_a_config_is_kept(tmp_path):
     resuming.check_config(tmp_path, {"views": {"large": {}, "a": {}, "small": {}}})
     stored = json.loads((tmp_path / "config.json").read_text())

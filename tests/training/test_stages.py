@@ -37,6 +37,17 @@ def test_a_setting_of_the_optimiser_reaches_the_stage_that_is_asked_for():
     assert found["finetune"].optimizer.name == "adamw"
 
 
+def test_stages_do_not_start_inside_a_run(tmp_path):
+    config = configs.load("simclr_v2:debug")
+    (tmp_path / "pretrain/last/1").mkdir(parents=True)
+    assert stages.stages(config, tmp_path)[0][2] == tmp_path / "pretrain"
+    with pytest.raises(ConfigError, match=f"Give --workdir={tmp_path}."):
+        stages.stages(config, tmp_path / "pretrain")
+    (tmp_path / "best/1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="of their own in the workdir"):
+        stages.stages(config, tmp_path)
+
+
 def test_settings_of_all_and_of_one_stage():
     found = of("all", "optimizer.learning_rate=0.5", "total_epochs=2", "data.train_size=32")
     assert [found[name].optimizer.learning_rate for name in ORDER] == [0.5] * 3

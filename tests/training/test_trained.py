@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 import cl_jax
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, NotFoundError
-from cl_jax.data.source import Splits, from_arrays, labels_of
+from cl_jax.data.source import Splits, from_arrays, joined, labels_of
 from cl_jax.training import configs, loop, stages, trained
+from cl_jax.training.transformer import Features
 
 
 def pictures(root, count=12):
@@ -177,7 +178,8 @@ def test_a_state_of_elsewhere_becomes_a_run(run, mine, tmp_path):
 def test_a_run_is_a_transformer(run, mine):
     _, _, rows, data = run
     images = data.test.arrays["image"]
-    step = clone(cl_jax.Features(mine, feature="h"))
+    assert cl_jax.Features is Features
+    step = clone(Features(mine, feature="h"))
     found = make_pipeline(step, StandardScaler()).fit_transform(images)
     np.testing.assert_allclose(found, StandardScaler().fit_transform(rows["test"]), atol=1e-4)
     assert list(step.fit(images).get_feature_names_out()[:2]) == ["h0", "h1"]
@@ -186,7 +188,7 @@ def test_a_run_is_a_transformer(run, mine):
 
 def test_joined_sources_follow_each_other(run):
     data = run[3]
-    both = trained.joined("both", {"train": data.train, "test": data.test})
+    both = joined("both", {"train": data.train, "test": data.test})
     assert both.size == data.train.size + data.test.size
     np.testing.assert_array_equal(both.read(data.train.size)["image"], data.test.read(0)["image"])
     np.testing.assert_array_equal(labels_of(both)[-data.test.size :], labels_of(data.test))

@@ -302,7 +302,7 @@ def test_an_imported_run_is_read_like_a_trained_one(tmp_path, capsys):
     out = tmp_path / "run"
     assert not import_.main([str(tmp_path / "x.safetensors"), f"--out={out}"])
     said = capsys.readouterr().out
-    assert "vit/timm" in said and "missing: nothing" in said and "64 pixels" in said
+    assert "vit/timm" in said and "missing: none" in said and "64 pixels" in said
     os.remove(tmp_path / "x.safetensors")
     run = cl_jax.load(out)
     images = np.random.default_rng(0).integers(0, 256, (3, 73, 73, 3), np.uint8)

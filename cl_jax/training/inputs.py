@@ -1,0 +1,133 @@
+"""What a trained network is asked about, as a source: arrays, folders, files, or data of its own
+kind at another path."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cl_jax.core.errors import ConfigError
+from cl_jax.data import folder
+from cl_jax.data.source import Source, from_arrays, joined, with_channels
+from cl_jax.training import configs, experiment
+
+Inputs = np.ndarray | Mapping[str, np.ndarray] | str | Path | Sequence[str | Path] | Source
+
+
+class Known(NamedTuple):
+    """What a run knows of its data. needs: fields that its method reads. example: the fields of
+    one. sizes: of integer fields, as in `Source`."""
+
+    workdir: str
+    config: ConfigDict
+    needs: tuple[str, ...]
+    example: Mapping[str, np.ndarray]
+    sizes: Mapping[str, int]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The fields that the network reads, without the labels that its training needs."""
+        return [name for name in self.needs if np.ndim(self.example.get(name, 0))]
+
+
+def source_of(inputs: Inputs, known: Known) -> tuple[Source, dict[str, str]]:
+    """(inputs of any form of `Trained.embed` as a source, {name: reason} of what cannot be read;
+    damage inside a file is added when the file is read)."""
+    if isinstance(inputs, Source):
+        return inputs, {}
+    if isinstance(inputs, str | os.PathLike):
+        if "image" in known.inputs and all(n.split("_")[0] == "image" for n in known.inputs):
+            return folder.everything(str(inputs), **_reading(known))
+        return _other_data(str(inputs), known), {}
+    if isinstance(inputs, Mapping):
+        return _of_arrays({name: np.asarray(x) for name, x in inputs.items()}, known), {}
+    if isinstance(inputs, Sequence) and all(isinstance(x, str | os.PathLike) for x in inputs):
+        return folder.listed([str(path) for path in inputs], **_reading(known))
+    array = np.asarray(inputs)
+    if len(known.inputs) != 1:
+        raise ConfigError(
+            f"one array is given and the network reads {', '.join(known.inputs)}; give "
+            f"{{field: array}} of each."
+        )
+    return _of_arrays({known.inputs[0]: array}, known), {}
+
+
+def check_fields(source: Source, known: Known) -> None:
+    """Raises ConfigError where a source has none of the fields that the network reads, or integers
+    that mean something else."""
+    there = source.arrays if source.arrays is not None else source.read(0)
+    missing = [name for name in known.needs if name in known.example and name not in there]
+    encoded = [name for name in known.needs if name in there]
+    if not encoded:
+        raise ConfigError(
+            f"{source.name} has the fields {', '.join(there)}; the network of {known.workdir} "
+            f"reads {', '.join(missing)}."
+        )
+    for name in encoded:
+        size = known.sizes.get(name)
+        if size is not None and source.sizes.get(name, size) != size:
+            raise ConfigError(
+                f"{name} has {source.sizes[name]} values in {source.name} and {size} in the data "
+                f"of {known.workdir}: the numbers do not mean the same."
+            )
+
+
+def _reading(known: Known) -> dict[str, Any]:
+    """How the run's images were read, for `data.folder`."""
+    if "image" not in known.example:
+        raise ConfigError(
+            f"the network of {known.workdir} reads {', '.join(known.needs)}, not images; give "
+            "{field: array}, or a source."
+        )
+    size, _, channels = known.example["image"].shape
+    section = known.config.data
+    more = {key: section[key] for key in ("value_range", "max_pixels") if key in section}
+    return {"image_size": size, "channels": channels} | more
+
+
+def _of_arrays(arrays: dict[str, np.ndarray], known: Known) -> Source:
+    for name, values in arrays.items():
+        one = known.example.get(name)
+        if one is None or name not in known.needs:
+            continue
+        if values.ndim != one.ndim + 1 or len(values) == 0:
+            raise ConfigError(
+                f"{name} is {values.dtype}{list(values.shape)}; expected {one.dtype} "
+                f"[N, {', '.join(map(str, one.shape))}], one or more rows of what the "
+                "network was trained on."
+            )
+        if name.split("_")[0] == "image":
+            if values.dtype != np.uint8:
+                raise ConfigError(
+                    f"{name} is {values.dtype}; expected uint8, 0 to 255. Of floats from 0 to "
+                    "1, give numpy.rint(255 * images).astype('uint8')."
+                )
+            arrays[name] = with_channels(values, one.shape[-1], name)
+        elif values.dtype != one.dtype:
+            if values.dtype.kind not in "iub" or one.dtype.kind not in "iu":
+                raise ConfigError(f"{name} is {values.dtype}; expected {one.dtype}.")
+            arrays[name] = values.astype(one.dtype)
+    sizes = {name: known.sizes[name] for name in arrays if name in known.sizes}
+    return from_arrays("given", arrays, sizes)
+
+
+def _other_data(path: str, known: Known) -> Source:
+    """Data of the run's own kind at another path, all their parts in a row."""
+    section = ConfigDict(configs.plain(known.config.data))
+    if "path" not in section:
+        raise ConfigError(
+            f"the data of {known.workdir} ({section.name}) have no path that another could "
+            "replace; give {field: array}, or a source."
+        )
+    # Where a set may have a test part of its own, what is learnt from the training part (the
+    # tokens of a text) stays: the other file is read as the test part.
+    keywords = experiment.parameters("cl_jax.data", section.name)
+    key = "test_path" if "test_path" in keywords else "path"
+    section[key] = path
+    splits = experiment.load_data(ConfigDict({"data": section, "seed": known.config.seed}))
+    if key == "test_path" or splits.test is splits.train:
+        return splits.test
+    return joined(path, {"train": splits.train, "test": splits.test})
