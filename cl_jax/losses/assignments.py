@@ -119,8 +119,10 @@ def swav_codes(
         _balanced, epsilon=epsilon, iterations=iterations, axis_name=axis_name
     )
     apart = isinstance(scores, (list, tuple))
+    if queue is None and apart:
+        return [balance(x[None])[0] for x in scores]
     if queue is None:
-        return [balance(x[None])[0] for x in scores] if apart else balance(scores)
+        return balance(jnp.asarray(scores))
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -136,7 +138,7 @@ def swav_codes(
 
     if apart:
         return [with_queue(x[None], queued[i : i + 1], use[i])[0] for i, x in enumerate(scores)]
-    return with_queue(scores, queued, use)
+    return with_queue(jnp.asarray(scores), queued, use)
 
 
 @any_mesh
