@@ -7,9 +7,11 @@ options, so that its help appears at once.
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cl_jax import __version__
 from cl_jax.core.names import nearest
+from cl_jax.training import stopping
 
 VERBS = {
     "train": ("cl_jax.tools.train", "train a config, or resume its run"),
@@ -60,8 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(VERBS[verb][0]).main(words[1:])
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(words[1:])
+    except KeyboardInterrupt:
+        return stopping.KILLED
+
+
+def script() -> NoReturn:
+    """The program `cl-jax`."""
+    stopping.end(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from cl_jax.tools import train
-from cl_jax.training import configs
+from cl_jax.training import configs, stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,4 +27,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.end(main())

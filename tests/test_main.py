@@ -8,6 +8,7 @@ import time
 import pytest
 
 from cl_jax import __main__ as command
+from cl_jax.tools import plan
 
 HELP = """
 import sys
@@ -59,6 +60,14 @@ def test_a_mistake_is_named_without_a_workdir_and_leaves_none(
     assert command.main(["train", *words]) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_any_verb_without_a_traceback(monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "main", interrupted)
+    assert command.main(["plan", "simclr_v1"]) == 130
 
 
 def test_the_old_command_is_there():

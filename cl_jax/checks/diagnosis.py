@@ -260,12 +260,17 @@ def table(workdirs: Sequence[str | Path]) -> str:
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,
         )
+        if not any(map(evaluated, rows)):
+            lines.append(f"| {workdir} | - | - | - | nothing to say | no evaluation is logged |")
         for i, row in enumerate(rows):
             if evaluated(row):
                 found = diagnose(rows[: i + 1], total)
                 lines.append(
-                    f"| {workdir} | {row['step']} | {row.get('knn/top1', math.nan):.1%} | "
-                    f"{before:.1%} | "
-                    f"{found.name} | {found.evidence} |"
+                    f"| {workdir} | {row['step']} | {_share(row.get('knn/top1', math.nan))} | "
+                    f"{_share(before)} | {found.name} | {found.evidence} |"
                 )
     return "\n".join(lines)
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPPED = 75  # EX_TEMPFAIL: schedulers requeue a job that ends with it
@@ -162,6 +162,14 @@ def leave(status: int, message: str = "") -> None:
     for stream in (sys.stdout, sys.stderr):
         _quietly(stream.flush)
     os._exit(status)
+
+
+def end(status: int) -> NoReturn:
+    """Ends a program with the status of its command. One that was stopped does not wait for what
+    XLA still compiles in other threads, at whose end Python may crash."""
+    if status in (STOPPED, KILLED) and not _several_processes():
+        leave(status)
+    sys.exit(status)
 
 
 def leave_within(seconds: float, status: int) -> None:

@@ -292,6 +292,12 @@ def _filled(
             if not called or any(name not in trunk for name in called):
                 missing.append(word)
                 continue
+            for name in called:
+                if not jnp.issubdtype(trunk[name].dtype, jnp.floating):
+                    raise ConfigError(
+                        f"{path}: {name} is {trunk[name].dtype}; expected floating-point numbers. "
+                        "Give the weights as they were before they were quantised."
+                    )
             value = names.to_ours(at, [trunk[name] for name in called])
             if at == ("mask_token",):
                 value = value.reshape(like.shape)

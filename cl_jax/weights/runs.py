@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
@@ -34,6 +35,8 @@ def config_of(
       mean, std: that images are normalised by; () for those of preprocessor_config.json, else of
         ImageNet.
     """
+    if image_size < 0:
+        raise ConfigError(f"image_size={image_size}; expected pixels, or 0 for that of the file.")
     kept: dict[str, Any] = found.preprocessing
     size = image_size or found.section.get("image_size", 0) or _side(kept) or 224
     config = defaults.get_config()
@@ -65,12 +68,20 @@ def make(found: Imported, config: ConfigDict, out: str | Path) -> None:
     """Writes the run into a new folder.
 
     Raises:
-      ConfigError: the folder has a run of something else, or cannot be written.
+      ConfigError: the folder has a run of something else, or cannot be written; the network is of
+        images with other than 3 channels.
       SaveError: the checkpoint could not be written.
     """
     workdir = path_of(out)
     if (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds a run already; give a new folder as --out.")
+    kernel = found.params["stem_conv1" if "stem_conv1" in found.params else "patches"]["kernel"]
+    if (channels := np.shape(kernel)[-2]) != 3:
+        raise ConfigError(
+            f"{config.init_from} is a network of images with {channels} channels; expected 3. A "
+            f"method may start from it: --config.init_from={config.init_from} "
+            f"--config.data.channels={channels}."
+        )
     data = declared.make(train_size=1, image_size=config.data.image_size, num_classes=1)
     plain = data._replace(**{part: _unlabelled(getattr(data, part)) for part in ("train", "test")})
     built = experiment.build(config, None, plain)

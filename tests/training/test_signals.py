@@ -49,11 +49,14 @@ def until(process, text):
     raise AssertionError(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_program_compiles_is_answered(number, tmp_path):
-    """Python does not run then: the process ends by its thread that listens."""
+@pytest.mark.parametrize(
+    "number, text", [(signal.SIGTERM, "process 1 of 1"), (signal.SIGINT, "parameters")]
+)
+def test_a_signal_while_the_program_compiles_is_answered(number, text, tmp_path):
+    """Python does not run then, and the process ends by its thread that listens; or a step is
+    compiled beside it, whose end is not waited for."""
     with command(tmp_path) as process:
-        until(process, "process 1 of 1")
+        until(process, text)
         time.sleep(0.5)
         began = time.monotonic()
         process.send_signal(number)

@@ -243,6 +243,8 @@ def broken(case, path):
     elif case == "nan":
         arrays["bn1.bias"][0] = np.nan
         save_file(arrays, path)
+    elif case == "quantised":
+        save_file({name: x.astype(np.int8) for name, x in arrays.items()}, path)
     elif case == "none":
         save_file({"w": np.zeros((2, 2), np.float32)}, path)
 
@@ -258,6 +260,7 @@ def broken(case, path):
         ("more", "has layers that our resnet does not have: layer3.0.se.fc1.weight"),
         ("groups", r"layer2.0.conv2.weight makes stage2_block1/conv2/kernel"),
         ("nan", "bn1.bias holds NaN or inf"),
+        ("quantised", "is int8; expected floating-point numbers"),
         ("none", "holds no ResNet or ViT"),
     ],
 )

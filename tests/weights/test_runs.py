@@ -1,7 +1,9 @@
 """Configs of imported networks: what the images of a run of them are."""
 
+import numpy as np
 import pytest
 
+from cl_jax.core.errors import ConfigError
 from cl_jax.training import defaults
 from cl_jax.weights import runs
 from cl_jax.weights.importing import Imported
@@ -27,6 +29,16 @@ def test_the_side_of_the_images(preprocessing, section, given, size):
     assert config.data.image_size == round(size / 0.875)  # what the crop is cut from
     kind = "bicubic" if section["name"] == "vit" else "bilinear"
     assert config.views.one.interpolation == kind
+
+
+def test_a_run_is_of_images_in_colour(tmp_path):
+    with pytest.raises(ConfigError, match="image_size=-3; expected pixels, or 0"):
+        runs.config_of(imported({"name": "resnet"}), "w.pth", image_size=-3)
+    found = imported({"name": "resnet"})
+    grey = found._replace(params={"stem_conv1": {"kernel": np.zeros((7, 7, 1, 8))}})
+    with pytest.raises(ConfigError, match=r"w\.pth is a network of images with 1 channels"):
+        runs.make(grey, runs.config_of(grey, "w.pth"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_are_normalised_as_the_file_says_or_as_told():
