@@ -381,6 +381,7 @@ def deepcluster_v2(
       assigned crops of the global batch; the authors average the means of devices, which differs
       where unassigned examples are uneven."""
     check_positive(temperature=temperature)
+    check_axis(axis_name)
     if len(scores) != len(assignments) or not len(scores):
         raise ValueError(
             f"There are scores of {len(scores)} clusterings and {len(assignments)} assignments; "
