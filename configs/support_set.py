@@ -28,8 +28,10 @@ Command: python -m cl_jax.main --config=configs/support_set.py --workdir=runs/su
 Reached: after 1,024 steps of one seed, two minutes of one core, a median rank of 11 of 1,000 both
   ways (untrained 506 and 507), R@10 of 48.9 % from text to clip and 45.7 % from clip to text. The
   decoder reads: .41 nats a token given the own clip, 2.00 given another. Logistic regression on the
-  clip's features finds the motion in 91 % and not the digit (12 %). `ablation` was not run
-  since.
+  clip's features finds the motion in 91 % and not the digit (12 %). `ablation`, three
+  seeds of 384 steps, median rank from text to clip: 40.7 with `identity`, 41.0 with `none`, 42.3
+  with `hybrid`, 43.7 with `cross`, 2.7 ± 1.4 more than with `none`: the gain of the paper is not
+  seen, though all three decoders read (.61 nats given the own clip, 1.11 given another).
 """
 
 import itertools
