@@ -5,10 +5,10 @@ from them, restores their order where they were shuffled, and says which of two 
 true one. In a second stage it writes the false sentences itself, and learns to restore and to tell
 them.
 
-Default: sentences of at most 12 words of the documentation of Python, numpy, scipy and
-scikit-learn, a T5 of two and two layers of 96, two CPU cores. Stages: --stage=mix (the first,
-alone by default), joint, finetune (sentences from concepts alone, a tenth of the sentences),
-scratch (the same from random weights: what the stages before are worth), or all.
+Default: sentences of at most ten words of the documentation of Python, numpy, scipy, scikit-learn,
+jax, flax and optax, a T5 of two and two layers of 64, two CPU cores. Stages: --stage=mix (the
+first, alone by default), joint, finetune (sentences from concepts alone), scratch (the same from
+random weights: what the stages before are worth), or all.
 
 Variants:
   file   your own sentences, one a line, at --config.data.path; or CommonGen: a header with
@@ -31,12 +31,14 @@ Differences from the authors' code:
     SPICE, which need Java and WordNet, neither.
 
 Command: python -m cl_jax.main --config=configs/calm.py --workdir=runs/calm
-Reached: at step 516 of the first stage, three epochs, here of a schedule of six: asked which of two
-  is true, the sentence is the likelier answer than its shuffled form at 81.2 % (untrained 49.0 %),
-  and likelier given its own concepts than another's at 98.8 % (55.9 %). Word for word 0.6 % are
-  restored from their shuffled form, and 13.9 % of the tokens are written at their place, where
-  copying reaches 47.3 %: so short a training does not learn to write. The later stages are not run
-  at this size.
+Reached: eight minutes of one core for all stages, five of them the first. Asked which of two is
+  true, the first stage finds the sentence likelier than its shuffled form at 81.2 % (untrained
+  48.8 %), and likelier given its own concepts than another's at 97.9 % (50.8 %); 10.5 % are
+  restored word for word, with 40.9 % of the tokens at their place, where copying reaches 49.8 %.
+  Sentences from concepts, finetune and scratch: CIDEr 1.24 and .57, BLEU-4 .078 and .037, ROUGE-L
+  .367 and .242, coverage 76.7 and 42.3 %. From random weights with as many
+  steps as all stages together: CIDEr 1.08, coverage 58.7 %. The second stage adds nothing:
+  fine-tuned from the first, CIDEr is 1.28.
 """
 
 import copy
@@ -49,7 +51,15 @@ from cl_jax.training import defaults
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, ("file", "base", "debug"))
     config = defaults.get_config()
-    config.data = ConfigDict(dict(name="concepts", length=20, concepts_length=12, longest=12))
+    config.data = ConfigDict(
+        dict(
+            name="concepts",
+            packages=("python", "numpy", "scipy", "sklearn", "jax", "flax", "optax"),
+            length=16,
+            concepts_length=10,
+            longest=10,
+        )
+    )
     config.views = ConfigDict(
         dict(
             sentence=dict(kind="tokens"),
@@ -58,36 +68,31 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     )
     config.encoder = ConfigDict(
-        dict(name="encoder_decoder", width=96, depth=2, heads=4, length=20, dropout=0.0)
+        dict(name="encoder_decoder", width=64, depth=2, heads=4, length=16, dropout=0.0)
     )
     config.method = ConfigDict(dict(name="calm", joint=False))
     config.optimizer = ConfigDict(
         dict(
             name="adamw",
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             learning_rate_scaling="none",
             schedule="warmup_linear",
-            warmup_epochs=0.5,
+            warmup_epochs=1.0,
             weight_decay=0.01,
             clip_global_norm=1.0,
         )
     )
-    config.batch_size, config.total_epochs = 32, 3.0
+    config.batch_size, config.total_epochs = 32, 10.0
     config.evals = ConfigDict(
         dict(
-            every_epochs=1.0,
+            every_epochs=5.0,
             batch_size=256,
             baselines=True,
             best="",
             protocols=dict(concept_tasks=dict(), generation=dict(rows=512, when="final")),
         )
     )
-    few = dict(
-        method=dict(tasks=("concepts",)),
-        data=dict(fraction=0.1),
-        total_epochs=20.0,
-        evals=dict(every_epochs=20.0),
-    )
+    written = dict(method=dict(tasks=("concepts",)), total_epochs=5.0, evals=dict(every_epochs=5.0))
     config.stage_order = ("mix", "joint", "finetune", "scratch")
     config.previous = ""
     config.stages = ConfigDict(
@@ -96,12 +101,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
             joint=dict(
                 previous="../mix",
                 method=dict(joint=True),
-                optimizer=dict(learning_rate=1e-4, warmup_epochs=0.0),
-                total_epochs=1.0,
-                evals=dict(every_epochs=1.0),
+                optimizer=dict(learning_rate=5e-4, warmup_epochs=0.0),
+                total_epochs=2.0,
+                evals=dict(every_epochs=2.0),
             ),
-            finetune=dict(previous="../joint", **copy.deepcopy(few)),
-            scratch=copy.deepcopy(few),
+            finetune=dict(
+                previous="../joint",
+                optimizer=dict(learning_rate=5e-4),
+                **copy.deepcopy(written),
+            ),
+            scratch=copy.deepcopy(written),
         )
     )
     if "file" in chosen or "base" in chosen:
@@ -118,7 +127,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.stages.joint.update(dict(total_epochs=3.0))
         config.stages.joint.optimizer.learning_rate = 5e-7
         for stage in (config.stages.finetune, config.stages.scratch):
-            stage.data.fraction, stage.total_epochs = 1.0, 2.0
+            stage.total_epochs = 2.0
             stage.evals.every_epochs = 1.0
     if "debug" in chosen:
         config.data.update(dict(limit=64, vocab_size=600, length=16, packages=("numpy", "optax")))
@@ -128,6 +137,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.evals.protocols.generation.rows = 32
         config.stages.joint.total_epochs = 1.0
         for stage in (config.stages.finetune, config.stages.scratch):
-            stage.data.fraction, stage.total_epochs = 1.0, 1.0
+            stage.total_epochs = 1.0
             stage.evals.every_epochs = 1.0
     return config

@@ -11,6 +11,7 @@ picture; a space for rotation and one for colour; a small ResNet, two CPU cores.
 
 Variants:
   invariant     the same views and one space that ignores them all, which is MoCo v2.
+  simclr        SimCLR on the same views.
   folder        your own images: `cl-jax train looc:folder PATH`.
   imagenet100   a folder of ImageNet's 100 classes of CMC: ResNet-50, batch 256, 500 epochs,
                 learning rate 0.03, temperature 0.2, 16,384 keys; `--config.data.path=PATH`.
@@ -33,7 +34,7 @@ from cl_jax.training import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = defaults.variants(arg, ("invariant", "folder", "imagenet100", "debug"))
+    chosen = defaults.variants(arg, ("invariant", "simclr", "folder", "imagenet100", "debug"))
     config = defaults.get_config()
     config.encoder.update(dict(variant="torchvision", splits=4))
     defaults.laptop(config)
@@ -59,6 +60,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             colour_spaces=dict(name="logistic", label="colour", feature="spaces", figure="spaces"),
         )
     )
+    if "simclr" in chosen:
+        if len(set(chosen) - {"debug"}) > 1:
+            raise defaults.UnknownVariant("variant simclr is of the default's data alone.")
+        config.encoder.splits, config.views.both.copies = 1, 2
+        config.method = ConfigDict(dict(name="simclr_v1", temperature=0.2, out_dim=64))
+        for section in ("rotation_spaces", "colour_spaces"):  # a hidden layer of its head
+            config.evals.protocols[section].feature = "proj1"
     if "folder" in chosen:
         defaults.folder(config, get_config("imagenet100"))
     if "imagenet100" in chosen:
@@ -81,6 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.method.left_out = ()
     if "debug" in chosen:
         defaults.debug(config)
-        config.encoder.splits = 8  # for up to eight devices
-        config.method.update(dict(queue_size=40, out_dim=8))
+        if "simclr" not in chosen:
+            config.encoder.splits = 8  # for up to eight devices
+            config.method.update(dict(queue_size=40, out_dim=8))
     return config

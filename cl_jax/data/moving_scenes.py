@@ -42,6 +42,7 @@ def make(
     train_size: int = 4096,
     test_size: int = 1024,
     length: int = 24,
+    plain: bool = False,
     vocab_size: int = 4000,
     tokenizer_cache: str = "",
     seed: int = 0,
@@ -57,6 +58,8 @@ def make(
       frames: of a clip; 1 to 9, beyond which a fast digit has no room.
       train_size, test_size: clips.
       length, vocab_size, tokenizer_cache: as in `data.text`.
+      plain: one template and no synonyms, so that all words of a sentence that can differ say
+        something about its clip.
       seed: of everything but the division of the handwritings.
 
     Raises:
@@ -97,7 +100,7 @@ def make(
             "instance": scene.instance,
         }
     texts = {
-        name: sentences(generator(seed, 96 + number), factors(arrays))
+        name: sentences(generator(seed, 96 + number), factors(arrays), plain)
         for number, (name, arrays) in enumerate(parts.items())
     }
     made = tokenizer.train(texts["train"], vocab_size=vocab_size, cache=tokenizer_cache or None)
@@ -122,10 +125,11 @@ def factors(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack([arrays["label"], arrays["colour"], direction, speed], axis=1)
 
 
-def sentences(rng: np.random.Generator, rows: np.ndarray) -> list[str]:
-    """A sentence for each row of factors [N, 4], template and synonyms drawn by `rng`."""
-    template = rng.integers(len(TEMPLATES), size=len(rows))
-    synonym = rng.random((len(rows), 4))
+def sentences(rng: np.random.Generator, rows: np.ndarray, plain: bool = False) -> list[str]:
+    """A sentence for each row of factors [N, 4], template and synonyms drawn by `rng`; the first of
+    each where they are plain."""
+    template = rng.integers(1 if plain else len(TEMPLATES), size=len(rows))
+    synonym = np.zeros((len(rows), 4)) if plain else rng.random((len(rows), 4))
     names = ("digit", "colour", "direction", "speed")
     tables: Sequence[Sequence[Sequence[str]]] = (
         captions.DIGITS,

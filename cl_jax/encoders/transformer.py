@@ -425,9 +425,11 @@ class EncoderDecoder(nn.Module):
         *,
         train: bool,
         keys: jax.Array | None = None,
+        at: jax.Array | None = None,
     ) -> jax.Array:
         """[B, U, vocab] logits. Every decoder token is attended to: its first one is PAD in T5, and
-        what follows the last is not read."""
+        what follows the last is not read. at: the one place whose logits are wanted, [B, 1, vocab];
+        the table of tokens is most of the cost where sentences are short."""
         states = self.decoder(
             decoder_tokens,
             train=train,
@@ -436,6 +438,8 @@ class EncoderDecoder(nn.Module):
             memory=memory,
             memory_mask=memory_mask,
         )["tokens"]
+        if at is not None:
+            states = jax.lax.dynamic_slice_in_dim(states, at, 1, axis=1)
         return self.embedding.attend(states * self.width**-0.5)
 
 

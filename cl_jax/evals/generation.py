@@ -1,16 +1,16 @@
 """Sentences that a network generates, beside references: BLEU, ROUGE-L, CIDEr-D, coverage."""
 
+import jax
 import numpy as np
-from absl import logging
 
 from cl_jax.core.shapes import check_count
-from cl_jax.data.source import subset
+from cl_jax.data.source import Text, subset
 from cl_jax.data.tagging import lemma
 from cl_jax.evals import Evaluator, Given, Needs, ngrams
 
 
 def make(
-    *, function: str = "generate", rows: int = 1024, shown: int = 3, when: str = "always"
+    *, function: str = "generate", rows: int = 1024, shown: int = 32, when: str = "always"
 ) -> Evaluator:
     """ "generation/bleu1", "bleu4", "rouge_l", "cider" and "coverage" of the test examples.
 
@@ -18,35 +18,48 @@ def make(
     Java and WordNet.
 
     function: of the method, (State, batch) -> tokens [B, T]. rows: test examples, evenly spaced,
-      that sentences are generated for. shown: how many are logged. when: see `Evaluator`.
+      that sentences are generated for. shown: how many stand in the workdir's generated.txt at the
+      end of a run, with their concepts and a reference. when: see `Evaluator`.
 
     The test source must have `Source.text`: how tokens are read, the references, the concepts.
 
     Raises:
-      ValueError: fewer than one row.
+      ValueError: fewer than one row, or none shown.
     """
-    check_count(rows=rows)
+    check_count(rows=rows, shown=shown)
 
-    def measure(given: Given) -> dict[str, float]:
+    def asked(given: Given, most: int) -> tuple[Text, list[str]]:
+        """The text of the first `most` of the chosen examples, and what is said of them."""
         test = given.data.test
         if test.text is None:
             raise ValueError(
                 f"{test.name} has no references; use a source of text that has some, such as "
                 "'concepts', or leave generation out of config.evals.protocols."
             )
-        source = subset(test, np.linspace(0, test.size - 1, min(rows, test.size)).astype(int))
+        chosen = np.linspace(0, test.size - 1, min(rows, test.size)).astype(int)
+        source = subset(test, chosen[:most])
         assert source.text is not None
-        said = source.text.decode(np.asarray(given.rows(function, source)))
-        for sentence, asked in zip(said[:shown], source.text.concepts):
-            logging.info("%s: %s", ", ".join(asked), sentence)
+        return source.text, source.text.decode(np.asarray(given.rows(function, source)))
+
+    def draw(given: Given) -> None:
+        text, said = asked(given, shown)
+        told = (
+            f"{', '.join(concepts)}: {sentence}\n    {references[0]}\n"
+            for concepts, sentence, references in zip(text.concepts, said, text.references)
+        )
+        if jax.process_index() == 0:
+            (given.workdir / "generated.txt").write_text("".join(told), encoding="utf-8")
+
+    def measure(given: Given) -> dict[str, float]:
+        text, said = asked(given, rows)
         words = [ngrams.words_of(sentence) for sentence in said]
-        known = [[ngrams.words_of(one) for one in of] for of in source.text.references]
+        known = [[ngrams.words_of(one) for one in of] for of in text.references]
         return {
             "generation/bleu1": ngrams.bleu(words, known, 1),
             "generation/bleu4": ngrams.bleu(words, known),
             "generation/rouge_l": ngrams.rouge_l(words, known),
             "generation/cider": ngrams.cider(words, known),
-            "generation/coverage": ngrams.coverage(words, source.text.concepts, lemma),
+            "generation/coverage": ngrams.coverage(words, text.concepts, lemma),
         }
 
     return Evaluator(
@@ -58,4 +71,5 @@ def make(
             "generation/cider": "generated sentences, CIDEr",
             "generation/coverage": "concepts that are in the generated sentence %",
         },
+        draw=draw,
     )

@@ -83,12 +83,12 @@ def written(
     def step(t: jax.Array, row: jax.Array) -> jax.Array:
         inputs = jnp.where(row == START, PAD, row)
         scores = encoder.apply(
-            {"params": params}, inputs, memory, known, train=False, method="decode"
+            {"params": params}, inputs, memory, known, train=False, at=t - 1, method="decode"
         )
         # Nothing but pieces of text and the end can be written.
         token = jnp.arange(vocab)
         possible = (token == END) | ((token > MASK) & (token < vocab - SENTINELS))
-        scores = jnp.where(possible[None], jnp.asarray(scores)[:, t - 1], -jnp.inf)
+        scores = jnp.where(possible[None], jnp.asarray(scores)[:, 0], -jnp.inf)
         if keys is None:
             new = jnp.argmax(scores, axis=-1)
         else:

@@ -22,6 +22,7 @@ from cl_jax import losses
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import applier
 from cl_jax.core.parallel import total
 from cl_jax.encoders.vit import ViT
 from cl_jax.heads import weight_norm
@@ -116,6 +117,7 @@ def make(
     num_prototypes: int = 8192,
     hidden_dim: int = 2048,
     bottleneck_dim: int = 256,
+    head_norm: bool = False,
     norm_last_layer: bool = False,
     shared_head: bool = True,
     class_weight: float = 1.0,
@@ -142,7 +144,9 @@ def make(
     encoder: a `vit` with mask_token=True. views: the first `num_global` are the global crops, of
       one size.
     num_prototypes, hidden_dim, bottleneck_dim, norm_last_layer: of the head, as in `dino`.
-      shared_head: one head for class token and patches.
+      shared_head: one head for class token and patches. head_norm: batch norm in its hidden layers
+      (the authors' norm_in_head=bn), of the class tokens of equal crops, and of their patches,
+      apart.
     class_weight, patch_weight, koleo_weight: of the terms; KoLeo's is 0.1 in DINOv2, of the
       student's class token in each global crop.
     teacher_temperature, patch_temperature: of the two terms, from teacher_temperature_start
@@ -167,6 +171,7 @@ def make(
             out_dim=num_prototypes,
             hidden_dim=hidden_dim,
             bottleneck_dim=bottleneck_dim,
+            use_bn=head_norm,
             norm_last_layer=norm_last_layer,
             dtype=transformer.dtype,
             axis_name=run.axis_name,
@@ -230,19 +235,20 @@ def _variables(
     key: jax.Array,
     batch: Batch,
 ) -> Variables:
-    params = network.init(key, clean(batch), True, patches=True)["params"]
+    start = network.init(key, clean(batch), True, patches=True)
+    params, stats = start["params"], start.get("batch_stats", {})
     memory = {
         "centre": centres.init(num_prototypes),
         "patch_centre": centres.init(num_prototypes),
         "step": jnp.zeros((), jnp.int32),
     }
-    return Variables(params, {}, (params, {}), memory)
+    return Variables(params, stats, (params, stats), memory)
 
 
 def _features(
     network: Network, params: Any, stats: Any, images: jax.Array, train: bool
 ) -> tuple[dict[str, jax.Array], Any]:
-    found: Any = network.apply({"params": params}, images, train)
+    found, stats = applier(network)(params, stats, images, train)
     return {"h": found["h"], "blocks": found["blocks"]}, stats
 
 
@@ -259,15 +265,22 @@ def _hidden(hide: Masks, keys: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def _by_example(
-    network: Network, params: Any, crops: Sequence[jax.Array], **options: Any
-) -> dict[str, jax.Array]:
-    """The network on V crops of one size in training: {name: [B, V, ...]}."""
-    found: Any = network.apply({"params": params}, jnp.concatenate(crops), True, **options)
-    return {
+    network: Network, params: Any, stats: Any, crops: Sequence[jax.Array], **options: Any
+) -> tuple[dict[str, jax.Array], Any]:
+    """The network on V crops of one size in training: {name: [B, V, ...]}, and its statistics."""
+    found, changed = network.apply(
+        {"params": params, "batch_stats": stats},
+        jnp.concatenate(crops),
+        True,
+        mutable=["batch_stats"],
+        **options,
+    )
+    by_example = {
         name: jnp.stack(jnp.split(value, len(crops)), axis=1)
         for name, value in found.items()
         if value is not None
     }
+    return by_example, changed.get("batch_stats", stats)
 
 
 def _forward(
@@ -286,19 +299,23 @@ def _forward(
     rows, columns = (side // network.encoder.patch for side in inputs[0].shape[1:3])
     hidden = [_hidden(hide, view_keys(keys[v], MASK), rows, columns) for v in range(num_global)]
 
-    def student_of(first: int, last: int, **options: Any) -> dict[str, jax.Array]:
+    def student_of(
+        stats: Any, first: int, last: int, **options: Any
+    ) -> tuple[dict[str, jax.Array], Any]:
         drop_keys = None
         if network.encoder.drop_path > 0:
             drop_keys = jnp.concatenate([view_keys(keys[v], DROP) for v in range(first, last)])
-        return _by_example(network, params, inputs[first:last], drop_keys=drop_keys, **options)
+        crops = inputs[first:last]
+        return _by_example(network, params, stats, crops, drop_keys=drop_keys, **options)
 
-    student = student_of(0, num_global, mask=jnp.concatenate(hidden), patches=True)
-    teacher = lax.stop_gradient(
-        _by_example(network, target.params, inputs[:num_global], patches=True)
+    student, stats = student_of(stats, 0, num_global, mask=jnp.concatenate(hidden), patches=True)
+    teacher, target_stats = lax.stop_gradient(
+        _by_example(network, target.params, target.stats, inputs[:num_global], patches=True)
     )
     cls = [student["cls"]]
     for first, last in runs(inputs, num_global):
-        cls.append(student_of(first, last)["cls"])
+        local, stats = student_of(stats, first, last)
+        cls.append(local["cls"])
     outputs = {
         "student": jnp.concatenate(cls, axis=1),
         "student_patches": student["patches"],
@@ -307,7 +324,7 @@ def _forward(
         "mask": jnp.float32(jnp.stack(hidden, axis=1)),
         "h": student["h"],
     }
-    return outputs, stats, {}
+    return outputs, stats, target_stats
 
 
 def _loss(

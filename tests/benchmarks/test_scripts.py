@@ -26,6 +26,7 @@ SCRIPTS = {
     "cost_curves": ["--small", "--repeats", "1"],
     "accelerator": ["--small", "--parts=losses,memory,resnet18,speedrun"],
     "cifar10_curve": ["--small"],
+    "loco_memory": ["--small"],
 }
 
 

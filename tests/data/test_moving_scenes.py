@@ -43,6 +43,9 @@ def test_sentences_name_the_factors(splits):
         assert any(word in text for word in moving_scenes.DIRECTIONS[direction])
         assert any(word in text for word in moving_scenes.SPEEDS[speed])
     assert len(set(texts)) > 80
+    plain = moving_scenes.sentences(np.random.default_rng(0), rows, plain=True)
+    assert len(set(plain)) == len({tuple(row) for row in rows})
+    assert all(text.startswith("a ") and " moves " in text for text in plain)
 
 
 def test_same_seed_same_clips_and_errors():

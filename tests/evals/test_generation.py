@@ -38,3 +38,15 @@ def test_sentences_are_compared_without_case_and_marks():
 def test_a_source_without_references_is_named():
     with pytest.raises(ValueError, match="two has no references"):
         _measure(SOURCE)
+
+
+def test_sentences_stand_in_the_workdir_beside_a_reference(tmp_path):
+    given = SimpleNamespace(
+        data=SimpleNamespace(test=dataclasses.replace(SOURCE, text=TEXT)),
+        rows=lambda name, of: np.arange(2)[: of.size, None],
+        workdir=tmp_path,
+    )
+    generation.make(shown=1).draw(given)
+    assert (tmp_path / "generated.txt").read_text() == (
+        "dog, run, tree: A dog runs, home!\n    a dog runs home\n"
+    )

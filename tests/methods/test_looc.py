@@ -10,6 +10,7 @@ from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses.spaces import leave_one_out
 from cl_jax.methods import looc, moco_v2
+from cl_jax.training import configs
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
@@ -79,3 +80,13 @@ def test_settings_that_cannot_be():
         looc.make(views=(VIEW, VIEW), **SHARED)
     with pytest.raises(ValueError, match="quarter_turns=True"):
         looc.make(views=(recipe({"name": "moco_cifar", "size": 8}),), **SHARED)
+
+
+def test_simclr_sees_the_same_views_and_is_asked_the_same():
+    own, simclr = (configs.load(name).to_dict() for name in ("looc", "looc:simclr"))
+    assert simclr["views"]["both"].pop("copies") == 2 and own["views"]["both"].pop("copies") == 1
+    for section in ("views", "data", "optimizer"):
+        assert own[section] == simclr[section]
+    assert set(own["evals"]["protocols"]) == set(simclr["evals"]["protocols"])
+    with pytest.raises(ValueError, match="simclr is of the default's data alone"):
+        configs.load("looc:simclr,folder")

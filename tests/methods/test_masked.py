@@ -9,6 +9,7 @@ from cl_jax.core.method import Run
 from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import ibot, mae
+from cl_jax.training import configs
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
@@ -123,6 +124,23 @@ def test_a_head_for_the_patches_of_their_own():
     assert "patch_head" not in jax.eval_shape(student().init, KEY, BATCH).params
     apart = jax.eval_shape(student(shared_head=False).init, KEY, BATCH).params
     assert "patch_head" in apart and "head" in apart
+
+
+def test_batch_norm_in_the_head_keeps_statistics_of_student_and_teacher():
+    assert not jax.eval_shape(student().init, KEY, BATCH).stats
+    first, after, metrics = stepped(student(head_norm=True, mask_probability=1.0, momentum=0.5))
+    for old, new in ((first.stats, after.stats), (first.target.stats, after.target.stats)):
+        moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (old, new)))]
+        assert moved and min(moved) > 0
+    assert metrics["class_loss"] > 0 and metrics["patch_loss"] > 0
+
+
+def test_ibots_variant_of_dino_alone_changes_the_weights_of_the_loss_and_nothing_else():
+    own, alone = (configs.load(name).to_dict() for name in ("ibot", "ibot:dino"))
+    assert alone["method"].pop("patch_weight") == alone["method"].pop("mask_probability") == 0
+    assert own == alone
+    with pytest.raises(ValueError, match="exclude each other"):
+        configs.load("ibot:dino,dinov2")
 
 
 @pytest.mark.slow
