@@ -34,6 +34,8 @@ from cl_jax import losses
 T = 0.1
 CLASSES = 64
 PROTOTYPES = 1024
+QUEUE = 16384
+CLUSTERS = 4096
 
 
 class Peer(NamedTuple):
@@ -61,6 +63,11 @@ def of_lightly(name, **knobs):
 def of_swav():
     loss = of_lightly("SwaVLoss", temperature=T)
     return lambda a, b: loss([a, b], [])
+
+
+def of_swav_in_one_array():
+    loss = of_lightly("SwaVLoss", temperature=T)
+    return lambda scores: loss(list(scores.unbind()), [])
 
 
 def of_metric_learning(name, **knobs):
@@ -253,11 +260,68 @@ def torch_alignment(torch):
     return lambda a, b: (normalize(a, dim=1) - normalize(b, dim=1)).pow(2).sum(1).mean()
 
 
+def torch_cpc(torch):
+    """Each prediction against all latents; two steps, over the window that both have."""
+
+    def loss(p, z):
+        steps, batch, times, width = p.shape
+        window = times - steps
+        at = (torch.arange(batch)[:, None] * times + torch.arange(window)[None]).reshape(-1)
+        flat = z.reshape(-1, width)
+        terms = [
+            torch.nn.functional.cross_entropy(
+                p[k, :, :window].reshape(-1, width) @ flat.T / T, at + k + 1
+            )
+            for k in range(steps)
+        ]
+        return sum(terms) / steps
+
+    return loss
+
+
+def torch_kcl(torch):
+    def loss(a, b, queue, labels, queue_labels):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b.detach()))
+        s = torch.cat([(a * b).sum(1, keepdim=True), a @ queue.T], 1) / T
+        own = torch.ones(len(a), 1, dtype=torch.bool)
+        positive = torch.cat([own, labels[:, None] == queue_labels[None]], 1)
+        return -((s.log_softmax(1) * positive).sum(1) / positive.sum(1)).mean()
+
+    return loss
+
+
+def torch_pcl(torch):
+    """The prototypes of the batch's clusters, and drawn ones, each with its own temperature."""
+    of_queue = torch_queue(torch)
+
+    def loss(a, b, queue, prototypes, concentration, assignment, negatives):
+        columns = torch.cat([assignment, negatives])
+        keys = prototypes[columns] / concentration[columns, None]
+        s = torch.nn.functional.normalize(a, dim=1) @ keys.T
+        of_clusters = torch.nn.functional.cross_entropy(s, torch.arange(len(s)))
+        return of_queue(a, b.detach(), queue) + of_clusters
+
+    return loss
+
+
+def torch_deepcluster_v2(torch):
+    def loss(a, b, labels):
+        cross = torch.nn.functional.cross_entropy
+        return (cross(a / T, labels) + cross(b / T, labels)) / 2
+
+    return loss
+
+
 def torch_soft_labels(torch):
     def loss(a, b):
         return -(torch.softmax(b.detach(), 1) * torch.log_softmax(a, 1)).sum(1).mean()
 
     return loss
+
+
+def swav_with_codes(scores):
+    codes = losses.swav_codes(scores, epsilon=0.05, iterations=3)
+    return losses.swav(scores, codes, temperature=T)
 
 
 class Loss(NamedTuple):
@@ -324,17 +388,40 @@ LOSSES = {
     ),
     "soft_labels": Loss(
         lambda a, b: losses.soft_labels(a, b, temperature=1.0).loss,
-        "logits",
+        "logits and a teacher's",
         (plain(torch_soft_labels)._replace(holds=lambda n: 0),),
     ),
     "swav with its codes": Loss(
-        lambda a, b: losses.swav(
-            jnp.stack([a, b]),
-            losses.swav_codes(jnp.stack([a, b]), epsilon=0.05, iterations=3),
-            temperature=T,
-        ),
+        lambda a, b: swav_with_codes([a, b]),
         "scores",
         (library("lightly", "lightly", lambda torch: of_swav(), lambda n: 0),),
+    ),
+    "swav with its codes in one array": Loss(
+        lambda scores: swav_with_codes(scores),
+        "scores in one array",
+        (library("lightly", "lightly", lambda torch: of_swav_in_one_array(), lambda n: 0),),
+    ),
+    "deepcluster_v2": Loss(
+        lambda a, b, y: losses.deepcluster_v2([[a, b]], [y], temperature=T),
+        "scores and labels",
+        (plain(torch_deepcluster_v2)._replace(holds=lambda n: 0),),
+    ),
+    "cpc": Loss(
+        lambda p, z: losses.cpc(p, z, scale=1 / T),
+        "sequences",
+        (plain(torch_cpc)._replace(holds=lambda n: 8 * n * n),),
+    ),
+    "kcl": Loss(
+        lambda a, b, q, y, of_queue: losses.positives.kcl(a, b, q, y, of_queue, temperature=T),
+        "views, queue and labels",
+        (plain(torch_kcl)._replace(holds=lambda n: 16 * n * QUEUE),),
+    ),
+    "pcl": Loss(
+        lambda a, b, q, *clustering: losses.pcl(
+            a, b, q, [losses.clusters.Clustering(*clustering)], temperature=T
+        ),
+        "views, queue and clusters",
+        (plain(torch_pcl)._replace(holds=lambda n: 12 * n * QUEUE + 6 * n * n),),
     ),
     "info_nce with a queue": Loss(
         lambda a, b, q: losses.info_nce(a, b, q, temperature=T),
@@ -422,27 +509,55 @@ LOSSES = {
 
 
 def inputs_of(kind: str, rows: int, width: int) -> list[np.ndarray]:
-    """Both views count: `rows` rows are rows / 2 examples."""
+    """Both views count: `rows` rows are rows / 2 examples; predictions and latents too."""
     rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     if kind == "logits in one array":
-        return list(rng.normal(size=(2, 2, rows // 2, PROTOTYPES)).astype(np.float32))
+        return list(normal(2, 2, rows // 2, PROTOTYPES))
+    if kind == "scores in one array":
+        return [0.1 * normal(2, rows // 2, PROTOTYPES)]
     if kind == "logits and labels":
-        logits = rng.normal(size=(rows, PROTOTYPES)).astype(np.float32)
-        return [logits, rng.integers(0, PROTOTYPES, rows)]
-    wide = PROTOTYPES if kind in ("logits", "scores") else width
-    given = list(rng.normal(size=(2, rows // 2, wide)).astype(np.float32))
-    if kind == "scores":  # cosines with prototypes
+        return [normal(rows, PROTOTYPES), rng.integers(0, PROTOTYPES, rows)]
+    if kind == "sequences":  # of 16 times, from which the next two are predicted
+        p, z = normal(2, rows // 32, 16, width), normal(rows // 32, 16, width)
+        return [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (p, z)]
+    of_prototypes = kind.startswith(("logits", "scores"))
+    given = list(normal(2, rows // 2, PROTOTYPES if of_prototypes else width))
+    if kind.startswith("scores"):  # cosines with prototypes
         given = [0.1 * x for x in given]
+    if kind == "scores and labels":
+        given.append(rng.integers(0, PROTOTYPES, rows // 2))
     if kind == "views and labels":
         given.append(rng.integers(0, CLASSES, rows // 2))
-    if kind == "views and queue":
-        queue = rng.normal(size=(16384, width)).astype(np.float32)
+    if kind.startswith("views") and "queue" in kind:
+        queue = normal(QUEUE, width)
         given.append(queue / np.linalg.norm(queue, axis=1, keepdims=True))
+    if kind == "views, queue and labels":
+        given += [rng.integers(0, CLASSES, count) for count in (rows // 2, QUEUE)]
+    if kind == "views, queue and clusters":
+        prototypes = normal(CLUSTERS, width)
+        given.append(prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True))
+        given.append(0.2 * np.ones(CLUSTERS, np.float32))
+        given += [rng.integers(0, CLUSTERS, count) for count in (rows // 2, CLUSTERS // 2)]
     return given
 
 
+# Inputs of which the first alone receives a gradient.
+ONE_GRADIENT = {
+    "logits in one array",
+    "scores in one array",
+    "logits and labels",
+    "logits and a teacher's",
+    "views, queue and labels",
+    "views, queue and clusters",
+}
+
+
 def ours(loss: Loss, given: list[np.ndarray]) -> tuple[Callable[[], float], dict[str, Any]]:
-    with_gradient = (0,) if loss.inputs in ("logits in one array", "logits and labels") else (0, 1)
+    with_gradient = (0,) if loss.inputs in ONE_GRADIENT else (0, 1)
     step = jax.jit(jax.value_and_grad(loss.ours, argnums=with_gradient))
     given = [jnp.asarray(x) for x in given]
     start = clock()
@@ -491,7 +606,7 @@ def measure(name: str, rows: int, width: int, limit: float, max_bytes: float) ->
     run, facts = ours(loss, given)
     runs, found = {"cl_jax": run}, {"cl_jax": facts}
     for peer in loss.peers:
-        held = peer.holds(rows) if loss.inputs != "views and queue" else 24 * rows / 2 * 16384
+        held = peer.holds(rows) if loss.inputs != "views and queue" else 24 * rows / 2 * QUEUE
         if importlib.util.find_spec(peer.needs) is None:
             found[peer.name] = {"note": "not installed"}
         elif held > max_bytes:

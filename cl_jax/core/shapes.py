@@ -141,6 +141,11 @@ def check_axis(axis_name: str | tuple[str, ...] | None) -> None:
 
 
 def _check_array(name: str, array: Any) -> None:
+    if isinstance(array, tuple) and hasattr(array, "rows"):  # such as a memory's queue
+        raise ValueError(
+            f"{name} is a {type(array).__name__}; expected an array: its rows, for instance "
+            f"{name}.rows."
+        )
     if isinstance(array, (list, tuple)) or array is None or isinstance(array, str):
         raise ValueError(
             f"{name} is a {type(array).__name__}; expected an array. Convert it first, for "

@@ -3,23 +3,35 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean, total, varying
-from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, softmax, wide
+from cl_jax.core.numerics import (
+    at_least_one,
+    capped,
+    common_type,
+    dots,
+    log_sum_exp,
+    softmax,
+    wide,
+    wide_type,
+)
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.losses._blocks import by_rows, folded, in_place
 from cl_jax.losses._cross import of_labels
 from cl_jax.losses._owners import check_owners
+from cl_jax.losses._sums import LOG_ZERO
+from cl_jax.losses._views import Codes, Views, check_views, cross_entropies, of_others
 
 
 @any_mesh
 def swav(
-    scores: jax.Array,
-    codes: jax.Array,
+    scores: Views,
+    codes: Views,
     *,
     temperature: float,
     assigned: Sequence[int] | None = None,
@@ -32,9 +44,9 @@ def swav(
     temperature)>
 
     Args:
-      scores: [V, B, K] dot products of unit features with unit prototypes, all crops; gradient
-        flows.
-      codes: [A, B, K] from `swav_codes` or `sinkhorn`; no gradient.
+      scores: [V, B, K] dot products of unit features with unit prototypes, all crops, or a list of
+        V arrays [B, K], which is faster than its stack on a CPU; gradient flows.
+      codes: [A, B, K] from `swav_codes` or `sinkhorn`, or a list; no gradient.
       temperature: above 0 (0.1). Codes have none: their sharpness is Sinkhorn's epsilon.
       assigned: A view numbers, codes[a] was computed from view assigned[a]. Default: the first A
         views.
@@ -50,96 +62,24 @@ def swav(
     Reference: Caron et al., Unsupervised learning of visual features by contrasting cluster
       assignments, NeurIPS 2020, equations 2 and 6.
     """
-    check("a b k", check("v b k", scores=scores), codes=codes)
+    sizes = check_views("a b k", "codes", codes, check_views("v b k", "scores", scores))
     check_positive(temperature=temperature)
     check_axis(axis_name)
-    owners = range(codes.shape[0]) if assigned is None else assigned
-    return mean(_swapped(scores, lax.stop_gradient(wide(codes)), temperature, owners), axis_name)
-
-
-def _swapped(
-    scores: jax.Array, codes: jax.Array, temperature: float, owners: Sequence[int]
-) -> jax.Array:
-    """`swapped_cross_entropy` of log softmax(scores / temperature), which is not written out: the
-    codes that a view predicts are summed first, and -<q, log p> = sum q log sum exp x - <q, x>."""
-    views, owners = scores.shape[0], check_owners(scores.shape[0], codes.shape[0], owners)
-    predicts = tuple(tuple(float(v != owner) for owner in owners) for v in range(views))
-    terms = _rows(wide(scores), codes, jnp.asarray(temperature, codes.dtype), predicts)[0]
-    return terms.sum() / (len(owners) * (views - 1) * scores.shape[1])
-
-
-BLOCK = 1 << 17  # scores, half a megabyte
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _rows(
-    scores: jax.Array,
-    codes: jax.Array,
-    temperature: jax.Array,
-    predicts: tuple[tuple[float, ...], ...],
-) -> tuple[jax.Array, ...]:
-    """Of each row of the scores [V, B, K], as [V, B]: its term of the loss; and what its gradient
-    is computed from, log sum exp of what is below its maximum, that maximum, and the sum of the
-    codes that it predicts. predicts: [V, A], 1 where a view predicts the codes."""
-
-    def some(scores, codes, weights):  # [..., K], [A, ..., K], [A]
-        top = scores.max(axis=-1)
-        x = capped((scores - top[..., None]) / temperature)
-        log_sum = jnp.log(at_least_one(jnp.exp(x).sum(axis=-1)))
-        q = jnp.tensordot(weights, codes, axes=1, precision=lax.Precision.HIGHEST)
-        mass = q.sum(axis=-1)
-        return mass * log_sum - (q * x).sum(axis=-1), log_sum, top, mass
-
-    def whole(scores, codes):
-        return jax.vmap(some, (0, None, 0))(scores, codes, jnp.asarray(predicts, scores.dtype))
-
-    def in_blocks(scores, codes):
-        """A CPU's caches hold what is computed of one block; the matrices go through once."""
-        views, count, width = scores.shape
-        fit = [n for n in range(1, count + 1) if count % n == 0 and n * width <= BLOCK]
-        rows = max(fit, default=1)
-        blocks = count // rows
-        weights = jnp.asarray(predicts, scores.dtype)
-        parts = codes.reshape(len(codes), blocks, rows, width)
-
-        def one(given):
-            number, block = given
-            mine = lax.dynamic_index_in_dim(parts, number % blocks, 1, keepdims=False)
-            return some(block, mine, weights[number // blocks])
-
-        given = jnp.arange(views * blocks), scores.reshape(views * blocks, rows, width)
-        return tuple(x.reshape(views, count) for x in lax.map(one, given))
-
-    if not isinstance(scores.shape[1], int):  # a symbolic batch
-        return whole(scores, codes)
-    return lax.platform_dependent(scores, codes, cpu=in_blocks, default=whole)
-
-
-def _rows_jvp(predicts, primals, tangents):
-    scores, codes, temperature = primals
-    out = _rows(scores, codes, temperature, predicts)
-    _, log_sum, top, mass = out
-    x = capped((scores - top[:, :, None]) / temperature)
-    change, _, warmer = tangents
-    change = 0.0 if isinstance(change, SymbolicZero) else change
-    if not isinstance(warmer, SymbolicZero):
-        change = change - x * warmer
-    change = change / temperature
-    p = jnp.exp(x - log_sum[:, :, None])
-    # No sums here, and products with 0 and 1 for slices: all is one loop over the matrix.
-    q = jnp.zeros((), scores.dtype)
-    for code, chosen in zip(codes, zip(*predicts)):
-        q = q + code[None] * jnp.asarray(chosen, scores.dtype)[:, None, None]
-    terms = ((mass[:, :, None] * p - q) * change).sum(axis=2)
-    return out, (terms, (p * change).sum(axis=2), 0 * top, 0 * mass)
-
-
-_rows.defjvp(_rows_jvp, symbolic_zeros=True)
+    views, count = sizes["v"], sizes["a"]
+    owners = check_owners(views, count, range(count) if assigned is None else assigned)
+    dtype = wide_type(common_type(*jax.tree.leaves((scores, codes))))
+    rows = cross_entropies(
+        scores,
+        1 / jnp.asarray(temperature, dtype),
+        Codes(lax.stop_gradient(codes)),
+        of_others(views, owners),
+    )
+    return mean(rows.sum() / (count * (views - 1) * sizes["b"]), axis_name)
 
 
 @any_mesh
 def swav_codes(
-    scores: jax.Array,
+    scores: Views,
     queue: jax.Array | None = None,
     prototypes: jax.Array | None = None,
     filled: jax.Array | None = None,
@@ -148,13 +88,13 @@ def swav_codes(
     iterations: int,
     queue_per_device: bool = False,
     axis_name: AxisName = None,
-) -> jax.Array:
+) -> Any:
     """Sinkhorn codes of each crop that has them, balanced together with the crop's queue of earlier
     features.
 
     Args:
-      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from;
-        no gradient.
+      scores: [A, B, K] dot products with the prototypes, of the crops that codes are computed from,
+        or a list of A arrays [B, K]; no gradient.
       queue: [A, L, D] earlier unit features of the same crops (`cl_jax.memory.crop_queue`), not
         holding this batch yet.
       prototypes: [K, D], today's: earlier features are scored with them. Needed with a queue.
@@ -165,21 +105,24 @@ def swav_codes(
         all devices.
 
     Returns:
-      [A, B, K], at least float32; each row sums to 1. No gradient.
+      [A, B, K], or a list for a list, at least float32; each row sums to 1. No gradient.
 
     Raises:
       ValueError: shapes that disagree, a queue without prototypes or `filled`, and as `sinkhorn`.
 
     Reference: Caron et al., NeurIPS 2020, section 4.1 (queue).
     """
-    sizes = check("a b k", scores=scores)
+    sizes = check_views("a b k", "scores", scores)
     check_positive(epsilon=epsilon)
     check_axis(axis_name)
     balance = functools.partial(
         _balanced, epsilon=epsilon, iterations=iterations, axis_name=axis_name
     )
+    apart = isinstance(scores, (list, tuple))
+    if queue is None and apart:
+        return [balance(x[None])[0] for x in scores]
     if queue is None:
-        return balance(scores)
+        return balance(jnp.asarray(scores))
     if prototypes is None or filled is None:
         raise ValueError(
             "A queue needs the prototypes to score it with, and filled=crop_queue.filled(queue) "
@@ -188,8 +131,14 @@ def swav_codes(
         )
     check("k d", check("a l d", sizes, queue=queue), prototypes=prototypes)
     queued = dots("ald,kd->alk", lax.stop_gradient(queue), lax.stop_gradient(prototypes))
-    use = jnp.broadcast_to(filled, scores.shape[:1])
-    return balance(scores, queued, use_queued=use, queued_per_device=queue_per_device)
+    use = jnp.broadcast_to(filled, sizes["a"])
+
+    def with_queue(scores, queued, use):
+        return balance(scores, queued, use_queued=use, queued_per_device=queue_per_device)
+
+    if apart:
+        return [with_queue(x[None], queued[i : i + 1], use[i])[0] for i, x in enumerate(scores)]
+    return with_queue(jnp.asarray(scores), queued, use)
 
 
 @any_mesh
@@ -290,7 +239,7 @@ def _balanced(
 
     # Each row is centred on its own maximum before the division: that keeps float32's digits where
     # the mass is.
-    tops = [x.max(axis=2) for x in rows]
+    tops = [_highest(x) for x in rows]
     highest = _most(functools.reduce(jnp.maximum, [top.max(axis=1) for top in tops]), axis_name)
     kernels = [(x - top[:, :, None]) / epsilon for x, top in zip(rows, tops)]
     examples = [(top - highest[:, None]) / epsilon for top in tops]
@@ -321,31 +270,76 @@ def _balanced(
     held = _most(jnp.where(largest <= math.exp(RANGE), 0, 1), axis_name) == 0
 
     def by_logarithms(_):
-        x, top, example, log_weight = (
-            jnp.concatenate(parts, axis=1) for parts in (rows, tops, examples, log_weights)
-        )
-        kernel = (x - top[:, :, None]) / epsilon
-        log_q = _log_codes(kernel, example, log_weight, iterations, axis_name)
-        return softmax(log_q[:, -scores.shape[1] :], axis=2), jnp.ones_like(held)
+        parts = [
+            (x, top[:, :, None], (e + w)[:, :, None], w[:, :, None])
+            for x, top, e, w in zip(rows, tops, examples, log_weights)
+        ]
+        return _by_logarithms(parts, epsilon, iterations, axis_name), jnp.ones_like(held)
 
     # A loop of one turn or none works in the place of the powers; `lax.cond` copies the matrix.
-    codes = powers[-1] * column[:, None, :] * factors[-1][:, :, None]
+    codes = in_place(lambda x, c, f: x * c[None] * f, powers[-1], column, factors[-1][:, :, None])
     return lax.while_loop(lambda carry: ~carry[1], by_logarithms, (codes, held))[0]
 
 
-def _log_codes(
-    kernel: jax.Array,
-    example: jax.Array,
-    log_weight: jax.Array,
-    iterations: int,
-    axis_name: AxisName,
+def _by_logarithms(
+    parts: Sequence[tuple[jax.Array, ...]], epsilon: Any, iterations: int, axis_name: AxisName
 ) -> jax.Array:
-    """[A, N, K]: logarithms of the codes, up to a constant for each row, of scores of any range."""
-    for _ in range(iterations):
-        prototype = -_log_sum_rows(kernel + (example + log_weight)[:, :, None], axis_name)
-        log_q = kernel + (prototype - prototype.mean(axis=1, keepdims=True))[:, None, :]
-        example = -log_sum_exp(log_q, axis=2)
-    return log_q
+    """[A, B, K]: the codes of the last part, of scores of any range. Parts: scores [A, N, K], and
+    [A, N, 1] their highest in a row, the logarithms of rows' factors with their weights, and of the
+    weights alone.
+
+    Some rows at a time: what a loop may need is allocated even where it makes no turn.
+    """
+
+    def columns(factors):
+        """[A, K] logarithms of the columns' factors."""
+        x = parts[0][0]
+        most = jnp.full((x.shape[0], x.shape[2]), LOG_ZERO, x.dtype)
+        summed = jnp.zeros_like(most)
+
+        def added(sums, fresh, *blocks):
+            found = []
+            for most, summed, x, top, factor in zip(*sums, *blocks):
+                x = (x - top) / epsilon + (
+                    factor if fresh is None else jnp.where(fresh, factor, -jnp.inf)
+                )
+                highest = jnp.maximum(most, x.max(axis=0))
+                powers = jnp.exp(capped(x - highest[None])).sum(axis=0)
+                found.append((highest, summed * jnp.exp(most - highest) + powers))
+            return tuple(map(jnp.stack, zip(*found)))
+
+        for (x, top, *_), factor in zip(parts, factors):
+            most, summed = folded(added, (most, summed), x, top, factor)
+        top = _most(most, axis_name)
+        summed = total(summed * jnp.exp(most - top), axis_name)
+        return -top - jnp.log(at_least_one(summed))
+
+    def factors(column):
+        column = column - column.mean(axis=1, keepdims=True)
+
+        def of_rows(xs, tops, weights):
+            each = zip(xs, tops, weights, column)
+            return [
+                w - log_sum_exp((x - top) / epsilon + c[None], axis=1, keepdims=True)
+                for x, top, w, c in each
+            ]
+
+        return [by_rows(of_rows, x, top, w) for x, top, _, w in parts]
+
+    start = [factor for _, _, factor, _ in parts]
+    column = columns(lax.fori_loop(0, iterations - 1, lambda _, f: factors(columns(f)), start))
+
+    def codes(xs, tops):
+        return [
+            softmax((x - top) / epsilon + c[None], axis=1) for x, top, c in zip(xs, tops, column)
+        ]
+
+    return by_rows(codes, *parts[-1][:2])
+
+
+def _highest(x: jax.Array) -> jax.Array:
+    """[A, B] of [A, B, K], as a matrix: XLA's reductions on a CPU are slower of three axes."""
+    return x.reshape(-1, x.shape[2]).max(axis=1).reshape(x.shape[:2])
 
 
 def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -353,16 +347,9 @@ def _most(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return x if axis_name is None else lax.pmax(x, axis_name)
 
 
-def _log_sum_rows(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """[A, N, K] -> [A, K]: logsumexp over the rows of all devices."""
-    top = _most(x.max(axis=1), axis_name)
-    powers = total(jnp.exp(capped(x - top[:, None])).sum(axis=1), axis_name)
-    return top + jnp.log(at_least_one(powers))
-
-
 @any_mesh
 def deepcluster_v2(
-    scores: Sequence[jax.Array],
+    scores: Sequence[Views],
     assignments: Sequence[jax.Array] | jax.Array,
     *,
     temperature: float,
@@ -375,8 +362,8 @@ def deepcluster_v2(
     crops of an example
 
     Args:
-      scores: H arrays [V, B, K_h]: dot products of unit features with the centroids of clustering
-        h; gradient flows.
+      scores: H arrays [V, B, K_h], or lists of V arrays [B, K_h]: dot products of unit features
+        with the centroids of clustering h; gradient flows.
       assignments: H arrays [B] (or one [H, B]) of integers, cluster numbers of the examples; below
         0 where there is none.
       temperature: above 0 (0.1).
@@ -394,6 +381,7 @@ def deepcluster_v2(
       assigned crops of the global batch; the authors average the means of devices, which differs
       where unassigned examples are uneven."""
     check_positive(temperature=temperature)
+    check_axis(axis_name)
     if len(scores) != len(assignments) or not len(scores):
         raise ValueError(
             f"There are scores of {len(scores)} clusterings and {len(assignments)} assignments; "
@@ -402,10 +390,9 @@ def deepcluster_v2(
         )
     losses = []
     for head, labels in zip(scores, assignments):
-        sizes = check("v b k", scores=head)
+        sizes = check_views("v b k", "scores", head)
         check_integer("b", sizes, assignments=labels)
-        logits = (wide(head) / temperature).reshape(-1, sizes["k"])
-        losses.append(cross_entropy(logits, jnp.tile(labels, sizes["v"]), axis_name=axis_name))
+        losses.append(_of_labels(head, labels, temperature, axis_name))
     return jnp.stack(losses).mean()
 
 
@@ -428,8 +415,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: AxisName =
     sizes = check("b k", logits=logits)
     check_integer("b", sizes, labels=labels)
     check_axis(axis_name)
+    return _of_labels([logits], labels, 1.0, axis_name)
+
+
+def _of_labels(views: Views, labels: jax.Array, temperature: Any, axis_name: AxisName) -> jax.Array:
+    """Mean over the labelled rows of all views."""
     labels = jnp.asarray(labels)
     counted = labels >= 0
-    rows = of_labels(*varying((logits, jnp.maximum(labels, 0).astype(jnp.int32))))
-    count = total(counted.sum(dtype=rows.dtype), axis_name)
-    return total(jnp.where(counted, rows, 0).sum(), axis_name) / jnp.maximum(count, 1)
+    scale = 1 / jnp.asarray(temperature, wide_type(common_type(*jax.tree.leaves(views))))
+    known = jnp.maximum(labels, 0).astype(jnp.int32)
+    rows = jnp.stack([of_labels(*varying((x, known, scale))) for x in views])
+    count = len(rows) * total(counted.sum(dtype=rows.dtype), axis_name)
+    return total(jnp.where(counted[None], rows, 0).sum(), axis_name) / jnp.maximum(count, 1)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, mean, total, varying
-from cl_jax.core.numerics import common_type, dots, log_softmax, softmax, unit, wide
+from cl_jax.core.axis import AxisName, any_mesh, mean, total
+from cl_jax.core.numerics import common_type, dots, log_softmax, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.core.sharded import Sharded
-from cl_jax.losses._cross import of_targets
+from cl_jax.losses._views import Softmaxes, cross_entropies
 from cl_jax.losses.nce import Normalizer, cross_nce
 
 
@@ -33,11 +33,9 @@ def soft_label_rows(
     nats."""
     check("b c", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
-    target = softmax(lax.stop_gradient(teacher_logits), temperature)
-    student = wide(student_logits)
-    x = (student - lax.stop_gradient(jnp.max(student, axis=1, keepdims=True))) / temperature
-    dtype = common_type(x, target)
-    return of_targets(*varying((x.astype(dtype), target.astype(dtype))))
+    scale = 1 / jnp.asarray(temperature, wide_type(common_type(student_logits, teacher_logits)))
+    targets = Softmaxes([lax.stop_gradient(teacher_logits)], None, scale)
+    return cross_entropies([student_logits], scale, targets, [[0]])[0]
 
 
 @any_mesh

@@ -13,7 +13,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
 from cl_jax.core.numerics import dots, log_sum_exp, prepared, wide
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
 from cl_jax.losses.contrast import (
     Pairs,
     allow,
@@ -353,6 +353,7 @@ def info_nce_rows(
 
 def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes):
     """[B] log sum of exponentials over given negatives; -1e30 without any."""
+    check_real(negatives=negatives)
     if jnp.ndim(negatives) == 3:
         sizes = check("b k d", sizes, negatives=negatives)
         if own is not None:

@@ -1,17 +1,16 @@
 """Losses between views of one example with nothing pushed apart: BYOL, SimSiam, FastSiam, DINO."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, axes_of, mean, num_splits, spread, varying
-from cl_jax.core.linear import linear
-from cl_jax.core.numerics import at_least_one, common_type, unit, wide, wide_type
+from cl_jax.core.axis import AxisName, any_mesh, mean
+from cl_jax.core.numerics import common_type, unit, wide, wide_type
 from cl_jax.core.shapes import check, check_axis, check_positive
 from cl_jax.losses._owners import check_owners
+from cl_jax.losses._views import Softmaxes, check_views, cross_entropies, of_others
 
 
 @any_mesh
@@ -182,244 +181,21 @@ def dino(
     Reference: Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021,
       equation 3, algorithm 1.
     """
-    apart = isinstance(student, (list, tuple))
-    views: jax.Array = _stacked("student", student)
-    seen: jax.Array = _stacked("teacher", teacher)
-    sizes = check("t b k", check("v b k", student=views), teacher=seen)
+    sizes = check_views("t b k", "teacher", teacher, check_views("v b k", "student", student))
     check("k", sizes, centre=centre)
     check_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     check_axis(axis_name)
-    check_owners(sizes["v"], sizes["t"], range(sizes["t"]))
-    dtype = wide_type(common_type(views, seen))
-    student_scale, teacher_scale = (
-        1 / jnp.asarray(t, dtype) for t in (student_temperature, teacher_temperature)
+    views, seen = sizes["v"], sizes["t"]
+    predicts = of_others(views, check_owners(views, seen, range(seen)))
+    dtype = wide_type(common_type(*jax.tree.leaves((student, teacher))))
+    of_teacher = (teacher, centre, 1 / jnp.asarray(teacher_temperature, dtype))
+    rows = cross_entropies(
+        student,
+        1 / jnp.asarray(student_temperature, dtype),
+        Softmaxes(*lax.stop_gradient(of_teacher)),
+        predicts,
     )
-    views, student_scale, *of_teacher = varying(
-        (views, student_scale, *lax.stop_gradient((seen, centre, teacher_scale)))
-    )
-    # The stack of a list is not made where views are read one by one; blocks would need it.
-    if not apart and _rows_of_block(views, of_teacher[0]):
-        rows = _dino_rows_in_blocks(views, student_scale, *of_teacher)
-    else:
-        rows = _dino_rows(views, student_scale, _targets(*of_teacher))
-    value = jnp.sum(jnp.mean(rows, axis=1)) / (sizes["t"] * (sizes["v"] - 1))
-    return mean(value, axis_name)
-
-
-def _stacked(name: str, views: Any) -> Any:
-    if not isinstance(views, (list, tuple)) or not views:
-        return views
-    check("b k", **{f"{name}[{i}]": x for i, x in enumerate(views)})
-    return jnp.stack(views)
-
-
-class _Targets(NamedTuple):
-    """The teacher's distributions, from its logits and what is summed of each row, not written out.
-
-    logits: T arrays [B, K]. centre: [K]. scale: 1 / temperature. Each T arrays [B, 1]: highest, of
-    the logits; top, of the centred logits; log_total, of their exponentials' sum below the top.
-    """
-
-    logits: list[jax.Array]
-    centre: jax.Array
-    scale: jax.Array
-    highest: list[jax.Array]
-    top: list[jax.Array]
-    log_total: list[jax.Array]
-
-    def others(self, view: int) -> jax.Array:
-        """[B, K] sum of the distributions of all views but this one."""
-        powers = []
-        for j, log_total in enumerate(self.log_total):
-            if j != view:
-                x = _centred(self.logits[j], self.highest[j], self.centre, log_total.dtype)
-                powers.append(jnp.exp(_scaled_below(x, self.top[j], self.scale) - log_total))
-        if not powers:  # of one teacher's view, this one
-            return jnp.zeros(self.logits[0].shape, self.scale.dtype)
-        return sum(powers[1:], powers[0])
-
-    def count(self, view: int) -> int:
-        return sum(j != view for j in range(len(self.log_total)))
-
-
-def _targets(logits: jax.Array, centre: jax.Array, scale: jax.Array) -> _Targets:
-    sums, views = [], _apart(list(logits))
-    for x in views:
-        highest = _top(wide(x))
-        top = _top(_centred(x, highest, centre, scale.dtype))
-        below = _scaled_below(_centred(x, _apart(highest), centre, scale.dtype), top, scale)
-        sums.append((highest, top, _log_total(below)))
-    return _Targets(views, centre, scale, *_apart([list(x) for x in zip(*sums)]))
-
-
-@jax.custom_jvp
-def _dino_rows(student: jax.Array, scale: jax.Array, targets: _Targets) -> jax.Array:
-    """[V, B] sum over the others of `targets` of their cross-entropies with a view of the student.
-
-    Passes over the logits keep sums of rows alone. What a pass needs of an entry it computes
-    again: as an array of the logits' size it would cost a CPU more to write and read than its
-    exponential. The derivative is by hand, since JAX's own keeps such arrays.
-    """
-    rows = []
-    for view, logits in enumerate(_apart(list(student))):
-        x = wide(logits).astype(scale.dtype)
-        top, log_total = _student_sums(x, scale)
-        below = _scaled_below(x, top, scale)
-        rows.append(jnp.sum(targets.others(view) * (log_total - below), axis=1))
-    return jnp.stack(rows)
-
-
-@_dino_rows.defjvp
-def _dino_rows_jvp(primals, tangents):
-    return _dino_rows(*primals), linear(_dino_tangent, _dino_transpose, primals, tangents[:2])
-
-
-def _dino_gradients(student, scale, targets):
-    """Of each view: its logits below their maximum, and the gradient to them where scaled."""
-    sums = _apart((targets.highest, targets.top, targets.log_total))
-    targets = targets._replace(highest=sums[0], top=sums[1], log_total=sums[2])
-    for view, logits in enumerate(_apart(list(student))):
-        x = wide(logits).astype(scale.dtype)
-        top, log_total = _apart(_student_sums(x, scale))
-        softmax = jnp.exp(_scaled_below(x, top, scale) - log_total)
-        yield x - top, targets.count(view) * softmax - targets.others(view)
-
-
-def _dino_tangent(primals, moved):
-    d_student, d_scale = moved
-    scale = primals[1]
-    return jnp.stack(
-        [
-            jnp.sum(g * (scale * wide(d).astype(g.dtype) + d_scale * x), axis=1)
-            for (x, g), d in zip(_dino_gradients(*primals), d_student)
-        ]
-    )
-
-
-def _dino_transpose(primals, cotangents):
-    student, scale, _ = primals
-    d_student, d_scale = _apart(jnp.zeros_like(student)), jnp.zeros_like(scale)
-    for view, ((x, g), by_row) in enumerate(zip(_dino_gradients(*primals), cotangents)):
-        # In place, since XLA's CPU compiler fills a `jnp.stack` number by number; and into zeros
-        # that it does not know to be zeros, or it would pad each view and add them.
-        d_view = (g * (scale * by_row)[:, None]).astype(student.dtype)
-        d_student = lax.dynamic_update_index_in_dim(d_student, d_view, view, axis=0)
-        d_scale += jnp.sum(jnp.sum(g * x, axis=1) * by_row)
-    return d_student, d_scale
-
-
-# Logits of a block, of all views: what a CPU's nearest cache holds; and up to how many are taken at
-# once, from the cache of all cores.
-BLOCK, WHOLE = 1 << 18, 1 << 21
-
-
-def _rows_of_block(student: jax.Array, teacher: jax.Array) -> int:
-    """How many rows a CPU takes at a time; 0 for all at once."""
-    views, count, width = student.shape
-    if jax.default_backend() != "cpu" or not isinstance(count, int) or not isinstance(width, int):
-        return 0
-    each = (views + teacher.shape[0]) * width
-    if count * each <= WHOLE or num_splits(count, student, teacher) > 1:
-        return 0
-    fit = [n for n in range(1, count + 1) if count % n == 0 and n * each <= BLOCK]
-    rows = max(fit, default=1)
-    return rows if 4 * rows * each >= BLOCK else 0  # not in splinters
-
-
-@jax.custom_jvp
-def _dino_rows_in_blocks(student, scale, teacher, centre, teacher_scale) -> jax.Array:
-    """`_dino_rows`, of some rows at a time, whose passes then stay in a CPU's cache."""
-
-    def some(block):
-        targets = _targets(_part(teacher, block, rows), centre, teacher_scale)
-        return _dino_rows(_part(student, block, rows), scale, targets)
-
-    rows = _rows_of_block(student, teacher)
-    found = lax.map(some, jnp.arange(student.shape[1] // rows))
-    return jnp.moveaxis(found, 0, 1).reshape(student.shape[:2])
-
-
-@_dino_rows_in_blocks.defjvp
-def _dino_rows_in_blocks_jvp(primals, tangents):
-    return _dino_rows_in_blocks(*primals), linear(
-        _blocks_tangent, _blocks_transpose, primals, tangents[:2]
-    )
-
-
-def _blocks_tangent(primals, moved):
-    student, scale, *of_teacher = primals
-    return _dino_tangent((student, scale, _targets(*of_teacher)), moved)
-
-
-def _blocks_transpose(primals, cotangents):
-    student, scale, teacher, centre, teacher_scale = primals
-    rows = _rows_of_block(student, teacher)
-    blocks = student.shape[1] // rows
-
-    def gradients(block):
-        targets = _targets(_part(teacher, block, rows), centre, teacher_scale)
-        found = _dino_gradients(_part(student, block, rows), scale, targets)
-        return zip(found, _part(cotangents, block, rows))
-
-    def to_student(block, d_student):
-        for view, ((_, g), by_row) in enumerate(gradients(block)):
-            d_view = (g * (scale * by_row)[:, None]).astype(student.dtype)[None]
-            d_student = lax.dynamic_update_slice(d_student, d_view, (view, block * rows, 0))
-        return d_student
-
-    def to_scale(block):
-        return sum(jnp.sum(jnp.sum(g * x, axis=1) * by_row) for (x, g), by_row in gradients(block))
-
-    zeros = spread(jnp.zeros(student.shape, student.dtype), axes_of(student))
-    # A loop of its own, which is left out where no temperature is learned.
-    d_scale = jnp.sum(lax.map(to_scale, jnp.arange(blocks))).astype(scale.dtype)
-    return lax.fori_loop(0, blocks, to_student, zeros), d_scale
-
-
-def _part(x: jax.Array, block: jax.Array, rows: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, block * rows, rows, axis=1)
-
-
-def _student_sums(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    top = _top(x)
-    return _apart((top, _log_total(_scaled_below(x, top, scale))))
-
-
-def _centred(x: jax.Array, highest: jax.Array, centre: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Large logits, less the largest, lose nothing to the rounding of the centre's subtraction."""
-    return (wide(x) - highest).astype(dtype) - wide(centre).astype(dtype)[None]
-
-
-def _top(x: jax.Array) -> jax.Array:
-    return lax.stop_gradient(jnp.max(x, axis=1, keepdims=True))
-
-
-def _scaled_below(x: jax.Array, top: jax.Array, scale: jax.Array) -> jax.Array:
-    """scale * (x - top), at most 0."""
-    # A scale for each row: of a scalar, XLA's sums over rows on a CPU read an array as large as x.
-    by_row = jnp.where(jnp.isnan(top), top, scale)
-    return (_at_most(x, top) - top) * by_row
-
-
-@jax.custom_jvp
-def _at_most(x: jax.Array, top: jax.Array) -> jax.Array:
-    """x, held at its row's maximum, above which another kernel may have rounded it; with the
-    gradient of x."""
-    return jnp.minimum(x, top)
-
-
-@_at_most.defjvp
-def _at_most_jvp(primals, tangents):
-    return _at_most(*primals), tangents[0]
-
-
-def _log_total(x: jax.Array) -> jax.Array:
-    return jnp.log(at_least_one(jnp.sum(jnp.exp(x), axis=1, keepdims=True)))
-
-
-# The compiler takes what it returns for other numbers: what is computed of them is computed again
-# and not kept. Views that went through it are cut out of their stack once, and not for each pass.
-_apart = lax.optimization_barrier
+    return mean(rows.sum() / (seen * (views - 1) * sizes["b"]), axis_name)
 
 
 def teacher_temperature(

@@ -68,6 +68,7 @@ def make(
     entropy_weight: float = 0.01,
     cpc_steps: Count = 5,
     cpc_weight: float = 1.0,
+    cpc_epochs: float | None = None,
     equal_negatives: bool = False,
 ) -> Method:
     """A2C with CPC: `unroll` steps in every world by the policy, then one update on them.
@@ -84,6 +85,8 @@ def make(
       cpc_steps, cpc_weight: steps ahead that are predicted, and the weight of that loss. Its
         gradient flows into encoder and memory, not into policy and value. With weight 0 the agent
         is plain A2C, and only its predictions are left untrained.
+      cpc_epochs: over so many epochs the weight falls linearly to 0; None keeps it. The paper keeps
+        it.
       equal_negatives: True keeps worlds that see exactly the same among the negatives.
 
     `functions["play"]`: {"return", "length"} of one episode of the most likely actions in each
@@ -91,11 +94,13 @@ def make(
 
     Raises:
       ValueError: an unknown environment or one that breaks its contract, an unroll that is not
-        longer than `cpc_steps`, views, an encoder that does not remember.
+        longer than `cpc_steps`, no positive `cpc_epochs`, views, an encoder that does not remember.
     """
     section = {"name": environment} if isinstance(environment, str) else environment
     world = environments.make(section)
     _check(encoder, views, unroll, cpc_steps)
+    if isinstance(cpc_epochs, int | float) and cpc_epochs <= 0:
+        raise ValueError(f"cpc_epochs={cpc_epochs}; expected more than 0, or None.")
     axis_name = run.axis_name
     player = Player(encoder, world.actions)
     weights = Weights(discount, value_weight, entropy_weight, cpc_weight)
@@ -117,7 +122,11 @@ def make(
     def prepare(state: State, batch: Batch, key: jax.Array) -> Batch:
         rows = jax.tree.map(lambda x: x[batch["id"]], state.memory)
         keys = example_keys(key, batch["id"])
-        return batch | play(player, world, unroll, state.params["player"], rows, keys)
+        found = play(player, world, unroll, state.params["player"], rows, keys)
+        if cpc_epochs is not None:
+            left = 1 - state.step / (cpc_epochs * run.steps_per_epoch)
+            found["cpc_weight"] = cpc_weight * jnp.maximum(left, 0.0)
+        return batch | found
 
     def forward(
         params: Tree, stats: Tree, target: Any, inputs: Any, batch: Batch, key: jax.Array
@@ -137,9 +146,13 @@ def make(
     ) -> tuple[jax.Array, Aux]:
         played: Any = batch["played"]
         after: Any = batch["after"]
+        weight: Any = batch.get("cpc_weight", cpc_weight)
+        now = weights._replace(cpc=weight)
         value, metrics = _losses(
-            outputs, params["predict"], played, weights, equal_negatives, axis_name
+            outputs, params["predict"], played, now, equal_negatives, axis_name
         )
+        if cpc_epochs is not None:
+            metrics["cpc_weight"] = weight
         ids = gather(batch["id"], axis_name)
         memory = jax.tree.map(lambda bank, x: bank.at[ids].set(gather(x, axis_name)), memory, after)
         finished = mean(after["finished"].mean(dtype=jnp.float32), axis_name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cl_jax.core import shapes
+from cl_jax.memory import queue
 
 
 def test_letters_have_one_size_over_arrays_and_calls():
@@ -77,6 +78,12 @@ def test_an_array_whose_value_is_known_is_judged_as_a_number(value):
 def test_what_is_no_number_is_refused(value):
     with pytest.raises(ValueError, match=r"temperature is .*expected a number"):
         shapes.check_positive(temperature=value)
+
+
+def test_a_memory_is_not_its_rows():
+    memory = queue.init(jax.random.key(0), 4, 3)
+    with pytest.raises(ValueError, match=r"keys is a Queue; expected an array.*keys\.rows"):
+        shapes.check("k d", keys=memory)
 
 
 @pytest.mark.parametrize("given", [[[1.0]], (), None, "abc"])

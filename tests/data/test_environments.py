@@ -154,6 +154,24 @@ def test_names_and_settings(monkeypatch):
     assert environments.make(dict(name="lab.my_maze")).limit == 3
 
 
+def test_a_board_that_flickers_goes_on_unseen():
+    plain, dark = catch.make(), catch.make(flicker=0.5)
+    keys = jax.random.split(KEY, 400)
+    worlds = jax.vmap(dark.reset)(keys)
+    same = jax.vmap(plain.reset)(keys)
+    for at in range(2):
+        seen, whole = jax.vmap(dark.observe)(worlds), jax.vmap(plain.observe)(same)
+        lit = np.asarray(worlds["lit"])
+        assert 0.4 < lit.mean() < 0.6
+        np.testing.assert_array_equal(seen, np.where(lit[:, None, None], whole, 0))
+        actions, now = jnp.arange(400) % 3, jax.vmap(jax.random.fold_in, (0, None))(keys, at)
+        worlds, *_ = jax.vmap(dark.step)(worlds, actions, now)
+        same, *_ = jax.vmap(plain.step)(same, actions, keys)
+        assert 0.4 < (np.asarray(worlds["lit"]) == lit).mean() < 0.6  # each time for itself
+    with pytest.raises(ValueError, match=r"flicker=1.0; expected a probability from 0 to below 1"):
+        catch.make(flicker=1.0)
+
+
 @pytest.mark.slow
 def test_gymnax_by_the_hand_of_gymnax_itself():
     theirs = pytest.importorskip("gymnax")

@@ -1,13 +1,15 @@
 """Sinkhorn, SwAV and DeepCluster v2 against loops, closed forms, stop-gradients, edges, and devices
 against one."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import assignments
+from cl_jax.losses import _blocks, assignments
 from cl_jax.memory import crop_queue
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity, unit
@@ -97,15 +99,19 @@ def test_sinkhorn_keeps_float32_at_small_epsilon():
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.02])
-def test_both_forms_of_sinkhorn_agree(epsilon):
+def test_both_forms_of_sinkhorn_agree(epsilon, monkeypatch):
     """Of the last column the largest entry is exp(-2 / epsilon) of its row's, which float32 factors
-    hold at an epsilon of 0.05; at 0.02 the sums are in logarithms."""
-    scores = features(6, 5)
-    scores[:, 4] = scores[:, :4].max(axis=1) - 2
+    hold at an epsilon of 0.05; at 0.02 the sums are in logarithms. Of two crops, some of their rows
+    at a time."""
+    monkeypatch.setattr(_blocks, "BLOCK", 40)
+    scores = features(2, 6, 5)
+    scores[:, :, 4] = scores[:, :, :4].max(axis=2) - 2
+    codes = partial(assignments.swav_codes, epsilon=epsilon, iterations=3)
     with jax.enable_x64(True):
-        exact = module.sinkhorn(scores, epsilon=epsilon, iterations=3)
-    found = module.sinkhorn(jnp.asarray(scores, jnp.float32), epsilon=epsilon, iterations=3)
-    np.testing.assert_allclose(exact, oracle_sinkhorn(scores, epsilon, 3), atol=1e-10)
+        exact = jax.jit(codes)(scores)
+    found = jax.jit(codes)(jnp.asarray(scores, jnp.float32))
+    expected = np.stack([oracle_sinkhorn(crop, epsilon, 3) for crop in scores])
+    np.testing.assert_allclose(exact, expected, atol=1e-10)
     np.testing.assert_allclose(found, exact, atol=2e-5)
 
 
@@ -133,8 +139,8 @@ def test_swav_equals_loops():
 
 
 def test_swav_of_several_blocks_equals_loops(monkeypatch):
-    """Blocks of three rows of the twelve; and the gradient of a temperature."""
-    monkeypatch.setattr(assignments, "BLOCK", 16)
+    """Blocks of five rows of the twelve; and the gradient of a temperature."""
+    monkeypatch.setattr(_blocks, "BLOCK", 5 * 25)
     with jax.enable_x64(True):
         scores = features(3, 12, 5)
         codes = module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
@@ -232,17 +238,19 @@ def test_bfloat16_is_summed_in_float32():
 
 
 @pytest.mark.slow
-def test_swav_parity_over_devices():
+@pytest.mark.parametrize("block", [1 << 17, 8])
+def test_swav_parity_over_devices(block, monkeypatch):
     """The whole of a step's mathematics: the global queue makes it the same on any number of
     devices."""
+    monkeypatch.setattr(_blocks, "BLOCK", block)
     z, prototypes, queue = features(8, 3, 4), features(5, 4, seed=1), features(2, 6, 4, seed=2)
 
     def loss(z, prototypes, queue, axis_name):
         scores = jnp.einsum("bvd,kd->vbk", z, prototypes)
-        codes = module.swav_codes(
+        codes = assignments.swav_codes(
             scores[:2], queue, prototypes, crop_queue.filled(queue), **SINKHORN, axis_name=axis_name
         )
-        return module.swav(scores, codes, temperature=0.1, axis_name=axis_name)
+        return assignments.swav(scores, codes, temperature=0.1, axis_name=axis_name)
 
     assert_parity(loss, (z, prototypes, queue), [True, False, False])
 

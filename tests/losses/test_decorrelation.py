@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import decorrelation
+from cl_jax.losses import _products, decorrelation
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
 
@@ -173,7 +173,7 @@ def by_correlation(a, b):
 @pytest.mark.parametrize("block", [4, 1024])
 def test_derivatives_of_barlow_twins_by_hand(block, monkeypatch):
     """In two blocks of rows and in one; with means far above the deviations."""
-    monkeypatch.setattr(decorrelation, "BLOCK_ROWS", block)
+    monkeypatch.setattr(_products, "BLOCK_ROWS", block)
     (a, b), moved = pair(width=3) + 100, tuple(pair(width=3, seed=1))
 
     def all_of(f, a, b):
@@ -203,7 +203,7 @@ def test_rounding_of_large_means_stays_out_of_the_gradient():
 
 @pytest.mark.slow
 def test_blocks_of_rows_over_devices(monkeypatch):
-    monkeypatch.setattr(decorrelation, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(_products, "BLOCK_ROWS", 4)
     assert_parity(decorrelation.barlow_twins, tuple(pair(rows=64, width=3)), (True, True), f32=1e-5)
 
 

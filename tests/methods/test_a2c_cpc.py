@@ -1,6 +1,7 @@
 """A2C with CPC: what is played is what is learned from, episodes go on over updates, plain A2C with
 weight 0."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -130,6 +131,20 @@ def test_the_auxiliary_loss_moves_encoder_and_memory_alone():
     moved = [jax.jit(m.update)(state, BATCH, KEY)[0].params["player"] for m in (method, plain)]
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), *moved)
     assert any(jax.tree.leaves(differs["agent"])) and not any(jax.tree.leaves(differs["heads"]))
+
+
+def test_a_weight_that_falls_to_nothing():
+    method = make(cpc_weight=0.4, cpc_epochs=2.0)
+    state, update = jax.jit(method.init)(KEY, BATCH), jax.jit(method.update)
+    start = state.params["predict"]
+    for step, weight in enumerate((0.4, 0.2, 0.0, 0.0)):
+        after, found = update(dataclasses.replace(state, step=np.int32(step)), BATCH, KEY)
+        np.testing.assert_allclose(found["cpc_weight"], weight, rtol=1e-6)
+        a2c = found["policy_loss"] + 0.5 * found["value_loss"] - 0.01 * found["entropy"]
+        np.testing.assert_allclose(found["loss"], a2c + weight * found["cpc"], rtol=1e-5)
+        assert np.array_equal(after.params["predict"], start) == (weight == 0)
+    with pytest.raises(ValueError, match=r"cpc_epochs=0.0; expected more than 0, or None"):
+        make(cpc_epochs=0.0)
 
 
 def test_greedy_play(trained):

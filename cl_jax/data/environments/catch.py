@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from cl_jax.data.environments import Environment, World
 
 
-def make(*, rows: int = 10, columns: int = 5, covered: int = 0) -> Environment:
+def make(
+    *, rows: int = 10, columns: int = 5, covered: int = 0, flicker: float = 0.0
+) -> Environment:
     """A board of `rows` x `columns`; the paddle is in the last row and starts in the middle.
 
     Each step the paddle moves left (0), stays (1) or moves right (2), and the ball falls one row,
@@ -16,10 +18,12 @@ def make(*, rows: int = 10, columns: int = 5, covered: int = 0) -> Environment:
 
     covered: rows below the first in which the ball cannot be seen. It comes out again before it
       lands, so that what an agent remembers of it can be predicted and seen to be true.
+    flicker: the probability with which the whole board is not seen at a time, each time for itself
+      (as in the flickering games of Hausknecht and Stone, arXiv 1507.06527).
 
     Raises:
       ValueError: fewer than 2 rows or columns, a cover that is negative or leaves less than one row
-        between itself and the last.
+        between itself and the last, a flicker outside 0 to 1.
     """
     if rows < 2 or columns < 2:
         raise ValueError(f"a board of {rows} x {columns}; expected at least 2 rows and 2 columns.")
@@ -28,14 +32,21 @@ def make(*, rows: int = 10, columns: int = 5, covered: int = 0) -> Environment:
             f"covered={covered} of {rows} rows; expected from 0 to {max(rows - 3, 0)}: the ball is "
             "seen in the first row and again before it lands."
         )
+    if not 0 <= flicker < 1:
+        raise ValueError(f"flicker={flicker}; expected a probability from 0 to below 1.")
+
+    def lit(key: jax.Array) -> World:
+        """Whether the board is seen; nothing where it always is."""
+        return {"lit": jax.random.bernoulli(key, 1 - flicker)} if flicker else {}
 
     def reset(key: jax.Array) -> World:
         column = jax.random.randint(key, (), 0, columns)
-        return {"row": jnp.int32(0), "column": column, "paddle": jnp.int32(columns // 2)}
+        start = {"row": jnp.int32(0), "column": column, "paddle": jnp.int32(columns // 2)}
+        return start | lit(jax.random.fold_in(key, 1))
 
     def step(world: World, action: jax.Array, key: jax.Array) -> tuple[World, jax.Array, jax.Array]:
         paddle = jnp.clip(world["paddle"] + action - 1, 0, columns - 1)
-        world = world | {"row": world["row"] + 1, "paddle": paddle}
+        world = world | {"row": world["row"] + 1, "paddle": paddle} | lit(key)
         done = world["row"] == rows - 1
         caught = jnp.where(world["column"] == paddle, 1.0, -1.0)
         return world, jnp.where(done, caught, 0.0), done
@@ -45,6 +56,6 @@ def make(*, rows: int = 10, columns: int = 5, covered: int = 0) -> Environment:
         seen = (world["row"] < 1) | (world["row"] > covered)
         ball = (row == world["row"]) & (column == world["column"]) & seen
         paddle = (row == rows - 1) & (column == world["paddle"])
-        return (ball | paddle).astype(jnp.float32)
+        return ((ball | paddle) & world.get("lit", True)).astype(jnp.float32)
 
     return Environment(reset, step, observe, actions=3, limit=rows - 1)
