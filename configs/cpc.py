@@ -16,15 +16,17 @@ Variants:
   across           of any of them, the contexts of an image predict the patches of another draw of
                    it, on `scenes` half of the time of the other picture of the handwriting.
   imagenet2012     v2: ResNet-161 with layer norm, patches of 80 pixels on a 6x6 grid of 260, four
-                   directions, dropped channels and flips by patch. Published: 71.5 % linear (v2's
-                   paper).
+                   directions; patches lose channels, are flipped, turned, sheared, elastically
+                   deformed and changed in colour. Published: 71.5 % linear (v2's paper).
   imagenet2012_v1  ResNet-101 to its third stage without norm, patches of 64 pixels on a 7x7 grid of
                    256 in grey, sub-crops of 60, downwards, Adam 2e-4, batch 512. Published: 48.7 %
                    linear (v1's paper, table 3).
   debug            any of them in seconds.
 
 Differences from the papers, whose authors released no code but v2's pseudo-code:
-  - v2's shears, rotations, elastic deformations and colour changes of patches are not built.
+  - By how much v2 turns, shears, deforms and colours patches could not be read. Here: turns of
+    30 degrees and shears of 0.3, the ranges of AutoAugment, elastic displacements of 3 % of the
+    side, and jitter of half of SimCLR's strength, each of a fifth of the patches; a quarter grey.
   - Not all of v2's sizes, offsets, batch, optimiser and length are stated; the config has what was
     chosen. Its pseudo-code predicts three rows further down and no other, and so does
     `imagenet2012`.
@@ -131,10 +133,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 offsets=(3,),
                 directions=_ALL,
                 drop_channels=0.8,
+                warp=dict(probability=0.2),
             )
         )
+        colours = dict(jitter=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.25)
         config.views = ConfigDict(
-            dict(image=dict(size=260, scale=(0.3, 1.0)), patch=dict(crop="none", flip=0.5))
+            dict(
+                image=dict(size=260, scale=(0.3, 1.0)),
+                patch=dict(crop="none", flip=0.5, **colours),
+            )
         )
         config.optimizer = ConfigDict(adam)
         config.evals.every_epochs = 20.0

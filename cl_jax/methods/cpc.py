@@ -7,7 +7,7 @@ the batch, those of its own image included."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import applier, features_of, initial
 from cl_jax.heads.context import RowContext
 from cl_jax.views import ImageView, Recipe, colour, draw, fields, patches
+from cl_jax.views import warp as warps
 
 DIRECTIONS = ("down", "up", "right", "left")
 
@@ -102,6 +103,7 @@ def make(
     grey: bool = False,
     subcrop: int | None = None,
     drop_channels: float = 0.0,
+    warp: Mapping[str, float] | None = None,
     target_dim: int | None = 64,
     scale: float = 0.1,
     context_blocks: int = 5,
@@ -124,6 +126,8 @@ def make(
       channels.
     subcrop, drop_channels: see `views.patches.augment`; 60 of 64 pixels in v1, channels dropped in
       v2.
+    warp: settings of `views.warp.Warp`: patches that are turned, sheared and elastically deformed
+      (v2); {} for its own.
     target_dim: width of a linear map of the encodings, which is predicted (v2); None predicts the
       encodings themselves (v1).
     scale: of scores; 1 in v1, 0.1 in v2. Nothing is normalised, so it decides how fast learning
@@ -171,6 +175,7 @@ def make(
     each = dataclasses.replace(
         plain, mean=whole.mean, std=whole.std, colour_space=whole.colour_space
     )
+    bend = None if warp is None else warps.make(**warp)
     network = Network(
         encoder,
         patch_size,
@@ -197,6 +202,7 @@ def make(
                 patches.grid(images, size=patch_size, stride=stride),
                 subcrop=subcrop,
                 drop_channels=drop_channels,
+                warp=bend,
             )
             for number, images in enumerate(draw([unfinished] * pictures, batch, key))
         ]

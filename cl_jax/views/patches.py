@@ -13,6 +13,9 @@ from jax import lax
 from cl_jax.views import planes
 from cl_jax.views.presets import Recipe
 from cl_jax.views.recipe import draw, transform
+from cl_jax.views.warp import Warp, coordinates, sample
+
+_BEND = 1 << 20  # folded into a patch's key, of which the other draws are splits
 
 
 def grid(images: jax.Array, *, size: int, stride: int) -> jax.Array:
@@ -53,6 +56,7 @@ def augment(
     *,
     subcrop: int | None = None,
     drop_channels: float = 0.0,
+    warp: Warp | None = None,
 ) -> jax.Array:
     """One view of each patch, drawn by the example's key and the patch's place on the grid.
 
@@ -67,6 +71,7 @@ def augment(
       drop_channels: probability that only one of the patch's channels, drawn at random, is seen,
         the others 0 after normalisation. CPC v2 drops two of three, as Doersch et al., ICCV 2015,
         who fill with faint noise.
+      warp: turns, shears and elastic deformation of a patch, before all else; None for none.
 
     Returns:
       [B, rows, columns, size, size, C] float32.
@@ -89,7 +94,10 @@ def augment(
 
     def view(key: jax.Array, patch: jax.Array) -> jax.Array:
         recipe_key, crop_key, channel_key = jax.random.split(key, 3)
-        x = transform(recipe, draw(recipe, recipe_key, size, size), planes.planes(patch))
+        x = planes.planes(patch)
+        if warp is not None:
+            x = sample(x, coordinates(warp, jax.random.fold_in(key, _BEND), size))
+        x = transform(recipe, draw(recipe, recipe_key, size, size), x)
         if subcrop is not None and subcrop < size:
             top, left = jax.random.randint(crop_key, (2,), 0, size - subcrop + 1)
             x = lax.dynamic_slice(x, (0, top, left), (x.shape[0], subcrop, subcrop))

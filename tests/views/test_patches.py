@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax.views import make, patches
+from cl_jax.views import make, patches, warp
 
 IMAGES = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -66,3 +66,14 @@ def test_errors():
         patches.augment(PLAIN, KEYS, cut, drop_channels=2)
     with pytest.raises(ValueError, match="one key per example"):
         patches.augment(PLAIN, KEYS[:1], cut)
+
+
+def test_warped_patches_are_bent_each_by_itself():
+    cut = patches.grid(np.concatenate([IMAGES] * 8), size=4, stride=2)
+    keys = jax.random.split(jax.random.key(1), 16)
+    bend = warp.Warp(probability=0.5)
+    seen = np.asarray(patches.augment(PLAIN, keys, cut, warp=bend))
+    bent = np.abs(seen - cut).max((3, 4, 5)) > 1e-5
+    assert 0.3 < bent.mean() < 0.7 and (bent.any((1, 2)) & ~bent.all((1, 2))).any()
+    inside = seen.min((3, 4)) >= np.asarray(cut).min((3, 4)) - 1e-6
+    assert inside.all() and seen.max() <= cut.max() + 1e-6
