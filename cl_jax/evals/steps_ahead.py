@@ -1,8 +1,12 @@
 """How far ahead a network predicts: accuracy against the number of steps, figure 3 of CPC (van den
 Oord et al. 2018)."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 
+from cl_jax.core import logs
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import subset
 from cl_jax.evals import Evaluator, Given, Needs
@@ -14,6 +18,8 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
     """ "steps_ahead/K": the share of times in test examples from which the latent K steps ahead
     scores highest, and "steps_ahead/mean" over K; of "all" also "steps_ahead/median", the median
     place of that latent over all K, 1 for the first.
+
+    `steps_ahead.png` in the workdir draws them over K, untrained and trained.
 
     Unlike the accuracies of training the figures do not depend on the batch. For small K latents
     may share samples with what has been heard.
@@ -42,6 +48,14 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
         found |= {f"steps_ahead/{k}": float(share) for k, share in enumerate(shares, 1)}
         return found | {"steps_ahead/mean": float(shares.mean())}
 
+    def draw(given: Given) -> None:
+        lines = over_steps(given.workdir)
+        if lines:
+            from cl_jax.evals import pictures  # matplotlib: only where something is drawn
+
+            panel = {"latents ahead picked out, %": lines}
+            pictures.curves(given.workdir / "steps_ahead.png", panel, xlabel="steps ahead")
+
     own = among == "own"
     return Evaluator(
         measure,
@@ -51,7 +65,28 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
         titles={"steps_ahead/mean": "latents ahead picked out %"}
         if own
         else {"steps_ahead/median": "median place of the latent ahead"},
+        draw=draw,
     )
+
+
+def over_steps(workdir: Path) -> dict[str, list[tuple[float | None, float]]]:
+    """{"untrained" and "trained": (K, percent) of K = 1, 2, ...} of a run's log, of its last
+    evaluation; what was not measured is left out."""
+    rows, _ = logs.rows(workdir / "metrics.jsonl")
+    found = {}
+    for title, prefix in (("untrained", "untrained/steps_ahead/"), ("trained", "steps_ahead/")):
+        measured = [row for row in rows if f"{prefix}1" in row]
+        if measured:
+            found[title] = _percents(measured[-1], prefix)
+    return found
+
+
+def _percents(row: Mapping[str, float], prefix: str) -> list[tuple[float | None, float]]:
+    shares = {
+        name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
+    }
+    steps = sorted(int(name) for name in shares if name.isdecimal())
+    return [(float(step), 100 * shares[str(step)]) for step in steps]
 
 
 def places(p: np.ndarray, z: np.ndarray) -> np.ndarray:

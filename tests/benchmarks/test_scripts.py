@@ -52,7 +52,7 @@ def test_every_script_reads_its_command_line(path):
 
 
 # Seconds each; the others, a training run or a sweep, with `-m slow`.
-SHORT = {"losses", "headline_losses", "views"}
+SHORT = {"losses", "views"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The logistic probe, and accuracy against steps ahead."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +60,24 @@ def test_steps_ahead_are_means_over_recordings():
     np.testing.assert_allclose([found[f"steps_ahead/{k}"] for k in (1, 2, 3)], shares.mean(0))
     np.testing.assert_allclose(found["steps_ahead/mean"], shares.mean())
     assert steps_ahead.make().needs.functions == ("steps",)
+
+
+def test_steps_ahead_are_drawn_from_the_log(tmp_path):
+    rows = [
+        {"step": 0, "untrained/steps_ahead/1": 0.1, "untrained/steps_ahead/mean": 0.1},
+        {"step": 5, "steps_ahead/1": 0.2, "steps_ahead/10": 0.1, "steps_ahead/2": 0.15},
+        {"step": 9, "steps_ahead/1": 0.4, "steps_ahead/10": 0.2, "steps_ahead/2": 0.3},
+    ]
+    given = SimpleNamespace(workdir=tmp_path)
+    steps_ahead.make().draw(given)
+    assert not list(tmp_path.iterdir())  # nothing was measured
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = steps_ahead.over_steps(tmp_path)
+    assert list(drawn) == ["untrained", "trained"]
+    assert drawn["untrained"] == [(1.0, 10.0)]
+    assert drawn["trained"] == [(1.0, 40.0), (2.0, 30.0), (10.0, 20.0)]
+    steps_ahead.make().draw(given)
+    assert (tmp_path / "steps_ahead.png").stat().st_size > 1000
 
 
 def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():

@@ -174,7 +174,9 @@ def test_losses_of_the_temperature_study():
         temperature.make(base=base, run=RUN, loss="hrad")
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "hard_simple"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("contrastive", marks=pytest.mark.slow), "hard_simple"]
+)
 def test_the_temperature_study_over_a_queue_meets_batch_and_queue(loss):
     base = parts("moco")
     made = temperature.make(base=base, run=RUN, loss=loss, num_hard=31, temperature=0.3)
@@ -231,6 +233,7 @@ def test_clae_has_second_batch_norms_and_shares_everything_else():
     assert shared.params["adversarial"] == {}
 
 
+@pytest.mark.slow
 def test_clae_without_weight_trains_its_base():
     base = parts("simclr")
     _, _, after, _ = clae_step(base, weight=0.0)

@@ -41,7 +41,10 @@ def config_of(name, path, **settings):
     return config
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "temperature" else []) for n in IMAGES],
+)
 def test_every_method_of_images_takes_a_folder(name, photos, tmp_path):
     config = config_of(f"{name}:folder", photos)
     fit.fit(config, ["data.path"], tmp_path)
