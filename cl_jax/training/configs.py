@@ -209,9 +209,9 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
     """Puts settings into a config, in place.
 
     A key that the config lists keeps its type. In a section of keywords (`data`, `views`,
-    `encoder`, `optimizer`, `method`, each evaluator) any key may be given; its value is read as
-    Python where it can be and is text elsewhere. That the function behind the section takes the key
-    is checked when the run is built.
+    `encoder`, `optimizer`, `method`, each evaluator) any key may be given, and None for any that is
+    not text; its value is read as Python where it can be and is text elsewhere. That the function
+    behind the section takes the key and the value is checked when the run is built.
 
     Raises:
       ConfigError: a key that there is not, with the nearest one, or a value of another type.
@@ -237,7 +237,9 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
                 f"--config.{path}: {'.'.join(walked)} is {section!r}, not a section; set "
                 f"--config.{'.'.join(walked)} itself."
             )
-    if key in section:
+    if key in section and _takes_any(walked) and _is_none(text, section[key]):
+        value = None  # whether it may be is for the function behind the section to say
+    elif key in section:
         value = _read(path, text, section[key])
     elif _takes_any(walked) or _is_stage_of(config, walked, key):
         value = _literal(text)
@@ -296,6 +298,11 @@ def _read(path: str, text: str | None, old: Any) -> Any:
     else:
         return value
     raise ConfigError(f"--config.{path}={'' if text is None else text}: expected {wanted}.")
+
+
+def _is_none(text: str | None, old: Any) -> bool:
+    """Whether a value is None, and not the text or section that it would replace."""
+    return text == "None" and not isinstance(old, str | ConfigDict)
 
 
 def _literal(text: str | None) -> Any:

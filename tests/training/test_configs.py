@@ -139,6 +139,8 @@ def base() -> ConfigDict:
         ("evals.protocols.mine.name", "lab.mine", "lab.mine"),
         ("stages.tune.data.channels", "3", 3),
         ("stages.tune.epochs", "4.0", 4.0),
+        ("evals.protocols.knn.k", "None", None),  # of keywords; whether it may be, others say
+        ("data.path", "None", "None"),
     ],
 )
 def test_values_have_the_type_of_what_they_replace(key, text, value):
@@ -155,6 +157,7 @@ def test_values_have_the_type_of_what_they_replace(key, text, value):
         ("seeds", "1", "no 'seeds' there; did you mean 'seed'"),
         ("evals.knn", "1", "no 'knn' there; did you mean 'knn_k'"),
         ("seed", "1.5", r"--config.seed=1.5: expected a whole number"),
+        ("seed", "None", r"--config.seed=None: expected a whole number"),
         ("epochs", "x", "expected a number"),
         ("sure", "maybe", "expected true or false"),
         ("data", "x", "is a section; set one of its keys: name, path"),
