@@ -124,9 +124,20 @@ def test_cpc_step_and_errors():
         (dict(offsets=(3,)), "expected rows from 1 to 2"),
         (dict(offsets=(1,), directions=("down", "down")), "each once"),
         (dict(offsets=(1,), directions=("north",)), "expected some of down"),
+        (dict(offsets=(1,), warp=dict(angle=3.0)), "warp has no angle"),
     ):
         with pytest.raises(ValueError, match=text):
             cpc.make(**{**CPC, **wrong})
+
+
+def test_cpc_sees_warped_patches_where_warp_is_set():
+    def seen(**settings):
+        made = cpc.make(offsets=(1,), **CPC, **settings)
+        return jax.jit(made.views)(BATCH, jax.random.key(1))[0]
+
+    plain = seen()
+    np.testing.assert_array_equal(seen(warp=dict(probability=0.0)), plain)
+    assert np.abs(seen(warp=dict(probability=1.0)) - plain).max((1, 2, 3, 4, 5)).min() > 1e-3
 
 
 @pytest.mark.slow
