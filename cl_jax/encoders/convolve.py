@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import axes_of, spread, varying
-from cl_jax.encoders import winograd
+from cl_jax.core.schedule import not_before
+from cl_jax.encoders import row_windows, winograd
 
 LARGEST = 4  # side of the input map up to which products by tap are the cheaper program
 # From where a CPU gains by forms of its own: channels, since cores share a product and not what is
@@ -21,6 +22,7 @@ LARGEST = 4  # side of the input map up to which products by tap are the cheaper
 # machine's cores, so would the last bits of a run.
 WINOGRAD = 32, 1 << 16
 LARGE = 64, 1 << 18  # gradients of other kernels, tap by tap
+WINDOWS = 24, 8  # channels up to which, and sides from which on, rows are taken by windows
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -70,8 +72,7 @@ def convolve(
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
-    least = WINOGRAD if _winograd(kernel, strides) else LARGE
-    if for_cpu and plain and _enough(x, kernel, least):
+    if for_cpu and plain:
         return _by_platform(*varying((x, kernel)), tuple(strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
@@ -98,12 +99,16 @@ def _by_taps(
         for n, o, s, (before, _), k in zip(x.shape[1:3], out, strides, pads, kernel.shape)
     )
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), wide)
+    # Split and not indexed: the gradients of the taps are then concatenated once, where each would
+    # be padded to the whole kernel and added.
+    taps = lax.split(kernel, [1] * kernel.shape[0], axis=0)
+    taps = [lax.split(tap, [1] * kernel.shape[1], axis=1) for tap in taps]
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         if row is None or column is None:
             continue
         product = lax.dot_general(
             x[:, row.inputs, column.inputs],
-            kernel[i, j],
+            taps[i][j].reshape(kernel.shape[2:]),
             (((3,), (0,)), ((), ())),
             precision=precision,
             preferred_element_type=wide,
@@ -138,7 +143,11 @@ def _by_platform(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
     plain = partial(_plain, strides=strides, pads=pads)
-    on_cpu = partial(winograd.forward, pads=pads) if _winograd(kernel, strides) else plain
+    on_cpu = plain
+    if _by_winograd(x, kernel, strides):
+        on_cpu = partial(winograd.forward, pads=pads)
+    elif _by_windows(x, kernel, strides):
+        on_cpu = partial(row_windows.forward, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -158,12 +167,17 @@ def _backward(strides, pads, saved, dy):
         )(dy)[0]
 
     def on_cpu(x, kernel, dy):
-        if not _winograd(kernel, strides):
-            return of_x(x, kernel, dy), _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
+        x = not_before(x, dy)
         back = tuple((2 - before, 2 - after) for before, after in pads)
-        return winograd.forward(dy, kernel, back, turned=True), winograd.kernel_gradient(
-            x, dy, pads
-        )
+        if _by_winograd(x, kernel, strides):
+            by = winograd.kernel_gradient(x, dy, pads)
+            return winograd.forward(not_before(dy, by), kernel, back, turned=True), by
+        if _by_windows(x, kernel, strides):
+            by = row_windows.kernel_gradient(x, dy, pads)
+            return row_windows.forward(not_before(dy, by), row_windows.turned(kernel), back), by
+        if kernel.shape[:2] == (1, 1) or _enough(x, kernel, LARGE):
+            return of_x(x, kernel, dy), _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
+        return of_x(x, kernel, dy), of_kernel(x, kernel, dy)
 
     def elsewhere(x, kernel, dy):
         return of_x(x, kernel, dy), of_kernel(x, kernel, dy)
@@ -180,8 +194,14 @@ def _enough(x: jax.Array, kernel: jax.Array, least: tuple[int, int]) -> bool:
     return min(channels) >= least[0] and math.prod((*x.shape[1:3], *channels)) >= least[1]
 
 
-def _winograd(kernel: jax.Array, strides: Sequence[int]) -> bool:
-    return kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
+def _by_winograd(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
+    return plain and _enough(x, kernel, WINOGRAD)
+
+
+def _by_windows(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
+    return plain and max(kernel.shape[2:]) <= WINDOWS[0] and min(x.shape[1:3]) >= WINDOWS[1]
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import axes_of, axis_size, total, varying
+from cl_jax.core.schedule import not_before
 from cl_jax.core.shapes import check_axis, check_real
 
 
@@ -198,7 +199,7 @@ def _backward(
     axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
 ) -> tuple[Any, Any, Any]:
     x, scale, bias, shift, offset, inverse = kept
-    normal = _centred(x, shift, offset) * inverse
+    normal = _centred(x, not_before(shift, given[0]), offset) * inverse
     dy = given[0].astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
@@ -262,7 +263,7 @@ def _weighted_backward(
     axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
 ) -> tuple[Any, Any, Any, Any]:
     x, scale, bias, weight, count, mean, inverse = kept
-    normal = (x.astype(weight.dtype) - mean) * inverse
+    normal = (x.astype(weight.dtype) - not_before(mean, given[0])) * inverse
     dy = given[0].astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
