@@ -119,16 +119,17 @@ def run(
       settings: of the command line, put into the config.
       mode: "train" or "eval".
     """
-    with stopping.Stop(hard=True) as stop:
-        try:
-            _run(args, name, settings, mode, stop)
-        except stopping.Interrupted as stopped:
-            print(stopped, file=sys.stderr)
-            return stopping.STOPPED
-        except KeyboardInterrupt:
-            return stopping.KILLED
-        except Exception as error:
-            return failed(error)
+    try:
+        with stopping.Stop(hard=True) as stop:
+            try:
+                _run(args, name, settings, mode, stop)
+            except Exception as error:
+                return failed(error)
+    except stopping.Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopping.STOPPED
+    except KeyboardInterrupt:
+        return stopping.KILLED
     return 0
 
 
