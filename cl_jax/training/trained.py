@@ -21,9 +21,8 @@ from cl_jax.core.shapes import check_count
 from cl_jax.data.embeddings import Embeddings
 from cl_jax.data.source import Source, Splits, labels_of, names_of
 from cl_jax.evals.evaluation import blocks, needed_fields, over_blocks
-from cl_jax.training import experiment, stages
+from cl_jax.training import configs, experiment, stages
 from cl_jax.training.inputs import Inputs, Known, check_fields, source_of
-from cl_jax.training.workdir import path_of
 
 ALL = "all"
 
@@ -235,9 +234,6 @@ def load(workdir: str | Path, *, best: bool = False) -> Trained:
     Raises:
       NotFoundError: there is no run, or it has no such checkpoint.
     """
-    place = path_of(workdir)
-    begun = list(place.glob("*/config.json"))
-    if len(begun) == 1 and not (place / "config.json").exists():
-        place = begun[0].parent
+    place = configs.folder_of_run(workdir)
     config, built, state = stages.load(place, best=best, with_data=False)
     return Trained(place, config, built, state)
