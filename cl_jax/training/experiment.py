@@ -273,7 +273,7 @@ def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
 
 def _parts(base: Any, given: dict[str, Any]) -> Parts:
     """The parts of the method that a section `base` names, or of a cross over a base of its own."""
-    if not isinstance(base, Mapping):
+    if not isinstance(base, Mapping | ConfigDict):
         raise ConfigError(
             f"method.base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
         )
