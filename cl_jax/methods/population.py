@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from cl_jax.core.method import Method
 from cl_jax.core.population import population, seeded, vmapped
@@ -45,7 +44,7 @@ def make(
       ValueError: a base that is no section, no value, values that are given twice, an unknown
         `how`, members that differ in more than numbers with how="vmapped".
     """
-    if not isinstance(base, Mapping | ConfigDict):
+    if not isinstance(base, Mapping):
         raise ValueError(
             f"base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
         )
