@@ -66,6 +66,11 @@ class Embeddings:
 
     def words(self, label: str) -> list[str]:
         """A label of every row as text: the name of its class, its number, or ""."""
+        if label not in self.labels:
+            raise KeyError(
+                f"there is no label {label!r}{nearest(label, self.labels)}; there are "
+                f"{', '.join(self.labels) or 'none'}."
+            )
         names = self.classes.get(label)
         return [
             "" if value < 0 else names[value] if names else str(value)
