@@ -253,7 +253,7 @@ def table(workdirs: Sequence[str | Path]) -> str:
       ConfigError: a config.json that cannot be read.
     """
     lines = ["| run | step | kNN | at the start | verdict | because |", "|---|---|---|---|---|---|"]
-    for workdir in workdirs:
+    for workdir in map(configs.folder_of_run, workdirs):
         rows = metrics.read(workdir)
         total = configs.of_run(workdir).total_epochs
         before = next(

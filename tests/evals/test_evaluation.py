@@ -155,6 +155,14 @@ def test_figures_that_are_nan_are_left_out(caplog):
     assert "bad/loss" not in found and found["bad/other"] == 1.0
 
 
+def test_a_classifier_that_diverged_is_wrong():
+    runner, state = evaluation({})
+    truth = runner.data.test.arrays["label"]
+    for logits, right in ((np.eye(10)[truth], 1.0), (np.full((len(truth), 10), np.nan), 0.0)):
+        given = runner._given(state, True, False)._replace(features=lambda *_, x=logits: x)
+        assert classifier.make().measure(given) == {"classifier/top1": right}
+
+
 def test_a_probe_whose_loss_is_not_finite_has_no_accuracy():
     probe = linear.Probe(0.1, 0.5, None, linear.History(np.array([1.0, np.inf]), np.zeros(2)))
     assert all(np.isnan(value) for value in linear.accuracies("linear/cached", probe).values())
