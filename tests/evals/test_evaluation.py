@@ -188,3 +188,11 @@ def test_when_and_baselines_and_summary(tmp_path):
     text = summary(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
     assert "kNN, trained network" in text and "kNN, raw pixels" in text
     assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]
+
+
+def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
+    image = np.arange(2 * 4 * 4 * 7, dtype=np.uint8).reshape(2, 4, 4, 7)
+    for channels, shown in ((7, 3), (3, 3), (2, 1), (1, 1)):
+        source = from_arrays("aligned", {"image": image[..., :channels]}, {})
+        found = neighbours._images(source, np.array([[1, 0]]))
+        np.testing.assert_array_equal(found, image[None, ::-1, ..., :shown])
