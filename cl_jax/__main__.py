@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The program `cl-jax`."""
+    stopping.end_by_ctrl_c()
     stopping.end(main())
 
 

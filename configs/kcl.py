@@ -113,8 +113,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "balanced" in chosen:
         if "imagenet2012" in chosen or "cifar100" in chosen:
             raise defaults.UnknownVariant("variant balanced is of scenes and cifar10 alone.")
+        # "many" and "few" are the classes of the other arms
+        config.evals.protocols.balancedness.imbalance = config.data.imbalance
         config.data.fraction, config.data.imbalance = KEPT, 1.0
-        config.evals.protocols.balancedness.source = ""
         del config.evals.protocols["long_tail"]
     if "supcon" in chosen:
         config.method.num_positives = None

@@ -39,8 +39,8 @@ def make(
         examples is repeated, of one with more a part is taken.
 
     Raises:
-      ValueError: a section without a name, a data set that is not in memory or has no images, a
-        source without labels.
+      ValueError: a section without a name or with an empty path, a data set that is not in memory
+        or has no images, a source without labels.
     """
     check_count(image_size=image_size)
     check_seed(seed)
@@ -88,6 +88,10 @@ def _load(role: str, section: Mapping[str, Any]) -> Splits:
     except ModuleNotFoundError as error:
         raise ValueError(f"the {role} name={name!r} is not a data source: {error}.") from error
     check_keys(f"data.{role}", settings, inspect.signature(found.make).parameters)
+    if settings.get("path") == "":
+        raise ValueError(
+            f"data.{role}.path is empty; set --config.data.{role}.path to the {role}'s images."
+        )
     check(f"data.{role}", found.make, settings)
     return found.make(**settings)
 
@@ -96,7 +100,7 @@ def _arrays(part: Source) -> Mapping[str, np.ndarray]:
     if part.arrays is None or "image" not in part.arrays:
         raise ValueError(
             f"{part.name} is not a set of images in memory; expected one, such as packed, digits "
-            "or glyphs."
+            "or glyphs, or a folder of at most cache_bytes."
         )
     return part.arrays
 

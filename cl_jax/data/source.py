@@ -345,13 +345,19 @@ def long_tailed(source: Source, imbalance: float, *, seed: int, label: str = "la
             f"{source.name} has {classes} classes and {len(known)} examples with a {label!r}; "
             "expected several classes with examples to make some of them rare."
         )
-    share = imbalance ** (-np.arange(classes) / (classes - 1))
-    counts = np.maximum(1, np.floor(len(known) / classes * share + 1e-9)).astype(int)
+    counts = tail(len(known), classes, imbalance)
     shuffled = _shuffled(len(labels), seed)
     chosen = [shuffled[labels[shuffled] == c][: counts[c]] for c in range(classes)]
     return dataclasses.replace(
         subset(source, np.sort(np.concatenate(chosen))), name=f"{source.name}/{imbalance:g}"
     )
+
+
+def tail(count: int, classes: int, imbalance: float) -> np.ndarray:
+    """[C] how many examples of each class `long_tailed` keeps, where there are as many: `count` is
+    of all classes together, of two or more."""
+    share = imbalance ** (-np.arange(classes) / (classes - 1))
+    return np.maximum(1, np.floor(count / classes * share + 1e-9)).astype(int)
 
 
 def _shuffled(size: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cl_jax.core.shapes import check_count, check_positive
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import labels_of, tail
 from cl_jax.evals import Evaluator, Given, Needs
 
 GROUPS = ("many", "medium", "few")
@@ -23,6 +23,7 @@ def make(
     source: str = "",
     many: int = 100,
     few: int = 20,
+    imbalance: float = 1.0,
     sigma: float = 1.0,
     label: str = "label",
     feature: str = "",
@@ -42,6 +43,9 @@ def make(
       part before `config.data.imbalance`, and then the figures are of the features alone. "": the
       training split, examples weighted so that all classes count the same.
     many, few: training examples, 100 and 20 in the literature on long-tailed classes.
+    imbalance: above 1, classes are frequent or rare by what `config.data.imbalance` would leave of
+      `source`, and not by the training part: the same classes for a network of a balanced training
+      part as for one of a long tail.
     sigma: see `balancedness`. label, feature, c, iterations, when: as for `logistic`. figure: the
       name of its figures, for a second one beside it.
 
@@ -50,6 +54,8 @@ def make(
     """
     check_count(many=many, few=few, iterations=iterations)
     check_positive(sigma=sigma, c=c)
+    if imbalance < 1:
+        raise ValueError(f"imbalance={imbalance}; expected 1, the training part's own, or more.")
     if few > many:
         raise ValueError(f"few={few} is above many={many}; expected at most {many}.")
 
@@ -64,6 +70,8 @@ def make(
         names = ("value", "all", "least", *GROUPS)
         trained = labels_of(data.train, label)
         counts = np.bincount(trained[trained >= 0], minlength=data.train.sizes[label])
+        if imbalance > 1:
+            counts = tail(len(y), len(counts), imbalance)
         groups = dict(zip(GROUPS, grouped(counts, many=many, few=few)))
         present = np.bincount(truth, minlength=len(counts)) > 0
         if not (np.isfinite(x).all() and np.isfinite(queries).all()):

@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from cl_jax.core.axis import AxisName, axes_of, mean, num_splits, spread
+from cl_jax.core.axis import AxisName, mean
 from cl_jax.core.linear import linear
 from cl_jax.core.numerics import dots
+from cl_jax.losses._blocks import by_rows, folded
 
-# Rows of a block, which a CPU's caches hold, and the widest rows that are cut into blocks: the
-# products of wider ones take longer than moving them.
-BLOCK_ROWS, BLOCK_WIDTH = 1024, 512
+# The widest rows that are cut into blocks: the products of wider ones take longer than moving them.
+BLOCK_WIDTH = 512
 
 
 class Products(NamedTuple):
@@ -37,21 +36,19 @@ def centred_products(a: jax.Array, b: jax.Array, over: AxisName) -> Products:
     """
     means = [mean(jnp.mean(x, axis=0, keepdims=True), over) for x in (a, b)]
 
-    def sums(a, b):
+    def added(sums, fresh, a, b):
         x, y = a - means[0], b - means[1]
+        if fresh is not None:
+            x, y = jnp.where(fresh, x, 0), jnp.where(fresh, y, 0)
         by_column = [jnp.sum(z, axis=0) for z in (x * x, y * y, x, y)]
-        return dots("bj,bk->jk", x, y), *by_column
+        return jax.tree.map(jnp.add, sums, (dots("bj,bk->jk", x, y), *by_column))
 
-    def added(sums_before, block):
-        return jax.tree.map(jnp.add, sums_before, sums(*block)), None
-
-    def in_blocks(a, b):
-        start = [
-            spread(jnp.zeros(x.shape, x.dtype), axes_of(a)) for x in jax.eval_shape(sums, a, b)
-        ]
-        return lax.scan(added, tuple(start), _blocks(a, b))[0]
-
-    cross, *squares, rest_a, rest_b = _by_platform(in_blocks, sums, a, b)
+    width = a.shape[1]
+    start = (jnp.zeros((width, width), a.dtype), *[jnp.zeros(width, a.dtype)] * 4)
+    if width > BLOCK_WIDTH:
+        cross, *squares, rest_a, rest_b = added(start, None, a, b)
+    else:
+        cross, *squares, rest_a, rest_b = folded(added, start, a, b)
     # What rounding left in the columns would be in each row of the gradient.
     rest = [mean(x[None] / a.shape[0], over) for x in (rest_a, rest_b)]
     return Products(cross, *squares, *jax.tree.map(jnp.add, means, rest))
@@ -88,28 +85,4 @@ def _products_transpose(residuals, cotangents):
             dots("bj,jk->bk", x, cross).astype(b.dtype) + y * (2 * square_b)[None],
         )
 
-    def in_blocks(a, b):
-        found = lax.map(lambda block: of_rows(*block), _blocks(a, b))
-        return tuple(x.reshape(-1, x.shape[2]) for x in found)
-
-    return _by_platform(in_blocks, of_rows, a, b)
-
-
-def _by_platform(in_blocks, whole, a, b):
-    """in_blocks(a, b) on a CPU where the rows can be cut into blocks; else whole(a, b)."""
-    if _num_blocks(a, b) == 1:
-        return whole(a, b)
-    return lax.platform_dependent(a, b, cpu=in_blocks, default=whole)
-
-
-def _blocks(*arrays):
-    """[B, D] -> [blocks, rows of a block, D], each."""
-    return tuple(x.reshape(_num_blocks(*arrays), -1, x.shape[1]) for x in arrays)
-
-
-def _num_blocks(*arrays) -> int:
-    rows, width = arrays[0].shape
-    if not isinstance(rows, int) or width > BLOCK_WIDTH or num_splits(rows, *arrays) > 1:
-        return 1
-    fit = [n for n in range(BLOCK_ROWS // 4, BLOCK_ROWS + 1) if rows % n == 0]
-    return rows // max(fit) if fit else 1
+    return of_rows(a, b) if a.shape[1] > BLOCK_WIDTH else by_rows(of_rows, a, b)

@@ -16,8 +16,8 @@ from cl_jax.losses.contrast import check_plan, separate_unlabelled
 
 
 class SupportSet(NamedTuple):
-    """vectors: [B, D]. attention, allowed: [B, B_global], rows of this device's captions. entropy:
-    [B] in nats."""
+    """vectors: [B, D]. attention, allowed: [B, B_global], or [B, B_global + K] with a memory of K
+    videos, rows of this device's captions. entropy: [B] in nats."""
 
     vectors: jax.Array
     attention: jax.Array
@@ -30,6 +30,8 @@ def support_set(
     t: jax.Array,
     v: jax.Array,
     video_id: jax.Array | None = None,
+    memory: jax.Array | None = None,
+    memory_allowed: jax.Array | None = None,
     *,
     temperature: float,
     support: str = "cross",
@@ -48,12 +50,16 @@ def support_set(
       video_id: [B] integers; captions of one video share a number (below 0: no video in common),
         and `support="cross"` then leaves out every copy of the own video. Default: all
         differ.
+      memory: [K, D] videos of earlier batches, which captions may be written from besides those of
+        the batch; the same on every device, no gradient. Default: none.
+      memory_allowed: [B, K] booleans, which of them each caption may be written from. Default: all.
       temperature: above 0.
       support: "cross" (all videos but the own: the authors' proposal), "hybrid" (all), "identity"
         (the own alone).
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
-      axis_name: mapped axis over which the batch is split; the support set is the global batch.
+      axis_name: mapped axis over which the batch is split; the support set is the global batch and
+        the memory.
 
     Returns:
       `SupportSet`, at least float32. A caption without any allowed video (a batch of one under
@@ -61,8 +67,8 @@ def support_set(
       where all similarities are equal.
 
     Raises:
-      ValueError: shapes that disagree, a temperature that is not above 0, an unknown `support`,
-        `axis_name` not mapped.
+      ValueError: shapes that disagree, a temperature that is not above 0, an unknown `support`, a
+        memory with "identity", `memory_allowed` without a memory, `axis_name` not mapped.
 
     Reference: Patrick et al., Support-set bottlenecks for video-text representation learning, ICLR
       2021.
@@ -73,11 +79,15 @@ def support_set(
         raise ValueError(f"support is {support!r}; expected 'cross', 'hybrid' or 'identity'.")
     check_positive(temperature=temperature)
     ids = _ids(t, v, video_id, axis_name)
+    memory, remembered = _remembered(t, memory, memory_allowed, support)
     positions = _ids(t, v, None, axis_name)
     other = ids[:, None] != gather(ids, axis_name)[None, :]
     own = positions[:, None] == gather(positions, axis_name)[None, :]
     allowed = {"cross": other, "hybrid": jnp.ones_like(other), "identity": own}[support]
     videos = gather(v, axis_name)
+    if memory is not None:
+        videos = jnp.concatenate([wide(videos), wide(memory)])
+        allowed = jnp.concatenate([allowed, remembered], axis=1)
     # A finite floor: a row without allowed videos must stay free of NaN in value and gradient.
     logits = jnp.where(allowed, dots("id,jd->ij", t, videos) / temperature, -1e30)
     log_attention = log_softmax(logits, axis=1)
@@ -279,6 +289,27 @@ def similarity_info_nce(similarity: jax.Array, *, axis_name: AxisName = None) ->
         return jnp.take_along_axis(log_softmax(s, axis=1), rows[:, None], axis=1)[:, 0]
 
     return -mean((log_p(s) + log_p(columns)).mean(), axis_name)
+
+
+def _remembered(t, memory, allowed, support):
+    """The memory [K, D] without gradient and what of it each caption is allowed [B, K]."""
+    if memory is None:
+        if allowed is not None:
+            raise ValueError("memory_allowed is given without a memory; pass memory [K, D] too.")
+        return None, None
+    if support == "identity":
+        raise ValueError(
+            'support="identity" writes each caption from its own video; leave out the memory.'
+        )
+    sizes = check("k d", check("b d", t=t), memory=memory)
+    shape = sizes["b"], sizes["k"]
+    allowed = jnp.ones(shape, bool) if allowed is None else jnp.asarray(allowed)
+    if allowed.dtype != bool or allowed.shape != shape:
+        raise ValueError(
+            f"memory_allowed is {allowed.dtype}{list(allowed.shape)}; expected booleans "
+            f"{list(shape)}, captions by rows of the memory."
+        )
+    return lax.stop_gradient(memory), allowed
 
 
 def _ids(t, v, video_id, axis_name):

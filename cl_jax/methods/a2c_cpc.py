@@ -15,6 +15,7 @@ from cl_jax.core.clocks import Count
 from cl_jax.core.keys import example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Tree, Variables, from_loss
 from cl_jax.core.parallel import gather, mean
+from cl_jax.core.shapes import check_positive
 from cl_jax.data import environments
 from cl_jax.data.environments import Environment
 from cl_jax.heads.actor_critic import ActorCritic
@@ -99,8 +100,7 @@ def make(
     section = {"name": environment} if isinstance(environment, str) else environment
     world = environments.make(section)
     _check(encoder, views, unroll, cpc_steps)
-    if isinstance(cpc_epochs, int | float) and cpc_epochs <= 0:
-        raise ValueError(f"cpc_epochs={cpc_epochs}; expected more than 0, or None.")
+    check_positive(cpc_epochs=cpc_epochs)
     axis_name = run.axis_name
     player = Player(encoder, world.actions)
     weights = Weights(discount, value_weight, entropy_weight, cpc_weight)

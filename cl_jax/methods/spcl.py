@@ -73,6 +73,7 @@ def make(
     k2: int = 6,
     quantile: float = 0.9,
     warmup_epochs: int = 0,
+    warmup: str = "instances",
     instances: int = 4,
     domain_norm: bool = True,
     chain: bool = True,
@@ -87,8 +88,10 @@ def make(
     eps, eps_gap, min_samples: of DBSCAN, on Jaccard distances; the stricter clustering is at eps -
       eps_gap, the laxer at eps + eps_gap. k1, k2: see `jaccard_distance`. quantile: see
       `self_paced`.
-    warmup_epochs: epochs in which every target image is its own label; the memory is filled again
-      when they are over. The authors start from a pre-trained network and have none.
+    warmup_epochs: epochs before the first clustering; the memory is filled again when they are
+      over. The authors start from a pre-trained network and have none. warmup: what they teach:
+      "instances", the source's classes and every target image as its own label, or "source", the
+      classes alone; the target's norms, where it has its own, then learn nothing in them.
     instances: images of one label that a batch holds together where there are so many; lone images
       come by themselves. 0: every image once an epoch, in random order.
     domain_norm: batch norm of each domain by itself; False shares parameters and statistics.
@@ -109,6 +112,11 @@ def make(
             f"adapt=False with source={source}, domain_norm={domain_norm}; without the target, "
             "SpCL learns from the source, and images of both pass one batch norm: set source=True "
             "and domain_norm=False."
+        )
+    if warmup not in ("instances", "source") or (warmup == "source" and not source):
+        raise ValueError(
+            f"warmup={warmup!r} with source={source}; expected 'instances', or 'source' where "
+            "there is one."
         )
     if not 0 < eps - eps_gap <= eps + eps_gap:
         raise ValueError(f"eps={eps}, eps_gap={eps_gap}; expected 0 <= eps_gap < eps.")
@@ -224,7 +232,9 @@ def make(
         if not adapt:
             labels, threshold = np.full(run.size, -1), NO_THRESHOLD
         elif epoch < warmup_epochs:
-            labels, threshold = np.arange(run.size), NO_THRESHOLD
+            alone = np.arange(run.size)
+            labels = alone if warmup == "instances" else np.full(run.size, -1)
+            threshold = NO_THRESHOLD
         else:
             labels, threshold = _pseudo_labels(
                 rows[classes:],
@@ -250,6 +260,7 @@ def make(
 
     def order(state: State, epoch: int, seed: int) -> np.ndarray:
         labels = np.asarray(state.memory.hybrid.labels)[classes:]
+        labels = np.where(labels < 0, num_labels + np.arange(run.size), labels)  # none: alone
         return together(
             labels, instances, run.steps_per_epoch * run.batch_size, seed=seed, epoch=epoch
         )

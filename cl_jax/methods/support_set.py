@@ -3,7 +3,8 @@ agree, and the sentence must be written from other clips that fit it.
 
 The ranking loss pushes all other clips away, those of the same meaning too. The captioning loss
 holds against it: what a sentence is written from is a mixture of the other clips of the batch,
-weighted by how well they agree with it.
+weighted by how well they agree with it. `queue_size` adds clips of earlier batches to those. The
+queue is of the global batch, the same on every device.
 """
 
 import math
@@ -15,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cl_jax.core.method import Aux, Batch, Method, Run, State, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier, initial
 from cl_jax.core.numerics import unit
+from cl_jax.core.parallel import gather
 from cl_jax.core.tokens import PAD
 from cl_jax.encoders.transformer import Transformer, fold
 from cl_jax.losses import image_text, video_text
+from cl_jax.memory import queue as queues
 from cl_jax.methods.clip import with_text
 from cl_jax.views import View, fields
 
@@ -83,6 +86,7 @@ def make(
     caption_weight: float = 10.0,
     temperature: float = 0.1,
     ranking_temperature: float = 0.05,
+    queue_size: int = 0,
     out_dim: int = 256,
     block_size: int | None = None,
 ) -> Method:
@@ -96,16 +100,19 @@ def make(
       of one film (the field "video", where there is one) count as its own.
     ranking: "hardest" or "sum" over the negatives of the margin loss, or "info_nce", the softmax in
       both directions at `ranking_temperature`.
+    queue_size: how many of the latest clips before this batch a sentence may be written from too
+      ("cross", "hybrid"); 0 for the batch alone. An older embedding of the own clip, or of one of
+      the same film, is left out with "cross". The ranking loss is of the batch alone.
     margin: of the ranking loss. caption_weight: of captioning. temperature: of the attention.
     out_dim: width of the common space. block_size: see `losses.video_text.ranking_loss`.
 
-    Gradient flows through the attention to both encoders. The function "score" gives the mean log
-    likelihood [B] of each clip's sentence, written from the clip itself.
+    Gradient flows through the attention to both encoders, not into the queue. The function "score"
+    gives the mean log likelihood [B] of each clip's sentence, written from the clip itself.
 
     Raises:
       ValueError: other encoders than the four, a decoder that does not write, other views than one
         of clips and one of tokens, an unknown support or ranking, a batch of one with the support
-        "cross".
+        "cross", a queue longer than the data set or with a support that doesn't read it.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(
@@ -128,9 +135,23 @@ def make(
         raise ValueError(f"ranking={ranking!r}; expected hardest, sum or info_nce.")
     if support == "cross" and run.batch_size < 2:
         raise ValueError("support='cross' needs other clips: set batch_size to 2 or more.")
+    _check_queue(queue_size, support, run)
     network = Network(encoder["frame"], encoder["time"], encoder["text"], decoder, out_dim=out_dim)
     apply = applier(network)
     clean, drawn = with_text("clip", views)
+    start = initial(network, clean)
+
+    def variables(key: jax.Array, batch: Batch) -> Variables:
+        found = start(key, batch)
+        if not queue_size:
+            return found
+        rows = {
+            "video_z": jax.ShapeDtypeStruct((1, out_dim), jnp.float32),
+            "id": jax.ShapeDtypeStruct((1,), jnp.int32),
+            "video": jax.ShapeDtypeStruct((1,), jnp.int32),
+        }
+        queue_key = jax.random.fold_in(key, 1)
+        return found._replace(memory=queues.init_like(queue_key, queue_size, rows))
 
     def forward(
         params: Any, stats: Any, target: Any, inputs: Any, batch: Batch, key: jax.Array
@@ -175,11 +196,14 @@ def make(
         value = ranked(t, v, video)
         chance = math.log(run.batch_size) if ranking == "info_nce" else 2 * margin
         metrics = {"ranking": value, "similarity": jnp.mean(jnp.sum(t * v, axis=-1))}
+        if queue_size:
+            metrics["queue_filled"] = memory.filled / queue_size
         if support != "none":
             found = video_text.support_set(
                 t,
                 v,
                 video,
+                *_earlier(memory, batch, support),
                 temperature=temperature,
                 support=support,
                 normalise=False,
@@ -191,7 +215,11 @@ def make(
             metrics |= {"caption": caption, "attention_entropy": found.entropy.mean()}
             value = value + caption_weight * caption
             chance += caption_weight * math.log(logits.shape[-1])
-        return value, Aux(metrics | {"chance": jnp.float32(chance)})
+        if queue_size:
+            rows = {"video_z": v.astype(jnp.float32)} | _numbers(batch)
+            every = jax.tree.map(lambda x: gather(x, run.axis_name), rows)
+            memory = queues.enqueue(memory, every)
+        return value, Aux(metrics | {"chance": jnp.float32(chance)}, memory)
 
     def features(
         params: Any, stats: Any, inputs: Any, train: bool
@@ -207,7 +235,7 @@ def make(
 
     needed = fields(views)
     return from_loss(
-        variables=initial(network, clean),
+        variables=variables,
         views=drawn,
         forward=forward,
         loss=objective,
@@ -220,6 +248,39 @@ def make(
         functions={"score": score},
         negatives=run.batch_size - 1,
     )
+
+
+def _check_queue(queue_size: int, support: str, run: Run) -> None:
+    if queue_size and support not in ("cross", "hybrid"):
+        raise ValueError(
+            f"queue_size={queue_size} with support={support!r}, which reads no other clips; "
+            "expected support='cross' or 'hybrid', or queue_size=0."
+        )
+    if queue_size > run.size:
+        raise ValueError(
+            f"queue_size={queue_size} is more than the {run.size} training examples: it would hold "
+            f"several embeddings of one clip. Use at most {run.size}."
+        )
+
+
+def _numbers(batch: Batch) -> dict[str, jax.Array]:
+    """[B] of each clip: the number of its example, and that of its film, -1 where there is none."""
+    ids = batch["id"].astype(jnp.int32)
+    film = batch["video"].astype(jnp.int32) if "video" in batch else jnp.full_like(ids, -1)
+    return {"id": ids, "video": film}
+
+
+def _earlier(
+    memory: queues.Queue | None, batch: Batch, support: str
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """([K, D] clips of earlier batches, [B, K] which of them each sentence may be written from)."""
+    if memory is None:
+        return None, None
+    kept, own = memory.rows, {name: x[:, None] for name, x in _numbers(batch).items()}
+    film = (own["video"] == kept["video"][None, :]) & (own["video"] >= 0)
+    same = (own["id"] == kept["id"][None, :]) | film
+    allowed = jnp.ones_like(same) if support == "hybrid" else ~same
+    return kept["video_z"], allowed & queues.valid(memory)[None, :]
 
 
 def _labels(tokens: jax.Array) -> jax.Array:

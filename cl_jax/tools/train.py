@@ -119,16 +119,17 @@ def run(
       settings: of the command line, put into the config.
       mode: "train" or "eval".
     """
-    with stopping.Stop(hard=True) as stop:
-        try:
-            _run(args, name, settings, mode, stop)
-        except stopping.Interrupted as stopped:
-            print(stopped, file=sys.stderr)
-            return stopping.STOPPED
-        except KeyboardInterrupt:
-            return stopping.KILLED
-        except Exception as error:
-            return failed(error)
+    try:
+        with stopping.Stop(hard=True) as stop:
+            try:
+                _run(args, name, settings, mode, stop)
+            except Exception as error:
+                return failed(error)
+    except stopping.Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopping.STOPPED
+    except KeyboardInterrupt:
+        return stopping.KILLED
     return 0
 
 
@@ -147,7 +148,8 @@ def _run(
     from cl_jax.training import fit, loop
     from cl_jax.weights import importing
 
-    config = _config(name, args.workdir, settings, args.stage)
+    root = args.workdir if name else str(configs.folder_of_run(args.workdir))
+    config = _config(name, root, settings, args.stage)
     given = [key for key, _ in settings]
     found = (
         [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
@@ -164,7 +166,7 @@ def _run(
         print(f"XLA_FLAGS: added {added}", file=sys.stderr)
     if jax.process_index() == 0:
         print("\n".join(found), file=sys.stderr, end="\n" if found else "")
-    for stage, stage_config, workdir in loop.stages(config, args.workdir, given):
+    for stage, stage_config, workdir in loop.stages(config, root, given):
         stop.nothing_to_lose(f"before stage {stage}" if stage else "while starting")
         if stage:
             print(f"stage {stage} in {workdir}", file=sys.stderr)
@@ -218,7 +220,16 @@ def prepare() -> str:
     # most programs of a start take less than one second
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every step of a save
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     return xla.prepare()
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """As Python's own hook, but silent on the writes of a checkpoint that are left when one of them
+    failed, of which TensorStore's threads tell; `Checkpoints` raises the failure itself."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _expected(error: Exception) -> bool:

@@ -23,6 +23,8 @@ from cl_jax.training import workdir as folder
 if (
     TYPE_CHECKING
 ):  # elsewhere where it is used: a new run takes its first step before it needs a store
+    from logging import LogRecord
+
     import orbax.checkpoint as ocp
 
 METADATA = "_CHECKPOINT_METADATA"  # written last
@@ -316,6 +318,7 @@ def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
     import orbax.checkpoint as ocp
 
     path.mkdir(parents=True, exist_ok=True)
+    logging.get_absl_logger().addFilter(_not_of_a_failed_save)  # a second time changes nothing
     processes = _processes(path.name)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
@@ -331,6 +334,11 @@ def _manager(path: Path, keep: int) -> "ocp.CheckpointManager":
     # `stopping.Stop` asks; numbers of another count between its own would hide the agreed point.
     store.reached_preemption = lambda step: False  # type: ignore[method-assign]
     return store
+
+
+def _not_of_a_failed_save(record: "LogRecord") -> bool:
+    """False for the tracebacks that Orbax's threads log: `Checkpoints` raises the same error."""
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 def _processes(name: str) -> "ocp.options.MultiprocessingOptions":

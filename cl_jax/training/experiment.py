@@ -54,7 +54,8 @@ def load_data(config: ConfigDict) -> Splits:
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
     `fraction`: the share of the training part that is trained on, of each class where there are
-    labels. `imbalance`: how long-tailed that is made; the part before is `more["balanced"]`.
+    labels. `imbalance`: how long-tailed that is made; where it is given, be it 1, the training part
+    before both is `more["balanced"]`.
     `unlabeled`: the examples of `more["unlabeled"]` are trained on too, after those, with the label
     -1; evaluators read the labelled ones.
 
@@ -63,10 +64,11 @@ def load_data(config: ConfigDict) -> Splits:
         unlabelled part.
     """
     section = dict(config.data)
-    share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", 1.0)
+    share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", None)
     validation, unlabeled = section.pop("validation", 0.0), section.pop("unlabeled", False)
     settings.check_value("data.fraction", share, float)
-    settings.check_value("data.imbalance", imbalance, float)
+    if imbalance is not None:
+        settings.check_value("data.imbalance", imbalance, float)
     settings.check_value("data.validation", validation, float)
     settings.check_value("data.unlabeled", unlabeled, bool)
     splits: Splits = _call("cl_jax.data", section)
@@ -81,8 +83,8 @@ def load_data(config: ConfigDict) -> Splits:
         splits = splits._replace(train=train, test=held)
     label = "label" if "label" in splits.train.sizes else None  # sentences have none
     train = fraction(splits.train, share, seed=config.seed, label=label)
-    if imbalance != 1:
-        splits = splits._replace(more={**splits.more, "balanced": train})
+    if imbalance is not None:
+        splits = splits._replace(more={**splits.more, "balanced": splits.train})
         train = long_tailed(train, imbalance, seed=config.seed)
     if unlabeled:
         if "unlabeled" not in splits.more:
@@ -264,15 +266,26 @@ def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
     if "base" not in section:
         method: Method = _call("cl_jax.methods", section, **given)
         return method
-    base = _parts(dict(section.pop("base")), given)
+    base = _parts(section.pop("base"), given)
     made: Method = from_parts(_call("cl_jax.methods", section, base=base, run=given["run"]))
     return made
 
 
-def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
-    """The parts of a base method, or of a cross over a base of its own."""
+def _parts(base: Any, given: dict[str, Any]) -> Parts:
+    """The parts of the method that a section `base` names, or of a cross over a base of its own."""
+    if not isinstance(base, Mapping | ConfigDict):
+        raise ConfigError(
+            f"method.base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
+        )
+    section = dict(base)
     if "base" in section:
-        base = _parts(dict(section.pop("base")), given)
+        make = _factory("cl_jax.methods", section.get("name", ""))
+        if "build" in inspect.signature(make).parameters:
+            raise ConfigError(
+                f"method.base.name={section['name']!r} is made of whole methods, and a cross "
+                "changes one of them. Make the cross the base there."
+            )
+        base = _parts(section.pop("base"), given)
         crossed: Parts = _call("cl_jax.methods", section, base=base, run=given["run"])
         return crossed
     name = section.pop("name", "")

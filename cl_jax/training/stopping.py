@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -110,7 +111,7 @@ class Stop:
     def interrupted(self) -> Interrupted:
         return Interrupted(f"{self.told}: stopped {self.where}; the same command resumes there.")
 
-    def _handle(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.joined:
             if number == signal.SIGINT:
@@ -123,6 +124,8 @@ class Stop:
         if number == signal.SIGINT:
             self._interrupt()
         if self.safe:
+            if first and self.hard and _importing(frame):
+                leave(STOPPED, str(self.interrupted()))
             if first:
                 raise self.interrupted()
         elif first:
@@ -170,6 +173,29 @@ def end(status: int) -> NoReturn:
     if status in (STOPPED, KILLED) and not _several_processes():
         leave(status)
     sys.exit(status)
+
+
+def end_by_ctrl_c() -> None:
+    """Lets Ctrl-C end a program at once where a module is imported, and raise KeyboardInterrupt
+    elsewhere."""
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            leave(KILLED)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handle)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: compiled ones turn an exception that a signal raises
+    there into an ImportError, or crash."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def leave_within(seconds: float, status: int) -> None:

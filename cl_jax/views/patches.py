@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.shapes import check_share
 from cl_jax.views import planes
 from cl_jax.views.presets import Recipe
 from cl_jax.views.recipe import draw, transform
@@ -88,8 +89,7 @@ def augment(
     size = patches.shape[3]
     if subcrop is not None and not 1 <= subcrop <= size:
         raise ValueError(f"subcrop={subcrop}; expected 1 to {size} pixels, the side of a patch.")
-    if not 0 <= drop_channels <= 1:
-        raise ValueError(f"drop_channels={drop_channels}; expected a probability from 0 to 1.")
+    check_share(drop_channels=drop_channels)
     recipe = dataclasses.replace(recipe, size=size)
 
     def view(key: jax.Array, patch: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from cl_jax.core.shapes import check_scalar, check_share
+
 
 class Warp(NamedTuple):
     """How an image is bent.
@@ -40,13 +42,14 @@ def make(**section: float) -> Warp:
             f"warp has no {', '.join(unknown)}; expected some of {', '.join(Warp._fields)}."
         )
     warp = Warp(**section)  # type: ignore[arg-type]
-    if not 0 <= warp.probability <= 1:
-        raise ValueError(f"warp: probability is {warp.probability}; expected 0 to 1.")
+    check_share(probability=warp.probability)
     for name in ("degrees", "shear", "elastic"):
-        if getattr(warp, name) < 0:
-            raise ValueError(f"warp: {name} is {getattr(warp, name)}; expected 0 or more.")
+        value = getattr(warp, name)
+        check_scalar(**{name: value})
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}; expected 0 or more.")
     if not isinstance(warp.points, int) or warp.points < 2:
-        raise ValueError(f"warp: points is {warp.points}; expected a whole number of at least 2.")
+        raise ValueError(f"points is {warp.points}; expected an integer of at least 2.")
     return warp
 
 

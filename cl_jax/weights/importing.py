@@ -76,7 +76,7 @@ def read(path: str | Path, *, prefix: str | None = None, heads: int = 0) -> Impo
 
     Raises:
       ConfigError: the file cannot be read, holds no ResNet or ViT, or one that computes what our
-        networks do not.
+        networks do not; heads of a ResNet, or that do not divide the width.
     """
     weights = files.read(path)
     weights = weights._replace(tensors=names.of_haiku(weights.tensors))
@@ -90,6 +90,8 @@ def read(path: str | Path, *, prefix: str | None = None, heads: int = 0) -> Impo
     if dialect.family == "vit":
         trunk = _plain_vit(str(path), trunk)
         section = _vit_section(path, trunk, dialect, heads or _heads(weights.settings))
+    elif heads:
+        raise ConfigError(f"heads={heads} is given, and {path} holds a ResNet. Leave it out.")
     else:
         section = _resnet_section(trunk, dialect, "byol" if "haiku" in name else "torchvision")
     params, stats, matched, missing, used = _filled(path, section, trunk, dialect)
@@ -251,7 +253,11 @@ def _vit_section(
     if not heads and width % 64:
         raise ConfigError(
             f"{path}: a ViT of width {width}, of which no tensor tells the number of heads; give "
-            "--heads."
+            "--heads, or to train a config --config.encoder.heads."
+        )
+    if heads < 0 or (heads and width % heads):
+        raise ConfigError(
+            f"heads={heads} of {path}, a ViT of width {width}; expected a divisor of the width."
         )
     mask = dialect.names(("mask_token",))
     return dict(
@@ -387,7 +393,7 @@ def settle(config: ConfigDict, given: Sequence[str]) -> list[str]:
             f"init_from={path!r}: this config has several networks, {', '.join(config.encoder)}; "
             "only a config of one is started from a file."
         )
-    found = read(path)
+    found = read(path, heads=config.encoder.get("heads", 0) if "encoder.heads" in given else 0)
     for key, value in found.section.items():
         own = f"encoder.{key}" in given
         if own and key != "dtype" and config.encoder.get(key) != value:
@@ -405,13 +411,14 @@ def settle(config: ConfigDict, given: Sequence[str]) -> list[str]:
     return [f"starts from {path}", *found.report()]
 
 
-def start(state: State, path: str | Path) -> State:
-    """A State whose networks of the encoder's shape, momentum copies too, are those of a file.
+def start(state: State, path: str | Path, heads: int = 0) -> State:
+    """A State whose networks of the encoder's shape, momentum copies too, are those of a file;
+    heads as in `read`.
 
     Raises:
       ConfigError: as `read`, or no network of the State has its shape.
     """
-    return put(state, read(path), path)
+    return put(state, read(path, heads=heads), path)
 
 
 def put(state: State, found: Imported, path: str | Path) -> State:

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 from cl_jax.data import domains, glyphs
+from cl_jax.training import configs, experiment
+from tests.data.photos import put, tree
+
+PARTS = {"source": "drawn", "target": "seen"}
 
 
 def test_each_target_image_has_a_source_image_beside_it():
@@ -20,12 +24,39 @@ def test_each_target_image_has_a_source_image_beside_it():
     assert colour.train.arrays["image"].shape[-1] == 3
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_two_folders_of_ones_own(labelled, tmp_path):
+    tree(tmp_path / "drawn", "train", classes=("cat", "dog", "hen"), count=6)
+    if labelled:
+        tree(tmp_path / "seen", "train", count=12)
+    else:
+        for i in range(24):
+            put(tmp_path / "seen" / f"{i}.png", colour=(10 * i, 0, i))
+    config = configs.load("spcl:folders,debug")
+    configs.change(
+        config, [(f"data.{part}.path", f"{tmp_path}/{name}") for part, name in PARTS.items()]
+    )
+    built = experiment.build(config)
+    data = built.data
+    assert data.train.sizes["label_source"] == 3 and ("label" in data.train.sizes) == labelled
+    assert data.train.arrays["image"].shape[1:] == (24, 24, 3)
+    assert data.train.size + data.test.size == 24
+    np.testing.assert_array_equal(  # the first colour of `tree` is the class's
+        data.train.arrays["image_source"][:, 12, 12, 0], 40 * data.train.arrays["label_source"]
+    )
+    alone = configs.load("spcl:folders,target,debug")
+    configs.change(alone, [("data.path", f"{tmp_path}/seen")])
+    assert set(experiment.build(alone).data.train.arrays) >= {"image"}
+
+
 def test_domains_that_are_none():
     digits = dict(name="digits")
     with pytest.raises(ValueError, match=r"the source section is \{\}; expected the name"):
         domains.make(source={}, target=digits)
     with pytest.raises(ValueError, match="the target name='nothing' is not a data source"):
         domains.make(source=digits, target=dict(name="nothing"))
+    with pytest.raises(ValueError, match=r"set --config\.data\.target\.path to the target's"):
+        domains.make(source=digits, target=dict(name="packed", path=""))
     with pytest.raises(ValueError, match="channels=2"):
         domains.make(source=digits, target=digits, channels=2)
 

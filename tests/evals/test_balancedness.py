@@ -56,6 +56,15 @@ def test_accuracy_of_each_group():
     assert set(perfect.values()) == {1.0} and set(perfect) == set(found)
 
 
+def test_classes_of_a_balanced_part_are_grouped_as_of_a_long_tail():
+    data = Splits(_source((90, 90, 90)), _source((40, 40, 40)), {"balanced": _source((300,) * 3)})
+    given = SimpleNamespace(data=data, features=lambda source, name: _blurred(source))
+    found = balancedness.make(source="balanced", imbalance=30).measure(given)  # 300, 54, 10
+    assert found["balancedness/many"] == 1 and found["balancedness/few"] < 0.9
+    own = balancedness.make(source="balanced").measure(given)
+    assert "balancedness/few" not in own and own["balancedness/all"] == found["balancedness/all"]
+
+
 def test_the_classifier_is_fitted_to_the_source_that_is_named():
     seen = []
 
@@ -76,3 +85,5 @@ def test_features_that_are_nan_give_nan():
 def test_errors():
     with pytest.raises(ValueError, match="few=30 is above many=20"):
         balancedness.make(many=20, few=30)
+    with pytest.raises(ValueError, match=r"imbalance=0\.5"):
+        balancedness.make(imbalance=0.5)

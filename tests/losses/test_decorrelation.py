@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cl_jax.losses import _products, decorrelation
+from cl_jax.losses import _blocks, decorrelation
 from tests.losses.compiled import compiled
 from tests.losses.parity import assert_parity
 
@@ -170,10 +170,10 @@ def by_correlation(a, b):
     return jnp.sum(jnp.where(eye, (c - 1) ** 2, 0.0051 * c**2))
 
 
-@pytest.mark.parametrize("block", [4, 1024])
-def test_derivatives_of_barlow_twins_by_hand(block, monkeypatch):
-    """In two blocks of rows and in one; with means far above the deviations."""
-    monkeypatch.setattr(_products, "BLOCK_ROWS", block)
+@pytest.mark.parametrize("rows", [5, 1024])
+def test_derivatives_of_barlow_twins_by_hand(rows, monkeypatch):
+    """In two blocks of rows that overlap and in one; with means far above the deviations."""
+    monkeypatch.setattr(_blocks, "BLOCK", 6 * rows)
     (a, b), moved = pair(width=3) + 100, tuple(pair(width=3, seed=1))
 
     def all_of(f, a, b):
@@ -192,8 +192,9 @@ def test_derivatives_of_barlow_twins_by_hand(block, monkeypatch):
         np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9)
 
 
-def test_rounding_of_large_means_stays_out_of_the_gradient():
+def test_rounding_of_large_means_stays_out_of_the_gradient(monkeypatch):
     """A gradient that sums to zero over the batch, as exact ones do."""
+    monkeypatch.setattr(_blocks, "BLOCK", 6 * 1024)
     a, b = (pair(rows=2048, width=3) + 300).astype(np.float32)
     grad = np.asarray(jax.jit(jax.grad(decorrelation.barlow_twins))(a, b), np.float64)
     with jax.enable_x64(True):
@@ -203,7 +204,7 @@ def test_rounding_of_large_means_stays_out_of_the_gradient():
 
 @pytest.mark.slow
 def test_blocks_of_rows_over_devices(monkeypatch):
-    monkeypatch.setattr(_products, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(_blocks, "BLOCK", 6 * 4)
     assert_parity(decorrelation.barlow_twins, tuple(pair(rows=64, width=3)), (True, True), f32=1e-5)
 
 

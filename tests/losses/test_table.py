@@ -339,7 +339,7 @@ ROWS = [
         row(f, "q h b d, k h h b d, queues h n d", **T)
         for f in (losses.leave_one_out, losses.leave_one_out_rows)
     ),
-    row(losses.support_set, "t b d, v b d, video_id *b", **T),
+    row(losses.support_set, "t b d, v b d, video_id *b, memory k d", **T),
     *(
         row(f, "t b d, v b d, video_id *b", margin=0.2)
         for f in (losses.ranking_loss, losses.ranking_rows)

@@ -64,6 +64,29 @@ def test_support_set_equals_loops(support):
     np.testing.assert_array_equal(np.asarray(ours.allowed), attention > 0)
 
 
+@pytest.mark.parametrize("support", ["cross", "hybrid"])
+def test_a_memory_joins_the_support_set(support):
+    """As a batch whose further rows are the memory, without gradient to it."""
+    (t, v), (_, memory) = batch(), batch(1, rows=6)
+    allowed = np.random.default_rng(2).random((8, 6)) < 0.6
+    other = np.ones((8, 8), bool) if support == "hybrid" else IDS[:, None] != IDS[None, :]
+    free, videos = np.concatenate([other, allowed], 1), np.concatenate([v, memory])
+    weights = np.where(free, np.exp(t @ videos.T / 0.2), 0)
+    weights /= weights.sum(1, keepdims=True)
+
+    def of(memory):
+        return module.support_set(
+            jnp.asarray(t), v, IDS, memory, allowed, temperature=0.2, support=support
+        )
+
+    with jax.enable_x64(True):
+        ours = of(jnp.asarray(memory))
+        assert not np.any(jax.grad(lambda m: of(m).vectors.sum())(jnp.asarray(memory)))
+    np.testing.assert_allclose(ours.vectors, weights @ videos, atol=1e-12)
+    np.testing.assert_allclose(ours.attention, weights, atol=1e-12)
+    np.testing.assert_array_equal(ours.allowed, free)
+
+
 def test_cross_captioning_cannot_see_its_own_video():
     t, v = batch()
 
@@ -213,12 +236,12 @@ def test_ranking_devices_agree():
 def test_support_set_devices_agree():
     cotangent = np.random.default_rng(1).normal(size=(8, 5))
 
-    def loss(t, v, cotangent, ids, axis_name):
-        support = module.support_set(t, v, ids, temperature=0.2, axis_name=axis_name)
+    def loss(t, v, cotangent, ids, memory, axis_name):
+        support = module.support_set(t, v, ids, memory, temperature=0.2, axis_name=axis_name)
         rows = (support.vectors * cotangent).sum(1) + support.entropy
         return rows.mean() if axis_name is None else jax.lax.pmean(rows.mean(), axis_name)
 
-    assert_parity(loss, (*batch(), cotangent, IDS), (True,) * 4)
+    assert_parity(loss, (*batch(), cotangent, IDS, batch(1)[1]), (True,) * 4 + (False,))
 
 
 def test_similarity_and_caption_devices_agree():
@@ -242,6 +265,18 @@ def test_similarity_and_caption_devices_agree():
         (lambda t, v: module.support_set(t, v[:4], temperature=0.1), "v has shape"),
         (lambda t, v: module.support_set(t, v, temperature=0.0), "temperature is 0.0"),
         (lambda t, v: module.support_set(t, v, temperature=0.1, support="all"), "expected 'cross'"),
+        (
+            lambda t, v: module.support_set(t, v, memory=v, support="identity", temperature=0.1),
+            "leave out the memory",
+        ),
+        (
+            lambda t, v: module.support_set(t, v, memory_allowed=t > 0, temperature=0.1),
+            "without a memory",
+        ),
+        (
+            lambda t, v: module.support_set(t, v, None, v, np.ones((8, 8)), temperature=0.1),
+            r"expected booleans \[8, 8\]",
+        ),
         (lambda t, v: module.ranking_loss(t, v, margin=0.2, reduction="max"), "expected 'hardest'"),
         (lambda t, v: module.ranking_loss(t, v, IDS[:3], margin=0.2), "video_id"),
         (lambda t, v: module.ranking_loss(t, v, IDS / 2, margin=0.2), "integers"),

@@ -143,7 +143,7 @@ def test_a_weight_that_falls_to_nothing():
         a2c = found["policy_loss"] + 0.5 * found["value_loss"] - 0.01 * found["entropy"]
         np.testing.assert_allclose(found["loss"], a2c + weight * found["cpc"], rtol=1e-5)
         assert np.array_equal(after.params["predict"], start) == (weight == 0)
-    with pytest.raises(ValueError, match=r"cpc_epochs=0.0; expected more than 0, or None"):
+    with pytest.raises(ValueError, match=r"cpc_epochs is 0.0; expected a number above 0"):
         make(cpc_epochs=0.0)
 
 

@@ -106,6 +106,18 @@ def test_equal_images_are_found(stepped):
     assert all(len(np.unique(found[LABELS == c])) == 1 for c in range(3))
 
 
+def test_a_warm_up_of_the_source_leaves_the_target_out(stepped):
+    *_, state, _, rows = stepped
+    method = build(warmup_epochs=1, warmup="source")
+    first = method.refresh(state, lambda f: rows, 0)
+    np.testing.assert_array_equal(first.memory.hybrid.labels, [0, 1, 2] + [-1] * 24)
+    assert sorted(method.order(first, 0, 0)) == list(range(24))
+    own = build(warmup_epochs=1).refresh(state, lambda f: rows, 0).memory.hybrid.labels
+    np.testing.assert_array_equal(own, range(27))
+    later = method.refresh(first, lambda f: rows, 1).memory
+    assert (later.hybrid.labels >= 0).all() and later.threshold >= 0
+
+
 def test_the_order_keeps_images_of_a_label_together():
     labels = np.array([0] * 10 + [1] * 3 + [2])
     found = spcl.together(labels, 4, 24, seed=0, epoch=1)
@@ -138,5 +150,7 @@ def test_errors():
         build(adapt=False)
     with pytest.raises(ValueError, match=r"Use data\.name='domains'"):
         build(run=RUN._replace(sizes={"label": 3}))
+    with pytest.raises(ValueError, match="'source' where there is one"):
+        build(source=False, warmup="source")
     with pytest.raises(ValueError, match="expected 0 <= eps_gap < eps"):
         build(eps_gap=0.7)

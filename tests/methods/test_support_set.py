@@ -22,6 +22,10 @@ BATCH = {
     "tokens": np.array([[2, 5, 6, 3, 0], [2, 7, 8, 9, 3], [2, 5, 3, 0, 0], [2, 9, 3, 0, 0]]),
     "id": np.array([3, 1, 14, 9], np.int32),
 }
+LATER = BATCH | {
+    "clip": RNG.integers(0, 256, (4, 2, 8, 8, 3), np.uint8),
+    "id": np.array([2, 14, 5, 8], np.int32),
+}
 WORDS = dict(vocab_size=12, length=5, width=8, depth=1, heads=2, style="pre_norm", dropout=0.0)
 ENCODER = {
     "frame": conv.ConvNet([(4, 4, 4, 0, False)]),
@@ -38,37 +42,54 @@ def build(**settings):
 
 @pytest.fixture(scope="module")
 def started():
-    method = build()
+    method = build(queue_size=6)
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     return method, state, jax.jit(method.update)
 
 
-@pytest.mark.slow
-def test_a_sentence_is_written_from_the_other_clips(started):
-    """The loss by hand: attention over the others at .1, the mean log likelihood of tokens."""
-    method, state, update = started
-    after, metrics = update(state, BATCH, jax.random.key(5))
-    (inputs,) = method.views({k: jnp.asarray(v) for k, v in BATCH.items()}, jax.random.key(5))
+def embedded(method, state, batch):
+    """The sentences and clips of a step, float64."""
+    (inputs,) = method.views({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(5))
     z, _ = jax.jit(method.features, static_argnums=3)(state.params, state.stats, inputs, True)
-    t, v = (np.asarray(z[name], np.float64) for name in ("text_z", "video_z"))
-    weights = np.exp(t @ v.T / 0.1) * (1 - np.eye(4))
+    return [np.asarray(z[name], np.float64) for name in ("text_z", "video_z")]
+
+
+def attention(t, videos, allowed):
+    """The weights of what each sentence is written from, and their mean entropy."""
+    weights = np.where(allowed, np.exp(t @ videos.T / 0.1), 0)
     weights /= weights.sum(1, keepdims=True)
+    logs = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+    return weights, -np.mean(np.sum(weights * logs, 1))
+
+
+def caption_by_hand(state, batch, vectors):
     network = support_set.Network(**ENCODER, out_dim=6)
     logits = network.apply(
         {"params": state.params},
-        jnp.asarray(BATCH["tokens"]),
-        jnp.asarray(weights @ v, jnp.float32),
+        jnp.asarray(batch["tokens"]),
+        jnp.asarray(vectors, jnp.float32),
         False,
         None,
         method=support_set.Network.write,
     )
     likelihood = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
-    caption = -np.mean(
+    return -np.mean(
         [
             np.mean([likelihood[i, k - 1, row[k]] for k in range(1, 5) if row[k]])
-            for i, row in enumerate(BATCH["tokens"])
+            for i, row in enumerate(batch["tokens"])
         ]
     )
+
+
+@pytest.mark.slow
+def test_a_sentence_is_written_from_the_other_clips(started):
+    """The loss by hand: attention over the others at .1, the mean log likelihood of tokens; in the
+    second step over clips of the first too."""
+    method, state, update = started
+    after, metrics = update(state, BATCH, jax.random.key(5))
+    t, v = embedded(method, state, BATCH)
+    weights, _ = attention(t, v, ~np.eye(4, dtype=bool))
+    caption = caption_by_hand(state, BATCH, weights @ v)
     np.testing.assert_allclose(metrics["caption"], caption, rtol=1e-4)
     own = np.sum(t * v, 1)
     ranking = sum(
@@ -83,6 +104,38 @@ def test_a_sentence_is_written_from_the_other_clips(started):
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params, state.params)
     assert {name for name, part in moved.items() if max(jax.tree.leaves(part)) > 0} == set(moved)
 
+    _, metrics = update(after, LATER, jax.random.key(5))
+    t, now = embedded(method, after, LATER)
+    allowed = np.concatenate([~np.eye(4, dtype=bool), LATER["id"][:, None] != BATCH["id"]], 1)
+    videos = np.concatenate([now, v])
+    weights, _ = attention(t, videos, allowed)
+    caption = caption_by_hand(after, LATER, weights @ videos)
+    np.testing.assert_allclose(metrics["caption"], caption, rtol=1e-4)
+
+
+def test_a_sentence_is_written_from_earlier_clips_but_not_its_own(started):
+    """The queue has clips in the order of their batches, oldest overwritten; its empty slots and
+    the own clip, of which it has an older embedding, have no weight."""
+    method, state, update = started
+    _, first = embedded(method, state, BATCH)
+    after, metrics = update(state, BATCH, jax.random.key(5))
+    assert metrics["queue_filled"] == 0
+    kept = after.memory
+    np.testing.assert_array_equal(kept.rows["id"], [*BATCH["id"], -1, -1])
+    np.testing.assert_array_equal(kept.rows["video"], -1)
+    np.testing.assert_allclose(kept.rows["video_z"][:4], first, atol=1e-5)
+    assert (int(kept.pointer), int(kept.filled)) == (4, 4)
+
+    then, metrics = update(after, LATER, jax.random.key(5))
+    t, second = embedded(method, after, LATER)
+    allowed = np.concatenate([~np.eye(4, dtype=bool), LATER["id"][:, None] != BATCH["id"]], 1)
+    assert allowed.sum() == 4 * 7 - 1
+    _, entropy = attention(t, np.concatenate([second, first]), allowed)
+    np.testing.assert_allclose(metrics["attention_entropy"], entropy, rtol=1e-4)
+    np.testing.assert_allclose(metrics["queue_filled"], 4 / 6, rtol=1e-6)
+    ids = [LATER["id"][2], LATER["id"][3], *BATCH["id"][2:], *LATER["id"][:2]]
+    np.testing.assert_array_equal(then.memory.rows["id"], ids)
+
 
 def test_a_clip_of_the_same_film_is_left_out(started):
     """Of two films of two clips each, a sentence is written from the other film alone."""
@@ -90,6 +143,9 @@ def test_a_clip_of_the_same_film_is_left_out(started):
     films = BATCH | {"video": np.array([0, 0, 1, 1], np.int32)}
     _, metrics = update(state, films, jax.random.key(5))
     assert 0 < float(metrics["attention_entropy"]) <= np.log(2) + 1e-6
+    later = films | {"id": LATER["id"], "video": np.array([0, 0, 0, 2], np.int32)}
+    _, metrics = update(update(state, films, jax.random.key(5))[0], later, jax.random.key(5))
+    assert 0 < float(metrics["attention_entropy"]) <= np.log(3 * 3 * 3 * 7) / 4 + 1e-6
     alone = BATCH | {"video": np.zeros(4, np.int32)}
     _, metrics = update(state, alone, jax.random.key(5))
     assert float(metrics["attention_entropy"]) == 0 and np.isfinite(metrics["loss"])
@@ -112,6 +168,8 @@ def test_errors_say_what_was_expected():
         (dict(support="all"), "support='all'"),
         (dict(ranking="all"), "ranking='all'"),
         (dict(run=RUN._replace(batch_size=1)), "2 or more"),
+        (dict(queue_size=17), "queue_size=17 is more than the 16 training examples"),
+        (dict(queue_size=4, support="identity"), "reads no other clips"),
     ):
         with pytest.raises(ValueError, match=text):
             build(**settings)

@@ -1,6 +1,7 @@
 """Checkpoints that are there are used or named, never started over in silence, never deleted."""
 
 import dataclasses
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.sharded import whole
+from cl_jax.tools import train
 from cl_jax.training import checkpoint
 from tests import killed_save
 from tests.training.test_chaos import state_of
@@ -51,6 +53,25 @@ def test_the_best_one_serves_where_the_last_are_gone(tmp_path, caplog):
     store.save(state_of(3))
     store.close()
     assert restored(tmp_path).step == 3
+
+
+def test_a_file_that_cannot_be_written_is_one_error_without_the_threads_tracebacks(
+    tmp_path, caplog, capfd, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    train.prepare()
+    store, limits = checkpoint.Checkpoints(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    params = {"w": np.random.default_rng(0).normal(size=200_000)}
+    state = dataclasses.replace(state_of(1), params=params)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        store.save(state)
+        with pytest.raises(SaveError, match=r"step 1 cannot be written.*File too large"):
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [record for record in caplog.records if record.exc_info]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_best_one_is_the_files_of_the_last(tmp_path):

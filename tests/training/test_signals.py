@@ -66,6 +66,37 @@ def test_a_signal_while_the_program_compiles_is_answered(number, text, tmp_path)
     assert time.monotonic() - began < 10  # of a machine that does other things besides
 
 
+IMPORTS = """
+import os, signal, sys
+from cl_jax.training import stopping
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            signal.raise_signal(int(sys.argv[1]))
+
+sys.meta_path.insert(0, Finder())
+sys.argv[2:] or stopping.end_by_ctrl_c()
+try:
+    with stopping.Stop(hard=True) if sys.argv[2:] else open(os.devnull):
+        import jax
+except BaseException:
+    os._exit(99)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "status"),
+    [(signal.SIGTERM, ["train"], 75), (signal.SIGINT, ["train"], 75), (signal.SIGINT, [], 130)],
+)
+def test_a_signal_within_an_import_raises_nothing_there(number, words, status):
+    """Compiled modules make an ImportError of what is raised, or crash."""
+    command = [sys.executable, "-c", IMPORTS, str(int(number)), *words]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert ("stopped while starting" in ended.stderr) == (status == 75)
+
+
 def test_two_signals_at_a_step_save_once_and_whole(tmp_path):
     with command(tmp_path, module="tests.killed") as process:
         until(process, "step    3 of")

@@ -62,7 +62,7 @@ def test_errors():
     cut = patches.grid(IMAGES, size=4, stride=2)
     with pytest.raises(ValueError, match="subcrop=5; expected 1 to 4"):
         patches.augment(PLAIN, KEYS, cut, subcrop=5)
-    with pytest.raises(ValueError, match="drop_channels=2"):
+    with pytest.raises(ValueError, match="drop_channels is 2; expected a number from 0 to 1"):
         patches.augment(PLAIN, KEYS, cut, drop_channels=2)
     with pytest.raises(ValueError, match="one key per example"):
         patches.augment(PLAIN, KEYS[:1], cut)

@@ -84,9 +84,11 @@ def test_sampling_is_scipys():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"probability": 2.0}, "probability is 2.0; expected 0 to 1"),
+        ({"probability": 2.0}, "probability is 2.0; expected a number from 0 to 1"),
         ({"shear": -0.1}, "shear is -0.1; expected 0 or more"),
-        ({"points": 1}, "points is 1; expected a whole number of at least 2"),
+        ({"degrees": "30"}, "degrees is '30'; expected a number"),
+        ({"elastic": float("nan")}, "elastic is nan; expected 0 or more"),
+        ({"points": 1}, "points is 1; expected an integer of at least 2"),
         ({"angle": 3.0}, "warp has no angle; expected some of probability, degrees"),
     ],
 )

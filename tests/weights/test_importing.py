@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 import cl_jax
@@ -268,6 +269,22 @@ def test_files_that_are_refused(case, words, tmp_path):
     broken(case, tmp_path / "x.bin")
     with pytest.raises(ConfigError, match=words):
         importing.read(tmp_path / "x.bin")
+
+
+def test_heads_are_those_given_where_a_vit_has_so_many(tmp_path):
+    resnet, vit = tmp_path / "resnet.safetensors", tmp_path / "vit.safetensors"
+    save_file(tensors_of("torchvision resnet"), resnet)
+    save_file(tensors_of("timm vit"), vit)
+    with pytest.raises(ConfigError, match=r"heads=2 is given, and .* holds a ResNet. Leave it out"):
+        importing.read(resnet, heads=2)
+    for heads in (-1, 3):
+        with pytest.raises(ConfigError, match=f"heads={heads} of .* expected a divisor of the wid"):
+            importing.read(vit, heads=heads)
+    config = ConfigDict(dict(init_from=str(vit), encoder=dict(name="vit", heads=4, width=64)))
+    importing.settle(config, ["encoder.heads"])
+    assert config.encoder.heads == 4 and config.encoder.depth == 2
+    importing.settle(config, [])
+    assert config.encoder.heads == 1
 
 
 def test_nothing_there(tmp_path):
