@@ -28,6 +28,7 @@ PLAIN = {
         "neighbours",
         "numerics",
         "paths",
+        "schedule",
         "seeds",
         "shapes",
         "sharded",

@@ -8,7 +8,7 @@ from cl_jax.core.axis import varying
 
 
 def not_before(value: jax.Array, known: jax.Array) -> jax.Array:
-    """value, which on a CPU nothing reads before `known`, an array of at least one number, is there.
+    """value, which on a CPU nothing reads before `known`, an array of one number or more, is there.
 
     What a gradient makes of an input of its layer alone could be computed as soon as that input is
     there, and XLA's CPU scheduler does so: right after the layer, to be kept through the rest of

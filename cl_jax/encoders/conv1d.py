@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax.encoders import initializers
+from cl_jax.encoders.layer_norm import LayerNorm
 
 NORMS = ("none", "layer")
 
@@ -55,7 +56,7 @@ class Conv1d(nn.Module):
                 name=f"conv{i}",
             )(x)
             if self.norm == "layer":
-                x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{i}")(x)
+                x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{i}")(x)
             x = nn.relu(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return {"sequence": x, "h": x.mean(1)}

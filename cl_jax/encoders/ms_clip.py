@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cl_jax.core.shapes import check_integer, check_real
 from cl_jax.core.tokens import PAD
 from cl_jax.encoders import initializers
+from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.encoders.transformer import (
     STYLES,
@@ -100,7 +101,7 @@ class ImageText(nn.Module):
             self.side = SideBranch(
                 self.width, self.patch, self.depth, self.stem_width, self.dtype, self.axis_name
             )
-        norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=jnp.float32)
+        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=jnp.float32)
         block = partial(Block, self.width, self.heads, STYLES["clip"], self.depth, 4 * self.width)
         first = max(self.specific, int(self.stem == "early"))
         shared = self.share != "none"
@@ -252,7 +253,7 @@ class SideBranch(nn.Module):
         added = tokens + conv(f"fuse{j}c", self.width, 1, 1)(pooled)
         flat = added.reshape(len(x), side * side, self.width).astype(jnp.float32)
         joined = jnp.concatenate([2 * x[:, :1], flat], axis=1)
-        return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=f"fuse_norm{j}c")(joined)
+        return LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=f"fuse_norm{j}c")(joined)
 
 
 def _layers(dtype: Any, axis_name: str | None, train: bool) -> Any:

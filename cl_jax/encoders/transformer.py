@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from cl_jax.core.shapes import check_integer
 from cl_jax.core.tokens import END, PAD
+from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.heads.pooling import POOLERS, pool
 
 Norm = Callable[[jax.Array], jax.Array]
@@ -490,7 +491,7 @@ def token_table(vocab_size: int, width: int, style: str) -> nn.Embed:
 
 
 def _norm(style: Style) -> nn.Module:
-    kind = nn.RMSNorm if style.rms_norm else nn.LayerNorm
+    kind = nn.RMSNorm if style.rms_norm else LayerNorm
     return kind(epsilon=style.epsilon, dtype=jnp.float32)
 
 

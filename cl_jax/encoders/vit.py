@@ -22,6 +22,7 @@ from jax import lax
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, masking, positions
+from cl_jax.encoders.layer_norm import LayerNorm
 
 SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
     "tiny": (192, 12, 3),
@@ -177,9 +178,7 @@ class ViT(nn.Module):
                 x, None if keep is None else keep[:, i], attention and i == self.depth - 1
             )
             last.append(x[:, 0])
-        norm = nn.LayerNorm(
-            epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm"
-        )
+        norm = LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name="norm")
         tokens = norm(x)
         features = {
             "tokens": tokens,
@@ -222,7 +221,7 @@ class ViT(nn.Module):
 
 
 def _norm(name: str, x: jax.Array, dtype: Any) -> jax.Array:
-    y = nn.LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name=name)(x)
+    y = LayerNorm(epsilon=1e-6, dtype=jnp.promote_types(x.dtype, jnp.float32), name=name)(x)
     return y if dtype is None else y.astype(dtype)
 
 
