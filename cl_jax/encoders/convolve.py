@@ -101,8 +101,10 @@ def _by_taps(
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), wide)
     # Split and not indexed: the gradients of the taps are then concatenated once, where each would
     # be padded to the whole kernel and added.
-    taps = lax.split(kernel, [1] * kernel.shape[0], axis=0)
-    taps = [lax.split(tap, [1] * kernel.shape[1], axis=1) for tap in taps]
+    taps = [
+        lax.split(row, [1] * kernel.shape[1], axis=1)
+        for row in lax.split(kernel, [1] * kernel.shape[0], axis=0)
+    ]
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         if row is None or column is None:
             continue
