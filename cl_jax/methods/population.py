@@ -41,9 +41,13 @@ def make(
     for the State, metrics and features.
 
     Raises:
-      ValueError: no value, values that are given twice, an unknown `how`, members that differ in
-        more than numbers with how="vmapped".
+      ValueError: a base that is no section, no value, values that are given twice, an unknown
+        `how`, members that differ in more than numbers with how="vmapped".
     """
+    if not isinstance(base, Mapping):
+        raise ValueError(
+            f"base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
+        )
     if how not in HOW:
         raise ValueError(f"how={how!r} is unknown; have {', '.join(HOW)}.")
     members, names = _combined(over) if isinstance(over, Mapping) else _of_list(over)

@@ -74,3 +74,8 @@ def test_the_form(monkeypatch):
 def test_what_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         sections(**given)
+
+
+def test_a_base_is_a_section():
+    with pytest.raises(ValueError, match="base='simclr_v1'; expected a section"):
+        population.make(build=dict, base="simclr_v1", over={"seed": (0, 1)})
