@@ -10,6 +10,12 @@ def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):
     assert "config.json is missing" in capsys.readouterr().err
 
 
+def test_a_config_without_a_length_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert diagnose.main([str(tmp_path)]) == 1
+    assert "total_epochs=None; expected the number of a run" in capsys.readouterr().err
+
+
 def test_the_verdict_of_each_evaluation_is_printed(tmp_path, capsys):
     rows = [
         {"step": 1, "loss": 5.0, "chance": 5.0},
