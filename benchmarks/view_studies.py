@@ -101,8 +101,9 @@ def settings(study: str, point: str, base: str, args: argparse.Namespace) -> Any
     return config
 
 
-def trained(config: Any, workdir: Path) -> dict[str, Any]:
-    """Trains and evaluates one config, or reads what an earlier call has kept."""
+def trained(config: Any, workdir: Path, information: bool) -> dict[str, Any]:
+    """Trains and evaluates one config, or reads what an earlier call has kept. information: of two
+    views, the bound on what they share, too."""
     from cl_jax.training import loop, metrics
 
     kept = workdir / "figures.json"
@@ -116,13 +117,14 @@ def trained(config: Any, workdir: Path) -> dict[str, Any]:
         if row["step"] == 0:
             figures |= {name: value for name, value in row.items() if name.startswith("untrained/")}
     # InfoMin's own figure; of SimCLR log(2B - 1) less NT-Xent, whatever the loss is scaled by.
-    figures["information"] = statistics.mean(
-        row.get(
-            "mutual_information",
-            (1 - row["loss"] / row["chance"]) * math.log(2 * config.batch_size - 1),
+    if information:
+        figures["information"] = statistics.mean(
+            row.get(
+                "mutual_information",
+                (1 - row["loss"] / row["chance"]) * math.log(2 * config.batch_size - 1),
+            )
+            for row in last
         )
-        for row in last
-    )
     kept.write_text(json.dumps(figures) + "\n")
     return figures
 
@@ -321,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
             for seed in range(args.seeds):
                 config.seed = seed
                 where = folder / name.replace(", ", "-").replace(" ", "_") / f"seed{seed}"
-                found.setdefault(name, []).append(trained(config, where))
+                found.setdefault(name, []).append(trained(config, where, args.study != "number"))
     record = _timing.facts("flax") | {
         "study": args.study,
         "small": args.small,
