@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs, metrics
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
@@ -253,9 +254,13 @@ def table(workdirs: Sequence[str | Path]) -> str:
       ConfigError: a config.json that cannot be read.
     """
     lines = ["| run | step | kNN | at the start | verdict | because |", "|---|---|---|---|---|---|"]
-    for workdir in workdirs:
+    for workdir in map(configs.folder_of_run, workdirs):
         rows = metrics.read(workdir)
-        total = configs.of_run(workdir).total_epochs
+        total = configs.of_run(workdir).get("total_epochs")
+        if not isinstance(total, int | float):
+            raise ConfigError(
+                f"{workdir}/config.json has total_epochs={total!r}; expected the number of a run."
+            )
         before = next(
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,

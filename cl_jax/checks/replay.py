@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     from cl_jax.checks import finite
 
 # What of a record rebuilds a step.
-_KEYS = ("step", "batch_ids", "metrics", "steps_in_dispatch", "devices", "device_kind", "config")
+_KEYS = {
+    "step": int,
+    "batch_ids": list,
+    "metrics": dict,
+    "steps_in_dispatch": int,
+    "devices": int,
+    "device_kind": str,
+    "config": dict,
+}
 
 # What is kept and how it is read back
 # --------------------------------------
@@ -109,7 +117,11 @@ def _record(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}. The step cannot be rebuilt.") from None
-    missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
+    missing = [
+        key
+        for key, kind in _KEYS.items()
+        if not isinstance(found, dict) or not isinstance(found.get(key), kind)
+    ]
     if missing:
         raise ConfigError(
             f"{file} has no {', '.join(missing)}: it is not a record of a step of this version."

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from cl_jax.core.numerics import unit
-from cl_jax.core.shapes import check
+from cl_jax.core.shapes import check, check_scalar
 
 ROWS, COLUMNS = 4096, 256  # of a tile
 STRIP = 128  # rows of it that are compared at once: their products stay in a core's cache
@@ -74,9 +74,12 @@ def pairs_above(
       max_pairs: more are an error.
 
     Raises:
-      ValueError: a threshold out of range, NaN, more than `max_pairs` pairs.
+      ValueError: no row, a threshold out of range, NaN, more than `max_pairs` pairs.
     """
     size = check("n d", x=x)["n"]
+    if not size:
+        raise ValueError("x has no row; expected one or more.")
+    check_scalar(threshold=threshold)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1.")
     if not np.isfinite(np.asarray(x)).all():
@@ -107,10 +110,20 @@ def pairs_above(
 
 def groups(size: int, pairs: Pairs) -> list[np.ndarray]:
     """Rows that pairs join, directly or through others, as sorted arrays: the largest group first,
-    rows without a partner in none."""
+    rows without a partner in none.
+
+    Raises:
+      ValueError: pairs of rows beyond `size`, the number of rows.
+    """
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
 
+    most = int(pairs.second.max(initial=-1))
+    if most >= size:
+        raise ValueError(
+            f"size is {size}, and a pair has row {most}; expected the number of rows that the "
+            "pairs are of."
+        )
     ones = np.ones(len(pairs.first), np.int8)
     graph = sparse.csr_matrix((ones, (pairs.first, pairs.second)), (size, size))
     label = connected_components(graph, directed=False)[1]

@@ -16,8 +16,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text:
         raise ConfigError(
-            "a path is empty, and would be the current folder; set it, for instance by "
-            "--config.data.path."
+            "a path is empty, and would be the current folder; give one (in a config, for instance "
+            "by --config.data.path)."
         )
     if re.search(r"[\x00-\x1f\x7f]", text):  # they could rewrite the terminal in a message
         raise ConfigError(

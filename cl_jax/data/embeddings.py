@@ -24,6 +24,7 @@ SUFFIXES = (".parquet", ".npz", ".csv")
 PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
 _KEY = "cl_jax"  # of the notes in a file's metadata
 NOTES = "about"  # their name in an .npz file
+LARGEST = 1e17  # of a feature: sums of squares of larger ones overflow float32
 _ABOUT = "about.json"
 
 
@@ -65,6 +66,11 @@ class Embeddings:
 
     def words(self, label: str) -> list[str]:
         """A label of every row as text: the name of its class, its number, or ""."""
+        if label not in self.labels:
+            raise KeyError(
+                f"there is no label {label!r}{nearest(label, self.labels)}; there are "
+                f"{', '.join(self.labels) or 'none'}."
+            )
         names = self.classes.get(label)
         return [
             "" if value < 0 else names[value] if names else str(value)
@@ -100,8 +106,8 @@ def load(path: str | Path) -> Embeddings:
 
     Raises:
       NotFoundError: no such file.
-      ConfigError: it is damaged, of another format, has no features, NaN among them, or columns of
-        different length.
+      ConfigError: it is damaged, of another format, has no features, NaN or numbers beyond 1e17
+        among them, columns of different length, or notes that this package did not write.
     """
     file = user_path(path)
     if not file.is_file():
@@ -133,10 +139,12 @@ def _fits_int32(values: np.ndarray) -> bool:
 
 def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Embeddings:
     features, labels, paths = {}, {}, None
+    _check_notes(path, about)
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
     for name, values in columns.items():
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
-            features[name] = np.asarray(values, np.float32)
+            with np.errstate(over="ignore"):  # told below with those that are given so
+                features[name] = np.asarray(values, np.float32)
         elif values.ndim == 1 and name.lower() in PATHS and paths is None:
             paths = values.astype(str)
         elif values.ndim == 1 and values.dtype.kind in "iub" and _fits_int32(values):
@@ -155,15 +163,33 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
         if len(values) != count:
             raise ConfigError(f"{path}: {name} has {len(values)} rows, the features {count}.")
     for name, values in features.items():
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.flatnonzero(~(np.abs(values).max(axis=1) <= LARGEST))
         if len(bad):
             raise ConfigError(
-                f"{path}: {name} has NaN or inf in {len(bad)} rows, such as {paths[bad[0]]}. Leave "
-                "those rows out."
+                f"{path}: {name} has NaN, inf or numbers beyond {LARGEST:g} in {len(bad)} rows, "
+                f"such as {paths[bad[0]]}. Leave those rows out."
+            )
+    for name, words in classes.items():
+        if name in labels and labels[name].max(initial=-1) >= len(words):
+            raise ConfigError(
+                f"{path}: {name} goes up to {labels[name].max()}, and its notes name {len(words)} "
+                "classes. Remove the notes, or name all classes."
             )
     if not count:
         raise ConfigError(f"{path} has no row.")
     return Embeddings(features, paths, labels, classes, about)
+
+
+def _check_notes(path: str, about: Any) -> None:
+    kinds = {"classes": dict, "bad": dict, "root": str, "run": str}
+    wrong = not isinstance(about, dict) or [
+        name for name, kind in kinds.items() if not isinstance(about.get(name, kind()), kind)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{path}: its notes ({NOTES!r}) are not those that `cl-jax embed` writes. Leave them "
+            "out."
+        )
 
 
 def _numbered(

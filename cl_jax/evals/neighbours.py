@@ -44,11 +44,14 @@ def make(*, k: int = 8, feature: str = "", label: str = "label") -> Evaluator:
 
 
 def _images(source: Source, rows: np.ndarray) -> np.ndarray:
-    """Those of rows [...], which are read where they are not in memory: [..., H, W, C]."""
+    """Those of rows [...], which are read where they are not in memory: [..., H, W, 1 or 3]. Of
+    several pictures on one channel axis (`data.aligned`) the first one."""
     if source.arrays is not None:
-        return source.arrays["image"][rows]
-    found = np.stack([source.read(int(row))["image"] for row in rows.ravel()])
-    return found.reshape(*rows.shape, *found.shape[1:])
+        found = source.arrays["image"][rows]
+    else:
+        read = np.stack([source.read(int(row))["image"] for row in rows.ravel()])
+        found = read.reshape(*rows.shape, *read.shape[1:])
+    return found[..., :3] if found.shape[-1] >= 3 else found[..., :1]
 
 
 def _captions(source: Source, rows: Sequence[int] | np.ndarray, label: str) -> list[str]:

@@ -16,7 +16,8 @@ def ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """[N] place, from 1, of row i of the gallery among all its rows for query i, by cosine.
 
     Rows as similar as the right one count as before it, so that a network that maps everything to
-    one point is last and not first. Other programs break ties by the order of the rows.
+    one point is last and not first; so is a query or a right row with NaN. Other programs break
+    ties by the order of the rows.
 
     Args:
       queries, gallery: [N, D].
@@ -37,7 +38,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         similarity = q[at : at + _BLOCK] @ g.T
         rows = np.arange(len(similarity))
         right = similarity[rows, at + rows]
-        found.append((similarity >= right[:, None]).sum(axis=1))
+        found.append((~(similarity < right[:, None])).sum(axis=1))
     return np.concatenate(found)
 
 

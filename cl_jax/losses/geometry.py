@@ -329,7 +329,7 @@ def effective_rank(
 
     Returns:
       Scalar in [1, min(N, D)]: 1 when all rows are parallel (or all zero), D for an orthogonal
-      spread. Without the 1e-7 that RankMe adds to each p_k.
+      spread; NaN where features are NaN or inf. Without the 1e-7 that RankMe adds to each p_k.
 
     Raises:
       ValueError: a wrong rank, an axis that is not mapped.
@@ -346,7 +346,8 @@ def effective_rank(
     scale = jnp.sum(sigma)
     p = sigma / jnp.where(scale > 0, scale, 1.0)
     entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
-    return mean(jnp.exp(entropy), axis_name)
+    not_finite = lax.stop_gradient(0 * scale)  # else NaN is no direction, as in collapsed features
+    return mean(jnp.exp(entropy) + not_finite, axis_name)
 
 
 class Hardness(NamedTuple):

@@ -36,14 +36,18 @@ def make(
         where they differ in seeds and floating-point settings alone; "auto" takes the second where
         it can on an accelerator, and the first on a CPU.
 
-    Members are named by their value, "0.1", or by all of them, "temperature=0.1,seed=3", those of a
-    list by their values, "simple,0.1"; sections by their position. See `core.population.population`
-    for the State, metrics and features.
+    Members are named by their value, "0.1", or by all of them in alphabetical order of the
+    settings, "seed=3,temperature=0.1", those of a list by their values, "simple,0.1"; sections by
+    their position. See `core.population.population` for the State, metrics and features.
 
     Raises:
-      ValueError: no value, values that are given twice, an unknown `how`, members that differ in
-        more than numbers with how="vmapped".
+      ValueError: a base that is no section, no value, values that are given twice, an unknown
+        `how`, members that differ in more than numbers with how="vmapped".
     """
+    if not isinstance(base, Mapping):
+        raise ValueError(
+            f"base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
+        )
     if how not in HOW:
         raise ValueError(f"how={how!r} is unknown; have {', '.join(HOW)}.")
     members, names = _combined(over) if isinstance(over, Mapping) else _of_list(over)
@@ -71,7 +75,7 @@ def make(
 def _combined(
     over: Mapping[str, Sequence[Any]],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """(members, names) of every combination of values."""
+    """(members, names) of every combination of values, in the order in which a config is read."""
     if not over or not all(
         isinstance(values, Sequence) and len(values) for values in over.values()
     ):
@@ -79,6 +83,7 @@ def _combined(
             f"over={dict(over)}; expected at least one setting with values, for instance "
             "over=dict(seed=(0, 1, 2))."
         )
+    over = {key: over[key] for key in sorted(over)}
     members = [dict(zip(over, chosen)) for chosen in itertools.product(*over.values())]
     if len(over) > 1:
         return members, [

@@ -118,7 +118,10 @@ def _shown(run: Trained, args: argparse.Namespace) -> Shown:
     }
     first = args.label or next((field for field in ("label", *labels) if field in labels), "")
     if first and first not in labels:
-        raise ValueError(f"--label={first}; {source.name} has {', '.join(labels) or 'no label'}.")
+        raise ValueError(
+            f"--label={first}; expected a label field of {source.name}: "
+            f"{', '.join(labels) or 'it has none'}."
+        )
     read = [i for i, name in enumerate(names_of(source)) if name not in bad]  # embedded, in order
     at = [read[i] for i in rows]
     names = found.paths[rows].tolist()

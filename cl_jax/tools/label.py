@@ -139,6 +139,8 @@ def read_labels(path: str) -> dict[str, str]:
         if len(row) <= max(at, of):
             raise _error(f"{path}, line {line}: {len(row)} columns; expected {len(header)}.")
         name, word = row[at].strip(), row[of].strip()
+        if word and not name:
+            raise _error(f"{path}, line {line}: a label and no path; expected both.")
         if word and found.setdefault(name, word) != word:
             raise _error(
                 f"{path}, line {line}: {printable(name)} is {word!r} here and {found[name]!r} "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cl_jax.data.embeddings import Embeddings
 
 REFERENCE = 5_000  # rows that outliers are measured against
+CHOSEN = None  # a threshold, or a number of clusters, that the rows decide
 _SHOWN = 12
 
 
@@ -45,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--duplicates",
         nargs="?",
         type=float,
-        const=0.0,
+        default=False,
+        const=CHOSEN,
         metavar="SIMILARITY",
         help="groups of rows that are at least so similar (default: .98 or more, by how alike "
         "unrelated rows are)",
@@ -54,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         "--clusters",
         nargs="?",
         type=int,
-        const=0,
+        default=False,
+        const=CHOSEN,
         metavar="K",
         help="k-means, and the example nearest to its centre",
     )
@@ -103,6 +106,8 @@ def search(args: argparse.Namespace) -> int:
 
     if args.k < 1:
         raise ConfigError(f"--k={args.k}; expected at least 1.")
+    if args.like == "":
+        raise ConfigError("--like is empty; expected a path in the file, a picture or a folder.")
     for path, suffix in ((args.out, ".csv"), (args.sheet, ".png")):
         check_place(path, suffix)
     held = embeddings.load(args.embeddings)
@@ -112,9 +117,9 @@ def search(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     if args.like is not None:
         found = like(args, held, x)
-    elif args.duplicates is not None:
+    elif args.duplicates is not False:
         found = duplicates(held, x, args.duplicates)
-    elif args.clusters is not None:
+    elif args.clusters is not False:
         found = clusters(held, x, args.clusters, args.k)
     elif args.outliers is not None:
         found = outliers(held, x, args.outliers, args.k)
@@ -178,13 +183,13 @@ def like(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> Found
     return Found("\n".join(lines), table, rows)
 
 
-def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
-    """Groups of rows that are joined by pairs at least so similar; 0 chooses a threshold."""
+def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float | None) -> Found:
+    """Groups of rows that are joined by pairs at least so similar; None chooses a threshold."""
     import numpy as np
 
     from cl_jax.cluster.pairs import groups, likely_copies, pairs_above, usual
 
-    threshold = threshold or likely_copies(x)
+    threshold = likely_copies(x) if threshold is None else threshold
     pairs = pairs_above(x, threshold)
     found = groups(len(x), pairs)
     # of each row its most similar partner
@@ -216,8 +221,9 @@ def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float) -> Found:
     return Found("\n".join(lines), columns, sheet)
 
 
-def clusters(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
-    """k-means of unit rows; the rows nearest to each centre stand for it."""
+def clusters(held: "Embeddings", x: "np.ndarray", count: int | None, k: int) -> Found:
+    """k-means of unit rows, in so many clusters or, of None, in a number by that of the rows; the
+    rows nearest to each centre stand for it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -226,7 +232,7 @@ def clusters(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
     from cl_jax.core.errors import ConfigError
     from cl_jax.core.numerics import unit
 
-    count = count or int(np.clip(round((len(x) / 2) ** 0.5), 2, 50))
+    count = int(np.clip(round((len(x) / 2) ** 0.5), 2, 50)) if count is None else count
     if not 1 < count <= len(x):
         raise ConfigError(f"--clusters={count}; expected 2 to the {len(x):,} rows.")
     rows = jax.jit(lambda x: unit(x))(jnp.asarray(x))
@@ -325,12 +331,12 @@ def overview(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> F
     for name in held.labels:
         words = held.words(name)
         counts = {word: words.count(word) for word in sorted(set(words))[:_SHOWN]}
-        told = ", ".join(f"{word or 'none'} {count:,}" for word, count in counts.items())
+        told = ", ".join(f"{_clean(word) or 'none'} {count:,}" for word, count in counts.items())
         lines.append(f"{name}: {told}" + (", ..." if len(set(words)) > _SHOWN else ""))
-    found = duplicates(held, x, 0.0)
+    found = duplicates(held, x, CHOSEN)
     lines += ["", found.text]
     if len(x) > 2:
-        kinds = clusters(held, x, 0, args.k).text.split("\n")
+        kinds = clusters(held, x, CHOSEN, args.k).text.split("\n")
         if len(kinds) > 1 + _SHOWN:
             kinds[1 + _SHOWN :] = [f"  and {len(kinds) - 1 - _SHOWN} clusters more (--clusters)"]
         lines += ["", *kinds, "", outliers(held, x, 8, args.k).text]
@@ -429,7 +435,7 @@ def _label(held: "Embeddings", i: int) -> str:
         return ""
     value = int(held.labels["label"][i])
     names = held.classes.get("label")
-    return "" if value < 0 else f"  [{names[value] if names else value}]"
+    return "" if value < 0 else f"  [{_clean(names[value] if names else value)}]"
 
 
 def _mostly(held: "Embeddings", rows: "np.ndarray") -> str:

@@ -148,7 +148,8 @@ def _run(
     from cl_jax.training import fit, loop
     from cl_jax.weights import importing
 
-    config = _config(name, args.workdir, settings, args.stage)
+    root = args.workdir if name else str(configs.folder_of_run(args.workdir))
+    config = _config(name, root, settings, args.stage)
     given = [key for key, _ in settings]
     found = (
         [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
@@ -165,7 +166,7 @@ def _run(
         print(f"XLA_FLAGS: added {added}", file=sys.stderr)
     if jax.process_index() == 0:
         print("\n".join(found), file=sys.stderr, end="\n" if found else "")
-    for stage, stage_config, workdir in loop.stages(config, args.workdir, given):
+    for stage, stage_config, workdir in loop.stages(config, root, given):
         stop.nothing_to_lose(f"before stage {stage}" if stage else "while starting")
         if stage:
             print(f"stage {stage} in {workdir}", file=sys.stderr)

@@ -151,6 +151,13 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def folder_of_run(workdir: str | Path) -> Path:
+    """The workdir; of a run in stages of which only one has begun, that stage's."""
+    place = path_of(workdir)
+    begun = list(place.glob("*/config.json"))
+    return begun[0].parent if len(begun) == 1 and not (place / "config.json").exists() else place
+
+
 def of_run(workdir: str | Path) -> ConfigDict:
     """The config that a run was started with.
 

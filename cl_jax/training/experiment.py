@@ -266,15 +266,26 @@ def _method(section: dict[str, Any], given: dict[str, Any]) -> Method:
     if "base" not in section:
         method: Method = _call("cl_jax.methods", section, **given)
         return method
-    base = _parts(dict(section.pop("base")), given)
+    base = _parts(section.pop("base"), given)
     made: Method = from_parts(_call("cl_jax.methods", section, base=base, run=given["run"]))
     return made
 
 
-def _parts(section: dict[str, Any], given: dict[str, Any]) -> Parts:
-    """The parts of a base method, or of a cross over a base of its own."""
+def _parts(base: Any, given: dict[str, Any]) -> Parts:
+    """The parts of the method that a section `base` names, or of a cross over a base of its own."""
+    if not isinstance(base, Mapping | ConfigDict):
+        raise ConfigError(
+            f"method.base={base!r}; expected a section, for instance base=dict(name='simclr_v1')."
+        )
+    section = dict(base)
     if "base" in section:
-        base = _parts(dict(section.pop("base")), given)
+        make = _factory("cl_jax.methods", section.get("name", ""))
+        if "build" in inspect.signature(make).parameters:
+            raise ConfigError(
+                f"method.base.name={section['name']!r} is made of whole methods, and a cross "
+                "changes one of them. Make the cross the base there."
+            )
+        base = _parts(section.pop("base"), given)
         crossed: Parts = _call("cl_jax.methods", section, base=base, run=given["run"])
         return crossed
     name = section.pop("name", "")

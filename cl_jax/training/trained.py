@@ -17,12 +17,12 @@ from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
+from cl_jax.core.shapes import check_count
 from cl_jax.data.embeddings import Embeddings
 from cl_jax.data.source import Source, Splits, labels_of, names_of
 from cl_jax.evals.evaluation import blocks, needed_fields, over_blocks
-from cl_jax.training import experiment, stages
+from cl_jax.training import configs, experiment, stages
 from cl_jax.training.inputs import Inputs, Known, check_fields, source_of
-from cl_jax.training.workdir import path_of
 
 ALL = "all"
 
@@ -123,6 +123,7 @@ class Trained:
         Raises:
           ConfigError: a feature that the network does not have; inputs of another type, or without
             a field that the network reads.
+          ValueError: a batch_size that is not a count.
         """
         source, bad = self.source(inputs)
         parts = list(self.blocks(source, features=features, batch_size=batch_size))
@@ -165,6 +166,8 @@ class Trained:
         """{feature: rows} of a source in order, one block of examples after the other: memory is
         bounded by the batch. Arguments as in `embed`."""
         names = self.names(features)
+        if batch_size:
+            check_count(batch_size=batch_size)
         if names not in self._compiled:
 
             def chosen(state: State, batch: Batch) -> dict[str, jax.Array]:
@@ -187,7 +190,14 @@ class Trained:
         """The features that `features` names, each once, checked."""
         if features == ALL:
             return tuple(sorted(self.dimensions))
-        asked = [features or self.feature] if isinstance(features, str) else list(features)
+        if isinstance(features, str):
+            asked = [features or self.feature]
+        elif isinstance(features, Sequence) and all(isinstance(name, str) for name in features):
+            asked = list(features)
+        else:
+            raise ConfigError(
+                f"features is {features!r}; expected a name, a list of names or {ALL!r}."
+            )
         if not asked:
             raise ConfigError(
                 f"features is empty; expected one or more of {', '.join(self.dimensions)}."
@@ -224,9 +234,6 @@ def load(workdir: str | Path, *, best: bool = False) -> Trained:
     Raises:
       NotFoundError: there is no run, or it has no such checkpoint.
     """
-    place = path_of(workdir)
-    begun = list(place.glob("*/config.json"))
-    if len(begun) == 1 and not (place / "config.json").exists():
-        place = begun[0].parent
+    place = configs.folder_of_run(workdir)
     config, built, state = stages.load(place, best=best, with_data=False)
     return Trained(place, config, built, state)

@@ -27,10 +27,13 @@ def path_of(workdir: str | Path) -> Path:
     name.
 
     Raises:
-      ConfigError: another URL: a run appends to its log, locks its folder and renames files, which
-        an object store does not offer. A home directory that is not known; control characters.
+      ConfigError: an empty path. Another URL: a run appends to its log, locks its folder and
+        renames files, which an object store does not offer. A home directory that is not known;
+        control characters.
     """
     text = str(workdir)
+    if not text:
+        raise ConfigError("a workdir is empty, and would be the current folder; give its path.")
     if not text.isprintable():
         raise ConfigError(
             f"workdir={text!r} has a character that cannot be printed; expected the path of a "

@@ -56,7 +56,16 @@ class View(Protocol):
 
 def make(section: Mapping[str, Any]) -> View:
     """The view that a config section describes: its "kind" names a module of this package or, with
-    a dot, any module; the other keys are keywords of that module's `make`."""
+    a dot, any module; the other keys are keywords of that module's `make`.
+
+    Raises:
+      ValueError: a section without keys; as the module's `make`.
+    """
+    if not hasattr(section, "keys"):
+        raise ValueError(
+            f"the section of a view is {section!r}; expected keys and values, for instance "
+            "{'name': 'simclr', 'size': 96}."
+        )
     settings = dict(section)
     kind = settings.pop("kind", "image")
     module = importlib.import_module(kind if "." in kind else f"cl_jax.views.{kind}")

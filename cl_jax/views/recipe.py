@@ -182,8 +182,10 @@ def apply(recipe: Recipe, keys: jax.Array, images: jax.Array) -> jax.Array:
       [B, size, size, C] float32, in [0, 1] where the recipe does not normalise.
 
     Raises:
-      ValueError: other shapes or dtypes; channels for which the recipe's operators are undefined.
+      ValueError: no Recipe, other shapes or dtypes; channels for which the recipe's operators are
+        undefined.
     """
+    _check_recipe(recipe)
     _check_images(images)
     _check_keys(keys, images)
 
@@ -243,6 +245,7 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
     Raises:
       ValueError: as `apply`.
     """
+    _check_recipe(recipe)
     _check_images(images)
     _, height, width, _ = images.shape
     size = recipe.size
@@ -269,13 +272,20 @@ def evaluate(recipe: Recipe, images: jax.Array) -> jax.Array:
     return jax.vmap(clean)(images)
 
 
-def _check_images(images: jax.Array) -> None:
-    if jnp.ndim(images) != 4 or images.dtype != jnp.uint8:
+def _check_recipe(recipe: Recipe) -> None:
+    if not isinstance(recipe, Recipe):
         raise ValueError(
-            f"images are {jnp.result_type(images)}{list(jnp.shape(images))}; expected uint8 [B, "
-            f"H, W, C]. "
-            "Leave the division by 255 to the views; grey images need a channel axis, images[..., "
-            "None]."
+            f"the recipe is {recipe!r}; expected a Recipe, such as views.presets.simclr_cifar() or "
+            "the `recipe` of a view."
+        )
+
+
+def _check_images(images: jax.Array) -> None:
+    given = f"{images.dtype}{list(images.shape)}" if hasattr(images, "dtype") else type(images)
+    if not hasattr(images, "dtype") or images.ndim != 4 or images.dtype != jnp.uint8:
+        raise ValueError(
+            f"images are {given}; expected uint8 [B, H, W, C]. Leave the division by 255 to the "
+            "views; grey images need a channel axis, images[..., None]."
         )
 
 

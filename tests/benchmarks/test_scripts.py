@@ -27,6 +27,7 @@ SCRIPTS = {
     "accelerator": ["--small", "--parts=losses,memory,resnet18,speedrun"],
     "cifar10_curve": ["--small"],
     "loco_memory": ["--small"],
+    "view_studies": ["number", "--small"],
 }
 
 
@@ -62,7 +63,7 @@ SHORT = {"losses", "views"}
 def test_small_form(name, tmp_path):
     has = name in ("speedrun_cifar10", "accelerator")
     workdir = [f"--workdir={tmp_path}"] if has else []
-    workdir += [f"--pictures={tmp_path}"] if name == "cost_curves" else []
+    workdir += [f"--pictures={tmp_path}"] if name in ("cost_curves", "view_studies") else []
     ran = run(name, *SCRIPTS[name], *workdir, "--out", str(tmp_path / "record"))
     assert ran.returncode == 0, ran.stderr[-3000:]
     record = json.loads((tmp_path / "record.json").read_text())

@@ -278,6 +278,9 @@ def test_a_step_that_comes_out_otherwise_is_said(run, tmp_path, capsys):
     path.write_text(json.dumps(found | {"batch_ids": found["batch_ids"][::-1]}))
     assert command.main([str(tmp_path)]) == 2
     assert "the data set or its order has changed" in capsys.readouterr().err
+    path.write_text(json.dumps(found | {"devices": "two", "config": []}))
+    assert command.main([str(tmp_path)]) == 2
+    assert "has no devices, config: it is not a record" in capsys.readouterr().err
     path.unlink()
     assert command.main([str(tmp_path)]) == 2
     assert "holds no step that was kept" in capsys.readouterr().err

@@ -74,6 +74,10 @@ def test_wrong_settings_are_refused():
         pairs.pairs_above(np.ones((9, 2), np.float32), 0.9, max_pairs=5)
     with pytest.raises(ValueError, match="NaN"):
         pairs.pairs_above(np.full((3, 2), np.nan, np.float32), 0.9)
+    with pytest.raises(ValueError, match="x has no row"):
+        pairs.pairs_above(x[:0], 0.9)
+    with pytest.raises(ValueError, match="size is 3, and a pair has row 8"):
+        pairs.groups(3, pairs.Pairs(np.array([1]), np.array([8]), np.ones(1, np.float32)))
 
 
 def test_a_coreset_is_the_greedy_one():

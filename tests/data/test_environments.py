@@ -172,6 +172,44 @@ def test_a_board_that_flickers_goes_on_unseen():
         catch.make(flicker=1.0)
 
 
+def test_speckles_flip_what_is_seen_and_nothing_else():
+    plain, noisy = catch.make(), catch.make(speckle=0.1)
+    keys = jax.random.split(KEY, 400)
+    now, same = jax.vmap(noisy.reset)(keys), jax.vmap(plain.reset)(keys)
+    before = np.zeros((400, 10, 5), bool)
+    for at in range(3):
+        seen, whole = jax.vmap(noisy.observe)(now), jax.vmap(plain.observe)(same)
+        flipped = np.asarray(now["flipped"])
+        np.testing.assert_array_equal(seen, np.abs(np.asarray(whole) - flipped))
+        for name in same:
+            np.testing.assert_array_equal(now[name], same[name])
+        assert abs(flipped.mean() - 0.1) < 0.01  # 20,000 cells: 5 standard errors
+        assert abs(flipped[np.asarray(whole) > 0].mean() - 0.1) < 0.06  # 800 with ball or paddle
+        assert abs(flipped.mean(0) - 0.1).max() < 0.08  # of each cell
+        assert (flipped & before).mean() < 0.02  # each time for itself
+        before = flipped
+        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, at)
+        alone = noisy.step(jax.tree.map(lambda x: x[7], now), jnp.int32(1), drawn[7])[0]
+        actions = jnp.arange(400) % 3
+        now, *rewards = jax.vmap(noisy.step)(now, actions, drawn)
+        same, *theirs = jax.vmap(plain.step)(same, actions, drawn)
+        np.testing.assert_array_equal(rewards, theirs)
+        np.testing.assert_array_equal(now["flipped"][7], alone["flipped"])  # by its key alone
+
+
+def test_speckles_on_a_board_that_flickers():
+    dark = catch.make(flicker=0.5, speckle=0.2)
+    worlds = jax.vmap(dark.reset)(jax.random.split(KEY, 100))
+    lit, seen = np.asarray(worlds["lit"]), np.asarray(jax.vmap(dark.observe)(worlds))
+    assert not seen[~lit].any() and seen[lit].any((1, 2)).all()
+
+
+@pytest.mark.parametrize("speckle", [-0.1, 0.5])
+def test_a_board_of_nothing_but_noise(speckle):
+    with pytest.raises(ValueError, match=rf"speckle={speckle}; expected a probability from 0 to"):
+        catch.make(speckle=speckle)
+
+
 @pytest.mark.slow
 def test_gymnax_by_the_hand_of_gymnax_itself():
     theirs = pytest.importorskip("gymnax")

@@ -155,6 +155,14 @@ def test_figures_that_are_nan_are_left_out(caplog):
     assert "bad/loss" not in found and found["bad/other"] == 1.0
 
 
+def test_a_classifier_that_diverged_is_wrong():
+    runner, state = evaluation({})
+    truth = runner.data.test.arrays["label"]
+    for logits, right in ((np.eye(10)[truth], 1.0), (np.full((len(truth), 10), np.nan), 0.0)):
+        given = runner._given(state, True, False)._replace(features=lambda *_, x=logits: x)
+        assert classifier.make().measure(given) == {"classifier/top1": right}
+
+
 def test_a_probe_whose_loss_is_not_finite_has_no_accuracy():
     probe = linear.Probe(0.1, 0.5, None, linear.History(np.array([1.0, np.inf]), np.zeros(2)))
     assert all(np.isnan(value) for value in linear.accuracies("linear/cached", probe).values())
@@ -180,3 +188,11 @@ def test_when_and_baselines_and_summary(tmp_path):
     text = summary(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
     assert "kNN, trained network" in text and "kNN, raw pixels" in text
     assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]
+
+
+def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
+    image = np.arange(2 * 4 * 4 * 7, dtype=np.uint8).reshape(2, 4, 4, 7)
+    for channels, shown in ((7, 3), (3, 3), (2, 1), (1, 1)):
+        source = from_arrays("aligned", {"image": image[..., :channels]}, {})
+        found = neighbours._images(source, np.array([[1, 0]]))
+        np.testing.assert_array_equal(found, image[None, ::-1, ..., :shown])

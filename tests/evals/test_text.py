@@ -117,6 +117,9 @@ def test_many_queries_are_ranked_in_blocks(monkeypatch):
 def test_ties_count_against():
     same = np.ones((9, 4))
     assert retrieval.ranks(same, same).tolist() == [9] * 9
+    for bad in (np.nan, np.inf):  # a network that diverged finds nothing
+        with np.errstate(invalid="ignore"):
+            assert retrieval.ranks(bad * same, bad * same).tolist() == [9] * 9
     with pytest.raises(ValueError, match="expected both"):
         retrieval.ranks(same, same[:3])
 

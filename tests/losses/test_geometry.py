@@ -112,6 +112,8 @@ def test_effective_rank():
         geometry.effective_rank(data(), centre=True), np.exp(-np.sum(p * np.log(p))), rtol=1e-10
     )
     assert geometry.effective_rank(jnp.zeros((4, 3))) == 1
+    for bad in (jnp.nan, jnp.inf):
+        assert jnp.isnan(geometry.effective_rank(jnp.eye(4).at[0, 0].set(bad)))
 
 
 def test_hardness_is_the_gradient_of_the_contrastive_loss():

@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import cmc
+from cl_jax.training import configs, loop, metrics
 from cl_jax.views import make as recipe
 from tests.small import updates
 
@@ -142,3 +145,35 @@ def test_pictures_on_one_channel_axis_are_views_by_threes():
     state = jax.jit(network.init)(jax.random.key(0), batch)
     _, metrics = jax.jit(network.update)(state, batch, jax.random.key(1))
     assert len(state.params) == 3 and metrics["chance"] == pytest.approx(6 * np.log(8), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_folder_of_ways_trains_to_its_end(tmp_path):
+    """`cmc:aligned` on three folders, one of a single channel: a network each, the label of the
+    folders inside, a picture of neighbours."""
+    rng = np.random.default_rng(0)
+    for way in ("ink", "flat", "depth"):
+        for number in range(48):
+            file = tmp_path / "data" / way / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shape = (20, 20) if way == "depth" else (20, 20, 3)
+            Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(file)
+    config = configs.load("cmc:aligned,debug")
+    config.devices = 1
+    with config.unlocked():
+        config.data.update(
+            path=str(tmp_path / "data"), shown=("ink", "flat", "depth"), channels=(3, 3, 1)
+        )
+        config.method.channels = ((0, 1, 2), (3, 4, 5), (6,))
+    config.evals.protocols = ConfigDict(
+        {
+            "knn": {"k": 5},
+            "core": {"name": "logistic", "feature": "h1", "figure": "core"},
+            "neighbours": {},
+        }
+    )
+    found = loop.train(config, tmp_path / "run")
+    assert 0 <= found["core/label"] <= 1 and 0 <= found["knn/top1"] <= 1
+    assert (tmp_path / "run" / "neighbours.png").stat().st_size > 0
+    rows = metrics.read(str(tmp_path / "run"))
+    assert "similarity_2_3" in rows[0].keys() | rows[1].keys()

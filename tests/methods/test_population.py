@@ -31,8 +31,8 @@ def test_one_setting_names_members_by_its_values():
 
 def test_several_settings_make_every_combination():
     (_, members), _ = sections(over={"weight": (0.0, 1.0), "seed": (0, 1)}, how="unrolled")
-    assert list(members) == [f"weight={w},seed={s}" for w in (0, 1) for s in (0, 1)]
-    assert members["weight=1,seed=1"]["drawn"] == 1 and "seed" not in members["weight=1,seed=1"]
+    assert list(members) == [f"seed={s},weight={w}" for s in (0, 1) for w in (0, 1)]
+    assert members["seed=1,weight=1"]["drawn"] == 1 and "seed" not in members["seed=1,weight=1"]
 
 
 def test_a_list_has_members_of_its_own():
@@ -74,3 +74,8 @@ def test_the_form(monkeypatch):
 def test_what_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         sections(**given)
+
+
+def test_a_base_is_a_section():
+    with pytest.raises(ValueError, match="base='simclr_v1'; expected a section"):
+        population.make(build=dict, base="simclr_v1", over={"seed": (0, 1)})

@@ -240,6 +240,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(run, tmp_path, capsys):
         (put(tmp_path / "o.csv", [("cat/00.png", "cat")]), [], "has one class, 'cat'"),
         (put(tmp_path / "t.csv", [("a", "x"), ("a", "y")]), [], "line 3: a is 'y' here"),
         (put(tmp_path / "m.csv", [("cat/77.png", "x")]), [], "cat/77.png is not among"),
+        (put(tmp_path / "n.csv", [("", "x")]), [], "line 2: a label and no path"),
         (good, [f"--embeddings={tmp_path / 'other.npz'}"], "is of another network"),
         (good, ["--feature=q"], "no feature 'q'"),
         (good, ["--pictures=/none"], "neither a folder nor an image"),

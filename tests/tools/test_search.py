@@ -103,6 +103,14 @@ def test_outliers_of_many_rows_are_measured_against_some(monkeypatch, tmp_path, 
     assert "of 20 rows drawn at random" in said and said.split()[-1] == "7"
 
 
+def test_names_of_labels_cannot_rewrite_the_terminal(tmp_path, capsys):
+    given = dict(h=np.eye(3), path=["a", "b", "c"], label=["x\n\x1b[2J", "y", "y"])
+    np.savez(tmp_path / "e.npz", **given)
+    assert search.main([str(tmp_path / "e.npz"), "--outliers=3"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "[x\\n\\x1b[2J]" in said
+
+
 def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
     file = str(pets[2])
     other = embeddings.load(file)
@@ -117,7 +125,10 @@ def test_mistakes_are_one_sentence(pets, tmp_path, capsys):
         ([str(tmp_path / "none.npz")], "is not a file"),
         ([file, "--like=dog/2.png"], "did you mean 'dog/02.png'"),
         ([file, "--duplicates=1.2"], "threshold is 1.2"),
+        ([file, "--duplicates=0"], "threshold is 0"),
         ([file, "--clusters=99"], "--clusters=99; expected 2 to the 17 rows"),
+        ([file, "--clusters=0"], "--clusters=0; expected 2 to the 17 rows"),
+        ([file, "--like="], "--like is empty"),
         ([file, "--outliers=0"], "expected at least 1"),
         ([file, "--subset=18"], "expected 1 to the 17 rows"),
         ([file, "--k=0"], "--k=0"),

@@ -54,6 +54,7 @@ MADE = {
     "no checkpoint": no_checkpoint,
 }
 NAMED = {
+    "nothing": "",
     "below a file": "{}/file/run",
     "bucket": "gs://bucket/run",
     "home": "~nobody-of-that-name/run",
@@ -64,6 +65,7 @@ FINE = {
     ("train", "missing"), ("train", "empty"), ("train", "damaged"), ("train", "no checkpoint"),
     ("benchmark", "missing"), ("benchmark", "empty"), ("benchmark", "damaged"),
     ("benchmark", "no checkpoint"), ("diagnose", "no checkpoint"),
+    ("train", "nothing"), ("eval", "nothing"),  # as where the option is left out
 }  # fmt: skip
 
 

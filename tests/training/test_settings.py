@@ -265,6 +265,23 @@ def test_a_key_at_the_top_that_nothing_reads_is_refused():
         experiment.build(config)
 
 
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("simclr_v1", r"method\.base='simclr_v1'; expected a section"),
+        (
+            dict(name="population", base=dict(name="simclr_v1"), over=dict(seed=(0, 1))),
+            r"method\.base\.name='population' is made of whole methods",
+        ),
+    ],
+)
+def test_a_cross_changes_a_section_of_one_method(base, words):
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.method = dict(name="imix", base=base)
+    with pytest.raises(ConfigError, match=words):
+        experiment.build(config)
+
+
 def test_a_number_of_a_vmapped_population_is_a_number():
     """Its members differ in numbers that are traced; other types are refused as ever."""
 

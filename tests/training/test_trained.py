@@ -144,8 +144,17 @@ def test_wrong_inputs_are_one_sentence(mine, tmp_path):
             mine.embed(inputs)
     with pytest.raises(ConfigError, match="no feature 'hh'; did you mean 'h'"):
         mine.embed(image, features="hh")
+    for features in (None, 5, ("h", 5)):
+        with pytest.raises(ConfigError, match=r"features is .*; expected a name, a list of names"):
+            mine.embed(image, features=features)
+    for size in (-1, 0.5):
+        with pytest.raises(ValueError, match=f"batch_size is {size}; expected an integer"):
+            mine.embed(image, batch_size=size)
+    found = mine.embed(image)
     with pytest.raises(KeyError, match="there is no feature 'z'"):
-        mine.embed(image)["z"]
+        found["z"]
+    with pytest.raises(KeyError, match="there is no label 'kind'"):
+        found.words("kind")
     with pytest.raises(NotFoundError, match="holds no run"):
         cl_jax.load(tmp_path)
     for name in ("pretrain", "finetune"):

@@ -1,6 +1,8 @@
 """Views of a batch that shows everything twice."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -58,3 +60,33 @@ def test_a_single_view_is_of_either_picture_by_the_examples_own_coin():
     np.testing.assert_array_equal(half, whole[32:])
     (later,) = views.draw([PLAIN], both, jax.random.key(1))
     assert (np.asarray(later) != np.asarray(whole)).any()
+
+
+def test_the_programs_of_the_guide_run():
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "views.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+    def run(key, ids, images):  # is traced, which takes a tenth of compiling
+        found = {"key": key, "step": 3, "ids": ids, "images": images}
+        for program in programs:
+            exec(program, found)
+        return [found[name] for name in ("a", "b", "clean", "c")]
+
+    images = np.zeros((4, 40, 40, 3), np.uint8)
+    shapes = [x.shape for x in jax.eval_shape(run, jax.random.key(0), np.arange(4), images)]
+    assert shapes == [(4, 32, 32, 3)] * 3 + [(4, 96, 96, 3)]
+
+
+def test_what_is_no_recipe_and_no_section_is_named():
+    keys = views.example_keys(jax.random.key(0), np.arange(2))
+    for recipe in (PLAIN, "simclr", None):
+        for f in (
+            lambda x, recipe=recipe: views.augment([recipe], keys, x),
+            lambda x, recipe=recipe: views.evaluate(recipe, x),
+        ):
+            with pytest.raises(ValueError, match=r"expected a Recipe, such as views\.presets"):
+                f(np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="expected uint8"):
+        views.augment([PLAIN.recipe], keys, [[1, 2]])
+    with pytest.raises(ValueError, match="the section of a view is 'simclr'"):
+        views.make("simclr")
