@@ -19,7 +19,8 @@ Variants:
               64 pixels, 50 epochs. `spcl:folders,target PATH` has no source.
   mnist_usps  MNIST to USPS, or back: set `--config.data.source.path` and
               `--config.data.target.path`, folders with train.npz and test.npz (with `target`,
-              `--config.data.path`). Not a setting of the authors.
+              `--config.data.path`). One batch norm for both, and a warm-up that learns the source
+              alone. Not a setting of the authors.
   market      a folder in the layout of Market-1501, unsupervised: ResNet-50 at 128 pixels, batch
               64, 50 epochs of 400 steps, Adam 3.5e-4. Set `--config.data.path`. Published: mAP
               73.1 %, top-1 88.1 %, from ImageNet's weights at 256 x 128 (README of the authors'
@@ -38,7 +39,7 @@ Differences from the authors' code:
 
 Command: python -m cl_jax.main --config=configs/spcl.py --workdir=runs/spcl
 Reached: mAP 76.6 % on test digits (untrained 51.8 %, from the source alone 71.2 %), their k-means
-clusters 95.0 % right (61.0, 77.2 %).
+clusters 95.0 % right (61.0, 77.2 %). MNIST to USPS 74.9 %, less than from the source alone, 83.3 %.
 """
 
 from ml_collections import ConfigDict
@@ -83,6 +84,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "mnist_usps" in chosen:
         config.data.source = ConfigDict(dict(name="packed", path=""))
         config.data.target = ConfigDict(dict(name="packed", path=""))
+        if not {"source", "target"} & set(chosen):  # chosen on held-out training images
+            config.method.update(dict(domain_norm=False, warmup="source"))
     if "folders" in chosen:
         defaults.folder(config, get_config("market"))
         size = config.data.image_size

@@ -74,7 +74,7 @@ def config_of(name: str, args: argparse.Namespace, seed: int) -> ConfigDict:
     from cl_jax.training.stages import stages
 
     config = configs.load(f"{name}:{variant}")
-    _, config, _ = stages(config, "")[0]
+    _, config, _ = stages(config, args.workdir)[0]
     if args.packed:
         config.data = ConfigDict({"name": "packed", "path": args.packed})
     for change in args.set:

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cl_jax.planning.devices import CHIPS, DEVICES
 from cl_jax.training import configs
@@ -59,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--layers", action="store_true", help="show the parts of a GPU's program too"
     )
-    options.add_argument("--out", type=Path, help="write the plan here as JSON")
+    options.add_argument("--out", default="", help="write the plan here as JSON")
     return options
 
 
@@ -76,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     from cl_jax.core import xla
+    from cl_jax.core.paths import user_path
+    from cl_jax.data.tables import check_place
     from cl_jax.planning import plan
     from cl_jax.training import stages
 
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)
     try:
+        check_place(args.out, ".json")
         config = configs.load(args.config or args.given)
         configs.change(config, settings)
         with config.unlocked():
@@ -115,5 +117,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(plan.report(found, table=args.layers))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        user_path(args.out).write_text(json.dumps(found, indent=1) + "\n")
     return 0 if found["fits"] else 1

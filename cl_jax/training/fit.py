@@ -80,7 +80,9 @@ def _survey(config: ConfigDict) -> Any:
     if survey is None:
         return None
     known = inspect.signature(survey).parameters
-    return survey(**{key: value for key, value in config.data.items() if key in known})
+    found = {key: value for key, value in config.data.items() if key in known}
+    needed = {key for key, one in known.items() if one.default is one.empty}
+    return survey(**found) if needed <= found.keys() else None  # the build says what is missing
 
 
 def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:

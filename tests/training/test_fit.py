@@ -156,3 +156,11 @@ def test_photographs_keep_the_proportions_of_their_recipe():
 )
 def test_the_workdir_is_named_by_config_and_folder(name, path, workdir):
     assert train.default_workdir(name, path) == workdir
+
+
+def test_a_folder_without_a_path_is_left_to_the_build(tmp_path):
+    config = configs.load("simclr_v1:debug")
+    configs.change(config, [("data.name", "folder")])
+    assert fit.fit(config, ["data.name"], tmp_path) == []
+    with pytest.raises(ConfigError, match=r"cl_jax\.data\.folder\.make has no setting"):
+        experiment.build(config)
