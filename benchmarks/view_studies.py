@@ -23,6 +23,7 @@ results/view_studies_<study>.json, a plot to docs/pictures/<study>_of_views.png.
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,6 @@ SHARED = {  # what two pictures share; None: they are one picture
     "nothing": (),
     "digit": ("digit",),
     "digit, place": ("digit", "place"),
-    "digit, ground": ("digit", "background"),
     "digit, place, ground": ("digit", "place", "background"),
     "all, colour too": None,
 }
@@ -101,8 +101,9 @@ def settings(study: str, point: str, base: str, args: argparse.Namespace) -> Any
     return config
 
 
-def trained(config: Any, workdir: Path) -> dict[str, Any]:
-    """Trains and evaluates one config, or reads what an earlier call has kept."""
+def trained(config: Any, workdir: Path, information: bool) -> dict[str, Any]:
+    """Trains and evaluates one config, or reads what an earlier call has kept. information: of two
+    views, the bound on what they share, too."""
     from cl_jax.training import loop, metrics
 
     kept = workdir / "figures.json"
@@ -115,9 +116,15 @@ def trained(config: Any, workdir: Path) -> dict[str, Any]:
     for row in rows:
         if row["step"] == 0:
             figures |= {name: value for name, value in row.items() if name.startswith("untrained/")}
-    figures["information"] = statistics.mean(
-        row.get("mutual_information", row["chance"] - row["loss"]) for row in last
-    )
+    # InfoMin's own figure; of SimCLR log(2B - 1) less NT-Xent, whatever the loss is scaled by.
+    if information:
+        figures["information"] = statistics.mean(
+            row.get(
+                "mutual_information",
+                (1 - row["loss"] / row["chance"]) * math.log(2 * config.batch_size - 1),
+            )
+            for row in last
+        )
     kept.write_text(json.dumps(figures) + "\n")
     return figures
 
@@ -175,14 +182,12 @@ def columns_of(study: str) -> dict[str, str]:
 
 def lines(
     study: str, found: Mapping[str, Sequence[Mapping[str, float]]], key: str
-) -> Iterator[tuple[str, list[float], list[str], list[list[float]]]]:
-    """Of one panel: name of a line, its x, the names of its points, values of all seeds in
-    percent."""
+) -> Iterator[tuple[str, list[float], list[list[float]]]]:
+    """Of one panel: name of a line, its x, values of all seeds in percent."""
     if study != "number":
         yield (
             "",
             [statistics.mean(one["information"] for one in runs) for runs in found.values()],
-            list(found),
             [[100 * one[key] for one in runs] for runs in found.values()],
         )
         return
@@ -193,7 +198,6 @@ def lines(
         yield (
             f"{graph} graph",
             [float(name[4:]) for name in chosen],
-            ["" for _ in chosen],
             [[100 * one[key] for one in runs] for runs in chosen.values()],
         )
 
@@ -211,7 +215,7 @@ def plot(study: str, found: Mapping[str, Sequence[Mapping[str, float]]], path: P
     )
     starts = untrained(study, found)
     for axis, (key, text) in zip(panels[0], columns.items()):
-        for (name, xs, words, values), colour in zip(lines(study, found, key), COLOURS):
+        for (name, xs, values), colour in zip(lines(study, found, key), COLOURS):
             means = [statistics.mean(seeds) for seeds in values]
             order = sorted(range(len(xs)), key=lambda i: xs[i])
             style = "o" if study == "learned" else "o-"
@@ -221,8 +225,9 @@ def plot(study: str, found: Mapping[str, Sequence[Mapping[str, float]]], path: P
             for x, mean, seeds in zip(xs, means, values):
                 if len(seeds) > 1:
                     axis.errorbar(x, mean, statistics.stdev(seeds), color=colour, capsize=3)
-            for x, mean, word in zip(xs, means, words):
-                axis.annotate(word, (x, mean), (4, 5), textcoords="offset points", fontsize=7)
+            for number, (x, mean) in enumerate(zip(xs, means), start=1):
+                if study != "number":
+                    axis.annotate(f"{number}", (x, mean), (5, 4), textcoords="offset points")
         levels = [
             100 * statistics.mean(one[f"untrained/{key}"] for one in runs)
             for runs in starts.values()
@@ -237,7 +242,12 @@ def plot(study: str, found: Mapping[str, Sequence[Mapping[str, float]]], path: P
             axis.set_xticks(sorted({x for _, xs, *_ in lines(study, found, key) for x in xs}))
         axis.margins(x=0.15, y=0.15)
         axis.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8, loc="center right")
+    if study == "number":
+        panels[0][0].legend(fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.32))
+    else:
+        panels[0][0].legend(fontsize=8)
+        names = "; ".join(f"{number} {name}" for number, name in enumerate(found, start=1))
+        figure.suptitle(f"views share: {names}" if study == "factors" else names, fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -313,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
             for seed in range(args.seeds):
                 config.seed = seed
                 where = folder / name.replace(", ", "-").replace(" ", "_") / f"seed{seed}"
-                found.setdefault(name, []).append(trained(config, where))
+                found.setdefault(name, []).append(trained(config, where, args.study != "number"))
     record = _timing.facts("flax") | {
         "study": args.study,
         "small": args.small,

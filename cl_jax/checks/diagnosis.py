@@ -165,8 +165,8 @@ def _chance(loss: float, chance: float) -> Verdict | None:
         return Verdict(
             CHANCE,
             f"loss {loss:.3f}, {chance:.3f} of a network at chance level",
-            "No candidate is told from another. Likely a temperature far too high (0.05 to 0.5 is "
-            "usual), views "
+            "The network cannot distinguish the candidates. Likely a temperature far too high "
+            "(0.05 to 0.5 is usual), views "
             "that share nothing, a learning rate so low or high that nothing is learnt, or a long "
             "start: if the "
             "next evaluation says the same, look at the views first.",

@@ -8,6 +8,7 @@ is in the train part or in the test part and never in both.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,6 +31,11 @@ TEMPLATES = (
     "{direction} travels a {colour} {digit} {speed}",
     "the clip has a {colour} {digit} that slides {speed} {direction}",
 )
+# What stands in place of a factor that sentences do not name.
+_SILENT: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "digit": (("{digit}", "digit"),),
+    "colour": (("drawn in {colour} ", ""), ("in {colour} ", ""), ("{colour} ", "")),
+}
 _STEPS = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)], np.float64)  # (row, column) of each direction
 _PIXELS = ((0.4, 0.8), (1.4, 2.0))  # of each speed, per frame
 _DIGIT_PX = (11.0, 15.0)
@@ -43,6 +49,7 @@ def make(
     test_size: int = 1024,
     length: int = 24,
     plain: bool = False,
+    unsaid: Sequence[str] = (),
     vocab_size: int = 4000,
     tokenizer_cache: str = "",
     seed: int = 0,
@@ -51,7 +58,8 @@ def make(
 
     Fields: "clip" uint8 [frames, 32, 32, 3] and "tokens" uint16 [length], its sentence. Labels,
     int32: "label" (the digit, 10), "colour" (8), "direction" (4), "motion" (8, direction and
-    speed). "instance", int32, is the handwriting's number in `load_digits`.
+    speed), "meaning" (640 or fewer: clips with one number have sentences that say the same).
+    "instance", int32, is the handwriting's number in `load_digits`.
 
     Args:
       level: of `scenes`, which decides the ground: "easy", "medium", "hard" or "full".
@@ -60,11 +68,15 @@ def make(
       length, vocab_size, tokenizer_cache: as in `data.text`.
       plain: one template and no synonyms, so that all words of a sentence that can differ say
         something about its clip.
+      unsaid: what sentences leave out, "digit", "colour" or both: 64, 80 or 8 meanings are left.
       seed: of everything but the division of the handwritings.
 
     Raises:
-      ValueError: an unknown level, another number of frames, a size below 1.
+      ValueError: an unknown level, another number of frames, a size below 1, something else in
+        `unsaid`.
     """
+    if isinstance(unsaid, str) or not set(unsaid) <= set(_SILENT):
+        raise ValueError(f"unsaid={unsaid!r}; expected a sequence of {', '.join(_SILENT)}, or ().")
     if level not in scenes.LEVELS:
         raise ValueError(f"level={level!r} is unknown; expected one of {', '.join(scenes.LEVELS)}.")
     most = 1 + int((scenes.IMAGE_SIZE - _DIGIT_PX[1]) / _PIXELS[1][1])
@@ -99,8 +111,9 @@ def make(
             "motion": (direction * len(SPEEDS) + speed).astype(np.int32),
             "instance": scene.instance,
         }
+        parts[name]["meaning"] = _meanings(factors(parts[name]), unsaid)
     texts = {
-        name: sentences(generator(seed, 96 + number), factors(arrays), plain)
+        name: sentences(generator(seed, 96 + number), factors(arrays), plain, unsaid)
         for number, (name, arrays) in enumerate(parts.items())
     }
     made = tokenizer.train(texts["train"], vocab_size=vocab_size, cache=tokenizer_cache or None)
@@ -109,6 +122,7 @@ def make(
         "colour": len(captions.COLOURS),
         "direction": len(DIRECTIONS),
         "motion": len(DIRECTIONS) * len(SPEEDS),
+        "meaning": math.prod(_said(unsaid)),
         "tokens": made.size,
     }
 
@@ -125,10 +139,33 @@ def factors(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack([arrays["label"], arrays["colour"], direction, speed], axis=1)
 
 
-def sentences(rng: np.random.Generator, rows: np.ndarray, plain: bool = False) -> list[str]:
+def _said(unsaid: Sequence[str]) -> tuple[int, ...]:
+    """How many values of digit, colour, direction and speed sentences tell apart."""
+    return (
+        1 if "digit" in unsaid else len(captions.DIGITS),
+        1 if "colour" in unsaid else len(captions.COLOURS),
+        len(DIRECTIONS),
+        len(SPEEDS),
+    )
+
+
+def _meanings(rows: np.ndarray, unsaid: Sequence[str]) -> np.ndarray:
+    """[N] the number of what is said of each row of factors [N, 4]."""
+    said = _said(unsaid)
+    kept = np.where(np.array(said) > 1, rows, 0)
+    return np.ravel_multi_index(tuple(kept.T), said).astype(np.int32)
+
+
+def sentences(
+    rng: np.random.Generator, rows: np.ndarray, plain: bool = False, unsaid: Sequence[str] = ()
+) -> list[str]:
     """A sentence for each row of factors [N, 4], template and synonyms drawn by `rng`; the first of
-    each where they are plain."""
-    template = rng.integers(1 if plain else len(TEMPLATES), size=len(rows))
+    each where they are plain. `unsaid`: as of `make`."""
+    templates = list(TEMPLATES)
+    for factor in unsaid:
+        for words, instead in _SILENT[factor]:
+            templates = [text.replace(words, instead) for text in templates]
+    template = rng.integers(1 if plain else len(templates), size=len(rows))
     synonym = np.zeros((len(rows), 4)) if plain else rng.random((len(rows), 4))
     names = ("digit", "colour", "direction", "speed")
     tables: Sequence[Sequence[Sequence[str]]] = (
@@ -138,7 +175,7 @@ def sentences(rng: np.random.Generator, rows: np.ndarray, plain: bool = False) -
         SPEEDS,
     )
     return [
-        TEMPLATES[template[i]].format(
+        templates[template[i]].format(
             **{
                 name: table[value][int(chance * len(table[value]))]
                 for name, table, value, chance in zip(names, tables, rows[i], synonym[i])

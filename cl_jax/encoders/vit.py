@@ -83,7 +83,7 @@ class ViT(nn.Module):
       mask_token: whether there is a mask token: N(0, 0.02) at first of "mae", else 0.
       pool: "cls" for the class token, "mean" for the mean of the patches.
       freeze_patches: no gradient to the patch projection, which stays random (MoCo v3, section 4).
-        An optimiser that decays it must be told too: freeze_paths=("patches",), freeze_steps=-1.
+        An optimiser that decays it needs freeze_paths=("patches",), freeze_steps=-1.
       drop_path: probability of leaving out a branch in the last block, rising linearly from 0 in
         the first.
       flash: attention by cuDNN's kernel, which keeps the [T, T] weights to itself: NVIDIA GPUs from

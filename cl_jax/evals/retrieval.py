@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals.reidentification import ranking
 
 _BLOCK = 2048  # queries whose similarities are in memory at a time
 
@@ -56,6 +58,7 @@ def make(
     rows: int = 1000,
     source: str = "",
     figure: str = "retrieval",
+    label: str = "",
 ) -> Evaluator:
     """Recall at k and median rank, both ways: "retrieval/image_to_text/r1", ...,
     "retrieval/text_to_image/median".
@@ -66,6 +69,9 @@ def make(
       rows: the first examples of the set that are the gallery; 0 for all. Ranks depend on it.
       source: a name of `Splits.more`; "" is the test part.
       figure: the name of its figures in place of "retrieval", for a second pair of features.
+      label: of what the pairs mean. Then "retrieval/text_to_image/label_r1" and "label_map" too,
+        and the other way: the share of queries whose first row has their label, and the mean
+        average precision where all rows of their label are right. "": neither.
 
     Raises:
       ValueError: no place, or one below 1.
@@ -86,18 +92,37 @@ def make(
                 f"{figure}/{way}/{name}": value
                 for name, value in figures(ranks(features[a], features[b]), ks).items()
             }
+            if label:
+                meant = labels_of(gallery, label)[: rows or None]
+                near = ranking(features[a], meant, features[b], meant, length=1)
+                found |= {
+                    f"{figure}/{way}/label_r1": float(near.cmc[0]),
+                    f"{figure}/{way}/label_map": near.map,
+                }
         return found
 
     ways = ("image_to_text", "text_to_image")
     better = {f"{figure}/{way}/r{k}": 1 for way in ways for k in ks}
     better |= {f"{figure}/{way}/median": -1 for way in ways}
+    shares = {"label_r1": f"first row of its {label}", "label_map": f"mAP of {label}"}
+    shares = shares if label else {}
+    better |= {f"{figure}/{way}/{name}": 1 for way in ways for name in shares}
     of = "" if figure == "retrieval" else f"{figure}: "
     said = {way: of + way.replace("_", " ") for way in ways}
     titles = {f"{figure}/{way}/r{ks[0]}": f"{said[way]}, R@{ks[0]} %" for way in ways}
     titles |= {f"{figure}/{way}/median": f"{said[way]}, median rank" for way in ways}
+    titles |= {
+        f"{figure}/{way}/{name}": f"{said[way]}, {words} %"
+        for way in ways
+        for name, words in shares.items()
+    }
     return Evaluator(
         measure,
-        Needs(features=(image, text), sources=(source,) if source else ()),
+        Needs(
+            features=(image, text),
+            sources=(source,) if source else (),
+            labels=(label,) if label and not source else (),
+        ),
         better=better,
         titles=titles,
     )

@@ -7,6 +7,7 @@ weighted by how well they agree with it. `queue_size` adds clips of earlier batc
 queue is of the global batch, the same on every device.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,6 +87,7 @@ def make(
     caption_weight: float = 10.0,
     temperature: float = 0.1,
     ranking_temperature: float = 0.05,
+    sum_epochs: float = 0.0,
     queue_size: int = 0,
     out_dim: int = 256,
     block_size: int | None = None,
@@ -100,6 +102,8 @@ def make(
       of one film (the field "video", where there is one) count as its own.
     ranking: "hardest" or "sum" over the negatives of the margin loss, or "info_nce", the softmax in
       both directions at `ranking_temperature`.
+    sum_epochs: over so many epochs at the start "hardest" is "sum": from random weights the hardest
+      negative alone leaves all similarities equal.
     queue_size: how many of the latest clips before this batch a sentence may be written from too
       ("cross", "hybrid"); 0 for the batch alone. An older embedding of the own clip, or of one of
       the same film, is left out with "cross". The ranking loss is of the batch alone.
@@ -112,7 +116,8 @@ def make(
     Raises:
       ValueError: other encoders than the four, a decoder that does not write, other views than one
         of clips and one of tokens, an unknown support or ranking, a batch of one with the support
-        "cross", a queue longer than the data set or with a support that doesn't read it.
+        "cross", `sum_epochs` below 0 or of another ranking than "hardest", a queue longer than the
+        data set or with a support that doesn't read it.
     """
     if not isinstance(encoder, Mapping) or set(encoder) != set(ROLES):
         raise ValueError(
@@ -135,9 +140,26 @@ def make(
         raise ValueError(f"ranking={ranking!r}; expected hardest, sum or info_nce.")
     if support == "cross" and run.batch_size < 2:
         raise ValueError("support='cross' needs other clips: set batch_size to 2 or more.")
+    if sum_epochs < 0 or (sum_epochs and ranking != "hardest"):
+        raise ValueError(
+            f"sum_epochs={sum_epochs} with ranking={ranking!r}; expected 0 or more epochs, and "
+            "ranking='hardest', which takes over after them."
+        )
     _check_queue(queue_size, support, run)
     network = Network(encoder["frame"], encoder["time"], encoder["text"], decoder, out_dim=out_dim)
     apply = applier(network)
+    levels = {
+        "hardest": 2 * margin,
+        "sum": 2 * margin * (run.batch_size - 1),
+        "info_nce": math.log(run.batch_size),
+    }
+    hinge = functools.partial(
+        video_text.ranking_loss,
+        margin=margin,
+        normalise=False,
+        axis_name=run.axis_name,
+        block_size=block_size,
+    )
     clean, drawn = with_text("clip", views)
     start = initial(network, clean)
 
@@ -167,7 +189,10 @@ def make(
         )
         return jnp.asarray(logits)
 
-    def ranked(t: jax.Array, v: jax.Array, video: jax.Array | None) -> jax.Array:
+    def prepare(state: State, batch: Batch, key: jax.Array) -> Batch:
+        return batch | {"summed": state.step < sum_epochs * run.steps_per_epoch}
+
+    def ranked(t: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
         if ranking == "info_nce":
             return image_text.clip(
                 v,
@@ -178,23 +203,20 @@ def make(
                 axis_name=run.axis_name,
                 block_size=block_size,
             )
-        return video_text.ranking_loss(
-            t,
-            v,
-            video,
-            margin=margin,
-            reduction=ranking,
-            normalise=False,
-            axis_name=run.axis_name,
-            block_size=block_size,
-        )
+        value = hinge(t, v, batch.get("video"), reduction=ranking)
+        if not sum_epochs:
+            return value
+        summed = hinge(t, v, batch.get("video"), reduction="sum")
+        return jnp.where(batch["summed"], summed, value)
 
     def objective(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         t, v, video = outputs["text_z"], outputs["video_z"], batch.get("video")
-        value = ranked(t, v, video)
-        chance = math.log(run.batch_size) if ranking == "info_nce" else 2 * margin
+        value = ranked(t, v, batch)
+        chance = jnp.float32(levels[ranking])
+        if sum_epochs:
+            chance = jnp.where(batch["summed"], jnp.float32(levels["sum"]), chance)
         metrics = {"ranking": value, "similarity": jnp.mean(jnp.sum(t * v, axis=-1))}
         if queue_size:
             metrics["queue_filled"] = memory.filled / queue_size
@@ -214,12 +236,12 @@ def make(
             caption = video_text.caption_loss(logits, _labels(tokens), axis_name=run.axis_name)
             metrics |= {"caption": caption, "attention_entropy": found.entropy.mean()}
             value = value + caption_weight * caption
-            chance += caption_weight * math.log(logits.shape[-1])
+            chance = chance + caption_weight * math.log(logits.shape[-1])
         if queue_size:
             rows = {"video_z": v.astype(jnp.float32)} | _numbers(batch)
             every = jax.tree.map(lambda x: gather(x, run.axis_name), rows)
             memory = queues.enqueue(memory, every)
-        return value, Aux(metrics | {"chance": jnp.float32(chance)}, memory)
+        return value, Aux(metrics | {"chance": chance}, memory)
 
     def features(
         params: Any, stats: Any, inputs: Any, train: bool
@@ -245,6 +267,7 @@ def make(
         axis_name=run.axis_name,
         needs=needed["needs"],
         wants=(*needed["wants"], "video"),
+        prepare=prepare if sum_epochs else None,
         functions={"score": score},
         negatives=run.batch_size - 1,
     )

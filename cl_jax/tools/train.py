@@ -64,7 +64,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="1 prints what XLA was told, too",
+        help="1 also prints the flags that were given to XLA",
     )
     return found
 

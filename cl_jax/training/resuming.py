@@ -73,8 +73,7 @@ def check_config(
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
-                "they cannot be told from those of another run. Put the file back, or use a new "
-                "--workdir."
+                "they may be of another run. Put the file back, or use a new --workdir."
             ) from None
     changed, noted = differences(stored or config, config, defaults)
     if changed:

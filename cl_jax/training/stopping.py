@@ -1,4 +1,4 @@
-"""Signals: a run that is told to stop saves first, at a step that all its processes agree on.
+"""Signals: a run that receives one saves first, at a step that all its processes agree on.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGHUP are one request. Nothing here imports jax before it is needed,
 so that a command can listen from its beginning.
@@ -24,7 +24,7 @@ UNWIND = 3.0  # seconds in which a program that was stopped may close its files
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop. It saved first, or had nothing to save; the same command resumes
+    """A signal stopped the run. It saved first, or had nothing to save; the same command resumes
     it."""
 
 

@@ -14,7 +14,7 @@ def splits():
 def test_fields_and_sizes(splits):
     arrays = splits.train.arrays
     assert arrays["clip"].shape == (96, 6, 32, 32, 3) and arrays["clip"].dtype == np.uint8
-    for name in ("label", "colour", "direction", "motion"):
+    for name in ("label", "colour", "direction", "motion", "meaning"):
         assert arrays[name].max() < splits.train.sizes[name]
     np.testing.assert_array_equal(arrays["motion"] // 2, arrays["direction"])
     assert not set(arrays["instance"]) & set(splits.test.arrays["instance"])
@@ -48,6 +48,25 @@ def test_sentences_name_the_factors(splits):
     assert all(text.startswith("a ") and " moves " in text for text in plain)
 
 
+def test_what_is_unsaid_leaves_fewer_meanings(splits):
+    rows = moving_scenes.factors(splits.train.arrays)
+    for unsaid, count in (((), 640), (("digit",), 64), (("colour",), 80), (("colour", "digit"), 8)):
+        made = moving_scenes.make(train_size=96, test_size=2, frames=6, unsaid=unsaid).train
+        meaning = made.arrays["meaning"]
+        assert made.sizes["meaning"] == count and meaning.max() < count
+        said = rows[:, [i for i, name in enumerate(("digit", "colour")) if name not in unsaid]]
+        said = np.concatenate([said, rows[:, 2:]], axis=1)
+        same = (said[:, None] == said[None]).all(-1)
+        np.testing.assert_array_equal(meaning[:, None] == meaning[None], same)
+        texts = moving_scenes.sentences(np.random.default_rng(0), rows, True, unsaid)
+        np.testing.assert_array_equal([[a == b for b in texts] for a in texts], same)
+        for free in moving_scenes.sentences(np.random.default_rng(0), rows, False, unsaid):
+            assert "{" not in free and "  " not in free
+    assert "digit moves" in texts[0] and "someone pulls a digit " in " ".join(
+        moving_scenes.sentences(np.random.default_rng(0), rows, False, unsaid)
+    )
+
+
 def test_same_seed_same_clips_and_errors():
     a, b = (moving_scenes.make(train_size=4, test_size=4).train.arrays for _ in range(2))
     np.testing.assert_array_equal(a["clip"], b["clip"])
@@ -55,6 +74,8 @@ def test_same_seed_same_clips_and_errors():
         (dict(level="none"), "level='none'"),
         (dict(frames=20), "frames=20; expected 1 to 9"),
         (dict(train_size=0), "train_size=0"),
+        (dict(unsaid="digit"), "unsaid='digit'; expected a sequence of digit, colour"),
+        (dict(unsaid=("speed",)), "unsaid=.*expected a sequence"),
     ):
         with pytest.raises(ValueError, match=text):
             moving_scenes.make(**settings)

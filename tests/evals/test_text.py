@@ -87,6 +87,26 @@ def test_figures_of_a_second_pair_have_a_name_of_their_own():
     assert set(one.measure(seen)) == set(one.better) == set(one.titles)
 
 
+def test_rows_of_one_label_are_right_too():
+    """Texts 0 and 1 mean the same; the rows are images' similarities to the texts."""
+    images = np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.9], [0.5, 0.3, 0.4]])
+    source = SimpleNamespace(
+        labels=None, arrays={"meaning": np.array([4, 4, 7])}, sizes={"meaning": 8}, name="test"
+    )
+    seen = SimpleNamespace(
+        data=SimpleNamespace(test=source),
+        features=lambda _, name: {"a": images, "b": np.eye(3)}[name],
+    )
+    one = retrieval.make(image="a", text="b", ks=(1,), label="meaning")
+    found = one.measure(seen)
+    assert found["retrieval/image_to_text/r1"] == 0
+    assert found["retrieval/image_to_text/label_r1"] == pytest.approx(1 / 3)
+    precision = np.mean([(1 + 2 / 3) / 2, (1 / 2 + 2 / 3) / 2, 1 / 2])
+    assert found["retrieval/image_to_text/label_map"] == pytest.approx(precision)
+    assert one.needs.labels == ("meaning",)
+    assert set(found) == set(one.better) == set(one.titles)
+
+
 def test_many_queries_are_ranked_in_blocks(monkeypatch):
     a, b = np.random.default_rng(0).normal(size=(2, 25, 4))
     whole = retrieval.ranks(a, b)

@@ -151,6 +151,20 @@ def test_a_clip_of_the_same_film_is_left_out(started):
     assert float(metrics["attention_entropy"]) == 0 and np.isfinite(metrics["loss"])
 
 
+def test_the_hardest_negative_takes_over_from_the_sum():
+    """After a quarter of an epoch of four steps, in the value and in the chance level."""
+    method = build(support="none", sum_epochs=0.25)
+    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    update = jax.jit(method.update)
+    for reduce, chance in ((np.sum, 1.2), (np.max, 0.4)):
+        t, v = embedded(method, state, BATCH)
+        state, metrics = update(state, BATCH, jax.random.key(5))
+        hinge = [np.maximum(0.2 + s - np.diag(s)[:, None], 0) for s in (t @ v.T, v @ t.T)]
+        expected = sum(np.mean(reduce(np.where(np.eye(4), 0, h), axis=1)) for h in hinge)
+        np.testing.assert_allclose(metrics["ranking"], expected, rtol=1e-4)
+        np.testing.assert_allclose(metrics["chance"], chance, rtol=1e-6)
+
+
 def test_score_is_of_the_clip_itself_and_text_alone_can_be_encoded(started):
     method, state, _ = started
     score = jax.jit(method.functions["score"])(state, BATCH)
@@ -168,6 +182,8 @@ def test_errors_say_what_was_expected():
         (dict(support="all"), "support='all'"),
         (dict(ranking="all"), "ranking='all'"),
         (dict(run=RUN._replace(batch_size=1)), "2 or more"),
+        (dict(ranking="sum", sum_epochs=1.0), "ranking='hardest', which takes over"),
+        (dict(sum_epochs=-1.0), "expected 0 or more epochs"),
         (dict(queue_size=17), "queue_size=17 is more than the 16 training examples"),
         (dict(queue_size=4, support="identity"), "reads no other clips"),
     ):
