@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import custom_derivatives, lax
 
 from cl_jax.core.axis import axes_of, spread, varying
 from cl_jax.core.schedule import not_before
@@ -154,7 +154,9 @@ def _by_platform(
 
 
 def _forward(x, kernel, strides, pads):
-    return _by_platform(x, kernel, strides, pads), (x, kernel)
+    moved = x.perturbed  # images are not: no gradient of them is computed, nor counted by a plan
+    x, kernel = x.value, kernel.value
+    return _by_platform(x, kernel, strides, pads), (x, kernel, kernel if moved else None)
 
 
 def _backward(strides, pads, saved, dy):
@@ -168,26 +170,36 @@ def _backward(strides, pads, saved, dy):
             lambda kernel: _plain(x, kernel, strides=strides, pads=pads), kernel
         )(dy)[0]
 
-    def on_cpu(x, kernel, dy):
+    def of_kernel_on_cpu(x, kernel, dy):
         x = not_before(x, dy)
+        if _by_winograd(x, kernel, strides):
+            return winograd.kernel_gradient(x, dy, pads)
+        if _by_windows(x, kernel, strides):
+            return row_windows.kernel_gradient(x, dy, pads)
+        if kernel.shape[:2] == (1, 1) or _enough(x, kernel, LARGE):
+            return _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
+        return of_kernel(x, kernel, dy)
+
+    def of_x_on_cpu(x, kernel, dy, before):
         back = tuple((2 - before, 2 - after) for before, after in pads)
         if _by_winograd(x, kernel, strides):
-            by = winograd.kernel_gradient(x, dy, pads)
-            return winograd.forward(not_before(dy, by), kernel, back, turned=True), by
+            return winograd.forward(not_before(dy, before), kernel, back, turned=True)
         if _by_windows(x, kernel, strides):
-            by = row_windows.kernel_gradient(x, dy, pads)
-            return row_windows.forward(not_before(dy, by), row_windows.turned(kernel), back), by
-        if kernel.shape[:2] == (1, 1) or _enough(x, kernel, LARGE):
-            return of_x(x, kernel, dy), _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
-        return of_x(x, kernel, dy), of_kernel(x, kernel, dy)
+            return row_windows.forward(not_before(dy, before), row_windows.turned(kernel), back)
+        return of_x(x, kernel, dy)
 
-    def elsewhere(x, kernel, dy):
-        return of_x(x, kernel, dy), of_kernel(x, kernel, dy)
+    x, kernel, moved = saved
+    if isinstance(dy, custom_derivatives.SymbolicZero):
+        return jnp.zeros_like(x), jnp.zeros_like(kernel)
+    by = lax.platform_dependent(x, kernel, dy, cpu=of_kernel_on_cpu, default=of_kernel)
+    if moved is None:
+        return jnp.zeros_like(x), by
+    return lax.platform_dependent(
+        x, kernel, dy, by, cpu=of_x_on_cpu, default=lambda x, kernel, dy, by: of_x(x, kernel, dy)
+    ), by
 
-    return lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
 
-
-_by_platform.defvjp(_forward, _backward)
+_by_platform.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _enough(x: jax.Array, kernel: jax.Array, least: tuple[int, int]) -> bool:
