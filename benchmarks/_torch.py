@@ -370,7 +370,8 @@ def slow_copy_step_of(
         with torch.no_grad():
             order = torch.randperm(batch)
             k = F.normalize(slow(views[1][order]), dim=1)[order.argsort()]
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+        # A copy, as in the authors' code: the gradient needs the queue as it was.
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.clone().T], 1) / 0.2
         loss = F.cross_entropy(logits, torch.zeros(batch, dtype=torch.long))
         queue[entering : entering + batch] = k
         entering = (entering + batch) % queue_size
