@@ -37,7 +37,9 @@ Differences from the authors' code:
   - `loss="in_batch"`, against the other images of the batch, is of no released code.
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
-Reached: see docs/results.md.
+Reached: kNN 73.3 % after twelve epochs (untrained 43.2 %, raw pixels 46.4 %). `patches`: 14.4 %
+(untrained 22.9 %): its views share the ground more than the digit, and the ground is what is
+learnt, 67.7 % by logistic regression (untrained 58.0 %). See docs/results.md.
 """
 
 from ml_collections import ConfigDict

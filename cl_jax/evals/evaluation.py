@@ -1,6 +1,7 @@
 """Runs the evaluators of a config on the States of one run."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,6 @@ class Evaluation:
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        self.of_views: dict[bool, Any] = {}
 
     # What the evaluators need --------------------------------------
 
@@ -159,7 +159,7 @@ class Evaluation:
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         encoded: dict[int, dict[str, np.ndarray]] = {}
-        viewed: dict[tuple[int, bool], dict[str, np.ndarray] | None] = {}
+        viewed: dict[int, Sequence[dict[str, np.ndarray]] | None] = {}
 
         def features(source: Source, name: str) -> np.ndarray:
             if id(source) not in encoded:
@@ -170,15 +170,11 @@ class Evaluation:
             return self.rows(self.method.functions[name], state, source)
 
         def views(source: Source, name: str, train: bool) -> np.ndarray | None:
-            if train not in self.of_views:  # traces the views: not before an evaluator reads them
-                self.of_views[train] = self._viewed(train)
-            f = self.of_views[train]
-            if (id(source), train) not in viewed:
-                viewed[id(source), train] = f and self.rows(
-                    f, state, source, self.config.batch_size
-                )
-            found = viewed[id(source), train]
-            return None if found is None else found[name or self.feature]
+            f = self._viewed
+            if id(source) not in viewed:
+                viewed[id(source)] = f and self.rows(f, state, source, self.config.batch_size)
+            found = viewed[id(source)]
+            return None if found is None else found[train][name or self.feature]
 
         return Given(
             data=self.data,
@@ -202,9 +198,12 @@ class Evaluation:
         found = self.method.encode(state, batch)
         return {name: found[name] for name in self.wanted if name in found}
 
-    def _viewed(self, train: bool) -> Callable[[State, Batch], dict[str, jax.Array]] | None:
-        """(State, batch) -> features of the first training view; None where the network does not
-        take it as it takes a clean input."""
+    @functools.cached_property
+    def _viewed(self) -> Callable[[State, Batch], list[dict[str, jax.Array]]] | None:
+        """(State, batch) -> features of the first training view, of the network as it is evaluated
+        and as it is trained: one program, which draws the view once. None where the network does
+        not take it as it takes a clean input. Traces the views: not before an evaluator reads
+        them."""
         method = self.method
         if method.views is None or method.features is None or method.clean is None:
             return None
@@ -219,10 +218,13 @@ class Evaluation:
         if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
             return None
 
-        def features(state: State, batch: Batch) -> dict[str, jax.Array]:
+        def features(state: State, batch: Batch) -> list[dict[str, jax.Array]]:
             inputs = method.views(batch, jax.random.key(0))[0]
-            found = method.features(*method.evaluated(state), inputs, train)[0]
-            return {name: found[name] for name in self.wanted if name in found}
+            found = [
+                method.features(*method.evaluated(state), inputs, train)[0]
+                for train in (False, True)
+            ]
+            return [{name: one[name] for name in self.wanted if name in one} for one in found]
 
         return features
 
