@@ -1,6 +1,7 @@
 """Runs the evaluators of a config on the States of one run."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import Evaluator, Given
 
 
@@ -47,7 +48,6 @@ class Evaluation:
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        self.of_views: dict[bool, Any] = {}
 
     # What the evaluators need --------------------------------------
 
@@ -159,7 +159,7 @@ class Evaluation:
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         encoded: dict[int, dict[str, np.ndarray]] = {}
-        viewed: dict[tuple[int, bool], dict[str, np.ndarray] | None] = {}
+        viewed: dict[int, Sequence[dict[str, np.ndarray]] | None] = {}
 
         def features(source: Source, name: str) -> np.ndarray:
             if id(source) not in encoded:
@@ -170,15 +170,11 @@ class Evaluation:
             return self.rows(self.method.functions[name], state, source)
 
         def views(source: Source, name: str, train: bool) -> np.ndarray | None:
-            if train not in self.of_views:  # traces the views: not before an evaluator reads them
-                self.of_views[train] = self._viewed(train)
-            f = self.of_views[train]
-            if (id(source), train) not in viewed:
-                viewed[id(source), train] = f and self.rows(
-                    f, state, source, self.config.batch_size
-                )
-            found = viewed[id(source), train]
-            return None if found is None else found[name or self.feature]
+            f = self._viewed
+            if id(source) not in viewed:
+                viewed[id(source)] = f and self.rows(f, state, source, self.config.batch_size)
+            found = viewed[id(source)]
+            return None if found is None else found[train][name or self.feature]
 
         return Given(
             data=self.data,
@@ -202,9 +198,12 @@ class Evaluation:
         found = self.method.encode(state, batch)
         return {name: found[name] for name in self.wanted if name in found}
 
-    def _viewed(self, train: bool) -> Callable[[State, Batch], dict[str, jax.Array]] | None:
-        """(State, batch) -> features of the first training view; None where the network does not
-        take it as it takes a clean input."""
+    @functools.cached_property
+    def _viewed(self) -> Callable[[State, Batch], list[dict[str, jax.Array]]] | None:
+        """(State, batch) -> features of the first training view, of the network as it is evaluated
+        and as it is trained: one program, which draws the view once. None where the network does
+        not take it as it takes a clean input. Traces the views: not before an evaluator reads
+        them."""
         method = self.method
         if method.views is None or method.features is None or method.clean is None:
             return None
@@ -219,10 +218,13 @@ class Evaluation:
         if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
             return None
 
-        def features(state: State, batch: Batch) -> dict[str, jax.Array]:
+        def features(state: State, batch: Batch) -> list[dict[str, jax.Array]]:
             inputs = method.views(batch, jax.random.key(0))[0]
-            found = method.features(*method.evaluated(state), inputs, train)[0]
-            return {name: found[name] for name in self.wanted if name in found}
+            found = [
+                method.features(*method.evaluated(state), inputs, train)[0]
+                for train in (False, True)
+            ]
+            return [{name: one[name] for name in self.wanted if name in one} for one in found]
 
         return features
 
@@ -238,8 +240,8 @@ class Evaluation:
 def with_labels(
     evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
 ) -> dict[str, Evaluator]:
-    """The evaluators whose labels both parts of the data have; `quiet`: without a word on the
-    others in the log."""
+    """The evaluators whose labels the data have, as their `Needs` say; `quiet`: without a word on
+    the others in the log."""
     found = {}
     for name, one in evaluators.items():
         missing = [
@@ -248,7 +250,21 @@ def with_labels(
             if any(label not in source.sizes for source in data[:2])
         ]
         if not missing:
-            found[name] = one
+            empty = [
+                (label, part)
+                for label in one.needs.labels
+                for part in one.needs.labelled
+                if not _any_labelled(getattr(data, part), label)
+            ]
+            if not empty:
+                found[name] = one
+            elif not quiet:
+                logging.warning(
+                    "evals.protocols.%s is left out: no example of the %s part has a %s; all are "
+                    "-1.",
+                    name,
+                    *reversed(empty[0]),
+                )
         elif not quiet:
             there = sorted(set(data.train.sizes) & set(data.test.sizes))
             logging.log(
@@ -260,6 +276,13 @@ def with_labels(
                 ", ".join(there) or "no labels",
             )
     return found
+
+
+def _any_labelled(source: Source, label: str) -> bool:
+    """Whether an example has the label; True where all would have to be read to find out."""
+    if source.arrays is None and source.labels is None:
+        return True
+    return bool((labels_of(source, label) >= 0).any())
 
 
 def features_asked(evaluators: Mapping[str, Evaluator], config: ConfigDict) -> tuple[str, ...]:
