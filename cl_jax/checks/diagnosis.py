@@ -259,7 +259,8 @@ def table(workdirs: Sequence[str | Path]) -> str:
         total = configs.of_run(workdir).get("total_epochs")
         if not isinstance(total, int | float):
             raise ConfigError(
-                f"{workdir}/config.json has total_epochs={total!r}; expected the number of a run."
+                f"{workdir}/config.json has total_epochs={total!r}; expected a number of epochs. "
+                "Put back the file that the run wrote."
             )
         before = next(
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),

@@ -28,7 +28,8 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel, xla
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import State
-from cl_jax.training import checkpoint
+from cl_jax.training import checkpoint, configs
+from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.experiment import Built, build, initial_state
 from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
@@ -121,13 +122,24 @@ def _record(file: Path) -> dict[str, Any]:
         key
         for key, kind in _KEYS.items()
         if not isinstance(found, dict) or not isinstance(found.get(key), kind)
-    ]
+    ] or _missing_of_config(found["config"])
     if missing:
         raise ConfigError(
             f"{file} has no {', '.join(missing)}: it is not a record of a step of this version."
         )
     record: dict[str, Any] = found
     return record
+
+
+def _missing_of_config(config: dict[str, Any]) -> list[str]:
+    """What every config has, as "config.data", and this one has not, or not as a section."""
+    known = configs.plain(get_defaults())
+    return [
+        f"config.{key}"
+        for key, value in known.items()
+        if key not in ("stage", "stages")  # a stage's own config has neither
+        and (key not in config or isinstance(value, dict) != isinstance(config[key], dict))
+    ]
 
 
 class Replay:
@@ -168,9 +180,9 @@ class Replay:
             "device_kind": self.built.mesh.devices.flat[0].device_kind,
         }
         return ", ".join(
-            f"{name} {self.record[name] or 'none'} then, {value or 'none'} now"
+            f"{name} {self.record.get(name) or 'none'} then, {value or 'none'} now"
             for name, value in now.items()
-            if _essential(name, self.record[name]) != _essential(name, value)
+            if _essential(name, self.record.get(name)) != _essential(name, value)
         )
 
     def first(self, wide: bool = False) -> tuple[dict[str, float], "finite.Cause | None"]:
@@ -191,7 +203,7 @@ class Replay:
 def _essential(name: str, value: Any) -> Any:
     """XLA's flags less the number of forced host devices, which "devices" says."""
     return (
-        {word for word in value.split() if "device_count" not in word}
+        {word for word in str(value or "").split() if "device_count" not in word}
         if name == "xla_flags"
         else value
     )

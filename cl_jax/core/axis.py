@@ -174,6 +174,12 @@ def num_splits(rows: int, *arrays: jax.Array) -> int:
     return math.prod(mesh.shape[name] for name in names) if names else 1
 
 
+def is_divided(x: Any) -> bool:
+    """Whether an array's type says that it is divided over a mesh, as Explicit axes do: what takes
+    some of its rows then needs to say where they are to lie."""
+    return any(axes is not None for axes in jax.typeof(x).sharding.spec)
+
+
 def _free(mesh, names) -> bool:
     """Whether the axes can be mapped here, and are not those of what a `jax.vmap` is over."""
     rows = PartitionSpec(names)

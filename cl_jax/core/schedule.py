@@ -4,18 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import varying
+from cl_jax.core.axis import is_divided, varying
 
 
 def not_before(value: jax.Array, known: jax.Array) -> jax.Array:
-    """value, which on a CPU nothing reads before `known`, an array of one number or more, is there.
+    """value, which on a CPU nothing reads before the array `known` is there.
 
     What a gradient makes of an input of its layer alone could be computed as soon as that input is
     there, and XLA's CPU scheduler does so: right after the layer, to be kept through the rest of
     both passes. An optimisation barrier does not hold it back, since the compiler drops barriers
     before it schedules. So one number of `known` is read: value is NaN where that is, as a
-    gradient of NaN is NaN. On other platforms value is returned as it is. No gradient flows to
-    `known`."""
+    gradient of NaN is NaN. On other platforms, and where `known` is empty or divided over a mesh
+    with Explicit axes, value is returned as it is. No gradient flows to `known`."""
+    if 0 in known.shape or is_divided(known):
+        return value
     first = lax.stop_gradient(known).reshape(-1)[:1].reshape((1,) * value.ndim)
 
     def on_cpu(value, first):

@@ -143,7 +143,7 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
     for name, values in columns.items():
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
-            with np.errstate(over="ignore"):  # told below with those that are given so
+            with np.errstate(over="ignore"):  # reported below with those that are inf in the file
                 features[name] = np.asarray(values, np.float32)
         elif values.ndim == 1 and name.lower() in PATHS and paths is None:
             paths = values.astype(str)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
-from cl_jax.core.axis import axes_of, spread, varying
+from cl_jax.core.axis import axes_of, is_divided, spread, varying
 from cl_jax.core.schedule import not_before
 from cl_jax.encoders import row_windows, winograd
 
@@ -44,9 +44,11 @@ def convolve(
     in another order. XLA's CPU convolution uses its slowest loop at 2 x 2, 24 times slower
     with 128 channels (`benchmarks/layers.py`).
 
-    Where there is enough to compute, the program depends on the platform it is lowered for. On a
-    CPU 3x3 kernels of stride 1 are in Winograd's form (winograd.py) and other kernels' gradients
-    are sums of one product per tap; elsewhere, and with `for_cpu=False`, all is XLA's own.
+    Other programs depend on the platform they are lowered for. On a CPU 3x3 kernels of stride 1 are
+    in Winograd's form (winograd.py) or, of few channels, products of windows of a row
+    (row_windows.py), and gradients of other large kernels are sums of one product per tap.
+    Elsewhere, and with `for_cpu=False`, all is XLA's own. Those programs are differentiated in
+    reverse (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
     """
     sides, size = x.shape[1:3], kernel.shape[:2]
     pads = (
@@ -63,12 +65,12 @@ def convolve(
     if plain and max(sides) <= LARGEST and 1 < min(size) and max(out) <= min(size):
         return _by_taps(x, kernel, strides, pads, out, settings.get("precision"))
     told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
-    known = isinstance(
-        x.shape[0], int
-    )  # a program exported for any batch size has no parts to count
+    # A program exported for any batch size has no parts to count, nor has an empty batch; images on
+    # a mesh with Explicit axes are not cut.
+    cut = isinstance(x.shape[0], int) and x.shape[0] > 0 and not is_divided(x)
     plain = (
         plain
-        and known
+        and cut
         and not told
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )

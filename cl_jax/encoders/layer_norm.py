@@ -63,7 +63,10 @@ def _backward(
     dy = dy.astype(mean.dtype)
     rows = tuple(range(x.ndim - 1))
     d_bias, d_scale = dy.sum(rows), (dy * normal).sum(rows)
-    level, along = ((values @ scale)[..., None] / scale.size for values in (dy, dy * normal))
+    level, along = (
+        jnp.matmul(values, scale, precision="highest")[..., None] / scale.size
+        for values in (dy, dy * normal)
+    )
     dx = inverse * (dy * _row(scale, x) - level - normal * along)
     return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 

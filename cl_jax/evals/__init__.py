@@ -55,13 +55,15 @@ class Needs(NamedTuple):
 
     functions: of the method. features: of "encode"; "" is the run's own. fields: of the training
     and test examples. labels: fields of theirs that have classes; where the data lack one, the
-    evaluator is left out. sources: names in `Splits.more`.
+    evaluator is left out. labelled: of "train" and "test", the parts that need an example with each
+    of these labels; where all are -1, the evaluator is left out. sources: names in `Splits.more`.
     """
 
     functions: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    labelled: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
 

@@ -99,7 +99,12 @@ def make(
     }
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,), sources=(source,) if source else ()),
+        Needs(
+            features=(feature,),
+            labels=(label,),
+            labelled=("test",) if source else ("train", "test"),
+            sources=(source,) if source else (),
+        ),
         when=when,
         better={f"{figure}/{name}": 1 for name in ("all", "value", "least", *GROUPS)},
         titles=titles,
@@ -153,6 +158,8 @@ def grouped(counts: np.ndarray, *, many: int = 100, few: int = 20) -> Grouped:
 
 
 def _predicted(x, y, queries, c, iterations):
+    if (y == y[0]).all():  # one class, which scikit-learn refuses
+        return np.full(len(queries), y[0])
     machine = make_pipeline(
         StandardScaler(), LogisticRegression(C=c, max_iter=iterations, class_weight="balanced")
     )

@@ -21,7 +21,7 @@ def make(*, feature: str = "logits", label: str = "label") -> Evaluator:
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,)),
+        Needs(features=(feature,), labels=(label,), labelled=("test",)),
         untrained=False,
         better={"classifier/top1": 1},
         titles={"classifier/top1": "classifier %"},

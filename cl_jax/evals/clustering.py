@@ -57,7 +57,7 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,)),
+        Needs(features=(feature,), labels=(label,), labelled=("test",)),
         when=when,
         better=dict.fromkeys(figures, 1),
         titles={figures[0]: "clusters, accuracy %"},

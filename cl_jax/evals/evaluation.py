@@ -19,7 +19,7 @@ from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
-from cl_jax.data.source import Source, Splits
+from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import Evaluator, Given
 
 
@@ -240,8 +240,8 @@ class Evaluation:
 def with_labels(
     evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
 ) -> dict[str, Evaluator]:
-    """The evaluators whose labels both parts of the data have; `quiet`: without a word on the
-    others in the log."""
+    """The evaluators whose labels the data have, as their `Needs` say; `quiet`: without a word on
+    the others in the log."""
     found = {}
     for name, one in evaluators.items():
         missing = [
@@ -250,7 +250,21 @@ def with_labels(
             if any(label not in source.sizes for source in data[:2])
         ]
         if not missing:
-            found[name] = one
+            empty = [
+                (label, part)
+                for label in one.needs.labels
+                for part in one.needs.labelled
+                if not _any_labelled(getattr(data, part), label)
+            ]
+            if not empty:
+                found[name] = one
+            elif not quiet:
+                logging.warning(
+                    "evals.protocols.%s is left out: no example of the %s part has a %s; all are "
+                    "-1.",
+                    name,
+                    *reversed(empty[0]),
+                )
         elif not quiet:
             there = sorted(set(data.train.sizes) & set(data.test.sizes))
             logging.log(
@@ -262,6 +276,13 @@ def with_labels(
                 ", ".join(there) or "no labels",
             )
     return found
+
+
+def _any_labelled(source: Source, label: str) -> bool:
+    """Whether an example has the label; True where all would have to be read to find out."""
+    if source.arrays is None and source.labels is None:
+        return True
+    return bool((labels_of(source, label) >= 0).any())
 
 
 def features_asked(evaluators: Mapping[str, Evaluator], config: ConfigDict) -> tuple[str, ...]:

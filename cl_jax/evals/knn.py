@@ -91,7 +91,7 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,)),
+        Needs(features=(feature,), labels=(label,), labelled=("train", "test")),
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": f"{figure.replace('knn', 'kNN ').strip()} %"},
         baseline=baseline,

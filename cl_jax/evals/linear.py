@@ -101,7 +101,7 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,)),
+        Needs(features=(feature,), labels=(label,), labelled=("train", "test")),
         when="final",
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": "linear probe, cached features %"},

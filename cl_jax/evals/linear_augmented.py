@@ -86,7 +86,12 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), fields=("image",), labels=(label,)),
+        Needs(
+            features=(feature,),
+            fields=("image",),
+            labels=(label,),
+            labelled=("train", "test"),
+        ),
         when="asked",
         better={"linear/augmented/top1": 1},
         titles={"linear/augmented/top1": "linear probe, augmented views %"},

@@ -75,6 +75,7 @@ def make(
         Needs(
             features=(feature,),
             labels=() if query else (label, *((camera,) if camera else ())),
+            labelled=() if query else ("test",),
             sources=tuple(dict.fromkeys(name for name in (query, gallery) if name)),
         ),
         when=when,

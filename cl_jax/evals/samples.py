@@ -105,7 +105,12 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(functions=("generate",), fields=(image,), labels=(label,)),
+        Needs(
+            functions=("generate",),
+            fields=(image,),
+            labels=(label,),
+            labelled=("train", "test"),
+        ),
         better={"samples/frechet": -1, "samples/label_accuracy": 1, "samples/inception_score": 1},
         titles={
             "samples/frechet": "Fréchet distance of samples",

@@ -66,7 +66,7 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), labels=(label,)),
+        Needs(features=(feature,), labels=(label,), labelled=("train",)),
         when=when,
         better={figures[0]: 1},
         titles={figures[0]: f"SVM in {folds} folds, {selection} %"},

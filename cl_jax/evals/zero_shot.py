@@ -61,7 +61,7 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(image, text), labels=(label,), sources=(source,)),
+        Needs(features=(image, text), labels=(label,), labelled=("test",), sources=(source,)),
         better={"zero_shot/top1": 1},
         titles={"zero_shot/top1": "zero-shot by prompts %"},
     )

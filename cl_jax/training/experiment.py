@@ -54,8 +54,8 @@ def load_data(config: ConfigDict) -> Splits:
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
     `fraction`: the share of the training part that is trained on, of each class where there are
-    labels. `imbalance`: how long-tailed that is made; where it is given, be it 1, the training part
-    before both is `more["balanced"]`.
+    labels. `imbalance`: how long-tailed that is made; where it is given, even as 1, the training
+    part before both is `more["balanced"]`.
     `unlabeled`: the examples of `more["unlabeled"]` are trained on too, after those, with the label
     -1; evaluators read the labelled ones.
 

@@ -281,6 +281,10 @@ def test_a_step_that_comes_out_otherwise_is_said(run, tmp_path, capsys):
     path.write_text(json.dumps(found | {"devices": "two", "config": []}))
     assert command.main([str(tmp_path)]) == 2
     assert "has no devices, config: it is not a record" in capsys.readouterr().err
+    for key, value in (("data", None), ("method", "simclr_v1")):
+        path.write_text(json.dumps(found | {"config": found["config"] | {key: value}}))
+        assert command.main([str(tmp_path)]) == 2
+        assert f"has no config.{key}: it is not a record" in capsys.readouterr().err
     path.unlink()
     assert command.main([str(tmp_path)]) == 2
     assert "holds no step that was kept" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cl_jax.core.schedule import not_before
 from cl_jax.encoders import norm
@@ -16,6 +17,15 @@ def test_is_the_value_and_passes_nan_on():
     assert jnp.isnan(not_before(value, known.at[0, 0].set(jnp.nan))).all()
     of_value, of_known = jax.grad(lambda *a: not_before(*a).sum(), (0, 1))(value, known)
     assert (of_value == 1).all() and (of_known == 0).all()
+
+
+def test_does_not_wait_for_nothing_or_for_what_lies_on_an_explicit_mesh():
+    value = jnp.arange(3.0)
+    np.testing.assert_array_equal(not_before(value, jnp.ones((0, 2))), value)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        known = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec("data")))
+        np.testing.assert_array_equal(jax.jit(not_before)(value, known), value)
 
 
 def test_other_platforms_have_no_trace_of_it():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cl_jax.core import parallel
@@ -71,6 +72,17 @@ def test_a_convolution_of_few_channels_takes_it_on_a_cpu():
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4)
+
+
+def test_an_empty_batch_and_an_explicit_mesh_take_the_plain_sums():
+    x, kernel = draw((4, 8, 8, 3), (3, 3, 3, 4))
+    gradient = jax.eval_shape(jax.grad(value(), (0, 1)), x[:0], kernel)
+    assert [g.shape for g in gradient] == [(0, 8, 8, 3), (3, 3, 3, 4)]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(x, NamedSharding(mesh, P("data")))
+        found = jax.jit(value())(divided, kernel)  # JAX has no gradient of a convolution there
+    np.testing.assert_allclose(found, value(for_cpu=False)(x, kernel), atol=1e-3)
 
 
 def test_bfloat16_is_summed_in_float32():

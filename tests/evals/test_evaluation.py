@@ -1,6 +1,7 @@
 """The run of the evaluators: order of rows on any mesh, what is checked, what is left out."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,23 @@ def test_evaluators_of_labels_are_left_out_where_there_are_none():
     assert not runner.evaluators and runner.best == ""
     runner.check(state)
     assert runner.measure(state).keys() == {"eval_seconds"}
+
+
+def test_evaluators_of_labels_are_left_out_where_all_are_missing(caplog):
+    labelled, none = splits().train, splits().train.arrays
+    none = from_arrays("none", none | {"label": np.full_like(none["label"], -1)}, {"label": 3})
+    every = {
+        name: importlib.import_module(f"cl_jax.evals.{name}").make()
+        for name in ("knn", "linear", "logistic", "balancedness", "classifier", "clustering")
+    }
+    runner, _ = evaluation(every, Splits(none, labelled))
+    assert set(runner.evaluators) == {"classifier", "clustering"}
+    runner, _ = evaluation(every, Splits(labelled, none))
+    assert not runner.evaluators
+    assert "evals.protocols.knn is left out: no example of the train part has a label" in (
+        caplog.text
+    )
+    assert "classifier is left out: no example of the test part" in caplog.text
 
 
 def test_figures_that_are_nan_are_left_out(caplog):

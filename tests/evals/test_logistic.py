@@ -8,7 +8,7 @@ import pytest
 
 from cl_jax import losses
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import clustering, logistic, steps_ahead, svm_folds
+from cl_jax.evals import balancedness, clustering, logistic, steps_ahead, svm_folds
 
 RNG = np.random.default_rng(0)
 
@@ -46,6 +46,13 @@ def test_examples_without_a_label_are_left_out():
     given.data.train.arrays["label"][:6] = -1
     given.data.test.arrays["label"][1] = -1
     assert logistic.make().measure(given) == {"logistic/label": 1.0}
+
+
+def test_one_class_is_predicted_of_all():
+    x = RNG.normal(size=(6, 2))
+    truth = np.array([2, 2, 0, 1, 2, 0])
+    assert logistic.accuracy(x, np.full(6, 2), x, truth) == 0.5
+    assert (balancedness._predicted(x, np.full(6, 2), x, 1.0, 10) == 2).all()
 
 
 def test_features_that_are_nan_give_nan():

@@ -13,7 +13,7 @@ def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):
 def test_a_config_without_a_length_is_one_sentence(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert diagnose.main([str(tmp_path)]) == 1
-    assert "total_epochs=None; expected the number of a run" in capsys.readouterr().err
+    assert "total_epochs=None; expected a number of epochs" in capsys.readouterr().err
 
 
 def test_the_verdict_of_each_evaluation_is_printed(tmp_path, capsys):
