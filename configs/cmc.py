@@ -38,8 +38,8 @@ Differences from the authors' code:
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc
 Reached: kNN 73.3 % after twelve epochs (untrained 43.2 %, raw pixels 46.4 %). `patches`: 14.4 %
-(untrained 22.9 %): its views share the ground more than the digit, and the ground is what is
-learnt, 67.7 % by logistic regression (untrained 58.0 %). See docs/results.md.
+(untrained 22.9 %): the ground is what is learnt, 67.7 % by logistic regression (untrained 58.0 %),
+and the digit is lost. See docs/results.md.
 """
 
 from ml_collections import ConfigDict
