@@ -292,10 +292,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", default="", help="number: the folder of folders")
     parser.add_argument("--shown", default="", help="number: names of folders in it, core first")
-    parser.add_argument("--test_share", type=float, default=0.3)
+    parser.add_argument(
+        "--test_share", type=float, default=0.3, help="number: share of things that are held out"
+    )
     parser.add_argument("--size", type=int, default=16, help="number: side of a view, pixels")
     parser.add_argument("--workdir", default="", help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of a point, from seed 0 on")
     parser.add_argument("--epochs", type=float, default=0.0, help="of a run; 8 of number, else 2")
     parser.add_argument("--small", action="store_true", help="to try the program")
     parser.add_argument("--pictures", type=Path, default=_timing.ROOT / "docs" / "pictures")

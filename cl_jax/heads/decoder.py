@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cl_jax.core.shapes import check
 from cl_jax.encoders import masking, positions
+from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.encoders.vit import Block
 
 
@@ -47,6 +48,6 @@ class Decoder(nn.Module):
             x, _ = Block(
                 self.width, self.heads, 4.0, kernel, kernel, False, self.dtype, name=f"block{i + 1}"
             )(x, None, False)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=wide, name="norm")(x)
+        x = LayerNorm(epsilon=1e-6, dtype=wide, name="norm")(x)
         x = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=kernel, name="pixels")(x)
         return x[:, 1:].astype(wide)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
+from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.encoders.norm import BatchNorm
 
 
@@ -51,7 +52,7 @@ class DotCritic(nn.Module):
         y = y + nn.Dense(
             self.units, use_bias=False, dtype=self.dtype, kernel_init=start, name="shortcut"
         )(x)
-        return nn.LayerNorm(epsilon=1e-5, dtype=wide, name="layer_norm")(y)
+        return LayerNorm(epsilon=1e-5, dtype=wide, name="layer_norm")(y)
 
 
 def noisy_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

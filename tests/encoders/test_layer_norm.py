@@ -56,6 +56,14 @@ def test_a_large_mean_loses_nothing():
     np.testing.assert_allclose(far, near, atol=0.01)
 
 
+def test_products_of_the_gradient_are_in_float32_on_accelerators():
+    x, params = given()
+    traced = jax.jit(jax.grad(value(LayerNorm()))).trace(x, params)
+    lines = traced.lower(lowering_platforms=("tpu",)).as_text().splitlines()
+    products = [line for line in lines if "dot_general" in line]
+    assert len(products) == 2 and all("HIGHEST" in line for line in products)
+
+
 def test_the_gradient_keeps_the_input_and_two_numbers_a_row():
     x, params = given()
     back = jax.eval_shape(lambda x, params: jax.vjp(value(LayerNorm()), x, params)[1], x, params)
