@@ -1,6 +1,7 @@
 """The documentation: a page for each config, made from its docstring, and links that hold."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -185,8 +186,9 @@ def wrong_names(args, settings):
         for key, _ in settings:
             *sections, last = key.split(".")
             if "protocols" in sections:
-                taken = experiment.parameters("cl_jax.evals", sections[-1])
-                if last not in taken:
+                section = functools.reduce(lambda at, name: at[name], sections, config)
+                maker = section.get("name", sections[-1])
+                if last not in {"name", *experiment.parameters("cl_jax.evals", maker)}:
                     yield f"{key} is not a setting of the evaluator"
             elif key not in known:
                 yield f"{key} is not a setting of {name}"
