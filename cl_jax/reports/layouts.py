@@ -52,11 +52,11 @@ def _with_others(placed: np.ndarray, chosen: np.ndarray, x: np.ndarray) -> np.nd
 
 
 def _umap(x: np.ndarray, seed: int) -> np.ndarray:
+    if len(x) < 4:  # its start needs three eigenvectors
+        return np.zeros((len(x), 2), np.float32)
     with warnings.catch_warnings(action="ignore"):  # of parts of it that need TensorFlow
         import umap
 
-        if len(x) < 4:  # its start needs three eigenvectors
-            return np.zeros((len(x), 2), np.float32)
         near = min(15, len(x) - 1)
         return umap.UMAP(n_neighbors=near, random_state=seed, n_jobs=1).fit_transform(x)
 

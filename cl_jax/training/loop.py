@@ -338,9 +338,7 @@ def start_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
     optimiser's part where nothing trains it."""
     state = initial_state(built, config, trains)
     path = config.get("init_from", "")
-    if not path:
-        return state
-    return importing.start(state, path, config.encoder.get("heads", 0))  # none of a ResNet
+    return importing.start(state, path, config.encoder) if path else state
 
 
 def where_things_are(workdir: Path) -> str:

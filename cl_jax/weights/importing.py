@@ -411,14 +411,15 @@ def settle(config: ConfigDict, given: Sequence[str]) -> list[str]:
     return [f"starts from {path}", *found.report()]
 
 
-def start(state: State, path: str | Path, heads: int = 0) -> State:
-    """A State whose networks of the encoder's shape, momentum copies too, are those of a file;
-    heads as in `read`.
+def start(state: State, path: str | Path, encoder: Mapping[str, Any] = {}) -> State:
+    """A State whose networks of the encoder's shape, momentum copies too, are those of a file.
+
+    encoder: the section of the config, which may tell what no tensor does, a ViT's `heads`.
 
     Raises:
       ConfigError: as `read`, or no network of the State has its shape.
     """
-    return put(state, read(path, heads=heads), path)
+    return put(state, read(path, heads=encoder.get("heads", 0)), path)
 
 
 def put(state: State, found: Imported, path: str | Path) -> State:

@@ -15,7 +15,6 @@ def test_few_rows_have_places(rows, monkeypatch):
 
 
 def test_umap_is_not_asked_for_fewer_rows_than_its_start_needs():
-    pytest.importorskip("umap")
     np.testing.assert_array_equal(layouts._umap(np.eye(3, dtype=np.float32), 0), np.zeros((3, 2)))
 
 
