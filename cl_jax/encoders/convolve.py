@@ -210,14 +210,18 @@ def _enough(x: jax.Array, kernel: jax.Array, least: tuple[int, int]) -> bool:
     return min(channels) >= least[0] and math.prod((*x.shape[1:3], *channels)) >= least[1]
 
 
+def _three_by_three(kernel: jax.Array, strides: Sequence[int]) -> bool:
+    """Whether a kernel is 3x3, of stride 1."""
+    return kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
+
+
 def _by_winograd(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
-    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
-    return plain and _enough(x, kernel, WINOGRAD)
+    return _three_by_three(kernel, strides) and _enough(x, kernel, WINOGRAD)
 
 
 def _by_windows(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
-    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
-    return plain and max(kernel.shape[2:]) <= WINDOWS[0] and min(x.shape[1:3]) >= WINDOWS[1]
+    few = max(kernel.shape[2:]) <= WINDOWS[0] and min(x.shape[1:3]) >= WINDOWS[1]
+    return _three_by_three(kernel, strides) and few
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import axes_of, spread
+from cl_jax.encoders import winograd
 
 CACHE = 1 << 19  # bytes of the windows of a part
 
@@ -79,9 +80,6 @@ def _windows(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
 
 
 def _parts(x: jax.Array, like: jax.Array) -> jax.Array:
-    """x [B, ...] as [n, B / n, ...], so that the windows of a part of `like` fit the cache; the
-    size is a constant, so that the numbers do not depend on the machine."""
+    """x [B, ...] as [n, B / n, ...], so that the windows of a part of `like` fit the cache."""
     _, height, width, channels = like.shape
-    most = max(1, CACHE // (12 * (height + 2) * width * channels))
-    size = next(n for n in range(min(len(x), most), 0, -1) if len(x) % n == 0)
-    return x.reshape(len(x) // size, size, *x.shape[1:])
+    return winograd.parts(x, 12 * (height + 2) * width * channels, cache=CACHE)

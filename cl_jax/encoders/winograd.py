@@ -101,13 +101,13 @@ def _padded(x: jax.Array, pads: Sequence[tuple[int, int]], sides: Sequence[int])
     )
 
 
-def parts(x: jax.Array, image: int, weights: int = 0) -> jax.Array:
-    """x [B, ...] as [n, B / n, ...]: parts whose intermediate values a processor's cache holds,
-    `image` bytes an image.
+def parts(x: jax.Array, image: int, weights: int = 0, cache: int = CACHE) -> jax.Array:
+    """x [B, ...] as [n, B / n, ...]: parts whose intermediate values, `image` bytes an image, fit
+    `cache` bytes.
 
     Half of the weights of the products fit a part too. The sizes are constants, so that the numbers
     do not depend on the machine's cores."""
-    most = max(CACHE, weights // 2)
+    most = max(cache, weights // 2)
     images = x.shape[0]
     size = next(n for n in range(max(1, min(images, most // image)), 0, -1) if images % n == 0)
     return x.reshape(images // size, size, *x.shape[1:])
