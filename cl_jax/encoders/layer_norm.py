@@ -18,7 +18,7 @@ class LayerNorm(nn.Module):
 
     Moments and parameters "scale" and "bias" [D] are float32 at least, and those of deviations:
     large means lose nothing. As `flax.linen.LayerNorm` with a gradient that keeps x and two
-    numbers a row, where differentiation keeps four arrays of the size of x. Differentiated in
+    numbers a row, where differentiation keeps three arrays of the size of x. Differentiated in
     reverse (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
 
     Args:
