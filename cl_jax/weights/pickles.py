@@ -23,6 +23,7 @@ from cl_jax.weights._unpickling import Call, Refused
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before zip files
 _START = pickle.dumps(MAGIC, 2)
+_ZIP = b"PK\x03\x04"
 _STORAGES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -141,6 +142,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             start = file.read(len(_START))
             file.seek(0)
+            if start.startswith(_ZIP):  # which as a pickle asks for an object outside the file
+                raise ValueError("a zip file without its end")
             if start == _START:
                 return _of_stream(file, path.stat().st_size)
             kind = "a pickle of arrays"
