@@ -38,6 +38,8 @@ from typing import Any, NamedTuple
 
 import _timing
 
+from cl_jax.core import pages
+
 
 class Case(NamedTuple):
     """A method, its encoder, the sizes of its views, and how many images are a batch."""
@@ -336,4 +338,6 @@ def write_peak(args: argparse.Namespace, batch: int, peers: list[str], place: st
 
 
 if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    pages.restart()  # as `cl-jax train` does
     main()
