@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The program `cl-jax`."""
-    if sys.argv[1:2] in (["train"], ["benchmark"]) and not {"-h", "--help"} & set(sys.argv):
+    if sys.argv[1:2] in (["train"], ["benchmark"]):
         pages.restart()
     stopping.end_by_ctrl_c()
     stopping.end(main())

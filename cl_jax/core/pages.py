@@ -2,9 +2,8 @@
 
 XLA allocates a step's temporaries at every step. From 32 MiB on glibc takes such a block from the
 system each time and gives it back, and the system clears it in pages of 4 KiB: a seventh of a step.
-In pages of 2 MiB that costs a seventh of it, and the processor looks fewer addresses up. Linux has
-them for who asks, as glibc does when GLIBC_TUNABLES says so at a process's start. Nothing here
-imports jax."""
+In pages of 2 MiB that takes a seventh of the time. Linux has them for who asks, as glibc does when
+GLIBC_TUNABLES says so at a process's start. Nothing here imports jax."""
 
 import os
 import sys
@@ -20,12 +19,12 @@ KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def restart() -> None:
     """Starts this program again, as the same process, where huge pages are to be had and it does
-    not ask for them yet. For a program's first line; not where Python runs somebody else's program.
-    """
+    not ask for them yet; not for its help. For a program's first line, and not where Python runs
+    somebody else's program."""
     tunables = wanted(os.environ)
-    if tunables is None:
+    if tunables is None or {"-h", "--help"} & set(sys.argv):
         return
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     try:
         os.execve(
