@@ -12,7 +12,8 @@ Variants:
                 little, as the paper expects of it.
   file          your own sentences, at --config.data.path; scored pairs at --config.data.sts.
   small         beside file: a transformer of two layers of 128 in place of four of 256, for a CPU;
-                one epoch.
+                one epoch, a hundredth of the sentences held out. The tasks of `transfer` are
+                measured of the untrained network too.
   prose         the documentation of Python and numpy, unsupervised; no scored pairs.
   bert          the authors' size and setting for your own sentences: BERT base, batch 64, AdamW
                 3e-5, one epoch; with --config.method.weights=FOLDER and
@@ -104,6 +105,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.update(dict(width=256, depth=4, length=32))
     if "small" in chosen:
         config.encoder.update(dict(width=128, depth=2))
+        config.data.test_share = 0.01
+        config.optimizer.warmup_epochs = 0.02
         config.total_epochs = 1.0
     if "prose" in chosen:
         config.data = ConfigDict(
@@ -130,7 +133,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.pool = pool
     if "transfer" in chosen:
         config.data.classify = ""
-        config.evals.protocols.transfer = ConfigDict(dict())
+        when = "always" if "small" in chosen else "final"
+        config.evals.protocols.transfer = ConfigDict(dict(when=when))
     if "mlm" in chosen:
         config.method.mlm_weight = 0.1
     if "debug" in chosen:
