@@ -223,6 +223,20 @@ def test_when_and_baselines_and_summary(tmp_path):
     assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]
 
 
+def test_pictures_of_the_final_state_take_its_features_as_measured(tmp_path, monkeypatch):
+    runner, state = evaluation({"n": neighbours.make(), "knn": knn.make()}, workdir=tmp_path)
+    runner.measure(state, final=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "rows", lambda *_: pytest.fail("encoded again"))
+        runner.draw(state)
+    assert (tmp_path / "neighbours.png").exists() and runner.measured is None
+    runner.measure(state, final=True)
+    calls, rows = [], runner.rows
+    monkeypatch.setattr(runner, "rows", lambda *given: calls.append(0) or rows(*given))
+    runner.draw(dataclasses.replace(state))  # another State
+    assert len(calls) == 1  # one source is both parts here
+
+
 def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
     image = np.arange(2 * 4 * 4 * 7, dtype=np.uint8).reshape(2, 4, 4, 7)
     for channels, shown in ((7, 3), (3, 3), (2, 1), (1, 1)):
