@@ -236,6 +236,11 @@ class Stepper:
                 f"the method's order of epoch {epoch} is {ids.dtype}{list(ids.shape)}; expected "
                 f"integers {list(expected)}: {run.steps_per_epoch} batches of {run.batch_size}."
             )
+        if not (0 <= ids.min() and ids.max() < run.size):  # on a device such rows are clamped
+            raise ValueError(
+                f"the method's order of epoch {epoch} goes from {ids.min()} to {ids.max()}; "
+                f"expected numbers of examples, 0 to {run.size - 1}."
+            )
         self.epoch_order, self.ordered = ids.astype(np.int32), epoch
         self.loaded = None
 

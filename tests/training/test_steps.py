@@ -199,11 +199,18 @@ def test_a_methods_order_is_that_of_the_epoch(built, config):
     )
 
 
-def test_an_order_of_another_length_is_refused(built, config):
-    short = dataclasses.replace(built.method, order=lambda *_: np.zeros(3, np.int32))
-    stepper = loop.stepper(built._replace(method=short), config, 0)
-    with pytest.raises(ValueError, match=r"order of epoch 0 is int32\[3\]; expected"):
-        stepper(loop.initial_state(built, config))
+def test_an_order_of_another_length_or_of_other_examples_is_refused(built, config):
+    run = built.run
+    numbered_from_one = np.full(run.steps_per_epoch * run.batch_size, run.size, np.int32)
+    for ids, words in (
+        (np.zeros(3, np.int32), r"is int32\[3\]; expected"),
+        (numbered_from_one, rf"goes from {run.size} to {run.size}; .*0 to {run.size - 1}\."),
+        (numbered_from_one - run.size - 1, "goes from -1 to -1"),
+    ):
+        method = dataclasses.replace(built.method, order=lambda *_, ids=ids: ids)
+        stepper = loop.stepper(built._replace(method=method), config, 0)
+        with pytest.raises(ValueError, match=f"order of epoch 0 {words}"):
+            stepper(loop.initial_state(built, config))
 
 
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):
