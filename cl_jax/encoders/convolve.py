@@ -67,12 +67,15 @@ def convolve(
             for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
         )
         and min(out) > 0
+        # Where a kernel is divided over a mesh with Explicit axes, lax is told how its result is.
+        and not is_divided(kernel)
+        and settings.get("out_sharding") is None
     )
     if plain and max(sides) <= LARGEST and 1 < min(size) and max(out) <= min(size):
         y = _by_taps(x, kernel, strides, pads, out, settings.get("precision"))
         return y.astype(settings.get("preferred_element_type") or jnp.result_type(x, kernel))
-    # A program exported for any batch size has no parts to count, nor has an empty batch; images on
-    # a mesh with Explicit axes are not cut.
+    # A program exported for any batch size has no parts to count, nor has an empty batch; images
+    # that are divided are not cut.
     cut = isinstance(x.shape[0], int) and x.shape[0] > 0 and not is_divided(x)
     plain = (
         plain

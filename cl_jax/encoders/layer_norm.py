@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import axes_of, spread, varying
+from cl_jax.core.axis import axes_of, is_divided, spread, varying
 from cl_jax.core.linear import linear
 from cl_jax.core.schedule import not_before
 from cl_jax.core.shapes import check_real
@@ -43,6 +43,9 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, size, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, size, jnp.float32)
         dtype = x.dtype if self.dtype is None else jnp.dtype(self.dtype)
+        of_features = jax.typeof(x).sharding.spec[-1] is not None
+        if of_features or is_divided(scale) or is_divided(bias):  # over Explicit axes of a mesh
+            return _forward(x, scale, bias, self.epsilon, dtype)[0]
         return _normalise(*varying((x, scale, bias)), self.epsilon, dtype)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import axes_of, axis_size, spread, total, varying
+from cl_jax.core.axis import axes_of, axis_size, is_divided, spread, total, varying
 from cl_jax.core.linear import linear
 from cl_jax.core.schedule import not_before
 from cl_jax.core.shapes import check_axis, check_real
@@ -98,15 +98,18 @@ class BatchNorm(nn.Module):
                 # One number for each value of a channel, so that a sum of them is their count.
                 weight = jnp.broadcast_to(weight, (*x.shape[:-1], 1))
             x, scale, bias, weight = varying((x, scale, bias, weight))
+            divided = any(is_divided(one) for one in (x, scale, bias) if one is not None)
 
             def normalised(x, weight):
-                if weight is None:
+                if weight is None and divided:
+                    y, mean, var = _differentiated(x, scale, bias, self.epsilon, out_dtype)
+                    count = _count(x, shared)
+                elif weight is None:
                     y, mean, var = _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
                     count = _count(x, shared)
                 else:
-                    y, mean, var = _weighted(
-                        x, scale, bias, weight, shared, self.epsilon, out_dtype
-                    )
+                    given = x, scale, bias, weight, shared, self.epsilon, out_dtype
+                    y, mean, var = _weighted_forward(*given)[0] if divided else _weighted(*given)
                     count = total(weight.sum(), shared)
                 if self.unbiased_running_variance:
                     var = var * (count / jnp.maximum(count - 1, 1))
@@ -209,6 +212,18 @@ def _spread_as(y: jax.Array, tangents: Any) -> Any:
 def _moved(out: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
     """The tangents of (y, mean, variance), of which the moments pass none on."""
     return dy, *(spread(jnp.zeros(one.shape, one.dtype), axes_of(one)) for one in out[1:])
+
+
+def _differentiated(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_normalise` of what is divided over Explicit axes of a mesh: no row is taken out of x, and
+    JAX, which knows how each array is divided, differentiates."""
+    wide, axes = x.astype(jnp.promote_types(x.dtype, jnp.float32)), tuple(range(x.ndim - 1))
+    mean = wide.mean(axes, keepdims=True)
+    var = jnp.square(wide - mean).mean(axes, keepdims=True)
+    inverse = _affine(lax.rsqrt(var + epsilon), scale, None)
+    return _affine((wide - mean) * inverse, None, bias).astype(dtype), mean, var
 
 
 def _forward(

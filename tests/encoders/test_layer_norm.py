@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cl_jax.core import parallel
@@ -113,3 +114,19 @@ def test_across_devices(check_vma):
     found = jax.jit(jax.grad(mapped))(params, x)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(jax.grad(f, 1)(x, params))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [None, "data"])
+def test_parameters_or_features_may_be_divided_over_explicit_axes(features):
+    x, params = given()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def gradient(params, x):
+        return jax.grad(value(LayerNorm()), (0, 1))(x, params)
+
+    expected = jax.tree.leaves(gradient(params, x))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(params, NamedSharding(mesh, P("data")))
+        x = jax.device_put(x, NamedSharding(mesh, P(None, None, features)))
+        for a, b in zip(jax.tree.leaves(jax.jit(gradient)(divided, x)), expected):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

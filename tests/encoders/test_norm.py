@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cl_jax.encoders.norm import BatchNorm
 from tests.losses.parity import AXIS, assert_parity
@@ -236,6 +236,28 @@ def test_forward_mode_and_products_with_the_hessian(weighted):
     found, right = (jax.tree.leaves(derivatives(f, point, moved)) for f in (ours, plain))
     for a, b in zip(found, right):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [("data",), (None, "data")])
+def test_rows_or_channels_may_be_divided_over_explicit_axes(spec):
+    rng = np.random.default_rng(2)
+    x, start = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32), _variables(4, rng)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def run(x, params):
+        def value(x, params):
+            variables = {"params": params, "batch_stats": start["batch_stats"]}
+            y, stats = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+            return jnp.sin(y).sum(), stats
+
+        return jax.grad(value, (0, 1), has_aux=True)(x, params)
+
+    expected = jax.tree.leaves(run(x, start["params"]))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        params = jax.device_put(start["params"], NamedSharding(mesh, PartitionSpec(*spec[1:])))
+        for a, b in zip(jax.tree.leaves(jax.jit(run)(divided, params)), expected):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_numpys_float64_is_read_as_jax_reads_it():

@@ -213,6 +213,35 @@ def test_an_order_of_another_length_or_of_other_examples_is_refused(built, confi
             stepper(loop.initial_state(built, config))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda s, m: (s, m | {"z": jnp.ones(3)}),
+            r"metric 'z' is float32\[3\]; expected a scalar",
+        ),
+        (lambda s, m: (s, m | {"z": "high"}), "metric 'z' is a str; expected a scalar"),
+        (
+            lambda s, m: (dataclasses.replace(s, memory={"mean": jnp.ones(3)}), m),
+            r"memory\['mean'\] of the State is missing before a step and float32\[3\] after",
+        ),
+        (
+            lambda s, m: (dataclasses.replace(s, params=jax.tree.map(jnp.bfloat16, s.params)), m),
+            r"params\['w'\] of the State is float32\[.*\] before a step and bfloat16\[",
+        ),
+        (lambda s, m: (s.params, m), "a step returned a dict; expected the State"),
+    ],
+)
+def test_a_step_that_returns_something_else_is_one_sentence(built, config, change, words):
+    def update(state, batch, key):
+        return change(*built.method.update(state, batch, key))
+
+    method = dataclasses.replace(built.method, update=update)
+    stepper = loop.stepper(built._replace(method=method), config, 0)
+    with pytest.raises(ValueError, match=words):
+        stepper(loop.initial_state(built, config))
+
+
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):
     stepper = loop.stepper(built, config, 0)
     state, _ = stepper(loop.initial_state(built, config))
