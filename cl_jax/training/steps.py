@@ -2,6 +2,7 @@
 are not finite."""
 
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -45,8 +46,7 @@ class Stepper:
         self.guard = config.nonfinite != "ignore"
         self.wait_seconds = 0.0  # spent waiting for the host's data
         self.compile_seconds = 0.0  # 0 until something is compiled
-        self.flops = 0.0  # of one step on one device, once it is compiled
-        self.temporary_bytes = 0
+        self.program: Any = None  # of the step, once it is compiled
         self.epoch_order: np.ndarray | None = None  # by the method's `order`
         self.ordered = -1  # the epoch that it is of
         self.key = parallel.replicate(jax.random.key(self.seed), self.mesh)
@@ -209,14 +209,23 @@ class Stepper:
     def _compiled(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
         if not self.compile_seconds:
             began = time.perf_counter()
-            program = lifted.lower(
-                *arguments
-            ).compile()  # the same executable that the call below finds
+            # the same executable that the call below finds
+            self.program = lifted.lower(*arguments).compile()
             self.compile_seconds = time.perf_counter() - began
-            cost, memory = program.cost_analysis(), program.memory_analysis()
-            self.flops = float((cost or {}).get("flops", 0.0))
-            self.temporary_bytes = memory.temp_size_in_bytes if memory is not None else 0
         return lifted(*arguments)
+
+    # A tenth of a second for a small network, where nobody asks.
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Of one step on one device, after the first step."""
+        return float((self.program.cost_analysis() or {}).get("flops", 0.0))
+
+    @functools.cached_property
+    def temporary_bytes(self) -> int:
+        """Of one step on one device, after the first step."""
+        memory = self.program.memory_analysis()
+        return 0 if memory is None else int(memory.temp_size_in_bytes)
 
     def _ids(self, step: int) -> np.ndarray:
         return self.ids(step)[

@@ -4,6 +4,7 @@ are not finite."""
 import dataclasses
 
 import jax
+import jax._src.compiler
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.training import loop, metrics, optim
+from cl_jax.training.experiment import Start
 from configs import simclr_v1
 
 
@@ -247,6 +249,16 @@ def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, co
     state, _ = stepper(loop.initial_state(built, config))
     with jax.transfer_guard_device_to_host("disallow"):
         stepper(state)
+
+
+def test_the_state_of_step_0_is_made_again_by_the_same_program(built, config, monkeypatch):
+    """Baselines are of it, after it was trained on."""
+    start = Start(built, config)
+    first = parallel.fetch(start())
+    monkeypatch.setattr(
+        jax._src.compiler, "compile_or_get_cached", lambda *_, **__: pytest.fail("compiled again")
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, parallel.fetch(start()))
 
 
 def test_flops_and_temporaries_of_the_step_are_known_after_it_compiled(built, config):
