@@ -8,7 +8,7 @@ PyTorch's is benchmarks/_torch.py, in both memory layouts, and with `--compiled`
 `torch.compile` too. The numbers of trained parameters are compared first. Steps are run in turn,
 each after an untimed one of its own, as steps of a run follow each other; a ratio is ours by its,
 the median over rounds, by processor time and by the wall's clock, which on a machine that others
-use says less. All forms have the huge pages that `cl-jax train` asks for.
+use says less.
 
   resnet18       SimCLR, ResNet-18 with the CIFAR stem, 32 pixels
   readme         the step of README's first command (configs/simclr_v2.py), 16 pixels
@@ -38,8 +38,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _timing
-
-from cl_jax.core import pages
 
 
 class Case(NamedTuple):
@@ -341,6 +339,4 @@ def write_peak(args: argparse.Namespace, batch: int, peers: list[str], place: st
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    pages.restart()  # as `cl-jax train` does
     main()

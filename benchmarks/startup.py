@@ -4,12 +4,13 @@ and with the cache.
 python benchmarks/startup.py [--config configs/simclr_v2.py] [--programs] [--small]
 
 `python -m cl_jax.main --help` (goal: under 2 s); `import cl_jax.losses` against `import jax` (goal:
-  under 0.3 s more), in
-turn; and one config from the command line to its first logged step, first with an empty folder for
-compiled programs and then with what the first start left there (goal: the second under a third of
-the first). That time is all of it: imports, data, initialisation, compilation. A logged step is the
-  "time" of metrics.jsonl's first row with a loss, which is written one
-step late. Processes are stopped as soon as it is there.
+under 0.3 s more), in turn; and one config from the command line to its first logged step, first
+with an empty folder for compiled programs and then with what the first start left there (goal: the
+second under a third of the first). That time is all of it: imports, data, initialisation,
+compilation. Python keeps its bytecode, as it does where PYTHONDONTWRITEBYTECODE is not set. A
+logged step is the "time" of metrics.jsonl's first row with a loss, which is written one step late.
+Processes are stopped as soon as it is there.
+
 `--programs` also says what the first State and the first step cost this process, tracing and
 compilation from nothing included. Times are of the wall's clock and, in a second column, of the
 processes' processor time, which others on the machine disturb less.
@@ -50,6 +51,7 @@ def first_step(
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONDONTWRITEBYTECODE": "",  # the sources would be compiled at every start
     }
     command = [
         sys.executable,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cl_jax import __version__
-from cl_jax.core import pages
 from cl_jax.core.names import nearest
 from cl_jax.training import stopping
 
@@ -71,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The program `cl-jax`."""
-    if sys.argv[1:2] in (["train"], ["benchmark"]):
-        pages.restart()
     stopping.end_by_ctrl_c()
     stopping.end(main())
 

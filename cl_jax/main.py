@@ -7,7 +7,6 @@ example:
 import sys
 from collections.abc import Sequence
 
-from cl_jax.core import pages
 from cl_jax.tools import train
 from cl_jax.training import configs, stopping
 
@@ -28,5 +27,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    pages.restart()
     stopping.end(main())

@@ -1,12 +1,15 @@
 """GELU (Hendrycks and Gimpel, arXiv 1606.08415), exact, with its gradient written out."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.axis import axes_of, is_divided, spread, varying
+from cl_jax.core.linear import linear
 from cl_jax.core.schedule import not_before
 
 LEAST = 1e-30  # below it a quotient of what may be subnormal says nothing
@@ -18,13 +21,15 @@ def gelu(x: jax.Array) -> jax.Array:
     What differentiation keeps is x, and on a CPU the result too, which the dense layer that follows
     keeps anyway: their quotient is the distribution function, so that a gradient there takes an
     exponential and no error function. Accelerators, whose memory is the scarce thing and not
-    arithmetic, compute it from x again. Differentiated in reverse (`jax.grad`, `jax.vjp`, of any
-    order), not forward (`jax.jvp` alone)."""
-    return _gelu(x)
+    arithmetic, compute it from x again, as does everything on a mesh with Explicit axes."""
+    return _again(x) if is_divided(x) else _gelu(x)
 
 
 def _plain(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
+
+
+_again = jax.checkpoint(_plain)  # keeps its argument alone
 
 
 def _by_erf(x: jax.Array) -> jax.Array:
@@ -42,28 +47,32 @@ def _density(x: jax.Array) -> jax.Array:
     return jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _gelu(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=_by_erf, default=_plain)
 
 
-def _forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@_gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
     y = _gelu(x)
-    return y, (x, y)
+    return y, linear(_tangent, _gradient, (x, y), spread(dx, axes_of(y)))
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+def _tangent(kept: tuple[jax.Array, jax.Array], dx: jax.Array) -> jax.Array:
+    x, y = kept
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (_slope(wide, y) * dx.astype(wide.dtype)).astype(x.dtype)
+
+
+def _gradient(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> jax.Array:
     def on_cpu(x, y, dy):
-        wide = not_before(x, dy).astype(jnp.promote_types(x.dtype, jnp.float32))
-        return (_slope(wide, y) * dy.astype(wide.dtype)).astype(x.dtype)
+        return _tangent((not_before(x, dy), y), dy)
 
     def plain(x, y, dy):
         return jax.vjp(_plain, x)[1](dy)[0]
 
-    return (lax.platform_dependent(*kept, dy, cpu=on_cpu, default=plain),)
-
-
-_gelu.defvjp(_forward, _backward)
+    return lax.platform_dependent(*varying((*kept, dy)), cpu=on_cpu, default=plain)
 
 
 @jax.custom_jvp

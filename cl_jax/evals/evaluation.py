@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -21,6 +20,13 @@ from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import Evaluator, Given
+
+# Baselines of the data alone that the summary and the curve show, by the last part of their names.
+_OF_DATA = {
+    "raw_pixels": "raw pixels",
+    "shared_words": "shared words",
+    "shared_words_idf": "shared words, rare ones weigh more",
+}
 
 
 class Evaluation:
@@ -48,6 +54,8 @@ class Evaluation:
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
+        # the State that was measured last of all, with its features
+        self.measured: tuple[State, Given] | None = None
 
     # What the evaluators need --------------------------------------
 
@@ -94,6 +102,8 @@ class Evaluation:
         for name, one in self.evaluators.items():
             if one.when == "always" or (one.when == "final" and final) or asked:
                 found |= self._checked(name, one.measure(given))
+        if final and any(one.draw is not None for one in self.evaluators.values()):
+            self.measured = state, given  # `draw` needs not encode again
         return found | {"eval_seconds": time.perf_counter() - began}
 
     def baselines(self, state: State) -> dict[str, float]:
@@ -112,7 +122,11 @@ class Evaluation:
     def draw(self, state: State) -> None:
         """The pictures of all evaluators. All processes call it; process 0 writes. One that cannot
         be drawn is a warning: a run has ended by then, and other processes draw on."""
-        given = self._given(state, True, False)
+        measured, self.measured = self.measured, None
+        if measured is not None and measured[0] is state:
+            given = measured[1]._replace(asked=False)
+        else:
+            given = self._given(state, True, False)
         for name, one in self.evaluators.items():
             if one.draw is None:
                 continue
@@ -240,10 +254,21 @@ class Evaluation:
 def with_labels(
     evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
 ) -> dict[str, Evaluator]:
-    """The evaluators whose labels the data have, as their `Needs` say; `quiet`: without a word on
-    the others in the log."""
+    """The evaluators whose labels and kinds of further sources the data have, as their `Needs` say;
+    `quiet`: without a word on the others in the log."""
     found = {}
+    kinds = {key.split("/")[0] for key in data.more}
     for name, one in evaluators.items():
+        if one.needs.kinds and not kinds & set(one.needs.kinds):
+            if not quiet:
+                logging.warning(
+                    "evals.protocols.%s is left out: %s has no %s; give a file of them as data.%s.",
+                    name,
+                    data.train.name,
+                    " or ".join(one.needs.kinds),
+                    one.needs.kinds[0],
+                )
+            continue
         missing = [
             label
             for label in one.needs.labels
@@ -306,10 +331,8 @@ def measured_always(evaluators: Mapping[str, Evaluator]) -> dict[str, int]:
 def example_batch(method: Method, source: Source, mesh: jax.sharding.Mesh) -> Batch:
     """The first example of a source, two rows a device: for shapes."""
     example, rows = source.read(0), 2 * mesh.size
-    batch = {name: np.stack([example[name]] * rows) for name in needed_fields(method, source)}
-    return {name: jnp.asarray(x) for name, x in batch.items()} | {
-        "id": jnp.arange(rows, dtype=jnp.int32)
-    }
+    batch: Any = {name: np.stack([example[name]] * rows) for name in needed_fields(method, source)}
+    return {**batch, "id": np.arange(rows, dtype=np.int32)}
 
 
 def encoded(method: Method, state: State, batch: Batch, mesh: jax.sharding.Mesh) -> list[str]:
@@ -332,7 +355,7 @@ def check(
     """Checks that all that evaluators read is there.
 
     Args:
-      evaluators: those whose labels the data have (`with_labels`).
+      evaluators: those that the data have labels and sources for (`with_labels`).
       features: what "encode" gives (`encoded`); None for not to be looked at.
 
     Raises:
@@ -443,12 +466,7 @@ def draw_curve(
     points = [(row["step"], row[best]) for row in rows if best in row]
     protocol, titles = best.split("/")[0], _titles(evaluators)
     title = titles.get(best, best)
-    lines = {
-        words: row[name]
-        for row in rows
-        for name, words in _beside(best, "untrained network", "raw pixels")
-        if name in row
-    }
+    lines = {words: row[name] for row in rows for name, words in _beside(best) if name in row}
     if points:
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
@@ -475,7 +493,7 @@ def summary(evaluators: Mapping[str, Evaluator], rows: list[dict[str, float]]) -
         name = title.removesuffix(" %")
         for key, text in (
             (figure, f"{name}, trained network"),
-            *_beside(figure, f"{name}, untrained network", f"{name}, raw pixels"),
+            *_beside(figure, f"{name}, "),
         ):
             if key in latest:
                 value = latest[key]
@@ -488,6 +506,9 @@ def _titles(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
     return {name: text for one in evaluators.values() for name, text in one.titles.items()}
 
 
-def _beside(figure: str, untrained: str, of_data: str) -> list[tuple[str, str]]:
-    """(name in the log, text) of the baselines of a figure."""
-    return [(f"untrained/{figure}", untrained), (f"{figure.split('/')[0]}/raw_pixels", of_data)]
+def _beside(figure: str, before: str = "") -> list[tuple[str, str]]:
+    """(name in the log, text) of the baselines of a figure; `before` begins each text."""
+    protocol = figure.split("/")[0]
+    return [(f"untrained/{figure}", f"{before}untrained network")] + [
+        (f"{protocol}/{name}", before + text) for name, text in _OF_DATA.items()
+    ]

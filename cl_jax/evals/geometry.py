@@ -5,7 +5,6 @@ Pairs are two views of an image, drawn as in training. Passed as training passes
 in batches with their own statistics, they also tell whether batch norm marks a batch, which a
 method may learn to recognise its positives by."""
 
-import functools
 from collections.abc import Container
 
 import jax
@@ -64,15 +63,16 @@ def measure(
     if sizes["n"] < 2:
         raise ValueError(f"features have {sizes['n']} rows; expected at least 2.")
     rows = _draw(sizes["n"], max_rows, seed)
+    # Rows are taken by NumPy: each operation of jax outside a program is compiled alone.
     if labels is not None:
         check_integer("n", sizes, labels=labels)
-        labels = jnp.asarray(labels)[rows]
-    values = _of_rows(jnp.asarray(features)[rows], labels)
+        labels = np.asarray(labels)[rows]
+    values = {name: float(x) for name, x in _of_rows(np.asarray(features)[rows], labels).items()}
     if pairs is not None:
         drawn = _draw(check("m d", x=pairs[0], y=pairs[1])["m"], max_rows, seed)
-        values["geometry/alignment"] = _alignment(*(jnp.asarray(x)[drawn] for x in pairs))
+        values["geometry/alignment"] = float(_alignment(*(np.asarray(x)[drawn] for x in pairs)))
     values["geometry/relative_std"] = values["geometry/feature_std"] * sizes["d"] ** 0.5
-    return {name: float(value) for name, value in sorted(values.items())}
+    return dict(sorted(values.items()))
 
 
 def make(
@@ -198,7 +198,7 @@ def _of_rows(features, labels):
     return values
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@jax.jit
 def _nearest(pairs, others_only):
     """[N] the most similar second view of each first one."""
     cosine = unit(pairs[0]) @ unit(pairs[1]).T

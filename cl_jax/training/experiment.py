@@ -1,7 +1,6 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
-import dataclasses
 import importlib
 import inspect
 import re
@@ -325,29 +324,38 @@ def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
     return {} if "name" in encoder else {f"encoder.{role}": encoder[role] for role in encoder}
 
 
-def initial_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
-    """The State of step 0, one compiled program; trains=False leaves out the optimiser's part, for
-    a State that is evaluated alone."""
-    example = built.data.train.read(0)
-    rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
-    size = rows.stop - rows.start
-    # A real example, so that what pads it (masks) is not all there is.
-    batch = {
-        name: np.repeat(np.asarray(example[name])[None], size, axis=0)
-        for name in fields_of(built.method, example)
-    }
-    batch["id"] = np.zeros(size, np.int32)
+class Start:
+    """Makes the State of step 0, as often as it is called; compiled at the first call and kept."""
 
-    def start(key: jax.Array, batch: Any) -> State:
-        state = built.method.init(key, batch)
-        return state if trains else dataclasses.replace(state, opt=None)
+    def __init__(self, built: Built, config: ConfigDict):
+        self.built, self.seed = built, config.seed
+        self.program: Callable[..., State] | None = None
 
-    init = parallel.lift(start, built.mesh, (SAME, EACH), SAME)
-    key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    given = parallel.replicate(key, built.mesh), parallel.place_batch(batch, built.mesh)
-    lowered = init.lower(*given)
-    state = lowered.compile(_once(lowered.out_info, built.mesh))(*given)
-    return parallel.spread(state, built.mesh)
+    def __call__(self) -> State:
+        built, mesh = self.built, self.built.mesh
+        example = built.data.train.read(0)
+        rows = local_rows(built.run.batch_size, jax.process_index(), jax.process_count())
+        size = rows.stop - rows.start
+        # A real example, so that what pads it (masks) is not all there is.
+        batch = {
+            name: np.repeat(np.asarray(example[name])[None], size, axis=0)
+            for name in fields_of(built.method, example)
+        }
+        batch["id"] = np.zeros(size, np.int32)
+        key = parallel.replicate(jax.random.key(self.seed), mesh)
+        given = key, parallel.place_batch(batch, mesh)
+        if self.program is None:
+            lowered = parallel.lift(self._start, mesh, (SAME, EACH), SAME).lower(*given)
+            self.program = lowered.compile(_once(lowered.out_info, mesh))
+        return parallel.spread(self.program(*given), mesh)
+
+    def _start(self, key: jax.Array, batch: Any) -> State:
+        return self.built.method.init(jax.random.fold_in(key, 0x1217), batch)
+
+
+def initial_state(built: Built, config: ConfigDict) -> State:
+    """The State of step 0, by one compiled program; see `Start`."""
+    return Start(built, config)()
 
 
 def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The loop: restore, step, log, save, refresh, evaluate. It names no method."""
 
 import contextlib
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cl_jax.training import checkpoint, configs, fingerprint, metrics, resuming,
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
+    Start,
     build,
     defaults,
     describe,
@@ -28,7 +30,7 @@ from cl_jax.training.experiment import (
 )
 from cl_jax.training.pending import NonFinite, Pending
 from cl_jax.training.stages import load, previous_stage, stages
-from cl_jax.training.steps import stepper
+from cl_jax.training.steps import check_state, stepper
 from cl_jax.training.stopping import Interrupted, Stop
 from cl_jax.weights import importing
 
@@ -81,14 +83,16 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))
-    state = start_state(built, config) if restored is None else restored
+    started = Start(built, config)
+    state = start_state(started, config) if restored is None else restored
     start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
         log.say(describe(config, built, state))
         if noted:
             log.say("Other than before in this workdir:\n" + "\n".join(noted))
-        training = Training(config, workdir, built, checkpoints, log, stop, start)
+        training = Training(config, workdir, built, checkpoints, log, stop, start, started)
+        del started  # the program is kept where baselines are still to be measured
         training.evaluation.check(state)
         if restored is not None:
             log.say(f"resuming at step {start} of {built.run.total_steps}")
@@ -144,6 +148,7 @@ class Training:
         log: metrics.Metrics,
         stop: Stop,
         start: int,
+        started: Start,
     ):
         self.config, self.workdir, self.built = config, workdir, built
         self.checkpoints, self.log, self.stop = checkpoints, log, stop
@@ -153,7 +158,8 @@ class Training:
         every = config.evals.every_epochs
         self.eval_steps = max(1, round(every * built.run.steps_per_epoch)) if every else 0
         self.last = built.run.total_steps
-        self.baselines = config.evals.baselines and not any(row["step"] == 0 for row in log.rows)
+        baselines = config.evals.baselines and not any(row["step"] == 0 for row in log.rows)
+        self.baselines = started if baselines else None  # what makes the State that they are of
 
     def run(self, state: State) -> dict[str, float]:
         """From a State to the end; returns the figures of the last evaluation."""
@@ -214,6 +220,7 @@ class Training:
                 self._save(state, wait=True)
             self.stop.where = f"at step {at} of {self.last}"
             raise self.stop.interrupted() from None
+        check_state(state, refreshed, "refresh")
         self.pending.restart_clock()
         return refreshed
 
@@ -271,12 +278,15 @@ class Training:
 
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
-        if self.baselines:  # as late as they are needed: training starts sooner
-            start = start_state(self.built, self.config, trains=False)
-            log.write(0, self.evaluation.baselines(start))
-            self.baselines = False
+        if self.baselines is not None:  # as late as they are needed: training starts sooner
+            log.write(0, self._baselines(self.baselines))
+            self.baselines = None
         log.write(step, self.evaluation.measure(state, final=step == self.last))
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
+
+    def _baselines(self, started: Start) -> dict[str, float]:
+        state = start_state(started, self.config)
+        return self.evaluation.baselines(dataclasses.replace(state, opt=None))
 
     def _keep_best(self, state: State, step: int) -> None:
         """Saves the State as the best one where its evaluation, which is in the log, says so and
@@ -333,11 +343,9 @@ class Training:
         return {}
 
 
-def start_state(built: Built, config: ConfigDict, trains: bool = True) -> State:
-    """The State of step 0, with the weights of `init_from` where the config has one; without the
-    optimiser's part where nothing trains it."""
-    state = initial_state(built, config, trains)
-    path = config.get("init_from", "")
+def start_state(started: Start, config: ConfigDict) -> State:
+    """The State of step 0, with the weights of `init_from` where the config has one."""
+    state, path = started(), config.get("init_from", "")
     return importing.start(state, path, config.encoder) if path else state
 
 

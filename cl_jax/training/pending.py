@@ -53,6 +53,8 @@ class Pending:
 
     def __init__(self, config: ConfigDict, built: Built, log: metrics.Metrics, steps: Stepper):
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
+        self.learning_rate = jax.jit(built.learning_rate)  # one program, where each of its
+        # operations would be one
         self.closed: list[Interval] = []
         self.current: list[tuple[int, Any]] = []
         # Steps before a skipped one, whose row is not written yet: (their numbers, metrics).
@@ -167,7 +169,7 @@ class Pending:
             name: float(np.mean(np.concatenate([values[name] for _, values in parts])))
             for name in parts[-1][1]
         } | {
-            "learning_rate": float(self.built.learning_rate(last)),
+            "learning_rate": float(self.learning_rate(last)),
             "epoch": (last + 1) / run.steps_per_epoch,
         }
         if interval is not None:

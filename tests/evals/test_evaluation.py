@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours
+from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours, sts
 from cl_jax.evals.evaluation import Evaluation, summary
 from tests import small
 
@@ -166,6 +166,21 @@ def test_evaluators_of_labels_are_left_out_where_all_are_missing(caplog):
     assert "classifier is left out: no example of the test part" in caplog.text
 
 
+def test_evaluators_of_further_sources_are_left_out_where_there_are_none(caplog):
+    data = splits()
+    gold = {"sts_dev/x": data.test, "sts": data.test}
+    for name, more in (("sts", {}), ("transfer", gold), ("sts", {"stsx": data.test})):
+        one = importlib.import_module(f"cl_jax.evals.{name}").make()
+        assert not evaluation({name: one}, data._replace(more=more))[0].evaluators
+    assert "sts is left out: random has no sts or sts_dev; give a file of them as data.sts." in (
+        caplog.text
+    )
+    assert "transfer is left out: random has no classify; give a file" in caplog.text
+    for name in gold:
+        only = data._replace(more={name: data.test})
+        assert evaluation({"sts": sts.make()}, only)[0].evaluators
+
+
 def test_figures_that_are_nan_are_left_out(caplog):
     bad = Evaluator(lambda given: {"bad/loss": np.nan, "bad/other": 1.0})
     runner, state = evaluation({"bad": bad})
@@ -206,6 +221,20 @@ def test_when_and_baselines_and_summary(tmp_path):
     text = summary(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
     assert "kNN, trained network" in text and "kNN, raw pixels" in text
     assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]
+
+
+def test_pictures_of_the_final_state_take_its_features_as_measured(tmp_path, monkeypatch):
+    runner, state = evaluation({"n": neighbours.make(), "knn": knn.make()}, workdir=tmp_path)
+    runner.measure(state, final=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "rows", lambda *_: pytest.fail("encoded again"))
+        runner.draw(state)
+    assert (tmp_path / "neighbours.png").exists() and runner.measured is None
+    runner.measure(state, final=True)
+    calls, rows = [], runner.rows
+    monkeypatch.setattr(runner, "rows", lambda *given: calls.append(0) or rows(*given))
+    runner.draw(dataclasses.replace(state))  # another State
+    assert len(calls) == 1  # one source is both parts here
 
 
 def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():

@@ -1,5 +1,6 @@
 """Geometry of features: known arrangements, the names, the draw of rows."""
 
+import jax._src.compiler
 import numpy as np
 import pytest
 
@@ -51,6 +52,18 @@ def test_labels_and_pairs_may_be_missing():
         "geometry/tolerance",
         "geometry/tolerance_same_class",
     }
+
+
+def test_two_programs_are_compiled_and_no_operation_alone(monkeypatch):
+    x = np.float32(np.random.default_rng(3).normal(size=(11, 5)))
+    compiled, compile_ = [], jax._src.compiler.compile_or_get_cached
+    monkeypatch.setattr(
+        jax._src.compiler,
+        "compile_or_get_cached",
+        lambda *a, **k: compiled.append(a) or compile_(*a, **k),
+    )
+    measure(x, np.arange(11) % 3, (x, x[::-1]), max_rows=10)
+    assert len(compiled) == 2
 
 
 def test_large_sets_are_drawn_from_alike_each_time():

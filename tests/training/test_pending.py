@@ -88,3 +88,22 @@ def test_intervals_that_are_read_at_once_share_the_time_between_them(config, mon
     waiting.add(1, {"loss": Later(clock, 8.0)})
     waiting.flush()
     assert rows == [(1, 2.0), (2, 2.0)]
+
+
+def test_the_rate_is_one_program_for_all_rows(config, monkeypatch):
+    """Traced once: outside a program each of a schedule's operations would be compiled alone."""
+    clock, rows, traced = [0.0], [], []
+    monkeypatch.setattr(pending.time, "perf_counter", lambda: clock[0])
+    built = SimpleNamespace(
+        run=SimpleNamespace(steps_per_epoch=10, batch_size=8),
+        learning_rate=lambda step: traced.append(step) or jax.numpy.sqrt(step),
+        mesh=parallel.make_mesh(1),
+    )
+    log = SimpleNamespace(write=lambda step, row: rows.append(row["learning_rate"]))
+    steps = SimpleNamespace(wait_seconds=0.0, compile_seconds=0.0, flops=0.0)
+    waiting = pending.Pending(config, built, log, steps)
+    for first in (0, 4, 9):
+        clock[0] += 1.0
+        waiting.add(first, {"loss": Later(clock, clock[0])})
+        waiting.flush()
+    assert rows == [0.0, 2.0, 3.0] and len(traced) == 1
