@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from cl_jax.core.shapes import check_integer
 from cl_jax.core.tokens import END, PAD
-from cl_jax.encoders.gelu import gelu
 from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.heads.pooling import POOLERS, pool
 
@@ -498,7 +497,7 @@ def _norm(style: Style) -> nn.Module:
 
 def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
     if name == "gelu":
-        return gelu
+        return lambda x: nn.gelu(x, approximate=False)
     return nn.relu if name == "relu" else lambda x: x * nn.sigmoid(1.702 * x)
 
 
