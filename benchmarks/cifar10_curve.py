@@ -36,6 +36,7 @@ def settings(args, cl):
         set=["encoder.width=0.25"],
         probe_epochs=10.0,
         augmented_epochs=0.0,
+        workdir=args.workdir,
     )
     if args.small:
         given.data, given.variant, given.packed, given.epochs = "scenes", "debug", "", 0.0

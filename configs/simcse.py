@@ -11,6 +11,9 @@ Variants:
   unsupervised  two passes of the same sentence in the place of pairs. From a random start it learns
                 little, as the paper expects of it.
   file          your own sentences, at --config.data.path; scored pairs at --config.data.sts.
+  small         beside file: a transformer of two layers of 128 in place of four of 256, for a CPU;
+                one epoch, a hundredth of the sentences held out. The tasks of `transfer` are
+                measured of the untrained network too.
   prose         the documentation of Python and numpy, unsupervised; no scored pairs.
   bert          the authors' size and setting for your own sentences: BERT base, batch 64, AdamW
                 3e-5, one epoch; with --config.method.weights=FOLDER and
@@ -20,6 +23,8 @@ Variants:
   supervised    beside file or bert: lines of a sentence, an entailment and a contradiction, the
                 loss and evaluation after the head, batch 512, AdamW 5e-5, three epochs. Published:
                 81.57.
+  pairs         beside file: lines of a sentence and another wording of it, such as two captions of
+                one picture; the evaluation after the head.
   transfer      beside one of them: tasks of sentences with classes (MR, CR, SUBJ, MPQA, SST2, TREC,
                 MRPC) at the end of a run: set --config.data.classify.
   cls, avg      [CLS] or the mean over tokens as the sentence.
@@ -48,7 +53,9 @@ VARIANTS = (
     "file",
     "prose",
     "bert",
+    "small",
     "supervised",
+    "pairs",
     "transfer",
     "cls",
     "avg",
@@ -96,6 +103,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "file" in chosen or "bert" in chosen:
         config.data = ConfigDict(dict(name="text", path="", sts="", length=32, vocab_size=8000))
         config.encoder.update(dict(width=256, depth=4, length=32))
+    if "small" in chosen:
+        config.encoder.update(dict(width=128, depth=2))
+        config.data.test_share = 0.01
+        config.optimizer.warmup_epochs = 0.02
+        config.total_epochs = 1.0
     if "prose" in chosen:
         config.data = ConfigDict(
             dict(name="text", embedded="prose", length=32, vocab_size=4000, train_size=12000)
@@ -114,11 +126,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if "bert" in chosen:
             config.batch_size, config.total_epochs = 512, 3.0
             config.optimizer.learning_rate = 5e-5
+    if "pairs" in chosen:
+        config.views = ConfigDict(pair)
+        config.evals.feature = "z"
     for pool in {"cls", "avg"} & set(chosen):
         config.encoder.pool = pool
     if "transfer" in chosen:
         config.data.classify = ""
-        config.evals.protocols.transfer = ConfigDict(dict())
+        when = "always" if "small" in chosen else "final"
+        config.evals.protocols.transfer = ConfigDict(dict(when=when))
     if "mlm" in chosen:
         config.method.mlm_weight = 0.1
     if "debug" in chosen:

@@ -274,9 +274,11 @@ def from_loss(
             raise ValueError(
                 'this method has no features; give functions={"encode": ...}, what evaluators read.'
             )
-        functions["encode"] = lambda state, batch: features(*evaluated(state), clean(batch), False)[
-            0
-        ]
+        functions["encode"] = lambda state, batch: _of(
+            "features",
+            features(*evaluated(state), clean(batch), False),
+            ("{name: [B, D]}", "stats"),
+        )[0]
 
     def init(key: jax.Array, batch: Batch) -> State:
         found = variables(key, batch)
@@ -334,6 +336,33 @@ class _Step(NamedTuple):
         with jax.named_scope("views"):
             return self.views(batch, key)
 
+    def embedded(self, *given: Any) -> tuple[Tree, Tree, Tree]:
+        return _of("forward", self.forward(*given), ("outputs", "stats", "target_stats"))
+
+    def judged(self, *given: Any) -> tuple[jax.Array, Aux]:
+        with jax.named_scope("loss"):
+            found = self.loss(*given)
+        value, aux = _of("the loss", found, ("value", "Aux(metrics, memory)"))
+        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(
+                f"the loss is {jnp.result_type(value)}{list(jnp.shape(value))}; expected one "
+                "floating-point number, the mean over the global batch."
+            )
+        if not isinstance(aux, Aux):
+            raise ValueError(
+                f"the loss returned (value, {type(aux).__name__}); expected (value, Aux(metrics, "
+                "memory))."
+            )
+        return value, aux
+
+
+def _of(name: str, found: Any, parts: tuple[str, ...]) -> Any:
+    """What a method's function returned, a tuple of these parts."""
+    if not isinstance(found, tuple) or len(found) != len(parts):
+        what = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
+        raise ValueError(f"{name} returned {what}; expected ({', '.join(parts)}).")
+    return found
+
 
 def _whole(
     parts: _Step, params: Tree, state: State, batch: Batch, key: jax.Array
@@ -341,11 +370,10 @@ def _whole(
     inputs = parts.drawn(batch, key)
 
     def objective(params: Tree) -> tuple[jax.Array, Any]:
-        outputs, stats, target_stats = parts.forward(
+        outputs, stats, target_stats = parts.embedded(
             params, state.stats, state.target, inputs, batch, key
         )
-        with jax.named_scope("loss"):
-            value, aux = parts.loss(outputs, params, state.memory, batch, key)
+        value, aux = parts.judged(outputs, params, state.memory, batch, key)
         return value, (aux, stats, target_stats)
 
     return jax.value_and_grad(objective, has_aux=True)(params)
@@ -372,7 +400,7 @@ def _in_pieces(
     def embed(carry, piece):
         stats, target_stats = carry
         target = state.target and dataclasses.replace(state.target, stats=target_stats)
-        outputs, stats, target_stats = parts.forward(
+        outputs, stats, target_stats = parts.embedded(
             params, stats, target, parts.drawn(piece, key), piece, key
         )
         return (stats, target_stats), outputs
@@ -388,12 +416,11 @@ def _in_pieces(
             f"micro_batches={count}: forward returned {integers[0]}; expected floating-point "
             "outputs, which have a gradient. Read integers from the batch instead."
         )
-    with jax.named_scope("loss"):
-        (value, aux), (pull, grads) = jax.value_and_grad(
-            lambda outputs, params: parts.loss(outputs, params, state.memory, batch, key),
-            argnums=(0, 1),
-            has_aux=True,
-        )(outputs, params)
+    (value, aux), (pull, grads) = jax.value_and_grad(
+        lambda outputs, params: parts.judged(outputs, params, state.memory, batch, key),
+        argnums=(0, 1),
+        has_aux=True,
+    )(outputs, params)
 
     def backward(grads, piece_and_pull):
         piece, pull = piece_and_pull

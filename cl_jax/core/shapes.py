@@ -151,6 +151,16 @@ def _check_array(name: str, array: Any) -> None:
             f"{name} is a {type(array).__name__}; expected an array. Convert it first, for "
             f"instance jnp.asarray({name}), or jnp.stack({name}) where it holds arrays."
         )
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and not isinstance(array, jax.Array):
+        try:
+            np.dtype(dtype)
+        except TypeError:
+            kind = type(array)
+            raise ValueError(
+                f"{name} is a {kind.__module__}.{kind.__name__}; expected an array of jax or "
+                f"NumPy. Convert it first, for instance jnp.asarray({name}.numpy())."
+            ) from None
     if isinstance(array, np.ndarray) and array.dtype.kind not in "biufcV":
         raise ValueError(
             f"{name} has dtype {array.dtype}; expected numbers. Number the classes, for instance "

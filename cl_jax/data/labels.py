@@ -64,11 +64,12 @@ def numbered(
     count = largest + 1 if num_classes is None else num_classes
     for part, values in parts.items():
         if values.size and int(values.max()) >= count:
+            of = "the training part" if num_classes is None else "num_classes"
             raise ValueError(
-                f"{name}/{part}: {field} goes up to {values.max()}; expected 0 to {count - 1}, the "
-                f"{count} classes "
-                + ("of the training part" if num_classes is None else "of num_classes")
-                + ", or -1 for an example without a label."
+                f"{name}/{part}: {field} goes up to {values.max()}; expected "
+                + (f"0 to {count - 1}, the {count} classes of {of}, or " if count > 0 else "")
+                + "-1 for an example without a label"
+                + ("." if count > 0 else f", since {of} has no classes.")
             )
     return {part: values.astype(np.int32) for part, values in parts.items()}, count
 

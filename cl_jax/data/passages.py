@@ -37,6 +37,7 @@ def make(
     tokenizer_path: str = "",
     tokenizer_cache: str = "",
     classify: str = "",
+    on_error: str = "raise",
     test_share: float = 0.1,
     limit: int = 0,
 ) -> Splits:
@@ -52,6 +53,7 @@ def make(
         lines has a test part too; no passage crosses the division.
       length: T, tokens of a sentence, start and end included; longer ones are cut.
       vocab_size, lowercase, tokenizer_path, tokenizer_cache, classify: as of `text`.
+      on_error: for empty sentences of `classify`, "raise" or "skip", as of `text`.
       test_share: of the documents, by a hash of their first sentence.
       limit: passages of each part at most; 0 for all.
 
@@ -66,6 +68,8 @@ def make(
         )
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
     if isinstance(packages, str) or not packages:
         raise ValueError(f"packages={packages!r}; expected a sequence of names, one at least.")
     groups = (
@@ -105,7 +109,7 @@ def make(
 
     tasks: Mapping[str, text.Classes] = {}
     if classify:
-        tasks = text.read_classes(classify)
+        tasks = text.read_classes(classify, on_error)
         pairs = [key for key, one in tasks.items() if one.second]
         if pairs:
             raise ValueError(

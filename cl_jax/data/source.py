@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -193,9 +194,15 @@ def subset(source: Source, ids: Sequence[int] | np.ndarray) -> Source:
     """The examples `ids` of a source, in that order. They are renumbered from 0.
 
     Raises:
-      ValueError: ids of another rank, or out of range.
+      ValueError: ids of another rank or type, such as a mask, or out of range.
     """
-    chosen = np.asarray(ids, np.int64)
+    given = np.asarray(ids)
+    if given.size and given.dtype.kind not in "iu":
+        raise ValueError(
+            f"ids is {given.dtype}{list(given.shape)}; expected numbers of examples, such as "
+            "numpy.flatnonzero(mask)."
+        )
+    chosen = given.astype(np.int64)
     if chosen.ndim != 1 or (chosen.size and not (0 <= chosen.min() and chosen.max() < source.size)):
         raise ValueError(
             f"ids has shape {chosen.shape} and values {chosen.ravel()[:3]}...; expected one axis "
@@ -329,12 +336,12 @@ def long_tailed(source: Source, imbalance: float, *, seed: int, label: str = "la
     smaller one. Examples without a label (a negative one) are left out.
 
     Raises:
-      ValueError: an imbalance below 1, a source without that label or with one class.
+      ValueError: an imbalance below 1 or infinite, a source without that label or with one class.
     """
-    if not imbalance >= 1:
+    if not 1 <= imbalance < math.inf:
         raise ValueError(
-            f"imbalance is {imbalance}; expected at least 1, how many times the first class is as "
-            "frequent as the last one."
+            f"imbalance is {imbalance}; expected at least 1 and finite, how many times the first "
+            "class is as frequent as the last one."
         )
     if imbalance == 1:
         return source

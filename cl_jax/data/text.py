@@ -8,7 +8,8 @@
 
 Fields: "tokens" uint16 [T], and of pairs "tokens_b", of triples "tokens_c"; 0 is padding, and
 `sizes["tokens"]` the vocabulary. `more["sts"]` has "tokens", "tokens_b" and "score", float32: how
-alike people found the two. `more["classify/<set>"]` has "tokens" and "label".
+alike people found the two; `more["sts_dev"]` are those to choose settings by.
+`more["classify/<set>"]` has "tokens" and "label".
 
 Without a file, `embedded="scenes"` is sentences about the images of `scenes`, with their positives,
 hard negatives and scored pairs; `embedded="prose"` is the documentation that ships with Python and
@@ -42,6 +43,8 @@ _MEANING = (
     "1 (sentences), 2 (sentence, positive) or 3 (sentence, positive, hard negative), divided by "
     "tabs"
 )
+_SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
+_DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
 _WORDS = (5, 40)  # of a sentence of the embedded prose
 
 
@@ -72,9 +75,10 @@ def make(
       test_path: a file in the form of `path`. Without one, `test_share` of the sentences are the
         test part, by a hash of the sentence: adding sentences moves none of the others.
       sts: a file of scored pairs: three columns sentence, sentence, score, or a header with the
-        columns "a", "b", "score" and perhaps "set"; each set is a source of its own,
-        `more["sts/<set>"]`. Rows without a score are left out. Of a folder each file is a set, by
-        its name without ending.
+        columns "a", "b", "score" and perhaps "set" and "split"; each set is a source of its own,
+        `more["sts/<set>"]`, and its rows whose split is dev another, `more["sts_dev/<set>"]`. Rows
+        of train and rows without a score are left out. Of a folder each file is a set, by its name
+        without ending.
       classify: a file of sentences with classes: a header with the columns "label", "text" and
         perhaps "set" and "split"; each set is a source, `more["classify/<set>"]`, and its rows
         whose split is test another, `more["classify/<set>/test"]`. Rows of dev are left out. With
@@ -83,8 +87,8 @@ def make(
       vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
         see `data.tokenizer.train`.
       tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased).
-      on_error: "raise" names empty sentences; "skip" leaves them out and counts them in
-        `Source.skipped`.
+      on_error: "raise" names empty sentences of any of these files; "skip" leaves them out and
+        counts those of `path` in `Source.skipped`.
       columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
       train_size, test_size: examples of the embedded text; prose may have fewer.
       seed: of the words of the embedded sentences.
@@ -131,7 +135,7 @@ def make(
             columns, train_size, test_size, seed
         )
     if sts:
-        scored = read_scored(sts)
+        scored = read_scored(sts, on_error)
     made = (
         tokenizer.load(tokenizer_path)
         if tokenizer_path
@@ -147,7 +151,7 @@ def make(
         for key, (a, b, score) in scored.items()
     }
     if classify:
-        for key, one in read_classes(classify).items():
+        for key, one in read_classes(classify, on_error).items():
             given = [one.sentences, one.second] if one.second else [one.sentences]
             rows = {field: made.encode(of, length) for field, of in zip(FIELDS, given)}
             more[key] = from_arrays(
@@ -162,17 +166,24 @@ def make(
     )
 
 
-def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]:
+def read_scored(
+    path: str, on_error: str = "raise"
+) -> dict[str, tuple[list[str], list[str], np.ndarray]]:
     """Scored pairs of a file by the name of their source: "sts", or "sts/<set>" where a column
-    names sets. See `make`.
+    names sets; "sts_dev" in its place for rows whose split is dev. See `make`.
 
     Raises:
-      ValueError: another number of columns, no such column, a score that is not a number, no pair.
+      ValueError: another number of columns, no such column, a score that is not a number, a split
+        of another name, no pair.
     """
     if user_path(path).is_dir():
-        return {
-            f"sts/{name}": _together(read_scored(str(file))) for name, file in _files(path).items()
-        }
+        whole = {}
+        for name, file in _files(path).items():
+            sets = read_scored(str(file), on_error)
+            for kind in ("sts", "sts_dev"):
+                if of_kind := [one for key, one in sets.items() if key.split("/")[0] == kind]:
+                    whole[f"{kind}/{name}"] = _together(of_kind)
+        return whole
     rows = lines.separated(
         path, counts=range(3, 100), meaning="at least three: sentence, sentence, score"
     )
@@ -180,35 +191,43 @@ def read_scored(path: str) -> dict[str, tuple[list[str], list[str], np.ndarray]]
     named = {"a", "b", "score"} <= set(header)
     if not named and len(header) != 3:
         raise ValueError(
-            f"{path} has {len(header)} columns and no header with a, b and score; expected three "
-            "columns sentence, sentence, score, or such a header."
+            f"{path} has {len(header)} columns and its first line is no header with a, b and "
+            "score; expected three columns sentence, sentence, score, or a first line that names "
+            "the columns, divided by tabs."
         )
-    at = (
-        {key: header.index(key) for key in ("a", "b", "score")}
-        if named
-        else dict(a=0, b=1, score=2)
-    )
-    group = header.index("set") if named and "set" in header else None
+    empty: list[int] = []
     found: dict[str, tuple[list[str], list[str], list[float]]] = {}
     for row in rows[named:]:
-        if not any(row.columns) or not row.columns[at["score"]].strip():
+        cells = {
+            key: value.strip() for key, value in zip(header if named else _SCORED, row.columns)
+        }
+        split = cells.get("split", "")
+        if not any(row.columns) or not cells["score"] or role(split) == "train":
             continue
-        a, b, score = (row.columns[at[key]].strip() for key in ("a", "b", "score"))
-        if not a or not b:
-            raise ValueError(f"{path}, line {row.line}: an empty sentence.")
+        if split not in ("", "all") and role(split) != "test":
+            raise ValueError(
+                f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
+            )
+        if not cells["a"] or not cells["b"]:
+            empty.append(row.line)
+            continue
         try:
-            value = float(score)
+            value = float(cells["score"])
         except ValueError:
             value = np.nan
         if not np.isfinite(value):
-            raise ValueError(f"{path}, line {row.line}: the score {score!r} is not a number.")
-        key = "sts" if group is None else f"sts/{row.columns[group].strip()}"
+            raise ValueError(
+                f"{path}, line {row.line}: the score {cells['score']!r} is not a number."
+            )
+        kind = "sts_dev" if stem(split) in _DEV else "sts"
+        key = f"{kind}/{cells['set']}" if "set" in cells else kind
         one = found.setdefault(key, ([], [], []))
-        one[0].append(a)
-        one[1].append(b)
+        one[0].append(cells["a"])
+        one[1].append(cells["b"])
         one[2].append(value)
+    _refuse_empty(path, empty, on_error, "empty sentences")
     if not found:
-        raise ValueError(f"{path} holds no pair with a score.")
+        raise ValueError(f"{path} holds no pair with a score outside of the split train.")
     return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
 
 
@@ -225,10 +244,10 @@ def _files(folder: str) -> dict[str, Path]:
 
 
 def _together(
-    sets: Mapping[str, tuple[list[str], list[str], np.ndarray]],
+    sets: Sequence[tuple[list[str], list[str], np.ndarray]],
 ) -> tuple[list[str], list[str], np.ndarray]:
     """The sets of one file as one: correlation is of all their pairs."""
-    a, b, score = zip(*sets.values())
+    a, b, score = zip(*sets)
     return (
         [sentence for one in a for sentence in one],
         [sentence for one in b for sentence in one],
@@ -246,7 +265,7 @@ class Classes(NamedTuple):
     classes: int
 
 
-def read_classes(path: str) -> dict[str, Classes]:
+def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
     """Sentences with classes of a file, or of the files of a folder, by the name of their source.
     See `make`.
 
@@ -256,7 +275,7 @@ def read_classes(path: str) -> dict[str, Classes]:
     if user_path(path).is_dir():
         found = {}
         for name, file in _files(path).items():
-            for key, one in read_classes(str(file)).items():
+            for key, one in read_classes(str(file), on_error).items():
                 _, group, *part = key.split("/")
                 of = [] if group == "all" else [group]
                 found["/".join(["classify", name, *of, *part])] = one
@@ -269,21 +288,24 @@ def read_classes(path: str) -> dict[str, Classes]:
             "text."
         )
     paired = "text_b" in header
+    empty: list[int] = []
     parts: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
     for row in rows[1:]:
         cells = {key: value.strip() for key, value in zip(header, row.columns)}
         split = cells.get("split", "")
-        if not any(row.columns) or stem(split) in ("dev", "val", "valid", "validation"):
+        if not any(row.columns) or stem(split) in _DEV:
             continue
         if split not in ("", "all") and role(split) not in ("train", "test"):
             raise ValueError(
                 f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
             )
         if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
-            raise ValueError(f"{path}, line {row.line}: an empty sentence or label.")
+            empty.append(row.line)
+            continue
         place = (cells.get("set", "all"), role(split) == "test")
         both = (cells["text"], cells.get("text_b", ""), cells["label"])
         parts.setdefault(place, []).append(both)
+    _refuse_empty(path, empty, on_error, "empty sentences or labels")
     tasks = {}
     for (group, test), given in parts.items():
         train = parts.get((group, False), [])
@@ -368,18 +390,23 @@ def _sentences(path: str, on_error: str) -> tuple[list[list[str]], int]:
     """(the columns of a file, without empty sentences; how many lines were left out)."""
     rows = lines.separated(path, counts=(1, 2, 3), meaning=_MEANING)
     empty = [row.line for row in rows if not all(column.strip() for column in row.columns)]
-    if empty and on_error == "raise":
-        raise ValueError(
-            f"{path} has empty sentences in {lines.some(empty)}. Remove them, or set "
-            "on_error='skip' to leave those lines out."
-        )
-    if empty:
-        logging.warning("%s: skipped %d lines with an empty sentence.", path, len(empty))
+    _refuse_empty(path, empty, on_error, "empty sentences")
     left_out = set(empty)
     kept = [row.columns for row in rows if row.line not in left_out]
     if not kept:
         raise ValueError(f"{path} holds no sentence.")
     return [[column.strip() for column in given] for given in zip(*kept)], len(empty)
+
+
+def _refuse_empty(path: str, empty: Sequence[int], on_error: str, what: str) -> None:
+    """Names the lines that have an empty cell, as an error or, under "skip", in the log."""
+    if empty and on_error == "raise":
+        raise ValueError(
+            f"{path} has {what} in {lines.some(empty)}. Remove them, or set on_error='skip' to "
+            "leave those lines out."
+        )
+    if empty:
+        logging.warning("%s: skipped %d lines with %s.", path, len(empty), what)
 
 
 def _divided(

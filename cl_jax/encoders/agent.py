@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.names import nearest
 
@@ -56,7 +57,7 @@ class Agent(nn.Module):
     def encode(self, observation: jax.Array, leading: int) -> jax.Array:
         """[*leading axes, ...] -> z [*leading axes, D], float32 at least."""
         lead, seen = observation.shape[:leading], observation.shape[leading:]
-        x = observation.reshape(-1, *seen)
+        x = lax.collapse(observation, 0, leading)
         if self.torso == "conv" and len(seen) == 2:
             x = x[..., None]
         elif self.torso == "conv" and len(seen) != 3:
@@ -66,8 +67,8 @@ class Agent(nn.Module):
             )
         for i, layer in enumerate(self.layers):
             flat = self.torso == "mlp" or i == len(self.layers) - 1
-            x = nn.relu(layer(x.reshape(x.shape[0], -1) if flat else x))
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*lead, -1)
+            x = nn.relu(layer(lax.collapse(x, 1) if flat else x))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*lead, x.shape[-1])
 
     def remember(self, memory: Any, z: jax.Array, first: jax.Array) -> tuple[Any, jax.Array]:
         """(memory, h [B, M]) after latents [B, D]; the memory of worlds [B] that start an episode

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
@@ -77,7 +78,7 @@ class AlexNet(nn.Module):
             if pool:
                 x = max_pool(x, (3, 3), (2, 2))
             features[f"conv{i}"] = x
-        x = x.reshape(x.shape[0], -1)
+        x = lax.collapse(x, 1)
         for i in (6, 7) if self.fully_connected else ():
             x = nn.Dense(
                 self._channels(4096),

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.shapes import check, check_integer, check_real
 from cl_jax.encoders.norm import BatchNorm
@@ -223,7 +224,7 @@ class Attention(nn.Module):
                 x, train=train
             )
             y = max_pool(y, (2, 2), (2, 2)) if pool else y
-            return y.reshape(batch, -1, features)
+            return lax.collapse(y, 1, 3)
 
         query = project("query", channels // 8, False)
         key = project("key", channels // 8, True)
@@ -231,7 +232,7 @@ class Attention(nn.Module):
         weights = jnp.einsum("bpc,bqc->bpq", query, key, preferred_element_type=jnp.float32)
         mixed = jax.nn.softmax(weights).astype(value.dtype) @ value
         out = SpectralConv(channels, 1, use_bias=False, dtype=self.dtype, name="out")(
-            mixed.reshape(batch, height, width, -1), train=train
+            mixed.reshape(batch, height, width, mixed.shape[-1]), train=train
         )
         gain = self.param("gain", nn.initializers.zeros, (), jnp.float32)
         return x + gain.astype(x.dtype) * out

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
@@ -29,7 +30,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        places = x.reshape(x.shape[0], -1, width)
+        places = lax.collapse(x, 1, 3)
         tokens = jnp.concatenate([places.mean(1, keepdims=True), places], axis=1).astype(wide)
         init = nn.initializers.normal(width**-0.5)
         table = self.param("positions", init, (tokens.shape[1], width))
@@ -40,7 +41,7 @@ class AttentionPool(nn.Module):
 
         # One query alone: attention of the mean.
         found = [
-            dense(width, name)(given).reshape(x.shape[0], -1, self.heads, width // self.heads)
+            dense(width, name)(given).reshape(*given.shape[:2], self.heads, width // self.heads)
             for name, given in (("query", tokens[:, :1]), ("key", tokens), ("value", tokens))
         ]
         q, k, v = found

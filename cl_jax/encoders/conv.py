@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
@@ -102,7 +103,7 @@ class ConvNet(nn.Module):
                 x = max_pool(x, (3, 3), (2, 2))
             features[f"conv{i}"] = x
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        x = x.reshape(x.shape[0], -1)
+        x = lax.collapse(x, 1)
         features["conv"] = x.astype(wide)
         for i, width in enumerate(self.fully_connected, start=1):
             x = nn.Dense(

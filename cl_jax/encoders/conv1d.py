@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.layer_norm import LayerNorm
 
@@ -39,6 +40,7 @@ class Conv1d(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        check_real(x=x)
         if x.ndim != 2:
             raise ValueError(f"x has shape {x.shape}; expected waves [B, S].")
         if times_of(x.shape[1], self.kernels, self.strides, self.padding) < 1:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
 from cl_jax.core.axis import axes_of, is_divided, spread, varying
+from cl_jax.core.linear import linear
 from cl_jax.core.schedule import not_before
 from cl_jax.encoders import row_windows, winograd
 
@@ -24,6 +25,7 @@ WINOGRAD = 32, 1 << 16
 LARGE = 64, 1 << 18  # gradients of other kernels, tap by tap
 WINDOWS = 24, 8  # channels up to which, and sides from which on, rows are taken by windows
 Pads = tuple[tuple[int, int], tuple[int, int]]
+Shaped = jax.Array | jax.ShapeDtypeStruct
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
@@ -47,8 +49,7 @@ def convolve(
     Other programs depend on the platform they are lowered for. On a CPU 3x3 kernels of stride 1 are
     in Winograd's form (winograd.py) or, of few channels, products of windows of a row
     (row_windows.py), and gradients of other large kernels are sums of one product per tap.
-    Elsewhere, and with `for_cpu=False`, all is XLA's own. Those programs are differentiated in
-    reverse (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
+    Elsewhere, and with `for_cpu=False`, all is XLA's own, as are tangents (`jax.jvp`) everywhere.
     """
     sides, size = x.shape[1:3], kernel.shape[:2]
     pads = (
@@ -58,15 +59,23 @@ def convolve(
         (n + before + after - k) // s + 1
         for n, k, s, (before, after) in zip(sides, size, strides, pads)
     ]
-    plain = all(
-        settings.get(name) in (None, 1, (1, 1), [1, 1])
-        for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")
+    told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
+    # A result without rows or columns has no form of its own.
+    plain = (
+        all(
+            settings.get(name) in (None, 1, (1, 1), [1, 1])
+            for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
+        )
+        and min(out) > 0
+        # Where a kernel is divided over a mesh with Explicit axes, lax is told how its result is.
+        and not is_divided(kernel)
+        and settings.get("out_sharding") is None
     )
     if plain and max(sides) <= LARGEST and 1 < min(size) and max(out) <= min(size):
-        return _by_taps(x, kernel, strides, pads, out, settings.get("precision"))
-    told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
-    # A program exported for any batch size has no parts to count, nor has an empty batch; images on
-    # a mesh with Explicit axes are not cut.
+        y = _by_taps(x, kernel, strides, pads, out, settings.get("precision"))
+        return y.astype(settings.get("preferred_element_type") or jnp.result_type(x, kernel))
+    # A program exported for any batch size has no parts to count, nor has an empty batch; images
+    # that are divided are not cut.
     cut = isinstance(x.shape[0], int) and x.shape[0] > 0 and not is_divided(x)
     plain = (
         plain
@@ -118,7 +127,7 @@ def _by_taps(
             preferred_element_type=wide,
         )
         y = y + jnp.pad(product, ((0, 0), row.margin, column.margin, (0, 0)))
-    return y.astype(jnp.result_type(x, kernel))
+    return y
 
 
 class _Met(NamedTuple):
@@ -142,7 +151,7 @@ def _met(size: int, out: int, stride: int, before: int, tap: int) -> _Met | None
 # --------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _by_platform(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
@@ -155,71 +164,114 @@ def _by_platform(
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _forward(x, kernel, strides, pads):
-    moved = x.perturbed  # images are not: no gradient of them is computed, nor counted by a plan
-    x, kernel = x.value, kernel.value
-    return _by_platform(x, kernel, strides, pads), (x, kernel, kernel if moved else None)
+class _Layer(NamedTuple):
+    """What is known of a convolution before it runs."""
+
+    x: jax.ShapeDtypeStruct
+    kernel: jax.ShapeDtypeStruct
+    strides: tuple[int, int]
+    pads: Pads
 
 
-def _backward(strides, pads, saved, dy):
-    def of_x(x, kernel, dy):
-        return jax.linear_transpose(lambda x: _plain(x, kernel, strides=strides, pads=pads), x)(dy)[
-            0
-        ]
+def _by_platform_jvp(
+    strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = primals
+    y, axes = _by_platform(x, kernel, strides, pads), axes_of(x)
+    # Images do not move, nor do frozen kernels: no gradient of them is computed, nor counted by a
+    # plan, and what only that would read is not kept.
+    dx, d_kernel = (
+        None if isinstance(one, custom_derivatives.SymbolicZero) else spread(one, axes)
+        for one in tangents
+    )
+    if dx is None and d_kernel is None:
+        return y, spread(jnp.zeros(y.shape, y.dtype), axes)
+    shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in primals]
+    layer = _Layer(shapes[0], shapes[1], strides, pads)
+    met = None if d_kernel is None else x, None if dx is None else kernel
+    return y, linear(partial(_tangent, layer), partial(_gradients, layer), met, (dx, d_kernel))
 
-    def of_kernel(x, kernel, dy):
-        return jax.linear_transpose(
-            lambda kernel: _plain(x, kernel, strides=strides, pads=pads), kernel
-        )(dy)[0]
 
-    def of_kernel_on_cpu(x, kernel, dy):
-        x = not_before(x, dy)
-        if _by_winograd(x, kernel, strides):
+_by_platform.defjvp(_by_platform_jvp, symbolic_zeros=True)
+
+
+def _tangent(layer: _Layer, met: Any, moved: Any) -> jax.Array:
+    """The sum of both products, by XLA's own convolution. As in `_gradients`, x is None where the
+    kernel does not move, the kernel where x does not."""
+    (x, kernel), (dx, d_kernel) = met, moved
+    plain = partial(_plain, strides=layer.strides, pads=layer.pads)
+    if dx is None:
+        return plain(x, d_kernel)
+    return plain(dx, kernel) if d_kernel is None else plain(dx, kernel) + plain(x, d_kernel)
+
+
+def _gradients(layer: _Layer, met: Any, dy: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
+    """(of x, of the kernel). That of x waits for the other on a CPU."""
+    strides, pads = layer.strides, layer.pads
+    winograds = _by_winograd(layer.x, layer.kernel, strides)
+    windows = _by_windows(layer.x, layer.kernel, strides)
+
+    def like(one):  # of its type alone anything is read
+        return spread(jnp.zeros(one.shape, one.dtype), axes_of(dy))
+
+    def of_x(kernel, dy):
+        plain = partial(_plain, kernel=kernel, strides=strides, pads=pads)
+        return jax.linear_transpose(plain, like(layer.x))(dy)[0]
+
+    def of_kernel(x, dy):
+        plain = partial(_plain, x, strides=strides, pads=pads)
+        return jax.linear_transpose(plain, like(layer.kernel))(dy)[0]
+
+    def of_kernel_on_cpu(x, dy):
+        x, size = not_before(x, dy), layer.kernel.shape[:2]
+        if winograds:
             return winograd.kernel_gradient(x, dy, pads)
-        if _by_windows(x, kernel, strides):
+        if windows:
             return row_windows.kernel_gradient(x, dy, pads)
-        if kernel.shape[:2] == (1, 1) or _enough(x, kernel, LARGE):
-            return _kernel_gradient(x, dy, kernel.shape[:2], strides, pads)
-        return of_kernel(x, kernel, dy)
+        if size == (1, 1) or _enough(x, layer.kernel, LARGE):
+            return _kernel_gradient(x, dy, size, strides, pads)
+        return of_kernel(x, dy)
 
-    def of_x_on_cpu(x, kernel, dy, before):
+    def of_x_on_cpu(kernel, dy, *known):
         back = tuple((2 - before, 2 - after) for before, after in pads)
-        if _by_winograd(x, kernel, strides):
-            return winograd.forward(not_before(dy, before), kernel, back, turned=True)
-        if _by_windows(x, kernel, strides):
-            return row_windows.forward(not_before(dy, before), row_windows.turned(kernel), back)
-        return of_x(x, kernel, dy)
+        if not (winograds or windows):
+            return of_x(kernel, dy)
+        for one in known:
+            dy = not_before(dy, one)
+        if winograds:
+            return winograd.forward(dy, kernel, back, turned=True)
+        return row_windows.forward(dy, row_windows.turned(kernel), back)
 
-    x, kernel, moved = saved
-    if isinstance(dy, custom_derivatives.SymbolicZero):
-        return jnp.zeros_like(x), jnp.zeros_like(kernel)
-    by = lax.platform_dependent(x, kernel, dy, cpu=of_kernel_on_cpu, default=of_kernel)
-    if moved is None:
-        return jnp.zeros_like(x), by
-    return lax.platform_dependent(
-        x, kernel, dy, by, cpu=of_x_on_cpu, default=lambda x, kernel, dy, by: of_x(x, kernel, dy)
-    ), by
+    x, kernel = met
+    by: jax.Array | None = None
+    known: tuple[jax.Array, ...] = ()
+    if x is not None:
+        by = lax.platform_dependent(x, dy, cpu=of_kernel_on_cpu, default=of_kernel)
+        known = (by,)
+    if kernel is None:
+        return None, by
+    of_it = lax.platform_dependent(
+        kernel, dy, *known, cpu=of_x_on_cpu, default=lambda kernel, dy, *_: of_x(kernel, dy)
+    )
+    return of_it, by
 
 
-_by_platform.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _enough(x: jax.Array, kernel: jax.Array, least: tuple[int, int]) -> bool:
+def _enough(x: Shaped, kernel: Shaped, least: tuple[int, int]) -> bool:
     """Whether there are as many channels and as many multiplications for a tap of an image."""
     channels = kernel.shape[2:]
     return min(channels) >= least[0] and math.prod((*x.shape[1:3], *channels)) >= least[1]
 
 
-def _three_by_three(kernel: jax.Array, strides: Sequence[int]) -> bool:
+def _three_by_three(kernel: Shaped, strides: Sequence[int]) -> bool:
     """Whether a kernel is 3x3, of stride 1."""
     return kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
 
 
-def _by_winograd(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+def _by_winograd(x: Shaped, kernel: Shaped, strides: Sequence[int]) -> bool:
     return _three_by_three(kernel, strides) and _enough(x, kernel, WINOGRAD)
 
 
-def _by_windows(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+def _by_windows(x: Shaped, kernel: Shaped, strides: Sequence[int]) -> bool:
     few = max(kernel.shape[2:]) <= WINDOWS[0] and min(x.shape[1:3]) >= WINDOWS[1]
     return _three_by_three(kernel, strides) and few
 

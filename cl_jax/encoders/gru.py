@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.shapes import check_real
+
 
 class Gru(nn.Module):
     """Sequences [B, T, D] -> "sequence" [B, T, width], at each time a summary of all up to it, and
@@ -19,6 +21,7 @@ class Gru(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        check_real(x=x)
         if x.ndim != 3:
             raise ValueError(f"x has shape {x.shape}; expected sequences [B, T, D].")
         c = jnp.asarray(nn.RNN(nn.GRUCell(self.width, dtype=self.dtype), name="gru")(x))

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import axes_of, axis_size, total, varying
+from cl_jax.core.axis import axes_of, axis_size, is_divided, spread, total, varying
+from cl_jax.core.linear import linear
 from cl_jax.core.schedule import not_before
 from cl_jax.core.shapes import check_axis, check_real
 
@@ -43,8 +44,7 @@ class BatchNorm(nn.Module):
     Call with `train=True` (batch moments; "batch_stats" must be mutable) or `train=False` (running
     statistics). `weight`, of the leading axes of x, is how often each row counts in the moments and
     in the running statistics: 0 for padding. Rows are normalised whatever their weight, no gradient
-    flows to it, and moments of no weight at all are 0. Training is differentiated in reverse
-    (`jax.grad`, `jax.vjp`, of any order), not forward (`jax.jvp` alone).
+    flows to it, and moments of no weight at all are 0.
 
     Raises:
       ValueError: splits not divisible by the devices, or the batch by the groups; axis_name not
@@ -64,6 +64,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, weight: jax.Array | None = None) -> jax.Array:
         check_real(x=x)
+        x = jnp.asarray(x)
         if x.ndim < 2:
             raise ValueError(f"x has shape {x.shape}; batch norm expects [B, ..., C].")
         if weight is not None and weight.shape != x.shape[: max(weight.ndim, 1)]:
@@ -97,15 +98,18 @@ class BatchNorm(nn.Module):
                 # One number for each value of a channel, so that a sum of them is their count.
                 weight = jnp.broadcast_to(weight, (*x.shape[:-1], 1))
             x, scale, bias, weight = varying((x, scale, bias, weight))
+            divided = any(is_divided(one) for one in (x, scale, bias) if one is not None)
 
             def normalised(x, weight):
-                if weight is None:
+                if weight is None and divided:
+                    y, mean, var = _differentiated(x, scale, bias, self.epsilon, out_dtype)
+                    count = _count(x, shared)
+                elif weight is None:
                     y, mean, var = _normalise(x, scale, bias, shared, self.epsilon, out_dtype)
                     count = _count(x, shared)
                 else:
-                    y, mean, var = _weighted(
-                        x, scale, bias, weight, shared, self.epsilon, out_dtype
-                    )
+                    given = x, scale, bias, weight, shared, self.epsilon, out_dtype
+                    y, mean, var = _weighted_forward(*given)[0] if divided else _weighted(*given)
                     count = total(weight.sum(), shared)
                 if self.unbiased_running_variance:
                     var = var * (count / jnp.maximum(count - 1, 1))
@@ -158,7 +162,7 @@ class BatchNorm(nn.Module):
         return self.axis_name, groups
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _normalise(
     x: jax.Array,
     scale: jax.Array | None,
@@ -175,6 +179,51 @@ def _normalise(
     eight.
     """
     return _forward(x, scale, bias, axis_name, epsilon, dtype)[0]
+
+
+@_normalise.defjvp
+def _normalise_jvp(
+    axis_name: str | None, epsilon: float, dtype: Any, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
+    x, scale, bias = primals
+    out, kept = _forward(x, scale, bias, axis_name, epsilon, dtype)
+    tangent, gradients = partial(_tangent, axis_name, dtype), partial(_gradients, axis_name)
+    return out, _moved(out, linear(tangent, gradients, kept, _spread_as(out[0], tangents)))
+
+
+def _tangent(axis_name: str | None, dtype: Any, kept: Any, moved: Any) -> jax.Array:
+    x, scale, _, shift, offset, inverse = kept
+    normal = _centred(x, shift, offset) * inverse
+    dx, d_scale, d_bias = moved
+    dx = dx.astype(normal.dtype)
+    axes = tuple(range(x.ndim - 1))
+    sums = dx.sum(axes, keepdims=True), (dx * normal).sum(axes, keepdims=True)
+    mean, along = _packed_total(sums, axis_name) / _count(x, axis_name)
+    dy = _affine(inverse * (dx - mean - normal * along), scale, d_bias)
+    return (dy if d_scale is None else dy + _affine(normal, d_scale, None)).astype(dtype)
+
+
+def _spread_as(y: jax.Array, tangents: Any) -> Any:
+    """Tangents that vary over the mapped axes over which y does."""
+    axes = axes_of(y)
+    return jax.tree.map(lambda one: spread(one, axes), tangents)
+
+
+def _moved(out: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
+    """The tangents of (y, mean, variance), of which the moments pass none on."""
+    return dy, *(spread(jnp.zeros(one.shape, one.dtype), axes_of(one)) for one in out[1:])
+
+
+def _differentiated(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_normalise` of what is divided over Explicit axes of a mesh: no row is taken out of x, and
+    JAX, which knows how each array is divided, differentiates."""
+    wide, axes = x.astype(jnp.promote_types(x.dtype, jnp.float32)), tuple(range(x.ndim - 1))
+    mean = wide.mean(axes, keepdims=True)
+    var = jnp.square(wide - mean).mean(axes, keepdims=True)
+    inverse = _affine(lax.rsqrt(var + epsilon), scale, None)
+    return _affine((wide - mean) * inverse, None, bias).astype(dtype), mean, var
 
 
 def _forward(
@@ -195,12 +244,11 @@ def _forward(
     return (y, mean, var), (x, scale, bias, shift, offset, inverse)
 
 
-def _backward(
-    axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
-) -> tuple[Any, Any, Any]:
+def _gradients(axis_name: str | None, kept: Any, dy: jax.Array) -> tuple[Any, Any, Any]:
+    """Of x, scale and bias."""
     x, scale, bias, shift, offset, inverse = kept
-    normal = _centred(x, not_before(shift, given[0]), offset) * inverse
-    dy = given[0].astype(normal.dtype)
+    normal = _centred(x, not_before(shift, dy), offset) * inverse
+    dy = dy.astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
     d_bias, d_scale = (
@@ -211,10 +259,7 @@ def _backward(
     return dx.astype(x.dtype), d_scale, d_bias
 
 
-_normalise.defvjp(_forward, _backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
 def _weighted(
     x: jax.Array,
     scale: jax.Array | None,
@@ -227,6 +272,30 @@ def _weighted(
     """`_normalise` with moments sum(w x) / sum(w) and sum(w (x - mean)^2) / sum(w), w [B, ..., 1];
     no gradient flows to w."""
     return _weighted_forward(x, scale, bias, weight, axis_name, epsilon, dtype)[0]
+
+
+@_weighted.defjvp
+def _weighted_jvp(
+    axis_name: str | None, epsilon: float, dtype: Any, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
+    x, scale, bias, weight = primals
+    out, kept = _weighted_forward(x, scale, bias, weight, axis_name, epsilon, dtype)
+    tangent = partial(_weighted_tangent, axis_name, dtype)
+    gradients = partial(_weighted_gradients, axis_name)
+    return out, _moved(out, linear(tangent, gradients, kept, _spread_as(out[0], tangents[:3])))
+
+
+def _weighted_tangent(axis_name: str | None, dtype: Any, kept: Any, moved: Any) -> jax.Array:
+    x, scale, _, weight, count, mean, inverse = kept
+    normal = (x.astype(weight.dtype) - mean) * inverse
+    dx, d_scale, d_bias = moved
+    dx = dx.astype(normal.dtype)
+    axes = tuple(range(x.ndim - 1))
+    weighted = weight * dx
+    sums = weighted.sum(axes, keepdims=True), (weighted * normal).sum(axes, keepdims=True)
+    level, along = _packed_total(sums, axis_name) / count
+    dy = _affine(inverse * (dx - level - normal * along), scale, d_bias)
+    return (dy if d_scale is None else dy + _affine(normal, d_scale, None)).astype(dtype)
 
 
 def _weighted_forward(
@@ -259,12 +328,11 @@ def _weighted_forward(
     return (y, mean, var), (x, scale, bias, weight, count, mean, inverse)
 
 
-def _weighted_backward(
-    axis_name: str | None, epsilon: float, dtype: Any, kept: Any, given: Any
-) -> tuple[Any, Any, Any, Any]:
+def _weighted_gradients(axis_name: str | None, kept: Any, dy: jax.Array) -> tuple[Any, Any, Any]:
+    """Of x, scale and bias."""
     x, scale, bias, weight, count, mean, inverse = kept
-    normal = (x.astype(weight.dtype) - not_before(mean, given[0])) * inverse
-    dy = given[0].astype(normal.dtype)
+    normal = (x.astype(weight.dtype) - not_before(mean, dy)) * inverse
+    dy = dy.astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
     d_bias, d_scale = (
@@ -272,10 +340,7 @@ def _weighted_backward(
     )
     level, along = _packed_total(sums, axis_name) / count
     dx = _affine(inverse, scale, None) * (dy - weight * (level + normal * along))
-    return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(weight)
-
-
-_weighted.defvjp(_weighted_forward, _weighted_backward)
+    return dx.astype(x.dtype), d_scale, d_bias
 
 
 def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.linear import linear
+
 Sides = tuple[int, int]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def max_pool(
     x: jax.Array, window: Sides, strides: Sides, padding: str | tuple[Sides, Sides] = "VALID"
 ) -> jax.Array:
@@ -23,21 +25,32 @@ def max_pool(
     return nn.max_pool(x, window, strides, padding)
 
 
-def _forward(x: jax.Array, window: Sides, strides: Sides, padding: str | tuple[Sides, Sides]):
-    return max_pool(x, window, strides, padding), x
+@max_pool.defjvp
+def _max_pool_jvp(
+    window: Sides,
+    strides: Sides,
+    padding: str | tuple[Sides, Sides],
+    primals: tuple[jax.Array],
+    tangents: tuple[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+
+    def tangent(x: jax.Array, dx: jax.Array) -> jax.Array:
+        return jax.jvp(lambda x: nn.max_pool(x, window, strides, padding), (x,), (dx,))[1]
+
+    gradient = partial(_gradient, window, strides, padding)
+    return max_pool(x, window, strides, padding), linear(tangent, gradient, x, dx)
 
 
-def _backward(
+def _gradient(
     window: Sides, strides: Sides, padding: str | tuple[Sides, Sides], x: jax.Array, dy: jax.Array
-):
+) -> jax.Array:
     def scattered(x, dy):
         return jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)[1](dy)[0]
 
     with jax.named_scope("max_pool"):
-        return (
-            lax.platform_dependent(
-                x, dy, tpu=scattered, default=partial(_summed, window, strides, padding)
-            ),
+        return lax.platform_dependent(
+            x, dy, tpu=scattered, default=partial(_summed, window, strides, padding)
         )
 
 
@@ -80,6 +93,3 @@ def _summed(
         ]
         total = total + lax.pad(part, jnp.zeros((), dy.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
     return total.astype(x.dtype)
-
-
-max_pool.defvjp(_forward, _backward)

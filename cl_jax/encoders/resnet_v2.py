@@ -65,7 +65,7 @@ class ResNetV2(nn.Module):
             raise ValueError(f"norm {self.norm!r} is unknown; have {', '.join(NORMS)}.")
         if self.dtype is not None:
             x = x.astype(self.dtype)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(x), jnp.float32)
         conv = partial(_conv, bias=self.norm == "none", dtype=self.dtype)
         activate = partial(_activate, norm=self.norm, dtype=self.dtype)
         kernel, strides, pool = STEMS[self.stem]

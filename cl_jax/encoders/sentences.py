@@ -42,7 +42,7 @@ class Sentences(nn.Module):
         )
         x = jnp.where(real, nn.relu(x).astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
         z = x.sum(1) / jnp.maximum(real.sum(1), 1)
-        z = z.reshape(*tokens.shape[:2], -1)
+        z = z.reshape(*tokens.shape[:2], self.width)
         return {"sequence": z, "h": z.mean(1)}
 
 

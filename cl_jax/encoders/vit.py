@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.linear import linear
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, masking, positions
 from cl_jax.encoders.layer_norm import LayerNorm
@@ -142,7 +143,7 @@ class ViT(nn.Module):
         )(x)
         if self.freeze_patches:
             x = jax.lax.stop_gradient(x)
-        x = self._masked(x.reshape(batch, -1, self.width), mask)
+        x = self._masked(lax.collapse(x, 1, 3), mask)
         spread = 1e-6 if self.variant == "moco_v3" else 0.02
         token = self.param("class_token", nn.initializers.normal(spread), (1, 1, self.width))
         x = jnp.concatenate(
@@ -234,7 +235,7 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(D)) v of [B, T, heads, D].
 
@@ -242,6 +243,26 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     before they are divided by their sums. Differentiation would keep the softmax in float32 beside
     it, and take its products in float32."""
     return _forward(q, k, v)[0]
+
+
+@_attention.defjvp
+def _attention_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    q, k, v = primals
+    y, kept = _forward(q, k, v)
+    return y, linear(_tangent, _gradients, kept, tangents)
+
+
+def _tangent(kept: tuple[jax.Array, ...], moved: tuple[jax.Array, ...]) -> jax.Array:
+    q, k, v, exponentials, sums = kept
+    tokens, (dq, dk, dv) = moved[0].shape[1], map(_padded, moved)
+    weights = exponentials.astype(sums.dtype) / sums
+    d_logits = _logits(dq, k) + _logits(q, dk)
+    d_weights = weights * (d_logits - (weights * d_logits).sum(-1, keepdims=True))
+    of, by = jnp.concatenate([d_weights, weights], -1), jnp.concatenate([v, dv], 1)
+    y = jnp.einsum("bhqk,bkhd->bqhd", of, by.astype(sums.dtype))
+    return y.astype(q.dtype)[:, :tokens]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -263,7 +284,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple
     return y.astype(q.dtype)[:, :tokens], (q, k, v, exponentials, sums)
 
 
-def _backward(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
+def _gradients(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
+    """Of q, k and v."""
     q, k, v, exponentials, sums = kept
     tokens, wide = dy.shape[1], sums.dtype
     dy = (_padded(dy) / sums.swapaxes(1, 2)).astype(q.dtype)
@@ -278,9 +300,6 @@ def _backward(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ..
         jnp.einsum("bhqk,bqhd->bkhd", *pair) for pair in ((d_logits, q), (exponentials, dy))
     )
     return d_q[:, :tokens], d_k[:, :tokens], d_v[:, :tokens]
-
-
-_attention.defvjp(_forward, _backward)
 
 
 def _padded(x: jax.Array) -> jax.Array:

@@ -57,6 +57,8 @@ class Needs(NamedTuple):
     and test examples. labels: fields of theirs that have classes; where the data lack one, the
     evaluator is left out. labelled: of "train" and "test", the parts that need an example with each
     of these labels; where all are -1, the evaluator is left out. sources: names in `Splits.more`.
+    kinds: beginnings of such names up to a slash, "sts" of "sts/STS12"; where the data have no
+    source of any of them, the evaluator is left out. `config.data` takes the first as a file.
     """
 
     functions: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class Needs(NamedTuple):
     labels: tuple[str, ...] = ()
     labelled: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 class Evaluator(NamedTuple):

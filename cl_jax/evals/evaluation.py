@@ -21,6 +21,13 @@ from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import Evaluator, Given
 
+# Baselines of the data alone that the summary and the curve show, by the last part of their names.
+_OF_DATA = {
+    "raw_pixels": "raw pixels",
+    "shared_words": "shared words",
+    "shared_words_idf": "shared words, rare ones weigh more",
+}
+
 
 class Evaluation:
     """Evaluates States of one run by the evaluators of its config.
@@ -252,10 +259,21 @@ class Evaluation:
 def with_labels(
     evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
 ) -> dict[str, Evaluator]:
-    """The evaluators whose labels the data have, as their `Needs` say; `quiet`: without a word on
-    the others in the log."""
+    """The evaluators whose labels and kinds of further sources the data have, as their `Needs` say;
+    `quiet`: without a word on the others in the log."""
     found = {}
+    kinds = {key.split("/")[0] for key in data.more}
     for name, one in evaluators.items():
+        if one.needs.kinds and not kinds & set(one.needs.kinds):
+            if not quiet:
+                logging.warning(
+                    "evals.protocols.%s is left out: %s has no %s; give a file of them as data.%s.",
+                    name,
+                    data.train.name,
+                    " or ".join(one.needs.kinds),
+                    one.needs.kinds[0],
+                )
+            continue
         missing = [
             label
             for label in one.needs.labels
@@ -342,7 +360,7 @@ def check(
     """Checks that all that evaluators read is there.
 
     Args:
-      evaluators: those whose labels the data have (`with_labels`).
+      evaluators: those that the data have labels and sources for (`with_labels`).
       features: what "encode" gives (`encoded`); None for not to be looked at.
 
     Raises:
@@ -459,12 +477,7 @@ def draw_curve(
     points = [(row["step"], row[best]) for row in rows if best in row]
     protocol, titles = best.split("/")[0], _titles(evaluators)
     title = titles.get(best, best)
-    lines = {
-        words: row[name]
-        for row in rows
-        for name, words in _beside(best, "untrained network", "raw pixels")
-        if name in row
-    }
+    lines = {words: row[name] for row in rows for name, words in _beside(best) if name in row}
     if points:
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
@@ -491,7 +504,7 @@ def summary(evaluators: Mapping[str, Evaluator], rows: list[dict[str, float]]) -
         name = title.removesuffix(" %")
         for key, text in (
             (figure, f"{name}, trained network"),
-            *_beside(figure, f"{name}, untrained network", f"{name}, raw pixels"),
+            *_beside(figure, f"{name}, "),
         ):
             if key in latest:
                 value = latest[key]
@@ -504,6 +517,9 @@ def _titles(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
     return {name: text for one in evaluators.values() for name, text in one.titles.items()}
 
 
-def _beside(figure: str, untrained: str, of_data: str) -> list[tuple[str, str]]:
-    """(name in the log, text) of the baselines of a figure."""
-    return [(f"untrained/{figure}", untrained), (f"{figure.split('/')[0]}/raw_pixels", of_data)]
+def _beside(figure: str, before: str = "") -> list[tuple[str, str]]:
+    """(name in the log, text) of the baselines of a figure; `before` begins each text."""
+    protocol = figure.split("/")[0]
+    return [(f"untrained/{figure}", f"{before}untrained network")] + [
+        (f"{protocol}/{name}", before + text) for name, text in _OF_DATA.items()
+    ]

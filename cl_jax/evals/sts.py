@@ -1,16 +1,19 @@
 """Semantic textual similarity: does the cosine of two sentences order pairs as people do?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from cl_jax.core import logs
+from cl_jax.core.tokens import SPECIAL
 from cl_jax.data.source import Source, renamed
 from cl_jax.evals import Evaluator, Given, Needs
 
 AGGREGATIONS = ("all", "mean", "wmean")
+KINDS = ("sts", "sts_dev")
+_MOST = 100_000  # sentences whose words are counted to weigh them
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,6 +71,28 @@ def on_the_sphere(a: np.ndarray, b: np.ndarray, positive: np.ndarray) -> tuple[f
     return float(apart[positive].mean()) if positive.any() else 0.0, float(spread)
 
 
+def counts(tokens: np.ndarray, size: int) -> sparse.csr_matrix:
+    """[N, size] how often each sentence of tokens [N, T] has each token; reserved ones count 0."""
+    rows, places = np.nonzero(tokens >= SPECIAL)
+    found = np.ones(len(rows)), (rows, tokens[rows, places].astype(np.int64))
+    return sparse.csr_matrix(found, shape=(len(tokens), size))
+
+
+def rareness(tokens: np.ndarray, size: int) -> np.ndarray:
+    """[size] log((1 + N) / (1 + n)) + 1 of each token, n of the N sentences [N, T] having it (the
+    inverse document frequency of scikit-learn)."""
+    having = (counts(tokens, size) > 0).sum(axis=0)
+    return np.log((1 + len(tokens)) / (1 + np.asarray(having)[0])) + 1
+
+
+def shared_words(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[N] cosine of the counts of tokens in a [N, T] and b [N, T], each count times the weight of
+    its token [size]: what two sentences share without a network."""
+    x, y = (counts(tokens, len(weights)).multiply(weights).tocsr() for tokens in (a, b))
+    norms = [np.sqrt(np.asarray(one.multiply(one).sum(axis=1))[:, 0]) for one in (x, y)]
+    return np.asarray(x.multiply(y).sum(axis=1))[:, 0] / np.maximum(norms[0] * norms[1], 1e-8)
+
+
 def make(
     *,
     sources: Sequence[str] = (),
@@ -76,11 +101,16 @@ def make(
     aligned: float = 0.8,
 ) -> Evaluator:
     """Spearman of cosine and gold score: "<source>/spearman" of each source, and their mean as
-    "sts/spearman". No regressor, no training data (SentEval's protocol, aggregation "all").
+    "sts/spearman"; "sts_dev/spearman" is the mean over those named "sts_dev/...", to choose
+    settings by. No regressor, no training data (SentEval's protocol, aggregation "all").
+
+    Beside it, once, what the words alone are worth: "<source>/shared_words" and its means, the
+    Spearman of the cosine of two sentences' counts of tokens, and "shared_words_idf", counts
+    weighted by how rare a token is in the training sentences.
 
     Args:
       sources: names of `Splits.more` with fields `field`, `<field>_b` and "score"; () for those
-        named "sts" or "sts/...".
+        named "sts" or "sts_dev", alone or with a slash after it.
       feature: of "encode"; "" is the run's own.
       aligned: pairs with a score above this share of the highest are positives of
         "<source>/alignment"; "<source>/uniformity" is of all sentences.
@@ -90,15 +120,12 @@ def make(
     """
     other: dict[str, Source] = {}
 
+    def names(given: Given) -> Sequence[str]:
+        return sources or [name for name in given.data.more if name.split("/")[0] in KINDS]
+
     def measure(given: Given) -> dict[str, float]:
-        names = sources or [name for name in given.data.more if name.split("/")[0] == "sts"]
-        if not names:
-            raise ValueError(
-                f"{given.data.train.name} has no scored pairs; give them as data.sts, or leave "
-                "sts out of config.evals.protocols."
-            )
         found: dict[str, float] = {}
-        for name in names:
+        for name in names(given):
             pairs = given.data.more[name]
             if name not in other:
                 other[name] = renamed(pairs, {field: f"{field}_a", f"{field}_b": field})
@@ -107,8 +134,21 @@ def make(
             found[f"{name}/spearman"] = spearman(cosines(a, b), gold)
             positive = gold > aligned * gold.max()
             found[f"{name}/alignment"], found[f"{name}/uniformity"] = on_the_sphere(a, b, positive)
-        mean = float(np.mean([found[f"{name}/spearman"] for name in names]))
-        return found | {"sts/spearman": mean}
+        return found | means(found, "spearman")
+
+    def words(given: Given) -> dict[str, float]:
+        train, found = given.data.train, dict[str, float]()
+        if train.arrays is None or field not in train.arrays:
+            return found
+        size, sentences = train.sizes[field], np.asarray(train.arrays[field])
+        sentences = sentences.reshape(-1, sentences.shape[-1])
+        rare = rareness(sentences[:: -(-len(sentences) // _MOST)], size)
+        for name in names(given):
+            arrays = given.data.more[name].arrays
+            a, b, gold = (np.asarray(arrays[key]) for key in (field, f"{field}_b", "score"))
+            for figure, weights in (("words", np.ones(size)), ("words_idf", rare)):
+                found[f"{name}/shared_{figure}"] = spearman(shared_words(a, b, weights), gold)
+        return found | means(found, "shared_words") | means(found, "shared_words_idf")
 
     def draw(given: Given) -> None:
         steps, points = over_training(given.workdir)
@@ -127,11 +167,28 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), sources=tuple(sources)),
-        better={"sts/spearman": 1},
-        titles={"sts/spearman": "STS, Spearman of cosine and gold score %"},
+        Needs(features=(feature,), sources=tuple(sources), kinds=() if sources else KINDS),
+        better={"sts/spearman": 1, "sts_dev/spearman": 1},
+        titles={
+            "sts/spearman": "STS, Spearman of cosine and gold score %",
+            "sts_dev/spearman": "STS, dev pairs %",
+        },
+        baseline=words,
         draw=draw,
     )
+
+
+def means(found: Mapping[str, float], figure: str) -> dict[str, float]:
+    """{"sts/<figure>", "sts_dev/<figure>": mean of "<source>/<figure>"}, each over its sources;
+    those of another name count as "sts"."""
+    of: dict[str, list[float]] = {}
+    for name, value in found.items():
+        source, _, last = name.rpartition("/")
+        if last == figure:
+            of.setdefault("sts_dev" if source.split("/")[0] == "sts_dev" else "sts", []).append(
+                value
+            )
+    return {f"{kind}/{figure}": float(np.mean(values)) for kind, values in of.items()}
 
 
 def over_training(workdir: Path) -> tuple[list[int], list[tuple[float, float]]]:

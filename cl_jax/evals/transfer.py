@@ -62,11 +62,6 @@ def make(
         names = sources or [
             name for name in more if name.startswith("classify/") and not name.endswith("/test")
         ]
-        if not names:
-            raise ValueError(
-                f"{given.data.train.name} has no sentences with classes; give them as "
-                "data.classify, or leave transfer out of config.evals.protocols."
-            )
         found = {}
         for name in names:
             x, y = of(more[name]), labels_of(more[name])
@@ -90,7 +85,11 @@ def make(
 
     return Evaluator(
         measure,
-        Needs(features=(feature,), sources=tuple(sources)),
+        Needs(
+            features=(feature,),
+            sources=tuple(sources),
+            kinds=() if sources else ("classify",),
+        ),
         when=when,
         better={"transfer/average": 1},
         titles={"transfer/average": "transfer, mean over tasks %"},

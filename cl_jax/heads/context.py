@@ -28,7 +28,7 @@ class RowContext(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         check("b h w d", z=z)
-        wide = jnp.promote_types(z.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(z), jnp.float32)
         x = z if self.dtype is None else z.astype(self.dtype)
         for i in range(1, self.blocks + 1):
             y = nn.relu(nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"in{i}")(x))

@@ -38,7 +38,7 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         check("b t d", tokens=tokens)
         kernel = nn.initializers.xavier_uniform()
-        wide = jnp.promote_types(tokens.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(tokens), jnp.float32)
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=kernel, name="embed")(tokens)
         token = jnp.asarray(self.param("mask_token", nn.initializers.normal(0.02), (self.width,)))
         x = jnp.concatenate([x[:, :1], masking.fill(x[:, 1:], token, restore)], axis=1)

@@ -28,7 +28,7 @@ class DotCritic(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_real(x=x)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(x), jnp.float32)
         torch, fan_in = initializers.kernel("torch"), x.shape[-1]
         y = nn.Dense(
             self.units, use_bias=False, dtype=self.dtype, kernel_init=torch, name="dense1"

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.shapes import check, check_integer
 
@@ -40,7 +41,7 @@ class JigsawHead(nn.Module):
         h = nn.Dense(self.width, name="fc1")(h)
         crops = h.reshape(permutations.shape[0], self.num_crops, self.width)
         crops = jnp.take_along_axis(crops, permutations[:, :, None], axis=1)
-        z = nn.Dense(self.width, name="fc2")(crops.reshape(crops.shape[0], -1))
+        z = nn.Dense(self.width, name="fc2")(lax.collapse(crops, 1))
         norm = jnp.sqrt(jnp.maximum(jnp.sum(z * z, axis=1, keepdims=True), 1e-24))
         return z / norm
 

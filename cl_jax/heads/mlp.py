@@ -66,7 +66,7 @@ class MLP(nn.Module):
             raise ValueError(
                 f"activation {self.activation!r} is unknown; have {', '.join(_ACTIVATIONS)}."
             )
-        wide = jnp.promote_types(h.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(h), jnp.float32)
         x, hiddens = h, [h]
         for layer, width in enumerate(self.widths, start=1):
             last = layer == len(self.widths)

@@ -29,7 +29,7 @@ class Prototypes(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         check("b d", z=z)
         rows = self.param(NAME, _uniform, (self.num_prototypes, z.shape[-1]))
-        wide = jnp.promote_types(jnp.promote_types(z.dtype, rows.dtype), jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(z, rows), jnp.float32)
         return jnp.matmul(z.astype(wide), rows.astype(wide).T)
 
 

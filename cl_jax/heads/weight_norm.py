@@ -33,7 +33,7 @@ class WeightNormDense(nn.Module):
             lambda key, shape: initializers.bias("torch", shape[-1])(key, shape, jnp.float32),
             (self.features, x.shape[-1]),
         )
-        wide = jnp.promote_types(jnp.promote_types(x.dtype, v.dtype), jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(x, v), jnp.float32)
         logits = jnp.matmul(x.astype(wide), _unit(v.astype(wide)).T)
         if self.use_scale:
             logits = (

@@ -118,12 +118,12 @@ def of_rows(rows: Iterable[Row], key: str, scale: float = 1.0) -> list[float]:
     return [scale * row[key] for row in rows if row.get(key) is not None]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several, sample deviation; "-" for none."""
+def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """Mean and, of several, sample deviation, with the unit; "-" for none."""
     if not values:
         return "-"
     several = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):,.{digits}f}{several}"
+    return f"{statistics.mean(values):,.{digits}f}{several}{unit}"
 
 
 def own_gain(rows: Sequence[Row]) -> Difference | None:
@@ -211,8 +211,8 @@ def survey(rows: Sequence[Row], names: Sequence[str]) -> str:
             unit, gained = " %" if scale == 100 else "", own_gain(done)
             cells[1:] = [
                 str(done[0].get("measure", "")),
-                spread(of_rows(done, "reached_untrained", scale), digits) + unit,
-                spread(of_rows(done, "reached", scale), digits) + unit,
+                spread(of_rows(done, "reached_untrained", scale), digits, unit),
+                spread(of_rows(done, "reached", scale), digits, unit),
                 "-" if gained is None else gained.text(digits),
                 str(len(done)),
                 spread(of_rows(done, "processor_seconds"), 0),

@@ -30,7 +30,7 @@ from cl_jax.training.experiment import (
 )
 from cl_jax.training.pending import NonFinite, Pending
 from cl_jax.training.stages import load, previous_stage, stages
-from cl_jax.training.steps import stepper
+from cl_jax.training.steps import check_state, stepper
 from cl_jax.training.stopping import Interrupted, Stop
 from cl_jax.weights import importing
 
@@ -220,6 +220,7 @@ class Training:
                 self._save(state, wait=True)
             self.stop.where = f"at step {at} of {self.last}"
             raise self.stop.interrupted() from None
+        check_state(state, refreshed, "refresh")
         self.pending.restart_clock()
         return refreshed
 

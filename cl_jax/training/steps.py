@@ -171,6 +171,8 @@ class Stepper:
         self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
     ) -> tuple[State, Metrics]:
         after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
+        _check_metrics(metrics)
+        check_state(state, after, "a step")
         if not self.guard:
             return sharded.settle(after, AXIS), metrics
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
@@ -245,6 +247,11 @@ class Stepper:
                 f"the method's order of epoch {epoch} is {ids.dtype}{list(ids.shape)}; expected "
                 f"integers {list(expected)}: {run.steps_per_epoch} batches of {run.batch_size}."
             )
+        if not (0 <= ids.min() and ids.max() < run.size):  # on a device such rows are clamped
+            raise ValueError(
+                f"the method's order of epoch {epoch} goes from {ids.min()} to {ids.max()}; "
+                f"expected numbers of examples, 0 to {run.size - 1}."
+            )
         self.epoch_order, self.ordered = ids.astype(np.int32), epoch
         self.loaded = None
 
@@ -274,6 +281,43 @@ class Stepper:
         batch = next(self.loaded)
         self.wait_seconds += time.perf_counter() - began
         return self._place({name: batch[name] for name in (*self.fields, "id")}, EACH)
+
+
+def _check_metrics(metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        if jnp.shape(value) != () or not isinstance(value, (jax.Array, np.generic, int, float)):
+            raise ValueError(
+                f"the metric {name!r} is {_kind(value)}; expected a scalar, the same on every "
+                "device."
+            )
+
+
+def check_state(before: State, after: State, by: str) -> None:
+    """Refuses a State of other arrays than it was made of by a step or a refresh: it could not be
+    restored into a new one, and the step would be compiled again.
+
+    Raises:
+      ValueError: names the first array that differs.
+    """
+    if not isinstance(after, State):
+        raise ValueError(f"{by} returned a {type(after).__name__}; expected the State.")
+    sides = [
+        dict(jax.tree_util.tree_leaves_with_path(state, is_leaf=sharded.is_sharded))
+        for state in (before, after)
+    ]
+    for path in dict.fromkeys((*sides[0], *sides[1])):
+        old, new = (_kind(side[path]) if path in side else "missing" for side in sides)
+        if old != new:
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)[1:]} of the State is {old} before {by} and {new} "
+                "after it; expected the same structure, shapes and types."
+            )
+
+
+def _kind(value: Any) -> str:
+    if not hasattr(value, "dtype") or sharded.is_sharded(value):
+        return f"a {type(value).__name__}"
+    return f"{value.dtype}{list(value.shape)}"
 
 
 def device_bytes() -> int | None:

@@ -95,6 +95,44 @@ def test_what_is_refused():
         integers.update(integers.init(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "returned", "words"),
+    [
+        ("forward", lambda x: (x, {}), r"forward returned 2 values; expected \(outputs, stats, ta"),
+        ("forward", lambda x: x, r"forward returned a \w+; expected \(outputs, stats, target_"),
+        ("loss", lambda x: x.sum(), r"the loss returned a \w+; expected \(value, Aux\("),
+        ("loss", lambda x: (x.sum(), {}), r"returned \(value, dict\); expected \(value, Aux\("),
+        ("loss", lambda x: (x, Aux({})), r"the loss is float32\[4, 2\]; expected one floating"),
+        (
+            "loss",
+            lambda x: (jnp.int32(1), Aux({})),
+            r"the loss is int32\[\]; expected one floating",
+        ),
+    ],
+)
+def test_a_function_that_returns_something_else_is_one_sentence(
+    micro_batches, name, returned, words
+):
+    def forward(params, stats, target, x, batch, key):
+        return returned(x @ params["w"])
+
+    def loss(z, params, memory, batch, key):
+        return returned(z)
+
+    changed = {"forward": forward} if name == "forward" else {"loss": loss}
+    method = linear(micro_batches=micro_batches, **changed)
+    state = method.init(jax.random.key(0), BATCH)
+    with pytest.raises(ValueError, match=words):
+        method.update(state, BATCH, jax.random.key(1))
+
+
+def test_features_without_statistics_are_one_sentence():
+    method = linear(features=lambda params, stats, x, train: {"h": x @ params["w"]})
+    with pytest.raises(ValueError, match=r"features returned a dict; expected \(\{name"):
+        method.encode(method.init(jax.random.key(0), BATCH), BATCH)
+
+
 def test_encode_is_made_of_features_and_may_be_given():
     method = linear()
     state = method.init(jax.random.key(0), BATCH)

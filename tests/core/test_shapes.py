@@ -93,6 +93,15 @@ def test_what_is_no_array_is_refused(given):
             check("b d", x=given)
 
 
+def test_a_tensor_of_another_library_is_named_with_its_conversion():
+    class Tensor:
+        shape, dtype = (4, 3), "torch.float32"
+
+    for check in (shapes.check, shapes.check_integer):
+        with pytest.raises(ValueError, match=r"Tensor; expected .* jnp.asarray\(z_a.numpy\(\)\)"):
+            check("b d", z_a=Tensor())
+
+
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([0, 1], object)])
 def test_classes_that_are_no_numbers_are_refused(labels):
     with pytest.raises(ValueError, match=r"labels has dtype .*expected numbers.*np\.unique"):

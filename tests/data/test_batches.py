@@ -313,6 +313,10 @@ def test_subset_keeps_the_order_asked_for(make):
     np.testing.assert_array_equal(labels_of(part), [1, 2, 2])
     with pytest.raises(ValueError, match="from 0 to 9"):
         subset(make(10), [10])
+    for wrong in (np.arange(10) < 5, [0.5, 1.0]):  # a mask would be examples 0 and 1, ten times
+        with pytest.raises(ValueError, match=r"expected numbers of examples, such as numpy.flat"):
+            subset(make(10), wrong)
+    assert subset(make(10), []).size == 0
 
 
 @pytest.mark.parametrize("make", [in_memory, on_disk])
@@ -370,8 +374,9 @@ def test_a_long_tail_falls_by_one_factor_from_class_to_class(make):
 
 
 def test_long_tails_that_cannot_be_made():
-    with pytest.raises(ValueError, match=r"imbalance is 0\.5; expected at least 1"):
-        long_tailed(in_memory(9), 0.5, seed=0)
+    for wrong in (0.5, np.inf, np.nan):
+        with pytest.raises(ValueError, match=rf"imbalance is {wrong}; expected at least 1 and fin"):
+            long_tailed(in_memory(9), wrong, seed=0)
     one = from_arrays("one", arrays_of(9) | {"label": np.zeros(9, np.int32)}, {"label": 1})
     with pytest.raises(ValueError, match="one has 1 classes"):
         long_tailed(one, 10, seed=0)

@@ -182,6 +182,7 @@ def test_sparse_labels_are_numbered_anew(tmp_path, images, label, classes, caplo
         ([0.0] * 5, {}, r"label is float64\[5\] beside 5 images; expected one integer"),
         ([-2, 0, 0, 0, 0], {}, "label goes down to -2; expected 0 or more, or -1"),
         ([0, 1, 2, 3, 2**32], dict(num_classes=4), "label goes up to 4294967296; expected 0 to 3"),
+        ([0, 1, 2, 3, 4], dict(num_classes=0), "since num_classes has no classes"),
     ],
 )
 def test_labels_that_are_none(tmp_path, images, label, how, words):

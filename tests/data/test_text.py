@@ -127,7 +127,7 @@ def test_other_mistakes(tmp_path):
         (dict(test_path=written(tmp_path / "t.tsv", rows(3, 2))), "has 2 columns and"),
         (dict(sts=written(tmp_path / "s.tsv", [["a", "b", "high"]])), "'high' is not a number"),
         (dict(sts=written(tmp_path / "s2.tsv", [["a", "b"]])), "expected at least three"),
-        (dict(sts=written(tmp_path / "s3.tsv", [["a", "b", "1", "2"]])), "no header"),
+        (dict(sts=written(tmp_path / "s3.tsv", [["a", "b", "1", "2"]])), "is no header with"),
         (dict(tokenizer_path=str(tmp_path / "no.model")), "not a sentencepiece model"),
         (dict(vocab_size=7), "expected 16 to 65536"),
         (dict(vocab_size=16), "raise vocab_size"),
@@ -259,14 +259,60 @@ def test_sentences_with_classes_are_sources_by_set(tmp_path):
     assert set(more) == {"classify/TREC", "classify/TREC/test", "classify/MRPC"}
     assert set(more["classify/MRPC"].arrays) == {"tokens", "tokens_b", "label"}
     for wrong, message in (
-        ([pairs[0], ["0", "a", " "]], "line 2: an empty sentence or label"),
+        ([pairs[0], ["0", "a", " "]], "empty sentences or labels in line 2. Remove them, or set"),
         ([["a", "b"], ["c", "d"]], "expected a header with label and text"),
-        ([header, ["MR", "all", "1", " "]], "line 2: an empty sentence or label"),
+        ([header, ["MR", "all", "1", " "]], "empty sentences or labels in line 2"),
         ([header, ["MR", "all", "1", "x"]], "expected two or more"),
         ([*table, ["MR", "test", "2", "x"]], "those of its test rows among them"),
     ):
         with pytest.raises(ValueError, match=message):
             made(path, tmp_path, classify=written(tmp_path / "w.tsv", wrong))
+
+
+def test_skip_leaves_empty_sentences_of_evaluation_out(tmp_path):
+    path = written(tmp_path / "a.txt", rows(30))
+    header = ["set", "split", "label", "text"]
+    filled = [["CR", "all", "1", "a cat"], ["CR", "all", "0", "a dog"]]
+    classify = written(tmp_path / "c.tsv", [header, *filled, ["CR", "all", "0", " "]])
+    scored = written(tmp_path / "s.tsv", [["a cat", "", "3"], ["a cat", "a dog", "2"]])
+    with pytest.raises(ValueError, match="empty sentences in line 1"):
+        made(path, tmp_path, sts=scored)
+    with pytest.raises(ValueError, match="empty sentences or labels in line 4"):
+        made(path, tmp_path, classify=classify)
+    more = made(path, tmp_path, classify=classify, sts=scored, on_error="skip").more
+    assert more["classify/CR"].size == 2 and more["sts"].arrays["score"].tolist() == [2]
+
+
+def test_dev_pairs_are_apart_and_training_pairs_left_out(tmp_path):
+    table = [
+        ["set", "split", "part", "score", "a", "b"],
+        ["STSB", "train", "news", "1", "a", "b"],
+        ["STSB", "dev", "news", "2", "c", "d"],
+        ["STSB", "test", "news", "3", "e", "f"],
+        ["STSB", "test", "forums", "4", "g", "h"],
+        ["STS13", "all", "news", "5", "i", "j"],
+    ]
+    found = text.read_scored(written(tmp_path / "all.tsv", table))
+    assert {name: score.tolist() for name, (*_, score) in found.items()} == {
+        "sts_dev/STSB": [2],
+        "sts/STSB": [3, 4],
+        "sts/STS13": [5],
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    written(folder / "STSB.tsv", [row[1:] for row in table[:5]])
+    found = text.read_scored(str(folder))
+    assert {name: score.tolist() for name, (*_, score) in found.items()} == {
+        "sts/STSB": [3, 4],
+        "sts_dev/STSB": [2],
+    }
+    for rows_, message in (
+        ([table[0], ["X", "first", "", "1", "a", "b"]], "line 2: split is 'first'; expected train"),
+        (table[:2], "no pair with a score outside of the split train"),
+        (table[1:], "has 6 columns and its first line is no header with a, b and score"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            text.read_scored(written(tmp_path / "wrong.tsv", rows_))
 
 
 def test_scored_pairs_of_a_folder_are_a_set_a_file(tmp_path):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cl_jax.core import parallel
@@ -40,6 +41,14 @@ def test_values_gradients_and_second_gradients_are_flaxs():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_forward_mode_is_flaxs():
+    given_now, along = given(), jax.tree.map(jnp.cos, given())
+    ours, theirs = (
+        jax.jvp(value(kind(epsilon=1e-5)), given_now, along) for kind in (LayerNorm, nn.LayerNorm)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_starts_as_flax_does_and_keeps_the_type():
     x, _ = given(jnp.bfloat16)
     ours, theirs = (kind().init(jax.random.key(0), x) for kind in (LayerNorm, nn.LayerNorm))
@@ -48,6 +57,17 @@ def test_starts_as_flax_does_and_keeps_the_type():
     )
     assert LayerNorm().apply(ours, x).dtype == jnp.bfloat16
     assert LayerNorm(dtype=jnp.float32).apply(ours, x).dtype == jnp.float32
+
+
+def test_numpys_float64_is_read_as_jax_reads_it_and_integers_are_refused():
+    x, params = given()
+    for wrong, words in ((np.ones((2, 3), int), "floating-point"), (np.float32(1), "scalar")):
+        with pytest.raises(ValueError, match=words):
+            LayerNorm().init(jax.random.key(0), wrong)
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_array_equal(
+        LayerNorm().apply({"params": params}, wide), LayerNorm().apply({"params": params}, x)
+    )
 
 
 def test_a_large_mean_loses_nothing():
@@ -94,3 +114,19 @@ def test_across_devices(check_vma):
     found = jax.jit(jax.grad(mapped))(params, x)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(jax.grad(f, 1)(x, params))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [None, "data"])
+def test_parameters_or_features_may_be_divided_over_explicit_axes(features):
+    x, params = given()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def gradient(params, x):
+        return jax.grad(value(LayerNorm()), (0, 1))(x, params)
+
+    expected = jax.tree.leaves(gradient(params, x))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(params, NamedSharding(mesh, P("data")))
+        x = jax.device_put(x, NamedSharding(mesh, P(None, None, features)))
+        for a, b in zip(jax.tree.leaves(jax.jit(gradient)(divided, x)), expected):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

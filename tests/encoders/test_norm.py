@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cl_jax.encoders.norm import BatchNorm
 from tests.losses.parity import AXIS, assert_parity
@@ -204,6 +204,68 @@ def test_initialisation_does_not_need_the_axis_or_whole_groups():
         jax.random.key(0), jnp.ones((1, 3)), train=True
     )
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_forward_mode_and_products_with_the_hessian(weighted):
+    rng = np.random.default_rng(1)
+    x, along = rng.normal(size=(2, 6, 3, 2)).astype(np.float32)
+    weight = rng.uniform(size=(6, 3)).astype(np.float32) if weighted else None
+    start = _variables(2, rng)
+
+    def ours(x, params):
+        call = partial(BatchNorm().apply, train=True, weight=weight, mutable=["batch_stats"])
+        return call({"params": params, "batch_stats": start["batch_stats"]}, x)[0]
+
+    def plain(x, params):
+        shares = jnp.full((6, 3), 1 / 18) if weight is None else weight / weight.sum()
+        mean = jnp.einsum("bt,btc->c", shares, x)[None, None]
+        var = jnp.einsum("bt,btc->c", shares, jnp.square(x - mean))[None, None]
+        scale, bias = params["scale"][None, None], params["bias"][None, None]
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(f, point, moved):
+        def value(*given):
+            return jnp.sin(f(*given)).sum()
+
+        return jax.jvp(value, point, moved), jax.jvp(jax.grad(value, (0, 1)), point, moved)[1]
+
+    point = (x, start["params"])
+    moved = (along, jax.tree.map(np.cos, start["params"]))
+    found, right = (jax.tree.leaves(derivatives(f, point, moved)) for f in (ours, plain))
+    for a, b in zip(found, right):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [("data",), (None, "data")])
+def test_rows_or_channels_may_be_divided_over_explicit_axes(spec):
+    rng = np.random.default_rng(2)
+    x, start = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32), _variables(4, rng)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def run(x, params):
+        def value(x, params):
+            variables = {"params": params, "batch_stats": start["batch_stats"]}
+            y, stats = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+            return jnp.sin(y).sum(), stats
+
+        return jax.grad(value, (0, 1), has_aux=True)(x, params)
+
+    expected = jax.tree.leaves(run(x, start["params"]))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        params = jax.device_put(start["params"], NamedSharding(mesh, PartitionSpec(*spec[1:])))
+        for a, b in zip(jax.tree.leaves(jax.jit(run)(divided, params)), expected):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_numpys_float64_is_read_as_jax_reads_it():
+    layer, x = BatchNorm(), RNG.normal(size=(4, 3))
+    start = jax.eval_shape(
+        lambda key: layer.init_with_output(key, x, train=True), jax.random.key(0)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {np.dtype("float32")}
 
 
 def test_errors_say_what_to_do():

@@ -37,3 +37,20 @@ def test_bfloat16_stays():
     x = jnp.asarray(IMAGES["distinct"], jnp.bfloat16)
     y, vjp = jax.vjp(lambda x: max_pool(x, (3, 3), (2, 2)), x)
     assert y.dtype == vjp(y)[0].dtype == jnp.bfloat16
+
+
+def test_forward_mode_and_products_with_the_hessian_are_flax_s():
+    x = jnp.asarray(IMAGES["distinct"], jnp.float32)
+
+    def derivatives(pool, x):
+        def value(x):
+            return jnp.sin(pool(x, (3, 3), (2, 2))).sum()
+
+        return jax.jvp(value, (x,), (x + 1,)), jax.jvp(jax.grad(value), (x,), (x + 1,))[1]
+
+    ours, theirs = (
+        jax.tree.leaves(jax.jit(derivatives, static_argnums=0)(f, x))
+        for f in (max_pool, nn.max_pool)
+    )
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

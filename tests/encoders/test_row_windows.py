@@ -82,6 +82,9 @@ def test_an_empty_batch_and_an_explicit_mesh_take_the_plain_sums():
     with jax.set_mesh(mesh):
         divided = jax.device_put(x, NamedSharding(mesh, P("data")))
         found = jax.jit(value())(divided, kernel)  # JAX has no gradient of a convolution there
+        by_features = jax.device_put(kernel, NamedSharding(mesh, P(None, None, None, "data")))
+        with pytest.raises(Exception, match="out_sharding"):  # lax's own words, and its way out
+            jax.jit(value())(x, by_features)
     np.testing.assert_allclose(found, value(for_cpu=False)(x, kernel), atol=1e-3)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours
+from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours, sts
 from cl_jax.evals.evaluation import Evaluation, summary
 from tests import small
 
@@ -164,6 +164,21 @@ def test_evaluators_of_labels_are_left_out_where_all_are_missing(caplog):
         caplog.text
     )
     assert "classifier is left out: no example of the test part" in caplog.text
+
+
+def test_evaluators_of_further_sources_are_left_out_where_there_are_none(caplog):
+    data = splits()
+    gold = {"sts_dev/x": data.test, "sts": data.test}
+    for name, more in (("sts", {}), ("transfer", gold), ("sts", {"stsx": data.test})):
+        one = importlib.import_module(f"cl_jax.evals.{name}").make()
+        assert not evaluation({name: one}, data._replace(more=more))[0].evaluators
+    assert "sts is left out: random has no sts or sts_dev; give a file of them as data.sts." in (
+        caplog.text
+    )
+    assert "transfer is left out: random has no classify; give a file" in caplog.text
+    for name in gold:
+        only = data._replace(more={name: data.test})
+        assert evaluation({"sts": sts.make()}, only)[0].evaluators
 
 
 def test_figures_that_are_nan_are_left_out(caplog):

@@ -165,8 +165,55 @@ def test_sts_reads_both_sentences_of_every_set():
     assert found["sts/spearman"] == pytest.approx(np.mean(right[:2]))
     only = sts.make(sources=("sts/y",)).measure(given(more, features))
     assert only["sts/spearman"] == pytest.approx(right[1]) and "sts/x/spearman" not in only
-    with pytest.raises(ValueError, match=r"no scored pairs; give them as data\.sts"):
-        sts.make().measure(given({"prompts": more["prompts"]}, features))
+    assert sts.make().needs.kinds == ("sts", "sts_dev") and not sts.make(sources=("x",)).needs.kinds
+
+
+def test_dev_pairs_have_a_mean_of_their_own():
+    found = {
+        "sts/a/spearman": 0.2, "sts/b/spearman": 0.4, "sts/b/alignment": 9.0,
+        "sts_dev/b/spearman": 0.8, "gold/spearman": 0.6,
+    }  # fmt: skip
+    right = {"sts/spearman": pytest.approx(0.4), "sts_dev/spearman": 0.8}
+    assert sts.means(found, "spearman") == right
+
+
+def test_shared_words_are_the_cosine_of_counts():
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+    from cl_jax.core.tokens import END, PAD, SPECIAL
+    from cl_jax.data.source import from_arrays
+
+    rng = np.random.default_rng(0)
+    train, a, b = rng.integers(PAD, 20, (3, 30, 6)).astype(np.uint16)
+    a[0], b[0] = END, END  # a sentence without words
+
+    def counts(tokens):
+        said = [" ".join(str(token) for token in row if token >= SPECIAL) for row in tokens]
+        words = [str(token) for token in range(20)]
+        return CountVectorizer(vocabulary=words, token_pattern=r"\d+").transform(said)
+
+    weigh = TfidfTransformer(norm=None).fit(counts(train))
+    assert sts.rareness(train, 20)[SPECIAL:] == pytest.approx(weigh.idf_[SPECIAL:])
+    for weights, x, y in (
+        (np.ones(20), counts(a), counts(b)),
+        (sts.rareness(train, 20), weigh.transform(counts(a)), weigh.transform(counts(b))),
+    ):
+        right = sts.cosines(x.toarray(), y.toarray())
+        np.testing.assert_allclose(sts.shared_words(a, b, weights), right, atol=1e-12)
+        assert right[0] == 0 and np.ptp(right) > 0.5
+
+    score = rng.random(30).astype(np.float32)
+    sizes = {"tokens": 20, "tokens_b": 20}
+    pairs = from_arrays("sts/x", {"tokens": a, "tokens_b": b, "score": score}, sizes)
+    data = SimpleNamespace(
+        train=from_arrays("text/train", {"tokens": train}, {"tokens": 20}), more={"sts/x": pairs}
+    )
+    found = sts.make().baseline(SimpleNamespace(data=data))
+    assert set(found) == {
+        f"{name}/shared_{words}" for name in ("sts/x", "sts") for words in ("words", "words_idf")
+    }
+    right = sts.shared_words(a, b, sts.rareness(train, 20))
+    assert found["sts/shared_words_idf"] == pytest.approx(sts.spearman(right, score))
 
 
 def blobs(count, seed, spread=1.0):
@@ -207,9 +254,7 @@ def test_transfer_takes_test_parts_where_there_are_some():
     assert set(found) == {"transfer/a", "transfer/b", "transfer/average"}
     assert found["transfer/a"] == 1 and found["transfer/b"] < 0.6
     assert found["transfer/average"] == pytest.approx((1 + found["transfer/b"]) / 2)
-    seen.data.more = {"sts": more["sts"]}
-    with pytest.raises(ValueError, match=r"give them as data\.classify"):
-        transfer.make().measure(seen)
+    assert transfer.make().needs.kinds == ("classify",)
     with pytest.raises(ValueError, match="expected 2 or more"):
         transfer.make(folds=1)
 

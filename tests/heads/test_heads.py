@@ -50,6 +50,22 @@ def test_bfloat16_heads_put_out_float32(make, variant):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize(
+    ("head", "call"),
+    [
+        (mlp.make(variant="simclr", out_dim=3), {"train": True}),
+        (predictor.make(variant="byol", out_dim=3, hidden_dim=8), {"train": True}),
+        (weight_norm.make(out_dim=4, hidden_dim=8, bottleneck_dim=3), {"train": True}),
+        (prototypes.make(num_prototypes=4), {}),
+    ],
+)
+def test_numpys_float64_is_read_as_jax_reads_it(head, call):
+    """Without 64 bits as float32, and without a warning for each layer."""
+    wide = H.astype(np.float64)  # in the closure: jax converts arguments
+    start = jax.eval_shape(lambda key: head.init_with_output(key, wide, **call), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {np.dtype("float32")}
+
+
 def test_unknown_variants_and_maps_are_refused():
     with pytest.raises(ValueError, match="have simclr, linear"):
         mlp.make(variant="mocov2")

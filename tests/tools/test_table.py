@@ -72,6 +72,12 @@ def test_the_table_says_what_differs_from_a_baseline():
     assert "+31.0 ± 2.5, better | - |" in lines["a"]
 
 
+def test_the_survey_has_a_line_for_each_system_run_or_not():
+    made = [row | {"reached_untrained": None} for row in rows("crd", [0.9], 0.1)]
+    ran, missing = _table.survey(made, ["crd", "byol"]).splitlines()[2:]
+    assert "| - | 90.0 % |" in ran and "| `byol` | not run | not run |" in missing
+
+
 def test_published_figures_are_those_of_the_configs():
     assert _table.published("byol") == "92.58 % online linear (solo-learn's README) (`cifar10`)"
     assert _table.published("infomin") == "" or "(`" in _table.published("infomin")

@@ -201,10 +201,46 @@ def test_a_methods_order_is_that_of_the_epoch(built, config):
     )
 
 
-def test_an_order_of_another_length_is_refused(built, config):
-    short = dataclasses.replace(built.method, order=lambda *_: np.zeros(3, np.int32))
-    stepper = loop.stepper(built._replace(method=short), config, 0)
-    with pytest.raises(ValueError, match=r"order of epoch 0 is int32\[3\]; expected"):
+def test_an_order_of_another_length_or_of_other_examples_is_refused(built, config):
+    run = built.run
+    numbered_from_one = np.full(run.steps_per_epoch * run.batch_size, run.size, np.int32)
+    for ids, words in (
+        (np.zeros(3, np.int32), r"is int32\[3\]; expected"),
+        (numbered_from_one, rf"goes from {run.size} to {run.size}; .*0 to {run.size - 1}\."),
+        (numbered_from_one - run.size - 1, "goes from -1 to -1"),
+    ):
+        method = dataclasses.replace(built.method, order=lambda *_, ids=ids: ids)
+        stepper = loop.stepper(built._replace(method=method), config, 0)
+        with pytest.raises(ValueError, match=f"order of epoch 0 {words}"):
+            stepper(loop.initial_state(built, config))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda s, m: (s, m | {"z": jnp.ones(3)}),
+            r"metric 'z' is float32\[3\]; expected a scalar",
+        ),
+        (lambda s, m: (s, m | {"z": "high"}), "metric 'z' is a str; expected a scalar"),
+        (
+            lambda s, m: (dataclasses.replace(s, memory={"mean": jnp.ones(3)}), m),
+            r"memory\['mean'\] of the State is missing before a step and float32\[3\] after",
+        ),
+        (
+            lambda s, m: (dataclasses.replace(s, params=jax.tree.map(jnp.bfloat16, s.params)), m),
+            r"params\['w'\] of the State is float32\[.*\] before a step and bfloat16\[",
+        ),
+        (lambda s, m: (s.params, m), "a step returned a dict; expected the State"),
+    ],
+)
+def test_a_step_that_returns_something_else_is_one_sentence(built, config, change, words):
+    def update(state, batch, key):
+        return change(*built.method.update(state, batch, key))
+
+    method = dataclasses.replace(built.method, update=update)
+    stepper = loop.stepper(built._replace(method=method), config, 0)
+    with pytest.raises(ValueError, match=words):
         stepper(loop.initial_state(built, config))
 
 
