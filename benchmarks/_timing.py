@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))  # for `configs`, which is no part of the installe
 
 
 def prepare(cache: bool = True) -> str:
-    """Before jax is imported: XLA's flags and the C library's memory, as the trainer sets them, and
-    its cache of programs.
+    """Before jax is imported: XLA's flags as the trainer sets them, and its cache of
+    programs.
 
     Returns the flags that were added.
     """

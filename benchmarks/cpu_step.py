@@ -5,9 +5,10 @@ python benchmarks/cpu_step.py [--case resnet18] [--batch 32] [--dtype bfloat16] 
 
 Ours is the trainer's own step (cl_jax/training/steps.py) over random uint8 images in memory.
 PyTorch's is benchmarks/_torch.py, in both memory layouts, and with `--compiled` through
-`torch.compile` too. The numbers of trained parameters are compared first. Steps are run in turn; a
-ratio is ours by its, the median over rounds, by processor time and by the wall's clock, which on a
-machine that others use says less.
+`torch.compile` too. The numbers of trained parameters are compared first. Steps are run in turn,
+each after an untimed one of its own, as steps of a run follow each other; a ratio is ours by its,
+the median over rounds, by processor time and by the wall's clock, which on a machine that others
+use says less.
 
   resnet18       SimCLR, ResNet-18 with the CIFAR stem, 32 pixels
   readme         the step of README's first command (configs/simclr_v2.py), 16 pixels
@@ -276,7 +277,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(
                 f"{peer} has {other:,} parameters, cl_jax {number:,}: not the same network."
             )
-    times, processor = _timing.in_turn(runs, repeats=args.repeats, limit=args.seconds, warm=2)
+    times, processor = _timing.in_turn(
+        runs, repeats=args.repeats, limit=args.seconds, warm=2, between=True
+    )
     medians = {name: statistics.median(values) for name, values in times.items()}
     work = {name: statistics.median(values) for name, values in processor.items()}
     record = _timing.facts("flax", "optax", "torch", repeats=len(times["cl_jax"])) | {

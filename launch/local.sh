@@ -15,6 +15,8 @@ they come from.
   -d DEVICES    devices of each (default 1): forced host devices on a CPU, on GPUs the next ones in order
   -p PORT       where process 0 listens (default: one that is free)
   --keep-memory on a CPU with glibc: keep what a step frees for the next one, which saves a sixth of a ResNet-18's step
+  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB, which saves a seventh of a
+                step whose temporaries are above 32 MiB
   --dry-run     print the commands and run nothing
 
   launch/local.sh -n 2 -d 2 python -m cl_jax.main --distributed --config=configs/simclr_v1.py:debug --workdir=runs/two
@@ -25,19 +27,20 @@ the others are then ended.
 USAGE
 }
 
-processes=2 devices=1 port='' dry='' keep=''
+processes=2 devices=1 port='' dry='' keep='' huge=''
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --dry-run) dry=1; shift ;;
         --keep-memory) keep=1; shift ;;
+        --huge-pages) huge=1; shift ;;
         -n | -d | -p)
             [ $# -ge 2 ] || fail "$1 needs a value."
             number "$1" "$2"
             case $1 in -n) processes=$2 ;; -d) devices=$2 ;; *) port=$2 ;; esac
             shift 2 ;;
         --) shift; break ;;
-        -*) fail "unknown option $1; have -n, -d, -p, --keep-memory, --dry-run. The command to run comes after them." ;;
+        -*) fail "unknown option $1; have -n, -d, -p, --keep-memory, --huge-pages, --dry-run. The command to run comes after them." ;;
         *) break ;;
     esac
 done
@@ -51,6 +54,8 @@ fi
 memory=''
 [ -z "$keep" ] ||
     memory='MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 JAX_CPU_ENABLE_ASYNC_DISPATCH=false'
+[ -z "$huge" ] ||
+    memory="$memory GLIBC_TUNABLES=${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
 
 device_ids() { # device_ids PROCESS: "2,3" for the second process of two devices
     ids='' next=$(($1 * devices))

@@ -162,7 +162,8 @@ def _parameter(value: Any, wide: bool) -> Any:
     """A parameter of an operation: programs in it rewritten, types of floating-point numbers
     widened."""
     if isinstance(value, tuple) and any(isinstance(x, core.ClosedJaxpr) for x in value):
-        return tuple(_parameter(x, wide) for x in value)
+        parts = (_parameter(x, wide) for x in value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
         jaxpr, consts = _parts(value)
         avals = [

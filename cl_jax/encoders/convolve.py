@@ -23,6 +23,7 @@ LARGEST = 4  # side of the input map up to which products by tap are the cheaper
 # machine's cores, so would the last bits of a run.
 WINOGRAD = 32, 1 << 16
 LARGE = 64, 1 << 18  # gradients of other kernels, tap by tap
+PATCHES = 5, 4  # sides of a strided kernel from which on, and channels up to which, by patches
 WINDOWS = 24, 8  # channels up to which, and sides from which on, rows are taken by windows
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Shaped = jax.Array | jax.ShapeDtypeStruct
@@ -48,8 +49,9 @@ def convolve(
 
     Other programs depend on the platform they are lowered for. On a CPU 3x3 kernels of stride 1 are
     in Winograd's form (winograd.py) or, of few channels, products of windows of a row
-    (row_windows.py), and gradients of other large kernels are sums of one product per tap.
-    Elsewhere, and with `for_cpu=False`, all is XLA's own, as are tangents (`jax.jvp`) everywhere.
+    (row_windows.py), strided stems of images are products of patches forward, and gradients of
+    other large kernels are sums of one product per tap. Elsewhere, and with `for_cpu=False`, all is
+    XLA's own, as are tangents (`jax.jvp`) everywhere.
     """
     sides, size = x.shape[1:3], kernel.shape[:2]
     pads = (
@@ -161,6 +163,8 @@ def _by_platform(
         on_cpu = partial(winograd.forward, pads=pads)
     elif _by_windows(x, kernel, strides):
         on_cpu = partial(row_windows.forward, pads=pads)
+    elif _by_patches(x, kernel, strides):
+        on_cpu = partial(row_windows.strided, strides=strides, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -274,6 +278,12 @@ def _by_winograd(x: Shaped, kernel: Shaped, strides: Sequence[int]) -> bool:
 def _by_windows(x: Shaped, kernel: Shaped, strides: Sequence[int]) -> bool:
     few = max(kernel.shape[2:]) <= WINDOWS[0] and min(x.shape[1:3]) >= WINDOWS[1]
     return _three_by_three(kernel, strides) and few
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+    """Whether it is the stem of an ImageNet network: large, strided, of images."""
+    stem = min(kernel.shape[:2]) >= PATCHES[0] and kernel.shape[2] <= PATCHES[1]
+    return stem and 1 < max(strides) <= min(kernel.shape[:2]) and min(x.shape[1:3]) >= WINDOWS[1]
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], pads: Pads) -> jax.Array:

@@ -1,5 +1,6 @@
 """3x3 convolution of few channels, for CPUs: one product of the windows of three neighbours in a
-row with all three rows of the kernel, whose results are added a row apart.
+row with all three rows of the kernel, whose results are added a row apart. A strided kernel of
+images takes whole patches.
 
 With r[i, j] the three pixels j-1, j, j+1 of row i, 3 C numbers, and k[a] the row a of the kernel as
 a matrix [3 C, D],
@@ -11,6 +12,7 @@ memory. The gradient of the kernel is the product of the windows with dy of thre
 that of the input is the same convolution with the kernel rotated by 180 degrees. Images are taken
 in parts, so that windows stay in a processor's cache."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -39,6 +41,33 @@ def forward(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) ->
         return sum(z[:, i : i + height, :, i] for i in range(3)).astype(x.dtype)
 
     y = lax.map(some, _parts(x, x))
+    return y.reshape(x.shape[0], *y.shape[2:])
+
+
+def strided(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """x [B, H, W, C] with kernel [k, l, C, D] to [B, h, w, D], for the stem of an ImageNet network:
+    one product of patches, each k windows of l C numbers. Sums are float32 at least."""
+    (tall, wide), features = kernel.shape[:2], kernel.shape[3]
+    height, width = (
+        (side + sum(both) - k) // stride + 1
+        for side, k, stride, both in zip(x.shape[1:3], kernel.shape[:2], strides, pads)
+    )
+
+    def some(x):
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        windows = jnp.concatenate([x[:, :, j :: strides[1]][:, :, :width] for j in range(wide)], 3)
+        patches = jnp.concatenate([windows[:, i :: strides[0]][:, :height] for i in range(tall)], 3)
+        return lax.dot_general(
+            patches,
+            kernel.reshape(-1, features),
+            (((3,), (0,)), ((), ())),
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        ).astype(x.dtype)
+
+    image = 4 * height * width * math.prod(kernel.shape[:3])
+    y = lax.map(some, winograd.parts(x, image, cache=CACHE))
     return y.reshape(x.shape[0], *y.shape[2:])
 
 

@@ -23,6 +23,7 @@ from jax import lax
 from cl_jax.core.linear import linear
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, masking, positions
+from cl_jax.encoders.gelu import gelu
 from cl_jax.encoders.layer_norm import LayerNorm
 
 SIZES = {  # name: (width, depth, heads). MoCo v3's small has 12 heads (heads=12).
@@ -56,7 +57,7 @@ class Block(nn.Module):
         weights = jax.nn.softmax(_logits(q, k), axis=-1) if attention else None
         y = (_flash if self.flash else _attention)(q, k, v).reshape(batch, tokens, width)
         x = x + _scaled(self._dense(width, "projection")(y), keep, 0)
-        y = _gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)))
+        y = gelu(self._dense(int(width * self.mlp_ratio), "mlp1")(_norm("norm2", x, self.dtype)))
         return x + _scaled(self._dense(width, "mlp2")(y), keep, 1), weights
 
     def _dense(self, features: int, name: str) -> nn.Dense:
@@ -228,11 +229,6 @@ def _norm(name: str, x: jax.Array, dtype: Any) -> jax.Array:
 
 def _scaled(branch: jax.Array, keep: jax.Array | None, number: int) -> jax.Array:
     return branch if keep is None else branch * keep[:, number, None, None].astype(branch.dtype)
-
-
-@jax.checkpoint  # keeps its argument alone: a twelfth of the memory of a step of ViT-B/16
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
 
 
 @jax.custom_jvp

@@ -13,6 +13,7 @@ from jax import lax
 from cl_jax.checks import finite, replay, verify
 from cl_jax.core import parallel
 from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.encoders.layer_norm import LayerNorm
 from cl_jax.tools import replay as command
 from cl_jax.training import checkpoint, loop, metrics
 from cl_jax.training.experiment import initial_state
@@ -88,6 +89,18 @@ def root(z):
     return jnp.mean(jnp.sqrt(jnp.maximum(z - 1e9, 0.0)))
 
 
+def determinant(z):
+    """Its gradient solves a linear system, an operation that holds programs of its own."""
+    return jnp.linalg.slogdet(z.T @ z / len(z) + jnp.eye(z.shape[1]))[1]
+
+
+def sensitivity(z):
+    """Forward mode through a gradient written by hand."""
+    layer = LayerNorm()
+    params = {"params": {"scale": jnp.ones(z.shape[1]), "bias": jnp.zeros(z.shape[1])}}
+    return jnp.mean(jax.jvp(lambda z: layer.apply(params, z), (z,), (jnp.cos(z),))[1] ** 2)
+
+
 def step(loss, params=None, wide=False):
     """evaluate() of one step on the first batch: (metrics, cause)."""
     built, config = small.built(1), small.config(1)
@@ -142,6 +155,12 @@ def test_the_first_tensor_is_named(loss, params, first, where):
             "square" if first == "integer_pow" else first,
         )
         assert "tests/checks/test_replay.py:" in str(cause)
+
+
+@pytest.mark.parametrize(("loss", "wide"), [(determinant, True), (sensitivity, False)])
+def test_operations_that_hold_programs_are_evaluated(loss, wide):
+    values, cause = step(loss, wide=wide)
+    assert cause is None and all(np.isfinite(list(values.values())))
 
 
 def test_what_is_masked_is_not_blamed():

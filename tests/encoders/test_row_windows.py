@@ -49,6 +49,26 @@ def test_equals_the_plain_sums(monkeypatch, sides, pads):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("sides", "size", "strides", "pads"),
+    [
+        ((9, 12), (7, 7), (2, 2), ((3, 3), (3, 3))),
+        ((8, 11), (5, 6), (3, 2), ((1, 2), (0, 3))),
+    ],
+)
+def test_a_strided_stem_equals_the_plain_sums(monkeypatch, sides, size, strides, pads):
+    monkeypatch.setattr(row_windows, "CACHE", 1 << 14)
+    x, kernel = draw((6, *sides, 3), (*size, 3, 4))
+    exact = lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NUMBERS)
+    found = row_windows.strided(x, kernel, strides, pads)
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+    settings = dict(dimension_numbers=NUMBERS)
+    forward = jax.jit(lambda x, kernel: convolve(x, kernel, strides, pads, **settings))
+    for platform in ("cpu", "cuda"):
+        program = forward.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in program) == (platform == "cuda")
+
+
 def value(**settings):
     return lambda x, kernel: jnp.sin(
         convolve(x, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS, **settings)
