@@ -142,11 +142,13 @@ def lift(
     in_specs: Any,
     out_specs: Any,
     donate: tuple[int, ...] = (),
+    compiler: dict[str, Any] | None = None,
 ) -> Any:
     """Compiles a per-device function of global arrays; it may use collectives over `AXIS`.
 
     `Sharded` rows in an argument that is otherwise the SAME on all devices are split over them. An
-    output FIRST, for instance a State after a step, is placed as the first argument.
+    output FIRST, for instance a State after a step, is placed as the first argument. `compiler`:
+    options of XLA.
     """
 
     def mapped(*arguments: Any) -> Any:
@@ -164,7 +166,7 @@ def lift(
         )
 
     mapped.__name__ = getattr(function, "__name__", "mapped")
-    return jax.jit(mapped, donate_argnums=donate)
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler)
 
 
 def _specs(tree: Any) -> Any:

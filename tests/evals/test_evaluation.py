@@ -237,6 +237,18 @@ def test_pictures_of_the_final_state_take_its_features_as_measured(tmp_path, mon
     assert len(calls) == 1  # one source is both parts here
 
 
+def test_on_a_cpu_the_program_of_views_is_compiled_in_less_time(monkeypatch):
+    runner, _ = evaluation({"geometry": geometry.make()})
+    method, key = runner.method, jax.random.key(0)
+    runner.method = dataclasses.replace(method, clean=lambda batch: method.views(batch, key)[0])
+    asked = []
+    monkeypatch.setattr(
+        "cl_jax.evals.evaluation.over_blocks", lambda f, mesh, options: asked.append(options)
+    )
+    assert runner._viewed in runner.compiled
+    assert asked == [{"xla_backend_optimization_level": 2}]
+
+
 def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
     image = np.arange(2 * 4 * 4 * 7, dtype=np.uint8).reshape(2, 4, 4, 7)
     for channels, shown in ((7, 3), (3, 3), (2, 1), (1, 1)):
