@@ -32,8 +32,9 @@ Differences from the authors' code:
   - Matrix products are in bfloat16, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/mae.py --workdir=runs/mae
-Reached: 36.0 % fine-tuned on 409 labels (`scratch` 24.5 %). After six epochs of pre-training, mask
-ratios of .25, .5, .75 and .9: 23.5, 16.8, 16.5 and 14.5 %. See docs/results.md.
+Reached: 36.0 % fine-tuned on 409 labels (`scratch` 24.5 %), with a mask ratio of .5 50.0 %. After
+six epochs of pre-training, ratios of .25, .5, .75 and .9: 23.5, 16.8, 16.5 and 14.5 %. See
+docs/results.md.
 """
 
 from ml_collections import ConfigDict
