@@ -42,7 +42,7 @@ SHARED = {  # what two pictures share; None: they are one picture
 LEARNED = {
     "channels as they are": "fixed",
     "generator, no labels": "unsupervised",
-    "generator, a tenth of the labels": "",
+    "generator, a tenth of the labels": "learned",
 }
 AREAS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 PROBES = {"digit": "label", "place": "place", "ground": "background"}
@@ -60,8 +60,7 @@ def points(study: str, shown: Sequence[str], small: bool) -> dict[str, str]:
         }
         return found
     if study == "learned":
-        words = {name: ",".join(filter(None, (word, debug[1:]))) for name, word in LEARNED.items()}
-        return {name: f"infomin:{word}".rstrip(":") for name, word in words.items()}
+        return {name: f"infomin:{word}{debug}" for name, word in LEARNED.items()}
     names = list(SHARED) if study == "factors" else [f"{area:g}" for area in AREAS]
     return {name: f"infomin:digit{debug}" for name in (names[:2] if small else names)}
 

@@ -14,7 +14,14 @@ STEPS = 3
 
 @pytest.mark.slow  # compiles every method on three device counts
 @pytest.mark.parametrize(
-    "name", [*configs.names(), "imix:table,moco", "imix:audio", "support_set:memory,meanings"]
+    "name",
+    [
+        *configs.names(),
+        "imix:table,moco",
+        "imix:audio",
+        "infomin:learned",
+        "support_set:memory,meanings",
+    ],
 )
 def test_contract(name, tmp_path):
     """Every stage: the same on 1, 2 and 4 devices; a resumed run is the unbroken one; no second

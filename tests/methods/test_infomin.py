@@ -9,6 +9,7 @@ import pytest
 from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import infomin
+from cl_jax.training import configs
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 3})
@@ -81,3 +82,11 @@ def test_settings_that_cannot_be():
         infomin.make(tx=tx, labelled=2.0, **SHARED)
     with pytest.raises(ValueError, match="needs the label 'digit'; the data have label"):
         infomin.make(tx=tx, labelled=0.5, label="digit", **SHARED)
+
+
+def test_pictures_share_one_thing_and_learned_views_are_of_one_picture():
+    assert configs.load("infomin").data.share == ("digit",)
+    assert configs.load("infomin:learned").method.generator == "flow"
+    for variants in ("digit,place", "place,learned"):
+        with pytest.raises(ValueError, match=f"{variants}: .*expected one of the former or none"):
+            configs.load(f"infomin:{variants}")
