@@ -128,7 +128,8 @@ def in_turn(
       runs: name -> one run, which returns when its work is done.
       repeats: rounds; at least three are made, and no more once they have taken `limit` seconds.
       warm: untimed runs of each form first.
-      between: an untimed run before each timed one too, for forms so short that caches decide.
+      between: an untimed run before each timed one too: for forms so short that caches decide,
+        or whose memory the system takes back while the others run.
       processor: the processor time used so far, of this process or, for forms that are processes,
         of its children.
     """

@@ -274,7 +274,7 @@ def from_loss(
             raise ValueError(
                 'this method has no features; give functions={"encode": ...}, what evaluators read.'
             )
-        functions["encode"] = lambda state, batch: _of(
+        functions["encode"] = lambda state, batch: _checked_tuple(
             "features",
             features(*evaluated(state), clean(batch), False),
             ("{name: [B, D]}", "stats"),
@@ -336,13 +336,13 @@ class _Step(NamedTuple):
         with jax.named_scope("views"):
             return self.views(batch, key)
 
-    def embedded(self, *given: Any) -> tuple[Tree, Tree, Tree]:
-        return _of("forward", self.forward(*given), ("outputs", "stats", "target_stats"))
+    def run_forward(self, *given: Any) -> tuple[Tree, Tree, Tree]:
+        return _checked_tuple("forward", self.forward(*given), ("outputs", "stats", "target_stats"))
 
-    def judged(self, *given: Any) -> tuple[jax.Array, Aux]:
+    def run_loss(self, *given: Any) -> tuple[jax.Array, Aux]:
         with jax.named_scope("loss"):
             found = self.loss(*given)
-        value, aux = _of("the loss", found, ("value", "Aux(metrics, memory)"))
+        value, aux = _checked_tuple("the loss", found, ("value", "Aux(metrics, memory)"))
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
                 f"the loss is {jnp.result_type(value)}{list(jnp.shape(value))}; expected one "
@@ -356,7 +356,7 @@ class _Step(NamedTuple):
         return value, aux
 
 
-def _of(name: str, found: Any, parts: tuple[str, ...]) -> Any:
+def _checked_tuple(name: str, found: Any, parts: tuple[str, ...]) -> Any:
     """What a method's function returned, a tuple of these parts."""
     if not isinstance(found, tuple) or len(found) != len(parts):
         what = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
@@ -370,10 +370,10 @@ def _whole(
     inputs = parts.drawn(batch, key)
 
     def objective(params: Tree) -> tuple[jax.Array, Any]:
-        outputs, stats, target_stats = parts.embedded(
+        outputs, stats, target_stats = parts.run_forward(
             params, state.stats, state.target, inputs, batch, key
         )
-        value, aux = parts.judged(outputs, params, state.memory, batch, key)
+        value, aux = parts.run_loss(outputs, params, state.memory, batch, key)
         return value, (aux, stats, target_stats)
 
     return jax.value_and_grad(objective, has_aux=True)(params)
@@ -400,7 +400,7 @@ def _in_pieces(
     def embed(carry, piece):
         stats, target_stats = carry
         target = state.target and dataclasses.replace(state.target, stats=target_stats)
-        outputs, stats, target_stats = parts.embedded(
+        outputs, stats, target_stats = parts.run_forward(
             params, stats, target, parts.drawn(piece, key), piece, key
         )
         return (stats, target_stats), outputs
@@ -417,7 +417,7 @@ def _in_pieces(
             "outputs, which have a gradient. Read integers from the batch instead."
         )
     (value, aux), (pull, grads) = jax.value_and_grad(
-        lambda outputs, params: parts.judged(outputs, params, state.memory, batch, key),
+        lambda outputs, params: parts.run_loss(outputs, params, state.memory, batch, key),
         argnums=(0, 1),
         has_aux=True,
     )(outputs, params)

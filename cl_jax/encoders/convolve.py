@@ -59,7 +59,7 @@ def convolve(
         (n + before + after - k) // s + 1
         for n, k, s, (before, after) in zip(sides, size, strides, pads)
     ]
-    told = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
+    chosen = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
     # A result without rows or columns has no form of its own.
     plain = (
         all(
@@ -80,7 +80,7 @@ def convolve(
     plain = (
         plain
         and cut
-        and not told
+        and not chosen
         and all(0 <= pad < k for k, both in zip(size, pads) for pad in both)
     )
     if for_cpu and plain:
@@ -165,7 +165,7 @@ def _by_platform(
 
 
 class _Layer(NamedTuple):
-    """What is known of a convolution before it runs."""
+    """Shapes, strides and padding of one convolution."""
 
     x: jax.ShapeDtypeStruct
     kernel: jax.ShapeDtypeStruct
@@ -188,30 +188,34 @@ def _by_platform_jvp(
         return y, spread(jnp.zeros(y.shape, y.dtype), axes)
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in primals]
     layer = _Layer(shapes[0], shapes[1], strides, pads)
-    met = None if d_kernel is None else x, None if dx is None else kernel
-    return y, linear(partial(_tangent, layer), partial(_gradients, layer), met, (dx, d_kernel))
+    residuals = None if d_kernel is None else x, None if dx is None else kernel
+    return y, linear(
+        partial(_tangent, layer), partial(_gradients, layer), residuals, (dx, d_kernel)
+    )
 
 
 _by_platform.defjvp(_by_platform_jvp, symbolic_zeros=True)
 
 
-def _tangent(layer: _Layer, met: Any, moved: Any) -> jax.Array:
+def _tangent(layer: _Layer, residuals: Any, moved: Any) -> jax.Array:
     """The sum of both products, by XLA's own convolution. As in `_gradients`, x is None where the
     kernel does not move, the kernel where x does not."""
-    (x, kernel), (dx, d_kernel) = met, moved
+    (x, kernel), (dx, d_kernel) = residuals, moved
     plain = partial(_plain, strides=layer.strides, pads=layer.pads)
     if dx is None:
         return plain(x, d_kernel)
     return plain(dx, kernel) if d_kernel is None else plain(dx, kernel) + plain(x, d_kernel)
 
 
-def _gradients(layer: _Layer, met: Any, dy: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
+def _gradients(
+    layer: _Layer, residuals: Any, dy: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
     """(of x, of the kernel). That of x waits for the other on a CPU."""
     strides, pads = layer.strides, layer.pads
     winograds = _by_winograd(layer.x, layer.kernel, strides)
     windows = _by_windows(layer.x, layer.kernel, strides)
 
-    def like(one):  # of its type alone anything is read
+    def like(one):  # only shape and dtype are used
         return spread(jnp.zeros(one.shape, one.dtype), axes_of(dy))
 
     def of_x(kernel, dy):
@@ -242,7 +246,7 @@ def _gradients(layer: _Layer, met: Any, dy: jax.Array) -> tuple[jax.Array | None
             return winograd.forward(dy, kernel, back, turned=True)
         return row_windows.forward(dy, row_windows.turned(kernel), back)
 
-    x, kernel = met
+    x, kernel = residuals
     by: jax.Array | None = None
     known: tuple[jax.Array, ...] = ()
     if x is not None:

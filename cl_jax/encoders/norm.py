@@ -94,7 +94,9 @@ class BatchNorm(nn.Module):
             shared = axis_name if self.splits == 1 else None
             if weight is not None:
                 wide = jnp.promote_types(x.dtype, jnp.float32)
-                weight = weight.astype(wide).reshape(*weight.shape, *(1,) * (x.ndim - weight.ndim))
+                weight = lax.stop_gradient(weight.astype(wide)).reshape(
+                    *weight.shape, *(1,) * (x.ndim - weight.ndim)
+                )
                 # One number for each value of a channel, so that a sum of them is their count.
                 weight = jnp.broadcast_to(weight, (*x.shape[:-1], 1))
             x, scale, bias, weight = varying((x, scale, bias, weight))
@@ -251,12 +253,9 @@ def _gradients(axis_name: str | None, kept: Any, dy: jax.Array) -> tuple[Any, An
     dy = dy.astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
-    d_bias, d_scale = (
-        None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
-    )
     mean, along = _packed_total(sums, axis_name) / _count(x, axis_name)
     dx = _affine(inverse, scale, None) * (dy - mean - normal * along)
-    return dx.astype(x.dtype), d_scale, d_bias
+    return dx.astype(x.dtype), *_of_parameters(scale, bias, sums)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
@@ -335,12 +334,20 @@ def _weighted_gradients(axis_name: str | None, kept: Any, dy: jax.Array) -> tupl
     dy = dy.astype(normal.dtype)
     axes = tuple(range(x.ndim - 1))
     sums = dy.sum(axes, keepdims=True), (dy * normal).sum(axes, keepdims=True)
-    d_bias, d_scale = (
-        None if of is None else one.reshape(-1) for of, one in zip((bias, scale), sums)
-    )
     level, along = _packed_total(sums, axis_name) / count
     dx = _affine(inverse, scale, None) * (dy - weight * (level + normal * along))
-    return dx.astype(x.dtype), d_scale, d_bias
+    return dx.astype(x.dtype), *_of_parameters(scale, bias, sums)
+
+
+def _of_parameters(
+    scale: jax.Array | None, bias: jax.Array | None, sums: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Gradients of scale and bias, of their own types, of (sum dy, sum dy * normal)."""
+    of_bias, of_scale = sums
+    return (
+        None if scale is None else of_scale.reshape(-1).astype(scale.dtype),
+        None if bias is None else of_bias.reshape(-1).astype(bias.dtype),
+    )
 
 
 def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

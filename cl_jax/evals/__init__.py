@@ -58,7 +58,8 @@ class Needs(NamedTuple):
     evaluator is left out. labelled: of "train" and "test", the parts that need an example with each
     of these labels; where all are -1, the evaluator is left out. sources: names in `Splits.more`.
     kinds: beginnings of such names up to a slash, "sts" of "sts/STS12"; where the data have no
-    source of any of them, the evaluator is left out. `config.data` takes the first as a file.
+    source of any of them, the evaluator is left out. The first is also the key of
+    `config.data` that names the file.
     """
 
     functions: tuple[str, ...] = ()

@@ -50,11 +50,11 @@ class Evaluation:
         self.method, self.data, self.mesh = method, data, mesh
         self.config, self.workdir, self.between = config, Path(workdir), between
         self.recipes = tuple(recipes)
-        self.evaluators = with_labels(evaluators, data)
+        self.evaluators = with_data(evaluators, data)
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
         self.compiled: dict[Any, Callable[..., Any]] = {}
-        # the State that was measured last of all, with its features
+        # State and features of the final measurement, until `draw`
         self.measured: tuple[State, Given] | None = None
 
     # What the evaluators need --------------------------------------
@@ -97,13 +97,14 @@ class Evaluation:
     ) -> dict[str, float]:
         """The figures of all evaluators whose time it is, and "eval_seconds"."""
         began = time.perf_counter()
+        self.measured = None
         given = self._given(state, final, asked)
         found: dict[str, float] = {}
         for name, one in self.evaluators.items():
             if one.when == "always" or (one.when == "final" and final) or asked:
                 found |= self._checked(name, one.measure(given))
         if final and any(one.draw is not None for one in self.evaluators.values()):
-            self.measured = state, given  # `draw` needs not encode again
+            self.measured = state, given  # so that `draw` does not encode again
         return found | {"eval_seconds": time.perf_counter() - began}
 
     def baselines(self, state: State) -> dict[str, float]:
@@ -241,7 +242,7 @@ class Evaluation:
             return [{name: one[name] for name in self.wanted if name in one} for one in found]
 
         # Two networks and the views, for a few hundred examples: two thirds of the time to compile
-        # and about the same to run. Last bits of the features are others at this level.
+        # and about the same to run. Features differ in the last bits at this level.
         quick = {"xla_backend_optimization_level": 2}
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self.compiled[features] = over_blocks(features, self.mesh, quick if on_cpu else None)
@@ -256,7 +257,7 @@ class Evaluation:
         return {figure: value for figure, value in found.items() if figure not in wrong}
 
 
-def with_labels(
+def with_data(
     evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
 ) -> dict[str, Evaluator]:
     """The evaluators whose labels and kinds of further sources the data have, as their `Needs` say;
@@ -274,6 +275,10 @@ def with_labels(
                     one.needs.kinds[0],
                 )
             continue
+        # Figures over a kind of source that the data lack are not measured.
+        lacking = set(one.needs.kinds) - kinds
+        better = {key: way for key, way in one.better.items() if key.split("/")[0] not in lacking}
+        one = one._replace(better=better)
         missing = [
             label
             for label in one.needs.labels
@@ -360,7 +365,7 @@ def check(
     """Checks that all that evaluators read is there.
 
     Args:
-      evaluators: those that the data have labels and sources for (`with_labels`).
+      evaluators: those that the data have labels and sources for (`with_data`).
       features: what "encode" gives (`encoded`); None for not to be looked at.
 
     Raises:

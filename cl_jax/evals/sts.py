@@ -9,10 +9,10 @@ from scipy import sparse, stats
 from cl_jax.core import logs
 from cl_jax.core.tokens import SPECIAL
 from cl_jax.data.source import Source, renamed
+from cl_jax.data.text import SCORED_KINDS
 from cl_jax.evals import Evaluator, Given, Needs
 
 AGGREGATIONS = ("all", "mean", "wmean")
-KINDS = ("sts", "sts_dev")
 _MOST = 100_000  # sentences whose words are counted to weigh them
 
 
@@ -121,7 +121,7 @@ def make(
     other: dict[str, Source] = {}
 
     def names(given: Given) -> Sequence[str]:
-        return sources or [name for name in given.data.more if name.split("/")[0] in KINDS]
+        return sources or [name for name in given.data.more if name.split("/")[0] in SCORED_KINDS]
 
     def measure(given: Given) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -138,7 +138,7 @@ def make(
 
     def words(given: Given) -> dict[str, float]:
         train, found = given.data.train, dict[str, float]()
-        if train.arrays is None or field not in train.arrays:
+        if train.arrays is None or field not in train.arrays or field not in train.sizes:
             return found
         size, sentences = train.sizes[field], np.asarray(train.arrays[field])
         sentences = sentences.reshape(-1, sentences.shape[-1])
@@ -165,10 +165,11 @@ def make(
                 title="Alignment and uniformity over training",
             )
 
+    kinds = dict.fromkeys(kind_of(name) for name in sources or SCORED_KINDS)
     return Evaluator(
         measure,
-        Needs(features=(feature,), sources=tuple(sources), kinds=() if sources else KINDS),
-        better={"sts/spearman": 1, "sts_dev/spearman": 1},
+        Needs(features=(feature,), sources=tuple(sources), kinds=() if sources else SCORED_KINDS),
+        better={f"{kind}/spearman": 1 for kind in kinds},
         titles={
             "sts/spearman": "STS, Spearman of cosine and gold score %",
             "sts_dev/spearman": "STS, dev pairs %",
@@ -178,6 +179,11 @@ def make(
     )
 
 
+def kind_of(source: str) -> str:
+    """Of which mean a source is a part."""
+    return "sts_dev" if source.split("/")[0] == "sts_dev" else "sts"
+
+
 def means(found: Mapping[str, float], figure: str) -> dict[str, float]:
     """{"sts/<figure>", "sts_dev/<figure>": mean of "<source>/<figure>"}, each over its sources;
     those of another name count as "sts"."""
@@ -185,15 +191,13 @@ def means(found: Mapping[str, float], figure: str) -> dict[str, float]:
     for name, value in found.items():
         source, _, last = name.rpartition("/")
         if last == figure:
-            of.setdefault("sts_dev" if source.split("/")[0] == "sts_dev" else "sts", []).append(
-                value
-            )
+            of.setdefault(kind_of(source), []).append(value)
     return {f"{kind}/{figure}": float(np.mean(values)) for kind, values in of.items()}
 
 
 def over_training(workdir: Path) -> tuple[list[int], list[tuple[float, float]]]:
-    """(steps, (alignment, uniformity)) of a run's log, means over sources; the untrained network
-    first where it was measured."""
+    """(steps, (alignment, uniformity)) of a run's log, means over the sources named "sts"; the
+    untrained network first where it was measured."""
     rows, _ = logs.rows(workdir / "metrics.jsonl")
     found: dict[int, tuple[float, float]] = {}
     for row in rows:
@@ -201,7 +205,7 @@ def over_training(workdir: Path) -> tuple[list[int], list[tuple[float, float]]]:
             [
                 value
                 for name, value in row.items()
-                if name.removeprefix("untrained/").startswith("sts") and name.endswith(figure)
+                if name.removeprefix("untrained/").split("/")[0] == "sts" and name.endswith(figure)
             ]
             for figure in ("/alignment", "/uniformity")
         ]

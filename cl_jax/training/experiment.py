@@ -160,7 +160,7 @@ def _check_evaluation(built: Built, config: ConfigDict) -> None:
     known from its trace, some tenths of a second: it is traced where a feature other than "h", the
     common one, is asked for. The loop looks again, at the State, before the first step."""
     method, data, features = built.method, built.data, None
-    usable = evaluation.with_labels(built.evaluators, data, quiet=True)
+    usable = evaluation.with_data(built.evaluators, data, quiet=True)
     if evaluation.features_asked(usable, config) != ("h",):
         mesh = parallel.make_mesh(1)
         batch = evaluation.example_batch(method, data.test, mesh)
@@ -325,7 +325,7 @@ def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:
 
 
 class Start:
-    """Makes the State of step 0, as often as it is called; compiled at the first call and kept."""
+    """Each call returns a new State of step 0. The program is compiled at the first call."""
 
     def __init__(self, built: Built, config: ConfigDict):
         self.built, self.seed = built, config.seed

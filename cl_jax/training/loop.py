@@ -285,8 +285,8 @@ class Training:
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
 
     def _baselines(self, started: Start) -> dict[str, float]:
-        state = start_state(started, self.config)
-        return self.evaluation.baselines(dataclasses.replace(state, opt=None))
+        state = dataclasses.replace(start_state(started, self.config), opt=None)
+        return self.evaluation.baselines(state)
 
     def _keep_best(self, state: State, step: int) -> None:
         """Saves the State as the best one where its evaluation, which is in the log, says so and

@@ -53,8 +53,8 @@ class Pending:
 
     def __init__(self, config: ConfigDict, built: Built, log: metrics.Metrics, steps: Stepper):
         self.config, self.built, self.log_to, self.steps = config, built, log, steps
-        self.learning_rate = jax.jit(built.learning_rate)  # one program, where each of its
-        # operations would be one
+        # Compiled once: called as it is, each operation of the schedule is a program.
+        self.learning_rate = jax.jit(built.learning_rate)
         self.closed: list[Interval] = []
         self.current: list[tuple[int, Any]] = []
         # Steps before a skipped one, whose row is not written yet: (their numbers, metrics).

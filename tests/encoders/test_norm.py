@@ -238,26 +238,56 @@ def test_forward_mode_and_products_with_the_hessian(weighted):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("spec", [("data",), (None, "data")])
-def test_rows_or_channels_may_be_divided_over_explicit_axes(spec):
+def test_rows_or_channels_may_be_divided_over_explicit_axes(spec, weighted):
     rng = np.random.default_rng(2)
     x, start = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32), _variables(4, rng)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
 
-    def run(x, params):
-        def value(x, params):
+    counts = jnp.arange(6.0) / 3
+
+    def run(x, params, counts=counts):
+        def value(x, params, counts):
             variables = {"params": params, "batch_stats": start["batch_stats"]}
-            y, stats = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+            y, stats = BatchNorm().apply(
+                variables,
+                x,
+                train=True,
+                weight=counts if weighted else None,
+                mutable=["batch_stats"],
+            )
             return jnp.sin(y).sum(), stats
 
-        return jax.grad(value, (0, 1), has_aux=True)(x, params)
+        return jax.grad(value, (0, 1, 2), has_aux=True)(x, params, counts)
 
     expected = jax.tree.leaves(run(x, start["params"]))
+    assert not run(x, start["params"])[0][2].any()  # no gradient flows to the weights
     with jax.set_mesh(mesh):
         divided = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
         params = jax.device_put(start["params"], NamedSharding(mesh, PartitionSpec(*spec[1:])))
-        for a, b in zip(jax.tree.leaves(jax.jit(run)(divided, params)), expected):
+        rows = jax.device_put(counts, NamedSharding(mesh, PartitionSpec(*spec[:1])))
+        for a, b in zip(jax.tree.leaves(jax.jit(run)(divided, params, rows)), expected):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_have_the_types_of_the_parameters(weighted):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        x, start = jnp.asarray(rng.normal(size=(6, 4))), _variables(4, rng)
+        weight = jnp.arange(6.0) if weighted else None
+
+        def value(params):
+            variables = {"params": params, "batch_stats": start["batch_stats"]}
+            return (
+                BatchNorm()
+                .apply(variables, x, train=True, weight=weight, mutable=["batch_stats"])[0]
+                .sum()
+            )
+
+        params = jax.tree.map(jnp.float32, start["params"])
+        assert all(one.dtype == jnp.float32 for one in jax.tree.leaves(jax.grad(value)(params)))
 
 
 def test_numpys_float64_is_read_as_jax_reads_it():

@@ -1,5 +1,6 @@
 """The run of the evaluators: order of rows on any mesh, what is checked, what is left out."""
 
+import copy
 import dataclasses
 import importlib
 
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.data.source import Splits, from_arrays
 from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours, sts
 from cl_jax.evals.evaluation import Evaluation, summary
@@ -178,7 +180,14 @@ def test_evaluators_of_further_sources_are_left_out_where_there_are_none(caplog)
     assert "transfer is left out: random has no classify; give a file" in caplog.text
     for name in gold:
         only = data._replace(more={name: data.test})
-        assert evaluation({"sts": sts.make()}, only)[0].evaluators
+        runner, state = evaluation({"sts": sts.make()}, only)
+        (other,) = gold.keys() - {name}
+        assert runner.best == f"{name.split('/')[0]}/spearman" and len(runner.better) == 1
+        runner.config = copy.deepcopy(runner.config)
+        with runner.config.unlocked():
+            runner.config.evals.best = f"{other.split('/')[0]}/spearman"
+        with pytest.raises(ConfigError, match=f"best='{runner.best}' is not measured"):
+            runner.check(state)
 
 
 def test_figures_that_are_nan_are_left_out(caplog):
@@ -231,13 +240,16 @@ def test_pictures_of_the_final_state_take_its_features_as_measured(tmp_path, mon
         runner.draw(state)
     assert (tmp_path / "neighbours.png").exists() and runner.measured is None
     runner.measure(state, final=True)
+    runner.measure(state)
+    assert runner.measured is None  # no features of an earlier State are kept beside those of this
+    runner.measure(state, final=True)
     calls, rows = [], runner.rows
     monkeypatch.setattr(runner, "rows", lambda *given: calls.append(0) or rows(*given))
     runner.draw(dataclasses.replace(state))  # another State
     assert len(calls) == 1  # one source is both parts here
 
 
-def test_on_a_cpu_the_program_of_views_is_compiled_in_less_time(monkeypatch):
+def test_on_a_cpu_the_program_of_views_is_compiled_at_a_lower_level(monkeypatch):
     runner, _ = evaluation({"geometry": geometry.make()})
     method, key = runner.method, jax.random.key(0)
     runner.method = dataclasses.replace(method, clean=lambda batch: method.views(batch, key)[0])

@@ -57,6 +57,7 @@ def test_labels_and_pairs_may_be_missing():
 def test_two_programs_are_compiled_and_no_operation_alone(monkeypatch):
     x = np.float32(np.random.default_rng(3).normal(size=(11, 5)))
     compiled, compile_ = [], jax._src.compiler.compile_or_get_cached
+    jax.clear_caches()
     monkeypatch.setattr(
         jax._src.compiler,
         "compile_or_get_cached",

@@ -223,6 +223,7 @@ def test_an_order_of_another_length_or_of_other_examples_is_refused(built, confi
             r"metric 'z' is float32\[3\]; expected a scalar",
         ),
         (lambda s, m: (s, m | {"z": "high"}), "metric 'z' is a str; expected a scalar"),
+        (lambda s, m: (s, m | {"z": None}), "metric 'z' is a NoneType; expected a scalar"),
         (
             lambda s, m: (dataclasses.replace(s, memory={"mean": jnp.ones(3)}), m),
             r"memory\['mean'\] of the State is missing before a step and float32\[3\] after",
@@ -254,7 +255,9 @@ def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, co
 def test_the_state_of_step_0_is_made_again_by_the_same_program(built, config, monkeypatch):
     """Baselines are of it, after it was trained on."""
     start = Start(built, config)
-    first = parallel.fetch(start())
+    state = start()
+    first = parallel.fetch(state)
+    loop.stepper(built, config, 0)(state)
     monkeypatch.setattr(
         jax._src.compiler, "compile_or_get_cached", lambda *_, **__: pytest.fail("compiled again")
     )
