@@ -37,7 +37,7 @@ def test_blocks_start_as_the_identity(variables):
     assert set(features) == {"conv1", "stem", "stage1", "stage2", "h"}
 
 
-@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("splits", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_agree(variables, splits):
     """Features, statistics and gradients of one device and of four, batch norm over all or over
     four groups."""

@@ -202,7 +202,13 @@ def paired(q, k, label_q, label_k, bias, scale, *, axis_name, plan, block_size):
 
 
 @pytest.mark.parametrize(
-    ("plan", "block_size"), [("gather", 0), ("gather", 3), ("ring", None), ("ring", 3)]
+    ("plan", "block_size"),
+    [
+        pytest.param("gather", 0, marks=pytest.mark.slow),
+        ("gather", 3),
+        pytest.param("ring", None, marks=pytest.mark.slow),
+        ("ring", 3),
+    ],
 )
 def test_devices_agree_with_one(plan, block_size):
     rng = np.random.default_rng(1)

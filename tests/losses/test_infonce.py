@@ -258,7 +258,7 @@ def test_moco_v3_and_n_pair_on_devices():
     assert_parity(loss, np.random.default_rng(4).normal(size=(4, 8, 4)), [True] * 4)
 
 
-@pytest.mark.parametrize("block_size", [0, 2])
+@pytest.mark.parametrize("block_size", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_edges(block_size):
     """Zero rows, a batch of one, a low temperature, a queue without a valid row: finite value and
     gradient."""

@@ -298,7 +298,7 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored(config, calls, t
 # Kills between two saves --------------------------------------
 
 
-@pytest.mark.parametrize("at", [3, 6, LAST])
+@pytest.mark.parametrize("at", [3, pytest.param(6, marks=pytest.mark.slow), LAST])
 @pytest.mark.parametrize("where", ["before the evaluation", "before the best is saved"])
 def test_a_kill_between_a_save_and_what_follows_it_loses_no_best(
     where, at, config, calls, whole, tmp_path, monkeypatch
