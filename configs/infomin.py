@@ -30,7 +30,7 @@ Differences from the paper (no code of this part was released):
   - The settings of `stl10` were not run.
 
 Command: python -m cl_jax.main --config=configs/infomin.py --workdir=runs/infomin
-Reached: digit 85.6 % by logistic regression (untrained 37.8 %), ground 33.2 % (51.2 %). Of the views
+Reached: digit 85.6 % by logistic regression (untrained 37.8 %), ground 33.2 % (51.2 %). Of views
 that share one factor, after two epochs: digit 70.9 % (37.9 %), place 77.6 % (49.3 %), ground 68.6 %
 (51.1 %); with all three shared 27.5, 59.3 and 63.0 %. Over what views share the digit has the
 paper's reversed U: 29.7 (nothing), 70.9, 65.2, 27.5 and 25.6 % (all). Learned views after two
