@@ -43,7 +43,6 @@ _MEANING = (
     "1 (sentences), 2 (sentence, positive) or 3 (sentence, positive, hard negative), divided by "
     "tabs"
 )
-SCORED_KINDS = ("sts", "sts_dev")  # how sources of scored pairs are named, before a slash
 _SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
 _DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
 _WORDS = (5, 40)  # of a sentence of the embedded prose
@@ -181,7 +180,7 @@ def read_scored(
         whole = {}
         for name, file in _files(path).items():
             sets = read_scored(str(file), on_error)
-            for kind in SCORED_KINDS:
+            for kind in ("sts", "sts_dev"):
                 if of_kind := [one for key, one in sets.items() if key.split("/")[0] == kind]:
                     whole[f"{kind}/{name}"] = _together(of_kind)
         return whole

@@ -9,10 +9,10 @@ from scipy import sparse, stats
 from cl_jax.core import logs
 from cl_jax.core.tokens import SPECIAL
 from cl_jax.data.source import Source, renamed
-from cl_jax.data.text import SCORED_KINDS
 from cl_jax.evals import Evaluator, Given, Needs
 
 AGGREGATIONS = ("all", "mean", "wmean")
+KINDS = ("sts", "sts_dev")  # as `data.text` names sources of scored pairs, before a slash
 _MOST = 100_000  # sentences whose words are counted to weigh them
 
 
@@ -121,7 +121,7 @@ def make(
     other: dict[str, Source] = {}
 
     def names(given: Given) -> Sequence[str]:
-        return sources or [name for name in given.data.more if name.split("/")[0] in SCORED_KINDS]
+        return sources or [name for name in given.data.more if name.split("/")[0] in KINDS]
 
     def measure(given: Given) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -165,10 +165,10 @@ def make(
                 title="Alignment and uniformity over training",
             )
 
-    kinds = dict.fromkeys(kind_of(name) for name in sources or SCORED_KINDS)
+    kinds = dict.fromkeys(kind_of(name) for name in sources or KINDS)
     return Evaluator(
         measure,
-        Needs(features=(feature,), sources=tuple(sources), kinds=() if sources else SCORED_KINDS),
+        Needs(features=(feature,), sources=tuple(sources), kinds=() if sources else KINDS),
         better={f"{kind}/spearman": 1 for kind in kinds},
         titles={
             "sts/spearman": "STS, Spearman of cosine and gold score %",
