@@ -456,8 +456,13 @@ class Whole:
         return arrays, rows
 
 
+# Work before each epoch, queues, stages; then one of each kind of data and of training.
+WHOLE = ["pcl", "deepcluster", "swav", "simclr_v2"]
+WHOLE += ["simcse", "cpc_audio", "graphcl", "clip", "ms_clip", "contragan", "a2c_cpc", "imix"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pcl", "deepcluster", "swav", "simclr_v2"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_whole_methods_killed_at_random_moments(name, tmp_path):
     """SIGKILL at any time from the start of the program on; the same command continues to the end:
     last and best checkpoints, and logs, are those of a run left alone."""
