@@ -15,8 +15,8 @@ they come from.
   -d DEVICES    devices of each (default 1): forced host devices on a CPU, on GPUs the next ones in order
   -p PORT       where process 0 listens (default: one that is free)
   --keep-memory on a CPU with glibc: keep what a step frees for the next one, which saves a sixth of a ResNet-18's step
-  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB, which saves a seventh of a
-                step whose temporaries are above 32 MiB
+  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB; a step of a ":folder"
+                config took 395 ms instead of 508
   --dry-run     print the commands and run nothing
 
   launch/local.sh -n 2 -d 2 python -m cl_jax.main --distributed --config=configs/simclr_v1.py:debug --workdir=runs/two

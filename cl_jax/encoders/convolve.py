@@ -60,14 +60,14 @@ def convolve(
         for n, k, s, (before, after) in zip(sides, size, strides, pads)
     ]
     chosen = any(settings.get(name) is not None for name in ("precision", "preferred_element_type"))
-    # A result without rows or columns has no form of its own.
+    # An empty result, and what asks for more than the forms below know, is left to lax.
     plain = (
         all(
             settings.get(name) in (None, 1, (1, 1), [1, 1])
             for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
         )
         and min(out) > 0
-        # Where a kernel is divided over a mesh with Explicit axes, lax is told how its result is.
+        # Of a kernel that is divided over Explicit axes of a mesh lax needs an out_sharding.
         and not is_divided(kernel)
         and settings.get("out_sharding") is None
     )
@@ -247,17 +247,16 @@ def _gradients(
         return row_windows.forward(dy, row_windows.turned(kernel), back)
 
     x, kernel = residuals
-    by: jax.Array | None = None
+    d_x, d_kernel = None, None
     known: tuple[jax.Array, ...] = ()
     if x is not None:
-        by = lax.platform_dependent(x, dy, cpu=of_kernel_on_cpu, default=of_kernel)
-        known = (by,)
-    if kernel is None:
-        return None, by
-    of_it = lax.platform_dependent(
-        kernel, dy, *known, cpu=of_x_on_cpu, default=lambda kernel, dy, *_: of_x(kernel, dy)
-    )
-    return of_it, by
+        d_kernel = lax.platform_dependent(x, dy, cpu=of_kernel_on_cpu, default=of_kernel)
+        known = (d_kernel,)
+    if kernel is not None:
+        d_x = lax.platform_dependent(
+            kernel, dy, *known, cpu=of_x_on_cpu, default=lambda kernel, dy, *_: of_x(kernel, dy)
+        )
+    return d_x, d_kernel
 
 
 def _enough(x: Shaped, kernel: Shaped, least: tuple[int, int]) -> bool:

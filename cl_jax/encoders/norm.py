@@ -202,7 +202,12 @@ def _tangent(axis_name: str | None, dtype: Any, kept: Any, moved: Any) -> jax.Ar
     sums = dx.sum(axes, keepdims=True), (dx * normal).sum(axes, keepdims=True)
     mean, along = _packed_total(sums, axis_name) / _count(x, axis_name)
     dy = _affine(inverse * (dx - mean - normal * along), scale, d_bias)
-    return (dy if d_scale is None else dy + _affine(normal, d_scale, None)).astype(dtype)
+    return _with_scale(dy, normal, d_scale).astype(dtype)
+
+
+def _with_scale(dy: jax.Array, normal: jax.Array, d_scale: jax.Array | None) -> jax.Array:
+    """A tangent with the part of the scale's."""
+    return dy if d_scale is None else dy + _affine(normal, d_scale, None)
 
 
 def _spread_as(y: jax.Array, tangents: Any) -> Any:
@@ -294,7 +299,7 @@ def _weighted_tangent(axis_name: str | None, dtype: Any, kept: Any, moved: Any) 
     sums = weighted.sum(axes, keepdims=True), (weighted * normal).sum(axes, keepdims=True)
     level, along = _packed_total(sums, axis_name) / count
     dy = _affine(inverse * (dx - level - normal * along), scale, d_bias)
-    return (dy if d_scale is None else dy + _affine(normal, d_scale, None)).astype(dtype)
+    return _with_scale(dy, normal, d_scale).astype(dtype)
 
 
 def _weighted_forward(

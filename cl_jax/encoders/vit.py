@@ -260,8 +260,8 @@ def _tangent(kept: tuple[jax.Array, ...], moved: tuple[jax.Array, ...]) -> jax.A
     weights = exponentials.astype(sums.dtype) / sums
     d_logits = _logits(dq, k) + _logits(q, dk)
     d_weights = weights * (d_logits - (weights * d_logits).sum(-1, keepdims=True))
-    of, by = jnp.concatenate([d_weights, weights], -1), jnp.concatenate([v, dv], 1)
-    y = jnp.einsum("bhqk,bkhd->bqhd", of, by.astype(sums.dtype))
+    left, right = jnp.concatenate([d_weights, weights], -1), jnp.concatenate([v, dv], 1)
+    y = jnp.einsum("bhqk,bkhd->bqhd", left, right.astype(sums.dtype))
     return y.astype(q.dtype)[:, :tokens]
 
 

@@ -180,7 +180,7 @@ def make(
 
 
 def kind_of(source: str) -> str:
-    """Of which mean a source is a part."""
+    """The mean that a source counts in."""
     return "sts_dev" if source.split("/")[0] == "sts_dev" else "sts"
 
 

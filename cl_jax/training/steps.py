@@ -291,8 +291,8 @@ def _check_metrics(metrics: Metrics) -> None:
 
 
 def check_state(before: State, after: State, by: str) -> None:
-    """Refuses a State of other arrays than it was made of by a step or a refresh: it could not be
-    restored into a new one, and the step would be compiled again.
+    """Checks that a step or a refresh returned a State of the same structure, shapes and types:
+    another one could not be restored, and the next step would be compiled again.
 
     Raises:
       ValueError: names the first array that differs.
