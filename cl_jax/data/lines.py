@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from cl_jax.core.paths import user_path
 
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -161,3 +163,14 @@ def some(lines: Sequence[int]) -> str:
         return f"line {lines[0]}"
     more = f", ... ({len(lines)} in all)" if len(lines) > _SHOWN else ""
     return "lines " + ", ".join(map(str, lines[:_SHOWN])) + more
+
+
+def refuse_empty(path: str | Path, empty: Sequence[int], on_error: str, what: str) -> None:
+    """Names the lines that have an empty cell, as an error or, under "skip", in the log."""
+    if empty and on_error == "raise":
+        raise ValueError(
+            f"{path} has {what} in {some(empty)}. Remove them, or set on_error='skip' to "
+            "leave those lines out."
+        )
+    if empty:
+        logging.warning("%s: skipped %d lines with %s.", path, len(empty), what)

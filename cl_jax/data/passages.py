@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from cl_jax.data import lines, text, tokenizer
+from cl_jax.data import lines, text, text_tasks, tokenizer
 from cl_jax.data.source import Source, Splits, from_arrays
 
 
@@ -107,9 +107,9 @@ def make(
         arrays = {"passage": flat.reshape(-1, sentences, length)}
         return from_arrays(f"{name}_passages/{part}", arrays, {"passage": made.size})
 
-    tasks: Mapping[str, text.Classes] = {}
+    tasks: Mapping[str, text_tasks.Classes] = {}
     if classify:
-        tasks = text.read_classes(classify, on_error)
+        tasks = text_tasks.read_classes(classify, on_error)
         pairs = [key for key, one in tasks.items() if one.second]
         if pairs:
             raise ValueError(
@@ -135,7 +135,7 @@ def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:
 
 def _origins(
     divided: Mapping[str, list[list[str]]], held: list[list[str]], limit: int
-) -> text.Classes:
+) -> text_tasks.Classes:
     """The sentences of the documents `held`, and the number of the group each is from."""
     mine = {one[0] for one in held}
     found = [
@@ -147,7 +147,7 @@ def _origins(
     ]
     if limit:
         found = found[:: max(len(found) // limit, 1)]
-    return text.Classes(
+    return text_tasks.Classes(
         [sentence for sentence, _ in found],
         [],
         np.array([number for _, number in found], np.int32),

@@ -12,7 +12,7 @@ from cl_jax.data.source import Source, renamed
 from cl_jax.evals import Evaluator, Given, Needs
 
 AGGREGATIONS = ("all", "mean", "wmean")
-KINDS = ("sts", "sts_dev")  # as `data.text` names sources of scored pairs, before a slash
+KINDS = ("sts", "sts_dev")  # as `data.text_tasks` names sources of scored pairs, before a slash
 _MOST = 100_000  # sentences whose words are counted to weigh them
 
 

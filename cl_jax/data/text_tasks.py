@@ -1,0 +1,176 @@
+"""Files of sentences that a text encoder is evaluated on: scored pairs, and classification tasks.
+
+    sts.tsv          sentence, sentence, score; or a header with a, b, score, perhaps set and split
+    tasks.tsv        a header with label and text, perhaps text_b, set and split
+
+A folder of such files is a set a file. `data.text` says which rows are left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cl_jax.core.paths import user_path
+from cl_jax.data import lines
+from cl_jax.data.parts import role, stem
+
+_SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
+_DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
+
+
+def read_scored(
+    path: str, on_error: str = "raise"
+) -> dict[str, tuple[list[str], list[str], np.ndarray]]:
+    """Scored pairs of a file by the name of their source: "sts", or "sts/<set>" where a column
+    names sets; "sts_dev" in its place for rows whose split is dev. See `data.text`.
+
+    Raises:
+      ValueError: another number of columns, no such column, a score that is not a number, a split
+        of another name, no pair.
+    """
+    if user_path(path).is_dir():
+        whole = {}
+        for name, file in _files(path).items():
+            sets = read_scored(str(file), on_error)
+            for kind in ("sts", "sts_dev"):
+                if of_kind := [one for key, one in sets.items() if key.split("/")[0] == kind]:
+                    whole[f"{kind}/{name}"] = _together(of_kind)
+        return whole
+    rows = lines.separated(
+        path, counts=range(3, 100), meaning="at least three: sentence, sentence, score"
+    )
+    header = [column.strip().lower() for column in rows[0].columns]
+    named = {"a", "b", "score"} <= set(header)
+    if not named and len(header) != 3:
+        raise ValueError(
+            f"{path} has {len(header)} columns and its first line is no header with a, b and "
+            "score; expected three columns sentence, sentence, score, or a first line that names "
+            "the columns, divided by tabs."
+        )
+    empty: list[int] = []
+    found: dict[str, tuple[list[str], list[str], list[float]]] = {}
+    for row in rows[named:]:
+        cells = {
+            key: value.strip() for key, value in zip(header if named else _SCORED, row.columns)
+        }
+        split = cells.get("split", "")
+        if not any(row.columns) or not cells["score"] or role(split) == "train":
+            continue
+        if split not in ("", "all") and role(split) != "test":
+            raise ValueError(
+                f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
+            )
+        if not cells["a"] or not cells["b"]:
+            empty.append(row.line)
+            continue
+        try:
+            value = float(cells["score"])
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
+            raise ValueError(
+                f"{path}, line {row.line}: the score {cells['score']!r} is not a number."
+            )
+        kind = "sts_dev" if stem(split) in _DEV else "sts"
+        key = f"{kind}/{cells['set']}" if "set" in cells else kind
+        one = found.setdefault(key, ([], [], []))
+        one[0].append(cells["a"])
+        one[1].append(cells["b"])
+        one[2].append(value)
+    lines.refuse_empty(path, empty, on_error, "empty sentences")
+    if not found:
+        raise ValueError(f"{path} holds no pair with a score outside of the split train.")
+    return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
+
+
+def _files(folder: str) -> dict[str, Path]:
+    """The files of a folder by their names without endings."""
+    files = sorted(
+        file
+        for file in user_path(folder).iterdir()
+        if file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"{folder} has no files; expected one for each set.")
+    return {file.name.split(".")[0]: file for file in files}
+
+
+def _together(
+    sets: Sequence[tuple[list[str], list[str], np.ndarray]],
+) -> tuple[list[str], list[str], np.ndarray]:
+    """The sets of one file as one: correlation is of all their pairs."""
+    a, b, score = zip(*sets)
+    return (
+        [sentence for one in a for sentence in one],
+        [sentence for one in b for sentence in one],
+        np.concatenate(score),
+    )
+
+
+class Classes(NamedTuple):
+    """Sentences with classes. second: of pairs, the other sentences; else empty. labels: int32,
+    classes by name in alphabetical order. classes: how many."""
+
+    sentences: list[str]
+    second: list[str]
+    labels: np.ndarray
+    classes: int
+
+
+def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
+    """Sentences with classes of a file, or of the files of a folder, by the name of their source.
+    See `data.text`.
+
+    Raises:
+      ValueError: no such columns, an empty sentence, a class that training rows lack.
+    """
+    if user_path(path).is_dir():
+        found = {}
+        for name, file in _files(path).items():
+            for key, one in read_classes(str(file), on_error).items():
+                _, group, *part = key.split("/")
+                of = [] if group == "all" else [group]
+                found["/".join(["classify", name, *of, *part])] = one
+        return found
+    rows = lines.separated(path, counts=range(2, 100), meaning="a header with label and text")
+    header = [column.strip().lower() for column in rows[0].columns]
+    if not {"label", "text"} <= set(header):
+        raise ValueError(
+            f"{path} begins with the columns {', '.join(header)}; expected a header with label and "
+            "text."
+        )
+    paired = "text_b" in header
+    empty: list[int] = []
+    parts: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
+    for row in rows[1:]:
+        cells = {key: value.strip() for key, value in zip(header, row.columns)}
+        split = cells.get("split", "")
+        if not any(row.columns) or stem(split) in _DEV:
+            continue
+        if split not in ("", "all") and role(split) not in ("train", "test"):
+            raise ValueError(
+                f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
+            )
+        if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
+            empty.append(row.line)
+            continue
+        place = (cells.get("set", "all"), role(split) == "test")
+        both = (cells["text"], cells.get("text_b", ""), cells["label"])
+        parts.setdefault(place, []).append(both)
+    lines.refuse_empty(path, empty, on_error, "empty sentences or labels")
+    tasks = {}
+    for (group, test), given in parts.items():
+        train = parts.get((group, False), [])
+        classes = sorted({label for _, _, label in train})
+        if len(classes) < 2 or not {label for _, _, label in given} <= set(classes):
+            raise ValueError(
+                f"{path}: the training rows of {group} have the classes {classes[:5]}; expected "
+                "two or more, those of its test rows among them."
+            )
+        first, second, labels = (list(column) for column in zip(*given))
+        numbers = np.array([classes.index(label) for label in labels], np.int32)
+        key = f"classify/{group}" + ("/test" if test else "")
+        tasks[key] = Classes(first, second if paired else [], numbers, len(classes))
+    return tasks
