@@ -26,9 +26,9 @@ def make(*, axis_name=None, features=16):
 
 DATA = """
 import numpy as np
-from cl_jax.data.source import Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Splits, from_arrays
 
-def make(*, size=64):
+def make(*, size=64, scored: ForEvaluation[str] = ""):
     def part(name, seed):
         random = np.random.default_rng(seed)
         label = np.arange(size, dtype=np.int32) % 4
@@ -155,6 +155,8 @@ def test_trains_evaluates_and_verifies(lab, capsys):
     once = json.loads((lab / "run" / "eval.json").read_text())["spread/mean"]
     assert command.main(["eval", "--workdir=run", *scaled]) == 0
     assert json.loads((lab / "run" / "eval.json").read_text())["spread/mean"] == 2 * once
+
+    assert command.main(["eval", "--workdir=run", "--config.data.scored=other.tsv"]) == 0
 
     capsys.readouterr()
     assert command.main(["eval", "lab/config.py", "--workdir=run"]) == 1

@@ -26,7 +26,7 @@ from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
@@ -43,7 +43,7 @@ def make(
     file_column: str = "file",
     caption_column: str = "caption",
     label_column: str = "",
-    templates: Sequence[str] = TEMPLATES,
+    templates: ForEvaluation[Sequence[str]] = TEMPLATES,
     test_share: float = 0.1,
     limit: int = 0,
     length: int = 32,

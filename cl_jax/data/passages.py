@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import lines, text, text_tasks, tokenizer
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
 
 
 def make(
@@ -36,7 +36,7 @@ def make(
     lowercase: bool = True,
     tokenizer_path: str = "",
     tokenizer_cache: str = "",
-    classify: str = "",
+    classify: ForEvaluation[str] = "",
     on_error: str = "raise",
     test_share: float = 0.1,
     limit: int = 0,

@@ -3,17 +3,24 @@
 
 import dataclasses
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
 from cl_jax.core.seeds import check_seed
 
 Example = dict[str, np.ndarray]
+_Setting = TypeVar("_Setting")
+_EVALUATION = "read by evaluators alone"
+# The annotation of a source's setting that changes nothing but what evaluators read of
+# `Splits.more`: an evaluation of a trained network, and a resume, may be given another value.
+#     def make(*, sts: ForEvaluation[str] = ""): ...
+ForEvaluation = Annotated[_Setting, _EVALUATION]
 
 
 class Text(NamedTuple):
@@ -70,6 +77,21 @@ class Splits(NamedTuple):
     train: Source
     test: Source
     more: Mapping[str, Source] = MappingProxyType({})
+
+
+def for_evaluation(make: Callable[..., Splits]) -> list[str]:
+    """The keywords of a source's `make` that it annotates as `ForEvaluation`."""
+
+    def marked(annotation: Any) -> bool:
+        if _EVALUATION in getattr(annotation, "__metadata__", ()):
+            return True
+        return any(map(marked, get_args(annotation)))
+
+    try:
+        hints = get_type_hints(make, include_extras=True)
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        hints = {k: one.annotation for k, one in inspect.signature(make).parameters.items()}
+    return [key for key, annotation in hints.items() if marked(annotation)]
 
 
 def from_arrays(name: str, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Source:

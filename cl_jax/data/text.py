@@ -31,7 +31,7 @@ import numpy as np
 from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, lines, scenes, text_tasks, tokenizer
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
@@ -49,8 +49,8 @@ def make(
     embedded: str = "scenes",
     test_path: str = "",
     test_share: float = 0.1,
-    sts: str = "",
-    classify: str = "",
+    sts: ForEvaluation[str] = "",
+    classify: ForEvaluation[str] = "",
     length: int = 32,
     vocab_size: int = 4000,
     lowercase: bool = True,

@@ -24,7 +24,14 @@ from cl_jax.core.seeds import check_seed
 from cl_jax.data import batches
 from cl_jax.data.batches import local_rows
 from cl_jax.data.parts import joined
-from cl_jax.data.source import Splits, fraction, held_out, labels_of, long_tailed
+from cl_jax.data.source import (
+    Splits,
+    for_evaluation,
+    fraction,
+    held_out,
+    labels_of,
+    long_tailed,
+)
 from cl_jax.evals import Evaluator, evaluation
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
@@ -317,6 +324,12 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
             if parameter.default is not inspect.Parameter.empty:
                 found[f"{section}.{key}"] = parameter.default
     return found
+
+
+def free_keys(config: ConfigDict) -> list[str]:
+    """The keys of the data section that decide nothing but what evaluators read, as its source
+    says (`data.source.ForEvaluation`); a run's config may differ in them."""
+    return [f"data.{key}" for key in for_evaluation(_factory("cl_jax.data", config.data.name))]
 
 
 def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:

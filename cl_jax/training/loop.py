@@ -25,6 +25,7 @@ from cl_jax.training.experiment import (
     build,
     defaults,
     describe,
+    free_keys,
     initial_state,
     shape_of_state,
 )
@@ -79,7 +80,9 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    noted = resuming.check_config(workdir, configs.plain(config), defaults(config))
+    noted = resuming.check_config(
+        workdir, configs.plain(config), defaults(config), free_keys(config)
+    )
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))

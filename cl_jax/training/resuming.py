@@ -2,7 +2,7 @@
 numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ NOTED = (
 
 
 def check_config(
-    workdir: str | Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    free: Sequence[str] = (),
 ) -> list[str]:
     """Writes `config.json` into the workdir. Where a checkpoint is there, refuses a config that
     would compute other numbers; without one there is nothing to protect.
@@ -51,9 +54,10 @@ def check_config(
       config: nested sections.
       defaults: {"section.key": value} that a key has where a config does not list it. Then a key
         that a later version added is the same as its absence in an older run.
+      free: keys of this config that may differ too, see `experiment.free_keys`.
 
     Returns:
-      Lines that name other differences (`NOTED`).
+      Lines that name other differences (`NOTED` and `free`).
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -75,7 +79,7 @@ def check_config(
                 f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
                 "they may be of another run. Put the file back, or use a new --workdir."
             ) from None
-    changed, noted = differences(stored or config, config, defaults)
+    changed, noted = differences(stored or config, config, defaults, free)
     if changed:
         raise ConfigError(
             f"{workdir} holds a run of another config; it differs in\n"
@@ -102,7 +106,10 @@ def _refuse_a_folder_of_runs(workdir: str | Path, place: Path) -> None:
 
 
 def differences(
-    stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    stored: Mapping[str, Any],
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    free: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
     """(lines that name settings which decide the numbers, lines that name others) in which two
     configs differ."""
@@ -116,8 +123,8 @@ def differences(
         old, value = (side.get(key, known.get(key, "(absent)")) for side in (then, now))
         if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
             continue
-        free = new or any(key == name or key.startswith(f"{name}.") for name in NOTED)
-        (noted if free else changed).append(f"  {key}: {old} in the workdir, {value} now")
+        may = new or any(key == name or key.startswith(f"{name}.") for name in (*NOTED, *free))
+        (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
     return changed, noted
 
 

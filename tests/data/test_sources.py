@@ -10,7 +10,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.data import aligned, audio, folder, graphs, image_text, market, packed, text, video
+from cl_jax.data import (
+    aligned,
+    audio,
+    folder,
+    graphs,
+    image_text,
+    market,
+    packed,
+    source,
+    text,
+    video,
+)
 from cl_jax.data.source import labels_of
 from cl_jax.training import experiment
 
@@ -193,3 +204,16 @@ def test_an_unlabelled_part_is_trained_on_where_it_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="folder has no unlabelled part; expected a folder"):
         data["path"] = str(tmp_path / "train")
         experiment.load_data(ConfigDict(dict(data=data | {"unlabeled": True}, seed=0)))
+
+
+def test_a_source_marks_the_settings_that_only_evaluators_read():
+    def make(*, path: str = "", sts: "source.ForEvaluation[str]" = "", n: list["No"] = ()):  # noqa: F821
+        pass
+
+    def resolved(*, path: str = "", more: source.ForEvaluation[str] | None = None):
+        pass
+
+    assert source.for_evaluation(text.make) == ["sts", "classify"]
+    assert source.for_evaluation(image_text.make) == ["templates"]
+    assert source.for_evaluation(resolved) == ["more"]
+    assert source.for_evaluation(make) == []  # a name that is nowhere: nothing is known

@@ -327,3 +327,24 @@ def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
             before, configs.plain(config), experiment.defaults(config)
         )
         assert [line.split(":")[0].strip() for line in changed] == changes
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("simcse:debug", "sts", "other.tsv"),
+        ("simcse:debug", "classify", "tasks/"),
+        ("cpc_text:debug", "classify", "tasks/"),
+        ("clip:debug", "templates", ("a {}",)),
+    ],
+)
+def test_data_that_only_evaluators_read_may_be_others(name, key, value):
+    config = stages.stages(configs.load(name), "unused")[0][1].unlock()
+    before = configs.plain(config)
+    config.data[key] = value
+    given = configs.plain(config), experiment.defaults(config), experiment.free_keys(config)
+    changed, noted = resuming.differences(before, *given)
+    assert not changed and noted[0].startswith(f"  data.{key}: ")
+    config.data["length"] = 7
+    changed, _ = resuming.differences(before, configs.plain(config), *given[1:])
+    assert changed[0].startswith("  data.length: ")
