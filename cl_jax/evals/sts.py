@@ -88,7 +88,12 @@ def rareness(tokens: np.ndarray, size: int) -> np.ndarray:
 def shared_words(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[N] cosine of the counts of tokens in a [N, T] and b [N, T], each count times the weight of
     its token [size]: what two sentences share without a network."""
-    x, y = (counts(tokens, len(weights)).multiply(weights).tocsr() for tokens in (a, b))
+    return _shared(counts(a, len(weights)), counts(b, len(weights)), weights)
+
+
+def _shared(x: sparse.csr_matrix, y: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """`shared_words` of the counts [N, size] of both sides."""
+    x, y = (one.multiply(weights).tocsr() for one in (x, y))
     norms = [np.sqrt(np.asarray(one.multiply(one).sum(axis=1))[:, 0]) for one in (x, y)]
     return np.asarray(x.multiply(y).sum(axis=1))[:, 0] / np.maximum(norms[0] * norms[1], 1e-8)
 
@@ -145,9 +150,10 @@ def make(
         rare = rareness(sentences[:: -(-len(sentences) // _MOST)], size)
         for name in names(given):
             arrays = given.data.more[name].arrays
-            a, b, gold = (np.asarray(arrays[key]) for key in (field, f"{field}_b", "score"))
+            gold = np.asarray(arrays["score"])
+            a, b = (counts(np.asarray(arrays[key]), size) for key in (field, f"{field}_b"))
             for figure, weights in (("words", np.ones(size)), ("words_idf", rare)):
-                found[f"{name}/shared_{figure}"] = spearman(shared_words(a, b, weights), gold)
+                found[f"{name}/shared_{figure}"] = spearman(_shared(a, b, weights), gold)
         return found | means(found, "shared_words") | means(found, "shared_words_idf")
 
     def draw(given: Given) -> None:

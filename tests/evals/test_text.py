@@ -177,7 +177,7 @@ def test_dev_pairs_have_a_mean_of_their_own():
     assert sts.means(found, "spearman") == right
 
 
-def test_shared_words_are_the_cosine_of_counts():
+def test_shared_words_are_the_cosine_of_counts(monkeypatch):
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
     from cl_jax.core.tokens import END, PAD, SPECIAL
@@ -208,7 +208,17 @@ def test_shared_words_are_the_cosine_of_counts():
     data = SimpleNamespace(
         train=from_arrays("text/train", {"tokens": train}, {"tokens": 20}), more={"sts/x": pairs}
     )
+    count, counted = sts.counts, []
+
+    def noting(tokens, size):
+        counted.append(tokens)
+        return count(tokens, size)
+
+    monkeypatch.setattr(sts, "counts", noting)
     found = sts.make().baseline(SimpleNamespace(data=data))
+    # Once each side of the pairs, for both figures, and the training sentences.
+    assert [sum(one is side for one in counted) for side in (a, b)] == [1, 1]
+    assert len(counted) == 3
     assert set(found) == {
         f"{name}/shared_{words}" for name in ("sts/x", "sts") for words in ("words", "words_idf")
     }
