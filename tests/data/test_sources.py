@@ -207,7 +207,7 @@ def test_an_unlabelled_part_is_trained_on_where_it_is_asked_for(tmp_path):
 
 
 def test_a_source_marks_the_settings_that_only_evaluators_read():
-    def make(*, path: str = "", sts: "source.ForEvaluation[str]" = "", n: list["No"] = ()):  # noqa: F821
+    def make(*, path: str = "", sts: "source.ForEvaluation[str]" = "", n: "No" = ""):  # noqa: F821
         pass
 
     def resolved(*, path: str = "", more: source.ForEvaluation[str] | None = None):
