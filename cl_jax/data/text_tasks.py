@@ -39,10 +39,14 @@ def read_scored(
                     whole[f"{kind}/{name}"] = _together(of_kind)
         return whole
     rows = lines.separated(
-        path, counts=range(3, 100), meaning="at least three: sentence, sentence, score"
+        path,
+        counts=range(3, 100),
+        meaning="at least three, divided by tabs: sentence, sentence, score",
     )
     header = [column.strip().lower() for column in rows[0].columns]
     named = {"a", "b", "score"} <= set(header)
+    if named:
+        _refuse_columns_twice(path, header)
     if not named and len(header) != 3:
         raise ValueError(
             f"{path} has {len(header)} columns and its first line is no header with a, b and "
@@ -94,7 +98,22 @@ def _files(folder: str) -> dict[str, Path]:
     )
     if not files:
         raise ValueError(f"{folder} has no files; expected one for each set.")
-    return {file.name.split(".")[0]: file for file in files}
+    found: dict[str, Path] = {}
+    for file in files:
+        name = file.name.split(".")[0]
+        if name in found:
+            raise ValueError(
+                f"{folder} has {found[name].name} and {file.name}, which would both be the set "
+                f"{name}; expected one file for each set."
+            )
+        found[name] = file
+    return found
+
+
+def _refuse_columns_twice(path: str, header: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has several columns {twice[0]!r}; expected each name once.")
 
 
 def _together(
@@ -134,13 +153,16 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
                 of = [] if group == "all" else [group]
                 found["/".join(["classify", name, *of, *part])] = one
         return found
-    rows = lines.separated(path, counts=range(2, 100), meaning="a header with label and text")
+    rows = lines.separated(
+        path, counts=range(2, 100), meaning="a header with label and text, divided by tabs"
+    )
     header = [column.strip().lower() for column in rows[0].columns]
     if not {"label", "text"} <= set(header):
         raise ValueError(
             f"{path} begins with the columns {', '.join(header)}; expected a header with label and "
             "text."
         )
+    _refuse_columns_twice(path, header)
     paired = "text_b" in header
     empty: list[int] = []
     parts: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
@@ -160,6 +182,8 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
         both = (cells["text"], cells.get("text_b", ""), cells["label"])
         parts.setdefault(place, []).append(both)
     lines.refuse_empty(path, empty, on_error, "empty sentences or labels")
+    if not parts:
+        raise ValueError(f"{path} holds no sentence with a label outside of the split dev.")
     tasks = {}
     for (group, test), given in parts.items():
         train = parts.get((group, False), [])

@@ -117,3 +117,21 @@ def test_scored_pairs_of_a_folder_are_a_set_a_file(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no files"):
         text_tasks.read_scored(str(tmp_path / "empty"))
+
+
+def test_files_that_would_lose_rows_in_silence_are_refused(tmp_path):
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    written(folder / "SICK.tsv", [["a", "b", "2"], ["c", "d", "4"]])
+    written(folder / "SICK.txt", [["e", "f", "1"], ["g", "h", "3"]])
+    with pytest.raises(ValueError, match=r"SICK\.tsv and SICK\.txt, which would both be"):
+        text_tasks.read_scored(str(folder))
+    for read, wrong, message in (
+        (text_tasks.read_scored, [["a", "b", "score", "a"], ["x", "y", "1", "z"]], "columns 'a'"),
+        (text_tasks.read_classes, [["label", "text", "text"], ["0", "x", "y"]], "columns 'text'"),
+        (text_tasks.read_classes, [["label", "text"]], "no sentence with a label"),
+        (text_tasks.read_scored, [["a,b,score"], ["x,y,1"]], "three, divided by tabs"),
+        (text_tasks.read_classes, [["label,text"], ["1,x"]], "label and text, divided by tabs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(written(tmp_path / "wrong.tsv", wrong))
