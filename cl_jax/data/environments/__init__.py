@@ -47,8 +47,8 @@ def make(section: Mapping[str, Any]) -> Environment:
     `name` is a module of this folder, or the path of one's own with a `make`: "my_lab.maze".
 
     Raises:
-      ValueError: an unknown name or keyword, one left out that has no default, or an environment
-        that `check` refuses.
+      ValueError: an unknown name or keyword, one left out that has no default, a value of another
+        kind than its annotation, or an environment that `check` refuses.
     """
     if not isinstance(section, Mapping):
         raise ValueError(f"environment={section!r}; expected a section with a name.")
@@ -71,6 +71,7 @@ def make(section: Mapping[str, Any]) -> Environment:
     where = f"environment {name!r}"
     settings.check_keys(where, given, inspect.signature(factory).parameters)
     settings.check_required(where, factory, given)
+    settings.check(where, factory, given)
     return _checked(factory, name, tuple(given.items()))
 
 
