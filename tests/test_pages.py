@@ -77,6 +77,30 @@ def test_files_that_contributing_names_are_there():
     assert len(folders) > 8 and not [path for path in folders if not (ROOT / path).is_dir()]
 
 
+# A plan's data by their sizes; the view of a section without `kind`; the patches of CPC v2.
+INTERNAL_MODULES = {"declared", "image", "warp"}
+
+
+@pytest.mark.parametrize(
+    "folder, page, form",
+    [
+        ("data", "data", "| `{}` |"),
+        ("views", "views", "| `{}` |"),
+        ("encoders", "encoders", "| `encoders/{}.py` |"),
+        ("heads", "encoders", "| `heads/{}.py` |"),
+    ],
+)
+def test_every_module_that_a_section_may_name_is_in_its_guide(folder, page, form):
+    text = (ROOT / "docs" / "guides" / f"{page}.md").read_text()
+    names = [
+        file.stem
+        for file in sorted((ROOT / "cl_jax" / folder).glob("[a-z]*.py"))
+        if re.search("^def make", file.read_text(), flags=re.MULTILINE)
+        and file.stem not in INTERNAL_MODULES
+    ]
+    assert len(names) > 3 and not [name for name in names if form.format(name) not in text]
+
+
 def has_name(module, name):
     """Whether a module of the package defines or imports a name, by its text: nothing is
     imported."""
