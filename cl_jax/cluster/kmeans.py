@@ -20,7 +20,7 @@ from cl_jax.cluster._lloyd import (
     unit,
 )
 from cl_jax.core.axis import AxisName, gather, total
-from cl_jax.core.shapes import check, check_count, check_integer, check_positive
+from cl_jax.core.shapes import check, check_count, check_integer, check_key, check_positive
 from cl_jax.core.sharded import Sharded
 
 
@@ -115,6 +115,7 @@ def kmeans(
       ValueError: fewer rows than clusters, counts below 1, `initial` of another shape or with
         restarts.
     """
+    check_key(key=key)
     sizes = check("n d", x=x)
     check_count(
         num_clusters=num_clusters,

@@ -274,11 +274,14 @@ def from_loss(
             raise ValueError(
                 'this method has no features; give functions={"encode": ...}, what evaluators read.'
             )
-        functions["encode"] = lambda state, batch: _checked_tuple(
-            "features",
-            features(*evaluated(state), clean(batch), False),
-            ("{name: [B, D]}", "stats"),
-        )[0]
+
+        def encode(state: State, batch: Batch) -> dict[str, jax.Array]:
+            found = features(*evaluated(state), clean(batch), False)
+            named, _ = _checked_tuple("features", found, ("{name: [B, D]}", "stats"))
+            _check_rows("features", named, batch)
+            return named
+
+        functions["encode"] = encode
 
     def init(key: jax.Array, batch: Batch) -> State:
         found = variables(key, batch)
@@ -336,8 +339,13 @@ class _Step(NamedTuple):
         with jax.named_scope("views"):
             return self.views(batch, key)
 
-    def run_forward(self, *given: Any) -> tuple[Tree, Tree, Tree]:
-        return _checked_tuple("forward", self.forward(*given), ("outputs", "stats", "target_stats"))
+    def run_forward(
+        self, params: Tree, stats: Tree, target: Any, inputs: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Tree, Tree, Tree]:
+        found = self.forward(params, stats, target, inputs, batch, key)
+        found = _checked_tuple("forward", found, ("outputs", "stats", "target_stats"))
+        _check_rows("forward", found[0], batch)
+        return found
 
     def run_loss(self, *given: Any) -> tuple[jax.Array, Aux]:
         with jax.named_scope("loss"):
@@ -362,6 +370,26 @@ def _checked_tuple(name: str, found: Any, parts: tuple[str, ...]) -> Any:
         what = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
         raise ValueError(f"{name} returned {what}; expected ({', '.join(parts)}).")
     return found
+
+
+def _check_rows(name: str, outputs: Tree, batch: Batch) -> None:
+    """Refuses arrays whose first axis is not the batch's examples: a loss would pair rows of
+    different examples without an error. A batch without ids, as a caller of "encode" may give,
+    passes."""
+    if "id" not in batch:
+        return
+    rows = batch["id"].shape[0]
+    for path, x in jax.tree_util.tree_leaves_with_path(outputs):
+        shape = jnp.shape(x)
+        if shape[:1] != (rows,):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name} returned an array{' at ' + where if where else ''} of shape "
+                f"{list(shape)} for {rows} examples; expected [{rows}, ...], one row per example "
+                "in the batch's order. Put views, crops, steps or tokens on later axes, for "
+                "instance jnp.stack(views, axis=1), and mask examples in the loss rather than "
+                "dropping them."
+            )
 
 
 def _whole(

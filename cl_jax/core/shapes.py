@@ -124,6 +124,32 @@ def check_count(**values: Any) -> None:
             raise ValueError(f"{name} is {value}; expected an integer of at least 1.")
 
 
+def check_key(axes: int = 0, **keys: Any) -> None:
+    """Refuses what is not a random key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`);
+    with axes=1 what is not a vector of them."""
+    for name, key in keys.items():
+        dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+        if isinstance(key, jax.Array) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+            right = len(shape) == axes
+        else:
+            right = dtype == np.uint32 and len(shape) == axes + 1 and shape[axes:] == _raw_key()
+        if not right:
+            given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
+            expected = "a vector of random keys" if axes else "one random key"
+            mend = (
+                f"Split one key with jax.random.split({name}, B)."
+                if axes
+                else "Make it of a seed with jax.random.key(seed); of an array of keys take one."
+            )
+            raise ValueError(f"{name} is {given}; expected {expected}. {mend}")
+
+
+def _raw_key() -> tuple[int, ...]:
+    """The shape of a raw key of jax's default generator."""
+    made = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return tuple(made.shape)
+
+
 def check_axis(axis_name: str | tuple[str, ...] | None) -> None:
     """Refuses an `axis_name` that no enclosing `jax.pmap` or `jax.shard_map` maps."""
     if axis_name is None:

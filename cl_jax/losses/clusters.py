@@ -10,7 +10,14 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, gather, mean, num_splits
 from cl_jax.core.numerics import dots, log_softmax, log_sum_exp, prepared, softmax, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_key,
+    check_positive,
+)
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_id, side_of_tile
 from cl_jax.losses.nce import queue_softmax
 
@@ -47,6 +54,7 @@ def draw_prototypes(
       ValueError: an assignment that is not integers [B], more negatives than clusters that are
         left.
     """
+    check_key(key=key)
     sizes = check_integer("b", assignment=assignment)
     if not 0 < num_negatives <= num_prototypes - sizes["b"]:
         raise ValueError(

@@ -16,7 +16,7 @@ from cl_jax.core.axis import (
     varying,
 )
 from cl_jax.core.numerics import dots, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_key
 from cl_jax.losses._products import centred_products
 from cl_jax.losses._rows import over_rows
 
@@ -307,6 +307,7 @@ def whiten(
 def draw_permutations(key: jax.Array, batch: int, iterations: int = 1) -> jax.Array:
     """[iterations, batch] random permutations of the global batch, for `w_mse`. The key is the same
     on every device."""
+    check_key(key=key)
     check_count(batch=batch, iterations=iterations)
     return jax.vmap(lambda key: jax.random.permutation(key, batch))(
         jax.random.split(key, iterations)

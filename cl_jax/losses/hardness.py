@@ -13,7 +13,14 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
 from cl_jax.core.numerics import dots, log_count, log_sum_exp, prepared, unit, wide, wide_type
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_key,
+    check_positive,
+)
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
 from cl_jax.losses.nce import queue_logits
@@ -218,8 +225,9 @@ def draw_mixtures(
       num_query: s', mixtures of a negative and the query; 0 for none.
 
     Raises:
-      ValueError: ids that are not integers [B], num_hard below 1.
+      ValueError: no random key, ids that are not integers [B], num_hard below 1.
     """
+    check_key(key=key)
     check_integer("b", ids=ids)
     check_count(num_hard=num_hard)
 

@@ -9,7 +9,14 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean
 from cl_jax.core.numerics import dots, prepared, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_integer,
+    check_key,
+    check_positive,
+    check_real,
+)
 from cl_jax.losses.contrast import contrast, row_ids
 
 
@@ -42,6 +49,7 @@ def draw_mixup(key: jax.Array, rows: int, *, alpha: float, axis_name: AxisName =
       alpha: of the Beta distribution: 1 for images and speech, 2 for the authors' CovType.
       axis_name: mapped axis over which the batch is split.
     """
+    check_key(key=key)
     total, start = _rows(rows, axis_name)
     share, order = jax.random.split(key)
     weight = own_share(jax.random.beta(share, alpha, alpha, (total,)))
@@ -71,6 +79,7 @@ def draw_cutmix(
       alpha: of the Beta distribution.
       axis_name: mapped axis over which the batch is split.
     """
+    check_key(key=key)
     total, start = _rows(rows, axis_name)
     share, place, order = jax.random.split(key, 3)
     centre = jax.random.randint(place, (2,), 0, jnp.array([height, width]))

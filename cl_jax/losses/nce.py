@@ -18,7 +18,14 @@ from jax import lax
 from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean, total
 from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, prepared, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_positive
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_key,
+    check_positive,
+)
 from cl_jax.core.sharded import Sharded
 from cl_jax.losses.contrast import allow, contrast, same_id
 from cl_jax.losses.infonce import info_nce_rows
@@ -60,10 +67,11 @@ def draw_indices(key: jax.Array, ids: jax.Array, size: int, num_negatives: int) 
       [B, 1 + K] int32, column 0 the ids.
 
     Raises:
-      ValueError: ids that are not integers [B], counts below 1.
+      ValueError: no random key, ids that are not integers [B], counts below 1.
     """
     check_integer("b", ids=ids)
     check_count(size=size, num_negatives=num_negatives)
+    check_key(key=key)
 
     def draw(i):
         return jax.random.randint(jax.random.fold_in(key, i), (num_negatives,), 0, size, jnp.int32)

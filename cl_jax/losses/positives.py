@@ -16,6 +16,7 @@ from cl_jax.core.shapes import (
     check_axis,
     check_count,
     check_integer,
+    check_key,
     check_positive,
     check_real,
 )
@@ -422,6 +423,7 @@ def draw_positives(draws: jax.Array, candidates: jax.Array) -> jax.Array:
 def positive_draws(key: jax.Array, ids: jax.Array, *, num_positives: int) -> jax.Array:
     """[num_positives, B] uniform draws, each row's keyed by its example id: the same on any number
     of devices."""
+    check_key(key=key)
     check_integer("b", ids=ids)
     check_count(num_positives=num_positives)
     return jax.vmap(

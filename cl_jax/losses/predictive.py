@@ -10,7 +10,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, num_splits
 from cl_jax.core.numerics import dots, log_sum_exp, wide_type
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.shapes import check, check_axis, check_integer, check_key, check_positive
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_example, same_id, side_of_tile
 
 
@@ -281,8 +281,9 @@ def sample_negatives(
       [B, N, window] positions in z.reshape(batch_size * T, D) for `cpc`.
 
     Raises:
-      ValueError: a length below 2, no negatives.
+      ValueError: no vector of random keys, a length below 2, no negatives.
     """
+    check_key(1, keys=keys)
     if length < 2 or num_negatives < 1 or not 1 <= window < length:
         raise ValueError(
             f"length is {length}, window {window}, num_negatives {num_negatives}; expected a "

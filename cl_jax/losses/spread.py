@@ -9,7 +9,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean
 from cl_jax.core.numerics import dots, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_positive
+from cl_jax.core.shapes import check, check_axis, check_count, check_key, check_positive
 from cl_jax.losses._rows import over_rows
 
 
@@ -180,6 +180,7 @@ def sigreg_statistics(
 def draw_directions(key: jax.Array, width: int, count: int) -> jax.Array:
     """[width, count] directions uniform on the sphere, for `sigreg` and `lejepa`. The key is the
     same on every device."""
+    check_key(key=key)
     check_count(width=width, count=count)
     return unit(jax.random.normal(key, (count, width))).T
 

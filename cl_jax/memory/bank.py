@@ -9,7 +9,7 @@ from jax import lax
 from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, any_mesh
 from cl_jax.core.numerics import wide_type
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_share
+from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_key, check_share
 from cl_jax.core.sharded import Sharded
 from cl_jax.memory.prototypes import normalise
 
@@ -19,6 +19,7 @@ Bank = TypeVar("Bank", jax.Array, Sharded)
 def init(key: jax.Array, size: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:
     """[N, D] entries uniform in +-1/sqrt(D/3): rows of norm one in expectation, not normalised
     (InstDisc, CMC, CRD)."""
+    check_key(key=key)
     check_count(size=size, width=width)
     bound = (3.0 / width) ** 0.5
     return jax.random.uniform(key, (int(size), int(width)), dtype, -bound, bound)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from cl_jax.core.axis import any_mesh
 from cl_jax.core.numerics import unit
-from cl_jax.core.shapes import check_count, check_real
+from cl_jax.core.shapes import check_count, check_key, check_real
 
 
 def init(key: jax.Array, num_prototypes: int, width: int, *, dtype: Any = jnp.float32) -> jax.Array:
     """[K, D] directions uniform on the sphere."""
+    check_key(key=key)
     check_count(num_prototypes=num_prototypes, width=width)
     return normalise(jax.random.normal(key, (num_prototypes, width), dtype))
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from cl_jax.core.axis import any_mesh
 from cl_jax.core.numerics import unit
-from cl_jax.core.shapes import check_count, check_integer, check_real
+from cl_jax.core.shapes import check_count, check_integer, check_key, check_real
 
 
 class Queue(NamedTuple):
@@ -44,8 +44,9 @@ def init(
       A Queue with pointer and filled 0.
 
     Raises:
-      ValueError: a size below 1, an empty row, an unknown start.
+      ValueError: no random key, a size below 1, an empty row, an unknown start.
     """
+    check_key(key=key)
     shape = (width,) if isinstance(width, int) else tuple(width)
     return _empty(_start(key, size, shape, start, dtype))
 
@@ -63,8 +64,9 @@ def init_like(key: jax.Array, size: int, rows: Any, *, start: str = "unit") -> Q
       A Queue whose `rows` are a tree of the same structure, with pointer and filled 0.
 
     Raises:
-      ValueError: a size below 1, an empty tree or row, an unknown start.
+      ValueError: no random key, a size below 1, an empty tree or row, an unknown start.
     """
+    check_key(key=key)
     leaves, tree = jax.tree.flatten(rows)
     if not leaves:
         raise ValueError("rows is an empty tree; expected at least one array [B, ...].")

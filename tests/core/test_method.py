@@ -127,6 +127,55 @@ def test_a_function_that_returns_something_else_is_one_sentence(
         method.update(state, BATCH, jax.random.key(1))
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda z: z[1:], r"an array of shape \[(3|1), 2\] for (4|2) examples; expected \[(4|2), "),
+        (
+            lambda z: jnp.concatenate([z, z]),
+            r"an array of shape \[(8|4), 2\] for .*jnp\.stack\(views, axis",
+        ),
+        (lambda z: {"z": z, "scale": z.sum()}, r"an array at \['scale'\] of shape \[\] for "),
+    ],
+)
+def test_outputs_without_a_row_per_example_are_one_sentence(micro_batches, returned, words):
+    method = linear(
+        micro_batches=micro_batches,
+        forward=lambda params, stats, target, x, batch, key: (
+            returned(x @ params["w"]),
+            stats,
+            None,
+        ),
+        loss=lambda z, params, memory, batch, key: (
+            sum(jnp.mean(x) for x in jax.tree.leaves(z)),
+            Aux({}, memory),
+        ),
+    )
+    state = method.init(jax.random.key(0), BATCH)
+    with pytest.raises(ValueError, match="forward returned " + words):
+        method.update(state, BATCH, jax.random.key(1))
+
+
+def test_views_on_a_later_axis_are_rows_per_example():
+    method = linear(
+        forward=lambda params, stats, target, x, batch, key: (
+            jnp.stack([x @ params["w"], x @ params["w"]], axis=1),
+            stats,
+            None,
+        )
+    )
+    method.update(method.init(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
+
+
+def test_features_without_a_row_per_example_are_one_sentence():
+    method = linear(features=lambda params, stats, x, train: ({"h": x[:3] @ params["w"]}, stats))
+    with pytest.raises(
+        ValueError, match=r"features returned an array at \['h'\] of shape \[3, 2\]"
+    ):
+        method.encode(method.init(jax.random.key(0), BATCH), BATCH)
+
+
 def test_features_without_statistics_are_one_sentence():
     method = linear(features=lambda params, stats, x, train: {"h": x @ params["w"]})
     with pytest.raises(ValueError, match=r"features returned a dict; expected \(\{name"):

@@ -5,8 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cl_jax.cluster import kmeans
 from cl_jax.core import shapes
-from cl_jax.memory import queue
+from cl_jax.losses import (
+    clusters,
+    decorrelation,
+    hardness,
+    mixing,
+    nce,
+    positives,
+    predictive,
+    spread,
+)
+from cl_jax.memory import bank, prototypes, queue
 
 
 def test_letters_have_one_size_over_arrays_and_calls():
@@ -126,3 +137,74 @@ def test_an_axis_that_is_not_mapped_is_refused_with_both_ways_to_map_it():
         shapes.check_axis("batch")
     shapes.check_axis(None)
     jax.vmap(lambda x: (shapes.check_axis("batch"), x)[1], axis_name="batch")(jnp.zeros(2))
+
+
+IDS = jnp.arange(4)
+DRAWS = {
+    "bank.init": lambda key: bank.init(key, 8, 3),
+    "kmeans": lambda key: kmeans.kmeans(key, jnp.eye(6), 2),
+    "prototypes.init": lambda key: prototypes.init(key, 8, 3),
+    "queue.init": lambda key: queue.init(key, 8, 3),
+    "queue.init_like": lambda key: queue.init_like(key, 8, {"z": jnp.zeros((4, 3)), "id": IDS}),
+    "draw_cutmix": lambda key: mixing.draw_cutmix(key, 4, 8, 8, alpha=1.0),
+    "draw_directions": lambda key: spread.draw_directions(key, 3, 5),
+    "draw_indices": lambda key: nce.draw_indices(key, IDS, 9, 3),
+    "draw_mixtures": lambda key: hardness.draw_mixtures(
+        key, IDS, num_hard=3, num_pairs=2, num_query=1
+    ),
+    "draw_mixup": lambda key: mixing.draw_mixup(key, 4, alpha=1.0),
+    "draw_permutations": lambda key: decorrelation.draw_permutations(key, 4, 2),
+    "draw_prototypes": lambda key: clusters.draw_prototypes(key, IDS, 9, 3),
+    "positive_draws": lambda key: positives.positive_draws(key, IDS, num_positives=2),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_number_where_a_key_belongs_is_refused_by_all_that_draw(name):
+    for wrong in (0, None, jnp.arange(2)):
+        with pytest.raises(ValueError, match=r"key is .*; expected one random key.*jax\.random"):
+            DRAWS[name](wrong)
+    jax.eval_shape(DRAWS[name], jax.random.key(0))
+    jax.eval_shape(DRAWS[name], jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_a_key_is_typed_or_raw_and_may_be_traced(make):
+    def checked(key):
+        shapes.check_key(key=key)
+        return key
+
+    keys = jax.random.split(make(0), 3)
+    checked(make(0))
+    checked(np.asarray(jax.random.PRNGKey(0)))
+    jax.jit(checked)(make(0))
+    jax.vmap(checked)(keys)
+    jax.jit(jax.vmap(checked))(keys)
+    shapes.check_key(1, keys=keys)
+    with pytest.raises(ValueError, match=r"key is .*\[3.*; expected one random key"):
+        checked(keys)
+    with pytest.raises(ValueError, match=r"keys is .*expected a vector of random keys.*split\("):
+        shapes.check_key(1, keys=make(0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (0, "key is 0;"),
+        (np.int64(3), r"key is int64\[\];"),
+        (jnp.zeros(3, jnp.uint32), r"key is uint32\[3\];"),
+        ([0, 1], r"key is \[0, 1\];"),
+    ],
+)
+def test_what_is_no_key_is_shown(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        shapes.check_key(key=wrong)
+
+
+def test_sequences_without_a_key_each_are_refused():
+    sizes = dict(batch_size=4, length=6, window=3, num_negatives=2)
+    with pytest.raises(ValueError, match=r"keys is .*expected a vector of random keys"):
+        predictive.sample_negatives(jax.random.key(0), **sizes)
+    for make in (jax.random.key, jax.random.PRNGKey):
+        found = predictive.sample_negatives(jax.random.split(make(0), 4), **sizes)
+        assert found.shape == (4, 2, 3)
