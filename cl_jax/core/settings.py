@@ -197,6 +197,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return traced or (isinstance(value, int | float) and not isinstance(value, bool))
     if kind is str:
         return isinstance(value, str)
+    if origin is not None and issubclass(origin, Mapping):
+        return hasattr(value, "items") and all(_fits(item, given[1]) for _, item in value.items())
     if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):
         if not isinstance(value, list | tuple):
             return False
@@ -226,6 +228,8 @@ def _words(kind: Any) -> str:
     }
     if kind in names:
         return names[kind]
+    if origin is not None and issubclass(origin, Mapping):
+        return "a section of settings"
     if _fixed(origin, given):
         return f"{len(given)} values: " + ", ".join(map(_words, given))
     return f"a list, each {_words(given[0])}" if given else "a list"

@@ -11,6 +11,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from cl_jax import views
 from cl_jax.core import settings
@@ -145,6 +146,15 @@ def test_lists_are_looked_into():
         with pytest.raises(ConfigError, match=r"method\.num_prototypes="):
             settings.check("method", FACTORIES["methods.pcl"], {"num_prototypes": value})
     settings.check("method", FACTORIES["methods.pcl"], {"num_prototypes": (10, 20)})
+
+
+def test_sections_within_a_section_are_looked_into():
+    make = FACTORIES["methods.cpc"]
+    for value in (-1, [], "abc", {"degrees": "abc"}):
+        with pytest.raises(ConfigError, match=r"method\.warp=.*; expected a section of settings"):
+            settings.check("method", make, {"warp": value})
+    for value in (None, {}, {"degrees": 10.0}, ConfigDict({"degrees": 10.0})):
+        settings.check("method", make, {"warp": value})
 
 
 def variants():
