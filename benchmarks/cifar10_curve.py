@@ -26,7 +26,7 @@ PUBLISHED = {
 }
 
 
-def settings(args, cl):
+def settings(args, cl, folder):
     """What `cl-jax benchmark` would have read from its command line."""
     given = argparse.Namespace(
         data="cifar10",
@@ -36,7 +36,7 @@ def settings(args, cl):
         set=["encoder.width=0.25"],
         probe_epochs=10.0,
         augmented_epochs=0.0,
-        workdir=args.workdir,
+        workdir=str(folder),
     )
     if args.small:
         given.data, given.variant, given.packed, given.epochs = "scenes", "debug", "", 0.0
@@ -77,7 +77,7 @@ def main(argv=None):
 
     with tempfile.TemporaryDirectory() as place:
         folder, over = Path(args.workdir or place), False
-        configs = settings(args, benchmark)
+        configs = settings(args, benchmark, folder)
         try:
             with benchmark.stopped_after(args.minutes):
                 for name, config in configs.items():

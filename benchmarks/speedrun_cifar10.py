@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from cl_jax.data.source import subset
     from cl_jax.evals import knn
     from cl_jax.evals.evaluation import Evaluation
-    from cl_jax.training import checkpoint, experiment
+    from cl_jax.training import checkpoint, experiment, resuming
     from cl_jax.training.steps import stepper
 
     clock = folder / "clock.json"
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.fresh_cache:
         jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     config = config_of(args)
-    checkpoint.check_config(folder, json.loads(config.to_json()) | {"target": args.target})
+    resuming.check_config(folder, json.loads(config.to_json()) | {"target": args.target})
     built = experiment.build(config)
     if args.small and built.data.test.size > 1000:
         built = built._replace(

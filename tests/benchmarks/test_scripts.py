@@ -1,5 +1,7 @@
 """Every benchmark runs in its small form and writes its record; their figures are not looked at."""
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -50,6 +52,31 @@ def test_there_is_a_case_for_every_script():
 def test_every_script_reads_its_command_line(path):
     """So that --help tells what it does, and does nothing."""
     assert re.search(r"\.parse_args\(|cases\.words\(__doc__", path.read_text())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_every_name_of_the_package_that_a_script_uses_is_there(path):
+    """Their small forms are slow tests: a function that moved would be missed for days."""
+    tree, found = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cl_jax"):
+            exec(ast.unparse(node), found)
+    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)} | {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }  # variables that elsewhere in the script are called as the module
+    modules = {
+        name: one for name, one in found.items() if inspect.ismodule(one) and name not in own
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert module is None or hasattr(module, node.attr), (
+                f"line {node.lineno}: {module.__name__} has no {node.attr}"
+            )
 
 
 # Seconds each; the others, a training run or a sweep, with `-m slow`.
