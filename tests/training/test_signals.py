@@ -114,10 +114,10 @@ def test_two_signals_at_a_step_save_once_and_whole(tmp_path):
 FAILS = """
 import os, sys
 from cl_jax import main
-from cl_jax.training import loop
+from cl_jax.training.steps import Stepper
 from tests import killed
 
-advance = loop.Stepper.advance
+advance = Stepper.advance
 
 def fails(self, state, until):
     import jax
@@ -126,7 +126,7 @@ def fails(self, state, until):
     return advance(self, state, until)
 
 if os.environ.get("FAIL"):
-    loop.Stepper.advance = fails
+    Stepper.advance = fails
 sys.exit(main.main(sys.argv[1:-1]))
 """
 
