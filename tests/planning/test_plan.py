@@ -31,6 +31,9 @@ def found(config):
 
 @pytest.mark.slow
 def test_bytes_are_those_of_the_state_and_of_the_compiled_step(config, found):
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.encoder.for_cpu = False  # a plan is of the forms that other devices compile
     built = loop.build(config)
     state = loop.initial_state(built, config)
     for kind, tree in (
