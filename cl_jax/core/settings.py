@@ -76,7 +76,9 @@ RANGES = (
     ),
     Range(r"^(trust_coefficient|t_max|max_scale|c|strengths|std)$", 0, _LARGE, open_low=True),
     Range(r"_weight$|^weight(_|$)|^(decay_factor|gradient_penalty|margin|sigma)$", 0, _LARGE),
-    Range(r"^(alpha|beta|gamma|truncation|brightness|contrast|saturation)$", 0, _LARGE),
+    Range(
+        r"^(alpha|beta|gamma|truncation|brightness|contrast|saturation|rotation|slant)$", 0, _LARGE
+    ),
     Range(r"_probability$|^(mask_ratio|quantile|discount|mlm_rate)$", 0, 1),
     Range(r"^(blur_radius|ema_start|specific|clusters|limit|shown|down|folds?)$", 0, _MOST),
     Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),

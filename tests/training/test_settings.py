@@ -82,6 +82,8 @@ def test_no_numeric_setting_takes_nonsense(name):
 @pytest.mark.parametrize(
     "section, key, values",
     [
+        ("data.glyphs", "rotation", (-1.0,)),
+        ("data.glyphs", "slant", (-1.0,)),
         ("data.image_text", "limit", (-1,)),
         ("encoders.biggan", "down", (-1,)),
         ("evals.generation", "shown", (-1,)),
