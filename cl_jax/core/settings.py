@@ -122,7 +122,10 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
       ConfigError: see `check`.
     """
     if kind is not None and not _fits(value, kind):
-        raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.")
+        mend = ""
+        if isinstance(value, np.generic | jax.Array) and value.ndim == 0:
+            mend = " A config holds plain values: write this one as its .item()."
+        raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.{mend}")
     key = name.rsplit(".", 1)[-1]
     if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
         raise ConfigError(f"{name}={value!r}; expected one of {', '.join(CHOICES[key])}.")
@@ -200,7 +203,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str)
     if origin is not None and issubclass(origin, Mapping):
-        return hasattr(value, "items") and all(_fits(item, given[1]) for _, item in value.items())
+        item_kind = _item_kind(given)
+        return hasattr(value, "items") and all(_fits(item, item_kind) for _, item in value.items())
     if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):
         if not isinstance(value, list | tuple):
             return False
@@ -208,6 +212,11 @@ def _fits(value: Any, kind: Any) -> bool:
             return len(value) == len(given) and all(map(_fits, value, given))
         return not given or all(_fits(item, given[0]) for item in value)
     return True
+
+
+def _item_kind(given: tuple[Any, ...]) -> Any:
+    """What the values of an annotated mapping are; `typing.Mapping` alone says nothing of them."""
+    return given[1] if given else Any
 
 
 def _fixed(origin: Any, given: tuple[Any, ...]) -> bool:
@@ -231,7 +240,9 @@ def _words(kind: Any) -> str:
     if kind in names:
         return names[kind]
     if origin is not None and issubclass(origin, Mapping):
-        return "a section of settings"
+        item_kind = _item_kind(given)
+        each = "" if item_kind is Any else f", each {_words(item_kind)}"
+        return f"a section of settings{each}"
     if _fixed(origin, given):
         return f"{len(given)} values: " + ", ".join(map(_words, given))
     return f"a list, each {_words(given[0])}" if given else "a list"

@@ -10,6 +10,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -157,6 +158,25 @@ def test_sections_within_a_section_are_looked_into():
             settings.check("method", make, {"warp": value})
     for value in (None, {}, {"degrees": 10.0}, ConfigDict({"degrees": 10.0})):
         settings.check("method", make, {"warp": value})
+
+
+def test_a_section_of_anything_is_one():
+    """A factory outside the package may say no more than that it takes a mapping."""
+    for kind in (typing.Mapping, dict, typing.Mapping[str, typing.Any]):
+        for value in ({}, {"a": 1}, ConfigDict({"a": [1, "b"]})):
+            settings.check_value("method.more", value, kind)
+    with pytest.raises(ConfigError, match=r"method\.more=3; expected a section of settings\."):
+        settings.check_value("method.more", 3, typing.Mapping)
+    kind = typing.Mapping[str, float] | None
+    with pytest.raises(ConfigError, match="expected a section of settings, each a number or None"):
+        settings.check_value("method.warp", {"degrees": "abc"}, kind)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), jnp.float32(0.5)])
+def test_a_number_of_an_array_library_gets_its_mend(value):
+    with pytest.raises(ConfigError, match=r"expected a number\. .* \.item\(\)"):
+        settings.check_value("method.temperature", value, float)
+    settings.check_value("method.temperature", value.item(), float)
 
 
 def variants():
