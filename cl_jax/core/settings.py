@@ -56,7 +56,7 @@ class Range(NamedTuple):
 # The first that matches the last part of a setting's name decides.
 RANGES = (
     Range(r"^seed$", 0, 2**32 - 1),
-    Range(r"temperature(_start)?$|^tau$|^epsilon$|^eps$", 0, _LARGE, open_low=True),
+    Range(r"temperature(_start)?$|^tau$|^epsilon$", 0, _LARGE, open_low=True),
     Range(r"momentum$|^b[12]$|^ema$", 0, 1),
     Range(r"^total_epochs$", 0, _LARGE, open_low=True),
     Range(r"learning_rate$|^warmup_start$|weight_decay$|_norm$", 0),
@@ -77,11 +77,13 @@ RANGES = (
     Range(r"^(trust_coefficient|t_max|max_scale|c|strengths|std)$", 0, _LARGE, open_low=True),
     Range(r"_weight$|^weight(_|$)|^(decay_factor|gradient_penalty|margin|sigma)$", 0, _LARGE),
     Range(
-        r"^(alpha|beta|gamma|truncation|brightness|contrast|saturation|rotation|slant)$", 0, _LARGE
+        r"^(alpha|beta|gamma|eps|truncation|brightness|contrast|saturation|rotation|slant)$",
+        0,
+        _LARGE,
     ),
     Range(r"_probability$|^(mask_ratio|quantile|discount|mlm_rate)$", 0, 1),
     Range(r"^(blur_radius|ema_start|specific|clusters|limit|shown|down|folds?)$", 0, _MOST),
-    Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),
+    Range(r"^queue_size$|^num_(experts$|negative|positives|hard|pairs|query)", 0, _MOST),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
     Range(r"^(width|stem_width|scale)$", 0, _LARGE, open_low=True),

@@ -41,7 +41,7 @@ def modules(package):
 
 FACTORIES = {
     f"{package}.{name}": make
-    for package in ("data", "encoders", "methods", "evals")
+    for package in ("data", "encoders", "methods", "evals", "views")
     for name, make in modules(package)
 } | {"optimizer": optim.build, "loading": batches.loading, "views": Recipe}
 
@@ -210,6 +210,13 @@ def test_the_settings_of_every_config_pass(name):
             make = FACTORIES.get(f"{package}.{section.get('name')}")
             if make is not None:  # else of parts, or one for each role
                 settings.check(package, make, section)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_default_may_be_written_down(name):
+    for key, parameter in inspect.signature(FACTORIES[name]).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            settings.check("section", FACTORIES[name], {key: parameter.default})
 
 
 def test_every_preset_passes():
