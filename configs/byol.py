@@ -2,13 +2,12 @@
 
 A network predicts, from one view of an image, what a slow copy of itself makes of another view;
 there are no negatives. The copy gets no gradient and moves a little after each step, the trained
-side alone has a predictor, and the heads have batch
-norm: without these the easiest answer is one constant for all images.
+side alone has a predictor, and the heads have batch norm: without these the easiest answer is one
+constant for all images.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
-  contrastive methods.
-For the first eight it is below its untrained network on the digits, and above it afterwards.
-LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
+contrastive methods. For the first eight it is below its untrained network on the digits, and above
+it afterwards. LARS, as in the paper: AdamW at 2e-3 reaches 40 % kNN where LARS reaches 68.
 
 Variants:
   folder        your own images: `cl-jax train byol:folder PATH`.
@@ -18,8 +17,8 @@ Variants:
                 momentum 0.99. No setting of the authors; solo-learn's but for what is said below.
                 Published: 92.58 % online linear (solo-learn's README).
   imagenet2012  the 300-epoch preset of the authors' code: ResNet-50, batch 4096, LARS 0.3 x B/256,
-                weight decay 1e-6,
-                momentum 0.99. Published: 72.5 % linear (the paper's baseline of its ablations).
+                weight decay 1e-6, momentum 0.99. Published: 72.5 % linear (the paper's baseline of
+                its ablations).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -36,9 +36,9 @@ Reached: eight minutes of one core for all stages, five of them the first. Asked
   48.8 %), and likelier given its own concepts than another's at 97.9 % (50.8 %); 10.5 % are
   restored word for word, with 40.9 % of the tokens at their place, where copying reaches 49.8 %.
   Sentences from concepts, finetune and scratch: CIDEr 1.24 and .57, BLEU-4 .078 and .037, ROUGE-L
-  .367 and .242, coverage 76.7 and 42.3 %. From random weights with as many
-  steps as all stages together: CIDEr 1.08, coverage 58.7 %. The second stage adds nothing:
-  fine-tuned from the first, CIDEr is 1.28.
+  .367 and .242, coverage 76.7 and 42.3 %. From random weights with as many steps as all stages
+  together: CIDEr 1.08, coverage 58.7 %. The second stage adds nothing: fine-tuned from the first,
+  CIDEr is 1.28.
 """
 
 import copy

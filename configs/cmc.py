@@ -23,8 +23,8 @@ Variants:
                 authors.
   imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate
                 0.03, NCE with 4,096 negatives at temperature 0.07; `--config.encoder.width=0.5` and
-                `1.0` are the smaller networks.
-                Published: 68.4 % linear (README of the authors' code).
+                `1.0` are the smaller networks. Published: 68.4 % linear (README of the authors'
+                code).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -5,8 +5,7 @@ learns to classify each image into its cluster, with a new top layer. Clusters a
 often, so that "all images in one" does not pay.
 
 Default: the embedded `scenes`, a small ResNet without fully connected layers, two CPU cores; both
-  renderings of a digit are
-classified into the cluster of the first.
+renderings of a digit are classified into the cluster of the first.
 
 Variants:
   folder        your own images: `cl-jax train deepcluster:folder PATH`.

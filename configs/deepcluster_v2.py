@@ -12,10 +12,8 @@ Variants:
   folder        your own images: `cl-jax train deepcluster_v2:folder PATH`.
   cifar10       the `cifar10` of SwAV with three sets of 100 clusters. Not a setting of the authors.
   imagenet2012  400 epochs of 2x160 + 4x96 crops, batch 4096, LARC 4.8 to 0.0048 after 10 epochs
-                from 0.3, weight decay 1e-6,
-                three sets of 3,000 clusters. Published: 74.3 % linear, and 75.2 % after 800 epochs
-                  of 2x224 + 6x96 (README
-                of the authors' code).
+                from 0.3, weight decay 1e-6, three sets of 3,000 clusters. Published: 74.3 % linear,
+                and 75.2 % after 800 epochs of 2x224 + 6x96 (README of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -5,9 +5,8 @@ the batch, which bounds their mutual information. There is one view of each imag
 pulls the distribution of summaries towards a uniform one.
 
 Default: the embedded `scenes`, the authors' CIFAR-10 encoder at half the width, DIM(G) with JSD on
-  lightness alone, two CPU
-cores. With the local term alone, or with both, by InfoNCE, it stays below its untrained network
-there, 22 and 23 % kNN; DIM(G) reaches 72.
+lightness alone, two CPU cores. With the local term alone, or with both, by InfoNCE, it stays below
+its untrained network there, 22 and 23 % kNN; DIM(G) reaches 72.
 
 Variants:
   folder         your own images: `cl-jax train dim:folder PATH`.

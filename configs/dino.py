@@ -6,9 +6,8 @@ its running mean, against one prototype for all images, and sharpened, against a
 each. Evaluations read the teacher.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, two global and two local crops, 48
-  epochs by LARS. Few
-prototypes and a sharp teacher: 256 of them at temperature 0.04 left it near uniform, and little was
-  learnt.
+epochs by LARS. Few prototypes and a sharp teacher: 256 of them at temperature 0.04 left it near
+uniform, and little was learnt.
 
 Variants:
   folder                 your own images: `cl-jax train dino:folder PATH`.
@@ -16,8 +15,8 @@ Variants:
                          of the authors; solo-learn's but for what is said below. Published: 89.52 %
                          online linear (solo-learn's README).
   imagenet2012           vanilla ViT-S/16: batch 512, 100 epochs, 2x224 + 8x96 crops, AdamW 5e-4 x
-                         B/256, weight decay 0.04
-                         to 0.4. Published: 69.3 % kNN, 74.0 % linear (README of the authors' code).
+                         B/256, weight decay 0.04 to 0.4. Published: 69.3 % kNN, 74.0 % linear
+                         (README of the authors' code).
   imagenet2012_resnet50  the command of that README: SGD 0.03 x B/256, weight decay 1e-4, 2x224 +
                          6x96, 100 epochs. No figure of it is published; theirs of a ResNet-50 are
                          67.5 % kNN and 75.3 % linear after 800 epochs.
@@ -29,8 +28,7 @@ Differences from the authors' code:
     which their ViT-S classifier reads (`--config.evals.feature=blocks`). The logits of the
     prototypes are not among them.
   - Their linear figures use a rate of 0.001 x B/256 for 100 epochs; the probe here is the one of
-    all configs. kNN on
-    ImageNet is theirs: 20 neighbours, temperature 0.07.
+    all configs. kNN on ImageNet is theirs: 20 neighbours, temperature 0.07.
   - Dropped paths are drawn by example, not by place in the batch.
   - Matrix products are in bfloat16, theirs in float16.
   - `cifar10`: solo-learn's head has no batch norm, here it has.

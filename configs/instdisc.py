@@ -2,27 +2,25 @@
 
 Every image is a class of its own. The weights of the classes are the images' own earlier features,
 kept in a memory bank: a feature should be nearer to the stored one of its image than to those of
-  all others. One view of each image a step, and no
-head but one linear layer, whose output is trained, stored and evaluated.
+all others. One view of each image a step, and no head but one linear layer, whose output is
+trained, stored and evaluated.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, the softmax over the whole bank.
 
 Variants:
   folder                your own images: `cl-jax train instdisc:folder PATH`.
   cifar10               ResNet-18, full softmax at temperature 0.1, batch 128, 200 epochs, learning
-                        rate 0.03, weight decay
-                        5e-4. Published: 80.8 % kNN of z (paper).
+                        rate 0.03, weight decay 5e-4. Published: 80.8 % kNN of z (paper).
   imagenet2012          ResNet-50, NCE with 4,096 negatives at temperature 0.07, batch 256, 200
                         epochs. Published: 46.8 % kNN of z (README of the authors' code), 42.5 % in
-                          the paper's first version.
+                        the paper's first version.
   imagenet2012_softmax  the authors' updated release: cross-entropy over 65,536 drawn rows.
                         Published: 58.5 % linear (README of the authors' code).
   debug                 any of them in seconds, with the NCE.
 
 Differences from the authors' code:
   - The paper's proximal term is not in their code, where the bank's momentum of 0.5 stands in for
-    it, and no weight of it is
-    published: `proximal_weight` of the method is 0.
+    it, and no weight of it is published: `proximal_weight` of the method is 0.
   - Their CIFAR-10 code lowers the rate at 120 and 160 epochs, as here; its formula has a third
     drop, at 80, without effect.
   - The code of the updated release is not public; `imagenet2012_softmax` follows its description.

@@ -5,14 +5,12 @@ other feature of the batch is pushed away by a term of its own. No head but one 
 output is trained and evaluated.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, and SimCLR's head: with the linear
-  layer alone
-kNN was 35.0 % after four epochs, below the untrained network's 39.6 %.
+layer alone kNN was 35.0 % after four epochs, below the untrained network's 39.6 %.
 
 Variants:
   folder        your own images: `cl-jax train invaspread:folder PATH`.
   cifar10       ResNet-18, batch 128, learning rate 0.03, weight decay 5e-4, 301 epochs, temperature
-                0.1, as the authors'
-                code. Published: 83.6 % kNN of z (paper).
+                0.1, as the authors' code. Published: 83.6 % kNN of z (paper).
   imagenet2012  InstDisc's network and schedule. Not a setting of the authors.
   debug         any of them in seconds.
 

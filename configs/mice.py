@@ -9,15 +9,15 @@ Default: scikit-learn's handwritten digits in crops of half to all of the image,
 experts, two CPU cores. On `scenes` two epochs left the clusters near chance.
 
 Variants:
-  folder    your own images: `cl-jax train mice:folder PATH`; method.num_experts is the number of
-            clusters.
-  cifar10   ResNet-34, batch 256, 1000 epochs of SGD 1.0 with steps at 480, 640 and 800, temperature
-            1, 16,384 past embeddings. Published: accuracy .835, NMI .737, ARI .698.
-  cifar100  the same with 20 experts. Published: accuracy .440, on the 20 super-classes, which the
-            labels here are not.
+  folder     your own images: `cl-jax train mice:folder PATH`; method.num_experts is the number of
+             clusters.
+  cifar10    ResNet-34, batch 256, 1000 epochs of SGD 1.0 with steps at 480, 640 and 800,
+             temperature 1, 16,384 past embeddings. Published: accuracy .835, NMI .737, ARI .698.
+  cifar100   the same with 20 experts. Published: accuracy .440, on the 20 super-classes, which the
+             labels here are not.
   two_stage  with any of them, what the paper compares with: MoCo of the same network, views, queue
              and epochs, whose features k-means divides.
-  debug     any of them in seconds.
+  debug      any of them in seconds.
 
 Differences from the authors' code:
   - They train and evaluate on training and test images together; here the figures are of the test

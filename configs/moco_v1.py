@@ -11,9 +11,8 @@ Variants:
   folder        your own images: `cl-jax train moco_v1:folder PATH`.
   cifar10       the authors' demo: see the page of MoCo v2.
   imagenet2012  ResNet-50, batch 256, 200 epochs, learning rate 0.03 lowered at 120 and 160,
-                temperature 0.07, 65,536 keys.
-                Published: 60.8 % linear, the mean of five trials (README of the authors' code);
-                  60.6 % in the paper.
+                temperature 0.07, 65,536 keys. Published: 60.8 % linear, the mean of five trials
+                (README of the authors' code); 60.6 % in the paper.
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -18,9 +18,9 @@ Variants:
                    notebook).
   imagenet2012     ResNet-50, batch 256, 200 epochs, learning rate 0.03, temperature 0.2, 65,536
                    keys. Published: 67.5 % linear, the mean of five trials (README of the authors'
-                     code).
+                   code).
   imagenet2012_v1  v1: linear head, temperature 0.07, v1's views and schedule. Published: 60.8 %
-    linear, likewise.
+                   linear, likewise.
   debug            any of them in seconds.
 
 Differences from the authors' code:

@@ -1,9 +1,8 @@
 """MoCo v3 (Chen et al. 2021, arXiv 2104.02057).
 
 MoCo without the queue: each view's prediction must pick out the slow network's key of the other
-  view among those of a large
-batch, both ways. Projection and predictor are BYOL's. A vision transformer trains stably once its
-patch projection stays as it was drawn.
+view among those of a large batch, both ways. Projection and predictor are BYOL's. A vision
+transformer trains stably once its patch projection stays as it was drawn.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores.
 
@@ -12,7 +11,7 @@ Variants:
   cifar10                 ResNet-18, 1000 epochs, batch 256, LARS 0.3 x B/256 with trust coefficient
                           0.02, temperature 0.2. No setting of the authors; solo-learn's but for
                           what is said below. Published: 93.10 % online linear (solo-learn's
-                            README).
+                          README).
   imagenet2012            ResNet-50, batch 4096, 300 epochs, LARS 0.3 x B/256, weight decay 1e-6,
                           temperature 1. Published: 72.8 % linear (README of the authors' code).
   imagenet2012_vit_small  ViT-S/16 with twelve heads: AdamW 1.5e-4 x B/256, weight decay 0.1 of

@@ -5,8 +5,7 @@ warm-up as MoCo alone, k-means clusters the slow network's features at several g
 cluster's spread is its temperature, so that loose clusters pull less.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores. With fewer clusters than images in a
-  batch it draws no
-negative prototypes and masks the copies of a prototype.
+batch it draws no negative prototypes and masks the copies of a prototype.
 
 Variants:
   folder           your own images: `cl-jax train pcl:folder PATH`.
@@ -16,7 +15,7 @@ Variants:
                    temperature 0.2, 25,000, 50,000 and 100,000 clusters, 16,384 keys and negative
                    prototypes. Published: 67.6 % linear (README of the authors' code).
   imagenet2012_v1  v1: linear head, MoCo v1's views, step schedule. Published: 61.5 % linear,
-    likewise.
+                   likewise.
   debug            any of them in seconds.
 
 Differences from the authors' code:

@@ -11,8 +11,8 @@ Variants:
   table         rows of numbers: the embedded digits, or --config.data.path=my.csv.
   audio         spectrograms of the embedded `vowels`.
   cifar10       ResNet-18, batch 512, 1000 epochs, LARS, learning rate 1.0 x B/256, weight decay
-                1e-4, temperature 0.5.
-                Published: "around 91 %" linear (README of the authors' code).
+                1e-4, temperature 0.5. Published: "around 91 %" linear (README of the authors'
+                code).
   imagenet2012  ResNet-50, batch 4096, 100 epochs, learning rate 0.3 x B/256, weight decay 1e-6,
                 temperature 0.1. Published: 64.5 % linear (table B.1).
   debug         any of them in seconds.
@@ -21,7 +21,7 @@ Differences from the authors' code:
   - Blur's sigma is drawn for each image; they draw one for each core and batch.
   - The loss is the sum of both directions, as in their code, twice the paper's mean over 2B
     anchors: it matters for the biases and norms that LARS leaves alone. `sum_directions=False` of
-      the method is the paper's.
+    the method is the paper's.
   - The head ends in a batch norm, as in their code and not in the paper's text. Brightness is
     multiplied, as in their released default; the paper's adds.
   - Their classifier trains on batches of 4,096; the probe is the one of all configs.

@@ -9,14 +9,12 @@ Default: the embedded `scenes`, a small ResNet, two CPU cores.
 Variants:
   folder                     your own images: `cl-jax train simclr_v2:folder PATH`.
   cifar10                    pre-training at the CIFAR setting of the authors' code: ResNet-18,
-                             batch 512, 1000 epochs.
-                             Published: "around 91 %" linear (README of the authors' code, of
-                               SimCLR).
+                             batch 512, 1000 epochs. Published: "around 91 %" linear (README of the
+                             authors' code, of SimCLR).
   imagenet2012               ResNet-50 with selective kernels, batch 4096, 800 epochs, LARS 0.1
-                             sqrt(B), weight decay 1e-4,
-                             temperature 0.1. Published: 74.6 % linear; fine-tuned 64.5, 72.1, 78.7
-                               % with 1, 10, 100 % of
-                             the labels (README of the authors' code).
+                             sqrt(B), weight decay 1e-4, temperature 0.1. Published: 74.6 % linear;
+                             fine-tuned 64.5, 72.1, 78.7 % with 1, 10, 100 % of the labels (README
+                             of the authors' code).
   memory                     a queue of momentum keys (65,536 on ImageNet, decay 0.999).
   label1, label10, label100  the share of the labels that fine-tuning sees, 10 % where none is
                              named.

@@ -6,26 +6,23 @@ keeps the output from becoming constant. The metric "z_std" is the deviation of 
 output (figure 2 of the paper): near 1/sqrt(dimensions) in health, 0 at a collapse.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores, 48 epochs: four times those of the
-  contrastive methods.
-For the first sixteen it is below its untrained network on the digits, and above it afterwards.
+contrastive methods. For the first sixteen it is below its untrained network on the digits, and
+above it afterwards.
 
 Variants:
   folder        your own images: `cl-jax train simsiam:folder PATH`.
   cifar10       ResNet-18, two-layer projector, batch 512, 800 epochs, learning rate 0.03 x B/256,
-                weight decay 5e-4.
-                Published: 91.8 % linear (appendix D).
+                weight decay 5e-4. Published: 91.8 % linear (appendix D).
   imagenet2012  ResNet-50, batch 512, 100 epochs, learning rate 0.05 x B/256, weight decay 1e-4, the
-                predictor's rate
-                constant. Published: 68.1 % linear (table 4, and README of the authors' code).
+                predictor's rate constant. Published: 68.1 % linear (table 4, and README of the
+                authors' code).
   fastsiam      of any of them FastSiam (Pototzky et al., GCPR 2022): each of four views predicts
-                the mean of the others.
-                Reached on `scenes`: 91.5 % by kNN, 76.0 % with `total_epochs=24`, SimSiam 68.3 %;
-                  one seed.
-                `cifar10,fastsiam`: batch 128, 200 epochs, learning rate 0.06 whatever the batch,
-                  the predictor's too on
-                a cosine, last scales of blocks from 1. Published: 90.6 % by kNN of 200, the best of
-                all epochs, and 81.9 % of SimSiam (lightly's benchmark, whose last norm of the
-                projector has a scale and a bias).
+                the mean of the others. Reached on `scenes`: 91.5 % by kNN, 76.0 % with
+                `total_epochs=24`, SimSiam 68.3 %; one seed. `cifar10,fastsiam`: batch 128, 200
+                epochs, learning rate 0.06 whatever the batch, the predictor's too on a cosine, last
+                scales of blocks from 1. Published: 90.6 % by kNN of 200, the best of all epochs,
+                and 81.9 % of SimSiam (lightly's benchmark, whose last norm of the projector has a
+                scale and a bias).
   debug         any of them in seconds.
 
 Differences from the authors' code:

@@ -1,13 +1,11 @@
 """SupCon (Khosla et al. 2020, arXiv 2004.11362).
 
 SimCLR with labels: all views of all images of a class are each other's positives. A second stage
-  trains a linear classifier
-on the frozen encoder.
+trains a linear classifier on the frozen encoder.
 
 Default: the embedded `scenes`, a small ResNet, two CPU cores; SimCLR's head, whose batch norm keeps
-  features apart until
-there is something to learn (with the authors' head all became equal, until the learning rate had
-fallen).
+features apart until there is something to learn (with the authors' head all became equal, until the
+learning rate had fallen).
 
 Variants:
   folder        your own images: `cl-jax train supcon:folder PATH`.
@@ -20,7 +18,7 @@ Variants:
                 AutoAugment, is published.
   simclr        with any of them: no labels in pre-training, the authors' own SimCLR (temperature
                 and rate 0.5). Published: 93.6 % on CIFAR-10, 70.7 % on CIFAR-100 (README of the
-                  PyTorch code).
+                PyTorch code).
   debug         any of them in seconds.
 
 Differences from the authors' code:

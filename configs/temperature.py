@@ -15,8 +15,8 @@ Variants:
   folder    your own images: `cl-jax train temperature:folder PATH`.
   cifar10   ResNet-18, batch 128, 200 epochs, SGD 0.03, weight decay 5e-4, a queue of 16,384
             momentum keys, of which the hard losses keep 1,342 (.0819 of them, the paper's share as
-            it is remembered). Published: 79.75 % contrastive at its lowest temperature,
-            74 simple, 84.84 hard-simple.
+            it is remembered). Published: 79.75 % contrastive at its lowest temperature, 74 simple,
+            84.84 hard-simple.
   cifar100  the same on CIFAR-100. Published: 51.82 % contrastive at its lowest temperature, 49
             simple, 55.71 hard-simple.
   single    one network, by --config.method.loss and --config.method.temperature, in place of the
