@@ -2,11 +2,10 @@
 disk.
 
 A shared machine has slow minutes. So all forms of a comparison are built first and then run in
-turn, again and again, in an
-order that turns by one each time around: a slow minute hits all of them. A ratio is the median over
-  the rounds of one form's
-time by another's in the same round. On a CPU that others use at the same time, the clock on the
-wall mostly measures them: there the processor time of the process is recorded too, and says more.
+turn, again and again, in an order that turns by one each time around: a slow minute hits all of
+them. A ratio is the median over the rounds of one form's time by another's in the same round. On a
+CPU that others use at the same time, the clock on the wall mostly measures them: there the
+processor time of the process is recorded too, and says more.
 """
 
 import json

@@ -2,11 +2,10 @@
 as one writes it there.
 
 The augmentation is written in batched tensor operations on the training device, which is faster
-than torchvision's per
-image: random resized crop and flip as one `grid_sample` without antialiasing, colour jitter in a
-  fixed order (ours draws the
-order), hue as a rotation in YIQ, grayscale, and at 224 pixels a Gaussian blur as two matrix
-products. Where the two sides differ, this one has less to compute.
+than torchvision's per image: random resized crop and flip as one `grid_sample` without
+antialiasing, colour jitter in a fixed order (ours draws the order), hue as a rotation in YIQ,
+grayscale, and at 224 pixels a Gaussian blur as two matrix products. Where the two sides differ,
+this one has less to compute.
 """
 
 import copy

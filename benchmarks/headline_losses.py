@@ -7,8 +7,8 @@ the same formula, lightly, pytorch-metric-learning. A peer that would hold more 
 not run. The forms of one loss run in turn, in an order that turns by one each time around; medians;
 a form is repeated until --seconds are spent, at least three times, and one whose first run takes
 longer than that is timed by its first run. On a CPU times are processor time, which other work on
-the machine disturbs less. Compile time is that of value and gradient without a
-cache of programs. Values are compared to 2 %.
+the machine disturbs less. Compile time is that of value and gradient without a cache of programs.
+Values are compared to 2 %.
 
 A run continues from what --out holds of the same machine and versions: give it a few --losses or
 --rows at a time, and the table has them all. --again measures them again.

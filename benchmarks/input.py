@@ -3,10 +3,10 @@
 python benchmarks/input.py [--images 4096] [--side 64] [--path your/folder] [--small]
 
 Three measurements of the same images: reading alone (grain's threads, or worker processes, with
-  nothing to train); training
-steps that wait for the host; training steps of a set that lies on the device. `data_wait` is the
-share of the step's time that the loop stood waiting for a batch, as the trainer logs it. Without
---path a folder of photograph-like JPEGs is made: smooth noise of 1/f, of --jpeg pixels a side.
+nothing to train); training steps that wait for the host; training steps of a set that lies on the
+device. `data_wait` is the share of the step's time that the loop stood waiting for a batch, as the
+trainer logs it. Without --path a folder of photograph-like JPEGs is made: smooth noise of 1/f, of
+--jpeg pixels a side.
 """
 
 import argparse

@@ -3,13 +3,13 @@
 python benchmarks/losses.py --rows 256,1024,4096 --width 128 --out benchmarks/results/losses
 
 Forms: `cl_jax` streamed and plain, `optax.losses.ntxent`, and where torch is installed PyTorch's
-  plain form, lightly's
-NTXentLoss and pytorch-metric-learning's. For each number of rows (both views counted) all forms are
-built first and then run in turn, again and again, so that a slow minute of a shared machine hits
-all of them; medians are reported. A form that follows a large one finds cold caches and busy
-threads, which at 256 rows once made a form four times slower than
-its equal: so the order turns by one form each time around, and each timed run follows an untimed
-  one of the same form.
+plain form, lightly's NTXentLoss and pytorch-metric-learning's. For each number of rows (both views
+counted) all forms are built first and then run in turn, again and again, so that a slow minute of a
+shared machine hits all of them; medians are reported. A form that follows a large one finds cold
+caches and busy threads, which at 256 rows once made a form four times slower than its equal: so the
+order turns by one form each time around, and each timed run follows an untimed one of the same
+form.
+
 JAX's temporaries are those of the compiled program, CUDA's the peak above the inputs; a form whose
 temporaries are above --max-gib is compiled but not run, and one is repeated no more than --seconds,
 but at least three times; a form whose first run alone takes longer is timed by that run. Up to the

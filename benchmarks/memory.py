@@ -6,8 +6,8 @@ python benchmarks/memory.py [--config configs/simclr_v1.py:cifar10] [--batch 512
 The plan is made by its command in a process of its own, for the device that is here where it is in
 the table (h200 otherwise), by a GPU's own compiler where it knows the chip. Then the trainer's own
 step runs three times on random images of the planned sizes. On an accelerator the peak is the
-allocator's; a CPU's does not say, and there the comparison is with the
-step that ran: the bytes of its State and images, and the temporaries of its compiled program.
+allocator's; a CPU's does not say, and there the comparison is with the step that ran: the bytes of
+its State and images, and the temporaries of its compiled program.
 """
 
 import argparse

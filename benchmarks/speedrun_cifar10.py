@@ -2,15 +2,13 @@
 features), wall clock.
 
 python benchmarks/speedrun_cifar10.py --data folder/of/train.npz [--config simsiam:cifar10,fastsiam]
-[--piece 500]
+                                      [--piece 500]
 
 The clock starts when a seed's process does and counts everything: imports, reading the data,
-compilation, every evaluation,
-saving. Any network and method: --config names a config with its variants, --set changes it.
-  Training sees CIFAR-10's 50,000
-training images without labels; only kNN looks at the 10,000 test images. A seed is done at the
-first evaluation that reaches --target, or has failed at the end of its --epochs; --seeds 0,1,2 are
-the three of a record.
+compilation, every evaluation, saving. Any network and method: --config names a config with its
+variants, --set changes it. Training sees CIFAR-10's 50,000 training images without labels; only kNN
+looks at the 10,000 test images. A seed is done at the first evaluation that reaches --target, or
+has failed at the end of its --epochs; --seeds 0,1,2 are the three of a record.
 
 The default is the published recipe that reached 90 % by this kNN with the fewest views: FastSiam,
 200 epochs of four views (90.6 % in lightly's benchmark; there the next are SimSiam and BYOL, 800

@@ -2,7 +2,8 @@
 that are here.
 
 python benchmarks/throughput.py [--cases resnet18,resnet50,vit_b16] [--layers] [--batch 512]
-[--dtype bfloat16] [--small] python benchmarks/throughput.py --floor h200
+                                [--dtype bfloat16] [--small]
+python benchmarks/throughput.py --floor h200
 
   resnet18       32x32, CIFAR stem, global batch 512 (configs/simclr_v1.py:cifar10)
   resnet50       256x256 stored, 224x224 views, batch 256 a device
@@ -16,16 +17,14 @@ augmentation of both views; the network with its head on views that are ready, f
 backward; the whole step. Parts of a fused program need not sum to the whole. `--layers` times the
 encoder cut after each stage, so that differences are the stages. On a GPU the floor of the compiled
 step stands beside its time: each kernel's bytes at the data sheet's bandwidth or its products at
-  the sheet's rate, whichever
-is longer (cl_jax/planning/kernels.py). `--floor` says that alone, from the GPU's own compiler, on a
-machine without one.
+the sheet's rate, whichever is longer (cl_jax/planning/kernels.py). `--floor` says that alone, from
+the GPU's own compiler, on a machine without one.
 
 FLOPs are products only, counted in the program (cl_jax/planning/costs.py). "mfu" divides by the
 data sheet's rate (cl_jax/planning/devices.py), "of matmul" by what a large square matrix product
-reaches here in the same minutes. PyTorch runs in turn
-with the whole step: on CUDA with channels_last, bfloat16 autocast, torch.compile and its
-  augmentation on the device; on a
-CPU as it is.
+reaches here in the same minutes. PyTorch runs in turn with the whole step: on CUDA with
+channels_last, bfloat16 autocast, torch.compile and its augmentation on the device; on a CPU as it
+is.
 """
 
 import argparse

@@ -1,19 +1,22 @@
 """Runs a config over a grid or a list of values, some runs at a time; started again, it does what
 is left.
 
-    python launch/sweep.py --config=configs/simclr_v1.py --workdir=runs/sweep
-    method.temperature=0.1,0.2 seed=0,1 python launch/sweep.py --config=configs/byol.py
-    --workdir=runs/sweep --list=settings.txt --jobs=2 python launch/sweep.py ... --print
-    # the commands, for another launcher, with what marks a run as done python launch/sweep.py ...
-    --launcher='launch/local.sh -n 2 -d 2'
+    python launch/sweep.py --config=configs/simclr_v1.py --workdir=runs/sweep \\
+        method.temperature=0.1,0.2 seed=0,1
+    python launch/sweep.py --config=configs/byol.py --workdir=runs/sweep --list=settings.txt \\
+        --jobs=2
+    # the commands, for another launcher, with what marks a run as done
+    python launch/sweep.py ... --print
+    python launch/sweep.py ... --launcher='launch/local.sh -n 2 -d 2'
 
 A setting is NAME=VALUE[,VALUE...], a name below `config`; the grid is the product of all. In a list
 each line is one run: settings between spaces, a value taken as it stands, # begins a comment.
-  Values with commas of their own go in a list.
+Values with commas of their own go in a list.
+
 A run's workdir is named by its settings. It is done when it holds the file `done`, which is written
 when the run has ended with status 0. A run that was stopped (status 75) is left to be resumed. Exit
 status: 0 when all are done, 1 when a run failed, 75 when the sweep was stopped; Ctrl-C and SIGTERM
-  let the runs save first.
+let the runs save first.
 """
 
 import argparse

@@ -2,8 +2,7 @@
 launch/local.sh.
 
 python -m tests.processes FOLDER [FROM]: trains from the start, or from the checkpoint in FROM, to
-  the end, saves half way,
-and leaves in FOLDER what it came to and which examples each process read.
+the end, saves half way, and leaves in FOLDER what it came to and which examples each process read.
 """
 
 import os

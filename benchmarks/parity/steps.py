@@ -3,9 +3,8 @@
     python benchmarks/parity/steps.py --peer-python=/path/to/python [--cases=simclr,byol]
 
 Every case and type is two processes; what is finished is kept in
-benchmarks/results/parity_steps.json
-and not run again (--fresh does). The peer's Python has torch, lightly, torchvision and
-pytorch-metric-learning; this one has cl_jax.
+benchmarks/results/parity_steps.json and not run again (--fresh does). The peer's Python has torch,
+lightly, torchvision and pytorch-metric-learning; this one has cl_jax.
 """
 
 import argparse

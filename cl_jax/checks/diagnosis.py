@@ -67,7 +67,7 @@ def diagnose(rows: Sequence[dict[str, float]], total_epochs: float) -> Verdict:
       total_epochs: of the whole run.
 
     Causes come before their effects: a leak before the collapse that it leads to, a collapse before
-      a low kNN.
+    a low kNN.
     """
     ends = [i for i, row in enumerate(rows) if evaluated(row)]
     if not ends:

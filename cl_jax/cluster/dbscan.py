@@ -37,8 +37,8 @@ def jaccard_distance(x: np.ndarray | jax.Array, *, k1: int = 30, k2: int = 6) ->
     """Distance of two rows by how much of their neighbourhoods they share.
 
     R_i: rows among the k1 nearest of i that have i among theirs; joined by the half-list (k1/2) of
-      each j in R_i of which more than 2/3 lies in R_i. V_i: softmax over R_i of -|x_i - x_j|^2,
-      averaged over the k2 nearest of i.
+      each j in R_i of which more than 2/3 lies in R_i.
+    V_i: softmax over R_i of -|x_i - x_j|^2, averaged over the k2 nearest of i.
     J_ij = 1 - s / (2 - s),  s = sum_c min(V_ic, V_jc).
 
     Args:

@@ -125,9 +125,9 @@ def unit(
 
     A row shorter than eps is x / eps with zero gradient, so that a zero row stays zero and neither
     its value nor its gradient grows by 1 / eps. A row whose squares overflow (in float32 entries of
-    1e19) is NaN. In float16 eps is at least 6.1e-5, the smallest
-    normal number, below which the gradient would overflow the type of the input. `short_gradient`
-    gives short rows the gradient of x / eps instead, as PyTorch does.
+    1e19) is NaN. In float16 eps is at least 6.1e-5, the smallest normal number, below which the
+    gradient would overflow the type of the input. `short_gradient` gives short rows the gradient of
+    x / eps instead, as PyTorch does.
     """
     check_real(x=x)
     dtype = jnp.result_type(x)

@@ -83,7 +83,7 @@ def make(
     test_size: int = 2048,
     seed: int = 0,
 ) -> Splits:
-    """Renders the two parts; about a second.
+    """Renders the two parts; a few seconds.
 
     Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering.
       Labels, int32, of "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid),

@@ -163,7 +163,7 @@ def make(
 
 def prose() -> list[str]:
     """Sentences of the documentation that ships with Python (`pydoc_data.topics`, docstrings of the
-    standard library) and numpy, in a fixed order, each once; about 20,000."""
+    standard library) and numpy, in a fixed order, each once; about 17,000."""
     return [sentence for document in documents() for sentence in document]
 
 

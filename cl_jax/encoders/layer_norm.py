@@ -15,8 +15,8 @@ from cl_jax.core.shapes import check_real
 
 
 class LayerNorm(nn.Module):
-    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, moments over the last axis of
-    x [..., D].
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, moments over the last axis of x
+    [..., D].
 
     Moments and parameters "scale" and "bias" [D] are float32 at least, and those of deviations:
     large means lose nothing. As `flax.linen.LayerNorm` with a gradient that keeps x and two

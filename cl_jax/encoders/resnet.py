@@ -4,14 +4,13 @@ convolution.
 He et al., arXiv 1512.03385. `variant` names whose network it is; parameter counts and shapes equal
 theirs:
 
-  variant      shortcut 1x1 in       last scale  kernels      strided convolutions  max-pool
-               running variance
-  simclr       every stage's first   0           lecun        symmetric padding     "SAME"
-               biased
-  byol         every stage's first   0           haiku        "SAME"                "SAME"
-               biased
-  torchvision  where shapes change   1           he_fan_out   symmetric             symmetric
-               unbiased
+  variant               simclr               byol                 torchvision
+  shortcut 1x1 in       every stage's first  every stage's first  where shapes change
+  last scale            0                    0                    1
+  kernels               lecun                haiku                he_fan_out
+  strided convolutions  symmetric padding    "SAME"               symmetric
+  max-pool              "SAME"               "SAME"               symmetric
+  running variance      biased               biased               unbiased
 
 "torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and
 then by 2: the same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0
@@ -71,10 +70,11 @@ class SKConv(nn.Module):
     """Selective-kernel convolution of SimCLR v2: two 3x3 streams, mixed per channel by a softmax
     over their content.
 
-    [u1, u2] = relu(norm(conv(x))),  g = relu(norm(W1 mean_HW(u1 + u2))),  a = softmax over streams
-    of W2 g, y = a1 * u1 + a2 * u2;  x [B, H, W, C] -> [B, H/strides, W/strides, features]. W1 has
-    max(features * ratio, min_dim) outputs. Li et al., arXiv 1903.06586 as in Chen et al., arXiv
-    2006.10029 (both streams 3x3, without dilation)."""
+    [u1, u2] = relu(norm(conv(x))),  g = relu(norm(W1 mean_HW(u1 + u2))),
+    a = softmax over streams of W2 g,  y = a1 * u1 + a2 * u2;
+    x [B, H, W, C] -> [B, H/strides, W/strides, features]. W1 has max(features * ratio, min_dim)
+    outputs. Li et al., arXiv 1903.06586 as in Chen et al., arXiv 2006.10029 (both streams 3x3,
+    without dilation)."""
 
     features: int
     strides: int

@@ -3,8 +3,8 @@ section 4.1.
 
 A tile of 2x2 results sees 4x4 inputs. With d the tile of inputs and g the kernel,
 
-    y = A' [ (G g G') * (B' d B) ] A        (its equations 8 and 9; * by element, summed over input
-    channels)
+    y = A' [ (G g G') * (B' d B) ] A
+    (its equations 8 and 9; * by element, summed over input channels)
 
 takes 16 products where the plain sum takes 36, and every product joins all tiles and channels, a
 matrix product. The gradient of the kernel is the transpose, G' [ (B' d B)' (A dy A') ] G; that of

@@ -15,10 +15,12 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
     "concepts/nats":
 
     "concepts/answer": asked which of two is true, the sentence is likelier an answer than its
-    shuffled form; chance is a half. "concepts/given": the sentence is likelier given its own
-    concepts than given those of another; chance is a half. "concepts/restored": what is written of
-    the shuffled form is the sentence, word for word. "concepts/places": tokens of the sentence that
-    are written at their place. "shuffled/concepts/places" is that of the shuffled form.
+      shuffled form; chance is a half.
+    "concepts/given": the sentence is likelier given its own concepts than given those of another;
+      chance is a half.
+    "concepts/restored": what is written of the shuffled form is the sentence, word for word.
+    "concepts/places": tokens of the sentence that are written at their place.
+    "shuffled/concepts/places" is that of the shuffled form.
 
     rows: test examples, evenly spaced, that are looked at. when: see `Evaluator`.
 

@@ -43,14 +43,18 @@ def measure(
     Returns:
       {name: value}:
       "geometry/alignment": mean squared distance of a pair; 0 where all coincide, 2 for independent
-      directions. "geometry/uniformity": log mean exp(-2 d^2) over pairs of rows; 0 collapsed,
-      towards -4 the more uniform. "geometry/tolerance": mean over all pairs of rows of their
-      cosine, where of one class, else 0; "geometry/tolerance_same_class": over the pairs of one
-      class only, which does not depend on their number. "geometry/effective_rank": exp of the
-      entropy of the singular values; 1 collapsed, at most min(N, D). "geometry/feature_std": mean
-      over the D of the standard deviation; 0 collapsed, near 1 / sqrt(D) when isotropic.
+        directions.
+      "geometry/uniformity": log mean exp(-2 d^2) over pairs of rows; 0 collapsed, towards -4 the
+        more uniform.
+      "geometry/tolerance": mean over all pairs of rows of their cosine, where of one class, else 0;
+      "geometry/tolerance_same_class": over the pairs of one class only, which does not depend on
+        their number.
+      "geometry/effective_rank": exp of the entropy of the singular values; 1 collapsed, at most
+        min(N, D).
+      "geometry/feature_std": mean over the D of the standard deviation; 0 collapsed, near
+        1 / sqrt(D) when isotropic.
       "geometry/relative_std": that times sqrt(D), the same in any dimension; 0 collapsed, 1
-      isotropic.
+        isotropic.
 
     Raises:
       ValueError: shapes that disagree.
@@ -162,9 +166,10 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
 
     Returns:
       "pairs/top1": share of first views whose nearest second view is of the same example, running
-      statistics. "pairs/same_batch": how surely the nearest second view of *another* example is of
-        the same batch: 0 as often as chance has it, 1 always. Images have no part in this; above 0,
-          batch statistics mark the batch.
+        statistics.
+      "pairs/same_batch": how surely the nearest second view of *another* example is of the same
+        batch: 0 as often as chance has it, 1 always. Images have no part in this; above 0, batch
+        statistics mark the batch.
     """
     near = np.asarray(_nearest(clean, False))
     other = np.asarray(_nearest(trained, True))

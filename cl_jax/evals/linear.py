@@ -74,8 +74,7 @@ def make(
     "linear/cached/top5".
 
     feature, label: as for `knn`. figure: the name of its figures, for a probe of another label
-      beside it. The
-    others: see `probe`; a batch is at most the training split.
+    beside it. The others: see `probe`; a batch is at most the training split.
 
     Raises:
       ValueError: a setting that is not above 0.
@@ -314,7 +313,7 @@ def probe_batches(
       steps_per_epoch: batches used per epoch.
 
     The others, what it returns and raises: as `probe_augmented`; ValueError too for too few
-      batches.
+    batches.
     """
     check_count(steps_per_epoch=steps_per_epoch)
     _check_knobs(num_classes, total_epochs, learning_rate, weight_decay, normalise)

@@ -107,31 +107,19 @@ def make(
     """The head of a published method; `hidden_dim` None is the method's own (the width of h where
     it says "h").
 
-      variant   layers  hidden  batch norm            biases                  initial weights
-      simclr    3       h       all, no last beta     none                    normal_0.01
-                (SimCLR v1: num_layers=2)
-      linear    1       -       none                  yes                     torch           (MoCo
-                v1, InstDisc, CMC)
-      moco_v2   2       h       none                  all                     torch           (PCL,
-                MoCHi, SupCon)
-      byol      2       4096    hidden                hidden only             haiku
-                (out_dim=256)
-      simsiam   3       h       all, last not affine  none                    torch
-                (out_dim=2048; CIFAR: 2)
-      moco_v3   2       4096    all, last not affine  none                    torch
-                (out_dim=256; ViT: 3)
-      swav      2       2048    hidden                all                     torch           (wide
-                ResNets: 8192)
-      vicreg    3       8192    hidden                hidden only             torch
-                (out_dim=8192)
-      barlow    3       8192    hidden                none                    torch
-                (out_dim=8192)
-      nnclr     3       2048    all                   none                    torch
-                (out_dim=256)
-      wmse      2       1024    hidden                all                     torch
-                (out_dim=64)
-      lejepa    3       2048    hidden                all                     torch
-                (out_dim=16)
+    variant  layers hidden batch norm            biases       initial weights
+    simclr   3      h      all, no last beta     none         normal_0.01  (SimCLR v1: num_layers=2)
+    linear   1      -      none                  yes          torch        (MoCo v1, InstDisc, CMC)
+    moco_v2  2      h      none                  all          torch        (PCL, MoCHi, SupCon)
+    byol     2      4096   hidden                hidden only  haiku        (out_dim=256)
+    simsiam  3      h      all, last not affine  none         torch        (out_dim=2048; CIFAR: 2)
+    moco_v3  2      4096   all, last not affine  none         torch        (out_dim=256; ViT: 3)
+    swav     2      2048   hidden                all          torch        (wide ResNets: 8192)
+    vicreg   3      8192   hidden                hidden only  torch        (out_dim=8192)
+    barlow   3      8192   hidden                none         torch        (out_dim=8192)
+    nnclr    3      2048   all                   none         torch        (out_dim=256)
+    wmse     2      1024   hidden                all          torch        (out_dim=64)
+    lejepa   3      2048   hidden                all          torch        (out_dim=16)
 
     SimSiam's last dense layer has a frozen random bias, which its batch norm cancels: left out.
 

@@ -16,9 +16,8 @@ class WeightNormDense(nn.Module):
     `use_scale`, g [features, 1].
 
     Without `use_scale` g is 1: for unit x the logits are cosines. v starts as nn.Linear does,
-      U(+-1/sqrt(D)), g at 1.
-    g has two axes, as in PyTorch: rules that decay matrices only decay it too, which is what DINO
-      does.
+    U(+-1/sqrt(D)), g at 1. g has two axes, as in PyTorch: rules that decay matrices only decay it
+    too, which is what DINO does.
     Salimans & Kingma, arXiv 1602.07868.
     """
 

@@ -40,8 +40,8 @@ def swav(
     """Pulls the prototype distribution of every view to the codes computed from every *other* view
     of the example.
 
-    loss = 1/(A (V - 1)) sum_a sum_(v != assigned_a) mean_i  -<codes_a, log softmax(scores_v /
-    temperature)>
+    loss = 1/(A (V - 1)) sum_a sum_(v != assigned_a) mean_i
+           -<codes_a, log softmax(scores_v / temperature)>
 
     Args:
       scores: [V, B, K] dot products of unit features with unit prototypes, all crops, or a list of
@@ -358,8 +358,8 @@ def deepcluster_v2(
     """Pulls every crop to the centroid its example was assigned to, for each of several
     clusterings.
 
-    loss = mean_h cross_entropy(scores_h / temperature, assignments_h), the same assignment for all
-    crops of an example
+    loss = mean_h cross_entropy(scores_h / temperature, assignments_h),
+    the same assignment for all crops of an example
 
     Args:
       scores: H arrays [V, B, K_h], or lists of V arrays [B, K_h]: dot products of unit features

@@ -94,8 +94,8 @@ def proto_nce(
     """Pulls each query to the prototype of its image's cluster, pushes it from the others' and from
     drawn ones.
 
-    L = -1/B sum_i log softmax_j(q_i . c_j / phi_j)_i, columns j over the prototypes c of all B
-    images, then the negatives; phi_j divides column j.
+    L = -1/B sum_i log softmax_j(q_i . c_j / phi_j)_i,
+    columns j over the prototypes c of all B images, then the negatives; phi_j divides column j.
 
     Args:
       q: [B, D] queries, normalised here; gradient flows.
@@ -321,8 +321,8 @@ def mice(
     own prototype.
 
     p_ik = softmax_k(g_i . w_k / kappa),   s_ik(x) = (f_ik . x + n(mu_k) . x) / t,
-    phi_ik = exp s_ik(v_ik) / (exp s_ik(v_ik) + sum_j exp s_ik(queue_jk)),   L = -1/B sum_i log
-    sum_k p_ik phi_ik
+    phi_ik = exp s_ik(v_ik) / (exp s_ik(v_ik) + sum_j exp s_ik(queue_jk)),
+    L = -1/B sum_i log sum_k p_ik phi_ik
 
     This is the negative of the authors' evidence bound, which is tight at their posterior, in value
     and gradient.
@@ -462,8 +462,8 @@ def spcl(
     every other label.
 
     a_ic = mean over {v: labels_v = c} of f_i . V_v / temperature,
-    p_ic = exp a_ic / (sum_{c' with rows} exp a_ic' + eps),   L = -1/B sum_i log(p_{i,
-    labels[ids_i]} + eps)
+    p_ic = exp a_ic / (sum_{c' with rows} exp a_ic' + eps),
+    L = -1/B sum_i log(p_{i, labels[ids_i]} + eps)
 
     Source classes, clusters and lone instances are all labels. The mean row is not normalised.
 

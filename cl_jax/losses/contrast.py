@@ -98,8 +98,9 @@ def contrast(
     """Log-sum-exps of scaled similarities over the keys of all devices, and weighted sums over the
     positive ones.
 
-    lse_i = log sum_j exp(scale q_i . k_j + w_ij),  pos_i = scale sum_j p_ij q_i . k_j,  gap_i =
-    lse_i - pos_i with w_ij = log_weight(rows, cols)_ij and p_ij = positive(rows, cols)_ij.
+    lse_i = log sum_j exp(scale q_i . k_j + w_ij),  pos_i = scale sum_j p_ij q_i . k_j,
+    gap_i = lse_i - pos_i
+    with w_ij = log_weight(rows, cols)_ij and p_ij = positive(rows, cols)_ij.
 
     Matrix products run in the type of the inputs and accumulate in float32 (float64 for float64
     inputs); everything between them is float32 at least. The streamed forms keep only the sums; in

@@ -207,8 +207,8 @@ def w_mse(
     """Pulls the views of an image together after each view's embeddings are whitened over groups
     of the batch, which keeps them from collapsing.
 
-    loss = mean over iterations and pairs of views u < v of mean_i [ 2 - 2 cos(z_ui, z_vi) ], with z
-    from `whiten`
+    loss = mean over iterations and pairs of views u < v of mean_i [ 2 - 2 cos(z_ui, z_vi) ],
+    with z from `whiten`
 
     Args:
       h: [V, B, D] embeddings of V >= 2 views, not normalised; gradient flows to all, through the

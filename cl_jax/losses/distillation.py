@@ -53,8 +53,9 @@ def soft_labels(
     there are some.
 
     distill = -1/B sum_i sum_y P_T(y|x_i) log P_S(y|x_i), both at `temperature`, without a factor
-    temperature^2; labels = -mean over labelled i of log softmax(student_i)_{y_i};   loss = alpha
-    distill + (1 - alpha) labels
+      temperature^2;
+    labels = -mean over labelled i of log softmax(student_i)_{y_i};
+    loss = alpha distill + (1 - alpha) labels
 
     Args:
       student_logits: [B, C]; gradient flows.
@@ -112,11 +113,12 @@ def knowledge_distillation(
 ) -> jax.Array:
     """Hinton's form: the student's softened distribution is pulled to the teacher's.
 
-    L = temperature^2 / B sum_i KL(softmax(teacher_i / temperature) || softmax(student_i /
-    temperature))
+    L = temperature^2 / B
+        sum_i KL(softmax(teacher_i / temperature) || softmax(student_i / temperature))
 
     Args:
-      student_logits: [B, C]; gradient flows. teacher_logits: [B, C]; no gradient.
+      student_logits: [B, C]; gradient flows.
+      teacher_logits: [B, C]; no gradient.
       temperature: 4 in the CRD benchmark. The factor temperature^2 keeps the gradient's scale.
       axis_name: device axis that splits the batch.
 

@@ -46,9 +46,10 @@ def two_c(
 ) -> jax.Array:
     """Pulls an image to its class's proxy and to images of its class, from all other images.
 
-    loss = mean_i [ log( P_i + sum_(j != i) S_ij ) - log( P_i + sum_(j != i, labels_j = labels_i)
-    S_ij ) ] S_ij = exp(cos(z_i, z_j) / temperature),  P_i = exp(cos(z_i, proxies[labels_i]) /
-    temperature)
+    loss = mean_i [ log( P_i + sum_(j != i) S_ij )
+                    - log( P_i + sum_(j != i, labels_j = labels_i) S_ij ) ]
+    S_ij = exp(cos(z_i, z_j) / temperature),
+    P_i = exp(cos(z_i, proxies[labels_i]) / temperature)
 
     Args:
       z: [B, D] image embeddings, normalised here; gradient flows through both factors.

@@ -269,8 +269,8 @@ def tolerance(
     """How similar features of one class are, in both readings of the definition.
 
     T = mean over i != j of x_i . x_j [y_i = y_j]; its scale depends on the number of classes,
-    `same_class`'s does not. Computed from class sums, sum_{i != j, same} x_i . x_j = sum_c |sum_{i
-    in c} x_i|^2 - sum_i |x_i|^2: no [N, N].
+    `same_class`'s does not. Computed from class sums,
+    sum_{i != j, same} x_i . x_j = sum_c |sum_{i in c} x_i|^2 - sum_i |x_i|^2: no [N, N].
 
     Args:
       features: [N, D]. Gradient flows.
@@ -368,8 +368,9 @@ def negative_hardness(
 ) -> Hardness:
     """How the contrastive loss shares its gradient over the negatives of each row.
 
-    P_ij = exp(s_ij / t) / (exp(s_ip / t) + sum_{k != p} exp(s_ik / t)), so dL_i/ds_ij = P_ij / t
-    for a negative; r_ij = |dL_i/ds_ij| / |dL_i/ds_ip| = exp(s_ij / t) / sum_{k != p} exp(s_ik / t),
+    P_ij = exp(s_ij / t) / (exp(s_ip / t) + sum_{k != p} exp(s_ik / t)),
+    so dL_i/ds_ij = P_ij / t for a negative;
+    r_ij = |dL_i/ds_ij| / |dL_i/ds_ip| = exp(s_ij / t) / sum_{k != p} exp(s_ik / t),
     a Boltzmann distribution.
 
     Args:

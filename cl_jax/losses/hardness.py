@@ -53,8 +53,9 @@ def hcl(
     """Pulls two views together, pushes negatives weighted by their hardness and corrected for those
     of the own class.
 
-    Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i, s_ij = x_i . x_j /
-    temperature: R_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
+    Over the 2B rows x = [z_a; z_b], N = 2B - 2 negatives j of row i,
+    s_ij = x_i . x_j / temperature:
+    R_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
     Ng_i = max((R_i - tau_plus N exp(s_i+)) / (1 - tau_plus),  N exp(-1 / temperature))
     L = -1/2B sum_i log( exp(s_i+) / (exp(s_i+) + Ng_i) )
 
@@ -359,8 +360,8 @@ def mochi(
 ) -> jax.Array:
     """Pulls a query to its key, pushes it from the queue and from synthetic negatives of its own.
 
-    L = -1/B sum_i log( exp(q_i.k_i/t) / (exp(q_i.k_i/t) + sum_j exp(q_i.queue_j/t) + sum_s
-    exp(q_i.h_is/t)) )
+    L = -1/B sum_i log( exp(q_i.k_i/t)
+                        / (exp(q_i.k_i/t) + sum_j exp(q_i.queue_j/t) + sum_s exp(q_i.h_is/t)) )
 
     Args:
       q: [B, D] unit queries; gradient flows.
@@ -497,8 +498,8 @@ def simple(
     normalise: bool = True,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """Pulls the positive and pushes every negative alike: L = 1/B sum_i [ -s_ip + lambda sum_{j !=
-    p} s_ij ].
+    """Pulls the positive and pushes every negative alike:
+    L = 1/B sum_i [ -s_ip + lambda sum_{j != p} s_ij ].
 
     Args:
       queries: [B, D]; gradient flows.

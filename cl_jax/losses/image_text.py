@@ -46,9 +46,8 @@ def clip(
         against all images, in two passes; False, its default, the loss of the whole batch on every
         device.
       gather_with_grad: with local_loss given, False (the authors' default) cuts the gradient to
-        other devices'
-        features: after averaging it is 1/devices of the right one with local_loss=False, and wrong
-          with True.
+        other devices' features: after averaging it is 1/devices of the right one with
+        local_loss=False, and wrong with True.
       axis_name: device axis that splits the batch; rows and columns span all devices.
       plan, block_size: how devices share keys and the side of a tile, as in `contrast`.
 
@@ -175,8 +174,8 @@ def siglip(
 ) -> jax.Array:
     """Tells for each pair of an image and a text by itself whether they belong together.
 
-    L = 1/B sum_i sum_j log(1 + exp(-y_ij (logit_scale u_i . v_j + logit_bias))),  y = 1 for j = i,
-    -1 elsewhere
+    L = 1/B sum_i sum_j log(1 + exp(-y_ij (logit_scale u_i . v_j + logit_bias))),
+    y = 1 for j = i, -1 elsewhere
 
     Args:
       image, text: [B, D] u and v, row by row of one pair. Gradient flows to both.

@@ -110,8 +110,8 @@ def nt_xent_views(
     """Pulls every view of an example to its V - 1 others, pushes it from all other views of the
     batch.
 
-    L = -1/VB sum_i 1/(V - 1) sum_{p in P(i)} log( exp(s_ip) / sum_{j != i} exp(s_ij) ),  s as in
-    `nt_xent`
+    L = -1/VB sum_i 1/(V - 1) sum_{p in P(i)} log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
+    s as in `nt_xent`
 
     Args:
       z: [V, B, D] projections of V >= 2 views; gradient flows.
@@ -411,8 +411,8 @@ def moco_v3(
     """Pulls the prediction of each view to the momentum key of the other, pushes it from the keys
     of the batch.
 
-    L = 2 temperature [ I(q_a, k_b) + I(q_b, k_a) ],  I(q, k) = -1/B sum_i log softmax_j(q_i . k_j /
-    temperature)_i
+    L = 2 temperature [ I(q_a, k_b) + I(q_b, k_a) ],
+    I(q, k) = -1/B sum_i log softmax_j(q_i . k_j / temperature)_i
 
     Args:
       q_a, q_b: [B, D] predictions of two views, normalised here. Gradient flows.
@@ -491,8 +491,8 @@ def n_pair(
     """Pulls an anchor to its positive, pushes it from the positives of the other classes; inner
     products, no temperature.
 
-    L = 1/B sum_i log(1 + sum_{j != i} exp(q_i . k_j - q_i . k_i))  +  l2_weight / 2B sum_i (|q_i|^2
-    + |k_i|^2)
+    L = 1/B sum_i log(1 + sum_{j != i} exp(q_i . k_j - q_i . k_i))
+        +  l2_weight / 2B sum_i (|q_i|^2 + |k_i|^2)
 
     Args:
       queries, keys: [B, D], one pair for each of B classes; not normalised. Gradient flows to both.

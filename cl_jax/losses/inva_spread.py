@@ -30,7 +30,8 @@ def inva_spread(
     term of its own.
 
     With the 2B rows x = [z_a; z_b], constants k = x, partner p and negatives j (all rows but i and
-    p): e_ij = exp(x_i . k_j / temperature),   d_i = e_ip + m sum_j e_ij,
+    p):
+    e_ij = exp(x_i . k_j / temperature),   d_i = e_ip + m sum_j e_ij,
     L = -1/2B sum_i [ log(e_ip / d_i) + m sum_j log(1 - e_ij / d_i) ]
 
     Args:

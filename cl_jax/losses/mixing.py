@@ -94,8 +94,8 @@ def cutmix_box(
     """The box that CutMix pastes, and the share of the image it leaves.
 
     sides = floor(size sqrt(1 - weight)), half sides floor(side / 2) around `centre`, clipped to the
-    image; share left = 1 - area of the clipped box / area of the image, anywhere from about
-    `weight` to 1.
+      image;
+    share left = 1 - area of the clipped box / area of the image, anywhere from about `weight` to 1.
 
     Args:
       weight: scalar share asked for, folded (see `own_share`).
@@ -168,8 +168,9 @@ def input_mix(
 ) -> jax.Array:
     """Mixes every example with n others, itself keeping at least half; labels do not change.
 
-    x_mixed_i = w_i0 x_i + sum_k w_ik x_(partners_ki);  w_0 = 1/2 + raw_0 / 2, w_k = raw_k / 2, and
-    for one partner w_0 = max(raw, 1 - raw), w_1 = 1 - w_0
+    x_mixed_i = w_i0 x_i + sum_k w_ik x_(partners_ki);
+    w_0 = 1/2 + raw_0 / 2, w_k = raw_k / 2,
+    and for one partner w_0 = max(raw, 1 - raw), w_1 = 1 - w_0
 
     Args:
       x: [B, ...] real inputs; gradient flows.
@@ -217,8 +218,8 @@ def imix_n_pair(
     """Pulls the query of a mixed input to the keys of both its parts, by their shares, and from all
     other keys.
 
-    loss = mean_i [ log sum_j exp(s_ij) - w_i s_ii - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) .
-    n(k_j) / temperature
+    loss = mean_i [ log sum_j exp(s_ij) - w_i s_ii - (1 - w_i) s_(i, partner_i) ],
+    s_ij = n(q_i) . n(k_j) / temperature
 
     Args:
       q: [B, D] projections of `mix_inputs(x_a, mix)`, normalised here; gradient flows.
@@ -263,7 +264,8 @@ def imix_moco(
     keys and the queue.
 
     loss = mean_i [ log( sum_j exp(s_ij) + sum_n exp(n(q_i) . queue_n / temperature) ) - w_i s_ii
-                    - (1 - w_i) s_(i, partner_i) ],  s_ij = n(q_i) . n(k_j) / temperature
+                    - (1 - w_i) s_(i, partner_i) ],
+    s_ij = n(q_i) . n(k_j) / temperature
 
     Args:
       q: [B, D] projections of `mix_inputs(x_a, mix)`, normalised here; gradient flows.

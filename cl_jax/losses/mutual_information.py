@@ -28,8 +28,8 @@ def dim_divergence(
     other images.
 
     u_(n m n' l) = <summary_nm, local_n'l>
-    loss = mean_(n != n') mean_(m l) E-(u_(n m n' l)) - mean_n mean_(m l) E+(u_(n m n l)),  E of
-    `expectations`
+    loss = mean_(n != n') mean_(m l) E-(u_(n m n' l)) - mean_n mean_(m l) E+(u_(n m n l)),
+    E of `expectations`
 
     Args:
       local: [B, L, D] features of L locations per image; gradient flows.
@@ -81,10 +81,13 @@ def expectations(u: jax.Array, measure: str) -> tuple[jax.Array, jax.Array]:
     """The two parts of a divergence's lower bound, elementwise: (E+ for pairs, E- for strangers);
     bound = E+ - E-.
 
-    JSD  log 2 - softplus(-u), softplus(u) - log 2      GAN  -softplus(-u), softplus(u)      W1  u,
-         u
-    KL   u, exp(u - 1)      RKL  -exp(-u), u - 1      H2  1 - exp(-u), exp(u) - 1      X2  u^2,
-         -(|u| + 1)^2 / 2
+    JSD  log 2 - softplus(-u), softplus(u) - log 2
+    GAN  -softplus(-u), softplus(u)
+    W1   u, u
+    KL   u, exp(u - 1)
+    RKL  -exp(-u), u - 1
+    H2   1 - exp(-u), exp(u) - 1
+    X2   u^2, -(|u| + 1)^2 / 2
 
     Args:
       u: scores, any shape; gradient flows.
@@ -128,8 +131,8 @@ def dim_infonce(
     the summary.
 
     u_(n m n' l) = <summary_nm, local_n'l>
-    loss = mean_(n m l) log(1 + exp(-u_(n m n l)) (L exp(own_logit) + sum_(n' != n, l') exp(u_(n m
-    n' l'))))
+    loss = mean_(n m l) log(1 + exp(-u_(n m n l)) (L exp(own_logit)
+                                                   + sum_(n' != n, l') exp(u_(n m n' l'))))
 
     Args:
       local: [B, L, D] features of L locations per image; gradient flows.
@@ -137,7 +140,7 @@ def dim_infonce(
         normalised, nor is there a temperature.
       own_logit: what the authors put in place of the own image's other scores, where they mean to
         leave them out: -10, not minus infinity, so that L exp(-10) stays in the sum. None leaves
-          them out.
+        them out.
       axis_name: mapped axis over which the batch is split; other images are those of the global
         batch.
       plan, block_size: how devices share local features and the side of a tile, as in `contrast`; a
@@ -173,8 +176,8 @@ def dim_donsker_varadhan(
     over other images.
 
     u_(n m n' l) = <summary_nm, local_n'l>
-    loss = log mean_(n != n', m, l) exp(u_(n m n' l)) - mean_(n m l) u_(n m n l),  by a stable
-    log-sum-exp
+    loss = log mean_(n != n', m, l) exp(u_(n m n' l)) - mean_(n m l) u_(n m n l),
+    by a stable log-sum-exp
 
     Args:
       local: [B, L, D] features of L locations per image; gradient flows.

@@ -388,8 +388,8 @@ def bank_softmax(
 ) -> jax.Array:
     """Pulls an image to its own stored row against K stored rows, by cross-entropy instead of NCE.
 
-    L = -1/B sum_i log softmax_j(query_i . bank[indices_ij] / temperature)_0; with `jigsaw` the same
-    for it, and (1 - beta) L(query) + beta L(jigsaw).
+    L = -1/B sum_i log softmax_j(query_i . bank[indices_ij] / temperature)_0;
+    with `jigsaw` the same for it, and (1 - beta) L(query) + beta L(jigsaw).
 
     Args:
       query: [B, D], normalised here.
@@ -562,8 +562,8 @@ def queue_softmax(
     """InfoMin's MoCo: a query and its jigsaw have the same fresh key and the same queue, by
     cross-entropy.
 
-    L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0, and (1 - beta) L(query) +
-    beta L(jigsaw).
+    L = -1/B sum_i log softmax(query_i . (key_i, queue) / temperature)_0,
+    and (1 - beta) L(query) + beta L(jigsaw).
 
     Args:
       query: [B, D]; jigsaw: [B, D] or None; normalised here.

@@ -156,9 +156,9 @@ def dino(
     """Pulls the student's distribution on every view to the teacher's centred, sharpened one on
     every *other* view.
 
-    loss = 1/(T (V - 1)) sum_j sum_(v != j) mean_i  -<softmax((teacher_j - centre) /
-                                                      teacher_temperature), log softmax(student_v /
-                                                      student_temperature)>
+    loss = 1/(T (V - 1)) sum_j sum_(v != j) mean_i
+           -<softmax((teacher_j - centre) / teacher_temperature),
+             log softmax(student_v / student_temperature)>
 
     Args:
       student: [V, B, K] logits of all views, those the teacher sees first and in its order, or a

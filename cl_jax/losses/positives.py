@@ -59,8 +59,8 @@ def supcon(
 ) -> jax.Array:
     """Pulls an anchor to every other row of its class, pushes it from the rest of the batch.
 
-    Over the rows z of all views, A(i) all rows but i, P(i) the positives among them, s_ij = z_i .
-    z_j / temperature:
+    Over the rows z of all views, A(i) all rows but i, P(i) the positives among them,
+    s_ij = z_i . z_j / temperature:
     outside:  L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / sum_{a in A(i)} exp(s_ia) )
     inside:   L_i = -log( 1/|P(i)| sum_{p in P(i)} exp(s_ip) / sum_{a in A(i)} exp(s_ia) )
     L = temperature / base_temperature * mean_i L_i
@@ -184,8 +184,8 @@ def stablerep(
     """Pulls images generated from one caption to each other: cross-entropy with the even
     distribution over positives.
 
-    L = -1/B sum_i sum_j p_ij log softmax_j(z_i . z_j / temperature),  j != i,  p_ij = [y_i = y_j] /
-    |P(i)|
+    L = -1/B sum_i sum_j p_ij log softmax_j(z_i . z_j / temperature),  j != i,
+    p_ij = [y_i = y_j] / |P(i)|
 
     Args:
       features: [B, D], normalised here (a zero row stays zero). Gradient flows.
@@ -238,7 +238,8 @@ def kcl(
     classes as for rare.
 
     With the logits s_i = (q_i . k_i, q_i . queue_1, ..., q_i . queue_K) / temperature, P_i = {key}
-    and the selected: L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
+    and the selected:
+    L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
 
     Args:
       q: [B, D] unit queries; gradient flows.

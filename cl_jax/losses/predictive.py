@@ -49,8 +49,8 @@ def cpc(
     """Pulls the prediction for time t + k to the latent found there, away from other latents of the
     batch.
 
-    loss = mean_k mean_(b t) -log( e(z_b(t+k)) / (e(z_b(t+k)) + sum_j e(z_j)) ),  e(z) = exp(scale
-    <p_(k b t), z>)
+    loss = mean_k mean_(b t) -log( e(z_b(t+k)) / (e(z_b(t+k)) + sum_j e(z_j)) ),
+    e(z) = exp(scale <p_(k b t), z>)
 
     Args:
       p: [K, B, T, D] predictions, `p[k-1, b, t]` of `z[b, t+k]` from what is known at t
@@ -175,8 +175,8 @@ def cpc_grid(
     """Pulls a patch's prediction for the patch some rows below to its latent, away from every other
     patch of the batch.
 
-    loss = mean_k mean_(b r w) -log softmax_j( scale <p_(k b r w), z_j> )[z_b(r + offset_k)w],  j
-    over all patches
+    loss = mean_k mean_(b r w) -log softmax_j( scale <p_(k b r w), z_j> )[z_b(r + offset_k)w],
+    j over all patches
 
     Args:
       p: [K, B, H, W, D] predictions, `p[k, b, r, w]` of `z[b, r + offsets[k], w]` (`predictions`),

@@ -28,8 +28,9 @@ def simcse(
     sentences.
 
     s(x, y) = cos(x, y) / temperature;  one direction, rows z_a against columns z_b and
-    hard_negatives: L = -1/B sum_i log( exp(s(a_i, b_i)) / sum_j [ exp(s(a_i, b_j)) + exp(w [i=j])
-      exp(s(a_i, h_j)) ] )
+      hard_negatives:
+    L = -1/B sum_i log( exp(s(a_i, b_i))
+                        / sum_j [ exp(s(a_i, b_j)) + exp(w [i=j]) exp(s(a_i, h_j)) ] )
 
     Args:
       z_a: [B, D] first outputs (unsupervised) or premises; normalised here, with norms below 1e-8

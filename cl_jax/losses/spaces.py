@@ -28,8 +28,9 @@ def leave_one_out(
     """In space 0 pulls a query to a key that differs in every augmentation; in space h, to the key
     that shares h.
 
-    loss = 1/H sum_h mean_i [ log( sum_(j in J_h) exp(s_hij) + sum_n exp(q_hi . queues_hn /
-    temperature) ) - s_hih ] s_hij = q_hi . k_hji / temperature,  J_0 = {0},  J_h = {0, ..., H - 1}:
+    loss = 1/H sum_h mean_i [ log( sum_(j in J_h) exp(s_hij)
+                                   + sum_n exp(q_hi . queues_hn / temperature) ) - s_hih ]
+    s_hij = q_hi . k_hji / temperature,  J_0 = {0},  J_h = {0, ..., H - 1}:
     in space h > 0 the other keys of the same image differ from the query in augmentation h, and are
     negatives: that is what makes the space sensitive to it.
 

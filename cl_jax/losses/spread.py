@@ -127,8 +127,8 @@ def sigreg_statistics(
     the projected batch and of N(0, 1).
 
     T_k = B sum_j w_j [ (mean_i cos(t_j y_ik) - exp(-t_j^2 / 2))^2 + (mean_i sin(t_j y_ik))^2 ],
-    y = x directions, t_j from 0 to t_max, w_j the trapezoid's weights over [-t_max, t_max] times
-    exp(-t_j^2 / 2)
+    y = x directions, t_j from 0 to t_max,
+    w_j the trapezoid's weights over [-t_max, t_max] times exp(-t_j^2 / 2)
 
     Args:
       x: [..., B, D] embeddings, not normalised; gradient flows. Leading axes, such as views, are

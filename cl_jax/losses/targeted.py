@@ -32,10 +32,10 @@ def tsc(
     """Pulls a query to its key, to a few queue entries of its class, and to the target its class is
     assigned to.
 
-    With the logits s_i = (q_i . k_i, q_i . queue_1 ..K, q_i . targets_1 ..C) / temperature, S_i =
-    {key} and the selected, g_i the target of the query's class, |P_i| = |S_i| + 1:
-    L = -1/B sum_i 1/|P_i| [ sum_{p in S_i} log softmax(s_i)_p + target_weight log
-    softmax(s_i)_{g_i} ]
+    With the logits s_i = (q_i . k_i, q_i . queue_1 ..K, q_i . targets_1 ..C) / temperature,
+    S_i = {key} and the selected, g_i the target of the query's class, |P_i| = |S_i| + 1:
+    L = -1/B sum_i 1/|P_i| [ sum_{p in S_i} log softmax(s_i)_p
+                             + target_weight log softmax(s_i)_{g_i} ]
 
     Targets spread evenly over the sphere keep classes apart that have few examples, where `kcl`
     alone lets them move together.
@@ -134,8 +134,8 @@ def tsc_centroids(
     momentum: float = 0.9,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """[C, D] class centroids moved towards this batch: c <- n(momentum c + (1 - momentum) n(mean
-    feature of the class)).
+    """[C, D] class centroids moved towards this batch:
+    c <- n(momentum c + (1 - momentum) n(mean feature of the class)).
 
     Args:
       centroids: [C, D] unit vectors, at first random directions.

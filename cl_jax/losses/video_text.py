@@ -40,8 +40,8 @@ def support_set(
 ) -> SupportSet:
     """Mixes the videos that caption i may be written from, by how well each agrees with caption i.
 
-    vectors_i = sum_j attention_ij v_j,  attention_i = softmax over allowed j of <t_i, v_j> /
-    temperature
+    vectors_i = sum_j attention_ij v_j,
+    attention_i = softmax over allowed j of <t_i, v_j> / temperature
 
     Args:
       t: [B, D] caption embeddings, normalised here; gradient flows.
@@ -143,8 +143,9 @@ def ranking_loss(
     """Pulls a caption's own video above every other video by a margin, and a video's own caption
     likewise.
 
-    loss = mean_i [ R_j (margin + <t_i, v_j> - <t_i, v_i>)_+ + R_j (margin + <t_j, v_i> - <t_i,
-    v_i>)_+ ] over j of other videos; R is the maximum ("hardest") or the sum ("sum").
+    loss = mean_i [ R_j (margin + <t_i, v_j> - <t_i, v_i>)_+
+                    + R_j (margin + <t_j, v_i> - <t_i, v_i>)_+ ]
+    over j of other videos; R is the maximum ("hardest") or the sum ("sum").
 
     Args:
       t: [B, D] caption embeddings, normalised here; gradient flows.
@@ -232,8 +233,8 @@ def max_margin(
 ) -> jax.Array:
     """The ranking loss averaged over all negatives, of a similarity that any model made.
 
-    loss = mean over i != j of both directions: (margin + s_ij - s_ii)_+ and (margin + s_ji -
-    s_ii)_+
+    loss = mean over i != j of both directions:
+    (margin + s_ij - s_ii)_+ and (margin + s_ji - s_ii)_+
 
     Args:
       similarity: [B, B_global], row i of this device against all columns; the pair of row i is the

@@ -5,8 +5,8 @@ examples:
   cl-jax eval simclr_v2 --workdir=runs/first --config.evals.protocols.knn.k=20
 
 Without CONFIG the run's own config is used; of a run in stages give one, as runs/first/pretrain,
-once several have begun. Settings of the evaluation may be changed; a config
-that would train another run is refused, with the difference shown.
+once several have begun. Settings of the evaluation may be changed; a config that would train
+another run is refused, with the difference shown.
 """
 
 import sys

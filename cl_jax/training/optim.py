@@ -319,9 +319,8 @@ def freeze_until(
 
     Frozen as with a gradient of None in PyTorch: no step, no decay, no change of momenta or of
     Adam's count. So those parameters have an optimiser of their own, optimizer(steps); the others
-    have optimizer(0). The argument is what
-    schedules must add to its count: optimizer = lambda offset: sgd(lambda step: lr(step + offset),
-      ...).
+    have optimizer(0). The argument is what schedules must add to its count:
+    optimizer = lambda offset: sgd(lambda step: lr(step + offset), ...).
     SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
     """
 

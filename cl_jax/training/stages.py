@@ -147,8 +147,8 @@ def load(
       best: the best State by the evaluations in place of the newest.
       with_data: False for a stand-in with the fields and sizes of the data (`fingerprint.stand_in`)
         where the run has written them down and they are enough: nothing is read then, and the data
-        need not be there.
-        The run is then for all devices of this machine, whatever it was trained on.
+        need not be there. The run is then for all devices of this machine, whatever it was trained
+        on.
 
     Raises:
       NotFoundError: there is no run, or it has no checkpoint.

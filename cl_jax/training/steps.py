@@ -37,7 +37,7 @@ class Stepper:
 
     A step whose loss or gradient norm is not finite leaves the State as it was, `step` included,
     and so do all after it: whoever reads the metrics later holds the State before that step.
-      `nonfinite="ignore"` lets it through.
+    `nonfinite="ignore"` lets it through.
     """
 
     def __init__(self, built: Built, config: ConfigDict, start: int):

@@ -182,7 +182,8 @@ def tv_box(
 
     Args:
       height, width: integers, Python's or traced.
-      area_draw, log_ratio_draw: [T] uniform in [0, 1). offset_draw: [2] likewise, for top and left.
+      area_draw, log_ratio_draw: [T] uniform in [0, 1).
+      offset_draw: [2] likewise, for top and left.
 
     Returns:
       (box int32 [4], number of tries made int32: T too where none fitted).

@@ -30,9 +30,10 @@ def rgb_to_lab(x: jax.Array) -> jax.Array:
     """CIE Lab of sRGB under D65: L in 0 .. 100, a and b about -108 .. 98.
 
     Linearised by ((v + 0.055) / 1.055)^2.4 above 0.04045, else v / 12.92; to XYZ, over the white
-    point; then f(t) = cbrt(t) above 0.008856, else 7.787 t + 16/116; L = 116 f(Y) - 16, a = 500
-    (f(X) - f(Y)), b = 200 (f(Y) - f(Z)). The constants are scikit-image's, so greys are within 0.01
-    of a = b = 0, not at it."""
+    point; then
+    f(t) = cbrt(t) above 0.008856, else 7.787 t + 16/116;
+    L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)), b = 200 (f(Y) - f(Z)).
+    The constants are scikit-image's, so greys are within 0.01 of a = b = 0, not at it."""
     _check_rgb(x)
     dark = x <= 0.04045
     linear = jnp.where(dark, x / 12.92, ((jnp.where(dark, 1, x) + 0.055) / 1.055) ** 2.4)

@@ -2,7 +2,7 @@
 their tables.
 
 A recipe is data: change a field with `dataclasses.replace(moco_v2(), size=96)`. `recipe.py` carries
-  them out.
+them out.
 """
 
 import dataclasses

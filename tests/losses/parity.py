@@ -37,8 +37,7 @@ def assert_parity(
 
     args are float64 (or integer) NumPy arrays of the global batch; sharded[i] says whether args[i]
     is split over its first axis, which every n in n_devices must divide. Value and gradient of each
-    float argument are compared relative
-    to the largest magnitude: f64 under x64, f32 without.
+    float argument are compared relative to the largest magnitude: f64 under x64, f32 without.
     """
     for dtype, bound in ((np.float64, f64), (np.float32, f32)):
         with jax.enable_x64(dtype is np.float64):
