@@ -8,7 +8,8 @@ fail() { # fail MESSAGE: a mistake in how the script was called
 
 number() { # number NAME VALUE: refuses what is not a whole number of at least 1
     case $2 in
-        '' | *[!0-9]* | 0*) fail "$1 is '$2'; expected a whole number of at least 1. ${0##*/} --help tells more." ;;
+        '' | *[!0-9]* | 0*)
+            fail "$1 is '$2'; expected a whole number of at least 1. ${0##*/} --help tells more." ;;
     esac
 }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# One job as several processes on this machine: every process gets the same command and its own number.
+# One job as several processes on this machine: every process gets the same command and its own
+# number.
 set -eu
 # shellcheck source=launch/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -8,22 +9,25 @@ usage() {
     cat <<'USAGE'
 usage: launch/local.sh [-n PROCESSES] [-d DEVICES] [-p PORT] [--dry-run] COMMAND...
 
-Runs COMMAND once per process, with what jax.distributed needs in the environment. Lines are marked with the process
-they come from.
+Runs COMMAND once per process, with what jax.distributed needs in the environment. Lines are marked
+with the process they come from.
 
   -n PROCESSES  how many processes (default 2)
-  -d DEVICES    devices of each (default 1): forced host devices on a CPU, on GPUs the next ones in order
+  -d DEVICES    devices of each (default 1): forced host devices on a CPU, on GPUs the next ones in
+                order
   -p PORT       where process 0 listens (default: one that is free)
-  --keep-memory on a CPU with glibc: keep what a step frees for the next one, which saves a sixth of a ResNet-18's step
-  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB; a step of a ":folder"
-                config took 395 ms instead of 508
+  --keep-memory on a CPU with glibc: keep what a step frees for the next one, which saves a sixth of
+                a ResNet-18's step
+  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB;
+                a step of a ":folder" config took 395 ms instead of 508
   --dry-run     print the commands and run nothing
 
-  launch/local.sh -n 2 -d 2 python -m cl_jax.main --distributed --config=configs/simclr_v1.py:debug --workdir=runs/two
+  launch/local.sh -n 2 -d 2 python -m cl_jax.main --distributed \
+      --config=configs/simclr_v1.py:debug --workdir=runs/two
 
-Ctrl-C and SIGTERM are passed on as SIGTERM: the run saves and stops, and the same command resumes it. Exit status: 0 when
-all processes ended well, 75 when the run was stopped and can be resumed, else that of the first process that failed;
-the others are then ended.
+Ctrl-C and SIGTERM are passed on as SIGTERM: the run saves and stops, and the same command resumes
+it. Exit status: 0 when all processes ended well, 75 when the run was stopped and can be resumed,
+else that of the first process that failed; the others are then ended.
 USAGE
 }
 
@@ -40,20 +44,29 @@ while [ $# -gt 0 ]; do
             case $1 in -n) processes=$2 ;; -d) devices=$2 ;; *) port=$2 ;; esac
             shift 2 ;;
         --) shift; break ;;
-        -*) fail "unknown option $1; have -n, -d, -p, --keep-memory, --huge-pages, --dry-run. The command to run comes after them." ;;
+        -*)
+            options='-n, -d, -p, --keep-memory, --huge-pages, --dry-run'
+            fail "unknown option $1; have $options. The command to run comes after them." ;;
         *) break ;;
     esac
 done
-[ $# -gt 0 ] || fail "no command given, for instance: python -m cl_jax.main --distributed --config=... --workdir=..."
+example='python -m cl_jax.main --distributed --config=... --workdir=...'
+[ $# -gt 0 ] || fail "no command given, for instance: $example"
 
 if [ -z "$port" ]; then
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    port=$(python3 -c '
+import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])
+')
 fi
 
 # glibc: never use mmap and keep freed blocks; programs run in the thread that calls them.
 memory=''
 [ -z "$keep" ] ||
-    memory='MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 JAX_CPU_ENABLE_ASYNC_DISPATCH=false'
+    memory='MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
+        JAX_CPU_ENABLE_ASYNC_DISPATCH=false'
 [ -z "$huge" ] ||
     memory="$memory GLIBC_TUNABLES=${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
 
@@ -69,7 +82,8 @@ job() { # job RUNNER PROCESS COMMAND...: RUNNER with the command as that process
     runner=$1 process=$2
     shift 2
     # shellcheck disable=SC2086 # several words
-    "$runner" env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$process" \
+    "$runner" env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" \
+        "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$process" \
         "JAX_NUM_CPU_DEVICES=$devices" "JAX_LOCAL_DEVICE_IDS=$(device_ids "$process")" $memory "$@"
 }
 
@@ -82,7 +96,8 @@ if [ -n "$dry" ]; then
     exit 0
 fi
 
-# Each process has a file with its pid, later one with its exit status, and a pipe through which its lines are marked.
+# Each process has a file with its pid, later one with its exit status, and a pipe through which its
+# lines are marked.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 asked=''
@@ -120,7 +135,8 @@ while [ "$i" -lt "$processes" ]; do
     i=$((i + 1))
 done
 
-# The first failure decides. The others would wait for the lost process for minutes: they get some seconds to end.
+# The first failure decides. The others would wait for the lost process for minutes: they get some
+# seconds to end.
 result=0 ended=0 since=0 stopping=0
 while [ "$ended" -lt "$processes" ]; do
     sleep 0.2 || true
@@ -129,9 +145,11 @@ while [ "$ended" -lt "$processes" ]; do
         if [ -e "$work/$i.status" ]; then
             ended=$((ended + 1))
             status=$(cat "$work/$i.status")
-            if [ "$status" -ne 0 ] && { [ "$result" -eq 0 ] || { [ "$result" -eq 75 ] && [ "$since" -eq 0 ]; }; }; then
+            if [ "$status" -ne 0 ] &&
+                { [ "$result" -eq 0 ] || { [ "$result" -eq 75 ] && [ "$since" -eq 0 ]; }; }; then
                 result=$status
-                [ "$status" -eq 75 ] || printf 'local.sh: process %s ended with status %s\n' "$i" "$status" >&2
+                [ "$status" -eq 75 ] ||
+                    printf 'local.sh: process %s ended with status %s\n' "$i" "$status" >&2
             fi
         fi
         i=$((i + 1))
@@ -140,12 +158,14 @@ while [ "$ended" -lt "$processes" ]; do
         since=$((since + 1))
         [ "$since" -ne 1 ] || signal TERM
         [ "$since" -ne 50 ] || signal KILL
-    elif [ "$result" -eq 75 ] && [ "$ended" -lt "$processes" ]; then # stopped while it started, the others wait for it
+    elif [ "$result" -eq 75 ] && [ "$ended" -lt "$processes" ]; then
+        # stopped while it started, the others wait for it
         stopping=$((stopping + 1))
         [ "$stopping" -ne 25 ] || signal TERM
         [ "$stopping" -ne 60 ] || signal KILL
     fi
 done
 wait
-[ -z "$asked" ] || [ "$result" -ne 0 ] || printf 'local.sh: asked to stop, but the run had ended\n' >&2
+[ -z "$asked" ] || [ "$result" -ne 0 ] ||
+    printf 'local.sh: asked to stop, but the run had ended\n' >&2
 exit "$result"

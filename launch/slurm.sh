@@ -6,21 +6,26 @@ usage() {
     cat <<'USAGE'
 usage: launch/slurm.sh [OPTIONS] -- ARGUMENTS OF cl_jax.main
 
-Submits one job: a task per GPU (or per node), joined by jax.distributed. Call it from the checkout, with the environment
-active that has cl_jax and jax[cuda]; --workdir must lie on a file system that all nodes see.
+Submits one job: a task per GPU (or per node), joined by jax.distributed. Call it from the checkout,
+with the environment active that has cl_jax and jax[cuda]; --workdir must lie on a file system that
+all nodes see.
 
   --nodes N       nodes (default 1)
   --gpus N        GPUs of a node (default 8)
   --per-node      one task per node that holds all its GPUs (default: one task per GPU)
   --cpus N        CPU cores for each GPU (default 8); they read the images
-  --time LIMIT    as sbatch takes it (default 24:00:00); the run is asked to save 180 s before, and requeued
-  --sbatch WORD   one more word for sbatch, as often as needed: --sbatch=--partition=gpu --sbatch=--account=mine
+  --time LIMIT    as sbatch takes it (default 24:00:00); the run is asked to save 180 s before, and
+                  requeued
+  --sbatch WORD   one more word for sbatch, as often as needed:
+                  --sbatch=--partition=gpu --sbatch=--account=mine
   --dry-run       print the commands and submit nothing
 
-  launch/slurm.sh --nodes 4 -- --config=configs/simclr_v2.py:imagenet2012 --workdir=/shared/runs/simclr_v2
+  launch/slurm.sh --nodes 4 -- \
+      --config=configs/simclr_v2.py:imagenet2012 --workdir=/shared/runs/simclr_v2
 
-When the job is preempted or its time is up, Slurm sends SIGTERM, the run saves and ends with status 75, and the job is put
-back in the queue; it continues at the same step. Any other failure is final. Output: slurm-<job>.out in this folder.
+When the job is preempted or its time is up, Slurm sends SIGTERM, the run saves and ends with status
+75, and the job is put back in the queue; it continues at the same step. Any other failure is final.
+Output: slurm-<job>.out in this folder.
 USAGE
 }
 
@@ -28,14 +33,15 @@ USAGE
 if [ "${1:-}" = --body ]; then
     ids=$2
     shift 2
-    # JAX takes one GPU a task under Slurm, the one of the task's number on its node, unless it is told which.
+    # JAX takes one GPU a task under Slurm, the one of the task's number on its node, unless it is
+    # told which.
     [ -z "$ids" ] || export JAX_LOCAL_DEVICE_IDS="$ids"
     trap : TERM # sent to this script too; the tasks save and end, then the script continues
     srun --kill-on-bad-exit=0 python -m cl_jax.main --distributed "$@" &
     step=$! status=0
     wait "$step" || status=$?
-    while [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the wait was interrupted by the signal
-        status=0
+    while [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do
+        status=0 # the wait was interrupted by the signal
         wait "$step" || status=$?
     done
     if [ "$status" -eq 75 ]; then
@@ -70,7 +76,9 @@ while [ $# -gt 0 ]; do
             esac
             shift 2 ;;
         --) shift; break ;;
-        *) fail "unknown option $1. The arguments of cl_jax.main come after --. slurm.sh --help tells more." ;;
+        *)
+            more='slurm.sh --help tells more.'
+            fail "unknown option $1. The arguments of cl_jax.main come after --. $more" ;;
     esac
 done
 case " $* " in
@@ -85,13 +93,15 @@ else
     tasks=$gpus cores=$cpus ids=''
 fi
 
-# All GPUs of a node are visible to each task (--gpu-bind=none), so that NCCL reaches them and JAX picks by number.
+# All GPUs of a node are visible to each task (--gpu-bind=none), so that NCCL reaches them and JAX
+# picks by number.
 set -- "$(cd "$(dirname "$0")" && pwd)/slurm.sh" --body "$ids" "$@"
 IFS=$newline
 set -f
 # shellcheck disable=SC2086 # one word a line
-set -- sbatch --job-name=cl_jax --nodes="$nodes" --ntasks-per-node="$tasks" --gpus-per-node="$gpus" --gpu-bind=none \
-    --cpus-per-task="$cores" --time="$time" --requeue --open-mode=append --signal=TERM@180 $extra "$@"
+set -- sbatch --job-name=cl_jax --nodes="$nodes" --ntasks-per-node="$tasks" \
+    --gpus-per-node="$gpus" --gpu-bind=none --cpus-per-task="$cores" --time="$time" \
+    --requeue --open-mode=append --signal=TERM@180 $extra "$@"
 unset IFS
 if [ -n "$dry" ]; then
     quoted "$@"

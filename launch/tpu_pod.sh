@@ -9,8 +9,9 @@ usage() {
 usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
        launch/tpu_pod.sh follow|stop|delete NAME [OPTIONS]
 
-  run       create the slice NAME if there is none, copy this checkout to its workers, install it, start the run on every
-            worker and follow worker 0. Again with the same arguments it resumes the run; Ctrl-C leaves it running.
+  run       create the slice NAME if there is none, copy this checkout to its workers, install it,
+            start the run on every worker and follow worker 0. Again with the same arguments it
+            resumes the run; Ctrl-C leaves it running.
   follow    the log of worker 0 from its beginning, until the run ends
   stop      SIGTERM on every worker: the run saves and ends, and `run` resumes it
   delete    delete the slice (a slice costs money until it is deleted)
@@ -19,7 +20,8 @@ usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
   --project PROJECT (default: gcloud's)
   --type TYPE       accelerator type (default v5litepod-16)
   --version NAME    runtime version (default: the one of the type)
-  --spot            a slice that may be taken away; `run` then asks for a new one and resumes, as often as it must
+  --spot            a slice that may be taken away; `run` then asks for a new one and resumes, as
+                    often as it must
   --nfs HOST:/PATH  a share (Filestore) that every worker mounts at /mnt/runs
   --setup COMMAND   run on every worker before the installation, for instance to mount other storage
   --dry-run         print every command and run none
@@ -27,7 +29,8 @@ usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
   launch/tpu_pod.sh run moco --zone us-west4-a --spot --nfs 10.0.0.2:/runs -- \
       --config=configs/moco_v2.py:imagenet2012 --workdir=/mnt/runs/moco
 
-On a slice of more than one worker --workdir must be storage that all of them see. Exit status: that of the run.
+On a slice of more than one worker --workdir must be storage that all of them see. Exit status: that
+of the run.
 USAGE
 }
 
@@ -38,12 +41,14 @@ case ${1:-} in
 esac
 case ${1:-} in
     '' | -*) fail "$task needs the name of the slice: launch/tpu_pod.sh $task NAME." ;;
-    *[!a-z0-9-]* | [!a-z]*) fail "the name '$1' may have small letters, digits and '-' only, a letter first." ;;
+    *[!a-z0-9-]* | [!a-z]*)
+        fail "the name '$1' may have small letters, digits and '-' only, a letter first." ;;
 esac
 slice=$1
 shift
 
-zone=${CLOUDSDK_COMPUTE_ZONE:-} project='' type=v5litepod-16 version='' spot='' nfs='' setup='' dry=''
+zone=${CLOUDSDK_COMPUTE_ZONE:-} project='' type=v5litepod-16 version=''
+spot='' nfs='' setup='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
@@ -56,15 +61,18 @@ while [ $# -gt 0 ]; do
         --zone | --project | --type | --version | --nfs | --setup)
             [ $# -ge 2 ] || fail "$1 needs a value."
             case $1 in
-                --zone) zone=$2 ;; --project) project=$2 ;; --type) type=$2 ;; --version) version=$2 ;; --nfs) nfs=$2 ;;
-                *) setup=$2 ;;
+                --zone) zone=$2 ;; --project) project=$2 ;; --type) type=$2 ;;
+                --version) version=$2 ;; --nfs) nfs=$2 ;; *) setup=$2 ;;
             esac
             shift 2 ;;
         --) shift; break ;;
-        *) fail "unknown option $1. The arguments of cl_jax.main come after --. tpu_pod.sh --help tells more." ;;
+        *)
+            more='tpu_pod.sh --help tells more.'
+            fail "unknown option $1. The arguments of cl_jax.main come after --. $more" ;;
     esac
 done
-[ -n "$zone" ] || fail "no zone given; --zone us-west4-a, for instance, or export CLOUDSDK_COMPUTE_ZONE."
+[ -n "$zone" ] ||
+    fail "no zone given; --zone us-west4-a, for instance, or export CLOUDSDK_COMPUTE_ZONE."
 if [ "$task" = run ]; then
     case " $* " in
         *' --config='*' --workdir='* | *' --workdir='*' --config='*) ;;
@@ -107,7 +115,9 @@ ready() { # a slice that can be used, created where there is none
         READY) return ;;
         '') ;;
         PREEMPTED | TERMINATED | STOPPED) tpu delete "$slice" --quiet ;;
-        *) fail "the slice $slice is $now. Wait until it is READY, or delete it: launch/tpu_pod.sh delete $slice." ;;
+        *)
+            delete="launch/tpu_pod.sh delete $slice"
+            fail "the slice $slice is $now. Wait until it is READY, or delete it: $delete." ;;
     esac
     tpu create "$slice" --accelerator-type="$type" --version="$version" ${spot:+--spot}
 }
@@ -116,17 +126,21 @@ state() { # READY, CREATING, PREEMPTED, ...; nothing where there is no such slic
     tpu describe "$slice" --format='value(state)' 2>/dev/null || true
 }
 
-copy() { # this checkout as it is, without what git ignores, to ~/cl_jax of every worker; runs that are there stay
+# This checkout as it is, without what git ignores, to ~/cl_jax of every worker; runs that are there
+# stay.
+copy() {
     scratch=/tmp/cl_jax
     [ -n "$dry" ] || scratch=$(mktemp -d)
     checkout=$(quoted "$(cd "$(dirname "$0")/.." && pwd)")
     # An index of its own: the user's keeps what is staged in it.
-    here "cd $checkout" "mkdir -p $scratch" "export GIT_INDEX_FILE=$scratch/index" 'git add --all' \
+    here "cd $checkout" "mkdir -p $scratch" "export GIT_INDEX_FILE=$scratch/index" \
+        'git add --all' \
         "git archive --format=tar.gz --output=$scratch/cl_jax.tgz \"\$(git write-tree)\""
     tpu scp "$scratch/cl_jax.tgz" "$slice:" --worker=all
     [ -n "$dry" ] || rm -r "$scratch"
-    tpu ssh "$slice" --worker=all \
-        --command='mkdir -p cl_jax && rm -rf cl_jax/cl_jax cl_jax/configs && tar -xzf cl_jax.tgz -C cl_jax'
+    unpack='mkdir -p cl_jax && rm -rf cl_jax/cl_jax cl_jax/configs'
+    unpack="$unpack && tar -xzf cl_jax.tgz -C cl_jax"
+    tpu ssh "$slice" --worker=all --command="$unpack"
 }
 
 here() { # here LINE...: lines for this machine's shell
@@ -152,7 +166,8 @@ case $task in
             ready
             start "$@"
             follow || status=$?
-            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || [ "$(state)" = READY ]; then
+            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] ||
+                [ "$(state)" = READY ]; then
                 exit "$status"
             fi
             printf 'tpu_pod.sh: the slice was taken away; asking for another\n' >&2

@@ -1,6 +1,8 @@
 #!/bin/sh
-# What tpu_pod.sh runs on each worker of a slice: tpu_worker.sh mount|install|start|follow|stop [WORD...]
-# The checkout is ~/cl_jax, its environment ~/cl_jax_env; of the run there are ~/cl_jax_run.log, .pid and .status.
+# What tpu_pod.sh runs on each worker of a slice:
+# tpu_worker.sh mount|install|start|follow|stop [WORD...]
+# The checkout is ~/cl_jax, its environment ~/cl_jax_env; of the run there are ~/cl_jax_run.log,
+# .pid and .status.
 set -eu
 [ "${1:-}" != --help ] || { sed -n 's/^# //p' "$0"; exit; }
 cd
@@ -12,7 +14,8 @@ case ${1:-} in
             sudo mkdir -p /mnt/runs
             sudo mount -t nfs "$2" /mnt/runs
             # For this user's group, each file for its owner to remove.
-            [ -w /mnt/runs ] || { sudo chgrp "$(id -g)" /mnt/runs && sudo chmod g+rwx,+t /mnt/runs; }
+            [ -w /mnt/runs ] ||
+                { sudo chgrp "$(id -g)" /mnt/runs && sudo chmod g+rwx,+t /mnt/runs; }
         fi ;;
     install)
         pip install --quiet --user uv
@@ -22,8 +25,10 @@ case ${1:-} in
         VIRTUAL_ENV=$HOME/cl_jax_env uv pip install --quiet -e './cl_jax[tpu]' ;;
     start) # start ARGUMENTS OF cl_jax.main
         shift
-        if [ -s cl_jax_run.pid ] && [ ! -e cl_jax_run.status ] && kill -0 "$(cat cl_jax_run.pid)" 2>/dev/null; then
-            printf 'a run is going on here already; launch/tpu_pod.sh follow shows it, stop ends it\n' >&2
+        if [ -s cl_jax_run.pid ] && [ ! -e cl_jax_run.status ] &&
+            kill -0 "$(cat cl_jax_run.pid)" 2>/dev/null; then
+            printf 'a run is going on here already; %s\n' \
+                'launch/tpu_pod.sh follow shows it, stop ends it' >&2
             exit 1
         fi
         rm -f cl_jax_run.pid cl_jax_run.status
