@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import tempfile
+import textwrap
 import wave
 import zipfile
 import zlib
@@ -901,21 +902,24 @@ def page() -> str:
         "",
         SUMMARY,
         "",
-        "Each with words of the message that names it. `python -m tests.data.test_hostile` writes "
-        "this page, and",
-        "`pytest tests/data/test_hostile.py` holds it to what happens.",
+        *textwrap.wrap(
+            "Each with words of the message that names it. `python -m tests.data.test_hostile` "
+            "writes this page, and `pytest tests/data/test_hostile.py` holds it to what happens.",
+            100,
+        ),
         "",
-        'Images are refused under `on_error="raise"`; under `on_error="skip"` the same ones are '
-        "left out, logged "
-        "by name and counted,",
-        "and the others are read. Both are tested.",
+        *textwrap.wrap(
+            'Images are refused under `on_error="raise"`; under `on_error="skip"` the same ones '
+            "are left out, logged by name and counted, and the others are read. Both are tested.",
+            100,
+        ),
     ]
     for group, cases in itertools.groupby(CASES, lambda of: of.group):
         parts += ["", f"## {group}", "", "| input | gets | in its words |", "|---|---|---|"]
         for of in cases:
             with tempfile.TemporaryDirectory() as scratch:
                 parts.append(line(of, *outcome(of, Path(scratch))))
-    return "\n".join(parts).replace(SUMMARY, summary(parts)) + "\n"
+    return "\n".join(parts).replace(SUMMARY, textwrap.fill(summary(parts), 100)) + "\n"
 
 
 SUMMARY = "(how many)"
@@ -925,8 +929,7 @@ def summary(lines: list[str]) -> str:
     refused = sum("| refused |" in line for line in lines)
     return (
         f"{len(CASES)} inputs were tried: {refused} are refused with a message that names them, "
-        f"{len(CASES) - refused} "
-        "are read for what they are or skipped."
+        f"{len(CASES) - refused} are read for what they are or skipped."
     )
 
 

@@ -260,7 +260,9 @@ def page() -> str:
                 found = f"no ({notes.index(found) + 1})"
             cells.append(found)
         lines.append(f"| `{function}` | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    lines.append("")
+    for i, note in enumerate(notes, 1):
+        lines += textwrap.wrap(f"{i}. {note}", 100, subsequent_indent="   ")
     return "\n".join(lines).rstrip() + "\n"
 
 
