@@ -2,6 +2,7 @@
 
 import io
 import os
+import pwd
 
 import numpy as np
 import pytest
@@ -447,3 +448,15 @@ def test_a_survey_says_what_is_a_class_and_why(tmp_path, caplog):
     none = folder.survey(path=str(tmp_path / "some/cat"))
     assert not none.classes and "no classes: the images are in no sub-folders" in none.lines[1]
     assert "labels=False" in folder.survey(path=str(tmp_path / "some"), labels=False).lines[1]
+
+
+def test_a_user_without_a_home_directory_reads_from_disk_all_the_same(tmp_path, monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    tree(tmp_path / "photos", "train")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    splits = folder.make(path="photos", image_size=4, cache_bytes=0)
+    assert splits.train.size + splits.test.size == 6 and not (tmp_path / "~").exists()
