@@ -17,7 +17,7 @@ from cl_jax.data import lines
 from cl_jax.data.parts import role, stem
 
 _SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
-_DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
+DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
 
 
 def read_scored(
@@ -77,7 +77,7 @@ def read_scored(
             raise ValueError(
                 f"{path}, line {row.line}: the score {cells['score']!r} is not a number."
             )
-        kind = "sts_dev" if stem(split) in _DEV else "sts"
+        kind = "sts_dev" if stem(split) in DEV else "sts"
         key = f"{kind}/{cells['set']}" if "set" in cells else kind
         one = found.setdefault(key, ([], [], []))
         one[0].append(cells["a"])
@@ -169,7 +169,7 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
     for row in rows[1:]:
         cells = {key: value.strip() for key, value in zip(header, row.columns)}
         split = cells.get("split", "")
-        if not any(row.columns) or stem(split) in _DEV:
+        if not any(row.columns) or stem(split) in DEV:
             continue
         if split not in ("", "all") and role(split) not in ("train", "test"):
             raise ValueError(
