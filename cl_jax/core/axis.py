@@ -194,7 +194,7 @@ def _free(mesh, names) -> bool:
 def _is_array(x):
     if isinstance(x, np.ndarray):
         return x.ndim > 0
-    return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, jax.Array)
 
 
 def _axes(mesh, kind):

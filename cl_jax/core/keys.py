@@ -21,10 +21,11 @@ def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
       ValueError: `ids` are not a vector of integers, or `key` is not one typed key.
     """
     shapes.check_integer("b", ids=ids)
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.ndim:
+    shapes.check_key(key=key)
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"key is {jax.typeof(key)}; expected one typed key, as jax.random.key(seed) makes it. "
-            "Turn a raw uint32 key into one with jax.random.wrap_key_data(key)."
+            f"key is raw, {key.dtype}{list(key.shape)}; expected a typed one, as "
+            "jax.random.key(seed) makes it. Turn it into one with jax.random.wrap_key_data(key)."
         )
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 

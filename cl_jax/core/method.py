@@ -378,17 +378,23 @@ def _check_rows(name: str, outputs: Tree, batch: Batch) -> None:
     passes."""
     if "id" not in batch:
         return
-    rows = batch["id"].shape[0]
+    rows = len(batch["id"])
     for path, x in jax.tree_util.tree_leaves_with_path(outputs):
         shape = jnp.shape(x)
         if shape[:1] != (rows,):
             where = jax.tree_util.keystr(path)
+            mend = (
+                "Put views, crops, steps or tokens on later axes, for instance jnp.stack(views, "
+                "axis=1); pad what examples have different numbers of, such as the nodes of "
+                "graphs, with a mask; mask examples in the loss rather than dropping them."
+                if shape
+                else f"Compute what is of the whole batch in the loss, or give every example its "
+                f"copy: jnp.broadcast_to(x, ({rows},))."
+            )
             raise ValueError(
                 f"{name} returned an array{' at ' + where if where else ''} of shape "
                 f"{list(shape)} for {rows} examples; expected [{rows}, ...], one row per example "
-                "in the batch's order. Put views, crops, steps or tokens on later axes, for "
-                "instance jnp.stack(views, axis=1), and mask examples in the loss rather than "
-                "dropping them."
+                f"in the batch's order. {mend}"
             )
 
 

@@ -56,7 +56,7 @@ class Range(NamedTuple):
 # The first that matches the last part of a setting's name decides.
 RANGES = (
     Range(r"^seed$", 0, 2**32 - 1),
-    Range(r"temperature(_start)?$|^tau$|^epsilon$|^eps$", 0, _LARGE, open_low=True),
+    Range(r"temperature(_start)?$|^tau$|^epsilon$", 0, _LARGE, open_low=True),
     Range(r"momentum$|^b[12]$|^ema$", 0, 1),
     Range(r"^total_epochs$", 0, _LARGE, open_low=True),
     Range(r"learning_rate$|^warmup_start$|weight_decay$|_norm$", 0),
@@ -76,10 +76,14 @@ RANGES = (
     ),
     Range(r"^(trust_coefficient|t_max|max_scale|c|strengths|std)$", 0, _LARGE, open_low=True),
     Range(r"_weight$|^weight(_|$)|^(decay_factor|gradient_penalty|margin|sigma)$", 0, _LARGE),
-    Range(r"^(alpha|beta|gamma|truncation|brightness|contrast|saturation)$", 0, _LARGE),
+    Range(
+        r"^(alpha|beta|gamma|eps|truncation|brightness|contrast|saturation|rotation|slant)$",
+        0,
+        _LARGE,
+    ),
     Range(r"_probability$|^(mask_ratio|quantile|discount|mlm_rate)$", 0, 1),
     Range(r"^(blur_radius|ema_start|specific|clusters|limit|shown|down|folds?)$", 0, _MOST),
-    Range(r"^queue_size$|^num_(negative|positives|hard|pairs|query)", 0, _MOST),
+    Range(r"^queue_size$|^num_(experts$|negative|positives|hard|pairs|query)", 0, _MOST),
     Range(r"^exclude_ndim$", -1),
     Range(r"^(workers|worker_processes|prefetch)$|_bytes$", 0),
     Range(r"^(width|stem_width|scale)$", 0, _LARGE, open_low=True),
@@ -120,7 +124,10 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
       ConfigError: see `check`.
     """
     if kind is not None and not _fits(value, kind):
-        raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.")
+        mend = ""
+        if isinstance(value, np.generic | jax.Array) and value.ndim == 0:
+            mend = " A config holds plain values: write this one as its .item()."
+        raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.{mend}")
     key = name.rsplit(".", 1)[-1]
     if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
         raise ConfigError(f"{name}={value!r}; expected one of {', '.join(CHOICES[key])}.")
@@ -198,7 +205,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str)
     if origin is not None and issubclass(origin, Mapping):
-        return hasattr(value, "items") and all(_fits(item, given[1]) for _, item in value.items())
+        item_kind = _item_kind(given)
+        return hasattr(value, "items") and all(_fits(item, item_kind) for _, item in value.items())
     if origin in (tuple, list) or (origin is not None and issubclass(origin, Sequence)):
         if not isinstance(value, list | tuple):
             return False
@@ -206,6 +214,11 @@ def _fits(value: Any, kind: Any) -> bool:
             return len(value) == len(given) and all(map(_fits, value, given))
         return not given or all(_fits(item, given[0]) for item in value)
     return True
+
+
+def _item_kind(given: tuple[Any, ...]) -> Any:
+    """What the values of an annotated mapping are; `typing.Mapping` alone says nothing of them."""
+    return given[1] if given else Any
 
 
 def _fixed(origin: Any, given: tuple[Any, ...]) -> bool:
@@ -229,7 +242,9 @@ def _words(kind: Any) -> str:
     if kind in names:
         return names[kind]
     if origin is not None and issubclass(origin, Mapping):
-        return "a section of settings"
+        item_kind = _item_kind(given)
+        each = "" if item_kind is Any else f", each {_words(item_kind)}"
+        return f"a section of settings{each}"
     if _fixed(origin, given):
         return f"{len(given)} values: " + ", ".join(map(_words, given))
     return f"a list, each {_words(given[0])}" if given else "a list"

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_SHORT = 80  # characters of a value that an error shows
+
 
 def check(spec: str, sizes: Mapping[str, int] | None = None, **arrays: Any) -> dict[str, int]:
     """Checks that every named array has the shape `spec` says, and returns the size of each letter.
@@ -128,20 +130,33 @@ def check_key(axes: int = 0, **keys: Any) -> None:
     """Refuses what is not a random key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`);
     with axes=1 what is not a vector of them."""
     for name, key in keys.items():
-        dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
-        if isinstance(key, jax.Array) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-            right = len(shape) == axes
-        else:
-            right = dtype == np.uint32 and len(shape) == axes + 1 and shape[axes:] == _raw_key()
-        if not right:
-            given = repr(key) if dtype is None else f"{dtype}{list(shape)}"
+        if not _is_key(key, axes):
             expected = "a vector of random keys" if axes else "one random key"
             mend = (
-                f"Split one key with jax.random.split({name}, B)."
+                "Split one key with jax.random.split(key, B), or stack several with jnp.stack."
                 if axes
                 else "Make it of a seed with jax.random.key(seed); of an array of keys take one."
             )
-            raise ValueError(f"{name} is {given}; expected {expected}. {mend}")
+            raise ValueError(f"{name} is {_words(key)}; expected {expected}. {mend}")
+
+
+def _is_key(key: Any, axes: int) -> bool:
+    """Whether a value is a key, or a vector of them where axes=1."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if not isinstance(shape, tuple):  # a record of other things may answer to any name
+        return False
+    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return len(shape) == axes
+    return dtype == np.uint32 and len(shape) == axes + 1 and shape[axes:] == _raw_key()
+
+
+def _words(value: Any) -> str:
+    """A wrong value for an error: an array's type and shape, a short value itself, else its
+    kind."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _SHORT and "\n" not in text else f"a {type(value).__qualname__}"
 
 
 def _raw_key() -> tuple[int, ...]:

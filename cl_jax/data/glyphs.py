@@ -51,17 +51,13 @@ def make(
       seed: of everything.
 
     Raises:
-      ValueError: a size below 1, fewer than two characters, one twice, a space, a negative rotation
-        or slant.
+      ValueError: a size below 1, fewer than two characters, one twice, a space.
     """
     if len(set(characters)) != len(characters) or len(characters) < 2 or " " in characters:
         raise ValueError(
             f"characters={characters!r}; expected two or more to print, each once and no space."
         )
     check_count(train_size=train_size, test_size=test_size, image_size=image_size)
-    for name, most in (("rotation", rotation), ("slant", slant)):
-        if not most >= 0:
-            raise ValueError(f"{name} is {most}; expected the largest either way, 0 or more.")
     shapes = {
         (font, number): _drawn(FONTS[font], character)
         for font in range(len(FONTS))

@@ -173,8 +173,8 @@ def refuse_empty(path: str | Path, empty: Sequence[int], on_error: str, what: st
     """Names the lines that have an empty cell, as an error or, under "skip", in the log."""
     if empty and on_error == "raise":
         raise ValueError(
-            f"{path} has {what} in {some(empty)}. Remove them, or set on_error='skip' to "
-            "leave those lines out."
+            f"{path} has {what} in {some(empty)}. Fill them in or remove those lines, or set "
+            "on_error='skip' to leave them out."
         )
     if empty:
         logging.warning("%s: skipped %d lines with %s.", path, len(empty), what)

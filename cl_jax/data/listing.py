@@ -203,9 +203,11 @@ def unread_in(found: Listing) -> str:
 def remembered(root: Path, found: Listing, key: str, cache_dir: str | None) -> set[str]:
     """The images that were checked before and have the same size and time since."""
     file = _file_of(root, key, cache_dir)
-    if file is None or not file.is_file():
+    if file is None:
         return set()
     try:
+        if not file.is_file():
+            return set()
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             names = bytes(kept["names"]).decode("utf-8", "surrogateescape").split("\0")
             rows = zip(names, kept["sizes"].tolist(), kept["times"].tolist(), strict=True)

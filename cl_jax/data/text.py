@@ -105,7 +105,7 @@ def make(
         raise ValueError(f"columns={columns}; expected 1 (sentences), 2 (pairs) or 3 (triples).")
     if path.endswith(".npz"):
         return _of_tokens(path, test_path, test_share, vocab_size)
-    scored: Mapping[str, tuple[list[str], list[str], np.ndarray]] = {}
+    scored: text_tasks.Scored = {}
     skipped, labels, test_labels = 0, {}, {}
     if path:
         name = Path(path).name.split(".")[0]
@@ -274,7 +274,8 @@ def _of_scenes(columns: int, train_size: int, test_size: int, seed: int):
         return texts[:columns], {name: source.arrays[name] for name in ("label", "colour", "place")}
 
     rng = generator(seed, 18)
-    first, second, score = captions.scored_pairs(rng, captions.factors(parts.test), test_size)
+    count = max(test_size, 2)  # one pair has no order
+    first, second, score = captions.scored_pairs(rng, captions.factors(parts.test), count)
     pairs = (captions.sentences(rng, first), captions.sentences(rng, second), score)
     return part(0, parts.train), part(1, parts.test), {"sts": pairs}
 

@@ -16,28 +16,36 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import lines
 from cl_jax.data.parts import role, stem
 
+Scored = dict[str, tuple[list[str], list[str], np.ndarray]]  # sentences, sentences, scores
 _SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
 DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
 
 
-def read_scored(
-    path: str, on_error: str = "raise"
-) -> dict[str, tuple[list[str], list[str], np.ndarray]]:
+def read_scored(path: str, on_error: str = "raise") -> Scored:
     """Scored pairs of a file by the name of their source: "sts", or "sts/<set>" where a column
     names sets; "sts_dev" in its place for rows whose split is dev. See `data.text`.
 
     Raises:
       ValueError: another number of columns, no such column, a score that is not a number, a split
-        of another name, no pair.
+        of another name, an empty sentence or set, no pair, a set of one.
     """
     if user_path(path).is_dir():
-        whole = {}
+        found: Scored = {}
         for name, file in _files(path).items():
-            sets = read_scored(str(file), on_error)
-            for kind in ("sts", "sts_dev"):
-                if of_kind := [one for key, one in sets.items() if key.split("/")[0] == kind]:
-                    whole[f"{kind}/{name}"] = _together(of_kind)
-        return whole
+            found |= _scored_of_file(str(file), on_error, name)
+    else:
+        found = _scored_of_file(path, on_error)
+    for name, (first, _, _) in found.items():
+        if len(first) < 2:
+            raise ValueError(
+                f"{path} has one pair for {name}; expected two or more, since evaluation compares "
+                "the order of pairs. Add pairs of this set and split, or remove that one."
+            )
+    return found
+
+
+def _scored_of_file(path: str, on_error: str, whole: str = "") -> Scored:
+    """`read_scored` of one file; `whole` names the one set that all its rows are."""
     rows = lines.separated(
         path,
         counts=range(3, 100),
@@ -66,7 +74,8 @@ def read_scored(
             raise ValueError(
                 f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
             )
-        if not cells["a"] or not cells["b"]:
+        group = whole or cells.get("set")
+        if not cells["a"] or not cells["b"] or group == "":
             empty.append(row.line)
             continue
         try:
@@ -78,12 +87,11 @@ def read_scored(
                 f"{path}, line {row.line}: the score {cells['score']!r} is not a number."
             )
         kind = "sts_dev" if stem(split) in DEV else "sts"
-        key = f"{kind}/{cells['set']}" if "set" in cells else kind
-        one = found.setdefault(key, ([], [], []))
+        one = found.setdefault(kind if group is None else f"{kind}/{group}", ([], [], []))
         one[0].append(cells["a"])
         one[1].append(cells["b"])
         one[2].append(value)
-    lines.refuse_empty(path, empty, on_error, "empty sentences")
+    lines.refuse_empty(path, empty, on_error, "empty sentences or sets")
     if not found:
         raise ValueError(f"{path} holds no pair with a score outside of the split train.")
     return {key: (a, b, np.array(score, np.float32)) for key, (a, b, score) in found.items()}
@@ -116,18 +124,6 @@ def _refuse_columns_twice(path: str, header: Sequence[str]) -> None:
         raise ValueError(f"{path} has several columns {twice[0]!r}; expected each name once.")
 
 
-def _together(
-    sets: Sequence[tuple[list[str], list[str], np.ndarray]],
-) -> tuple[list[str], list[str], np.ndarray]:
-    """The sets of one file as one: correlation is of all their pairs."""
-    a, b, score = zip(*sets)
-    return (
-        [sentence for one in a for sentence in one],
-        [sentence for one in b for sentence in one],
-        np.concatenate(score),
-    )
-
-
 class Classes(NamedTuple):
     """Sentences with classes. second: of pairs, the other sentences; else empty. labels: int32,
     classes by name in alphabetical order. classes: how many."""
@@ -143,7 +139,7 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
     See `data.text`.
 
     Raises:
-      ValueError: no such columns, an empty sentence, a class that training rows lack.
+      ValueError: no such columns, an empty sentence or set, a class that training rows lack.
     """
     if user_path(path).is_dir():
         found = {}
@@ -175,13 +171,14 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
             raise ValueError(
                 f"{path}, line {row.line}: split is {split!r}; expected train, test, dev or all."
             )
-        if not cells["text"] or not cells["label"] or (paired and not cells["text_b"]):
+        group = cells.get("set", "all")
+        if not (cells["text"] and cells["label"] and group) or (paired and not cells["text_b"]):
             empty.append(row.line)
             continue
-        place = (cells.get("set", "all"), role(split) == "test")
+        place = (group, role(split) == "test")
         both = (cells["text"], cells.get("text_b", ""), cells["label"])
         parts.setdefault(place, []).append(both)
-    lines.refuse_empty(path, empty, on_error, "empty sentences or labels")
+    lines.refuse_empty(path, empty, on_error, "empty sentences, labels or sets")
     if not parts:
         raise ValueError(f"{path} holds no sentence with a label outside of the split dev.")
     tasks = {}

@@ -26,8 +26,6 @@ from cl_jax.views import View, draw, fields
 
 TASKS = ("concepts", "order", "question")
 DISTRACTORS = ("order", "concepts", "both")
-# Sentinels, from the last token of the table backwards: three tasks, then the two options.
-_PROMPTS = (*TASKS, "first", "second")
 
 
 class Task(NamedTuple):
@@ -59,6 +57,39 @@ def labels_of(tokens: jax.Array) -> jax.Array:
     """[B, T] what a decoder is to write of sentences [B, T]: pieces and their end, then -100."""
     row = jnp.pad(tokens[:, 1:].astype(jnp.int32), ((0, 0), (0, 1)))
     return jnp.where(row == PAD, losses.IGNORE, row)
+
+
+class Prompts(NamedTuple):
+    """The sentinels that say what a task is, and before which option of a question it stands."""
+
+    concepts: int
+    order: int
+    question: int
+    first: int
+    second: int
+
+    def asked(
+        self, true: jax.Array, false: jax.Array, first: jax.Array, keys: jax.Array | None
+    ) -> Task:
+        """Which of two sentences is true? first: [B], whether the true one is."""
+        true, false = true.astype(jnp.int32), false.astype(jnp.int32)
+        a = jnp.where(first[:, None], true, false)
+        b = jnp.where(first[:, None], false, true)
+        source = joined(self.question, self.first, a, self.second, b)
+        return Task(source, labels_of(true), keys)
+
+    def tasks(self, sentence: Any, concepts: Any, moved: Any, first: jax.Array) -> dict[str, Task]:
+        """Each of TASKS, of the three views of a batch; `first` is of the question."""
+        labels = labels_of(sentence["tokens"])
+        return {
+            "concepts": Task(
+                joined(self.concepts, concepts["tokens"]), labels, concepts.get("keys")
+            ),
+            "order": Task(joined(self.order, moved["tokens"]), labels, moved.get("keys")),
+            "question": self.asked(
+                sentence["tokens"], moved["tokens"], first, sentence.get("keys")
+            ),
+        }
 
 
 def coin(keys: jax.Array, number: int) -> jax.Array:
@@ -163,12 +194,12 @@ def make(
         raise ValueError(f"tasks={list(tasks)}; expected one or more of {', '.join(TASKS)}.")
     names = ("order", "question") if joint else tuple(tasks)
     vocab: int = encoder.vocab_size
-    prompt = {name: vocab - SENTINELS + i for i, name in enumerate(_PROMPTS)}
+    prompts = Prompts(*range(vocab - SENTINELS, vocab - SENTINELS + len(Prompts._fields)))
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         if run.previous is not None:
             return Variables(run.previous.state.params, {})
-        task = every_task(*clean(batch), batch["id"] % 2 == 0)["order"]
+        task = prompts.tasks(*clean(batch), batch["id"] % 2 == 0)["order"]
         inputs = losses.shift_right(task.labels, pad_id=PAD)
         return Variables(encoder.init(key, task.source, inputs, train=True)["params"], {})
 
@@ -177,26 +208,6 @@ def make(
         found = encoder.apply({"params": params}, task.source, inputs, train=train, keys=task.keys)
         return jnp.asarray(found)
 
-    def question(
-        true: jax.Array, false: jax.Array, first: jax.Array, keys: jax.Array | None
-    ) -> Task:
-        """Which of two sentences is true? first: [B], whether the true one is."""
-        true, false = true.astype(jnp.int32), false.astype(jnp.int32)
-        a = jnp.where(first[:, None], true, false)
-        b = jnp.where(first[:, None], false, true)
-        source = joined(prompt["question"], prompt["first"], a, prompt["second"], b)
-        return Task(source, labels_of(true), keys)
-
-    def every_task(sentence: Any, concepts: Any, moved: Any, first: jax.Array) -> dict[str, Task]:
-        labels = labels_of(sentence["tokens"])
-        return {
-            "concepts": Task(
-                joined(prompt["concepts"], concepts["tokens"]), labels, concepts.get("keys")
-            ),
-            "order": Task(joined(prompt["order"], moved["tokens"]), labels, moved.get("keys")),
-            "question": question(sentence["tokens"], moved["tokens"], first, sentence.get("keys")),
-        }
-
     def clean(batch: Batch) -> tuple[Any, Any, Any]:
         sentence, concepts, moved = (view.clean(batch) for view in views)
         return sentence, concepts, moved
@@ -204,12 +215,12 @@ def make(
     def drawn(batch: Batch, key: jax.Array) -> list[Task]:
         sentence, concepts, moved = draw(views, batch, key)
         first = coin(sentence["keys"], 3)
-        found = every_task(sentence, concepts, moved, first)
+        found = prompts.tasks(sentence, concepts, moved, first)
         if not joint:
             return [found[name] for name in names]
         # Where views are drawn outside a step there is nothing generated.
         distractor = batch.get("distractor", moved["tokens"])
-        asked = question(sentence["tokens"], distractor, first, sentence["keys"])
+        asked = prompts.asked(sentence["tokens"], distractor, first, sentence["keys"])
         same = (labels_of(distractor) == asked.labels).all(axis=1)
         dropped = jnp.where(same[:, None], losses.IGNORE, asked.labels)
         return [found["order"], asked._replace(labels=dropped)]
@@ -256,8 +267,8 @@ def make(
         sentence, concepts, moved = clean(batch)
         keys = view_keys(example_keys(key, batch["id"]), len(views))
         sources = {
-            "order": joined(prompt["order"], moved["tokens"]),
-            "concepts": joined(prompt["concepts"], concepts["tokens"]),
+            "order": joined(prompts.order, moved["tokens"]),
+            "concepts": joined(prompts.concepts, concepts["tokens"]),
         }
         if distractors == "both":
             longest = max(source.shape[1] for source in sources.values())
@@ -287,7 +298,7 @@ def make(
         return {"h": states.sum(1) / jnp.maximum(real.sum(1), 1)}, stats
 
     def known_tasks(batch: Batch) -> dict[str, Task]:
-        return every_task(*clean(batch), batch["id"] % 2 == 0)
+        return prompts.tasks(*clean(batch), batch["id"] % 2 == 0)
 
     def writes(task: str) -> Any:
         def function(state: State, batch: Batch) -> jax.Array:

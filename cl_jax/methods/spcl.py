@@ -43,6 +43,23 @@ class Memory(NamedTuple):
     clustered: jax.Array
 
 
+def remembered(rows: np.ndarray, labels: np.ndarray, threshold: float, classes: int) -> Memory:
+    """The memory of rows [classes + N, D], the source's classes first, after a clustering of the
+    others into labels [N] from 0 on, -1 where an image teaches nothing."""
+    count = np.bincount(labels[labels >= 0])
+    several = count > 1
+    numbered = np.where(labels >= 0, classes + labels, -1)
+    return Memory(
+        hybrid.HybridMemory(
+            jnp.asarray(rows),
+            jnp.asarray(np.concatenate([np.arange(classes), numbered]), jnp.int32),
+        ),
+        jnp.float32(threshold),
+        jnp.float32(several.sum()),
+        jnp.float32(count[several].sum() / len(labels)),
+    )
+
+
 class Embedding(nn.Module):
     """An encoder and a batch norm without offset: (unit [B, D], {"h", "z"})."""
 
@@ -244,18 +261,7 @@ def make(
                 (k1, k2),
                 quantile,
             )
-        count = np.bincount(labels[labels >= 0])
-        several = count > 1
-        numbered = np.where(labels >= 0, classes + labels, -1)
-        new = Memory(
-            hybrid.HybridMemory(
-                jnp.asarray(rows),
-                jnp.asarray(np.concatenate([np.arange(classes), numbered]), jnp.int32),
-            ),
-            jnp.float32(threshold),
-            jnp.float32(several.sum()),
-            jnp.float32(count[several].sum() / run.size),
-        )
+        new = remembered(rows, labels, threshold, classes)
         return dataclasses.replace(state, memory=place_as(new, memory))
 
     def order(state: State, epoch: int, seed: int) -> np.ndarray:

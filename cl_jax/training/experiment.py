@@ -35,6 +35,7 @@ from cl_jax.data.source import (
 from cl_jax.evals import Evaluator, evaluation
 from cl_jax.training import configs, optim
 from cl_jax.training.defaults import get_config as get_defaults
+from cl_jax.training.resuming import Leeway
 
 # Keys of a config that has no default of them: see `stages.stages` and `fit.fit`.
 OPTIONAL = ("steps_per_epoch", "previous", "stage_order", "fit", "fit_epochs")
@@ -326,10 +327,11 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def free_keys(config: ConfigDict) -> list[str]:
-    """The keys of the data section that decide nothing but what evaluators read, as its source
-    says (`data.source.ForEvaluation`); a run's config may differ in them."""
-    return [f"data.{key}" for key in for_evaluation(_factory("cl_jax.data", config.data.name))]
+def leeway(config: ConfigDict) -> Leeway:
+    """How a config may differ from its run's: `defaults`, and the keys of the data section that its
+    source marks as `data.source.ForEvaluation`."""
+    of_evaluation = for_evaluation(_factory("cl_jax.data", config.data.name))
+    return Leeway(defaults(config), [f"data.{key}" for key in of_evaluation])
 
 
 def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:

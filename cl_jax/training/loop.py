@@ -23,10 +23,9 @@ from cl_jax.training.experiment import (
     Built,
     Start,
     build,
-    defaults,
     describe,
-    free_keys,
     initial_state,
+    leeway,
     shape_of_state,
 )
 from cl_jax.training.pending import NonFinite, Pending
@@ -80,9 +79,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     built = build(config, previous_stage(config, workdir))
-    noted = resuming.check_config(
-        workdir, configs.plain(config), defaults(config), free_keys(config)
-    )
+    noted = resuming.check_config(workdir, configs.plain(config), leeway(config))
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))

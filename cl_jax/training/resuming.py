@@ -4,7 +4,8 @@ numbers."""
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,13 +19,16 @@ from cl_jax.training import workdir as folder
 NOTED = (
     "checkpoint_steps",
     "data.cache_bytes",
+    "data.cache_dir",
     "data.data_dir",
+    "data.download",
     "data.max_bytes",
     "data.max_pixels",
     "data.path",
     "data.processes",
     "data.resident_bytes",
     "data.threads",
+    "data.tokenizer_cache",
     "data.workers",
     "devices",
     "dispatch_steps",
@@ -41,23 +45,33 @@ NOTED = (
 )
 
 
+class Leeway(NamedTuple):
+    """How a config may differ from its run's beside `NOTED`, see `experiment.leeway`.
+
+    defaults: {"section.key": value} that a key has where a config does not list it. Then a key that
+      a later version added is the same as its absence in an older run.
+    free: keys that only evaluators read.
+    """
+
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    free: Sequence[str] = ()
+
+
+_EXACT = Leeway()
+
+
 def check_config(
-    workdir: str | Path,
-    config: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-    free: Sequence[str] = (),
+    workdir: str | Path, config: Mapping[str, Any], leeway: Leeway = _EXACT
 ) -> list[str]:
     """Writes `config.json` into the workdir. Where a checkpoint is there, refuses a config that
     would compute other numbers; without one there is nothing to protect.
 
     Args:
       config: nested sections.
-      defaults: {"section.key": value} that a key has where a config does not list it. Then a key
-        that a later version added is the same as its absence in an older run.
-      free: keys of this config that may differ too, see `experiment.free_keys`.
+      leeway: how it may differ.
 
     Returns:
-      Lines that name other differences (`NOTED` and `free`).
+      Lines that name other differences (`NOTED` and `leeway.free`).
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -79,7 +93,7 @@ def check_config(
                 f"{path.parent} holds checkpoints, and its config.json cannot be read ({error}): "
                 "they may be of another run. Put the file back, or use a new --workdir."
             ) from None
-    changed, noted = differences(stored or config, config, defaults, free)
+    changed, noted = differences(stored or config, config, leeway)
     if changed:
         raise ConfigError(
             f"{workdir} holds a run of another config; it differs in\n"
@@ -106,24 +120,22 @@ def _refuse_a_folder_of_runs(workdir: str | Path, place: Path) -> None:
 
 
 def differences(
-    stored: Mapping[str, Any],
-    given: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-    free: Sequence[str] = (),
+    stored: Mapping[str, Any], given: Mapping[str, Any], leeway: Leeway = _EXACT
 ) -> tuple[list[str], list[str]]:
     """(lines that name settings which decide the numbers, lines that name others) in which two
     configs differ."""
-    known = dict(defaults or {})
     then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
     changed: list[str] = []
     noted: list[str] = []
     for key in sorted(then.keys() | now.keys()):
         # Keys of the trainer itself come with versions: an older run did as if they were unset.
         new = "." not in key and key not in then
-        old, value = (side.get(key, known.get(key, "(absent)")) for side in (then, now))
+        old, value = (side.get(key, leeway.defaults.get(key, "(absent)")) for side in (then, now))
         if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
             continue
-        may = new or any(key == name or key.startswith(f"{name}.") for name in (*NOTED, *free))
+        may = new or any(
+            key == name or key.startswith(f"{name}.") for name in (*NOTED, *leeway.free)
+        )
         (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
     return changed, noted
 

@@ -16,7 +16,7 @@ from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.data.source import Splits
 from cl_jax.training import checkpoint, configs, fingerprint, resuming
-from cl_jax.training.experiment import Built, build, defaults, free_keys, shape_of_state
+from cl_jax.training.experiment import Built, build, leeway, shape_of_state
 from cl_jax.training.workdir import path_of
 
 
@@ -143,7 +143,7 @@ def load(
     Args:
       workdir: of the run.
       config: settings to use instead of the run's own; they may differ from these in what
-        decides no number of the training (`resuming.NOTED`, `experiment.free_keys`).
+        decides no number of the training (`resuming.NOTED`, `experiment.leeway`).
       best: the best State by the evaluations in place of the newest.
       with_data: False for a stand-in with the fields and sizes of the data (`fingerprint.stand_in`)
         where the run has written them down and they are enough: nothing is read then, and the data
@@ -192,7 +192,7 @@ def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) ->
       ConfigError: the workdir holds a run of another config, or cannot be written.
       SaveError: the checkpoint could not be written.
     """
-    resuming.check_config(workdir, configs.plain(config), defaults(config), free_keys(config))
+    resuming.check_config(workdir, configs.plain(config), leeway(config))
     fingerprint.check(path_of(workdir), config, data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     try:
@@ -202,9 +202,7 @@ def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) ->
 
 
 def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:
-    changed, _ = resuming.differences(
-        configs.plain(own), configs.plain(given), free=free_keys(given)
-    )
+    changed, _ = resuming.differences(configs.plain(own), configs.plain(given), leeway(given))
     if changed:
         raise ConfigError(
             f"{workdir} holds a run of another config; it differs in\n"

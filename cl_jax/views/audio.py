@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,8 @@ class AudioView:
     samples: int = 20480
     span: tuple[float, float] = (0.0, 1.0)
     level: str = "none"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("audio", "length")
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ("audio", "length")
+    wants: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, keys: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Windows of a batch. keys: [B] typed keys, one for each recording."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,8 @@ class ClipView:
     recipe: Recipe
     frames: int = 0
     every: int = 1
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("clip",)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
+    wants: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, keys: jax.Array, batch: Batch) -> jax.Array:
         """Views of a batch. keys: [B] typed keys, one for each clip."""

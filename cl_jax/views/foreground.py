@@ -3,6 +3,7 @@ in which colour."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,8 @@ class ForegroundView:
 
     cells: int = 8
     every: int = 1
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("clip",)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
+    wants: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, keys: jax.Array, batch: Batch) -> jax.Array:
         """As `clean`."""

@@ -10,7 +10,7 @@ A batch comes as padded rows, "node" [B, N] and "edge" [B, E, 2], and leaves pac
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from cl_jax.core.graphs import Graphs
 
 OPERATORS = ("none", "drop", "edges", "mask", "subgraph")
 FILLS = ("mean", "noise")
-NEEDS = ("node", "edge")
 
 
 class Budget(NamedTuple):
@@ -76,14 +75,8 @@ class GraphView:
     fill: str = "mean"
     values: int = 0
     budget: Budget | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return NEEDS
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ("node", "edge")
+    wants: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, keys: jax.Array, batch: Mapping[str, jax.Array]) -> Graphs:
         """Views of a batch. keys: [B] typed keys, one for each graph."""

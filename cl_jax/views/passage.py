@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -13,14 +14,11 @@ class Passage:
     """batch[field], token numbers [B, n, T], drawn and clean alike."""
 
     field: str = "passage"
+    wants: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.field,)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
 
     def draw(self, keys: jax.Array, batch: Batch) -> jax.Array:
         return batch[self.field]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,8 @@ class StreamsView:
     fields: int = 3
     flow_scale: float = 1.0
     levels: int = 3
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("clip",)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
+    wants: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Views of a batch. keys: [B] typed keys, one for each clip."""

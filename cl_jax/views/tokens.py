@@ -3,7 +3,7 @@ for a language model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,11 @@ class Tokens:
     """
 
     field: str = "tokens"
+    wants: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.field,)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return ()
 
     def draw(self, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         tokens = batch[self.field]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cl_jax.core import axis
 
@@ -72,6 +72,22 @@ def test_any_mesh_keeps_values_and_shardings():
     np.testing.assert_allclose(rows, (x - x.mean(0, keepdims=True)) * 2)
     assert total == x.sum()
     assert rows.sharding.spec[0] == "data" and not total.sharding.spec
+
+
+def test_any_mesh_takes_typed_keys_of_the_mesh():
+    """As `jax.random.key` makes them inside `jax.set_mesh`."""
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    ids = jnp.arange(8)
+    on_mesh = jax.device_put(ids, NamedSharding(mesh, PartitionSpec("data")))
+
+    @axis.any_mesh
+    def drawn(key, ids):
+        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(ids)
+
+    with jax.set_mesh(mesh):
+        found = drawn(jax.random.key(0), on_mesh)
+    np.testing.assert_array_equal(found, drawn(jax.random.key(0), ids))
+    assert found.sharding.spec[0] == "data"
 
 
 def test_rows_are_split_over_the_axes_that_divide_them():

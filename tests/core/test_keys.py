@@ -31,8 +31,9 @@ def test_views_and_whole_batches_have_keys_of_their_own():
 @pytest.mark.parametrize(
     ("key", "ids", "words"),
     [
-        (jax.random.PRNGKey(0), jnp.arange(2), "typed key"),
-        (jax.random.split(jax.random.key(0)), jnp.arange(2), "one typed key"),
+        (jax.random.PRNGKey(0), jnp.arange(2), r"key is raw, uint32\[2\]; expected a typed one"),
+        (jax.random.split(jax.random.key(0)), jnp.arange(2), "expected one random key"),
+        (None, jnp.arange(2), "key is None; expected one random key"),
         (jax.random.key(0), jnp.arange(2.0), "expected integers"),
     ],
 )

@@ -136,7 +136,10 @@ def test_a_function_that_returns_something_else_is_one_sentence(
             lambda z: jnp.concatenate([z, z]),
             r"an array of shape \[(8|4), 2\] for .*jnp\.stack\(views, axis",
         ),
-        (lambda z: {"z": z, "scale": z.sum()}, r"an array at \['scale'\] of shape \[\] for "),
+        (
+            lambda z: {"z": z, "scale": z.sum()},
+            r"an array at \['scale'\] of shape \[\] for .*jnp\.broadcast_to\(x, \((4|2),",
+        ),
     ],
 )
 def test_outputs_without_a_row_per_example_are_one_sentence(micro_batches, returned, words):
@@ -168,12 +171,37 @@ def test_views_on_a_later_axis_are_rows_per_example():
     method.update(method.init(jax.random.key(0), BATCH), BATCH, jax.random.key(1))
 
 
+def test_what_examples_have_different_numbers_of_is_padded_and_what_all_share_is_copied():
+    """Nodes of graphs, words or crops with a mask, and an amount of the whole batch."""
+    nodes, counts = jnp.arange(4.0 * 5 * 3).reshape(4, 5, 3), jnp.array([5, 1, 2, 3])
+    batch = BATCH | {"x": nodes, "known": jnp.arange(5)[None] < counts[:, None]}
+
+    def forward(params, stats, target, x, batch, key):
+        penalty = jnp.broadcast_to(jnp.sum(params["w"] ** 2), (len(x),))
+        return {"nodes": x @ params["w"], "penalty": penalty}, stats, None
+
+    def loss(outputs, params, memory, batch, key):
+        known = batch["known"][..., None]
+        value = jnp.sum(jnp.where(known, outputs["nodes"], 0.0)) + outputs["penalty"].mean()
+        return value, Aux({}, memory)
+
+    found = []
+    for micro_batches in (1, 2):
+        method = linear(forward=forward, loss=loss, micro_batches=micro_batches)
+        state = method.init(jax.random.key(0), batch)
+        found.append(method.update(state, batch, jax.random.key(1))[0].params["w"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_features_without_a_row_per_example_are_one_sentence():
     method = linear(features=lambda params, stats, x, train: ({"h": x[:3] @ params["w"]}, stats))
     with pytest.raises(
         ValueError, match=r"features returned an array at \['h'\] of shape \[3, 2\]"
     ):
         method.encode(method.init(jax.random.key(0), BATCH), BATCH)
+    as_lists = linear(features=lambda params, stats, x, train: ({"h": x @ params["w"]}, stats))
+    state = as_lists.init(jax.random.key(0), BATCH)
+    assert as_lists.encode(state, BATCH | {"id": BATCH["id"].tolist()})["h"].shape == (4, 2)
 
 
 def test_features_without_statistics_are_one_sentence():

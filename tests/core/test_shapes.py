@@ -183,8 +183,24 @@ def test_a_key_is_typed_or_raw_and_may_be_traced(make):
     shapes.check_key(1, keys=keys)
     with pytest.raises(ValueError, match=r"key is .*\[3.*; expected one random key"):
         checked(keys)
-    with pytest.raises(ValueError, match=r"keys is .*expected a vector of random keys.*split\("):
+    with pytest.raises(
+        ValueError, match=r"keys is .*expected a vector of random keys.*split\(key, B"
+    ):
         shapes.check_key(1, keys=make(0))
+
+
+class AnyName:
+    """Answers to any name, as flax.nnx.Rngs does."""
+
+    def __getattr__(self, name):
+        return AnyName()
+
+
+class Wrapped:
+    """A variable that holds a key, as flax.nnx has them."""
+
+    def __init__(self, key):
+        self.key, self.dtype, self.shape = key, key.dtype, key.shape
 
 
 @pytest.mark.parametrize(
@@ -194,6 +210,9 @@ def test_a_key_is_typed_or_raw_and_may_be_traced(make):
         (np.int64(3), r"key is int64\[\];"),
         (jnp.zeros(3, jnp.uint32), r"key is uint32\[3\];"),
         ([0, 1], r"key is \[0, 1\];"),
+        ([jax.random.key(0)] * 3, "key is a list;"),
+        (AnyName(), r"key is .*AnyName.*; expected one random key"),
+        (Wrapped(jax.random.key(0)), r"key is .*Wrapped.*; expected one random key"),
     ],
 )
 def test_what_is_no_key_is_shown(wrong, words):

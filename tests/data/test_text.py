@@ -77,9 +77,16 @@ def test_a_test_file_is_the_test_part(tmp_path):
 
 def test_scored_pairs_with_and_without_names(tmp_path):
     path = written(tmp_path / "a.txt", rows(30))
-    plain = written(tmp_path / "p.tsv", [["a cat", "the cat", "4.5"], ["a dog", "one bird", ""]])
+    plain = written(
+        tmp_path / "p.tsv",
+        [
+            ["a cat", "the cat", "4.5"],
+            ["a dog", "one bird", ""],
+            ["a dog", "a cat", "2"],
+        ],
+    )
     sts = made(path, tmp_path, sts=plain).more
-    assert set(sts) == {"sts"} and sts["sts"].arrays["score"].tolist() == [4.5]
+    assert set(sts) == {"sts"} and sts["sts"].arrays["score"].tolist() == [4.5, 2]
     named = written(
         tmp_path / "n.tsv",
         [
@@ -87,12 +94,13 @@ def test_scored_pairs_with_and_without_names(tmp_path):
             ["x", "1", "a cat", "a dog"],
             ["y", "2", "red", "green"],
             ["x", "3", "a bird", "a bird"],
+            ["y", "0", "one", "red"],
         ],
     )
     sts = made(path, tmp_path, sts=named).more
     assert {name: source.arrays["score"].tolist() for name, source in sts.items()} == {
         "sts/x": [1, 3],
-        "sts/y": [2],
+        "sts/y": [2, 0],
     }
     assert set(sts["sts/x"].arrays) == {"tokens", "tokens_b", "score"}
 

@@ -132,22 +132,30 @@ def test_sharded_replicated_or_both(kind, where, block_size):
             assert grad.sharding.is_equivalent_to(x.sharding, 2)
 
 
-# Outside `jit` a loss is a hundred small programs to compile: a few of them by default.
+WHERE = ("sharded", "replicated", "both")
+# Outside `jit` a loss is a hundred small programs to compile: a few of them by default, and with
+# `-m slow` every row of the table in one of the three placements, in turn.
 EAGER = {"info_nce", "swav", "enqueue"}
 
 
 def placements():
     """Every row of the table, its inputs sharded, replicated, or sharded and replicated in turn."""
-    seen = set()
     for index, given in enumerate(table.ROWS):
-        name = table.name_of(given.f)
-        if not any("b" in axes.strip("*").split() for axes in given.arrays.values()):
-            continue
-        for where in ("sharded", "replicated", "both"):
-            few = name in EAGER and where == "sharded" and name not in seen
-            marks = [] if few else [pytest.mark.slow]
-            yield pytest.param(index, where, id=f"{name}-{index}-{where}", marks=marks)
+        if any("b" in axes.strip("*").split() for axes in given.arrays.values()):
+            for where in WHERE:
+                yield pytest.param(index, where, id=f"{table.name_of(given.f)}-{index}-{where}")
+
+
+def placements_outside_jit():
+    seen = set()
+    for given in placements():
+        index, where = given.values
+        name = table.name_of(table.ROWS[index].f)
+        few = name in EAGER and where == "sharded" and name not in seen
         seen.add(name)
+        if few or where == WHERE[index % 3]:
+            marks = [] if few else [pytest.mark.slow]
+            yield pytest.param(index, where, id=given.id, marks=marks)
 
 
 def held_on_four_devices(given, where, jitted, **how):
@@ -172,7 +180,7 @@ def held_on_four_devices(given, where, jitted, **how):
         assert grad.sharding.is_equivalent_to(sharding[name], grad.ndim), name
 
 
-@pytest.mark.parametrize(("index", "where"), placements())
+@pytest.mark.parametrize(("index", "where"), placements_outside_jit())
 def test_outside_jit(index, where):
     held_on_four_devices(table.ROWS[index], where, jitted=False)
 

@@ -9,6 +9,7 @@ import pytest
 from cl_jax.core.method import Run
 from cl_jax.encoders import conv, gru, transformer
 from cl_jax.methods import support_set
+from cl_jax.training import configs, experiment, loop
 from cl_jax.views import clip, tokens
 
 RUN = Run(None, 4, 16, 4, 8, {"tokens": 12})
@@ -171,6 +172,21 @@ def test_score_is_of_the_clip_itself_and_text_alone_can_be_encoded(started):
     assert score.shape == (4,) and (np.asarray(score) < 0).all()
     text = {name: BATCH[name] for name in ("tokens", "id")}
     assert set(jax.jit(method.encode)(state, text)) == {"text_h", "text_z"}
+
+
+@pytest.mark.parametrize(
+    "variant, figure, better",
+    [
+        ("debug", "retrieval/text_to_image/median", -1),
+        ("debug,meanings", "retrieval/text_to_image/label_map", 1),
+        ("debug,ablation", "none,0/image_to_text/r1", 1),
+    ],
+)
+def test_the_figure_of_the_best_checkpoint_is_measured(variant, figure, better, tmp_path):
+    config = configs.load(f"support_set:{variant}")
+    evaluation = loop.evaluation_of(experiment.build(config), config, tmp_path)
+    assert evaluation.best == figure
+    assert evaluation.score({figure: 3.0}) == better * 3.0
 
 
 def test_errors_say_what_was_expected():

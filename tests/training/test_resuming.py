@@ -25,6 +25,14 @@ CHANGES = (
     ({"nonfinite": "skip"}, True),
     ({"evals": {"knn_k": 20}}, True),
     ({"data": {"name": "packed", "path": "/scratch/job2/set"}}, True),
+    *(
+        ({"data": {"name": "packed", "path": "/scratch/job1/set", key: value}}, True)
+        for key, value in (
+            ("cache_dir", "/fast"),
+            ("tokenizer_cache", "/fast"),
+            ("download", False),
+        )
+    ),
     ({"a_key_of_a_later_version": 0}, True),
     ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
     ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),
@@ -47,19 +55,19 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         "data": {"name": "packed", "path": "/scratch/job1/set"},
         "optimizer": {"rate": float("nan")},
     }
-    defaults = {"optimizer.momentum": 0.9}
-    assert resuming.check_config(tmp_path, base, defaults) == []
+    leeway = resuming.Leeway({"optimizer.momentum": 0.9})
+    assert resuming.check_config(tmp_path, base, leeway) == []
     (tmp_path / "last" / "1").mkdir(parents=True)
-    assert resuming.check_config(tmp_path, base, defaults) == []
+    assert resuming.check_config(tmp_path, base, leeway) == []
     if taken:
-        noted = resuming.check_config(tmp_path, base | change, defaults)
+        noted = resuming.check_config(tmp_path, base | change, leeway)
         assert json.loads((tmp_path / "config.json").read_text()).keys() >= change.keys()
         assert len(noted) == (0 if "optimizer" in change or "batch_size" in change else 1)
     else:
         with pytest.raises(ConfigError, match="holds a run of another config; it differs in\n  "):
-            resuming.check_config(tmp_path, base | change, defaults)
+            resuming.check_config(tmp_path, base | change, leeway)
         shutil.rmtree(tmp_path / "last")  # nothing to protect
-        assert resuming.check_config(tmp_path, base | change, defaults) == []
+        assert resuming.check_config(tmp_path, base | change, leeway) == []
 
 
 def test_a_run_does_not_start_beside_the_folders_of_others(tmp_path):

@@ -10,6 +10,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -40,7 +41,7 @@ def modules(package):
 
 FACTORIES = {
     f"{package}.{name}": make
-    for package in ("data", "encoders", "methods", "evals")
+    for package in ("data", "encoders", "methods", "evals", "views")
     for name, make in modules(package)
 } | {"optimizer": optim.build, "loading": batches.loading, "views": Recipe}
 
@@ -82,6 +83,8 @@ def test_no_numeric_setting_takes_nonsense(name):
 @pytest.mark.parametrize(
     "section, key, values",
     [
+        ("data.glyphs", "rotation", (-1.0,)),
+        ("data.glyphs", "slant", (-1.0,)),
         ("data.image_text", "limit", (-1,)),
         ("encoders.biggan", "down", (-1,)),
         ("evals.generation", "shown", (-1,)),
@@ -157,6 +160,25 @@ def test_sections_within_a_section_are_looked_into():
         settings.check("method", make, {"warp": value})
 
 
+def test_a_section_of_anything_is_one():
+    """A factory outside the package may say no more than that it takes a mapping."""
+    for kind in (typing.Mapping, dict, typing.Mapping[str, typing.Any]):
+        for value in ({}, {"a": 1}, ConfigDict({"a": [1, "b"]})):
+            settings.check_value("method.more", value, kind)
+    with pytest.raises(ConfigError, match=r"method\.more=3; expected a section of settings\."):
+        settings.check_value("method.more", 3, typing.Mapping)
+    kind = typing.Mapping[str, float] | None
+    with pytest.raises(ConfigError, match="expected a section of settings, each a number or None"):
+        settings.check_value("method.warp", {"degrees": "abc"}, kind)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), jnp.float32(0.5)])
+def test_a_number_of_an_array_library_gets_its_mend(value):
+    with pytest.raises(ConfigError, match=r"expected a number\. .* \.item\(\)"):
+        settings.check_value("method.temperature", value, float)
+    settings.check_value("method.temperature", value.item(), float)
+
+
 def variants():
     for name in configs.names():
         source = (configs.folder() / f"{name}.py").read_text()
@@ -188,6 +210,13 @@ def test_the_settings_of_every_config_pass(name):
             make = FACTORIES.get(f"{package}.{section.get('name')}")
             if make is not None:  # else of parts, or one for each role
                 settings.check(package, make, section)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_default_may_be_written_down(name):
+    for key, parameter in inspect.signature(FACTORIES[name]).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            settings.check("section", FACTORIES[name], {key: parameter.default})
 
 
 def test_every_preset_passes():
@@ -333,9 +362,7 @@ def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
     assert key not in section
     for given, changes in ((value, []), (other, [path])):
         section[key] = given
-        changed, _ = resuming.differences(
-            before, configs.plain(config), experiment.defaults(config)
-        )
+        changed, _ = resuming.differences(before, configs.plain(config), experiment.leeway(config))
         assert [line.split(":")[0].strip() for line in changed] == changes
 
 
@@ -352,9 +379,9 @@ def test_data_that_only_evaluators_read_may_be_others(name, key, value):
     config = stages.stages(configs.load(name), "unused")[0][1].unlock()
     before = configs.plain(config)
     config.data[key] = value
-    given = configs.plain(config), experiment.defaults(config), experiment.free_keys(config)
-    changed, noted = resuming.differences(before, *given)
+    leeway = experiment.leeway(config)
+    changed, noted = resuming.differences(before, configs.plain(config), leeway)
     assert not changed and noted[0].startswith(f"  data.{key}: ")
     config.data["length"] = 7
-    changed, _ = resuming.differences(before, configs.plain(config), *given[1:])
+    changed, _ = resuming.differences(before, configs.plain(config), leeway)
     assert changed[0].startswith("  data.length: ")

@@ -115,6 +115,20 @@ def test_an_unfinished_stage_is_not_started_from(previous, tmp_path):
         stages.previous_stage(previous(4), tmp_path / "second")
 
 
+def test_a_run_is_loaded_by_a_config_that_lists_a_default(tmp_path, monkeypatch):
+    """As a resume takes it, so does an evaluation."""
+    config = stages.stages(configs.load("simclr_v1:debug"), tmp_path)[0][1].unlock()
+    resuming.check_config(tmp_path, configs.plain(config))
+    monkeypatch.setattr(stages, "build", lambda config, *_: small.epochal(config))
+    assert "b1" not in config.optimizer and config.optimizer.name == "adamw"
+    config.optimizer.b1 = 0.9
+    with pytest.raises(NotFoundError, match="has no checkpoint yet"):  # the run is the config's
+        stages.load(tmp_path, config)
+    config.optimizer.b1 = 0.5
+    with pytest.raises(ConfigError, match=r"optimizer\.b1: 0\.9 in the workdir, 0\.5 now"):
+        stages.load(tmp_path, config)
+
+
 def test_a_stage_that_was_not_run_is_named(tmp_path):
     with pytest.raises(NotFoundError, match=r"starts from the end of another stage.*--stage=all"):
         stages.previous_stage(ConfigDict({"previous": "../first"}), tmp_path / "second")
