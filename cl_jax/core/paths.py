@@ -2,16 +2,23 @@
 
 import os
 import re
+import urllib.parse
 from pathlib import Path
 
 from cl_jax.core.errors import ConfigError
 
+# Schemes of URLs that are known without their slashes too; any "name:/" is taken for one.
+_STORES = "gs|gcs|s3|s3a|s3n|az|adl|abfss?|wasbs?|hdfs|dbfs|memory|mem|https?|ftps?|sftp|ssh|scp"
+_URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*):/|({_STORES}|file):", re.IGNORECASE)
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path, with `~` and `~user` at its beginning as home directories.
+    """The path, with `~` and `~user` at its beginning as home directories; of a `file:` URL the
+    path that it names.
 
     Raises:
-      ConfigError: an empty path, a home directory that is not known, or control characters.
+      ConfigError: an empty path, another URL, a home directory that is not known, or control
+        characters.
     """
     text = os.fspath(path)
     if not text:
@@ -24,6 +31,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             f"the path {text!r} has a control character; expected the name of a file or folder. "
             "Rename it."
         )
+    text = without_scheme(text, f"the path {text!r}")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -31,3 +39,34 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             f"the path {text!r} begins with a home directory that is not known here; give the "
             "whole path."
         ) from None
+
+
+def without_scheme(text: str, given: str) -> str:
+    """The path that a `file:` URL names; a text that is no URL as it is.
+
+    Args:
+      given: what the text is, for messages.
+
+    Raises:
+      ConfigError: another URL, which as a path would be a folder "gs:" here; a file of another
+        machine.
+    """
+    scheme = _URL.match(text)
+    if scheme is None:
+        return text
+    if (scheme[1] or scheme[2]).lower() != "file":
+        raise ConfigError(
+            f"{given} is a URL; a file system is needed. Mount the bucket (gcsfuse, mountpoint-s3, "
+            "rclone) and give the path of the mount, or give a local path and copy what is there."
+        )
+    host, path = text[5:], ""
+    if host.startswith("//"):
+        host, slash, path = host[2:].partition("/")
+        path = slash + path
+    else:
+        host, path = "", host
+    if host.startswith("~"):
+        host, path = "", host + path
+    if host not in ("", "localhost"):
+        raise ConfigError(f"{given} is on the machine {host}; expected file:///PATH of this one.")
+    return urllib.parse.unquote(path)

@@ -29,6 +29,11 @@ from cl_jax.data.parts import drawn, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
+# Recordings in formats that are not read.
+_UNREAD = frozenset(
+    ".m4a .m4b .mp4 .aac .wma .amr .au .snd .caf .w64 .rf64 .mka .weba .webm .ac3 .ape .wv .tta "
+    ".spx .mp2 .3gp .aifc .sph .alac".split()
+)
 _SILENCE = 2**-14  # of full scale: below, all samples are 0, 1 or -1 in 16 bits
 _FULL = 1 - 2**-14
 _SHOWN = 5  # recordings that an error names
@@ -80,21 +85,28 @@ def make(
       workers: threads that read.
 
     Raises:
-      ValueError: no such folder, no recordings in it, recordings that cannot be used, several
-        sample rates where none is asked for, a pattern that is wrong or not found, a part without
-        recordings.
+      ValueError: no such folder, no recordings in it, a label folder of formats that are not read,
+        recordings that cannot be used, several sample rates where none is asked for, a pattern
+        that is wrong or not found, a part without recordings.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, on_error)
     root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your recordings.")
     root = root.resolve()
-    listed = listing.of(root, SUFFIXES)
+    listed = listing.of(root, SUFFIXES, _UNREAD)
     files = listed.files
     if not files:
+        seen = f" It has {listing.unread_in(listed)}." if listed.unread else ""
         raise ValueError(
             f"{path} holds no recording; their names end in {', '.join(SUFFIXES)}, at any depth."
+            f"{seen}"
         )
+    if listed.unread:
+        logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
+    if not pattern:
+        depth = 1 if of_folders(path, files) else 0
+        listing.refuse_lost(path, listed, files, depth, "recording")
     labels = _labels(path, files, pattern)
     is_test = _test_part(path, files, test_pattern, test_share, labels)
 

@@ -20,8 +20,10 @@ import numpy as np
 from absl import logging
 
 from cl_jax.data import lines, tagging, text, tokenizer
+from cl_jax.data.parts import role, stem
 from cl_jax.data.source import Source, Splits, Text, from_arrays
 from cl_jax.data.tagging import NOUN, VERB
+from cl_jax.data.text_tasks import DEV
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
@@ -169,8 +171,12 @@ def _given(path: str, share: float) -> tuple[list[Sentence], list[Sentence]]:
     rows = lines.separated(path, counts=(2, 3), meaning="concepts, sentence and perhaps split")
     header = [column.strip().lower() for column in rows[0].columns]
     at = {name: header.index(name) for name in header}
-    splits = {row.columns[at["split"]].strip() for row in rows[1:]} if "split" in at else set()
-    held = "dev" if "dev" in splits else "test"
+    given = {row.columns[at["split"]].strip() for row in rows[1:]} if "split" in at else set()
+    splits = {name: role(name) for name in given if name}
+    if strange := [name for name, part in splits.items() if part not in ("train", "test")]:
+        raise ValueError(f"{path}: split is {strange[0]!r}; expected train, test or dev.")
+    held = {name for name in splits if stem(name) in DEV}
+    held = held or {name for name, part in splits.items() if part == "test"}
     train: list[Sentence] = []
     test: dict[tuple[str, ...], Sentence] = {}
     for row in rows[1:]:
@@ -182,8 +188,8 @@ def _given(path: str, share: float) -> tuple[list[Sentence], list[Sentence]]:
             raise ValueError(f"{path}, line {row.line}: an empty sentence or concept.")
         split = row.columns[at["split"]].strip() if "split" in at else ""
         seed = _hash(" ".join(sorted(concepts)))
-        testing = split == held if splits else seed / 2**64 < share
-        if not testing and split not in ("", "train"):
+        testing = split in held if splits else seed / 2**64 < share
+        if not testing and splits.get(split, "train") != "train":
             continue
         words = tagging.split(sentence)
         key = tuple(sorted(concepts))

@@ -141,7 +141,8 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
     features, labels, paths = {}, {}, None
     _check_notes(path, about)
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
-    for name, values in columns.items():
+    for name, given in columns.items():
+        values = np.char.decode(given, "utf-8", "replace") if given.dtype.kind == "S" else given
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
             with np.errstate(over="ignore"):  # reported below with those that are inf in the file
                 features[name] = np.asarray(values, np.float32)
@@ -248,13 +249,19 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         header = next(csv.reader([first], delimiter=between), [])
         reader = csv.reader(opened, delimiter=between)
         groups: dict[str, list[int]] = {}
+        places: dict[int, int] = {}
         for column, name in enumerate(header):
-            numbered = re.fullmatch(r"(.+)\.\d+", name)
+            numbered = re.fullmatch(r"(.+)\.(\d+)", name)
+            places[column] = int(numbered[2]) if numbered else 0
             groups.setdefault(numbered[1] if numbered else name, []).append(column)
         wide = {name for name, at in groups.items() if f"{name}.0" in [header[i] for i in at]}
+        for name in wide:  # a table may have its columns as text sorts them: h.1, h.10, h.2
+            groups[name].sort(key=places.__getitem__)
         # float32 at once: a csv of text would be ten times as large in memory
         found: dict[str, list[Any]] = {name: [] for name in groups}
         for number, row in enumerate(reader, 2):
+            if not row:  # a blank line
+                continue
             if len(row) != len(header):
                 raise ConfigError(
                     f"{file}, line {number}: {len(row)} columns; expected {len(header)}."
@@ -271,7 +278,9 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, values in columns.items():  # numbers of classes
         if name not in wide and name.lower() not in PATHS and len(values):
             if all(re.fullmatch(r"-?\d+|", word) for word in values.tolist()):
-                columns[name] = np.array([int(word or -1) for word in values.tolist()], np.int32)
+                whole = [int(word or -1) for word in values.tolist()]
+                if max(whole) < 2**31 and min(whole) >= -(2**31):  # larger ones are names
+                    columns[name] = np.array(whole, np.int32)
     return columns, {}
 
 

@@ -29,7 +29,7 @@ from cl_jax.data.batches import cores
 from cl_jax.data.layout import Layout, divide, hold_out, limited
 from cl_jax.data.leakage import tell_copies, tell_formats
 from cl_jax.data.listing import Listing
-from cl_jax.data.reading import SAMPLED, Reading, checked, reason_of, scale_of
+from cl_jax.data.reading import SAMPLED, Reading, checked, read_or_next, reason_of, scale_of
 from cl_jax.data.source import Example, Source, Splits, from_arrays
 
 _CLASSES_SHOWN = 20
@@ -408,7 +408,7 @@ def _source(
     read_one = functools.partial(_read, reading, names, fields)
     read: Callable[[int], Example] = read_one
     if on_error == "skip":
-        read = functools.partial(_read_or_next, name, read_one, len(names), fields.get("label"))
+        read = functools.partial(read_or_next, name, read_one, len(names), fields.get("label"))
     return Source(
         name,
         len(names),
@@ -422,25 +422,6 @@ def _source(
 
 def _read(reading: Reading, names: list[str], fields: dict[str, np.ndarray], i: int) -> Example:
     return {"image": reading(names[i]), **{field: values[i] for field, values in fields.items()}}
-
-
-def _read_or_next(
-    name: str,
-    read_one: Callable[[int], Example],
-    size: int,
-    label: np.ndarray | None,
-    i: int,
-) -> Example:
-    """Example `i`, or where it is damaged the next of its class: what `Source.labels` says of `i`
-    stays true."""
-    for j in range(i, i + size):
-        if label is not None and label[j % size] != label[i]:
-            continue
-        try:
-            return read_one(j % size)
-        except ValueError as error:
-            logging.warning("replaced by the next image of its class: %s", error)
-    raise ValueError(f"{name}: none of its images of the class of example {i} can be read.")
 
 
 def _nothing(path: str, found: Listing) -> str:

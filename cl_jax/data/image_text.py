@@ -13,7 +13,8 @@ captions (fewer are repeated; a view draws one of them). "label" where there are
 `more["prompts"]`: "tokens" and "label", sentences that name each class.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,15 @@ from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
-from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
+from cl_jax.data.reading import read_or_next
+from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 _TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
 _SHOWN = 5
+_LONGEST = 255  # bytes of a file's name
 
 
 def make(
@@ -92,6 +95,8 @@ def make(
         )
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}; expected 1 or 3.")
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of pictures, or 0 for all.")
     if wrong := [template for template in templates if template.count("{}") != 1]:
         raise ValueError(f"templates has {wrong[0]!r}; expected one {{}} in each, for the class.")
 
@@ -258,6 +263,12 @@ def _rows(
 def _check_files(table: Path, rows: Mapping[str, _Picture]) -> None:
     root = table.parent.resolve()
     for name, row in rows.items():
+        longest = max(len(part.encode("utf-8", "replace")) for part in name.split("/"))
+        if longest > _LONGEST or "\0" in name:
+            raise ValueError(
+                f"{table}, line {row.line}: {images.printable(name)[:60]!r}... is not a file's "
+                "name. Are the columns file_column and caption_column the right way round?"
+            )
         if not (root / name).resolve().is_relative_to(root):
             raise ValueError(
                 f"{table}, line {row.line}: {images.printable(name)} leads out of the folder."
@@ -365,10 +376,13 @@ def _source(
         return Source(name, made.size, made.read, made.sizes, made.arrays, skipped=len(bad))
     from_arrays(name, fields, sizes)  # checks the numbers
 
-    def read(i: int) -> dict[str, np.ndarray]:
+    def read_one(i: int) -> Example:
         return {
             "image": decoded(int(good[i])),
             **{key: values[i] for key, values in fields.items()},
         }
 
+    read: Callable[[int], Example] = read_one
+    if on_error == "skip":  # damage in the middle of a file is found when it is read
+        read = functools.partial(read_or_next, name, read_one, len(good), fields.get("label"))
     return Source(name, len(good), read, sizes, labels=fields.__getitem__, skipped=len(bad))

@@ -53,13 +53,15 @@ def text(path: str | Path, what: str = "a text file, one sentence a line") -> st
     if b"\0" in data:
         raise ValueError(f"{path} has zero bytes: it is not a text file.")
     try:
-        return data.decode("utf-8-sig")
+        found = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
             "instance iconv -f LATIN1 -t UTF-8."
         ) from None
+    # Spreadsheets for the Macintosh still write files whose lines end so.
+    return found if "\n" in found else found.replace("\r", "\n")
 
 
 def separator(header: str) -> str:
@@ -96,13 +98,13 @@ def separated(path: str | Path, *, counts: Sequence[int], meaning: str) -> list[
 
 
 def table(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of named columns: JSON-lines (`.jsonl`, `.json`) or CSV or TSV (`.csv`, `.tsv`) with a
-    header; any of them compressed. Values are strings, or whatever JSON they are. "line" is each
-    row's line number.
+    """Rows of named columns: JSON-lines (`.jsonl`, `.json`), CSV (`.csv`, with commas, semicolons
+    or tabs) or TSV (`.tsv`) with a header; any of them compressed. Values are strings, or whatever
+    JSON they are. "line" is each row's line number.
 
     Raises:
-      ValueError: as `read`; another kind of file; a line that is not a JSON object; rows that
-        differ from the header.
+      ValueError: as `read`; another kind of file; a line that is not a JSON object; a name twice
+        in the header, rows that differ from it.
     """
     suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in _OPEN]
     kind = suffixes[-1] if suffixes else ""
@@ -113,12 +115,14 @@ def table(path: str | Path) -> list[dict[str, Any]]:
         return [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     reader = csv.reader(
         io.StringIO("\n".join(lines)),
-        delimiter="," if kind == ".csv" else "\t",
+        delimiter=separator(lines[0] if lines else "") if kind == ".csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if kind == ".csv" else csv.QUOTE_NONE,
     )
     rows: list[dict[str, Any]] = []
     try:
-        header = next(reader, [])
+        header = [cell.strip() for cell in next(reader, [])]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise ValueError(f"{path} has several columns {twice[0]!r}; expected each name once.")
         for columns in reader:
             if not columns:
                 continue

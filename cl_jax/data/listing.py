@@ -5,13 +5,14 @@ import collections
 import hashlib
 import os
 import stat
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import images
 
@@ -32,8 +33,8 @@ class Listing(NamedTuple):
 
     files: images, or whatever is wanted, sorted. bad: what may not be opened, with the reason;
     those of `files` among it are in both. sizes, times: bytes, and nanoseconds of the last change,
-    of `files`. others: skipped files, counted by suffix. unread: those of them that are images
-    of another kind.
+    of `files`. others: skipped files, counted by suffix. unread: those of them that are of the
+    wanted kind, in a format that is not read.
     """
 
     files: list[str]
@@ -52,21 +53,25 @@ class Listing(NamedTuple):
         ) + (f" and {rest} kinds more" if rest > 0 else "")
 
 
-def of(root: Path, suffixes: Container[str] | None = None) -> Listing:
+def of(
+    root: Path, suffixes: Container[str] | None = None, unread: Container[str] = frozenset()
+) -> Listing:
     """The listing of a folder that is there, by its real path. Folders that are hidden or a
     system's own are passed over, links to folders are not followed.
 
     Args:
       suffixes: of the files that are wanted, in lower case; None for images.
+      unread: of files of the same kind in formats that are not read; known for images.
     """
     found = Listing([], {}, {}, {}, collections.Counter(), [])
     readable = images.readable() if suffixes is None else suffixes
+    alike = _OTHER_IMAGES | images.SUFFIXES.keys() if suffixes is None else unread
     stack = [""]
     while stack:
         inside = stack.pop()
         try:
             with os.scandir(os.path.join(root, inside)) as entries:
-                _folder(found, root, inside, entries, readable, stack, suffixes is None)
+                _folder(found, root, inside, entries, readable, stack, alike)
         except OSError as error:
             found.bad[inside.rstrip("/") or "."] = f"cannot be listed ({error.strerror})"
     found.files.sort()
@@ -80,7 +85,7 @@ def _folder(
     entries: Iterable[os.DirEntry],
     readable: Container[str],
     stack: list[str],
-    wants_images: bool,
+    alike: Container[str],
 ) -> None:
     """Adds what is in one folder; its sub-folders go to the stack."""
     files, sizes, times = found.files, found.sizes, found.times
@@ -115,7 +120,7 @@ def _folder(
         else:
             suffix = ending.lower()
             found.others[suffix or "without a suffix"] += 1
-            if wants_images and (suffix in images.SUFFIXES or suffix in _OTHER_IMAGES):
+            if suffix in alike:
                 found.unread.append(inside + name)
 
 
@@ -158,15 +163,51 @@ def _leads_out(root: Path, entry: os.DirEntry) -> bool:
     return not Path(os.path.realpath(entry.path)).is_relative_to(root)
 
 
+def refuse_lost(path: str, found: Listing, names: Sequence[str], depth: int, what: str) -> None:
+    """Refuses a label folder whose files are all in formats that are not read: its label would be
+    missing without a word.
+
+    Args:
+      path: of the folder, for messages.
+      names: what is read, by path inside the folder.
+      depth: of the label folder in a path: 1 below folders that are parts, else 0.
+      what: the files are, for the message.
+
+    Raises:
+      ValueError: names such folders and the formats.
+    """
+    if not all(name.count("/") > depth for name in names):
+        return  # they have no label folders
+    read = {tuple(name.split("/")[: depth + 1]) for name in names}
+    parts = {folders[:depth] for folders in read}
+    there = {
+        tuple(name.split("/")[: depth + 1]) for name in found.unread if name.count("/") > depth
+    }
+    if lost := sorted(folders for folders in there - read if folders[:depth] in parts):
+        shown = some([images.printable("/".join(folders)) for folders in lost])
+        raise ValueError(
+            f"{path}: its folders {shown} hold no {what} that can be read, but {unread_in(found)}. "
+            "Convert those files, or move the folders away."
+        )
+
+
+def unread_in(found: Listing) -> str:
+    """The files of the wanted kind that are not read, counted by suffix, in words."""
+    counts = collections.Counter(images.suffix(name) for name in found.unread)
+    return some([f"{count} {ending}" for ending, count in counts.most_common()], _SHOWN)
+
+
 # What was checked before --------------------------------------
 
 
 def remembered(root: Path, found: Listing, key: str, cache_dir: str | None) -> set[str]:
     """The images that were checked before and have the same size and time since."""
     file = _file_of(root, key, cache_dir)
-    if file is None or not file.is_file():
+    if file is None:
         return set()
     try:
+        if not file.is_file():
+            return set()
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             names = bytes(kept["names"]).decode("utf-8", "surrogateescape").split("\0")
             rows = zip(names, kept["sizes"].tolist(), kept["times"].tolist(), strict=True)
@@ -203,7 +244,7 @@ def remember(root: Path, found: Listing, good: list[str], key: str, cache_dir: s
 
 
 def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
-    if not cache_dir:
-        return None
+    if not cache_dir or os.path.expanduser(cache_dir).startswith("~"):
+        return None  # a user of a container may have no home directory
     name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return user_path(cache_dir) / "checked" / f"{name}.npz"

@@ -1,6 +1,7 @@
 """How the files of a folder become images of one size, and which of them cannot."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from absl import logging
 
 from cl_jax.data import images, listing
 from cl_jax.data.listing import Listing
+from cl_jax.data.source import Example
 
 SAMPLED = 64  # files whose headers or depth are read, to know of all
 
@@ -137,3 +139,22 @@ def _inspect(reading: Reading, name: str) -> str:
 def reason_of(error: ValueError, name: str) -> str:
     """The text of an error without the name of the image that it begins with."""
     return str(error).removeprefix(f"{images.printable(name)}: ")
+
+
+def read_or_next(
+    name: str,
+    read_one: Callable[[int], Example],
+    size: int,
+    label: np.ndarray | None,
+    i: int,
+) -> Example:
+    """Example `i`, or where it is damaged the next of its class: what `Source.labels` says of `i`
+    stays true."""
+    for j in range(i, i + size):
+        if label is not None and label[j % size] != label[i]:
+            continue
+        try:
+            return read_one(j % size)
+        except ValueError as error:
+            logging.warning("replaced by the next image of its class: %s", error)
+    raise ValueError(f"{name}: none of its images of the class of example {i} can be read.")

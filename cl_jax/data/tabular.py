@@ -189,7 +189,8 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
             f"{name}: the deviation of column {column!r} is beyond the largest number; expected "
             "numbers below 1e150. Scale it, or leave the column out by columns."
         )
-    varies = deviation > 1e-12 * np.maximum(1, np.abs(mean))
+    # Relative to the column: numbers in small units may all be below 1e-12.
+    varies = deviation > 1e-12 * np.abs(train.values).max(0)
     classes = sorted({word for table in parts.values() for word in table.labels if word})
     number = {word: i for i, word in enumerate(classes)}
 

@@ -18,7 +18,7 @@ from cl_jax.data.parts import role, stem
 
 Scored = dict[str, tuple[list[str], list[str], np.ndarray]]  # sentences, sentences, scores
 _SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
-_DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
+DEV = ("dev", "val", "valid", "validation")  # splits that settings are chosen by
 
 
 def read_scored(path: str, on_error: str = "raise") -> Scored:
@@ -86,7 +86,7 @@ def _scored_of_file(path: str, on_error: str, whole: str = "") -> Scored:
             raise ValueError(
                 f"{path}, line {row.line}: the score {cells['score']!r} is not a number."
             )
-        kind = "sts_dev" if stem(split) in _DEV else "sts"
+        kind = "sts_dev" if stem(split) in DEV else "sts"
         one = found.setdefault(kind if group is None else f"{kind}/{group}", ([], [], []))
         one[0].append(cells["a"])
         one[1].append(cells["b"])
@@ -165,7 +165,7 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
     for row in rows[1:]:
         cells = {key: value.strip() for key, value in zip(header, row.columns)}
         split = cells.get("split", "")
-        if not any(row.columns) or stem(split) in _DEV:
+        if not any(row.columns) or stem(split) in DEV:
             continue
         if split not in ("", "all") and role(split) not in ("train", "test"):
             raise ValueError(

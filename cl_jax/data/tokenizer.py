@@ -121,12 +121,15 @@ def train(
     digest = hashlib.sha256(f"{sentencepiece.__version__} bpe {vocab_size} {rule}\n".encode())
     for sentence in chosen:
         digest.update(sentence.encode() + b"\n")
-    file = _folder(cache) / f"{digest.hexdigest()[:32]}.model"
-    if file.exists():
-        try:
+    folder = _folder(cache)
+    if folder is None:
+        return Tokenizer(_trained(chosen, vocab_size, rule))
+    file = folder / f"{digest.hexdigest()[:32]}.model"
+    try:
+        if file.exists():
             return Tokenizer(file.read_bytes(), str(file))
-        except (OSError, ValueError) as error:
-            logging.warning("%s is trained again: %s", file, error)
+    except (OSError, ValueError) as error:
+        logging.warning("%s is trained again: %s", file, error)
     tokenizer = Tokenizer(_trained(chosen, vocab_size, rule))
     _keep(file, tokenizer.model)
     return tokenizer
@@ -178,11 +181,12 @@ def _trained(sentences: Iterable[str], vocab_size: int, rule: str) -> bytes:
     return written.getvalue()
 
 
-def _folder(cache: str | Path | None) -> Path:
+def _folder(cache: str | Path | None) -> Path | None:
+    """Where models are kept; None for a user without a home directory, as containers have them."""
     if cache is not None:
         return user_path(cache)
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return user_path(home) / "cl_jax" / "tokenizers"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if home.startswith("~") else Path(home, "cl_jax", "tokenizers")
 
 
 def _keep(file: Path, model: bytes) -> None:

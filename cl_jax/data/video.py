@@ -27,6 +27,11 @@ from cl_jax.data.parts import drawn, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
+# Films in formats that are not read.
+_UNREAD = frozenset(
+    ".flv .f4v .3gp .3g2 .ts .mts .m2ts .vob .rm .rmvb .asf .divx .ogm .mxf .y4m .gif .mjpeg .npz "
+    ".heic .avif".split()
+)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 SAMPLING = ("pieces", "spread")
 _TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
@@ -86,12 +91,17 @@ def make(
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your films or clips.")
     root = root.resolve()
-    names, refused = _films(root, listing.of(root, (".npy", *CONTAINERS, *PICTURES)))
+    listed = listing.of(root, (".npy", *CONTAINERS, *PICTURES), _UNREAD)
+    names, refused = _films(root, listed)
     if not names:
+        seen = f" It has {listing.unread_in(listed)}." if listed.unread else ""
         raise ValueError(
             f"{path} holds no film: neither folders of pictures nor files that end in .npy, "
-            f"{', '.join(CONTAINERS)}."
+            f"{', '.join(CONTAINERS)}.{seen}"
         )
+    if listed.unread:
+        logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
+    listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts = _captions(root, names, file_column, caption_column)
 
     def stored(name: str) -> np.ndarray | str:
@@ -281,7 +291,9 @@ def _pictures(folder: Path) -> list[str]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Numbers in names count as numbers: frame 9 comes before frame 10."""
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
+    return [
+        (int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)
+    ]
 
 
 def _parts(

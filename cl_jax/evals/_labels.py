@@ -17,3 +17,13 @@ def check_classes(num_classes: int, **labels: Any) -> None:
                 f"{name} go from {low} to {high}; expected 0 to {num_classes - 1} with num_classes="
                 f"{num_classes}. Leave unlabelled rows out, or raise num_classes."
             )
+
+
+def check_labelled(**labels: np.ndarray) -> None:
+    """Refuses labels below 0, which are none and would be a class of their own."""
+    for name, values in labels.items():
+        if np.size(values) and np.min(values) < 0:
+            raise ValueError(
+                f"{name} go down to {np.min(values)}, which is no label; expected 0 or more. Leave "
+                "unlabelled rows out."
+            )

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data.source import labels_of, tail
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_labelled
 
 GROUPS = ("many", "medium", "few")
 
@@ -137,7 +138,8 @@ def balancedness(accuracy: Sequence[float] | np.ndarray, *, sigma: float = 1.0) 
 
 def class_accuracy(predicted: np.ndarray, labels: np.ndarray, *, num_classes: int) -> np.ndarray:
     """[C] share of the examples of each class that were predicted rightly; NaN of a class without
-    examples."""
+    examples. Labels are 0 or more."""
+    check_labelled(labels=labels)
     count = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     return np.where(count > 0, right / np.maximum(count, 1), np.nan)

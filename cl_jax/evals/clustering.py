@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_labelled
 
 
 def make(
@@ -80,10 +81,10 @@ def agreement(clusters: np.ndarray, labels: np.ndarray) -> Agreement:
     Args:
       clusters: [N] integers with any names, at least one for each example. With more clusters than
         classes, or fewer, those without a partner count as wrong.
-      labels: [N] integers.
+      labels: [N] integers, 0 or more.
 
     Raises:
-      ValueError: shapes or types that disagree.
+      ValueError: shapes or types that disagree, a label below 0.
 
     Reference: Xie et al. 2016, arXiv 1511.06335, equation 10 (accuracy, by the Hungarian method).
     """
@@ -99,6 +100,7 @@ def agreement(clusters: np.ndarray, labels: np.ndarray) -> Agreement:
             f"clusters are {clusters.dtype}{list(clusters.shape)} and labels {labels.dtype}"
             f"{list(labels.shape)}; expected integers [N] both."
         )
+    check_labelled(labels=labels)
     names, cluster = np.unique(clusters, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
     table = np.zeros((len(names), len(classes)), np.int64)
@@ -124,13 +126,13 @@ def kmeans_agreement(
 
     Args:
       features: [N, D].
-      labels: [N] integers.
+      labels: [N] integers, 0 or more.
       clusters: how many; None: as many as there are classes.
       normalise: scales rows to unit length first.
       starts: k-means runs that often and keeps the run with the least inertia.
 
     Raises:
-      ValueError: shapes that disagree, more clusters than examples.
+      ValueError: shapes that disagree, a label below 0, more clusters than examples.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) != len(labels):
@@ -138,6 +140,7 @@ def kmeans_agreement(
             f"features have shape {features.shape} and there are {len(labels)} labels; expected "
             "[N, D] and [N]."
         )
+    check_labelled(labels=labels)
     count = len(np.unique(labels)) if clusters is None else clusters
     if not 1 <= count <= len(features):
         raise ValueError(f"clusters={count}; expected 1 to {len(features)}, the examples.")

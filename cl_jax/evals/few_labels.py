@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cl_jax.cluster.coreset import coreset
+from cl_jax.evals._labels import check_labelled
 
 FOLDS = 5
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-5, 3))  # inverse, as scikit-learn's C
@@ -56,12 +57,16 @@ def fit(features: np.ndarray, labels: np.ndarray) -> Probe:
       labels: [N] integers 0 to C - 1, each class at least once, C of 2 or more.
 
     Raises:
-      ValueError: fewer than two classes, or a class without an example.
+      ValueError: a label below 0, fewer than two classes, or a class without an example.
     """
+    check_labelled(labels=labels)
     classes = int(labels.max()) + 1 if len(labels) else 0
     counts = np.bincount(labels, minlength=classes)
     if classes < 2 or not counts.all():
-        raise ValueError(f"labels count {counts.tolist()} per class; expected two classes or more.")
+        raise ValueError(
+            f"labels count {counts.tolist()} per class; expected two classes or more, "
+            "each with an example. Number the classes from 0 without gaps."
+        )
     x = np.asarray(features, np.float64)
     fold = folds(labels)
     seen = fold >= 0

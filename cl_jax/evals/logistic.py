@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_labelled
 
 
 def make(
@@ -66,7 +67,8 @@ def accuracy(
     iterations: int = 300,
 ) -> float:
     """The share of [M, D] test features whose label a logistic regression on [N, D] features
-    predicts, of one class always that; NaN where features are."""
+    predicts, of one class always that; NaN where features are. Labels are 0 or more."""
+    check_labelled(labels=labels, test_labels=test_labels)
     if not (np.isfinite(features).all() and np.isfinite(test_features).all()):
         return float("nan")
     if (labels == labels[0]).all():  # one class, which scikit-learn refuses

@@ -14,6 +14,7 @@ from cl_jax.core.seeds import SEEDS
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_labelled
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 SELECTIONS = ("nested", "best")
@@ -102,7 +103,7 @@ def svm_folds(
 
     Args:
       features: [N, D].
-      labels: [N] integers; each class at least `folds` times.
+      labels: [N] integers, 0 or more; each class at least `folds` times.
       folds, inner_folds: stratified and shuffled by `seed`.
       grid: values of C.
       standardise: scales each feature by the training folds' mean and deviation first; the authors
@@ -122,6 +123,7 @@ def svm_folds(
         )
     if selection not in SELECTIONS:
         raise ValueError(f"selection={selection!r}; expected one of {', '.join(SELECTIONS)}.")
+    check_labelled(labels=labels)
     classes, counts = np.unique(labels, return_counts=True)
     least = int(counts.min())
     inside = least - -(-least // folds)  # of that class in the smallest training part

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
@@ -12,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cl_jax.data.source import Source, labels_of, renamed
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_labelled
 
 
 def make(
@@ -40,11 +43,13 @@ def make(
       when: see `Evaluator`; "always" measures the untrained network too.
 
     Raises:
-      ValueError: fewer than two folds.
+      ValueError: fewer than two folds, or no strength.
     """
     other: dict[str, Source] = {}
     if folds < 2:
         raise ValueError(f"folds={folds}; expected 2 or more.")
+    if not strengths:
+        raise ValueError(f"strengths={strengths!r}; expected at least one number above 0.")
 
     def measure(given: Given) -> dict[str, float]:
         more = given.data.more
@@ -107,10 +112,23 @@ def accuracy(
     seed: int = 0,
 ) -> float:
     """The share of test rows [M, D] whose label a logistic regression on [N, D] predicts, its
-    penalty chosen by a tenth of the N rows."""
-    chosen = strengths[0]
-    if len(strengths) > 1:
-        division = StratifiedShuffleSplit(1, test_size=0.1, random_state=seed)
+    penalty chosen by a tenth of the N rows; NaN where features are.
+
+    The tenth holds a row of each class at least. Where a class has a single row, or none would be
+    left to fit, nothing can be held out, and the penalty is the one in the middle.
+
+    Raises:
+      ValueError: a label below 0.
+    """
+    check_labelled(labels=labels, test_labels=test_labels)
+    if not (np.isfinite(features).all() and np.isfinite(test_features).all()):
+        return float("nan")
+    counts = np.unique(labels, return_counts=True)[1]
+    tenth, rows = int(np.ceil(0.1 * len(labels))), len(labels)
+    chosen = strengths[len(strengths) // 2]
+    if len(strengths) > 1 and min(counts) > 1 and rows - max(tenth, len(counts)) >= len(counts):
+        share = 0.1 if tenth >= len(counts) else len(counts)
+        division = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
         fit, held = next(division.split(features, labels))
         scores = [
             _fitted(features[fit], labels[fit], c, iterations).score(features[held], labels[held])
@@ -130,8 +148,25 @@ def by_folds(
     iterations: int = 200,
     seed: int = 0,
 ) -> float:
-    """Mean of `accuracy` over stratified folds, each tested once."""
+    """Mean of `accuracy` over stratified folds, each tested once; as many folds as the most
+    frequent class has rows, where these are fewer.
+
+    Raises:
+      ValueError: a label below 0, no class with two rows.
+    """
+    check_labelled(labels=labels)
+    most = int(np.unique(labels, return_counts=True)[1].max())
+    if most < 2:
+        raise ValueError(
+            f"no class has two of the {len(labels)} rows; expected as many as folds={folds}."
+        )
+    if most < folds:
+        logging.warning("%d folds, not %d: no class has more rows.", most, folds)
+        folds = most
     division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # of rarer classes, which some folds are without
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(division.split(features, labels))
     return float(
         np.mean(
             [
@@ -144,13 +179,15 @@ def by_folds(
                     iterations=iterations,
                     seed=seed,
                 )
-                for fit, held in division.split(features, labels)
+                for fit, held in parts
             ]
         )
     )
 
 
 def _fitted(features: np.ndarray, labels: np.ndarray, c: float, iterations: int):
+    if (labels == labels[0]).all():  # which the regression refuses
+        return DummyClassifier().fit(features, labels)
     machine = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

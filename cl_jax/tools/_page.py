@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from cl_jax.checks import diagnosis
 from cl_jax.core import parallel
 from cl_jax.core.names import some
 from cl_jax.core.parallel import EACH, SAME
+from cl_jax.core.paths import user_path
 from cl_jax.data.images import printable
 from cl_jax.data.source import Source, names_of, subset
 from cl_jax.reports import findings, layouts, page, pictures, sections
@@ -155,7 +155,7 @@ def _in_order(places: "Future[dict[str, np.ndarray]]") -> dict[str, np.ndarray]:
 
 
 def _source(run: Trained, data: str) -> tuple[Source, dict[str, str]]:
-    if data and Path(data).expanduser().exists():
+    if data and user_path(data).exists():
         return run.source(data)
     parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
     if (data or "test") not in parts:

@@ -43,6 +43,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import xla
 from cl_jax.core.names import nearest
+from cl_jax.core.paths import user_path
 from cl_jax.data import declared
 from cl_jax.data.source import Source
 from cl_jax.tools import _budget, _table
@@ -306,7 +307,7 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
     rows: list[dict[str, Any]] = []
-    stem = Path(args.out).expanduser() if args.out else path_of(args.workdir) / "table"
+    stem = user_path(args.out) if args.out else path_of(args.workdir) / "table"
     for name in names:
         for seed in range(args.seeds):
             config = config_of(name, args, seed)

@@ -14,9 +14,9 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cl_jax.core.paths import user_path
 from cl_jax.tools import verbs
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def embed(args: argparse.Namespace) -> int:
     from cl_jax.data.source import checksum_of
     from cl_jax.training import trained
 
-    called = Path(args.folder).expanduser().resolve().stem if args.folder else "data"
-    out = Path(args.out or Path(args.run).expanduser() / "embeddings" / f"{called}.npz")
+    called = user_path(args.folder).resolve().stem if args.folder else "data"
+    out = user_path(args.out or user_path(args.run) / "embeddings" / f"{called}.npz")
     if args.out:
         embeddings.check_place(out)
     if out.exists() and not args.overwrite:
@@ -117,7 +117,7 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
 
     if folder is not None:
         source, bad = run.source(folder)
-        root = str(Path(folder).expanduser().resolve()) if source.names is not None else ""
+        root = str(user_path(folder).resolve()) if source.names is not None else ""
         return source, bad, root
     data = run.data
     parts = {"train": data.train, "test": data.test} | {
@@ -129,7 +129,7 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
         del parts["test"]
     source = joined(data.train.name.split("/")[0], parts)
     path = run.config.data.get("path", "") if data.train.names is not None else ""
-    return source, {}, str(Path(path).expanduser().resolve()) if path else ""
+    return source, {}, str(user_path(path).resolve()) if path else ""
 
 
 def _fill(

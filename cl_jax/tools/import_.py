@@ -12,8 +12,8 @@ it is not run: only tensors are read.
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
+from cl_jax.core.paths import user_path
 from cl_jax.tools import verbs
 
 
@@ -45,7 +45,7 @@ def import_(args: argparse.Namespace) -> int:
     found = importing.read(args.file, prefix=args.prefix, heads=args.heads)
     config = runs.config_of(
         found,
-        str(Path(args.file).expanduser().resolve()),
+        str(user_path(args.file).resolve()),
         data=args.data,
         image_size=args.image_size,
         mean=args.mean,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cl_jax.core.paths import user_path
 from cl_jax.tools import verbs
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def read_labels(path: str) -> dict[str, str]:
     from cl_jax.data.embeddings import PATHS
     from cl_jax.data.images import printable
 
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise NotFoundError(f"{path} is not a file; expected a table of paths and labels.")
     try:
@@ -298,8 +299,8 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
         raise _error(
             f"the data of {args.run} are not a folder; give --pictures=FOLDER or --embeddings=FILE."
         )
-    name = f"{Path(folder).expanduser().resolve().stem}-{feature}-{run.checksum}.npz"
-    out = Path(args.run).expanduser() / "embeddings" / name
+    name = f"{user_path(folder).resolve().stem}-{feature}-{run.checksum}.npz"
+    out = user_path(args.run) / "embeddings" / name
     if out.is_file():
         source, _ = run.source(folder)
         held = embeddings.load(out)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from cl_jax.core.paths import user_path
 from cl_jax.tools import verbs
 
 
@@ -53,7 +54,6 @@ def report(args: argparse.Namespace) -> int:
     """Writes the page; returns the exit status."""
     import os
     import tempfile
-    from pathlib import Path
 
     import cl_jax
     from cl_jax.data.images import printable
@@ -62,7 +62,7 @@ def report(args: argparse.Namespace) -> int:
     if args.rows < 3:
         raise ValueError(f"--rows={args.rows}; expected 3 or more.")
     run = cl_jax.load(args.run, best=args.best)
-    out = Path(args.out or run.workdir / "report.html").expanduser()
+    out = user_path(args.out or run.workdir / "report.html")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out={out}: {out.parent} is not a folder that one may write to.")
     if out.is_dir():

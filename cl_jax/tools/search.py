@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cl_jax.core.paths import user_path
 from cl_jax.tools import verbs
 
 if TYPE_CHECKING:
@@ -351,10 +352,13 @@ def _row_of(path: str, held: "Embeddings") -> int | None:
     import numpy as np
 
     root = held.about.get("root", "")
-    names = {path, str(Path(path).expanduser().resolve())}
-    if root and Path(path).expanduser().resolve().is_relative_to(root):
-        names.add(Path(path).expanduser().resolve().relative_to(root).as_posix())
-    at = np.flatnonzero(np.isin(held.paths, list(names)))
+    at = np.flatnonzero(held.paths == path)
+    if not len(at):
+        file = user_path(path).resolve()
+        names = {str(file)}
+        if root and file.is_relative_to(root):
+            names.add(file.relative_to(root).as_posix())
+        at = np.flatnonzero(np.isin(held.paths, list(names)))
     return int(at[0]) if len(at) else None
 
 
@@ -366,7 +370,7 @@ def _embedded(
     from cl_jax.core.names import nearest
     from cl_jax.training import trained
 
-    path = Path(args.like).expanduser()
+    path = user_path(args.like)
     if args.like in held.about.get("bad", {}):
         raise ConfigError(
             f"--like={_clean(args.like)} could not be read when {args.embeddings} was made: "
@@ -504,14 +508,14 @@ def _write_sheet(args: argparse.Namespace, held: "Embeddings", found: Found) -> 
     root = _root(args, held)
 
     def file(what: Any) -> Path:
-        return what if isinstance(what, Path) else Path(root).expanduser() / held.paths[what]
+        return what if isinstance(what, Path) else user_path(root) / held.paths[what]
 
     rows = [
         Row(title, [Tile(file(what), caption) for what, caption in tiles])
         for title, tiles in found.rows
     ]
     try:
-        shown, missing = contact_sheet.write(Path(args.sheet).expanduser(), rows)
+        shown, missing = contact_sheet.write(user_path(args.sheet), rows)
     except OSError as error:
         raise SaveError(f"{args.sheet} cannot be written: {error}.") from error
     if shown and missing == shown:

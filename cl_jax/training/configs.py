@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.names import nearest
+from cl_jax.core.paths import user_path
 from cl_jax.training.defaults import UnknownVariant
 from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.workdir import path_of
@@ -92,8 +93,8 @@ def smallest(text: str) -> ConfigDict:
 
 
 def _module(name: str) -> ModuleType:
-    path = Path(name).expanduser()
     if name.endswith(".py") or "/" in name:
+        path = user_path(name)
         if path.is_file():
             return _from_file(path)
         # `configs/NAME.py` also means the package's own config where there is no checkout.
@@ -105,7 +106,8 @@ def _module(name: str) -> ModuleType:
         )
     if name in names():
         return _from_file(folder() / f"{name}.py")
-    if importlib.util.find_spec(name.split(".")[0]) is not None and "." in name:
+    package, dot, _ = name.partition(".")
+    if package and dot and importlib.util.find_spec(package) is not None:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

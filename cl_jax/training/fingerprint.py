@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.paths import user_path
 from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
@@ -39,9 +40,9 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
         "sizes": {field: int(count) for field, count in data.train.sizes.items()},
         "classes": {field: list(names) for field, names in data.train.classes.items()},
     }
-    path = Path(str(config.data.get("path", "") or "")).expanduser()
-    if config.data.get("path") and path.exists():
-        found |= of_files(path)
+    path = str(config.data.get("path", "") or "")
+    if path and user_path(path).exists():
+        found |= of_files(user_path(path))
     return found
 
 
@@ -100,13 +101,15 @@ def _files(path: Path) -> list[tuple[str, os.stat_result]]:
     found, folders = [], [(path, "")]
     while folders:
         place, prefix = folders.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append((Path(entry.path), f"{prefix}{entry.name}/"))
-                else:
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((f"{prefix}{entry.name}", status))
+        try:
+            entries = list(os.scandir(place))
+        except OSError:  # such as lost+found of a disk, which only its owner may list
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((Path(entry.path), f"{prefix}{entry.name}/"))
+            else:
+                found.append((f"{prefix}{entry.name}", entry.stat(follow_symlinks=False)))
     return found
 
 

@@ -6,20 +6,17 @@ Nothing here imports jax."""
 import fcntl
 import json
 import os
-import re
 import socket
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.paths import without_scheme
 
 LOCK = "lock"
-# Schemes of URLs that are known without their slashes too; any "name:/" is taken for one.
-_STORES = "gs|gcs|s3|s3a|s3n|az|adl|abfss?|wasbs?|hdfs|dbfs|memory|mem|https?|ftps?|sftp|ssh|scp"
 
 
 def path_of(workdir: str | Path) -> Path:
@@ -39,22 +36,7 @@ def path_of(workdir: str | Path) -> Path:
             f"workdir={text!r} has a character that cannot be printed; expected the path of a "
             "folder. Take it out."
         )
-    scheme = re.match(rf"([A-Za-z][A-Za-z0-9+.-]*):/|({_STORES}|file):", text, re.IGNORECASE)
-    if scheme and (scheme[1] or scheme[2]).lower() == "file":
-        host, path = re.match("(?://([^/]*))?(.*)", text[5:]).groups()
-        if host and host.startswith("~"):
-            host, path = "", host + path
-        if host not in (None, "", "localhost"):
-            raise ConfigError(
-                f"workdir={text!r} is on the machine {host}; expected file:///PATH of this one."
-            )
-        text = urllib.parse.unquote(path)
-    elif scheme:
-        raise ConfigError(
-            f"workdir={text!r} is a URL; a run needs a file system. Mount the bucket (gcsfuse, "
-            "mountpoint-s3, rclone) and give the path of the mount, or give a local folder and "
-            "copy it afterwards."
-        )
+    text = without_scheme(text, f"workdir={text!r}")
     try:
         return Path(text).expanduser()
     except RuntimeError:

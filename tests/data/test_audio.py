@@ -221,3 +221,29 @@ def test_folders_that_may_be_parts_or_labels(tmp_path, parts):
     names = [f"{part}/{label}/{i}.wav" for part in parts for label in "ab" for i in range(2)]
     with pytest.raises(ValueError, match="which are parts and which are labels"):
         audio.make(path=_folder(tmp_path, names))
+
+
+@pytest.mark.parametrize("lost", ["c/1.m4a", "test/b/1.WMA"])
+def test_a_label_whose_recordings_are_of_an_unread_format_is_refused(tmp_path, lost):
+    names = ("a/1.wav", "a/2.wav", "b/1.wav", "b/2.wav")
+    if "test" in lost:
+        names = ("train/a/1.wav", "train/b/1.wav", "test/a/1.wav")
+    path = _folder(tmp_path, names)
+    (tmp_path / lost).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / lost).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"{lost[:-6]} hold no recording that can be read, but 1"):
+        audio.make(path=path)
+
+
+def test_recordings_of_an_unread_format_are_told(tmp_path, caplog):
+    path = _folder(tmp_path)
+    for name in ("a/3.m4a", "b/3.m4a", "c/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    splits = audio.make(path=path)
+    assert splits.train.size + splits.test.size == 4 and splits.train.sizes["label"] == 2
+    assert "skipped files: 2 .m4a." in caplog.text
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "1.m4a").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no recording; .* It has 1 \.m4a"):
+        audio.make(path=str(tmp_path / "alone"))

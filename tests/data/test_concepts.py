@@ -104,3 +104,13 @@ def test_a_subset_keeps_its_references(tmp_path):
     part = subset(source, [1])
     assert part.text.references == [source.text.references[1]]
     np.testing.assert_array_equal(part.arrays["tokens"], source.arrays["tokens"][1:2])
+
+
+def test_parts_by_other_names(tmp_path):
+    rows = [f"{split}\tdog#run#{i}\tThe dog {i} runs." for i, split in enumerate(
+        ["Train", "train", "validation", "test"])]  # fmt: skip
+    splits = _make(tmp_path, "\n".join(["split\tconcepts\tsentence", *rows]))
+    assert (splits.train.size, splits.test.size) == (2, 1)
+    assert splits.test.text.references == [["The dog 2 runs."]]
+    with pytest.raises(ValueError, match="split is 'extra'; expected train, test or dev"):
+        _make(tmp_path, "\n".join(["split\tconcepts\tsentence", "extra\tdog#run\tA dog runs."]))

@@ -189,3 +189,19 @@ def test_labels_beyond_32_bits_are_names(tmp_path):
     assert found.labels["label"].tolist() == [2, 0, 2, 1]
     assert found.classes == {"label": ("0", "1", str(2**40))}
     assert found.labels["few"].tolist() == (many % 7).tolist()
+
+
+def test_a_table_of_another_program(tmp_path):
+    file = tmp_path / "e.csv"
+    columns = ["path", *(f"h.{i}" for i in sorted(map(str, range(11)))), "id64", "day"]
+    assert columns[3] == "h.10"
+    row = ["x", *(name[2:] for name in columns[1:12]), str(2**40), "2"]
+    file.write_text("\n".join([",".join(columns), ",".join(row), "", ",".join(row), "", ""]))
+    found = embeddings.load(file)
+    assert found["h"].tolist() == [list(range(11))] * 2  # by their numbers, not as text sorts them
+    assert found.words("id64") == [str(2**40)] * 2 and found.labels["day"].tolist() == [2, 2]
+
+
+def test_labels_of_bytes_are_text(tmp_path):
+    np.savez(tmp_path / "e.npz", h=np.ones((2, 3)), kind=np.array(["dög".encode(), b"cat"]))
+    assert embeddings.load(tmp_path / "e.npz").words("kind") == ["dög", "cat"]

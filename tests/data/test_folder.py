@@ -2,12 +2,14 @@
 
 import io
 import os
+import pwd
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cl_jax.data import folder, images, listing
+from cl_jax.data import folder, images, listing, tokenizer
 from cl_jax.data.batches import host_batches, ids_at
 from cl_jax.data.source import labels_of
 from tests.data.photos import BLUE, GREEN, RED, noise, put, tree
@@ -447,3 +449,36 @@ def test_a_survey_says_what_is_a_class_and_why(tmp_path, caplog):
     none = folder.survey(path=str(tmp_path / "some/cat"))
     assert not none.classes and "no classes: the images are in no sub-folders" in none.lines[1]
     assert "labels=False" in folder.survey(path=str(tmp_path / "some"), labels=False).lines[1]
+
+
+def test_a_cache_that_may_not_be_entered_costs_nothing_but_time(tmp_path, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    tree(tmp_path / "photos", "train")
+    real = Path.stat
+    cache = str(tmp_path / "home")
+    monkeypatch.setattr(
+        Path, "stat", lambda p, **k: (refused if str(p).startswith(cache) else real)(p, **k)
+    )
+    splits = folder.make(
+        path=str(tmp_path / "photos"), image_size=4, cache_bytes=0, cache_dir=cache
+    )
+    assert splits.train.size + splits.test.size == 6
+    words = [f"some words {i}" for i in range(9)]
+    assert tokenizer.train(words, vocab_size=60, cache=cache).size > 9
+
+
+def test_a_user_without_a_home_directory_reads_from_disk_all_the_same(tmp_path, monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    tree(tmp_path / "photos", "train")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    splits = folder.make(path="photos", image_size=4, cache_bytes=0)
+    assert splits.train.size + splits.test.size == 6
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    words = [f"some words {i}" for i in range(9)]
+    assert tokenizer.train(words, vocab_size=60).size > 9 and not (tmp_path / "~").exists()

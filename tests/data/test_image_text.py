@@ -133,6 +133,7 @@ def test_other_mistakes(tmp_path):
         (dict(path=str(tmp_path / "empty")), "holds none of captions.csv"),
         (dict(path=str(tmp_path / "pictures" / "1.png")), "ends in .csv, .tsv or .jsonl"),
         (dict(channels=2), "expected 1 or 3"),
+        (dict(limit=-1), "limit=-1; expected a number of pictures"),
         (dict(path="", image_size=64), "leave both out|Leave both out"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -148,3 +149,38 @@ def test_embedded_captions_name_the_digit(tmp_path):
         for sentence, digit in zip(model.decode(source.arrays["tokens"]), source.arrays["label"]):
             assert any(word in sentence for word in captions.DIGITS[digit])
     assert set(splits.more["prompts"].arrays["label"]) == set(range(10))
+
+
+@pytest.mark.parametrize("between, end", [(";", "\n"), (", ", "\r\n"), (",", "\r"), ("\t", "\n")])
+def test_tables_of_other_programs(tmp_path, between, end):
+    table = tmp_path / "captions.csv"
+    folder(tmp_path)
+    table.write_bytes(table.read_text().replace(",", between).replace("\n", end).encode())
+    splits = made(str(tmp_path), tmp_path, label_column="kind")
+    assert splits.train.size + splits.test.size == 12 and splits.train.sizes["label"] == 3
+
+
+def test_columns_the_wrong_way_round_are_told(tmp_path):
+    path = folder(tmp_path, header="caption,file", lines=lambda _: ["0.png," + "a b " * 70])
+    with pytest.raises(ValueError, match=r"line 2: .* is not a file.s name. Are the columns"):
+        made(path, tmp_path)
+
+
+def test_damage_found_in_training_is_replaced_under_skip(tmp_path, caplog):
+    path = folder(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(0, 12, 3):  # all red ones, of noise
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(
+            tmp_path / "pictures" / f"{i}.png"
+        )
+    file = tmp_path / "pictures" / "0.png"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    file.write_bytes(data)
+    given = dict(label_column="kind", cache_bytes=0, test_share=0.3)
+    for source in made(path, tmp_path, on_error="skip", **given)[:2]:
+        rows = [source.read(i) for i in range(source.size)]
+        assert [row["label"] for row in rows] == labels_of(source).tolist()
+    assert "replaced by the next image of its class" in caplog.text
+    with pytest.raises(ValueError, match=r"0\.png: "):
+        [source.read(i) for source in made(path, tmp_path, **given)[:2] for i in range(source.size)]

@@ -102,3 +102,11 @@ def test_errors_of_a_file(text, settings, words, tmp_path):
 def test_errors_of_settings(settings, words):
     with pytest.raises(ValueError, match=words):
         tabular.make(**settings)
+
+
+def test_columns_of_any_unit_are_standardised(tmp_path):
+    rows = [f"{3 + i}e-19,{3 + i}e12,1e-19,{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["charge,count,same,label", *rows]))
+    row = tabular.make(path=str(tmp_path / "t.csv")).train.arrays["row"]
+    np.testing.assert_allclose(row.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(row.std(0), [1, 1, 0], atol=1e-5)

@@ -138,3 +138,25 @@ def test_errors_say_what_was_expected(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
     with pytest.raises(ValueError, match=r"pictures beside its clips, such as loose\.png"):
         video.make(path=str(tmp_path), frames=4)
+
+
+def test_a_label_whose_films_are_of_an_unread_format_is_refused(tmp_path, caplog):
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        array(tmp_path / f"{name}.npy")
+    (tmp_path / "a" / "3.flv").write_bytes(b"x")
+    video.make(path=str(tmp_path), frames=4, image_size=4)
+    assert "skipped files: 1 .flv." in caplog.text
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.gif").write_bytes(b"x")
+    with pytest.raises(ValueError, match="its folders c hold no film that can be read, but"):
+        video.make(path=str(tmp_path), frames=4, image_size=4)
+
+
+def test_a_digit_that_is_no_decimal_is_a_letter_of_a_name(tmp_path):
+    for name in ("take\u00b2", "\u00b2", "2"):
+        array(tmp_path / f"{name}.npy")
+    data = video.make(path=str(tmp_path / "."), frames=4, image_size=4)
+    assert data.train.size + data.test.size == 6
+    pictures(tmp_path / "\u00b2")
+    data = video.make(path=str(tmp_path), frames=4, image_size=4)
+    assert data.train.size + data.test.size == 8

@@ -312,3 +312,18 @@ def test_alignment_and_uniformity_over_training_are_drawn(tmp_path):
     with Image.open(tmp_path / "alignment_uniformity.png") as picture:
         assert picture.size == (900, 750)
     sts.make().draw(SimpleNamespace(workdir=tmp_path / "none"))
+
+
+def test_transfer_of_sets_too_small_to_hold_a_tenth_out(caplog):
+    y = np.arange(12) % 3
+    x = 2 * np.eye(3, 5)[y] + np.random.default_rng(0).normal(0, 0.1, (12, 5))
+    for count in (4, 7, 12):  # a class with one row, fewer rows held out than classes
+        assert transfer.accuracy(x[:count], y[:count], x, y) > 1 / 3
+        assert 0 <= transfer.by_folds(x[:count], y[:count], folds=10) <= 1
+    assert "folds, not 10: no class has more rows" in caplog.text
+    assert transfer.accuracy(x, 0 * y, x, y) == 1 / 3  # one class
+    assert np.isnan(transfer.accuracy(x * np.nan, y, x, y))
+    with pytest.raises(ValueError, match="no class has two of the 2 rows"):
+        transfer.by_folds(x[:2], np.arange(2), folds=10)
+    with pytest.raises(ValueError, match="expected at least one number above 0"):
+        transfer.make(strengths=())

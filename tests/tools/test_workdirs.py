@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -91,3 +92,35 @@ def test_a_bad_workdir_is_one_sentence(verb, tmp_path, capsys, monkeypatch):
         assert "\x1b" not in told, name
         assert not (tmp_path / "gs:").exists() and not (tmp_path / "~nobody-of-that-name").exists()
     logging.getLogger("absl").setLevel(level)
+
+
+@pytest.mark.parametrize("place", ["gs://bucket", "~nobody-of-that-name"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "run", "pictures", "--out={}/a.npz"],
+        ["embed", "run", "{}/pictures"],
+        ["label", "run", "labels.csv", "--out={}/a.csv"],
+        ["label", "run", "{}/labels.csv"],
+        ["search", "a.npz", "--duplicates", "--sheet={}/a.png"],
+        ["search", "a.npz", "--like={}/a.png"],
+        ["import", "{}/a.safetensors", "--out=run"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_place_that_is_no_path_of_this_machine_is_one_sentence(
+    words, place, tmp_path, capsys, monkeypatch
+):
+    level = logging.getLogger("absl").level
+    np.savez(tmp_path / "a.npz", h=np.ones((3, 2)))
+    monkeypatch.chdir(tmp_path)
+    verb, *given = [word.format(place) for word in words]
+    try:
+        status = importlib.import_module(VERBS[verb][0]).main(given)
+    finally:
+        logging.getLogger("absl").setLevel(level)
+    said = capsys.readouterr().err
+    assert status == 1 and "Traceback" not in said, said
+    assert ("is a URL" if ":" in place else "home directory that is not known") in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]  # no folder "gs:"

@@ -89,6 +89,8 @@ def test_a_file_that_is_no_config(text, words, tmp_path, monkeypatch):
         ("configs/simclr_v3.py", "configs/simclr_v3.py does not exist; did you mean"),
         ("no_lab.mine", "config 'no_lab.mine' does not exist"),
         ("os.path", "'os.path' has no function get_config"),
+        (".", "config '.' does not exist"),
+        ("~nobody-of-that-name/a.py", "begins with a home directory that is not known"),
     ],
 )
 def test_a_config_that_is_not_there(text, words):

@@ -81,3 +81,22 @@ def test_a_damaged_record_is_written_anew(run, tmp_path, caplog):
     _, check = run
     (tmp_path / "run" / "data.json").write_text("{")
     assert check() == [] and "written again" in caplog.text and check() == []
+
+
+def test_a_folder_that_may_not_be_listed_is_passed_over(run, monkeypatch):
+    """As lost+found, where a whole disk is the folder of the data."""
+    data, check = run
+    (data / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fspath(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert check() == []
+    assert check(path=f"file://{data}") == []
+    (data / "cat" / "1.png").write_bytes(b"another size")
+    with pytest.raises(ConfigError):
+        check(path=f"file://{data}")

@@ -25,6 +25,14 @@ CHANGES = (
     ({"nonfinite": "skip"}, True),
     ({"evals": {"knn_k": 20}}, True),
     ({"data": {"name": "packed", "path": "/scratch/job2/set"}}, True),
+    *(
+        ({"data": {"name": "packed", "path": "/scratch/job1/set", key: value}}, True)
+        for key, value in (
+            ("cache_dir", "/fast"),
+            ("tokenizer_cache", "/fast"),
+            ("download", False),
+        )
+    ),
     ({"a_key_of_a_later_version": 0}, True),
     ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
     ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),

@@ -110,7 +110,7 @@ URLS = ("gs://bucket/run", "s3://bucket/run", "memory://run", "hdfs:/a", "GS://b
 
 @pytest.mark.parametrize("url", URLS)
 def test_urls_are_refused(url):
-    with pytest.raises(ConfigError, match="is a URL; a run needs a file system"):
+    with pytest.raises(ConfigError, match="is a URL; a file system is needed"):
         workdir.path_of(url)
 
 
