@@ -160,7 +160,7 @@ def test_trains_evaluates_and_verifies(lab, capsys):
 
     capsys.readouterr()
     assert command.main(["eval", "lab/config.py", "--workdir=run"]) == 1
-    assert "data.size: 48 in the workdir, (absent) now" in capsys.readouterr().err
+    assert "data.size: 48 in the workdir, 64 now" in capsys.readouterr().err
 
     assert command.main(["verify", "--configs=lab.config", "--devices=1,2", "--steps=3"]) == 0
     assert "1 of 1 the same on 1, 2 devices" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_every_name_of_the_package_that_a_script_uses_is_there(path):
 
 
 # Seconds each; the others, a training run or a sweep, with `-m slow`.
-SHORT = {"losses", "views"}
+SHORT = {"losses"}
 
 
 @pytest.mark.parametrize(

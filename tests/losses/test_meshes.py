@@ -135,7 +135,7 @@ def test_sharded_replicated_or_both(kind, where, block_size):
 WHERE = ("sharded", "replicated", "both")
 # Outside `jit` a loss is a hundred small programs to compile: a few of them by default, and with
 # `-m slow` every row of the table in one of the three placements, in turn.
-EAGER = {"info_nce", "swav", "enqueue"}
+EAGER = {"swav", "enqueue"}
 
 
 def placements():

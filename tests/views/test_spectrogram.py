@@ -51,7 +51,14 @@ def test_what_is_not_of_the_recording_is_silence():
     assert quiet[:2].all() and quiet[-2:].all() and (found[5:11].max(1) > 0.9).all()
 
 
-@pytest.mark.parametrize("change", [dict(shift=0.3), dict(speed=0.4), dict(noise=0.5)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(speed=0.4),
+        pytest.param(dict(shift=0.3), marks=pytest.mark.slow),
+        pytest.param(dict(noise=0.5), marks=pytest.mark.slow),
+    ],
+)
 def test_changes_are_drawn_by_each_key_and_left_out_half_of_the_time(change):
     view = spectrogram.make(**SIZES, **change)
     given = batch(*[tone(800, start=700, end=1300)] * 6)
