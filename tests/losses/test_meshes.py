@@ -332,7 +332,8 @@ def test_blocks_of_rows_take_what_they_take_in_shard_map(block_size):
         )
         exact = jax.jit(mapped).lower(*sharded(mesh, *shapes)).compile()
     taken, least = (x.memory_analysis().temp_size_in_bytes for x in (ours, exact))
-    assert taken <= 1.02 * least, (taken / 2**20, least / 2**20)
+    own_rows = 4 * 2 * 4096 // 4 * 64  # bytes; XLA's partition of the program keeps a copy of them
+    assert taken <= 1.02 * least + own_rows, (taken / 2**20, least / 2**20)
 
 
 def test_the_plain_matrix_is_chosen_by_the_rows_of_one_device():
