@@ -41,6 +41,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def cache() -> Path | None:
+    """Where this package keeps what can be made again; None for a user without a home directory, as
+    containers have them."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if home.startswith("~") else Path(home, "cl_jax")
+
+
 def without_scheme(text: str, given: str) -> str:
     """The path that a `file:` URL names; a text that is no URL as it is.
 

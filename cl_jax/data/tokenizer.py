@@ -14,6 +14,7 @@ import numpy as np
 import sentencepiece
 from absl import logging
 
+from cl_jax.core import paths
 from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import END, MASK, PAD, START, UNKNOWN
 from cl_jax.data import wordpiece
@@ -182,11 +183,11 @@ def _trained(sentences: Iterable[str], vocab_size: int, rule: str) -> bytes:
 
 
 def _folder(cache: str | Path | None) -> Path | None:
-    """Where models are kept; None for a user without a home directory, as containers have them."""
+    """Where models are kept; None where nothing is."""
     if cache is not None:
         return user_path(cache)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return None if home.startswith("~") else Path(home, "cl_jax", "tokenizers")
+    own = paths.cache()
+    return own and own / "tokenizers"
 
 
 def _keep(file: Path, model: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cl_jax.core import xla
+from cl_jax.core import paths, xla
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.paths import user_path
 from cl_jax.training import configs, stopping
@@ -215,21 +215,14 @@ def prepare() -> str:
     gc.set_threshold(50_000, 20, 20)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if cache := compilation_cache():
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    if cache := paths.cache():
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     # most programs of a start take less than one second
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every step of a save
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
     return xla.prepare()
-
-
-def compilation_cache() -> str:
-    """The folder of compiled programs; "" for a user without a home directory, as containers have
-    them."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return "" if cache.startswith("~") else str(Path(cache) / "cl_jax")
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:

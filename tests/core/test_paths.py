@@ -1,11 +1,12 @@
 """Paths as a user gives them: home directories, and what no path may be."""
 
+import pwd
 from pathlib import Path
 
 import pytest
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.core.paths import user_path
+from cl_jax.core.paths import cache, user_path
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch):
@@ -35,3 +36,23 @@ def test_what_is_no_path_is_a_sentence(path, words):
 def test_a_file_url_is_the_path_that_it_names():
     assert user_path("file:///data/a%20b") == Path("/data/a b")
     assert user_path("/a:/b") == Path("/a:/b")
+
+
+def test_what_can_be_made_again_is_kept_in_the_user_s_cache(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache() == Path("/home/me/.cache/cl_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # the same as none, by its standard
+    assert cache() == Path("/home/me/.cache/cl_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
+    assert cache() == Path("/fast/cl_jax")
+
+
+def test_a_user_without_a_home_directory_has_no_cache(monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert cache() is None
