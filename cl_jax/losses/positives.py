@@ -200,7 +200,7 @@ def supcon_rows(
         features,
         rows,
         jax.tree.map(lambda x: jnp.tile(x, views), cols),
-        Relation(positive, count, negative),
+        _Relation(positive, count, negative),
         temperature,
         anchors,
         (summation, denominator),
@@ -401,7 +401,7 @@ def kcl_in_batch(
         features,
         {"chosen": rows},
         {"entry": index},
-        Relation(_chosen, jnp.sum(rows, axis=1)),
+        _Relation(_chosen, jnp.sum(rows, axis=1)),
         temperature,
         views,
         ("outside", "all"),
@@ -603,7 +603,7 @@ def _chosen(rows: Pairs, cols: Pairs) -> jax.Array:
     return rows["chosen"][:, cols["entry"]]
 
 
-class Relation(NamedTuple):
+class _Relation(NamedTuple):
     """How columns stand to rows. positive: their weights as positives. num_positives: [R] the sum
     of each row's, without its own column. negative: which are negatives; None where the denominator
     is all columns but the row's own."""
@@ -617,7 +617,7 @@ def _supcon(
     features: jax.Array,
     rows: dict[str, jax.Array],
     cols: dict[str, jax.Array],
-    relation: Relation,
+    relation: _Relation,
     temperature: float,
     anchors: int,
     form: tuple[str, str],
