@@ -353,7 +353,7 @@ def test_devices():
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_hard_inputs_are_finite(dtype):
     """A zero row, equal rows, rows without a positive, temperature 0.01, a batch of one."""
     x = (
@@ -395,7 +395,7 @@ def test_hard_inputs_are_finite(dtype):
 
 def test_rows_without_a_positive_count_as_zero():
     features = data(4, 1, 3)
-    value, grad = jax.value_and_grad(partial(positives.supcon, temperature=0.1))(
+    value, grad = jax.jit(jax.value_and_grad(partial(positives.supcon, temperature=0.1)))(
         features, np.arange(4)
     )
     assert value == 0 and not np.any(grad)
