@@ -309,14 +309,20 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
         "data.imbalance": 1.0,
         "data.unlabeled": False,
         "data.validation": 0.0,
+        "previous": "",
+        "steps_per_epoch": 0,
     }
+    found |= {key: v for key, v in get_defaults().items() if not isinstance(v, ConfigDict)}
     for name, view in configs.plain(config.views).items():
         found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
-        "method": _factory("cl_jax.methods", config.method.name),
         "optimizer": optim.build,
     }
+    path, section = "method", config.method
+    while isinstance(section, ConfigDict) and section.get("name"):  # a cross, its base, its base
+        makes[path] = _factory("cl_jax.methods", section.name)
+        path, section = f"{path}.base", section.get("base")
     for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
         if "name" in section:
             makes[path] = _factory("cl_jax.encoders", section.name)

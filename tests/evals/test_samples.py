@@ -1,5 +1,6 @@
 """Figures of generated images, with real images in the place of samples."""
 
+import dataclasses
 import sys
 import types
 
@@ -40,6 +41,22 @@ def test_real_images_are_good_samples(data, tmp_path):
     base = evaluator.baseline(given(data, tmp_path))
     assert base["samples/frechet_of_training_images"] == pytest.approx(expected)
     assert 0.9 < base["samples/label_accuracy_of_test_images"] < 1
+
+
+def test_images_on_a_disk_are_judged_as_those_in_memory(data, tmp_path, monkeypatch):
+    def on_a_disk(part):
+        return dataclasses.replace(part, arrays=None, labels=part.arrays.__getitem__)
+
+    evaluator = samples.make(samples=400)
+    one, other = given(data, tmp_path), given(Splits(*map(on_a_disk, data[:2])), tmp_path)
+    other = other._replace(rows=lambda name, source: one.rows(name, subset(data.train, range(400))))
+    assert evaluator.measure(other) == evaluator.measure(one)
+    assert evaluator.baseline(other) == evaluator.baseline(one)
+    monkeypatch.setattr(samples, "FITTED", 300)  # of 500: the whole is not read
+    assert evaluator.measure(other)["samples/label_accuracy"] > 0.9
+    base = evaluator.baseline(other)
+    assert 0.9 < base["samples/label_accuracy_of_test_images"] < 1
+    assert base["samples/frechet_of_training_images"] < 0.5
 
 
 def test_names_mixed_up_and_one_image_alone(data, tmp_path):

@@ -349,6 +349,9 @@ def test_a_number_of_a_vmapped_population_is_a_number():
         ("simclr_v1:debug", "encoder.sk_ratio", 0.0, 0.0625),
         ("clip:debug", "encoder.image.sk_ratio", 0.0, 0.0625),
         ("graphcl:debug", "optimizer.b1", 0.9, 0.5),
+        ("imix:debug", "method.base.micro_batches", 1, 2),
+        ("temperature:debug", "method.base.base.micro_batches", 1, 2),
+        ("simclr_v1:debug", "steps_per_epoch", 0, 3),
     ],
 )
 def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
