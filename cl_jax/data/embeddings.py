@@ -4,7 +4,6 @@ formats, and written piece by piece so that a long job can be resumed."""
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.names import nearest
 from cl_jax.core.paths import user_path
-from cl_jax.data import lines
+from cl_jax.data import lines, tables
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
@@ -344,18 +343,7 @@ def check_place(path: str | Path) -> Path:
         raise ConfigError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}.")
     if file.suffix.lower() == ".parquet":
         _parquet()
-    if file.is_dir():
-        raise ConfigError(f"{path} is a folder; give the name of a file.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        probe = file.with_name(f".{file.name}.{os.getpid()}")
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}. Give a file in a folder in which this "
-            "user may write."
-        ) from None
+    tables.check_writable(file)
     return file
 
 

@@ -46,13 +46,14 @@ def make(
     The classifier of the labels is a support vector machine, that of the score (and of
     feature="classifier") a network of one hidden layer, both on pixels of the training images. They
     suit small images. Fréchet distances and scores of other features, and of other numbers of
-    samples, are not comparable. Of a part that is not in memory at most 5,000 images, evenly spaced,
-    are the real ones.
+    samples, are not comparable. Of a part that is not in memory at most 5,000 images, evenly
+    spaced, are the real ones.
 
     Args:
       feature: "pixels", between 0 and 1; "classifier"; or "module:function" of one's own, images
         uint8 [N, H, W, C] -> [N, D]: an Inception network, for instance.
-      samples: how many are generated at most, one for each training example from the first on.
+      samples: how many are generated at most, one for each labelled training example from the
+        first on.
       label, image: fields.
       splits: parts of the Inception Score.
 
@@ -69,7 +70,7 @@ def make(
         return _pixels if feature == "pixels" else judges.hidden
 
     def measure(given: Given) -> dict[str, float]:
-        made = _generated(given, samples)
+        made = _generated(given, samples, label)
         judges = _judges(given.data.train, image, label, given.seed)
         of = features(judges)
         test = given.data.test
@@ -100,7 +101,7 @@ def make(
         }
 
     def draw(given: Given) -> None:
-        made = _generated(given, samples)
+        made = _generated(given, samples, label)
         classes = range(given.data.train.sizes[label])
         rows = [made["image"][made["label"] == one][:COLUMNS] for one in classes]
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
@@ -126,9 +127,10 @@ def make(
     )
 
 
-def _generated(given: Given, samples: int) -> dict[str, np.ndarray]:
+def _generated(given: Given, samples: int, label: str) -> dict[str, np.ndarray]:
     train = given.data.train
-    source = train if train.size <= samples else subset(train, np.arange(samples))
+    known = np.flatnonzero(labels_of(train, label) >= 0)[:samples]  # each is asked for a class
+    source = train if len(known) == train.size else subset(train, known)
     made: dict[str, np.ndarray] = given.rows("generate", source)
     return made
 

@@ -4,6 +4,7 @@ of all configs pass."""
 import importlib
 import inspect
 import math
+import pathlib
 import pkgutil
 import re
 import typing
@@ -295,6 +296,19 @@ def test_what_evaluators_lack_is_refused_by_the_build(key, value, words):
     section[last] = value
     with pytest.raises(ConfigError, match=words):
         experiment.build(config)
+
+
+@pytest.mark.parametrize(
+    "value, kind, mend",
+    [
+        ("a, b", typing.Sequence[str], r"Write it as \['a', 'b'\], on a command line in quotation"),
+        (pathlib.Path("/x"), str, r"write this one as its str\(\)"),
+        (np.ones(3), typing.Sequence[float], r"write this one as its \.tolist\(\)"),
+    ],
+)
+def test_values_of_another_type_say_how_they_are_written(value, kind, mend):
+    with pytest.raises(ConfigError, match=f"columns=.*; expected .*{mend}"):
+        settings.check_value("data.columns", value, kind)
 
 
 def test_a_key_at_the_top_that_nothing_reads_is_refused():
