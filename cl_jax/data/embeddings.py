@@ -143,7 +143,8 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
     _check_notes(path, about)
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
     for name, given in columns.items():
-        values = np.char.decode(given, "utf-8", "replace") if given.dtype.kind == "S" else given
+        bytes_ = given.dtype.kind == "S"
+        values: Any = np.char.decode(given, "utf-8", "replace") if bytes_ else given
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
             with np.errstate(over="ignore"):  # reported below with those that are inf in the file
                 features[name] = np.asarray(values, np.float32)

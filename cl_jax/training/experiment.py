@@ -296,7 +296,7 @@ def _parts(base: Any, given: dict[str, Any]) -> Parts:
         crossed: Parts = _call("cl_jax.methods", section, base=base, run=given["run"])
         return crossed
     name = section.pop("name", "")
-    module = _module("cl_jax.methods", name, "parts")
+    module = module_of("cl_jax.methods", name, "parts")
     found: Parts = _checked(module.parts, section, **given)
     return found
 
@@ -448,7 +448,7 @@ def _call(package: str, section: dict[str, Any], **given: Any) -> Any:
 
 
 def _factory(package: str, name: str) -> Callable[..., Any]:
-    factory: Callable[..., Any] = _module(package, name, "make").make
+    factory: Callable[..., Any] = module_of(package, name, "make").make
     return factory
 
 
@@ -457,7 +457,7 @@ def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(_factory(package, name)).parameters
 
 
-def _module(package: str, name: str, function: str) -> Any:
+def module_of(package: str, name: str, function: str) -> Any:
     """The module `name` of a package, or any module by its dotted path, that has the function.
 
     Raises:
