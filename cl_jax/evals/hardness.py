@@ -146,6 +146,7 @@ def make(
             features=tuple(of(name, base) for name in names for base in (feature, representation)),
             labels=(label,),
             labelled=("train", "test"),
+            views=True,
         ),
         untrained=False,
         better={f"{head[name]}/knn": 1 for name in names},
