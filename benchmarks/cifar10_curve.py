@@ -41,7 +41,7 @@ def settings(args, cl, folder):
     if args.small:
         given.data, given.variant, given.packed, given.epochs = "scenes", "debug", "", 0.0
     found = {}
-    for name in ["simclr_v1"] if args.small else PUBLISHED:
+    for name in ["simclr_v1"] if args.small else args.methods.split(","):
         config = cl.config_of(name, given, args.seed)
         config.evals.every_epochs = config.total_epochs / (2 if args.small else args.points)
         found[name] = config
@@ -60,6 +60,7 @@ def main(argv=None):
     )
     parser.add_argument("--data", default="", help="folder of train.npz and test.npz")
     parser.add_argument("--workdir", default="", help="where the runs are kept")
+    parser.add_argument("--methods", default=",".join(PUBLISHED), help="in this order")
     parser.add_argument("--epochs", type=float, default=20.0)
     parser.add_argument("--points", type=int, default=10, help="evaluations on the way")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,6 +70,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.small and not (args.data and args.workdir):
         parser.error("give --data and --workdir, or --small")
+    if unknown := set(args.methods.split(",")) - set(PUBLISHED):
+        parser.error(f"--methods: {sorted(unknown)} of {list(PUBLISHED)}")
     _timing.prepare()
     import tempfile
 
@@ -85,7 +88,7 @@ def main(argv=None):
         except TimeoutError:
             over = True
         curves = {}
-        for name in configs:
+        for name in PUBLISHED:
             log = folder / name
             curves[name] = curve(metrics.read(str(log))) if log.exists() else []
     head = ["method", "untrained", "steps and kNN 200 on the way", "published"]

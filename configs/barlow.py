@@ -21,9 +21,11 @@ Variants:
 Differences from the authors' code:
   - The correlation is summed over devices inside the gradient. Their program leaves the sum out of
     it, and trains biases and norms, which LARS does not rescale, at 1/devices of the rate that is
-    written: `imagenet2012` has 0.0048 / 16, of the 16 GPUs of their README.
+    written: `imagenet2012` has 0.0048 / 16 (`optimizer.parts.one_axis`), of the 16 GPUs of their
+    README.
   - Their classifier on ImageNet trains at 0.3 for 100 epochs; the probe is the one of all configs.
-  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch.
+  - `cifar10`: solo-learn's moments and correlations are of each device's rows, here of the batch;
+    its projector has biases, which batch norm cancels.
   - Matrix products are in bfloat16 on ImageNet, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/barlow.py --workdir=runs/barlow
@@ -87,6 +89,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 weight_decay=1e-6,
                 final_learning_rate=1.6e-3,
                 warmup_epochs=10.0,
+                parts=dict(  # biases and norms
+                    one_axis=dict(
+                        paths=("(scale|bias)$",),
+                        learning_rate=0.0048 / 16,
+                        final_learning_rate=2.4e-6,
+                    )
+                ),
             )
         )
     if "debug" in chosen:

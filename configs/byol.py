@@ -27,8 +27,8 @@ Differences from the authors' code:
     does.
   - Their linear figures take the best of five learning rates on held-out training images, after 80
     epochs; the probe here is the one of all configs.
-  - `cifar10`: solo-learn has torchvision's network and PyTorch's initial weights; here network and
-    weights are BYOL's.
+  - `cifar10`: solo-learn has torchvision's network and colour operators, PyTorch's initial weights
+    and CIFAR's mean and deviation; here all of these are those of BYOL's code.
   - The loss is the paper's squared distance in both directions, 0 to 8, and so is solo-learn's;
     lightly's is a mean cosine from -1 to 1, of which this one is 4 + 4 times.
 

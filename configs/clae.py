@@ -53,7 +53,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if over == "simclr_v1" and "plain" not in chosen:
             base.update(dict(temperature=0.5, out_dim=64))
             config.batch_size, config.total_epochs = 256, 100.0
-            config.views.both.update(dict(strength=1.0, **half))
+            config.encoder.update(dict(variant="torchvision", kernel_init="torch"))
+            torchvision = dict(family="tv", crop="tv", interpolation="bilinear")
+            config.views.both.update(dict(strength=1.0, **torchvision, **half))
             config.optimizer = ConfigDict(
                 dict(
                     name="adamw",
@@ -65,7 +67,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         elif "plain" in chosen:
             like = configs.load(f"invaspread:{','.join(passed)}")
-            config.views, config.optimizer = like.views, like.optimizer
+            config.encoder, config.views = like.encoder, like.views
+            config.optimizer = like.optimizer
             config.batch_size, config.total_epochs = like.batch_size, like.total_epochs
     if "plain" in chosen:
         temperature = 0.1 if "cifar10" in chosen else base["temperature"]

@@ -23,8 +23,8 @@ Variants:
                 authors.
   imagenet2012  a ResNet-50 of twice the width for each view, batch 128, 240 epochs, learning rate
                 0.03, NCE with 4,096 negatives at temperature 0.07; `--config.encoder.width=0.5` and
-                `1.0` are the smaller networks. Published: 68.4 % linear (README of the authors'
-                code).
+                `1.0` are the smaller networks, whose classifier has a rate of 30. Published: 68.4 %
+                linear (README of the authors' code).
   debug         any of them in seconds.
 
 Differences from the authors' code:
@@ -33,8 +33,10 @@ Differences from the authors' code:
     23 of their code).
   - Their classifier's rate is multiplied by 0.2 at epochs 30, 40 and 50 of 60; the probe's falls by
     a cosine.
-  - The paper's video views are not here. Several recipes or `channels` make other groups of
+  - The paper's video views are `cmc_video`. Several recipes or `channels` make other groups of
     channels views, and `graph="full"` contrasts all pairs of them.
+  - Their later views YCbCr and YDbDr are the recipes `cmc_ycbcr` and `cmc_ydbdr`; those with
+    RandAugment are not built.
   - `loss="in_batch"`, against the other images of the batch, is of no released code.
 
 Command: python -m cl_jax.main --config=configs/cmc.py --workdir=runs/cmc

@@ -22,6 +22,8 @@ Differences from the authors' code:
     power iteration in a step and not two.
   - The averaged generator has batch statistics of its own, from a pass of each step's noise.
   - The shortcut of a block is not rectified; their in-place ReLU rectifies it too.
+  - Temperature 1 throughout, as in their present configuration; from September 2020 on it was 2 in
+    the first half of the steps, and at first 1 with a margin that cancels.
   - `batch_size` counts the images of all steps of the discriminator together.
 
 Command: python -m cl_jax.main --config=configs/contragan.py --workdir=runs/contragan
@@ -127,7 +129,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 ema_start=1000,
             )
         )
-        config.optimizer.update(dict(learning_rate=2e-4, schedule="constant"))
+        config.optimizer.update(dict(learning_rate=2e-4, schedule="constant", eps=1e-6))
         config.batch_size = 5 * 64
         config.total_epochs = 100_000 / (50_000 // config.batch_size)
         config.evals.every_epochs = 64.0

@@ -21,7 +21,8 @@ Differences from the authors' code:
   - An example that is drawn twice within a batch has the same view and dropout both times; they
     draw new ones.
   - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to
-    conv4 (the probe reads the encoder's output).
+    conv4 (the probe reads the encoder's output, and its rate falls by a cosine where theirs falls
+    as 1 / sqrt(1 + rate x decay x step)).
 
 Command: python -m cl_jax.main --config=configs/deepcluster.py --workdir=runs/deepcluster
 Reached: see docs/results.md.

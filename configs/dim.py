@@ -29,7 +29,8 @@ Differences from the authors' code:
   - The optimiser, Adam, and the scaling of inputs are those of a library that is not published;
     here inputs are normalised by channel.
   - Scores are products of two encodings, as in their code; the paper's concat-and-convolve critic
-    is in neither. The coordinate task and occlusion are not built.
+    is in neither. The coordinate task and occlusion are not built, nor the paper's measures by
+    MINE, by neural dependency and by a decoder.
 
 Command: python -m cl_jax.main --config=configs/dim.py --workdir=runs/dim
 Reached: see docs/results.md.

@@ -26,6 +26,8 @@ Differences from the authors' code:
   - Isolated nodes stay, and there are no self loops.
   - In `semi` the network is the same GIN as elsewhere; theirs is a ResGCN of 128 with degrees as
     features. They choose the epoch on the test fold; here it is the last.
+  - Their transfer between sets of molecules, with attributes of edges, and their loss on the nodes
+    of one large graph are not built.
   - Embeddings are computed with running statistics. Batches of one class, as the files are sorted,
     give the classes away through batch norm.
 

@@ -33,8 +33,9 @@ Differences from the authors' code:
   - Dropped paths and masks are drawn by example. DINOv2 hides patches in exactly half of the crops
     of each device's batch, with shares spread evenly; here each crop has its own coin and share.
   - KoLeo's neighbours are sought in the global batch, theirs among each device's rows.
-  - `dinov2`: no decay of the rate over layers, no LayerScale, and the parts' gradients are clipped
-    together, not backbone and heads apart.
+  - `dinov2`: no decay of the rate over layers, nor a fifth of it for the patch embedding, no
+    LayerScale, and the parts' gradients are clipped together, not backbone and heads apart. The
+    last layer's moments rest while it is frozen; theirs move at a rate of 0.
   - Matrix products are in bfloat16, theirs in float16.
 
 Command: python -m cl_jax.main --config=configs/ibot.py --workdir=runs/ibot
@@ -82,7 +83,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             patch_temperature=0.02,
             teacher_temperature_start=0.02,
             teacher_warmup_epochs=0,
-            smallest_block=1,
         )
     )
     held = dict(exclude_ndim=1, freeze_epochs=1.0, freeze_paths=("last_layer",))
@@ -168,7 +168,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         if "imagenet2012" in chosen:
-            config.method.update(dict(num_prototypes=65536, momentum=0.992))
+            config.method.update(dict(num_prototypes=65536, momentum=0.992, smallest_block=4))
             config.encoder.drop_path = 0.3
             config.views = defaults.crops(224, 96, 8, (0.32, 1.0), (0.05, 0.32))
             config.optimizer.update(
@@ -185,8 +185,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.debug(config)
         if embedded:  # grey as well
             config.data = ConfigDict(dict(name="glyphs", train_size=64, test_size=32))
-        config.method.update(
-            dict(num_prototypes=32, hidden_dim=32, bottleneck_dim=16, smallest_block=1)
-        )
+        config.method.update(dict(num_prototypes=32, hidden_dim=32, bottleneck_dim=16))
         config.optimizer.freeze_epochs = 0.25
     return config

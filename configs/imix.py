@@ -22,7 +22,10 @@ Variants:
 Differences from the authors' code:
   - Partners and keys come from the global batch; theirs from one device's.
   - Over SimCLR the loss is theirs of N pairs: one direction, and no query among the candidates.
-  - The base keeps its own optimiser and length; theirs are chosen for each cell of their table.
+  - The base keeps its own network, head, temperature, optimiser and length; theirs are chosen for
+    each cell of their table.
+  - One direction, their default; their `--sym`, which adds the other, is not a setting. Nor is
+    their InputMix (`losses.mixing.input_mix`). Columns left out at random are `views.both.drop`.
   - `table` and `audio` have small networks; theirs are a perceptron of 2,048 to 8,192 units and a
     ResNet-50.
 

@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
-        config.encoder.variant = "torchvision"
+        config.encoder.update(dict(variant="torchvision", kernel_init="torch"))
         config.batch_size, config.total_epochs = 128, 200.0
         config.method = ConfigDict(dict(name="instdisc", loss="full_softmax", temperature=0.1))
         config.views = ConfigDict(dict(one=dict(name="instdisc_cifar")))

@@ -22,6 +22,7 @@ Differences from the authors' code:
     through one side of each similarity. The paper (equations 3 to 6) has plain images against
     augmented ones and their own in the sum. Plain images are a config away (two sections of
     `views`); the sum is not.
+  - Their experiments on classes that training does not see (birds, cars, products) are not built.
   - 1 - P is computed from the other terms of the sum, so that it stays exact where one negative has
     nearly all the weight.
 
@@ -43,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.folder(config, get_config("imagenet2012"))
     if "cifar10" in chosen:
         defaults.cifar10(config)
-        config.encoder.variant = "torchvision"
+        config.encoder.update(dict(variant="torchvision", kernel_init="torch"))
         config.batch_size, config.total_epochs = 128, 301.0
         config.method.update(dict(temperature=0.1, head="linear"))
         config.views = ConfigDict(dict(both=dict(name="invaspread", copies=2)))

@@ -14,7 +14,8 @@ theirs:
 
 "torchvision" is the network of InstDisc, InvaSpread, MoCo v1-v3, SimSiam, SwAV (which pads by 1 and
 then by 2: the same), PCL, CMC and DINO. MoCo v3 and SimSiam start the last scale at 0
-(`zero_init_last=True`); CMC keeps 64 stem channels at every width (`stem_width=64`). BYOL's
+(`zero_init_last=True`); CMC keeps 64 stem channels at every width (`stem_width=64`). InstDisc and
+InvaSpread on CIFAR-10 start kernels as PyTorch's layers come (`kernel_init="torch"`). BYOL's
 released code starts the last scale at 0, its paper's runs at 1."""
 
 import dataclasses
@@ -162,7 +163,8 @@ class ResNet(nn.Module):
       stem: "imagenet" (7x7 stride 2, max-pool) or "cifar" (3x3 stride 1, no pool).
       stem_width: channels of the stem; None is 64 * width.
       variant: "simclr", "byol" or "torchvision": see the module's table.
-      zero_init_last: instead of the variant's.
+      zero_init_last, kernel_init: instead of the variant's; the latter a name of
+        `cl_jax.encoders.initializers`.
       sk_ratio: above 0 (SimCLR v2: 0.0625) bottlenecks get selective kernels, and the network
         ResNet-D's stem and shortcuts.
       dtype: of the computation, float32 or bfloat16; parameters, statistics and "h" are float32
@@ -184,6 +186,7 @@ class ResNet(nn.Module):
     bottleneck: bool | None = None
     stem_width: int | None = None
     zero_init_last: bool | None = None
+    kernel_init: str | None = None
     sk_ratio: float = 0.0
     dtype: Any = None
     axis_name: str | None = None
@@ -209,7 +212,7 @@ class ResNet(nn.Module):
         conv = partial(
             _conv,
             same=variant.same_convolutions,
-            kernel_init=variant.kernel_init,
+            kernel_init=self.kernel_init or variant.kernel_init,
             dtype=self.dtype,
             for_cpu=self.for_cpu,
         )
@@ -345,6 +348,7 @@ def make(
     bottleneck: bool | None = None,
     stem_width: int | None = None,
     zero_init_last: bool | None = None,
+    kernel_init: str | None = None,
     sk_ratio: float = 0.0,
     dtype: str | None = "float32",
     axis_name: str | None = None,
@@ -361,12 +365,15 @@ def make(
         bottleneck=bottleneck,
         stem_width=stem_width,
         zero_init_last=zero_init_last,
+        kernel_init=kernel_init,
         sk_ratio=sk_ratio,
         dtype=None if dtype is None else jnp.dtype(dtype),
         axis_name=axis_name,
         splits=splits,
         for_cpu=for_cpu,
     )
-    found.stages()  # refuses a depth that there is not
+    if kernel_init is not None:
+        initializers.kernel(kernel_init)  # refuses an unknown one
+    found.stages()  # and a depth that there is not
     found.channels(64)  # and a width that leaves nothing
     return found

@@ -59,7 +59,7 @@ class Needs(NamedTuple):
     of these labels; where all are -1, the evaluator is left out. sources: names in `Splits.more`.
     kinds: beginnings of such names up to a slash, "sts" of "sts/STS12"; where the data have no
     source of any of them, the evaluator is left out. The first is also the key of
-    `config.data` that names the file.
+    `config.data` that names the file. views: features of training views, too.
     """
 
     functions: tuple[str, ...] = ()
@@ -69,6 +69,7 @@ class Needs(NamedTuple):
     labelled: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    views: bool = False
 
 
 class Evaluator(NamedTuple):

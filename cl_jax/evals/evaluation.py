@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class Evaluation:
         self.evaluators = with_data(evaluators, data)
         self.feature = config.evals.get("feature", "h")
         self.wanted = features_asked(self.evaluators, config)
-        self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.compiled: dict[Any, Any] = {}
+        self.ahead: Future[None] | None = None  # of `compile_ahead`
         # State and features of the final measurement, until `draw`
         self.measured: tuple[State, Given] | None = None
 
@@ -89,6 +91,43 @@ class Evaluation:
         if self.best not in results:
             return None
         return self.better[self.best] * results[self.best]
+
+    # Compiling --------------------------------------
+
+    def compile_ahead(self, state: State) -> None:
+        """Begins to compile, in a thread, what each evaluation runs over the examples, while the
+        caller takes its steps; a second call does nothing.
+
+        On CPUs with a core to spare alone: a GPU's compiler tries kernels on the device, which the
+        steps need. Nothing runs, so that no figure depends on it, and what does not compile says
+        so where it is called.
+        """
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if self.ahead is not None or not on_cpu or batches.cores() < 2:
+            return
+        state = jax.tree.map(_shape, dataclasses.replace(state, opt=None))
+        thread = ThreadPoolExecutor(1)
+        self.ahead = thread.submit(self._compile, state)
+        thread.shutdown(wait=False)
+
+    def _compile(self, state: State) -> None:
+        needs = [one.needs for one in self.evaluators.values() if one.when == "always"]
+        programs: list[tuple[Callable[..., Any], Source, int]] = []
+        if any(one.views for one in needs) and self._viewed is not None:
+            programs += [(self._viewed, self.data.test, self.config.batch_size)]
+        if any(one.features for one in needs):
+            size = self.config.evals.batch_size
+            programs += [(self._encode, source, size) for source in self.data[:2]]
+        for f, source, batch_size in programs:
+            size = block_size(source, batch_size, self.mesh)
+            fields = self._fields(source)
+            self._program(f).lower(state, shape_of_block(source, fields, size, self.mesh)).compile()
+
+    def _program(self, f: Callable[[State, Batch], Any]) -> Any:
+        """f, compiled once for `blocks`."""
+        if f not in self.compiled:
+            self.compiled[f] = over_blocks(f, self.mesh)
+        return self.compiled[f]
 
     # Measuring --------------------------------------
 
@@ -149,12 +188,10 @@ class Evaluation:
         self, f: Callable[[State, Batch], Any], state: State, source: Source, batch_size: int = 0
     ) -> Any:
         """f(State, batch) over a source in order, as NumPy rows [N, ...]; f is compiled once."""
-        if f not in self.compiled:
-            self.compiled[f] = over_blocks(f, self.mesh)
         state = dataclasses.replace(state, opt=None)  # which nothing reads that encodes
         parts = []
         for part in blocks(
-            self.compiled[f],
+            self._program(f),
             state,
             source,
             self.mesh,
@@ -173,6 +210,8 @@ class Evaluation:
         return example_batch(self.method, source, self.mesh)
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
+        if self.ahead is not None:
+            wait([self.ahead])  # or both would compile the same
         encoded: dict[int, dict[str, np.ndarray]] = {}
         viewed: dict[int, Sequence[dict[str, np.ndarray]] | None] = {}
 
@@ -442,7 +481,7 @@ def blocks(
     Yields:
       NumPy rows [batch_size, ...]; fewer in the last block.
     """
-    size = -(-min(batch_size, source.size) // mesh.size) * mesh.size
+    size = block_size(source, batch_size, mesh)
     local = batches.local_rows(size, jax.process_index(), jax.process_count())
 
     def rows(start: int, result: Any) -> Any:
@@ -461,10 +500,33 @@ def blocks(
     yield rows(*waiting)
 
 
+def block_size(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """Examples of a block of `blocks`."""
+    return -(-min(batch_size, source.size) // mesh.size) * mesh.size
+
+
+def shape_of_block(
+    source: Source, fields: Sequence[str], size: int, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and places of a block of `blocks`, as its compiled function gets it."""
+    example: dict[str, Any] = {**source.read(0), "id": np.int32(0), "place": np.int32(0)}
+    sharding = jax.sharding.NamedSharding(mesh, EACH)
+
+    def rows(x: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(np.asarray(x).dtype)
+        return jax.ShapeDtypeStruct((size, *np.shape(x)), dtype, sharding=sharding)
+
+    return {name: rows(example[name]) for name in (*fields, "id", "place")}
+
+
 def needed_fields(method: Method, source: Source) -> list[str]:
     """The fields of a source that the functions of a method read."""
     there = source.arrays if source.arrays is not None else source.read(0)
     return [name for name in method.needs if name in there]
+
+
+def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def _kind(x: Any) -> tuple[Any, ...]:

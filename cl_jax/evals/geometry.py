@@ -129,7 +129,7 @@ def make(
             name.replace("/", f"{figure}/", 1): value for name, value in of_state(given).items()
         }
 
-    return Evaluator(named, Needs(features=(feature,)))
+    return Evaluator(named, Needs(features=(feature,), views=True))
 
 
 def pair_source(source: Source, batch_size: int, seed: int) -> Source | None:

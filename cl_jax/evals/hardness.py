@@ -145,6 +145,7 @@ def make(
         Needs(
             features=tuple(of(name, base) for name in names for base in (feature, representation)),
             labels=(label,),
+            views=True,
         ),
         untrained=False,
         better={f"{head[name]}/knn": 1 for name in names},

@@ -171,9 +171,9 @@ def crd(
     L = nce(z_student, bank_teacher) + nce(z_teacher, bank_student); see `nce`.
 
     Args:
-      z_student, z_teacher: [B, D] embeddings of the two networks' features (`embed`), normalised by
-        the caller. Gradient reaches each from its own term alone: the student none from the second,
-        the teacher's head only that.
+      z_student, z_teacher: [B, D] embeddings of the two networks' features (`embed`), normalised
+        here. Gradient reaches each from its own term alone: the student none from the second, the
+        teacher's head only that.
       bank_student, bank_teacher: [N, D] stored embeddings; no gradient.
       indices: [B, 1 + K]; column 0 the image's own row (or, "relaxed", one of its class), then
         images of *other classes*.

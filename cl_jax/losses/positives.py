@@ -21,8 +21,10 @@ from cl_jax.core.shapes import (
     check_real,
 )
 from cl_jax.losses.contrast import (
+    Contrast,
     PairFunction,
     Pairs,
+    allow,
     contrast,
     not_self,
     row_ids,
@@ -230,6 +232,7 @@ def kcl(
     temperature: float,
     selected: jax.Array | None = None,
     unselected: str = "negative",
+    summation: str = "outside",
     normalise: bool = True,
     axis_name: AxisName = None,
     block_size: int | None = None,
@@ -239,7 +242,8 @@ def kcl(
 
     With the logits s_i = (q_i . k_i, q_i . queue_1, ..., q_i . queue_K) / temperature, P_i = {key}
     and the selected:
-    L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
+    outside:  L = -1/B sum_i 1/|P_i| sum_{p in P_i} log softmax(s_i)_p
+    inside:   L = -1/B sum_i log sum_{p in P_i} softmax(s_i)_p
 
     Args:
       q: [B, D] unit queries; gradient flows.
@@ -253,6 +257,8 @@ def kcl(
       unselected: entries of the query's class that were not selected are a "negative" (the default
         of the authors' code), or "zero": their logit is 0, and stays in the denominator as exp(0)
         (its losstype v2).
+      summation: "outside" the logarithm, or "inside" (the option sump of the authors' code, which
+        did worse).
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       axis_name: device axis that splits the batch; queue and queue_labels are the same on every
@@ -260,12 +266,13 @@ def kcl(
       block_size: the side of a tile, as in `contrast`.
 
     Returns:
-      Scalar in nats, mean over the global batch; log(1 + K) where all similarities are equal. A
-      query whose class is not in the queue has its key as the only positive.
+      Scalar in nats, mean over the global batch; log(1 + K) where all similarities are equal, less
+      log|P_i| for "inside". A query whose class is not in the queue has its key as the only
+      positive.
 
     Raises:
-      ValueError: shapes that disagree, an unknown `unselected`, temperature <= 0, an axis that is
-        not mapped.
+      ValueError: shapes that disagree, an unknown `unselected` or `summation`, temperature <= 0, an
+        axis that is not mapped.
 
     Reference: Kang et al. 2021, "Exploring balanced feature spaces", equation 3. The authors'
       selection is what top_k makes of ties, neither random nor the first; the paper draws
@@ -279,6 +286,8 @@ def kcl(
     check_axis(axis_name)
     if unselected not in ("negative", "zero"):
         raise ValueError(f'unselected is {unselected!r}; expected "negative" (v1) or "zero" (v2).')
+    if summation not in ("outside", "inside"):
+        raise ValueError(f'summation is {summation!r}; expected "outside" or "inside".')
     if selected is not None and selected.shape != (sizes["b"], sizes["k"]):
         raise ValueError(
             f"selected has shape {selected.shape}; expected [B, K] = {(sizes['b'], sizes['k'])}."
@@ -287,29 +296,31 @@ def kcl(
 
     same = same_class(labels, queue_labels)
     chosen = same if selected is None else same & (selected != 0)
-    rows = {"chosen": chosen}
-    drop = unselected == "zero" and selected is not None
-    if drop:
-        rows["dropped"] = same & ~chosen
-
-    def zeroed(rows, cols):
-        return jnp.where(rows["dropped"][:, cols["entry"]], -jnp.inf, 0.0)
-
+    dropped = same & ~chosen if unselected == "zero" else jnp.zeros_like(same)
     own = dots("bd,bd->b", q, k) / temperature
-    out = contrast(
-        q,
-        queue,
-        scale=1 / temperature,
-        rows=rows,
-        cols={"entry": jnp.arange(sizes["k"])},
-        positive=_chosen,
-        log_weight=zeroed if drop else None,
-        block_size=block_size,
-    )
-    lse, count = out.lse, jnp.sum(chosen, axis=1).astype(own.dtype)
-    if drop:
-        zeros = jnp.sum(rows["dropped"], axis=1).astype(own.dtype)
-        lse = jnp.logaddexp(lse, jnp.where(zeros > 0, jnp.log(jnp.maximum(zeros, 1)), -jnp.inf))
+    zeros = jnp.sum(dropped, axis=1).astype(own.dtype)
+    log_zeros = jnp.where(zeros > 0, jnp.log(jnp.maximum(zeros, 1)), -jnp.inf)
+
+    def sums(allowed: jax.Array | None, positive: PairFunction | None = None) -> Contrast:
+        return contrast(
+            q,
+            queue,
+            scale=1 / temperature,
+            rows={"chosen": chosen} if allowed is None else {"chosen": chosen, "allowed": allowed},
+            cols={"entry": jnp.arange(sizes["k"])},
+            positive=positive,
+            log_weight=None if allowed is None else _allowed,
+            block_size=block_size,
+        )
+
+    if summation == "inside":
+        above = jnp.logaddexp(own, sums(chosen).lse)
+        below = jnp.logaddexp(sums(~chosen & ~dropped).lse, log_zeros)
+        return mean(jnp.mean(jax.nn.softplus(below - above)), axis_name)
+    drop = unselected == "zero" and selected is not None
+    out = sums(~dropped if drop else None, _chosen)
+    lse = jnp.logaddexp(out.lse, log_zeros) if drop else out.lse
+    count = jnp.sum(chosen, axis=1).astype(own.dtype)
     loss = jax.nn.softplus(lse - own) + (count * own - out.pos) / (1 + count)
     return mean(jnp.mean(loss), axis_name)
 
@@ -517,6 +528,10 @@ def _masked(rows: Pairs, cols: Pairs) -> jax.Array:
 
 def _chosen(rows: Pairs, cols: Pairs) -> jax.Array:
     return rows["chosen"][:, cols["entry"]]
+
+
+def _allowed(rows: Pairs, cols: Pairs) -> jax.Array:
+    return allow(rows["allowed"][:, cols["entry"]])
 
 
 def _supcon(

@@ -74,7 +74,7 @@ class Masks(NamedTuple):
     shape: str
     probability: float
     ratio: tuple[float, float]
-    smallest: int
+    smallest: int | None
 
 
 class Temperatures(NamedTuple):
@@ -137,7 +137,7 @@ def make(
     mask_shape: str = "blocks",
     mask_probability: float = 0.5,
     mask_ratio: tuple[float, float] = (0.1, 0.5),
-    smallest_block: int = 4,
+    smallest_block: int | None = None,
 ) -> Method:
     """iBOT.
 
@@ -157,6 +157,7 @@ def make(
       centre_hidden, in hidden ones (DINOv2); or "sinkhorn" (DINOv2's large runs).
     mask_shape: "blocks" of at least smallest_block patches, or "random" patches. Each global crop
       of each example has a mask of its own with mask_probability, of a share uniform in mask_ratio.
+    smallest_block: None is iBOT's, 16 of 14x14 patches (see `views.masks.blocks`); 4 in DINOv2.
 
     The config's optimiser holds the last layer during the first epoch, as `dino`'s.
 

@@ -34,6 +34,7 @@ def make(
     run: Run,
     num_positives: int | None = 6,
     unselected: Literal["negative", "zero"] = "negative",
+    summation: Literal["outside", "inside"] = "outside",
     temperature: float = 0.07,
     momentum: float = 0.999,
     queue_size: int = 65536,
@@ -48,7 +49,8 @@ def make(
     num_positives: keys of the queue with the query's label that it is pulled to besides its own,
       drawn in each step, fewer where the queue has fewer; None for all of them (SupCon with a
       queue), 0 for none (MoCo: labels are read and do nothing).
-    unselected: what the other keys of the class are; see `losses.kcl`.
+    unselected: what the other keys of the class are; summation: over positives, outside or inside
+      the logarithm. See `losses.kcl`.
     label: a label field; an image without a label (-1) has its own key as its only positive.
     The others as in `moco_v2.parts`.
 
@@ -105,6 +107,7 @@ def make(
             temperature=temperature,
             selected=selected,
             unselected=unselected,
+            summation=summation,
             axis_name=run.axis_name,
             block_size=block_size,
         )

@@ -47,19 +47,21 @@ def blocks(
     columns: int,
     count: jax.Array,
     *,
-    smallest: int = 4,
+    smallest: int | None = None,
     aspect: float = 0.3,
     tries: int = 10,
 ) -> jax.Array:
     """[B, rows, columns] booleans: rectangles that may overlap, at most `count` [B] patches in all.
 
-    One rectangle after the other: its area is uniform from `smallest` to what may still be hidden,
-    its height over its width log-uniform from `aspect` to 1 / aspect, its place uniform. It is
-    kept if it is smaller than the grid in both directions, hides something new, and not too much.
-    The mask is done when `count` is reached or `tries` rectangles in a row were not kept.
+    One rectangle after the other: its area is uniform from `smallest`, by default
+    (min(rows, columns) // 3)^2, to what may still be hidden, its height over its width log-uniform
+    from `aspect` to 1 / aspect, its place uniform. It is kept if it is smaller than the grid in
+    both directions, hides something new, and not too much. The mask is done when `count` is reached
+    or `tries` rectangles in a row were not kept.
 
     Reference: Bao et al., arXiv 2106.08254, algorithm 1, as iBOT's program has it.
     """
+    smallest = (min(rows, columns) // 3) ** 2 if smallest is None else smallest
     down = jnp.arange(rows)[:, None]
     along = jnp.arange(columns)[None, :]
 

@@ -105,6 +105,18 @@ def test_strided_convolutions_pad_as_the_authors_do(variant, same):
     np.testing.assert_array_equal(y, x[0, ::2, ::2, 0] if same else [[0, 0], [0, x[0, 1, 1, 0]]])
 
 
+@pytest.mark.parametrize("name, uniform", [("torch", True), (None, False)])
+def test_kernels_start_as_the_variant_s_or_as_asked(name, uniform):
+    """PyTorch's layers start at U(+-1/sqrt(fan_in)), of deviation 1/sqrt(3 fan_in); torchvision's
+    network at a normal distribution of variance 2/fan_out."""
+    net = TINY(variant="torchvision", width=1.0, kernel_init=name)
+    kernel = jax.jit(partial(net.init, train=False))(jax.random.key(0), IMAGES[:1])
+    kernel = np.asarray(kernel["params"]["stage2_block1"]["conv1"]["kernel"])  # 3x3, 64 to 128
+    spread = (3 * 9 * 64) ** -0.5 if uniform else (2 / (9 * 128)) ** 0.5
+    np.testing.assert_allclose(kernel.std(), spread, rtol=0.02)
+    assert (np.abs(kernel).max() <= (9 * 64) ** -0.5) == uniform
+
+
 def test_shortcut_pool_counts_padding_only_where_it_strides():
     x = np.ones((1, 3, 3, 1), np.float32)
     np.testing.assert_allclose(_pool_shortcut(x, 1)[0, :, :, 0], np.ones((3, 3)))
@@ -119,6 +131,7 @@ def test_errors_say_what_is_known():
         ({"stem": "stl"}, "have imagenet, cifar"),
         ({"width": 0.001}, "at least 1/64"),
         ({"blocks": (2, 0)}, "one positive number per stage"),
+        ({"kernel_init": "keras"}, "have torch, he_fan_out"),
     ):
         with pytest.raises(ValueError, match=message):
             resnet.make(**settings).init(jax.random.key(0), x, train=False)

@@ -261,6 +261,37 @@ def test_on_a_cpu_the_program_of_views_is_compiled_at_a_lower_level(monkeypatch)
     assert asked == [{"xla_backend_optimization_level": 2}]
 
 
+def test_what_is_compiled_ahead_is_what_an_evaluation_runs(monkeypatch, caplog):
+    runner, state = evaluation({"geometry": geometry.make(rows=16), "knn": knn.make()})
+    runner.method = dataclasses.replace(
+        runner.method, clean=lambda batch: runner.method.views(batch, jax.random.key(0))[0]
+    )
+    state = parallel.replicate(state, runner.mesh)
+    monkeypatch.setattr("cl_jax.data.batches.cores", lambda: 2)
+    runner.compile_ahead(state)
+    runner.ahead.result()
+    assert len(runner.compiled) == 2
+    with jax.log_compiles():
+        found = runner.baselines(state) | runner.measure(state)
+    assert {"pairs/top1", "untrained/knn/top1", "knn/top1"} <= found.keys()
+    assert "Finished XLA compilation of jit(_of_rows)" in caplog.text
+    assert "placed" not in caplog.text
+
+
+def test_nothing_is_compiled_ahead_on_one_core_and_failures_wait_for_the_call(monkeypatch):
+    runner, state = evaluation({"knn": knn.make()})
+    state = parallel.replicate(state, runner.mesh)
+    monkeypatch.setattr("cl_jax.data.batches.cores", lambda: 1)
+    runner.compile_ahead(state)
+    assert runner.ahead is None
+    monkeypatch.setattr("cl_jax.data.batches.cores", lambda: 2)
+    functions = runner.method.functions | {"encode": lambda state, batch: 1 / 0}
+    runner.method = dataclasses.replace(runner.method, functions=functions)
+    runner.compile_ahead(state)
+    with pytest.raises(ZeroDivisionError):
+        runner.measure(state)
+
+
 def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
     image = np.arange(2 * 4 * 4 * 7, dtype=np.uint8).reshape(2, 4, 4, 7)
     for channels, shown in ((7, 3), (3, 3), (2, 1), (1, 1)):

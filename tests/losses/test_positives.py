@@ -100,7 +100,7 @@ def test_stablerep_is_supcon_of_one_view_and_ignores_length():
     )
 
 
-def kcl_oracle(q, k, queue, labels, queue_labels, selected, t, zero):
+def kcl_oracle(q, k, queue, labels, queue_labels, selected, t, zero, inside=False):
     losses = []
     for i in range(len(q)):
         s = np.array([q[i] @ k[i], *(queue @ q[i])]) / t
@@ -108,12 +108,16 @@ def kcl_oracle(q, k, queue, labels, queue_labels, selected, t, zero):
         if zero:
             s[1:][same & (selected[i] == 0)] = 0
         p = np.array([1, *(same & (selected[i] != 0))])
-        losses.append(-np.sum(p * (s - np.log(np.exp(s).sum()))) / p.sum())
+        e = np.exp(s) / np.exp(s).sum()
+        losses.append(-np.log(e[p > 0].sum()) if inside else -np.sum(p * np.log(e)) / p.sum())
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("unselected", ["negative", "zero"])
-def test_kcl_of_loops_and_constant_keys(unselected):
+@pytest.mark.parametrize(
+    "unselected, summation",
+    [("negative", "outside"), ("zero", "outside"), ("negative", "inside"), ("zero", "inside")],
+)
+def test_kcl_of_loops_and_constant_keys(unselected, summation):
     q, k, queue = data(4, 3), data(4, 3, seed=1), data(7, 3, seed=2)
     labels, queue_labels = np.array([0, 1, 2, 5]), np.array([0, 0, 1, -1, 0, 2, 1])
     selected = np.array([[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1], [0] * 7, [1] * 7])
@@ -125,13 +129,18 @@ def test_kcl_of_loops_and_constant_keys(unselected):
             temperature=0.3,
             selected=selected,
             unselected=unselected,
+            summation=summation,
         ),
         (0, 1, 2),
     )
     value, grads = jax.jit(f)(q, k, queue)
-    expected = kcl_oracle(q, k, queue, labels, queue_labels, selected, 0.3, unselected == "zero")
+    given = queue, labels, queue_labels, selected, 0.3, unselected == "zero", summation == "inside"
+    expected = kcl_oracle(q, k, *given)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     assert np.abs(grads[0]).max() > 0.01 and not np.any(grads[1]) and not np.any(grads[2])
+    move = 1e-6 * data(4, 3, seed=3)
+    above, below = (kcl_oracle(q + side * move, k, *given) for side in (1, -1))
+    np.testing.assert_allclose(np.sum(grads[0] * move), (above - below) / 2, rtol=1e-4)
     blocked = positives.kcl(
         q,
         k,
@@ -141,6 +150,7 @@ def test_kcl_of_loops_and_constant_keys(unselected):
         temperature=0.3,
         selected=selected,
         unselected=unselected,
+        summation=summation,
         block_size=3,
     )
     np.testing.assert_allclose(blocked, expected, rtol=1e-12)
@@ -330,6 +340,8 @@ def test_errors():
     kcl = partial(positives.kcl, q, q, q, LABELS, temperature=0.1)
     with pytest.raises(ValueError, match="unselected is 'drop'"):
         kcl(LABELS, unselected="drop")
+    with pytest.raises(ValueError, match="summation"):
+        kcl(LABELS, summation="sum")
     with pytest.raises(ValueError, match=r"selected has shape \(5, 4\)"):
         kcl(LABELS, selected=np.ones((5, 4)))
     with pytest.raises(ValueError, match=r"queue_labels has shape \(4,\)"):

@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import configs
+from cl_jax.encoders import encoder_decoder
+from cl_jax.training import configs, optim
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,3 +174,70 @@ def test_values_have_the_type_of_what_they_replace(key, text, value):
 def test_a_setting_that_cannot_be_names_what_can(key, text, words):
     with pytest.raises(ValueError, match=words):
         configs.change(base(), [(key, text)])
+
+
+# What the authors' commands say and a default could hide --------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, settings",
+    [
+        (
+            "dino:imagenet2012_resnet50",  # 8 GPUs of 64; what the command leaves at its default
+            {"batch_size": 512, "views.c_local.copies": 8, "optimizer.clip_tensor_norm": 3.0},
+        ),
+        (
+            "crd:cifar100",
+            {"stages.kd.method.label_weight": 0.1, "stages.kd.method.kd_weight": 0.9},
+        ),
+        ("crd:cifar100", {"stages.crd_kd.method.kd_weight": 1.0}),
+        ("ibot:imagenet2012,dinov2", {"method.smallest_block": 4}),
+        ("contragan:cifar10", {"optimizer.eps": 1e-6, "optimizer.b1": 0.5}),
+        ("clae:cifar10", {"views.both.family": "tv", "encoder.kernel_init": "torch"}),
+        ("clae:cifar10,plain", {"encoder.variant": "torchvision", "encoder.kernel_init": "torch"}),
+    ],
+)
+def test_published_settings(text, settings):
+    config = configs.load(text)
+    for path, value in settings.items():
+        found = config
+        for part in path.split("."):
+            found = found[part]
+        assert found == value, path
+
+
+def test_barlow_twins_moves_biases_and_norms_at_a_rate_of_their_own():
+    """Two updates in the warm-up of ten steps by the same gradient; the first is at a rate of 0."""
+    config = configs.load("barlow:imagenet2012")
+    tx, rate = optim.build(
+        **config.optimizer.to_dict(),
+        batch_size=config.batch_size,
+        steps_per_epoch=1,
+        total_steps=1000,
+    )
+    w, g = np.array([[3.0, 4.0]]), np.array([[0.6, -0.8]])
+    vector = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+    params = {"encoder": {"conv1": {"kernel": jnp.asarray(w, jnp.float32)}, "norm1": vector}}
+    grads = {"encoder": {"conv1": {"kernel": g}, "norm1": {"scale": g[0], "bias": g[0]}}}
+    grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
+    state = tx.init(params)
+    _, state = tx.update(grads, state, params)
+    moved = tx.update(grads, state, params)[0]["encoder"]
+    scale = 2048 / 256 / 10
+    decayed = g + 1e-6 * w
+    adapted = 1e-3 * np.linalg.norm(w) / np.linalg.norm(decayed) * decayed
+    np.testing.assert_allclose(moved["conv1"]["kernel"], -0.2 * scale * 1.9 * adapted, rtol=1e-5)
+    for leaf in moved["norm1"].values():
+        np.testing.assert_allclose(leaf, -0.0048 / 16 * scale * 1.9 * g[0], rtol=1e-5)
+    np.testing.assert_allclose(rate(1), 0.2 * scale, rtol=1e-6)
+
+
+def test_calm_of_t5_s_size_does_not_decay_relative_positions():
+    config = configs.load("calm:base")
+    net = encoder_decoder.make(vocab_size=40, width=8, depth=1, heads=2)
+    row = jnp.zeros((1, 4), jnp.int32)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), row, row, train=False)["params"])
+    keep = optim.decay_mask(exclude_paths=config.optimizer.exclude_paths)(params)
+    leaves = jax.tree_util.tree_leaves_with_path(keep)
+    left = [optim.path_of(path) for path, kept in leaves if not kept]
+    assert sorted(left) == ["decoder/relative", "encoder/relative"]

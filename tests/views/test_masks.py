@@ -38,6 +38,17 @@ def test_blocks_never_hide_too_much_and_nearly_enough(side, smallest):
     assert found.sum() > 0.8 * wanted.sum()
 
 
+def test_the_smallest_block_is_by_default_a_third_of_the_grid_on_each_side():
+    """iBOT's rule: 16 of 14x14 patches."""
+    wanted = np.full(64, 80)
+
+    def drawn(**settings):
+        return np.asarray(masks.blocks(keys(), 14, 14, wanted, **settings))
+
+    np.testing.assert_array_equal(drawn(), drawn(smallest=16))
+    assert (drawn(smallest=4) != drawn()).any()
+
+
 def test_nothing_wanted_hides_nothing():
     assert not np.asarray(masks.blocks(keys(4), 6, 6, np.zeros(4, int))).any()
 
