@@ -21,7 +21,8 @@ Variants:
 Differences from lightly's code (the authors' is not released):
   - Both views pass the network together, and batch norm has their moments together.
   - DCLW's weights are averaged over the global batch, lightly's over each device's.
-  - Their head has no batch norm after its last layer; SimCLR's here has.
+  - Their head has no batch norm after its last layer and starts as PyTorch's layers do; SimCLR's
+    here has one, and starts at a deviation of 0.01.
 
 Command: python -m cl_jax.main --config=configs/dcl.py --workdir=runs/dcl
 Reached: see docs/results.md.

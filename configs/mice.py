@@ -26,6 +26,8 @@ Differences from the authors' code:
   - Evaluation leaves the queue as it is; theirs pushes the evaluated images into it.
   - Training lasts as many epochs as it says; theirs one more, the first with a learning rate of 0.
     The warm-up rises with every step here, with every epoch there.
+  - The heads of experts and gate start without biases, at a variance of 1 / inputs; theirs as
+    PyTorch's linear layers do.
 
 Command: python -m cl_jax.main --config=configs/mice.py --workdir=runs/mice
 Reached: accuracy .735, NMI .719, ARI .604 of the experts on test digits; k-means on the untrained
@@ -57,13 +59,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.folder(config, ConfigDict(dict(views=views)))
     if "cifar10" in chosen or "cifar100" in chosen:
         defaults.cifar10(config)
+        statistics = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
         if "cifar100" in chosen:
             config.data.dataset, config.method.num_experts = "cifar100", 20
+            statistics = dict(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
         config.encoder.depth = 34
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method.update(dict(temperature=1.0, momentum=0.999, queue_size=16384, out_dim=128))
         config.views = ConfigDict(
-            dict(both=dict(name="moco_v1", size=32, scale=(0.2, 1.0), copies=3))
+            dict(both=dict(name="moco_v1", size=32, test_crop=1.0, copies=3, **statistics))
         )
         config.optimizer = ConfigDict(
             dict(

@@ -30,6 +30,8 @@ Differences from the authors' code:
   - The momentum network moves at the end of a step and not at the start of the next: the same
     numbers.
   - The batch need not divide the queue.
+  - The demo counts its epochs from 1, so that the cosine begins one epoch further on and the last
+    epoch has a rate of 0; here the first has the full rate.
   - Their classifier's rate of 30 falls to a tenth at epochs 60 and 80 of 100; the probe's falls by
     a cosine.
 

@@ -19,7 +19,9 @@ Variants:
   debug         any of them in seconds.
 
 Differences from the authors' code:
-  - Only their model is released; the optimiser's settings are those of their configuration files.
+  - Only their model is released. The optimiser of `b32` is CLIP's: batch 32,768, AdamW 5e-4, weight
+    decay 0.2. Their configuration files have 256 images a GPU, a rate of 1e-4, five epochs of
+    warm-up, and weight decays of 0.2 for shared weights and of 0.05 for others.
   - Initial weights are CLIP's; theirs are normal with 0.02 everywhere.
   - The norms' epsilon is 1e-5, CLIP's; theirs is 1e-12, `--config.encoder.epsilon`.
   - Shared weights have the learning rate of the others unless the optimiser's parts say otherwise.

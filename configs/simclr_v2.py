@@ -104,6 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             learning_rate=0.002 if config.encoder.get("sk_ratio", 0) else 0.005,
             learning_rate_scaling="sqrt",
             weight_decay=0.0,
+            exclude_paths=("classifier",),  # it starts at 0: rescaled by its norm, it would stay
         )
         tune_epochs, tune_batch = (
             (60.0 if share == 0.01 else 30.0),

@@ -34,7 +34,10 @@ Differences from the authors' code:
     of the default have no clusters.
   - Every target image has a source image that stays beside it; they draw both domains by
     themselves.
-  - Views are square; theirs are 256 x 128, and erase a rectangle of an image.
+  - Views are square crops of another size; theirs are 256 x 128, shifted by up to 10 pixels, and
+    erase a rectangle of an image.
+  - Their weight decay is a penalty on the gradient before Adam; here it is decoupled.
+  - Images of one label in a batch are any of it; theirs are of other cameras where there are some.
   - The last stride of the network stays 2.
 
 Command: python -m cl_jax.main --config=configs/spcl.py --workdir=runs/spcl
@@ -104,7 +107,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data = ConfigDict(dict(name="market", path="", height=144, width=144))
         config.encoder.update(dict(depth=50, width=1.0, stem="imagenet"))
         config.method.update(dict(source=False, warmup_epochs=0, eps=0.6))
-        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=128, scale=(0.7, 1.0))))
+        config.views = ConfigDict(
+            dict(one=dict(name="crop_flip", size=128, scale=(0.7, 1.0), test_crop=1.0))
+        )
         config.batch_size, config.total_epochs, config.steps_per_epoch = 64, 50.0, 400
         config.optimizer = ConfigDict(
             dict(

@@ -26,6 +26,8 @@ Differences from the paper, whose authors released no code:
     trained from pixels and tokens.
   - The ranking loss is summed over negatives; the hardest alone (`ranking="hardest"`) collapses
     from scratch, and `sum_epochs` of sums first prevent that.
+  - There are no triplets of clips alone or of sentences alone, which descriptions of the paper have
+    beside those of a clip and a sentence.
   - Margin .2, weight 10 and temperature .1 follow descriptions of the paper.
   - The support set is the batch; `memory` has 1,024 clips more.
 

@@ -1,16 +1,20 @@
 """Test environment: eight CPU devices, strict numerics, warnings as errors (pyproject.toml)."""
 
+import gc
 import os
 import signal
 
 from cl_jax.core import xla
 
-# Before jax is imported. Most of a short test's time is the compiler's, and programs so small need
-# no optimisation; the slow suite runs what users run.
+# Before jax is imported. Most of a short test's time is the compiler's: programs so small need no
+# optimisation, no division into parts that are compiled apart, and no stack of Python in their
+# operations. The slow suite runs what users run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 if not os.environ.get("CL_JAX_SLOW"):
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
+    _FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+    os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "false")
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), *filter(xla.known, _FLAGS)]
 ).strip()
@@ -19,7 +23,9 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# A program that is read takes half of the time of one that is compiled, and tests of the trainer
+# compile the same one often. Operations alone, which are quicker, would be files by the thousand.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # A shell's background job ignores SIGINT and `nohup` SIGHUP, and so would the programs that tests
 # start and interrupt.
@@ -31,3 +37,12 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes objects by the million, of which few are cycles to collect.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish(session):
+    """Modules and tests stay: collections need not visit them."""
+    gc.collect()
+    gc.freeze()

@@ -184,3 +184,13 @@ def updates(method):
         return sharded.settle(after, None), metrics
 
     return jax.jit(update)
+
+
+def light(config):
+    """Leaves a debug config of images one stage of its ResNet, and flips alone of its views: most
+    of what such a step takes to compile."""
+    with config.unlocked():
+        config.encoder.blocks = (1,)
+        config.views = ConfigDict(
+            {"both": {"name": "crop_flip", "crop": "none", "copies": 2, "size": 16}}
+        )

@@ -14,8 +14,15 @@ from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
 
-BLOCKS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "50x4": (4, 6, 10, 6), "50x16": (6, 8, 18, 8)}
-WIDTHS = {"50": 64, "101": 64, "50x4": 80, "50x16": 96}
+BLOCKS = {
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "50x4": (4, 6, 10, 6),
+    "50x16": (6, 8, 18, 8),
+    "50x64": (3, 15, 36, 10),
+}
+WIDTHS = {"50": 64, "101": 64, "50x4": 80, "50x16": 96, "50x64": 128}
+OUT_DIMS = {"50": 1024, "101": 512, "50x4": 640, "50x16": 768, "50x64": 1024}
 
 
 class AttentionPool(nn.Module):
@@ -137,13 +144,14 @@ def make(
     variant: str = "50",
     blocks: Sequence[int] | None = None,
     width: int | None = None,
-    out_dim: int = 1024,
+    out_dim: int | None = None,
     heads: int | None = None,
     dtype: str | None = "float32",
     axis_name: str | None = None,
     splits: int = 1,
 ) -> ClipResNet:
-    """A published encoder, "50", "101", "50x4" or "50x16", or one of other blocks, width and heads.
+    """A published encoder, "50", "101", "50x4", "50x16" or "50x64", or one of other blocks, width,
+    out_dim and heads. None: the variant's.
 
     Raises:
       ValueError: an unknown variant, a stage without a block, heads that do not divide the width.
@@ -152,6 +160,7 @@ def make(
         raise ValueError(f"variant {variant!r} is unknown; have {', '.join(BLOCKS)}.")
     blocks = BLOCKS[variant] if blocks is None else tuple(blocks)
     width = WIDTHS[variant] if width is None else width
+    out_dim = OUT_DIMS[variant] if out_dim is None else out_dim
     heads = width // 2 if heads is None else heads
     if len(blocks) != 4 or min(blocks) < 1 or width < 2 or width % 2:
         raise ValueError(

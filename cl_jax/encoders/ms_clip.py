@@ -53,7 +53,7 @@ class ImageText(nn.Module):
         to `width`; None is width / 16, the authors'.
       branch: a parallel branch of convolutions over the image, added to its tokens before blocks 2,
         4, ..., 10 (MS-CLIP-S).
-      epsilon: of the norms; 1e-12 in the authors' code, 1e-5 in CLIP.
+      epsilon: of the layer norms; 1e-12 in the authors' code, 1e-5 in CLIP.
       dtype: of matrix products; parameters, norms, softmax and the residual stream are float32.
       axis_name: of batch norm, in the stem and the branch.
     """
@@ -99,7 +99,13 @@ class ImageText(nn.Module):
             )
         if self.branch:
             self.side = SideBranch(
-                self.width, self.patch, self.depth, self.stem_width, self.dtype, self.axis_name
+                self.width,
+                self.patch,
+                self.depth,
+                self.stem_width,
+                self.epsilon,
+                self.dtype,
+                self.axis_name,
             )
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=jnp.float32)
         block = partial(Block, self.width, self.heads, STYLES["clip"], self.depth, 4 * self.width)
@@ -215,6 +221,7 @@ class SideBranch(nn.Module):
     patch: int
     depth: int
     first: int | None = None
+    epsilon: float = 1e-5
     dtype: Any = None
     axis_name: str | None = None
 
@@ -253,7 +260,7 @@ class SideBranch(nn.Module):
         added = tokens + conv(f"fuse{j}c", self.width, 1, 1)(pooled)
         flat = added.reshape(len(x), side * side, self.width).astype(jnp.float32)
         joined = jnp.concatenate([2 * x[:, :1], flat], axis=1)
-        return LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=f"fuse_norm{j}c")(joined)
+        return LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, name=f"fuse_norm{j}c")(joined)
 
 
 def _layers(dtype: Any, axis_name: str | None, train: bool) -> Any:

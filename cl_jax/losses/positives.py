@@ -3,14 +3,16 @@
 Features are normalised here unless `normalise=False`; what a memory holds is taken as it is.
 """
 
-from typing import NamedTuple
+from functools import partial
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, gather, mean
-from cl_jax.core.numerics import dots, prepared, wide, wide_type
+from cl_jax.core.numerics import dots, prepared, softplus, wide, wide_type
 from cl_jax.core.shapes import (
     check,
     check_axis,
@@ -20,6 +22,7 @@ from cl_jax.core.shapes import (
     check_positive,
     check_real,
 )
+from cl_jax.losses._sums import LOG_ZERO
 from cl_jax.losses.contrast import (
     Contrast,
     PairFunction,
@@ -27,6 +30,7 @@ from cl_jax.losses.contrast import (
     allow,
     contrast,
     not_self,
+    pair_sums,
     row_ids,
     same_example,
     same_id,
@@ -34,10 +38,13 @@ from cl_jax.losses.contrast import (
     separate_unlabelled,
 )
 
+DENOMINATORS = ("all", "one_positive", "only_negatives")
+
 
 class SupConRows(NamedTuple):
-    """For the A * B anchors, view-major: loss; log_denominator, log sum_a exp(s_ia); num_positives,
-    sum of weights."""
+    """For the A * B anchors, view-major: loss; log_denominator, the logarithm of what is summed
+    below each positive (of its negatives alone for "one_positive"); num_positives, sum of
+    weights."""
 
     loss: jax.Array
     log_denominator: jax.Array
@@ -54,6 +61,8 @@ def supcon(
     base_temperature: float | None = None,
     contrast_mode: str = "all",
     summation: str = "outside",
+    denominator: str = "all",
+    positives_cap: int | None = None,
     normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
@@ -79,6 +88,12 @@ def supcon(
       base_temperature: None for the formula of the paper, factor 1; the authors' code has 0.07.
       contrast_mode: "all" anchors every view, "one" the first view of each example.
       summation: "outside" the logarithm (recommended) or "inside".
+      denominator: what A(i) is. "all": all rows but i. "one_positive": the negatives and the
+        positive p of the term. "only_negatives": the negatives; a row without any has minus its
+        mean positive similarity then, where the authors' code is infinite.
+      positives_cap: at most so many positives besides an anchor's own views, those of the examples
+        that come first in the global batch: a multiple of V, since they have all their views. What
+        is above the cap is left out of the denominator too. None: all.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       axis_name: device axis that splits the batch; rows of all devices are contrasted.
@@ -90,10 +105,11 @@ def supcon(
       at best log|P| for "outside", not 0.
 
     Raises:
-      ValueError: shapes that disagree, labels and mask both given, an unknown mode, temperature <=
-        0, an axis that is not mapped.
+      ValueError: shapes that disagree, labels and mask both given, an unknown mode, a cap with a
+        mask or that V does not divide, temperature <= 0, an axis that is not mapped.
 
-    Reference: Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3.
+    Reference: Khosla et al. 2020, arXiv 2004.11362, equations 2 and 3; the denominators and the cap
+      are those of their TensorFlow code, which has base_temperature=1.
     """
     rows = supcon_rows(
         features,
@@ -102,6 +118,8 @@ def supcon(
         temperature=temperature,
         contrast_mode=contrast_mode,
         summation=summation,
+        denominator=denominator,
+        positives_cap=positives_cap,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
@@ -119,13 +137,16 @@ def supcon_rows(
     temperature: float,
     contrast_mode: str = "all",
     summation: str = "outside",
+    denominator: str = "all",
+    positives_cap: int | None = None,
     normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
     block_size: int | None = None,
 ) -> SupConRows:
     """The parts of `supcon` for each of this device's anchors, view-major (row = view * B +
-    example), not scaled.
+    example), not scaled. For one sample in the authors' TensorFlow code: the mean over views; of
+    one view, loss / num_positives, since it divides twice.
 
     Raises:
       ValueError: as `supcon`.
@@ -133,6 +154,10 @@ def supcon_rows(
     features = _views(
         features, temperature, contrast_mode, summation, axis_name, normalise=normalise
     )
+    if denominator not in DENOMINATORS:
+        raise ValueError(
+            f"denominator is {denominator!r}; expected one of {', '.join(DENOMINATORS)}."
+        )
     batch, views = features.shape[:2]
     anchors = views if contrast_mode == "all" else 1
     ids = row_ids(batch, axis_name)
@@ -140,32 +165,46 @@ def supcon_rows(
         raise ValueError(
             "labels and mask are both given; expected at most one. A mask says all that labels do."
         )
+    capped = _examples(positives_cap, views, mask)
+    negative: PairFunction | None
     if labels is not None:
         check_integer("b", {"b": batch}, labels=labels)
         labels = separate_unlabelled(labels, axis_name)
-        rows, cols, positive = {"label": labels}, {"label": labels}, same_label
-        count = views * _occurrences(labels, gather(labels, axis_name)) - 1
+        rows, cols, positive, negative = {"label": labels}, {"label": labels}, same_label, _others
+        every = gather(labels, axis_name)
+        others = _occurrences(labels, every) - 1
+        if capped is not None:
+            place = {"place": _places(labels, every, ids), "example": ids}
+            rows, cols, positive = rows | place, cols | place, partial(_among_first, capped)
+            others = jnp.minimum(others, capped)
+        count = views * (others + 1) - 1
     elif mask is not None:
         every = gather(ids, axis_name)
         mask = lax.stop_gradient(wide(mask))
         check("b n", {"b": batch, "n": every.shape[0]}, mask=mask)
-        rows, cols, positive = {"mask": mask}, {"example": ids}, _masked
+        rows, cols, positive, negative = {"mask": mask}, {"example": ids}, _masked, _unmasked
         count = (
             views * jnp.sum(mask, axis=1) - jnp.take_along_axis(mask, ids[:, None], axis=1)[:, 0]
         )
     else:
-        rows, cols, positive = {"example": ids}, {"example": ids}, same_example
+        rows, cols, positive, negative = (
+            {"example": ids},
+            {"example": ids},
+            same_example,
+            _strangers,
+        )
         count = jnp.full((batch,), views - 1)
+    if denominator == "all" and (labels is None or capped is None):
+        negative = None
     rows, count = jax.tree.map(lambda x: jnp.concatenate([x] * anchors), (rows, count))
     return _supcon(
         features,
         rows,
         jax.tree.map(lambda x: jnp.tile(x, views), cols),
-        positive,
-        count,
+        _Relation(positive, count, negative),
         temperature,
         anchors,
-        summation,
+        (summation, denominator),
         axis_name,
         plan,
         block_size,
@@ -372,11 +411,10 @@ def kcl_in_batch(
         features,
         {"chosen": rows},
         {"entry": index},
-        _chosen,
-        jnp.sum(rows, axis=1),
+        _Relation(_chosen, jnp.sum(rows, axis=1)),
         temperature,
         views,
-        "outside",
+        ("outside", "all"),
         axis_name,
         plan,
         block_size,
@@ -522,6 +560,51 @@ def _occurrences(labels: jax.Array, every: jax.Array) -> jax.Array:
     return last - first
 
 
+def _places(labels: jax.Array, every: jax.Array, ids: jax.Array) -> jax.Array:
+    """How many of the rows of `every` before row ids[i] have the label labels[i]."""
+    if not isinstance(every.shape[0], int):
+        before = jnp.arange(every.shape[0], dtype=ids.dtype)[None] < ids[:, None]
+        return jnp.sum((labels[:, None] == every[None]) & before, axis=1)
+    order = jnp.argsort(every, stable=True)
+    rank = jnp.argsort(order)[ids]
+    return rank - jnp.searchsorted(every[order], labels, side="left")
+
+
+def _examples(positives_cap: int | None, views: int, mask: jax.Array | None) -> int | None:
+    """The cap as a number of examples."""
+    if positives_cap is None:
+        return None
+    if mask is not None:
+        raise ValueError(
+            "positives_cap is given with a mask; expected labels, since a mask says itself which "
+            "positives there are."
+        )
+    if not isinstance(positives_cap, Integral) or positives_cap < 0 or positives_cap % views:
+        raise ValueError(
+            f"positives_cap is {positives_cap!r} with {views} views; expected a multiple of the "
+            "views from 0 on, or None."
+        )
+    return int(positives_cap) // views
+
+
+def _among_first(number: int, rows: Pairs, cols: Pairs) -> jax.Array:
+    """Own views, and those of the first `number` other examples of the label."""
+    earlier = cols["place"][None, :] - (cols["place"][None, :] > rows["place"][:, None])
+    return same_example(rows, cols) | (same_label(rows, cols) & (earlier < number))
+
+
+def _others(rows: Pairs, cols: Pairs) -> jax.Array:
+    return ~same_label(rows, cols)
+
+
+def _strangers(rows: Pairs, cols: Pairs) -> jax.Array:
+    return ~same_example(rows, cols)
+
+
+def _unmasked(rows: Pairs, cols: Pairs) -> jax.Array:
+    return _masked(rows, cols) == 0
+
+
 def _masked(rows: Pairs, cols: Pairs) -> jax.Array:
     return rows["mask"][:, cols["example"]]
 
@@ -534,60 +617,119 @@ def _allowed(rows: Pairs, cols: Pairs) -> jax.Array:
     return allow(rows["allowed"][:, cols["entry"]])
 
 
+class _Relation(NamedTuple):
+    """How columns stand to rows. positive: their weights as positives. num_positives: [R] the sum
+    of each row's, without its own column. negative: which are negatives; None where the denominator
+    is all columns but the row's own."""
+
+    positive: PairFunction
+    num_positives: jax.Array
+    negative: PairFunction | None = None
+
+
 def _supcon(
     features: jax.Array,
     rows: dict[str, jax.Array],
     cols: dict[str, jax.Array],
-    positive: PairFunction,
-    count: jax.Array,
+    relation: _Relation,
     temperature: float,
     anchors: int,
-    summation: str,
+    form: tuple[str, str],
     axis_name: AxisName,
     plan: str,
     block_size: int | None,
 ) -> SupConRows:
     """The loss of the first `anchors` views of this device's examples. rows and cols, view-major,
-    are what `positive` weights pairs by, a row's own column aside; count is the sum of each row's
-    weights."""
+    are what `relation` reads. form: summation and denominator."""
+    summation, denominator = form
     batch, views = features.shape[:2]
     keys = features.swapaxes(0, 1).reshape(views * batch, -1)
     # Unique to a row, whatever order devices are gathered in.
     ids = (
         row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]
     ).reshape(-1)
-    some = count > 0
-    count = count.astype(wide_type(features.dtype))
+    some = relation.num_positives > 0
+    count = relation.num_positives.astype(wide_type(features.dtype))
     share = 1 / jnp.where(some, count, 1)
     rows, cols = rows | {"id": ids[: anchors * batch], "share": share}, cols | {"id": ids}
+    over_pairs: dict[str, Any] = {
+        "scale": 1 / temperature,
+        "axis_name": axis_name,
+        "plan": plan,
+        "block_size": block_size,
+    }
 
     def mean_positive(rows, cols):
         share = rows["share"][:, None]
-        weight = jnp.asarray(positive(rows, cols), share.dtype)
+        weight = jnp.asarray(relation.positive(rows, cols), share.dtype)
         return jnp.where(same_id(rows, cols), 0, weight) * share
 
     def log_positive(rows, cols):
         p = mean_positive(rows, cols)
         return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
+    def below(rows, cols):
+        if relation.negative is None:
+            return not_self(rows, cols)
+        counted = relation.negative(rows, cols) & ~same_id(rows, cols)
+        return allow(counted | (mean_positive(rows, cols) > 0) if denominator == "all" else counted)
+
     def sums(log_weight, positive):
         return contrast(
             keys[: anchors * batch],
             keys,
-            scale=1 / temperature,
             rows=rows,
             cols=cols,
             log_weight=log_weight,
             positive=positive,
-            axis_name=axis_name,
-            plan=plan,
-            block_size=block_size,
+            **over_pairs,
         )
 
-    if summation == "outside":
-        out = sums(not_self, mean_positive)
+    if denominator == "one_positive":
+        out = sums(below, None)
+        of_positives = sums(log_positive, None) if summation == "inside" else None
+        loss = _each_with_its_own(
+            keys[: anchors * batch], keys, rows, cols, mean_positive, out, of_positives, over_pairs
+        )
+    elif summation == "outside":
+        out = sums(below, mean_positive)
         loss = out.gap
     else:
-        out = sums(not_self, None)
-        loss = out.lse - sums(log_positive, None).lse
+        out = sums(below, None)
+        loss = jnp.where(out.lse > LOG_ZERO, out.lse, 0) - sums(log_positive, None).lse
     return SupConRows(jnp.where(some, loss, 0), out.lse, count)
+
+
+def _each_with_its_own(
+    queries: jax.Array,
+    keys: jax.Array,
+    rows: dict[str, jax.Array],
+    cols: dict[str, jax.Array],
+    mean_positive: PairFunction,
+    negatives: Contrast,
+    positives: Contrast | None,
+    over_pairs: dict[str, Any],
+) -> jax.Array:
+    """[R] the loss whose every positive has a denominator of itself and of the negatives, so that
+    its share is sigmoid(s - log sum of negatives): the mean of minus its logarithm, or, given the
+    sums of positives, minus the logarithm of its mean."""
+    rows = rows | {"negatives": negatives.lse}
+    if positives is None:
+
+        def surprise(s, rows, cols):
+            return mean_positive(rows, cols) * softplus(rows["negatives"][:, None] - s)
+
+        return pair_sums(queries, keys, surprise, rows=rows, cols=cols, **over_pairs)
+    # Shares below float32's range are summed as multiples of about the largest.
+    highest = jnp.asarray(positives.highest)
+    some = highest > LOG_ZERO
+    largest = -softplus(negatives.lse - jnp.where(some, highest, 0))
+    rows |= {"largest": lax.stop_gradient(jnp.where(some, largest, 0))}
+
+    def share(s, rows, cols):
+        weight = mean_positive(rows, cols)
+        log_share = -softplus(rows["negatives"][:, None] - s) - rows["largest"][:, None]
+        return weight * jnp.exp(jnp.where(weight > 0, log_share, 0))
+
+    shares = pair_sums(queries, keys, share, rows=rows, cols=cols, **over_pairs)
+    return -(rows["largest"] + jnp.log(jnp.where(some, shares, 1)))

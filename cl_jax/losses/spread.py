@@ -141,7 +141,8 @@ def sigreg_statistics(
       block_size: directions taken at a time; None: all, but for more than 256 MiB of cosines.
 
     Returns:
-      [..., K] statistics of the global batch, the same on every device.
+      [..., K] statistics of the global batch, the same on every device. The authors' clip_value is
+      jnp.where(statistics < clip_value, 0, statistics), before their mean.
 
     Raises:
       ValueError: widths that disagree, fewer than two points, t_max <= 0, an axis that is not

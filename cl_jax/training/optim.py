@@ -113,6 +113,13 @@ def constant(*, base: float) -> Schedule:
     return lambda step: jnp.full(jnp.shape(step), base, _real(step).dtype)
 
 
+def warmed_up(schedule: Schedule, *, warmup_steps: float) -> Schedule:
+    """A schedule times t / warmup_steps during the first `warmup_steps`: MiCE, W-MSE, SimMIM."""
+    if warmup_steps <= 0:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(_real(step) / warmup_steps, 1.0)
+
+
 def per_epoch(schedule: Schedule, *, steps_per_epoch: int) -> Schedule:
     """Holds a schedule of steps at the value of each epoch's first step: MoCo v1/v2, SimSiam,
     linear probes."""
@@ -433,7 +440,8 @@ def build(
       schedule: "warmup_cosine", "warmup_linear", "linspace_warmup_cosine" (starts at warmup_start),
         "step_decay" (milestones_epochs, decay_factor) or "constant"; the first three end at
         final_learning_rate.
-      warmup_epochs, warmup_steps: length of the warm-up; steps win where given (`simclr_steps`).
+      warmup_epochs, warmup_steps: length of the warm-up, of every schedule; steps win where given
+        (`simclr_steps`).
       schedule_per_epoch: hold the value during each epoch.
       final_weight_decay: where a half cosine takes the decay during the run (DINO); adamw and sgd
         only.
@@ -561,8 +569,11 @@ def _schedule(
         "warmup_cosine": lambda: warmup_cosine(**length),
         "warmup_linear": lambda: warmup_linear(**length),
         "linspace_warmup_cosine": lambda: linspace_warmup_cosine(**length, start=warmup_start),
-        "step_decay": lambda: step_decay(base=base, milestones=milestones, factor=decay_factor),
-        "constant": lambda: constant(base=base),
+        "step_decay": lambda: warmed_up(
+            step_decay(base=base, milestones=milestones, factor=decay_factor),
+            warmup_steps=warmup_steps,
+        ),
+        "constant": lambda: warmed_up(constant(base=base), warmup_steps=warmup_steps),
     }
     if name not in schedules:
         raise ValueError(f"schedule {name!r} is unknown; have {', '.join(schedules)}.")

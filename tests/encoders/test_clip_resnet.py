@@ -17,6 +17,21 @@ def test_parameters_are_as_many_as_the_authors():
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 38_316_896
 
 
+@pytest.mark.parametrize(
+    "variant, side, out_dim, millions",
+    [("101", 224, 512, 56.26), ("50x4", 288, 640, 87.14), ("50x64", 448, 1024, 420.38)],
+)
+def test_sizes_of_the_published_encoders(variant, side, out_dim, millions):
+    """Of the image's part, as open_clip's docs/model_profile.csv lists them."""
+    model = clip_resnet.make(variant=variant)
+    image = jnp.zeros((1, side, side, 3))
+    out, variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), image, train=False)
+    )
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert round(count / 1e6, 2) == millions and out["h"].shape == (1, out_dim)
+
+
 def test_the_pool_is_attention_of_the_mean():
     pool = clip_resnet.AttentionPool(out_dim=3, heads=2)
     x = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))

@@ -3,12 +3,14 @@ nothing."""
 
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from cl_jax.core.tokens import END, PAD, START
 from cl_jax.encoders import ms_clip, transformer
+from cl_jax.encoders.layer_norm import LayerNorm
 
 SMALL = dict(
     vocab_size=20, length=6, image_size=16, patch=4, width=16, depth=3, heads=2, share="blocks"
@@ -177,6 +179,21 @@ def test_early_convolutions_take_the_place_of_patches_and_of_a_block(patch):
         f"shared_blocks_{i}" for i in range(1, 5)
     }
     assert network.bind(variables).side.places == (2, 4)
+
+
+def test_every_layer_norm_has_the_epsilon_that_is_set():
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, LayerNorm):
+            found[context.module.name] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    network = ms_clip.make(**{**SMALL, "depth": 5}, stem="early", branch=True, epsilon=1e-12)
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda k: network.init(k, INPUTS, train=False), jax.random.key(0))
+    assert {"fuse_norm0c", "fuse_norm1c", "image_first", "text_last"} <= set(found)
+    assert set(found.values()) == {1e-12}
 
 
 def test_errors():

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 # Nearly all of the time is compilation, of each way on each device count in each type: all of them
-# with CL_JAX_SLOW=1, beside `-m slow`; else four devices, and float32 in one way.
+# with CL_JAX_SLOW=1, beside `-m slow`; else four devices, and one way for each type.
 SLOW = bool(os.environ.get("CL_JAX_SLOW"))
 N_DEVICES = (2, 4, 8) if SLOW else (4,)
 
@@ -30,6 +30,7 @@ def assert_parity(
     sharded: Sequence[bool],
     *,
     n_devices: Sequence[int] = N_DEVICES,
+    every_way: bool = SLOW,
     f64: float = 1e-10,
     f32: float = 1e-6,
 ) -> None:
@@ -38,6 +39,8 @@ def assert_parity(
     args are float64 (or integer) NumPy arrays of the global batch; sharded[i] says whether args[i]
     is split over its first axis, which every n in n_devices must divide. Value and gradient of each
     float argument are compared relative to the largest magnitude: f64 under x64, f32 without.
+    every_way maps the step in each of WAYS; otherwise float64 takes the gradient outside of the
+    mapped function, where JAX checks that all devices return the same, and float32 inside.
     """
     for dtype, bound in ((np.float64, f64), (np.float32, f32)):
         with jax.enable_x64(dtype is np.float64):
@@ -51,10 +54,8 @@ def assert_parity(
             )
             assert np.isfinite(expected[0])
             for n in n_devices:
-                for how, run in (
-                    WAYS.items() if SLOW or dtype is np.float64 else [("shard_map", _shard_map)]
-                ):
-                    actual = run(loss, given, sharded, floats, n)
+                for how in WAYS if every_way else (BRIEF[dtype],):
+                    actual = WAYS[how](loss, given, sharded, floats, n)
                     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
                         error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-2)
                         assert error <= bound, (
@@ -148,6 +149,7 @@ def _sharded(kind, loss, args, sharded, floats, n):
 
 
 WAYS = {"shard_map": _shard_map, "shard_map, gradient outside": _outside, "pmap": _pmap}
+BRIEF = {np.float64: "shard_map, gradient outside", np.float32: "shard_map"}
 if SLOW:
     WAYS |= {
         "shard_map over two axes": _two_axes,

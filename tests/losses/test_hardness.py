@@ -127,7 +127,7 @@ def test_mochi_of_loops(block_size):
         )
 
     np.testing.assert_allclose(loss(q, k, queue), np.mean(losses), rtol=1e-12)
-    grads = jax.grad(loss, (0, 1, 2))(q, k, queue)
+    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, queue)
     assert np.abs(grads[0]).max() > 0.01 and not np.any(grads[1]) and not np.any(grads[2])
 
 
@@ -181,8 +181,17 @@ def study(b=5, m=7, d=4):
     return f, g, np.array([3, 0, 6, 3, 1]), f @ g.T
 
 
-@pytest.mark.parametrize("block_size", [None, 2])
-@pytest.mark.parametrize("num_hard", [None, 1, 3, 20])
+@pytest.mark.parametrize(
+    ("num_hard", "block_size"),
+    [
+        (None, None),
+        (1, 2),
+        (3, None),
+        (20, 2),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in ((None, 2), (1, None))),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in ((3, 2), (20, None))),
+    ],
+)
 def test_study_of_loops(num_hard, block_size):
     f, g, positive, s = study()
     rows = []

@@ -70,6 +70,104 @@ def test_supcon_of_loops(what, mode, inside):
     np.testing.assert_allclose(loss(features, base_temperature=0.1), 3 * expected, rtol=1e-12)
 
 
+def released(features, labels, t, denominator="all", cap=None, inside=False, mode="all"):
+    """[B] loss of each sample as the authors' TensorFlow code has it, by loops, not scaled."""
+    batch, views = features.shape[:2]
+    rows = [(i, v) for v in range(views) for i in range(batch)]
+    every = np.zeros((views, batch))
+    for i, v in rows:
+        same = [j for j in range(batch) if labels[j] == labels[i] and j != i]
+        kept = {i, *(same if cap is None else same[: cap // views])}
+        e = {row: np.exp(features[i, v] @ features[row] / t) for row in rows}
+        positives = [row for row in rows if row[0] in kept and row != (i, v)]
+        negatives = sum(e[row] for row in rows if labels[row[0]] != labels[i])
+        below = {
+            "all": lambda p: negatives + sum(e[row] for row in positives),
+            "one_positive": lambda p: negatives + e[p],
+            "only_negatives": lambda p: negatives,
+        }[denominator]
+        if not positives:
+            continue
+        shares = [e[p] / below(p) for p in positives]
+        every[v, i] = -(np.log(np.mean(shares)) if inside else np.mean(np.log(shares)))
+    return every[0] if mode == "one" else every.mean(axis=0)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("denominator", ["all", "one_positive", "only_negatives"])
+def test_supcon_with_the_released_denominators_and_cap(denominator, inside):
+    features, labels = data(7, 2, 4), np.array([0, 1, 0, 2, 1, 0, 0])
+    settings = dict(denominator=denominator, summation="inside" if inside else "outside")
+    for cap in (None, 4):
+        how = settings | dict(positives_cap=cap)
+        expected = released(features, labels, 0.3, denominator, cap, inside)
+        rows = positives.supcon_rows(features, labels, temperature=0.3, **how).loss
+        np.testing.assert_allclose(rows.reshape(2, 7).mean(0), expected, rtol=1e-12)
+    how = settings | dict(positives_cap=0, contrast_mode="one", block_size=3)
+    one = positives.supcon(features, labels, temperature=0.3, **how)
+    first = released(features, labels, 0.3, denominator, 0, inside, "one")
+    np.testing.assert_allclose(one, first.mean(), rtol=1e-12)
+
+
+def test_denominators_by_a_mask_and_by_views():
+    """A mask that says what the labels do, and no labels at all."""
+    features, loss = data(5, 2, 4), partial(positives.supcon, temperature=0.3)
+    same = (LABELS[:, None] == LABELS).astype(float)
+    masked = loss(features, mask=same, denominator="only_negatives", summation="inside")
+    expected = released(features, LABELS, 0.3, "only_negatives", None, True).mean()
+    np.testing.assert_allclose(masked, expected, rtol=1e-12)
+    alone = released(features, np.arange(5), 0.3, "one_positive").mean()
+    np.testing.assert_allclose(loss(features, denominator="one_positive"), alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_gradient_of_the_denominators_is_that_of_differences(inside):
+    features, step = data(5, 2, 3), 1e-6
+    along = np.random.default_rng(5).normal(size=features.shape)
+    for denominator in ("one_positive", "only_negatives"):
+        summation = "inside" if inside else "outside"
+        loss = partial(
+            positives.supcon,
+            labels=LABELS,
+            temperature=0.3,
+            denominator=denominator,
+            summation=summation,
+            positives_cap=2,
+            normalise=False,
+        )
+        ends = [
+            released(features + sign * step * along, LABELS, 0.3, denominator, 2, inside).mean()
+            for sign in (1, -1)
+        ]
+        slope = np.sum(np.asarray(jax.grad(loss)(features)) * along)
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
+
+
+def test_denominators_of_rows_without_negatives_or_at_low_temperatures_are_finite():
+    one_class = np.zeros(5, int)
+    features = data(5, 2, 4)
+    similarity = np.einsum("ivd,jwd->ivjw", features, features).sum() - 10
+    mean_positive = similarity / 0.3 / (10 * 9)
+    for denominator, summation, expected in (
+        ("one_positive", "outside", 0),
+        ("one_positive", "inside", 0),
+        ("only_negatives", "outside", -mean_positive),
+        ("only_negatives", "inside", None),
+    ):
+        how = dict(denominator=denominator, summation=summation)
+        value = positives.supcon(features, one_class, temperature=0.3, **how)
+        assert np.isfinite(value)
+        if expected is not None:
+            np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+        x = jnp.asarray(features, jnp.float32).at[0].set(0)
+        x = x.at[2, 0].set(-x[2, 1])  # a positive whose share underflows
+        low = partial(positives.supcon, labels=LABELS, temperature=0.005, **how)
+        value, grad = jax.value_and_grad(low)(x)
+        assert np.isfinite(value) and np.isfinite(grad).all()
+        exact = low(np.asarray(x, np.float64))
+        np.testing.assert_allclose(value, exact, rtol=1e-4)
+
+
 def test_supcon_closed_forms():
     same = np.repeat(data(1, 1, 4), 6, 0).repeat(2, 1)
     for given in ({}, {"labels": np.zeros(6, int)}):
@@ -236,6 +334,16 @@ def test_devices():
             + 7
             * positives.kcl(features[:, 0], features[:, 1], queue, labels, queue_labels, **knobs)
             + 9 * stablerep(features[:, 0], labels, **knobs)
+            + 11
+            * positives.supcon(
+                features,
+                labels,
+                **knobs,
+                summation="inside",
+                denominator="one_positive",
+                positives_cap=2,
+                plan="ring",
+            )
         )
 
     assert_parity(
@@ -245,7 +353,7 @@ def test_devices():
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_hard_inputs_are_finite(dtype):
     """A zero row, equal rows, rows without a positive, temperature 0.01, a batch of one."""
     x = (
@@ -287,7 +395,7 @@ def test_hard_inputs_are_finite(dtype):
 
 def test_rows_without_a_positive_count_as_zero():
     features = data(4, 1, 3)
-    value, grad = jax.value_and_grad(partial(positives.supcon, temperature=0.1))(
+    value, grad = jax.jit(jax.value_and_grad(partial(positives.supcon, temperature=0.1)))(
         features, np.arange(4)
     )
     assert value == 0 and not np.any(grad)
@@ -332,6 +440,12 @@ def test_errors():
         loss(x, contrast_mode="two")
     with pytest.raises(ValueError, match="summation is 'middle'"):
         loss(x, summation="middle")
+    with pytest.raises(ValueError, match="denominator is 'none'"):
+        loss(x, denominator="none")
+    with pytest.raises(ValueError, match="positives_cap is 3 with 2 views"):
+        loss(x, LABELS, positives_cap=3)
+    with pytest.raises(ValueError, match="positives_cap is given with a mask"):
+        loss(x, mask=np.eye(5), positives_cap=2)
     with pytest.raises(ValueError, match="temperature is 0"):
         positives.supcon(x, temperature=0)
     with pytest.raises(ValueError, match=f"axis_name='{AXIS}' is not mapped"):

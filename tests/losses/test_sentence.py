@@ -33,8 +33,17 @@ def oracle(a, b, h, t, w):
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("block_size", [None, 2])
-@pytest.mark.parametrize("w", [None, 0.0, 0.7, -1.5])
+@pytest.mark.parametrize(
+    ("w", "block_size"),
+    [
+        (None, None),
+        (0.0, 2),
+        (0.7, None),
+        (-1.5, 2),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in ((None, 2), (0.0, None))),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in ((0.7, 2), (-1.5, None))),
+    ],
+)
 def test_value_of_loops(w, block_size):
     a, b, h = data()
     given = (a, b) if w is None else (a, b, h)

@@ -178,6 +178,15 @@ ROWS = [
         for what in ("labels *b", "mask b b")
     ),
     row(losses.supcon, "features b v d, labels *b", **T, summation="inside", contrast_mode="one"),
+    row(
+        losses.supcon,
+        "features b v d, labels *b",
+        **T,
+        summation="inside",
+        denominator="one_positive",
+        positives_cap=3,
+    ),
+    row(losses.supcon_rows, "features b v d, labels *b", **T, denominator="only_negatives"),
     row(losses.stablerep, "features b d, labels *b", **T),
     row(losses.kcl, "q b d, k b d, queue k d, labels *b, queue_labels *k", **T),
     row(

@@ -15,9 +15,10 @@ TOP = {name for name in cl_jax.losses.__all__ if inspect.isfunction(getattr(cl_j
 FIRST = {table.name_of(row.f): row for row in reversed(table.ROWS) if table.name_of(row.f) in TOP}
 
 
-# One of each kind; the others, seconds each, with `-m slow`.
-FEW = {"jit", "vmap", "vmap over temperature", "scan", "grad", "jvp", "tiles: jvp", "export"}
-FEW |= {"forward over reverse", "bfloat16", "rank promotion raise"}
+# One of each kind; the others, seconds each, with `-m slow`. All are under `jit`, and all tests
+# under rank promotion "raise".
+FEW = {"vmap", "vmap over temperature", "scan", "grad", "jvp", "tiles: jvp", "export"}
+FEW |= {"forward over reverse", "bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from cl_jax import losses
 from cl_jax.core.method import Run
-from cl_jax.core.parts import from_parts
+from cl_jax.core.parts import Pairs, from_parts
 from cl_jax.encoders import mlp
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import byol, clae, hcl, imix, invaspread, mochi, moco_v2, simclr_v1, temperature
@@ -147,6 +147,30 @@ def test_mochi_without_mixtures_is_moco_and_mixtures_make_it_harder():
     assert some["loss"] > plain["loss"] + 0.1
     with pytest.raises(ValueError, match="use a base with one"):
         step(mochi.make(base=parts("simclr"), run=RUN))
+
+
+def test_mochi_contrasts_both_directions_of_a_symmetric_base():
+    """Both losses, as the base adds them; the mixtures of the second are draws of their own."""
+    settings = dict(out_dim=8, queue_size=24, shuffle=False, symmetric=True)
+    base = moco_v2.parts(
+        encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, **settings
+    )
+    made = mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3)
+    q, k, queue = (
+        losses.unit(np.random.default_rng(i).normal(size=(n, 8))) for i, n in enumerate((8, 8, 24))
+    )
+    one, other = Pairs(q, k, queue), Pairs(k, q, queue)
+
+    @jax.jit
+    def values(*pairs):
+        value, metrics = made.contrast(pairs, None, BATCH, KEY)
+        return value, metrics["chance"]
+
+    alone, chance = values(one)
+    assert float(values(one, other)[0]) > float(alone) + 1
+    np.testing.assert_allclose(values(one, other)[1], 2 * chance, rtol=1e-6)
+    twice = float(values(one, one)[0])
+    assert abs(twice / 2 - float(alone)) < 0.2 and twice != 2 * float(alone)
 
 
 def test_the_queue_of_a_cross_is_that_of_its_base():

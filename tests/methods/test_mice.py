@@ -13,6 +13,7 @@ from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import clusters
 from cl_jax.methods import mice
+from cl_jax.training import configs, optim
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 3})
@@ -25,6 +26,22 @@ NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
 def build(views=VIEWS, **settings):
     settings = dict(queue_size=12, out_dim=8, momentum=0.9) | settings
     return mice.make(encoder=NETWORK, tx=optax.sgd(0.1), views=views, run=RUN, **settings)
+
+
+@pytest.mark.parametrize("name", ["mice:cifar10", "mice:cifar100"])
+def test_the_published_setting_tests_whole_images_and_warms_up(name):
+    config = configs.load(name)
+    section = config.views.both.to_dict()
+    del section["copies"]
+    mean, std = (np.array(section[key]) for key in ("mean", "std"))
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    clean = np.asarray(recipe(section).clean({"image": image}))
+    np.testing.assert_allclose(clean * std + mean, image / 255, atol=1e-5)
+    _, rate = optim.build(
+        **config.optimizer, batch_size=256, steps_per_epoch=10, total_steps=10_000
+    )
+    found = [float(rate(step)) for step in (0, 50, 100, 4799, 4800, 6400, 8000)]
+    np.testing.assert_allclose(found, [0, 0.5, 1, 1, 0.1, 0.01, 0.001], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from cl_jax import losses
 from cl_jax.core.method import Run, Stage
 from cl_jax.methods import distill, simclr_v2
+from cl_jax.training import configs, optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
 
@@ -40,6 +41,23 @@ def pretrained(**changes):
     return simclr_v2.make(
         encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,) * 2, run=RUN, out_dim=4, **changes
     )
+
+
+def test_the_published_fine_tuning_does_not_rescale_the_classifier():
+    """From zeros, LARS would make its steps a thousandth of what they are."""
+    stage = configs.load("simclr_v2:imagenet2012").stages.finetune
+    tx, rate = optim.build(
+        **stage.optimizer, batch_size=stage.batch_size, steps_per_epoch=4, total_steps=400
+    )
+    params = {"classifier": {"kernel": jnp.zeros((3, 2))}, "pretrained": {"w": jnp.ones((3, 2))}}
+    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jax.tree.map(jnp.ones_like, params)
+    for _ in range(2):
+        moves, state = update(grads, state, params)
+        params = optax.apply_updates(params, moves)
+    expected = -(1.9 * float(rate(0)) + float(rate(1)))  # momentum 0.9
+    np.testing.assert_allclose(params["classifier"]["kernel"], expected, rtol=1e-5)
+    assert jnp.abs(params["pretrained"]["w"] - 1).max() < 1e-3
 
 
 @pytest.mark.slow

@@ -11,12 +11,14 @@ import pytest
 from cl_jax.core import parallel
 from cl_jax.training import checkpoint, loop, metrics, resuming, steps
 from configs import simclr_v1, simclr_v2
+from tests import small
 
 
 @pytest.fixture
 def config():
     config = simclr_v1.get_config("debug")
     config.devices = 1
+    small.light(config)
     return loop.stages(config, "unused")[0][1]
 
 
@@ -158,6 +160,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path):
 
 def test_nan_stops_with_the_step_and_the_batch_ids(config, tmp_path):
     config.optimizer.learning_rate, config.optimizer.warmup_epochs = 1e30, 0.0
+    config.evals.baselines = False
     with pytest.raises(FloatingPointError, match=r"step 2: loss nan.*Batch ids: \["):
         loop.train(config, tmp_path)
 

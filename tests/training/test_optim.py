@@ -230,6 +230,18 @@ def test_schedules_stay_at_their_end():
     ] == pytest.approx([1, 0.1, 0.1])
 
 
+@pytest.mark.parametrize("schedule", ["step_decay", "constant"])
+def test_steps_and_constants_are_warmed_up(schedule):
+    """lr t / 4 before step 4, then the schedule: MiCE's and SimMIM's rate."""
+    settings = dict(schedule=schedule, learning_rate=1.0, learning_rate_scaling="none")
+    _, rate = _build(**settings, warmup_steps=4, milestones_epochs=(3.0,), decay_factor=0.2)
+    _, plain = _build(**settings, milestones_epochs=(3.0,), decay_factor=0.2)
+    for step in range(8):
+        expected = min(step / 4, 1) * (0.2 if schedule == "step_decay" and step >= 6 else 1)
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-6)
+        assert step < 4 or float(rate(step)) == float(plain(step))
+
+
 def test_errors_name_the_mend():
     for settings, message in (
         ({"name": "lars"}, "have lars_simclr, lars_byol"),

@@ -18,6 +18,7 @@ from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.data.source import Splits, from_arrays, joined, labels_of
 from cl_jax.training import configs, loop, stages, trained
 from cl_jax.training.transformer import Features
+from tests import small
 
 
 def pictures(root, count=12):
@@ -39,7 +40,8 @@ def run(tmp_path_factory):
     with config.unlocked():
         config.data = {"name": "folder", "path": str(pictures(root / "data")), "image_size": 16}
     config.update({"batch_size": 8, "devices": 2})
-    config.evals.every_epochs = 0.0
+    config.evals.update({"every_epochs": 0.0, "baselines": False})
+    small.light(config)
     with config.unlocked():
         config.evals.protocols = {"knn": {"k": 3}}
     workdir = root / "run"
