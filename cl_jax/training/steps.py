@@ -210,7 +210,9 @@ class Stepper:
         if not self.compile_seconds:
             began = time.perf_counter()
             # the same executable that the call below finds
-            self.program = lifted.lower(*arguments).compile()
+            lowered = lifted.lower(*arguments)
+            heap.give_back()
+            self.program = lowered.compile()
             self.compile_seconds = time.perf_counter() - began
             heap.give_back()
         return lifted(*arguments)
