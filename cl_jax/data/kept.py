@@ -57,9 +57,10 @@ def _array(members: zipfile.ZipFile, name: str) -> np.ndarray:
         if in_columns:
             raise ValueError(f"{name} is in Fortran's order")
         found = allocate(shape, dtype)
-        left = memoryview(found).cast("B")
-        while count := member.readinto(left[:_AT_ONCE]):
-            left = left[count:]
+        left = found.data.cast("B")
+        while piece := member.read(min(_AT_ONCE, len(left))):
+            left[: len(piece)] = piece
+            left = left[len(piece) :]
         if left:
             raise ValueError(f"{name} is cut short")
     return found

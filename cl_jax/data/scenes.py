@@ -174,7 +174,8 @@ def _splits(arrays: Mapping[str, np.ndarray]) -> Splits:
     for name, values in arrays.items():
         part, _, field = name.partition("/")
         parts[part][field] = values
-    return Splits(*(from_arrays(f"scenes/{part}", parts[part], sizes) for part in PARTS))
+    train, test = (from_arrays(f"scenes/{part}", parts[part], sizes) for part in PARTS)
+    return Splits(train, test)
 
 
 def _key(*given: Any) -> str:
@@ -280,7 +281,9 @@ def paint(
     images = allocate((len(scene.instance), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     out = [images[at : at + _FEW] for at in range(0, len(images), _FEW)]
     with ThreadPoolExecutor() as pool:
-        colours = pool.map(lambda *of: _paint_few(*of, digits, photographs, level), few, out)
+        colours = pool.map(
+            lambda some, into: _paint_few(some, into, digits, photographs, level), few, out
+        )
         return images, np.concatenate(list(colours))
 
 
