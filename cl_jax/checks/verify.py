@@ -382,13 +382,26 @@ def store(path: Path, records: Sequence[Record], steps: int) -> None:
     path.write_text(json.dumps(about | {"methods": rows}, indent=1) + "\n")
 
 
+_BEGIN, _END = "<!-- verify -->\n", "<!-- end of verify -->"
+
+
 def put_into(page: Path, text: str) -> None:
     """Replaces what stands between the two marks of a Markdown page."""
-    before, mark, rest = page.read_text().partition("<!-- verify -->\n")
-    _, end, after = rest.partition("<!-- end of verify -->")
+    before, after = around(page)
+    page.write_text(f"{before}{_BEGIN}{text}\n{_END}{after}")
+
+
+def around(page: Path) -> tuple[str, str]:
+    """What a Markdown page has before and after the table.
+
+    Raises:
+      ValueError: no such page, or one without the two marks.
+    """
+    before, mark, rest = (page.read_text() if page.is_file() else "").partition(_BEGIN)
+    _, end, after = rest.partition(_END)
     if not (mark and end):
         raise ValueError(
-            f"{page} has no lines <!-- verify --> and <!-- end of verify --> to put the table "
-            f"between."
+            f"{page} is no page with the lines {_BEGIN.strip()} and {_END} to put the table "
+            "between."
         )
-    page.write_text(f"{before}{mark}{text}\n{end}{after}")
+    return before, after

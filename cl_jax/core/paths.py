@@ -44,7 +44,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 def cache() -> Path | None:
     """Where this package keeps what can be made again; None for a user without a home directory, as
     containers have them."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return None if home.startswith("~") else Path(home, "cl_jax")
 
 

@@ -3,6 +3,7 @@ their names. Every section of a config is checked here before anything is built.
 
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -127,6 +128,13 @@ def check_value(name: str, value: Any, kind: Any = None) -> None:
         mend = ""
         if isinstance(value, np.generic | jax.Array) and value.ndim == 0:
             mend = " A config holds plain values: write this one as its .item()."
+        elif isinstance(value, np.ndarray | jax.Array):
+            mend = " A config holds plain values: write this one as its .tolist()."
+        elif isinstance(value, os.PathLike) and _fits("", kind):
+            mend = " A config holds plain values: write this one as its str()."
+        elif isinstance(value, str) and _fits([value], kind):
+            words = [word.strip() for word in value.split(",")]
+            mend = f" Write it as {words}, on a command line in quotation marks."
         raise ConfigError(f"{name}={value!r}; expected {_words(kind)}.{mend}")
     key = name.rsplit(".", 1)[-1]
     if isinstance(value, str) and value not in CHOICES.get(key, (value,)):

@@ -12,6 +12,7 @@ from PIL import Image
 from cl_jax.core.seeds import check_seed
 from cl_jax.core.settings import check, check_keys
 from cl_jax.core.shapes import check_count
+from cl_jax.data.labels import labelled
 from cl_jax.data.source import Source, Splits, from_arrays
 
 SOURCE = ("image_source", "label_source")
@@ -50,6 +51,7 @@ def make(
     size, given = found["target"].train.size, found["source"].train
     if "label" not in given.sizes:
         raise ValueError(f"the source {given.name} has no label; expected one, to learn from.")
+    given = labelled(given)
     beside = np.argsort(np.random.Philox(key=[seed, 0]).random_raw(given.size), kind="stable")
     beside = np.resize(beside, size)
 

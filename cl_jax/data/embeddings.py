@@ -4,7 +4,6 @@ formats, and written piece by piece so that a long job can be resumed."""
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.names import nearest
 from cl_jax.core.paths import user_path
-from cl_jax.data import lines
+from cl_jax.data import lines, tables
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 PATHS = ("path", "paths", "file", "filename", "filepath", "name", "id")
@@ -130,7 +129,9 @@ def load(path: str | Path) -> Embeddings:
     except ConfigError:
         raise
     except Exception as error:  # a damaged file makes its reader raise nearly anything
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}.") from None
+        mend = "" if "Object arrays" not in str(error) else " Save text as numpy.array(names, str)."
+        reason = f"{type(error).__name__}: {str(error).rstrip('.')}."
+        raise ConfigError(f"{path} cannot be read: {reason}{mend}") from None
 
 
 def _fits_int32(values: np.ndarray) -> bool:
@@ -142,20 +143,27 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
     _check_notes(path, about)
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
     for name, given in columns.items():
-        values = np.char.decode(given, "utf-8", "replace") if given.dtype.kind == "S" else given
+        bytes_ = given.dtype.kind == "S"
+        values: Any = np.char.decode(given, "utf-8", "replace") if bytes_ else given
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
             with np.errstate(over="ignore"):  # reported below with those that are inf in the file
                 features[name] = np.asarray(values, np.float32)
         elif values.ndim == 1 and name.lower() in PATHS and paths is None:
             paths = values.astype(str)
+        elif values.ndim == 1 and values.dtype.kind == "f":  # other measures are left out
+            if (found := _whole(values)) is not None:
+                labels[name] = found
         elif values.ndim == 1 and values.dtype.kind in "iub" and _fits_int32(values):
             labels[name] = values.astype(np.int32)
         elif values.ndim == 1 and values.dtype.kind in "UOiu":  # numbers beyond 32 bits are names
-            labels[name], classes[name] = _numbered(values.astype(str), classes.get(name))
+            words = values.astype(str)
+            if values.dtype.kind in "iu":
+                words = np.where(values < 0, "", words)
+            labels[name], classes[name] = _numbered(words, classes.get(name))
     if not features:
         raise ConfigError(
             f"{path} has no features: its columns are {', '.join(columns) or 'none'}; expected "
-            "numbers [N, D]."
+            "numbers [N, D], in a .csv as columns NAME.0, NAME.1, ..."
         )
     count = len(next(iter(features.values())))
     if paths is None:
@@ -193,6 +201,15 @@ def _check_notes(path: str, about: Any) -> None:
         )
 
 
+def _whole(values: np.ndarray) -> np.ndarray | None:
+    """Whole numbers that were kept as floats as int32, -1 for NaN: tables with a missing label have
+    them so. None where they are something else."""
+    known = values[~np.isnan(values)]
+    if not len(known) or (known != np.rint(known)).any() or np.abs(known).max() >= 2**31:
+        return None
+    return np.where(np.isnan(values), -1, values).astype(np.int32)
+
+
 def _numbered(
     words: np.ndarray, known: tuple[str, ...] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -210,13 +227,22 @@ def _read_parquet(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         column = table[name].combine_chunks()
         kind = column.type
         if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            same = len(set(column.value_lengths().to_pylist())) == 1
-            if same and not column.null_count:
+            of = kind.value_type
+            lengths = set(column.value_lengths().to_pylist())
+            if len(lengths) == 1:
+                flat = column.flatten().to_numpy(zero_copy_only=False)
                 columns[name] = flat.reshape(len(column), -1)
-            continue
-        if types.is_integer(kind):
+            elif types.is_floating(of) or types.is_integer(of):
+                raise ConfigError(
+                    f"{file}: the rows of {name} have different lengths, {column.null_count} of "
+                    "them none; expected as many numbers in each. Leave those rows out."
+                )
+        elif types.is_boolean(kind) or (types.is_unsigned_integer(kind) and column.null_count):
+            columns[name] = column.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False)
+        elif types.is_integer(kind):
             columns[name] = column.fill_null(-1).to_numpy(zero_copy_only=False)
+        elif types.is_floating(kind):
+            columns[name] = column.to_numpy(zero_copy_only=False)
         elif types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind):
             words = ["" if word is None else str(word) for word in column.to_pylist()]
             columns[name] = np.array(words, str)
@@ -237,7 +263,8 @@ def _numbers(file: Path, line: int, cells: list[str]) -> np.ndarray:
         with np.errstate(over="ignore"):  # infinite ones are told with those that are given so
             return np.array(cells, np.float32)
     except ValueError as error:
-        raise ConfigError(f"{file}, line {line}: {error}; expected numbers.") from None
+        mend = lines.decimal_comma(cells)
+        raise ConfigError(f"{file}, line {line}: {error}; expected numbers.{mend}") from None
 
 
 def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -247,6 +274,8 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ConfigError(f"{file} has zero bytes; expected a table as UTF-8 text.")
         between = lines.separator(first)
         header = next(csv.reader([first], delimiter=between), [])
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise ConfigError(f"{file} has several columns {twice[0]!r}; expected each name once.")
         reader = csv.reader(opened, delimiter=between)
         groups: dict[str, list[int]] = {}
         places: dict[int, int] = {}
@@ -275,13 +304,20 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         name: np.stack(rows) if name in wide and rows else np.array(rows, str)
         for name, rows in found.items()
     }
-    for name, values in columns.items():  # numbers of classes
-        if name not in wide and name.lower() not in PATHS and len(values):
-            if all(re.fullmatch(r"-?\d+|", word) for word in values.tolist()):
-                whole = [int(word or -1) for word in values.tolist()]
-                if max(whole) < 2**31 and min(whole) >= -(2**31):  # larger ones are names
-                    columns[name] = np.array(whole, np.int32)
+    for name, values in columns.items():
+        if name not in wide and name.lower() not in PATHS:
+            columns[name] = _cells(np.char.strip(values) if len(values) else values)
     return columns, {}
+
+
+def _cells(words: np.ndarray) -> np.ndarray:
+    """A column of labels as numbers where all of its cells are, as other programs write them: 3 or
+    3.0, nothing for none. Otherwise they are names, such as 007 beside 7."""
+    given = [word for word in words.tolist() if word]
+    if not given or not all(re.fullmatch(r"-?(0|[1-9]\d*)(\.0+)?", word) for word in given):
+        return words
+    whole = np.array([int(word.partition(".")[0] or -1) for word in words.tolist()], object)
+    return whole.astype(np.int64) if max(abs(whole)) < 2**63 else words
 
 
 def _parquet() -> Any:
@@ -308,18 +344,7 @@ def check_place(path: str | Path) -> Path:
         raise ConfigError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}.")
     if file.suffix.lower() == ".parquet":
         _parquet()
-    if file.is_dir():
-        raise ConfigError(f"{path} is a folder; give the name of a file.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        probe = file.with_name(f".{file.name}.{os.getpid()}")
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}. Give a file in a folder in which this "
-            "user may write."
-        ) from None
+    tables.check_writable(file)
     return file
 
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,14 @@ def separator(header: str) -> str:
     """What divides the columns of a table: of comma, semicolon (spreadsheets of some countries)
     and tab the one that its first line has most of."""
     return max(",;\t", key=header.count)
+
+
+def decimal_comma(cells: Sequence[str]) -> str:
+    """The mend for cells that are not numbers, where they would be with a point; "" elsewhere."""
+    comma = next((cell for cell in cells if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell)), None)
+    if comma is None:
+        return ""
+    return f" Write {comma.strip()} as {comma.strip().replace(',', '.')}, with a decimal point."
 
 
 def separated(path: str | Path, *, counts: Sequence[int], meaning: str) -> list[Row]:

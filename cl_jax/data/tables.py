@@ -1,6 +1,7 @@
 """Tables for people and other programs: .csv files that are replaced whole."""
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ def check_place(path: str, suffix: str) -> None:
     """Checks that a file of that suffix may be written at a path; "" is none.
 
     Raises:
-      ConfigError: another suffix, or no such folder.
+      ConfigError: another suffix, no such folder, a folder of that name, or one in which this user
+        may not write.
     """
     if not path:
         return
@@ -21,6 +23,28 @@ def check_place(path: str, suffix: str) -> None:
         raise ConfigError(f"{path}: expected a name that ends in {suffix}.")
     if not user_path(path).resolve().parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist.")
+    check_writable(path)
+
+
+def check_writable(path: str | Path) -> None:
+    """Checks that a file may be made at a path, and makes its folder.
+
+    Raises:
+      ConfigError: it is a folder, or cannot be written.
+    """
+    file = user_path(path)
+    if file.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file.")
+    probe = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}. Give a file in a folder in which this "
+            "user may write."
+        ) from None
 
 
 def write_table(path: str, columns: Mapping[str, Any]) -> None:

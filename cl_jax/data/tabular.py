@@ -135,10 +135,10 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
 
 def _bad_cell(path: str, line: int, cells: Mapping[str, str]) -> str:
     name, cell = next((name, cell) for name, cell in cells.items() if not _is_finite(cell))
-    return (
-        f"{path}, line {line}: column {name!r} is {cell!r}; expected a finite number. Fill it, "
-        "encode words as numbers, or leave the column out by columns."
+    mend = lines.decimal_comma([cell]) or (
+        " Fill it, encode words as numbers, or leave the column out by columns."
     )
+    return f"{path}, line {line}: column {name!r} is {cell!r}; expected a finite number.{mend}"
 
 
 def _is_finite(cell: str) -> bool:

@@ -6,8 +6,9 @@
     clips/train/...  clips/test/... parts, by any of the names that `folder` knows
 
 Sub-folders above the clips are the label, by name in alphabetical order. A table captions.csv (or
-.tsv, .jsonl) in the folder adds a sentence to each. All frames are cut to their central square and
-resized, and lie in memory.
+.tsv, .jsonl) in the folder adds a sentence to each; its column "split" of train and test, where it
+has one, divides the films. All frames are cut to their central square and resized, and lie in
+memory.
 """
 
 import re
@@ -23,7 +24,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import drawn, of_folders
+from cl_jax.data.parts import drawn, of_folders, role
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -102,7 +103,7 @@ def make(
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
     listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
-    texts = _captions(root, names, file_column, caption_column)
+    texts, splits = _captions(root, names, file_column, caption_column)
 
     def stored(name: str) -> np.ndarray | str:
         if name in refused:
@@ -127,7 +128,12 @@ def make(
         )
     folders = of_folders(path, list(good))
     labels, tokens, vocabulary = _labels(path, list(good), folders), None, 0
-    parts = _parts(root, good, folders, labels, test_share)
+    if splits and folders:
+        raise ValueError(
+            f"{path} has folders that are parts and a table of captions with a column split; "
+            "expected one of the two. Rename the column."
+        )
+    parts = _parts(root, good, folders, labels, test_share, splits)
     for which, films in parts.items():
         if not films:
             raise ValueError(f"{path}: no film of its {which} part can be used.")
@@ -302,9 +308,16 @@ def _parts(
     parts: Mapping[str, str],
     labels: Mapping[str, int],
     share: float,
+    splits: Mapping[str, str],
 ) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """{part: [(film, its clips)]}. parts: those of the top folders, empty where these are none."""
+    """{part: [(film, its clips)]}. parts: those of the top folders, empty where these are none;
+    splits: those of the films by their table, likewise."""
     names = list(clips)
+    if splits:
+        return {
+            part: [(name, clips[name]) for name in names if splits[name] == part]
+            for part in ("train", "test")
+        }
     if "test" in parts.values():
         return {
             part: [(name, clips[name]) for name in names if parts[name.split("/")[0]] == part]
@@ -347,12 +360,15 @@ def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[s
     return {name: number[words[0]] for name, words in zip(names, inside)}
 
 
-def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict[str, list[str]]:
-    """{film: its captions}; {} without a table."""
+def _captions(
+    root: Path, names: Sequence[str], file: str, caption: str
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """({film: its captions}, {film: "train" or "test"}); {} without a table, or a column split."""
     tables = [root / name for name in _TABLES if (root / name).is_file()]
     if not tables:
-        return {}
+        return {}, {}
     found: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
     for row in lines.table(tables[0]):
         missing = [column for column in (file, caption) if column not in row]
         if missing:
@@ -364,6 +380,17 @@ def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict
         if not name or not texts or not all(texts):
             raise ValueError(f"{tables[0]}, line {row['line']}: an empty file name or caption.")
         found.setdefault(name, []).extend(texts)
+        if split := lines.words(row.get("split")):
+            part = role(split)
+            if part not in ("train", "test"):
+                raise ValueError(
+                    f"{tables[0]}, line {row['line']}: split is {split!r}; expected train or test "
+                    "(or validation, valid, val, dev)."
+                )
+            if splits.setdefault(name, part) != part:
+                raise ValueError(
+                    f"{tables[0]}, line {row['line']}: {printable(name)} is in both parts."
+                )
     lost = sorted(set(found) - set(names))
     if lost:
         raise ValueError(
@@ -376,7 +403,12 @@ def _captions(root: Path, names: Sequence[str], file: str, caption: str) -> dict
             f"{len(silent)} films have no caption in {tables[0]}, such as {printable(silent[0])}. "
             "Add one for each, or remove the table."
         )
-    return found
+    if splits and (without := [name for name in names if name not in splits]):
+        raise ValueError(
+            f"{tables[0]} says of some films which split they are of, and of {len(without)} "
+            f"nothing, such as {printable(without[0])}. Fill the column, or remove it."
+        )
+    return found, splits
 
 
 def _rows(tokens: np.ndarray, most: int) -> np.ndarray:

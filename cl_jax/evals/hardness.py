@@ -145,6 +145,7 @@ def make(
         Needs(
             features=tuple(of(name, base) for name in names for base in (feature, representation)),
             labels=(label,),
+            labelled=("train", "test"),
             views=True,
         ),
         untrained=False,

@@ -12,7 +12,7 @@ from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals.generated import frechet_distance, gaussian, inception_score, label_accuracy
 
 COLUMNS = 16  # samples of a class in the picture
-FITTED = 5000  # real images at most that classifiers are fitted on
+FITTED = 5000  # real images at most that classifiers are fitted on, or that are read from a disk
 
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -46,12 +46,14 @@ def make(
     The classifier of the labels is a support vector machine, that of the score (and of
     feature="classifier") a network of one hidden layer, both on pixels of the training images. They
     suit small images. Fréchet distances and scores of other features, and of other numbers of
-    samples, are not comparable.
+    samples, are not comparable. Of a part that is not in memory at most 5,000 images, evenly
+    spaced, are the real ones.
 
     Args:
       feature: "pixels", between 0 and 1; "classifier"; or "module:function" of one's own, images
         uint8 [N, H, W, C] -> [N, D]: an Inception network, for instance.
-      samples: how many are generated at most, one for each training example from the first on.
+      samples: how many are generated at most, one for each labelled training example from the
+        first on.
       label, image: fields.
       splits: parts of the Inception Score.
 
@@ -68,10 +70,11 @@ def make(
         return _pixels if feature == "pixels" else judges.hidden
 
     def measure(given: Given) -> dict[str, float]:
-        made = _generated(given, samples)
+        made = _generated(given, samples, label)
         judges = _judges(given.data.train, image, label, given.seed)
         of = features(judges)
-        real = gaussian(of(_images(given.data.test, image)))
+        test = given.data.test
+        real = gaussian(of(_images(test, image, _rows(test))))
         accuracy, renamed = label_accuracy(
             made["label"], judges.labels(made["image"]), given.data.train.sizes[label]
         )
@@ -87,16 +90,18 @@ def make(
         train, test = given.data[:2]
         judges = _judges(train, image, label, given.seed)
         of = features(judges)
-        real = [gaussian(of(_images(source, image))) for source in (train, test)]
-        truth = labels_of(test, label)
-        right = (judges.labels(_images(test, image)) == truth)[truth >= 0]
+        chosen = [_rows(source) for source in (train, test)]
+        images = [_images(source, image, rows) for source, rows in zip((train, test), chosen)]
+        real = [gaussian(of(one)) for one in images]
+        truth = labels_of(test, label)[chosen[1]]
+        right = (judges.labels(images[1]) == truth)[truth >= 0]
         return {
             "samples/frechet_of_training_images": frechet_distance(*real),
             "samples/label_accuracy_of_test_images": float(np.mean(right)),
         }
 
     def draw(given: Given) -> None:
-        made = _generated(given, samples)
+        made = _generated(given, samples, label)
         classes = range(given.data.train.sizes[label])
         rows = [made["image"][made["label"] == one][:COLUMNS] for one in classes]
         from cl_jax.evals import pictures  # matplotlib: only where something is drawn
@@ -122,9 +127,10 @@ def make(
     )
 
 
-def _generated(given: Given, samples: int) -> dict[str, np.ndarray]:
+def _generated(given: Given, samples: int, label: str) -> dict[str, np.ndarray]:
     train = given.data.train
-    source = train if train.size <= samples else subset(train, np.arange(samples))
+    known = np.flatnonzero(labels_of(train, label) >= 0)[:samples]  # each is asked for a class
+    source = train if len(known) == train.size else subset(train, known)
     made: dict[str, np.ndarray] = given.rows("generate", source)
     return made
 
@@ -137,7 +143,7 @@ def _judges(train: Source, image: str, label: str, seed: int) -> Judges:
     chosen = np.flatnonzero(labels >= 0)
     stride = max(1, -(-len(chosen) // FITTED))
     chosen = chosen[::stride]
-    pixels, classes = _pixels(_images(train, image)[chosen]), labels[chosen]
+    pixels, classes = _pixels(_images(train, image, chosen)), labels[chosen]
     machine = SVC().fit(pixels, classes)
     network = MLPClassifier((128,), max_iter=200, random_state=seed)
     network = _quietly(network.fit, pixels, classes)
@@ -167,10 +173,17 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return np.asarray(images).reshape(len(images), -1) / 255.0
 
 
-def _images(source: Source, image: str) -> np.ndarray:
+def _rows(source: Source) -> np.ndarray:
+    """The examples whose images are the real ones: all in memory, else at most FITTED of all."""
+    if source.arrays is not None or source.size <= FITTED:
+        return np.arange(source.size)
+    return np.linspace(0, source.size - 1, FITTED).astype(int)
+
+
+def _images(source: Source, image: str, rows: np.ndarray) -> np.ndarray:
     if source.arrays is not None:
-        return source.arrays[image]
-    return np.stack([source.read(i)[image] for i in range(min(source.size, FITTED))])
+        return source.arrays[image][rows]
+    return np.stack([source.read(int(row))[image] for row in rows])
 
 
 def _imported(path: str) -> Features:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.axis import AxisName, total
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.views import View, keywords
 
@@ -38,6 +39,14 @@ def of_student(student: Student) -> Any:
         return named, changed.get("batch_stats", {})
 
     return features
+
+
+def accuracy(logits: jax.Array, labels: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The share of the labelled rows of the global batch whose largest logit is their label's; 0
+    where no row is labelled."""
+    right = (logits.argmax(axis=1) == labels) & (labels >= 0)
+    count = total((labels >= 0).sum(), axis_name)
+    return total(right.sum(), axis_name) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def make(

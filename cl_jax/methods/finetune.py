@@ -15,6 +15,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
+from cl_jax.methods.distill import accuracy
 from cl_jax.views import View, keywords
 
 
@@ -94,7 +95,7 @@ def make(
     def loss(
         logits: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        right = jnp.mean(logits.argmax(axis=1) == batch["label"])
+        right = accuracy(logits, batch["label"], run.axis_name)
         return losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name), Aux(
             {"train_accuracy": right}
         )

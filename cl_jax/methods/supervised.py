@@ -12,7 +12,7 @@ import optax
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
 from cl_jax.core.network import initial
-from cl_jax.methods.distill import Student, of_student
+from cl_jax.methods.distill import Student, accuracy, of_student
 from cl_jax.views import View, keywords
 
 
@@ -50,7 +50,7 @@ def make(
     def loss(
         logits: jax.Array, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        right = jnp.mean(logits.argmax(axis=1) == batch[label])
+        right = accuracy(logits, batch[label], run.axis_name)
         chance = jnp.log(jnp.float32(run.sizes[label]))
         value = losses.cross_entropy(logits, batch[label], axis_name=run.axis_name)
         return value, Aux({"train_accuracy": right, "chance": chance})

@@ -46,9 +46,10 @@ from cl_jax.core.names import nearest
 from cl_jax.core.paths import user_path
 from cl_jax.data import declared
 from cl_jax.data.source import Source
+from cl_jax.data.tables import check_writable
 from cl_jax.tools import _budget, _table
 from cl_jax.training import configs
-from cl_jax.training.workdir import make, path_of
+from cl_jax.training.workdir import make, path_of, replace_text
 
 KNN = {
     "knn": {"k": 200, "temperature": 0.1},
@@ -307,7 +308,7 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
     rows: list[dict[str, Any]] = []
-    stem = user_path(args.out) if args.out else path_of(args.workdir) / "table"
+    stem = stem_of(args)
     for name in names:
         for seed in range(args.seeds):
             config = config_of(name, args, seed)
@@ -338,7 +339,7 @@ def run_all(
                     row["error"] = f"{type(error).__name__}: {error}"
                     print(f"== {name} failed: {row['error']}", file=sys.stderr)
                 workdir.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(row, indent=1) + "\n")
+                replace_text(kept, json.dumps(row, indent=1) + "\n")
             rows.append(row)
             write(rows, stem, shown(rows, args, names))
     return rows
@@ -362,17 +363,24 @@ def probe_of(args: argparse.Namespace) -> list[float]:
     return [args.probe_epochs, args.augmented_epochs]
 
 
+def stem_of(args: argparse.Namespace) -> Path:
+    """The path of the tables, without suffix."""
+    if not args.out:
+        return path_of(args.workdir) / "table"
+    given = user_path(args.out)
+    return given.with_suffix("") if given.suffix in (".json", ".csv", ".md") else given
+
+
 def write(rows: Sequence[dict[str, Any]], stem: Path, text: str) -> None:
     """`stem`.json and .csv of the rows, and the table as .md."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     fields = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    stem.with_suffix(".csv").write_text(buffer.getvalue())
-    stem.with_suffix(".md").write_text(text)
+    written = {".json": json.dumps(rows, indent=1) + "\n", ".csv": buffer.getvalue(), ".md": text}
+    for suffix, content in written.items():
+        replace_text(stem.with_name(stem.name + suffix), content)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -388,6 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             config_of(name, args, 0)  # a mistake in the options is found before the first run
         make(args.workdir)
+        check_writable(stem_of(args))
         with stopped_after(args.minutes):
             rows = run_all(args, names)
     except (ValueError, FileNotFoundError) as error:

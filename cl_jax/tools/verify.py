@@ -11,8 +11,9 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from cl_jax.core.paths import user_path
+from cl_jax.data.tables import check_place
 from cl_jax.training import configs
 
 
@@ -38,11 +39,13 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--steps", type=int, default=10, help="default %(default)s")
     options.add_argument(
-        "--json", type=Path, help="write the records here; those of other configs in the file stay"
+        "--json",
+        default="",
+        help="write the records here; those of other configs in the file stay",
     )
     options.add_argument(
         "--page",
-        type=Path,
+        default="",
         help="put the table (with --json: of all its records) into a Markdown page",
     )
     return options
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"devices={devices}, steps={args.steps}; expected at least two devices and one "
                 f"step."
             )
+        check_place(args.json, ".json")
+        place, page = (path and user_path(path) for path in (args.json, args.page))
     except ValueError as error:
         options.error(str(error))
 
@@ -73,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     xla.prepare()
     parallel.offer_devices(devices[-1])
-    records = verify.stored(args.json) if args.json else {}
+    try:
+        records = verify.stored(place) if place else {}
+        if page:
+            verify.around(page)
+    except ValueError as error:
+        options.error(str(error))
     done, wrong = 0, []
     for name in names:
         for gone in [key for key in records if key.split()[0] == name]:
@@ -89,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     wrong.append(record.name)
                 records[record.name] = record
                 in_order = [records[key] for key in sorted(records, key=str.split)]
-                if args.json:
-                    verify.store(args.json, in_order, args.steps)
-                if args.page:
-                    verify.put_into(args.page, verify.table(in_order))
+                if place:
+                    verify.store(place, in_order, args.steps)
+                if page:
+                    verify.put_into(page, verify.table(in_order))
         except Exception as error:  # one that does not run must not hide the others
             print(
                 f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True

@@ -296,7 +296,7 @@ def _parts(base: Any, given: dict[str, Any]) -> Parts:
         crossed: Parts = _call("cl_jax.methods", section, base=base, run=given["run"])
         return crossed
     name = section.pop("name", "")
-    module = _module("cl_jax.methods", name, "parts")
+    module = module_of("cl_jax.methods", name, "parts")
     found: Parts = _checked(module.parts, section, **given)
     return found
 
@@ -309,14 +309,20 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
         "data.imbalance": 1.0,
         "data.unlabeled": False,
         "data.validation": 0.0,
+        "previous": "",
+        "steps_per_epoch": 0,
     }
+    found |= {key: v for key, v in get_defaults().items() if not isinstance(v, ConfigDict)}
     for name, view in configs.plain(config.views).items():
         found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
-        "method": _factory("cl_jax.methods", config.method.name),
         "optimizer": optim.build,
     }
+    path, section = "method", config.method
+    while isinstance(section, ConfigDict) and section.get("name"):  # a cross, its base, its base
+        makes[path] = _factory("cl_jax.methods", section.name)
+        path, section = f"{path}.base", section.get("base")
     for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
         if "name" in section:
             makes[path] = _factory("cl_jax.encoders", section.name)
@@ -442,7 +448,7 @@ def _call(package: str, section: dict[str, Any], **given: Any) -> Any:
 
 
 def _factory(package: str, name: str) -> Callable[..., Any]:
-    factory: Callable[..., Any] = _module(package, name, "make").make
+    factory: Callable[..., Any] = module_of(package, name, "make").make
     return factory
 
 
@@ -451,7 +457,7 @@ def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(_factory(package, name)).parameters
 
 
-def _module(package: str, name: str, function: str) -> Any:
+def module_of(package: str, name: str, function: str) -> Any:
     """The module `name` of a package, or any module by its dotted path, that has the function.
 
     Raises:

@@ -4,7 +4,6 @@ A config with `fit=True` (the variant "folder") says how a method trains and lea
 much of it there is. What the user gives is kept.
 """
 
-import importlib
 import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import configs
+from cl_jax.training import configs, experiment
 from cl_jax.training.resuming import flatten
 from cl_jax.training.workdir import path_of
 
@@ -39,6 +39,7 @@ def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[s
       ConfigError: too few images.
       ValueError: the data cannot be found or divided.
     """
+    settings.check_value("total_epochs", config.total_epochs, float)
     survey = _survey(config)
     if survey is None:
         return []
@@ -60,7 +61,8 @@ def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[s
         _put(config, key, value)
         if not key.startswith("stages."):
             changed.append(f"{key}={_told(value)}")
-    channels = int(config.data.get("channels", 3))
+    channels = config.data.get("channels", 3)
+    settings.check_value("data.channels", channels, int)
     if channels != 3:
         _other_channels(config, channels)
     lines.append(
@@ -74,15 +76,17 @@ def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[s
 
 def _survey(config: ConfigDict) -> Any:
     """What the config's data hold, where their module can tell without reading them."""
-    name = config.data.get("name", "")
-    module = importlib.import_module(name if "." in name else f"cl_jax.data.{name}")
+    module = experiment.module_of("cl_jax.data", config.data.get("name", ""), "make")
     survey: Callable[..., Any] | None = getattr(module, "survey", None)
     if survey is None:
         return None
     known = inspect.signature(survey).parameters
     found = {key: value for key, value in config.data.items() if key in known}
     needed = {key for key, one in known.items() if one.default is one.empty}
-    return survey(**found) if needed <= found.keys() else None  # the build says what is missing
+    if not needed <= found.keys():  # the build says what is missing
+        return None
+    settings.check("data", survey, found)
+    return survey(**found)
 
 
 def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:

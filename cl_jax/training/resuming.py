@@ -129,7 +129,7 @@ def differences(
     noted: list[str] = []
     for key in sorted(then.keys() | now.keys()):
         # Keys of the trainer itself come with versions: an older run did as if they were unset.
-        new = "." not in key and key not in then
+        new = "." not in key and key not in then and key not in leeway.defaults
         old, value = (side.get(key, leeway.defaults.get(key, "(absent)")) for side in (then, now))
         if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
             continue

@@ -251,6 +251,9 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
         (["--devices=1"], "expected at least two devices"),
         (["--devices=1,x"], "invalid literal"),
         (["--steps=0"], "expected at least two devices and one step"),
+        (["--json=gs://b/v.json"], "is a URL; a file system is needed"),
+        (["--json=no/v.json"], "its folder does not exist"),
+        (["--page=README.md"], "README.md is no page with the lines <!-- verify -->"),
     ],
 )
 def test_mistakes_are_named(words, message, capsys):

@@ -46,6 +46,8 @@ def test_what_can_be_made_again_is_kept_in_the_user_s_cache(monkeypatch):
     assert cache() == Path("/home/me/.cache/cl_jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
     assert cache() == Path("/fast/cl_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/fast")  # an image's ENV, which no shell expands
+    assert cache() == Path("/home/me/fast/cl_jax")
 
 
 def test_a_user_without_a_home_directory_has_no_cache(monkeypatch):

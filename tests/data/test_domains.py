@@ -49,6 +49,16 @@ def test_two_folders_of_ones_own(labelled, tmp_path):
     assert set(experiment.build(alone).data.train.arrays) >= {"image"}
 
 
+def test_the_source_teaches_by_its_labelled_images_alone(tmp_path):
+    image = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    for part, label in (("train", [0, -1, 1, -1, 1, 0]), ("test", [0, 1, 0, 1, 0, 1])):
+        np.savez(tmp_path / f"{part}.npz", image=image, label=np.array(label))
+    packed = dict(name="packed", path=str(tmp_path))
+    train = domains.make(source=packed, target=packed, image_size=4).train
+    of = dict(zip(train.arrays["image_source"][:, 0, 0, 0], train.arrays["label_source"]))
+    assert of == {0: 0, 2: 1, 4: 1, 5: 0} and train.arrays["label"].tolist().count(-1) == 2
+
+
 def test_domains_that_are_none():
     digits = dict(name="digits")
     with pytest.raises(ValueError, match=r"the source section is \{\}; expected the name"):

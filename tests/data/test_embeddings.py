@@ -118,7 +118,7 @@ def test_files_of_other_origin(tmp_path):
     assert list(found.labels["n"]) == [5, -1]
     # rows of 2 and 4 numbers are not two of 3
     pq.write_table(pa.table({"emb": [[1.0, 2.0], [3.0] * 4]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="has no features"):
+    with pytest.raises(ConfigError, match="rows of emb have different lengths, 0 of them none"):
         embeddings.load(tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("\ufefffile;emb.0;emb.1\nx;1;2\ny;3;4\n")
     found = embeddings.load(tmp_path / "a.csv")
@@ -144,6 +144,9 @@ def test_wrong_files_are_one_sentence(tmp_path):
         (put("cut.npz", whole[: len(whole) // 2]), r"cut\.npz cannot be read"),
         (put("e.parquet", b"PAR1"), r"e\.parquet cannot be read"),
         (put("e.csv", b"path,h.0\na,1\nb\n"), "line 3: 1 columns; expected 2"),
+        (put("2.csv", b"h.0,day,day\n1,2,3\n"), "several columns 'day'; expected each name once"),
+        (put("c.csv", b"h.0;h.1\n0,5;1\n"), "Write 0,5 as 0.5, with a decimal point"),
+        (put("h.csv", b"path,h_0,h_1\na,1,2\n"), r"in a \.csv as columns NAME\.0, NAME\.1, \.\.\."),
         (put("w.csv", b"path,h.0\na,x\n"), "line 2: could not convert .*'x'; expected numbers"),
         (put("u.csv", "path,h.0\na,1\n".encode("utf-16")), "zero bytes; expected a table as UTF-8"),
         (put("i.csv", b"path,h.0\na,1e300\n"), r"h has NaN, inf .* in 1 rows, such as a"),
@@ -157,7 +160,7 @@ def test_wrong_files_are_one_sentence(tmp_path):
         ),
         (npz("l.npz", h=np.ones((2, 2)), label=np.zeros(3, int)), "label has 3 rows"),
         (npz("f.npz", label=np.zeros(3, int)), "has no features: its columns are label"),
-        (npz("o.npz", h=hostile), "Object arrays cannot be loaded"),
+        (npz("o.npz", h=hostile), "Object arrays cannot .* text as numpy.array"),
     ):
         with pytest.raises(ConfigError, match=message):
             embeddings.load(path)
@@ -205,3 +208,36 @@ def test_a_table_of_another_program(tmp_path):
 def test_labels_of_bytes_are_text(tmp_path):
     np.savez(tmp_path / "e.npz", h=np.ones((2, 3)), kind=np.array(["dög".encode(), b"cat"]))
     assert embeddings.load(tmp_path / "e.npz").words("kind") == ["dög", "cat"]
+
+
+def test_labels_are_the_same_in_every_format(tmp_path):
+    """Whole numbers kept as floats, as tables with a missing label have them; true and false; what
+    lies beyond 32 bits."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    gone = {
+        "day": [2.0, np.nan, 0.0],
+        "big": [2**40, -1, 7],
+        "score": [0.5, 1.0, 2.0],
+    }
+    rows = np.eye(3, dtype=np.float32)
+    np.savez(tmp_path / "e.npz", h=rows, **gone)
+    pq.write_table(pa.table({"h": list(rows)} | gone), tmp_path / "e.parquet")
+    cells = [",".join(map(str, row)) for row in zip(*rows.astype(int).T, *gone.values())]
+    text = "\n".join(["h.0,h.1,h.2,day,big,score", *cells]).replace("nan", "")
+    (tmp_path / "e.csv").write_text(text)
+    for suffix in ("npz", "parquet", "csv"):
+        found = embeddings.load(tmp_path / f"e.{suffix}")
+        assert found.labels["day"].tolist() == [2, -1, 0] and "day" not in found.classes
+        assert found.words("big") == [str(2**40), "", "7"]
+        assert found.labels["big"].tolist() == [0, -1, 1]
+    few, ok = pa.array([3, None, 200], pa.uint8()), [True, None, False]
+    pq.write_table(pa.table({"h": list(rows), "few": few, "ok": ok}), tmp_path / "b.parquet")
+    found = embeddings.load(tmp_path / "b.parquet").labels
+    assert found["few"].tolist() == [3, -1, 200] and found["ok"].tolist() == [1, -1, 0]
+
+
+def test_names_of_digits_stay_apart(tmp_path):
+    (tmp_path / "e.csv").write_text("h.0,code,kind\n1,007, cat\n2,7,cat\n3,,dog \n")
+    found = embeddings.load(tmp_path / "e.csv")
+    assert found.words("code") == ["007", "7", ""]
+    assert found.words("kind") == ["cat", "cat", "dog"]

@@ -35,3 +35,9 @@ def test_places_that_cannot_be_written_are_found_before(tmp_path):
         tables.check_place(str(tmp_path / "t.txt"), ".csv")
     with pytest.raises(ConfigError, match="its folder does not exist"):
         tables.check_place(str(tmp_path / "no" / "t.csv"), ".csv")
+    (tmp_path / "t.csv").mkdir()
+    with pytest.raises(ConfigError, match=r"t\.csv is a folder; give the name of a file"):
+        tables.check_place(str(tmp_path / "t.csv"), ".csv")
+    with pytest.raises(ConfigError, match=r"/proc/t\.csv cannot be written: .* user may write"):
+        tables.check_place("/proc/t.csv", ".csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

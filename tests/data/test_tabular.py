@@ -75,6 +75,7 @@ def test_encodings_and_numbers_beyond_float64(tmp_path):
     ("text", "settings", "words"),
     [
         ("x,label\n1,a\nred,b\n", {}, "line 3: column 'x' is 'red'; expected a finite number"),
+        ("x;label\n1,5;a\n2,5;b\n", {}, "Write 1,5 as 1.5, with a decimal point"),
         ("x,label\n1,a\nnan,b\n", {}, "line 3: column 'x' is 'nan'"),
         ("x,label\n1,a\n2\n", {}, "line 3: 1 cells; expected 2"),
         ("x,y\n1,2\n", {}, "has 0 columns 'label'; expected one. Its columns: x, y"),

@@ -79,6 +79,25 @@ def test_captions_of_films(tmp_path):
         video.make(path=str(tmp_path), frames=4, image_size=4)
 
 
+def test_a_table_of_captions_divides_the_films(tmp_path):
+    for i in range(4):
+        array(tmp_path / f"{i}.npy", 4, start=i)
+
+    def write(*splits):
+        rows = "".join(f"{i}.npy,a clip of {i},{split}\n" for i, split in enumerate(splits))
+        (tmp_path / "captions.csv").write_text("file,caption,split\n" + rows)
+        given = dict(path=str(tmp_path), frames=4, image_size=4, length=12, vocab_size=40)
+        return [part.arrays["video"].tolist() for part in video.make(**given)[:2]]
+
+    assert write("test", "train", "val", "train") == [[1, 3], [0, 2]]
+    for wrong, words in (
+        (("test", "train", "tost", "train"), "line 4: split is 'tost'; expected train or test"),
+        (("test", "train", "", "train"), r"of 1 nothing, such as 2\.npy"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write(*wrong)
+
+
 def test_a_container_is_read_through_pyav(tmp_path):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "film.mp4"), "w") as out:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cl_jax.evals import hardness, pictures
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.evals import evaluation, hardness, pictures
 from cl_jax.training import configs, loop
 
 
@@ -53,6 +54,17 @@ def test_what_is_refused(given, message):
         hardness.make(**given)
     with pytest.raises(ValueError, match="12 or more"):
         hardness.similarities(*views(rows=11), temperature=0.1)
+
+
+def test_it_is_left_out_where_one_part_has_no_label():
+    rows = {"image": np.zeros((4, 2, 2, 3), np.uint8)}
+    train, test = (
+        from_arrays("a", rows | {"label": np.full(4, label, np.int32)}, {"label": 2})
+        for label in (0, -1)
+    )
+    evaluators = {"hardness": hardness.make()}
+    assert evaluation.with_data(evaluators, Splits(train, train)).keys() == {"hardness"}
+    assert not evaluation.with_data(evaluators, Splits(train, test))
 
 
 def test_the_plots(tmp_path):

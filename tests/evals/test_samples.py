@@ -1,5 +1,6 @@
 """Figures of generated images, with real images in the place of samples."""
 
+import dataclasses
 import sys
 import types
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cl_jax.data import digits
-from cl_jax.data.source import Splits, subset
+from cl_jax.data.source import Splits, from_arrays, subset
 from cl_jax.evals import Given, samples
 from cl_jax.evals.generated import frechet_distance, gaussian
 
@@ -40,6 +41,30 @@ def test_real_images_are_good_samples(data, tmp_path):
     base = evaluator.baseline(given(data, tmp_path))
     assert base["samples/frechet_of_training_images"] == pytest.approx(expected)
     assert 0.9 < base["samples/label_accuracy_of_test_images"] < 1
+
+
+def test_images_on_a_disk_are_judged_as_those_in_memory(data, tmp_path, monkeypatch):
+    def on_a_disk(part):
+        return dataclasses.replace(part, arrays=None, labels=part.arrays.__getitem__)
+
+    evaluator = samples.make(samples=400)
+    one, other = given(data, tmp_path), given(Splits(*map(on_a_disk, data[:2])), tmp_path)
+    other = other._replace(rows=lambda name, source: one.rows(name, subset(data.train, range(400))))
+    assert evaluator.measure(other) == evaluator.measure(one)
+    assert evaluator.baseline(other) == evaluator.baseline(one)
+    monkeypatch.setattr(samples, "FITTED", 300)  # of 500: the whole is not read
+    assert evaluator.measure(other)["samples/label_accuracy"] > 0.9
+    base = evaluator.baseline(other)
+    assert 0.9 < base["samples/label_accuracy_of_test_images"] < 1
+    assert base["samples/frechet_of_training_images"] < 0.5
+
+
+def test_a_class_is_asked_for_by_labelled_examples_alone(data, tmp_path):
+    label = np.where(np.arange(500) % 2, data.train.arrays["label"], -1)
+    arrays = dict(data.train.arrays) | {"label": label.astype(np.int32)}
+    half = from_arrays("half", arrays, data.train.sizes)
+    found = samples.make(samples=100).measure(given(data._replace(train=half), tmp_path))
+    assert found["samples/label_accuracy"] > 0.99
 
 
 def test_names_mixed_up_and_one_image_alone(data, tmp_path):

@@ -115,6 +115,13 @@ def test_the_student_learns_the_teachers_soft_labels_on_its_own_view():
     np.testing.assert_allclose(metrics["agreement"], agree, rtol=1e-6)
 
 
+def test_the_accuracy_of_training_is_of_the_labelled_rows_of_all_devices():
+    logits, labels = np.eye(3, dtype=np.float32)[[[0, 1], [2, 2]]], np.array([[0, -1], [2, 1]])
+    of_each = jax.vmap(lambda x, y: distill.accuracy(x, y, "i"), axis_name="i")(logits, labels)
+    np.testing.assert_allclose(of_each, 2 / 3)
+    assert distill.accuracy(logits[0], np.array([-1, -1]), None) == 0
+
+
 def test_distillation_without_a_teacher_is_refused():
     with pytest.raises(ValueError, match="distillation needs a teacher"):
         distill.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=RUN)

@@ -2,6 +2,7 @@
 theirs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from cl_jax.core.errors import SaveError
 from cl_jax.tools import benchmark
 from cl_jax.training import configs
 
@@ -128,6 +130,27 @@ def test_rows_are_kept_and_another_setting_is_refused(tmp_path):
     assert (tmp_path / "table.csv").read_text().count("\n") == 5
     with pytest.raises(ValueError, match="holds the run of another setting"):
         benchmark.run_all(settings(tmp_path, seeds=2, set=["batch_size=8"]), ["byol"], run)
+
+
+def test_tables_keep_their_name_and_rows_are_written_whole(tmp_path, monkeypatch, capsys):
+    args = settings(tmp_path, out=str(tmp_path / "v1.2"))
+    benchmark.run_all(args, ["simclr_v1"], row)
+    assert {path.name for path in tmp_path.glob("v1*")} == {"v1.2.json", "v1.2.csv", "v1.2.md"}
+    kept = tmp_path / "simclr_v1" / "seed0" / "row.json"
+    before = kept.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    kept.write_text(json.dumps(json.loads(before) | {"error": "x"}))  # it is run again
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SaveError, match=r"row\.json cannot be written"):
+            benchmark.run_all(args, ["simclr_v1"], row)
+    assert json.loads(kept.read_text())["error"] == "x"
+    words = ["--methods=simclr_v1", f"--workdir={tmp_path}", "--out=/proc/tables"]
+    assert benchmark.main(words) == 1
+    assert "/proc/tables cannot be written" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_the_others_their_rows_and_is_tried_again(tmp_path):

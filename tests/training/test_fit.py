@@ -111,6 +111,23 @@ def test_a_run_keeps_its_sizes_when_images_are_added(tmp_path):
     assert again.batch_size > config.batch_size
 
 
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("data.name", "foldr", r"cl_jax\.data\.foldr does not exist; .* did you mean 'folder'"),
+        ("data.limit", "abc", r"data\.limit='abc'; expected a whole number"),
+        ("data.test_share", "1.5", r"data\.test_share=1\.5; expected from 0 to 1"),
+        ("data.channels", "rgb", r"data\.channels='rgb'; expected a whole number"),
+        ("total_epochs", "nan", r"total_epochs=nan; expected finite numbers"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_fitted(key, value, words, photos, tmp_path):
+    config = configs.load("simclr_v1:folder")
+    configs.change(config, [("data.path", str(photos)), (key, value)])
+    with pytest.raises(ValueError, match=words):
+        fit.fit(config, ["data.path", key], tmp_path)
+
+
 def test_too_few_images_are_refused(tmp_path):
     write(tmp_path, 10)
     with pytest.raises(ConfigError, match=r"has \d+ training images; expected at least 16"):

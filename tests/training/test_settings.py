@@ -4,6 +4,7 @@ of all configs pass."""
 import importlib
 import inspect
 import math
+import pathlib
 import pkgutil
 import re
 import typing
@@ -297,6 +298,19 @@ def test_what_evaluators_lack_is_refused_by_the_build(key, value, words):
         experiment.build(config)
 
 
+@pytest.mark.parametrize(
+    "value, kind, mend",
+    [
+        ("a, b", typing.Sequence[str], r"Write it as \['a', 'b'\], on a command line in quotation"),
+        (pathlib.Path("/x"), str, r"write this one as its str\(\)"),
+        (np.ones(3), typing.Sequence[float], r"write this one as its \.tolist\(\)"),
+    ],
+)
+def test_values_of_another_type_say_how_they_are_written(value, kind, mend):
+    with pytest.raises(ConfigError, match=f"columns=.*; expected .*{mend}"):
+        settings.check_value("data.columns", value, kind)
+
+
 def test_a_key_at_the_top_that_nothing_reads_is_refused():
     config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
     config.batchsize = 32
@@ -349,6 +363,9 @@ def test_a_number_of_a_vmapped_population_is_a_number():
         ("simclr_v1:debug", "encoder.sk_ratio", 0.0, 0.0625),
         ("clip:debug", "encoder.image.sk_ratio", 0.0, 0.0625),
         ("graphcl:debug", "optimizer.b1", 0.9, 0.5),
+        ("imix:debug", "method.base.micro_batches", 1, 2),
+        ("temperature:debug", "method.base.base.micro_batches", 1, 2),
+        ("simclr_v1:debug", "steps_per_epoch", 0, 3),
     ],
 )
 def test_a_key_that_a_run_did_not_list_is_its_default(name, path, value, other):
