@@ -10,7 +10,7 @@ from absl import logging
 
 from cl_jax.data import images, listing
 from cl_jax.data.listing import Listing
-from cl_jax.data.source import Example
+from cl_jax.data.source import Example, allocate
 
 SAMPLED = 64  # files whose headers or depth are read, to know of all
 
@@ -93,7 +93,7 @@ def checked(
     if keep:
         for part, names in parts.items():
             shape = (len(names), reading.image_size, reading.image_size, reading.channels)
-            pixels[part] = np.zeros(shape, np.uint8)
+            pixels[part] = allocate(shape, np.uint8)
             failures = images.map_threads(
                 functools.partial(_decode_into, reading, names, bad, pixels[part]),
                 range(len(names)),

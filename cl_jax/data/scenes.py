@@ -15,17 +15,21 @@ docs/guides/data.md."""
 
 import dataclasses
 import gzip
+import hashlib
 import importlib.util
+import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+import PIL
 
+from cl_jax.core import seeds
 from cl_jax.core.seeds import generator
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data import kept
+from cl_jax.data.source import Splits, allocate, from_arrays
 
 IMAGE_SIZE = 32
 PALETTE = np.array(
@@ -42,6 +46,10 @@ PALETTE = np.array(
     np.float32,
 )  # the colours of the digits
 FACTORS = ("digit", "place", "background")  # what two renderings can share
+PARTS = ("train", "test")
+KEPT_FROM = 2048  # images of a set, which take longer to paint than to read
+_DIGITS, _PHOTOGRAPHS = "data/digits.csv.gz", ("china", "flower")
+_MADE_BY = (__file__, seeds.__file__)
 _CELLS = 3  # "place" is the cell of a 3x3 grid
 _QUARTERS = 2  # "background" is the quarter of a photograph
 _FEW = 64  # images painted at a time
@@ -83,7 +91,8 @@ def make(
     test_size: int = 2048,
     seed: int = 0,
 ) -> Splits:
-    """Renders the two parts; a few seconds.
+    """Renders the two parts. A set of KEPT_FROM images or more is kept in the user's cache, and
+    read from there the next time.
 
     Fields: "image" [32, 32, 3] uint8 and, unless `share` is None, "image_b", the second rendering.
       Labels, int32, of "image": "label" (the digit, 10), "place" (9 cells of a 3x3 grid),
@@ -110,25 +119,36 @@ def make(
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         if size < 1:
             raise ValueError(f"{name}={size}; expected 1 or more.")
-    return render(LEVELS[level], share=share, train_size=train_size, test_size=test_size, seed=seed)
+    given = (LEVELS[level], None if share is None else tuple(share), train_size, test_size, seed)
+    if train_size + test_size < KEPT_FROM:
+        return _splits(_rendered(*given))
+    return _splits(kept.arrays("scenes", _key(*given), lambda: _rendered(*given)))
 
 
 def render(
     level: Level, *, share: Sequence[str] | None, train_size: int, test_size: int, seed: int
 ) -> Splits:
-    """As `make`, for a `Level` of one's own."""
+    """As `make`, for a `Level` of one's own; nothing is kept."""
+    return _splits(_rendered(level, share, train_size, test_size, seed))
+
+
+def _rendered(
+    level: Level, share: Sequence[str] | None, train_size: int, test_size: int, seed: int
+) -> dict[str, np.ndarray]:
+    """{"train/image": ...}: the fields of both parts."""
     digits, targets = handwritings()
     photographs = grounds(level)
-    train, test = division(len(digits))
-
-    def part(number: int, name: str, instances: np.ndarray, size: int) -> Source:
+    found: dict[str, np.ndarray] = {}
+    for number, (part, instances, size) in enumerate(
+        zip(PARTS, division(len(digits)), (train_size, test_size))
+    ):
         rng = generator(seed, number)
         scene = draw(rng, size, instances, len(photographs), level)
         image, colour = paint(scene, digits, photographs, level)
         place = np.minimum((scene.position * _CELLS).astype(np.int32), _CELLS - 1)
         quarter = np.minimum((scene.crop * _QUARTERS).astype(np.int32), _QUARTERS - 1)
         background = (scene.photograph * _QUARTERS + quarter[:, 0]) * _QUARTERS + quarter[:, 1]
-        arrays = {
+        fields = {
             "image": image,
             "label": targets[scene.instance],
             "place": place[:, 0] * _CELLS + place[:, 1],
@@ -138,16 +158,50 @@ def render(
         }
         if share is not None:
             other = draw(rng, size, instances, len(photographs), level)
-            arrays["image_b"], _ = paint(_sharing(scene, other, share), digits, photographs, level)
-        classes = {
-            "label": 10,
-            "place": _CELLS**2,
-            "background": len(photographs) * _QUARTERS**2,
-            "colour": len(PALETTE),
-        }
-        return from_arrays(f"scenes/{name}", arrays, classes)
+            fields["image_b"], _ = paint(_sharing(scene, other, share), digits, photographs, level)
+        found |= {f"{part}/{field}": values for field, values in fields.items()}
+    return found
 
-    return Splits(train=part(0, "train", train, train_size), test=part(1, "test", test, test_size))
+
+def _splits(arrays: Mapping[str, np.ndarray]) -> Splits:
+    sizes = {
+        "label": 10,
+        "place": _CELLS**2,
+        "background": len(_PHOTOGRAPHS) * _QUARTERS**2,
+        "colour": len(PALETTE),
+    }
+    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+    for name, values in arrays.items():
+        part, _, field = name.partition("/")
+        parts[part][field] = values
+    train, test = (from_arrays(f"scenes/{part}", parts[part], sizes) for part in PARTS)
+    return Splits(train, test)
+
+
+def _key(*given: Any) -> str:
+    """What the images depend on: the arguments of `_rendered`, the files that they are made of and
+    the programs that make them. Last bits of a product may be others on another processor."""
+    files = [_shipped(name).stat() for name in (_DIGITS, *map(_file_of, _PHOTOGRAPHS))]
+    programs = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _MADE_BY]
+    return repr(
+        (
+            given,
+            [(found.st_size, found.st_mtime_ns) for found in files],
+            programs,
+            (np.__version__, PIL.__version__),
+            _processor(),
+        )
+    )
+
+
+def _processor() -> list[str]:
+    """The name and the instructions of the first core."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = file.read(1 << 14).partition("\n\n")[0].splitlines()
+    except OSError:
+        return [platform.machine(), platform.processor()]
+    return [line for line in lines if line.startswith(("model name", "flags", "Features"))]
 
 
 def division(num_instances: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,14 +278,17 @@ def paint(
         Scene(*(field[at : at + _FEW] for field in scene))
         for at in range(0, len(scene.instance), _FEW)
     ]
+    images = allocate((len(scene.instance), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    out = [images[at : at + _FEW] for at in range(0, len(images), _FEW)]
     with ThreadPoolExecutor() as pool:
-        images, colours = zip(
-            *pool.map(lambda some: _paint_few(some, digits, photographs, level), few)
+        colours = pool.map(
+            lambda some, into: _paint_few(some, into, digits, photographs, level), few, out
         )
-    return np.concatenate(images), np.concatenate(colours)
+        return images, np.concatenate(list(colours))
 
 
-def _paint_few(scene, digits, photographs, level):
+def _paint_few(scene, out, digits, photographs, level):
+    """Paints into `out`, images of the scene; returns the numbers of their colours."""
     ground = _grounds(scene, photographs)
     # The same sums as of `mean`, in the same order, in a quarter of the time.
     mean = np.einsum("nijc->nc", ground) / np.float32(IMAGE_SIZE**2)
@@ -249,7 +306,8 @@ def _paint_few(scene, digits, photographs, level):
     ground *= 1 - opacity
     ground += opacity * ink[:, :, None, None]
     np.clip(np.rint(ground, out=ground), 0, 255, out=ground)
-    return ground.astype(np.uint8).transpose(0, 2, 3, 1), colour
+    out[...] = ground.astype(np.uint8).transpose(0, 2, 3, 1)
+    return colour
 
 
 def grounds(level: Level) -> list[dict[int, np.ndarray]]:
@@ -305,16 +363,19 @@ def _luma(rgb):
 
 def handwritings() -> tuple[np.ndarray, np.ndarray]:
     """`load_digits`: opacities [N, 8, 8] between 0 and 1, and which digit, int32 [N]."""
-    with gzip.open(_shipped("data/digits.csv.gz"), "rt") as file:
+    with gzip.open(_shipped(_DIGITS), "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].astype(np.int32)
 
 
+def _file_of(photograph):
+    return f"images/{photograph}.jpg"
+
+
 def _photographs():
-    return [
-        np.asarray(Image.open(_shipped(f"images/{name}.jpg")), np.float32)
-        for name in ("china", "flower")
-    ]
+    from PIL import Image
+
+    return [np.asarray(Image.open(_shipped(_file_of(name))), np.float32) for name in _PHOTOGRAPHS]
 
 
 def _shipped(name):

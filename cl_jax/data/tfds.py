@@ -9,7 +9,7 @@ from absl import logging
 from cl_jax.data import images
 from cl_jax.data.batches import cores
 from cl_jax.data.parts import warn_of_duplicates
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import Source, Splits, allocate, from_arrays
 
 _CHUNK = 256  # records read at once: one by one takes eight times as long
 
@@ -255,7 +255,7 @@ def _lazy(records: Records) -> Source:
 
 def _in_memory(records: Records, shape: tuple[int, int, int], workers: int) -> Source:
     reader = records.reader
-    arrays: dict[str, np.ndarray] = {"image": np.empty((len(reader), *shape), np.uint8)}
+    arrays: dict[str, np.ndarray] = {"image": allocate((len(reader), *shape), np.uint8)}
     if records.label_key:
         arrays["label"] = np.empty(len(reader), np.int32)
 

@@ -567,7 +567,7 @@ def _places(labels: jax.Array, every: jax.Array, ids: jax.Array) -> jax.Array:
         return jnp.sum((labels[:, None] == every[None]) & before, axis=1)
     order = jnp.argsort(every, stable=True)
     rank = jnp.argsort(order)[ids]
-    return rank - jnp.searchsorted(every[order], labels, side="left")
+    return rank - jnp.searchsorted(every[order], labels, side="left").astype(rank.dtype)
 
 
 def _examples(positives_cap: int | None, views: int, mask: jax.Array | None) -> int | None:
@@ -589,8 +589,9 @@ def _examples(positives_cap: int | None, views: int, mask: jax.Array | None) -> 
 
 def _among_first(number: int, rows: Pairs, cols: Pairs) -> jax.Array:
     """Own views, and those of the first `number` other examples of the label."""
-    earlier = cols["place"][None, :] - (cols["place"][None, :] > rows["place"][:, None])
-    return same_example(rows, cols) | (same_label(rows, cols) & (earlier < number))
+    place = cols["place"][None, :]  # the row itself is not counted: after it, one less
+    first = jnp.where(place > rows["place"][:, None], place <= number, place < number)
+    return same_example(rows, cols) | (same_label(rows, cols) & first)
 
 
 def _others(rows: Pairs, cols: Pairs) -> jax.Array:

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
-from cl_jax.core import parallel, settings
+from cl_jax.core import heap, parallel, settings
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.method import Run, State
 from cl_jax.evals import evaluation
@@ -282,8 +282,10 @@ class Training:
         if self.baselines is not None:  # as late as they are needed: training starts sooner
             log.write(0, self._baselines(self.baselines))
             self.baselines = None
+            heap.give_back()  # before the features of the State
         log.write(step, self.evaluation.measure(state, final=step == self.last))
         log.say(str(diagnosis.diagnose(log.rows, total_epochs)))
+        heap.give_back()  # of compiled programs and features
 
     def _baselines(self, started: Start) -> dict[str, float]:
         state = dataclasses.replace(start_state(started, self.config), opt=None)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel, sharded
+from cl_jax.core import heap, parallel, sharded
 from cl_jax.core.method import State
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
@@ -210,8 +210,11 @@ class Stepper:
         if not self.compile_seconds:
             began = time.perf_counter()
             # the same executable that the call below finds
-            self.program = lifted.lower(*arguments).compile()
+            lowered = lifted.lower(*arguments)
+            heap.give_back()
+            self.program = lowered.compile()
             self.compile_seconds = time.perf_counter() - began
+            heap.give_back()
         return lifted(*arguments)
 
     # Computed when read: XLA's analysis takes a tenth of a second for a small network.

@@ -9,6 +9,7 @@ import pytest
 
 from cl_jax.core import parallel
 from cl_jax.core.parallel import EACH, SAME
+from cl_jax.data.source import allocate
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,15 @@ def test_replicated_trees_are_whole_on_each_device_keys_too(mesh):
     copied = parallel.replicate(tree, mesh)
     assert copied["w"].is_fully_replicated and len(copied["w"].addressable_shards) == 4
     assert (jax.random.key_data(copied["key"]) == jax.random.key_data(tree["key"])).all()
+
+
+def test_cpu_devices_use_an_allocated_array_without_a_copy(mesh):
+    values = allocate((3, 5, 2), np.int32)
+    values[...] = np.arange(30).reshape(3, 5, 2)
+    placed = parallel.replicate({"x": values}, mesh)["x"]
+    for shard in placed.addressable_shards:
+        assert shard.data.unsafe_buffer_pointer() == values.ctypes.data
+        np.testing.assert_array_equal(shard.data, values)
 
 
 def test_a_lifted_function_sees_its_rows_and_the_axis(mesh):

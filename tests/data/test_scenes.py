@@ -64,6 +64,26 @@ def test_how_many_are_painted_at_a_time_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(values, together[name], name)
 
 
+def test_a_large_set_is_painted_once_and_is_the_same_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = dict(train_size=50, test_size=20, seed=3)
+    painted = scenes.make(**given)
+    assert not list(tmp_path.iterdir())  # so few are not kept
+    monkeypatch.setattr(scenes, "KEPT_FROM", 70)
+    scenes.make(**given)
+    monkeypatch.setattr(scenes, "paint", None)
+    for before, read in zip(painted[:2], scenes.make(**given)[:2], strict=True):
+        assert (read.name, read.size, read.sizes) == (before.name, before.size, before.sizes)
+        assert list(read.arrays) == list(before.arrays)
+        for field, values in before.arrays.items():
+            assert read.arrays[field].dtype == values.dtype
+            np.testing.assert_array_equal(read.arrays[field], values, field)
+    other = [dict(seed=4), dict(level="hard"), dict(share=None), dict(train_size=51)]
+    for change in (*other, dict(share=("place",))):
+        with pytest.raises(TypeError):  # all of these would be painted
+            scenes.make(**given | change)
+
+
 def test_fields():
     splits = scenes.make(train_size=70, test_size=30)
     assert (splits.train.size, splits.test.size, splits.more) == (70, 30, {})

@@ -59,7 +59,8 @@ def test_pieces_are_joined_without_gaps():
 
 def test_tasks_are_those_of_the_paper(mixed):
     method, _ = mixed
-    tasks = dict(zip(calm.TASKS, method.views(BATCH, jax.random.key(1))))
+    views = jax.jit(method.views)
+    tasks = dict(zip(calm.TASKS, views(BATCH, jax.random.key(1))))
     said = [5, 6, 7, END]
     for name, source in (
         ("concepts", [CONCEPTS, 20, 21, END]),
@@ -70,7 +71,7 @@ def test_tasks_are_those_of_the_paper(mixed):
         np.testing.assert_array_equal(task.labels[0], [*said, *[-100] * 4])
     many = {k: np.tile(v, (16, *[1] * (v.ndim - 1))) for k, v in BATCH.items()}
     many["id"] = np.arange(64, dtype=np.int32)
-    asked = np.asarray(method.views(many, jax.random.key(1))[2].source[::4])
+    asked = np.asarray(views(many, jax.random.key(1))[2].source)[::4]
     true, false = ([QUESTION, FIRST, *a, SECOND, *b, END]
                    for a, b in (([5, 6, 7], [7, 6, 5]), ([7, 6, 5], [5, 6, 7])))  # fmt: skip
     found = [tuple(row[: len(true)]) for row in asked]
@@ -85,15 +86,16 @@ def test_the_first_stage_is_the_cross_entropy_of_all_tokens(mixed):
     method, state = _make(encoder=still), mixed[1]
     key = jax.random.key(2)
     after, metrics = jax.jit(method.update)(state, BATCH, key)
+
+    @jax.jit
+    def log_p(source, labels):
+        inputs = losses.shift_right(labels, pad_id=0)
+        logits = still.apply({"params": state.params}, source, inputs, train=False)
+        return jax.nn.log_softmax(logits)
+
     nats = count = 0
-    for task in method.views(BATCH, key):
-        inputs = losses.shift_right(task.labels, pad_id=0)
-        logits = jax.jit(
-            lambda source, inputs: still.apply(
-                {"params": state.params}, source, inputs, train=False
-            )
-        )(task.source, inputs)
-        p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    for task in jax.jit(mixed[0].views)(BATCH, key):
+        p = np.asarray(log_p(task.source, task.labels), np.float64)
         for b, t in zip(*np.nonzero(np.asarray(task.labels) >= 0)):
             nats -= p[b, t, task.labels[b, t]]
             count += 1
@@ -124,7 +126,7 @@ def test_fine_tuning_starts_from_a_stage_and_has_one_task(mixed):
     method, state = mixed
     tuned = _make(RUN._replace(previous=Stage(method, state)), tasks=("concepts",))
     assert tuned.init(jax.random.key(9), BATCH).params is state.params
-    (task,), (known, *_) = (one.views(BATCH, jax.random.key(3)) for one in (tuned, method))
+    (task,), (known, *_) = (jax.jit(m.views)(BATCH, jax.random.key(3)) for m in (tuned, method))
     np.testing.assert_array_equal(task.source, known.source)
     assert task.source[0, 0] == CONCEPTS
 
@@ -147,7 +149,7 @@ def test_greedy_writing_is_the_likeliest_token_each_time(mixed):
     """Against decoding one prefix after another by hand."""
     method, state = mixed
     said = np.asarray(jax.jit(method.functions["generate"])(state, BATCH))[0]
-    source = method.views(BATCH, jax.random.key(0))[0].source[:1]
+    source = jax.jit(method.views)(BATCH, jax.random.key(0))[0].source[:1]
     apply = jax.jit(lambda inputs: ENCODER.apply({"params": state.params}, source, inputs,
                                                  train=False))  # fmt: skip
     inputs = np.zeros((1, LENGTH), np.int32)

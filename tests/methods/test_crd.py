@@ -15,7 +15,7 @@ from tests.small import updates
 
 LABELS = np.arange(32) % 3
 RUN = Run(None, 8, 32, 4, 8, {"label": 3}, labels=lambda field: LABELS)
-VIEW = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+VIEW = view({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IDS = np.array([3, 30, 4, 11, 12, 0, 31, 7], np.int32)
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8),
@@ -69,13 +69,17 @@ def test_supervised_training_starts_at_chance_and_fits_a_batch(teacher):
 def test_negatives_are_of_other_classes_and_keyed_by_id():
     classes = crd.by_class(LABELS, 3)
     labels = jnp.asarray(LABELS)
-    drawn = np.asarray(crd.draw_indices(KEY, jnp.arange(32), labels, classes, 400, True))
+    draw = jax.jit(
+        lambda ids, labels, count, exact: crd.draw_indices(KEY, ids, labels, classes, count, exact),
+        static_argnums=(2, 3),
+    )
+    drawn = np.asarray(draw(jnp.arange(32), labels, 400, True))
     np.testing.assert_array_equal(drawn[:, 0], np.arange(32))
     for i, row in enumerate(drawn):
         assert set(row[1:]) == set(np.flatnonzero(LABELS != LABELS[i]))
-    alone = crd.draw_indices(KEY, jnp.array([7]), labels[7:8], classes, 400, True)
+    alone = draw(jnp.array([7]), labels[7:8], 400, True)
     np.testing.assert_array_equal(alone[0], drawn[7])
-    relaxed = np.asarray(crd.draw_indices(KEY, jnp.arange(32), labels, classes, 3, False))[:, 0]
+    relaxed = np.asarray(draw(jnp.arange(32), labels, 3, False))[:, 0]
     np.testing.assert_array_equal(LABELS[relaxed], LABELS)
     assert (relaxed != np.arange(32)).sum() > 16
 

@@ -44,14 +44,15 @@ def test_the_loss_is_that_of_the_paper(started):
     after, metrics = jax.jit(method.update)(state, BATCH, key)
     keys = example_keys(key, jnp.asarray(IDS))
     stats, found = state.stats, []
+
+    @jax.jit
+    def encoded(variables, drawn):
+        return NETWORK.apply(variables, drawn, train=True, mutable=["batch_stats"])
+
     for number in (0, 1):
         drawn = jax.jit(VIEW.draw)(view_keys(keys, number), BATCH)
-        out, stats = NETWORK.apply(
-            {"params": state.params["encoder"], "batch_stats": stats["encoder"]},
-            drawn,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
+        out, stats = encoded(variables, drawn)
         stats = {"encoder": stats["batch_stats"]}
         head = jax.device_get(state.params["head"])
         assert head["dense1"]["kernel"].shape == head["dense2"]["kernel"].shape == (8, 8)

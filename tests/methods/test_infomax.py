@@ -80,8 +80,9 @@ def test_infomax_errors():
 def test_a_context_sees_the_rows_down_to_its_own():
     context = RowContext(blocks=2, width=8)
     z = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 4, 6)), jnp.float32)
-    params = context.init(jax.random.key(0), z)
-    seen = jax.jacobian(lambda z: context.apply(params, z).sum((0, 2, 3)))(z)  # [row, 1, 4, 4, 6]
+    params = jax.jit(context.init)(jax.random.key(0), z)
+    # [row, 1, 4, 4, 6]
+    seen = jax.jit(jax.jacobian(lambda z: context.apply(params, z).sum((0, 2, 3))))(z)
     reach = np.abs(seen).sum((1, 3, 4)) > 0
     assert not np.triu(reach, 1).any() and reach.diagonal().all() and reach[2, 0]
 
@@ -117,7 +118,7 @@ def test_cpc_step_and_errors():
         abs(metrics["loss"] - metrics["chance"]) < 0.5
         and {"accuracy_1", "accuracy_2"} <= metrics.keys()
     )
-    found = method.encode(state, BATCH)
+    found = jax.jit(method.encode)(state, BATCH)
     assert found["h"].shape == (4, 8)
     np.testing.assert_allclose(found["grid"].reshape(4, 9, 8).mean(1), found["h"], atol=1e-6)
     for wrong, text in (

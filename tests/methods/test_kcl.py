@@ -12,7 +12,7 @@ from cl_jax.methods import kcl
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
-VIEWS = (recipe({"name": "crop_flip", "size": 8}),) * 2
+VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, -1], np.int32)
 BATCH = {"image": IMAGES, "label": LABELS, "id": np.arange(8, dtype=np.int32)}

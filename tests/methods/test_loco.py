@@ -14,7 +14,7 @@ from cl_jax.methods import loco, simclr_v1
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
-VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
 NETWORK = ResNet(blocks=(1, 1, 1), width=0.125, stem="cifar")
@@ -35,9 +35,11 @@ def norms(tree):
 
 @pytest.mark.parametrize("span", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_loss_of_a_unit_has_exactly_zero_gradient_outside_it(span):
-    method = loco.make(tx=optax.sgd(0.1), span=span, **SHARED)
+    network = ResNet(blocks=(1,) * (span + 1), width=0.125, stem="cifar")  # of two units
+    method = loco.make(tx=optax.sgd(0.1), span=span, **SHARED | {"encoder": network})
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
-    units = loco.local_units(3, span)
+    units = loco.local_units(span + 1, span)
+    assert len(units) == 2
 
     def values(params):
         return loss_by_unit(method, state, params)

@@ -15,8 +15,8 @@ from cl_jax.views import draw
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
-VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
-SMALL = recipe({"name": "crop_flip", "size": 4, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
+SMALL = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
 NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
@@ -40,13 +40,17 @@ def projections(module, first, views=TWO, one_by_one=True, **head):
         params, stats = params["network"], stats["network"]
     variables = {"params": params, "batch_stats": stats}
 
-    def z_of(images):
+    def z_of(variables, images):
         return network.apply(variables, images, True, mutable=["batch_stats"])[0][0]
 
-    inputs = draw(views, BATCH, KEY)
-    if one_by_one:
-        return jnp.stack([z_of(images) for images in inputs])
-    return jnp.stack(jnp.split(z_of(jnp.concatenate(inputs)), len(views)))
+    @jax.jit
+    def all_of(variables, batch, key):
+        inputs = draw(views, batch, key)
+        if one_by_one:
+            return jnp.stack([z_of(variables, images) for images in inputs])
+        return jnp.stack(jnp.split(z_of(variables, jnp.concatenate(inputs)), len(views)))
+
+    return all_of(variables, BATCH, KEY)
 
 
 @pytest.mark.slow
@@ -127,12 +131,16 @@ def test_lejepa_has_one_mean_of_the_global_crops_and_the_steps_directions():
 def network_of_list(module, first, views, **head):
     """Views of equal size that follow each other pass together in LeJEPA, one by one in W-MSE."""
     network = module.Network(NETWORK, module.mlp.make(hidden_dim=8, **head))
-    inputs = draw(views, BATCH, KEY)
-    if module is lejepa:
-        inputs = [jnp.concatenate(inputs[:2]), inputs[2]]
-    variables = {"params": first.params, "batch_stats": first.stats}
-    z = network.apply(variables, inputs, True, mutable=["batch_stats"])[0][0]
-    return jnp.stack(jnp.split(z, len(views)))
+
+    @jax.jit
+    def all_of(variables, batch, key):
+        inputs = draw(views, batch, key)
+        if module is lejepa:
+            inputs = [jnp.concatenate(inputs[:2]), inputs[2]]
+        z = network.apply(variables, inputs, True, mutable=["batch_stats"])[0][0]
+        return jnp.stack(jnp.split(z, len(views)))
+
+    return all_of({"params": first.params, "batch_stats": first.stats}, BATCH, KEY)
 
 
 def test_settings_that_cannot_be():

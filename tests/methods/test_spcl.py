@@ -13,7 +13,7 @@ from cl_jax.methods import spcl
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 24, 3, 6, {"label": 3, "label_source": 3})
-VIEWS = (recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0}),)
+VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
 OTHERS = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)

@@ -48,11 +48,18 @@ def started():
     return method, state, jax.jit(method.update)
 
 
-def embedded(method, state, batch):
-    """The sentences and clips of a step, float64."""
-    (inputs,) = method.views({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(5))
-    z, _ = jax.jit(method.features, static_argnums=3)(state.params, state.stats, inputs, True)
-    return [np.asarray(z[name], np.float64) for name in ("text_z", "video_z")]
+def embedder(method):
+    """The sentences and clips of a step, float64, as a function of its State and batch."""
+
+    @jax.jit
+    def run(state, batch, key):
+        (inputs,) = method.views(batch, key)
+        z, _ = method.features(state.params, state.stats, inputs, True)
+        return z["text_z"], z["video_z"]
+
+    return lambda state, batch: [
+        np.asarray(z, np.float64) for z in run(state, batch, jax.random.key(5))
+    ]
 
 
 def attention(t, videos, allowed):
@@ -87,8 +94,9 @@ def test_a_sentence_is_written_from_the_other_clips(started):
     """The loss by hand: attention over the others at .1, the mean log likelihood of tokens; in the
     second step over clips of the first too."""
     method, state, update = started
+    embedded = embedder(method)
     after, metrics = update(state, BATCH, jax.random.key(5))
-    t, v = embedded(method, state, BATCH)
+    t, v = embedded(state, BATCH)
     weights, _ = attention(t, v, ~np.eye(4, dtype=bool))
     caption = caption_by_hand(state, BATCH, weights @ v)
     np.testing.assert_allclose(metrics["caption"], caption, rtol=1e-4)
@@ -106,7 +114,7 @@ def test_a_sentence_is_written_from_the_other_clips(started):
     assert {name for name, part in moved.items() if max(jax.tree.leaves(part)) > 0} == set(moved)
 
     _, metrics = update(after, LATER, jax.random.key(5))
-    t, now = embedded(method, after, LATER)
+    t, now = embedded(after, LATER)
     allowed = np.concatenate([~np.eye(4, dtype=bool), LATER["id"][:, None] != BATCH["id"]], 1)
     videos = np.concatenate([now, v])
     weights, _ = attention(t, videos, allowed)
@@ -118,7 +126,8 @@ def test_a_sentence_is_written_from_earlier_clips_but_not_its_own(started):
     """The queue has clips in the order of their batches, oldest overwritten; its empty slots and
     the own clip, of which it has an older embedding, have no weight."""
     method, state, update = started
-    _, first = embedded(method, state, BATCH)
+    embedded = embedder(method)
+    _, first = embedded(state, BATCH)
     after, metrics = update(state, BATCH, jax.random.key(5))
     assert metrics["queue_filled"] == 0
     kept = after.memory
@@ -128,7 +137,7 @@ def test_a_sentence_is_written_from_earlier_clips_but_not_its_own(started):
     assert (int(kept.pointer), int(kept.filled)) == (4, 4)
 
     then, metrics = update(after, LATER, jax.random.key(5))
-    t, second = embedded(method, after, LATER)
+    t, second = embedded(after, LATER)
     allowed = np.concatenate([~np.eye(4, dtype=bool), LATER["id"][:, None] != BATCH["id"]], 1)
     assert allowed.sum() == 4 * 7 - 1
     _, entropy = attention(t, np.concatenate([second, first]), allowed)
@@ -156,9 +165,9 @@ def test_the_hardest_negative_takes_over_from_the_sum():
     """After a quarter of an epoch of four steps, in the value and in the chance level."""
     method = build(support="none", sum_epochs=0.25)
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
-    update = jax.jit(method.update)
+    update, embedded = jax.jit(method.update), embedder(method)
     for reduce, chance in ((np.sum, 1.2), (np.max, 0.4)):
-        t, v = embedded(method, state, BATCH)
+        t, v = embedded(state, BATCH)
         state, metrics = update(state, BATCH, jax.random.key(5))
         hinge = [np.maximum(0.2 + s - np.diag(s)[:, None], 0) for s in (t @ v.T, v @ t.T)]
         expected = sum(np.mean(reduce(np.where(np.eye(4), 0, h), axis=1)) for h in hinge)

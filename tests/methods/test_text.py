@@ -38,7 +38,7 @@ BATCH = {
 RUN = Run(None, 8, 32, 4, 8, {"tokens": 20})
 SENTENCE = view({"kind": "tokens"})
 POSITIVE, NEGATIVE = (view({"kind": "tokens", "field": f"tokens_{x}"}) for x in "bc")
-PICTURE = view({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+PICTURE = view({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 ENCODER = dict(vocab_size=20, length=6, width=16, depth=1, heads=2)
 
 
@@ -59,6 +59,15 @@ def stepped(method, steps=1, batch=BATCH):
     return first, state, metrics
 
 
+def drawn(views, batch=BATCH):
+    return jax.jit(lambda batch, key: draw(views, batch, key))(batch, jax.random.key(1))
+
+
+def features_of(method, state, train=True):
+    """The method's features of inputs, compiled."""
+    return jax.jit(lambda inputs: method.features(state.params, state.stats, inputs, train)[0])
+
+
 def far(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
@@ -66,14 +75,15 @@ def far(a, b):
 def test_simcse_contrasts_two_passes_through_dropout():
     method = made(temperature=0.1)
     first, _, metrics = stepped(method)
-    a, b = draw((SENTENCE,) * 2, BATCH, jax.random.key(1))
-    z = [method.features(first.params, {}, inputs, True)[0]["z"] for inputs in (a, b)]
+    a, b = drawn((SENTENCE,) * 2)
+    train, test = (features_of(method, first, mode) for mode in (True, False))
+    z = [train(inputs)["z"] for inputs in (a, b)]
     np.testing.assert_allclose(metrics["loss"], sentence.simcse(*z, temperature=0.1), rtol=1e-5)
     assert metrics["chance"] == np.float32(math.log(8)) and method.negatives == 7
     assert far(*z) > 1e-2
-    clean = method.encode(first, BATCH)
+    clean = jax.jit(method.encode)(first, BATCH)
     assert set(clean) == {"h", "z"}
-    same = [method.features(first.params, {}, inputs, False)[0]["z"] for inputs in (a, b)]
+    same = [test(inputs)["z"] for inputs in (a, b)]
     assert far(*same) == 0 and far(same[0], clean["z"]) == 0
 
 
@@ -81,21 +91,19 @@ def test_simcse_with_one_mask_for_both_passes_has_nothing_to_align():
     """The paper's "fixed 0.1" control: the same key gives the same vector."""
     method = made()
     first = jax.jit(method.init)(jax.random.key(0), BATCH)
-    a, b = draw((SENTENCE,) * 2, BATCH, jax.random.key(1))
-    z = [
-        method.features(first.params, {}, {**inputs, "keys": a["keys"]}, True)[0]["z"]
-        for inputs in (a, b)
-    ]
+    a, b = drawn((SENTENCE,) * 2)
+    train = features_of(method, first)
+    z = [train({**inputs, "keys": a["keys"]})["z"] for inputs in (a, b)]
     assert far(*z) == 0
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_simcse_with_hard_negatives(weight):
     method = made(views=(SENTENCE, POSITIVE, NEGATIVE), hard_negative_weight=weight)
     assert method.needs == ("tokens", "tokens_b", "tokens_c") and method.negatives == 15
     first, _, metrics = stepped(method)
-    inputs = draw((SENTENCE, POSITIVE, NEGATIVE), BATCH, jax.random.key(1))
-    z = [method.features(first.params, {}, x, True)[0]["z"] for x in inputs]
+    train = features_of(method, first)
+    z = [train(x)["z"] for x in drawn((SENTENCE, POSITIVE, NEGATIVE))]
     right = sentence.simcse(*z, temperature=0.05, hard_negative_weight=weight)
     np.testing.assert_allclose(metrics["loss"], right, rtol=1e-5)
 
@@ -105,7 +113,7 @@ def test_simcse_head_is_left_out_on_request():
         method = made(head=head)
         first = jax.jit(method.init)(jax.random.key(0), BATCH)
         assert ("sentence_head" in first.params) == head
-        found = method.encode(first, BATCH)
+        found = jax.jit(method.encode)(first, BATCH)
         assert (far(found["h"], found["z"]) == 0) != head
 
 
@@ -169,19 +177,19 @@ def paired(**settings):
 def test_clip_is_its_loss_and_encodes_what_there_is(encoders):
     method = paired(encoder=encoders())
     first, after, metrics = stepped(method)
-    image, text = draw((PICTURE, SENTENCE), BATCH, jax.random.key(1))
-    z, _ = method.features(first.params, first.stats, {"image": image} | text, True)
+    z = stepped_features(method, first)
     right = image_text.clip(z["image_z"], z["text_z"], logit_scale=1 / 0.07)
     np.testing.assert_allclose(metrics["loss"], right, rtol=1e-5)
     assert metrics["scale"] == pytest.approx(1 / 0.07) and metrics["chance"] == np.float32(
         math.log(8)
     )
     assert far(first.params["log_scale"], after.params["log_scale"]) > 0
-    both = method.encode(first, BATCH)
+    encode = jax.jit(method.encode)
+    both = encode(first, BATCH)
     assert set(both) == {"h", "image_z", "text_h", "text_z"}
     np.testing.assert_allclose(np.linalg.norm(both["text_z"], axis=1), 1, rtol=1e-5)
     without = {name: x for name, x in BATCH.items() if name != "image"}
-    prompts = method.encode(first, without)
+    prompts = encode(first, without)
     assert set(prompts) == {"text_h", "text_z"}
     np.testing.assert_allclose(prompts["text_z"], both["text_z"], atol=1e-6)
 
@@ -208,8 +216,8 @@ def test_siglip_learns_a_bias():
 
 
 def stepped_features(method, first):
-    image, text = draw((PICTURE, SENTENCE), BATCH, jax.random.key(1))
-    return method.features(first.params, first.stats, {"image": image} | text, True)[0]
+    image, text = drawn((PICTURE, SENTENCE))
+    return features_of(method, first)({"image": image} | text)
 
 
 @pytest.mark.slow

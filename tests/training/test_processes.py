@@ -23,9 +23,7 @@ SHAPES = [(2, 2), pytest.param((4, 1), marks=pytest.mark.slow)]  # processes, de
 
 def launched(shape, *command, timeout=500):
     """launch/local.sh, without this process's own devices."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-        "PYTHONPATH": str(ROOT)
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": processes.flags()}
     line = [
         ROOT / "launch/local.sh",
         "-n",
