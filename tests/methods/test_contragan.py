@@ -66,11 +66,17 @@ def test_losses_are_those_of_the_formulas(positives):
     networks = contragan.Networks(Generator(), Discriminator(), 5, CLASSES)
     contrast = contragan.Contrast(0.7, 0.5, positives, None)
     params = jax.jit(make().init)(KEY, BATCH).params
-    noise = networks.draw(jax.random.split(KEY, 8))
+    noise = jax.jit(networks.draw)(jax.random.split(KEY, 8))
     stats = {"generator": {"calls": jnp.zeros(())}, "discriminator": {}}
-    fake, _ = networks.make(params["generator"], stats["generator"], noise, True)
     real = contragan._real(BATCH)
-    judged = [networks.judge(params["discriminator"], {}, x, True)[0] for x in (real, fake)]
+
+    @jax.jit
+    def played(params, noise):
+        fake, _ = networks.make(params["generator"], stats["generator"], noise, True)
+        judge = networks.judge
+        return fake, [judge(params["discriminator"], {}, x, True)[0] for x in (real, fake)]
+
+    fake, judged = played(params, noise)
     proxies = params["discriminator"]["proxies"]
     settings = dict(temperature=0.5, weight=0.7, positives=positives)
 

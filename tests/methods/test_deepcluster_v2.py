@@ -15,7 +15,7 @@ from cl_jax.views import make as recipe
 from tests.small import updates
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
-VIEWS = (recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0}),) * 3
+VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),) * 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES[3:11], "id": np.arange(3, 11, dtype=np.int32)}
 COUNTS = (4, 5, 5)

@@ -10,7 +10,7 @@ from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import imported
 from cl_jax.views import make as recipe
 
-VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 RUN = Run(None, 4, 8, 2, 2, {})
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8),

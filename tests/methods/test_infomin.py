@@ -13,7 +13,7 @@ from cl_jax.training import configs
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 3})
-VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {
     "image": IMAGES,

@@ -14,7 +14,7 @@ from cl_jax.training import configs, optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
 
-VIEW = recipe({"name": "crop_flip", "size": 4, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
 BATCH = {
     "image": IMAGES,

@@ -12,7 +12,7 @@ from cl_jax.methods import swav
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
-VIEW = recipe({"name": "crop_flip", "size": 8, "test_crop": 1.0})
+VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
 SETTINGS = dict(
