@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
@@ -121,6 +122,8 @@ def _files(root: Path, name: str) -> dict[str, str]:
     listed = listing.of(folder.resolve())
     if listed.bad:
         images.report_bad("pictures", os.fspath(folder), listed.bad, "raise")
+    if listed.others:
+        logging.warning("%s: skipped files: %s.", folder, listed.told())
     files = listed.files
     found = {file.rpartition(".")[0]: file for file in files}
     if len(found) < len(files):

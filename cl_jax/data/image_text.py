@@ -240,7 +240,7 @@ def _rows(
             empty.append(line)
             continue
         label = lines.words(row[label_column]) if label_column else ""
-        one = _Picture(line, texts, lines.words(row.get("split")), label)
+        one = _Picture(line, texts, lines.split_of(row), label)
         before = found.get(name)
         if before is not None and (before.split, before.label) != (one.split, one.label):
             raise ValueError(
@@ -279,9 +279,10 @@ def _check_files(table: Path, rows: Mapping[str, _Picture]) -> None:
         if not (root / name).is_file()
     ]
     if lost:
+        mend = " Write / in place of \\ in their names." if "\\" in lost[0] else ""
         raise ValueError(
             f"{table} has {len(lost)} captions without their picture: {some(lost, _SHOWN)}. "
-            f"Files are named relative to {table.parent}."
+            f"Files are named relative to {table.parent}.{mend}"
         )
 
 

@@ -9,7 +9,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +163,11 @@ def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
 def words(value: Any) -> str:
     """The text of a cell, without spaces around it; "" of null."""
     return "" if value is None else str(value).strip()
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """The cell of a row's column "split", whatever case it is written in; "" without one."""
+    return next((words(cell) for name, cell in row.items() if name.lower() == "split"), "")
 
 
 def every(value: Any) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from cl_jax.core.paths import user_path
@@ -91,6 +92,8 @@ def _part(
         )
     folder = folder.resolve()
     found = listing.of(folder)
+    if found.others:
+        logging.warning("%s: skipped files: %s.", folder, found.told())
     files = [name for name in found.files if "/" not in name]
     matches = [_NAME.match(name) for name in files]
     unnamed = [name for name, match in zip(files, matches) if match is None]

@@ -380,7 +380,7 @@ def _captions(
         if not name or not texts or not all(texts):
             raise ValueError(f"{tables[0]}, line {row['line']}: an empty file name or caption.")
         found.setdefault(name, []).extend(texts)
-        if split := lines.words(row.get("split")):
+        if split := lines.split_of(row):
             part = role(split)
             if part not in ("train", "test"):
                 raise ValueError(

@@ -362,7 +362,7 @@ def test_tiny_runs(kind, wanted, tmp_path):
         tiny(kind),
         Splits(source, source),
         facts,
-        parallel.make_mesh(2),
+        parallel.make_mesh(1),
         lambda step: 1e-2,
         evaluators={"geometry": geometry.make()},
     )

@@ -18,9 +18,9 @@ from tests import small
 DEVICES = (1, 2, 4)
 
 
-def examine(fault=None):
-    runners = {n: verify.Runner(small.built(n, fault), small.config(n)) for n in DEVICES}
-    return verify.compare(lambda devices, seed: runners[devices](seed), DEVICES, "small")
+def examine(fault=None, devices=DEVICES):
+    runners = {n: verify.Runner(small.built(n, fault), small.config(n)) for n in devices}
+    return verify.compare(lambda devices, seed: runners[devices](seed), devices, "small")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,11 @@ def test_the_bound_is_rounding_and_no_more(healthy):
 
 @pytest.mark.parametrize("fault", small.FAULTS)
 def test_a_planted_fault_is_found(fault, healthy):
-    record = examine(fault)
+    record = examine(fault, (1, 2))
     assert not record.same()
-    for devices in (2, 4):
-        broken = record.broken(devices)
-        assert {"grad_norm", "params", "opt"} <= set(broken)
-        # Far beyond the bound, so that neither luck nor a generous factor decides.
-        assert record.differences[devices]["grad_norm"] > 1000 * record.bounds["grad_norm"]
+    assert {"grad_norm", "params", "opt"} <= set(record.broken(2))
+    # Far beyond the bound, so that neither luck nor a generous factor decides.
+    assert record.differences[2]["grad_norm"] > 1000 * record.bounds["grad_norm"]
     # On one device none of the three is a fault: what it comes to is the healthy run, to the last
     # bit but for fusion.
     assert record.magnitudes["params"] == pytest.approx(healthy.magnitudes["params"], rel=1e-6)

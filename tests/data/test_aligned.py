@@ -69,3 +69,11 @@ def test_an_example_that_a_folder_lacks_is_named(tmp_path):
     (tmp_path / "depth" / "b" / "4.png").unlink()
     with pytest.raises(ValueError, match="no picture of b/4, which another folder"):
         aligned.make(path=str(tmp_path), shown=("rgb", "depth"))
+
+
+def test_files_of_other_formats_are_told(tmp_path, caplog):
+    write(tmp_path)
+    for way in ("rgb", "depth"):
+        (tmp_path / way / "b" / "6.jxl").write_bytes(b"x")
+    aligned.make(path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8)
+    assert caplog.text.count("skipped files: 1 .jxl.") == 2

@@ -67,8 +67,8 @@ def test_an_episode_ends_and_a_world_starts_anew(name):
         return jax.random.randint(key, (), 0, environment.actions), memory + 1
 
     keys = jax.random.split(KEY, 8)
-    total, length, ended = jax.vmap(
-        lambda key: environments.episode(environment, act, jnp.int32(0), key)
+    total, length, ended = jax.jit(
+        jax.vmap(lambda key: environments.episode(environment, act, jnp.int32(0), key))
     )(keys)
     assert np.all(ended) and np.all(length <= environment.limit) and set(total.tolist()) <= {-1, 1}
 
@@ -93,8 +93,8 @@ def test_the_best_policy_of_catch_catches_every_ball():
         columns = jnp.arange(5.0)
         return 1 + jnp.sign(ball @ columns - paddle @ columns).astype(jnp.int32)
 
-    total, length, _ = jax.vmap(
-        lambda key: environments.episode(environment, act, jnp.zeros(()), key)
+    total, length, _ = jax.jit(
+        jax.vmap(lambda key: environments.episode(environment, act, jnp.zeros(()), key))
     )(jax.random.split(KEY, 16))
     np.testing.assert_array_equal(total, 1)
     np.testing.assert_array_equal(length, 9)

@@ -78,7 +78,7 @@ def test_several_captions_of_one_picture(tmp_path):
 def test_a_column_divides_the_pictures(tmp_path):
     path = folder(
         tmp_path,
-        header="file,caption,split",
+        header="file,caption,Split",
         lines=lambda made: [
             line.rsplit(",", 1)[0] + (",val" if i < 4 else ",train") for i, line in enumerate(made)
         ],
@@ -91,6 +91,7 @@ def test_a_column_divides_the_pictures(tmp_path):
     ("header", "lines", "message"),
     [
         ("file,caption", lambda m: ["pictures/99.png,a cat"], "1 captions without their picture"),
+        ("file,caption", lambda m: ["pictures\\0.png,a cat"], r"Write / in place of \\ in their"),
         ("file,caption", lambda m: ["pictures/1.png,"], "empty file name or caption in line 2"),
         ("image,caption", lambda m: ["pictures/1.png,a"], "line 2 has no 'file'; it has image"),
         ("file,caption", lambda m: ["pictures/1.png,a,b"], "3 columns where the header has 2"),

@@ -42,6 +42,11 @@ def test_people_cameras_and_distractors(folder):
     assert train.sizes == {"label": 2, "camera": 6} and gallery.sizes == query.sizes
 
 
+def test_files_of_other_formats_are_told(folder, caplog):
+    market.make(path=str(folder), height=16, width=8)
+    assert caplog.text.count("skipped files: 1 .db.") == 3
+
+
 def test_damaged_pictures(folder):
     (folder / "query" / "0003_c1s1_0_0.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"1 pictures in .*query cannot be used"):

@@ -85,7 +85,7 @@ def test_a_table_of_captions_divides_the_films(tmp_path):
 
     def write(*splits):
         rows = "".join(f"{i}.npy,a clip of {i},{split}\n" for i, split in enumerate(splits))
-        (tmp_path / "captions.csv").write_text("file,caption,split\n" + rows)
+        (tmp_path / "captions.csv").write_text("file,caption,Split\n" + rows)
         given = dict(path=str(tmp_path), frames=4, image_size=4, length=12, vocab_size=40)
         return [part.arrays["video"].tolist() for part in video.make(**given)[:2]]
 

@@ -7,6 +7,7 @@ import pytest
 
 from cl_jax.encoders import agent
 from cl_jax.heads.actor_critic import ActorCritic
+from tests.losses.compiled import program
 
 RNG = np.random.default_rng(0)
 
@@ -17,18 +18,20 @@ def test_an_unroll_encoded_at_once_is_step_by_step(settings):
     seen = jnp.asarray(RNG.normal(size=(2, 3, 7, 5)), jnp.float32)
     first = jnp.zeros(2, bool)
     variables = jax.jit(module.init)(jax.random.key(0), module.start(2), seen[:, 0], first)
-    z = module.apply(variables, seen, 2, method="encode")
+    z = program(module.apply)(variables, seen, 2, method="encode")
     assert z.shape == (2, 3, 6)
     memory, outputs = module.start(2), []
     for t in range(3):
-        memory, one, h = module.apply(variables, memory, seen[:, t], first)
+        memory, one, h = program(module.apply)(variables, memory, seen[:, t], first)
         np.testing.assert_allclose(one, z[:, t], rtol=1e-5, atol=1e-6)
         outputs.append(h)
     assert outputs[0].shape == (2, 5)
     # What was remembered matters, unless an episode starts.
-    h = [module.apply(variables, m, seen[:, 2], first)[2] for m in (memory, module.start(2))]
+    h = [
+        program(module.apply)(variables, m, seen[:, 2], first)[2] for m in (memory, module.start(2))
+    ]
     assert np.abs(h[0] - h[1]).max() > 1e-3
-    mixed = module.apply(variables, memory, seen[:, 2], jnp.array([True, False]))[2]
+    mixed = program(module.apply)(variables, memory, seen[:, 2], jnp.array([True, False]))[2]
     np.testing.assert_allclose(mixed[0], h[1][0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed[1], h[0][1], rtol=1e-5, atol=1e-6)
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from cl_jax.encoders import biggan, spectral
+from tests.losses.compiled import program
 from tests.losses.parity import AXIS
 
 RNG = np.random.default_rng(0)
@@ -45,10 +46,10 @@ def test_power_iteration_finds_the_largest_singular_value():
 def test_one_iteration_equals_flax():
     x = real(6, 3)
     ours = spectral.SpectralDense(4)
-    variables = ours.init(jax.random.key(0), x, train=True)
+    variables = program(ours.init)(jax.random.key(0), x, train=True)
     theirs = nn.SpectralNorm(nn.Dense(4), epsilon=1e-6)
     name = "layer_instance/kernel/u"
-    given = theirs.init(jax.random.key(1), x, update_stats=True)
+    given = program(theirs.init)(jax.random.key(1), x, update_stats=True)
     given = {
         "params": {"layer_instance": variables["params"]},
         "batch_stats": {**given["batch_stats"], name: variables["batch_stats"]["u"][None]},
@@ -58,23 +59,24 @@ def test_one_iteration_equals_flax():
         y, changed = apply(params)
         return (y**2).sum(), changed
 
-    (_, after), gradient = jax.value_and_grad(
+    def differentiated(f):
+        return jax.jit(jax.value_and_grad(f, has_aux=True))
+
+    (_, after), gradient = differentiated(
         lambda p: value(
             lambda p: ours.apply(
                 {**variables, "params": p}, x, train=True, mutable=["batch_stats"]
             ),
             p,
         ),
-        has_aux=True,
     )(variables["params"])
-    (_, theirs_after), expected = jax.value_and_grad(
+    (_, theirs_after), expected = differentiated(
         lambda p: value(
             lambda p: theirs.apply(
                 {**given, "params": p}, x, update_stats=True, mutable=["batch_stats"]
             ),
             p,
         ),
-        has_aux=True,
     )(given["params"])
     np.testing.assert_allclose(
         gradient["kernel"], expected["layer_instance"]["kernel"], rtol=1e-5, atol=1e-6
@@ -129,8 +131,8 @@ def test_condition_enters_by_the_batch_norms_alone():
     """1 + gain and bias are linear in the class and the noise's own part."""
     norm = biggan.ConditionalBatchNorm()
     x, condition = real(4, 2, 2, 3), real(4, 5)
-    variables = norm.init(jax.random.key(0), x, condition, train=True)
-    y = norm.apply(variables, x, condition, train=False)
+    variables = program(norm.init)(jax.random.key(0), x, condition, train=True)
+    y = program(norm.apply)(variables, x, condition, train=False)
     plain = x / np.sqrt(1 + 1e-4)
 
     def linear(name):
@@ -143,9 +145,9 @@ def test_condition_enters_by_the_batch_norms_alone():
 
 def test_attention_against_loops():
     module, x = biggan.Attention(), real(2, 4, 4, 8)
-    variables = module.init(jax.random.key(0), x, train=False)
+    variables = program(module.init)(jax.random.key(0), x, train=False)
     np.testing.assert_array_equal(
-        module.apply(variables, x, train=False), x
+        program(module.apply)(variables, x, train=False), x
     )  # the gain starts at 0
     variables["params"]["gain"] = jnp.float32(0.5)
 
@@ -161,7 +163,7 @@ def test_attention_against_loops():
     weights = np.asarray(jax.nn.softmax(jnp.asarray(query @ key.transpose(0, 2, 1))))
     expected = x + 0.5 * project("out", jnp.asarray((weights @ value).reshape(2, 4, 4, 4)))
     np.testing.assert_allclose(
-        module.apply(variables, x, train=False), expected, rtol=1e-5, atol=1e-5
+        program(module.apply)(variables, x, train=False), expected, rtol=1e-5, atol=1e-5
     )
 
 

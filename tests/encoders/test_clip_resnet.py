@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cl_jax.encoders import clip_resnet
+from tests.losses.compiled import program
 
 
 def test_parameters_are_as_many_as_the_authors():
@@ -35,7 +36,7 @@ def test_sizes_of_the_published_encoders(variant, side, out_dim, millions):
 def test_the_pool_is_attention_of_the_mean():
     pool = clip_resnet.AttentionPool(out_dim=3, heads=2)
     x = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
-    variables = pool.init(jax.random.key(1), x)
+    variables = program(pool.init)(jax.random.key(1), x)
     p = jax.tree.map(np.asarray, variables["params"])
     places = np.asarray(x).reshape(2, 6, 4)
     tokens = np.concatenate([places.mean(1, keepdims=True), places], 1) + p["positions"]
@@ -46,7 +47,7 @@ def test_the_pool_is_attention_of_the_mean():
         weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         out[:, h] = np.einsum("bs,bsd->bd", weights, v[:, :, h])
     expected = out @ p["out"]["kernel"] + p["out"]["bias"]
-    np.testing.assert_allclose(pool.apply(variables, x), expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(program(pool.apply)(variables, x), expected, rtol=2e-4, atol=1e-5)
 
 
 def test_shapes_and_errors():

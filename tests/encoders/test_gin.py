@@ -107,9 +107,9 @@ def test_names_of_nodes_and_padding_do_not_count():
 def test_a_graph_without_a_place_is_nan_and_the_others_are_not():
     batch = _batch(np.random.default_rng(3))
     module, variables = _network(batch)
-    graphs = VIEW.clean(batch)
+    graphs = jax.jit(VIEW.clean)(batch)
     cut = Graphs(*graphs)._replace(fits=graphs.fits.at[5].set(False))
-    found = module.apply(variables, cut, train=False)["h"]
+    found = jax.jit(lambda graphs: module.apply(variables, graphs, train=False)["h"])(cut)
     np.testing.assert_array_equal(np.isnan(np.asarray(found)).any(1), [False] * 5 + [True])
 
 

@@ -10,6 +10,7 @@ from scipy.special import erf
 
 from cl_jax.core.tokens import END, PAD, START
 from cl_jax.encoders import transformer
+from tests.losses.compiled import program
 
 SMALL = dict(vocab_size=20, length=8, width=16, depth=2, heads=2)
 TOKENS = np.array(
@@ -20,7 +21,7 @@ TOKENS = np.array(
 
 def built(**settings):
     network = transformer.make(**{**SMALL, **settings})
-    return network, jax.jit(lambda key: network.init(key, TOKENS, train=False))(jax.random.key(0))
+    return network, program(network.init)(jax.random.key(0), TOKENS, train=False)
 
 
 def noisy(variables):
@@ -112,7 +113,7 @@ def reference(params, tokens, style, causal):
 def test_equals_numpy(style, causal):
     network, variables = built(style=style, causal=causal)
     variables = noisy(variables)
-    found = network.apply(variables, TOKENS, train=False)["tokens"]
+    found = program(network.apply)(variables, TOKENS, train=False)["tokens"]
     right = reference(variables["params"], TOKENS, style, causal)
     real = TOKENS != PAD
     np.testing.assert_allclose(found[real], right[real], atol=2e-5)
@@ -123,20 +124,20 @@ def test_equals_numpy(style, causal):
 def test_padding_changes_nothing(pool):
     network, variables = built(pool=pool)
     more = np.pad(TOKENS, ((0, 0), (0, 2)))
-    short, long = (network.apply(variables, x, train=False)["h"] for x in (TOKENS, more))
+    short, long = (program(network.apply)(variables, x, train=False)["h"] for x in (TOKENS, more))
     np.testing.assert_allclose(short, long, atol=1e-6)
     assert short.shape == (3, 16)
 
 
 def test_pools_are_of_the_layers_they_name():
     network, variables = built(pool="avg_first_last")
-    features = network.apply(variables, TOKENS, train=False)
+    features = program(network.apply)(variables, TOKENS, train=False)
     layers, real = np.asarray(features["layers"]), TOKENS != PAD
     assert layers.shape == (3, 3, 6, 16)
     right = [(layers[1] + layers[2])[i, real[i]].mean(0) / 2 for i in range(3)]
     np.testing.assert_allclose(features["h"], right, atol=1e-6)
     network, _ = built(pool="eos")
-    ends = network.apply(variables, TOKENS, train=False)
+    ends = program(network.apply)(variables, TOKENS, train=False)
     np.testing.assert_array_equal(ends["h"], ends["tokens"][np.arange(3), [3, 5, 1]])
 
 
@@ -151,7 +152,9 @@ def test_a_causal_network_sees_no_later_token():
     network, variables = built(style="clip", causal=True)
     changed = TOKENS.copy()
     changed[1, 4] = 12
-    before, after = (network.apply(variables, x, train=False)["tokens"] for x in (TOKENS, changed))
+    before, after = (
+        program(network.apply)(variables, x, train=False)["tokens"] for x in (TOKENS, changed)
+    )
     np.testing.assert_array_equal(before[1, :4], after[1, :4])
     assert np.abs(before[1, 4:] - after[1, 4:]).min(axis=1).max() > 0
 
@@ -163,7 +166,8 @@ def test_the_mask_is_an_argument():
     changed = TOKENS.copy()
     changed[1, 2] = 17
     one, other = (
-        network.apply(variables, x, train=False, mask=hidden)["tokens"] for x in (TOKENS, changed)
+        program(network.apply)(variables, x, train=False, mask=hidden)["tokens"]
+        for x in (TOKENS, changed)
     )
     keep = np.arange(6) != 2
     np.testing.assert_array_equal(one[1, keep], other[1, keep])
@@ -179,9 +183,9 @@ def test_dropout_is_each_examples_own(style):
     np.testing.assert_allclose(run(keys[order], TOKENS[order]), once[order], atol=1e-6)
     same = run(keys[:1][np.zeros(3, int)], TOKENS[:1][np.zeros(3, int)])
     np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-6)
-    clean = network.apply(variables, TOKENS, train=False, keys=keys)["h"]
+    clean = program(network.apply)(variables, TOKENS, train=False, keys=keys)["h"]
     assert np.abs(once - clean).max() > 1e-2
-    np.testing.assert_array_equal(network.apply(variables, TOKENS, train=True)["h"], clean)
+    np.testing.assert_array_equal(program(network.apply)(variables, TOKENS, train=True)["h"], clean)
 
 
 def test_drop_keeps_the_mean():
@@ -237,8 +241,8 @@ def test_encoder_and_decoder():
 def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
     network, variables = built(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    wide = built()[0].apply(variables, TOKENS, train=False)["h"]
-    narrow = network.apply(variables, TOKENS, train=False)["h"]
+    wide = program(built()[0].apply)(variables, TOKENS, train=False)["h"]
+    narrow = program(network.apply)(variables, TOKENS, train=False)["h"]
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, wide, atol=0.05)
 
@@ -260,6 +264,6 @@ def test_errors():
             transformer.make(**{**SMALL, **settings})
     network, variables = built()
     with pytest.raises(ValueError, match="positions for length=8"):
-        network.apply(variables, np.pad(TOKENS, ((0, 0), (0, 3))), train=False)
+        program(network.apply)(variables, np.pad(TOKENS, ((0, 0), (0, 3))), train=False)
     with pytest.raises(ValueError, match="expected integers"):
-        network.apply(variables, TOKENS.astype(np.float32), train=False)
+        program(network.apply)(variables, TOKENS.astype(np.float32), train=False)

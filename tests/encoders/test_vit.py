@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cl_jax.encoders import vit
+from tests.losses.compiled import program
 
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=8)
 IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
@@ -15,7 +16,7 @@ IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
 
 def built(**settings):
     network = vit.make(**{**SMALL, **settings})
-    return network, jax.jit(lambda key: network.init(key, IMAGES, train=True))(jax.random.key(0))
+    return network, program(network.init)(jax.random.key(0), IMAGES, train=True)
 
 
 # timm's models of these sizes at patch 16 and 224 pixels without their classifier; "small" is
@@ -33,12 +34,12 @@ def test_parameter_counts(size, count):
 
 def test_features_attention_and_pooling():
     network, variables = built()
-    found = network.apply(variables, IMAGES, train=False, attention=True)
+    found = program(network.apply)(variables, IMAGES, train=False, attention=True)
     assert found["tokens"].shape == (4, 5, 16) and found["blocks"].shape == (4, 2, 16)
     np.testing.assert_array_equal(found["h"], found["tokens"][:, 0])
     assert found["attention"].shape == (4, 2, 5, 5)
     np.testing.assert_allclose(found["attention"].sum(-1), 1, rtol=1e-5)
-    mean = vit.make(**SMALL, pool="mean").apply(variables, IMAGES, train=False)
+    mean = program(vit.make(**SMALL, pool="mean").apply)(variables, IMAGES, train=False)
     np.testing.assert_allclose(mean["h"], found["tokens"][:, 1:].mean(1), rtol=1e-6)
     assert "attention" not in mean
 
@@ -46,7 +47,7 @@ def test_features_attention_and_pooling():
 def test_the_attention_that_is_returned_is_the_one_that_is_used():
     """The last block's output, computed by hand from the weights returned."""
     network, variables = built(depth=1)
-    _, state = network.apply(
+    _, state = program(network.apply)(
         variables,
         IMAGES,
         train=False,
@@ -68,7 +69,7 @@ def test_other_sizes_resize_learned_positions_and_move_fixed_ones():
     larger = np.concatenate([IMAGES, IMAGES], axis=1)
     for variant in ("dino", "moco_v3"):
         network, variables = built(variant=variant)
-        assert network.apply(variables, larger, train=False)["tokens"].shape == (4, 9, 16)
+        assert program(network.apply)(variables, larger, train=False)["tokens"].shape == (4, 9, 16)
         assert ("positions" in variables["params"]) == (variant == "dino")
 
 
@@ -86,12 +87,14 @@ def test_stochastic_depth_is_each_examples_own():
     network, variables = built(drop_path=0.9)
     keys = jax.random.split(jax.random.key(1), 4)
     run = jax.jit(
-        lambda keys, images: network.apply(variables, images, train=True, drop_keys=keys)["h"]
+        lambda keys, images: program(network.apply)(variables, images, train=True, drop_keys=keys)[
+            "h"
+        ]
     )
     once = run(keys, IMAGES)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(keys[order], IMAGES[order]), once[order], atol=1e-6)
-    assert np.abs(once - network.apply(variables, IMAGES, train=False)["h"]).max() > 1e-3
+    assert np.abs(once - program(network.apply)(variables, IMAGES, train=False)["h"]).max() > 1e-3
     kept = network._kept(1000, jax.random.split(jax.random.key(2), 1000))
     np.testing.assert_allclose(kept.mean(0), 1, atol=0.35)  # of mean 1 at every depth
     assert (kept[:, 0] == 1).all()  # the first block is never left out
@@ -101,8 +104,8 @@ def test_stochastic_depth_is_each_examples_own():
 def test_bfloat16_keeps_the_stream_and_parameters_in_float32():
     network, variables = built(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    wide = built()[0].apply(variables, IMAGES, train=False)["h"]
-    narrow = network.apply(variables, IMAGES, train=False)["h"]
+    wide = program(built()[0].apply)(variables, IMAGES, train=False)["h"]
+    narrow = program(network.apply)(variables, IMAGES, train=False)["h"]
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, wide, atol=0.05)
 
@@ -148,8 +151,8 @@ def test_attention_is_softmax_of_products_and_keeps_one_array_of_that_size(dtype
             jnp.asarray(rng.normal(size=(3, tokens, 2, 8)) * scale, dtype) for scale in (2, 2, 1, 1)
         ]
         wide = [jnp.asarray(x, "float64") for x in given]
-        y, back = jax.vjp(vit._attention, *given[:3])
-        expected, expected_back = jax.vjp(plain, *wide[:3])
+        y, back = jax.vjp(jax.jit(vit._attention), *given[:3])
+        expected, expected_back = jax.vjp(jax.jit(plain), *wide[:3])
         for found, right in zip((y, *back(given[3])), (expected, *expected_back(wide[3]))):
             assert found.dtype == dtype and found.shape == right.shape
             assert np.linalg.norm(np.float64(found) - right) <= bound * np.linalg.norm(right)
@@ -173,7 +176,7 @@ def test_flash_where_there_is_no_cudnn():
     if importlib.util.find_spec("jax_plugins") is not None:
         pytest.skip("jax's CUDA plug-in is installed")
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
-        same.apply(variables, IMAGES, train=False)
+        program(same.apply)(variables, IMAGES, train=False)
 
 
 def test_errors():
@@ -190,7 +193,7 @@ def test_errors():
             vit.make(**{**SMALL, **settings})
     network, variables = built()
     with pytest.raises(ValueError, match="multiples of its patch of 4"):
-        network.apply(variables, IMAGES[:, :6], train=False)
+        program(network.apply)(variables, IMAGES[:, :6], train=False)
 
 
 def test_a_mask_replaces_patches_before_positions_and_the_blocks_see_no_more_of_them():
@@ -202,7 +205,7 @@ def test_a_mask_replaces_patches_before_positions_and_the_blocks_see_no_more_of_
     changed[:, :4, 4:] = 0  # patch 1
 
     def tokens(images, mask):
-        return network.apply(variables, images, train=False, mask=mask)["tokens"]
+        return program(network.apply)(variables, images, train=False, mask=mask)["tokens"]
 
     np.testing.assert_array_equal(tokens(IMAGES, mask), tokens(changed, mask))
     assert np.abs(tokens(IMAGES, None) - tokens(changed, None)).max() > 1e-3
@@ -213,9 +216,11 @@ def test_kept_patches_carry_their_positions_and_the_others_are_not_seen():
     network, variables = built(variant="mae")
 
     def tokens(images, kept):
-        return np.asarray(network.apply(variables, images, train=False, kept=kept)["tokens"])
+        return np.asarray(
+            program(network.apply)(variables, images, train=False, kept=kept)["tokens"]
+        )
 
-    whole = np.asarray(network.apply(variables, IMAGES, train=False)["tokens"])
+    whole = np.asarray(program(network.apply)(variables, IMAGES, train=False)["tokens"])
     order = np.array([[3, 0, 2, 1]] * 4)
     np.testing.assert_allclose(tokens(IMAGES, order)[:, 1:], whole[:, 1:][:, order[0]], atol=1e-5)
     changed = IMAGES.copy()
@@ -228,7 +233,7 @@ def test_kept_patches_carry_their_positions_and_the_others_are_not_seen():
 def test_a_mask_needs_its_token_and_an_entry_for_each_patch():
     network, variables = built()
     with pytest.raises(ValueError, match="set mask_token=True"):
-        network.apply(variables, IMAGES, train=False, mask=np.zeros((4, 4), bool))
+        program(network.apply)(variables, IMAGES, train=False, mask=np.zeros((4, 4), bool))
     network, variables = built(mask_token=True)
     with pytest.raises(ValueError, match=r"mask has shape \(4, 5\); expected \(4, 4\)"):
-        network.apply(variables, IMAGES, train=False, mask=np.zeros((4, 5), bool))
+        program(network.apply)(variables, IMAGES, train=False, mask=np.zeros((4, 5), bool))

@@ -6,6 +6,7 @@ import numpy as np
 
 from cl_jax.encoders import masking
 from cl_jax.heads.decoder import Decoder
+from tests.losses.compiled import program
 
 
 def test_predicts_every_patch_and_does_not_depend_on_the_order_of_the_kept():
@@ -21,12 +22,12 @@ def test_predicts_every_patch_and_does_not_depend_on_the_order_of_the_kept():
         return given, found
 
     given, found = decode(noise)
-    variables = decoder.init(jax.random.key(0), given, found.restore, grid=(2, 3))
-    prediction = decoder.apply(variables, given, found.restore, grid=(2, 3))
+    variables = program(decoder.init)(jax.random.key(0), given, found.restore, grid=(2, 3))
+    prediction = program(decoder.apply)(variables, given, found.restore, grid=(2, 3))
     assert prediction.shape == (3, 6, 12)
     swapped = np.array(noise)  # the two kept patches the other way round
     rows = np.arange(3)[:, None]
     swapped[rows, np.asarray(found.kept)] = noise[rows, np.asarray(found.kept)[:, ::-1]]
     given, found = decode(swapped)
-    again = decoder.apply(variables, given, found.restore, grid=(2, 3))
+    again = program(decoder.apply)(variables, given, found.restore, grid=(2, 3))
     np.testing.assert_allclose(again, prediction, atol=1e-5)

@@ -259,11 +259,13 @@ def test_sinkhorn_over_devices_and_queues_of_devices():
     scores, queued = features(2, 4, 5), features(2, 3, 5, seed=1)
 
     def codes(per_device, **knobs):
-        return jax.vmap(
-            lambda s, q: module.sinkhorn(
-                s, q, queued_per_device=per_device, axis_name="i", **knobs
-            ),
-            axis_name="i",
+        return jax.jit(
+            jax.vmap(
+                lambda s, q: module.sinkhorn(
+                    s, q, queued_per_device=per_device, axis_name="i", **knobs
+                ),
+                axis_name="i",
+            )
         )
 
     rows = np.concatenate(scores)
@@ -301,8 +303,9 @@ def test_queues_of_devices_and_of_the_global_batch_give_the_same_codes():
             return codes, crop_queue.push(queue, z, axis_name=None if per_device else "i")
 
         queue, out = jnp.zeros((2, 1, length, 4)), []
+        mapped = jax.jit(jax.vmap(step, axis_name="i"))
         for z in steps:
-            codes, queue = jax.vmap(step, axis_name="i")(jnp.asarray(z, jnp.float32), queue)
+            codes, queue = mapped(jnp.asarray(z, jnp.float32), queue)
             out.append(codes)
         return out
 

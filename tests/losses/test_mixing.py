@@ -131,7 +131,7 @@ def test_where_gradient_flows():
         (lambda q, k: module.imix_moco(q, k, memory, mix, temperature=0.2), False),
         (partial(module.imix_byol, mix=mix), False),
     ):
-        grad_q, grad_k = jax.grad(loss, argnums=(0, 1))(jnp.asarray(q), jnp.asarray(k))
+        grad_q, grad_k = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(q), jnp.asarray(k))
         assert np.all(np.any(grad_q, axis=1))
         assert np.any(grad_k) == key_moves
     assert not np.any(
@@ -149,7 +149,7 @@ def test_zero_rows_low_temperature_and_bfloat16_are_finite():
     ):
         for dtype in (jnp.float32, jnp.bfloat16):
             args = [jnp.asarray(x, dtype).at[0].set(0) for x in (q, k)]
-            value, grads = jax.value_and_grad(loss, argnums=(0, 1))(*args)
+            value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*args)
             assert value.dtype == jnp.float32 and np.isfinite(value)
             assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
         wide = loss(*(x.astype(jnp.float32) for x in args))

@@ -90,7 +90,7 @@ def test_graphs_of_three_views(graph, edges):
 def test_recipes_are_views():
     views = (VIEW, recipe({"name": "cmc_ycbcr", "size": 8, "test_crop": 1.0}))
     method, state, update = build(views)
-    assert method.clean({"image": IMAGES}).shape == (8, 8, 8, 6)
+    assert jax.eval_shape(method.clean, {"image": IMAGES}).shape == (8, 8, 8, 6)
     after, metrics = update(state, BATCH, jax.random.key(1))
     assert np.isfinite(metrics["loss"]) and len(after.memory.banks) == 2
 

@@ -27,6 +27,8 @@ def run(workdir, name="simclr_v1:debug"):
     config.evals.batch_size = 8
     with config.unlocked():
         config.data = {"name": "folder", "path": "nowhere", "image_size": 16}
+        if config.encoder.name == "resnet":
+            config.encoder.blocks = (1,)
     fields = {"image": np.zeros((8, 16, 16, 3), np.uint8)}
     source = from_arrays("nowhere/train", fields, {})
     data = Splits(source, source)

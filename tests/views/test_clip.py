@@ -56,7 +56,7 @@ def test_frames_of_a_clip_are_consecutive_and_cut_alike():
     for one, whole in zip(found, rows):
         starts = [np.allclose(one, whole[s : s + 5 : 2], atol=1e-5) for s in (0, 1)]
         assert sum(starts) == 1
-    np.testing.assert_allclose(view.clean(given), rows[:, 0:5:2], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(view.clean)(given), rows[:, 0:5:2], atol=1e-5)
     crop = clip.make(frames=2, **PLAIN | dict(crop="tv", scale=(0.2, 0.5), flip=0.5))
     still = given | {"clip": jnp.broadcast_to(given["clip"][:, :1], given["clip"].shape)}
     found = jax.jit(crop.draw)(example_keys(jax.random.key(1), given["id"]), still)
@@ -80,12 +80,12 @@ def test_streams_show_a_frame_its_neighbour_and_its_flow():
     pixels = (np.clip(moving, 0, 1) * 255).round().astype(np.uint8)[None, ..., None]
     given = {"clip": jnp.asarray(np.repeat(pixels, 3, -1)), "id": jnp.arange(1)}
     drawn = jax.jit(view.draw)(example_keys(jax.random.key(3), given["id"]), given)
-    clean = view.clean(given)
+    clean = jax.jit(view.clean)(given)
+    frames = np.asarray(jax.jit(view.frames)(given))[0]
     for found in (drawn, clean):
         assert found["flow"].shape == (1, 16, 16, 4)
         x, y = np.asarray(found["flow"])[0, 4:-4, 4:-4, 0::2], np.asarray(found["flow"])[..., 1::2]
         assert abs(x.mean() - 0.7) < 0.1 and abs(y[0, 4:-4, 4:-4].mean()) < 0.1
-        frames = np.asarray(view.frames(given))[0]
         at, near = (
             int(np.abs(frames - np.asarray(found[name])[0]).sum((1, 2, 3)).argmin())
             for name in ("frame", "neighbour")

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from cl_jax.views import make, patches, warp
+from tests.losses.compiled import program
 
 IMAGES = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 2)
+augment = program(patches.augment)
 PLAIN = make({"crop": "none", "flip": 0.0, "mean": None, "std": None}).recipe
 
 
@@ -19,12 +21,12 @@ def test_patches_are_windows_of_the_image():
 
 def test_a_plain_view_is_the_patch():
     cut = patches.grid(IMAGES, size=4, stride=2)
-    np.testing.assert_allclose(patches.augment(PLAIN, KEYS, cut), cut, atol=1e-6)
+    np.testing.assert_allclose(augment(PLAIN, KEYS, cut), cut, atol=1e-6)
 
 
 def test_a_sub_crop_is_a_part_of_the_patch_in_the_middle_of_zeros():
     cut = patches.grid(IMAGES, size=4, stride=4)
-    seen = np.asarray(patches.augment(PLAIN, KEYS, cut, subcrop=2))
+    seen = np.asarray(augment(PLAIN, KEYS, cut, subcrop=2))
     inner = seen[..., 1:3, 1:3, :]
     outer = seen.copy()
     outer[..., 1:3, 1:3, :] = 0
@@ -39,7 +41,7 @@ def test_a_sub_crop_is_a_part_of_the_patch_in_the_middle_of_zeros():
 
 def test_dropped_channels_leave_one():
     cut = patches.grid(IMAGES, size=4, stride=2)
-    seen = np.asarray(patches.augment(PLAIN, KEYS, cut, drop_channels=1.0))
+    seen = np.asarray(augment(PLAIN, KEYS, cut, drop_channels=1.0))
     assert ((np.abs(seen).max((3, 4)) > 0).sum(-1) == 1).all()
 
 
@@ -47,11 +49,9 @@ def test_a_view_is_its_examples_and_its_places():
     flipping = make({"crop": "none", "flip": 0.5, "mean": None, "std": None}).recipe
     cut = patches.grid(np.concatenate([IMAGES] * 8), size=4, stride=2)
     keys = jax.random.split(jax.random.key(1), 16)
-    seen = np.asarray(patches.augment(flipping, keys, cut))
+    seen = np.asarray(augment(flipping, keys, cut))
     order = np.random.default_rng(2).permutation(16)
-    np.testing.assert_allclose(
-        patches.augment(flipping, keys[order], cut[order]), seen[order], atol=1e-6
-    )
+    np.testing.assert_allclose(augment(flipping, keys[order], cut[order]), seen[order], atol=1e-6)
     flipped = np.abs(seen - cut).max((3, 4, 5)) > 1e-6
     assert 0.3 < flipped.mean() < 0.7 and (flipped.any((1, 2)) & ~flipped.all((1, 2))).any()
 
@@ -72,7 +72,7 @@ def test_warped_patches_are_bent_each_by_itself():
     cut = patches.grid(np.concatenate([IMAGES] * 8), size=4, stride=2)
     keys = jax.random.split(jax.random.key(1), 16)
     bend = warp.Warp(probability=0.5)
-    seen = np.asarray(patches.augment(PLAIN, keys, cut, warp=bend))
+    seen = np.asarray(augment(PLAIN, keys, cut, warp=bend))
     bent = np.abs(seen - cut).max((3, 4, 5)) > 1e-5
     assert 0.3 < bent.mean() < 0.7 and (bent.any((1, 2)) & ~bent.all((1, 2))).any()
     inside = seen.min((3, 4)) >= np.asarray(cut).min((3, 4)) - 1e-6

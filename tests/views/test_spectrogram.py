@@ -25,7 +25,7 @@ def batch(*waves, length=2000):
 def test_a_tone_is_loudest_in_its_band_and_while_it_lasts():
     bands = spectrogram.filters(RATE, 256, 16)
     given = batch(tone(500), tone(2500), tone(500, end=1000))
-    found = np.asarray(spectrogram.make(**SIZES).clean(given))
+    found = np.asarray(jax.jit(spectrogram.make(**SIZES).clean)(given))
     assert found.shape == (3, 16, 16, 1) and found.min() >= -1 and found.max() == 1
     for picture, hertz in zip(found, (500, 2500)):
         nearest = bands[round(hertz * 256 / RATE)].argmax()
@@ -46,7 +46,7 @@ def test_what_is_not_of_the_recording_is_silence():
     """The stored row goes on after its length, and that is not heard."""
     loud = tone(500, end=2400)
     given = batch(loud, length=1000)
-    found = np.asarray(spectrogram.make(**SIZES).clean(given))[0, :, :, 0]
+    found = np.asarray(jax.jit(spectrogram.make(**SIZES).clean)(given))[0, :, :, 0]
     quiet = found.max(1) == -1
     assert quiet[:2].all() and quiet[-2:].all() and (found[5:11].max(1) > 0.9).all()
 
@@ -62,13 +62,14 @@ def test_what_is_not_of_the_recording_is_silence():
 def test_changes_are_drawn_by_each_key_and_left_out_half_of_the_time(change):
     view = spectrogram.make(**SIZES, **change)
     given = batch(*[tone(800, start=700, end=1300)] * 6)
-    clean, drawn = np.asarray(view.clean(given)), np.asarray(view.draw(KEYS, given))
+    draw = jax.jit(view.draw)
+    clean, drawn = np.asarray(jax.jit(view.clean)(given)), np.asarray(draw(KEYS, given))
     differs = np.abs(drawn - clean).max((1, 2, 3)) > 1e-3
     assert 1 <= differs.sum() <= 5  # by the six keys above
     part = {name: rows[2:4] for name, rows in given.items()}
-    np.testing.assert_allclose(view.draw(KEYS[2:4], part), drawn[2:4], atol=1e-3)
+    np.testing.assert_allclose(draw(KEYS[2:4], part), drawn[2:4], atol=1e-3)
     none = spectrogram.make(**SIZES)
-    np.testing.assert_allclose(none.draw(KEYS, given), clean, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(none.draw)(KEYS, given), clean, atol=1e-4)
 
 
 def test_speed_moves_the_pitch():
