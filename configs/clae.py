@@ -4,7 +4,8 @@ The contrastive loss of the batch attacks the first view: one step of its pixels
 that raises the loss makes a harder positive of it, and, because the loss joins all images of a
 batch, harder negatives of the others. Clean and adversarial views have batch norms of their own.
 
-Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores.
+Default: over SimCLR on the embedded `scenes`, a small ResNet, two CPU cores, epsilon 0.003: the
+authors' 0.015 (of inputs from 0 to 1) takes away there what the third view gives.
 
 Variants:
   folder      your own images: `cl-jax train clae:folder PATH`.
@@ -25,7 +26,8 @@ Differences from the authors' code:
   - They choose the epoch by the test accuracy; here it is the last.
 
 Command: python -m cl_jax.main --config=configs/clae.py --workdir=runs/clae
-Reached: see docs/results.md.
+Reached: kNN 79.0 %, SimCLR 77.9 %; what the step gives, and what the third view alone: see
+docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -46,6 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     epsilon = 0.015
     if "folder" not in chosen:
         config.total_epochs, config.evals.every_epochs = 6.0, 3.0
+        epsilon = 0.003  # see the docstring
     if "cifar10" in chosen:
         config.total_epochs, epsilon = 301.0, 0.03
         config.evals.every_epochs = 4.0

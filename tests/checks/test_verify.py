@@ -262,7 +262,7 @@ def test_mistakes_are_named(words, message, capsys):
 
 def test_a_page_without_its_marks_is_refused(tmp_path):
     (tmp_path / "page.md").write_text("text\n")
-    with pytest.raises(ValueError, match="has no lines <!-- verify -->"):
+    with pytest.raises(ValueError, match="no page with the lines <!-- verify -->"):
         verify.put_into(tmp_path / "page.md", "table")
 
 
