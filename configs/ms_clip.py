@@ -23,7 +23,8 @@ Differences from the authors' code:
     decay 0.2. Their configuration files have 256 images a GPU, a rate of 1e-4, five epochs of
     warm-up, and weight decays of 0.2 for shared weights and of 0.05 for others.
   - Initial weights are CLIP's; theirs are normal with 0.02 everywhere.
-  - The norms' epsilon is 1e-5, CLIP's; theirs is 1e-12, `--config.encoder.epsilon`.
+  - The layer norms' epsilon is 1e-5, CLIP's; theirs is 1e-12, `--config.encoder.epsilon`. That of
+    the branch's batch norms is 1e-5; theirs is 1e-6.
   - Shared weights have the learning rate of the others unless the optimiser's parts say otherwise.
 
 Command: python -m cl_jax.main --config=configs/ms_clip.py --workdir=runs/ms_clip
