@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -66,17 +67,26 @@ def _array(members: zipfile.ZipFile, name: str) -> np.ndarray:
     return found
 
 
-def _write(file: Path, values: dict[str, np.ndarray]) -> None:
+def put(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file beside its name and moves it there, so that others find all of it or none.
+
+    Raises:
+      OSError: the place cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as out:
-                rows = {name: np.ascontiguousarray(array) for name, array in values.items()}
-                np.savez(out, **rows)  # type: ignore[arg-type]
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with partial.open("wb") as out:
+            write(out)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(file: Path, values: dict[str, np.ndarray]) -> None:
+    rows = {name: np.ascontiguousarray(array) for name, array in values.items()}
+    try:
+        put(file, lambda out: np.savez(out, **rows))  # type: ignore[arg-type]
         newest = sorted(file.parent.iterdir(), key=lambda path: -path.stat().st_mtime_ns)
         for old in newest[FILES:]:  # those that a killed process left too
             old.unlink(missing_ok=True)

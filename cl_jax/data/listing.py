@@ -14,7 +14,7 @@ from absl import logging
 
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
-from cl_jax.data import images
+from cl_jax.data import images, kept
 
 _SYSTEM = ("__MACOSX", "#recycle", "#snapshot", "lost+found", "System Volume Information")
 _SHOWN = 5
@@ -228,17 +228,11 @@ def remember(root: Path, found: Listing, good: list[str], key: str, cache_dir: s
     if file is None or not good:
         return
     names = "\0".join(good).encode("utf-8", "surrogateescape")
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    sizes = np.array([found.sizes[name] for name in good], np.int64)
+    times = np.array([found.times[name] for name in good], np.int64)
+    raw = np.frombuffer(names, np.uint8)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as out:
-            np.savez(
-                out,
-                names=np.frombuffer(names, np.uint8),
-                sizes=np.array([found.sizes[name] for name in good], np.int64),
-                times=np.array([found.times[name] for name in good], np.int64),
-            )
-        os.replace(partial, file)
+        kept.put(file, lambda out: np.savez(out, names=raw, sizes=sizes, times=times))
     except OSError as error:
         logging.info("%s is not kept (%s).", file, error)
 

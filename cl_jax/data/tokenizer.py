@@ -6,7 +6,6 @@ Token numbers below `SPECIAL` are reserved (`cl_jax.core.tokens`): 0 padding, 1 
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from absl import logging
 from cl_jax.core import paths
 from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import END, MASK, PAD, START, UNKNOWN
-from cl_jax.data import wordpiece
+from cl_jax.data import kept, wordpiece
 from cl_jax.data.wordpiece import MAX_VOCAB, WordPiece
 
 _MOST = 500_000  # sentences that training reads, evenly spaced over the text
@@ -191,12 +190,8 @@ def _folder(cache: str | Path | None) -> Path | None:
 
 
 def _keep(file: Path, model: bytes) -> None:
-    """Writes the model beside its final name and moves it there; a folder that cannot be written
-    costs the training time alone."""
+    """Keeps a model; a folder that cannot be written costs the training time alone."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.{os.getpid()}")
-        beside.write_bytes(model)
-        beside.replace(file)
+        kept.put(file, lambda out: out.write(model))
     except OSError as error:
         logging.warning("the tokenizer is not kept: %s", error)

@@ -3,7 +3,7 @@ pools where others stride, and attention in the place of the mean over space."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,15 +14,22 @@ from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
 
-BLOCKS = {
-    "50": (3, 4, 6, 3),
-    "101": (3, 4, 23, 3),
-    "50x4": (4, 6, 10, 6),
-    "50x16": (6, 8, 18, 8),
-    "50x64": (3, 15, 36, 10),
+
+class Variant(NamedTuple):
+    """A published network."""
+
+    blocks: tuple[int, ...]
+    width: int
+    out_dim: int
+
+
+VARIANTS = {
+    "50": Variant((3, 4, 6, 3), 64, 1024),
+    "101": Variant((3, 4, 23, 3), 64, 512),
+    "50x4": Variant((4, 6, 10, 6), 80, 640),
+    "50x16": Variant((6, 8, 18, 8), 96, 768),
+    "50x64": Variant((3, 15, 36, 10), 128, 1024),
 }
-WIDTHS = {"50": 64, "101": 64, "50x4": 80, "50x16": 96, "50x64": 128}
-OUT_DIMS = {"50": 1024, "101": 512, "50x4": 640, "50x16": 768, "50x64": 1024}
 
 
 class AttentionPool(nn.Module):
@@ -74,7 +81,7 @@ class ClipResNet(nn.Module):
       axis_name, splits: of every batch norm.
     """
 
-    blocks: Sequence[int] = BLOCKS["50"]
+    blocks: Sequence[int] = VARIANTS["50"].blocks
     width: int = 64
     out_dim: int = 1024
     heads: int = 32
@@ -156,11 +163,12 @@ def make(
     Raises:
       ValueError: an unknown variant, a stage without a block, heads that do not divide the width.
     """
-    if variant not in BLOCKS:
-        raise ValueError(f"variant {variant!r} is unknown; have {', '.join(BLOCKS)}.")
-    blocks = BLOCKS[variant] if blocks is None else tuple(blocks)
-    width = WIDTHS[variant] if width is None else width
-    out_dim = OUT_DIMS[variant] if out_dim is None else out_dim
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is unknown; have {', '.join(VARIANTS)}.")
+    published = VARIANTS[variant]
+    blocks = published.blocks if blocks is None else tuple(blocks)
+    width = published.width if width is None else width
+    out_dim = published.out_dim if out_dim is None else out_dim
     heads = width // 2 if heads is None else heads
     if len(blocks) != 4 or min(blocks) < 1 or width < 2 or width % 2:
         raise ValueError(

@@ -72,7 +72,7 @@ class Evaluation:
             self.method,
             self.data,
             self.config,
-            encoded(self.method, state, self._example(self.data.test), self.mesh),
+            encoded(self.method, state, few(self.method, self.data.test, self.mesh), self.mesh),
         )
 
     @property
@@ -120,8 +120,8 @@ class Evaluation:
             programs += [(self._encode, source, size) for source in self.data[:2]]
         for f, source, batch_size in programs:
             size = block_size(source, batch_size, self.mesh)
-            fields = self._fields(source)
-            self._program(f).lower(state, shape_of_block(source, fields, size, self.mesh)).compile()
+            block = shape_of_block(self.method, source, size, self.mesh)
+            self._program(f).lower(state, block).compile()
 
     def _program(self, f: Callable[[State, Batch], Any]) -> Any:
         """f, compiled once for `blocks`."""
@@ -195,19 +195,13 @@ class Evaluation:
             state,
             source,
             self.mesh,
-            fields=self._fields(source),
+            fields=needed_fields(self.method, source),
             batch_size=batch_size or self.config.evals.batch_size,
             workers=self.config.get("loading", {}).get("workers", 0),
         ):
             parts.append(part)
             self.between()
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-    def _fields(self, source: Source) -> list[str]:
-        return needed_fields(self.method, source)
-
-    def _example(self, source: Source) -> Batch:
-        return example_batch(self.method, source, self.mesh)
 
     def _given(self, state: State, final: bool, asked: bool, trained: bool = True) -> Given:
         if self.ahead is not None:
@@ -262,7 +256,7 @@ class Evaluation:
         if method.views is None or method.features is None or method.clean is None:
             return None
         key = jax.random.key(0)
-        batch = self._example(self.data.test)
+        batch = few(method, self.data.test, self.mesh)
         if set(method.needs) - set(batch):
             return None
         clean, drawn = (
@@ -377,14 +371,14 @@ def measured_always(evaluators: Mapping[str, Evaluator]) -> dict[str, int]:
     }
 
 
-def example_batch(method: Method, source: Source, mesh: jax.sharding.Mesh) -> Batch:
-    """The first example of a source, two rows a device: for shapes."""
-    example, rows = source.read(0), 2 * mesh.size
-    batch: Any = {name: np.stack([example[name]] * rows) for name in needed_fields(method, source)}
-    return {**batch, "id": np.arange(rows, dtype=np.int32)}
+def few(method: Method, source: Source, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The shapes of a block of two rows a device, for a trace."""
+    return shape_of_block(method, source, 2 * mesh.size, mesh)
 
 
-def encoded(method: Method, state: State, batch: Batch, mesh: jax.sharding.Mesh) -> list[str]:
+def encoded(
+    method: Method, state: State, batch: dict[str, Any], mesh: jax.sharding.Mesh
+) -> list[str]:
     """The names of the features that "encode" gives; nothing is compiled.
 
     Args:
@@ -506,9 +500,10 @@ def block_size(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> int:
 
 
 def shape_of_block(
-    source: Source, fields: Sequence[str], size: int, mesh: jax.sharding.Mesh
+    method: Method, source: Source, size: int, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and places of a block of `blocks`, as its compiled function gets it."""
+    fields = (*needed_fields(method, source), "id", "place")
     example: dict[str, Any] = {**source.read(0), "id": np.int32(0), "place": np.int32(0)}
     sharding = jax.sharding.NamedSharding(mesh, EACH)
 
@@ -516,7 +511,7 @@ def shape_of_block(
         dtype = jax.dtypes.canonicalize_dtype(np.asarray(x).dtype)
         return jax.ShapeDtypeStruct((size, *np.shape(x)), dtype, sharding=sharding)
 
-    return {name: rows(example[name]) for name in (*fields, "id", "place")}
+    return {name: rows(example[name]) for name in fields}
 
 
 def needed_fields(method: Method, source: Source) -> list[str]:

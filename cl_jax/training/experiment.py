@@ -171,7 +171,7 @@ def _check_evaluation(built: Built, config: ConfigDict) -> None:
     usable = evaluation.with_data(built.evaluators, data, quiet=True)
     if evaluation.features_asked(usable, config) != ("h",):
         mesh = parallel.make_mesh(1)
-        batch = evaluation.example_batch(method, data.test, mesh)
+        batch = evaluation.few(method, data.test, mesh)
         alone = built._replace(mesh=mesh)
         features = evaluation.encoded(method, shape_of_state(alone), batch, mesh)
     evaluation.check(usable, method, data, config, features)

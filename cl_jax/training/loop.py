@@ -180,7 +180,8 @@ class Training:
         self.pending.restart_clock()
         while self.steps.step < self.last:
             state, told = self._advance(state)
-            self.evaluation.compile_ahead(state)
+            if not told:  # the end of a process waits for its threads
+                self.evaluation.compile_ahead(state)
             self._between(state, self.steps.step, told)
         self._draw(state)
         self._say_the_end()

@@ -55,8 +55,7 @@ def test_labels_and_pairs_may_be_missing():
 
 
 def test_two_programs_are_compiled_and_no_operation_alone(monkeypatch):
-    # Of a shape that no other test has; clearing JAX's caches would have those that follow compile
-    # all anew.
+    # Of a shape that no other test has: were JAX's caches cleared, later tests would compile again.
     x = np.float32(np.random.default_rng(3).normal(size=(29, 17)))
     compiled, compile_ = [], jax._src.compiler.compile_or_get_cached
     monkeypatch.setattr(
