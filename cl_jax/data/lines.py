@@ -19,6 +19,7 @@ from cl_jax.core.paths import user_path
 
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _SHOWN = 5  # rows that an error names
+TO_UTF8 = 'Save it as "CSV UTF-8" in the spreadsheet, or convert it with iconv.'
 
 
 class Row(NamedTuple):
