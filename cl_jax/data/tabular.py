@@ -150,8 +150,8 @@ def _tell_of_header(path: str, header: list[str], columns: Mapping[str, np.ndarr
     """Warns of a first row that may be numbers of an example, and of a column that counts rows."""
     if all(map(_is_finite, header)):
         logging.warning(
-            "%s: its first line is taken for the header, and has numbers alone (%s); a file without "
-            "a header loses a row so. Add a line of names.",
+            "%s: its first line is taken for the header, and has numbers alone (%s); a file "
+            "without a header loses a row so. Add a line of names.",
             path,
             some(header),
         )

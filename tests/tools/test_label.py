@@ -225,7 +225,7 @@ def test_tables_of_spreadsheets_and_of_names_with_line_breaks(tmp_path):
         (tmp_path / "m.csv").write_text("\ufeff" + "\r\n".join(lines))
         assert label.read_labels(str(tmp_path / "m.csv")) == {"a,1.png": "x"}
     (tmp_path / "m.csv").write_text("path\tlabel\n", encoding="utf-16")
-    with pytest.raises(ValueError, match='zero bytes; .* Save it as "CSV UTF-8"'):
+    with pytest.raises(ValueError, match=r'zero bytes; .* Save it as "CSV UTF-8"'):
         label.read_labels(str(tmp_path / "m.csv"))
 
 
