@@ -27,6 +27,9 @@ os.environ.setdefault(
 # compile the same one often. Operations alone, which are quicker, would be files by the thousand.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# Tests of it turn it on: what the others compile is for jax's cache, and they patch the package.
+os.environ.setdefault("CL_JAX_KEEP_PROGRAMS", "0")
+
 # A shell's background job ignores SIGINT and `nohup` SIGHUP, and so would the programs that tests
 # start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
