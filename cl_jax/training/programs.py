@@ -248,7 +248,8 @@ def _signature(arguments: Any) -> str:
     found = [str(structure)]
     for x in leaves:
         if isinstance(x, jax.Array):
-            devices = sorted(device.id for device in x.sharding.device_set)
+            on: set[Any] = x.sharding.device_set
+            devices = sorted(device.id for device in on)
             found.append(f"{x.aval!r} {x.sharding!r} {devices} {x.committed}")
         else:
             found.append(f"{type(x).__name__} {np.asarray(x).dtype}{list(np.shape(x))}")

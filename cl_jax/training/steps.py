@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import State
+from cl_jax.core.method import Method, State
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
@@ -57,7 +57,7 @@ class Stepper:
         limit = self.loading.resident_limit(device_bytes())
         resident = batches.resident(self.data.train, max_bytes=limit)
         self.rows = None
-        step = Step(self.method.update, guard=config.nonfinite != "ignore")
+        step = step_of(self.method, config)
         if resident is not None:
             self.rows = parallel.replicate(
                 {name: resident[name] for name in self.fields}, self.mesh
@@ -298,6 +298,11 @@ class Step:
             return self.indexed(state, rows, ids, key, expected + offset)
 
         return lax.scan(body, state, (jnp.arange(ids.shape[0], dtype=jnp.int32), ids))
+
+
+def step_of(method: Method, config: ConfigDict) -> Step:
+    """The step of a method under a config."""
+    return Step(method.update, guard=config.nonfinite != "ignore")
 
 
 def _check_metrics(metrics: Metrics) -> None:

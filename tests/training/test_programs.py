@@ -321,3 +321,13 @@ def test_a_state_that_is_placed_otherwise_is_stepped_too(folder, config):
             state = jax.device_put(jax.tree.map(np.asarray, state), placement)
         found.append(parallel.fetch(steps(state)))
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_a_large_constant_counts_by_every_number():
+    """The text of a lowered program holds it whole."""
+    found = []
+    for last in (0.0, 1e-30):
+        constant = np.zeros(100_000, np.float32)
+        constant[50_000] = last
+        found.append(lifted(functools.partial(lax.add, constant)).lower(*placed(constant)))
+    assert found[0].as_text() != found[1].as_text()
