@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 
+import threadpoolctl
+
 from cl_jax.core import xla
 
 # Before jax is imported. Most of a short test's time is the compiler's: programs so small need no
@@ -27,6 +29,14 @@ os.environ.setdefault(
 # A program that is read takes half of the time of one that is compiled, and tests of the trainer
 # compile the same one often. Operations alone, which are quicker, would be files by the thousand.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Waiting threads of BLAS and OpenMP spin: where other workers want the cores too, tests that fit
+# classifiers take ten times their processor time. The environment is read by the workers, by
+# programs that tests start, and by libraries that are loaded later; a plugin of pytest has loaded
+# numpy already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+threadpoolctl.threadpool_limits(1)
 
 # A shell's background job ignores SIGINT and `nohup` SIGHUP, and so would the programs that tests
 # start and interrupt.
