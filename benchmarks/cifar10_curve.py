@@ -71,7 +71,10 @@ def main(argv=None):
     if not args.small and not (args.data and args.workdir):
         parser.error("give --data and --workdir, or --small")
     if unknown := set(args.methods.split(",")) - set(PUBLISHED):
-        parser.error(f"--methods: {sorted(unknown)} of {list(PUBLISHED)}")
+        parser.error(
+            f"--methods has {', '.join(map(repr, sorted(unknown)))}; expected some of "
+            f"{', '.join(PUBLISHED)}, with commas"
+        )
     _timing.prepare()
     import tempfile
 

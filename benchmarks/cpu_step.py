@@ -8,7 +8,8 @@ PyTorch's is benchmarks/_torch.py, in both memory layouts, and with `--compiled`
 `torch.compile` too. The numbers of trained parameters are compared first. Steps are run in turn,
 each after an untimed one of its own, as steps of a run follow each other; a ratio is ours by its,
 the median over rounds, by processor time and by the wall's clock, which on a machine that others
-use says less.
+use says less. Both sides have huge pages where `cl-jax train` has them; GLIBC_TUNABLES=
+glibc.malloc.hugetlb=0 leaves both with small ones.
 
   resnet18       SimCLR, ResNet-18 with the CIFAR stem, 32 pixels
   readme         the step of README's first command (configs/simclr_v2.py), 16 pixels
@@ -254,6 +255,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if argv is None:
+        from cl_jax.core import heap
+
+        heap.restart_with_huge_pages()
     _timing.prepare()
     batch = args.batch or CASES[args.case].batch
     given = args.case, batch, args.dtype, args.small

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cl_jax import __version__
+from cl_jax.core import heap
 from cl_jax.core.names import nearest
 from cl_jax.training import stopping
 
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The program `cl-jax`."""
+    if sys.argv[1:2] in (["train"], ["benchmark"]) and not {"-h", "--help"} & set(sys.argv):
+        heap.restart_with_huge_pages()
     stopping.end_by_ctrl_c()
     stopping.end(main())
 

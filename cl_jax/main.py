@@ -7,6 +7,7 @@ example:
 import sys
 from collections.abc import Sequence
 
+from cl_jax.core import heap
 from cl_jax.tools import train
 from cl_jax.training import configs, stopping
 
@@ -27,4 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if not {"-h", "--help"} & set(sys.argv):
+        heap.restart_with_huge_pages()
     stopping.end(main())

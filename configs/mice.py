@@ -59,16 +59,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         defaults.folder(config, ConfigDict(dict(views=views)))
     if "cifar10" in chosen or "cifar100" in chosen:
         defaults.cifar10(config)
-        statistics = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+        view = dict(name="mice_cifar", size=32, copies=3)
         if "cifar100" in chosen:
             config.data.dataset, config.method.num_experts = "cifar100", 20
-            statistics = dict(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+            view["classes"] = 100
         config.encoder.depth = 34
         config.batch_size, config.total_epochs = 256, 1000.0
         config.method.update(dict(temperature=1.0, momentum=0.999, queue_size=16384, out_dim=128))
-        config.views = ConfigDict(
-            dict(both=dict(name="moco_v1", size=32, test_crop=1.0, copies=3, **statistics))
-        )
+        config.views = ConfigDict(dict(both=view))
         config.optimizer = ConfigDict(
             dict(
                 name="sgd",

@@ -18,8 +18,6 @@ with the process they come from.
   -p PORT       where process 0 listens (default: one that is free)
   --keep-memory on a CPU with glibc: keep what a step frees for the next one, which saves a sixth of
                 a ResNet-18's step
-  --huge-pages  on a CPU with Linux and glibc from 2.35 on: temporaries of a step in pages of 2 MiB;
-                a step of a ":folder" config took 395 ms instead of 508
   --dry-run     print the commands and run nothing
 
   launch/local.sh -n 2 -d 2 python -m cl_jax.main --distributed \
@@ -31,13 +29,12 @@ else that of the first process that failed; the others are then ended.
 USAGE
 }
 
-processes=2 devices=1 port='' dry='' keep='' huge=''
+processes=2 devices=1 port='' dry='' keep=''
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --dry-run) dry=1; shift ;;
         --keep-memory) keep=1; shift ;;
-        --huge-pages) huge=1; shift ;;
         -n | -d | -p)
             [ $# -ge 2 ] || fail "$1 needs a value."
             number "$1" "$2"
@@ -45,7 +42,7 @@ while [ $# -gt 0 ]; do
             shift 2 ;;
         --) shift; break ;;
         -*)
-            options='-n, -d, -p, --keep-memory, --huge-pages, --dry-run'
+            options='-n, -d, -p, --keep-memory, --dry-run'
             fail "unknown option $1; have $options. The command to run comes after them." ;;
         *) break ;;
     esac
@@ -67,8 +64,6 @@ memory=''
 [ -z "$keep" ] ||
     memory='MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
         JAX_CPU_ENABLE_ASYNC_DISPATCH=false'
-[ -z "$huge" ] ||
-    memory="$memory GLIBC_TUNABLES=${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
 
 device_ids() { # device_ids PROCESS: "2,3" for the second process of two devices
     ids='' next=$(($1 * devices))

@@ -277,7 +277,7 @@ def from_loss(
 
         def encode(state: State, batch: Batch) -> dict[str, jax.Array]:
             found = features(*evaluated(state), clean(batch), False)
-            named, _ = _checked_tuple("features", found, ("{name: [B, D]}", "stats"))
+            named, _ = checked_tuple("features", found, ("{name: [B, D]}", "stats"))
             _check_rows("features", named, batch)
             return named
 
@@ -343,14 +343,14 @@ class _Step(NamedTuple):
         self, params: Tree, stats: Tree, target: Any, inputs: Any, batch: Batch, key: jax.Array
     ) -> tuple[Tree, Tree, Tree]:
         found = self.forward(params, stats, target, inputs, batch, key)
-        found = _checked_tuple("forward", found, ("outputs", "stats", "target_stats"))
+        found = checked_tuple("forward", found, ("outputs", "stats", "target_stats"))
         _check_rows("forward", found[0], batch)
         return found
 
     def run_loss(self, *given: Any) -> tuple[jax.Array, Aux]:
         with jax.named_scope("loss"):
             found = self.loss(*given)
-        value, aux = _checked_tuple("the loss", found, ("value", "Aux(metrics, memory)"))
+        value, aux = checked_tuple("the loss", found, ("value", "Aux(metrics, memory)"))
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
                 f"the loss is {jnp.result_type(value)}{list(jnp.shape(value))}; expected one "
@@ -364,7 +364,7 @@ class _Step(NamedTuple):
         return value, aux
 
 
-def _checked_tuple(name: str, found: Any, parts: tuple[str, ...]) -> Any:
+def checked_tuple(name: str, found: Any, parts: tuple[str, ...]) -> Any:
     """What a method's function returned, a tuple of these parts."""
     if not isinstance(found, tuple) or len(found) != len(parts):
         what = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cl_jax.core.method import Aux, Batch, Method, Tree, Variables, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Tree, Variables, checked_tuple, from_loss
 
 
 class Pairs(NamedTuple):
@@ -64,7 +64,8 @@ def from_parts(parts: Parts) -> Method:
         return parts.embed(params, stats, target, inputs, key)
 
     def loss(outputs, params, memory, batch, key):
-        value, metrics = parts.contrast(parts.pairs(outputs, memory), params, batch, key)
+        found = parts.contrast(parts.pairs(outputs, memory), params, batch, key)
+        value, metrics = checked_tuple("contrast", found, ("value", "{name: metric}"))
         metrics = metrics | parts.watch(memory)
         return value, Aux(metrics, parts.remember(outputs, memory, batch))
 

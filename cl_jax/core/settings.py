@@ -167,7 +167,7 @@ def check_keys(where: str, section: Iterable[str], known: Iterable[str]) -> None
         if key not in options:
             raise ConfigError(
                 f"{where} has no setting {key!r}{nearest(key, options)}. It takes "
-                f"{', '.join(options)}."
+                f"{', '.join(options) or 'none'}."
             )
 
 

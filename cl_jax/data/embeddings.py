@@ -271,7 +271,9 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
         first = opened.readline()
         if "\0" in first:
-            raise ConfigError(f"{file} has zero bytes; expected a table as UTF-8 text.")
+            raise ConfigError(
+                f"{file} has zero bytes; expected a table as UTF-8 text. {lines.TO_UTF8}"
+            )
         between = lines.separator(first)
         header = next(csv.reader([first], delimiter=between), [])
         if twice := [name for name in header if name and header.count(name) > 1]:

@@ -60,7 +60,7 @@ def make(
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**32,
-    cache_dir: str | None = "~/.cache/cl_jax",
+    cache_dir: str | None = "",
     workers: int = 0,
 ) -> Splits:
     """The images below `path`, as squares of `image_size` (short side resized, centre cropped).
@@ -85,8 +85,8 @@ def make(
       cache_bytes: sets up to this size are decoded once, here, and kept in memory. Larger ones are
         decoded as they are read: here only headers and ends of files are checked, and under "skip"
         an image found damaged in its middle later is replaced by the next one of its class.
-      cache_dir: where it is remembered which files were checked, by name, size and time; None for
-        nowhere.
+      cache_dir: where it is remembered which files were checked, by name, size and time; "" for
+        `~/.cache/cl_jax` (or below XDG_CACHE_HOME), None for nowhere.
       workers: threads that check and decode; 0 for one a core.
 
     Raises:

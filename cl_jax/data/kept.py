@@ -1,7 +1,7 @@
 """Arrays that take long to make, kept in the user's cache."""
 
 import hashlib
-import os
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,8 @@ def put(file: Path, write: Callable[[BinaryIO], Any]) -> None:
       OSError: the place cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    # Hosts that share a home directory have processes of the same number.
+    partial = file.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as out:
             write(out)

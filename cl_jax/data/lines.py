@@ -19,6 +19,7 @@ from cl_jax.core.paths import user_path
 
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _SHOWN = 5  # rows that an error names
+TO_UTF8 = 'Save it as "CSV UTF-8" in the spreadsheet, or convert it with iconv.'
 
 
 class Row(NamedTuple):
@@ -52,7 +53,10 @@ def text(path: str | Path, what: str = "a text file, one sentence a line") -> st
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8.")
     if b"\0" in data:
-        raise ValueError(f"{path} has zero bytes: it is not a text file.")
+        raise ValueError(
+            f"{path} has zero bytes: it is not a text file, or UTF-16 without its mark; then iconv "
+            "-f UTF-16LE -t UTF-8."
+        )
     try:
         found = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

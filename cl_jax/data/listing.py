@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from cl_jax.core import paths
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, kept
@@ -238,7 +239,10 @@ def remember(root: Path, found: Listing, good: list[str], key: str, cache_dir: s
 
 
 def _file_of(root: Path, key: str, cache_dir: str | None) -> Path | None:
-    if not cache_dir or os.path.expanduser(cache_dir).startswith("~"):
+    if cache_dir is None or os.path.expanduser(cache_dir).startswith("~"):
         return None  # a user of a container may have no home directory
+    place = user_path(cache_dir) if cache_dir else paths.cache()
+    if place is None:
+        return None
     name = hashlib.sha256(f"{key} {root}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return user_path(cache_dir) / "checked" / f"{name}.npz"
+    return place / "checked" / f"{name}.npz"

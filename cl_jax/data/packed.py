@@ -7,7 +7,6 @@ the one above, elsewhere the median edge predictor of the left (a), upper (b) an
 neighbours: min(a, b) where c >= max(a, b), max(a, b) where c <= min(a, b), else a + b - c.
 """
 
-import contextlib
 import hashlib
 import io
 import math
@@ -19,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from cl_jax.core.paths import user_path
+from cl_jax.data import kept
 from cl_jax.data.images import printable
 from cl_jax.data.labels import numbered
 from cl_jax.data.parts import warn_of_duplicates
@@ -240,23 +240,17 @@ def _images(file: pathlib.Path, field: str, cache_dir: str | None, max_bytes: in
                 key.update(block)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
-    kept = user_path(cache_dir) / f"{file.stem}-{field}-{key.hexdigest()}.npy"
-    if (image := _kept(kept)) is not None:
+    place = user_path(cache_dir) / f"{file.stem}-{field}-{key.hexdigest()}.npy"
+    if (image := _kept(place)) is not None:
         return image
     image = _image_array(file, field, max_bytes)
     array = io.BytesIO()
     np.save(array, image)
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    whole = array.getbuffer()
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as out:
-            out.write(array.getbuffer())
-            out.write(_checksum(array.getbuffer()))
-        os.replace(partial, kept)
+        kept.put(place, lambda out: out.writelines((whole, _checksum(whole))))
     except OSError as error:  # a full disk costs the next run some seconds, not this one its data
-        logging.warning("%s: unpacked images are not kept (%s).", kept, error.strerror)
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        logging.warning("%s: unpacked images are not kept (%s).", place, error.strerror)
     return image
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from sklearn import datasets
 
+from cl_jax.core.names import some
 from cl_jax.data import lines
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn
@@ -100,7 +102,7 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
         raise ValueError(
             f"{path}, line {reader.line_num}: {error}. Is a quotation mark left open?"
         ) from None
-    wanted = list(columns) or [name for name in header if name != label]
+    wanted = list(columns) or [name for name in header if not label or name != label]
     for name in [*wanted, *([label] if label else [])]:
         if header.count(name) != 1:
             raise ValueError(
@@ -117,7 +119,7 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
         if len(cells) != len(header):
             raise ValueError(
                 f"{path}, line {number}: {len(cells)} cells; expected {len(header)}, as many as "
-                "the header."
+                "the header." + " Is a quotation mark left open?" * any("\n" in c for c in cells)
             )
     at = [header.index(name) for name in wanted]
     values = np.empty((len(given), len(at)))
@@ -128,9 +130,38 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
             values[row] = np.nan
         if not np.isfinite(values[row]).all():
             raise ValueError(_bad_cell(path, number, {header[i]: cells[i] for i in at}))
+    _tell_of_header(path, header, dict(zip(wanted, values.T)))
     place = header.index(label) if label else None
     labels = ["" if place is None else cells[place].strip() for _, cells in given]
+    classes = set(labels) - {""}
+    if len(classes) > max(len(labels) // 2, 2):
+        logging.warning(
+            "%s: the column %r has %d values in %d rows, and each is taken for a class. For a "
+            "column of numbers that are no classes set label=''.",
+            path,
+            label,
+            len(classes),
+            len(labels),
+        )
     return Table(values, tuple(wanted), labels)
+
+
+def _tell_of_header(path: str, header: list[str], columns: Mapping[str, np.ndarray]) -> None:
+    """Warns of a first row that may be numbers of an example, and of a column that counts rows."""
+    if all(map(_is_finite, header)):
+        logging.warning(
+            "%s: its first line is taken for the header, and has numbers alone (%s); a file "
+            "without a header loses a row so. Add a line of names.",
+            path,
+            some(header),
+        )
+    counts = columns.get("")
+    if counts is not None and (np.diff(counts) == 1).all():
+        logging.warning(
+            "%s: the column without a name counts the rows, as pandas writes them, and is read as "
+            "any other. Write the file with index=False, or name the columns to read by columns.",
+            path,
+        )
 
 
 def _bad_cell(path: str, line: int, cells: Mapping[str, str]) -> str:
@@ -170,6 +201,8 @@ def _divided(name: str, table: Table, share: float) -> dict[str, Table]:
         raise ValueError(
             f"{name} has {len(words)} rows, {len(set(words))} of them different: too few for a "
             "train and a test part. Add rows, or give test_path."
+            + " Each class has one row; for a column that holds no classes set label=''."
+            * (1 < len(table.labels) == len(set(table.labels)))
         )
     return {part: _rows(table, is_test == (part == "test")) for part in ("train", "test")}
 

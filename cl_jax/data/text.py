@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
@@ -228,6 +229,14 @@ def _prose_of(text: str) -> Iterable[str]:
 def _sentences(path: str, on_error: str) -> tuple[list[list[str]], int]:
     """(the columns of a file, without empty sentences; how many lines were left out)."""
     rows = lines.separated(path, counts=(1, 2, 3), meaning=_MEANING)
+    kind = next((s for s in Path(path).suffixes if s.lower() in (".csv", ".json", ".jsonl")), "")
+    if kind and len(rows[0].columns) == 1:
+        logging.warning(
+            "%s: each line is taken for one sentence, a header among them, for instance %r. In a "
+            "file of pairs a tab divides the columns, and there is no header.",
+            path,
+            rows[0].columns[0][:60],
+        )
     empty = [row.line for row in rows if not all(column.strip() for column in row.columns)]
     lines.refuse_empty(path, empty, on_error, "empty sentences")
     left_out = set(empty)
@@ -247,8 +256,8 @@ def _divided(
         test = place == place.min()
     if test.all():
         raise ValueError(
-            f"{path} has {len(place)} sentences, too few for a train and a test part. Add "
-            "sentences, or give test_path."
+            f"{path} has {len(place)} sentences, {len(set(columns[0]))} of them different: too few "
+            "for a train and a test part. Add sentences, or give test_path."
         )
 
     def part(chosen: np.ndarray) -> list[list[str]]:

@@ -21,6 +21,7 @@ from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits, labels_of
 from cl_jax.evals import Evaluator, Given
+from cl_jax.evals.geometry import pair_count
 
 # Baselines of the data alone that the summary and the curve show, by the last part of their names.
 _OF_DATA = {
@@ -113,8 +114,10 @@ class Evaluation:
     def _compile(self, state: State) -> None:
         needs = [one.needs for one in self.evaluators.values() if one.when == "always"]
         programs: list[tuple[Callable[..., Any], Source, int]] = []
-        if any(one.views for one in needs) and self._viewed is not None:
-            programs += [(self._viewed, self.data.test, self.config.batch_size)]
+        if any(one.views for one in needs):
+            test, size = self.data.test, self.config.batch_size
+            if pair_count(test, size) and self._viewed is not None:
+                programs += [(self._viewed, test, size)]
         if any(one.features for one in needs):
             size = self.config.evals.batch_size
             programs += [(self._encode, source, size) for source in self.data[:2]]

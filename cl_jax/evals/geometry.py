@@ -132,12 +132,18 @@ def make(
     return Evaluator(named, Needs(features=(feature,), views=True))
 
 
+def pair_count(source: Source, batch_size: int) -> int:
+    """How many examples `pair_source` draws; 0 where the source is too small."""
+    count = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
+    return count if count >= 2 * batch_size else 0
+
+
 def pair_source(source: Source, batch_size: int, seed: int) -> Source | None:
     """Examples of a source, drawn by the seed, then the second pictures ("<field>_b") of the same
     things, or the same examples again: 2n examples, n in whole batches, two at least. None where
     the source is smaller than that."""
-    count = min(max(PAIR_ROWS, 2 * batch_size), source.size) // batch_size * batch_size
-    if count < 2 * batch_size:
+    count = pair_count(source, batch_size)
+    if not count:
         return None
     ids = _draw(source.size, count, seed)
     fields = [name for name in source.read(0) if not name.endswith("_b")]

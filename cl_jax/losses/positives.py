@@ -584,7 +584,7 @@ def _examples(positives_cap: int | None, views: int, mask: jax.Array | None) -> 
             f"positives_cap is {positives_cap!r} with {views} views; expected a multiple of the "
             "views from 0 on, or None."
         )
-    return int(positives_cap) // views
+    return min(int(positives_cap) // views, 2**31 - 1)  # int32 counts rows
 
 
 def _among_first(number: int, rows: Pairs, cols: Pairs) -> jax.Array:

@@ -21,6 +21,7 @@ from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of, with_predictor
 from cl_jax.core.parts import Pairs, Parts, method_of
 from cl_jax.heads import mlp, predictor
+from cl_jax.methods.distill import accuracy
 from cl_jax.views import View, draw, fields
 
 
@@ -116,7 +117,7 @@ def parts(
             jnp.float32(found[0].seen) @ params["classifier"]["kernel"]
             + params["classifier"]["bias"][None, :]
         )
-        right = jnp.mean(logits.argmax(axis=1) == batch["label"])
+        right = accuracy(logits, batch["label"], run.axis_name)
         cross_entropy = losses.cross_entropy(logits, batch["label"], axis_name=run.axis_name)
         return value + cross_entropy, {"regression": value, "monitor_accuracy": right}
 

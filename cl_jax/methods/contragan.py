@@ -102,12 +102,15 @@ def make(
       truncation: above 0, `generate` draws noise within plus and minus this number.
       label: the class that the generator is given.
 
+    Images without a label (-1) are real images like the others, and negatives of the 2C loss, which
+    pulls them to nothing.
+
     `functions["generate"]`: {"image": uint8 [B, H, W, C], "label": [B]} for the batch's labels,
-    from noise by its ids.
+    from noise by its ids; a row without a label has a class drawn by its id.
 
     Raises:
       ValueError: a player that is missing, a batch that `discriminator_steps` does not divide,
-        views, settings out of range.
+        views, settings out of range, data without a labelled image.
     """
     _check(encoder, views, run, discriminator_steps, flip, ema, truncation, label)
     axis_name = run.axis_name
@@ -194,9 +197,11 @@ def make(
 
     def generate(state: State, batch: Batch) -> dict[str, jax.Array]:
         noise = _test_noise(batch["id"], networks.noise_dim, truncation)
-        given = noise, batch[label]
-        image, _ = networks.make(state.target.params, state.target.stats, given, False)
-        return {"image": jnp.round(127.5 * (image + 1)).astype(jnp.uint8), "label": batch[label]}
+        _, drawn = networks.draw(example_keys(jax.random.key(1), batch["id"]))
+        # An embedding takes -1 for its last row.
+        labels = jnp.where(batch[label] < 0, drawn, batch[label])
+        image, _ = networks.make(state.target.params, state.target.stats, (noise, labels), False)
+        return {"image": jnp.round(127.5 * (image + 1)).astype(jnp.uint8), "label": labels}
 
     return Method(
         init=init,
@@ -361,6 +366,11 @@ def _check(
     if label not in run.sizes:
         known = ", ".join(sorted(run.sizes)) or "none"
         raise ValueError(f"the generator is given the label {label!r}; the data have: {known}.")
+    if run.labels is not None and not (run.labels(label) >= 0).any():
+        raise ValueError(
+            f"no training image has a {label} (all are -1), and the generator makes images of "
+            "given classes. Give labels, or name another label of the data in method.label."
+        )
     if steps < 1 or run.batch_size % steps:
         raise ValueError(
             f"batch_size={run.batch_size} and discriminator_steps={steps}; expected at least one "

@@ -41,6 +41,16 @@ def of_student(student: Student) -> Any:
     return features
 
 
+def check_labelled(what: str, run: Run) -> None:
+    """Refuses data without the field "label", which says how many classes there are."""
+    if "label" not in run.sizes:
+        raise ValueError(
+            f'{what} reads the label "label", which the data do not have; their labels: '
+            f"{', '.join(sorted(run.sizes)) or 'none'}. Give classes: of a folder of images, each "
+            "in a sub-folder."
+        )
+
+
 def accuracy(logits: jax.Array, labels: jax.Array, axis_name: AxisName) -> jax.Array:
     """The share of the labelled rows of the global batch whose largest logit is their label's; 0
     where no row is labelled."""
@@ -65,7 +75,7 @@ def make(
       weight of the labels' cross-entropy; 0 is soft labels alone.
 
     Raises:
-      ValueError: no teacher, more views than one.
+      ValueError: no teacher, more views than one, data without labels.
     """
     if run.previous is None:
         raise ValueError(
@@ -75,6 +85,7 @@ def make(
     if len(views) != 1:
         raise ValueError(f"distillation sees one view of each image; the config has {len(views)}.")
     teacher = run.previous
+    check_labelled("distillation", run)
     student = Student(encoder, run.sizes["label"])
     features = of_student(student)
 

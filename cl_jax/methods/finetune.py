@@ -15,7 +15,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
-from cl_jax.methods.distill import accuracy
+from cl_jax.methods.distill import accuracy, check_labelled
 from cl_jax.views import View, keywords
 
 
@@ -38,7 +38,7 @@ def make(
     The labels come from batch["label"]; `encoder` is the previous stage's and not read.
 
     Raises:
-      ValueError: no stage before, more views than one.
+      ValueError: no stage before, more views than one, data without labels.
     """
     if run.previous is None:
         raise ValueError(
@@ -47,6 +47,7 @@ def make(
         )
     if len(views) != 1:
         raise ValueError(f"fine-tuning sees one view of each image; the config has {len(views)}.")
+    check_labelled("fine-tuning", run)
     before, num_classes = run.previous, run.sizes["label"]
 
     def features(

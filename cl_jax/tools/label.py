@@ -118,7 +118,9 @@ def read_labels(path: str) -> dict[str, str]:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             text = opened.read()
         if "\0" in text:
-            raise _error(f"{path} has zero bytes; expected a table as UTF-8 text, .csv.")
+            raise _error(
+                f"{path} has zero bytes; expected a table as UTF-8 text, .csv. {lines.TO_UTF8}"
+            )
         between = lines.separator(text.split("\n", 1)[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
         table = [row for row in reader if any(map(str.strip, row))]
@@ -161,6 +163,7 @@ def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.n
     """
     import numpy as np
 
+    from cl_jax.data import lines
     from cl_jax.data.images import printable
 
     place = {name: i for i, name in enumerate(held.paths.tolist())}
@@ -192,9 +195,12 @@ def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.n
             else f"{printable(lost[0])} is not among the {len(held):,} pictures, such as "
             f"{printable(str(held.paths[0]))}"
         )
+        escaped = any("\udc80" <= letter <= "\udcff" for name in lost for letter in name)
         raise _error(
             f"{path} has labels for {len(lost):,} of {len(given):,} pictures that are not there; "
             f"{what}. Give paths inside the folder, or remove those lines."
+            + f" The table is not UTF-8. {lines.TO_UTF8}"
+            * escaped
         )
     twice = len(found) - len(set(found.values()))
     if twice:

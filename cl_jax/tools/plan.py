@@ -75,10 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     from cl_jax.core import xla
+    from cl_jax.core.errors import SaveError
     from cl_jax.core.paths import user_path
     from cl_jax.data.tables import check_place
     from cl_jax.planning import plan
     from cl_jax.training import stages
+    from cl_jax.training.workdir import replace_text
 
     if args.compiler != "tpu":
         xla.prepare(args.compiler)
@@ -117,5 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(plan.report(found, table=args.layers))
     if args.out:
-        user_path(args.out).write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            replace_text(user_path(args.out), json.dumps(found, indent=1) + "\n")
+        except SaveError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0 if found["fits"] else 1

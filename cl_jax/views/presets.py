@@ -11,6 +11,8 @@ from cl_jax.views import blur, colour, lab
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR_PIXELS_STD = (0.2470, 0.2435, 0.2616)  # of all pixels; the one above is the mean of images'
+CIFAR100_MEAN, CIFAR100_PIXELS_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 SWAV_STD = (0.228, 0.224, 0.225)
 CROPS = ("tv", "tf", "byol", "none")
 OPERATORS = ("flip", "jitter", "gray", "blur", "solarize")
@@ -243,6 +245,16 @@ def instdisc_cifar(size: int = 32) -> Recipe:
 def invaspread(size: int = 32) -> Recipe:
     """InvaSpread on CIFAR-10 (32) and STL-10 (96), with CIFAR's statistics on both."""
     return dataclasses.replace(instdisc_cifar(size), flip=0.5, order=("jitter", "gray", "flip"))
+
+
+def mice_cifar(size: int = 32, classes: int = 10) -> Recipe:
+    """MiCE on CIFAR-10 and CIFAR-100: MoCo v1's, with each set's own statistics of pixels."""
+    if classes not in (10, 100):
+        raise ValueError(f"classes is {classes}; expected 10 or 100, the two sets of CIFAR.")
+    mean, std = (
+        (CIFAR_MEAN, CIFAR_PIXELS_STD) if classes == 10 else (CIFAR100_MEAN, CIFAR100_PIXELS_STD)
+    )
+    return dataclasses.replace(moco_v1(size), mean=mean, std=std, test_crop=1.0)
 
 
 def moco_v2(size: int = 224) -> Recipe:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cl_jax.core.method import Method, Variables
 from cl_jax.core.parts import Pairs, Parts, from_parts, method_of
@@ -68,3 +69,9 @@ def test_a_cross_changes_one_part_and_keeps_the_rest():
     assert crossed.axis_name is None
     state, metrics = step(from_parts(crossed))
     assert metrics["loss"] == 2.5 and state.memory["seen"] == 2
+
+
+def test_a_contrast_without_metrics_is_one_sentence():
+    alone = parts()._replace(contrast=lambda pairs, *_: jnp.mean(pairs[0].q))
+    with pytest.raises(ValueError, match=r"contrast returned a \w+; expected \(value, {name: met"):
+        jax.eval_shape(lambda: step(from_parts(alone)))

@@ -68,6 +68,19 @@ def test_a_cache_that_cannot_be_written_or_is_not_there_stops_nothing(cache, mon
     assert make.made == 2
 
 
+def test_two_writers_of_one_file_do_not_meet(cache):
+    """Processes of two hosts that share a home directory may have one number."""
+    file = cache / "one.npz"
+
+    def outer(out):
+        out.write(b"outer")
+        kept.put(file, lambda other: other.write(b"an inner one"))
+        assert file.read_bytes() == b"an inner one"
+
+    kept.put(file, outer)
+    assert file.read_bytes() == b"outer" and list(cache.iterdir()) == [file]
+
+
 def test_the_newest_files_are_kept(cache, monkeypatch):
     monkeypatch.setattr(kept, "FILES", 2)
     make = Squares()

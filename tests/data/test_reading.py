@@ -60,6 +60,15 @@ def test_float_images(tmp_path):
         images.decode(tmp_path / "nan.tif", "nan.tif", **how)
 
 
+def test_checked_images_are_remembered_where_the_package_keeps_what_it_makes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fast"))
+    path = str(tree(tmp_path / "photos", "train", "test"))
+    folder.make(path=path, image_size=8, cache_bytes=0, cache_dir=None)
+    assert not (tmp_path / "fast").exists()
+    folder.make(path=path, image_size=8, cache_bytes=0)
+    assert len(list((tmp_path / "fast" / "cl_jax" / "checked").iterdir())) == 1
+
+
 def test_checked_images_are_remembered_until_they_change(tmp_path, monkeypatch):
     path, cache = tree(tmp_path / "photos", "train", "test"), str(tmp_path / "cache")
     seen = []

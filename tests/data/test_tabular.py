@@ -62,6 +62,25 @@ def test_files_of_spreadsheets(mark, separator, tmp_path):
     assert splits.train.arrays["row"].shape[1] == 2 and splits.train.sizes == {"label": 2}
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (
+            "0.5,1.5,7",
+            "its first line is taken for the header, and has numbers alone (0.5, 1.5, 7)",
+        ),
+        (",x,y", "the column without a name counts the rows, as pandas writes them"),
+        ("x,label,y", "the column 'label' has 7 values in 12 rows, and each is taken for a class"),
+        ("x,y,label", ""),
+    ],
+)
+def test_tables_that_may_be_misread_are_told(header, said, tmp_path, caplog):
+    text = f"{header}\n" + "".join(f"{i},{i % 7},{i % 3}\n" for i in range(12))
+    with caplog.at_level("WARNING"):
+        tabular.make(path=write(tmp_path, text), label="label" if "label" in header else "")
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
 def test_encodings_and_numbers_beyond_float64(tmp_path):
     text = "x,label\n" + "".join(f"{i}e300,a\n" for i in range(9))
     with pytest.raises(ValueError, match="deviation of column 'x'"):
@@ -79,9 +98,11 @@ def test_encodings_and_numbers_beyond_float64(tmp_path):
         ("x,label\n1,a\nnan,b\n", {}, "line 3: column 'x' is 'nan'"),
         ("x,label\n1,a\n2\n", {}, "line 3: 1 cells; expected 2"),
         ("x,y\n1,2\n", {}, "has 0 columns 'label'; expected one. Its columns: x, y"),
+        ('x,label\n1,a\n"2,b\n3,c\n', {}, "line 4: 1 cells; .* Is a quotation mark left open"),
         ("x,x,label\n1,2,a\n", {}, "has 2 columns 'x'"),
         ("x,label\n", {}, "1 columns of numbers and 0 rows"),
         ("x,label\n1,a\n1,b\n", {}, "2 rows, 1 of them different"),
+        ("x,label\n1,a\n2,b\n", {}, "Each class has one row; for a column that holds no classes"),
         ("x,label\n1,a\n", {"columns": ("z",)}, "has 0 columns 'z'"),
     ],
 )

@@ -116,12 +116,24 @@ def test_scored_pairs_with_and_without_names(tmp_path):
         ("caf\u00e9 au lait\n".encode("latin1"), "not UTF-8: byte 0xe9 in line 1"),
         ("a cat\n".encode("utf-16"), "UTF-16"),
         (b"a\0b\n", "zero bytes"),
+        ("a cat\n".encode("utf-16-le"), "or UTF-16 without its mark; then iconv"),
+        (b"a cat\ta dog\n" * 9, "has 9 sentences, 1 of them different: too few"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         made(str(tmp_path / "bad.txt"), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "told"), [("pairs.csv", True), ("pairs.txt", False)])
+def test_a_table_with_commas_is_told_to_be_sentences(name, told, tmp_path, caplog):
+    (tmp_path / name).write_text("first,second\n" + "".join(f"cat {i},dog\n" for i in range(9)))
+    with caplog.at_level("WARNING"):
+        made(str(tmp_path / name), tmp_path)
+    assert (
+        "taken for one sentence, a header among them, for instance 'first" in caplog.text
+    ) == told
 
 
 def test_other_mistakes(tmp_path):

@@ -278,6 +278,19 @@ def test_what_is_compiled_ahead_is_what_an_evaluation_runs(monkeypatch, caplog):
     assert "placed" not in caplog.text
 
 
+@pytest.mark.parametrize(("size", "programs"), [(15, 1), (16, 2)])
+def test_views_of_too_few_pairs_are_not_compiled_ahead(size, programs, monkeypatch):
+    runner, state = evaluation({"geometry": geometry.make()}, splits(size=size))
+    method, key = runner.method, jax.random.key(0)
+    runner.method = dataclasses.replace(method, clean=lambda batch: method.views(batch, key)[0])
+    monkeypatch.setattr("cl_jax.data.batches.cores", lambda: 2)
+    asked = set()
+    monkeypatch.setattr(runner, "_program", lambda f: asked.add(f) or jax.jit(lambda *_: 0))
+    runner.compile_ahead(parallel.replicate(state, runner.mesh))
+    runner.ahead.result()
+    assert len(asked) == programs
+
+
 def test_nothing_is_compiled_ahead_on_one_core_and_failures_wait_for_the_call(monkeypatch):
     runner, state = evaluation({"knn": knn.make()})
     state = parallel.replicate(state, runner.mesh)

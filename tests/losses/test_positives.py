@@ -109,6 +109,13 @@ def test_supcon_with_the_released_denominators_and_cap(denominator, inside):
     np.testing.assert_allclose(one, first.mean(), rtol=1e-12)
 
 
+def test_a_cap_beyond_any_batch_is_no_error():
+    features, labels = data(4, 2, 3), np.array([0, 1, 0, 1])
+    jax.eval_shape(
+        lambda x: positives.supcon(x, labels, temperature=0.3, positives_cap=2**62), features
+    )
+
+
 def test_denominators_by_a_mask_and_by_views():
     """A mask that says what the labels do, and no labels at all."""
     features, loss = data(5, 2, 4), partial(positives.supcon, temperature=0.3)

@@ -159,6 +159,10 @@ def test_what_is_generated_depends_on_id_and_label():
     assert whole["image"].shape == (8, 2, 2, 1) and whole["image"].dtype == jnp.uint8
     turned = generate(state, {name: x[::-1] for name, x in BATCH.items()})
     np.testing.assert_array_equal(whole["image"], turned["image"][::-1])
+    none = generate(state, BATCH | {"label": np.full(8, -1, np.int32)})
+    assert len(set(none["label"].tolist())) > 1 and none["label"].min() >= 0
+    named = generate(state, BATCH | {"label": none["label"]})
+    np.testing.assert_array_equal(none["image"], named["image"])
     other = generate(state, BATCH | {"label": (BATCH["label"] + 1) % CLASSES})
     assert np.any(whole["image"] != other["image"])
     noise = contragan._test_noise(jnp.arange(64), 5, 0.5)
@@ -192,6 +196,7 @@ def test_mirrored_images():
         (dict(label="digit"), "given the label 'digit'; the data have: label"),
         (dict(discriminator_steps=3), "batch_size=8 and discriminator_steps=3"),
         (dict(ema=1.0), "ema=1.0"),
+        (dict(run=run(labels=lambda name: np.full(64, -1))), "no training image has a label"),
     ],
 )
 def test_settings_that_do_not_fit(changes, message):

@@ -33,9 +33,10 @@ def test_the_published_setting_tests_whole_images_and_warms_up(name):
     config = configs.load(name)
     section = config.views.both.to_dict()
     del section["copies"]
-    mean, std = (np.array(section[key]) for key in ("mean", "std"))
+    made = recipe(section)
+    mean, std = np.array(made.recipe.mean), np.array(made.recipe.std)
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    clean = np.asarray(recipe(section).clean({"image": image}))
+    clean = np.asarray(made.clean({"image": image}))
     np.testing.assert_allclose(clean * std + mean, image / 255, atol=1e-5)
     _, rate = optim.build(
         **config.optimizer, batch_size=256, steps_per_epoch=10, total_steps=10_000

@@ -7,9 +7,10 @@ import pytest
 
 from cl_jax import losses
 from cl_jax.core.method import Run
+from cl_jax.core.parts import Pairs
 from cl_jax.encoders import vit
 from cl_jax.encoders.resnet import ResNet
-from cl_jax.methods import dino, moco_v3, simsiam
+from cl_jax.methods import byol, dino, moco_v3, simsiam
 from cl_jax.training import optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
@@ -32,6 +33,16 @@ def stepped(method, steps=1):
 
 def moved(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_the_monitor_of_byol_counts_labelled_rows_alone():
+    parts = byol.parts(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, monitor=True)
+    rows = np.eye(8, dtype=np.float32)
+    params = {"classifier": {"kernel": rows, "bias": np.zeros(8, np.float32)}}
+    pairs = Pairs(rows, rows, seen=rows), Pairs(rows, rows)
+    labels = {"label": np.array([0, 1, 2, 0, -1, -1, -1, -1], np.int32)}
+    _, metrics = parts.contrast(pairs, params, labels, jax.random.key(0))
+    assert metrics["monitor_accuracy"] == 0.75
 
 
 def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():

@@ -9,7 +9,7 @@ import pytest
 
 from cl_jax import losses
 from cl_jax.core.method import Run, Stage
-from cl_jax.methods import distill, simclr_v2
+from cl_jax.methods import distill, finetune, simclr_v2
 from cl_jax.training import configs, optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
@@ -120,6 +120,13 @@ def test_the_accuracy_of_training_is_of_the_labelled_rows_of_all_devices():
     of_each = jax.vmap(lambda x, y: distill.accuracy(x, y, "i"), axis_name="i")(logits, labels)
     np.testing.assert_allclose(of_each, 2 / 3)
     assert distill.accuracy(logits[0], np.array([-1, -1]), None) == 0
+
+
+@pytest.mark.parametrize("make", [distill.make, finetune.make], ids=["distill", "finetune"])
+def test_a_classifier_of_data_without_labels_is_refused(make):
+    run = RUN._replace(sizes={"place": 9}, previous=Stage(None, None))
+    with pytest.raises(ValueError, match=r"which the data do not have; their labels: place\. Give"):
+        make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=run)
 
 
 def test_distillation_without_a_teacher_is_refused():

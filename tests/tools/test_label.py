@@ -208,7 +208,8 @@ def test_paths_may_be_written_in_several_ways(tmp_path):
     rows, names = label.matched("l.csv", given, held)
     assert list(rows) == [0, 1, 2] and names == ["a", "b", "c"]
     for wrong, message in (
-        ({"1.png": "a"}, r"1\.png is not among the 3 pictures"),
+        ({"1.png": "a"}, r"1\.png is not among the 3 pictures.*those lines\.$"),
+        ({"\udcf6.png": "a"}, r"not among .*The table is not UTF-8\. Save it as .CSV UTF-8."),
         ({"dog/9.png": "a"}, "cannot be read: cut"),
         ({"2.png": "a", "dog/2.png": "b"}, "two paths for one picture"),
     ):
@@ -223,6 +224,9 @@ def test_tables_of_spreadsheets_and_of_names_with_line_breaks(tmp_path):
         lines = [between.join(row) for row in (("path", "label"), ("a,1.png", "x"))]
         (tmp_path / "m.csv").write_text("\ufeff" + "\r\n".join(lines))
         assert label.read_labels(str(tmp_path / "m.csv")) == {"a,1.png": "x"}
+    (tmp_path / "m.csv").write_text("path\tlabel\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r'zero bytes; .* Save it as "CSV UTF-8"'):
+        label.read_labels(str(tmp_path / "m.csv"))
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(run, tmp_path, capsys):

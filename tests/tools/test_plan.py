@@ -43,6 +43,24 @@ def test_configs_that_have_no_plan_are_one_sentence(words, said, capsys, monkeyp
     assert err.startswith("error: ") and said in err
 
 
+def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path, capsys, monkeypatch):
+    import jax
+
+    out, made = tmp_path / "plan.json", {"fits": True}
+    out.write_text("the old plan")
+    (tmp_path / "plan.json.part").mkdir()  # what a new one is written to
+    monkeypatch.setattr(type(jax.config), "update", lambda *_: None)
+    monkeypatch.setattr("cl_jax.planning.plan.plan", lambda *_, **__: made)
+    monkeypatch.setattr("cl_jax.planning.plan.report", lambda *_, **__: "the plan")
+    words = ["simclr_v1:debug", f"--out={out}"]
+    assert plan.main(words) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "the plan\n" and f"error: {out} cannot be written" in printed.err
+    assert out.read_text() == "the old plan"
+    (tmp_path / "plan.json.part").rmdir()
+    assert plan.main(words) == 0 and json.loads(out.read_text()) == made
+
+
 @pytest.mark.slow
 def test_a_plan_is_printed_and_written(tmp_path):
     """In a process of its own: a plan chooses its devices before jax has any."""

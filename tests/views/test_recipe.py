@@ -282,6 +282,11 @@ def test_evaluate():
 
 def test_make():
     assert recipe.of_section("simclr_cifar") == presets.simclr_cifar()
+    ten, hundred = (
+        recipe.of_section({"name": "mice_cifar", "classes": classes}) for classes in (10, 100)
+    )
+    assert ten.mean == presets.CIFAR_MEAN and hundred.mean == presets.CIFAR100_MEAN
+    assert ten.order == presets.moco_v1().order and ten.std == presets.CIFAR_PIXELS_STD
     made = recipe.of_section(
         {"name": "simclr", "size": 96, "strength": 0.5, "gray": 0.1, "scale": [0.2, 1.0]}
     )
