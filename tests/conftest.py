@@ -3,6 +3,9 @@
 import gc
 import os
 import signal
+import threading
+
+import threadpoolctl
 
 from cl_jax.core import xla
 
@@ -27,6 +30,17 @@ os.environ.setdefault(
 # compile the same one often. Operations alone, which are quicker, would be files by the thousand.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# Tests of it turn it on: what the others compile is for jax's cache, and they patch the package.
+os.environ.setdefault("CL_JAX_KEEP_PROGRAMS", "0")
+
+# Waiting threads of BLAS and OpenMP spin: where other workers want the cores too, tests that fit
+# classifiers take ten times their processor time. The environment is read by the workers, by
+# programs that tests start, and by libraries that are loaded later; a plugin of pytest has loaded
+# numpy already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+threadpoolctl.threadpool_limits(1)
+
 # A shell's background job ignores SIGINT and `nohup` SIGHUP, and so would the programs that tests
 # start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -35,11 +49,29 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
+from jax.interpreters import mlir
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# JAX lowers each program in an MLIR context of its own, which takes 5 ms to fill, and 1.4 MB for as
+# long as the program is cached: gigabytes after thousands of tests. Here the programs of a thread
+# share one. It keeps their constants, so that a new one is made now and then.
+_lowering = threading.local()
+_init = mlir.ModuleContext.__init__
+
+
+def _share_context(self, *args, context=None, **kwargs):
+    number = getattr(_lowering, "number", 0)
+    if context is None and number % 256:
+        context = _lowering.context
+    _init(self, *args, context=context, **kwargs)
+    _lowering.number, _lowering.context = number + 1, self.context
+
+
+mlir.ModuleContext.__init__ = _share_context
+
 # Tracing makes objects by the million, of which few are cycles to collect.
-gc.set_threshold(50_000, 20, 20)
+gc.set_threshold(200_000, 20, 20)
 
 
 def pytest_collection_finish(session):

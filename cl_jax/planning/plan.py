@@ -33,7 +33,7 @@ from cl_jax.planning import costs
 from cl_jax.planning.devices import CHIPS, Device, rate, target
 from cl_jax.planning.kernels import Kernel, kernels_of
 from cl_jax.training import experiment
-from cl_jax.training.steps import Stepper
+from cl_jax.training.steps import step_of
 
 USABLE = 0.9  # of a device's memory; the rest is the runtime's, the evaluation's and fragments
 LOSSES = str(Path("cl_jax") / "losses")
@@ -167,10 +167,7 @@ def programme(
     state = jax.eval_shape(parallel.lift(method.init, built.mesh, (SAME, EACH), SAME), key, batch)
     # The path of a set on the host: a set on the device adds itself and a gather of the batch,
     # counted apart.
-    on_host = built._replace(
-        data=built.data._replace(train=dataclasses.replace(train, arrays=None))
-    )
-    update = Stepper(on_host, config, 0).update
+    update = step_of(method, config).update
     state = parallel.spread(state, mesh or built.mesh)
     step = parallel.lift(
         update, mesh or built.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)

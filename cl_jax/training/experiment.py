@@ -1,6 +1,7 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -33,7 +34,7 @@ from cl_jax.data.source import (
     long_tailed,
 )
 from cl_jax.evals import Evaluator, evaluation
-from cl_jax.training import configs, optim
+from cl_jax.training import configs, optim, programs
 from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.resuming import Leeway
 
@@ -211,7 +212,7 @@ def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: St
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, round(config.total_epochs * steps_per_epoch)),
         sizes=dict(data.train.sizes),
-        labels=lambda field: labels_of(data.train, field),
+        labels=programs.Asked(lambda field: labels_of(data.train, field)),
         previous=previous,
     )
 
@@ -349,7 +350,7 @@ class Start:
     """Each call returns a new State of step 0. The program is compiled at the first call."""
 
     def __init__(self, built: Built, config: ConfigDict):
-        self.built, self.seed = built, config.seed
+        self.built, self.config = built, config
         self.program: Callable[..., State] | None = None
 
     def __call__(self) -> State:
@@ -363,15 +364,19 @@ class Start:
             for name in fields_of(built.method, example)
         }
         batch["id"] = np.zeros(size, np.int32)
-        key = parallel.replicate(jax.random.key(self.seed), mesh)
+        key = parallel.replicate(jax.random.key(self.config.seed), mesh)
         given = key, parallel.place_batch(batch, mesh)
         if self.program is None:
-            lowered = parallel.lift(self._start, mesh, (SAME, EACH), SAME).lower(*given)
-            self.program = lowered.compile(_once(lowered.out_info, mesh))
+            start = functools.partial(_start, built.method.init)
+            lifted = parallel.lift(start, mesh, (SAME, EACH), SAME)
+            self.program = programs.compiled(
+                lifted, given, self.config, lambda lowered: _once(lowered.out_info, mesh)
+            )
         return parallel.spread(self.program(*given), mesh)
 
-    def _start(self, key: jax.Array, batch: Any) -> State:
-        return self.built.method.init(jax.random.fold_in(key, 0x1217), batch)
+
+def _start(init: Callable[..., State], key: jax.Array, batch: Any) -> State:
+    return init(jax.random.fold_in(key, 0x1217), batch)
 
 
 def initial_state(built: Built, config: ConfigDict) -> State:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import State
+from cl_jax.core.method import Method, State
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
+from cl_jax.training import programs
 from cl_jax.training.experiment import Built, fields_of, loading_of
 
 IN_FLIGHT = 3  # host batches that may wait on the device for their step
@@ -42,11 +43,12 @@ class Stepper:
 
     def __init__(self, built: Built, config: ConfigDict, start: int):
         self.method, self.data, self.run, self.mesh = built[:4]
+        self.config = config
         self.seed, self.step = config.seed, start
-        self.guard = config.nonfinite != "ignore"
         self.wait_seconds = 0.0  # spent waiting for the host's data
         self.compile_seconds = 0.0  # 0 until something is compiled
         self.program: Any = None  # of the step, once it is compiled
+        self.calls: dict[int, Callable[..., Any]] = {}  # steps of a dispatch -> its program
         self.epoch_order: np.ndarray | None = None  # by the method's `order`
         self.ordered = -1  # the epoch that it is of
         self.key = parallel.replicate(jax.random.key(self.seed), self.mesh)
@@ -55,19 +57,20 @@ class Stepper:
         limit = self.loading.resident_limit(device_bytes())
         resident = batches.resident(self.data.train, max_bytes=limit)
         self.rows = None
+        step = step_of(self.method, config)
         if resident is not None:
             self.rows = parallel.replicate(
                 {name: resident[name] for name in self.fields}, self.mesh
             )
             self.one = parallel.lift(
-                self._indexed,
+                step.indexed,
                 self.mesh,
                 (SAME, SAME, EACH, SAME, SAME),
                 (FIRST, SAME),
                 donate=(0,),
             )
             self.many = parallel.lift(
-                self._scanned,
+                step.scanned,
                 self.mesh,
                 (SAME, SAME, P(None, AXIS), SAME, SAME),
                 (FIRST, SAME),
@@ -75,7 +78,7 @@ class Stepper:
             )
         else:
             self.one = parallel.lift(
-                self.update, self.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)
+                step.update, self.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)
             )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         asked = config.dispatch_steps or (1 if on_cpu else config.log_steps)
@@ -113,19 +116,19 @@ class Stepper:
         expected = np.int32(self.step)
         if self.rows is None:
             batch = self._load(state)
-            state, metrics = self._compiled(self.one, 1, state, batch, self.key, expected)
+            state, metrics = self._dispatch(self.one, 1, state, batch, self.key, expected)
             metrics = jax.tree.map(lambda x: x[None], metrics)
             self.flying.append(metrics["loss"])
             if len(self.flying) > IN_FLIGHT:
                 self.flying.popleft().block_until_ready()
         elif count == 1:
             ids = self._place({"id": self._ids(self.step)}, EACH)["id"]
-            state, metrics = self._compiled(self.one, 1, state, self.rows, ids, self.key, expected)
+            state, metrics = self._dispatch(self.one, 1, state, self.rows, ids, self.key, expected)
             metrics = jax.tree.map(lambda x: x[None], metrics)
         else:
             stacked = np.stack([self._ids(self.step + i) for i in range(count)])
             ids = self._place({"id": stacked}, P(None, AXIS))["id"]
-            state, metrics = self._compiled(
+            state, metrics = self._dispatch(
                 self.many, count, state, self.rows, ids, self.key, expected
             )
         self.step += count
@@ -138,7 +141,8 @@ class Stepper:
             return self(state)[1]
         self._order(state)
         ids = self._place({"id": np.stack([self._ids(self.step)] * count)}, P(None, AXIS))["id"]
-        _, metrics = self.many(state, self.rows, ids, self.key, np.int32(self.step))
+        expected = np.int32(self.step)
+        _, metrics = self._dispatch(self.many, count, state, self.rows, ids, self.key, expected)
         return jax.tree.map(lambda x: x[0], metrics)
 
     def skip(self, state: State) -> State:
@@ -164,58 +168,22 @@ class Stepper:
             epoch_steps=self.run.steps_per_epoch,
         )
 
-    # On the device, per device
-    # -----------------------------------------------------------------------------------
-
-    def update(
-        self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
-    ) -> tuple[State, Metrics]:
-        after, metrics = self.method.update(state, batch, jax.random.fold_in(key, state.step))
-        _check_metrics(metrics)
-        check_state(state, after, "a step")
-        if not self.guard:
-            return sharded.settle(after, AXIS), metrics
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
-        go = finite & (state.step == expected)
-        return sharded.settle(sharded.choose(go, after, state), AXIS), metrics
-
-    def _indexed(
-        self,
-        state: State,
-        rows: dict[str, jax.Array],
-        ids: jax.Array,
-        key: jax.Array,
-        expected: jax.Array,
-    ) -> tuple[State, Metrics]:
-        batch = {name: values[ids] for name, values in rows.items()} | {"id": ids}
-        return self.update(state, batch, key, expected)
-
-    def _scanned(
-        self,
-        state: State,
-        rows: dict[str, jax.Array],
-        ids: jax.Array,
-        key: jax.Array,
-        expected: jax.Array,
-    ) -> tuple[State, Metrics]:
-        def body(state, given):
-            offset, ids = given
-            return self._indexed(state, rows, ids, key, expected + offset)
-
-        return lax.scan(body, state, (jnp.arange(ids.shape[0], dtype=jnp.int32), ids))
-
     # On the host --------------------------------------
 
-    def _compiled(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
-        if not self.compile_seconds:
+    def _dispatch(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
+        """Calls the program of so many steps, which is compiled, or read, at its first call."""
+        if count not in self.calls:
             began = time.perf_counter()
-            # the same executable that the call below finds
-            lowered = lifted.lower(*arguments)
+            program = programs.compiled(lifted, arguments, self.config)
+            self.calls[count], self.program = program, self.program or program
+            self.compile_seconds += time.perf_counter() - began
             heap.give_back()
-            self.program = lowered.compile()
-            self.compile_seconds = time.perf_counter() - began
-            heap.give_back()
-        return lifted(*arguments)
+        try:
+            found: tuple[State, Metrics] = self.calls[count](*arguments)
+        except (TypeError, ValueError):  # it takes arrays that are placed as its first ones alone
+            self.calls[count] = lifted
+            found = lifted(*arguments)
+        return found
 
     # Computed when read: XLA's analysis takes a tenth of a second for a small network.
 
@@ -284,6 +252,57 @@ class Stepper:
         batch = next(self.loaded)
         self.wait_seconds += time.perf_counter() - began
         return self._place({name: batch[name] for name in (*self.fields, "id")}, EACH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a step does on each device with its rows. It reads its fields and nothing else of the
+    run, so that `programs` knows all that a trace of it depends on."""
+
+    method: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]
+    guard: bool
+
+    def update(
+        self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
+    ) -> tuple[State, Metrics]:
+        after, metrics = self.method(state, batch, jax.random.fold_in(key, state.step))
+        _check_metrics(metrics)
+        check_state(state, after, "a step")
+        if not self.guard:
+            return sharded.settle(after, AXIS), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
+        go = finite & (state.step == expected)
+        return sharded.settle(sharded.choose(go, after, state), AXIS), metrics
+
+    def indexed(
+        self,
+        state: State,
+        rows: dict[str, jax.Array],
+        ids: jax.Array,
+        key: jax.Array,
+        expected: jax.Array,
+    ) -> tuple[State, Metrics]:
+        batch = {name: values[ids] for name, values in rows.items()} | {"id": ids}
+        return self.update(state, batch, key, expected)
+
+    def scanned(
+        self,
+        state: State,
+        rows: dict[str, jax.Array],
+        ids: jax.Array,
+        key: jax.Array,
+        expected: jax.Array,
+    ) -> tuple[State, Metrics]:
+        def body(state, given):
+            offset, ids = given
+            return self.indexed(state, rows, ids, key, expected + offset)
+
+        return lax.scan(body, state, (jnp.arange(ids.shape[0], dtype=jnp.int32), ids))
+
+
+def step_of(method: Method, config: ConfigDict) -> Step:
+    """The step of a method under a config."""
+    return Step(method.update, guard=config.nonfinite != "ignore")
 
 
 def _check_metrics(metrics: Metrics) -> None:

@@ -1,6 +1,8 @@
 """A label below 0 is not a label: the row's own views are its only positives, in every loss with
 labels, and no other row's loss depends on which such number it is."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,52 +59,51 @@ def test_rows_without_a_label_are_each_on_their_own(loss):
 def test_an_unlabelled_query_has_its_key_alone():
     """KCL and TSC: InfoNCE against queue (and targets), whatever the queue's unlabelled hold."""
     none = np.full(8, -1)
-    loss = positives.kcl(FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS, temperature=0.2)
+    kcl = jax.jit(partial(positives.kcl, temperature=0.2))
+    loss = kcl(FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS)
     s = np.concatenate([(FLAT * Z[:, 1]).sum(1, keepdims=True), FLAT @ QUEUE.T], axis=1) / 0.2
     np.testing.assert_allclose(loss, (np.log(np.exp(s).sum(1)) - s[:, 0]).mean(), rtol=1e-5)
-    loss = targeted.tsc(
-        FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS, TARGETS, np.arange(8), temperature=0.2
-    )
+    tsc = jax.jit(partial(targeted.tsc, temperature=0.2))
+    loss = tsc(FLAT, Z[:, 1], QUEUE, none, QUEUE_LABELS, TARGETS, np.arange(8))
     s = np.concatenate([s, FLAT @ TARGETS.T / 0.2], axis=1)
     np.testing.assert_allclose(loss, (np.log(np.exp(s).sum(1)) - s[:, 0]).mean(), rtol=1e-5)
 
 
 def test_a_generated_image_without_a_label_is_a_negative_alone():
-    rows = generation.two_c_rows(FLAT, TARGETS, GIVEN, temperature=1.0)
-    apart = generation.two_c_rows(FLAT, TARGETS, APART, temperature=1.0)
+    two_c_rows = jax.jit(partial(generation.two_c_rows, temperature=1.0))
+    rows, apart = (two_c_rows(FLAT, TARGETS, y) for y in (GIVEN, APART))
     np.testing.assert_allclose(rows.loss[:4], apart.loss[:4], rtol=1e-5)
     np.testing.assert_array_equal(rows.loss[4:], 0)
-    grad = jax.grad(lambda p: generation.two_c(FLAT, p, GIVEN, temperature=1.0))(TARGETS)
+    two_c = jax.jit(jax.grad(lambda p: generation.two_c(FLAT, p, GIVEN, temperature=1.0)))
+    grad = two_c(TARGETS)
     np.testing.assert_array_equal(grad[2:], 0)
 
 
 def test_cross_entropies_leave_unlabelled_rows_out():
     logits = RNG.normal(size=(8, 3))
     y = np.array([0, 1, 2, 0, -1, -1, -100, -1])
-    expected = assignments.cross_entropy(logits[:4], y[:4])
-    np.testing.assert_allclose(assignments.cross_entropy(logits, y), expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        distillation.soft_labels(logits, logits, y, temperature=1.0, alpha=0.5).labels,
-        expected,
-        rtol=1e-6,
-    )
+    cross_entropy = jax.jit(assignments.cross_entropy)
+    expected = cross_entropy(logits[:4], y[:4])
+    np.testing.assert_allclose(cross_entropy(logits, y), expected, rtol=1e-6)
+    soft_labels = jax.jit(partial(distillation.soft_labels, temperature=1.0, alpha=0.5))
+    np.testing.assert_allclose(soft_labels(logits, logits, y).labels, expected, rtol=1e-6)
     tokens = RNG.normal(size=(2, 4, 3))
+    of_tokens = jax.jit(calm.token_cross_entropy)
     np.testing.assert_allclose(
-        calm.token_cross_entropy(tokens, np.array([[0, 1, -1, -100], [2, -1, -1, -1]])),
-        calm.token_cross_entropy(tokens, np.array([[0, 1, -100, -100], [2, -100, -100, -100]])),
+        of_tokens(tokens, np.array([[0, 1, -1, -100], [2, -1, -1, -1]])),
+        of_tokens(tokens, np.array([[0, 1, -100, -100], [2, -100, -100, -100]])),
     )
 
 
 def test_centroids_and_spcl_leave_unlabelled_rows_out():
     y = np.array([0, 1, 1, 0, -1, -1, -1, -1])
     centroids = TARGETS[:3]
+    moved = jax.jit(targeted.tsc_centroids)
     np.testing.assert_allclose(
-        targeted.tsc_centroids(centroids, FLAT, y),
-        targeted.tsc_centroids(centroids, FLAT[:4], y[:4]),
-        rtol=1e-6,
+        moved(centroids, FLAT, y), moved(centroids, FLAT[:4], y[:4]), rtol=1e-6
     )
-    rows = clusters.spcl(FLAT, FLAT, y, np.arange(8), temperature=0.1, num_labels=2)
-    few = clusters.spcl(FLAT[:4], FLAT, y, np.arange(4), temperature=0.1, num_labels=2)
+    spcl = jax.jit(partial(clusters.spcl, temperature=0.1, num_labels=2))
+    rows, few = (spcl(FLAT[:n], FLAT, y, np.arange(n)) for n in (8, 4))
     np.testing.assert_allclose(rows, few / 2, rtol=1e-5)
 
 

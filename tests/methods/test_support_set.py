@@ -72,14 +72,14 @@ def attention(t, videos, allowed):
 
 def caption_by_hand(state, batch, vectors):
     network = support_set.Network(**ENCODER, out_dim=6)
-    logits = network.apply(
-        {"params": state.params},
-        jnp.asarray(batch["tokens"]),
-        jnp.asarray(vectors, jnp.float32),
-        False,
-        None,
-        method=support_set.Network.write,
-    )
+
+    @jax.jit
+    def write(params, tokens, vectors):
+        return network.apply(
+            {"params": params}, tokens, vectors, False, None, method=support_set.Network.write
+        )
+
+    logits = write(state.params, batch["tokens"], np.asarray(vectors, np.float32))
     likelihood = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
     return -np.mean(
         [

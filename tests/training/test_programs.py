@@ -1,0 +1,333 @@
+"""Programs that are kept on disk: the same bits as traced ones, under a key of all that a trace
+reads, and none where that cannot be known."""
+
+import functools
+import threading
+from types import SimpleNamespace
+
+import jax
+import jax._src.compiler
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from cl_jax.core import parallel
+from cl_jax.core.parallel import SAME
+from cl_jax.losses import infonce
+from cl_jax.training import configs, loop, programs
+from cl_jax.training.experiment import Start
+from cl_jax.training.programs import Asked, Reader, Refused
+
+SETTINGS = {"seed": 0, "batch_size": 4}
+CONFIG = ConfigDict(SETTINGS)
+X = np.arange(4, dtype=np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty cache of jax's, and what is kept beside it."""
+    monkeypatch.setenv("CL_JAX_KEEP_PROGRAMS", "1")
+    changed = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    for values in (changed, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is changed:
+            yield tmp_path / "programs"
+
+
+def lifted(function):
+    return parallel.lift(function, parallel.make_mesh(1), (SAME,), SAME)
+
+
+def placed(x=X):
+    return (parallel.replicate(x, parallel.make_mesh(1)),)
+
+
+def adding(constant=1.0):
+    """A function of known sources, which closes over an array."""
+    return lifted(functools.partial(lax.add, np.full(4, constant, np.float32)))
+
+
+def untraceable(function):
+    return SimpleNamespace(__wrapped__=function.__wrapped__)
+
+
+def names(folder):
+    return sorted(path.suffix for path in folder.glob("*"))
+
+
+def test_a_second_start_reads_the_program_without_tracing_it(folder):
+    first = programs.compiled(adding(), placed(), CONFIG)
+    second = programs.compiled(untraceable(adding()), placed(), CONFIG)
+    assert names(folder) == [".key", ".program"]
+    np.testing.assert_array_equal(first(*placed()), second(*placed()))
+    np.testing.assert_array_equal(second(*placed()), X + 1)
+
+
+@pytest.mark.parametrize(
+    "function, config",
+    [
+        (adding(2.0), CONFIG),
+        (adding(), ConfigDict({"seed": 0, "batch_size": 8})),
+        (lifted(functools.partial(lax.sub, np.ones(4, np.float32))), CONFIG),
+    ],
+    ids=["constant", "config", "function"],
+)
+def test_another_program_has_another_key(folder, function, config):
+    programs.compiled(adding(), placed(), CONFIG)
+    with pytest.raises(AttributeError, match="lower"):
+        programs.compiled(untraceable(function), placed(), config)
+    found = programs.compiled(function, placed(), config)
+    np.testing.assert_array_equal(found(*placed()), function(*placed()))
+
+
+@pytest.mark.parametrize("x", [X.astype(np.int32), X[:2]], ids=["type", "shape"])
+def test_other_arguments_have_another_key(folder, x):
+    programs.compiled(lifted(lax.neg), placed(), CONFIG)
+    found = programs.compiled(lifted(lax.neg), placed(x), CONFIG)
+    np.testing.assert_array_equal(found(*placed(x)), -x)
+
+
+def test_what_no_step_reads_is_not_in_the_key(folder):
+    programs.compiled(adding(), placed(), CONFIG)
+    other = ConfigDict({**SETTINGS, "log_steps": 3, "evals": {"every_epochs": 9.0}})
+    programs.compiled(untraceable(adding()), placed(), other)
+
+
+def test_a_program_that_another_config_led_to_is_traced_and_not_compiled(folder, monkeypatch):
+    programs.compiled(adding(), placed(), CONFIG)
+    monkeypatch.setattr(
+        jax._src.compiler, "compile_or_get_cached", lambda *_, **__: pytest.fail("compiled again")
+    )
+    other = ConfigDict({**SETTINGS, "batch_size": 8})
+    found = programs.compiled(adding(), placed(), other)
+    np.testing.assert_array_equal(found(*placed()), X + 1)
+    programs.compiled(untraceable(adding()), placed(), other)
+
+
+def test_a_program_from_the_cache_of_jax_is_not_kept(folder):
+    """Written again, XLA's CPU programs lack functions, and a third start would fail."""
+    programs.compiled(adding(), placed(), CONFIG)
+    for path in folder.iterdir():
+        path.unlink()
+    jax.clear_caches()
+    programs.compiled(adding(), placed(), CONFIG)
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda old: b"",
+        lambda old: old[:-9],
+        lambda old: old[:99] + b"?" + old[100:],
+        lambda _: b"x",
+    ],
+    ids=["empty", "truncated", "changed", "foreign"],
+)
+@pytest.mark.parametrize("kind", ["program", "key"])
+def test_a_damaged_file_is_as_none(folder, kind, damage):
+    programs.compiled(adding(), placed(), CONFIG)
+    (path,) = folder.glob(f"*.{kind}")
+    content = path.read_bytes()
+    path.write_bytes(damage(content) if kind == "program" else damage(content + b"0" * 64)[:64])
+    found = programs.compiled(adding(), placed(), CONFIG)
+    np.testing.assert_array_equal(found(*placed()), X + 1)
+
+
+def test_a_file_of_another_name_is_damaged(folder):
+    programs.compiled(adding(), placed(), CONFIG)
+    (path,) = folder.glob("*.program")
+    moved = path.rename(path.with_name("0" * 64 + ".program"))
+    assert programs._read(moved, placed()) is None
+
+
+def test_one_setting_turns_it_off(folder, monkeypatch):
+    monkeypatch.setenv("CL_JAX_KEEP_PROGRAMS", "0")
+    programs.compiled(adding(), placed(), CONFIG)
+    assert names(folder) == []
+
+
+def test_a_folder_that_cannot_be_written_changes_nothing(folder):
+    folder.write_text("a file in its place")
+    found = programs.compiled(adding(), placed(), CONFIG)
+    np.testing.assert_array_equal(found(*placed()), X + 1)
+
+
+def test_old_programs_are_deleted(folder, monkeypatch):
+    monkeypatch.setattr(programs, "FILES", 2)
+    for constant in range(4):
+        programs.compiled(adding(float(constant)), placed(), CONFIG)
+    assert names(folder).count(".program") == 2
+    programs.compiled(untraceable(adding(3.0)), placed(), CONFIG)
+
+
+def of_this_file(x):
+    return x + 1
+
+
+class Here:
+    def __call__(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize("function", [of_this_file, Here()], ids=["function", "class"])
+def test_what_is_of_another_source_is_not_kept(folder, function):
+    """A method outside the package may read anything while it is traced."""
+    found = programs.compiled(lifted(function), placed(), CONFIG)
+    np.testing.assert_array_equal(found(*placed()), X + 1)
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        threading.Lock(),
+        iter([1]),
+        object(),
+        np.array([object()]),
+        {frozenset({1}), frozenset({2})},
+        np.random.default_rng(0),
+        [lambda: 0],
+        jax.jit(of_this_file),
+    ],
+    ids=["lock", "iterator", "object", "objects", "set", "generator", "function", "jit"],
+)
+def test_what_cannot_be_hashed_is_refused(held):
+    with pytest.raises(Refused):
+        Reader().read({"deep": (held,)})
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (np.zeros(3), np.array([0, 0, 1e-300])),
+        (np.zeros(3), np.zeros((3, 1))),
+        (jnp.zeros(2), np.zeros(2, np.float32)),
+        (1, 1.0),
+        (1, True),
+        (["a", "b"], ["ab"]),
+        ([1, [2]], [[1], 2]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        (0.0, -0.0),
+        (jax.random.key(0), jax.random.key(1)),
+    ],
+)
+def test_values_that_differ_have_other_hashes(one, other):
+    found = []
+    for value in (one, other, one):
+        reader = Reader()
+        reader.read(value)
+        found.append(reader.digest.hexdigest())
+    assert found[0] != found[1] and found[0] == found[2]
+
+
+def test_a_program_whose_trace_read_the_labels_is_not_found_again(folder):
+    """Their values are no part of the key."""
+    programs.compiled(lifted(Asked(lax.neg)), placed(), CONFIG)
+    assert names(folder) == [".program"]
+
+
+def test_sources_count_by_their_contents(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_roots", lambda: {programs.PACKAGE: f"{tmp_path}/"})
+    file = tmp_path / "method.py"
+    file.write_text("TEMPERATURE = 0.1")
+    with pytest.raises(Refused, match="changed after this process began"):
+        programs._sources()
+    monkeypatch.setattr(programs, "_began", lambda: float("inf"))
+    before = programs._sources()
+    file.write_text("TEMPERATURE = 0.2")
+    assert programs._sources() != before
+
+
+def test_another_function_in_place_of_the_packages_is_refused(monkeypatch):
+    programs._globals()
+    monkeypatch.setattr(infonce, "nt_xent", of_this_file)
+    with pytest.raises(Refused, match="of_this_file"):
+        programs._globals()
+
+
+def test_settings_of_jax_are_in_the_key_those_of_a_context_too():
+    before = programs._machine()
+    with jax.default_matmul_precision("float32"):
+        assert programs._machine() != before
+    assert programs._machine() == before
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = configs.load("configs/moco_v2.py:table,debug")
+    config.devices = 2
+    config.encoder.update({"widths": (8,), "out_dim": 8})
+    return loop.stages(config, "unused")[0][1]
+
+
+def started(config):
+    """All numbers of three steps, and the functions that were lowered for them."""
+    lowered = list[str]()
+
+    def listen(event, duration, **facts):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            lowered.append(facts["fun_name"])
+
+    built = loop.build(config)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    state = Start(built, config)()
+    steps = loop.stepper(built, config, 0)
+    found = []
+    for _ in range(3):
+        before = state
+        state, values = steps(state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params)), "not donated"
+        found.append(jax.tree.map(np.array, parallel.fetch((state, values))))
+    again = parallel.fetch(steps.again(state, 1))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return (found, again, steps.flops, steps.temporary_bytes), " ".join(lowered)
+
+
+def test_a_run_from_kept_programs_has_the_bits_of_a_traced_one(folder, config, monkeypatch):
+    with monkeypatch.context() as off:
+        off.setenv("CL_JAX_KEEP_PROGRAMS", "0")
+        traced, lowered = started(config)
+    assert "indexed" in lowered and names(folder) == []
+    compilation_cache.reset_cache()
+    for path in folder.parent.iterdir():  # of jax
+        path.unlink()
+    kept, lowered = started(config)
+    assert "indexed" in lowered and names(folder) == [".key", ".key", ".program", ".program"]
+    read, lowered = started(config)
+    assert "indexed" not in lowered
+    for one in (kept, read):
+        jax.tree.map(np.testing.assert_array_equal, traced, one)
+
+
+def test_a_state_that_is_placed_otherwise_is_stepped_too(folder, config):
+    """As jit does it: a program takes the placement of its first arguments alone."""
+    found = []
+    for placement in (None, jax.devices()[0]):
+        built = loop.build(ConfigDict({**config, "devices": 1}))
+        steps = loop.stepper(built, config, 0)
+        state, _ = steps(Start(built, config)())
+        if placement is not None:
+            state = jax.device_put(jax.tree.map(np.asarray, state), placement)
+        found.append(parallel.fetch(steps(state)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_a_large_constant_counts_by_every_number():
+    """The text of a lowered program holds it whole."""
+    found = []
+    for last in (0.0, 1e-30):
+        constant = np.zeros(100_000, np.float32)
+        constant[50_000] = last
+        found.append(lifted(functools.partial(lax.add, constant)).lower(*placed(constant)))
+    assert found[0].as_text() != found[1].as_text()
