@@ -7,6 +7,8 @@ Here the key is a hash of all that a trace reads:
 - the function itself: its code, and every value that it and the functions and modules that it holds
   close over, arrays by their contents (`Reader`);
 - the sources: every file of this package by its contents, those of LIBRARIES by time and size;
+- what stands under the names of their modules, where a script may have put something else
+  (`_globals`);
 - types, shapes and placement of the arguments; the config; the processor and its devices; jax's
   settings and the environment's.
 
@@ -17,6 +19,7 @@ all of this off, and it is off where jax's cache is."""
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import hashlib
 import importlib.util
@@ -63,6 +66,20 @@ _ENVIRONMENT = (
     "ROCM",
     "HIP",
     "NCCL",
+    "NPROC",  # the threads of XLA's CPU client, which it divides loops by
+    "PJRT",
+)
+# Where a script may put other functions in place of the libraries'.
+PUBLIC = (
+    "jax",
+    "jax.lax",
+    "jax.nn",
+    "jax.nn.initializers",
+    "jax.numpy",
+    "jax.random",
+    "flax.linen",
+    "optax",
+    "numpy",
 )
 _HITS, _MISSES = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "misses"))
 
@@ -102,16 +119,24 @@ def compiled(
         heap.give_back()
         return lowered.compile(options(lowered))
     key = folder / f"{known}.key"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        found = _read(folder / f"{key.read_text()[:64]}.program", arguments)
-        if found is not None:
-            return found
+    with contextlib.suppress(OSError, ValueError):
+        module, digest = key.read_text().split()
+        if digest == _checksum(key, module.encode()).hex():
+            found = _read(folder / f"{module}.program", arguments)
+            if found is not None:
+                return found
     calls = [one.calls for one in asked]
-    lowered = lifted.lower(*arguments)
+    traced = lifted.trace(*arguments)
+    lowered = traced.lower()
     heap.give_back()
     # Other sources or another config may have led to this very program.
-    module = _hash(known.partition("-")[0], _signature(arguments), lowered.as_text())
-    module = _hash(module, str(lowered.out_tree), repr(options(lowered)))
+    module = _hash(
+        known.partition("-")[0],
+        _signature(arguments),
+        lowered.as_text(),
+        *_used(lowered),
+        f"{traced.out_info} {lowered.out_tree} {options(lowered)!r}",
+    )
     file = folder / f"{module}.program"
     program = _read(file, arguments)
     if program is None:
@@ -121,8 +146,19 @@ def compiled(
         if seen[_HITS] or not seen[_MISSES] or not _write(file, program, arguments):
             return program
     if calls == [one.calls for one in asked]:
-        _put(key, module.encode())
+        _put(key, f"{module} {_checksum(key, module.encode()).hex()}".encode())
     return program
+
+
+def _used(lowered: Any) -> list[str]:
+    """The names of the arguments that a lowered function reads: those that it does not read are
+    missing in its text, where the others are numbered anew."""
+    return [
+        str(argument.location)
+        for function in lowered.compiler_ir().body.operations
+        if "arg_attrs" in function.attributes
+        for argument in function.regions[0].blocks[0].arguments
+    ]
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -270,7 +306,7 @@ def _machine() -> list[str]:
     return [
         *(processor or [str(platform.uname())]),
         platform.machine(),
-        sys.version,
+        f"{sys.version} {sys.flags}",
         f"{cores} of {os.cpu_count()} cores",
         f"{jax.sharding.get_abstract_mesh()}",
         f"{device.platform} {device.client.platform_version}",
@@ -354,29 +390,92 @@ def _began() -> float:
 _IMPORTED = [time.perf_counter()]
 
 
-def _globals() -> list[Any]:
-    """The values of this package's modules that are numbers, texts or arrays.
+def _globals() -> list[str]:
+    """What stands under each name in the modules and classes of this package, by value, and of the
+    functions and classes in those of PUBLIC: a script may have put something else there.
 
     Raises:
-      Refused: something that is not installed in place of a function or class of the package.
+      Refused: a function or class that is not installed.
     """
-    found: list[Any] = []
+    found = list[str]()
+    roots = tuple(_roots().values())
     for name, module in sorted(sys.modules.items()):
-        if name.partition(".")[0] != PACKAGE or not isinstance(module, types.ModuleType):
+        root = name.partition(".")[0]
+        # This module's own values, such as the time of its import, are read by no trace.
+        if root not in (PACKAGE, *LIBRARIES) or name == __name__:
             continue
-        for key, value in vars(module).items():
-            _check(value, installed=True)
-            if isinstance(value, type) and value.__module__ == name:
-                for one in vars(value).values():
-                    _check(one, installed=True)
-            elif not key.startswith("__") and isinstance(
-                value, int | float | complex | str | bytes | tuple | np.ndarray | jax.Array
-            ):
-                with contextlib.suppress(Refused):
-                    one = Reader()
-                    one.read(value)
-                    found += [name, key, one.digest.hexdigest()]
+        if root == PACKAGE or name in PUBLIC:
+            for key, value in _names(module, name, root == PACKAGE):
+                found.append(f"{name}.{key} {_standing(value, root == PACKAGE)}")
+            continue
+        for value in list(vars(module).values()):
+            if isinstance(value, types.FunctionType):
+                if not value.__code__.co_filename.startswith(roots):
+                    _check(value, installed=True)
     return found
+
+
+def _names(module: Any, name: str, ours: bool) -> Iterator[tuple[str, Any]]:
+    """(name, value) of a module and of its classes; of a library's, functions alone."""
+    for key, value in list(vars(module).items()):
+        if isinstance(value, types.ModuleType) or key.startswith("__"):
+            continue
+        if ours or callable(value):
+            yield key, value
+        if isinstance(value, type) and value.__module__.startswith(name if ours else LIBRARIES):
+            for part, held in list(vars(value).items()):
+                if isinstance(held, types.FunctionType) or (ours and not part.startswith("__")):
+                    yield f"{key}.{part}", held
+
+
+def _standing(x: Any, ours: bool) -> str:
+    """What stands under a name, as text: where a function was written and what it takes and holds;
+    the value of anything else of this package."""
+    if isinstance(x, types.FunctionType):
+        _check(x, installed=True)
+        text = f"{x.__qualname__} {x.__code__.co_filename} {x.__code__.co_firstlineno}"
+        if not ours or not (x.__defaults__ or x.__kwdefaults__ or x.__closure__):
+            return text
+        held = (*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).items(), *_cells(x))
+        return f"{text} {_partly(held)}"
+    if isinstance(x, type):
+        _check(x, installed=True)
+        return f"{x.__module__}.{x.__qualname__}"
+    kind = type(x)
+    if kind in _PLAIN:
+        return repr(x)
+    if kind.__module__ in sys.modules:  # else it is written in C
+        _check(kind, installed=True)
+    if kind is functools.partial:
+        held = (*x.args, *x.keywords.items())
+        return f"{_standing(x.func, ours)} {' '.join(map(_partly, held))}"
+    text = f"{kind.__module__}.{kind.__qualname__} {getattr(x, '__qualname__', '')}"
+    for inner in ("__wrapped__", "__func__", "func", "fget"):
+        held = getattr(x, inner, None)
+        if isinstance(held, types.FunctionType):
+            text += f" {_standing(held, ours)}"
+    return f"{text} {_partly(x)}" if ours else text
+
+
+def _partly(x: Any) -> str:
+    """The value of an object, or a hash of it up to what has no value."""
+    if type(x) in _PLAIN or (type(x) is tuple and {*map(type, x)} <= _PLAIN):
+        return repr(x)
+    reader = Reader()
+    with contextlib.suppress(Refused):
+        reader.read(x)
+    return reader.digest.hexdigest()
+
+
+def _cells(x: types.FunctionType) -> list[Any]:
+    """What a function closes over."""
+    try:
+        return [cell.cell_contents for cell in x.__closure__ or ()]
+    except ValueError:  # not yet assigned
+        raise Refused(f"an empty variable of {x.__qualname__}") from None
+
+
+_PLAIN = {bool, int, float, str, type(None)}
 
 
 def _check(x: Any, installed: bool = False) -> None:
@@ -430,6 +529,8 @@ class Reader:
 
     def read(self, x: Any) -> None:
         if x is None or x is Ellipsis or isinstance(x, bool | int | float | complex | str | bytes):
+            if hasattr(x, "__dict__") and not isinstance(x, enum.Enum):
+                raise Refused(f"a {type(x).__qualname__} with attributes")
             self.put(type(x).__qualname__, repr(x))
             return
         if id(x) in self.numbers:
@@ -454,7 +555,9 @@ class Reader:
                 raise Refused(f"the module {x.__name__}")
             self.put("module", x.__name__)
         elif self._is_named(x):
-            self.put("named", x.__module__, x.__qualname__)
+            self.put("named", type(x).__qualname__, x.__module__, x.__qualname__)
+            if isinstance(x, types.FunctionType):  # a wrapper bears the name of what it wraps
+                self.put(x.__code__.co_filename, x.__code__.co_firstlineno)
         elif isinstance(x, types.FunctionType):
             self._function(x)
         elif isinstance(x, types.MethodType):
@@ -463,10 +566,12 @@ class Reader:
             self._all("partial", x.func, x.args, x.keywords)
         elif isinstance(x, tuple | list):
             self._named(type(x))
-            self._all(len(x), *x)
+            self._all(len(x), *x, getattr(x, "__dict__", None))
         elif isinstance(x, Mapping):
             self._named(type(x))
-            self._all(len(x), *(part for item in x.items() for part in item))
+            items = (part for item in x.items() for part in item)
+            attributes = getattr(x, "__dict__", None), getattr(x, "default_factory", None)
+            self._all(len(x), *items, *attributes)
         elif isinstance(x, set | frozenset):
             self._set(x)
         else:
@@ -484,6 +589,8 @@ class Reader:
             self.put("device array", x.aval)
             if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
                 x = jax.random.key_data(x)
+        elif not isinstance(x, np.generic) and type(x) not in (np.ndarray, np.memmap):
+            raise Refused(f"an array of the class {type(x).__qualname__}")  # with attributes
         values = np.asarray(x)
         self.bytes += values.nbytes
         if values.dtype.hasobject or self.bytes > LARGEST:
@@ -514,16 +621,12 @@ class Reader:
         _check(x)
         self.put("function", x.__module__, x.__qualname__)
         self._code(x.__code__)
-        cells = []
-        for cell in x.__closure__ or ():
-            try:
-                cells.append(cell.cell_contents)
-            except ValueError:  # not yet assigned
-                raise Refused(f"an empty variable of {x.__qualname__}") from None
-        self._all("closure", x.__defaults__, x.__kwdefaults__, vars(x), *cells)
+        self._all("closure", x.__defaults__, x.__kwdefaults__, vars(x), *_cells(x))
 
     def _code(self, code: types.CodeType) -> None:
         self.put(code.co_filename, code.co_firstlineno, code.co_names, code.co_code.hex())
+        self.put(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        self.put(code.co_varnames, code.co_freevars, code.co_exceptiontable.hex())
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._code(constant)
@@ -550,13 +653,13 @@ class Reader:
             raise Refused(f"an object of the class {type(x).__module__}.{type(x).__qualname__}")
         self._named(type(x))
         held = {name: getattr(x, name) for name in slots if hasattr(x, name)} | vars(x)
-        for name in _INTERNAL:
-            held.pop(name, None)
         if dataclasses.is_dataclass(x):
             held |= {f.name: getattr(x, f.name, None) for f in dataclasses.fields(x)}
-            held.pop("parent", None)
+        module = isinstance(x, flax.linen.Module)
+        for name in ("__dict__", "__weakref__", *(_INTERNAL if module else ())):
+            held.pop(name, None)
         self._all(len(held), *(part for item in held.items() for part in item))
 
 
-# Of an object itself, and of a flax module outside `apply`: its number, its setup, its parent.
-_INTERNAL = ("__dict__", "__weakref__", "_id", "_state", "_parent_ref", "parent", "scope")
+# Of a flax module outside `apply`: its number, its setup, its parent.
+_INTERNAL = ("_id", "_state", "_parent_ref", "parent", "scope")

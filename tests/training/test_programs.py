@@ -1,26 +1,31 @@
 """Programs that are kept on disk: the same bits as traced ones, under a key of all that a trace
 reads, and none where that cannot be known."""
 
+import collections
 import functools
+import operator
+import sys
 import threading
 from types import SimpleNamespace
 
 import jax
-import jax._src.compiler
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax.core import method, parallel
 from cl_jax.core.parallel import SAME
+from cl_jax.heads import mlp
 from cl_jax.losses import infonce
 from cl_jax.training import configs, loop, programs
 from cl_jax.training.experiment import Start
 from cl_jax.training.programs import Asked, Reader, Refused
+from cl_jax.training.steps import Step
 
 SETTINGS = {"seed": 0, "batch_size": 4}
 CONFIG = ConfigDict(SETTINGS)
@@ -84,7 +89,7 @@ def test_a_second_start_reads_the_program_without_tracing_it(folder):
 )
 def test_another_program_has_another_key(folder, function, config):
     programs.compiled(adding(), placed(), CONFIG)
-    with pytest.raises(AttributeError, match="lower"):
+    with pytest.raises(AttributeError, match="trace"):
         programs.compiled(untraceable(function), placed(), config)
     found = programs.compiled(function, placed(), config)
     np.testing.assert_array_equal(found(*placed()), function(*placed()))
@@ -103,15 +108,35 @@ def test_what_no_step_reads_is_not_in_the_key(folder):
     programs.compiled(untraceable(adding()), placed(), other)
 
 
-def test_a_program_that_another_config_led_to_is_traced_and_not_compiled(folder, monkeypatch):
+def test_a_program_that_another_config_led_to_is_traced_and_not_compiled(folder):
     programs.compiled(adding(), placed(), CONFIG)
-    monkeypatch.setattr(
-        jax._src.compiler, "compile_or_get_cached", lambda *_, **__: pytest.fail("compiled again")
-    )
     other = ConfigDict({**SETTINGS, "batch_size": 8})
-    found = programs.compiled(adding(), placed(), other)
+    with programs._compilations() as seen:
+        found = programs.compiled(adding(), placed(), other)
+    assert not any(seen.values())
     np.testing.assert_array_equal(found(*placed()), X + 1)
     programs.compiled(untraceable(adding()), placed(), other)
+
+
+def test_the_same_text_of_another_argument_is_another_program(folder):
+    """A lowered function's text lacks the arguments that it does not read."""
+    mesh = parallel.make_mesh(1)
+    both = {"a": X, "b": X + 9}
+    given = (parallel.replicate(both, mesh),)
+    for name in both:
+        found = programs.compiled(lifted(operator.itemgetter(name)), given, CONFIG)
+        np.testing.assert_array_equal(found(*given), both[name])
+
+
+def test_a_result_of_weak_type_is_another_program(folder):
+    """Its text is that of a strong one, and what reads it promotes it otherwise."""
+    for weak in (False, True):
+        function = functools.partial(
+            lax.full_like, fill_value=1.0, dtype=None if weak else "float32"
+        )
+        x = jax.device_put(jnp.asarray(2.0), jax.devices()[0])
+        found = programs.compiled(lifted(function), (x,), CONFIG)
+        assert found(x).weak_type == weak
 
 
 def test_a_program_from_the_cache_of_jax_is_not_kept(folder):
@@ -149,6 +174,16 @@ def test_a_file_of_another_name_is_damaged(folder):
     (path,) = folder.glob("*.program")
     moved = path.rename(path.with_name("0" * 64 + ".program"))
     assert programs._read(moved, placed()) is None
+
+
+def test_a_key_in_another_ones_place_is_damaged(folder):
+    programs.compiled(adding(), placed(), CONFIG)
+    (key,) = folder.glob("*.key")
+    programs.compiled(adding(2.0), placed(), CONFIG)
+    (other,) = set(folder.glob("*.key")) - {key}
+    other.write_bytes(key.read_bytes())
+    found = programs.compiled(adding(2.0), placed(), CONFIG)
+    np.testing.assert_array_equal(found(*placed()), X + 2)
 
 
 def test_one_setting_turns_it_off(folder, monkeypatch):
@@ -197,14 +232,22 @@ def test_what_is_of_another_source_is_not_kept(folder, function):
         np.array([object()]),
         {frozenset({1}), frozenset({2})},
         np.random.default_rng(0),
+        np.ma.array([1, 2], mask=[0, 1]),
         [lambda: 0],
         jax.jit(of_this_file),
     ],
-    ids=["lock", "iterator", "object", "objects", "set", "generator", "function", "jit"],
+    ids=["lock", "iterator", "object", "objects", "set", "generator", "mask", "function", "jit"],
 )
 def test_what_cannot_be_hashed_is_refused(held):
     with pytest.raises(Refused):
         Reader().read({"deep": (held,)})
+
+
+def stateful(value):
+    """An object with an attribute that flax's modules have too."""
+    found = Step(lax.neg, guard=True)
+    vars(found)["_state"] = value
+    return found
 
 
 @pytest.mark.parametrize(
@@ -219,6 +262,8 @@ def test_what_cannot_be_hashed_is_refused(held):
         ([1, [2]], [[1], 2]),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
         (0.0, -0.0),
+        (collections.defaultdict(tuple), collections.defaultdict(list)),
+        (stateful(1), stateful(2)),
         (jax.random.key(0), jax.random.key(1)),
     ],
 )
@@ -249,11 +294,56 @@ def test_sources_count_by_their_contents(tmp_path, monkeypatch):
     assert programs._sources() != before
 
 
-def test_another_function_in_place_of_the_packages_is_refused(monkeypatch):
+@pytest.mark.parametrize(
+    "where, name, value",
+    [
+        (infonce, "nt_xent", of_this_file),
+        (infonce, "nt_xent", Here()),
+        (infonce, "nt_xent", functools.partial(of_this_file)),
+        (method.Method, "__call__", of_this_file),
+        (jax.nn, "gelu", of_this_file),
+        (nn.Dense, "__call__", of_this_file),
+        (sys.modules["jax._src.lax.lax"], "mul", of_this_file),
+    ],
+    ids=["function", "object", "partial", "method", "library", "module", "private"],
+)
+def test_another_function_in_place_of_the_packages_is_refused(monkeypatch, where, name, value):
     programs._globals()
-    monkeypatch.setattr(infonce, "nt_xent", of_this_file)
-    with pytest.raises(Refused, match="of_this_file"):
+    monkeypatch.setattr(where, name, value, raising=False)
+    with pytest.raises(Refused, match=r"of_this_file|Here"):
         programs._globals()
+
+
+@pytest.mark.parametrize(
+    "where, name, value",
+    [
+        (infonce, "nt_xent", functools.partial(infonce.nt_xent, temperature=9.0)),
+        (infonce, "nt_xent", infonce.info_nce),
+        (infonce, "nt_xent", jax.checkpoint(infonce.nt_xent)),
+        (infonce.nt_xent, "__kwdefaults__", {"temperature": 9.0}),
+        (mlp._ACTIVATIONS, "relu", jax.nn.gelu),
+        (mlp.MLP, "epsilon", 9.0),
+        (jax.nn, "gelu", jax.nn.relu),
+        (jax.nn, "gelu", functools.partial(jax.nn.gelu, approximate=False)),
+    ],
+    ids=["partial", "other", "wrapped", "default", "dict", "attribute", "library", "argument"],
+)
+def test_what_a_script_put_in_its_place_is_in_the_key(monkeypatch, where, name, value):
+    before = programs._globals()
+    if isinstance(where, dict):
+        monkeypatch.setitem(where, name, value)
+    else:
+        monkeypatch.setattr(where, name, value, raising=False)
+    assert programs._globals() != before
+    monkeypatch.undo()
+    assert programs._globals() == before
+
+
+@pytest.mark.parametrize("name", ["NPROC", "PJRT_NPROC", "XLA_FLAGS"])
+def test_what_the_compiler_reads_of_the_environment_is_in_the_key(monkeypatch, name):
+    before = programs._machine()
+    monkeypatch.setenv(name, "3")
+    assert programs._machine() != before
 
 
 def test_settings_of_jax_are_in_the_key_those_of_a_context_too():
