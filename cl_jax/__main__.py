@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cl_jax import __version__
-from cl_jax.core import heap
+from cl_jax.core import heap, xla
 from cl_jax.core.names import nearest
 from cl_jax.training import stopping
 
@@ -73,6 +73,7 @@ def script() -> NoReturn:
     """The program `cl-jax`."""
     if sys.argv[1:2] in (["train"], ["benchmark"]) and not {"-h", "--help"} & set(sys.argv):
         heap.restart_with_huge_pages()
+    xla.keep_programs()
     stopping.end_by_ctrl_c()
     stopping.end(main())
 

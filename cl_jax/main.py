@@ -7,7 +7,7 @@ example:
 import sys
 from collections.abc import Sequence
 
-from cl_jax.core import heap
+from cl_jax.core import heap, xla
 from cl_jax.tools import train
 from cl_jax.training import configs, stopping
 
@@ -30,4 +30,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     if not {"-h", "--help"} & set(sys.argv):
         heap.restart_with_huge_pages()
+    xla.keep_programs()
     stopping.end(main())

@@ -19,6 +19,7 @@ FLAGS = {
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
+KEEP_PROGRAMS = "CL_JAX_KEEP_PROGRAMS"
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
@@ -39,6 +40,13 @@ def prepare(platform: str | None = None) -> str:
     if added:
         os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
     return " ".join(added)
+
+
+def keep_programs() -> None:
+    """Lets this program, and those that it starts, read compiled steps without tracing them
+    (`training.programs`), unless the environment says otherwise. For a command line: a program that
+    changes functions of this package at run time would be given the steps of another start."""
+    os.environ.setdefault(KEEP_PROGRAMS, "1")
 
 
 def chosen() -> str:

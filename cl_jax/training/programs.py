@@ -7,15 +7,16 @@ Here the key is a hash of all that a trace reads:
 - the function itself: its code, and every value that it and the functions and modules that it holds
   close over, arrays by their contents (`Reader`);
 - the sources: every file of this package by its contents, those of LIBRARIES by time and size;
-- what stands under the names of their modules, where a script may have put something else
-  (`_globals`);
 - types, shapes and placement of the arguments; the config; the processor and its devices; jax's
   settings and the environment's.
 
-What cannot be hashed is refused, and the program is traced as ever: a function from anywhere else,
-such as a method outside the package, which may read files or the clock while it is traced; a source
-that changed after this process began; an object of an unknown kind. CL_JAX_KEEP_PROGRAMS=0 turns
-all of this off, and it is off where jax's cache is."""
+What cannot be hashed is refused, and the program is traced as ever: in a process that has imported
+code of the user's, such as a method outside the package, which may read files or the clock while it
+is traced, or may have changed this package; where a source changed after this process began; an
+object of an unknown kind.
+
+It is for the command line (`core.xla.keep_programs`): a notebook or a script of your own traces.
+CL_JAX_KEEP_PROGRAMS=0 turns it off there too, and it is off where jax's cache is."""
 
 import contextlib
 import dataclasses
@@ -43,7 +44,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from cl_jax.core import heap, parallel
+from cl_jax.core import heap, parallel, xla
 from cl_jax.data import kept
 from cl_jax.training import configs
 
@@ -68,18 +69,6 @@ _ENVIRONMENT = (
     "NCCL",
     "NPROC",  # the threads of XLA's CPU client, which it divides loops by
     "PJRT",
-)
-# Where a script may put other functions in place of the libraries'.
-PUBLIC = (
-    "jax",
-    "jax.lax",
-    "jax.nn",
-    "jax.nn.initializers",
-    "jax.numpy",
-    "jax.random",
-    "flax.linen",
-    "optax",
-    "numpy",
 )
 _HITS, _MISSES = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "misses"))
 
@@ -168,7 +157,7 @@ def _folder() -> Path | None:
     """Where programs are kept; None where they are not."""
     place = getattr(jax.config, "jax_compilation_cache_dir", None)
     on = getattr(jax.config, "jax_enable_compilation_cache", False)
-    off = os.environ.get("CL_JAX_KEEP_PROGRAMS", "1").lower() in ("0", "false", "no", "off")
+    off = os.environ.get(xla.KEEP_PROGRAMS, "0").lower() in ("0", "false", "no", "off")
     if not place or not on or off or "://" in place or jax.process_count() > 1:
         return None
     return Path(place) / "programs"
@@ -261,11 +250,11 @@ def _known(
     """The key of a program, "machine-program"; None where something cannot be hashed. `asked`
     receives the functions of the data that it holds."""
     try:
+        _check_modules()
         reader = Reader()
         plain = configs.plain(config)
         reader.read({name: value for name, value in plain.items() if name not in NOT_READ})
         reader.read(lifted.__wrapped__)
-        reader.read(_globals())
         asked += reader.asked
         machine = _hash(*_machine(), *_libraries())
         return f"{machine}-{_hash(_signature(arguments), *_sources(), reader.digest.hexdigest())}"
@@ -390,81 +379,18 @@ def _began() -> float:
 _IMPORTED = [time.perf_counter()]
 
 
-def _globals() -> list[str]:
-    """What stands under each name in the modules and classes of this package, by value, and of the
-    functions and classes in those of PUBLIC: a script may have put something else there.
-
-    Raises:
-      Refused: a function or class that is not installed.
-    """
-    found = list[str]()
-    roots = tuple(_roots().values())
-    for name, module in sorted(sys.modules.items()):
-        root = name.partition(".")[0]
-        # This module's own values, such as the time of its import, are read by no trace.
-        if root not in (PACKAGE, *LIBRARIES) or name == __name__:
+def _check_modules() -> None:
+    """Refuses to go on where a module was imported that is neither this package's, a config of its,
+    installed, nor Python's: its code may have put something else in the place of what a trace
+    reads."""
+    configs_of_package = str(Path(_roots()[PACKAGE]).parent / "configs") + os.sep
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or file.startswith(configs_of_package) or _is_trusted(file, installed=True):
             continue
-        if root == PACKAGE or name in PUBLIC:
-            for key, value in _names(module, name, root == PACKAGE):
-                found.append(f"{name}.{key} {_standing(value, root == PACKAGE)}")
+        if name in ("__main__", "__mp_main__") and Path(file).stem == "cl-jax":
             continue
-        for value in list(vars(module).values()):
-            if isinstance(value, types.FunctionType):
-                if not value.__code__.co_filename.startswith(roots):
-                    _check(value, installed=True)
-    return found
-
-
-def _names(module: Any, name: str, ours: bool) -> Iterator[tuple[str, Any]]:
-    """(name, value) of a module and of its classes; of a library's, functions alone."""
-    for key, value in list(vars(module).items()):
-        if isinstance(value, types.ModuleType) or key.startswith("__"):
-            continue
-        if ours or callable(value):
-            yield key, value
-        if isinstance(value, type) and value.__module__.startswith(name if ours else LIBRARIES):
-            for part, held in list(vars(value).items()):
-                if isinstance(held, types.FunctionType) or (ours and not part.startswith("__")):
-                    yield f"{key}.{part}", held
-
-
-def _standing(x: Any, ours: bool) -> str:
-    """What stands under a name, as text: where a function was written and what it takes and holds;
-    the value of anything else of this package."""
-    if isinstance(x, types.FunctionType):
-        _check(x, installed=True)
-        text = f"{x.__qualname__} {x.__code__.co_filename} {x.__code__.co_firstlineno}"
-        if not ours or not (x.__defaults__ or x.__kwdefaults__ or x.__closure__):
-            return text
-        held = (*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).items(), *_cells(x))
-        return f"{text} {_partly(held)}"
-    if isinstance(x, type):
-        _check(x, installed=True)
-        return f"{x.__module__}.{x.__qualname__}"
-    kind = type(x)
-    if kind in _PLAIN:
-        return repr(x)
-    if kind.__module__ in sys.modules:  # else it is written in C
-        _check(kind, installed=True)
-    if kind is functools.partial:
-        held = (*x.args, *x.keywords.items())
-        return f"{_standing(x.func, ours)} {' '.join(map(_partly, held))}"
-    text = f"{kind.__module__}.{kind.__qualname__} {getattr(x, '__qualname__', '')}"
-    for inner in ("__wrapped__", "__func__", "func", "fget"):
-        held = getattr(x, inner, None)
-        if isinstance(held, types.FunctionType):
-            text += f" {_standing(held, ours)}"
-    return f"{text} {_partly(x)}" if ours else text
-
-
-def _partly(x: Any) -> str:
-    """The value of an object, or a hash of it up to what has no value."""
-    if type(x) in _PLAIN or (type(x) is tuple and {*map(type, x)} <= _PLAIN):
-        return repr(x)
-    reader = Reader()
-    with contextlib.suppress(Refused):
-        reader.read(x)
-    return reader.digest.hexdigest()
+        raise Refused(f"the module {name} of {file}")
 
 
 def _cells(x: types.FunctionType) -> list[Any]:
@@ -475,24 +401,18 @@ def _cells(x: types.FunctionType) -> list[Any]:
         raise Refused(f"an empty variable of {x.__qualname__}") from None
 
 
-_PLAIN = {bool, int, float, str, type(None)}
-
-
-def _check(x: Any, installed: bool = False) -> None:
-    """Refuses functions and classes of other files than those of the key, of Python's library and,
-    with `installed`, of any package that is installed."""
+def _check(x: Any) -> None:
+    """Refuses functions and classes of files that the key does not hold, Python's library apart."""
     if isinstance(x, types.FunctionType):
         file, root = x.__code__.co_filename, str(x.__module__).partition(".")[0]
         # By `dataclasses` and `collections`, of a class whose module is known.
         known = root.startswith("namedtuple_") or _is_ours(root)
         made = file.startswith("<") and known and x.__qualname__.rpartition(".")[2][:2] == "__"
         made = made or file.startswith("<frozen ")
-        if not (made or _is_trusted(file, installed)):
+        if not (made or _is_trusted(file)):
             raise Refused(f"the function {x.__module__}.{x.__qualname__} of {file}")
     elif isinstance(x, type) and not _is_ours(x.__module__):
-        file = getattr(sys.modules.get(x.__module__), "__file__", None) or ""
-        if not (installed and _is_trusted(file, installed)):
-            raise Refused(f"the class {x.__module__}.{x.__qualname__}")
+        raise Refused(f"the class {x.__module__}.{x.__qualname__}")
 
 
 def _is_ours(module: str) -> bool:
@@ -500,7 +420,7 @@ def _is_ours(module: str) -> bool:
     return root in (PACKAGE, *LIBRARIES) or root in sys.stdlib_module_names
 
 
-def _is_trusted(file: str, installed: bool) -> bool:
+def _is_trusted(file: str, installed: bool = False) -> bool:
     if file.startswith(tuple(_roots().values())):
         return True
     if {"site-packages", "dist-packages"} & set(Path(file).parts):

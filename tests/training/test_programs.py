@@ -4,6 +4,8 @@ reads, and none where that cannot be known."""
 import collections
 import functools
 import operator
+import os
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -13,15 +15,12 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from cl_jax.core import method, parallel
+from cl_jax.core import parallel
 from cl_jax.core.parallel import SAME
-from cl_jax.heads import mlp
-from cl_jax.losses import infonce
 from cl_jax.training import configs, loop, programs
 from cl_jax.training.experiment import Start
 from cl_jax.training.programs import Asked, Reader, Refused
@@ -36,6 +35,7 @@ X = np.arange(4, dtype=np.float32)
 def folder(tmp_path, monkeypatch):
     """An empty cache of jax's, and what is kept beside it."""
     monkeypatch.setenv("CL_JAX_KEEP_PROGRAMS", "1")
+    monkeypatch.setattr(programs, "_check_modules", lambda: None)  # the tests' own
     changed = {
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -294,49 +294,22 @@ def test_sources_count_by_their_contents(tmp_path, monkeypatch):
     assert programs._sources() != before
 
 
-@pytest.mark.parametrize(
-    "where, name, value",
-    [
-        (infonce, "nt_xent", of_this_file),
-        (infonce, "nt_xent", Here()),
-        (infonce, "nt_xent", functools.partial(of_this_file)),
-        (method.Method, "__call__", of_this_file),
-        (jax.nn, "gelu", of_this_file),
-        (nn.Dense, "__call__", of_this_file),
-        (sys.modules["jax._src.lax.lax"], "mul", of_this_file),
-    ],
-    ids=["function", "object", "partial", "method", "library", "module", "private"],
-)
-def test_another_function_in_place_of_the_packages_is_refused(monkeypatch, where, name, value):
-    programs._globals()
-    monkeypatch.setattr(where, name, value, raising=False)
-    with pytest.raises(Refused, match=r"of_this_file|Here"):
-        programs._globals()
-
-
-@pytest.mark.parametrize(
-    "where, name, value",
-    [
-        (infonce, "nt_xent", functools.partial(infonce.nt_xent, temperature=9.0)),
-        (infonce, "nt_xent", infonce.info_nce),
-        (infonce, "nt_xent", jax.checkpoint(infonce.nt_xent)),
-        (infonce.nt_xent, "__kwdefaults__", {"temperature": 9.0}),
-        (mlp._ACTIVATIONS, "relu", jax.nn.gelu),
-        (mlp.MLP, "epsilon", 9.0),
-        (jax.nn, "gelu", jax.nn.relu),
-        (jax.nn, "gelu", functools.partial(jax.nn.gelu, approximate=False)),
-    ],
-    ids=["partial", "other", "wrapped", "default", "dict", "attribute", "library", "argument"],
-)
-def test_what_a_script_put_in_its_place_is_in_the_key(monkeypatch, where, name, value):
-    before = programs._globals()
-    if isinstance(where, dict):
-        monkeypatch.setitem(where, name, value)
-    else:
-        monkeypatch.setattr(where, name, value, raising=False)
-    assert programs._globals() != before
-    monkeypatch.undo()
-    assert programs._globals() == before
+def test_a_process_with_code_of_the_users_keeps_nothing(tmp_path):
+    with pytest.raises(Refused, match="the module "):  # of the tests
+        programs._check_modules()
+    script = "from cl_jax.training import programs; programs._check_modules(); print('kept')"
+    mine = tmp_path / "mine.py"
+    mine.write_text("")
+    for words, status in (("import configs.simclr_v2; ", 0), ("import mine; ", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", words + script],
+            env=os.environ | {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+        assert ("kept" in done.stdout) == (status == 0)
+    assert f"the module mine of {mine}" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["NPROC", "PJRT_NPROC", "XLA_FLAGS"])
