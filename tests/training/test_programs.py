@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
@@ -124,8 +125,10 @@ def test_the_same_text_of_another_argument_is_another_program(folder):
     both = {"a": X, "b": X + 9}
     given = (parallel.replicate(both, mesh),)
     for name in both:
-        found = programs.compiled(lifted(operator.itemgetter(name)), given, CONFIG)
+        function = lifted(Asked(operator.itemgetter(name)))
+        found = programs.compiled(function, given, CONFIG)
         np.testing.assert_array_equal(found(*given), both[name])
+        assert ".program" in names(folder)
 
 
 def test_a_result_of_weak_type_is_another_program(folder):
@@ -134,9 +137,10 @@ def test_a_result_of_weak_type_is_another_program(folder):
         function = functools.partial(
             lax.full_like, fill_value=1.0, dtype=None if weak else "float32"
         )
-        x = jax.device_put(jnp.asarray(2.0), jax.devices()[0])
+        x = jax.device_put(jnp.asarray(2.0), NamedSharding(parallel.make_mesh(1), SAME))
         found = programs.compiled(lifted(function), (x,), CONFIG)
         assert found(x).weak_type == weak
+        assert ".program" in names(folder)
 
 
 def test_a_program_from_the_cache_of_jax_is_not_kept(folder):
