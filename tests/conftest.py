@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import threading
 
 import threadpoolctl
 
@@ -49,26 +48,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
-from jax.interpreters import mlir
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# JAX lowers each program in an MLIR context of its own, which takes 5 ms to fill, and 1.4 MB for as
-# long as the program is cached: gigabytes after thousands of tests. Here the programs of a thread
-# share one. It keeps their constants, so that a new one is made now and then.
-_lowering = threading.local()
-_init = mlir.ModuleContext.__init__
-
-
-def _share_context(self, *args, context=None, **kwargs):
-    number = getattr(_lowering, "number", 0)
-    if context is None and number % 256:
-        context = _lowering.context
-    _init(self, *args, context=context, **kwargs)
-    _lowering.number, _lowering.context = number + 1, self.context
-
-
-mlir.ModuleContext.__init__ = _share_context
 
 # Tracing makes objects by the million, of which few are cycles to collect.
 gc.set_threshold(200_000, 20, 20)

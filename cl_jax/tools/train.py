@@ -124,6 +124,8 @@ def run(
             try:
                 _run(args, name, settings, mode, stop)
             except Exception as error:
+                if stopped := stopping.behind(error):
+                    raise stopped from None
                 return failed(error)
     except stopping.Interrupted as stopped:
         print(stopped, file=sys.stderr)

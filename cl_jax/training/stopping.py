@@ -28,6 +28,14 @@ class Interrupted(KeyboardInterrupt):
     it."""
 
 
+def behind(error: BaseException | None) -> Interrupted | None:
+    """The stop that another error stands for: where jax compares trees in C, it turns what is
+    raised meanwhile into a ValueError."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__
+    return error
+
+
 class Stop:
     """Listens for signals while it is entered.
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cl_jax.tools import train
+from cl_jax.training import stopping
+
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 from configs import simclr_v1
@@ -47,6 +50,20 @@ def until(process, text):
         if text in line:
             return said
     raise AssertionError(said)
+
+
+def test_a_stop_that_jax_took_for_an_error_is_a_stop(monkeypatch, capsys):
+    """As its comparison of trees does."""
+
+    def compares(*_):
+        try:
+            raise stopping.Interrupted("SIGTERM: stopped")
+        except stopping.Interrupted as stopped:
+            raise ValueError("checking equality") from stopped
+
+    monkeypatch.setattr(train, "_run", compares)
+    assert train.run(None, None, [], "train") == stopping.STOPPED
+    assert capsys.readouterr().err == "SIGTERM: stopped\n"
 
 
 @pytest.mark.parametrize(
