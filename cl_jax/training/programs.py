@@ -140,8 +140,8 @@ def compiled(
 
 
 def _used(lowered: Any) -> list[str]:
-    """The names of the arguments that a lowered function reads: those that it does not read are
-    missing in its text, where the others are numbered anew."""
+    """The names of the arguments that a lowered function reads. Its text leaves out the others and
+    numbers these from 0, so that it does not say which they are."""
     return [
         str(argument.location)
         for function in lowered.compiler_ir().body.operations
