@@ -370,7 +370,12 @@ class Start:
             start = functools.partial(_start, built.method.init)
             lifted = parallel.lift(start, mesh, (SAME, EACH), SAME)
             self.program = programs.compiled(
-                lifted, given, self.config, lambda lowered: _once(lowered.out_info, mesh)
+                "start",
+                lifted,
+                given,
+                self.config,
+                built.run,
+                lambda lowered: _once(lowered.out_info, mesh),
             )
         return parallel.spread(self.program(*given), mesh)
 

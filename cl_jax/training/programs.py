@@ -2,25 +2,22 @@
 neither traces nor lowers them.
 
 jax's own cache is keyed by the lowered module, so a program has to be traced before it is found.
-Here the key is a hash of all that a trace reads:
+Here the key is a hash of all that a run is built from:
 
-- the function itself: its code, and every value that it and the functions and modules that it holds
-  close over, arrays by their contents (`Reader`);
+- its config, the facts of its data (`core.method.Run`), and the labels that were asked for;
 - the sources: every file of this package by its contents, those of LIBRARIES by time and size;
-- types, shapes and placement of the arguments; the config; the processor and its devices; jax's
-  settings and the environment's.
+- types, shapes and placement of the arguments; the processor and its devices; jax's settings and
+  the environment's.
 
-What cannot be hashed is refused, and the program is traced as ever: in a process that has imported
-code of the user's, such as a method outside the package, which may read files or the clock while it
-is traced, or may have changed this package; where a source changed after this process began; an
-object of an unknown kind.
+Where a run is built from more than that, the program is traced as ever: a stage after another, a
+config that names a file, a process that has imported code of the user's (a method outside the
+package may read files or the clock while it is traced, or may have changed this package), and one
+whose sources changed after it began.
 
 It is for the command line (`core.xla.keep_programs`): a notebook or a script of your own traces.
 CL_JAX_KEEP_PROGRAMS=0 turns it off there too, and it is off where jax's cache is."""
 
 import contextlib
-import dataclasses
-import enum
 import functools
 import hashlib
 import importlib.util
@@ -29,7 +26,6 @@ import pickle
 import platform
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -41,20 +37,20 @@ import jax.monitoring
 import numpy as np
 from absl import logging
 from jax.experimental import serialize_executable
-from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, xla
+from cl_jax.core.method import Run
+from cl_jax.core.paths import user_path
 from cl_jax.data import kept
 from cl_jax.training import configs
 
-# What traced functions may come from, besides this package and Python's library.
+# Whose functions a trace goes through, besides this package's and Python's library's.
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
 PACKAGE = __name__.partition(".")[0]
 # Keys of a config that no step reads.
 NOT_READ = ("evals", "log", "log_steps", "checkpoint_steps", "keep_checkpoints", "stages")
 FILES, BYTES = 32, 1 << 29  # that are kept, the newest
-LARGEST = 1 << 28  # bytes of arrays that are read for a key
 _ENVIRONMENT = (
     "XLA",
     "JAX",
@@ -74,35 +70,42 @@ _HITS, _MISSES = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "m
 
 
 class Refused(Exception):
-    """Something that a program may depend on cannot be hashed; the message says what."""
+    """A program may depend on more than its key would hold; the message says on what."""
 
 
 class Asked:
-    """A function of the data that counts its calls. A key does not hold its values, which would
-    have to be read: a program whose trace called it is not kept."""
+    """A function of the data, and hashes of what it has answered: a run is built from that."""
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function, self.calls = function, 0
+    def __init__(self, function: Callable[[str], np.ndarray]):
+        self.function = function
+        self.answers: list[str] = []
 
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls += 1
-        return self.function(*arguments)
+    def __call__(self, field: str) -> np.ndarray:
+        found = self.function(field)
+        values = np.asarray(found)
+        digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+        self.answers.append(f"{field} {values.dtype}{values.shape} {digest}")
+        return found
 
 
 def compiled(
+    name: str,
     lifted: Any,
     arguments: tuple[Any, ...],
     config: ConfigDict,
+    run: Run,
     options: Callable[[Any], dict[str, Any]] = lambda lowered: {},
 ) -> Any:
     """The `jax.stages.Compiled` of a function that `parallel.lift` made: read from the disk where
     it is kept, else traced, compiled, and kept.
 
     Args:
+      name: of the function among those of the run.
+      config, run: what the function follows from.
       options: of the compiler, by the lowered function; they must follow from it alone.
     """
-    folder, asked = _folder(), list[Asked]()
-    known = None if folder is None else _known(lifted, arguments, config, asked)
+    folder = _folder()
+    known = None if folder is None else _known(name, arguments, config, run)
     if folder is None or known is None:
         lowered = lifted.lower(*arguments)
         heap.give_back()
@@ -114,7 +117,7 @@ def compiled(
             found = _read(folder / f"{module}.program", arguments)
             if found is not None:
                 return found
-    calls = [one.calls for one in asked]
+    answers = _answers(run)
     traced = lifted.trace(*arguments)
     lowered = traced.lower()
     heap.give_back()
@@ -134,7 +137,8 @@ def compiled(
         # What jax read from its cache lacks parts when it is written again (XLA's CPU compiler).
         if seen[_HITS] or not seen[_MISSES] or not _write(file, program, arguments):
             return program
-    if calls == [one.calls for one in asked]:
+    # Labels that the trace itself asked for are not in the key, nor known before the next trace.
+    if _answers(run) == answers:
         _put(key, f"{module} {_checksum(key, module.encode()).hex()}".encode())
     return program
 
@@ -244,23 +248,56 @@ def _compilations() -> Iterator[dict[str, int]]:
 # The key ------------------------------------------------------------------------------------------
 
 
-def _known(
-    lifted: Any, arguments: tuple[Any, ...], config: ConfigDict, asked: list[Asked]
-) -> str | None:
-    """The key of a program, "machine-program"; None where something cannot be hashed. `asked`
-    receives the functions of the data that it holds."""
+def _known(name: str, arguments: tuple[Any, ...], config: ConfigDict, run: Run) -> str | None:
+    """The key of a program, "machine-program"; None where it may depend on more."""
     try:
         _check_modules()
-        reader = Reader()
-        plain = configs.plain(config)
-        reader.read({name: value for name, value in plain.items() if name not in NOT_READ})
-        reader.read(lifted.__wrapped__)
-        asked += reader.asked
         machine = _hash(*_machine(), *_libraries())
-        return f"{machine}-{_hash(_signature(arguments), *_sources(), reader.digest.hexdigest())}"
-    except (Refused, OSError, RecursionError) as error:
+        program = _hash(name, _signature(arguments), *_sources(), *_facts(config, run))
+        return f"{machine}-{program}"
+    except (Refused, OSError) as error:
         logging.info("a program is not kept: %s", error)
         return None
+
+
+def _facts(config: ConfigDict, run: Run) -> list[str]:
+    """What a run is built from: its config, and of its data what `Run` tells.
+
+    Raises:
+      Refused: there is more, such as another run, or a file.
+    """
+    if run.previous is not None:
+        raise Refused("it is of a stage after another")
+    plain = {key: value for key, value in configs.plain(config).items() if key not in NOT_READ}
+    for section, values in plain.items():
+        for value in _leaves(values):
+            if not isinstance(value, bool | int | float | str | None):
+                raise Refused(f"{section} has a {type(value).__qualname__}")
+            if not isinstance(value, str) or not value:
+                continue
+            if "." in value and value in sys.modules and not value.startswith(f"{PACKAGE}."):
+                raise Refused(f"{section} names the module {value}")
+            # Of the data's files a trace knows what `run` and the arguments say.
+            if section != "data" and user_path(value).exists():
+                raise Refused(f"{section} names the file {value}")
+    return [repr(plain), repr(run._replace(labels=None)), *_answers(run)]
+
+
+def _answers(run: Run) -> list[str]:
+    """Hashes of the labels that were asked for until now."""
+    if run.labels is None:
+        return []
+    if not isinstance(run.labels, Asked):
+        raise Refused("what its labels are is not known")
+    return list(run.labels.answers)
+
+
+def _leaves(x: Any) -> Iterator[Any]:
+    if isinstance(x, Mapping | tuple | list):
+        for value in x.values() if isinstance(x, Mapping) else x:
+            yield from _leaves(value)
+    else:
+        yield x
 
 
 def _hash(*parts: str) -> str:
@@ -386,200 +423,15 @@ def _check_modules() -> None:
     configs_of_package = str(Path(_roots()[PACKAGE]).parent / "configs") + os.sep
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not file or file.startswith(configs_of_package) or _is_trusted(file, installed=True):
+        if not file or file.startswith(configs_of_package) or _is_trusted(file):
             continue
         if name in ("__main__", "__mp_main__") and Path(file).stem == "cl-jax":
             continue
         raise Refused(f"the module {name} of {file}")
 
 
-def _cells(x: types.FunctionType) -> list[Any]:
-    """What a function closes over."""
-    try:
-        return [cell.cell_contents for cell in x.__closure__ or ()]
-    except ValueError:  # not yet assigned
-        raise Refused(f"an empty variable of {x.__qualname__}") from None
-
-
-def _check(x: Any) -> None:
-    """Refuses functions and classes of files that the key does not hold, Python's library apart."""
-    if isinstance(x, types.FunctionType):
-        file, root = x.__code__.co_filename, str(x.__module__).partition(".")[0]
-        # By `dataclasses` and `collections`, of a class whose module is known.
-        known = root.startswith("namedtuple_") or _is_ours(root)
-        made = file.startswith("<") and known and x.__qualname__.rpartition(".")[2][:2] == "__"
-        made = made or file.startswith("<frozen ")
-        if not (made or _is_trusted(file)):
-            raise Refused(f"the function {x.__module__}.{x.__qualname__} of {file}")
-    elif isinstance(x, type) and not _is_ours(x.__module__):
-        raise Refused(f"the class {x.__module__}.{x.__qualname__}")
-
-
-def _is_ours(module: str) -> bool:
-    root = module.partition(".")[0]
-    return root in (PACKAGE, *LIBRARIES) or root in sys.stdlib_module_names
-
-
-def _is_trusted(file: str, installed: bool = False) -> bool:
+def _is_trusted(file: str) -> bool:
     if file.startswith(tuple(_roots().values())):
         return True
-    if {"site-packages", "dist-packages"} & set(Path(file).parts):
-        return installed
-    return file.startswith(os.path.dirname(os.__file__) + os.sep)
-
-
-class Reader:
-    """Hashes an object and all that it holds into `digest`.
-
-    Raises:
-      Refused: it reaches what has no value that could be hashed.
-    """
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self.asked: list[Asked] = []
-        self.numbers: dict[int, int] = {}  # of objects that were met before, by their id
-        self.alive: list[Any] = []  # so that no id is given twice
-        self.bytes = 0
-
-    def put(self, *words: Any) -> None:
-        for word in words:
-            text = str(word).encode("utf-8", "surrogateescape")
-            self.digest.update(b"%d:" % len(text) + text)
-
-    def read(self, x: Any) -> None:
-        if x is None or x is Ellipsis or isinstance(x, bool | int | float | complex | str | bytes):
-            if hasattr(x, "__dict__") and not isinstance(x, enum.Enum):
-                raise Refused(f"a {type(x).__qualname__} with attributes")
-            self.put(type(x).__qualname__, repr(x))
-            return
-        if id(x) in self.numbers:
-            self.put("again", self.numbers[id(x)])
-            return
-        self.numbers[id(x)] = len(self.numbers)
-        self.alive.append(x)
-        if isinstance(x, np.dtype | PartitionSpec | slice | range):
-            self.put(type(x).__qualname__, repr(x))
-        elif isinstance(x, jax.core.Tracer):
-            raise Refused("a value of another trace")
-        elif isinstance(x, jax.Array | np.ndarray | np.generic):
-            self._array(x)
-        elif isinstance(x, Mesh):
-            self.put("mesh", repr(x), [device.id for device in x.devices.flat])
-        elif isinstance(x, Asked):
-            self.asked.append(x)
-        elif isinstance(x, type):
-            self._named(x)
-        elif isinstance(x, types.ModuleType):
-            if not _is_ours(x.__name__):
-                raise Refused(f"the module {x.__name__}")
-            self.put("module", x.__name__)
-        elif self._is_named(x):
-            self.put("named", type(x).__qualname__, x.__module__, x.__qualname__)
-            if isinstance(x, types.FunctionType):  # a wrapper bears the name of what it wraps
-                self.put(x.__code__.co_filename, x.__code__.co_firstlineno)
-        elif isinstance(x, types.FunctionType):
-            self._function(x)
-        elif isinstance(x, types.MethodType):
-            self._all("method", x.__func__, x.__self__)
-        elif isinstance(x, functools.partial):
-            self._all("partial", x.func, x.args, x.keywords)
-        elif isinstance(x, tuple | list):
-            self._named(type(x))
-            self._all(len(x), *x, getattr(x, "__dict__", None))
-        elif isinstance(x, Mapping):
-            self._named(type(x))
-            items = (part for item in x.items() for part in item)
-            attributes = getattr(x, "__dict__", None), getattr(x, "default_factory", None)
-            self._all(len(x), *items, *attributes)
-        elif isinstance(x, set | frozenset):
-            self._set(x)
-        else:
-            self._object(x)
-
-    def _all(self, kind: Any, *parts: Any) -> None:
-        self.put(kind)
-        for part in parts:
-            self.read(part)
-
-    def _array(self, x: Any) -> None:
-        if isinstance(x, jax.Array):
-            if not x.is_fully_addressable or x.is_deleted():
-                raise Refused("an array that is not here")
-            self.put("device array", x.aval)
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.random.key_data(x)
-        elif not isinstance(x, np.generic) and type(x) not in (np.ndarray, np.memmap):
-            raise Refused(f"an array of the class {type(x).__qualname__}")  # with attributes
-        values = np.asarray(x)
-        self.bytes += values.nbytes
-        if values.dtype.hasobject or self.bytes > LARGEST:
-            raise Refused(f"an array {values.dtype}{list(values.shape)}")
-        self.put(type(x).__qualname__, values.dtype, values.shape)
-        self.digest.update(np.ascontiguousarray(values).tobytes())
-
-    def _is_named(self, x: Any) -> bool:
-        """Whether an object is what its module has under its name."""
-        module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", None)
-        if not isinstance(module, str) or not isinstance(name, str):
-            return False
-        if not _is_ours(module):
-            return False
-        found: Any = sys.modules.get(module)
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is x:
-            _check(x)
-        return found is x
-
-    def _named(self, kind: type) -> None:
-        if not self._is_named(kind):
-            raise Refused(f"the class {kind.__module__}.{kind.__qualname__}")
-        self.put("class", kind.__module__, kind.__qualname__)
-
-    def _function(self, x: types.FunctionType) -> None:
-        _check(x)
-        self.put("function", x.__module__, x.__qualname__)
-        self._code(x.__code__)
-        self._all("closure", x.__defaults__, x.__kwdefaults__, vars(x), *_cells(x))
-
-    def _code(self, code: types.CodeType) -> None:
-        self.put(code.co_filename, code.co_firstlineno, code.co_names, code.co_code.hex())
-        self.put(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        self.put(code.co_varnames, code.co_freevars, code.co_exceptiontable.hex())
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                self._code(constant)
-            else:
-                self.read(constant)
-
-    def _set(self, x: Any) -> None:
-        self._named(type(x))
-        if not all(isinstance(one, str | int | float) for one in x):
-            raise Refused("a set of objects, which has no order")
-        self._all(len(x), *sorted(x, key=repr))
-
-    def _object(self, x: Any) -> None:
-        """An object whose class is written in Python: its attributes."""
-        slots = [
-            name
-            for kind in type(x).__mro__
-            for name in np.atleast_1d(vars(kind).get("__slots__", ())).tolist()
-        ]
-        functions = any(isinstance(one, types.FunctionType) for one in vars(type(x)).values())
-        # One that is written in C is larger.
-        written = type(x).__basicsize__ <= Asked.__basicsize__ + 8 * len(slots)
-        if not (functions and written and hasattr(x, "__dict__")):
-            raise Refused(f"an object of the class {type(x).__module__}.{type(x).__qualname__}")
-        self._named(type(x))
-        held = {name: getattr(x, name) for name in slots if hasattr(x, name)} | vars(x)
-        if dataclasses.is_dataclass(x):
-            held |= {f.name: getattr(x, f.name, None) for f in dataclasses.fields(x)}
-        module = isinstance(x, flax.linen.Module)
-        for name in ("__dict__", "__weakref__", *(_INTERNAL if module else ())):
-            held.pop(name, None)
-        self._all(len(held), *(part for item in held.items() for part in item))
-
-
-# Of a flax module outside `apply`: its number, its setup, its parent.
-_INTERNAL = ("_id", "_state", "_parent_ref", "parent", "scope")
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return bool(installed) or file.startswith(os.path.dirname(os.__file__) + os.sep)

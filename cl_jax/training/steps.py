@@ -174,7 +174,8 @@ class Stepper:
         """Calls the program of so many steps, which is compiled, or read, at its first call."""
         if count not in self.calls:
             began = time.perf_counter()
-            program = programs.compiled(lifted, arguments, self.config)
+            name = "one" if lifted is self.one else "many"
+            program = programs.compiled(name, lifted, arguments, self.config, self.run)
             self.calls[count], self.program = program, self.program or program
             self.compile_seconds += time.perf_counter() - began
             heap.give_back()
@@ -256,16 +257,15 @@ class Stepper:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a step does on each device with its rows. It reads its fields and nothing else of the
-    run, so that `programs` knows all that a trace of it depends on."""
+    """What a step does on each device with its rows."""
 
-    method: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]
+    advance: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]
     guard: bool
 
     def update(
         self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
     ) -> tuple[State, Metrics]:
-        after, metrics = self.method(state, batch, jax.random.fold_in(key, state.step))
+        after, metrics = self.advance(state, batch, jax.random.fold_in(key, state.step))
         _check_metrics(metrics)
         check_state(state, after, "a step")
         if not self.guard:

@@ -1,14 +1,11 @@
 """Programs that are kept on disk: the same bits as traced ones, under a key of all that a trace
 reads, and none where that cannot be known."""
 
-import collections
 import functools
 import operator
 import os
 import subprocess
 import sys
-import threading
-from types import SimpleNamespace
 
 import jax
 import jax.monitoring
@@ -21,14 +18,15 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
+from cl_jax.core.method import Run
 from cl_jax.core.parallel import SAME
 from cl_jax.training import configs, loop, programs
 from cl_jax.training.experiment import Start
-from cl_jax.training.programs import Asked, Reader, Refused
-from cl_jax.training.steps import Step
+from cl_jax.training.programs import Asked, Refused
 
 SETTINGS = {"seed": 0, "batch_size": 4}
 CONFIG = ConfigDict(SETTINGS)
+RUN = Run(None, 4, size=16, steps_per_epoch=4, total_steps=8, sizes={"label": 2})
 X = np.arange(4, dtype=np.float32)
 
 
@@ -59,12 +57,11 @@ def placed(x=X):
 
 
 def adding(constant=1.0):
-    """A function of known sources, which closes over an array."""
     return lifted(functools.partial(lax.add, np.full(4, constant, np.float32)))
 
 
-def untraceable(function):
-    return SimpleNamespace(__wrapped__=function.__wrapped__)
+def untraceable():
+    return object()
 
 
 def names(folder):
@@ -72,51 +69,54 @@ def names(folder):
 
 
 def test_a_second_start_reads_the_program_without_tracing_it(folder):
-    first = programs.compiled(adding(), placed(), CONFIG)
-    second = programs.compiled(untraceable(adding()), placed(), CONFIG)
+    first = programs.compiled("one", adding(), placed(), CONFIG, RUN)
+    second = programs.compiled("one", untraceable(), placed(), CONFIG, RUN)
     assert names(folder) == [".key", ".program"]
     np.testing.assert_array_equal(first(*placed()), second(*placed()))
     np.testing.assert_array_equal(second(*placed()), X + 1)
 
 
 @pytest.mark.parametrize(
-    "function, config",
+    "name, config, run",
     [
-        (adding(2.0), CONFIG),
-        (adding(), ConfigDict({"seed": 0, "batch_size": 8})),
-        (lifted(functools.partial(lax.sub, np.ones(4, np.float32))), CONFIG),
+        ("many", CONFIG, RUN),
+        ("one", ConfigDict({"seed": 0, "batch_size": 8}), RUN),
+        ("one", ConfigDict({"seed": 0, "batch_size": 4.0}), RUN),
+        ("one", ConfigDict({"batch_size": 4, "seed": 0}), RUN),
+        ("one", CONFIG, RUN._replace(total_steps=3)),
+        ("one", CONFIG, RUN._replace(sizes={"label": 3})),
     ],
-    ids=["constant", "config", "function"],
+    ids=["name", "value", "type", "order", "steps", "sizes"],
 )
-def test_another_program_has_another_key(folder, function, config):
-    programs.compiled(adding(), placed(), CONFIG)
+def test_another_program_has_another_key(folder, name, config, run):
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     with pytest.raises(AttributeError, match="trace"):
-        programs.compiled(untraceable(function), placed(), config)
-    found = programs.compiled(function, placed(), config)
-    np.testing.assert_array_equal(found(*placed()), function(*placed()))
+        programs.compiled(name, untraceable(), placed(), config, run)
+    found = programs.compiled(name, adding(2.0), placed(), config, run)
+    np.testing.assert_array_equal(found(*placed()), X + 2)
 
 
 @pytest.mark.parametrize("x", [X.astype(np.int32), X[:2]], ids=["type", "shape"])
 def test_other_arguments_have_another_key(folder, x):
-    programs.compiled(lifted(lax.neg), placed(), CONFIG)
-    found = programs.compiled(lifted(lax.neg), placed(x), CONFIG)
+    programs.compiled("one", lifted(lax.neg), placed(), CONFIG, RUN)
+    found = programs.compiled("one", lifted(lax.neg), placed(x), CONFIG, RUN)
     np.testing.assert_array_equal(found(*placed(x)), -x)
 
 
 def test_what_no_step_reads_is_not_in_the_key(folder):
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     other = ConfigDict({**SETTINGS, "log_steps": 3, "evals": {"every_epochs": 9.0}})
-    programs.compiled(untraceable(adding()), placed(), other)
+    programs.compiled("one", untraceable(), placed(), other, RUN)
 
 
 def test_a_program_that_another_config_led_to_is_traced_and_not_compiled(folder):
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     other = ConfigDict({**SETTINGS, "batch_size": 8})
     with programs._compilations() as seen:
-        found = programs.compiled(adding(), placed(), other)
+        found = programs.compiled("one", adding(), placed(), other, RUN)
     assert not any(seen.values())
     np.testing.assert_array_equal(found(*placed()), X + 1)
-    programs.compiled(untraceable(adding()), placed(), other)
+    programs.compiled("one", untraceable(), placed(), other, RUN)
 
 
 def test_the_same_text_of_another_argument_is_another_program(folder):
@@ -125,8 +125,8 @@ def test_the_same_text_of_another_argument_is_another_program(folder):
     both = {"a": X, "b": X + 9}
     given = (parallel.replicate(both, mesh),)
     for name in both:
-        function = lifted(Asked(operator.itemgetter(name)))
-        found = programs.compiled(function, given, CONFIG)
+        function = lifted(operator.itemgetter(name))
+        found = programs.compiled(name, function, given, CONFIG, RUN)
         np.testing.assert_array_equal(found(*given), both[name])
         assert ".program" in names(folder)
 
@@ -138,18 +138,18 @@ def test_a_result_of_weak_type_is_another_program(folder):
             lax.full_like, fill_value=1.0, dtype=None if weak else "float32"
         )
         x = jax.device_put(jnp.asarray(2.0), NamedSharding(parallel.make_mesh(1), SAME))
-        found = programs.compiled(lifted(function), (x,), CONFIG)
+        found = programs.compiled(f"{weak}", lifted(function), (x,), CONFIG, RUN)
         assert found(x).weak_type == weak
         assert ".program" in names(folder)
 
 
 def test_a_program_from_the_cache_of_jax_is_not_kept(folder):
     """Written again, XLA's CPU programs lack functions, and a third start would fail."""
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     for path in folder.iterdir():
         path.unlink()
     jax.clear_caches()
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     assert names(folder) == []
 
 
@@ -165,125 +165,98 @@ def test_a_program_from_the_cache_of_jax_is_not_kept(folder):
 )
 @pytest.mark.parametrize("kind", ["program", "key"])
 def test_a_damaged_file_is_as_none(folder, kind, damage):
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     (path,) = folder.glob(f"*.{kind}")
     content = path.read_bytes()
     path.write_bytes(damage(content) if kind == "program" else damage(content + b"0" * 64)[:64])
-    found = programs.compiled(adding(), placed(), CONFIG)
+    found = programs.compiled("one", adding(), placed(), CONFIG, RUN)
     np.testing.assert_array_equal(found(*placed()), X + 1)
 
 
 def test_a_file_of_another_name_is_damaged(folder):
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     (path,) = folder.glob("*.program")
     moved = path.rename(path.with_name("0" * 64 + ".program"))
     assert programs._read(moved, placed()) is None
 
 
 def test_a_key_in_another_ones_place_is_damaged(folder):
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     (key,) = folder.glob("*.key")
-    programs.compiled(adding(2.0), placed(), CONFIG)
+    programs.compiled("two", adding(2.0), placed(), CONFIG, RUN)
     (other,) = set(folder.glob("*.key")) - {key}
     other.write_bytes(key.read_bytes())
-    found = programs.compiled(adding(2.0), placed(), CONFIG)
+    found = programs.compiled("two", adding(2.0), placed(), CONFIG, RUN)
     np.testing.assert_array_equal(found(*placed()), X + 2)
 
 
 def test_one_setting_turns_it_off(folder, monkeypatch):
     monkeypatch.setenv("CL_JAX_KEEP_PROGRAMS", "0")
-    programs.compiled(adding(), placed(), CONFIG)
+    programs.compiled("one", adding(), placed(), CONFIG, RUN)
     assert names(folder) == []
 
 
 def test_a_folder_that_cannot_be_written_changes_nothing(folder):
     folder.write_text("a file in its place")
-    found = programs.compiled(adding(), placed(), CONFIG)
+    found = programs.compiled("one", adding(), placed(), CONFIG, RUN)
     np.testing.assert_array_equal(found(*placed()), X + 1)
 
 
 def test_old_programs_are_deleted(folder, monkeypatch):
     monkeypatch.setattr(programs, "FILES", 2)
     for constant in range(4):
-        programs.compiled(adding(float(constant)), placed(), CONFIG)
+        programs.compiled(str(constant), adding(float(constant)), placed(), CONFIG, RUN)
     assert names(folder).count(".program") == 2
-    programs.compiled(untraceable(adding(3.0)), placed(), CONFIG)
+    programs.compiled("3", untraceable(), placed(), CONFIG, RUN)
 
 
-def of_this_file(x):
-    return x + 1
+def test_labels_that_a_run_was_built_from_are_in_the_key(folder):
+    """As the budget of a graph's view."""
+    labels = [np.array([0, 1]), np.array([0, 1]), np.array([0, 2])]
+    runs = [RUN._replace(labels=Asked(lambda field, found=found: found)) for found in labels]
+    for run in runs:
+        run.labels("label")
+    programs.compiled("one", adding(), placed(), CONFIG, runs[0])
+    programs.compiled("one", untraceable(), placed(), CONFIG, runs[1])
+    with pytest.raises(AttributeError, match="trace"):
+        programs.compiled("one", untraceable(), placed(), CONFIG, runs[2])
 
 
-class Here:
-    def __call__(self, x):
-        return x + 1
+def test_a_program_whose_trace_read_the_labels_is_not_found_again(folder):
+    """The next start would not know them before its own trace."""
+    run = RUN._replace(labels=Asked(lambda field: X))
+
+    def scaled(x):
+        return x * run.labels("label").sum()
+
+    programs.compiled("one", lifted(scaled), placed(), CONFIG, run)
+    assert names(folder) == [".program"]
 
 
-@pytest.mark.parametrize("function", [of_this_file, Here()], ids=["function", "class"])
-def test_what_is_of_another_source_is_not_kept(folder, function):
-    """A method outside the package may read anything while it is traced."""
-    found = programs.compiled(lifted(function), placed(), CONFIG)
+@pytest.mark.parametrize(
+    "run, method, refusal",
+    [
+        ({"previous": object()}, {}, "a stage after another"),
+        ({"labels": lambda field: X}, {}, "labels"),
+        ({}, {"name": "tests.training.test_programs"}, "the module tests.training"),
+        ({}, {"name": "simcse", "weights": __file__}, "the file /"),
+        ({}, {"values": (1, {2})}, "method has a set"),
+    ],
+    ids=["stage", "labels", "module", "file", "value"],
+)
+def test_what_is_built_from_more_than_its_config_is_not_kept(folder, run, method, refusal):
+    config, run = ConfigDict({**SETTINGS, "method": method}), RUN._replace(**run)
+    with pytest.raises(Refused, match=refusal):
+        programs._facts(config, run)
+    found = programs.compiled("one", adding(), placed(), config, run)
     np.testing.assert_array_equal(found(*placed()), X + 1)
     assert names(folder) == []
 
 
-@pytest.mark.parametrize(
-    "held",
-    [
-        threading.Lock(),
-        iter([1]),
-        object(),
-        np.array([object()]),
-        {frozenset({1}), frozenset({2})},
-        np.random.default_rng(0),
-        np.ma.array([1, 2], mask=[0, 1]),
-        [lambda: 0],
-        jax.jit(of_this_file),
-    ],
-    ids=["lock", "iterator", "object", "objects", "set", "generator", "mask", "function", "jit"],
-)
-def test_what_cannot_be_hashed_is_refused(held):
-    with pytest.raises(Refused):
-        Reader().read({"deep": (held,)})
-
-
-def stateful(value):
-    """An object with an attribute that flax's modules have too."""
-    found = Step(lax.neg, guard=True)
-    vars(found)["_state"] = value
-    return found
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        (np.zeros(3), np.array([0, 0, 1e-300])),
-        (np.zeros(3), np.zeros((3, 1))),
-        (jnp.zeros(2), np.zeros(2, np.float32)),
-        (1, 1.0),
-        (1, True),
-        (["a", "b"], ["ab"]),
-        ([1, [2]], [[1], 2]),
-        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
-        (0.0, -0.0),
-        (collections.defaultdict(tuple), collections.defaultdict(list)),
-        (stateful(1), stateful(2)),
-        (jax.random.key(0), jax.random.key(1)),
-    ],
-)
-def test_values_that_differ_have_other_hashes(one, other):
-    found = []
-    for value in (one, other, one):
-        reader = Reader()
-        reader.read(value)
-        found.append(reader.digest.hexdigest())
-    assert found[0] != found[1] and found[0] == found[2]
-
-
-def test_a_program_whose_trace_read_the_labels_is_not_found_again(folder):
-    """Their values are no part of the key."""
-    programs.compiled(lifted(Asked(lax.neg)), placed(), CONFIG)
-    assert names(folder) == [".program"]
+def test_files_and_words_of_the_data_do_not_keep_it_from_being_kept(folder):
+    data = {"name": "folder", "path": str(folder.parent), "kind": "random", "format": "..."}
+    programs.compiled("one", adding(), placed(), ConfigDict({**SETTINGS, "data": data}), RUN)
+    assert names(folder) == [".key", ".program"]
 
 
 def test_sources_count_by_their_contents(tmp_path, monkeypatch):
