@@ -48,8 +48,10 @@ from cl_jax.training import configs
 # Whose functions a trace goes through, besides this package's and Python's library's.
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
 PACKAGE = __name__.partition(".")[0]
-# Keys of a config that no step reads.
-NOT_READ = ("evals", "log", "log_steps", "checkpoint_steps", "keep_checkpoints", "stages")
+# Keys of a config that no program is built from. The seed is an argument of them, and what it draws
+# of the data `Run` tells.
+NOT_READ = ("checkpoint_steps", "evals", "keep_checkpoints", "loading", "log", "log_steps")
+NOT_READ += ("seed", "stages")
 FILES, BYTES = 32, 1 << 29  # that are kept, the newest
 _ENVIRONMENT = (
     "XLA",

@@ -24,7 +24,7 @@ from cl_jax.training import configs, loop, programs
 from cl_jax.training.experiment import Start
 from cl_jax.training.programs import Asked, Refused
 
-SETTINGS = {"seed": 0, "batch_size": 4}
+SETTINGS = {"seed": 0, "batch_size": 4, "total_epochs": 2.0}
 CONFIG = ConfigDict(SETTINGS)
 RUN = Run(None, 4, size=16, steps_per_epoch=4, total_steps=8, sizes={"label": 2})
 X = np.arange(4, dtype=np.float32)
@@ -80,9 +80,9 @@ def test_a_second_start_reads_the_program_without_tracing_it(folder):
     "name, config, run",
     [
         ("many", CONFIG, RUN),
-        ("one", ConfigDict({"seed": 0, "batch_size": 8}), RUN),
-        ("one", ConfigDict({"seed": 0, "batch_size": 4.0}), RUN),
-        ("one", ConfigDict({"batch_size": 4, "seed": 0}), RUN),
+        ("one", ConfigDict({**SETTINGS, "batch_size": 8}), RUN),
+        ("one", ConfigDict({**SETTINGS, "batch_size": 4.0}), RUN),
+        ("one", ConfigDict({"total_epochs": 2.0, "batch_size": 4}), RUN),
         ("one", CONFIG, RUN._replace(total_steps=3)),
         ("one", CONFIG, RUN._replace(sizes={"label": 3})),
     ],
@@ -105,7 +105,7 @@ def test_other_arguments_have_another_key(folder, x):
 
 def test_what_no_step_reads_is_not_in_the_key(folder):
     programs.compiled("one", adding(), placed(), CONFIG, RUN)
-    other = ConfigDict({**SETTINGS, "log_steps": 3, "evals": {"every_epochs": 9.0}})
+    other = ConfigDict({**SETTINGS, "seed": 1, "log_steps": 3, "evals": {"every_epochs": 9.0}})
     programs.compiled("one", untraceable(), placed(), other, RUN)
 
 
