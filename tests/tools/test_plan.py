@@ -34,6 +34,7 @@ def test_words_that_are_no_plan_are_refused(words, said, capsys):
         (["simclr_v1", "--compiler=gpu", "--device=v5p"], "'.[cuda]'"),
         (["simclr_v1", "--out=/none/plan.json"], "its folder does not exist"),
         (["simclr_v1", "--out=plan.txt"], "ends in .json"),
+        (["simclr_v1", "--config.init_from=/none.pth"], "/none.pth"),
     ],
 )
 def test_configs_that_have_no_plan_are_one_sentence(words, said, capsys, monkeypatch):
