@@ -325,7 +325,7 @@ def subset(
     if count > _SHOWN:
         lines.append(f"  and {count - _SHOWN:,} more (--out=FILE.csv for all)")
     known = held.words("label") if "label" in held.labels else [""] * len(x)
-    labels = {str(held.paths[i]): known[i] for i in rows} | filled
+    labels = {str(held.paths[i]): known[i] for i in rows} | dict(filled)
     chosen = set(held.paths[rows].tolist())
     outside = [path for path in filled if path not in chosen]
     if filled:
