@@ -101,14 +101,37 @@ def test_a_run_keeps_its_sizes_when_images_are_added(tmp_path):
     write(tmp_path / "photos", 40)
     config = config_of("simclr_v1:folder", tmp_path / "photos")
     fit.fit(config, ["data.path"], tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text(config.to_json_best_effort())
+    keep(config, tmp_path / "run")
+    (tmp_path / "run/last/1").mkdir(parents=True)
     write(tmp_path / "photos", 400)
     again = config_of("simclr_v1:folder", tmp_path / "photos")
     fit.fit(again, ["data.path"], tmp_path / "run")
     assert again.batch_size == config.batch_size
     fit.fit(again, ["data.path"], tmp_path / "another")
     assert again.batch_size > config.batch_size
+
+
+def keep(config, place):
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(config.to_json_best_effort())
+
+
+@pytest.mark.parametrize("name, stage", [("simclr_v1", ""), ("simclr_v2", "pretrain")])
+def test_an_attempt_that_saved_nothing_leaves_no_sizes(name, stage, photos, tmp_path):
+    """As one whose batch did not fit into memory; a later stage's are not the first one's."""
+    tried = config_of(f"{name}:folder", photos, batch_size="512")
+    fit.fit(tried, ["data.path", "batch_size"], tmp_path)
+    root = tmp_path / "run"
+    keep(tried, root / stage)
+    if stage:
+        keep(tried, root / "finetune")
+        (root / "finetune/last/1").mkdir(parents=True)
+    again = config_of(f"{name}:folder", photos)
+    fit.fit(again, ["data.path"], root)
+    assert again.batch_size == fit.BATCH[0]
+    (root / stage / "last/1").mkdir(parents=True)
+    fit.fit(again, ["data.path"], root)
+    assert again.batch_size == 512
 
 
 @pytest.mark.parametrize(
