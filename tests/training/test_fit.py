@@ -198,6 +198,32 @@ def test_the_workdir_is_named_by_config_and_folder(name, path, workdir):
     assert train.default_workdir(name, path) == workdir
 
 
+@pytest.mark.parametrize("path, words", [(".", []), ("../photos", ["--workdir=../photos"])])
+def test_a_run_in_the_folder_of_its_data_is_refused_at_once(
+    path, words, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("the data were looked at"))
+    assert train.main(["simclr_v2:folder,debug", path, *words]) == 1
+    said = capsys.readouterr().err
+    assert f"lies in the folder of the data, {tmp_path}/photos; expected a folder outside" in said
+    assert f"--workdir={tmp_path}/runs/" in said
+    assert not list((tmp_path / "photos").iterdir())
+
+
+@pytest.mark.parametrize("path, workdir", [("photos", "run"), ("photos/a.csv", "photos/run")])
+def test_a_run_beside_its_data_or_beside_its_file_is_not_refused(
+    path, workdir, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.csv").write_text("")
+    monkeypatch.setattr(fit, "fit", lambda *_: (_ for _ in ()).throw(ConfigError("surveyed")))
+    words = ["simclr_v2:folder", str(tmp_path / path), f"--workdir={tmp_path / workdir}"]
+    assert train.main(words) == 1
+    assert "error: surveyed" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_path_is_left_to_the_build(tmp_path):
     config = configs.load("simclr_v1:debug")
     configs.change(config, [("data.name", "folder")])
