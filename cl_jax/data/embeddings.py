@@ -322,10 +322,10 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _cells(words: np.ndarray) -> np.ndarray:
     """A column of labels as numbers where all of its cells are, as other programs write them: 3 or
     3.0, nothing for none. Otherwise they are names, such as 007 beside 7."""
-    given = [word for word in words.tolist() if word]
-    if not given or not all(re.fullmatch(r"-?(0|[1-9]\d*)(\.0+)?", word) for word in given):
+    given = lines.whole(words.tolist())
+    if given is None or not any(given):
         return words
-    whole = np.array([int(word.partition(".")[0] or -1) for word in words.tolist()], object)
+    whole = np.array([int(word or -1) for word in given], object)
     return whole.astype(np.int64) if max(abs(whole)) < 2**63 else words
 
 
