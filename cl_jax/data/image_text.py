@@ -62,6 +62,7 @@ def make(
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**31,
     workers: int = 8,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Pictures and captions.
 
@@ -81,6 +82,7 @@ def make(
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
       max_pixels, cache_bytes, workers: as in `data.folder`.
+      learnt: see `Splits`: {"tokenizer"}.
 
     Raises:
       ValueError: a table that is missing, damaged or lacks a column; a caption without its picture;
@@ -101,10 +103,13 @@ def make(
         raise ValueError(f"templates has {wrong[0]!r}; expected one {{}} in each, for the class.")
 
     def tokens_by(sentences: Sequence[str]) -> Tokenizer | WordPiece:
-        if tokenizer_path:
-            return tokenizer.load(tokenizer_path)
-        return tokenizer.train(
-            sentences, vocab_size=vocab_size, lowercase=lowercase, cache=tokenizer_cache or None
+        return tokenizer.of_text(
+            sentences,
+            learnt=learnt,
+            path=tokenizer_path,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache,
         )
 
     if not path:
@@ -149,7 +154,7 @@ def make(
             for template in templates
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
-    return Splits(sources["train"], sources["test"], more)
+    return Splits(sources["train"], sources["test"], more, {"tokenizer": made.plain})
 
 
 class _Picture(NamedTuple):
@@ -187,6 +192,7 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
         part("train", parts.train, texts[0]),
         part("test", parts.test, texts[1]),
         {"prompts": _prompts("scenes_captions", made, length, pairs, len(captions.DIGITS))},
+        {"tokenizer": made.plain},
     )
 
 

@@ -16,6 +16,7 @@ from.
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -40,6 +41,7 @@ def make(
     on_error: str = "raise",
     test_share: float = 0.1,
     limit: int = 0,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Passages of a text.
 
@@ -56,6 +58,7 @@ def make(
       on_error: for empty sentences of `classify`, "raise" or "skip", as of `text`.
       test_share: of the documents, by a hash of their first sentence.
       limit: passages of each part at most; 0 for all.
+      learnt: see `Splits`: {"tokenizer"}. The passages at `path` are then both parts.
 
     Raises:
       ValueError: a file that is missing, damaged or no UTF-8 text; no document that is long enough;
@@ -80,26 +83,26 @@ def make(
     divided = {origin: _chapters(documents, chapter) for origin, documents in groups.items()}
     long = [one for documents in divided.values() for one in documents if len(one) >= sentences]
     count = sum(map(len, divided.values()))
-    if len(long) < 2:
+    least = 2 if learnt is None else 1
+    if len(long) < least:
         raise ValueError(
             f"{path or 'the text'} has {len(long)} documents of {sentences} sentences or more, of "
-            f"{count}; expected at least two. An empty line ends a document; lower "
+            f"{count}; expected at least {least}. An empty line ends a document; lower "
             "data.sentences for shorter ones, or data.chapter to divide a long one."
         )
     if len(long) < count:
         logging.info("%d of %d documents are too short.", count - len(long), count)
     name = Path(path).name.split(".")[0] if path else "prose"
-    parts = dict(zip(("train", "test"), _divided(long, test_share)))
+    both = _divided(long, test_share) if learnt is None else (long, long)
+    parts = dict(zip(("train", "test"), both))
     passages = {part: _cut(of, sentences, stride or sentences, limit) for part, of in parts.items()}
-    made = (
-        tokenizer.load(tokenizer_path)
-        if tokenizer_path
-        else tokenizer.train(
-            list(dict.fromkeys(sentence for one in passages["train"] for sentence in one)),
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            cache=tokenizer_cache or None,
-        )
+    made = tokenizer.of_text(
+        list(dict.fromkeys(sentence for one in passages["train"] for sentence in one)),
+        learnt=learnt,
+        path=tokenizer_path,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+        cache=tokenizer_cache,
     )
 
     def source(part: str) -> Source:
@@ -126,7 +129,10 @@ def make(
         )
         for key, one in tasks.items()
     }
-    return Splits(source("train"), source("test"), more)
+    train = source("train")
+    if learnt is not None:
+        return Splits(train, train, more, learnt)
+    return Splits(train, source("test"), more, {"tokenizer": made.plain})
 
 
 def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:

@@ -10,9 +10,9 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -31,6 +31,16 @@ EMBEDDED = {
 }
 
 
+class Learnt(NamedTuple):
+    """What `Splits.learnt` holds. columns: D names. mean, deviation: of each, float64 [D]; the
+    deviation of a constant column is 0. classes: names in the order of their numbers."""
+
+    columns: Sequence[str]
+    mean: np.ndarray
+    deviation: np.ndarray
+    classes: Sequence[str]
+
+
 class Table(NamedTuple):
     """values: float64 [N, D]. columns: their D names. labels: N class names, "" for none."""
 
@@ -47,6 +57,7 @@ def make(
     columns: Sequence[str] = (),
     test_path: str = "",
     test_share: float = 0.2,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The rows of a table, in memory.
 
@@ -64,6 +75,8 @@ def make(
       test_path: a second .csv of the same columns, the test part.
       test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
         Equal rows are in one part.
+      learnt: see `Splits` and `Learnt`. The rows at `path` are then both parts; classes that the
+        run did not have follow its own.
 
     Raises:
       ValueError: an unknown table, a file without such columns or without rows, a cell that is not
@@ -73,6 +86,12 @@ def make(
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if learnt is not None:
+        known = Learnt(**learnt)
+        name, table = Path(path).stem, read(path, label, known.columns)
+        classes = list(dict.fromkeys([*known.classes, *_classes([table])]))
+        whole = _source(name, table, known._replace(classes=classes))
+        return Splits(whole, whole, learnt=learnt)
     if path:
         name, table = Path(path).stem, read(path, label, columns)
     else:
@@ -212,6 +231,10 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
     return table._replace(values=table.values[chosen], labels=labels)
 
 
+def _classes(tables: Iterable[Table]) -> list[str]:
+    return sorted({word for table in tables for word in table.labels if word})
+
+
 def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
     train = parts["train"]
     with np.errstate(over="ignore"):
@@ -224,17 +247,24 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
         )
     # Relative to the column: numbers in small units may all be below 1e-12.
     varies = deviation > 1e-12 * np.abs(train.values).max(0)
-    classes = sorted({word for table in parts.values() for word in table.labels if word})
-    number = {word: i for i, word in enumerate(classes)}
+    classes = _classes(parts.values())
+    found = Learnt(train.columns, mean, np.where(varies, deviation, 0), classes)
+    return Splits(
+        _source(f"{name}/train", train, found),
+        _source(f"{name}/test", parts["test"], found),
+        learnt=found._replace(mean=mean.tolist(), deviation=found.deviation.tolist())._asdict(),
+    )
 
-    def part(which: str, table: Table) -> Source:
-        rows = np.where(varies, (table.values - mean) / np.where(varies, deviation, 1), 0)
-        arrays: dict[str, np.ndarray] = {"row": rows.astype(np.float32)}
-        sizes = {}
-        if classes:
-            labels = [number.get(word, NONE) for word in table.labels]
-            arrays["label"], sizes["label"] = np.array(labels, np.int32), len(classes)
-        found = from_arrays(f"{name}/{which}", arrays, sizes)
-        return dataclasses.replace(found, classes={"label": classes} if classes else {})
 
-    return Splits(part("train", train), part("test", parts["test"]))
+def _source(name: str, table: Table, learnt: Learnt) -> Source:
+    classes, deviation = learnt.classes, np.asarray(learnt.deviation)
+    varies = deviation > 0
+    rows = np.where(varies, (table.values - learnt.mean) / np.where(varies, deviation, 1), 0)
+    arrays: dict[str, np.ndarray] = {"row": rows.astype(np.float32)}
+    sizes = {}
+    if classes:
+        number = {word: i for i, word in enumerate(classes)}
+        labels = [number.get(word, NONE) for word in table.labels]
+        arrays["label"], sizes["label"] = np.array(labels, np.int32), len(classes)
+    found = from_arrays(name, arrays, sizes)
+    return dataclasses.replace(found, classes={"label": classes} if classes else {})

@@ -58,6 +58,7 @@ def make(
     max_bytes: int = 2**32,
     on_error: str = "raise",
     workers: int = 4,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The films below `path` as clips of `frames` frames.
 
@@ -81,6 +82,7 @@ def make(
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
+      learnt: see `Splits`: {"tokenizer"}. Without it, captions are left out.
 
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
@@ -104,6 +106,9 @@ def make(
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
     listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts, splits = _captions(root, names, file_column, caption_column)
+    if texts and learnt is not None and not (learnt or tokenizer_path):
+        logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
+        texts = {}
 
     def stored(name: str) -> np.ndarray | str:
         if name in refused:
@@ -139,21 +144,15 @@ def make(
             raise ValueError(f"{path}: no film of its {which} part can be used.")
     if texts:
         most = max(len(texts[name]) for name in good)
-        made = (
-            tokenizer.load(tokenizer_path)
-            if tokenizer_path
-            else tokenizer.train(
-                [
-                    text
-                    for name in dict.fromkeys(n for n, _ in parts["train"])
-                    for text in texts[name]
-                ],
-                vocab_size=vocab_size,
-                lowercase=lowercase,
-                cache=tokenizer_cache or None,
-            )
+        made = tokenizer.of_text(
+            [text for name in dict.fromkeys(n for n, _ in parts["train"]) for text in texts[name]],
+            learnt=learnt,
+            path=tokenizer_path,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache,
         )
-        vocabulary = made.size
+        learnt, vocabulary = {"tokenizer": made.plain}, made.size
         tokens = {name: _rows(made.encode(texts[name], length), most) for name in good}
     number = {name: k for k, name in enumerate(good)}
 
@@ -177,7 +176,7 @@ def make(
         skipped = len(bad) if which == "train" else 0
         return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
 
-    return Splits(part("train"), part("test"))
+    return Splits(part("train"), part("test"), learnt=learnt)
 
 
 def read(path: str | Path, *, channels: int = 3) -> Iterator[np.ndarray]:
