@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from sklearn import datasets
 
 from cl_jax.core.names import some
 from cl_jax.data import lines
-from cl_jax.data.labels import NONE
+from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -69,8 +69,8 @@ def make(
       path: of a .csv file with a header; "" for the embedded table.
       embedded: "digits" (1,797 rows of 64 columns, 10 classes), "breast_cancer" (569, 30, 2) or
         "wine" (178, 13, 3), of scikit-learn.
-      label: the column of the class, text or numbers; an empty cell is an example without a class.
-        "" where there is no such column.
+      label: the column of the class, text or numbers, where 3.0 is 3; an empty cell is an example
+        without a class. "" where there is no such column.
       columns: names of the columns to read; none for all but the label.
       test_path: a second .csv of the same columns, the test part.
       test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
@@ -80,7 +80,7 @@ def make(
 
     Raises:
       ValueError: an unknown table, a file without such columns or without rows, a cell that is not
-        a finite number, a part without rows.
+        a finite number, a part without rows, a class of `test_path` that no training row has.
     """
     if not path and test_path:
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
@@ -88,18 +88,25 @@ def make(
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
     if learnt is not None:
         known = Learnt(**learnt)
-        name, table = Path(path).stem, read(path, label, known.columns)
-        classes = list(dict.fromkeys([*known.classes, *_classes([table])]))
-        whole = _source(name, table, known._replace(classes=classes))
+        table = read(path, label, known.columns)
+        table = _alike({"run": table._replace(labels=list(known.classes)), "": table})[""]
+        classes = list(dict.fromkeys([*known.classes, *sorted(set(table.labels) - {""})]))
+        whole = _source(Path(path).stem, table, known._replace(classes=classes))
         return Splits(whole, whole, learnt=learnt)
     if path:
         name, table = Path(path).stem, read(path, label, columns)
     else:
         name, table = embedded, _embedded(embedded, columns)
+    given = {"train": table}
     if test_path:
-        parts = {"train": table, "test": read(test_path, label, table.columns)}
+        given["test"] = read(test_path, label, table.columns)
+    parts = _alike(given)
+    if test_path:
+        mend = f"Write them alike, leave such rows out of {test_path}, or set label=''."
+        train, test = (parts[part].labels for part in ("train", "test"))
+        refuse_unknown(path, train, test, f"classes of {label!r}", mend)
     else:
-        parts = _divided(name, table, test_share)
+        parts = _divided(name, parts["train"], test_share)
     return _splits(name, parts)
 
 
@@ -231,8 +238,14 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
     return table._replace(values=table.values[chosen], labels=labels)
 
 
-def _classes(tables: Iterable[Table]) -> list[str]:
-    return sorted({word for table in tables for word in table.labels if word})
+def _alike(parts: Mapping[str, Table]) -> dict[str, Table]:
+    """The parts with class names written alike in all of them."""
+    every = [word for table in parts.values() for word in table.labels]
+    words = iter(lines.whole(every) or every)
+    return {
+        part: table._replace(labels=[next(words) for _ in table.labels])
+        for part, table in parts.items()
+    }
 
 
 def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
@@ -247,7 +260,7 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
         )
     # Relative to the column: numbers in small units may all be below 1e-12.
     varies = deviation > 1e-12 * np.abs(train.values).max(0)
-    classes = _classes(parts.values())
+    classes = sorted({word for table in parts.values() for word in table.labels} - {""})
     found = Learnt(train.columns, mean, np.where(varies, deviation, 0), classes)
     return Splits(
         _source(f"{name}/train", train, found),
