@@ -27,7 +27,7 @@ from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
-from cl_jax.data.reading import read_or_next
+from cl_jax.data.reading import read_or_next, scale_of
 from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -59,6 +59,7 @@ def make(
     test_size: int = 2048,
     seed: int = 0,
     on_error: str = "raise",
+    value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**31,
     workers: int = 8,
@@ -81,7 +82,7 @@ def make(
       level, train_size, test_size, seed: of `scenes`.
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
-      max_pixels, cache_bytes, workers: as in `data.folder`.
+      value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
       learnt: see `Splits`: {"tokenizer"}.
 
     Raises:
@@ -130,6 +131,8 @@ def make(
         raise ValueError(f"{table}: no picture has a {label_column!r}; set label_column=''.")
     made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())
+    shown = [name for names in parts.values() for name in names]
+    scale = scale_of(table.parent, shown, value_range)
     sources = {
         part: _source(
             f"{table.parent.name}/{part}",
@@ -139,7 +142,7 @@ def make(
             _tokens(made, length, [rows[name].captions for name in names], most),
             made.size,
             classes,
-            dict(image_size=image_size, channels=channels, max_pixels=max_pixels),
+            dict(image_size=image_size, channels=channels, max_pixels=max_pixels, scale=scale),
             on_error,
             cache_bytes,
             workers,

@@ -22,6 +22,9 @@ from cl_jax.training import workdir as folder
 
 FILE = "data.json"
 LEARNT = "learnt.json"  # `Splits.learnt`
+# Left in a folder by the file managers of Windows. Those of other systems hide what they leave by a
+# dot, as editors and git do. No data are read from any of them.
+_LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 
 
 class NotKept(ConfigError):
@@ -83,9 +86,22 @@ def stand_in(workdir: Path) -> Splits | None:
 
 
 def of_files(path: Path) -> dict[str, Any]:
-    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder."""
+    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder but hidden
+    ones. Where there are hidden ones, "with_hidden" has the same of all: earlier versions counted
+    them."""
+    every = sorted(_files(path))
+    shown = every if path.is_file() else [one for one in every if not _is_hidden(one[0])]
+    found = _counted(shown)
+    return found if len(shown) == len(every) else found | {"with_hidden": _counted(every)}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[0] == "." or part in _LEFT_BEHIND for part in name.split("/"))
+
+
+def _counted(files: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
     names, times, count, total = hashlib.sha256(), hashlib.sha256(), 0, 0
-    for name, status in sorted(_files(path)):
+    for name, status in files:
         line = f"{name}\0{status.st_size}\0".encode("utf-8", "surrogateescape")
         names.update(line)
         times.update(line + str(status.st_mtime_ns).encode())
@@ -203,6 +219,15 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
     return noted
 
 
+def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that an earlier version began, as if it had not counted hidden files: or
+    the run could not be resumed. Any other record as it is."""
+    counted = now.get("with_hidden")
+    if counted is None or then.get("names") != counted["names"]:
+        return then
+    return then | {key: now[key] for key, value in counted.items() if then.get(key) == value}
+
+
 def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     path = workdir / FILE
     saved = any(
@@ -211,7 +236,7 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     then, changed = now, list[str]()
     if saved and path.exists():
         try:
-            then = json.loads(path.read_text())
+            then = _without_hidden(json.loads(path.read_text()), now)
             changed = [
                 f"  {key}: {then[key]} then, {now[key]} now"
                 for key in ("train", "test", "files", "bytes", "names")
@@ -226,12 +251,12 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
                 + "\n".join(changed)
                 + "\nPut them back as they were, or start a new run in another --workdir."
             )
+    place = workdir / LEARNT
     if saved:
         check_learnt(workdir, data)
-    place = workdir / LEARNT
-    if data.learnt is None:
-        place.unlink(missing_ok=True)  # of a run that had not saved anything
-    elif not (saved and place.exists()):
+    else:
+        place.unlink(missing_ok=True)  # of a run that saved nothing
+    if data.learnt is not None and not place.exists():
         folder.replace_text(place, json.dumps(data.learnt) + "\n")
     if not (saved and path.exists() and then == now):
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")

@@ -64,6 +64,45 @@ def test_other_names_or_sizes_are_refused(change, run):
         check(parts=now)
 
 
+HIDDEN = (".DS_Store", "cat/Thumbs.db", "cat/desktop.ini", ".git/HEAD")
+
+
+def leave_behind(data):
+    for name in HIDDEN:
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_bytes(b"left by a file manager")
+
+
+def test_what_a_file_manager_leaves_is_no_change_of_the_data(run):
+    data, check = run
+    leave_behind(data)
+    assert check() == []
+    (data / "cat" / ".DS_Store.png").write_bytes(b"")
+    assert check() == []
+
+
+def test_a_run_of_a_version_that_counted_hidden_files_is_resumed(run, tmp_path):
+    """From then on they do not count; a file that is added is a change all the same."""
+    data, check = run
+    leave_behind(data)
+    record = tmp_path / "run" / "data.json"
+    old = json.loads(record.read_text()) | fingerprint.of_files(data)["with_hidden"]
+    assert old["files"] == 3 + len(HIDDEN)
+    record.write_text(json.dumps(old))
+    assert check() == [] and json.loads(record.read_text())["files"] == 3
+    (data / ".DS_Store").unlink()
+    assert check() == []
+    hidden = data / ".labels.csv"
+    hidden.write_bytes(b"a,b")
+    assert fingerprint.of_files(hidden)["files"] == 1  # itself the data
+    hidden.unlink()
+    record.write_text(json.dumps(old))
+    leave_behind(data)
+    (data / "cat" / "3.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"files: 7 then, 4 now"):
+        check()
+
+
 def test_other_times_are_noted(run):
     data, check = run
     os.utime(data / "cat" / "1.png", (1, 1))
