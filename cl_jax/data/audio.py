@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from scipy.signal import resample_poly
 from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.labels import NONE
+from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -36,6 +36,7 @@ _UNREAD = frozenset(
 )
 _SILENCE = 2**-14  # of full scale: below, all samples are 0, 1 or -1 in 16 bits
 _FULL = 1 - 2**-14
+_FOLDERS = "label folders", "set labels=False"
 _SHOWN = 5  # recordings that an error names
 
 
@@ -51,6 +52,7 @@ def make(
     path: str,
     sample_rate: int = 0,
     seconds: float = 0.0,
+    labels: bool = True,
     pattern: str = "",
     test_pattern: str = "",
     test_share: float = 0.1,
@@ -73,6 +75,8 @@ def make(
         they must have one rate and keep it.
       seconds: longer recordings end there; 0: none is cut, and all are stored as long as the
         longest.
+      labels: sub-folders are the label. False takes the recordings of all sub-folders without one,
+        such as those of speakers, others in each part.
       pattern: a regular expression with named groups, searched for in each path inside the folder:
         r"(?P<label>\\d)_(?P<speaker>[a-z]+)_\\d+" makes two labels. Sub-folders are then no label.
         A group that takes no part in a match is a recording without that label, -1.
@@ -87,7 +91,8 @@ def make(
     Raises:
       ValueError: no such folder, no recordings in it, a label folder of formats that are not read,
         recordings that cannot be used, several sample rates where none is asked for, a pattern
-        that is wrong or not found, a part without recordings.
+        that is wrong or not found, a part without recordings, a "label" of the test part that no
+        training recording has.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, on_error)
     root = user_path(path)
@@ -104,11 +109,18 @@ def make(
         )
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
-    if not pattern:
+    if labels and not pattern:
         depth = 1 if of_folders(path, files) else 0
         listing.refuse_lost(path, listed, files, depth, "recording")
-    labels = _labels(path, files, pattern)
-    is_test = _test_part(path, files, test_pattern, test_share, labels)
+    words = _labels(path, files, pattern) if labels or pattern else {}
+    is_test = _test_part(path, files, test_pattern, test_share, words.get("label"))
+    if "label" in words:  # others, such as speakers, may be in one part on purpose
+        of = words["label"]
+        train = [one for one, tested in zip(of, is_test) if not tested]
+        test = [one for one, tested in zip(of, is_test) if tested]
+        what, mend = ("labels", "rename the group") if pattern else _FOLDERS
+        refuse_unknown(path, train, test, what, f"Name them alike, or {mend}.")
+    numbers = {field: _numbered(of) for field, of in words.items()}
 
     def stored(name: str) -> Stored | str:
         return listed.bad.get(name) or _stored(root / name, sample_rate, seconds)
@@ -133,9 +145,9 @@ def make(
             audio[row, : len(waves[k].samples)] = waves[k].samples
         lengths = np.array([len(waves[k].samples) for k in rows], np.int32)
         arrays: dict[str, np.ndarray] = {"audio": audio, "length": lengths}
-        for field, (of, _) in labels.items():
+        for field, (of, _) in numbers.items():
             arrays[field] = of[[good[k] for k in rows]]
-        sizes = {field: count for field, (_, count) in labels.items()}
+        sizes = {field: count for field, (_, count) in numbers.items()}
         found = from_arrays(f"{root.name}/{name}", arrays, sizes)
         skipped = sum(is_test[i] == test for i in range(len(files))) - len(rows)
         names = [files[good[k]] for k in rows]
@@ -259,10 +271,10 @@ def _test_part(
     files: Sequence[str],
     pattern: str,
     share: float,
-    labels: Mapping[str, tuple[np.ndarray, int]],
+    labels: Sequence[str] | None,
 ) -> list[bool]:
     """Whether each recording is of the test part: by the pattern, by the folders, or a share of
-    each "label"."""
+    each label."""
     if pattern:
         found = [bool(_compiled("test_pattern", pattern).search(name)) for name in files]
         if all(found) or not any(found):
@@ -276,7 +288,7 @@ def _test_part(
         return [parts[name.split("/")[0]] == "test" for name in files]
     if len(files) < 2:
         raise ValueError(f"{path} has one recording, too few for a train and a test part.")
-    groups = dict(zip(files, labels["label"][0].tolist())) if "label" in labels else None
+    groups = dict(zip(files, labels)) if labels is not None else None
     chosen = drawn(files, share, groups)
     if not chosen:
         raise ValueError(
@@ -286,8 +298,8 @@ def _test_part(
     return [name in chosen for name in files]
 
 
-def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np.ndarray, int]]:
-    """{label field: (int32 [N], how many values)}."""
+def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, list[str]]:
+    """{label field: the name of each recording's label, "" for none}."""
     if pattern:
         matches = [_compiled("pattern", pattern).search(name) for name in files]
         fields = list(_compiled("pattern", pattern).groupindex)
@@ -310,21 +322,24 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, tuple[np
         if beside:
             raise ValueError(
                 f"{path} has recordings beside its label folders, such as {printable(beside[0])}. "
-                "Move them into one, or read labels by a pattern."
+                "Move them into one, read labels by a pattern, or set labels=False."
             )
         texts = {"label": [parts[0] for parts in inside]}
-    found = {}
     for field, values in texts.items():
         if field in ("audio", "length", "id"):
             raise ValueError(
                 f"pattern={pattern!r}: {field!r} is not a name for a label; rename it."
             )
-        names = sorted(set(values) - {""})
-        if not names:
+        if not any(values):
             raise ValueError(f"pattern={pattern!r}: no recording has a {field!r}.")
-        number = {name: k for k, name in enumerate(names)}
-        found[field] = np.array([number.get(one, NONE) for one in values], np.int32), len(names)
-    return found
+    return texts
+
+
+def _numbered(words: Sequence[str]) -> tuple[np.ndarray, int]:
+    """(int32 [N], how many values)."""
+    names = sorted(set(words) - {""})
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number.get(one, NONE) for one in words], np.int32), len(names)
 
 
 def _compiled(setting: str, pattern: str) -> re.Pattern[str]:

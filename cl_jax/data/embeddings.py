@@ -139,7 +139,7 @@ def _fits_int32(values: np.ndarray) -> bool:
 
 
 def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Embeddings:
-    features, labels, paths = {}, {}, None
+    features, labels, paths, called = {}, {}, None, _path_column(columns)
     _check_notes(path, about)
     classes = {name: tuple(words) for name, words in about.pop("classes", {}).items()}
     for name, given in columns.items():
@@ -148,7 +148,7 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
         if values.ndim == 2 and values.dtype.kind in "fiu" and values.shape[1]:
             with np.errstate(over="ignore"):  # reported below with those that are inf in the file
                 features[name] = np.asarray(values, np.float32)
-        elif values.ndim == 1 and name.lower() in PATHS and paths is None:
+        elif name == called:
             paths = values.astype(str)
         elif values.ndim == 1 and values.dtype.kind == "f":  # other measures are left out
             if (found := _whole(values)) is not None:
@@ -187,6 +187,12 @@ def _of_columns(path: str, columns: dict[str, Any], about: dict[str, Any]) -> Em
     if not count:
         raise ConfigError(f"{path} has no row.")
     return Embeddings(features, paths, labels, classes, about)
+
+
+def _path_column(columns: Mapping[str, np.ndarray]) -> str | None:
+    """The column that names the rows: the first of `PATHS` that there is, wherever it stands."""
+    of = {name.lower(): name for name, values in columns.items() if values.ndim == 1}
+    return next((of[name] for name in PATHS if name in of), None)
 
 
 def _check_notes(path: str, about: Any) -> None:
@@ -306,8 +312,9 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         name: np.stack(rows) if name in wide and rows else np.array(rows, str)
         for name, rows in found.items()
     }
+    called = _path_column(columns)
     for name, values in columns.items():
-        if name not in wide and name.lower() not in PATHS:
+        if name not in wide and name != called:
             columns[name] = _cells(np.char.strip(values) if len(values) else values)
     return columns, {}
 
@@ -315,10 +322,10 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _cells(words: np.ndarray) -> np.ndarray:
     """A column of labels as numbers where all of its cells are, as other programs write them: 3 or
     3.0, nothing for none. Otherwise they are names, such as 007 beside 7."""
-    given = [word for word in words.tolist() if word]
-    if not given or not all(re.fullmatch(r"-?(0|[1-9]\d*)(\.0+)?", word) for word in given):
+    given = lines.whole(words.tolist())
+    if given is None or not any(given):
         return words
-    whole = np.array([int(word.partition(".")[0] or -1) for word in words.tolist()], object)
+    whole = np.array([int(word or -1) for word in given], object)
     return whole.astype(np.int64) if max(abs(whole)) < 2**63 else words
 
 

@@ -7,7 +7,8 @@
     MUTAG/MUTAG_node_labels.txt       a tag for each node (may be missing)
 
     edges.txt                         "graph node node" a line, by any names; labels.txt "graph
-                                      label" and tags.txt "graph node tag" beside it, where given
+                                      label" and tags.txt "graph node tag" beside it, where given;
+                                      a header is left out, with a warning
 
 Graphs are undirected: an edge counts once, however often and in whichever direction it is listed,
 and an edge from a node to itself not at all.
@@ -334,7 +335,7 @@ def _integers_in_words(columns: int | None) -> str:
 def _first_bad_line(given: Sequence[str], columns: int | None) -> str:
     for i, line in enumerate(given, 1):
         words = re.split(r"[,\s]+", line.strip())
-        right = all(re.fullmatch(r"[-+]?\d+", word) for word in words)
+        right = all(map(_is_whole, words))
         if line.strip() and (not right or (columns is not None and len(words) != columns)):
             return f"line {i} is {line.strip()[:60]!r}; expected {_integers_in_words(columns)}."
     return ""
@@ -407,7 +408,7 @@ def _thing(names: Sequence[str]) -> str:
 
 
 def _words(file: Path, columns: int, form: str) -> list[list[str]]:
-    """The words of each line; lines that begin with # are comments."""
+    """The words of each line, without a header; lines that begin with # are comments."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; expected a file with a line {form!r} for each.")
     found = []
@@ -420,12 +421,32 @@ def _words(file: Path, columns: int, form: str) -> list[list[str]]:
                 f"{file}: line {i} is {line.strip()[:60]!r}; expected {columns} words, {form!r}."
             )
         found.append(words)
+    if _is_header(found):
+        logging.warning(
+            "%s: its first line, %r, is taken for a header and left out.", file, " ".join(found[0])
+        )
+        del found[0]
     if not found:
         raise ValueError(f"{file} is empty; expected a line {form!r} for each.")
     return found
 
 
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: it begins with "graph", or has no number where all
+    others have one; and no other row is of a graph of that name."""
+    if not rows or rows[0][0] in {row[0] for row in rows[1:]}:
+        return False
+    if re.fullmatch(r"graph([_-]?(id|name|index|number))?", rows[0][0].lower()):
+        return True
+    words = not any(map(_is_whole, rows[0]))
+    return words and any(all(map(_is_whole, column)) for column in zip(*rows[1:]))
+
+
+def _is_whole(word: str) -> bool:
+    return bool(re.fullmatch(r"[-+]?\d+", word))
+
+
 def _sorted(names: set[str]) -> list[str]:
     """By number where all are numbers, otherwise by name."""
-    whole = all(re.fullmatch(r"[-+]?\d+", name) for name in names)
+    whole = all(map(_is_whole, names))
     return sorted(names, key=(lambda name: (int(name), name)) if whole else None)

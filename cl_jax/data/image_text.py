@@ -71,7 +71,7 @@ def make(
       image_size, channels: of the stored squares, as in `data.folder`; `scenes` are 32 by 32.
       file_column, caption_column: names of the table's columns.
       label_column: a column of class names; "" for none. An empty cell is a picture without a
-        label, -1.
+        label, -1. A class may be in the test part alone: zero-shot classification asks for those.
       templates: prompts of a class, with {} in the place of its name.
       test_share: of the pictures, where no column "split" divides them.
       limit: at most so many pictures of each part are read, from its whole length; 0 for all. For

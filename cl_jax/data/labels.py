@@ -1,11 +1,12 @@
 """Labels as files have them: checked, numbered, and left out where there are none."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from absl import logging
 
 from cl_jax.core.names import some
+from cl_jax.data.images import printable
 from cl_jax.data.source import Source, labels_of, subset
 
 NONE = -1  # the label of an example without one
@@ -84,6 +85,30 @@ def _renumbered(
         )
     found = np.searchsorted(given, np.maximum(values, 0)).astype(np.int32)
     return np.where(values < 0, np.int32(NONE), found)
+
+
+def refuse_unknown(
+    path: str, train: Iterable[str], test: Iterable[str], what: str, mend: str
+) -> None:
+    """Refuses a test part with classes that no training example has: nothing can be right about
+    those, and most often one class is written in two ways.
+
+    Args:
+      path: of the data, for the message.
+      train, test: names of the classes, in any order and number; "" for none.
+      what: the classes are.
+      mend: a sentence.
+
+    Raises:
+      ValueError: names the classes.
+    """
+    known = set(train) - {""}
+    if unknown := sorted(set(test) - known - {""}):
+        raise ValueError(
+            f"{path}: the {what} of its parts differ: train has "
+            f"{some(list(map(printable, sorted(known))))}, test has "
+            f"{some(list(map(printable, unknown)))} besides. {mend}"
+        )
 
 
 def labelled(source: Source, label: str = "label") -> Source:

@@ -10,6 +10,7 @@ from absl import logging
 
 from cl_jax.core.names import some
 from cl_jax.data import images
+from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import NAMES, TEST_NAMES, by_hash, drawn, role, stem
 
@@ -59,12 +60,10 @@ def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout
             f"{path}: the class folders of its parts differ: train has {_some(classes)}, test has "
             "none. Name them alike, or set labels=False."
         )
-    strange = sorted(set(inner.get("test", [])) - set(classes))
-    if strange and (classes or len(inner["test"]) > 1):
-        raise ValueError(
-            f"{path}: the class folders of its parts differ: train has {_some(inner['train'])}, "
-            f"test has {_some(strange)} besides. Name them alike, or set labels=False."
-        )
+    tested = inner.get("test", [])
+    if classes or len(tested) > 1:
+        mend = "Name them alike, or set labels=False."
+        refuse_unknown(path, inner["train"], tested, "class folders", mend)
     for part, names in inner.items():
         lost = sorted(_tops_of_others(found, places[part]) - set(names)) if names else []
         if lost:

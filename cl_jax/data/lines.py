@@ -83,6 +83,16 @@ def decimal_comma(cells: Sequence[str]) -> str:
     return f" Write {comma.strip()} as {comma.strip().replace(',', '.')}, with a decimal point."
 
 
+def whole(cells: Sequence[str]) -> list[str] | None:
+    """The cells of a column of whole numbers, or empty ones, all written alike: 3.0, as pandas
+    writes 3 where another cell of the column is empty, becomes 3. None of a column with other
+    cells, such as 007, a name."""
+    given = [cell for cell in cells if cell]
+    if not all(re.fullmatch(r"-?(0|[1-9]\d*)(\.0+)?", cell) for cell in given):
+        return None
+    return [str(int(cell.partition(".")[0])) if cell else "" for cell in cells]
+
+
 def separated(path: str | Path, *, counts: Sequence[int], meaning: str) -> list[Row]:
     """The lines of a file, divided at tabs. All lines have the number of columns of the first.
 

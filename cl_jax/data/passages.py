@@ -13,14 +13,14 @@ the user's, the embedded text has "classify/origin": which package a sentence of
 from.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from cl_jax.data import lines, text, text_tasks, tokenizer
+from cl_jax.data.parts import drawn
 from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
 
 
@@ -54,7 +54,7 @@ def make(
       length: T, tokens of a sentence, start and end included; longer ones are cut.
       vocab_size, lowercase, tokenizer_path, tokenizer_cache, classify: as of `text`.
       on_error: for empty sentences of `classify`, "raise" or "skip", as of `text`.
-      test_share: of the documents, by a hash of their first sentence.
+      test_share: of the documents, by a hash of their text; equal ones are in one part.
       limit: passages of each part at most; 0 for all.
 
     Raises:
@@ -80,16 +80,21 @@ def make(
     divided = {origin: _chapters(documents, chapter) for origin, documents in groups.items()}
     long = [one for documents in divided.values() for one in documents if len(one) >= sentences]
     count = sum(map(len, divided.values()))
-    if len(long) < 2:
+    different = len(set(map(_name, long)))
+    if different < 2:
         raise ValueError(
-            f"{path or 'the text'} has {len(long)} documents of {sentences} sentences or more, of "
-            f"{count}; expected at least two. An empty line ends a document; lower "
+            f"{path or 'the text'} has {different} different documents of {sentences} sentences or "
+            f"more, of {count}; expected at least two. An empty line ends a document; lower "
             "data.sentences for shorter ones, or data.chapter to divide a long one."
         )
     if len(long) < count:
         logging.info("%d of %d documents are too short.", count - len(long), count)
     name = Path(path).name.split(".")[0] if path else "prose"
-    parts = dict(zip(("train", "test"), _divided(long, test_share)))
+    held = drawn(list(dict.fromkeys(map(_name, long))), test_share)
+    parts = {
+        part: [one for one in long if (_name(one) in held) == (part == "test")]
+        for part in ("train", "test")
+    }
     passages = {part: _cut(of, sentences, stride or sentences, limit) for part, of in parts.items()}
     made = (
         tokenizer.load(tokenizer_path)
@@ -117,7 +122,7 @@ def make(
                 "Leave it out of the file."
             )
     elif len(groups) > 1:
-        tasks = {"classify/origin": _origins(divided, parts["test"], limit)}
+        tasks = {"classify/origin": _origins(divided, held, limit)}
     more = {
         key: from_arrays(
             f"{name}_passages/{key}",
@@ -133,16 +138,21 @@ def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:
     return [one[at : at + size] for one in documents for at in range(0, len(one), size)]
 
 
+def _name(document: Sequence[str]) -> str:
+    """What a document is told apart by: all of it, since many may begin with the same sentence."""
+    return "\n".join(document)
+
+
 def _origins(
-    divided: Mapping[str, list[list[str]]], held: list[list[str]], limit: int
+    divided: Mapping[str, list[list[str]]], held: Container[str], limit: int
 ) -> text_tasks.Classes:
-    """The sentences of the documents `held`, and the number of the group each is from."""
-    mine = {one[0] for one in held}
+    """The sentences of the documents with the names `held`, and the number of the group each is
+    from."""
     found = [
         (sentence, number)
         for number, documents in enumerate(divided.values())
         for one in documents
-        if one[0] in mine
+        if _name(one) in held
         for sentence in one
     ]
     if limit:
@@ -164,23 +174,6 @@ def documents_of(rows: Sequence[str]) -> list[list[str]]:
         elif found[-1]:
             found.append([])
     return [one for one in found if one]
-
-
-def _divided(documents: list[list[str]], share: float) -> tuple[list[list[str]], list[list[str]]]:
-    """(train, test), both with a document at least."""
-    place = np.array(
-        [
-            int.from_bytes(hashlib.sha256(one[0].encode()).digest()[:8], "big") / 2**64
-            for one in documents
-        ]
-    )
-    test = place < share
-    test[place.argmin()] = True
-    test[place.argmax()] = False
-    return (
-        [one for one, held in zip(documents, test) if not held],
-        [one for one, held in zip(documents, test) if held],
-    )
 
 
 def _cut(

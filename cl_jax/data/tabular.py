@@ -20,7 +20,7 @@ from sklearn import datasets
 
 from cl_jax.core.names import some
 from cl_jax.data import lines
-from cl_jax.data.labels import NONE
+from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -58,8 +58,8 @@ def make(
       path: of a .csv file with a header; "" for the embedded table.
       embedded: "digits" (1,797 rows of 64 columns, 10 classes), "breast_cancer" (569, 30, 2) or
         "wine" (178, 13, 3), of scikit-learn.
-      label: the column of the class, text or numbers; an empty cell is an example without a class.
-        "" where there is no such column.
+      label: the column of the class, text or numbers, where 3.0 is 3; an empty cell is an example
+        without a class. "" where there is no such column.
       columns: names of the columns to read; none for all but the label.
       test_path: a second .csv of the same columns, the test part.
       test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
@@ -67,7 +67,7 @@ def make(
 
     Raises:
       ValueError: an unknown table, a file without such columns or without rows, a cell that is not
-        a finite number, a part without rows.
+        a finite number, a part without rows, a class of `test_path` that no training row has.
     """
     if not path and test_path:
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
@@ -77,10 +77,16 @@ def make(
         name, table = Path(path).stem, read(path, label, columns)
     else:
         name, table = embedded, _embedded(embedded, columns)
+    given = {"train": table}
     if test_path:
-        parts = {"train": table, "test": read(test_path, label, table.columns)}
+        given["test"] = read(test_path, label, table.columns)
+    parts = _alike(given)
+    if test_path:
+        mend = f"Write them alike, leave such rows out of {test_path}, or set label=''."
+        train, test = (parts[part].labels for part in ("train", "test"))
+        refuse_unknown(path, train, test, f"classes of {label!r}", mend)
     else:
-        parts = _divided(name, table, test_share)
+        parts = _divided(name, parts["train"], test_share)
     return _splits(name, parts)
 
 
@@ -212,6 +218,16 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
     return table._replace(values=table.values[chosen], labels=labels)
 
 
+def _alike(parts: Mapping[str, Table]) -> dict[str, Table]:
+    """The parts with class names written alike in all of them."""
+    every = [word for table in parts.values() for word in table.labels]
+    words = iter(lines.whole(every) or every)
+    return {
+        part: table._replace(labels=[next(words) for _ in table.labels])
+        for part, table in parts.items()
+    }
+
+
 def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
     train = parts["train"]
     with np.errstate(over="ignore"):
@@ -224,7 +240,7 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
         )
     # Relative to the column: numbers in small units may all be below 1e-12.
     varies = deviation > 1e-12 * np.abs(train.values).max(0)
-    classes = sorted({word for table in parts.values() for word in table.labels if word})
+    classes = sorted({word for table in parts.values() for word in table.labels} - {""})
     number = {word: i for i, word in enumerate(classes)}
 
     def part(which: str, table: Table) -> Source:

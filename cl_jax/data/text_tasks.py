@@ -14,6 +14,7 @@ import numpy as np
 
 from cl_jax.core.paths import user_path
 from cl_jax.data import lines
+from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.parts import role, stem
 
 Scored = dict[str, tuple[list[str], list[str], np.ndarray]]  # sentences, sentences, scores
@@ -185,11 +186,13 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
     for (group, test), given in parts.items():
         train = parts.get((group, False), [])
         classes = sorted({label for _, _, label in train})
-        if len(classes) < 2 or not {label for _, _, label in given} <= set(classes):
+        if len(classes) < 2:
             raise ValueError(
                 f"{path}: the training rows of {group} have the classes {classes[:5]}; expected "
-                "two or more, those of its test rows among them."
+                "two or more."
             )
+        mend = "Name them alike, or leave those rows out."
+        refuse_unknown(path, classes, [row[2] for row in given], f"classes of {group}", mend)
         first, second, labels = (list(column) for column in zip(*given))
         numbers = np.array([classes.index(label) for label in labels], np.int32)
         key = f"classify/{group}" + ("/test" if test else "")

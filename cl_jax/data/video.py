@@ -23,6 +23,7 @@ from PIL import Image
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
+from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, of_folders, role
 from cl_jax.data.source import Source, Splits, from_arrays
@@ -47,6 +48,7 @@ def make(
     sampling: str = "pieces",
     image_size: int = 64,
     channels: int = 3,
+    labels: bool = True,
     test_share: float = 0.1,
     file_column: str = "file",
     caption_column: str = "caption",
@@ -72,6 +74,7 @@ def make(
         too short; "spread" makes one clip of a film, its frames evenly over the whole, which fits
         captions of whole films.
       image_size, channels: of the stored squares; 1 or 3 channels.
+      labels: sub-folders are the label. False takes the films of all sub-folders without one.
       test_share: of the films of each label, by a hash of their path, where there is no folder
         "test". Of a single film, the last clips.
       file_column, caption_column: of the table of captions, where there is one; files are named
@@ -85,7 +88,7 @@ def make(
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
         array of another shape or type, captions without a film or films without a caption, more
-        than `max_bytes`.
+        than `max_bytes`, a label of the test part that no training film has.
     """
     _check(frames, every, sampling, image_size, channels, test_share, on_error)
     root = user_path(path)
@@ -102,7 +105,8 @@ def make(
         )
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
-    listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
+    if labels:
+        listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts, splits = _captions(root, names, file_column, caption_column)
 
     def stored(name: str) -> np.ndarray | str:
@@ -127,16 +131,20 @@ def make(
             f"{max_bytes / 2**30:.1f} GiB. Lower image_size, raise every, or raise max_bytes."
         )
     folders = of_folders(path, list(good))
-    labels, tokens, vocabulary = _labels(path, list(good), folders), None, 0
+    kinds, tokens, vocabulary = _labels(path, list(good), folders) if labels else {}, None, 0
     if splits and folders:
         raise ValueError(
             f"{path} has folders that are parts and a table of captions with a column split; "
             "expected one of the two. Rename the column."
         )
-    parts = _parts(root, good, folders, labels, test_share, splits)
+    parts = _parts(root, good, folders, kinds, test_share, splits)
     for which, films in parts.items():
         if not films:
             raise ValueError(f"{path}: no film of its {which} part can be used.")
+    train, test = ([kinds.get(name, "") for name, _ in parts[part]] for part in ("train", "test"))
+    mend = "Name them alike, or set labels=False."
+    refuse_unknown(path, train, test, "label folders", mend)
+    classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
         made = (
@@ -167,9 +175,9 @@ def make(
         }
         sizes = {"video": len(good)}
         each = [name for name, clips in chosen for _ in clips]
-        if labels:
-            arrays["label"] = np.array([labels[name] for name in each], np.int32)
-            sizes["label"] = 1 + max(labels.values())
+        if classes:
+            arrays["label"] = np.array([classes.index(kinds[name]) for name in each], np.int32)
+            sizes["label"] = len(classes)
         if tokens is not None:
             arrays["tokens"] = np.stack([tokens[name] for name in each])
             sizes["tokens"] = vocabulary
@@ -306,7 +314,7 @@ def _parts(
     root: Path,
     clips: Mapping[str, np.ndarray],
     parts: Mapping[str, str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, str],
     share: float,
     splits: Mapping[str, str],
 ) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -344,20 +352,19 @@ def _parts(
     }
 
 
-def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[str, int]:
+def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[str, str]:
     """{film: label} of the first sub-folder; {} where films have none, or all the same."""
     inside = [name.split("/")[1:] if parts else name.split("/") for name in names]
-    folders = sorted({words[0] for words in inside if len(words) > 1})
+    folders = {words[0] for words in inside if len(words) > 1}
     if len(folders) < 2:
         return {}
     beside = [name for name, words in zip(names, inside) if len(words) < 2]
     if beside:
         raise ValueError(
             f"{path} has films beside its label folders, such as {printable(beside[0])}. Move them "
-            "into one."
+            "into one, or set labels=False."
         )
-    number = {folder: k for k, folder in enumerate(folders)}
-    return {name: number[words[0]] for name, words in zip(names, inside)}
+    return {name: words[0] for name, words in zip(names, inside)}
 
 
 def _captions(

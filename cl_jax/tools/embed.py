@@ -119,6 +119,10 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
         source, bad = run.source(folder)
         root = str(user_path(folder).resolve()) if source.names is not None else ""
         return source, bad, root
+    if run.config.data.name == "folder" and not run.config.data.path:  # an imported network
+        raise ValueError(
+            f"{run.workdir} has no data of its own; give a folder of images as FOLDER."
+        )
     data = run.data
     parts = {"train": data.train, "test": data.test} | {
         name: source

@@ -91,6 +91,19 @@ def test_folders_train_and_test_are_the_parts(tmp_path):
     np.testing.assert_array_equal(splits.test.arrays["label"], [1])
 
 
+def test_labels_of_the_test_part_alone_are_refused(tmp_path):
+    path = _folder(tmp_path / "x", ("train/Anna/1.wav", "train/ben/1.wav", "test/anna/1.wav"))
+    with pytest.raises(ValueError, match=r"train has Anna, ben, test has anna besides. .*labels=F"):
+        audio.make(path=path)
+    assert audio.make(path=path, labels=False).train.sizes == {}
+    path = _folder(tmp_path / "y", ("a_x_1.wav", "b_x_1.wav", "a_y_0.wav"))
+    given = dict(path=path, test_pattern="0.wav")
+    splits = audio.make(**given, pattern="(?P<label>.)_(?P<speaker>.)")
+    assert splits.test.arrays["speaker"].tolist() == [1]  # speakers may be in one part alone
+    with pytest.raises(ValueError, match="the labels of its parts differ: train has x, test has y"):
+        audio.make(**given, pattern="_(?P<label>.)_")
+
+
 def test_the_part_of_a_recording_depends_on_its_path_alone(tmp_path):
     names = [f"{i}.wav" for i in range(40)]
     before = audio.make(path=_folder(tmp_path / "x", names), test_share=0.3)

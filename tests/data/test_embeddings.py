@@ -241,3 +241,17 @@ def test_names_of_digits_stay_apart(tmp_path):
     found = embeddings.load(tmp_path / "e.csv")
     assert found.words("code") == ["007", "7", ""]
     assert found.words("kind") == ["cat", "cat", "dog"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_rows_are_named_by_their_path_wherever_it_stands(suffix, tmp_path):
+    """The column id stands first, and its numbers are a label."""
+    paths = ["a/1.jpg", "b/2.jpg"]
+    if suffix == "csv":
+        rows = "".join(f"{7 + i},{path},{i},1\n" for i, path in enumerate(paths))
+        (tmp_path / "e.csv").write_text("id,Path,h.0,h.1\n" + rows)
+    else:
+        np.savez(tmp_path / "e.npz", id=np.array([7, 8]), Path=paths, h=np.eye(2))
+    found = embeddings.load(tmp_path / f"e.{suffix}")
+    assert found.paths.tolist() == paths
+    assert {name: rows.tolist() for name, rows in found.labels.items()} == {"id": [7, 8]}

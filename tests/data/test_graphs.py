@@ -208,8 +208,34 @@ def test_a_list_of_edges(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "edges, labels, tags",
+    [
+        ("graph,source,target", "graph,label", "graph,node,tag"),
+        ("Graph_ID,a,b", "Graph_ID,y", "Graph_ID,n,t"),
+        ("gid,from,to", "gid,class", "gid,node,tag"),
+    ],
+)
+def test_a_header_is_no_graph(tmp_path, caplog, edges, labels, tags):
+    """As pandas writes one; a graph of the name "graph" that has several lines is none."""
+    rows = dict(edges="g,1,2\ng,2,3\nh,4,5\n", labels="g,1\nh,0\n")
+    rows["tags"] = "g,1,7\ng,2,7\ng,3,8\nh,4,8\nh,5,7\n"
+    bare = graphs.make(**_files(tmp_path, **rows)).train
+    assert not caplog.records
+    headed = {"edges": edges, "labels": labels, "tags": tags}
+    given = _files(tmp_path, **{name: f"{headed[name]}\n{rows[name]}" for name in rows})
+    found = graphs.make(**given).train
+    assert found.sizes == bare.sizes
+    for name, values in bare.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], values)
+    assert f"its first line, {edges.replace(',', ' ')!r}, is taken for a header" in caplog.text
+    named = _files(tmp_path, edges="graph a b\ngraph b c\nother a b\n")
+    assert graphs.make(**named).train.size == 2
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
+        (dict(edges="graph source target\n"), "edges.txt is empty"),
         (dict(edges="1 2\n"), r"line 1 is '1 2'; expected 3 words, 'graph node node'"),
         (dict(edges="# nothing\n"), "edges.txt is empty"),
         (dict(edges=EDGES, labels="water 1\n"), "no label for graph hydrogen, and for 0 more"),

@@ -898,7 +898,7 @@ def line(of: Case, gets: str, words: str) -> str:
 
 def page() -> str:
     parts = [
-        "# Bad inputs",
+        "# Input that is not as expected",
         "",
         SUMMARY,
         "",

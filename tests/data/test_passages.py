@@ -51,6 +51,19 @@ def test_a_document_is_in_one_part(tmp_path):
     assert len(_make(tmp_path, sentences=3, stride=1, limit=2).train.arrays["passage"]) == 2
 
 
+def test_documents_that_begin_alike_have_a_test_part_too(tmp_path):
+    """Chats that all start with one greeting; equal ones are in one part."""
+    chats = [f"How can I help you?\nA word about {d}.\nThanks for {d}.\n" for d in range(12)]
+    (tmp_path / "chats.txt").write_text("\n".join([*chats, *chats]))
+    given = dict(path=str(tmp_path / "chats.txt"), sentences=3, vocab_size=64, length=8)
+    splits = passages.make(**given, test_share=0.3)
+    sizes = [part.size for part in splits[:2]]
+    assert min(sizes) >= 2 and sum(sizes) == 24 and not any(size % 2 for size in sizes)
+    (tmp_path / "chats.txt").write_text("\n".join([chats[0]] * 5))
+    with pytest.raises(ValueError, match="1 different documents of 3 sentences"):
+        passages.make(**given)
+
+
 def test_a_long_document_is_divided(tmp_path):
     """Chapters of four sentences: of 7, 3, 12 and 6 there are 1, 0, 3 and 1 that are whole."""
     splits = _make(tmp_path, sentences=4, chapter=4)
@@ -94,7 +107,7 @@ def test_errors_say_what_was_expected(tmp_path):
         (dict(chapter=4), "a chapter of as many"),
         (dict(packages=()), "one at least"),
         (dict(test_share=0.0), "above 0 and below 1"),
-        (dict(sentences=8), r"1 documents of 8 sentences or more, of 4"),
+        (dict(sentences=8), r"1 different documents of 8 sentences or more, of 4"),
     ):
         with pytest.raises(ValueError, match=message):
             _make(tmp_path, **settings)

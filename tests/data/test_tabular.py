@@ -44,6 +44,25 @@ def test_the_test_part_is_measured_by_the_training_part(tmp_path):
     assert "label" not in splits.train.sizes
 
 
+def test_classes_are_alike_however_they_are_written(tmp_path):
+    """pandas writes the classes of a column with an empty cell as 0.0 and 1.0, else as 0 and 1."""
+    train = write(tmp_path, "x,label\n0,0.0\n2,1.0\n4,\n6,10.0\n")
+    test = write(tmp_path, "x,label\n1,1\n2,0\n3,10\n", "test.csv")
+    splits = tabular.make(path=train, test_path=test)
+    assert splits.train.classes == {"label": ["0", "1", "10"]}
+    assert splits.train.arrays["label"].tolist() == [0, 1, -1, 2]
+    assert splits.test.arrays["label"].tolist() == [1, 0, 2]
+    names = write(tmp_path, "x,label\n0,007\n1,7\n2,7.0\n", "names.csv")
+    assert tabular.make(path=names, test_path=names).train.sizes == {"label": 3}
+
+
+def test_classes_of_the_test_part_alone_are_refused(tmp_path):
+    train = write(tmp_path, "x,kind\n0,Cat\n2,dog\n")
+    test = write(tmp_path, "x,kind\n1,cat\n2,dog\n3,\n", "test.csv")
+    with pytest.raises(ValueError, match=r"train has Cat, dog, test has cat besides. .*label=''"):
+        tabular.make(path=train, test_path=test, label="kind")
+
+
 def test_equal_rows_are_in_one_part_and_more_rows_move_none(tmp_path):
     lines = [f"{i},{i % 3},a\n" for i in range(60)] * 2
     short = tabular.make(path=write(tmp_path, "x,y,label\n" + "".join(lines)))

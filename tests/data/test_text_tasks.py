@@ -52,7 +52,7 @@ def test_sentences_with_classes_are_sources_by_set(tmp_path):
         ([["a", "b"], ["c", "d"]], "expected a header with label and text"),
         ([header, ["MR", "all", "1", " "]], "empty sentences, labels or sets in line 2"),
         ([header, ["MR", "all", "1", "x"]], "expected two or more"),
-        ([*table, ["MR", "test", "2", "x"]], "those of its test rows among them"),
+        ([*table, ["MR", "test", "2", "x"]], "train has 0, 1, test has 2 besides"),
     ):
         with pytest.raises(ValueError, match=message):
             made(path, tmp_path, classify=written(tmp_path / "w.tsv", wrong))

@@ -55,6 +55,15 @@ def test_sub_folders_are_labels_and_a_hash_divides(tmp_path):
     assert more.train.size + more.test.size == 13
 
 
+def test_labels_of_the_test_part_alone_are_refused(tmp_path):
+    for name in ("train/run", "train/walk", "test/Run", "test/walk"):
+        array(tmp_path / name / "a.npy", 2)
+    given = dict(path=str(tmp_path), frames=2, image_size=4)
+    with pytest.raises(ValueError, match=r"train has run, walk, test has Run besides. .*labels=F"):
+        video.make(**given)
+    assert video.make(**given, labels=False).train.sizes == {"video": 4}
+
+
 def test_the_last_clips_of_one_film_are_the_test_part(tmp_path):
     array(tmp_path / "film.npy", 20)
     data = video.make(path=str(tmp_path), frames=2, image_size=4, test_share=0.2)
