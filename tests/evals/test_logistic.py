@@ -105,7 +105,8 @@ def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
 
 
 def test_steps_ahead_of_a_dead_network_are_at_chance_and_of_nan_last():
-    p, z = RNG.normal(size=(4, 2, 7, 3)), RNG.normal(size=(4, 7, 3))
+    rng = np.random.default_rng(1)
+    p, z = rng.normal(size=(4, 2, 7, 3)), rng.normal(size=(4, 7, 3))
 
     def found(p, z):
         given = _given(None, predictions=lambda source: {"p": p, "z": z})

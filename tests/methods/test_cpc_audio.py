@@ -83,7 +83,8 @@ def test_the_function_steps_looks_at_one_recording_at_a_time(started):
 
 def test_latents_that_score_alike_share_what_is_picked_out():
     picked = jax.jit(cpc_audio.picked_out)
-    p, z = (RNG.normal(size=shape).astype(np.float32) for shape in ((STEPS, 9, 4), (9, 4)))
+    rng = np.random.default_rng(1)  # of its own: the other tests' draws stay what they are
+    p, z = (rng.normal(size=shape).astype(np.float32) for shape in ((STEPS, 9, 4), (9, 4)))
     scores = p[:, : 9 - STEPS] @ z.T
     first = scores.argmax(2) == np.arange(9 - STEPS) + np.arange(1, STEPS + 1)[:, None]
     assert 0 < first.mean() < 1
