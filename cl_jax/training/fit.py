@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import configs, experiment
+from cl_jax.training import checkpoint, configs, experiment
 from cl_jax.training.resuming import flatten
 from cl_jax.training.workdir import path_of
 
@@ -40,8 +40,8 @@ def fit(
     Args:
       config: as loaded, with the user's settings. Without `fit` nothing is changed.
       given: keys that the user set, such as "method.queue_size"; these are left alone.
-      workdir: of the run. Where a run of the same data is there, its sizes are taken, so that the
-        command that started it resumes it. None for no run.
+      workdir: of the run. Where a run of the same data has saved something there, its sizes are
+        taken, so that the command that started it resumes it. None for no run.
       survey: what the data hold, where they are not here.
 
     Raises:
@@ -99,14 +99,15 @@ def _survey(config: ConfigDict) -> Any:
 
 
 def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
-    """The config of the run that is in the workdir, of the same data; empty without one."""
-    stages = config.get("stage_order", ())
-    for place in (path_of(workdir), *(path_of(workdir) / stage for stage in stages)):
-        if (place / "config.json").exists():
-            kept = configs.plain(configs.of_run(place))
-            same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-            return kept if same else {}
-    return {}
+    """The config of the run that is in the workdir, of the same data; empty without one, or where
+    it has no checkpoint: the sizes of an attempt may be why it saved nothing."""
+    places = [path_of(workdir) / stage for stage in config.get("stage_order", ()) or ("",)]
+    begun = next((place for place in places if (place / "config.json").exists()), None)
+    if begun is None or not checkpoint.are_in(begun):
+        return {}
+    kept = configs.plain(configs.of_run(begun))
+    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+    return kept if same else {}
 
 
 def _sizes(
