@@ -61,7 +61,8 @@ def scale_of(
             )
         return images.Scale(float(value_range[0]), float(value_range[1]), True)
     if learnt and "value_range" in learnt:
-        return images.Scale(*learnt["value_range"], clips=False)
+        low, high = learnt["value_range"]
+        return images.Scale(float(low), float(high), False)
     place = f"{root}: " if root.parts else ""
     deep = [name for name in names if images.may_be_deep(name)]
     rows = np.unique(np.linspace(0, len(deep) - 1, SAMPLED).astype(int)) if deep else ()
