@@ -22,7 +22,7 @@ from cl_jax.core.names import some
 from cl_jax.data import lines
 from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays
 
 EMBEDDED = {
     "digits": datasets.load_digits,
@@ -87,6 +87,11 @@ def make(
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
     if learnt is not None:
+        if not learnt:
+            raise ValueError(
+                "the run did not keep the means and deviations of its training data, and those of "
+                f"this table would measure it otherwise. {TO_KEEP}"
+            )
         known = Learnt(**learnt)
         table = read(path, label, known.columns)
         table = _alike({"run": table._replace(labels=list(known.classes)), "": table})[""]

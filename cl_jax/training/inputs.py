@@ -131,7 +131,7 @@ def _other_data(path: str, known: Known) -> Source:
     learnt = fingerprint.learnt(Path(known.workdir))
     # A run that kept nothing: a source that may have a test part of its own learns from the
     # training part once more, and reads the other file as the test part.
-    again = learnt is None and "test_path" in keywords
+    again = learnt is None and "test_path" in keywords and bool(section.get("path"))
     section["test_path" if again else "path"] = path
     splits = experiment.load_data(
         ConfigDict({"data": section, "seed": known.config.seed}), None if again else learnt or {}

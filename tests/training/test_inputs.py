@@ -153,6 +153,16 @@ def test_a_tokenizer_is_never_trained_on_other_data(name, tmp_path):
         source_of(other, run)
 
 
+@pytest.mark.parametrize("name", ["text", "tabular"])
+def test_a_run_of_embedded_data_that_kept_nothing_has_no_file_to_learn_from_again(name, tmp_path):
+    data = {"text": {"embedded": "scenes", "train_size": 9, "test_size": 3}, "tabular": {}}[name]
+    run, _ = began(tmp_path / "run", {"name": name, "path": ""} | data)
+    (tmp_path / "run" / "learnt.json").unlink()
+    text(tmp_path / "other.txt", LINES)
+    with pytest.raises(ValueError, match=r"the run did not keep .* Give the command that trained"):
+        source_of(tmp_path / "other.txt", run)
+
+
 def molecules(folder, atoms):
     """A folder of one graph, a path of nodes with these tags."""
     folder.mkdir()
