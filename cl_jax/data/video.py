@@ -26,7 +26,7 @@ from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, of_folders, role
-from cl_jax.data.reading import scale_of
+from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -62,6 +62,7 @@ def make(
     max_bytes: int = 2**32,
     on_error: str = "raise",
     workers: int = 4,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The films below `path` as clips of `frames` frames.
 
@@ -87,6 +88,8 @@ def make(
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
+      learnt: see `Splits`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
+        captions are left out.
 
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
@@ -111,8 +114,12 @@ def make(
     if labels:
         listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts, splits = _captions(root, names, file_column, caption_column)
+    if texts and learnt is not None and not ("tokenizer" in learnt or tokenizer_path):
+        logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
+        texts = {}
     shown = [name for name in listed.files if _is_picture(name) and name not in listed.bad]
-    scale = scale_of(root, shown, value_range)
+    scale = scale_of(root, shown, value_range, learnt)
+    kept = learnt_of(scale)
 
     def stored(name: str) -> np.ndarray | str:
         if name in refused:
@@ -152,21 +159,15 @@ def make(
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
-        made = (
-            tokenizer.load(tokenizer_path)
-            if tokenizer_path
-            else tokenizer.train(
-                [
-                    text
-                    for name in dict.fromkeys(n for n, _ in parts["train"])
-                    for text in texts[name]
-                ],
-                vocab_size=vocab_size,
-                lowercase=lowercase,
-                cache=tokenizer_cache or None,
-            )
+        made = tokenizer.of_text(
+            [text for name in dict.fromkeys(n for n, _ in parts["train"]) for text in texts[name]],
+            learnt=learnt,
+            path=tokenizer_path,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache,
         )
-        vocabulary = made.size
+        kept, vocabulary = kept | {"tokenizer": made.plain}, made.size
         tokens = {name: _rows(made.encode(texts[name], length), most) for name in good}
     number = {name: k for k, name in enumerate(good)}
 
@@ -190,7 +191,7 @@ def make(
         skipped = len(bad) if which == "train" else 0
         return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
 
-    return Splits(part("train"), part("test"))
+    return Splits(part("train"), part("test"), learnt=kept or None)
 
 
 def read(
