@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import Method, State
+from cl_jax.core.method import Method, State, Target
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
@@ -149,13 +149,12 @@ class Stepper:
         """Skips the failed step and resumes after its batch: what followed it is run again."""
         self.step = int(state.step) + 1
         self.loaded = None
-        clocks: dict[str, Any] = {"step": state.step + 1, "opt": _one_later(state.opt)}
-        if state.target is not None:
-            ema = state.target.ema
-            clocks["target"] = dataclasses.replace(
-                state.target, ema=ema._replace(count=ema.count + 1)
-            )
-        return dataclasses.replace(state, **clocks)
+        return dataclasses.replace(
+            state,
+            step=state.step + 1,
+            opt=_one_later(state.opt),
+            target=_moved_once_more(state.target),
+        )
 
     def ids(self, step: int) -> np.ndarray:
         """The examples [B] of the global batch of a step of the current epoch."""
@@ -365,6 +364,18 @@ def _one_later(opt: Any) -> Any:
         return node._replace(count=node.count + 1) if clock(node) else node
 
     return jax.tree.map(later, opt, is_leaf=clock)
+
+
+def _moved_once_more(target: Any) -> Any:
+    """The target, or those of a population's members, of which some may have none, with the count
+    of its moves one higher: schedules of its momentum follow the log's step too."""
+
+    def one(node: Any) -> Any:
+        if not isinstance(node, Target):
+            return node
+        return dataclasses.replace(node, ema=node.ema._replace(count=node.ema.count + 1))
+
+    return jax.tree.map(one, target, is_leaf=lambda node: isinstance(node, Target))
 
 
 def stepper(built: Built, config: ConfigDict, start: int) -> Stepper:

@@ -7,14 +7,16 @@ import jax
 import jax._src.compiler
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cl_jax import losses
 from cl_jax.core import parallel
-from cl_jax.core.method import Aux, Variables, from_loss
+from cl_jax.core.method import Aux, State, Target, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.training import loop, metrics, optim
 from cl_jax.training.experiment import Start
+from cl_jax.training.steps import Stepper
 from configs import simclr_v1
 
 
@@ -177,6 +179,19 @@ def test_skipping_stops_where_every_step_is_left_out(built, config, tmp_path, mo
         match=r"2 steps in a row were skipped: skipping does not help\. step 3: loss nan",
     ):
         loop.train(changed(config, nonfinite="skip", log_steps=1), tmp_path)
+
+
+@pytest.mark.parametrize("target", [None, (None, None), ("a", None), "a"], ids=str)
+def test_a_skipped_step_counts_in_the_targets_of_all_members(target):
+    """Of an ordinary method, of one without a target, and of a population: a tuple over members."""
+    moved = Target(optax.EmaState(jnp.int32(3), {"w": jnp.ones(2)}), {"mean": jnp.ones(2)})
+    target = jax.tree.map(lambda _: moved, target)
+    state = State(jnp.int32(5), {}, {}, {}, target, None)
+    after = object.__new__(Stepper).skip(state)
+    assert after.step == 6 and jax.tree.structure(after) == jax.tree.structure(state)
+    moves = [leaf for leaf in jax.tree.leaves(after.target) if leaf.ndim == 0]
+    assert moves == [4] * len(jax.tree.leaves(target, is_leaf=lambda x: isinstance(x, Target)))
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(after.target) if leaf.ndim)
 
 
 def test_a_methods_order_is_that_of_the_epoch(built, config):
