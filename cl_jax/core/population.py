@@ -126,12 +126,11 @@ def vmapped(
     if not over or any(set(one) != set(over[0]) for one in over):
         raise ValueError(f"members are {list(over)}; expected at least one, all of the same names.")
     first = make(**over[0])
-    for name in ("refresh", "order"):
-        if getattr(first, name) is not None:
-            raise ValueError(
-                f"the method has a `{name}`, which runs on the host for one member at a time; use "
-                "how='unrolled'."
-            )
+    if of_host := on_host(first):
+        raise ValueError(
+            f"the method has a `{of_host[0]}`, which runs on the host for one member at a time; "
+            "use how='unrolled'."
+        )
     values = {name: np.asarray([one[name] for one in over]) for name in over[0]}
 
     def each(f: Callable[..., Any], *trees: Any) -> Any:
@@ -212,6 +211,11 @@ def vmapped(
         evaluated=evaluated,
         negatives=first.negatives,
     )
+
+
+def on_host(method: Method) -> list[str]:
+    """The functions of a method that run on the host, for one member at a time."""
+    return [name for name in ("refresh", "order") if getattr(method, name) is not None]
 
 
 def seeded(method: Method, seed: Any) -> Method:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from cl_jax.core.method import Method
-from cl_jax.core.population import population, seeded, vmapped
+from cl_jax.core.population import on_host, population, seeded, vmapped
 from cl_jax.core.seeds import check_seed
 
 HOW = ("auto", "unrolled", "vmapped")
@@ -33,8 +33,9 @@ def make(
         (`core.population.seeded`), "views" sections of views in place of the config's; any other is
         a setting of the base.
       how: "unrolled" compiles each member's step into the program; "vmapped" one step over all,
-        where they differ in seeds and floating-point settings alone; "auto" takes the second where
-        it can on an accelerator, and the first on a CPU.
+        where they differ in seeds and floating-point settings alone, the same ones, and do no work
+        on the host before an epoch; "auto" takes the second where it can on an accelerator, and the
+        first on a CPU.
 
     Members are named by their value, "0.1", or by all of them in alphabetical order of the
     settings, "seed=3,temperature=0.1", those of a list by their values, "simple,0.1"; sections by
@@ -67,7 +68,11 @@ def make(
             f"over={over}: how='vmapped' needs seeds and floating-point settings alone; use "
             "how='unrolled'."
         )
-    if how == "vmapped" or (how == "auto" and numbers and jax.default_backend() != "cpu"):
+    if how == "auto":
+        alike = numbers and all(one.keys() == members[0].keys() for one in members)
+        can = alike and jax.default_backend() != "cpu" and not on_host(of(members[0]))
+        how = "vmapped" if can else "unrolled"
+    if how == "vmapped":
         return vmapped(lambda **changes: of(changes), members, names)
     return population({name: of(one) for name, one in zip(names, members)})
 

@@ -6,16 +6,28 @@ import pytest
 from cl_jax.methods import population
 
 
-def sections(**given):
-    """(names, sections, views) that the members of a population are built of."""
+class Built(dict):
+    """The section of a member, in place of its method."""
+
+    def __init__(self, section, refresh):
+        super().__init__(section)
+        self.refresh, self.order = refresh, None
+
+
+def sections(refresh=None, **given):
+    """What a population is made of, and the sections and views that its members are built of."""
     found = []
+
+    def drawn(method, seed):
+        method["drawn"] = seed
+        return method
 
     def build(section, views=None):
         found.append((dict(section), views))
-        return dict(section)
+        return Built(section, refresh=refresh)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(population, "seeded", lambda method, seed: method | {"drawn": seed})
+        patch.setattr(population, "seeded", drawn)
         patch.setattr(population, "population", lambda members: ("unrolled", members))
         patch.setattr(population, "vmapped", lambda make, over, names: ("vmapped", over, names))
         return population.make(
@@ -54,6 +66,9 @@ def test_the_form(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert sections(over=numbers)[0][0] == "vmapped"
     assert sections(over={"out_dim": (8, 16)})[0][0] == "unrolled"
+    several = ({"temperature": 0.1}, {"temperature": 0.1, "weight": 0.5})
+    assert sections(over=several)[0][0] == "unrolled"
+    assert sections(over=numbers, refresh=lambda: None)[0][0] == "unrolled"  # as of PCL and MiCE
 
 
 @pytest.mark.parametrize(
