@@ -213,6 +213,28 @@ def vmapped(
     )
 
 
+def other_form(state: State) -> State:
+    """The State of `population` as that of `vmapped`, and the reverse, of NumPy arrays: which of
+    the two a population has depends on the backend, and what is read of a checkpoint must not.
+
+    Raises:
+      ValueError: members whose arrays differ in structure or shape, which have one form alone.
+    """
+    trees = {name: getattr(state, name) for name in FIELDS} | {"memory": state.memory.memory}
+    count = len(state.memory.alive)
+    if all(type(tree) is tuple and len(tree) == count for tree in trees.values()):
+        trees = {
+            name: jax.tree.map(lambda *leaves: np.stack(leaves), *tree)
+            for name, tree in trees.items()
+        }
+    else:
+        trees = {
+            name: tuple(jax.tree.map(lambda x: x[i], tree) for i in range(count))
+            for name, tree in trees.items()
+        }
+    return State(state.step, **(trees | {"memory": Members(trees["memory"], state.memory.alive)}))
+
+
 def on_host(method: Method) -> list[str]:
     """The functions of a method that run on the host, for one member at a time."""
     return [name for name in ("refresh", "order") if getattr(method, name) is not None]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cl_jax.core import parallel, sharded
+from cl_jax.core import parallel, population, sharded
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.names import some
 from cl_jax.training import workdir as folder
@@ -362,25 +362,63 @@ def _restored(manager: "ocp.CheckpointManager", step: int, like: Any) -> Any:
     """One checkpoint as a State like `like`; raises where it is not whole or of another shape."""
     import orbax.checkpoint as ocp
 
-    names = list(_plain(like))
-    target = _wanted(like)
-    if CHECKSUMS in manager.item_metadata(step):  # runs of the first versions have none
-        target[CHECKSUMS] = np.zeros(len(names), np.uint32)
-    tree = manager.restore(step, args=ocp.args.StandardRestore(target))
-    if CHECKSUMS in tree:
-        stored = np.asarray(tree.pop(CHECKSUMS))
-        wrong = [
-            name
-            for name, found, kept in zip(sorted(names), checksums(tree), stored)
-            if found != kept
-        ]
-        if wrong:
+    stored = manager.item_metadata(step)
+
+    def read(target: dict[str, Any]) -> dict[str, Any]:
+        names = sorted(target)
+        if CHECKSUMS in stored:  # runs of the first versions have none
+            target = target | {CHECKSUMS: np.zeros(len(names), np.uint32)}
+        tree: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(target))
+        if CHECKSUMS in tree:
+            kept = np.asarray(tree.pop(CHECKSUMS))
+            wrong = [
+                name for name, found, then in zip(names, checksums(tree), kept) if found != then
+            ]
+            if wrong:
+                raise ValueError(
+                    f"the checksums of {len(wrong)} of {len(names)} arrays are not those that were "
+                    f"saved, for instance of {wrong[0]}"
+                )
+        return tree
+
+    return _read(read, stored, like)
+
+
+def _read(read: Callable[[dict[str, Any]], dict[str, Any]], stored: Any, like: Any) -> Any:
+    """The State that a store holds under the names `stored`, as one like `like`. That of a
+    population is read in whichever of its two forms it was saved."""
+    same = all(name in stored for name in _plain(like))
+    if same or not isinstance(getattr(like, "memory", None), population.Members):
+        return _filled(like, read(_wanted(like)))
+    other = population.other_form(jax.tree.map(_empty, like, is_leaf=sharded.is_sharded))
+    names = list(_plain(other))
+    leaves, kinds = jax.tree.flatten(other)
+    tree = read(dict(zip(names, leaves, strict=True)))
+    saved = jax.tree.unflatten(kinds, [tree[name] for name in names])
+    found = _plain(population.other_form(saved))
+    for name, leaf in _plain(like).items():
+        if found[name].shape != _empty(leaf).shape:  # a store fills arrays of the host as they come
             raise ValueError(
-                f"the checksums of {len(wrong)} of {len(names)} arrays are not those that were "
-                f"saved, for "
-                f"instance of {wrong[0]}"
+                f"{name} was saved as {list(found[name].shape)}; here it is {list(leaf.shape)}"
             )
-    return _filled(like, tree)
+    return _filled(like, _placed(found, _plain(like)))
+
+
+def _placed(found: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Arrays of the host placed as leaves of a State; those of `Sharded` rows stay on the host."""
+    return {
+        name: found[name] if sharded.is_sharded(leaf) else parallel.place_as(found[name], leaf)
+        for name, leaf in like.items()
+    }
+
+
+def _empty(leaf: Any) -> np.ndarray:
+    """An array of the host to read a leaf into; of `Sharded` rows without their padding, since what
+    was written depends neither on the number of devices nor on the padding that it asks for."""
+    if not sharded.is_sharded(leaf):
+        return np.empty(leaf.shape, leaf.dtype)
+    axis = len(leaf.rows.shape) - leaf.rank
+    return np.empty((*leaf.rows.shape[:axis], *leaf.shape), leaf.dtype)
 
 
 # How a save goes on beside the training: one process leaves all but the copy to a thread. Of
@@ -459,17 +497,13 @@ def _plain(state: Any) -> dict[str, Any]:
 
 
 def _wanted(like: Any) -> dict[str, Any]:
-    """What a State like `like` is restored into: `Sharded` rows on the host, since what was written
-    depends neither on the number of devices nor on the padding that it asks for."""
+    """What a State like `like` is restored into, `Sharded` rows on the host."""
     import orbax.checkpoint as ocp
 
-    def one(leaf: Any) -> Any:
-        if not sharded.is_sharded(leaf):
-            return ocp.utils.to_shape_dtype_struct(leaf)
-        axis = len(leaf.rows.shape) - leaf.rank
-        return np.empty((*leaf.rows.shape[:axis], *leaf.shape), leaf.dtype)
-
-    return {name: one(leaf) for name, leaf in _plain(like).items()}
+    return {
+        name: _empty(leaf) if sharded.is_sharded(leaf) else ocp.utils.to_shape_dtype_struct(leaf)
+        for name, leaf in _plain(like).items()
+    }
 
 
 def _filled(like: Any, tree: Mapping[str, Any]) -> Any:
@@ -499,6 +533,7 @@ def kept(path: str | Path, like: Any) -> Any:
     """The State that `keep` wrote, shaped and placed like `like`."""
     import orbax.checkpoint as ocp
 
+    path = Path(path).absolute()
     with ocp.StandardCheckpointer() as store:
-        tree = store.restore(Path(path).absolute(), _wanted(like))
-    return _filled(like, tree)
+        stored = store.metadata(path).item_metadata
+        return _read(lambda target: store.restore(path, target), stored, like)

@@ -11,8 +11,8 @@ import pytest
 
 from cl_jax.core import population as populations
 from cl_jax.core.keys import example_keys
-from cl_jax.core.method import Aux, Variables, from_loss
-from cl_jax.core.population import member, population, seeded, vmapped
+from cl_jax.core.method import Aux, State, Variables, from_loss
+from cl_jax.core.population import Members, member, other_form, population, seeded, vmapped
 
 SIZE, STEPS = 8, 3
 
@@ -82,6 +82,24 @@ NAMES = [f"{one['temperature']:g},{one['seed']}" for one in OVER]
 
 def of(temperature, seed):
     return seeded(method(temperature), seed)
+
+
+def test_the_state_of_one_form_is_that_of_the_other():
+    def zeros(method):
+        shapes = jax.eval_shape(method.init, KEY, BATCH)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+    unrolled = zeros(population({name: of(**one) for name, one in zip(NAMES, OVER)}))
+    stacked = zeros(vmapped(of, OVER, NAMES))
+    for one, other in ((unrolled, stacked), (stacked, unrolled)):
+        assert jax.tree.structure(other_form(one)) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, other_form(one), other)
+
+
+def test_members_of_different_shapes_have_one_form():
+    zeros = State(0, *[(np.zeros(2), np.zeros(3))] * 4, Members((None, None), np.ones(2)))
+    with pytest.raises(ValueError, match="same shape"):
+        other_form(zeros)
 
 
 @pytest.mark.parametrize("how", ["unrolled", "vmapped"])

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, population
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.method import State
 from cl_jax.core.sharded import whole
 from cl_jax.training import checkpoint
 from tests import killed_save
@@ -106,6 +107,43 @@ def test_rows_of_the_data_set_are_restored_on_another_number_of_devices(tmp_path
         assert found.memory[0].rows.shape[0] == -(-13 // devices) * devices
         assert len(found.memory[0].rows.addressable_shards) == devices
         np.testing.assert_array_equal(parallel.fetch(found.memory[0]).rows, rows)
+    store.close()
+
+
+def populations(values):
+    """(unrolled, stacked) States of two members, one as a run on two devices has it, and one as on
+    four."""
+    w, rows = (values * np.arange(count, dtype=np.float32) for count in (6, 8))
+    w, rows = w.reshape(2, 3), rows.reshape(2, 4, 1)
+    step, alive = np.int32(1), np.array([True, False])
+    fields = ([{"w": one} for one in w], *[[None] * 2] * 3, [whole(one) for one in rows])
+    *trees, memory = map(tuple, fields)
+    unrolled = State(step, *trees, population.Members(memory, alive))
+    memory = population.Members(dataclasses.replace(whole(rows[0]), rows=rows), alive)
+    stacked = State(step, {"w": w}, None, None, None, memory)
+    return [
+        parallel.replicate(state, parallel.make_mesh(devices))
+        for state, devices in ((unrolled, 2), (stacked, 4))
+    ]
+
+
+@pytest.mark.parametrize("then, now", [(0, 1), (1, 0)], ids=["unrolled", "stacked"])
+def test_a_population_is_restored_in_the_form_of_this_machine(then, now, tmp_path):
+    """What ran as one program on an accelerator is unrolled on a CPU."""
+    state, expected = (populations(1)[which] for which in (then, now))
+    like = populations(0)[now]
+    store = checkpoint.Checkpoints(tmp_path)
+    store.save(state)
+    store.wait()
+    checkpoint.keep(tmp_path / "kept", state)
+    for found in (store.restore(like), checkpoint.kept(tmp_path / "kept", like)):
+        jax.tree.map(np.testing.assert_array_equal, parallel.fetch(found), parallel.fetch(expected))
+        assert [x.sharding for x in jax.tree.leaves(found)] == [
+            x.sharding for x in jax.tree.leaves(expected)
+        ]
+    fewer = dataclasses.replace(like, params=jax.tree.map(lambda x: x[..., :2], like.params))
+    with pytest.raises(ConfigError, match=r"'w'\] was saved as \[.*3\]; here it is \[.*2\]"):
+        store.restore(fewer)
     store.close()
 
 
