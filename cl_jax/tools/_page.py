@@ -157,6 +157,10 @@ def _in_order(places: "Future[dict[str, np.ndarray]]") -> dict[str, np.ndarray]:
 def _source(run: Trained, data: str) -> tuple[Source, dict[str, str]]:
     if data and user_path(data).exists():
         return run.source(data)
+    if run.config.data.name == "folder" and not run.config.data.path:  # an imported network
+        raise ValueError(
+            f"{run.workdir} has no data of its own; give a folder of images: --data=FOLDER."
+        )
     parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
     if (data or "test") not in parts:
         raise ValueError(

@@ -19,6 +19,7 @@ config does not list, since a ViT has no width multiplier.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import functools
@@ -309,40 +310,43 @@ def run_all(
     """Rows of every method and seed, finished ones from disk; the tables are written after each."""
     rows: list[dict[str, Any]] = []
     stem = stem_of(args)
-    for name in names:
-        for seed in range(args.seeds):
-            config = config_of(name, args, seed)
-            workdir = path_of(args.workdir) / name / f"seed{seed}"
-            kept = workdir / "row.json"
-            row = json.loads(kept.read_text()) if kept.exists() else None
-            if row is not None and (row["config"], row["probe"]) != (
-                fingerprint(config),
-                probe_of(args),
-            ):
-                raise ValueError(
-                    f"{workdir} holds the run of another setting ({row['config']}, now "
-                    f"{fingerprint(config)}). "
-                    "Give another --workdir, or the same options as then."
-                )
-            if row is None or "error" in row:
-                print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
-                row = {
-                    "method": name,
-                    "seed": seed,
-                    "config": fingerprint(config),
-                    "probe": probe_of(args),
-                    "commit": commit(),
-                }
-                try:
-                    row |= run(config.to_json(), str(workdir), args.augmented_epochs)
-                except Exception as error:  # one method's fault leaves the others their rows
-                    row["error"] = f"{type(error).__name__}: {error}"
-                    print(f"== {name} failed: {row['error']}", file=sys.stderr)
-                workdir.mkdir(parents=True, exist_ok=True)
-                replace_text(kept, json.dumps(row, indent=1) + "\n")
-            rows.append(row)
-            write(rows, stem, shown(rows, args, names))
+    asked = [(n, seed, config_of(n, args, seed)) for n in names for seed in range(args.seeds)]
+    for name, seed, config in asked:
+        _refuse_another_setting(name, args, seed, config)
+    for name, seed, config in asked:
+        workdir, row = workdir_of(name, args, seed), kept_row(name, args, seed)
+        if row is None or "error" in row:
+            print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
+            row = {
+                "method": name,
+                "seed": seed,
+                "config": fingerprint(config),
+                "probe": probe_of(args),
+                "commit": commit(),
+            }
+            try:
+                row |= run(config.to_json(), str(workdir), args.augmented_epochs)
+            except Exception as error:  # one method's fault leaves the others their rows
+                row["error"] = f"{type(error).__name__}: {error}"
+                print(f"== {name} failed: {row['error']}", file=sys.stderr)
+            replace_text(make(workdir) / "row.json", json.dumps(row, indent=1) + "\n")
+        rows.append(row)
+        write(rows, stem, shown(rows, args, names))
     return rows
+
+
+def _refuse_another_setting(
+    name: str, args: argparse.Namespace, seed: int, config: ConfigDict
+) -> None:
+    """Raises ValueError where the finished row of a run is of other settings. Those of a failed one
+    may be its fault; its checkpoints are compared when it is run again."""
+    row, now = kept_row(name, args, seed), fingerprint(config)
+    if row is None or "error" in row or (row["config"], row["probe"]) == (now, probe_of(args)):
+        return
+    raise ValueError(
+        f"{workdir_of(name, args, seed)} holds the run of another setting ({row['config']}, now "
+        f"{now}). Give another --workdir, or the same options as then."
+    )
 
 
 def shown(rows: Sequence[dict[str, Any]], args: argparse.Namespace, names: Sequence[str]) -> str:
@@ -354,8 +358,24 @@ def shown(rows: Sequence[dict[str, Any]], args: argparse.Namespace, names: Seque
 
 def kept_rows(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
     """The rows that earlier calls left in the workdir."""
-    found = (path_of(args.workdir) / n / f"seed{s}" for n in names for s in range(args.seeds))
-    return [json.loads(p.read_text()) for folder in found if (p := folder / "row.json").exists()]
+    found = (kept_row(name, args, seed) for name in names for seed in range(args.seeds))
+    return [row for row in found if row]
+
+
+def kept_row(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any] | None:
+    """The row that an earlier call left, under the name by which the config is given now."""
+    path = workdir_of(name, args, seed) / "row.json"
+    return json.loads(path.read_text()) | {"method": name} if path.exists() else None
+
+
+def workdir_of(name: str, args: argparse.Namespace, seed: int) -> Path:
+    """Where the run of a method and seed is kept."""
+    return path_of(args.workdir) / folder_of(name) / f"seed{seed}"
+
+
+def folder_of(name: str) -> str:
+    """The folder of a config's runs inside the workdir: its name; of a path, the file's."""
+    return Path(name).stem if "/" in name or name.endswith(".py") else name
 
 
 def probe_of(args: argparse.Namespace) -> list[float]:
@@ -422,7 +442,7 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         help="names of configs, with commas between them; paths and modules too. all, the default: "
         "those of the images of scenes, which one table compares; every: all configs, each by its "
-        "own measure",
+        "own measure. The runs of one are kept in WORKDIR/NAME, of a path in the name of its file",
     )
     found.add_argument(
         "--all",
@@ -492,7 +512,7 @@ def names_of(args: argparse.Namespace) -> list[str]:
     """The configs that the arguments name.
 
     Raises:
-      ValueError: a baseline that is not among them.
+      ValueError: a baseline that is not among them, or several whose runs would have one folder.
     """
     groups = {"all": of_scenes, "every": configs.names}
     asked = "every" if args.all and args.methods == "all" else args.methods
@@ -502,6 +522,13 @@ def names_of(args: argparse.Namespace) -> list[str]:
             f"--against={args.against} is not in the table; expected one of {', '.join(names)}"
             f"{nearest(args.against, names)}."
         )
+    for folder, count in collections.Counter(map(folder_of, names)).items():
+        if count > 1:
+            same = ", ".join(name for name in names if folder_of(name) == folder)
+            raise ValueError(
+                f"--methods={asked}: {same} would have one folder, {folder}, in the workdir; "
+                "expected one config for each. Leave one out, or rename its file."
+            )
     return names
 
 

@@ -62,8 +62,8 @@ def embed(args: argparse.Namespace) -> int:
     """Writes the file that the options ask for; returns the exit status."""
     from cl_jax.core.errors import ConfigError
     from cl_jax.data import embeddings, images
-    from cl_jax.data.source import checksum_of
-    from cl_jax.training import trained
+    from cl_jax.data.source import checksum_of, names_of
+    from cl_jax.training import fingerprint, trained
 
     called = user_path(args.folder).resolve().stem if args.folder else "data"
     out = user_path(args.out or user_path(args.run) / "embeddings" / f"{called}.npz")
@@ -74,12 +74,15 @@ def embed(args: argparse.Namespace) -> int:
     run = trained.load(args.run, best=args.best)
     names = run.names(args.features if args.features in ("", trained.ALL) else _listed(args))
     source, bad, root = _source(run, args.folder)
+    place = args.folder or str(run.config.data.get("path", "") or "")
     about = run.about(source) | {
         "features": list(names),
         "root": root,
         "examples": source.size,
         "network": run.checksum,
         "names": checksum_of(source),
+        # Names alone do not tell a file that was written again.
+        "times": fingerprint.times_of(user_path(place), names_of(source)) if place else "",
     }
     pieces, listed = embeddings.Pieces(out, about), dict(bad)
     done = pieces.done
@@ -119,6 +122,10 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
         source, bad = run.source(folder)
         root = str(user_path(folder).resolve()) if source.names is not None else ""
         return source, bad, root
+    if run.config.data.name == "folder" and not run.config.data.path:  # an imported network
+        raise ValueError(
+            f"{run.workdir} has no data of its own; give a folder of images as FOLDER."
+        )
     data = run.data
     parts = {"train": data.train, "test": data.test} | {
         name: source

@@ -4,9 +4,12 @@ between devices, a floor of the step's time, the largest batch that fits.
 examples:
   cl-jax plan simclr_v2:imagenet2012 --devices=32 --device=v5p
   cl-jax plan simclr_v1:cifar10 --device=h200 --compiler=gpu --layers
+  cl-jax plan simclr_v2:folder --config.data.path=photos
+  cl-jax plan simclr_v2:folder --examples=50000
 
-Nothing is trained. The exit status is 1 for a config that does not fit. `--compiler=tpu` needs
-libtpu, `--compiler=gpu` jax's CUDA plug-in; neither needs the device.
+Nothing is trained. Sizes that `cl-jax train` would fit to a folder are fitted here too. The exit
+status is 1 for a config that does not fit. `--compiler=tpu` needs libtpu, `--compiler=gpu` jax's
+CUDA plug-in; neither needs the device.
 """
 
 import argparse
@@ -77,10 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cl_jax.core import xla
     from cl_jax.core.errors import SaveError
     from cl_jax.core.paths import user_path
+    from cl_jax.data.folder import Survey
     from cl_jax.data.tables import check_place
     from cl_jax.planning import plan
-    from cl_jax.training import stages
+    from cl_jax.training import fit, stages
     from cl_jax.training.workdir import replace_text
+    from cl_jax.weights import importing
 
     if args.compiler != "tpu":
         xla.prepare(args.compiler)
@@ -94,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.devices = args.devices
             if args.stage:
                 config.stage = args.stage
-        _, config, _ = stages.stages(config, "plan")[0]
+        given = [key for key, _ in settings]
+        survey = Survey(args.examples, 0, {}, ()) if args.examples else None
+        lines = [*fit.fit(config, given, None, survey), *importing.settle(config, given)]
+        print("\n".join(lines), file=sys.stderr, end="\n" if lines else "")
+        _, config, _ = stages.stages(config, "plan", given)[0]
         if config.get("previous", ""):
             raise ValueError(
                 "a stage after the first starts from a finished run; plan the first stage."

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 REFERENCE = 5_000  # rows that outliers are measured against
 CHOSEN = None  # a threshold, or a number of clusters, that the rows decide
 _SHOWN = 12
+_SUBSET = ("rank", "path", "radius", "label")  # columns of the table that people fill in
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         "--subset",
         type=int,
         metavar="N",
-        help="N rows that cover all others (k-centre greedy): what to label first",
+        help="N rows that cover all others (k-centre greedy): what to label first; labels in the "
+        "table of an earlier --subset are kept",
     )
     options.add_argument("--k", type=int, default=8, help="neighbours (default %(default)s)")
     options.add_argument("--feature", default="", help="which one, where the file has several")
@@ -125,7 +127,7 @@ def search(args: argparse.Namespace) -> int:
     elif args.outliers is not None:
         found = outliers(held, x, args.outliers, args.k)
     elif args.subset is not None:
-        found = subset(held, x, args.subset)
+        found = subset(held, x, args.subset, _filled_in(args, held))
     else:
         found = overview(args, held, x)
     print(found.text)
@@ -198,7 +200,7 @@ def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float | None) -> 
     np.maximum.at(best, pairs.first, pairs.similarity)
     np.maximum.at(best, pairs.second, pairs.similarity)
     extra = sum(len(rows) for rows in found) - len(found)
-    mixed = [rows for rows in found if len({_label(held, i) for i in rows}) > 1]
+    mixed = [rows for rows in found if len({_label(held, i) for i in rows} - {""}) > 1]
     lines = [
         f"of any two rows, one pair in a thousand is more than {usual(x):.3f} alike",
         f"{len(found):,} groups of rows at least {threshold:g} alike, {len(pairs.first):,} pairs: "
@@ -299,8 +301,14 @@ def outliers(held: "Embeddings", x: "np.ndarray", count: int, k: int) -> Found:
     return Found("\n".join(lines), columns, _in_rows("outliers", held, order, mean))
 
 
-def subset(held: "Embeddings", x: "np.ndarray", count: int) -> Found:
-    """A coreset: rows that cover all others."""
+def subset(
+    held: "Embeddings", x: "np.ndarray", count: int, filled: Mapping[str, str] = {}
+) -> Found:
+    """A coreset: rows that cover all others.
+
+    filled: {path: label} that people wrote into the table of an earlier subset. They are in the new
+    table too; those of paths outside the subset come last, without rank and radius.
+    """
     import jax.numpy as jnp
     import numpy as np
 
@@ -317,12 +325,23 @@ def subset(held: "Embeddings", x: "np.ndarray", count: int) -> Found:
     if count > _SHOWN:
         lines.append(f"  and {count - _SHOWN:,} more (--out=FILE.csv for all)")
     known = held.words("label") if "label" in held.labels else [""] * len(x)
-    columns = {
-        "rank": range(1, count + 1),
-        "path": held.paths[rows],
-        "radius": [f"{value:.6f}" for value in radius],
-        "label": [known[i] for i in rows],  # to be filled in, for `cl-jax label`
-    }
+    labels = {str(held.paths[i]): known[i] for i in rows} | dict(filled)
+    chosen = set(held.paths[rows].tolist())
+    outside = [path for path in filled if path not in chosen]
+    if filled:
+        lines.append(
+            f"{len(filled):,} labels of the table that was there are kept"
+            + (f", {len(outside):,} of rows outside the subset" if outside else "")
+        )
+    none = [""] * len(outside)
+    paths = [*held.paths[rows].tolist(), *outside]
+    table = (
+        [*range(1, count + 1), *none],
+        paths,
+        [*(f"{value:.6f}" for value in radius), *none],
+        [labels[path] for path in paths],  # to be filled in, for `cl-jax label`
+    )
+    columns = dict(zip(_SUBSET, table, strict=True))
     return Found("\n".join(lines), columns, _in_rows("subset", held, rows))
 
 
@@ -426,6 +445,54 @@ def _other_checkpoint(run_path: str, held: "Embeddings", name: str) -> Any:
 
 
 # Words and files --------------------------------------
+
+
+def _filled_in(args: argparse.Namespace, held: "Embeddings") -> dict[str, str]:
+    """{path: label} of the table at --out, which a new one replaces; empty without one.
+
+    Raises:
+      ConfigError: the file is not a table of --subset, has a line that cannot be carried over, or
+        has labels of other pictures.
+    """
+    import csv
+    import io
+
+    from cl_jax.core.errors import ConfigError
+    from cl_jax.data import lines
+
+    file = user_path(args.out) if args.out else None
+    if file is None or not file.exists():
+        return {}
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        text = opened.read()
+    between = lines.separator(text.split("\n", 1)[0])
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between)
+    mend = "Mend it, or give another --out."
+    if tuple(reader.fieldnames or ()) != _SUBSET:
+        raise ConfigError(
+            f"--out={args.out} is there and is not a table of --subset, with the columns "
+            f"{', '.join(_SUBSET)}; give another --out."
+        )
+    found: dict[str, str] = {}
+    for row in reader:
+        if None in row or None in row.values():
+            raise ConfigError(
+                f"{args.out}, line {reader.line_num}: expected {len(_SUBSET)} columns. {mend}"
+            )
+        path, word = row["path"], row["label"].strip()
+        if word and found.setdefault(path, word) != word:
+            raise ConfigError(
+                f"{args.out}, line {reader.line_num}: {_clean(path)} has another label above; "
+                f"expected one label a picture. {mend}"
+            )
+    known = set(held.paths.tolist())
+    lost = [path for path in found if path not in known]
+    if lost:
+        raise ConfigError(
+            f"{args.out} has labels of {len(lost):,} pictures that are not in {args.embeddings}, "
+            f"such as {_clean(lost[0])}. Remove those lines, or give another --out."
+        )
+    return found
 
 
 def _clean(name: Any) -> str:

@@ -23,6 +23,7 @@ from cl_jax.core import paths, xla
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.paths import user_path
 from cl_jax.training import configs, stopping
+from cl_jax.training.workdir import path_of
 
 KEYS = (
     "Any key of the config is an option: --config.batch_size=128, --config.data.level=hard.\n"
@@ -152,6 +153,8 @@ def _run(
 
     root = args.workdir if name else str(configs.folder_of_run(args.workdir))
     config = _config(name, root, settings, args.stage)
+    if mode == "train":
+        _refuse_a_run_in_its_data(config, root)
     given = [key for key, _ in settings]
     found = (
         [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
@@ -177,6 +180,26 @@ def _run(
             loop.evaluate(workdir, stage_config)
         else:
             loop.train(stage_config, workdir, stop)
+
+
+def _refuse_a_run_in_its_data(config: ConfigDict, workdir: str) -> None:
+    """Its own files would count as changes of the data when it is resumed, and its pictures as
+    examples.
+
+    Raises:
+      ConfigError: the workdir is the folder `data.path`, or lies in it.
+    """
+    path = str(config.data.get("path", "") or "")
+    if not path or not os.path.isdir(user_path(path)):
+        return
+    data, place = (Path(os.path.realpath(one)) for one in (user_path(path), path_of(workdir)))
+    if place.is_relative_to(data):
+        elsewhere = data.parent / "runs" / place.name
+        raise ConfigError(
+            f"workdir={workdir} lies in the folder of the data, {data}; expected a folder outside, "
+            "since the files of a run would be taken for data. Give another, such as "
+            f"--workdir={elsewhere}."
+        )
 
 
 def failed(error: Exception) -> int:

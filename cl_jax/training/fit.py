@@ -8,15 +8,18 @@ import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import configs, experiment
+from cl_jax.training import checkpoint, configs, experiment
 from cl_jax.training.resuming import flatten
 from cl_jax.training.workdir import path_of
+
+if TYPE_CHECKING:
+    from cl_jax.data.folder import Survey
 
 # The defaults of all methods are tuned on `scenes` of this many training images: as many views as
 # there are seen of other data.
@@ -26,27 +29,33 @@ BATCH = (16, 256)
 LEAST = BATCH[0]  # training images
 
 
-def fit(config: ConfigDict, given: Sequence[str], workdir: str | Path) -> list[str]:
+def fit(
+    config: ConfigDict,
+    given: Sequence[str],
+    workdir: str | Path | None,
+    survey: "Survey | None" = None,
+) -> list[str]:
     """Fits a config to its data, in place; returns lines that say what was found and chosen.
 
     Args:
       config: as loaded, with the user's settings. Without `fit` nothing is changed.
       given: keys that the user set, such as "method.queue_size"; these are left alone.
-      workdir: of the run. Where a run of the same data is there, its sizes are taken, so that the
-        command that started it resumes it.
+      workdir: of the run. Where a run of the same data has saved something there, its sizes are
+        taken, so that the command that started it resumes it. None for no run.
+      survey: what the data hold, where they are not here.
 
     Raises:
       ConfigError: too few images.
       ValueError: the data cannot be found or divided.
     """
     settings.check_value("total_epochs", config.total_epochs, float)
-    survey = _survey(config)
+    survey = survey or _survey(config)
     if survey is None:
         return []
     lines = list(survey.lines)
     if not config.get("fit", False):
         return lines
-    before = _before(config, workdir)
+    before = {} if workdir is None else _before(config, workdir)
     planned = config.fit_epochs
     chosen = _sizes(config, planned, survey.train, survey.classes)
     if "total_epochs" in given:
@@ -90,14 +99,15 @@ def _survey(config: ConfigDict) -> Any:
 
 
 def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
-    """The config of the run that is in the workdir, of the same data; empty without one."""
-    stages = config.get("stage_order", ())
-    for place in (path_of(workdir), *(path_of(workdir) / stage for stage in stages)):
-        if (place / "config.json").exists():
-            kept = configs.plain(configs.of_run(place))
-            same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-            return kept if same else {}
-    return {}
+    """The config of the run that is in the workdir, of the same data; empty without one, or where
+    it has no checkpoint: the sizes of an attempt may be why it saved nothing."""
+    places = [path_of(workdir) / stage for stage in config.get("stage_order", ()) or ("",)]
+    begun = next((place for place in places if (place / "config.json").exists()), None)
+    if begun is None or not checkpoint.are_in(begun):
+        return {}
+    kept = configs.plain(configs.of_run(begun))
+    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+    return kept if same else {}
 
 
 def _sizes(
@@ -107,7 +117,8 @@ def _sizes(
     of the method on `scenes`."""
     if count < LEAST:
         raise ConfigError(
-            f"{config.data.path} has {count} training images; expected at least {LEAST}."
+            f"{config.data.path or 'the folder'} has {count} training images; expected at least "
+            f"{LEAST}."
         )
     batch = min(max(_power_of_two(count // 8), BATCH[0]), BATCH[1])
     seen = planned * TUNED_ON

@@ -32,7 +32,8 @@ class Metrics:
     """The log of one run. Process 0 writes, the others stay silent.
 
     rows: all that is in the log, on every process: what an earlier run wrote up to `start_step`,
-      and what this one writes.
+      and what this one writes. A run that starts at step 0 has no earlier row: those of step 0, of
+      the untrained network, are written after the first save, and here are another run's.
     """
 
     def __init__(
@@ -48,17 +49,18 @@ class Metrics:
         self.total, self.latest, self.began = total_steps, Row(), (time.monotonic(), start_step)
         root = folder.path_of(workdir)
         path = root / "metrics.jsonl"
-        self.rows = [row for row in read(workdir) if row["step"] <= start_step]
+        self.rows = [row for row in read(workdir) if start_step and row["step"] <= start_step]
         if not self.active:
             return
         again = path.exists() or (root / "tensorboard").exists()
+        first = start_step + 1 if start_step else 0  # step of a row that this run may write
         self.destinations: dict[str, Any] = {}
         self._open("metrics.jsonl", lambda: _Lines(path, self.rows))
         section = (config or {}).get("log", {})
         if section.get("tensorboard", True):
             self._open(
                 "TensorBoard",
-                lambda: _Board(root / "tensorboard", start_step + 1 if again else None),
+                lambda: _Board(root / "tensorboard", first if again else None),
             )
         for name, make in trackers.destinations(section, root, config or {}).items():
             self._open(name, make)

@@ -50,8 +50,10 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
 PACKAGE = __name__.partition(".")[0]
 # Keys of a config that no program is built from. The seed is an argument of them, and what it draws
 # of the data `Run` tells.
-NOT_READ = ("checkpoint_steps", "evals", "keep_checkpoints", "loading", "log", "log_steps")
-NOT_READ += ("seed", "stages")
+NOT_READ = (
+    *("checkpoint_steps", "evals", "keep_checkpoints", "loading"),
+    *("log", "log_steps", "seed", "stages"),
+)
 FILES, BYTES = 32, 1 << 29  # that are kept, the newest
 _ENVIRONMENT = (
     "XLA",

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import declared
-from cl_jax.training import defaults, experiment, stages
+from cl_jax.training import checkpoint, configs, defaults, experiment, stages
 from cl_jax.training.workdir import path_of
 from cl_jax.weights import importing
 from cl_jax.weights.importing import Imported
@@ -73,7 +73,7 @@ def make(found: Imported, config: ConfigDict, out: str | Path) -> None:
       SaveError: the checkpoint could not be written.
     """
     workdir = path_of(out)
-    if (workdir / "config.json").exists():
+    if checkpoint.are_in(workdir) or _of_a_training(workdir):
         raise ConfigError(f"{workdir} holds a run already; give a new folder as --out.")
     kernel = found.params["stem_conv1" if "stem_conv1" in found.params else "patches"]["kernel"]
     if (channels := np.shape(kernel)[-2]) != 3:
@@ -87,6 +87,14 @@ def make(found: Imported, config: ConfigDict, out: str | Path) -> None:
     built = experiment.build(config, None, plain)
     state = importing.put(experiment.initial_state(built, config), found, config.init_from)
     stages.keep(workdir, config, plain, jax.block_until_ready(state))
+
+
+def _of_a_training(workdir: Path) -> bool:
+    """Whether a training began in the workdir. An import whose checkpoint could not be saved leaves
+    a config there too, and the same command makes the run later."""
+    if not (workdir / "config.json").exists():
+        return False
+    return bool(configs.of_run(workdir).get("method", {}).get("name") != "imported")
 
 
 def _unlabelled(source: Any) -> Any:

@@ -3,6 +3,7 @@ theirs."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,54 @@ def test_a_failure_leaves_the_others_their_rows_and_is_tried_again(tmp_path):
     )
     benchmark.run_all(settings(tmp_path), ["byol", "simclr_v1"], row)
     assert "failed" not in (tmp_path / "table.md").read_text()
+
+
+def test_settings_may_be_corrected_after_a_failure(tmp_path):
+    def run(text, *rest):
+        if json.loads(text)["batch_size"] > 32:
+            raise ValueError("batch_size=4096; the data have 400 examples")
+        return row(text, *rest)
+
+    (failed,) = benchmark.run_all(settings(tmp_path, set=["batch_size=4096"]), ["byol"], run)
+    (found,) = benchmark.run_all(settings(tmp_path, set=["batch_size=32"]), ["byol"], run)
+    assert "error" in failed and "error" not in found and found["config"] != failed["config"]
+    benchmark.run_all(settings(tmp_path, set=["batch_size=4096"]), ["simclr_v1"], run)
+    with pytest.raises(ValueError, match="byol/seed0 holds the run of another setting"):
+        benchmark.run_all(
+            settings(tmp_path, set=["batch_size=16"]),
+            ["simclr_v1", "byol"],
+            lambda *_: pytest.fail("one was run before all were compared"),
+        )
+
+
+@pytest.mark.parametrize("given", ["{}/lab/mine.py", "../lab/mine.py"])
+def test_the_runs_of_a_config_given_by_its_path_lie_in_the_workdir(given, tmp_path, monkeypatch):
+    place = tmp_path / "lab"
+    place.mkdir()
+    (place / "mine.py").write_text("from configs.simclr_v1 import get_config\n")
+    monkeypatch.chdir(place)
+    name, args = given.format(tmp_path), settings(tmp_path / "bench")
+    seen = []
+
+    def run(text, workdir, *rest):
+        seen.append(workdir)
+        return row(text, workdir, *rest)
+
+    (found,) = benchmark.run_all(args, [name], run)
+    assert found["method"] == name and seen == [f"{tmp_path}/bench/mine/seed0"]
+    assert benchmark.run_all(args, ["./mine.py"], run) == [found | {"method": "./mine.py"}]
+    assert len(seen) == 1 and benchmark.kept_rows(args, [name]) == [found]
+    words = re.escape(f"{name}, mine.py would have one folder, mine, in")
+    with pytest.raises(ValueError, match=words):
+        benchmark.names_of(settings(tmp_path, methods=f"byol,{name},mine.py"))
+
+
+def test_a_file_in_the_place_of_a_run_is_one_sentence(tmp_path, capsys, monkeypatch):
+    (tmp_path / "byol").write_text("")
+    monkeypatch.setattr(benchmark.run_all, "__defaults__", (row,))
+    words = ["--methods=byol", "--variant=debug", f"--workdir={tmp_path}"]
+    assert benchmark.main(words) == 1
+    assert "lies below a file; expected a folder" in capsys.readouterr().err
 
 
 def test_unknown_method_names_the_nearest(tmp_path, capsys):

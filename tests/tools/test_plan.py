@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cl_jax.tools import plan
+from cl_jax.training import configs, fit
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,7 @@ def test_words_that_are_no_plan_are_refused(words, said, capsys):
         (["simclr_v1", "--compiler=gpu", "--device=v5p"], "'.[cuda]'"),
         (["simclr_v1", "--out=/none/plan.json"], "its folder does not exist"),
         (["simclr_v1", "--out=plan.txt"], "ends in .json"),
+        (["simclr_v1", "--config.init_from=/none.pth"], "/none.pth"),
     ],
 )
 def test_configs_that_have_no_plan_are_one_sentence(words, said, capsys, monkeypatch):
@@ -59,6 +63,49 @@ def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path, capsys, monk
     assert out.read_text() == "the old plan"
     (tmp_path / "plan.json.part").rmdir()
     assert plan.main(words) == 0 and json.loads(out.read_text()) == made
+
+
+def planned(words, monkeypatch):
+    """The config that these words plan."""
+    import jax
+
+    seen = []
+    monkeypatch.setattr(type(jax.config), "update", lambda *_: None)
+    monkeypatch.setattr(
+        "cl_jax.planning.plan.plan", lambda config, *_, **__: seen.append(config) or {"fits": True}
+    )
+    monkeypatch.setattr("cl_jax.planning.plan.report", lambda *_, **__: "the plan")
+    assert plan.main(words) == 0
+    return seen[0]
+
+
+def test_a_plan_is_of_the_sizes_that_training_fits_to_a_folder(tmp_path, monkeypatch, capsys):
+    for i in range(40):
+        Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    settings = [("data.path", str(tmp_path)), ("total_epochs", "7")]
+    trained = configs.load("moco_v2:folder")
+    default = trained.batch_size
+    configs.change(trained, settings)
+    lines = fit.fit(trained, [key for key, _ in settings], tmp_path / "run")
+    words = [f"--config.{key}={value}" for key, value in settings]
+    found = planned(["moco_v2:folder", *words], monkeypatch)
+    assert found.batch_size == trained.batch_size != default and found.total_epochs == 7
+    assert found.method.queue_size == trained.method.queue_size
+    assert capsys.readouterr().err == "\n".join(lines) + "\n"
+
+
+def test_a_plan_is_fitted_to_a_number_of_images(monkeypatch, capsys):
+    found = planned(["simclr_v2:folder", "--examples=10000"], monkeypatch)
+    assert found.batch_size == fit.BATCH[1] and found.total_epochs == fit.EPOCHS[0]
+    assert "fitted to 10000 training images" in capsys.readouterr().err
+    assert plan.main(["simclr_v2:folder", "--examples=10"]) == 1
+    assert "the folder has 10 training images; expected" in capsys.readouterr().err
+
+
+def test_a_setting_for_all_stages_is_planned_as_it_is_trained(monkeypatch):
+    own = planned(["mae", "--stage=scratch"], monkeypatch)
+    given = planned(["mae", "--stage=scratch", "--config.batch_size=16"], monkeypatch)
+    assert (own.batch_size, given.batch_size) == (32, 16)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`cl-jax search`: what it finds against NumPy, tables and sheets, and mistakes in one sentence."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,24 @@ def test_neighbours_of_a_row_of_a_file_and_of_a_folder(pets, tmp_path, capsys):
     assert float(rows[0]["similarity"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_copy_without_a_label_is_no_wrong_label(monkeypatch):
+    """Three groups of copies; of one of them two labels differ. The search for pairs stands in."""
+    from cl_jax.cluster import pairs
+
+    close = pairs.Pairs(np.array([0, 2, 3, 5]), np.array([1, 3, 4, 6]), np.ones(4, np.float32))
+    monkeypatch.setattr(pairs, "pairs_above", lambda *_: close)
+    monkeypatch.setattr(pairs, "usual", lambda x: 0.5)
+
+    def said(label):
+        held = SimpleNamespace(
+            labels={"label": np.array(label)}, classes={}, paths=np.array(list("abcdefg"))
+        )
+        return search.duplicates(held, np.zeros((7, 2), np.float32), 0.9).text
+
+    assert "different labels" not in said([0, -1, 1, 1, -1, -1, -1])
+    assert "1 groups have different labels" in said([0, -1, 0, 1, -1, 1, 1])
+
+
 def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
     file, out = str(pets[2]), tmp_path / "t.csv"
     paths, scores = embeddings.load(file).paths, cosine(pets)
@@ -84,6 +103,7 @@ def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
     np.testing.assert_allclose(
         [float(row["similarity"]) for row in table(out)], np.sort(mean)[:4], atol=1e-5
     )
+    out = tmp_path / "s.csv"
     assert search.main([file, "--subset=5", f"--out={out}"]) == 0
     chosen = [row["path"] for row in table(out)]
     assert len(set(chosen)) == 5 and {name.split("/")[0] for name in chosen} == {"cat", "dog"}
@@ -91,6 +111,57 @@ def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):
     assert search.main([file]) == 0
     said = capsys.readouterr().out
     assert "17 rows, h [" in said and "label: cat 8, dog 9" in said and "clusters" in said
+
+
+def four(place):
+    """A file of embeddings of four rows."""
+    rows = np.array([[1, 0, 0], [0.8, 0.6, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
+    np.savez(place / "e.npz", h=rows, path=list("abcd"))
+    return str(place / "e.npz")
+
+
+def test_labels_that_were_written_into_the_table_of_a_subset_are_kept(tmp_path, capsys):
+    out = tmp_path / "to_label.csv"
+    words = [four(tmp_path), f"--out={out}"]
+    assert search.main([*words, "--subset=2"]) == 0
+    first, second = (row["path"] for row in table(out))
+    # as a spreadsheet of some countries saves it, and with a row that the person added
+    other = next(name for name in "abcd" if name not in (first, second))
+    lines = ["rank;path;radius;label", f"1;{first};2.0;", f"2;{second};1.0;dög ", f";{other};;cat"]
+    out.write_text("\ufeff" + "\r\n".join(lines), "utf-8")
+    assert search.main([*words, "--subset=4"]) == 0
+    found = table(out)
+    assert [row["path"] for row in found[:2]] == [first, second] and len(found) == 4
+    assert {row["path"]: row["label"] for row in found if row["label"]} == {
+        second: "dög",
+        other: "cat",
+    }
+    assert "2 labels of the table that was there are kept\n" in capsys.readouterr().out
+    assert search.main([*words, "--subset=1"]) == 0
+    assert [[*row.values()] for row in table(out)][1:] == [
+        ["", row["path"], "", row["label"]] for row in found if row["label"]
+    ]
+    assert "are kept, 2 of rows outside the subset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("path,label\na,cat\n", "is not a table of --subset, with the columns rank, path"),
+        ("rank,path,radius,label,notes\n", "is not a table of --subset"),
+        ("", "is not a table of --subset"),
+        ("rank,path,radius,label\n1,a,2.0,\na,cat\n", "line 3: expected 4 columns"),
+        ("rank,path,radius,label\n1,a,2,x\n,a,,y\n", "line 3: a has another label above"),
+        ("rank,path,radius,label\n1,a,2,x\n2,z,,y\n", "1 pictures that are not in"),
+    ],
+)
+def test_a_table_that_would_lose_something_is_refused(text, message, tmp_path, capsys):
+    out = tmp_path / "to_label.csv"
+    out.write_text(text)
+    assert search.main([four(tmp_path), f"--out={out}", "--subset=2"]) == 1
+    said = capsys.readouterr().err
+    assert message in said and "give another --out" in said and "Traceback" not in said
+    assert out.read_text() == text
 
 
 def test_outliers_of_many_rows_are_measured_against_some(monkeypatch, tmp_path, capsys):

@@ -1,9 +1,15 @@
 """What the verbs on a trained run share."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.tools import embed, export, label, report, verbs
+from cl_jax.tools import _page, embed, export, label, report, verbs
+from cl_jax.training.trained import Trained
+from cl_jax.weights import runs
+from cl_jax.weights.importing import Imported
 
 
 @pytest.mark.parametrize("verb", [embed, export, label, report])
@@ -27,3 +33,19 @@ def test_a_mistake_is_one_sentence_and_what_is_none_keeps_its_traceback(capsys):
     assert verbs.called(fails(KeyboardInterrupt()), None) == 130
     assert verbs.called(fails(RuntimeError("a fault")), None) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "source, given, words",
+    [
+        (_page._source, "", "give a folder of images: --data=FOLDER"),
+        (_page._source, "train", "give a folder of images: --data=FOLDER"),
+        (embed._source, None, "give a folder of images as FOLDER"),
+    ],
+)
+def test_an_imported_run_without_data_says_how_to_give_them(source, given, words):
+    found = Imported({"name": "resnet"}, {}, {}, "timm", (), (), (), "", (), {})
+    nothing = SimpleNamespace(method=None, encoder=None, mesh=None)
+    run = Trained(Path("runs/theirs"), runs.config_of(found, "w.pth"), nothing, None)
+    with pytest.raises(ValueError, match=f"^runs/theirs has no data of its own; {words}"):
+        source(run, given)

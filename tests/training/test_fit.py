@@ -101,14 +101,37 @@ def test_a_run_keeps_its_sizes_when_images_are_added(tmp_path):
     write(tmp_path / "photos", 40)
     config = config_of("simclr_v1:folder", tmp_path / "photos")
     fit.fit(config, ["data.path"], tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text(config.to_json_best_effort())
+    keep(config, tmp_path / "run")
+    (tmp_path / "run/last/1").mkdir(parents=True)
     write(tmp_path / "photos", 400)
     again = config_of("simclr_v1:folder", tmp_path / "photos")
     fit.fit(again, ["data.path"], tmp_path / "run")
     assert again.batch_size == config.batch_size
     fit.fit(again, ["data.path"], tmp_path / "another")
     assert again.batch_size > config.batch_size
+
+
+def keep(config, place):
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(config.to_json_best_effort())
+
+
+@pytest.mark.parametrize("name, stage", [("simclr_v1", ""), ("simclr_v2", "pretrain")])
+def test_an_attempt_that_saved_nothing_leaves_no_sizes(name, stage, photos, tmp_path):
+    """As one whose batch did not fit into memory; a later stage's are not the first one's."""
+    tried = config_of(f"{name}:folder", photos, batch_size="512")
+    fit.fit(tried, ["data.path", "batch_size"], tmp_path)
+    root = tmp_path / "run"
+    keep(tried, root / stage)
+    if stage:
+        keep(tried, root / "finetune")
+        (root / "finetune/last/1").mkdir(parents=True)
+    again = config_of(f"{name}:folder", photos)
+    fit.fit(again, ["data.path"], root)
+    assert again.batch_size == fit.BATCH[0]
+    (root / stage / "last/1").mkdir(parents=True)
+    fit.fit(again, ["data.path"], root)
+    assert again.batch_size == 512
 
 
 @pytest.mark.parametrize(
@@ -173,6 +196,32 @@ def test_photographs_keep_the_proportions_of_their_recipe():
 )
 def test_the_workdir_is_named_by_config_and_folder(name, path, workdir):
     assert train.default_workdir(name, path) == workdir
+
+
+@pytest.mark.parametrize("path, words", [(".", []), ("../photos", ["--workdir=../photos"])])
+def test_a_run_in_the_folder_of_its_data_is_refused_at_once(
+    path, words, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("the data were looked at"))
+    assert train.main(["simclr_v2:folder,debug", path, *words]) == 1
+    said = capsys.readouterr().err
+    assert f"lies in the folder of the data, {tmp_path}/photos; expected a folder outside" in said
+    assert f"--workdir={tmp_path}/runs/" in said
+    assert not list((tmp_path / "photos").iterdir())
+
+
+@pytest.mark.parametrize("path, workdir", [("photos", "run"), ("photos/a.csv", "photos/run")])
+def test_a_run_beside_its_data_or_beside_its_file_is_not_refused(
+    path, workdir, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.csv").write_text("")
+    monkeypatch.setattr(fit, "fit", lambda *_: (_ for _ in ()).throw(ConfigError("surveyed")))
+    words = ["simclr_v2:folder", str(tmp_path / path), f"--workdir={tmp_path / workdir}"]
+    assert train.main(words) == 1
+    assert "error: surveyed" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_path_is_left_to_the_build(tmp_path):
