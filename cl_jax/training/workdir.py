@@ -19,6 +19,7 @@ from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.paths import without_scheme
 
 LOCK = "lock"
+SEEN_WITHIN = 60.0  # seconds for which NFS may keep an older list of a folder by default
 # Reading data asks less of a mount: mountpoint-s3 renames nothing in most buckets.
 _WHERE = (
     "Give a folder on a local disk or an NFS share, and copy the run from or to the bucket; or one "
@@ -124,6 +125,21 @@ def replace_text(path: Path, text: str) -> None:
         raise SaveError(
             f"{path} cannot be written: {error.strerror}. Make room there, or give another place."
         ) from error
+
+
+def appears(path: Path) -> bool:
+    """Whether a file that another machine makes is seen within `SEEN_WITHIN` seconds. Listing its
+    folder asks a network file system for what is new."""
+    until = time.monotonic() + SEEN_WITHIN
+    while True:
+        try:
+            if path.name in os.listdir(path.parent):
+                return True
+        except OSError:
+            pass  # the folder is not seen yet either
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
 
 
 class Lock:
