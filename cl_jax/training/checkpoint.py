@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cl_jax.core import parallel, population, sharded
+from cl_jax.core import parallel, sharded
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.names import some
+from cl_jax.core.population import Members, other_form
 from cl_jax.training import workdir as folder
 
 if (
@@ -388,14 +389,14 @@ def _read(read: Callable[[dict[str, Any]], dict[str, Any]], stored: Any, like: A
     """The State that a store holds under the names `stored`, as one like `like`. That of a
     population is read in whichever of its two forms it was saved."""
     same = all(name in stored for name in _plain(like))
-    if same or not isinstance(getattr(like, "memory", None), population.Members):
+    if same or not isinstance(getattr(like, "memory", None), Members):
         return _filled(like, read(_wanted(like)))
-    other = population.other_form(jax.tree.map(_empty, like, is_leaf=sharded.is_sharded))
+    other = other_form(jax.tree.map(_empty, like, is_leaf=sharded.is_sharded))
     names = list(_plain(other))
     leaves, kinds = jax.tree.flatten(other)
     tree = read(dict(zip(names, leaves, strict=True)))
     saved = jax.tree.unflatten(kinds, [tree[name] for name in names])
-    found = _plain(population.other_form(saved))
+    found = _plain(other_form(saved))
     for name, leaf in _plain(like).items():
         if found[name].shape != _empty(leaf).shape:  # a store fills arrays of the host as they come
             raise ValueError(
