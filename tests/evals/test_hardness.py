@@ -43,7 +43,7 @@ def test_a_high_temperature_weighs_all_negatives_alike():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(members=()), "expected at least one"),
+        (dict(temperature=0.0), "temperature is 0.0"),
         (dict(members=({"name": "a"}, {"name": "a"})), "each name once"),
         (dict(members=({"name": "a", "temperature": 0.0},)), "a number above 0"),
         (dict(members=({"title": "a"},)), "expected name, curve and temperature"),
@@ -83,6 +83,9 @@ def test_variants_measure_the_members_that_they_train(variant):
     config = configs.load(f"temperature:{variant}")
     if variant == "single":
         assert config.method.name == "temperature"
+        configs.change(config, [("method.temperature", "0.5"), ("method.loss", "hard_contrastive")])
+        section = configs.plain(config)["evals"]["protocols"]["hardness"]
+        assert (section["temperature"], section["loss"]) == (0.5, "hard_contrastive")
         return
     assert config.data.dataset == variant
     assert len(config.method.over) == 16 == len(config.evals.protocols.hardness.members)
