@@ -13,8 +13,8 @@ in another order among their places and its verbs among theirs. `sizes["tokens"]
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -50,6 +50,7 @@ def make(
     tokenizer_cache: str = "",
     test_share: float = 0.1,
     limit: int = 0,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Sentences with concepts.
 
@@ -63,6 +64,7 @@ def make(
         of "dev" are the test part, or those of "test" where there is no dev. Test rows with the
         same concepts are one example with several references.
       limit: sentences of each part at most; 0 for all.
+      learnt: see `Splits`: {"tokenizer"}. The sentences at `path` are then both parts.
 
     A plain sentence is used where it has two nouns or two verbs, and left out where all its nouns,
     or all its verbs, are one word (Zhou et al. 2021, arXiv 2011.07956, and the authors' code).
@@ -76,11 +78,14 @@ def make(
             f"test_share={test_share}, longest={longest}, limit={limit}; expected a share above 0 "
             "and below 1, two words or more, and a limit of at least 0."
         )
+    share = test_share if learnt is None else 0.0
     train, test = (
-        _given(path, test_share)
+        _given(path, share)
         if path and _has_concepts(path)
-        else _plain(path, packages, test_share, longest)
+        else _plain(path, packages, share, longest)
     )
+    if learnt is not None:
+        train = test = train + test
     if limit:
         train, test = train[:limit], test[:limit]
     for part, found in (("train", train), ("test", test)):
@@ -89,20 +94,22 @@ def make(
                 f"{path or 'the embedded text'} has no usable sentence for the {part} part; "
                 "expected sentences with two different nouns or verbs."
             )
-    made = (
-        tokenizer.load(tokenizer_path)
-        if tokenizer_path
-        else tokenizer.train(
-            [given for one in train for given in (one.words, " ".join(one.concepts))],
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            cache=tokenizer_cache or None,
-        )
+    made = tokenizer.of_text(
+        [given for one in train for given in (one.words, " ".join(one.concepts))],
+        learnt=learnt,
+        path=tokenizer_path,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+        cache=tokenizer_cache,
     )
     name = "concepts" if path else "prose_concepts"
+    if learnt is not None:
+        whole = _source(name, train, made, length, concepts_length)
+        return Splits(whole, whole, learnt=learnt)
     return Splits(
         _source(f"{name}/train", train, made, length, concepts_length),
         _source(f"{name}/test", test, made, length, concepts_length),
+        learnt={"tokenizer": made.plain},
     )
 
 

@@ -94,7 +94,7 @@ def make(
         told from classes, images that cannot be used: truncated, empty, too large, of other
         channels, or a link that leads out of the folder.
     """
-    _check_settings(path, image_size, channels, test_share, on_error, value_range)
+    _check_settings(path, image_size, channels, test_share, on_error)
     if limit < 0:
         raise ValueError(f"limit={limit}; expected a number of images, or 0 for all.")
     root, found = _listed(path)
@@ -104,7 +104,7 @@ def make(
 
     workers = workers or cores()
     names = [name for part in layout.parts.values() for name in part]
-    scale = scale_of(root, names, found, value_range)
+    scale = scale_of(root, [name for name in names if name not in found.bad], value_range)
     reading = Reading(root, image_size, channels, max_pixels, scale)
     keep = len(names) * image_size**2 * channels <= cache_bytes
     pixels, bad = checked(reading, found, layout.parts, keep, cache_dir, workers)
@@ -129,7 +129,6 @@ def _check_settings(
     channels: int,
     test_share: float,
     on_error: str,
-    value_range: tuple[float, float] | None,
 ) -> None:
     _check_path(path)
     if image_size < 1:
@@ -143,8 +142,6 @@ def _check_settings(
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
-    if value_range is not None and not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range={value_range}; expected (low, high) with low below high.")
 
 
 def _check_path(path: str) -> None:
@@ -273,10 +270,16 @@ def everything(
     Raises:
       ValueError: no such path, no image below it, settings out of range.
     """
-    _check_settings(path, image_size, channels, 0.1, "skip", value_range)
+    _check_settings(path, image_size, channels, 0.1, "skip")
     root = user_path(path)
     if root.is_file():
-        return listed([root], image_size=image_size, channels=channels, max_pixels=max_pixels)
+        return listed(
+            [root],
+            image_size=image_size,
+            channels=channels,
+            value_range=value_range,
+            max_pixels=max_pixels,
+        )
     if not root.is_dir():
         raise ValueError(f"{path!r} is neither a folder nor an image; expected one that is there.")
     root = root.resolve()
@@ -293,9 +296,7 @@ def everything(
             logging.warning("no labels: %s", error)
     bad = dict(found.bad)
     names = [name for name in found.files if name not in bad]
-    reading = Reading(
-        root, image_size, channels, max_pixels, scale_of(root, names, found, value_range)
-    )
+    reading = Reading(root, image_size, channels, max_pixels, scale_of(root, names, value_range))
     return _every(images.printable(root.name), reading, names, layout, bad), bad
 
 
@@ -316,15 +317,11 @@ def listed(
     if not names:
         raise ValueError("no path is given; expected at least one image.")
     bad = {name: "no such file" for name in names if not Path(name).is_file()}
-    scale = (
-        None
-        if value_range is None
-        else images.Scale(float(value_range[0]), float(value_range[1]), True)
-    )
-    reading = Reading(Path(), image_size, channels, max_pixels, scale)
     kept = [name for name in names if name not in bad]
     if not kept:
         raise ValueError(f"none of the {len(names)} files is there, for instance {names[0]}.")
+    scale = scale_of(Path(), kept, value_range)
+    reading = Reading(Path(), image_size, channels, max_pixels, scale)
     return _every("images", reading, kept, Layout({}, {}, [], False), bad), bad
 
 

@@ -15,16 +15,17 @@ and an edge from a node to itself not at all.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import lines
-from cl_jax.data.source import Source, Splits, from_arrays, subset
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, subset
 
 FEATURES = ("auto", "tags", "degree", "constant")
 ON_ERROR = ("raise", "skip", "keep")
@@ -53,6 +54,7 @@ def make(
     folds: int = 0,
     fold: int = 0,
     on_error: str = "raise",
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The graphs at `path`.
 
@@ -71,6 +73,8 @@ def make(
         make all graphs both parts: for an evaluation that divides them itself, as the field's.
       on_error: of a graph without edges or nodes. "raise" names it, "skip" leaves it out, "keep"
         takes graphs without edges, which a network sees as loose nodes.
+      learnt: see `Splits`: {"features", "tags"}, the tags as words in the order of their numbers.
+        All graphs are then both parts. Degrees above the run's largest count as that one.
 
     Raises:
       ValueError: no such path, files missing or with lines that are not what they should be, edges
@@ -92,33 +96,80 @@ def make(
                 f"labels={labels!r}, tags={tags!r} belong to a file of edges, and path={path!r} is "
                 "a folder; leave them out."
             )
-        graphs, names = _tu_folder(place)
+        graphs, names, words = _tu_folder(place)
     elif place.is_file():
-        graphs, names = _edge_list(place, labels, tags)
+        graphs, names, words = _edge_list(place, labels, tags)
     else:
         raise ValueError(
             f"path={path!r} does not exist. Give a folder with files such as NAME_A.txt and "
             "NAME_graph_indicator.txt, or a file of edges."
         )
     given = graphs.tag.size > 0
+    features = (learnt or {}).get("features", features)
+    if features == "auto":
+        features = "tags" if given else "constant"
     if features == "tags" and not given:
         raise ValueError(f"{path} has no tags for its nodes; set features='degree' or 'constant'.")
     graphs, skipped = _usable(path, _simple(path, graphs), names, on_error)
+    known = None if learnt is None else learnt.get("tags")
     if features == "degree":
-        graphs = graphs._replace(tag=np.minimum(degrees(graphs), max_degree))
-    elif features == "constant" or not given:
-        graphs = graphs._replace(tag=np.zeros(graphs.nodes.sum(), np.int64))
+        tag, known = _of_degrees(path, np.minimum(degrees(graphs), max_degree), known)
+    elif features == "constant":
+        tag, known = np.zeros(graphs.nodes.sum(), np.int64), [""]
+    elif learnt is not None and known is None:
+        raise ValueError(
+            "the run did not keep the tags of its training data, and those that occur here would "
+            f"have other numbers. {TO_KEEP}"
+        )
     else:
-        graphs = graphs._replace(tag=np.unique(graphs.tag, return_inverse=True)[1])
-    whole = source_of(place.stem, graphs, skipped=skipped)
-    if not folds:
-        return Splits(whole, whole)
+        tag, known = _of_words(path, graphs.tag, words, known)
+    kept = {"features": features, "tags": known}
+    whole = source_of(place.stem, graphs._replace(tag=tag), tags=len(known), skipped=skipped)
+    if not folds or learnt is not None:
+        return Splits(whole, whole, learnt=kept)
     if whole.size < folds:
         raise ValueError(f"{path} has {whole.size} graphs, too few for folds={folds}.")
     of = _folds(graphs.label, whole.size, folds)
     return Splits(
-        subset(whole, np.flatnonzero(of != fold)), subset(whole, np.flatnonzero(of == fold))
+        subset(whole, np.flatnonzero(of != fold)),
+        subset(whole, np.flatnonzero(of == fold)),
+        learnt=kept,
     )
+
+
+def _of_degrees(
+    path: str, degree: np.ndarray, known: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str]]:
+    """(the tag of each node, the words of the tags): its degree, up to the largest that is
+    known."""
+    most = int(degree.max())
+    if known is None:
+        return degree, [str(i) for i in range(most + 1)]
+    if most >= len(known):
+        logging.warning(
+            "%s has nodes of degree %d; they count as %d, the largest that the run was trained on.",
+            path,
+            most,
+            len(known) - 1,
+        )
+    return np.minimum(degree, len(known) - 1), known
+
+
+def _of_words(
+    path: str, tag: np.ndarray, words: Sequence[str], known: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str]]:
+    """(the tag of each node by its place in `known`, `known`), which is None for the words that
+    occur."""
+    numbers, which = np.unique(tag, return_inverse=True)
+    occurring = [words[i] for i in numbers]
+    place = {word: i for i, word in enumerate(occurring if known is None else known)}
+    strange = [word for word in occurring if word not in place]
+    if strange:
+        raise ValueError(
+            f"{path} has nodes with the tags {some(strange)}, which did not occur where the run "
+            f"was trained; expected {some(list(place))}. Leave out the graphs that have them."
+        )
+    return np.array([place[word] for word in occurring])[which], list(place)
 
 
 def _folds(label: np.ndarray | None, size: int, folds: int) -> np.ndarray:
@@ -249,7 +300,8 @@ def chosen(graphs: GraphSet, ids: np.ndarray) -> GraphSet:
 # --------------------------------------
 
 
-def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str]]:
+def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str], list[str]]:
+    """(graphs, the name of each, the word of each number in `GraphSet.tag`)."""
     found = sorted(folder.glob("*_A.txt"))
     if len(found) != 1:
         raise ValueError(
@@ -288,12 +340,14 @@ def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str]]:
         )
     by_graph = np.argsort(graph[:, 0], kind="stable")
     local = place[pairs - 1] - first[graph]
-    label = tag = None
+    label, tag, words = None, None, []
     if file("graph_labels").exists():
         label = _counted(file("graph_labels"), len(nodes), "graphs")
         label = np.unique(label, return_inverse=True)[1]
     if file("node_labels").exists():
         tag = _counted(file("node_labels"), len(indicator), "nodes")[order]
+        numbers, tag = np.unique(tag, return_inverse=True)
+        words = [str(number) for number in numbers]
     graphs = GraphSet(
         nodes,
         np.bincount(graph[:, 0], minlength=len(nodes)),
@@ -301,7 +355,7 @@ def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str]]:
         local[by_graph],
         label,
     )
-    return graphs, lambda i: f"graph {i + 1}"
+    return graphs, lambda i: f"graph {i + 1}", words
 
 
 def _counted(file: Path, count: int, what: str) -> np.ndarray:
@@ -356,7 +410,10 @@ def _check_range(file: Path, values: np.ndarray, low: int, high: int | None, rul
 # --------------------------------------
 
 
-def _edge_list(file: Path, labels: str, tags: str) -> tuple[GraphSet, Callable[[int], str]]:
+def _edge_list(
+    file: Path, labels: str, tags: str
+) -> tuple[GraphSet, Callable[[int], str], list[str]]:
+    """As `_tu_folder`."""
     rows = _words(file, 3, "graph node node")
     tagged = _words(user_path(tags), 3, "graph node tag") if tags else []
     labelled = _words(user_path(labels), 2, "graph label") if labels else []
@@ -382,7 +439,7 @@ def _edge_list(file: Path, labels: str, tags: str) -> tuple[GraphSet, Callable[[
         np.array(at, np.int64)[np.argsort(owner, kind="stable")],
         label,
     )
-    return graphs, lambda i: f"graph {names[i]}"
+    return graphs, lambda i: f"graph {names[i]}", _sorted({row[2] for row in tagged})
 
 
 def _attached(

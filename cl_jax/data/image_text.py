@@ -27,7 +27,7 @@ from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
-from cl_jax.data.reading import read_or_next
+from cl_jax.data.reading import read_or_next, scale_of
 from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -59,9 +59,11 @@ def make(
     test_size: int = 2048,
     seed: int = 0,
     on_error: str = "raise",
+    value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**31,
     workers: int = 8,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Pictures and captions.
 
@@ -80,7 +82,8 @@ def make(
       level, train_size, test_size, seed: of `scenes`.
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
-      max_pixels, cache_bytes, workers: as in `data.folder`.
+      value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
+      learnt: see `Splits`: {"tokenizer"}.
 
     Raises:
       ValueError: a table that is missing, damaged or lacks a column; a caption without its picture;
@@ -101,10 +104,13 @@ def make(
         raise ValueError(f"templates has {wrong[0]!r}; expected one {{}} in each, for the class.")
 
     def tokens_by(sentences: Sequence[str]) -> Tokenizer | WordPiece:
-        if tokenizer_path:
-            return tokenizer.load(tokenizer_path)
-        return tokenizer.train(
-            sentences, vocab_size=vocab_size, lowercase=lowercase, cache=tokenizer_cache or None
+        return tokenizer.of_text(
+            sentences,
+            learnt=learnt,
+            path=tokenizer_path,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache,
         )
 
     if not path:
@@ -125,6 +131,8 @@ def make(
         raise ValueError(f"{table}: no picture has a {label_column!r}; set label_column=''.")
     made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())
+    shown = [name for names in parts.values() for name in names]
+    scale = scale_of(table.parent, shown, value_range)
     sources = {
         part: _source(
             f"{table.parent.name}/{part}",
@@ -134,7 +142,7 @@ def make(
             _tokens(made, length, [rows[name].captions for name in names], most),
             made.size,
             classes,
-            dict(image_size=image_size, channels=channels, max_pixels=max_pixels),
+            dict(image_size=image_size, channels=channels, max_pixels=max_pixels, scale=scale),
             on_error,
             cache_bytes,
             workers,
@@ -149,7 +157,7 @@ def make(
             for template in templates
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
-    return Splits(sources["train"], sources["test"], more)
+    return Splits(sources["train"], sources["test"], more, {"tokenizer": made.plain})
 
 
 class _Picture(NamedTuple):
@@ -187,6 +195,7 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
         part("train", parts.train, texts[0]),
         part("test", parts.test, texts[1]),
         {"prompts": _prompts("scenes_captions", made, length, pairs, len(captions.DIGITS))},
+        {"tokenizer": made.plain},
     )
 
 

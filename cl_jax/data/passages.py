@@ -15,6 +15,7 @@ from.
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -40,6 +41,7 @@ def make(
     on_error: str = "raise",
     test_share: float = 0.1,
     limit: int = 0,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Passages of a text.
 
@@ -56,6 +58,7 @@ def make(
       on_error: for empty sentences of `classify`, "raise" or "skip", as of `text`.
       test_share: of the documents, by a hash of their text; equal ones are in one part.
       limit: passages of each part at most; 0 for all.
+      learnt: see `Splits`: {"tokenizer"}. The passages at `path` are then both parts.
 
     Raises:
       ValueError: a file that is missing, damaged or no UTF-8 text; no document that is long enough;
@@ -80,11 +83,12 @@ def make(
     divided = {origin: _chapters(documents, chapter) for origin, documents in groups.items()}
     long = [one for documents in divided.values() for one in documents if len(one) >= sentences]
     count = sum(map(len, divided.values()))
+    least = 2 if learnt is None else 1
     different = len(set(map(_name, long)))
-    if different < 2:
+    if different < least:
         raise ValueError(
             f"{path or 'the text'} has {different} different documents of {sentences} sentences or "
-            f"more, of {count}; expected at least two. An empty line ends a document; lower "
+            f"more, of {count}; expected at least {least}. An empty line ends a document; lower "
             "data.sentences for shorter ones, or data.chapter to divide a long one."
         )
     if len(long) < count:
@@ -95,16 +99,16 @@ def make(
         part: [one for one in long if (_name(one) in held) == (part == "test")]
         for part in ("train", "test")
     }
+    if learnt is not None:
+        parts = dict.fromkeys(parts, long)
     passages = {part: _cut(of, sentences, stride or sentences, limit) for part, of in parts.items()}
-    made = (
-        tokenizer.load(tokenizer_path)
-        if tokenizer_path
-        else tokenizer.train(
-            list(dict.fromkeys(sentence for one in passages["train"] for sentence in one)),
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            cache=tokenizer_cache or None,
-        )
+    made = tokenizer.of_text(
+        list(dict.fromkeys(sentence for one in passages["train"] for sentence in one)),
+        learnt=learnt,
+        path=tokenizer_path,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+        cache=tokenizer_cache,
     )
 
     def source(part: str) -> Source:
@@ -131,7 +135,10 @@ def make(
         )
         for key, one in tasks.items()
     }
-    return Splits(source("train"), source("test"), more)
+    train = source("train")
+    if learnt is not None:
+        return Splits(train, train, more, learnt)
+    return Splits(train, source("test"), more, {"tokenizer": made.plain})
 
 
 def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """How the files of a folder become images of one size, and which of them cannot."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,16 +36,27 @@ class Reading(NamedTuple):
 
 
 def scale_of(
-    root: Path, names: list[str], found: Listing, value_range: tuple[float, float] | None
+    root: Path, names: Sequence[str], value_range: tuple[float, float] | None
 ) -> images.Scale | None:
     """How numbers of more than 8 bits become bytes: told, or found in some of the files.
 
+    Args:
+      root: of the names; Path() where they stand for themselves.
+      names: of the images, without those that may not be opened.
+      value_range: as in `data.folder`.
+
     Raises:
-      ValueError: colour images of 16 bits that would come out almost black.
+      ValueError: a range without numbers in it; colour images of 16 bits that would come out almost
+        black.
     """
     if value_range is not None:
+        if not value_range[0] < value_range[1]:
+            raise ValueError(
+                f"value_range={value_range}; expected (low, high) with low below high."
+            )
         return images.Scale(float(value_range[0]), float(value_range[1]), True)
-    deep = [name for name in names if images.may_be_deep(name) and name not in found.bad]
+    place = f"{root}: " if root.parts else ""
+    deep = [name for name in names if images.may_be_deep(name)]
     rows = np.unique(np.linspace(0, len(deep) - 1, SAMPLED).astype(int)) if deep else ()
     picked = [deep[i] for i in rows]
     kinds: dict[str, float] = {}
@@ -60,7 +71,7 @@ def scale_of(
         deepest = name if kind == "integers" else deepest
     if 0 < kinds.get("colours", 0.0) < 64:
         raise ValueError(
-            f"{root}: its 16-bit colour images, such as {images.printable(cut)}, use 14 bits or "
+            f"{place}16-bit colour images, such as {images.printable(cut)}, use 14 bits or "
             "fewer, and Pillow reads the upper 8 of 16: they would be almost black. For TIFF "
             "files, pip install tifffile; else convert them to 8 bits."
         )
@@ -68,9 +79,9 @@ def scale_of(
         return None
     bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if kinds["integers"] < 2**bits)
     logging.warning(
-        "%s: of images of 16 bits, such as %s, %d are used; 0 to %d becomes 0 to 255. "
+        "%sof images of 16 bits, such as %s, %d are used; 0 to %d becomes 0 to 255. "
         "--config.data.value_range=0,4095 sets other ends.",
-        root,
+        place,
         images.printable(deepest),
         bits,
         2**bits - 1,

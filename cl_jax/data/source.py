@@ -18,6 +18,12 @@ Example = dict[str, np.ndarray]
 _Setting = TypeVar("_Setting")
 _EVALUATION = "read by evaluators alone"
 _ALIGNMENT = 64  # bytes
+# What to do where `Splits.learnt` of a run lacks something: the run is of a version that did not
+# keep it.
+TO_KEEP = (
+    "Give the command that trained the run once more, where its training data are as they were: it "
+    "keeps them in the workdir."
+)
 # The annotation of a source's setting that changes nothing but what evaluators read of
 # `Splits.more`: an evaluation of a trained network, and a resume, may be given another value.
 #     def make(*, sts: ForEvaluation[str] = ""): ...
@@ -73,11 +79,19 @@ class Source:
 
 class Splits(NamedTuple):
     """The parts of a data set. `more`: further sources that evaluators and methods read by name:
-    "unlabeled" (STL-10, a folder of that name), "sts", "prompts", "gallery"."""
+    "unlabeled" (STL-10, a folder of that name), "sts", "prompts", "gallery".
+
+    `learnt`: what the numbers in the fields mean, where the source learnt that from its training
+    part: a tokenizer, means and deviations. Plain values, as JSON holds them. `make(learnt=...)` of
+    the same source takes it back and learns nothing: what is at `path` is then read by it, as other
+    data for a network of that run, and where nothing asks for parts, train and test are one source
+    with all of it. None: the source learns nothing.
+    """
 
     train: Source
     test: Source
     more: Mapping[str, Source] = MappingProxyType({})
+    learnt: Mapping[str, Any] | None = None
 
 
 def for_evaluation(make: Callable[..., Splits]) -> list[str]:

@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -22,13 +22,23 @@ from cl_jax.core.names import some
 from cl_jax.data import lines
 from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays
 
 EMBEDDED = {
     "digits": datasets.load_digits,
     "breast_cancer": datasets.load_breast_cancer,
     "wine": datasets.load_wine,
 }
+
+
+class Learnt(NamedTuple):
+    """What `Splits.learnt` holds. columns: D names. mean, deviation: of each, float64 [D]; the
+    deviation of a constant column is 0. classes: names in the order of their numbers."""
+
+    columns: Sequence[str]
+    mean: np.ndarray
+    deviation: np.ndarray
+    classes: Sequence[str]
 
 
 class Table(NamedTuple):
@@ -47,6 +57,7 @@ def make(
     columns: Sequence[str] = (),
     test_path: str = "",
     test_share: float = 0.2,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The rows of a table, in memory.
 
@@ -64,6 +75,8 @@ def make(
       test_path: a second .csv of the same columns, the test part.
       test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
         Equal rows are in one part.
+      learnt: see `Splits` and `Learnt`. The rows at `path` are then both parts; classes that the
+        run did not have follow its own.
 
     Raises:
       ValueError: an unknown table, a file without such columns or without rows, a cell that is not
@@ -73,6 +86,18 @@ def make(
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if learnt is not None:
+        if not learnt:
+            raise ValueError(
+                "the run did not keep the means and deviations of its training data, and those of "
+                f"this table would measure it otherwise. {TO_KEEP}"
+            )
+        known = Learnt(**learnt)
+        table = read(path, label, known.columns)
+        table = _alike({"run": table._replace(labels=list(known.classes)), "": table})[""]
+        classes = list(dict.fromkeys([*known.classes, *sorted(set(table.labels) - {""})]))
+        whole = _source(Path(path).stem, table, known._replace(classes=classes))
+        return Splits(whole, whole, learnt=learnt)
     if path:
         name, table = Path(path).stem, read(path, label, columns)
     else:
@@ -241,16 +266,23 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
     # Relative to the column: numbers in small units may all be below 1e-12.
     varies = deviation > 1e-12 * np.abs(train.values).max(0)
     classes = sorted({word for table in parts.values() for word in table.labels} - {""})
-    number = {word: i for i, word in enumerate(classes)}
+    found = Learnt(train.columns, mean, np.where(varies, deviation, 0), classes)
+    return Splits(
+        _source(f"{name}/train", train, found),
+        _source(f"{name}/test", parts["test"], found),
+        learnt=found._replace(mean=mean.tolist(), deviation=found.deviation.tolist())._asdict(),
+    )
 
-    def part(which: str, table: Table) -> Source:
-        rows = np.where(varies, (table.values - mean) / np.where(varies, deviation, 1), 0)
-        arrays: dict[str, np.ndarray] = {"row": rows.astype(np.float32)}
-        sizes = {}
-        if classes:
-            labels = [number.get(word, NONE) for word in table.labels]
-            arrays["label"], sizes["label"] = np.array(labels, np.int32), len(classes)
-        found = from_arrays(f"{name}/{which}", arrays, sizes)
-        return dataclasses.replace(found, classes={"label": classes} if classes else {})
 
-    return Splits(part("train", train), part("test", parts["test"]))
+def _source(name: str, table: Table, learnt: Learnt) -> Source:
+    classes, deviation = learnt.classes, np.asarray(learnt.deviation)
+    varies = deviation > 0
+    rows = np.where(varies, (table.values - learnt.mean) / np.where(varies, deviation, 1), 0)
+    arrays: dict[str, np.ndarray] = {"row": rows.astype(np.float32)}
+    sizes = {}
+    if classes:
+        number = {word: i for i, word in enumerate(classes)}
+        labels = [number.get(word, NONE) for word in table.labels]
+        arrays["label"], sizes["label"] = np.array(labels, np.int32), len(classes)
+    found = from_arrays(name, arrays, sizes)
+    return dataclasses.replace(found, classes={"label": classes} if classes else {})

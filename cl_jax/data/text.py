@@ -25,6 +25,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -62,6 +63,7 @@ def make(
     train_size: int = 8192,
     test_size: int = 2048,
     seed: int = 0,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Sentences as tokens.
 
@@ -88,6 +90,7 @@ def make(
       columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
       train_size, test_size: examples of the embedded text; prose may have fewer.
       seed: of the words of the embedded sentences.
+      learnt: see `Splits`: {"tokenizer"}. The sentences at `path` are then both parts.
 
     Raises:
       ValueError: a file that is missing, damaged, empty, no text or not UTF-8; another number of
@@ -104,14 +107,18 @@ def make(
         raise ValueError(f"embedded={embedded!r}; expected 'scenes' or 'prose', or give path.")
     if not 1 <= columns <= 3:
         raise ValueError(f"columns={columns}; expected 1 (sentences), 2 (pairs) or 3 (triples).")
+    if test_path and not path:
+        raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
     if path.endswith(".npz"):
-        return _of_tokens(path, test_path, test_share, vocab_size)
+        return _of_tokens(path, test_path, test_share, vocab_size, learnt)
     scored: text_tasks.Scored = {}
     skipped, labels, test_labels = 0, {}, {}
     if path:
         name = Path(path).name.split(".")[0]
         train, skipped = _sentences(path, on_error)
-        if test_path:
+        if learnt is not None:
+            test = train
+        elif test_path:
             test, _ = _sentences(test_path, on_error)
             if len(test) != len(train):
                 raise ValueError(
@@ -132,15 +139,13 @@ def make(
         )
     if sts:
         scored = text_tasks.read_scored(sts, on_error)
-    made = (
-        tokenizer.load(tokenizer_path)
-        if tokenizer_path
-        else tokenizer.train(
-            [sentence for column in train for sentence in column],
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            cache=tokenizer_cache or None,
-        )
+    made = tokenizer.of_text(
+        [sentence for column in train for sentence in column],
+        learnt=learnt,
+        path=tokenizer_path,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+        cache=tokenizer_cache,
     )
     more = {
         key: _source(f"{name}/{key}", [a, b], made, length, {"score": score})
@@ -155,10 +160,14 @@ def make(
                 rows | {"label": one.labels},
                 dict.fromkeys(rows, made.size) | {"label": one.classes},
             )
+    if learnt is not None:
+        whole = _source(name, train, made, length, labels, skipped)
+        return Splits(whole, whole, more, learnt)
     return Splits(
         _source(f"{name}/train", train, made, length, labels, skipped),
         _source(f"{name}/test", test, made, length, test_labels),
         more,
+        {"tokenizer": made.plain},
     )
 
 
@@ -308,9 +317,18 @@ def _source(
     return dataclasses.replace(made_of, skipped=skipped, names=list(columns[0]))
 
 
-def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) -> Splits:
+def _of_tokens(
+    path: str,
+    test_path: str,
+    test_share: float,
+    vocab_size: int,
+    learnt: Mapping[str, Any] | None,
+) -> Splits:
     name = Path(path).stem
     train = _token_arrays(path, vocab_size)
+    if learnt is not None:
+        whole = from_arrays(name, train, dict.fromkeys(train, vocab_size))
+        return Splits(whole, whole, learnt=learnt)
     if test_path:
         test = _token_arrays(test_path, vocab_size)
     else:
@@ -323,7 +341,7 @@ def _of_tokens(path: str, test_path: str, test_share: float, vocab_size: int) ->
     def source(part: str, arrays: dict[str, np.ndarray]) -> Source:
         return from_arrays(f"{name}/{part}", arrays, dict.fromkeys(arrays, vocab_size))
 
-    return Splits(source("train", train), source("test", test))
+    return Splits(source("train", train), source("test", test), learnt={})
 
 
 def _token_arrays(path: str, vocab_size: int) -> dict[str, np.ndarray]:

@@ -4,10 +4,13 @@ Token numbers below `SPECIAL` are reserved (`cl_jax.core.tokens`): 0 padding, 1 
 3 end, 4 mask.
 """
 
+import base64
+import binascii
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -17,6 +20,7 @@ from cl_jax.core import paths
 from cl_jax.core.paths import user_path
 from cl_jax.core.tokens import END, MASK, PAD, START, UNKNOWN
 from cl_jax.data import kept, wordpiece
+from cl_jax.data.source import TO_KEEP
 from cl_jax.data.wordpiece import MAX_VOCAB, WordPiece
 
 _MOST = 500_000  # sentences that training reads, evenly spaced over the text
@@ -59,6 +63,11 @@ class Tokenizer:
         """Twelve hexadecimal digits that differ where the model does."""
         return hashlib.sha256(self.model).hexdigest()[:12]
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The tokenizer as values that JSON holds; `restored` takes them back."""
+        return {"sentencepiece": base64.b64encode(self.model).decode()}
+
     def encode(self, sentences: Sequence[str], length: int) -> np.ndarray:
         """uint16 [N, length]: start, pieces, end, then padding. A sentence that is too long loses
         its last pieces and keeps the end.
@@ -87,6 +96,54 @@ class Tokenizer:
             pieces = [int(t) for t in row[: ends[0] if len(ends) else len(row)] if t > MASK]
             texts.append(self._pieces.decode(pieces))
         return texts
+
+
+def of_text(
+    sentences: Sequence[str],
+    *,
+    learnt: Mapping[str, Any] | None,
+    path: str,
+    vocab_size: int,
+    lowercase: bool,
+    cache: str,
+) -> "Tokenizer | WordPiece":
+    """The tokenizer that a source reads its text by.
+
+    Args:
+      sentences: the training part.
+      learnt: `Splits.learnt` of the run that the text is read for; None where the text is of a new
+        run. Only then a tokenizer is trained.
+      path: as of `load`; "" to train one.
+      vocab_size, lowercase, cache: as of `train`; a cache of "" is None.
+
+    Raises:
+      ValueError: the run did not keep its tokenizer; as of `load` and `train`.
+    """
+    if learnt is not None and "tokenizer" in learnt:
+        return restored(learnt["tokenizer"])
+    if path:
+        return load(path)
+    if learnt is not None:
+        raise ValueError(
+            "the run did not keep the pieces of its tokenizer, and those trained on this text "
+            f"would have other numbers. {TO_KEEP}"
+        )
+    return train(sentences, vocab_size=vocab_size, lowercase=lowercase, cache=cache or None)
+
+
+def restored(plain: Mapping[str, Any]) -> "Tokenizer | WordPiece":
+    """The tokenizer whose `plain` values are given.
+
+    Raises:
+      ValueError: they are not those of a tokenizer.
+    """
+    try:
+        if "pieces" in plain:
+            return WordPiece(plain["pieces"], plain["lowercase"], "the run's vocabulary")
+        model = base64.b64decode(plain["sentencepiece"], validate=True)
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise ValueError(f"what the run kept is not a tokenizer: {error!r}.") from None
+    return Tokenizer(model, "the run's tokenizer")
 
 
 def train(

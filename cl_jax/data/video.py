@@ -26,6 +26,7 @@ from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, of_folders, role
+from cl_jax.data.reading import scale_of
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -57,9 +58,11 @@ def make(
     lowercase: bool = True,
     tokenizer_path: str = "",
     tokenizer_cache: str = "",
+    value_range: tuple[float, float] | None = None,
     max_bytes: int = 2**32,
     on_error: str = "raise",
     workers: int = 4,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The films below `path` as clips of `frames` frames.
 
@@ -80,10 +83,12 @@ def make(
       file_column, caption_column: of the table of captions, where there is one; files are named
         relative to it.
       length, vocab_size, lowercase, tokenizer_path, tokenizer_cache: as in `data.text`.
+      value_range: of pictures of more than 8 bits, as in `data.folder`.
       max_bytes: all clips together may take.
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
+      learnt: see `Splits`: {"tokenizer"}. Without it, captions are left out.
 
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
@@ -108,12 +113,17 @@ def make(
     if labels:
         listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts, splits = _captions(root, names, file_column, caption_column)
+    if texts and learnt is not None and not (learnt or tokenizer_path):
+        logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
+        texts = {}
+    shown = [name for name in listed.files if _is_picture(name) and name not in listed.bad]
+    scale = scale_of(root, shown, value_range)
 
     def stored(name: str) -> np.ndarray | str:
         if name in refused:
             return refused[name]
         try:
-            return _clips(root / name, name, frames, every, sampling, image_size, channels)
+            return _clips(root / name, frames, every, sampling, image_size, channels, scale)
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -147,21 +157,15 @@ def make(
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
-        made = (
-            tokenizer.load(tokenizer_path)
-            if tokenizer_path
-            else tokenizer.train(
-                [
-                    text
-                    for name in dict.fromkeys(n for n, _ in parts["train"])
-                    for text in texts[name]
-                ],
-                vocab_size=vocab_size,
-                lowercase=lowercase,
-                cache=tokenizer_cache or None,
-            )
+        made = tokenizer.of_text(
+            [text for name in dict.fromkeys(n for n, _ in parts["train"]) for text in texts[name]],
+            learnt=learnt,
+            path=tokenizer_path,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            cache=tokenizer_cache,
         )
-        vocabulary = made.size
+        learnt, vocabulary = {"tokenizer": made.plain}, made.size
         tokens = {name: _rows(made.encode(texts[name], length), most) for name in good}
     number = {name: k for k, name in enumerate(good)}
 
@@ -185,11 +189,14 @@ def make(
         skipped = len(bad) if which == "train" else 0
         return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
 
-    return Splits(part("train"), part("test"))
+    return Splits(part("train"), part("test"), learnt=learnt)
 
 
-def read(path: str | Path, *, channels: int = 3) -> Iterator[np.ndarray]:
-    """The frames of one film, uint8 [H, W, channels], in order.
+def read(
+    path: str | Path, *, channels: int = 3, scale: images.Scale | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of one film, uint8 [H, W, channels], in order. `scale` is of pictures of more than
+    8 bits, as in `images.decode`.
 
     Raises:
       ValueError: a file that cannot be read or is not a film, an array of another shape or type, no
@@ -197,15 +204,15 @@ def read(path: str | Path, *, channels: int = 3) -> Iterator[np.ndarray]:
     """
     file = Path(path)
     if file.is_dir():
-        return _of_pictures(file, channels)
+        return _of_pictures(file, channels, scale)
     if file.suffix.lower() == ".npy":
         return _of_array(file, channels)
     return _of_container(file, channels)
 
 
-def _of_pictures(folder: Path, channels: int) -> Iterator[np.ndarray]:
+def _of_pictures(folder: Path, channels: int, scale: images.Scale | None) -> Iterator[np.ndarray]:
     for name in sorted(_pictures(folder), key=_natural):
-        yield images.decode(folder / name, name, image_size=None, channels=channels)
+        yield images.decode(folder / name, name, image_size=None, channels=channels, scale=scale)
 
 
 def _of_array(file: Path, channels: int) -> Iterator[np.ndarray]:
@@ -245,13 +252,19 @@ def _array(picture: Image.Image) -> np.ndarray:
 
 
 def _clips(
-    file: Path, name: str, frames: int, every: int, sampling: str, size: int, channels: int
+    file: Path,
+    frames: int,
+    every: int,
+    sampling: str,
+    size: int,
+    channels: int,
+    scale: images.Scale | None,
 ) -> np.ndarray:
     """[N, frames, size, size, channels] of one film."""
     step = every if sampling == "pieces" else 1
     kept = [
         _square(frame, size)
-        for number, frame in enumerate(read(file, channels=channels))
+        for number, frame in enumerate(read(file, channels=channels, scale=scale))
         if number % step == 0
     ]
     if len(kept) < frames:
@@ -280,7 +293,7 @@ def _films(root: Path, found: Listing) -> tuple[list[str], dict[str, str]]:
     opened)."""
     films: dict[str, str] = {}
     for name in found.files:
-        if images.suffix(name) in PICTURES:
+        if _is_picture(name):
             folder = name.rpartition("/")[0]
             if not folder:
                 raise ValueError(
@@ -295,11 +308,15 @@ def _films(root: Path, found: Listing) -> tuple[list[str], dict[str, str]]:
     return sorted(films, key=_natural), {n: reason for n, reason in films.items() if reason} | links
 
 
+def _is_picture(name: str) -> bool:
+    return images.suffix(name) in PICTURES
+
+
 def _pictures(folder: Path) -> list[str]:
     return [
         file.name
         for file in folder.iterdir()
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
+        if _is_picture(file.name) and not file.name.startswith(".")
     ]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,11 @@ class WordPiece:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that differ where the vocabulary does."""
         return hashlib.sha256("\n".join(self._pieces).encode()).hexdigest()[:12]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The tokenizer as values that JSON holds; see `tokenizer.restored`."""
+        return {"pieces": list(self._pieces), "lowercase": self._lowercase}
 
     def encode(self, sentences: Sequence[str], length: int) -> np.ndarray:
         """uint16 [N, length]: start, pieces, end, then padding; what is too long is cut.

@@ -62,8 +62,8 @@ def embed(args: argparse.Namespace) -> int:
     """Writes the file that the options ask for; returns the exit status."""
     from cl_jax.core.errors import ConfigError
     from cl_jax.data import embeddings, images
-    from cl_jax.data.source import checksum_of
-    from cl_jax.training import trained
+    from cl_jax.data.source import checksum_of, names_of
+    from cl_jax.training import fingerprint, trained
 
     called = user_path(args.folder).resolve().stem if args.folder else "data"
     out = user_path(args.out or user_path(args.run) / "embeddings" / f"{called}.npz")
@@ -74,12 +74,15 @@ def embed(args: argparse.Namespace) -> int:
     run = trained.load(args.run, best=args.best)
     names = run.names(args.features if args.features in ("", trained.ALL) else _listed(args))
     source, bad, root = _source(run, args.folder)
+    place = args.folder or str(run.config.data.get("path", "") or "")
     about = run.about(source) | {
         "features": list(names),
         "root": root,
         "examples": source.size,
         "network": run.checksum,
         "names": checksum_of(source),
+        # Names alone do not tell a file that was written again.
+        "times": fingerprint.times_of(user_path(place), names_of(source)) if place else "",
     }
     pieces, listed = embeddings.Pieces(out, about), dict(bad)
     done = pieces.done

@@ -284,8 +284,9 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     """The features of all pictures, from the file that is given or made now; None where that was
     interrupted."""
     from cl_jax.data import embeddings
-    from cl_jax.data.source import checksum_of
+    from cl_jax.data.source import checksum_of, names_of
     from cl_jax.tools import embed
+    from cl_jax.training import fingerprint
 
     (feature,) = run.names(args.feature)
     args.feature = feature
@@ -310,7 +311,11 @@ def _embeddings(args: argparse.Namespace, run: "Trained") -> "Embeddings | None"
     if out.is_file():
         source, _ = run.source(folder)
         held = embeddings.load(out)
-        if held.about.get("names") == checksum_of(source):
+        now = {
+            "names": checksum_of(source),
+            "times": fingerprint.times_of(user_path(folder), names_of(source)),
+        }
+        if all(held.about.get(key) == value for key, value in now.items()):
             return held
     words = [args.run, folder, f"--out={out}", f"--features={feature}", "--overwrite"]
     status = embed.embed(embed.parser().parse_args(words + ["--best"] * args.best))

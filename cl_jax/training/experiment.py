@@ -56,8 +56,14 @@ class Built(NamedTuple):
     encoder: Any = None  # the module that the config names; of several, {role: module}
 
 
-def load_data(config: ConfigDict) -> Splits:
+# Keys of a data section that `load_data` reads itself.
+OF_TRAINING = ("fraction", "imbalance", "validation", "unlabeled")
+
+
+def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Splits:
     """The config's data, changed as its section says.
+
+    `learnt`: given to a source that takes it, see `Splits`; no setting of a config.
 
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
@@ -79,7 +85,9 @@ def load_data(config: ConfigDict) -> Splits:
         settings.check_value("data.imbalance", imbalance, float)
     settings.check_value("data.validation", validation, float)
     settings.check_value("data.unlabeled", unlabeled, bool)
-    splits: Splits = _call("cl_jax.data", section)
+    takes = parameters("cl_jax.data", section.get("name", ""))
+    given = {"learnt": learnt} if "learnt" in takes else {}
+    splits: Splits = _call("cl_jax.data", section, **given)
     if validation:
         if "gallery" in splits.more:
             raise ConfigError(

@@ -1,9 +1,11 @@
-"""What the data of a run were, so that a resume on other data is noticed, and so that a trained
-network can be used where they are not."""
+"""What the data of a run were, and what their source learnt from them, so that a resume on other
+data is noticed, and so that a trained network can be used where they are not."""
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
+LEARNT = "learnt.json"  # `Splits.learnt`
 # Left in a folder by the file managers of Windows. Those of other systems hide what they leave by a
 # dot, as editors and git do. No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
@@ -111,6 +114,72 @@ def _counted(files: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
     }
 
 
+def times_of(path: Path, names: Sequence[str]) -> str:
+    """Sixteen digits that differ where a file was written again: of the files `names` below a
+    folder, or of the path itself where its examples are not files."""
+    times, count = hashlib.sha256(), 0
+    for name in names if path.is_dir() else ():
+        try:
+            status = (path / name).stat()
+        except (OSError, ValueError):
+            continue
+        line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"
+        times.update(line.encode("utf-8", "surrogateescape"))
+        count += 1
+    return times.hexdigest()[:16] if count else str(of_files(path)["times"])
+
+
+def learnt(workdir: Path) -> dict[str, Any] | None:
+    """`Splits.learnt` of the run in a workdir; None where it is not kept: of a source that learns
+    nothing, or in a workdir of a version that did not keep it.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    path = workdir / LEARNT
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}), and what the run learnt from its data is in it. Put "
+            "it back; or remove it and give the command that trained the run once more, where its "
+            "training data are as they were."
+        ) from None
+    return found
+
+
+def check_learnt(workdir: Path, data: Splits) -> None:
+    """Refuses data of a run from which their source learnt something else than the run did.
+
+    Raises:
+      ConfigError: as it says, or what the run learnt cannot be read.
+    """
+    then = learnt(workdir)
+    if then is None or data.learnt is None:
+        return
+    now = json.loads(json.dumps(data.learnt))
+    changed = [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]
+    if changed:
+        raise ConfigError(
+            f"{data.train.name} gives another {', '.join(changed)} than the run in {workdir} "
+            "learnt from its training data: its numbers would mean something else. Put the data "
+            "back as they were, and the version of the library that learns it; or start a new run "
+            "in another --workdir."
+        )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal but for the last digits of their floats, in which
+    machines differ."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(a == b)
+
+
 def _files(path: Path) -> list[tuple[str, os.stat_result]]:
     if path.is_file():
         return [(path.name, path.stat())]
@@ -130,17 +199,19 @@ def _files(path: Path) -> list[tuple[str, os.stat_result]]:
 
 
 def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
-    """Writes `data.json` into a new workdir; in one with a checkpoint, compares it with the data of
-    now. Returns lines on what differs without changing the examples.
+    """Writes `data.json`, and `learnt.json` where the source learns something, into a new workdir;
+    in one with a checkpoint, compares them with the data of now. Returns lines on what differs
+    without changing the examples.
 
     Raises:
       ConfigError: the number of examples, or the names or sizes of the files are others: the order
-        of the examples, and with it the rest of the run, would be another.
+        of the examples, and with it the rest of the run, would be another. The source learns
+        something else from them: the numbers of the fields would have another meaning.
     """
     failure, noted = None, list[str]()
     if jax.process_index() == 0:
         try:
-            noted = _check(workdir, of_data(config, data))
+            noted = _check(workdir, of_data(config, data), data)
         except ConfigError as error:
             failure = error
     if not parallel.everywhere(failure is None):
@@ -157,7 +228,7 @@ def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
     return then | {key: now[key] for key, value in counted.items() if then.get(key) == value}
 
 
-def _check(workdir: Path, now: dict[str, Any]) -> list[str]:
+def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     path = workdir / FILE
     saved = any(
         found.name.isdigit() for name in ("last", "best") for found in (workdir / name).glob("*")
@@ -180,6 +251,13 @@ def _check(workdir: Path, now: dict[str, Any]) -> list[str]:
                 + "\n".join(changed)
                 + "\nPut them back as they were, or start a new run in another --workdir."
             )
+    place = workdir / LEARNT
+    if saved:
+        check_learnt(workdir, data)
+    else:
+        place.unlink(missing_ok=True)  # of a run that saved nothing
+    if data.learnt is not None and not place.exists():
+        folder.replace_text(place, json.dumps(data.learnt) + "\n")
     if not (saved and path.exists() and then == now):
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")
     if then.get("times") != now.get("times"):

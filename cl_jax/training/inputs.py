@@ -1,6 +1,7 @@
 """What a trained network is asked about, as a source: arrays, folders, files, or data of its own
 kind at another path."""
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import folder
-from cl_jax.data.source import Source, from_arrays, joined, with_channels
-from cl_jax.training import configs, experiment
+from cl_jax.data.source import Source, for_evaluation, from_arrays, joined, with_channels
+from cl_jax.training import configs, experiment, fingerprint
 
 Inputs = np.ndarray | Mapping[str, np.ndarray] | str | Path | Sequence[str | Path] | Source
 
@@ -115,19 +116,26 @@ def _of_arrays(arrays: dict[str, np.ndarray], known: Known) -> Source:
 
 
 def _other_data(path: str, known: Known) -> Source:
-    """Data of the run's own kind at another path, all their parts in a row."""
-    section = ConfigDict(configs.plain(known.config.data))
-    if "path" not in section:
+    """Data of the run's own kind at another path, all of them, their parts in a row."""
+    section = configs.plain(known.config.data)
+    make = experiment.module_of("cl_jax.data", section["name"], "make").make
+    keywords = inspect.signature(make).parameters
+    if "path" not in keywords:
         raise ConfigError(
-            f"the data of {known.workdir} ({section.name}) have no path that another could "
+            f"the data of {known.workdir} ({section['name']}) have no path that another could "
             "replace; give {field: array}, or a source."
         )
-    # Where a set may have a test part of its own, what is learnt from the training part (the
-    # tokens of a text) stays: the other file is read as the test part.
-    keywords = experiment.parameters("cl_jax.data", section.name)
-    key = "test_path" if "test_path" in keywords else "path"
-    section[key] = path
-    splits = experiment.load_data(ConfigDict({"data": section, "seed": known.config.seed}))
-    if key == "test_path" or splits.test is splits.train:
+    # What chose the run's training part, or is read beside it, says nothing of other data.
+    for key in (*experiment.OF_TRAINING, "limit", "test_path", *for_evaluation(make)):
+        section.pop(key, None)
+    learnt = fingerprint.learnt(Path(known.workdir))
+    # A run that kept nothing: a source that may have a test part of its own learns from the
+    # training part once more, and reads the other file as the test part.
+    again = learnt is None and "test_path" in keywords and bool(section.get("path"))
+    section["test_path" if again else "path"] = path
+    splits = experiment.load_data(
+        ConfigDict({"data": section, "seed": known.config.seed}), None if again else learnt or {}
+    )
+    if again or splits.test is splits.train:
         return splits.test
     return joined(path, {"train": splits.train, "test": splits.test})

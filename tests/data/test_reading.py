@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_jax.data import folder, images, reading
+from cl_jax.data import folder, image_text, images, reading, video
 from tests.data.photos import put, tree
 
 
@@ -41,6 +41,33 @@ def test_a_given_range_cuts_and_a_found_one_refuses(tmp_path, monkeypatch):
     Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "b" / "3.tif")
     with pytest.raises(ValueError, match=r"b/3.tif: numbers from 5000 .*outside 0 to 1023; set va"):
         folder.make(path=path, image_size=16)
+
+
+def test_every_reader_of_pictures_finds_the_range(tmp_path):
+    """Of 12 bits in 16 all but `folder.make` made almost black, and a given range was lost on the
+    way to a single file."""
+    path = deep(tmp_path / "clips", 12, suffix="png", count=2)
+    files = sorted((tmp_path / "clips").glob("*/*.png"))
+    lines = [f"clips/{file.relative_to(path)},a picture" for file in files]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines]))
+    how = dict(image_size=16, channels=1)
+    words = dict(vocab_size=64, tokenizer_cache=str(tmp_path / "kept"), test_share=0.5)
+
+    def means(**told):
+        readers = [
+            folder.make(path=path, **how, **told).train,
+            folder.everything(path, **how, **told)[0],
+            folder.everything(str(files[0]), **how, **told)[0],
+            folder.listed(files, **how, **told)[0],
+            image_text.make(path=str(tmp_path), **how, **words, **told).train,
+            video.make(path=path, frames=2, **how, **told).train,
+        ]
+        return [float(next(iter(one.read(0).values())).mean()) for one in readers]
+
+    np.testing.assert_allclose(means(), 127.5, atol=0.1)
+    np.testing.assert_allclose(means(value_range=(0, 8190)), 64, atol=0.1)
+    with pytest.raises(ValueError, match=r"value_range=\(3, 3\); expected"):
+        means(value_range=(3, 3))
 
 
 def test_float_images(tmp_path):

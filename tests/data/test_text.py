@@ -153,6 +153,7 @@ def test_other_mistakes(tmp_path):
         (dict(vocab_size=16), "raise vocab_size"),
         (dict(length=2), "expected 3 or more"),
         (dict(embedded="x"), "expected 'scenes' or 'prose'"),
+        (dict(path="", test_path=good), "without path; expected the training file too"),
     ):
         with pytest.raises(ValueError, match=message):
             made(**dict(path=good, tmp_path=tmp_path) | settings)

@@ -1,5 +1,7 @@
 """BERT's tokenizer beside that of Hugging Face (transformers 4.46, BertTokenizer)."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,10 @@ def test_numbers_are_those_of_this_package(tmp_path):
     row = made.encode(["the stop the the"], 5)[0]
     assert [row[0], row[2], row[4]] == [START, UNKNOWN, END]
     assert made.fingerprint == wordpiece.WordPiece(PIECES).fingerprint
+    again = tokenizer.restored(json.loads(json.dumps(made.plain)))
+    np.testing.assert_array_equal(again.encode(["the Stop"], 5), made.encode(["the Stop"], 5))
+    with pytest.raises(ValueError, match="what the run kept is not a tokenizer"):
+        tokenizer.restored({"sentencepiece": "?"})
     assert [PIECES[i] for i in bert_weights.order(PIECES)[:5]] == list(MARKS)
 
 

@@ -106,6 +106,10 @@ def test_a_few_labels_give_the_rest(run, tmp_path, capsys):
     assert all(0.5 <= float(row["confidence"]) <= 1 for row in rows)
     assert label.main(words) == 0  # the features are there by now
     assert "rows of h" not in capsys.readouterr().out
+    file = folder / "cat" / "00.png"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert label.main(words) == 0  # and are made again where a picture was written again
+    assert "rows of h" in capsys.readouterr().out
 
 
 def test_a_probe_is_a_linear_layer():

@@ -140,3 +140,45 @@ def test_a_folder_that_may_not_be_listed_is_passed_over(run, monkeypatch):
     (data / "cat" / "1.png").write_bytes(b"another size")
     with pytest.raises(ConfigError):
         check(path=f"file://{data}")
+
+
+def test_what_was_learnt_is_kept_and_compared(run, tmp_path):
+    """But for the last digits of floats, in which machines differ."""
+    _, check = run
+    workdir, then = tmp_path / "run", {"words": ["a", "b"], "mean": [0.1, 2.0]}
+    assert fingerprint.learnt(workdir) is None
+    check(parts=DATA._replace(learnt=then))  # of a version that did not keep it
+    assert fingerprint.learnt(workdir) == then
+    check(parts=DATA._replace(learnt=then | {"mean": [0.1 + 1e-12, 2.0]}))
+    assert fingerprint.learnt(workdir) == then
+    for key, value in (("words", ["b", "a"]), ("mean", [0.2, 2.0])):
+        with pytest.raises(ConfigError, match=f"gives another {key} than the run in"):
+            check(parts=DATA._replace(learnt=then | {key: value}))
+    (workdir / fingerprint.LEARNT).write_text("{")
+    with pytest.raises(ConfigError, match=r"cannot be read .* Put it back; or remove it"):
+        fingerprint.learnt(workdir)
+
+
+def test_without_a_checkpoint_the_newest_counts(run, tmp_path):
+    _, check = run
+    shutil.rmtree(tmp_path / "run" / "last")
+    for learnt in ({"words": ["a"]}, {"words": ["b"]}, None):
+        check(parts=DATA._replace(learnt=learnt))
+        assert fingerprint.learnt(tmp_path / "run") == learnt
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["train"] == 8
+
+
+def test_times_are_those_of_the_examples(run, tmp_path):
+    """What is written beside them, such as the features themselves, changes nothing."""
+    data, _ = run
+    names = ["cat/1.png", "dog/1.png"]
+    before = fingerprint.times_of(data, names)
+    (data / "features.npz").write_bytes(b"more")
+    assert fingerprint.times_of(data, names) == before
+    os.utime(data / "dog" / "1.png", (1, 1))
+    assert fingerprint.times_of(data, names) != before
+    file = tmp_path / "lines.txt"
+    file.write_text("a sentence\n")
+    before = fingerprint.times_of(file, ["a sentence"])
+    os.utime(file, (1, 1))
+    assert fingerprint.times_of(file, ["a sentence"]) != before

@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.data.source import from_arrays
+from cl_jax.data.source import from_arrays, labels_of
+from cl_jax.training import experiment, fingerprint
 from cl_jax.training.inputs import Known, check_fields, source_of
 
 
@@ -62,3 +63,148 @@ def test_numbers_of_another_vocabulary_are_refused():
         check_fields(other, run)
     with pytest.raises(ConfigError, match="other has the fields sound; the network"):
         check_fields(from_arrays("other", {"sound": np.zeros((2, 4))}, {}), run)
+
+
+LINES = [f"the {colour} {thing}" for colour in ("red", "pale") for thing in ("cat", "dog", "bird")]
+OTHER = ["ovum quoque parvum", "the red dog", "aqua est in mari"]
+
+
+def began(workdir, data, *needs):
+    """The record of a run of this data section, as it is when the run begins."""
+    workdir.mkdir()
+    config = ConfigDict({"data": data, "seed": 0})
+    splits = experiment.load_data(config)
+    fingerprint.check(workdir, config, splits)
+    example = {name: np.asarray(value) for name, value in splits.train.read(0).items()}
+    return Known(str(workdir), config, needs or tuple(example), example, splits.train.sizes), splits
+
+
+def text(path, rows, **settings):
+    path.write_text("".join(f"{row}\n" for row in rows))
+    words = {"length": 16, "vocab_size": 48, "tokenizer_cache": str(path.parent / "cache")}
+    return {"name": "text", "path": str(path)} | words | settings
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_chose_the_training_part_chooses_nothing_of_other_data(kept, tmp_path):
+    data = text(tmp_path / "mine.txt", LINES * 2, validation=0.5, fraction=0.5, sts="gone.tsv")
+    run, _ = began(tmp_path / "run", data | {"sts": ""})
+    run.config.data.sts = "gone.tsv"  # evaluators alone read it
+    if not kept:
+        (tmp_path / "run" / "learnt.json").unlink()
+    text(tmp_path / "other.txt", OTHER)
+    source, _ = source_of(tmp_path / "other.txt", run)
+    assert list(source.names) == OTHER
+
+
+@pytest.mark.parametrize("change", ["gone", "rewritten"])
+def test_other_sentences_are_read_by_the_tokens_of_the_run(change, tmp_path):
+    run, splits = began(tmp_path / "run", text(tmp_path / "mine.txt", LINES))
+    if change == "gone":
+        (tmp_path / "mine.txt").unlink()
+    else:
+        text(tmp_path / "mine.txt", OTHER)
+    text(tmp_path / "other.txt", LINES)
+    source, _ = source_of(tmp_path / "other.txt", run)
+    check_fields(source, run)
+    for part in splits[:2]:
+        for name, row in zip(part.names, part.arrays["tokens"]):
+            np.testing.assert_array_equal(source.arrays["tokens"][LINES.index(name)], row)
+
+
+def of_sentences(name, path, rows):
+    """The data section of a source whose sentences have no test file."""
+    path.parent.mkdir(exist_ok=True)
+    data = text(path, rows, name=name)
+    if name == "passages":
+        text(path, [*rows, "", *rows[::-1]])
+        data["sentences"] = 2
+    elif name == "concepts":
+        text(path, ["sentence\tconcepts", *(f"{row}\tdog#{i}" for i, row in enumerate(rows))])
+        data["test_share"] = 0.5
+    else:
+        names = [f"{i}.png" for i in range(len(rows))]
+        for file in names:
+            Image.new("L", (8, 8)).save(path.parent / file)
+        text(path, ["file\tcaption", *(f"{file}\t{row}" for file, row in zip(names, rows))])
+        data |= {"test_share": 0.5, "image_size": 8}
+    return data
+
+
+@pytest.mark.parametrize("name", ["passages", "concepts", "image_text"])
+def test_a_tokenizer_is_never_trained_on_other_data(name, tmp_path):
+    """Sentences in another file have the tokens of the run; where these were not kept, there is
+    nothing to read them by."""
+    mine = of_sentences(name, tmp_path / "mine" / "captions.tsv", LINES)
+    run, splits = began(tmp_path / "run", mine)
+    of_sentences(name, tmp_path / "other" / "captions.tsv", [*OTHER, *LINES])
+    other = tmp_path / "other" / "captions.tsv"
+
+    def tokens(source):
+        field = "passage" if name == "passages" else "tokens"
+        rows = [np.asarray(source.read(i)[field]) for i in range(source.size)]
+        return {row.tobytes() for found in rows for row in found.reshape(-1, found.shape[-1])}
+
+    source, _ = source_of(other, run)
+    check_fields(source, run)
+    assert tokens(splits.train) <= tokens(source) and len(tokens(source)) > len(LINES)
+    (tmp_path / "run" / "learnt.json").unlink()
+    with pytest.raises(ValueError, match=r"the run did not keep .* Give the command that trained"):
+        source_of(other, run)
+
+
+@pytest.mark.parametrize("name", ["text", "tabular"])
+def test_a_run_of_embedded_data_that_kept_nothing_has_no_file_to_learn_from_again(name, tmp_path):
+    data = {"text": {"embedded": "scenes", "train_size": 9, "test_size": 3}, "tabular": {}}[name]
+    run, _ = began(tmp_path / "run", {"name": name, "path": ""} | data)
+    (tmp_path / "run" / "learnt.json").unlink()
+    text(tmp_path / "other.txt", LINES)
+    with pytest.raises(ValueError, match=r"the run did not keep .* Give the command that trained"):
+        source_of(tmp_path / "other.txt", run)
+
+
+def molecules(folder, atoms):
+    """A folder of one graph, a path of nodes with these tags."""
+    folder.mkdir()
+    lines = [(i, i + 1) for i in range(1, len(atoms))]
+    (folder / "M_A.txt").write_text("".join(f"{a}, {b}\n" for a, b in lines))
+    (folder / "M_graph_indicator.txt").write_text("1\n" * len(atoms))
+    (folder / "M_node_labels.txt").write_text("".join(f"{atom}\n" for atom in atoms))
+    return str(folder)
+
+
+def test_tags_of_other_graphs_have_the_numbers_of_the_run(tmp_path):
+    data = {"name": "graphs", "path": molecules(tmp_path / "mine", (6, 8, 7))}
+    run, _ = began(tmp_path / "run", data, "node", "edge")
+    source, _ = source_of(molecules(tmp_path / "few", (7, 8)), run)
+    check_fields(source, run)
+    assert source.read(0)["node"].tolist() == [2, 3]
+    with pytest.raises(ValueError, match=r"tags 9, which did not occur .* expected 6, 7, 8"):
+        source_of(molecules(tmp_path / "strange", (6, 9)), run)
+    (tmp_path / "run" / "learnt.json").unlink()
+    with pytest.raises(ValueError, match="the run did not keep the tags"):
+        source_of(tmp_path / "few", run)
+
+
+def test_degrees_of_other_graphs_mean_the_same(tmp_path, caplog):
+    data = {"name": "graphs", "path": molecules(tmp_path / "mine", (6, 6)), "features": "degree"}
+    run, _ = began(tmp_path / "run", data, "node", "edge")
+    source, _ = source_of(molecules(tmp_path / "longer", (6, 6, 6)), run)
+    check_fields(source, run)
+    assert source.read(0)["node"].tolist() == [2, 2, 2] and "of degree 2" in caplog.text
+
+
+def test_other_rows_are_measured_by_the_training_part_of_the_run(tmp_path):
+    mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
+    mine.write_text(
+        "x,y,same,label\n" + "".join(f"{i},{i * i},3,{'ab'[i % 2]}\n" for i in range(9))
+    )
+    run, splits = began(tmp_path / "run", {"name": "tabular", "path": str(mine), "validation": 0.3})
+    rows = {row.tobytes() for part in splits[:2] for row in part.arrays["row"]}
+    mine.rename(other)
+    source, _ = source_of(other, run)
+    assert source.size == 9 and rows <= {row.tobytes() for row in source.arrays["row"]}
+    other.write_text("same,y,x,label\n4,4,2,B\n3,9,3,b\n")
+    source, _ = source_of(other, run)
+    assert source.arrays["row"][1].tobytes() in rows and source.arrays["row"][0, 2] == 0
+    assert source.classes == {"label": ["a", "b", "B"]} and list(labels_of(source)) == [2, 1]
