@@ -145,7 +145,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "mlm" in chosen:
         config.method.mlm_weight = 0.1
     if "debug" in chosen:
-        config.data.update(dict(train_size=64, test_size=32))
+        config.data.update(dict(train_size=64, test_size=32, limit=64))
         config.encoder.update(dict(width=16, depth=1, heads=2, dtype="float32"))
         config.batch_size = 16
         config.total_epochs = 1.0

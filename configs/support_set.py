@@ -185,6 +185,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "debug" in chosen:
         if config.data.name == "moving_scenes":
             config.data.update(dict(frames=4, train_size=64, test_size=32))
+        else:
+            config.data.limit = 64
         if "meanings" in chosen:
             config.encoder.frame.update(dict(widths=(8,), out_dim=8))
         else:

@@ -208,6 +208,19 @@ def test_published_settings(text, settings):
         assert found == value, path
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["simcse:file,debug", "cpc_audio:folder,debug", "cmc_video:folder,debug"]
+    + ["support_set:folder,debug"]
+    + [f"{name}:audio,debug" for name in ("imix", "simclr_v1", "moco_v2", "byol")],
+)
+def test_a_trial_reads_few_of_ones_own_data(text):
+    data = configs.load(text).data
+    assert data.limit == 64
+    if ":audio" in text:  # --config.data.name=audio takes every key of the section
+        assert "train_size" not in data and "test_size" not in data
+
+
 def test_barlow_twins_moves_biases_and_norms_at_a_rate_of_their_own():
     """Two updates in the warm-up of ten steps by the same gradient; the first is at a rate of 0."""
     config = configs.load("barlow:imagenet2012")
