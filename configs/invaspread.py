@@ -63,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
         config.batch_size, config.total_epochs = 256, 200.0
-        config.method.temperature = 0.1
+        config.method.update(dict(temperature=0.1, head="linear"))
         config.views = ConfigDict(dict(both=dict(name="instdisc", copies=2)))
         config.optimizer = ConfigDict(
             dict(

@@ -29,8 +29,9 @@ Differences from the authors' code:
   - MAE's classifier has a batch norm without scale before it; the probe is the one of all configs.
     Features are "h", the mean of the patches, "cls", the class token, and "mean".
   - The class and mask tokens are not decayed, nor are biases and norms.
-  - SimMIM: positions are MAE's fixed table, theirs are learned and relative. Beside other variants
-    than `imagenet2012` the optimiser is MAE's.
+  - SimMIM: positions are MAE's fixed table, theirs are learned and relative. The warm-up starts at
+    a rate of 0, theirs at 5e-7 x B/512. Beside other variants than `imagenet2012` the optimiser is
+    MAE's.
   - Matrix products are in bfloat16, theirs in float16; the loss is in float32.
 
 Command: python -m cl_jax.main --config=configs/mae.py --workdir=runs/mae

@@ -24,6 +24,8 @@ Differences from the authors' code:
   - A step's groups are of the global batch, on any number of devices; theirs has one.
   - Colour operations come after the crop, theirs before it.
   - Their weight decay of 1e-6 is a penalty on the gradient before Adam; here it is decoupled.
+  - Step k of the warm-up (from 0) has k/500 of the rate, theirs (k + 1)/500, so that the first step
+    here has a rate of 0.
   - Their kNN takes 5 neighbours by Euclidean distance, here 200 by cosine.
 
 Command: python -m cl_jax.main --config=configs/wmse.py --workdir=runs/wmse

@@ -29,6 +29,7 @@ __all__ = [
     "everywhere",
     "fetch",
     "first_row",
+    "from_each",
     "gather",
     "in_order",
     "join",
@@ -239,11 +240,18 @@ def spread(tree: Any, mesh: Mesh) -> Any:
 
 def everywhere(well: bool) -> bool:
     """True if every process passed True; blocks until all have called."""
+    return bool(np.all(from_each(well)))
+
+
+def from_each(value: Any) -> np.ndarray:
+    """What each process passed, [processes, ...]: a number or an array, of one shape and type on
+    all of them. Blocks until all have called."""
+    value = np.asarray(value)
     if jax.process_count() == 1:
-        return well
+        return value[None]
     from jax.experimental import multihost_utils
 
-    return bool(np.all(multihost_utils.process_allgather(np.array(well))))
+    return np.asarray(multihost_utils.process_allgather(value))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

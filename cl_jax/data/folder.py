@@ -16,9 +16,9 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -29,7 +29,15 @@ from cl_jax.data.batches import cores
 from cl_jax.data.layout import Layout, divide, hold_out, limited
 from cl_jax.data.leakage import tell_copies, tell_formats
 from cl_jax.data.listing import Listing
-from cl_jax.data.reading import SAMPLED, Reading, checked, read_or_next, reason_of, scale_of
+from cl_jax.data.reading import (
+    SAMPLED,
+    Reading,
+    checked,
+    learnt_of,
+    read_or_next,
+    reason_of,
+    scale_of,
+)
 from cl_jax.data.source import Example, Source, Splits, from_arrays
 
 _CLASSES_SHOWN = 20
@@ -62,6 +70,7 @@ def make(
     cache_bytes: int = 2**32,
     cache_dir: str | None = "",
     workers: int = 0,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The images below `path`, as squares of `image_size` (short side resized, centre cropped).
 
@@ -88,6 +97,7 @@ def make(
       cache_dir: where it is remembered which files were checked, by name, size and time; "" for
         `~/.cache/cl_jax` (or below XDG_CACHE_HOME), None for nowhere.
       workers: threads that check and decode; 0 for one a core.
+      learnt: see `Splits`: {"value_range"}, where no range was given and one was found.
 
     Raises:
       ValueError: no such folder, no images in it, images beside class folders, parts that cannot be
@@ -104,7 +114,8 @@ def make(
 
     workers = workers or cores()
     names = [name for part in layout.parts.values() for name in part]
-    scale = scale_of(root, [name for name in names if name not in found.bad], value_range)
+    opened = [name for name in names if name not in found.bad]
+    scale = scale_of(root, opened, value_range, learnt)
     reading = Reading(root, image_size, channels, max_pixels, scale)
     keep = len(names) * image_size**2 * channels <= cache_bytes
     pixels, bad = checked(reading, found, layout.parts, keep, cache_dir, workers)
@@ -120,7 +131,7 @@ def make(
         )
         for part in layout.parts
     }
-    return Splits(sources.pop("train"), sources.pop("test"), sources)
+    return Splits(sources.pop("train"), sources.pop("test"), sources, learnt_of(scale) or None)
 
 
 def _check_settings(
@@ -254,13 +265,14 @@ def everything(
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
+    learnt: Mapping[str, Any] | None = None,
 ) -> tuple[Source, dict[str, str]]:
     """All images below `path` in one source, each decoded when it is read: for a network that is
     used on them, not trained.
 
     Args:
       path: a folder, in any of the forms of `make`; or one image.
-      image_size, channels, value_range, max_pixels: as in `make`.
+      image_size, channels, value_range, max_pixels, learnt: as in `make`.
 
     Returns:
       (source, bad). `source.names` are paths inside the folder, sorted. It has a label where the
@@ -279,6 +291,7 @@ def everything(
             channels=channels,
             value_range=value_range,
             max_pixels=max_pixels,
+            learnt=learnt,
         )
     if not root.is_dir():
         raise ValueError(f"{path!r} is neither a folder nor an image; expected one that is there.")
@@ -296,7 +309,8 @@ def everything(
             logging.warning("no labels: %s", error)
     bad = dict(found.bad)
     names = [name for name in found.files if name not in bad]
-    reading = Reading(root, image_size, channels, max_pixels, scale_of(root, names, value_range))
+    scale = scale_of(root, names, value_range, learnt)
+    reading = Reading(root, image_size, channels, max_pixels, scale)
     return _every(images.printable(root.name), reading, names, layout, bad), bad
 
 
@@ -307,6 +321,7 @@ def listed(
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
+    learnt: Mapping[str, Any] | None = None,
 ) -> tuple[Source, dict[str, str]]:
     """Images by their paths, in this order, as `everything` gives those of a folder.
 
@@ -320,7 +335,7 @@ def listed(
     kept = [name for name in names if name not in bad]
     if not kept:
         raise ValueError(f"none of the {len(names)} files is there, for instance {names[0]}.")
-    scale = scale_of(Path(), kept, value_range)
+    scale = scale_of(Path(), kept, value_range, learnt)
     reading = Reading(Path(), image_size, channels, max_pixels, scale)
     return _every("images", reading, kept, Layout({}, {}, [], False), bad), bad
 

@@ -27,7 +27,7 @@ from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
-from cl_jax.data.reading import read_or_next, scale_of
+from cl_jax.data.reading import learnt_of, read_or_next, scale_of
 from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -83,7 +83,7 @@ def make(
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
       value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
-      learnt: see `Splits`: {"tokenizer"}.
+      learnt: see `Splits`: {"tokenizer"}, and "value_range" as in `data.folder`.
 
     Raises:
       ValueError: a table that is missing, damaged or lacks a column; a caption without its picture;
@@ -132,7 +132,7 @@ def make(
     made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())
     shown = [name for names in parts.values() for name in names]
-    scale = scale_of(table.parent, shown, value_range)
+    scale = scale_of(table.parent, shown, value_range, learnt)
     sources = {
         part: _source(
             f"{table.parent.name}/{part}",
@@ -157,7 +157,8 @@ def make(
             for template in templates
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
-    return Splits(sources["train"], sources["test"], more, {"tokenizer": made.plain})
+    kept = learnt_of(scale) | {"tokenizer": made.plain}
+    return Splits(sources["train"], sources["test"], more, kept)
 
 
 class _Picture(NamedTuple):

@@ -1,9 +1,9 @@
 """How the files of a folder become images of one size, and which of them cannot."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -36,14 +36,19 @@ class Reading(NamedTuple):
 
 
 def scale_of(
-    root: Path, names: Sequence[str], value_range: tuple[float, float] | None
+    root: Path,
+    names: Sequence[str],
+    value_range: tuple[float, float] | None,
+    learnt: Mapping[str, Any] | None = None,
 ) -> images.Scale | None:
-    """How numbers of more than 8 bits become bytes: told, or found in some of the files.
+    """How numbers of more than 8 bits become bytes: told, found by the run that the images are read
+    for, or found in some of the files.
 
     Args:
       root: of the names; Path() where they stand for themselves.
       names: of the images, without those that may not be opened.
       value_range: as in `data.folder`.
+      learnt: `learnt_of` of that run; None where there is none.
 
     Raises:
       ValueError: a range without numbers in it; colour images of 16 bits that would come out almost
@@ -55,6 +60,9 @@ def scale_of(
                 f"value_range={value_range}; expected (low, high) with low below high."
             )
         return images.Scale(float(value_range[0]), float(value_range[1]), True)
+    if learnt and "value_range" in learnt:
+        low, high = learnt["value_range"]
+        return images.Scale(float(low), float(high), False)
     place = f"{root}: " if root.parts else ""
     deep = [name for name in names if images.may_be_deep(name)]
     rows = np.unique(np.linspace(0, len(deep) - 1, SAMPLED).astype(int)) if deep else ()
@@ -87,6 +95,12 @@ def scale_of(
         2**bits - 1,
     )
     return images.Scale(0.0, 2.0**bits - 1, False)
+
+
+def learnt_of(scale: images.Scale | None) -> dict[str, Any]:
+    """What `Splits.learnt` holds of a scale: one that was found, and not told, is kept with the run
+    as "value_range", since files of other numbers would give another."""
+    return {} if scale is None or scale.clips else {"value_range": [scale.low, scale.high]}
 
 
 def checked(

@@ -27,7 +27,7 @@ from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, few, of_folders, role
-from cl_jax.data.reading import scale_of
+from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Source, Splits, from_arrays
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
@@ -93,7 +93,8 @@ def make(
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
-      learnt: see `Splits`: {"tokenizer"}. Without it, captions are left out.
+      learnt: see `Splits`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
+        captions are left out.
 
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
@@ -118,7 +119,7 @@ def make(
     if labels:
         listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
     texts, splits = _captions(root, names, file_column, caption_column)
-    if texts and learnt is not None and not (learnt or tokenizer_path):
+    if texts and learnt is not None and not ("tokenizer" in learnt or tokenizer_path):
         logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
         texts = {}
     fewer: dict[str, str] = {}
@@ -127,7 +128,8 @@ def make(
         names = [name for name in names if name in fewer]
     most = -(-2 * limit // len(names))
     shown = [name for name in listed.files if _is_picture(name) and name not in listed.bad]
-    scale = scale_of(root, shown, value_range)
+    scale = scale_of(root, shown, value_range, learnt)
+    kept = learnt_of(scale)
 
     def stored(name: str) -> np.ndarray | str:
         if name in refused:
@@ -174,7 +176,7 @@ def make(
             lowercase=lowercase,
             cache=tokenizer_cache,
         )
-        learnt, vocabulary = {"tokenizer": made.plain}, made.size
+        kept, vocabulary = kept | {"tokenizer": made.plain}, made.size
         tokens = {name: _rows(made.encode(texts[name], length), most) for name in good}
     number = {name: k for k, name in enumerate(good)}
 
@@ -198,7 +200,7 @@ def make(
         skipped = len(bad) if which == "train" else 0
         return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
 
-    return Splits(part("train"), part("test"), learnt=learnt)
+    return Splits(part("train"), part("test"), learnt=kept or None)
 
 
 def read(

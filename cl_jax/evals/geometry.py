@@ -84,16 +84,18 @@ def make(
 ) -> Evaluator:
     """The geometry of test features, "geometry/...": see `measure`, and of two views of test
     examples, "pairs/...": see `of_pairs`. Before the first step with the statistics of batches,
-    since the running ones are not of any data yet.
+    since the running ones are not of any data yet. Empty where the test part is one example.
 
     rows: test examples, drawn by the run's seed, that the geometry is measured on. label: for the
     tolerance, where the data have it. figure: follows "geometry" and "pairs" in the names, for a
     second feature beside the first: "@0.2" gives "geometry@0.2/...".
 
     Raises:
-      ValueError: fewer than one row.
+      ValueError: fewer than two rows.
     """
     check_count(rows=rows)
+    if rows < 2:
+        raise ValueError(f"rows={rows}; expected at least 2: the figures are of pairs of rows.")
 
     def pairs(given: Given) -> tuple[np.ndarray, np.ndarray] | None:
         source = pair_source(given.data.test, given.batch_size, given.seed)
@@ -106,6 +108,8 @@ def make(
         return clean, trained
 
     def of_state(given: Given) -> dict[str, float]:
+        if given.data.test.size < 2:
+            return {}
         drawn = pairs(given)
         if not given.trained:
             if drawn is None:

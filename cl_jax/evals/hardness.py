@@ -48,7 +48,7 @@ def make(
     """What a temperature does to features: for each member "hardness@NAME/uniformity",
     ".../tolerance" (over all pairs), ".../tolerance_same_class", ".../positive" and ".../nearest"
     (mean similarity of two views, and of a view with its ten nearest negatives), ".../entropy" (of
-    the weights of the negatives, 1 where all weigh alike) and ".../knn".
+    the weights of the negatives, 1 where all weigh alike), ".../knn" and the ".../k" that was used.
 
     At the end of a run `temperature.png` has accuracy, uniformity and tolerance against the
     temperature, one curve for each loss, and `similarities.png` for each member the histograms of
@@ -62,7 +62,8 @@ def make(
       loss, temperature: of a single network. "simple" and "hard_simple" have no temperature.
       feature: of "encode", that the loss compares. representation: that kNN votes by.
       label: for kNN and tolerance. rows: test examples that uniformity and tolerance are of.
-      k, knn_temperature: of the vote.
+      k, knn_temperature: of the vote; k is the number of labelled training examples where those
+        are fewer.
 
     Raises:
       ValueError: a member named twice, a count below 1, a temperature that is not above 0.
@@ -83,6 +84,7 @@ def make(
         train, test = given.data[:2]
         truth = [labels_of(source, label) for source in (train, test)]
         picked = np.random.default_rng(given.seed).permutation(test.size)[:rows]
+        used = min(k, int((truth[0] >= 0).sum()))
         found: dict[str, float] = {}
         for one in chosen:
             name = one["name"]
@@ -95,10 +97,11 @@ def make(
                 f"{head[name]}/knn": _accuracy(
                     *(given.features(source, of(name, representation)) for source in (train, test)),
                     *truth,
-                    k=k,
+                    k=used,
                     temperature=knn_temperature,
                     classes=train.sizes[label],
                 ),
+                f"{head[name]}/k": float(used),
             }
             seen = pairs(given, one)
             if seen is not None:
@@ -241,7 +244,7 @@ def _accuracy(
         train_labels[bank],
         test[queries],
         test_labels[queries],
-        k=min(k, int(bank.sum())),
+        k=k,
         temperature=temperature,
         num_classes=classes,
         keep_votes=False,

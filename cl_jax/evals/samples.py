@@ -52,10 +52,10 @@ def make(
     Args:
       feature: "pixels", between 0 and 1; "classifier"; or "module:function" of one's own, images
         uint8 [N, H, W, C] -> [N, D]: an Inception network, for instance.
-      samples: how many are generated at most, one for each labelled training example from the
-        first on.
+      samples: how many are generated at most, one for each labelled training example, or for so
+        many of them, evenly spaced, so that examples sorted by class give samples of all classes.
       label, image: fields.
-      splits: parts of the Inception Score.
+      splits: parts of the Inception Score, drawn by the run's seed.
 
     Raises:
       ValueError: an unknown feature, fewer than 2 samples.
@@ -78,7 +78,9 @@ def make(
         accuracy, renamed = label_accuracy(
             made["label"], judges.labels(made["image"]), given.data.train.sizes[label]
         )
-        score, _ = inception_score(judges.probabilities(made["image"]), splits)
+        # in an order drawn by the seed: each part has samples of all classes
+        order = np.random.default_rng(given.seed).permutation(len(made["image"]))
+        score, _ = inception_score(judges.probabilities(made["image"])[order], splits)
         return {
             "samples/frechet": frechet_distance(gaussian(of(made["image"])), real),
             "samples/inception_score": score,
@@ -129,7 +131,8 @@ def make(
 
 def _generated(given: Given, samples: int, label: str) -> dict[str, np.ndarray]:
     train = given.data.train
-    known = np.flatnonzero(labels_of(train, label) >= 0)[:samples]  # each is asked for a class
+    known = np.flatnonzero(labels_of(train, label) >= 0)  # each is asked for a class
+    known = known[np.linspace(0, len(known) - 1, min(samples, len(known))).astype(int)]
     source = train if len(known) == train.size else subset(train, known)
     made: dict[str, np.ndarray] = given.rows("generate", source)
     return made

@@ -21,6 +21,9 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
 
     `steps_ahead.png` in the workdir draws them over K, untrained and trained.
 
+    Of n latents that score alike each is as likely to be picked out, and has the mean of their n
+    places: a network that maps everything to one point is at chance. A score that is NaN is last.
+
     Unlike the accuracies of training the figures do not depend on the batch. For small K latents
     may share samples with what has been heard.
 
@@ -42,9 +45,9 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
             shares = np.asarray(given.rows("steps", test)).mean(0)
         else:
             ids = np.linspace(0, test.size - 1, min(rows, test.size)).astype(int)
-            ahead = places(**given.rows("predictions", subset(test, ids)))
-            shares = (ahead == 1).mean(1)
-            found["steps_ahead/median"] = float(np.median(ahead))
+            higher, equal = rivals(**given.rows("predictions", subset(test, ids)))
+            shares = np.where(higher == 0, 1 / equal, 0).mean(1)
+            found["steps_ahead/median"] = float(np.median(higher + (equal + 1) / 2))
         found |= {f"steps_ahead/{k}": float(share) for k, share in enumerate(shares, 1)}
         return found | {"steps_ahead/mean": float(shares.mean())}
 
@@ -89,16 +92,19 @@ def _percents(row: Mapping[str, float], prefix: str) -> list[tuple[float | None,
     return [(float(step), 100 * shares[str(step)]) for step in steps]
 
 
-def places(p: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """[K, N * (T - K)] places of the latents ahead, of predictions p [N, K, T, D] among all of z
-    [N, T, D]: 1 and how many score higher with the prediction. From the times t < T - K, for z at
-    t + k."""
+def rivals(p: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two [K, N * (T - K)] of predictions p [N, K, T, D] and the latents z [N, T, D]: how many of
+    all latents score higher with a prediction than the latent ahead, and how many as much as that,
+    itself included. From the times t < T - K, for z at t + k. NaN scores higher than any number,
+    and where the latent ahead has it, all others score higher."""
     count, steps, times, _ = p.shape
     everyone = z.reshape(count * times, -1)
-    found = np.zeros((steps, count, times - steps), int)
+    higher, equal = np.zeros((2, steps, count, times - steps), int)
     for k in range(1, steps + 1):
         for i in range(count):
             scores = p[i, k - 1, : times - steps] @ everyone.T
-            own = i * times + k + np.arange(times - steps)
-            found[k - 1, i] = 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
-    return found.reshape(steps, -1)
+            at = i * times + k + np.arange(times - steps)
+            own = scores[np.arange(len(at)), at][:, None]
+            higher[k - 1, i] = (~(scores <= own)).sum(1) - np.isnan(own[:, 0])
+            equal[k - 1, i] = np.maximum((scores == own).sum(1), 1)
+    return higher.reshape(steps, -1), equal.reshape(steps, -1)

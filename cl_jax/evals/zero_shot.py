@@ -27,11 +27,13 @@ def class_weights(prompts: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 
 def accuracy(features: np.ndarray, weights: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """The share of rows [N, D] whose label is among the k classes of largest cosine; of equal ones
-    the lower class is first. Rows with a negative label are left out."""
+    the lower class is first. Rows with a negative label are left out; one whose cosines are not
+    finite counts as wrong."""
     known = labels >= 0
     scores = _unit(features[known]) @ weights.T
     first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float(np.mean((first == labels[known][:, None]).any(axis=1)))
+    right = (first == labels[known][:, None]).any(axis=1) & np.isfinite(scores).all(axis=1)
+    return float(np.mean(right))
 
 
 def make(

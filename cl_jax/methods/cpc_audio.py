@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from cl_jax import losses
 from cl_jax.core.clocks import Count
 from cl_jax.core.method import Aux, Batch, Method, Run, State, from_loss
 from cl_jax.core.network import applier, features_of, initial
+from cl_jax.core.numerics import dots
 from cl_jax.views import View, keywords
 
 ROLES = ("wave", "context")
@@ -72,9 +74,8 @@ def make(
     micro_batches: see `core.method.from_loss`.
 
     Gradient flows to positives and negatives. Besides "encode" there are the functions "steps": [B,
-    steps], of each recording the share of times from which the latent so many steps ahead scores
-    higher than all other latents of that recording; and "predictions": {"p": [B, steps, T, D], "z":
-    [B, T, D]}.
+    steps], of each recording `picked_out`; and "predictions": {"p": [B, steps, T, D], "z": [B, T,
+    D]}.
 
     Raises:
       ValueError: other encoders than `wave` and `context`.
@@ -152,10 +153,7 @@ def over_sequences(
 
     def ahead(state: State, batch: Batch) -> jax.Array:
         found = predictions(state, batch)
-        one = jax.vmap(
-            lambda p, z: losses.predictive.cpc_steps(p[:, None], z[None], scale=scale).accuracy
-        )
-        return one(found["p"], found["z"])
+        return jax.vmap(picked_out)(found["p"], found["z"])
 
     return from_loss(
         variables=initial(network, views[0].clean),
@@ -168,3 +166,25 @@ def over_sequences(
         micro_batches=micro_batches,
         **keywords(views),
     )
+
+
+def picked_out(p: jax.Array, z: jax.Array) -> jax.Array:
+    """[K] shares of times from which the latent so many steps ahead, of z [T, D], scores highest
+    with its prediction, of p [K, T, D].
+
+    Of n latents that score highest alike the right one counts 1 / n, so that a network that maps
+    everything to one point is at chance; where a score is NaN, it counts 0.
+    """
+    steps, times = p.shape[:2]
+    start = jnp.arange(times - steps)
+
+    def step(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        predicted, ahead = given
+        scores = dots("td,sd->ts", predicted[: times - steps], z)
+        own = scores[start, start + ahead][:, None]
+        others = jnp.arange(times)[None] != (start + ahead)[:, None]
+        beaten = (others & ~(scores <= own)).any(1)
+        equal = 1 + (others & (scores == own)).sum(1)
+        return jnp.where(beaten, 0, 1 / equal).mean()
+
+    return lax.map(step, (p, jnp.arange(1, steps + 1)))

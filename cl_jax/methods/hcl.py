@@ -24,7 +24,7 @@ def make(
     estimator: Literal["hard", "debiased", "easy"] = "hard",
     temperature: float = 0.5,
 ) -> Parts:
-    """HCL over a base without a queue (SimCLR, SimCSE, GraphCL).
+    """HCL over a base without a queue (SimCLR, InvaSpread, GraphCL).
 
     beta: concentration of the negatives. tau_plus: prior probability of a class. temperature: of
     the loss, in place of the base's. estimator: "hard" or "easy"; see `losses.hcl`.

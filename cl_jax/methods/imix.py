@@ -29,7 +29,8 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
     Over a queue, the other keys of the batch are candidates beside it, since each is a class.
 
     Raises:
-      ValueError: an unknown kind, alpha that is not above 0, a base with micro_batches.
+      ValueError: an unknown kind, alpha that is not above 0, a base with micro_batches; in a step,
+        a base whose views are not arrays (graphs), or rows where a box is cut.
     """
     if kind not in ("mixup", "cutmix", "none"):
         raise ValueError(f"kind={kind!r}; expected mixup, cutmix or none.")
@@ -52,6 +53,7 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
 
     def views(batch: Batch, key: jax.Array) -> list[Any]:
         first, *others = base.views(batch, key)
+        _check(first, kind)
         mix = mixture(key, len(first), first.shape[1:])
         return [losses.mixing.mix_inputs(first, mix, axis_name=axis_name), *others]
 
@@ -78,3 +80,17 @@ def make(*, base: Parts, run: Run, alpha: float = 1.0, kind: str = "mixup") -> P
         return value, share
 
     return base._replace(views=views, contrast=contrast)
+
+
+def _check(inputs: Any, kind: str) -> None:
+    """Refuses inputs that are not mixed: those of several arrays, and rows where a box is cut."""
+    if not isinstance(inputs, jax.Array):
+        raise ValueError(
+            f"i-Mix mixes views that are one array, and those of this base are "
+            f"{type(inputs).__name__}; use a base of images, spectrograms or rows."
+        )
+    if kind == "cutmix" and inputs.ndim < 3:
+        raise ValueError(
+            f"the views have shape {inputs.shape}; a box is cut from [B, height, width, ...]. Use "
+            "MixUp for rows."
+        )

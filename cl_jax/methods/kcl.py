@@ -93,6 +93,13 @@ def make(
         draws = losses.positives.positive_draws(key, batch["id"], num_positives=num_positives)
         return losses.positives.draw_positives(draws, candidates)
 
+    def chance(selected: jax.Array) -> jax.Array:
+        """The loss where all similarities are equal."""
+        found = jnp.float32(math.log(1 + queue_size))
+        if summation == "outside":
+            return found
+        return found - mean(jnp.mean(jnp.log1p(jnp.sum(selected, axis=1))), run.axis_name)
+
     def loss(
         outputs: Any, params: Any, memory: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
@@ -114,7 +121,7 @@ def make(
         metrics = {
             "contrast_top1": contrast_top1(q, k, stored["key"]),
             "positives": mean(1 + jnp.mean(jnp.sum(selected, axis=1)), run.axis_name),
-            "chance": jnp.float32(math.log(1 + queue_size)),
+            "chance": chance(selected),
             "queue_filled": memory.filled / queue_size,
         }
         entering = {"key": gather(k, run.axis_name), "label": gather(batch[label], run.axis_name)}

@@ -31,7 +31,7 @@ CURVES = {
     "uniformity": ("geometry/uniformity",),
     "effective rank": ("geometry/effective_rank",),
 }
-TOLD = {"step", "time", "epoch", "eval_seconds", "examples_per_second", "knn/k", "knn/temperature"}
+TOLD = {"step", "time", "epoch", "eval_seconds", "examples_per_second", "knn/temperature"}
 
 
 def curves(log: Sequence[Mapping[str, float]], figures: dict[str, Any]) -> Section:
@@ -43,7 +43,10 @@ def curves(log: Sequence[Mapping[str, float]], figures: dict[str, Any]) -> Secti
     wanted |= {
         name: (name, f"untrained/{name}")
         for name in names
-        if "/" in name and name not in taken and not name.startswith(("untrained/", "geometry/"))
+        if "/" in name
+        and name not in taken
+        and not name.startswith(("untrained/", "geometry/"))
+        and not name.endswith("/k")  # of a kNN vote
     }
     ids: list[str] = []
     at_the_end = []

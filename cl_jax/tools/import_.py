@@ -53,6 +53,8 @@ def import_(args: argparse.Namespace) -> int:
     )
     runs.make(found, config, args.out)
     print("\n".join(found.report()))
+    if found.others:
+        print("--prefix chooses another copy.")
     print(
         f"images of {config.views.one.size} pixels, mean {config.views.one.mean}, std "
         f"{config.views.one.std}"

@@ -200,7 +200,7 @@ def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float | None) -> 
     np.maximum.at(best, pairs.first, pairs.similarity)
     np.maximum.at(best, pairs.second, pairs.similarity)
     extra = sum(len(rows) for rows in found) - len(found)
-    mixed = [rows for rows in found if len({_label(held, i) for i in rows}) > 1]
+    mixed = [rows for rows in found if len({_label(held, i) for i in rows} - {""}) > 1]
     lines = [
         f"of any two rows, one pair in a thousand is more than {usual(x):.3f} alike",
         f"{len(found):,} groups of rows at least {threshold:g} alike, {len(pairs.first):,} pairs: "

@@ -151,6 +151,11 @@ def _run(
     from cl_jax.training import fit, loop
     from cl_jax.weights import importing
 
+    if (
+        args.distributed
+    ):  # before all that can fail: the others wait five minutes for who never joins
+        parallel.join()
+        stop.join()
     root = args.workdir if name else str(configs.folder_of_run(args.workdir))
     config = _config(name, root, settings, args.stage)
     if mode == "train":
@@ -159,9 +164,6 @@ def _run(
     found = (
         [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
     )
-    if args.distributed:
-        parallel.join()
-        stop.join()
     print(
         f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
         f"{jax.local_devices()}",

@@ -220,7 +220,7 @@ class Checkpoints:
         failures: list[str] = []
         aside: list[tuple[str, int]] = []
         for name, store in zip(("last", "best"), self._stores):
-            for step in reversed(_steps(self.root / name) if name in names else []):
+            for step in reversed(_agreed(_steps(self.root / name)) if name in names else []):
                 state, failure = None, ""
                 try:
                     if not (self.root / name / str(step) / METADATA).exists():
@@ -274,6 +274,15 @@ def _steps(path: Path) -> list[int]:
     if not path.is_dir():
         return []
     return sorted(int(found.name) for found in path.iterdir() if found.name.isdigit())
+
+
+def _agreed(steps: list[int]) -> list[int]:
+    """The steps that process 0 passed, on every process: all must try to restore the same ones, and
+    one may see a folder late."""
+    count = int(parallel.from_each(np.int32(len(steps)))[0])
+    own = np.array(steps[:count] + [0] * (count - len(steps)), np.int32)
+    found: list[int] = parallel.from_each(own)[0].tolist() if count else []
+    return found
 
 
 def _move_aside(root: Path, name: str, step: int) -> None:

@@ -1,6 +1,7 @@
 """Builds data, devices, networks, optimiser, method and evaluators from a config, and finds its
 mistakes."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -146,9 +147,13 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     data = load_data(config) if given is None else given
     run = _run(config, data, mesh, previous)
     encoder = _encoder(dict(config.encoder), run)
+    optimizer = configs.plain(config.optimizer)
+    settings.check("optimizer", optim.build, optimizer)
+    # A setting without effect is refused where the user gives it (`stages.stages`) and printed by
+    # `describe`: an older run's config, or one that builds on another, may have it and must work.
     tx, learning_rate = _checked(
         optim.build,
-        dict(config.optimizer),
+        optim.with_effect(optimizer),
         batch_size=run.batch_size,
         steps_per_epoch=run.steps_per_epoch,
         total_steps=run.total_steps,
@@ -156,6 +161,9 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     recipes = _views(config.views, run)
     parts = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
     method = _method(dict(config.method), parts)
+    method = dataclasses.replace(
+        method, init=functools.partial(_checked_init, method.init, optimizer)
+    )
     there = sorted(data.train.read(0))
     missing = [field for field in method.needs if field not in there]
     if missing:
@@ -170,6 +178,15 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     if given is None:  # what stands in for the data may lack what evaluators alone read
         _check_evaluation(built, config)
     return built
+
+
+def _checked_init(
+    init: Callable[..., State], optimizer: Mapping[str, Any], key: jax.Array, batch: Any
+) -> State:
+    """A method's `init`; refuses a pattern of the optimiser that matches none of its parameters."""
+    state = init(key, batch)
+    optim.check_patterns(optimizer, state.params)
+    return state
 
 
 def _check_evaluation(built: Built, config: ConfigDict) -> None:
@@ -450,6 +467,7 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
             f"{megabytes(state.params):.1f}, "
             f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory "
             f"{megabytes(state.memory):.1f}",
+            *optim.without_effect(configs.plain(config.optimizer)).values(),
         )
     )
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
@@ -206,17 +207,38 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
     Raises:
       ConfigError: the number of examples, or the names or sizes of the files are others: the order
         of the examples, and with it the rest of the run, would be another. The source learns
-        something else from them: the numbers of the fields would have another meaning.
+        something else from them: the numbers of the fields would have another meaning. The
+        processes of a job have different data.
     """
+    now = of_data(config, data)
+    _refuse_others(now)
     failure, noted = None, list[str]()
     if jax.process_index() == 0:
         try:
-            noted = _check(workdir, of_data(config, data), data)
+            noted = _check(workdir, now, data)
         except ConfigError as error:
             failure = error
     if not parallel.everywhere(failure is None):
         raise failure or ConfigError("the data have changed; process 1 says how.")
     return noted
+
+
+def _refuse_others(now: dict[str, Any]) -> None:
+    """Refuses data of which the processes of a job have different copies: the order of the examples
+    depends on their number, so that each process would read its rows of another batch."""
+    same = {key: value for key, value in now.items() if key not in ("name", "times", "with_hidden")}
+    text = json.dumps(same, sort_keys=True).encode()
+    digests = parallel.from_each(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
+    others = [f"process {i + 1}" for i, row in enumerate(digests) if (row != digests[0]).any()]
+    if others:
+        here = ", ".join(
+            f"{key}={now[key]}" for key in ("train", "test", "files", "bytes") if key in now
+        )
+        raise ConfigError(
+            f"the data of {some(others)} are not those of process 1, and all processes must read "
+            f"the same examples. This one has {here}. Copy the data again to the machines that "
+            "differ, or give a path to one copy that all of them see."
+        )
 
 
 def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def _reading(known: Known) -> dict[str, Any]:
     size, _, channels = known.example["image"].shape
     section = known.config.data
     more = {key: section[key] for key in ("value_range", "max_pixels") if key in section}
-    return {"image_size": size, "channels": channels} | more
+    learnt = fingerprint.learnt(Path(known.workdir))
+    return {"image_size": size, "channels": channels, "learnt": learnt} | more
 
 
 def _of_arrays(arrays: dict[str, np.ndarray], known: Known) -> Source:

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import secrets
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from cl_jax.checks import diagnosis, replay
 from cl_jax.core import heap, parallel, settings
 from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.method import Run, State
+from cl_jax.core.names import some
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import checkpoint, configs, fingerprint, metrics, resuming, stopping, trackers
@@ -74,6 +77,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
     listening = Stop() if stop is None else contextlib.nullcontext(stop)
     with listening as stop, locked(workdir):
         stop.nothing_to_lose("while starting")
+        check_shared(workdir)
         return _train(config, workdir, stop)
 
 
@@ -115,6 +119,31 @@ def locked(workdir: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def check_shared(workdir: Path) -> None:
+    """Checks that all processes of a job see one workdir. Each saves its part of a checkpoint
+    there, and process 0 declares the checkpoint complete.
+
+    Raises:
+      ConfigError: on every process, if one of them does not see a file that process 0 made.
+    """
+    if jax.process_count() == 1:
+        return
+    number = parallel.from_each(np.int32(secrets.randbelow(1 << 31)))[0]
+    mark, first = workdir / f".job_{number}", jax.process_index() == 0
+    if first:
+        mark.touch()
+    seen = parallel.from_each(first or folder.appears(mark))
+    if first:
+        mark.unlink(missing_ok=True)
+    if not seen.all():
+        raise ConfigError(
+            f"workdir={workdir} is not one folder for all processes: "
+            f"{some([f'process {i + 1}' for i in np.flatnonzero(~seen)], 5)} of {len(seen)} cannot "
+            "see there what process 1 writes, and every process saves its part of a checkpoint. "
+            "Give a folder of a disk that all machines share, such as an NFS mount."
+        )
 
 
 @contextlib.contextmanager
@@ -301,10 +330,12 @@ class Training:
             if row["step"] and (score := self.evaluation.score(row)) is not None
         }
         score = scores.pop(step, None)
-        if score is None or any(other >= score for at, other in scores.items() if at < step):
-            return
-        # A process may see the folder of another late; all must save, or none.
-        if not parallel.everywhere(self.checkpoints.best_step() != step):
+        best = score is not None and not any(
+            other >= score for at, other in scores.items() if at < step
+        )
+        # All must save, or none: a process may see the folder of another late, and what it measures
+        # may differ in the last digits.
+        if not parallel.everywhere(best and self.checkpoints.best_step() != step) or score is None:
             return
         safe, self.stop.safe, self.stop.saving = self.stop.safe, False, True
         try:

@@ -4,6 +4,9 @@ A schedule is a function of the number of updates made before this one (0 at the
 traced. Every optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from
 a config section."""
 
+import functools
+import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core import settings
 from cl_jax.core.clocks import Steps
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import nearest
@@ -114,7 +118,8 @@ def constant(*, base: float) -> Schedule:
 
 
 def warmed_up(schedule: Schedule, *, warmup_steps: float) -> Schedule:
-    """A schedule times t / warmup_steps during the first `warmup_steps`: MiCE, W-MSE, SimMIM."""
+    """A schedule times t / warmup_steps during the first `warmup_steps`: MiCE. W-MSE's warm-up is
+    one step ahead of it, and SimMIM's starts above 0."""
     if warmup_steps <= 0:
         return schedule
     return lambda step: schedule(step) * jnp.minimum(_real(step) / warmup_steps, 1.0)
@@ -335,9 +340,7 @@ def freeze_until(
         return step >= steps
 
     groups = {"moving": optimizer(0), "held": optax.conditionally_mask(optimizer(steps), held)}
-    return _checked(
-        optax.partition(groups, _labels({"held": path_contains}, default="moving")), path_contains
-    )
+    return optax.partition(groups, _labels({"held": path_contains}, default="moving"))
 
 
 def _trust(
@@ -358,29 +361,6 @@ def _scale(learning_rate: float | Schedule) -> optax.GradientTransformation:
     )
 
 
-def _checked(
-    tx: optax.GradientTransformation, patterns: Sequence[str]
-) -> optax.GradientTransformation:
-    """Refuses, at init, a pattern that no parameter's path contains: a typo would silently train
-    everything."""
-
-    def init(params):
-        paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-        for pattern in patterns:
-            try:
-                found = any(re.search(pattern, path) for path in paths)
-            except re.error as error:
-                raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
-            if not found:
-                raise ConfigError(
-                    f"no parameter's path contains {pattern!r}; the paths begin "
-                    f"{', '.join(sorted(paths)[:8])}."
-                )
-        return tx.init(params)
-
-    return optax.GradientTransformation(init, tx.update)
-
-
 def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any], Any]:
     """params -> tree of group names: the first whose patterns match the path."""
 
@@ -391,6 +371,25 @@ def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any],
 
 
 # From a config --------------------------------------
+
+
+OPTIMIZERS = ("lars_simclr", "lars_byol", "larc_sgd", "sgd", "adamw")
+SCHEDULES = ("warmup_cosine", "warmup_linear", "linspace_warmup_cosine", "step_decay", "constant")
+# Settings that not every optimiser or schedule reads: the key that chooses it, and which do.
+_READERS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "momentum": ("name", OPTIMIZERS[:4]),
+    "nesterov": ("name", ("lars_simclr", "larc_sgd", "sgd")),
+    "trust_coefficient": ("name", OPTIMIZERS[:3]),
+    "larc_clip": ("name", ("larc_sgd",)),
+    "b1": ("name", ("adamw",)),
+    "b2": ("name", ("adamw",)),
+    "eps": ("name", ("adamw",)),
+    "final_learning_rate": ("schedule", SCHEDULES[:3]),
+    "warmup_start": ("schedule", ("linspace_warmup_cosine",)),
+    "milestones_epochs": ("schedule", ("step_decay",)),
+    "decay_factor": ("schedule", ("step_decay",)),
+}
+_KNOWN = {"name": OPTIMIZERS, "schedule": SCHEDULES}
 
 
 def build(
@@ -422,7 +421,7 @@ def build(
     exclude_paths: Sequence[str] = (),
     clip_global_norm: float | None = None,
     clip_tensor_norm: float | None = None,
-    freeze_epochs: float = 0.0,
+    freeze_epochs: float | None = None,
     freeze_steps: Steps | None = None,
     freeze_paths: Sequence[str] = (),
     constant_lr_paths: Sequence[str] = (),
@@ -450,7 +449,7 @@ def build(
       clip_global_norm, clip_tensor_norm: gradient clipping before all else, over all parameters or
         `clip_per_tensor`.
       freeze_epochs, freeze_steps, freeze_paths: `freeze_until`; steps win where given, -1 holds
-      throughout.
+        throughout, 0 freezes nothing.
       constant_lr_paths: parameters that keep the scaled learning rate throughout (SimSiam's
         predictor).
       parts: {name: {"paths": patterns, setting: value, ...}}: parameters whose path matches a
@@ -459,12 +458,23 @@ def build(
         matches has a parameter. Clipping stays over all parameters. The learning rate that is
         returned is that of the rest.
 
+    Whether a pattern matches any parameter is not known here: see `check_patterns`.
+
     Raises:
-      ValueError: unknown name, schedule or scaling; a setting the optimiser does not have.
+      ValueError: unknown name, schedule or scaling; a pattern that is not a regular expression; a
+        setting that has no effect, see `without_effect`.
     """
+    section = dict(locals())
+    _check_parts(parts)
+    for pattern in _patterns(section):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
+    for sentence in without_effect(section).values():
+        raise ConfigError(sentence)
     if parts:
-        settings = {key: value for key, value in locals().items() if key != "parts"}
-        return _of_parts(parts, settings)
+        return _of_parts(section)
     base = scaled_learning_rate(learning_rate, batch_size, learning_rate_scaling)
     if warmup_steps is None:
         warmup_steps = round(warmup_epochs * steps_per_epoch)
@@ -528,7 +538,7 @@ def build(
         "adamw": lambda lr, decay: adamw(lr, weight_decay=decay, b1=b1, b2=b2, eps=eps, mask=keep),
     }
     if name not in optimizers:
-        raise ValueError(f"optimizer {name!r} is unknown; have {', '.join(optimizers)}.")
+        raise ValueError(f"optimizer {name!r} is unknown; have {', '.join(OPTIMIZERS)}.")
     make = optimizers[name]
 
     def all_groups(offset):
@@ -539,12 +549,123 @@ def build(
         return optax.partition(groups, _labels({"constant": constant_lr_paths}, default="moving"))
 
     if freeze_steps is None:
-        freeze_steps = round(freeze_epochs * steps_per_epoch)
+        freeze_steps = round((freeze_epochs or 0.0) * steps_per_epoch)
     held = total_steps if freeze_steps < 0 else freeze_steps
     tx = freeze_until(held, freeze_paths, all_groups) if held and freeze_paths else all_groups(0)
-    tx = _checked(tx, (*exclude_paths, *freeze_paths, *constant_lr_paths))
     clips = _clips(clip_global_norm, clip_tensor_norm)
     return optax.chain(*clips, tx) if clips else tx, lr
+
+
+def without_effect(section: Mapping[str, Any]) -> dict[str, str]:
+    """{key: sentence} of the settings of a section `optimizer` that change nothing: they differ
+    from their default, and neither the section's optimiser and schedule nor those of a part read
+    them.
+
+    A part's own settings have the key "parts.NAME.KEY". Those that it inherits from the section are
+    not judged. `freeze_paths` beside a length that is given as 0 is switched off on purpose, and
+    not among them.
+    """
+    parts = {name: dict(part) for name, part in (section.get("parts") or {}).items()}
+    shared = {key: value for key, value in section.items() if key != "parts"}
+    found = {}
+    for key in shared:
+        readers = [shared, *(shared | part for part in parts.values() if key not in part)]
+        reasons = [_no_effect(one, key) for one in readers]
+        if all(reasons):
+            found[key] = f"optimizer.{key}={shared[key]!r} has no effect {reasons[0]}"
+    for name, part in parts.items():
+        for key in part:
+            if reason := _no_effect(shared | part, key):
+                where = f"parts.{name}.{key}"
+                found[where] = f"optimizer.{where}={part[key]!r} has no effect {reason}"
+    return found
+
+
+def with_effect(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `optimizer` without the settings that `without_effect` names."""
+    lost = without_effect(section)
+    found = {key: value for key, value in section.items() if key not in lost}
+    if section.get("parts"):
+        found["parts"] = {
+            name: {key: value for key, value in part.items() if f"parts.{name}.{key}" not in lost}
+            for name, part in section["parts"].items()
+        }
+    return found
+
+
+def _no_effect(section: Mapping[str, Any], key: str) -> str:
+    """Why a setting changes nothing, and the mend; "" where it has an effect or is the default."""
+    defaults = _defaults()
+    if key not in defaults or _listed(section[key]) == _listed(defaults[key]):
+        return ""
+    if key in _READERS:
+        choice, readers = _READERS[key]
+        chosen = section.get(choice, defaults.get(choice))
+        if chosen in readers or chosen not in _KNOWN[choice]:  # `build` refuses what is unknown
+            return ""
+        return (
+            f"with {choice}={chosen!r}, only with {', '.join(readers)}. Leave it at its default, "
+            f"{defaults[key]!r}."
+        )
+    lengths = section.get("freeze_steps"), section.get("freeze_epochs")
+    if key == "freeze_paths" and lengths == (None, None):
+        return (
+            "without freeze_epochs or freeze_steps, for how long; freeze_steps=-1 freezes for the "
+            "whole run."
+        )
+    if key in ("freeze_epochs", "freeze_steps") and section[key]:
+        if not section.get("freeze_paths"):
+            return "without freeze_paths, patterns of the parameters that are frozen; give some."
+    return ""
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    """The defaults of the settings of `build` that have one."""
+    known = inspect.signature(build).parameters
+    empty = inspect.Parameter.empty
+    return {key: one.default for key, one in known.items() if one.default is not empty}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _patterns(section: Mapping[str, Any]) -> list[str]:
+    """The patterns of paths of a section `optimizer` and of its parts."""
+    kinds = ("paths", "exclude_paths", "freeze_paths", "constant_lr_paths")
+    sections = [section, *(section.get("parts") or {}).values()]
+    return [pattern for one in sections for kind in kinds for pattern in one.get(kind, ())]
+
+
+def check_patterns(section: Mapping[str, Any], params: Any) -> None:
+    """Refuses a pattern of a section `optimizer` that matches no parameter: a typo would silently
+    train everything.
+
+    The optimiser's `init` cannot tell: a method may call it for each of its players.
+
+    Args:
+      section: keywords of `build`.
+      params: all parameters of the run, or their shapes. Of methods that train side by side they
+        are a tuple; their optimisers see paths without its index, so those count too.
+
+    Raises:
+      ConfigError: the pattern, and where the paths begin.
+    """
+    keys = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    own = [tuple(itertools.dropwhile(_is_number, path)) for path in keys]
+    paths = list(dict.fromkeys(path_of(path) for path in (*own, *keys)))
+    for pattern in _patterns(section):
+        if not any(re.search(pattern, path) for path in paths):
+            begins = sorted({"/".join(path_of(path).split("/")[:2]) for path in own})
+            raise ConfigError(
+                f"no parameter's path contains {pattern!r}; the paths begin "
+                f"{', '.join(begins[:8])}."
+            )
+
+
+def _is_number(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.SequenceKey)
 
 
 def _schedule(
@@ -576,38 +697,55 @@ def _schedule(
         "constant": lambda: warmed_up(constant(base=base), warmup_steps=warmup_steps),
     }
     if name not in schedules:
-        raise ValueError(f"schedule {name!r} is unknown; have {', '.join(schedules)}.")
+        raise ValueError(f"schedule {name!r} is unknown; have {', '.join(SCHEDULES)}.")
     return schedules[name]()
 
 
-def _of_parts(
-    parts: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """`build` with settings of its own for each part; `settings` are those of the rest."""
-    whole = {"clip_global_norm", "clip_tensor_norm", "batch_size", "steps_per_epoch", "total_steps"}
-    clips = _clips(settings["clip_global_norm"], settings["clip_tensor_norm"])
-    settings = settings | {"clip_global_norm": None, "clip_tensor_norm": None}
-    rest, rate = build(**settings)
-    optimizers = {"rest": rest}
-    patterns: dict[str, Sequence[str]] = {}
-    for name, section in parts.items():
-        changes = dict(section)
-        patterns[name] = tuple(changes.pop("paths", ()))
-        if not patterns[name] or name == "rest":
+# What is of the whole run: no part has its own.
+_OF_THE_RUN = (
+    "parts",
+    "clip_global_norm",
+    "clip_tensor_norm",
+    "batch_size",
+    "steps_per_epoch",
+    "total_steps",
+)
+
+
+def _check_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    known = inspect.signature(build).parameters.keys() - set(_OF_THE_RUN)
+    for name, part in parts.items():
+        where = f"optimizer.parts.{name}"
+        paths = part.get("paths", ())
+        settings.check_value(f"{where}.paths", paths, Sequence[str])
+        if not paths or name == "rest":
             raise ValueError(
-                f"optimizer.parts.{name}: expected paths, patterns of the parameters that it moves"
+                f"{where}: expected paths, patterns of the parameters that it moves"
                 + ("; 'rest' is the name of those of no part." if name == "rest" else ".")
             )
-        known = settings.keys() - whole
+        changes = {key: value for key, value in part.items() if key != "paths"}
         for key in changes:
             if key not in known:
                 raise ValueError(
-                    f"optimizer.parts.{name} has no setting {key!r}{nearest(key, known)}; "
+                    f"{where} has no setting {key!r}{nearest(key, known)}; "
                     "clipping and the run's length are of all parts."
                 )
-        optimizers[name] = build(**settings | changes)[0]
+        settings.check(where, build, changes)
+
+
+def _of_parts(section: Mapping[str, Any]) -> tuple[optax.GradientTransformation, Schedule]:
+    """`build` with settings of its own for each part. What it inherits and does not read is left
+    out: `build` would refuse that."""
+    clips = _clips(section["clip_global_norm"], section["clip_tensor_norm"])
+    shared = {key: value for key, value in section.items() if key not in _OF_THE_RUN[:3]}
+    rest, rate = build(**with_effect(shared))
+    optimizers = {"rest": rest}
+    patterns: dict[str, Sequence[str]] = {}
+    for name, part in section["parts"].items():
+        changes = dict(part)
+        patterns[name] = tuple(changes.pop("paths"))
+        optimizers[name] = build(**with_effect(shared | changes))[0]
     tx = optax.partition(optimizers, _labels(patterns, default="rest"))
-    tx = _checked(tx, [pattern for found in patterns.values() for pattern in found])
     return optax.chain(*clips, tx) if clips else tx, rate
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, settings
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.data.source import Splits
-from cl_jax.training import checkpoint, configs, fingerprint, resuming
+from cl_jax.training import checkpoint, configs, fingerprint, optim, resuming
 from cl_jax.training.experiment import Built, build, leeway, shape_of_state
 from cl_jax.training.workdir import path_of
 
@@ -34,8 +34,20 @@ def stages(
         one stage.
 
     Raises:
-      ConfigError: `stage` names no stage of this config; the workdir of stages is itself a run.
+      ConfigError: `stage` names no stage of this config; the workdir of stages is itself a run; a
+        setting of the optimiser is given that no stage's optimiser reads.
     """
+    found = _stages(config, workdir, given)
+    # A run that is there was trained with the setting, and the same command resumes it.
+    if not any(checkpoint.are_in(place) for _, _, place in found):
+        for key in given:
+            _check_effect(key, found)
+    return found
+
+
+def _stages(
+    config: ConfigDict, workdir: str | Path, given: Sequence[str]
+) -> list[tuple[str, ConfigDict, Path]]:
     base, root = configs.plain(config), path_of(workdir)
     overrides, asked = base.pop("stages"), base.pop("stage")
     order = list(base.pop("stage_order", ()))
@@ -69,6 +81,20 @@ def stages(
                 _follow(stage, base, key.split("."), alone=asked == name)
         found.append((name, ConfigDict(stage), root / name))
     return found
+
+
+def _check_effect(key: str, found: Sequence[tuple[str, ConfigDict, Path]]) -> None:
+    """Refuses a key of the optimiser that the user gave where it has no effect in any stage."""
+    sentences = []
+    for name, config, _ in found:
+        own = key.removeprefix(f"stages.{name}.")
+        if own.startswith("optimizer."):
+            section = configs.plain(config.optimizer)
+            settings.check("optimizer", optim.build, section)
+            lost = optim.without_effect(section)
+            sentences.append(lost.get(own.removeprefix("optimizer."), ""))
+    if sentences and all(sentences):
+        raise ConfigError(sentences[0])
 
 
 def _merge(section: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.paths import without_scheme
 
 LOCK = "lock"
+SEEN_WITHIN = 60.0  # seconds for which NFS may keep an older list of a folder by default
 
 
 def path_of(workdir: str | Path) -> Path:
@@ -90,6 +91,21 @@ def replace_text(path: Path, text: str) -> None:
         raise SaveError(
             f"{path} cannot be written: {error.strerror}. Make room there, or give another place."
         ) from error
+
+
+def appears(path: Path) -> bool:
+    """Whether a file that another machine makes is seen within `SEEN_WITHIN` seconds. Listing its
+    folder asks a network file system for what is new."""
+    until = time.monotonic() + SEEN_WITHIN
+    while True:
+        try:
+            if path.name in os.listdir(path.parent):
+                return True
+        except OSError:
+            pass  # the folder is not seen yet either
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
 
 
 class Lock:

@@ -9,6 +9,7 @@ from absl import logging
 from cl_jax.core.tokens import END, PAD, SPECIAL, START
 from cl_jax.training import configs, metrics
 from cl_jax.training.trained import Trained
+from cl_jax.views.presets import Recipe
 from cl_jax.weights.network import Network
 
 _OF_VIT = ("torchvision", "timm", "huggingface")  # whose ViT has the positions of one size
@@ -17,19 +18,9 @@ _OF_VIT = ("torchvision", "timm", "huggingface")  # whose ViT has the positions 
 def text(run: Trained, net: Network, to: str, notes: Sequence[str]) -> str:
     """The model card, with what there is to say of how the weights were written and checked."""
     config = configs.plain(run.config)
-    figures: dict[str, Any] = {}
-    if (path := run.workdir / "eval.json").exists():
-        try:
-            figures = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            logging.warning("%s cannot be read (%s); the card has no figures.", path, error)
-    else:
-        rows = metrics.read(run.workdir)
-        rows = [row for row in rows if "learning_rate" not in row and row["step"]]
-        figures = rows[-1] if rows else {}
     told = "\n".join(
         f"| {name} | {value:.4g} |"
-        for name, value in sorted(figures.items())
+        for name, value in sorted(_figures(run).items())
         if isinstance(value, int | float) and name not in ("time", "step", "eval_seconds")
     )
     return f"""---
@@ -39,7 +30,7 @@ library_name: {"transformers" if to == "huggingface" else to}
 
 Written by cl_jax for {to}. {" ".join(f"{note[0].upper()}{note[1:]}." for note in notes)}
 
-{_inputs_told(net, config, to)}
+{_inputs_told(run, net, config, to)}
 - Data: {config["data"]["name"]} {config["data"].get("path", "")}, step {run.step}.
 - Started from: {config.get("init_from") or "random weights"}.
 - Licence: none is given here. That of the data, and of weights that this started from, holds.
@@ -56,20 +47,36 @@ Written by cl_jax for {to}. {" ".join(f"{note[0].upper()}{note[1:]}." for note i
 """
 
 
-def _inputs_told(net: Network, config: dict[str, Any], to: str) -> str:
+def _figures(run: Trained) -> dict[str, Any]:
+    """The figures of the run's State: those of `cl-jax eval` where it measured that step, else the
+    log's of that step. Empty where neither has it: figures of another step are another network's.
+    """
+    path = run.workdir / "eval.json"
+    if path.exists():
+        try:
+            found = dict(json.loads(path.read_text()))
+            if found.get("step") == run.step:
+                return found
+        except (ValueError, TypeError) as error:
+            logging.warning("%s cannot be read (%s); the card has the log's.", path, error)
+    rows = [
+        row
+        for row in metrics.read(run.workdir)
+        if row["step"] == run.step and not row.keys() & {"learning_rate", "skipped_steps"}
+    ]
+    return dict(rows[-1]) if rows and run.step else {}  # at step 0 are the baselines
+
+
+def _inputs_told(run: Trained, net: Network, config: dict[str, Any], to: str) -> str:
     """What goes in and comes out, in lines of the card."""
     lines = []
     if net.kind != "transformer":
-        view = config["views"][sorted(config["views"])[0]]
-        recipe = "of the view's recipe in cl_jax"
         side = net.encoder.image_size if net.kind == "vit" and to in _OF_VIT else net.side
         shape = f"[N, {net.channels}, {side}, {side}]"
         if to == "stablehlo":
             shape = f"[N, {side}, {side}, {net.channels}]"
-        lines.append(
-            f"- Images: {shape}, from 0 to 1, then mean {view.get('mean') or recipe}, std "
-            f"{view.get('std') or recipe}."
-        )
+        recipes = [view.recipe for view in run.built.views if hasattr(view, "recipe")]
+        lines.append(f"- Images: {shape}, {_numbers_told(recipes[0] if recipes else None)}.")
     if net.kind in ("transformer", "clip"):
         lines.append(
             f"- Tokens: [N, {net.encoder.length}], {PAD} padding, 1 unknown, {START} start, {END} "
@@ -92,3 +99,16 @@ def _inputs_told(net: Network, config: dict[str, Any], to: str) -> str:
             + "."
         )
     return "\n".join(lines)
+
+
+def _numbers_told(recipe: Recipe | None) -> str:
+    """What the numbers of an image are when the network reads them; of a view without a recipe,
+    such as a spectrogram, its config says that."""
+    if recipe is None:
+        return "as the view of the config makes them"
+    found = "from 0 to 1"
+    if recipe.colour_space != "rgb":
+        found += f", converted to {recipe.colour_space}"
+    if recipe.mean is None:
+        return f"{found}, not normalised"
+    return f"{found}, then mean {recipe.mean}, std {recipe.std}"

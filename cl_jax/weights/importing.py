@@ -57,10 +57,8 @@ class Imported(NamedTuple):
         lines.append(f"missing: {some(self.missing)}.")
         lines.append(f"left over: {some(self.left_over)}.")
         if self.others:
-            lines.append(
-                f"the file has further copies, under {', '.join(map(repr, self.others))}; "
-                "--prefix chooses one."
-            )
+            copies = ", ".join(map(repr, self.others))
+            lines.append(f"the file has further copies, under {copies}.")
         return lines
 
 

@@ -66,8 +66,38 @@ def test_every_reader_of_pictures_finds_the_range(tmp_path):
 
     np.testing.assert_allclose(means(), 127.5, atol=0.1)
     np.testing.assert_allclose(means(value_range=(0, 8190)), 64, atol=0.1)
+    assert image_text.make(path=str(tmp_path), **how, **words).learnt.keys() == {
+        "value_range",
+        "tokenizer",
+    }
     with pytest.raises(ValueError, match=r"value_range=\(3, 3\); expected"):
         means(value_range=(3, 3))
+
+
+def test_the_range_that_a_run_found_is_that_of_other_images(tmp_path):
+    """Images up to 1023 are as dark beside those of 12 bits as they were in the run."""
+    path = deep(tmp_path / "mine", 12, suffix="png", count=2)
+    how = dict(image_size=16, channels=1)
+    found = folder.make(path=path, **how).learnt
+    assert found == {"value_range": [0, 4095]}
+    assert folder.make(path=path, **how, value_range=(0, 4095)).learnt is None
+    other = deep(tmp_path / "other", 10, suffix="png", count=2)
+    files = sorted((tmp_path / "other").glob("*/*.png"))
+    how["learnt"] = found
+    kept = video.make(path=other, frames=2, **how)
+    assert kept.learnt == found
+    for source in (
+        folder.make(path=other, **how).train,
+        folder.everything(other, **how)[0],
+        folder.everything(str(files[0]), **how)[0],
+        folder.listed(files, **how)[0],
+        kept.train,
+    ):
+        np.testing.assert_allclose(next(iter(source.read(0).values())).max(), 64)
+    Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(files[1])
+    source, bad = folder.everything(other, **how)
+    assert [source.read(i)["image"].max() for i in range(4)] == [64, 0, 64, 64]
+    assert next(iter(bad.values())).startswith("numbers from 5000 to 5000, outside 0 to 4095")
 
 
 def test_float_images(tmp_path):

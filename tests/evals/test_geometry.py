@@ -4,7 +4,9 @@ import jax._src.compiler
 import numpy as np
 import pytest
 
-from cl_jax.evals.geometry import measure
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.evals import Given
+from cl_jax.evals.geometry import make, measure
 
 NAMES = {
     f"geometry/{name}"
@@ -74,6 +76,18 @@ def test_large_sets_are_drawn_from_alike_each_time():
     assert first["geometry/effective_rank"] == pytest.approx(
         measure(x)["geometry/effective_rank"], rel=0.1
     )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_test_part_of_one_example_has_no_geometry(trained):
+    """As one in ten of a few pictures, which must not end a run at its first evaluation."""
+    one = from_arrays("one", {"image": np.zeros((1, 2, 2, 3), np.uint8)}, {})
+    fields = dict.fromkeys(Given._fields)
+    fields |= dict(data=Splits(one, one), batch_size=16, seed=0, trained=trained)
+    given = Given(**(fields | dict(features=lambda *_: np.ones((1, 4), np.float32))))
+    assert make().measure(given) == {}
+    with pytest.raises(ValueError, match="rows=1; expected at least 2"):
+        make(rows=1)
 
 
 def test_errors():

@@ -1,10 +1,12 @@
 """The temperature study's figures, and a population that trains on all four losses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import evaluation, hardness, pictures
+from cl_jax.evals import Given, evaluation, hardness, pictures
 from cl_jax.training import configs, loop
 
 
@@ -65,6 +67,50 @@ def test_it_is_left_out_where_one_part_has_no_label():
     evaluators = {"hardness": hardness.make()}
     assert evaluation.with_data(evaluators, Splits(train, train)).keys() == {"hardness"}
     assert not evaluation.with_data(evaluators, Splits(train, test))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """(what an evaluator is given, the ks that it asked kNN for): 50 labelled examples of 60, no
+    views; nothing is compiled: the vote and the geometry stand in."""
+    asked, label = [], np.where(np.arange(60) < 50, 0, -1).astype(np.int32)
+    part = from_arrays("a", {"x": np.zeros((60, 1), np.int16), "label": label}, {"label": 2})
+    monkeypatch.setattr(
+        hardness.nearest, "knn", lambda *_, k, **__: asked.append(k) or SimpleNamespace(top1=0.5)
+    )
+    monkeypatch.setattr(hardness, "unit", lambda x: x)
+    spread = dict(tolerance=lambda *_: SimpleNamespace(all_pairs=0.0, same_class=0.0))
+    spread |= dict(uniformity=lambda *_, **__: 0.0)
+    monkeypatch.setattr(hardness, "geometry", SimpleNamespace(**spread))
+    given = Given(
+        **dict.fromkeys(Given._fields)
+        | dict(data=Splits(part, part), seed=0, batch_size=64, views=lambda *_: None)
+        | dict(features=lambda source, name: np.zeros((60, 2), np.float32))
+    )
+    return given, asked
+
+
+def test_the_k_that_few_labels_leave_is_told(asked):
+    given, ks = asked
+    members = ({"name": "a"}, {"name": "b"})
+    found = hardness.make(members=members).measure(given)
+    assert found["hardness@a/k"] == found["hardness@b/k"] == 50 and ks == [50, 50]
+    assert hardness.make(k=7).measure(given)["hardness/k"] == 7
+
+
+@pytest.mark.parametrize("loss", ["hard_contrastive", "hard_simple"])
+def test_a_single_network_is_measured_at_its_own_temperature(asked, monkeypatch, loss):
+    given, temperatures = asked[0]._replace(views=lambda *_: np.zeros((60, 2)), batch_size=16), []
+    seen = hardness.Similarities(*[np.ones(1)] * 4, np.float32(0.25))
+    monkeypatch.setattr(
+        hardness, "similarities", lambda *_, temperature: temperatures.append(temperature) or seen
+    )
+    found = hardness.make(loss=loss, temperature=0.5).measure(given)
+    assert found["hardness/positive"] == 1
+    if loss == "hard_simple":  # the softmax that it does not have has no entropy
+        assert "hardness/entropy" not in found
+    else:
+        assert found["hardness/entropy"] == 0.25 and temperatures == [0.5]
 
 
 def test_the_plots(tmp_path):

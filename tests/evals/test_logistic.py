@@ -92,7 +92,9 @@ def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
     steps = losses.predictive.cpc_steps(
         np.moveaxis(p, 1, 0).astype(np.float32), z.astype(np.float32)
     )
-    ahead = steps_ahead.places(p, z)
+    higher, equal = steps_ahead.rivals(p, z)
+    assert (equal == 1).all()
+    ahead = higher + 1
     np.testing.assert_allclose((ahead == 1).mean(1), steps.accuracy, atol=1e-6)
     scores = np.sort(p[1, 0, 2] @ z.reshape(-1, 3).T)[::-1]
     assert scores[ahead[0].reshape(4, 5)[1, 2] - 1] == pytest.approx(p[1, 0, 2] @ z[1, 3])
@@ -100,6 +102,23 @@ def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
     found = steps_ahead.make(among="all").measure(given)
     np.testing.assert_allclose(found["steps_ahead/2"], steps.accuracy[1], atol=1e-6)
     assert found["steps_ahead/median"] == np.median(ahead)
+
+
+def test_steps_ahead_of_a_dead_network_are_at_chance_and_of_nan_last():
+    rng = np.random.default_rng(1)
+    p, z = rng.normal(size=(4, 2, 7, 3)), rng.normal(size=(4, 7, 3))
+
+    def found(p, z):
+        given = _given(None, predictions=lambda source: {"p": p, "z": z})
+        return steps_ahead.make(among="all").measure(given)
+
+    dead = {f"steps_ahead/{k}": pytest.approx(1 / 28) for k in (1, 2, "mean")}
+    assert found(p, 0 * z) == found(0 * p, z) == dead | {"steps_ahead/median": 14.5}
+    nan = {f"steps_ahead/{k}": 0.0 for k in (1, 2, "mean")} | {"steps_ahead/median": 28.0}
+    assert found(p, np.nan * z) == found(np.nan * p, z) == nan
+    # Each latent has a copy, which is as likely to be picked out.
+    once, twice = found(p, z), found(np.tile(p, (2, 1, 1, 1)), np.tile(z, (2, 1, 1)))
+    assert once["steps_ahead/1"] == pytest.approx(2 * twice["steps_ahead/1"]) != 0
 
 
 def test_svm_and_clusters_measure_their_source():

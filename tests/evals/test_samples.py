@@ -49,7 +49,8 @@ def test_images_on_a_disk_are_judged_as_those_in_memory(data, tmp_path, monkeypa
 
     evaluator = samples.make(samples=400)
     one, other = given(data, tmp_path), given(Splits(*map(on_a_disk, data[:2])), tmp_path)
-    other = other._replace(rows=lambda name, source: one.rows(name, subset(data.train, range(400))))
+    chosen = np.linspace(0, 499, 400).astype(int)
+    other = other._replace(rows=lambda name, source: one.rows(name, subset(data.train, chosen)))
     assert evaluator.measure(other) == evaluator.measure(one)
     assert evaluator.baseline(other) == evaluator.baseline(one)
     monkeypatch.setattr(samples, "FITTED", 300)  # of 500: the whole is not read
@@ -67,6 +68,24 @@ def test_a_class_is_asked_for_by_labelled_examples_alone(data, tmp_path):
     assert found["samples/label_accuracy"] > 0.99
 
 
+def test_few_samples_of_sorted_examples_are_of_all_classes(data, tmp_path, monkeypatch):
+    """As a folder has them; each of two parts of the score has all classes too. Judges that know
+    what was asked for stand in."""
+    by_class = subset(data.train, np.argsort(data.train.arrays["label"], kind="stable"))
+    asked = []
+
+    def seen(image, label):
+        asked.append(label)
+        return image, label
+
+    judges = samples.Judges(lambda _: asked[-1], lambda _: np.eye(10)[asked[-1]], None)
+    monkeypatch.setattr(samples, "_judges", lambda *_: judges)
+    evaluator = samples.make(samples=100, splits=2)
+    found = evaluator.measure(given(data._replace(train=by_class), tmp_path, seen))
+    assert len(asked[0]) == 100 and (np.bincount(asked[0], minlength=10) >= 8).all()
+    assert found["samples/inception_score"] > 8  # 5 of parts that are one half of the classes each
+
+
 def test_names_mixed_up_and_one_image_alone(data, tmp_path):
     evaluator = samples.make(feature="classifier")
     mixed = evaluator.measure(given(data, tmp_path, lambda x, y: (x, (y + 3) % 10)))
@@ -81,7 +100,8 @@ def test_a_feature_of_ones_own(data, tmp_path, monkeypatch):
     module.means = lambda images: images.reshape(len(images), 8, 8).mean(2) / 255.0
     monkeypatch.setitem(sys.modules, "my_features", module)
     found = samples.make(feature="my_features:means", samples=300).measure(given(data, tmp_path))
-    rows = module.means(data.train.arrays["image"][:300]), module.means(data.test.arrays["image"])
+    chosen = data.train.arrays["image"][np.linspace(0, 499, 300).astype(int)]
+    rows = module.means(chosen), module.means(data.test.arrays["image"])
     expected = frechet_distance(*map(gaussian, rows))
     assert found["samples/frechet"] == pytest.approx(expected)
     for wrong in ("inception", "my_features:medians", "nowhere:f"):

@@ -132,6 +132,9 @@ def test_class_weights_are_means_of_unit_prompts():
     labels = np.array([0, 1, 1, -1])
     assert zero_shot.accuracy(features, weights, labels) == pytest.approx(2 / 3)
     assert zero_shot.accuracy(features, weights, labels, 3) == 1
+    bad = np.where([[True], [False], [False], [False]], np.nan, features)  # of class 0, the first
+    assert zero_shot.accuracy(bad, weights, labels) == pytest.approx(1 / 3)
+    assert zero_shot.accuracy(np.nan * features, weights, np.zeros(4, int), 3) == 0
     with pytest.raises(ValueError, match="no prompt names class 3"):
         zero_shot.class_weights(prompts, np.array([0, 0, 1, 2]), 4)
 

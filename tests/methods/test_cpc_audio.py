@@ -81,6 +81,18 @@ def test_the_function_steps_looks_at_one_recording_at_a_time(started):
     np.testing.assert_allclose(np.asarray(steps(state, alone))[0], found[2], atol=1e-6)
 
 
+def test_latents_that_score_alike_share_what_is_picked_out():
+    picked = jax.jit(cpc_audio.picked_out)
+    rng = np.random.default_rng(1)  # of its own: the other tests' draws stay what they are
+    p, z = (rng.normal(size=shape).astype(np.float32) for shape in ((STEPS, 9, 4), (9, 4)))
+    scores = p[:, : 9 - STEPS] @ z.T
+    first = scores.argmax(2) == np.arange(9 - STEPS) + np.arange(1, STEPS + 1)[:, None]
+    assert 0 < first.mean() < 1
+    np.testing.assert_allclose(picked(p, z), first.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(picked(p, 0 * z), np.full(STEPS, 1 / 9), rtol=1e-6)
+    np.testing.assert_array_equal(picked(p, np.nan * z), np.zeros(STEPS))
+
+
 def test_time_out_of_order_brings_accuracy_to_chance():
     """The control of the paper's reimplementations, with contexts that know the latent to come."""
     batch, times, width = 3, 40, 16

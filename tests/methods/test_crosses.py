@@ -1,11 +1,16 @@
 """Crosses: a cross changes one part of its base, and nothing else."""
 
+import importlib
+import pkgutil
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import cl_jax.methods
 from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import Pairs, from_parts
@@ -22,6 +27,7 @@ BATCH = {
     "id": np.arange(8, dtype=np.int32),
 }
 KEY = jax.random.key(3)
+METHODS = [module.name for module in pkgutil.iter_modules(cl_jax.methods.__path__)]
 NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
 BASES = {
     "simclr": (simclr_v1, dict(out_dim=8)),
@@ -33,6 +39,10 @@ BASES = {
 def parts(name):
     module, settings = BASES[name]
     return module.parts(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, **settings)
+
+
+def has_parts(method):
+    return hasattr(importlib.import_module(f"cl_jax.methods.{method}"), "parts")
 
 
 def step(made):
@@ -72,6 +82,28 @@ def test_a_mixture_of_nothing_is_the_base_with_its_own_candidates(name, monkeypa
     else:
         expected = losses.mixing.imix_n_pair(q, k, temperature=base.temperature)
     np.testing.assert_allclose(values["loss"], expected, rtol=2e-5)
+
+
+def test_imix_refuses_what_it_cannot_mix():
+    config = configs.load("imix:table,cutmix,debug")
+    built = experiment.build(config)
+    rows = {**{k: v[None] for k, v in built.data.train.read(0).items()}, "id": np.zeros(1, int)}
+    with pytest.raises(ValueError, match="Use MixUp for rows"):
+        jax.eval_shape(built.method.views, rows, KEY)
+    base = parts("simclr")._replace(views=lambda batch, key: [Pairs(jnp.ones(1), jnp.ones(1))] * 2)
+    with pytest.raises(ValueError, match="those of this base are Pairs; use a base of images"):
+        imix.make(base=base, run=RUN).views(BATCH, KEY)
+
+
+@pytest.mark.parametrize("cross", [clae, hcl, imix], ids=lambda module: module.__name__[15:])
+def test_bases_that_a_cross_names_can_be_its_base(cross):
+    """A base's name in brackets, such as SimCLR, is that of a module or of its first words."""
+    named = re.findall(r"\(([^)]*)\)", cross.make.__doc__.partition("\n\n")[0])
+    found = [
+        [module for module in METHODS if module.startswith(word.lower())]
+        for word in re.findall(r"\b[A-Z][A-Za-z]+", " ".join(named))
+    ]
+    assert found and all(any(has_parts(one) for one in modules) for modules in found), found
 
 
 @pytest.mark.slow

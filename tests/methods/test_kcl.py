@@ -8,6 +8,7 @@ import pytest
 
 from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
+from cl_jax.memory import queue as queues
 from cl_jax.methods import kcl
 from cl_jax.views import make as recipe
 
@@ -62,6 +63,22 @@ def test_the_arms_of_the_study_are_counts_of_positives(two_steps):
     assert counts[0]["positives"] == 1
     np.testing.assert_allclose(counts[None]["positives"], 1 + (5 * 5 + 2 * 2) / 8)
     assert jnp.isfinite(counts[0]["loss"]) and counts[0]["loss"] != counts[None]["loss"]
+
+
+@pytest.mark.parametrize("summation", ["outside", "inside"])
+def test_chance_is_the_loss_of_equal_similarities(summation, monkeypatch):
+    monkeypatch.setattr(kcl, "from_loss", lambda **given: given)
+    loss = build(summation=summation, num_positives=2)["loss"]
+    labels = jnp.asarray([0, 0, 0, 0, 0, 1, -1, -1, 2, 2, 2, 2])
+    rows = {"key": jnp.tile(jnp.eye(8)[:1], (12, 1)), "label": labels}
+    memory = queues.init(jax.random.key(0), 12, 8)._replace(rows=rows)
+    outputs = {"q": rows["key"][:8], "k": rows["key"][:8]}
+    value, aux = loss(outputs, None, memory, BATCH, jax.random.key(1))
+    positives = 1 + np.array([2, 2, 2, 2, 2, 1, 1, 0])
+    np.testing.assert_allclose(aux.metrics["positives"], positives.mean(), rtol=1e-6)
+    np.testing.assert_allclose(value, aux.metrics["chance"], rtol=1e-5)
+    less = np.log(positives).mean() if summation == "inside" else 0.0
+    np.testing.assert_allclose(value, np.log(13) - less, rtol=1e-5)
 
 
 def test_errors():

@@ -13,9 +13,10 @@ def test_the_summary_escapes_and_folds_the_settings():
 def test_curves_leave_out_what_is_not_finite_and_tell_single_values():
     log = [{"step": s, "loss": v} for s, v in ((1, 3.0), (2, np.nan), (3, 1.0))]
     found = {}
-    section = sections.curves([*log, {"step": 3, "linear/top1": 0.9}], found)
+    last = {"step": 3, "linear/top1": 0.9, "knn/k": 50.0, "hardness@a/k": 50.0}
+    section = sections.curves([*log, last], found)
     assert [(line["name"], line["y"]) for line in found["curve0"]["data"]] == [("loss", [3.0, 1.0])]
-    assert "linear/top1" in section.body and "0.9" in section.body
+    assert "linear/top1" in section.body and "0.9" in section.body and "/k" not in section.body
 
 
 def test_pairs_and_views():

@@ -1,6 +1,7 @@
 """`cl-jax search`: what it finds against NumPy, tables and sheets, and mistakes in one sentence."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,24 @@ def test_neighbours_of_a_row_of_a_file_and_of_a_folder(pets, tmp_path, capsys):
     ]
     assert rows[0]["path"] == "cat/00.png"  # drawn with the same seed, so the same picture
     assert float(rows[0]["similarity"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_copy_without_a_label_is_no_wrong_label(monkeypatch):
+    """Three groups of copies; of one of them two labels differ. The search for pairs stands in."""
+    from cl_jax.cluster import pairs
+
+    close = pairs.Pairs(np.array([0, 2, 3, 5]), np.array([1, 3, 4, 6]), np.ones(4, np.float32))
+    monkeypatch.setattr(pairs, "pairs_above", lambda *_: close)
+    monkeypatch.setattr(pairs, "usual", lambda x: 0.5)
+
+    def said(label):
+        held = SimpleNamespace(
+            labels={"label": np.array(label)}, classes={}, paths=np.array(list("abcdefg"))
+        )
+        return search.duplicates(held, np.zeros((7, 2), np.float32), 0.9).text
+
+    assert "different labels" not in said([0, -1, 1, 1, -1, -1, -1])
+    assert "1 groups have different labels" in said([0, -1, 0, 1, -1, 1, 1])
 
 
 def test_duplicates_clusters_outliers_and_a_subset(pets, tmp_path, capsys):

@@ -221,6 +221,24 @@ def test_a_trial_reads_few_of_ones_own_data(text):
         assert "train_size" not in data and "test_size" not in data
 
 
+@pytest.mark.parametrize(
+    "text, second",
+    [("wmse:cifar10", 3e-3 / 500), ("mae:imagenet2012,simmim", 1e-4 * 4 / 10)],
+)
+def test_a_warm_up_starts_at_0(text, second):
+    """As these configs say among their differences from the authors' code."""
+    config = configs.load(text)
+    of_run = dict(batch_size=config.batch_size, steps_per_epoch=1, total_steps=1000)
+    _, rate = optim.build(**config.optimizer.to_dict(), **of_run)
+    assert [float(rate(0)), float(rate(1))] == pytest.approx([0.0, second], rel=1e-5)
+
+
+def test_invaspread_has_the_authors_head_wherever_z_is_evaluated():
+    for text in ("invaspread:cifar10", "invaspread:imagenet2012"):
+        config = configs.load(text)
+        assert config.evals.feature == "z" and config.method.head == "linear", text
+
+
 def test_barlow_twins_moves_biases_and_norms_at_a_rate_of_their_own():
     """Two updates in the warm-up of ten steps by the same gradient; the first is at a rate of 0."""
     config = configs.load("barlow:imagenet2012")

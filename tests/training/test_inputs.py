@@ -45,6 +45,22 @@ def test_files_of_images_are_read_as_the_run_reads_them(tmp_path):
         np.testing.assert_array_equal(source.read(0)["image"], np.full((8, 8, 3), 7, np.uint8))
 
 
+@pytest.mark.parametrize("told", [None, (0, 2046)])
+def test_images_of_16_bits_are_read_in_the_range_of_the_run(told, tmp_path):
+    """Whatever the numbers in those that are asked about."""
+    for place, top in (("mine", 4095), ("other", 1023)):
+        (tmp_path / place).mkdir()
+        for i in range(2):
+            picture = Image.fromarray(np.full((8, 8), top, np.uint16))
+            picture.save(tmp_path / place / f"{i}.png")
+    data = {"name": "folder", "path": str(tmp_path / "mine"), "image_size": 8}
+    run, splits = began(tmp_path / "run", data | {"value_range": told})
+    assert splits.train.read(0)["image"].max() == 255
+    other = tmp_path / "other"
+    for inputs in (str(other), str(other / "0.png"), [other / "0.png"]):
+        assert source_of(inputs, run)[0].read(0)["image"].max() == (64 if told is None else 128)
+
+
 def test_sentences_are_asked_about_by_a_path_or_arrays():
     run = known({"name": "scenes"}, ("tokens",), tokens=np.zeros(4, np.uint16))
     with pytest.raises(ConfigError, match=r"data of runs/mine \(scenes\) have no path"):

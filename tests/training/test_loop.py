@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -179,3 +180,19 @@ def test_the_log_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path)
 def test_a_locked_config_from_the_command_line(tmp_path):
     config = simclr_v2.get_config("debug").lock()
     assert [name for name, _, _ in loop.stages(config, tmp_path)] == ["pretrain"]
+
+
+def test_the_best_state_is_one_decision_of_all_processes(monkeypatch):
+    """A process whose score is lower asks the others too: they would wait for it."""
+    asked, saved = [], []
+    monkeypatch.setattr(parallel, "everywhere", lambda well: asked.append(well) or well)
+    training = object.__new__(loop.Training)
+    training.log = SimpleNamespace(rows=[{"step": 1, "top": 0.5}, {"step": 2, "top": 0.4}])
+    training.evaluation = SimpleNamespace(score=lambda row: row.get("top"))
+    training.checkpoints = SimpleNamespace(
+        best_step=lambda: None, save_best=lambda state, score: saved.append(score)
+    )
+    training.stop = SimpleNamespace(safe=True, saving=False)
+    for step in (1, 2, 3):  # the first, a lower one, one without a score
+        training._keep_best(None, step)
+    assert asked == [True, False, False] and saved == [0.5]

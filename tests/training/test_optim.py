@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from cl_jax.core.ema import ema_of_params
+from cl_jax.core.errors import ConfigError
 from cl_jax.training import optim
 
 RNG = np.random.default_rng(0)
@@ -232,10 +233,12 @@ def test_schedules_stay_at_their_end():
 
 @pytest.mark.parametrize("schedule", ["step_decay", "constant"])
 def test_steps_and_constants_are_warmed_up(schedule):
-    """lr t / 4 before step 4, then the schedule: MiCE's and SimMIM's rate."""
+    """lr t / 4 before step 4, then the schedule: MiCE's rate."""
     settings = dict(schedule=schedule, learning_rate=1.0, learning_rate_scaling="none")
-    _, rate = _build(**settings, warmup_steps=4, milestones_epochs=(3.0,), decay_factor=0.2)
-    _, plain = _build(**settings, milestones_epochs=(3.0,), decay_factor=0.2)
+    if schedule == "step_decay":
+        settings |= dict(milestones_epochs=(3.0,), decay_factor=0.2)
+    _, rate = _build(**settings, warmup_steps=4)
+    _, plain = _build(**settings)
     for step in range(8):
         expected = min(step / 4, 1) * (0.2 if schedule == "step_decay" and step >= 6 else 1)
         assert float(rate(step)) == pytest.approx(expected, rel=1e-6)
@@ -252,15 +255,99 @@ def test_errors_name_the_mend():
     ):
         with pytest.raises(ValueError, match=message):
             _build(**settings)
-    for settings in (
+    for parts in ({}, {"disc": {"paths": ("disc",), "exclude_paths": ("(",)}}):
+        with pytest.raises(ConfigError, match="is not a regular expression"):
+            _build(exclude_paths=() if parts else ("(",), parts=parts)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
         {"freeze_steps": 2, "freeze_paths": ("protoypes",)},
-        {"constant_lr_paths": ("predictor",)},
+        {"constant_lr_paths": ("norm", "predictor")},
         {"exclude_paths": ("biass",)},
-    ):
-        with pytest.raises(ValueError, match="no parameter's path contains"):
-            _build(**settings)[0].init(PARAMS)
-    with pytest.raises(ValueError, match="is not a regular expression"):
-        _build(exclude_paths=("(",))[0].init(PARAMS)
+        {"parts": {"a": {"paths": ("norm",)}, "b": {"paths": ("dics",)}}},
+        {"parts": {"a": {"paths": ("norm",), "exclude_paths": ("^norm",)}}},
+    ],
+)
+def test_a_pattern_that_matches_no_parameter_is_refused(section):
+    with pytest.raises(ConfigError, match=r"no parameter's path contains '.*'; .*encoder/conv"):
+        optim.check_patterns(section, PARAMS)
+
+
+def test_a_pattern_may_match_a_member_s_own_path_or_one_with_its_number():
+    """Members of a population have optimisers that see paths without the number."""
+    for pattern in ("^encoder/conv", "^1/prototypes$", "norm"):
+        optim.check_patterns({"exclude_paths": (pattern,)}, ({}, PARAMS))
+    with pytest.raises(ConfigError, match="the paths begin encoder/conv, encoder/norm, prototypes"):
+        optim.check_patterns({"exclude_paths": ("^2",)}, ({}, PARAMS))
+
+
+NO_EFFECT = [
+    ({"name": "adamw", "momentum": 0.5}, "momentum"),
+    ({"name": "adamw", "nesterov": True}, "nesterov"),
+    ({"name": "lars_byol", "nesterov": True}, "nesterov"),
+    ({"name": "adamw", "trust_coefficient": 0.1}, "trust_coefficient"),
+    ({"name": "sgd", "trust_coefficient": 0.1}, "trust_coefficient"),
+    *(({"name": name, "b1": 0.5}, "b1") for name in ("sgd", "lars_simclr", "larc_sgd")),
+    ({"name": "sgd", "b2": 0.5}, "b2"),
+    ({"name": "lars_byol", "eps": 1e-3}, "eps"),
+    *(({"name": name, "larc_clip": True}, "larc_clip") for name in ("adamw", "sgd", "lars_simclr")),
+    ({"milestones_epochs": (1.0,)}, "milestones_epochs"),
+    ({"schedule": "constant", "decay_factor": 0.5}, "decay_factor"),
+    ({"warmup_start": 0.1}, "warmup_start"),
+    ({"schedule": "step_decay", "final_learning_rate": 0.1}, "final_learning_rate"),
+    ({"schedule": "constant", "final_learning_rate": 0.1}, "final_learning_rate"),
+    ({"freeze_epochs": 1.0}, "freeze_epochs"),
+    ({"freeze_steps": -1}, "freeze_steps"),
+    ({"freeze_paths": ("norm",)}, "freeze_paths"),
+    ({"name": "adamw", "parts": {"a": {"paths": ("norm",), "momentum": 0.5}}}, "parts.a.momentum"),
+    ({"parts": {"a": {"paths": ("norm",), "freeze_steps": -1}}}, "parts.a.freeze_steps"),
+]
+
+
+@pytest.mark.parametrize("section, key", NO_EFFECT)
+def test_a_setting_that_is_not_read_is_refused(section, key):
+    with pytest.raises(ConfigError, match=rf"^optimizer\.{key}=.* has no effect with"):
+        _build(**section)
+    assert optim.without_effect(section).keys() == {key}
+    assert not optim.without_effect(optim.with_effect(section))
+    _build(**optim.with_effect(section))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        # a part reads what the rest does not, or inherits what it does not read
+        {"name": "adamw", "momentum": 0.5, "parts": {"a": {"paths": ("norm",), "name": "sgd"}}},
+        {"name": "sgd", "momentum": 0.5, "parts": {"a": {"paths": ("norm",), "name": "adamw"}}},
+        {"parts": {"a": {"paths": ("norm",), "freeze_paths": ("norm",), "freeze_steps": -1}}},
+        # written down at its default, or switched off
+        {"name": "adamw", "momentum": 0.9, "milestones_epochs": [], "freeze_paths": []},
+        {"freeze_paths": ("norm",), "freeze_epochs": 0.0},
+        {"freeze_paths": ("norm",), "freeze_steps": 0},
+        {"freeze_epochs": 0.0, "freeze_steps": 0},
+    ],
+)
+def test_what_a_part_inherits_or_a_user_switches_off_passes(section):
+    assert not optim.without_effect(section)
+    _build(**section)
+
+
+def test_a_part_inherits_patterns_that_match_none_of_its_parameters():
+    """SimSiam's predictor keeps its constant rate beside a part of the backbone."""
+    params = {"backbone": jnp.ones(2), "predictor": jnp.ones(2), "projector": jnp.ones(2)}
+    tx, rate = _build(
+        momentum=0.0,
+        constant_lr_paths=("predictor",),
+        parts={"slow": {"paths": ("backbone",), "learning_rate": 0.01}},
+    )
+    ones = jax.tree.map(jnp.ones_like, params)
+    first, *_, last = [params, *_run(tx, [ones] * 6, params)][-2:]
+    moved = jax.tree.map(lambda before, after: float(before[0] - after[0]), first, last)
+    assert moved["predictor"] == pytest.approx(0.2, rel=1e-5)
+    assert moved["projector"] == pytest.approx(float(rate(5)), rel=1e-4)
+    assert moved["backbone"] == pytest.approx(float(rate(5)) / 10, rel=1e-3)
 
 
 def test_parts_of_an_optimizer_move_by_their_own_settings():
@@ -291,5 +378,5 @@ def test_parts_of_an_optimizer_move_by_their_own_settings():
         updates(parts={"disc": {"paths": ("disc",), "learning_rat": 1.0}})
     with pytest.raises(ValueError, match="expected paths"):
         updates(parts={"disc": {"learning_rate": 1.0}})
-    with pytest.raises(ValueError, match="no parameter's path contains 'dics'"):
-        updates(parts={"disc": {"paths": ("dics",)}})
+    with pytest.raises(ConfigError, match=r"parts\.disc\.paths='disc'; expected .*\['disc'\]"):
+        updates(parts={"disc": {"paths": "disc"}})

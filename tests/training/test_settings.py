@@ -201,6 +201,9 @@ def test_the_settings_of_every_config_pass(name):
             ("optimizer", optim.build),
         ):
             settings.check(section, make, plain[section])
+        # what no optimiser or schedule reads would be refused
+        run = dict(batch_size=256, steps_per_epoch=100, total_steps=10**6)
+        optim.build(**plain["optimizer"], **run)
         for view in plain["views"].values():
             for make in views.factories(view.pop("kind", "image"), view):
                 settings.check("view", make, view)
@@ -273,6 +276,27 @@ def test_a_wrong_key_of_a_section_names_the_nearest():
     config.optimizer.learning_rat = 1.0
     with pytest.raises(ConfigError, match=r"has no setting 'learning_rat'; did you mean"):
         experiment.build(config)
+
+
+def test_a_setting_without_effect_of_an_older_config_does_no_harm():
+    """It is printed. Where the user gives it, `stages` refuses it: tests/training/test_stages.py"""
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.optimizer.update(dict(name="adamw", nesterov=True))
+    built = experiment.build(config)
+    text = experiment.describe(config, built, experiment.shape_of_state(built))
+    assert "\noptimizer.nesterov=True has no effect with name='adamw'" in text
+
+
+def test_a_pattern_is_looked_for_in_the_parameters_of_all_players():
+    """ContraGAN's players have an optimiser's state each."""
+    config = stages.stages(configs.load("contragan:debug"), "unused")[0][1].unlock()
+    part = dict(paths=("disc",), learning_rate=4e-4)
+    config.optimizer.update(dict(parts=dict(discriminator=part), exclude_paths=("^generator",)))
+    experiment.shape_of_state(experiment.build(config))
+    config.optimizer.parts.discriminator.paths = ("dics",)
+    built = experiment.build(config)
+    with pytest.raises(ConfigError, match="contains 'dics'; the paths begin discriminator/"):
+        experiment.shape_of_state(built)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cl_jax.core import parallel
 from cl_jax.tools import train
 from cl_jax.training import stopping
 
@@ -188,6 +189,42 @@ def test_when_one_process_fails_all_end_and_it_is_named(which, tmp_path):
     assert f"process {which + 1} of 2" in log.read_text()
     # 134 of a shell: jax.distributed ends the other one by SIGABRT.
     assert statuses[which] == 1 and statuses[1 - which] in (1, -signal.SIGABRT) and seconds < 15
+
+
+LACKS = """
+import os, time
+from configs import simclr_v1
+
+def get_config(arg=None):
+    if os.environ["JAX_PROCESS_ID"] == "0":
+        time.sleep(120)
+    config = simclr_v1.get_config("folder")
+    config.data.path = "missing"
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_lacks_the_data_is_named_and_all_end(tmp_path):
+    """It fails before anything is built, and the others are still busy with their config."""
+    (tmp_path / "config.py").write_text(LACKS)
+    words = ["--distributed", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
+    jobs = two_processes(["-m", "cl_jax.main", *words], tmp_path)
+    try:
+        assert jobs[1].wait(60) == 1
+        assert "process 2 of 2: error: " in (tmp_path / "1.log").read_text()
+        assert jobs[0].wait(15) in (1, -signal.SIGABRT)
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+def test_a_process_joins_the_others_before_it_can_fail(monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "join", lambda: print("joined"))
+    words = ["simclr_v1:folder", "missing", "--workdir=unused", "--distributed"]
+    assert train.main(words) == 1
+    said = capsys.readouterr()
+    assert said.out == "joined\n" and "error: " in said.err and "missing" in said.err
 
 
 @pytest.mark.slow

@@ -37,6 +37,29 @@ def test_a_setting_of_the_optimiser_reaches_the_stage_that_is_asked_for():
     assert found["finetune"].optimizer.name == "adamw"
 
 
+def test_a_setting_that_no_stage_reads_is_refused_where_it_is_given(tmp_path):
+    """Momentum is read by SGD, and not by the AdamW of this config."""
+    names = ("optimizer.name=sgd", "stages.finetune.optimizer.name=adamw")
+    found = of("all", *names, "optimizer.momentum=0.5")
+    optimizer = found["finetune"].optimizer
+    assert (optimizer.name, optimizer.momentum) == ("adamw", 0.5)
+    for stage, key in (
+        ("finetune", "optimizer.momentum=0.5"),
+        ("all", "stages.finetune.optimizer.momentum=0.5"),
+        ("all", "optimizer.milestones_epochs=(1.0,)"),
+    ):
+        with pytest.raises(ConfigError, match=r"^optimizer\.m.* has no effect with"):
+            of(stage, key)
+    config = configs.load("simclr_v1:debug").unlock()
+    config.optimizer.freeze_steps = 3
+    given = ["optimizer.freeze_steps"]
+    with pytest.raises(ConfigError, match="has no effect without freeze_paths"):
+        stages.stages(config, tmp_path, given)
+    assert stages.stages(config, tmp_path)
+    (tmp_path / "last/1").mkdir(parents=True)  # the run of an older version, resumed
+    assert stages.stages(config, tmp_path, given)
+
+
 def test_stages_do_not_start_inside_a_run(tmp_path):
     config = configs.load("simclr_v2:debug")
     (tmp_path / "pretrain/last/1").mkdir(parents=True)

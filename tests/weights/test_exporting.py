@@ -1,6 +1,7 @@
 """Weights go out under the names of other libraries as they came in."""
 
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import flax.traverse_util
@@ -13,6 +14,7 @@ import cl_jax
 from cl_jax.core.errors import ConfigError
 from cl_jax.tools import export, import_
 from cl_jax.training import configs
+from cl_jax.views import image
 from cl_jax.weights import (
     card,
     exporting,
@@ -97,14 +99,55 @@ def test_what_is_written_answers_as_the_run(to, run, tmp_path, capsys):
         assert jax_export.deserialize(data).call(images).shape == (3, 64)
 
 
-def test_the_card_has_the_last_evaluation_and_does_without_a_damaged_one(run, caplog):
-    path, net = run.workdir / "eval.json", network.of_run(run)
-    for content, row in (('{"knn/top1": 0.5, "step": 3}', "| knn/top1 | 0.5 |"), ("{", "| none |")):
-        path.write_text(content)
+def carded(workdir, name, step=0):
+    """A run and a network, for the card of a config with two residual blocks."""
+    config = configs.load(name)
+    made = [
+        image.make(**{k: v for k, v in view.items() if k != "copies"})
+        for view in configs.plain(config)["views"].values()
+    ]
+    built = SimpleNamespace(views=tuple(made))
+    net = tiny.network("resnet", blocks=(1, 1), width=0.125)
+    return SimpleNamespace(workdir=workdir, config=config, step=step, built=built), net
+
+
+def test_the_card_has_the_figures_of_its_own_step(tmp_path, caplog):
+    def figures(step):
+        run, net = carded(tmp_path, "simclr_v1", step)
         found = card.text(run, net, "timm", ["compared", "half of it"])
-        assert row in found and "Written by cl_jax for timm. Compared. Half of it." in found
-    path.unlink()
-    assert "the card has no figures" in caplog.text
+        assert "Written by cl_jax for timm. Compared. Half of it." in found
+        rows = found.split("| evaluation | |\n|---|---|\n")[1].split("\n\n## Config")[0]
+        return rows.split("\n")
+
+    assert figures(5) == figures(0) == ["| none | |"]
+    log = [
+        {"step": 0, "untrained/knn/top1": 0.1},
+        {"step": 5, "time": 1.0, "knn/top1": 0.25, "eval_seconds": 2.0},
+        {"step": 5, "loss": 3.0, "learning_rate": 0.1},
+        {"step": 9, "knn/top1": 0.75},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    path = tmp_path / "eval.json"
+    path.write_text('{"step": 5, "knn/top1": 0.5}')
+    assert figures(5) == ["| knn/top1 | 0.5 |"]
+    assert figures(9) == ["| knn/top1 | 0.75 |"]  # not those of eval.json, of an earlier State
+    assert figures(7) == figures(0) == ["| none | |"]
+    path.write_text("{")
+    assert figures(5) == ["| knn/top1 | 0.25 |"] and "the card has the log's" in caplog.text
+
+
+def test_the_card_says_how_images_are_normalised(tmp_path):
+    def said(name, *changes):
+        run, net = carded(tmp_path, name)
+        run.built.views = changes or run.built.views
+        lines = card.text(run, net, "timm", []).split("\n")
+        return next(line for line in lines if line.startswith("- Images"))
+
+    imagenet = "from 0 to 1, then mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)."
+    assert said("moco_v2:folder").endswith(imagenet)
+    assert said("simclr_v1").endswith("from 0 to 1, not normalised.")
+    assert "converted to lab, then mean (50.0, " in said("simclr_v1", image.make(name="cmc_lab"))
+    assert said("simclr_v1", object()).endswith("as the view of the config makes them.")
 
 
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, tmp_path):

@@ -202,6 +202,9 @@ def test_of_two_copies_the_one_is_taken_that_its_method_evaluates(tmp_path):
     assert "state_dict.module.encoder_q.fc.weight" in found.left_over
     other = importing.read(tmp_path / "moco.pth", prefix="state_dict.module.encoder_k.")
     np.testing.assert_array_equal(other.params["stem_conv1"]["kernel"], 2 * kernel)
+    config = ConfigDict(dict(init_from=str(tmp_path / "moco.pth"), encoder=dict(name="resnet")))
+    said = "\n".join(importing.settle(config, []))  # training has no such option
+    assert "further copies, under 'state_dict.module.encoder_k.'." in said and "--" not in said
     with pytest.raises(ConfigError, match="no network under 'z'"):
         importing.read(tmp_path / "moco.pth", prefix="z")
 

@@ -1,0 +1,47 @@
+"""Machines of one job that do not share what they should: all processes refuse it, and say why."""
+
+import pytest
+
+from tests.training.test_processes import launched
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """The lines of each of two processes, {case: what was said}."""
+    folder = tmp_path_factory.mktemp("hosts")
+    for name in ("data0/1.png", "data0/2.png", "data1/1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name[6:].encode())
+    done = launched((2, 1), "tests.hosts", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [{}, {}]
+    for line in done.stdout.splitlines():
+        process, _, text = line.partition("] ")
+        if ": " in text:
+            case, _, words = text.partition(": ")
+            found[int(process[1:])][case] = words
+    return found
+
+
+def test_a_workdir_of_each_machine_is_refused(said):
+    for one in said:
+        assert (
+            "is not one folder for all processes: process 2 of 2 cannot see"
+            in (one["own workdirs"])
+        )
+        assert one["a shared workdir"] == "None"
+
+
+def test_data_of_which_a_machine_lacks_a_file_are_refused(said):
+    for one, files in zip(said, (2, 1), strict=True):
+        assert one["data"].startswith("the data of process 2 are not those of process 1")
+        assert f"This one has train=8, test=8, files={files}" in one["data"]
+
+
+def test_all_processes_try_the_checkpoints_that_the_first_one_sees(said):
+    for one in said:
+        assert (
+            "fits this run:   last/2: ValueError: a save that never finished"
+            in (one["checkpoints"])
+        )
+        assert "last/1" in one["checkpoints"]
