@@ -37,7 +37,9 @@ if [ "${1:-}" = --body ]; then
     # told which.
     [ -z "$ids" ] || export JAX_LOCAL_DEVICE_IDS="$ids"
     trap : TERM # sent to this script too; the tasks save and end, then the script continues
-    srun --kill-on-bad-exit=0 python -m cl_jax.main --distributed "$@" &
+    # srun of Slurm 22.05 to 23.02 does not take the cores of a task from the job.
+    srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 \
+        python -m cl_jax.main --distributed "$@" &
     step=$! status=0
     wait "$step" || status=$?
     while [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do

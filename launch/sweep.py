@@ -14,12 +14,14 @@ each line is one run: settings between spaces, a value taken as it stands, # beg
 Values with commas of their own go in a list.
 
 A run's workdir is named by its settings. It is done when it holds the file `done`, which is written
-when the run has ended with status 0. A run that was stopped (status 75) is left to be resumed. Exit
-status: 0 when all are done, 1 when a run failed, 75 when the sweep was stopped; Ctrl-C and SIGTERM
-let the runs save first.
+when the run has ended with status 0, and has the run's arguments: a sweep with others is refused. A
+run that was stopped (status 75) is left to be resumed. Exit status: 0 when all are done, 1 when a
+run failed, 75 when the sweep was stopped. Ctrl-C, SIGTERM and SIGHUP (a lost connection) let the
+runs save first; under nohup, SIGHUP is ignored.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -29,8 +31,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 Setting = tuple[tuple[str, str], ...]  # ((name, value), ...) of one run
+LONGEST = 255  # bytes in the name of a folder
+
+
+class Job(NamedTuple):
+    """One run. `arguments`, those of cl_jax.main without the workdir, is what `done` holds."""
+
+    workdir: Path
+    command: list[str]
+    arguments: str
 
 
 def split(word: str) -> tuple[str, str]:
@@ -63,76 +75,123 @@ def listed(text: str) -> list[Setting]:
 
 
 def label(setting: Setting) -> str:
-    """A folder's name for a run."""
-    safe = "".join(
-        c if c.isalnum() or c in "._=+-," else "_" for c in ",".join(f"{n}={v}" for n, v in setting)
-    )
+    """A folder's name for a run. One that is too long for a file system ends in a hash."""
+    text = ",".join(f"{name}={value}" for name, value in setting)
+    safe = "".join(c if c.isalnum() or c in "._=+-," else "_" for c in text)
+    if len(safe.encode()) > LONGEST:
+        end = "-" + hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+        safe = safe.encode()[: LONGEST - len(end)].decode(errors="ignore") + end
     return safe or "default"
 
 
-def command(args: argparse.Namespace, setting: Setting, workdir: Path) -> list[str]:
-    """The command of a run."""
-    distributed = ["--distributed"] if args.launcher else []
-    return [
+def job_of(args: argparse.Namespace, setting: Setting) -> Job:
+    """The run of a setting."""
+    workdir = args.workdir / label(setting)
+    arguments = [
+        f"--config={args.config}",
+        *(f"--config.{name}={value}" for name, value in setting),
+        *args.rest,
+    ]
+    command = [
         *shlex.split(args.launcher),
         sys.executable,
         "-m",
         "cl_jax.main",
-        *distributed,
-        f"--config={args.config}",
+        *(["--distributed"] if args.launcher else []),
         f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in setting),
-        *args.rest,
+        *arguments,
     ]
+    return Job(workdir, command, shlex.join(arguments))
 
 
-def run_all(waiting: list[tuple[Path, list[str]]], jobs: int) -> tuple[list[Path], list[Path]]:
-    """Runs the commands, `jobs` at a time; returns the workdirs of those that failed and of those
-    that were stopped."""
-    running: list[tuple[Path, subprocess.Popen]] = []
-    failed, stopped, asked = [], [], []
+def is_done(job: Job) -> bool:
+    """Whether a run has ended well; an empty `done` counts for any arguments.
+
+    Raises:
+      ValueError: it has, with other arguments.
+    """
+    path = job.workdir / "done"
+    if not path.exists():
+        return False
+    before = os.fsdecode(path.read_bytes()).strip()
+    if before not in ("", job.arguments):
+        raise ValueError(
+            f"{job.workdir} is done with other arguments:\n    {before}\nnow given:\n"
+            f"    {job.arguments}\nGive the same or another --workdir, or remove {path} to run it "
+            f"again."
+        )
+    return True
+
+
+def start(job: Job) -> subprocess.Popen:
+    """Starts a run, its output at the end of WORKDIR/log.txt."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    with (job.workdir / "log.txt").open("a") as log:
+        # In a session of its own: Ctrl-C reaches this program alone, which passes it on once.
+        return subprocess.Popen(
+            job.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def run_all(waiting: list[Job], jobs: int) -> tuple[int, int]:
+    """Runs the commands, `jobs` at a time; returns how many failed and how many were stopped or not
+    started."""
+    running: list[tuple[Job, subprocess.Popen]] = []
+    failed, stopped, asked = 0, 0, []
 
     def ask(*_) -> None:
         asked.append(True)
         for _, process in running:
             process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         while running or (waiting and not asked):
             while waiting and len(running) < jobs and not asked:
-                workdir, line = waiting.pop(0)
-                workdir.mkdir(parents=True, exist_ok=True)
-                with (workdir / "log.txt").open("a") as log:
-                    # In a session of its own: Ctrl-C reaches this program alone, which passes it on
-                    # once.
-                    process = subprocess.Popen(
-                        line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-                    )
-                running.append((workdir, process))
-                say(f"started   {workdir}")
+                job = waiting.pop(0)
+                try:
+                    process = start(job)
+                except OSError as error:  # the runs that were started are still waited for
+                    failed += 1
+                    say(f"failed    {job.workdir} cannot be started: {error}")
+                    continue
+                running.append((job, process))
+                if asked:  # while it was being started, so that `ask` did not find it
+                    process.send_signal(signal.SIGTERM)
+                say(f"started   {job.workdir}")
             time.sleep(0.1)
-            for workdir, process in list(running):
+            for job, process in list(running):
                 status = process.poll()
                 if status is None:
                     continue
-                running.remove((workdir, process))
-                if status == 0:
-                    (workdir / "done").touch()
-                    say(f"done      {workdir}{result(workdir)}")
-                elif status == 75:
-                    stopped.append(workdir)
-                    say(f"stopped   {workdir}; the same sweep resumes it")
+                running.remove((job, process))
+                if status == 75:
+                    stopped += 1
+                    say(f"stopped   {job.workdir}; the same sweep resumes it")
                 else:
-                    failed.append(workdir)
-                    say(
-                        f"failed    {workdir}, status {status}; the end of "
-                        f"{workdir / 'log.txt'}:\n{tail(workdir)}"
-                    )
+                    failed += not ended_well(job, status)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return failed, stopped + [workdir for workdir, _ in waiting]
+    return failed, stopped + len(waiting)
+
+
+def ended_well(job: Job, status: int) -> bool:
+    """Marks a run that ended with status 0 as done; says how it ended."""
+    if status != 0:
+        log = job.workdir / "log.txt"
+        say(f"failed    {job.workdir}, status {status}; the end of {log}:\n{tail(job.workdir)}")
+        return False
+    try:
+        (job.workdir / "done").write_bytes(os.fsencode(job.arguments + "\n"))
+    except OSError as error:
+        say(f"failed    {job.workdir} cannot be marked as done: {error}")
+        return False
+    say(f"done      {job.workdir}{result(job.workdir)}")
+    return True
 
 
 def result(workdir: Path) -> str:
@@ -153,7 +212,10 @@ def tail(workdir: Path, lines: int = 5) -> str:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # the terminal is gone; runs are still waited for
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,24 +260,20 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"two runs would share the workdir {twice[0]}; each needs a setting of its own."
             )
+        runs = [job_of(args, setting) for setting in settings]
+        left = [job for job in runs if not is_done(job)]
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    runs = [(args.workdir / name, setting) for name, setting in zip(names, settings)]
-    left = [
-        (workdir, command(args, setting, workdir))
-        for workdir, setting in runs
-        if not (workdir / "done").exists()
-    ]
     say(f"{len(runs)} runs, {len(runs) - len(left)} done before")
     if args.print:
-        for workdir, line in left:
-            print(f"{shlex.join(line)} && touch {shlex.quote(os.fspath(workdir / 'done'))}")
+        for job in left:
+            mark = f"printf '%s\\n' {shlex.quote(job.arguments)}"
+            done = shlex.quote(os.fspath(job.workdir / "done"))
+            print(f"{shlex.join(job.command)} && {mark} > {done}")
         return 0
     failed, stopped = run_all(left, args.jobs)
-    say(
-        f"{len(runs) - len(failed) - len(stopped)} of {len(runs)} done, {len(failed)} failed, "
-        f"{len(stopped)} left"
-    )
+    done = len(runs) - failed - stopped
+    say(f"{done} of {len(runs)} done, {failed} failed, {stopped} left")
     return 1 if failed else 75 if stopped else 0
 
 

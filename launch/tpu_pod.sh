@@ -20,8 +20,8 @@ usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
   --project PROJECT (default: gcloud's)
   --type TYPE       accelerator type (default v5litepod-16)
   --version NAME    runtime version (default: the one of the type)
-  --spot            a slice that may be taken away; `run` then asks for a new one and resumes, as
-                    often as it must
+  --spot            a slice that may be taken away; `run` then asks for a new one, every minute
+                    until there is one, and resumes, as often as it must
   --nfs HOST:/PATH  a share (Filestore) that every worker mounts at /mnt/runs
   --setup COMMAND   run on every worker before the installation, for instance to mount other storage
   --dry-run         print every command and run none
@@ -130,14 +130,16 @@ state() { # READY, CREATING, PREEMPTED, ...; nothing where there is no such slic
 # stay.
 copy() {
     scratch=/tmp/cl_jax
-    [ -n "$dry" ] || scratch=$(mktemp -d)
+    if [ -z "$dry" ]; then
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT # of the subshell of this attempt
+    fi
     checkout=$(quoted "$(cd "$(dirname "$0")/.." && pwd)")
     # An index of its own: the user's keeps what is staged in it.
     here "cd $checkout" "mkdir -p $scratch" "export GIT_INDEX_FILE=$scratch/index" \
         'git add --all' \
         "git archive --format=tar.gz --output=$scratch/cl_jax.tgz \"\$(git write-tree)\""
     tpu scp "$scratch/cl_jax.tgz" "$slice:" --worker=all
-    [ -n "$dry" ] || rm -r "$scratch"
     unpack='mkdir -p cl_jax && rm -rf cl_jax/cl_jax cl_jax/configs'
     unpack="$unpack && tar -xzf cl_jax.tgz -C cl_jax"
     tpu ssh "$slice" --worker=all --command="$unpack"
@@ -159,18 +161,34 @@ follow() {
     tpu ssh "$slice" --worker=0 --command='sh cl_jax/launch/tpu_worker.sh follow'
 }
 
+gone() { # whether there is no slice to use; that one was taken away may show some time later
+    [ "$(state)" = READY ] || return 0
+    say "status $status; looking for 90 s whether the slice $slice is being taken away"
+    for _ in 1 2 3; do
+        sleep 30
+        [ "$(state)" = READY ] || return 0
+    done
+    return 1
+}
+
+say() { printf 'tpu_pod.sh: %s\n' "$1" >&2; }
+
+[ -n "$dry" ] || command -v gcloud >/dev/null ||
+    fail 'there is no gcloud on the PATH; install the Google Cloud CLI, or see --dry-run.'
 case $task in
     run)
+        trap 'exit 130' INT # also while gcloud answers Ctrl-C with a status of its own
         while :; do
-            status=0
-            ready
-            start "$@"
-            follow || status=$?
-            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] ||
-                [ "$(state)" = READY ]; then
+            # `set -e` has no effect before `||`: a subshell of its own ends at the first failure.
+            set +e
+            (set -e; ready; start "$@"; follow)
+            status=$?
+            set -e
+            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || ! gone; then
                 exit "$status"
             fi
-            printf 'tpu_pod.sh: the slice was taken away; asking for another\n' >&2
+            say 'the slice was taken away, or the zone has none; asking for one in a minute'
+            sleep 60
         done ;;
     follow) follow ;;
     stop) on_all stop ;;

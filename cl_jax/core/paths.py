@@ -9,6 +9,10 @@ from cl_jax.core.errors import ConfigError
 
 # Schemes of URLs that are known without their slashes too; any "name:/" is taken for one.
 _STORES = "gs|gcs|s3|s3a|s3n|az|adl|abfss?|wasbs?|hdfs|dbfs|memory|mem|https?|ftps?|sftp|ssh|scp"
+_MOUNT = (
+    "Mount the bucket (gcsfuse, mountpoint-s3, rclone) and give the path of the mount, or give a "
+    "local path and copy what is there."
+)
 _URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*):/|({_STORES}|file):", re.IGNORECASE)
 
 
@@ -48,11 +52,12 @@ def cache() -> Path | None:
     return None if home.startswith("~") else Path(home, "cl_jax")
 
 
-def without_scheme(text: str, given: str) -> str:
+def without_scheme(text: str, given: str, mend: str = _MOUNT) -> str:
     """The path that a `file:` URL names; a text that is no URL as it is.
 
     Args:
       given: what the text is, for messages.
+      mend: what to give in place of another URL.
 
     Raises:
       ConfigError: another URL, which as a path would be a folder "gs:" here; a file of another
@@ -62,10 +67,7 @@ def without_scheme(text: str, given: str) -> str:
     if scheme is None:
         return text
     if (scheme[1] or scheme[2]).lower() != "file":
-        raise ConfigError(
-            f"{given} is a URL; a file system is needed. Mount the bucket (gcsfuse, mountpoint-s3, "
-            "rclone) and give the path of the mount, or give a local path and copy what is there."
-        )
+        raise ConfigError(f"{given} is a URL; a file system is needed. {mend}")
     host, path = text[5:], ""
     if host.startswith("//"):
         host, slash, path = host[2:].partition("/")

@@ -6,7 +6,9 @@ Nothing here imports jax."""
 import fcntl
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from cl_jax.core.paths import without_scheme
 
 LOCK = "lock"
 SEEN_WITHIN = 60.0  # seconds for which NFS may keep an older list of a folder by default
+# Reading data asks less of a mount: mountpoint-s3 renames nothing in most buckets.
+_WHERE = (
+    "Give a folder on a local disk or an NFS share, and copy the run from or to the bucket; or one "
+    "of a bucket that gcsfuse mounts with a hierarchical namespace or a --rename-dir-limit."
+)
 
 
 def path_of(workdir: str | Path) -> Path:
@@ -26,8 +33,8 @@ def path_of(workdir: str | Path) -> Path:
 
     Raises:
       ConfigError: an empty path. Another URL: a run appends to its log, locks its folder and
-        renames files, which an object store does not offer. A home directory that is not known;
-        control characters.
+        renames files and folders, which an object store does not offer. A home directory that is
+        not known; control characters.
     """
     text = str(workdir)
     if not text:
@@ -37,7 +44,7 @@ def path_of(workdir: str | Path) -> Path:
             f"workdir={text!r} has a character that cannot be printed; expected the path of a "
             "folder. Take it out."
         )
-    text = without_scheme(text, f"workdir={text!r}")
+    text = without_scheme(text, f"workdir={text!r}", _WHERE)
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -48,17 +55,17 @@ def path_of(workdir: str | Path) -> Path:
 
 
 def make(workdir: str | Path) -> Path:
-    """Makes the workdir if it is not there, and checks that files can be written in it.
+    """Makes the workdir if it is not there, and checks that files can be written and folders be
+    renamed in it, as each save does.
 
     Raises:
-      ConfigError: it is a file, lies below a file, or cannot be written.
+      ConfigError: it is a file, lies below a file, cannot be written, or is on a file system that
+        does not rename folders.
     """
     path = path_of(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write_test_{socket.gethostname()}_{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        refused = _rename_fails(path)
     except FileExistsError:
         raise ConfigError(
             f"workdir={workdir} is a file; expected a folder or a new path."
@@ -70,7 +77,34 @@ def make(workdir: str | Path) -> Path:
             f"workdir={workdir} cannot be written: {error.strerror}. Give a folder in which this "
             "user may write."
         ) from None
+    if refused is not None:
+        raise ConfigError(
+            f"workdir={workdir} is on a file system that does not rename folders "
+            f"({refused.strerror}), which saving needs. {_WHERE}"
+        )
     return path
+
+
+def _rename_fails(path: Path) -> OSError | None:
+    """The error with which a folder that has the shape of a checkpoint, a folder with files in it,
+    is not renamed in `path`; None if it is.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    probe = Path(tempfile.mkdtemp(prefix=".write_test_", dir=path))
+    renamed = probe.with_name(f"{probe.name}-tmp")
+    try:
+        (probe / "folder").mkdir()
+        (probe / "folder" / "file").write_bytes(b"")
+        try:
+            probe.rename(renamed)
+        except OSError as error:
+            return error
+        return None
+    finally:
+        for left in (probe, renamed):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -46,7 +46,11 @@ def test_it_submits(tmp_path):
 def cluster(tmp_path):
     """srun that runs the command here, python that ends as it is told, scontrol that notes what it
     is asked."""
-    program(tmp_path / "bin", "srun", 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"')
+    program(
+        tmp_path / "bin",
+        "srun",
+        f'while [ "${{1#-}}" != "$1" ]; do echo "$1" >>{tmp_path}/options; shift; done; exec "$@"',
+    )
     program(tmp_path / "bin", "scontrol", f'echo "$@" >>{tmp_path}/asked')
     program(
         tmp_path / "bin",
@@ -77,6 +81,17 @@ def test_the_body_requeues_on_75(cluster, status):
     ]
     asked = cluster / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 12\n" if status == 75 else "")
+
+
+def test_tasks_have_the_cores_that_were_asked_for(cluster):
+    """srun of Slurm 22.05 to 23.02 does not take them from the job."""
+    words = ("slurm.sh", "--body", "", *RUN[1:])
+    bin_ = before(cluster / "bin")
+    run(*words, PATH=bin_, SLURM_CPUS_PER_TASK="8", TASK="exit 0")
+    assert "--cpus-per-task=8" in (cluster / "options").read_text().splitlines()
+    (cluster / "options").unlink()
+    run(*words, PATH=bin_, SLURM_CPUS_PER_TASK="", TASK="exit 0")
+    assert "--cpus-per-task" not in (cluster / "options").read_text()
 
 
 def test_the_body_outlives_the_signal_that_its_tasks_save_on(cluster):

@@ -37,6 +37,7 @@ def test_grid_and_list():
         (["a=1", "--jobs=0"], "--jobs is 0"),
         (["--list=missing"], "No such file"),
         (["a=1", "--list=missing"], "both --list and settings"),
+        (["a=1", "--launcher=local.sh '"], "No closing quotation"),
     ],
 )
 def test_mistakes_are_named(words, message, capsys):
@@ -73,15 +74,59 @@ def test_print_leaves_out_what_is_done(tmp_path, capsys):
         "-m",
         "cl_jax.main",
         "--distributed",
-        "--config=c",
         f"--workdir={tmp_path}/lr=2,seed=0",
+        "--config=c",
         "--config.lr=2",
         "--config.seed=0",
         "--stage=all",
         "&&",
-        "touch",
+        "printf",
+        "%s\\n",
+        "--config=c --config.lr=2 --config.seed=0 --stage=all",
+        ">",
         f"{tmp_path}/lr=2,seed=0/done",
     ]
+    # The printed command marks the run as the sweep itself does.
+    _, _, mark = printed.out.partition(" && ")
+    (tmp_path / "lr=2,seed=0").mkdir()
+    subprocess.run(["sh", "-c", mark], check=True)
+    words = ["--config=c", f"--workdir={tmp_path}", "lr=1,2", "seed=0", "--", "--stage=all"]
+    assert sweep.main(words) == 0 and "2 runs, 2 done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [[], ["--print"]])
+def test_a_run_that_is_done_with_other_arguments_is_refused(tmp_path, capsys, extra):
+    program(tmp_path, "launcher", "exit 0")
+    place = [f"--workdir={tmp_path}/w", f"--launcher={tmp_path}/launcher"]
+    assert sweep.main(["--config=configs/byol.py", *place, "seed=0,1", "--", "--stage='a b'"]) == 0
+    capsys.readouterr()
+    for config, rest in (("simclr_v1", "--stage='a b'"), ("byol", "--config.total_epochs=200")):
+        with pytest.raises(SystemExit) as ended:
+            sweep.main([f"--config=configs/{config}.py", *place, *extra, "seed=0,1", "--", rest])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and "w/seed=0 is done with other arguments" in said
+        assert "configs/byol.py --config.seed=0" in said and rest.split("=")[0] in said
+    again = ["--config=configs/byol.py", *place, *extra, "seed=0,1", "--", "--stage='a b'"]
+    assert sweep.main(again) == 0 and "2 done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["no_such_program -n 2", "."])
+def test_a_run_that_cannot_be_started_has_failed(tmp_path, capsys, launcher):
+    words = ["--config=c", f"--workdir={tmp_path}", f"--launcher={launcher}", "a=1,2", "--jobs=2"]
+    assert sweep.main(words) == 1
+    said = capsys.readouterr().err
+    assert "a=2 cannot be started" in said and launcher.split()[0] in said
+    assert "0 of 2 done, 2 failed" in said
+
+
+def test_long_settings_have_folders_of_their_own(tmp_path):
+    names = [
+        sweep.label((("data.path", f"/{letter * 300}{end}"),)) for letter in "aé" for end in "12"
+    ]
+    assert len(set(names)) == 4
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert sweep.label((("a", "x" * 253),)) == "a=" + "x" * 253  # what fits is kept as it is
 
 
 def test_runs_end_well_fail_or_are_resumed(tmp_path, capsys):
@@ -108,7 +153,8 @@ def test_runs_end_well_fail_or_are_resumed(tmp_path, capsys):
     assert sweep.main([*words, "status=75"]) == 75
 
 
-def test_a_stopped_sweep_lets_its_runs_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_stopped_sweep_lets_its_runs_save(tmp_path, number):
     program(
         tmp_path,
         "launcher",
@@ -132,6 +178,34 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path):
                 break
         while not (tmp_path / "up").exists():
             time.sleep(0.05)
-        job.send_signal(signal.SIGINT)
+        if number == signal.SIGHUP:
+            job.stderr.close()  # the terminal is gone
+        job.send_signal(number)
         assert job.wait(timeout=20) == 75
     assert (tmp_path / "saved").exists() and not (tmp_path / "w" / "a=2").exists()
+
+
+def test_a_sweep_under_nohup_goes_on(tmp_path):
+    program(
+        tmp_path,
+        "launcher",
+        f"touch {tmp_path}/up; while [ ! -e {tmp_path}/end ]; do sleep 0.05; done",
+    )
+    with subprocess.Popen(
+        [
+            "sh",
+            "-c",
+            "trap '' HUP; exec \"$@\"",
+            "sh",
+            sys.executable,
+            LAUNCH / "sweep.py",
+            "--config=c",
+        ]
+        + [f"--workdir={tmp_path}/w", "a=1", f"--launcher={tmp_path}/launcher"],
+        stderr=subprocess.DEVNULL,
+    ) as job:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        job.send_signal(signal.SIGHUP)
+        (tmp_path / "end").touch()
+        assert job.wait(timeout=20) == 0

@@ -2,7 +2,10 @@
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -53,8 +56,8 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
 
 @pytest.fixture
 def cloud(tmp_path):
-    """Two workers, ~ of each a folder; pip does nothing, uv makes a Python that notes its arguments
-    and runs $RUN."""
+    """Two workers, ~ of each a folder; pip does what `pip` says, uv makes a Python that notes its
+    arguments and does what `behaviour` says. A zone that is `full` refuses one slice."""
     bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
     program(
         bin_,
@@ -63,7 +66,9 @@ def cloud(tmp_path):
 verb=$4 slice=$5 home={tmp_path}/workers
 case $verb in
     describe) cat {tmp_path}/state ;;
-    create) echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
+    create)
+        if [ -e {tmp_path}/full ]; then rm {tmp_path}/full; echo 'no capacity' >&2; exit 1; fi
+        echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
     delete) rm -r $home {tmp_path}/state ;;
     scp) cp "$5" $home/0/; cp "$5" $home/1/ ;;
     ssh)
@@ -73,9 +78,19 @@ case $verb in
             --command=*) command=${{word#*=}} ;;
         esac; done
         for i in $workers; do HOME=$home/$i sh -c "cd && $command" || exit; done ;;
-esac""",  # noqa: E501
+esac""",
     )
-    program(bin_, "pip", ":")
+    # The script's own pauses are noted and cost nothing; `paused` says what happens meanwhile.
+    program(
+        bin_,
+        "sleep",
+        f"""
+case $1 in
+    30 | 60) echo "$1" >>{tmp_path}/slept; [ ! -e {tmp_path}/paused ] || . {tmp_path}/paused ;;
+    *) exec /bin/sleep "$1" ;;
+esac""",
+    )
+    program(bin_, "pip", f"[ ! -e {tmp_path}/pip ] || . {tmp_path}/pip")
     program(tmp_path / "fake", "python", f'echo "$@" >>~/given\n. {tmp_path}/behaviour')
     program(
         bin_,
@@ -151,6 +166,73 @@ def test_a_slice_that_was_taken_away_is_asked_for_again(cloud):
     done = pod(cloud, "run", "a", "--spot", *RUN)
     assert done.returncode == 0 and "the slice was taken away" in done.stderr
     assert (cloud / "created").read_text().count("--spot") == 2
+
+
+def test_a_slice_that_the_zone_has_not_is_asked_for_again(cloud):
+    (cloud / "behaviour").write_text(
+        f"if [ -e {cloud}/once ]; then exit 0; fi\n"
+        f"touch {cloud}/once {cloud}/full; echo PREEMPTED >{cloud}/state; exit 75\n"
+    )
+    done = pod(cloud, "run", "a", "--spot", *RUN)
+    assert done.returncode == 0 and "no capacity" in done.stderr, done.stderr
+    assert (cloud / "created").read_text().count("--spot") == 2
+    assert (cloud / "slept").read_text().split() == ["60", "60"]
+    # Without --spot nothing is repeated.
+    (cloud / "full").touch()
+    assert pod(cloud, "delete", "a").returncode == 0
+    assert pod(cloud, "run", "a", *RUN).returncode == 1
+
+
+@pytest.mark.parametrize("left", ["PREEMPTED", "READY"])
+def test_an_installation_that_fails_is_repeated_only_where_its_slice_was_taken_away(cloud, left):
+    (cloud / "behaviour").write_text("exit 0\n")
+    (cloud / "pip").write_text(f"rm {cloud}/pip; echo {left} >{cloud}/state; exit 255\n")
+    done = pod(cloud, "run", "a", "--spot", *RUN)
+    again = left == "PREEMPTED"
+    assert done.returncode == (0 if again else 255), done.stderr
+    assert (cloud / "created").read_text().count("--spot") == (2 if again else 1)
+    assert (cloud / "workers/0/given").exists() == again
+
+
+def test_a_slice_whose_state_shows_late_that_it_was_taken_away_is_asked_for_again(cloud):
+    (cloud / "behaviour").write_text(
+        f"if [ -e {cloud}/once ]; then exit 0; fi; touch {cloud}/once; exit 75\n"
+    )
+    (cloud / "paused").write_text(f"rm {cloud}/paused; echo PREEMPTED >{cloud}/state\n")
+    done = pod(cloud, "run", "a", "--spot", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert (cloud / "created").read_text().count("--spot") == 2
+    assert (cloud / "slept").read_text().split() == ["30", "60"]
+
+
+def test_ctrl_c_ends_the_script_and_leaves_the_run(cloud):
+    """Also where gcloud answers it with a status of its own and the slice is not READY."""
+    (cloud / "behaviour").write_text(
+        f"echo PREEMPTED >{cloud}/state; echo up\n"
+        f"while [ ! -e {cloud}/end ]; do sleep 0.1; done; touch {cloud}/ended; exit 0\n"
+    )
+    gcloud = cloud / "bin/gcloud"
+    gcloud.write_text(gcloud.read_text().replace("#!/bin/sh", "#!/bin/sh\ntrap 'exit 1' INT"))
+    with subprocess.Popen(
+        [cloud / "checkout/launch/tpu_pod.sh", "run", "a", "--spot", *RUN],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"},
+        start_new_session=True,
+    ) as job:
+        assert job.stdout.readline() == "up\n"
+        os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(timeout=20) == 130
+    assert not (cloud / "ended").exists() and not (cloud / "slept").exists()
+    (cloud / "end").touch()
+    while not (cloud / "ended").exists():
+        time.sleep(0.05)
+
+
+def test_a_machine_without_gcloud_is_told_so(tmp_path):
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    told = run("tpu_pod.sh", "run", "a", "--zone=z", "--spot", *RUN, PATH=tmp_path)
+    assert told.returncode == 2 and "there is no gcloud on the PATH" in told.stderr
 
 
 def test_a_slice_in_another_state_is_refused(cloud):

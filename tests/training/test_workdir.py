@@ -1,11 +1,13 @@
 """The folder of a run: its path, its lock, files that are replaced whole."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,8 +112,10 @@ URLS = ("gs://bucket/run", "s3://bucket/run", "memory://run", "hdfs:/a", "GS://b
 
 @pytest.mark.parametrize("url", URLS)
 def test_urls_are_refused(url):
-    with pytest.raises(ConfigError, match="is a URL; a file system is needed"):
+    with pytest.raises(ConfigError, match="is a URL; a file system is needed") as refused:
         workdir.path_of(url)
+    # Not a mount on which a run cannot save.
+    assert "NFS" in str(refused.value) and "mountpoint-s3" not in str(refused.value)
 
 
 def test_what_is_no_folder_to_write_in(tmp_path):
@@ -122,6 +126,24 @@ def test_what_is_no_folder_to_write_in(tmp_path):
         workdir.make(tmp_path / "file" / "below")
     with pytest.raises(ConfigError, match="cannot be written"):
         workdir.make("/proc/run")
+
+
+def test_a_file_system_that_renames_no_folders_is_refused_before_the_run(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def mounted(source, target, **_):
+        # As a bucket: EMFILE for a folder that is not empty, or has folders in it.
+        if os.path.isdir(source) and any(path.is_dir() for path in Path(source).iterdir()):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return rename(source, target)
+
+    workdir.make(tmp_path / "a")
+    monkeypatch.setattr(os, "rename", mounted)
+    with pytest.raises(ConfigError, match="does not rename folders") as refused:
+        workdir.make(tmp_path / "a")
+    for words in ("(Too many open files)", "--rename-dir-limit", "NFS"):
+        assert words in str(refused.value)
+    assert not list((tmp_path / "a").iterdir())  # no trace, as without the refusal
 
 
 def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path, monkeypatch):
