@@ -94,6 +94,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "debug" in chosen:
         if config.data.name == "moving_scenes":
             config.data.update(dict(frames=6, train_size=64, test_size=32))
+        else:
+            config.data.limit = 64
         config.views.streams.update(dict(size=12, gap=2, fields=2, levels=1))
         for role in config.encoder.values():
             role.update(dict(depth=10, width=0.125, stem="cifar"))

@@ -96,8 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "folder" in chosen or "speech" in chosen:
         del config.evals.protocols.speakers
     if "debug" in chosen:
-        if config.data.name == "vowels":
-            config.data.update(dict(train_size=64, test_size=32))
+        config.data.limit = 64
         config.views.window.samples = 600
         config.encoder.wave.update(
             dict(channels=8, kernels=(10, 8), strides=(5, 4), padding=(3, 2))

@@ -9,7 +9,7 @@ latents of 128, a GRU of 128, 3 sentences ahead, two CPU cores.
 
 Variants:
   file      your own text, one sentence a line: set --config.data.path.
-  books     the paper's size for your own text: latents and GRU of 2,400, batch 64, Adam 2e-4.
+  books     the paper's size for your own text: latents and GRU of 2,400, Adam 2e-4; batch 64.
             Published: MR 76.9, CR 80.1, Subj 91.2, MPQA 87.7, TREC 96.8 % (table 5, BookCorpus).
   transfer  beside one of them: tasks of sentences with classes, MR, TREC and others, at the end of
             a run: set --config.data.classify.
@@ -23,6 +23,7 @@ Differences from the paper, whose authors released no code:
   - Transfer is of sentence latents by logistic regression, its penalty chosen on a tenth of the
     training rows and not by cross-validation. Without a file of classes its task is which of the
     four packages a sentence of the test part describes.
+  - `books` has a batch of 64 in all; the paper has 64 on each of 8 GPUs.
   - The default multiplies scores by 4, with which learning starts sooner; `books` by 1, as the
     paper.
 

@@ -178,12 +178,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.encoder.time.width = 128
         for role in ("text", "decoder"):
             config.encoder[role].length = 24
-        config.evals.protocols = ConfigDict(
-            dict(retrieval=dict(image="video_z", text="text_z"), captions=dict())
-        )
+        if "ablation" not in chosen:  # whose members have features of their own
+            config.evals.protocols = ConfigDict(
+                dict(retrieval=dict(image="video_z", text="text_z"), captions=dict())
+            )
     if "debug" in chosen:
         if config.data.name == "moving_scenes":
             config.data.update(dict(frames=4, train_size=64, test_size=32))
+        else:
+            config.data.limit = 64
         if "meanings" in chosen:
             config.encoder.frame.update(dict(widths=(8,), out_dim=8))
         else:

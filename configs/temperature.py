@@ -83,6 +83,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     hardness: dict[str, Any] = dict(k=config.evals.protocols.knn.k)
     if "single" in chosen:
         config.method = ConfigDict(study | dict(loss="contrastive", temperature=0.2))
+        # What the user sets of the method holds for its measurement too.
+        hardness |= {key: config.method.get_oneway_ref(key) for key in ("loss", "temperature")}
     else:
         config.method = ConfigDict(dict(name="population", base=study, over=members))
         hardness["members"] = tuple(

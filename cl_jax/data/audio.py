@@ -25,7 +25,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import NONE, refuse_unknown
-from cl_jax.data.parts import drawn, of_folders
+from cl_jax.data.parts import drawn, few, of_folders
 from cl_jax.data.source import Source, Splits, from_arrays
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
@@ -57,6 +57,7 @@ def make(
     test_pattern: str = "",
     test_share: float = 0.1,
     max_clipped: float = 0.01,
+    limit: int = 0,
     on_error: str = "raise",
     workers: int = 4,
 ) -> Splits:
@@ -84,6 +85,8 @@ def make(
       test_share: of the recordings of each "label", by a hash of their path, where there is neither
         a folder "test" nor a `test_pattern`.
       max_clipped: a share of a recording's samples.
+      limit: at most so many recordings of each part are read, of each label as many; 0 for all. For
+        trying a command.
       on_error: "raise" names the recordings that cannot be used; "skip" leaves them out, logs them
         and counts them in `Source.skipped`.
       workers: threads that read.
@@ -94,7 +97,7 @@ def make(
         that is wrong or not found, a part without recordings, a "label" of the test part that no
         training recording has.
     """
-    _check_settings(sample_rate, seconds, test_share, max_clipped, on_error)
+    _check_settings(sample_rate, seconds, test_share, max_clipped, limit, on_error)
     root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your recordings.")
@@ -121,6 +124,16 @@ def make(
         what, mend = ("labels", "rename the group") if pattern else _FOLDERS
         refuse_unknown(path, train, test, what, f"Name them alike, or {mend}.")
     numbers = {field: _numbered(of) for field, of in words.items()}
+    if limit:
+        parts = {
+            part: [name for name, tested in zip(files, is_test) if tested == (part == "test")]
+            for part in ("train", "test")
+        }
+        groups = dict(zip(files, words["label"])) if "label" in words else None
+        kept = set().union(*few(parts, limit, groups).values())
+        at = [i for i, name in enumerate(files) if name in kept]
+        files, is_test = [files[i] for i in at], [is_test[i] for i in at]
+        numbers = {field: (of[at], count) for field, (of, count) in numbers.items()}
 
     def stored(name: str) -> Stored | str:
         return listed.bad.get(name) or _stored(root / name, sample_rate, seconds)
@@ -350,7 +363,12 @@ def _compiled(setting: str, pattern: str) -> re.Pattern[str]:
 
 
 def _check_settings(
-    sample_rate: int, seconds: float, test_share: float, max_clipped: float, on_error: str
+    sample_rate: int,
+    seconds: float,
+    test_share: float,
+    max_clipped: float,
+    limit: int,
+    on_error: str,
 ) -> None:
     if sample_rate < 0 or seconds < 0:
         raise ValueError(
@@ -360,5 +378,7 @@ def _check_settings(
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
     if not 0 <= max_clipped <= 1:
         raise ValueError(f"max_clipped={max_clipped}; expected a share from 0 to 1.")
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of recordings, or 0 for all.")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")

@@ -97,6 +97,35 @@ def drawn(
     }
 
 
+def few(
+    parts: Mapping[str, Sequence[str]], limit: int, groups: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """At most `limit` names of the parts "train" and "test", for trying a command: by a hash, as
+    many of one class as of another where there are enough. The test part has no class that the
+    training part lost.
+
+    groups: {name: its class, "" for none}; None is one class for all.
+    """
+    of = groups or {}
+    tested = {of.get(name, "") for name in parts["test"]}
+
+    def chosen(names: Sequence[str]) -> list[str]:
+        of_class: dict[str, list[str]] = collections.defaultdict(list)
+        for name in by_hash(names):
+            of_class[of.get(name, "")].append(name)
+        turns = sorted(
+            (turn, group not in tested, group, name)
+            for group, members in of_class.items()
+            for turn, name in enumerate(members)
+        )
+        kept = {name for *_, name in turns[:limit]}
+        return [name for name in names if name in kept]
+
+    train = chosen(parts["train"])
+    known = {of.get(name, "") for name in train} | {""}
+    return {"train": train, "test": chosen([n for n in parts["test"] if of.get(n, "") in known])}
+
+
 def joined(labelled: Source, unlabelled: Source) -> Source:
     """The examples of both, those of the second with the label -1, no label.
 

@@ -62,6 +62,7 @@ def make(
     columns: int = 3,
     train_size: int = 8192,
     test_size: int = 2048,
+    limit: int = 0,
     seed: int = 0,
     learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
@@ -81,14 +82,18 @@ def make(
         perhaps "set" and "split"; each set is a source, `more["classify/<set>"]`, and its rows
         whose split is test another, `more["classify/<set>/test"]`. Rows of dev are left out. With
         a column "text_b" an example is a pair of sentences. Of a folder each file is a set.
-      length: tokens of a sentence, start and end included; longer ones are cut.
+      length: tokens of a sentence, start and end included; longer ones are cut. Of numbers in a
+        .npz it is their own length.
       vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
         see `data.tokenizer.train`.
-      tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased).
+      tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased). Beside
+        numbers in a .npz, `sts` and `classify` need it: the one that the numbers are of.
       on_error: "raise" names empty sentences of any of these files; "skip" leaves them out and
         counts those of `path` in `Source.skipped`.
       columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
       train_size, test_size: examples of the embedded text; prose may have fewer.
+      limit: at most so many sentences of each part of `path`, from its whole length; 0 for all. For
+        trying a command.
       seed: of the words of the embedded sentences.
       learnt: see `Splits`: {"tokenizer"}. The sentences at `path` are then both parts.
 
@@ -109,8 +114,15 @@ def make(
         raise ValueError(f"columns={columns}; expected 1 (sentences), 2 (pairs) or 3 (triples).")
     if test_path and not path:
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of sentences, or 0 for all.")
     if path.endswith(".npz"):
-        return _of_tokens(path, test_path, test_share, vocab_size, learnt)
+        found = _of_tokens(path, test_path, test_share, vocab_size, limit, learnt)
+        if not (sts or classify):
+            return found
+        return found._replace(
+            more=_beside_tokens(found.train, path, sts, classify, tokenizer_path, on_error)
+        )
     scored: text_tasks.Scored = {}
     skipped, labels, test_labels = 0, {}, {}
     if path:
@@ -127,6 +139,8 @@ def make(
                 )
         else:
             train, test = _divided(train, test_share, path)
+        if limit:
+            train, test = ([_spread(column, limit) for column in part] for part in (train, test))
     elif embedded == "prose":
         name = "prose"
         everything = [prose()[: train_size + test_size]]
@@ -147,19 +161,7 @@ def make(
         lowercase=lowercase,
         cache=tokenizer_cache,
     )
-    more = {
-        key: _source(f"{name}/{key}", [a, b], made, length, {"score": score})
-        for key, (a, b, score) in scored.items()
-    }
-    if classify:
-        for key, one in text_tasks.read_classes(classify, on_error).items():
-            given = [one.sentences, one.second] if one.second else [one.sentences]
-            rows = {field: made.encode(of, length) for field, of in zip(FIELDS, given)}
-            more[key] = from_arrays(
-                f"{name}/{key}",
-                rows | {"label": one.labels},
-                dict.fromkeys(rows, made.size) | {"label": one.classes},
-            )
+    more = _tasks(name, scored, classify, on_error, made, length)
     if learnt is not None:
         whole = _source(name, train, made, length, labels, skipped)
         return Splits(whole, whole, more, learnt)
@@ -317,11 +319,42 @@ def _source(
     return dataclasses.replace(made_of, skipped=skipped, names=list(columns[0]))
 
 
+def _tasks(
+    name: str,
+    scored: text_tasks.Scored,
+    classify: str,
+    on_error: str,
+    made: Tokenizer | WordPiece,
+    length: int,
+) -> dict[str, Source]:
+    """What evaluators read: scored pairs, and sentences with classes of the path `classify`."""
+    found = {
+        key: _source(f"{name}/{key}", [a, b], made, length, {"score": score})
+        for key, (a, b, score) in scored.items()
+    }
+    if classify:
+        for key, one in text_tasks.read_classes(classify, on_error).items():
+            given = [one.sentences, one.second] if one.second else [one.sentences]
+            rows = {field: made.encode(of, length) for field, of in zip(FIELDS, given)}
+            found[key] = from_arrays(
+                f"{name}/{key}",
+                rows | {"label": one.labels},
+                dict.fromkeys(rows, made.size) | {"label": one.classes},
+            )
+    return found
+
+
+def _spread(rows: Any, limit: int) -> Any:
+    """At most `limit` of the rows, from their whole length."""
+    return rows[:: -(-len(rows) // limit)]
+
+
 def _of_tokens(
     path: str,
     test_path: str,
     test_share: float,
     vocab_size: int,
+    limit: int,
     learnt: Mapping[str, Any] | None,
 ) -> Splits:
     name = Path(path).stem
@@ -339,9 +372,31 @@ def _of_tokens(
         train = {field: rows[~chosen] for field, rows in train.items()}
 
     def source(part: str, arrays: dict[str, np.ndarray]) -> Source:
+        if limit:
+            arrays = {field: _spread(rows, limit) for field, rows in arrays.items()}
         return from_arrays(f"{name}/{part}", arrays, dict.fromkeys(arrays, vocab_size))
 
     return Splits(source("train", train), source("test", test), learnt={})
+
+
+def _beside_tokens(
+    train: Source, path: str, sts: str, classify: str, tokenizer_path: str, on_error: str
+) -> dict[str, Source]:
+    """The tasks beside numbers: by the tokenizer that they are of, as long as they are."""
+    if not tokenizer_path:
+        raise ValueError(
+            f"{path} is token numbers, and sts and classify are text; give tokenizer_path, the "
+            "tokenizer of these numbers."
+        )
+    made, count = tokenizer.load(tokenizer_path), train.sizes["tokens"]
+    if made.size > count:
+        raise ValueError(
+            f"{tokenizer_path} has {made.size} pieces; expected at most vocab_size={count}, the "
+            f"vocabulary of {path}. Give the tokenizer of these numbers."
+        )
+    scored = text_tasks.read_scored(sts, on_error) if sts else {}
+    length = np.shape(train.read(0)["tokens"])[0]
+    return _tasks(Path(path).stem, scored, classify, on_error, made, length)
 
 
 def _token_arrays(path: str, vocab_size: int) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ has one, divides the films. All frames are cut to their central square and resiz
 memory.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import drawn, of_folders, role
+from cl_jax.data.parts import drawn, few, of_folders, role
 from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Source, Splits, from_arrays
 
@@ -39,6 +40,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 SAMPLING = ("pieces", "spread")
 _TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
 _SHOWN = 5  # films that an error names
+_ALIKE = "Name them alike, or set labels=False."
 
 
 def make(
@@ -60,6 +62,7 @@ def make(
     tokenizer_cache: str = "",
     value_range: tuple[float, float] | None = None,
     max_bytes: int = 2**32,
+    limit: int = 0,
     on_error: str = "raise",
     workers: int = 4,
     learnt: Mapping[str, Any] | None = None,
@@ -85,6 +88,8 @@ def make(
       length, vocab_size, lowercase, tokenizer_path, tokenizer_cache: as in `data.text`.
       value_range: of pictures of more than 8 bits, as in `data.folder`.
       max_bytes: all clips together may take.
+      limit: at most so many films of each part are read, of each label as many, and in pieces only
+        the beginning of each, about so many clips of a part; 0 for all. For trying a command.
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
@@ -96,7 +101,7 @@ def make(
         array of another shape or type, captions without a film or films without a caption, more
         than `max_bytes`, a label of the test part that no training film has.
     """
-    _check(frames, every, sampling, image_size, channels, test_share, on_error)
+    _check(frames, every, sampling, image_size, channels, test_share, limit, on_error)
     root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"path={path!r} is not a folder. Give the folder of your films or clips.")
@@ -117,6 +122,11 @@ def make(
     if texts and learnt is not None and not ("tokenizer" in learnt or tokenizer_path):
         logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
         texts = {}
+    fewer: dict[str, str] = {}
+    if limit and len(names) > 1:
+        fewer = _few(path, root, names, labels, test_share, splits, limit)
+        names = [name for name in names if name in fewer]
+    most = -(-2 * limit // len(names))
     shown = [name for name in listed.files if _is_picture(name) and name not in listed.bad]
     scale = scale_of(root, shown, value_range, learnt)
     kept = learnt_of(scale)
@@ -125,7 +135,7 @@ def make(
         if name in refused:
             return refused[name]
         try:
-            return _clips(root / name, frames, every, sampling, image_size, channels, scale)
+            return _clips(root / name, frames, every, sampling, image_size, channels, scale, most)
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -149,13 +159,12 @@ def make(
             f"{path} has folders that are parts and a table of captions with a column split; "
             "expected one of the two. Rename the column."
         )
-    parts = _parts(root, good, folders, kinds, test_share, splits)
+    parts = _parts(root, good, folders, kinds, test_share, fewer or splits)
     for which, films in parts.items():
         if not films:
             raise ValueError(f"{path}: no film of its {which} part can be used.")
     train, test = ([kinds.get(name, "") for name, _ in parts[part]] for part in ("train", "test"))
-    mend = "Name them alike, or set labels=False."
-    refuse_unknown(path, train, test, "label folders", mend)
+    refuse_unknown(path, train, test, "label folders", _ALIKE)
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
@@ -261,14 +270,13 @@ def _clips(
     size: int,
     channels: int,
     scale: images.Scale | None,
+    most: int,
 ) -> np.ndarray:
-    """[N, frames, size, size, channels] of one film."""
+    """[N, frames, size, size, channels] of one film, of pieces at most `most`; 0 for all."""
     step = every if sampling == "pieces" else 1
-    kept = [
-        _square(frame, size)
-        for number, frame in enumerate(read(file, channels=channels, scale=scale))
-        if number % step == 0
-    ]
+    end = most * frames * step if most and sampling == "pieces" else None
+    shown = itertools.islice(read(file, channels=channels, scale=scale), end)
+    kept = [_square(frame, size) for number, frame in enumerate(shown) if number % step == 0]
     if len(kept) < frames:
         given = f" one in {every}" if every > 1 and sampling == "pieces" else ""
         raise ValueError(f"has {len(kept)} frames{given}, fewer than frames={frames}")
@@ -339,18 +347,7 @@ def _parts(
 ) -> dict[str, list[tuple[str, np.ndarray]]]:
     """{part: [(film, its clips)]}. parts: those of the top folders, empty where these are none;
     splits: those of the films by their table, likewise."""
-    names = list(clips)
-    if splits:
-        return {
-            part: [(name, clips[name]) for name in names if splits[name] == part]
-            for part in ("train", "test")
-        }
-    if "test" in parts.values():
-        return {
-            part: [(name, clips[name]) for name in names if parts[name.split("/")[0]] == part]
-            for part in ("train", "test")
-        }
-    if len(names) == 1:
+    if len(clips) == 1 and not splits and "test" not in parts.values():
         ((name, whole),) = clips.items()
         if len(whole) < 2:
             raise ValueError(
@@ -360,15 +357,51 @@ def _parts(
         count = min(max(1, round(share * len(whole))), len(whole) - 1)
         logging.info("%s is one film: its last %d clips are the test part.", root, count)
         return {"train": [(name, whole[:-count])], "test": [(name, whole[-count:])]}
+    of = _division(root, list(clips), parts, labels, share, splits)
+    return {
+        part: [(name, one) for name, one in clips.items() if of[name] == part]
+        for part in ("train", "test")
+    }
+
+
+def _division(
+    root: Path,
+    names: Sequence[str],
+    parts: Mapping[str, str],
+    labels: Mapping[str, str],
+    share: float,
+    splits: Mapping[str, str],
+) -> dict[str, str]:
+    """{film: "train" or "test"} of several films; `parts` and `splits` as in `_parts`."""
+    if splits:
+        return dict(splits)
+    if "test" in parts.values():
+        return {name: parts[name.split("/")[0]] for name in names}
     chosen = drawn(names, share, labels or None)
     if not chosen:
         raise ValueError(
             f"{root} has one film of each label, too few for a train and a test part. Add films."
         )
-    return {
-        "train": [(name, clips[name]) for name in names if name not in chosen],
-        "test": [(name, clips[name]) for name in names if name in chosen],
-    }
+    return {name: "test" if name in chosen else "train" for name in names}
+
+
+def _few(
+    path: str,
+    root: Path,
+    names: Sequence[str],
+    labels: bool,
+    share: float,
+    splits: Mapping[str, str],
+    limit: int,
+) -> dict[str, str]:
+    """{film: its part} of at most `limit` films of each part, chosen before any is read."""
+    folders = of_folders(path, names)
+    kinds = _labels(path, names, folders) if labels else {}
+    of = _division(root, names, folders, kinds, share, splits)
+    parts = {part: [name for name in names if of[name] == part] for part in ("train", "test")}
+    train, test = ([kinds.get(name, "") for name in films] for films in parts.values())
+    refuse_unknown(path, train, test, "label folders", _ALIKE)
+    return {name: part for part, films in few(parts, limit, kinds).items() for name in films}
 
 
 def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[str, str]:
@@ -449,6 +482,7 @@ def _check(
     image_size: int,
     channels: int,
     test_share: float,
+    limit: int,
     on_error: str,
 ) -> None:
     if min(frames, every, image_size) < 1:
@@ -465,3 +499,5 @@ def _check(
             raise ValueError(f"{name}={value!r}; expected one of {known}.")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}; expected above 0 and below 1.")
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of films, or 0 for all.")

@@ -35,7 +35,12 @@ _FEW = 512  # recordings made at a time
 
 
 def make(
-    *, train_size: int = 1500, test_size: int = 500, sample_rate: int = 8000, seed: int = 0
+    *,
+    train_size: int = 1500,
+    test_size: int = 500,
+    sample_rate: int = 8000,
+    limit: int = 0,
+    seed: int = 0,
 ) -> Splits:
     """Synthesises the two parts; about four seconds.
 
@@ -46,6 +51,8 @@ def make(
       train_size, test_size: recordings.
       sample_rate: in Hz, at most 192000, and at least 7000, or the highest formant does not fit
         below half of it.
+      limit: recordings of each part at most; 0 for all. `audio` has it too: a config with it takes
+        either.
       seed: of everything.
 
     Raises:
@@ -56,6 +63,10 @@ def make(
             raise ValueError(f"{name}={size}; expected 1 or more.")
     if not 7000 <= sample_rate <= 192_000:
         raise ValueError(f"sample_rate={sample_rate}; expected 7000 to 192000 Hz.")
+    if limit < 0:
+        raise ValueError(f"limit={limit}; expected a number of recordings, or 0 for all.")
+    if limit:
+        train_size, test_size = min(train_size, limit), min(test_size, limit)
     longest = round(_SECONDS[1] * sample_rate)
 
     def part(number: int, name: str, size: int) -> Source:

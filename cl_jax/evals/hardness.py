@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cl_jax.core.numerics import unit
-from cl_jax.core.shapes import check_count
+from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals import geometry as spread
@@ -17,7 +17,7 @@ from cl_jax.evals import knn as nearest
 from cl_jax.losses import geometry
 
 NEAREST = 10  # negatives whose similarity the paper draws beside the positive's
-DEFAULT = ({"name": "", "curve": "", "temperature": 0.1},)
+_ALIKE = ("simple", "hard_simple")  # losses that weigh all negatives alike, at no temperature
 
 
 class Similarities(NamedTuple):
@@ -35,7 +35,9 @@ class Similarities(NamedTuple):
 
 def make(
     *,
-    members: Sequence[Mapping[str, Any]] = DEFAULT,
+    members: Sequence[Mapping[str, Any]] = (),
+    loss: str = "contrastive",
+    temperature: float = 0.1,
     feature: str = "z",
     representation: str = "h",
     label: str = "label",
@@ -53,23 +55,26 @@ def make(
     the similarities and of P_ij, the probability that the softmax gives a negative.
 
     Args:
-      members: dictionaries of "name" (of the population's member; "" for a single network, whose
-        figures are "hardness/..."), "curve" (members of one curve are joined in the plots) and
-        "temperature" (of the member's softmax; None for a loss without one: a horizontal line, and
-        no P_ij).
+      members: dictionaries of "name" (of the population's member), "curve" (members of one curve
+        are joined in the plots) and "temperature" (of the member's softmax; None for a loss without
+        one: a horizontal line, no entropy and no P_ij). None of them for a single network, whose
+        figures are "hardness/...".
+      loss, temperature: of a single network. "simple" and "hard_simple" have no temperature.
       feature: of "encode", that the loss compares. representation: that kNN votes by.
       label: for kNN and tolerance. rows: test examples that uniformity and tolerance are of.
       k, knn_temperature: of the vote; k is the number of labelled training examples where those
         are fewer.
 
     Raises:
-      ValueError: no member or one named twice, a count below 1.
+      ValueError: a member named twice, a count below 1, a temperature that is not above 0.
     """
     check_count(rows=rows, k=k)
-    chosen = [_member(one) for one in members]
+    check_positive(temperature=temperature)
+    single = {"curve": loss, "temperature": None if loss in _ALIKE else temperature}
+    chosen = [_member(one) for one in members or [single]]
     names = [one["name"] for one in chosen]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"members are named {names}; expected at least one, each name once.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"members are named {names}; expected each name once.")
     head = {name: f"hardness@{name}" if name else "hardness" for name in names}
 
     def of(name: str, base: str) -> str:

@@ -57,7 +57,8 @@ def make(
       for the multi-layer one. block_size: see `losses.image_text.clip` and `nce.bank_logits`.
 
     "h" is both networks' features of the middle of a clip side by side, "frame" and "flow" are
-    those of each. The function "frames" gives the frame's features [B, T, D] of every frame.
+    those of each. Without the edge "flow" its network is not trained: there is no feature "flow",
+    and "h" is "frame". The function "frames" gives the frame's features [B, T, D] of every frame.
 
     Raises:
       ValueError: other encoders than `frame` and `flow`, another view than one of kind `streams`,
@@ -91,6 +92,7 @@ def make(
     # The network of each view; neighbours are frames.
     of = {"frame": "frame", "neighbour": "frame", "flow": "flow"}
     used = ("frame", *edges)
+    trained = [role for role in ROLES if role in {of[name] for name in used}]
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         inputs, params, stats, banks = view.clean(batch), {}, {}, {}
@@ -170,11 +172,11 @@ def make(
         params: Any, stats: Any, inputs: Any, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
         named, rows, stats = {}, [], dict(stats)
-        for role in ROLES:
+        for role in trained:
             (z, found), stats[role] = applies[role](params[role], stats[role], inputs[role], train)
             named[role] = found["h"]
             rows.append(unit(z))
-        h = jnp.concatenate([named[role] for role in ROLES], axis=-1)
+        h = jnp.concatenate(list(named.values()), axis=-1)
         return {"h": h, **named, "z": jnp.concatenate(rows, axis=-1)}, stats
 
     def of_frames(state: State, batch: Batch) -> jax.Array:

@@ -250,11 +250,11 @@ def debug(config: ConfigDict) -> None:
     if config.data.name == "folder":
         config.data.update(dict(image_size=24, limit=64))
         config.fit = False
-    elif config.data.name == "vowels":
-        config.data.update(dict(train_size=64, test_size=32))
+    elif config.data.name in ("vowels", "audio"):  # a command may put one in the other's place
+        config.data.limit = 64
     elif config.data.name == "tabular":
         config.data.embedded = "wine"
-    elif config.data.name != "audio":
+    else:
         config.data = ConfigDict(dict(name="scenes", train_size=64, test_size=32))
     if config.encoder.name == "resnet":
         config.encoder.update(dict(depth=10, width=0.125, stem="cifar"))

@@ -115,6 +115,24 @@ def test_the_part_of_a_recording_depends_on_its_path_alone(tmp_path):
     assert "label" not in before.train.sizes
 
 
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
+def test_few_recordings_of_each_part_are_opened_for_a_trial(tmp_path, parts, monkeypatch):
+    names = [f"{part}{label}/{i}.wav" for part in parts for label in "abc" for i in range(9)]
+    path, opened = _folder(tmp_path, names), []
+    read = audio.read
+    monkeypatch.setattr(audio, "read", lambda file: opened.append(file) or read(file))
+    found = audio.make(path=path, test_share=0.5, limit=4)
+    assert [part.size for part in found[:2]] == [4, 4] and len(opened) == 8
+    whole = audio.make(path=path, test_share=0.5)
+    for few, all_of in zip(found[:2], whole[:2]):
+        assert set(few.names) < set(all_of.names)
+        assert set(few.arrays["label"].tolist()) == {0, 1, 2} and few.sizes["label"] == 3
+        labels = dict(zip(all_of.names, all_of.arrays["label"]))
+        assert few.arrays["label"].tolist() == [labels[name] for name in few.names]
+    with pytest.raises(ValueError, match="limit=-1"):
+        audio.make(path=path, limit=-1)
+
+
 def test_rates_are_made_one(tmp_path):
     _write(tmp_path / "a.wav", _tone(0.5))
     _write(tmp_path / "b.wav", _tone(0.5, rate=22050), rate=22050)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data.labels import labelled
-from cl_jax.data.parts import joined
+from cl_jax.data.parts import few, joined
 from cl_jax.data.source import Source, from_arrays, labels_of
 
 
@@ -41,6 +41,18 @@ def test_joined_examples_without_a_label_have_minus_one(make):
     assert both.name == "numbers and unlabeled"
     part = labelled(both)
     assert numbers(part) == [0, 1, 2] and part.sizes == {"label": 3}
+
+
+def test_few_of_the_test_part_are_of_classes_that_the_training_part_kept():
+    train = [f"{letter}{i}" for letter in "abcdefgh" for i in range(3)]
+    test = ["g7", "h7", "h8", "no class"]
+    groups = {name: name[0] for name in [*train, *test]} | {"no class": ""}
+    found = few({"train": train, "test": test}, 2, groups)
+    assert {groups[name] for name in found["train"]} == {"g", "h"} and len(found["train"]) == 2
+    assert len(found["test"]) == 2 and set(found["test"]) <= set(test)
+    found = few({"train": train, "test": test}, 4, groups)
+    assert {groups[name] for name in found["train"]} == {"g", "h", "a", "b"}
+    assert few({"train": train, "test": test}, 99) == {"train": train, "test": test}
 
 
 def test_joined_refuses_other_fields():

@@ -182,6 +182,43 @@ def test_token_arrays_are_checked(tmp_path):
         text.make(path=path, vocab_size=50)
 
 
+def test_tasks_beside_token_arrays_are_read_by_their_tokenizer(tmp_path):
+    made = tokenizer.train([row[0] for row in rows(80)], vocab_size=60, cache=tmp_path)
+    (model,) = tmp_path.glob("*.model")
+    path = str(tmp_path / "t.npz")
+    np.savez(path, tokens=made.encode([row[0] for row in rows(40)], 9))
+    sts = written(tmp_path / "sts.tsv", [["a cat", "a dog", "1"], ["a cat", "the cat", "4"]])
+    given = dict(path=path, vocab_size=60, sts=sts)
+    for wrong in (given, dict(path=path, vocab_size=60, classify="nowhere.tsv")):
+        with pytest.raises(ValueError, match="give tokenizer_path, the tokenizer of these numbers"):
+            text.make(**wrong)
+    found = text.make(**given, tokenizer_path=str(model)).more["sts"].arrays
+    np.testing.assert_array_equal(found["tokens"], made.encode(["a cat", "a cat"], 9))
+    with pytest.raises(ValueError, match="is not a file"):
+        text.make(**given, tokenizer_path=str(model), classify="nowhere.tsv")
+    np.savez(path, tokens=np.full((40, 9), 49) - np.arange(40)[:, None])  # of another vocabulary
+    with pytest.raises(ValueError, match="pieces; expected at most vocab_size=50"):
+        text.make(**given | dict(vocab_size=50), tokenizer_path=str(model))
+
+
+@pytest.mark.parametrize("limit", [4, 7])
+def test_few_sentences_of_each_part_are_read_for_a_trial(tmp_path, limit, monkeypatch):
+    read, train = [], tokenizer.train
+    monkeypatch.setattr(tokenizer, "train", lambda s, **of: read.append(len(s)) or train(s, **of))
+    path = written(tmp_path / "a.txt", rows(90, columns=2))
+    whole, some = (made(path, tmp_path, test_share=0.4, limit=most) for most in (0, limit))
+    for all_of, few in zip(whole[:2], some[:2]):
+        assert limit // 2 < few.size <= limit and set(few.names) < set(all_of.names)
+        assert few.names[-1] in all_of.names[-all_of.size // 3 :]
+    assert read == [2 * whole.train.size, 2 * some.train.size]  # the tokenizer, both columns
+    numbers = np.random.default_rng(0).integers(1, 50, (90, 6))
+    np.savez(tmp_path / "t.npz", tokens=numbers, tokens_b=numbers)
+    found = text.make(path=str(tmp_path / "t.npz"), vocab_size=50, test_share=0.4, limit=limit)
+    for part in found[:2]:
+        assert limit // 2 < part.size <= limit
+        np.testing.assert_array_equal(part.arrays["tokens"], part.arrays["tokens_b"])
+
+
 def test_the_tokenizer_is_the_same_each_time_and_reverses(tmp_path):
     given = [row[0] for row in rows(80)]
     one = tokenizer.train(given, vocab_size=100, cache=tmp_path / "a")

@@ -64,6 +64,32 @@ def test_labels_of_the_test_part_alone_are_refused(tmp_path):
     assert video.make(**given, labels=False).train.sizes == {"video": 4}
 
 
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
+def test_few_films_of_each_part_are_opened_for_a_trial(tmp_path, parts, monkeypatch):
+    names = [f"{part}{kind}/{i}.npy" for part in parts for kind in "abc" for i in range(5)]
+    for number, name in enumerate(names):
+        array(tmp_path / name, 2, start=2 * number)
+    whole = video.make(path=str(tmp_path), frames=2, image_size=4, test_share=0.5)
+    opened, read = [], video.read
+    monkeypatch.setattr(video, "read", lambda f, **of: opened.append(f) or read(f, **of))
+    found = video.make(path=str(tmp_path), frames=2, image_size=4, test_share=0.5, limit=4)
+    assert [part.size for part in found[:2]] == [4, 4] and len(opened) == 8
+    for few, all_of in zip(found[:2], whole[:2]):
+        labels = dict(zip(np.array(grey(all_of))[:, 0], all_of.arrays["label"]))
+        starts = np.array(grey(few))[:, 0]
+        assert few.arrays["label"].tolist() == [labels[start] for start in starts]
+        assert set(few.arrays["label"].tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="limit=-1"):
+        video.make(path=str(tmp_path), limit=-1)
+
+
+def test_the_beginning_of_one_film_is_read_for_a_trial(tmp_path):
+    array(tmp_path / "a.npy", 40)
+    data = video.make(path=str(tmp_path), frames=2, every=2, image_size=4, test_share=0.4, limit=3)
+    assert grey(data.train) == [[0, 2], [4, 6], [8, 10], [12, 14]]
+    assert grey(data.test) == [[16, 18], [20, 22]]
+
+
 def test_the_last_clips_of_one_film_are_the_test_part(tmp_path):
     array(tmp_path / "film.npy", 20)
     data = video.make(path=str(tmp_path), frames=2, image_size=4, test_share=0.2)

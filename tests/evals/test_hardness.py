@@ -45,7 +45,7 @@ def test_a_high_temperature_weighs_all_negatives_alike():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(members=()), "expected at least one"),
+        (dict(temperature=0.0), "temperature is 0.0"),
         (dict(members=({"name": "a"}, {"name": "a"})), "each name once"),
         (dict(members=({"name": "a", "temperature": 0.0},)), "a number above 0"),
         (dict(members=({"title": "a"},)), "expected name, curve and temperature"),
@@ -69,8 +69,10 @@ def test_it_is_left_out_where_one_part_has_no_label():
     assert not evaluation.with_data(evaluators, Splits(train, test))
 
 
-def test_the_k_that_few_labels_leave_is_told(monkeypatch):
-    """50 labelled examples of 60; nothing is compiled: the vote and the geometry stand in."""
+@pytest.fixture
+def asked(monkeypatch):
+    """(what an evaluator is given, the ks that it asked kNN for): 50 labelled examples of 60, no
+    views; nothing is compiled: the vote and the geometry stand in."""
     asked, label = [], np.where(np.arange(60) < 50, 0, -1).astype(np.int32)
     part = from_arrays("a", {"x": np.zeros((60, 1), np.int16), "label": label}, {"label": 2})
     monkeypatch.setattr(
@@ -85,10 +87,30 @@ def test_the_k_that_few_labels_leave_is_told(monkeypatch):
         | dict(data=Splits(part, part), seed=0, batch_size=64, views=lambda *_: None)
         | dict(features=lambda source, name: np.zeros((60, 2), np.float32))
     )
+    return given, asked
+
+
+def test_the_k_that_few_labels_leave_is_told(asked):
+    given, ks = asked
     members = ({"name": "a"}, {"name": "b"})
     found = hardness.make(members=members).measure(given)
-    assert found["hardness@a/k"] == found["hardness@b/k"] == 50 and asked == [50, 50]
+    assert found["hardness@a/k"] == found["hardness@b/k"] == 50 and ks == [50, 50]
     assert hardness.make(k=7).measure(given)["hardness/k"] == 7
+
+
+@pytest.mark.parametrize("loss", ["hard_contrastive", "hard_simple"])
+def test_a_single_network_is_measured_at_its_own_temperature(asked, monkeypatch, loss):
+    given, temperatures = asked[0]._replace(views=lambda *_: np.zeros((60, 2)), batch_size=16), []
+    seen = hardness.Similarities(*[np.ones(1)] * 4, np.float32(0.25))
+    monkeypatch.setattr(
+        hardness, "similarities", lambda *_, temperature: temperatures.append(temperature) or seen
+    )
+    found = hardness.make(loss=loss, temperature=0.5).measure(given)
+    assert found["hardness/positive"] == 1
+    if loss == "hard_simple":  # the softmax that it does not have has no entropy
+        assert "hardness/entropy" not in found
+    else:
+        assert found["hardness/entropy"] == 0.25 and temperatures == [0.5]
 
 
 def test_the_plots(tmp_path):
@@ -107,6 +129,9 @@ def test_variants_measure_the_members_that_they_train(variant):
     config = configs.load(f"temperature:{variant}")
     if variant == "single":
         assert config.method.name == "temperature"
+        configs.change(config, [("method.temperature", "0.5"), ("method.loss", "hard_contrastive")])
+        section = configs.plain(config)["evals"]["protocols"]["hardness"]
+        assert (section["temperature"], section["loss"]) == (0.5, "hard_contrastive")
         return
     assert config.data.dataset == variant
     assert len(config.method.over) == 16 == len(config.evals.protocols.hardness.members)

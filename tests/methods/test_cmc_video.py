@@ -22,6 +22,7 @@ BATCH = {
 }
 TOWER = conv.ConvNet([(4, 4, 4, 0, False)])
 ENCODER = {"frame": TOWER, "flow": TOWER}
+ROLES = list(cmc_video.ROLES)
 
 
 def build(**settings):
@@ -57,6 +58,16 @@ def test_the_loss_is_the_sum_over_edges_and_directions():
     assert all(change > 0 for change in jax.tree.leaves(heads))
     found = jax.jit(method.functions["frames"])(state, BATCH)
     assert found.shape[:2] == (4, 4)
+
+
+@pytest.mark.parametrize("edges, roles", [(("neighbour",), ["frame"]), (("flow",), ROLES)])
+def test_a_network_that_no_edge_trains_is_in_no_feature(edges, roles):
+    method = build(edges=edges)
+    state = jax.eval_shape(method.init, jax.random.key(0), BATCH)
+    found = jax.eval_shape(method.functions["encode"], state, BATCH)
+    assert sorted(found) == sorted([*roles, "h", "z"])
+    widths = {name: rows.shape[-1] for name, rows in found.items()}
+    assert widths["h"] == sum(widths[role] for role in roles) and widths["z"] == 6 * len(roles)
 
 
 def test_the_bank_keeps_the_batch_and_nothing_else():

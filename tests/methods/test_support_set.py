@@ -198,6 +198,13 @@ def test_the_figure_of_the_best_checkpoint_is_measured(variant, figure, better, 
     assert evaluation.score({figure: 3.0}) == better * 3.0
 
 
+def test_members_of_the_ablation_are_measured_by_their_own_features():
+    config = configs.load("support_set:ablation,folder")
+    sections = [s for s in configs.plain(config.evals.protocols).values() if "image" in s]
+    assert len(sections) == len(config.method.over)
+    assert all("@" in section[key] for section in sections for key in ("image", "text"))
+
+
 def test_errors_say_what_was_expected():
     plain = transformer.make(**WORDS)
     for settings, text in (

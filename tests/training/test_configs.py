@@ -193,6 +193,8 @@ def test_a_setting_that_cannot_be_names_what_can(key, text, words):
         ("crd:cifar100", {"stages.crd_kd.method.kd_weight": 1.0}),
         ("ibot:imagenet2012,dinov2", {"method.smallest_block": 4}),
         ("contragan:cifar10", {"optimizer.eps": 1e-6, "optimizer.b1": 0.5}),
+        # several evaluations in the one epoch: `evals.best` chooses among them
+        ("simcse:bert", {"total_epochs": 1.0, "evals.every_epochs": 0.1}),
         ("clae:cifar10", {"views.both.family": "tv", "encoder.kernel_init": "torch"}),
         ("clae:cifar10,plain", {"encoder.variant": "torchvision", "encoder.kernel_init": "torch"}),
     ],
@@ -204,6 +206,19 @@ def test_published_settings(text, settings):
         for part in path.split("."):
             found = found[part]
         assert found == value, path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["simcse:file,debug", "cpc_audio:folder,debug", "cmc_video:folder,debug"]
+    + ["support_set:folder,debug"]
+    + [f"{name}:audio,debug" for name in ("imix", "simclr_v1", "moco_v2", "byol")],
+)
+def test_a_trial_reads_few_of_ones_own_data(text):
+    data = configs.load(text).data
+    assert data.limit == 64
+    if ":audio" in text:  # --config.data.name=audio takes every key of the section
+        assert "train_size" not in data and "test_size" not in data
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_a_setting_of_another_method_stays_with_its_own():
     assert of("distill", "method.temperature=0.9")["distill"].method.temperature == 0.9
 
 
+@pytest.mark.parametrize("text", ["semi", "semi,debug", "tu,semi"])
+def test_graphs_are_fine_tuned_without_the_machine_that_needs_many_of_each_class(text):
+    config = configs.load(f"graphcl:{text}").unlock()
+    config.stage = "all"
+    found = {name: set(stage.evals.protocols) for name, stage, _ in stages.stages(config, "w")}
+    assert found == {"pretrain": {"svm_folds"}, "finetune": {"classifier"}}
+
+
 def test_views_keep_the_order_in_which_they_are_written(tmp_path):
     config = configs.load("simclr_v1:debug").copy_and_resolve_references().unlock()
     both = configs.plain(config.views.both)
