@@ -21,7 +21,7 @@ from absl import logging
 
 from cl_jax.data import lines, tagging, text, tokenizer
 from cl_jax.data.parts import role, stem
-from cl_jax.data.source import Source, Splits, Text, from_arrays
+from cl_jax.data.source import Source, Splits, Text, from_arrays, with_learnt
 from cl_jax.data.tagging import NOUN, VERB
 from cl_jax.data.text_tasks import DEV
 from cl_jax.data.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def make(
         of "dev" are the test part, or those of "test" where there is no dev. Test rows with the
         same concepts are one example with several references.
       limit: sentences of each part at most; 0 for all.
-      learnt: see `Splits`: {"tokenizer"}. The sentences at `path` are then both parts.
+      learnt: see `Source`: {"tokenizer"}. The sentences at `path` are then both parts.
 
     A plain sentence is used where it has two nouns or two verbs, and left out where all its nouns,
     or all its verbs, are one word (Zhou et al. 2021, arXiv 2011.07956, and the authors' code).
@@ -105,12 +105,10 @@ def make(
     name = "concepts" if path else "prose_concepts"
     if learnt is not None:
         whole = _source(name, train, made, length, concepts_length)
-        return Splits(whole, whole, learnt=learnt)
-    return Splits(
-        _source(f"{name}/train", train, made, length, concepts_length),
-        _source(f"{name}/test", test, made, length, concepts_length),
-        learnt={"tokenizer": made.plain},
-    )
+        return with_learnt(Splits(whole, whole), learnt)
+    of_train = _source(f"{name}/train", train, made, length, concepts_length)
+    of_test = _source(f"{name}/test", test, made, length, concepts_length)
+    return with_learnt(Splits(of_train, of_test), {"tokenizer": made.plain})
 
 
 def usable(concepts: Sequence[tagging.Concept]) -> bool:

@@ -38,7 +38,7 @@ from cl_jax.data.reading import (
     reason_of,
     scale_of,
 )
-from cl_jax.data.source import Example, Source, Splits, from_arrays
+from cl_jax.data.source import Example, Source, Splits, from_arrays, with_learnt
 
 _CLASSES_SHOWN = 20
 
@@ -97,7 +97,7 @@ def make(
       cache_dir: where it is remembered which files were checked, by name, size and time; "" for
         `~/.cache/cl_jax` (or below XDG_CACHE_HOME), None for nowhere.
       workers: threads that check and decode; 0 for one a core.
-      learnt: see `Splits`: {"value_range"}, where no range was given and one was found.
+      learnt: see `Source`: {"value_range"}, where no range was given and one was found.
 
     Raises:
       ValueError: no such folder, no images in it, images beside class folders, parts that cannot be
@@ -131,7 +131,8 @@ def make(
         )
         for part in layout.parts
     }
-    return Splits(sources.pop("train"), sources.pop("test"), sources, learnt_of(scale) or None)
+    splits = Splits(sources.pop("train"), sources.pop("test"), sources)
+    return with_learnt(splits, learnt_of(scale) or None)
 
 
 def _check_settings(

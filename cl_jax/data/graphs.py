@@ -25,7 +25,7 @@ from absl import logging
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import lines
-from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, subset
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, subset, with_learnt
 
 FEATURES = ("auto", "tags", "degree", "constant")
 ON_ERROR = ("raise", "skip", "keep")
@@ -73,7 +73,7 @@ def make(
         make all graphs both parts: for an evaluation that divides them itself, as the field's.
       on_error: of a graph without edges or nodes. "raise" names it, "skip" leaves it out, "keep"
         takes graphs without edges, which a network sees as loose nodes.
-      learnt: see `Splits`: {"features", "tags"}, the tags as words in the order of their numbers.
+      learnt: see `Source`: {"features", "tags"}, the tags as words in the order of their numbers.
         All graphs are then both parts. Degrees above the run's largest count as that one.
 
     Raises:
@@ -126,15 +126,12 @@ def make(
     kept = {"features": features, "tags": known}
     whole = source_of(place.stem, graphs._replace(tag=tag), tags=len(known), skipped=skipped)
     if not folds or learnt is not None:
-        return Splits(whole, whole, learnt=kept)
+        return with_learnt(Splits(whole, whole), kept)
     if whole.size < folds:
         raise ValueError(f"{path} has {whole.size} graphs, too few for folds={folds}.")
     of = _folds(graphs.label, whole.size, folds)
-    return Splits(
-        subset(whole, np.flatnonzero(of != fold)),
-        subset(whole, np.flatnonzero(of == fold)),
-        learnt=kept,
-    )
+    train, test = (subset(whole, np.flatnonzero(one)) for one in (of != fold, of == fold))
+    return with_learnt(Splits(train, test), kept)
 
 
 def _of_degrees(

@@ -28,7 +28,7 @@ from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
 from cl_jax.data.parts import drawn, role
 from cl_jax.data.reading import learnt_of, read_or_next, scale_of
-from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays
+from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays, with_learnt
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
@@ -83,7 +83,7 @@ def make(
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
       value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
-      learnt: see `Splits`: {"tokenizer"}, and "value_range" as in `data.folder`.
+      learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`.
 
     Raises:
       ValueError: a table that is missing, damaged or lacks a column; a caption without its picture;
@@ -158,7 +158,7 @@ def make(
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
     kept = learnt_of(scale) | {"tokenizer": made.plain}
-    return Splits(sources["train"], sources["test"], more, kept)
+    return with_learnt(Splits(sources["train"], sources["test"], more), kept)
 
 
 class _Picture(NamedTuple):
@@ -192,12 +192,9 @@ def _of_scenes(tokens_by, length, level, train_size, test_size, seed) -> Splits:
         )
 
     pairs = list(zip(prompts, digits))
-    return Splits(
-        part("train", parts.train, texts[0]),
-        part("test", parts.test, texts[1]),
-        {"prompts": _prompts("scenes_captions", made, length, pairs, len(captions.DIGITS))},
-        {"tokenizer": made.plain},
-    )
+    more = {"prompts": _prompts("scenes_captions", made, length, pairs, len(captions.DIGITS))}
+    train, test = part("train", parts.train, texts[0]), part("test", parts.test, texts[1])
+    return with_learnt(Splits(train, test, more), {"tokenizer": made.plain})
 
 
 def _prompts(

@@ -22,7 +22,7 @@ from absl import logging
 
 from cl_jax.data import lines, text, text_tasks, tokenizer
 from cl_jax.data.parts import drawn
-from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays, with_learnt
 
 
 def make(
@@ -58,7 +58,7 @@ def make(
       on_error: for empty sentences of `classify`, "raise" or "skip", as of `text`.
       test_share: of the documents, by a hash of their text; equal ones are in one part.
       limit: passages of each part at most; 0 for all.
-      learnt: see `Splits`: {"tokenizer"}. The passages at `path` are then both parts.
+      learnt: see `Source`: {"tokenizer"}. The passages at `path` are then both parts.
 
     Raises:
       ValueError: a file that is missing, damaged or no UTF-8 text; no document that is long enough;
@@ -137,8 +137,8 @@ def make(
     }
     train = source("train")
     if learnt is not None:
-        return Splits(train, train, more, learnt)
-    return Splits(train, source("test"), more, {"tokenizer": made.plain})
+        return with_learnt(Splits(train, train, more), learnt)
+    return with_learnt(Splits(train, source("test"), more), {"tokenizer": made.plain})
 
 
 def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:

@@ -98,7 +98,7 @@ def scale_of(
 
 
 def learnt_of(scale: images.Scale | None) -> dict[str, Any]:
-    """What `Splits.learnt` holds of a scale: one that was found, and not told, is kept with the run
+    """What `Source.learnt` holds of a scale: one that was found, and not told, is kept with the run
     as "value_range", since files of other numbers would give another."""
     return {} if scale is None or scale.clips else {"value_range": [scale.low, scale.high]}
 

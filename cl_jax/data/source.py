@@ -18,7 +18,7 @@ Example = dict[str, np.ndarray]
 _Setting = TypeVar("_Setting")
 _EVALUATION = "read by evaluators alone"
 _ALIGNMENT = 64  # bytes
-# What to do where `Splits.learnt` of a run lacks something: the run is of a version that did not
+# What to do where `Source.learnt` of a run lacks something: the run is of a version that did not
 # keep it.
 TO_KEEP = (
     "Give the command that trained the run once more, where its training data are as they were: it "
@@ -63,6 +63,12 @@ class Source:
     out. `names`: what each example is called, for people: the path of its file inside the folder, a
     sentence itself; None where it has none. `classes`: of labels, the names of their values.
     `text`: see `Text`; None where nothing is to be generated.
+
+    `learnt`: of a training part, what the numbers in the fields mean, where that was learnt from
+    it: a tokenizer, means and deviations. Plain values, as JSON holds them. `make(learnt=...)` of
+    the same source takes it back and learns nothing: what is at `path` is then read by it, as other
+    data for a network of that run, and where nothing asks for parts, train and test are one source
+    with all of it. None: nothing is learnt.
     """
 
     name: str
@@ -75,23 +81,28 @@ class Source:
     names: Sequence[str] | None = None
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     text: Text | None = None
+    learnt: Mapping[str, Any] | None = None
 
 
 class Splits(NamedTuple):
     """The parts of a data set. `more`: further sources that evaluators and methods read by name:
-    "unlabeled" (STL-10, a folder of that name), "sts", "prompts", "gallery".
-
-    `learnt`: what the numbers in the fields mean, where the source learnt that from its training
-    part: a tokenizer, means and deviations. Plain values, as JSON holds them. `make(learnt=...)` of
-    the same source takes it back and learns nothing: what is at `path` is then read by it, as other
-    data for a network of that run, and where nothing asks for parts, train and test are one source
-    with all of it. None: the source learns nothing.
-    """
+    "unlabeled" (STL-10, a folder of that name), "sts", "prompts", "gallery"."""
 
     train: Source
     test: Source
     more: Mapping[str, Source] = MappingProxyType({})
-    learnt: Mapping[str, Any] | None = None
+
+    @property
+    def learnt(self) -> Mapping[str, Any] | None:
+        """That of the training part, see `Source`."""
+        return self.train.learnt
+
+
+def with_learnt(splits: Splits, learnt: Mapping[str, Any] | None) -> Splits:
+    """The splits with what was learnt from their training part."""
+    train = dataclasses.replace(splits.train, learnt=learnt)
+    test = train if splits.test is splits.train else splits.test
+    return splits._replace(train=train, test=test)
 
 
 def for_evaluation(make: Callable[..., Splits]) -> list[str]:

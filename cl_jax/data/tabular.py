@@ -22,7 +22,7 @@ from cl_jax.core.names import some
 from cl_jax.data import lines
 from cl_jax.data.labels import NONE, refuse_unknown
 from cl_jax.data.parts import drawn
-from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, with_learnt
 
 EMBEDDED = {
     "digits": datasets.load_digits,
@@ -32,7 +32,7 @@ EMBEDDED = {
 
 
 class Learnt(NamedTuple):
-    """What `Splits.learnt` holds. columns: D names. mean, deviation: of each, float64 [D]; the
+    """What `Source.learnt` holds. columns: D names. mean, deviation: of each, float64 [D]; the
     deviation of a constant column is 0. classes: names in the order of their numbers."""
 
     columns: Sequence[str]
@@ -75,7 +75,7 @@ def make(
       test_path: a second .csv of the same columns, the test part.
       test_share: of the rows of each class, where there is no `test_path`, by a hash of the row.
         Equal rows are in one part.
-      learnt: see `Splits` and `Learnt`. The rows at `path` are then both parts; classes that the
+      learnt: see `Source` and `Learnt`. The rows at `path` are then both parts; classes that the
         run did not have follow its own.
 
     Raises:
@@ -97,7 +97,7 @@ def make(
         table = _alike({"run": table._replace(labels=list(known.classes)), "": table})[""]
         classes = list(dict.fromkeys([*known.classes, *sorted(set(table.labels) - {""})]))
         whole = _source(Path(path).stem, table, known._replace(classes=classes))
-        return Splits(whole, whole, learnt=learnt)
+        return with_learnt(Splits(whole, whole), learnt)
     if path:
         name, table = Path(path).stem, read(path, label, columns)
     else:
@@ -267,11 +267,9 @@ def _splits(name: str, parts: Mapping[str, Table]) -> Splits:
     varies = deviation > 1e-12 * np.abs(train.values).max(0)
     classes = sorted({word for table in parts.values() for word in table.labels} - {""})
     found = Learnt(train.columns, mean, np.where(varies, deviation, 0), classes)
-    return Splits(
-        _source(f"{name}/train", train, found),
-        _source(f"{name}/test", parts["test"], found),
-        learnt=found._replace(mean=mean.tolist(), deviation=found.deviation.tolist())._asdict(),
-    )
+    kept = found._replace(mean=mean.tolist(), deviation=found.deviation.tolist())._asdict()
+    of_train = _source(f"{name}/train", train, found)
+    return with_learnt(Splits(of_train, _source(f"{name}/test", parts["test"], found)), kept)
 
 
 def _source(name: str, table: Table, learnt: Learnt) -> Source:

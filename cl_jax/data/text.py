@@ -33,7 +33,7 @@ from absl import logging
 from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, lines, scenes, text_tasks, tokenizer
-from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays
+from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays, with_learnt
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
 
@@ -95,7 +95,7 @@ def make(
       limit: at most so many sentences of each part of `path`, from its whole length; 0 for all. For
         trying a command.
       seed: of the words of the embedded sentences.
-      learnt: see `Splits`: {"tokenizer"}. The sentences at `path` are then both parts.
+      learnt: see `Source`: {"tokenizer"}. The sentences at `path` are then both parts.
 
     Raises:
       ValueError: a file that is missing, damaged, empty, no text or not UTF-8; another number of
@@ -164,13 +164,10 @@ def make(
     more = _tasks(name, scored, classify, on_error, made, length)
     if learnt is not None:
         whole = _source(name, train, made, length, labels, skipped)
-        return Splits(whole, whole, more, learnt)
-    return Splits(
-        _source(f"{name}/train", train, made, length, labels, skipped),
-        _source(f"{name}/test", test, made, length, test_labels),
-        more,
-        {"tokenizer": made.plain},
-    )
+        return with_learnt(Splits(whole, whole, more), learnt)
+    of_train = _source(f"{name}/train", train, made, length, labels, skipped)
+    of_test = _source(f"{name}/test", test, made, length, test_labels)
+    return with_learnt(Splits(of_train, of_test, more), {"tokenizer": made.plain})
 
 
 def prose() -> list[str]:
@@ -361,7 +358,7 @@ def _of_tokens(
     train = _token_arrays(path, vocab_size)
     if learnt is not None:
         whole = from_arrays(name, train, dict.fromkeys(train, vocab_size))
-        return Splits(whole, whole, learnt=learnt)
+        return with_learnt(Splits(whole, whole), learnt)
     if test_path:
         test = _token_arrays(test_path, vocab_size)
     else:
@@ -376,7 +373,7 @@ def _of_tokens(
             arrays = {field: _spread(rows, limit) for field, rows in arrays.items()}
         return from_arrays(f"{name}/{part}", arrays, dict.fromkeys(arrays, vocab_size))
 
-    return Splits(source("train", train), source("test", test), learnt={})
+    return with_learnt(Splits(source("train", train), source("test", test)), {})
 
 
 def _beside_tokens(

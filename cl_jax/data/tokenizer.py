@@ -111,7 +111,7 @@ def of_text(
 
     Args:
       sentences: the training part.
-      learnt: `Splits.learnt` of the run that the text is read for; None where the text is of a new
+      learnt: `Source.learnt` of the run that the text is read for; None where the text is of a new
         run. Only then a tokenizer is trained.
       path: as of `load`; "" to train one.
       vocab_size, lowercase, cache: as of `train`; a cache of "" is None.

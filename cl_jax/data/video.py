@@ -28,7 +28,7 @@ from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, few, of_folders, role
 from cl_jax.data.reading import learnt_of, scale_of
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import Source, Splits, from_arrays, with_learnt
 
 CONTAINERS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
 # Films in formats that are not read.
@@ -93,7 +93,7 @@ def make(
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
       workers: threads that read.
-      learnt: see `Splits`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
+      learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
         captions are left out.
 
     Raises:
@@ -200,7 +200,7 @@ def make(
         skipped = len(bad) if which == "train" else 0
         return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
 
-    return Splits(part("train"), part("test"), learnt=kept or None)
+    return with_learnt(Splits(part("train"), part("test")), kept or None)
 
 
 def read(

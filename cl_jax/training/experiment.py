@@ -33,6 +33,7 @@ from cl_jax.data.source import (
     held_out,
     labels_of,
     long_tailed,
+    with_learnt,
 )
 from cl_jax.evals import Evaluator, evaluation
 from cl_jax.training import configs, optim, programs
@@ -64,7 +65,7 @@ OF_TRAINING = ("fraction", "imbalance", "validation", "unlabeled")
 def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Splits:
     """The config's data, changed as its section says.
 
-    `learnt`: given to a source that takes it, see `Splits`; no setting of a config.
+    `learnt`: given to a source that takes it, see `Source`; no setting of a config.
 
     `validation`: that share of the training part is held out by the run's seed (`source.held_out`)
     and takes the place of the test part, which is then read by nothing; `more` stays as it is.
@@ -89,6 +90,7 @@ def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Sp
     takes = parameters("cl_jax.data", section.get("name", ""))
     given = {"learnt": learnt} if "learnt" in takes else {}
     splits: Splits = _call("cl_jax.data", section, **given)
+    kept = splits.learnt
     if validation:
         if "gallery" in splits.more:
             raise ConfigError(
@@ -110,7 +112,7 @@ def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Sp
                 "folder or an .npz of that name beside train, or data.unlabeled_split of tfds."
             )
         train = joined(train, splits.more["unlabeled"])
-    return splits._replace(train=train)
+    return with_learnt(splits._replace(train=train), kept)
 
 
 def loading_of(config: ConfigDict) -> batches.Loading:

@@ -22,7 +22,7 @@ from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
-LEARNT = "learnt.json"  # `Splits.learnt`
+LEARNT = "learnt.json"  # `Source.learnt`
 # Left in a folder by the file managers of Windows. Those of other systems hide what they leave by a
 # dot, as editors and git do. No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
@@ -131,7 +131,7 @@ def times_of(path: Path, names: Sequence[str]) -> str:
 
 
 def learnt(workdir: Path) -> dict[str, Any] | None:
-    """`Splits.learnt` of the run in a workdir; None where it is not kept: of a source that learns
+    """`Source.learnt` of the run in a workdir; None where it is not kept: of a source that learns
     nothing, or in a workdir of a version that did not keep it.
 
     Raises:

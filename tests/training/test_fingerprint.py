@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.data.source import Splits, from_arrays, subset
+from cl_jax.data.source import Splits, from_arrays, subset, with_learnt
 from cl_jax.training import fingerprint
 
 
@@ -147,13 +147,13 @@ def test_what_was_learnt_is_kept_and_compared(run, tmp_path):
     _, check = run
     workdir, then = tmp_path / "run", {"words": ["a", "b"], "mean": [0.1, 2.0]}
     assert fingerprint.learnt(workdir) is None
-    check(parts=DATA._replace(learnt=then))  # of a version that did not keep it
+    check(parts=with_learnt(DATA, then))  # of a version that did not keep it
     assert fingerprint.learnt(workdir) == then
-    check(parts=DATA._replace(learnt=then | {"mean": [0.1 + 1e-12, 2.0]}))
+    check(parts=with_learnt(DATA, then | {"mean": [0.1 + 1e-12, 2.0]}))
     assert fingerprint.learnt(workdir) == then
     for key, value in (("words", ["b", "a"]), ("mean", [0.2, 2.0])):
         with pytest.raises(ConfigError, match=f"gives another {key} than the run in"):
-            check(parts=DATA._replace(learnt=then | {key: value}))
+            check(parts=with_learnt(DATA, then | {key: value}))
     (workdir / fingerprint.LEARNT).write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read .* Put it back; or remove it"):
         fingerprint.learnt(workdir)
@@ -163,7 +163,7 @@ def test_without_a_checkpoint_the_newest_counts(run, tmp_path):
     _, check = run
     shutil.rmtree(tmp_path / "run" / "last")
     for learnt in ({"words": ["a"]}, {"words": ["b"]}, None):
-        check(parts=DATA._replace(learnt=learnt))
+        check(parts=with_learnt(DATA, learnt))
         assert fingerprint.learnt(tmp_path / "run") == learnt
     assert json.loads((tmp_path / "run" / "data.json").read_text())["train"] == 8
 
