@@ -255,10 +255,11 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     saved = any(
         found.name.isdigit() for name in ("last", "best") for found in (workdir / name).glob("*")
     )
-    then, changed = now, list[str]()
+    recorded, then, changed = None, now, list[str]()
     if saved and path.exists():
         try:
-            then = _without_hidden(json.loads(path.read_text()), now)
+            recorded = json.loads(path.read_text())
+            then = _without_hidden(recorded, now)
             changed = [
                 f"  {key}: {then[key]} then, {now[key]} now"
                 for key in ("train", "test", "files", "bytes", "names")
@@ -266,7 +267,7 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
             ]
         except (OSError, ValueError, TypeError) as error:
             logging.warning("%s cannot be read (%s): it is written again.", path, error)
-            then = now
+            recorded, then = None, now
         if changed:
             raise ConfigError(
                 f"the data have changed since the run in {workdir} began:\n"
@@ -280,7 +281,7 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
         place.unlink(missing_ok=True)  # of a run that saved nothing
     if data.learnt is not None and not place.exists():
         folder.replace_text(place, json.dumps(data.learnt) + "\n")
-    if not (saved and path.exists() and then == now):
+    if recorded != now:
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")
     if then.get("times") != now.get("times"):
         return ["  data: files of the same names and sizes, of other times (copied, or rewritten?)"]
