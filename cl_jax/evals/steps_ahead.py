@@ -22,7 +22,8 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
     `steps_ahead.png` in the workdir draws them over K, untrained and trained.
 
     Of n latents that score alike each is as likely to be picked out, and has the mean of their n
-    places: a network that maps everything to one point is at chance. A score that is NaN is last.
+    places: a network that maps everything to one point is at chance. A latent ahead whose score is
+    NaN is last; that of another latent counts as higher.
 
     Unlike the accuracies of training the figures do not depend on the batch. For small K latents
     may share samples with what has been heard.
@@ -102,7 +103,8 @@ def rivals(p: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     higher, equal = np.zeros((2, steps, count, times - steps), int)
     for k in range(1, steps + 1):
         for i in range(count):
-            scores = p[i, k - 1, : times - steps] @ everyone.T
+            # BLAS rounds equal columns differently, and equal scores must be equal.
+            scores = np.einsum("td,nd->tn", p[i, k - 1, : times - steps], everyone)
             at = i * times + k + np.arange(times - steps)
             own = scores[np.arange(len(at)), at][:, None]
             higher[k - 1, i] = (~(scores <= own)).sum(1) - np.isnan(own[:, 0])

@@ -158,8 +158,9 @@ def _source(run: Trained, data: str) -> tuple[Source, dict[str, str]]:
     if data and user_path(data).exists():
         return run.source(data)
     if run.config.data.name == "folder" and not run.config.data.path:  # an imported network
+        given = f", and there is no {data}" if data else ""
         raise ValueError(
-            f"{run.workdir} has no data of its own; give a folder of images: --data=FOLDER."
+            f"{run.workdir} has no data of its own{given}; give a folder of images: --data=FOLDER."
         )
     parts = {"train": run.data.train, "test": run.data.test} | dict(run.data.more)
     if (data or "test") not in parts:

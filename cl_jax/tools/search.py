@@ -448,7 +448,8 @@ def _other_checkpoint(run_path: str, held: "Embeddings", name: str) -> Any:
 
 
 def _filled_in(args: argparse.Namespace, held: "Embeddings") -> dict[str, str]:
-    """{path: label} of the table at --out, which a new one replaces; empty without one.
+    """{path: label} that people wrote into the table at --out, which a new one replaces; empty
+    without one. Labels of the data, which the table began with, are not among them.
 
     Raises:
       ConfigError: the file is not a table of --subset, has a line that cannot be carried over, or
@@ -473,6 +474,9 @@ def _filled_in(args: argparse.Namespace, held: "Embeddings") -> dict[str, str]:
             f"--out={args.out} is there and is not a table of --subset, with the columns "
             f"{', '.join(_SUBSET)}; give another --out."
         )
+    own: dict[str, str] = {}
+    if "label" in held.labels:
+        own = dict(zip(held.paths.tolist(), held.words("label")))
     found: dict[str, str] = {}
     for row in reader:
         if None in row or None in row.values():
@@ -480,6 +484,9 @@ def _filled_in(args: argparse.Namespace, held: "Embeddings") -> dict[str, str]:
                 f"{args.out}, line {reader.line_num}: expected {len(_SUBSET)} columns. {mend}"
             )
         path, word = row["path"], row["label"].strip()
+        # A picture that is no longer there had the name of its folder.
+        if own and word == own.get(path, path.split("/")[0]):
+            continue
         if word and found.setdefault(path, word) != word:
             raise ConfigError(
                 f"{args.out}, line {reader.line_num}: {_clean(path)} has another label above; "

@@ -104,6 +104,14 @@ def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():
     assert found["steps_ahead/median"] == np.median(ahead)
 
 
+def test_equal_latents_score_alike_whatever_their_number():
+    rng = np.random.default_rng(2)
+    p = rng.normal(size=(101, 3, 9, 128)).astype(np.float32)
+    z = np.tile(rng.normal(size=128).astype(np.float32), (101, 9, 1))
+    higher, equal = steps_ahead.rivals(p, z)
+    assert (higher == 0).all() and (equal == 101 * 9).all()
+
+
 def test_steps_ahead_of_a_dead_network_are_at_chance_and_of_nan_last():
     rng = np.random.default_rng(1)
     p, z = rng.normal(size=(4, 2, 7, 3)), rng.normal(size=(4, 7, 3))

@@ -144,6 +144,22 @@ def test_labels_that_were_written_into_the_table_of_a_subset_are_kept(tmp_path, 
     assert "are kept, 2 of rows outside the subset" in capsys.readouterr().out
 
 
+def test_labels_of_the_data_are_not_those_that_people_wrote(tmp_path, capsys):
+    """The table begins with them, and a later one need not keep them."""
+    given = dict(np.load(four(tmp_path)), path=["x/a", "x/b", "y/c", "y/d"], label=list("xxyy"))
+    np.savez(tmp_path / "e.npz", **given)
+    out = tmp_path / "to_label.csv"
+    words = [str(tmp_path / "e.npz"), f"--out={out}"]
+    assert search.main([*words, "--subset=4"]) == 0
+    out.write_text(out.read_text().replace("x/a", "x/gone"))
+    assert search.main([*words, "--subset=2"]) == 0
+    assert len(table(out)) == 2 and "are kept" not in capsys.readouterr().out
+    first = table(out)[0]
+    out.write_text(f"rank,path,radius,label\n1,{first['path']},2,z\n")
+    assert search.main([*words, "--subset=2"]) == 0
+    assert table(out)[0]["label"] == "z" and "1 labels" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -38,14 +38,14 @@ def test_a_mistake_is_one_sentence_and_what_is_none_keeps_its_traceback(capsys):
 @pytest.mark.parametrize(
     "source, given, words",
     [
-        (_page._source, "", "give a folder of images: --data=FOLDER"),
-        (_page._source, "train", "give a folder of images: --data=FOLDER"),
-        (embed._source, None, "give a folder of images as FOLDER"),
+        (_page._source, "", "; give a folder of images: --data=FOLDER"),
+        (_page._source, "phtos", ", and there is no phtos; give a folder of images: --data=FOLDER"),
+        (embed._source, None, "; give a folder of images as FOLDER"),
     ],
 )
 def test_an_imported_run_without_data_says_how_to_give_them(source, given, words):
     found = Imported({"name": "resnet"}, {}, {}, "timm", (), (), (), "", (), {})
     nothing = SimpleNamespace(method=None, encoder=None, mesh=None)
     run = Trained(Path("runs/theirs"), runs.config_of(found, "w.pth"), nothing, None)
-    with pytest.raises(ValueError, match=f"^runs/theirs has no data of its own; {words}"):
+    with pytest.raises(ValueError, match=f"^runs/theirs has no data of its own{words}"):
         source(run, given)
