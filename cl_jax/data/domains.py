@@ -13,7 +13,7 @@ from cl_jax.core.seeds import check_seed
 from cl_jax.core.settings import check, check_keys
 from cl_jax.core.shapes import check_count
 from cl_jax.data.labels import labelled
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import Source, Splits, from_arrays, with_learnt
 
 SOURCE = ("image_source", "label_source")
 
@@ -69,10 +69,11 @@ def make(
         "label_source": np.asarray(_arrays(given)["label"])[beside],
     }
     name = f"{given.name} to {train.name}"
-    return Splits(
+    splits = Splits(
         from_arrays(name, arrays, sizes | {"label_source": given.sizes["label"]}),
         from_arrays(test.name, {"image": fitted(test, slice(None)), **labels(test)}, sizes),
     )
+    return with_learnt(splits, found["target"].learnt)
 
 
 def _load(role: str, section: Mapping[str, Any]) -> Splits:

@@ -90,6 +90,8 @@ def make(
     if max_degree < 1:
         raise ValueError(f"max_degree={max_degree}; expected at least 1.")
     place = user_path(path)
+    if learnt is not None:  # those of the run's own graphs say nothing of others
+        labels, tags = _beside(place, labels), _beside(place, tags)
     if place.is_dir():
         if labels or tags:
             raise ValueError(
@@ -295,6 +297,12 @@ def chosen(graphs: GraphSet, ids: np.ndarray) -> GraphSet:
 
 # The TU collection
 # --------------------------------------
+
+
+def _beside(place: Path, given: str) -> str:
+    """The file of that name beside a file of edges; "" where there is none."""
+    file = place.with_name(Path(given).name) if given and place.is_file() else place
+    return str(file) if file != place and file.is_file() else ""
 
 
 def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str], list[str]]:

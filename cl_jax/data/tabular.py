@@ -93,7 +93,7 @@ def make(
                 f"this table would measure it otherwise. {TO_KEEP}"
             )
         known = Learnt(**learnt)
-        table = read(path, label, known.columns)
+        table = read(path, label, known.columns, unlabelled=True)
         table = _alike({"run": table._replace(labels=list(known.classes)), "": table})[""]
         classes = list(dict.fromkeys([*known.classes, *sorted(set(table.labels) - {""})]))
         whole = _source(Path(path).stem, table, known._replace(classes=classes))
@@ -115,8 +115,8 @@ def make(
     return _splits(name, parts)
 
 
-def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
-    """The rows of a .csv file.
+def read(path: str, label: str, columns: Sequence[str] = (), *, unlabelled: bool = False) -> Table:
+    """The rows of a .csv file. `unlabelled`: it may lack the column `label`.
 
     Raises:
       ValueError: a file that is not there or is not text, columns that it does not have or has
@@ -133,6 +133,8 @@ def read(path: str, label: str, columns: Sequence[str] = ()) -> Table:
         raise ValueError(
             f"{path}, line {reader.line_num}: {error}. Is a quotation mark left open?"
         ) from None
+    if unlabelled and label not in header:
+        label = ""
     wanted = list(columns) or [name for name in header if not label or name != label]
     for name in [*wanted, *([label] if label else [])]:
         if header.count(name) != 1:

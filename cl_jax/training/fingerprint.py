@@ -117,7 +117,7 @@ def _counted(files: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
 
 def times_of(path: Path, names: Sequence[str]) -> str:
     """Sixteen digits that differ where a file was written again: of the files `names` below a
-    folder, or of the path itself where its examples are not files."""
+    folder, or of all of the path where its examples are not files, but what is being written."""
     times, count = hashlib.sha256(), 0
     for name in names if path.is_dir() else ():
         try:
@@ -127,7 +127,12 @@ def times_of(path: Path, names: Sequence[str]) -> str:
         line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"
         times.update(line.encode("utf-8", "surrogateescape"))
         count += 1
-    return times.hexdigest()[:16] if count else str(of_files(path)["times"])
+    if count:
+        return times.hexdigest()[:16]
+    every = sorted(_files(path))
+    if path.is_dir():
+        every = [one for one in every if not _is_hidden(one[0]) and ".partial" not in one[0]]
+    return str(_counted(every)["times"])
 
 
 def learnt(workdir: Path) -> dict[str, Any] | None:
@@ -152,13 +157,29 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
 
 
 def check_learnt(workdir: Path, data: Splits) -> None:
-    """Refuses data of a run from which their source learnt something else than the run did.
+    """Refuses data of a run from which their source learnt something else than the run did; where
+    the run did not keep that, data of other sizes.
 
     Raises:
       ConfigError: as it says, or what the run learnt cannot be read.
     """
     then = learnt(workdir)
-    if then is None or data.learnt is None:
+    if not data.learnt:
+        return
+    if then is None:
+        try:
+            known = json.loads((workdir / FILE).read_text())
+            sizes = {part: int(known[part]) for part in ("train", "test")}
+        except (OSError, ValueError, TypeError, KeyError):
+            return
+        if sizes != {"train": data.train.size, "test": data.test.size}:
+            raise ConfigError(
+                f"{data.train.name} has {data.train.size} examples and {data.test.size} for "
+                f"tests; the run in {workdir} had {sizes['train']} and {sizes['test']}. It did not "
+                "keep what it learnt from them, and these would teach something else. Put the data "
+                "back as they were; where nothing was changed, this version divides them "
+                "otherwise: use the one that trained the run, or train anew."
+            )
         return
     now = json.loads(json.dumps(data.learnt))
     changed = [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]

@@ -121,22 +121,33 @@ def _other_data(path: str, known: Known) -> Source:
     section = configs.plain(known.config.data)
     make = experiment.module_of("cl_jax.data", section["name"], "make").make
     keywords = inspect.signature(make).parameters
-    if "path" not in keywords:
+    if "path" not in keywords and "path" not in section:  # `make` may take any keyword
         raise ConfigError(
             f"the data of {known.workdir} ({section['name']}) have no path that another could "
             "replace; give {field: array}, or a source."
         )
     # What chose the run's training part, or is read beside it, says nothing of other data.
-    for key in (*experiment.OF_TRAINING, "limit", "test_path", *for_evaluation(make)):
+    beside = for_evaluation(make)
+    for key in (*experiment.OF_TRAINING, "limit", "test_path", *beside):
         section.pop(key, None)
     learnt = fingerprint.learnt(Path(known.workdir))
     # A run that kept nothing: a source that may have a test part of its own learns from the
-    # training part once more, and reads the other file as the test part.
+    # training part once more; one outside the package that takes nothing back reads the other file
+    # as the test part.
     again = learnt is None and "test_path" in keywords and bool(section.get("path"))
+    if again and "learnt" in keywords:
+        trained_on = configs.plain(known.config.data)
+        for key in beside:
+            trained_on.pop(key, None)
+        splits = experiment.load_data(ConfigDict({"data": trained_on, "seed": known.config.seed}))
+        fingerprint.check_learnt(Path(known.workdir), splits)
+        learnt, again = splits.learnt, False
     section["test_path" if again else "path"] = path
     splits = experiment.load_data(
         ConfigDict({"data": section, "seed": known.config.seed}), None if again else learnt or {}
     )
+    if learnt is not None and "learnt" not in keywords:
+        fingerprint.check_learnt(Path(known.workdir), splits)
     if again or splits.test is splits.train:
         return splits.test
     return joined(path, {"train": splits.train, "test": splits.test})

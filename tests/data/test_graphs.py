@@ -207,6 +207,18 @@ def test_a_list_of_edges(tmp_path):
     assert bare.sizes == {"node": 2, "nodes": 4, "edges": 3}
 
 
+def test_other_edges_have_the_labels_and_tags_beside_them(tmp_path):
+    """Those of the run's own graphs are of other nodes."""
+    tags = "water o O\nwater h1 H\nwater h2 H\nhydrogen a H\nhydrogen b H\n"
+    given = _files(tmp_path, edges=EDGES, labels="water,1\nhydrogen,0\n", tags=tags)
+    learnt = graphs.make(**given).learnt
+    place = tmp_path / "other"
+    place.mkdir()
+    other = _files(place, edges="oxygen a b\n", tags="oxygen a O\noxygen b O\n")
+    source = graphs.make(**given | {"path": other["path"]}, learnt=learnt).train
+    assert _rows(source) == [([2, 2], [(0, 1)])] and "label" not in source.arrays
+
+
 @pytest.mark.parametrize(
     "edges, labels, tags",
     [

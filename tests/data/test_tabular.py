@@ -151,3 +151,13 @@ def test_columns_of_any_unit_are_standardised(tmp_path):
     row = tabular.make(path=str(tmp_path / "t.csv")).train.arrays["row"]
     np.testing.assert_allclose(row.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(row.std(0), [1, 1, 0], atol=1e-5)
+
+
+def test_other_rows_are_read_without_labels(tmp_path):
+    (tmp_path / "mine.csv").write_text("a,label\n" + "".join(f"{i},x\n{-i},y\n" for i in range(9)))
+    (tmp_path / "other.csv").write_text("a\n1\n2\n")
+    learnt = tabular.make(path=str(tmp_path / "mine.csv")).learnt
+    found = tabular.make(path=str(tmp_path / "other.csv"), learnt=learnt).train
+    assert found.size == 2 and (found.arrays["label"] == -1).all() and found.sizes["label"] == 2
+    with pytest.raises(ValueError, match="0 columns 'label'"):
+        tabular.make(path=str(tmp_path / "other.csv"))

@@ -161,6 +161,13 @@ def test_what_was_learnt_is_kept_and_compared(run, tmp_path):
         fingerprint.learnt(workdir)
 
 
+def test_data_of_other_sizes_teach_a_run_nothing_that_did_not_keep_what_it_learnt(run, tmp_path):
+    learnt = {"words": ["a"]}
+    fingerprint.check_learnt(tmp_path / "run", with_learnt(DATA, learnt))
+    with pytest.raises(ConfigError, match=r"had 8 and .* It did not keep what it learnt"):
+        fingerprint.check_learnt(tmp_path / "run", with_learnt(parts(9), learnt))
+
+
 def test_without_a_checkpoint_the_newest_counts(run, tmp_path):
     _, check = run
     shutil.rmtree(tmp_path / "run" / "last")

@@ -104,13 +104,17 @@ def text(path, rows, **settings):
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_chose_the_training_part_chooses_nothing_of_other_data(kept, tmp_path):
     data = text(tmp_path / "mine.txt", LINES * 2, validation=0.5, fraction=0.5, sts="gone.tsv")
-    run, _ = began(tmp_path / "run", data | {"sts": ""})
+    run, splits = began(tmp_path / "run", data | {"sts": ""})
     run.config.data.sts = "gone.tsv"  # evaluators alone read it
     if not kept:
         (tmp_path / "run" / "learnt.json").unlink()
     text(tmp_path / "other.txt", OTHER)
     source, _ = source_of(tmp_path / "other.txt", run)
     assert list(source.names) == OTHER
+    text(tmp_path / "other.txt", LINES)  # read by the tokens of the half that was trained on
+    source, _ = source_of(tmp_path / "other.txt", run)
+    for name, row in zip(splits.train.names, splits.train.arrays["tokens"]):
+        np.testing.assert_array_equal(source.arrays["tokens"][LINES.index(name)], row)
 
 
 @pytest.mark.parametrize("change", ["gone", "rewritten"])
