@@ -178,13 +178,20 @@ say() { printf 'tpu_pod.sh: %s\n' "$1" >&2; }
 case $task in
     run)
         trap 'exit 130' INT # also while gcloud answers Ctrl-C with a status of its own
+        had='' # whether there was a slice: the first one fails by its name, type or quota
         while :; do
             # `set -e` has no effect before `||`: a subshell of its own ends at the first failure.
             set +e
-            (set -e; ready; start "$@"; follow)
+            (set -e; ready)
             status=$?
+            if [ "$status" -eq 0 ]; then
+                had=1
+                (set -e; start "$@"; follow)
+                status=$?
+            fi
             set -e
-            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || ! gone; then
+            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || [ -z "$had" ] || ! gone
+            then
                 exit "$status"
             fi
             say 'the slice was taken away, or the zone has none; asking for one in a minute'

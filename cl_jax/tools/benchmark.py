@@ -369,8 +369,12 @@ def kept_row(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any] |
 
 
 def workdir_of(name: str, args: argparse.Namespace, seed: int) -> Path:
-    """Where the run of a method and seed is kept."""
-    return path_of(args.workdir) / folder_of(name) / f"seed{seed}"
+    """Where the run of a method and seed is kept; of a config in a file, where an earlier version
+    kept it if it did."""
+    root, own = path_of(args.workdir), f"seed{seed}"
+    old = root / name / own
+    within = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return old if within and old.exists() else root / folder_of(name) / own
 
 
 def folder_of(name: str) -> str:

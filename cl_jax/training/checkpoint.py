@@ -272,7 +272,7 @@ def are_in(workdir: Path) -> bool:
 
 def _steps(path: Path) -> list[int]:
     """The steps that have a folder below `path`, ascending."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, too, where it cannot be looked into
         return []
     return sorted(int(found.name) for found in path.iterdir() if found.name.isdigit())
 

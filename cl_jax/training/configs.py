@@ -129,6 +129,7 @@ def _from_file(path: Path) -> ModuleType:
         )
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[f"config {path.resolve()}"] = module  # for `programs`: all code that was run
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

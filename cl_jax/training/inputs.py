@@ -141,7 +141,7 @@ def _other_data(path: str, known: Known) -> Source:
             trained_on.pop(key, None)
         splits = experiment.load_data(ConfigDict({"data": trained_on, "seed": known.config.seed}))
         fingerprint.check_learnt(Path(known.workdir), splits)
-        learnt, again = splits.learnt, False
+        learnt, again = dict(splits.learnt or {}), False
     section["test_path" if again else "path"] = path
     splits = experiment.load_data(
         ConfigDict({"data": section, "seed": known.config.seed}), None if again else learnt or {}

@@ -4,7 +4,8 @@ neither traces nor lowers them.
 jax's own cache is keyed by the lowered module, so a program has to be traced before it is found.
 Here the key is a hash of all that a run is built from:
 
-- its config, the facts of its data (`core.method.Run`), and the labels that were asked for;
+- its config and the file of that, the facts of its data (`core.method.Run`), and the labels that
+  were asked for;
 - the sources: every file of this package by its contents, those of LIBRARIES by time and size;
 - types, shapes and placement of the arguments; the processor and its devices; jax's settings and
   the environment's.
@@ -255,9 +256,9 @@ def _compilations() -> Iterator[dict[str, int]]:
 def _known(name: str, arguments: tuple[Any, ...], config: ConfigDict, run: Run) -> str | None:
     """The key of a program, "machine-program"; None where it may depend on more."""
     try:
-        _check_modules()
+        files = _config_files()
         machine = _hash(*_machine(), *_libraries())
-        program = _hash(name, _signature(arguments), *_sources(), *_facts(config, run))
+        program = _hash(name, _signature(arguments), *_sources(), *files, *_facts(config, run))
         return f"{machine}-{program}"
     except (Refused, OSError) as error:
         logging.info("a program is not kept: %s", error)
@@ -420,18 +421,26 @@ def _began() -> float:
 _IMPORTED = [time.perf_counter()]
 
 
-def _check_modules() -> None:
-    """Refuses to go on where a module was imported that is neither this package's, a config of its,
-    installed, nor Python's: its code may have put something else in the place of what a trace
-    reads."""
+def _config_files() -> list[str]:
+    """Contents of the config files that were run, the package's own apart.
+
+    Raises:
+      Refused: another module was imported that is neither this package's, installed, nor Python's:
+        its code may have put something else in the place of what a trace reads.
+    """
     configs_of_package = str(Path(_roots()[PACKAGE]).parent / "configs") + os.sep
-    for name, module in list(sys.modules.items()):
+    found = []
+    for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not file or file.startswith(configs_of_package) or _is_trusted(file):
             continue
         if name in ("__main__", "__mp_main__") and Path(file).stem == "cl-jax":
             continue
-        raise Refused(f"the module {name} of {file}")
+        if name != f"config {Path(file).resolve()}":  # of `configs`
+            raise Refused(f"the module {name} of {file}")
+        _check_age(file, os.stat(file))
+        found += [file, hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+    return found
 
 
 def _is_trusted(file: str) -> bool:

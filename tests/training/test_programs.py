@@ -6,6 +6,7 @@ import operator
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.monitoring
@@ -34,7 +35,7 @@ X = np.arange(4, dtype=np.float32)
 def folder(tmp_path, monkeypatch):
     """An empty cache of jax's, and what is kept beside it."""
     monkeypatch.setenv("CL_JAX_KEEP_PROGRAMS", "1")
-    monkeypatch.setattr(programs, "_check_modules", lambda: None)  # the tests' own
+    monkeypatch.setattr(programs, "_config_files", list)  # the tests' own
     changed = {
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -273,8 +274,8 @@ def test_sources_count_by_their_contents(tmp_path, monkeypatch):
 
 def test_a_process_with_code_of_the_users_keeps_nothing(tmp_path):
     with pytest.raises(Refused, match="the module "):  # of the tests
-        programs._check_modules()
-    script = "from cl_jax.training import programs; programs._check_modules(); print('kept')"
+        programs._config_files()
+    script = "from cl_jax.training import programs; programs._config_files(); print('kept')"
     mine = tmp_path / "mine.py"
     mine.write_text("")
     for words, status in (("import configs.simclr_v2; ", 0), ("import mine; ", 1)):
@@ -287,6 +288,23 @@ def test_a_process_with_code_of_the_users_keeps_nothing(tmp_path):
         assert done.returncode == status, done.stderr
         assert ("kept" in done.stdout) == (status == 0)
     assert f"the module mine of {mine}" in done.stderr
+
+
+def test_a_config_file_of_the_users_counts_by_its_contents(tmp_path):
+    """It may hold more than values."""
+    mine, found = tmp_path / "mine.py", []
+    script = (
+        f"from cl_jax.training import configs, programs; configs._module({str(mine)!r}); "
+        "print(programs._config_files())"
+    )
+    for text in ("def get_config(): pass", "def get_config(): return 1"):
+        mine.write_text(text)
+        time.sleep(0.1)  # a file that is no older than the process is refused
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        found.append(done.stdout)
+    assert str(mine) in found[0] and str(mine) in found[1] and found[0] != found[1]
 
 
 @pytest.mark.parametrize("name", ["NPROC", "PJRT_NPROC", "XLA_FLAGS"])
