@@ -26,7 +26,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
-from cl_jax.data.parts import drawn, role
+from cl_jax.data.parts import drawn, role, spaced
 from cl_jax.data.reading import learnt_of, read_or_next, scale_of
 from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays, with_learnt
 from cl_jax.data.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def make(
     _check_files(table, rows)
     parts = _divided(table, rows, test_share)
     if limit:
-        parts = {part: names[:: -(-len(names) // limit)] for part, names in parts.items()}
+        parts = {part: spaced(names, limit) for part, names in parts.items()}
     classes = sorted({row.label for row in rows.values()} - {""})
     if label_column and not classes:
         raise ValueError(f"{table}: no picture has a {label_column!r}; set label_column=''.")

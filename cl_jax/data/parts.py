@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -124,6 +125,11 @@ def few(
     train = chosen(parts["train"])
     known = {of.get(name, "") for name in train} | {""}
     return {"train": train, "test": chosen([n for n in parts["test"] if of.get(n, "") in known])}
+
+
+def spaced(rows: Any, limit: int) -> Any:
+    """At most `limit` of the rows of a list or array, from its whole length."""
+    return rows[:: -(-len(rows) // limit)]
 
 
 def joined(labelled: Source, unlabelled: Source) -> Source:

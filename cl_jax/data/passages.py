@@ -146,7 +146,7 @@ def _chapters(documents: Sequence[list[str]], size: int) -> list[list[str]]:
 
 
 def _name(document: Sequence[str]) -> str:
-    """What a document is told apart by: all of it, since many may begin with the same sentence."""
+    """The name of a document: all of its text, since many may begin with the same sentence."""
     return "\n".join(document)
 
 

@@ -33,6 +33,7 @@ from absl import logging
 from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, lines, scenes, text_tasks, tokenizer
+from cl_jax.data.parts import spaced
 from cl_jax.data.source import ForEvaluation, Source, Splits, from_arrays, with_learnt
 from cl_jax.data.tokenizer import Tokenizer
 from cl_jax.data.wordpiece import WordPiece
@@ -140,7 +141,7 @@ def make(
         else:
             train, test = _divided(train, test_share, path)
         if limit:
-            train, test = ([_spread(column, limit) for column in part] for part in (train, test))
+            train, test = ([spaced(column, limit) for column in part] for part in (train, test))
     elif embedded == "prose":
         name = "prose"
         everything = [prose()[: train_size + test_size]]
@@ -341,11 +342,6 @@ def _tasks(
     return found
 
 
-def _spread(rows: Any, limit: int) -> Any:
-    """At most `limit` of the rows, from their whole length."""
-    return rows[:: -(-len(rows) // limit)]
-
-
 def _of_tokens(
     path: str,
     test_path: str,
@@ -370,7 +366,7 @@ def _of_tokens(
 
     def source(part: str, arrays: dict[str, np.ndarray]) -> Source:
         if limit:
-            arrays = {field: _spread(rows, limit) for field, rows in arrays.items()}
+            arrays = {field: spaced(rows, limit) for field, rows in arrays.items()}
         return from_arrays(f"{name}/{part}", arrays, dict.fromkeys(arrays, vocab_size))
 
     return with_learnt(Splits(source("train", train), source("test", test)), {})

@@ -151,9 +151,8 @@ def _run(
     from cl_jax.training import fit, loop
     from cl_jax.weights import importing
 
-    if (
-        args.distributed
-    ):  # before all that can fail: the others wait five minutes for who never joins
+    if args.distributed:
+        # Before all that can fail: the others wait five minutes for a process that never joins.
         parallel.join()
         stop.join()
     root = args.workdir if name else str(configs.folder_of_run(args.workdir))

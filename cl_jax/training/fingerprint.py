@@ -178,7 +178,7 @@ def check_learnt(workdir: Path, data: Splits) -> None:
                 f"tests; the run in {workdir} had {sizes['train']} and {sizes['test']}. It did not "
                 "keep what it learnt from them, and these would teach something else. Put the data "
                 "back as they were; where nothing was changed, this version divides them "
-                "otherwise: use the one that trained the run, or train anew."
+                "otherwise: use the one that trained the run, or train again."
             )
         return
     now = json.loads(json.dumps(data.learnt))

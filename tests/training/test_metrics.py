@@ -56,7 +56,7 @@ def test_a_start_anew_hides_all_that_a_killed_run_logged(tmp_path):
     assert board(tmp_path) == [(10, 0.1)] and len(metrics.read(tmp_path)) == 1
 
 
-def test_a_start_anew_has_no_baselines_of_an_earlier_network(tmp_path):
+def test_a_run_from_step_0_has_no_baselines_of_an_earlier_network(tmp_path):
     """Their row is of step 0, and is kept where the run resumes from a later step."""
     logged(tmp_path, 0, 0, 20)
     assert [row["step"] for row in logged(tmp_path, 20).rows] == [0, 20]
