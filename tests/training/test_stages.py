@@ -77,6 +77,14 @@ def test_epochs_that_the_user_gives_beside_steps_are_refused(name, steps, tmp_pa
     assert found(epochs)
 
 
+def test_a_wrong_setting_of_the_optimiser_is_a_sentence_where_a_run_is_read(tmp_path):
+    config = configs.load("simclr_v1:debug").unlock()
+    resuming.check_config(tmp_path, configs.plain(config))
+    config.optimizer.parts = 3
+    with pytest.raises(ConfigError, match=r"optimizer\.parts=3; expected a section of settings"):
+        stages.load(tmp_path, config)
+
+
 def test_stages_do_not_start_inside_a_run(tmp_path):
     config = configs.load("simclr_v2:debug")
     (tmp_path / "pretrain/last/1").mkdir(parents=True)
