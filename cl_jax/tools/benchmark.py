@@ -43,6 +43,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
+from cl_jax.core.errors import SaveError
 from cl_jax.core.names import nearest
 from cl_jax.core.paths import user_path
 from cl_jax.data import declared
@@ -423,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(stem_of(args))
         with stopped_after(args.minutes):
             rows = run_all(args, names)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TimeoutError:

@@ -148,6 +148,10 @@ def test_tables_keep_their_name_and_rows_are_written_whole(tmp_path, monkeypatch
         patch.setattr(os, "fsync", full)
         with pytest.raises(SaveError, match=r"row\.json cannot be written"):
             benchmark.run_all(args, ["simclr_v1"], row)
+        assert not kept.with_name("row.json.part").exists()
+        patch.setattr(benchmark, "run_all", lambda *_: benchmark.write([], tmp_path / "t", ""))
+        assert benchmark.main(["--methods=simclr_v1", f"--workdir={tmp_path}"]) == 1
+    assert "error: " in (said := capsys.readouterr().err) and "t.json cannot be written" in said
     assert json.loads(kept.read_text())["error"] == "x"
     words = ["--methods=simclr_v1", f"--workdir={tmp_path}", "--out=/proc/tables"]
     assert benchmark.main(words) == 1
