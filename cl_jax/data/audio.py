@@ -24,7 +24,7 @@ from scipy.signal import resample_poly
 from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.labels import NONE, refuse_unknown
+from cl_jax.data.labels import NONE, refuse_alike
 from cl_jax.data.parts import drawn, few, of_folders
 from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, with_learnt
 
@@ -97,8 +97,8 @@ def make(
     Raises:
       ValueError: no such folder, no recordings in it, a label folder of formats that are not read,
         recordings that cannot be used, several sample rates where none is asked for, a pattern
-        that is wrong or not found, a part without recordings, a "label" of the test part that no
-        training recording has.
+        that is wrong or not found, a part without recordings, a "label" that the test part
+        writes in another way.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, limit, on_error)
     root, listed = listing.at(path, "recordings", SUFFIXES, _UNREAD, one=learnt is not None)
@@ -138,7 +138,7 @@ def make(
         train = [one for one, tested in zip(of, is_test) if not tested]
         test = [one for one, tested in zip(of, is_test) if tested]
         what, mend = ("labels", "rename the group") if pattern else _FOLDERS
-        refuse_unknown(path, train, test, what, f"Name them alike, or {mend}.")
+        refuse_alike(path, train, test, what, f"Name them alike, or {mend}.")
     numbers = {field: _numbered(of) for field, of in words.items()}
     if limit:
         parts = {

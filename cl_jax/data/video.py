@@ -24,7 +24,7 @@ from PIL import Image
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.labels import refuse_unknown
+from cl_jax.data.labels import refuse_alike
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, few, of_folders, role
 from cl_jax.data.reading import learnt_of, scale_of
@@ -99,7 +99,7 @@ def make(
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
         array of another shape or type, captions without a film or films without a caption, more
-        than `max_bytes`, a label of the test part that no training film has.
+        than `max_bytes`, a label that the test part writes in another way.
     """
     _check(frames, every, sampling, image_size, channels, test_share, limit, on_error)
     suffixes = (".npy", *CONTAINERS, *PICTURES)
@@ -171,8 +171,9 @@ def make(
         for which, films in parts.items():
             if not films:
                 raise ValueError(f"{path}: no film of its {which} part can be used.")
-        train, test = ([kinds.get(n, "") for n, _ in parts[part]] for part in ("train", "test"))
-        refuse_unknown(path, train, test, "label folders", _ALIKE)
+        if not fewer:
+            of = ([kinds.get(name, "") for name, _ in parts[part]] for part in ("train", "test"))
+            refuse_alike(path, *of, "label folders", _ALIKE)
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
@@ -413,7 +414,7 @@ def _few(
     of = _division(root, names, folders, kinds, share, splits)
     parts = {part: [name for name in names if of[name] == part] for part in ("train", "test")}
     train, test = ([kinds.get(name, "") for name in films] for films in parts.values())
-    refuse_unknown(path, train, test, "label folders", _ALIKE)
+    refuse_alike(path, train, test, "label folders", _ALIKE)
     return {name: part for part, films in few(parts, limit, kinds).items() for name in films}
 
 
