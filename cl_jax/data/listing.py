@@ -79,6 +79,11 @@ def of(
     return found
 
 
+def passes_over(folder: str) -> bool:
+    """Whether a folder of that name is hidden or a system's own: no data are looked for in it."""
+    return folder[0] in ".@$" or folder in _SYSTEM
+
+
 def at(
     path: str, what: str, suffixes: Container[str], unread: Container[str], one: bool
 ) -> tuple[Path, Listing]:
@@ -133,7 +138,7 @@ def _folder(
             files.append(path)
             sizes[path], times[path] = size, status.st_mtime_ns
         elif entry.is_dir(follow_symlinks=False):
-            if name[0] not in "@$" and name not in _SYSTEM:
+            if not passes_over(name):
                 stack.append(f"{inside}{name}/")
         elif wants:
             _image(found, root, inside + name, entry)

@@ -172,8 +172,8 @@ def make(
             if not films:
                 raise ValueError(f"{path}: no film of its {which} part can be used.")
         if not fewer:
-            of = ([kinds.get(name, "") for name, _ in parts[part]] for part in ("train", "test"))
-            refuse_alike(path, *of, "label folders", _ALIKE)
+            train, test = ([kinds.get(n, "") for n, _ in parts[part]] for part in ("train", "test"))
+            refuse_alike(path, train, test, "label folders", _ALIKE)
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
