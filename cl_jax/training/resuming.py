@@ -13,6 +13,7 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.training import checkpoint
 from cl_jax.training import workdir as folder
+from cl_jax.training.optimizer_settings import without_effect
 
 # What a resumed run may be given otherwise: where things are and how often something is written,
 # never what a training step computes.
@@ -75,7 +76,8 @@ def check_config(
       leeway: how it may differ.
 
     Returns:
-      Lines that name other differences (`NOTED`, `MOVABLE` and `leeway.free`).
+      Lines that name other differences: `NOTED`, `MOVABLE`, `leeway.free` and settings of the
+      optimiser without effect.
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -129,6 +131,7 @@ def differences(
     """(lines that name settings which decide the numbers, lines that name others) in which two
     configs differ."""
     then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
+    sides = (then, _idle(stored)), (now, _idle(given))
     changed: list[str] = []
     noted: list[str] = []
     for key in sorted(then.keys() | now.keys()):
@@ -142,6 +145,7 @@ def differences(
             new
             or any(plain == name or plain.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
             or (plain in MOVABLE and bool(then.get(key)) and bool(now.get(key)))
+            or all(key in idle for listed, idle in sides if key in listed)
         )
         (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
     return changed, noted
@@ -151,6 +155,11 @@ def _of_one_source(key: str, flat: Mapping[str, Any]) -> str:
     """ "data.source.path", of a source in a data section of several, as "data.path"."""
     role, _, setting = key.rpartition(".")
     return f"data.{setting}" if role.startswith("data.") and f"{role}.name" in flat else key
+
+
+def _idle(config: Mapping[str, Any]) -> set[str]:
+    """Settings of the optimiser without effect: `describe` advises to leave them out."""
+    return {f"optimizer.{key}" for key in without_effect(config.get("optimizer", {}))}
 
 
 def _number(value: Any) -> Any:
