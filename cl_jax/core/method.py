@@ -104,7 +104,8 @@ class Method:
                that are not empty.
     update:    (State, batch, key) -> (State, metrics). Runs on each device with its rows; may use
                the axis. Metrics are scalars equal on every device, "loss" and "grad_norm" among
-               them; of several players, the sum and the norm over all.
+               them; of several players, the sum and the norm over all. None has a name that the
+               trainer logs itself (`training.metrics.RESERVED`). The trainer counts `State.step`.
     functions: name -> (State, batch) -> arrays with the batch's rows first: all that others ask of
                a trained State. "encode" is always there: {name: [B, D]} of clean inputs, "h" the
                representation; of a batch that lacks a modality, what can be said without it.
