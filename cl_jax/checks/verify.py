@@ -44,7 +44,7 @@ from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
 from cl_jax.training.experiment import Built, build, initial_state, parameters
 from cl_jax.training.stages import stages
-from cl_jax.training.steps import stepper
+from cl_jax.training.steps import refreshed, stepper
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 10
@@ -249,7 +249,8 @@ class Runner:
         while step.step < run.total_steps:
             if method.refresh is not None and step.step % run.steps_per_epoch == 0:
                 held = state
-                state = method.refresh(
+                state = refreshed(
+                    method.refresh,
                     held,
                     lambda f: self.evaluator.encode_all(f, held),
                     step.step // run.steps_per_epoch,

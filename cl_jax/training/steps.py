@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import Method, State, Target
+from cl_jax.core.method import EncodeAll, Method, State, Target
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
@@ -339,6 +339,23 @@ def check_state(before: State, after: State, by: str) -> None:
                 f"{jax.tree_util.keystr(path)[1:]} of the State is {old} before {by} and {new} "
                 "after it; expected the same structure, shapes and types."
             )
+
+
+def refreshed(
+    refresh: Callable[[State, EncodeAll, int], State],
+    state: State,
+    encode_all: EncodeAll,
+    epoch: int,
+) -> State:
+    """The State after a method's `refresh`, each array placed as the step takes it.
+
+    Raises:
+      ValueError: another structure, other shapes or types than before.
+    """
+    after = refresh(state, encode_all, epoch)
+    check_state(state, after, "refresh")
+    placed: State = parallel.place_as(after, state)
+    return placed
 
 
 def _kind(value: Any) -> str:
