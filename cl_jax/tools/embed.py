@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--batch_size", type=int, default=0, help="examples at a time (default: the run's)"
     )
-    options.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    options.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a file that is there, or the beginning of one of other rows",
+    )
     return options
 
 
@@ -84,7 +88,7 @@ def embed(args: argparse.Namespace) -> int:
         # Names alone do not tell a file that was written again.
         "times": fingerprint.times_of(user_path(place), names_of(source)) if place else "",
     }
-    pieces, listed = embeddings.Pieces(out, about), dict(bad)
+    pieces, listed = embeddings.Pieces(out, about, overwrite=args.overwrite), dict(bad)
     done = pieces.done
     if done:
         print(f"resuming at example {done:,} of {source.size:,}", file=sys.stderr)

@@ -344,7 +344,7 @@ def captions_folder(config: ConfigDict) -> None:
         dict(name="image_text", path="", image_size=72, length=32, vocab_size=8000)
     )
     config.views.image = ConfigDict(
-        dict(name="simclr_crop_flip", size=64, scale=(0.8, 1.0), flip=0.0)
+        dict(name="simclr_crop_flip", size=64, scale=(0.8, 1.0), flip=0.0, test_crop=1.0)
     )
     config.evals.protocols = ConfigDict(dict(retrieval=dict()))
 
@@ -379,6 +379,8 @@ def captions_debug(config: ConfigDict) -> None:
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2
+    if "warmup_epochs" in config.optimizer:
+        del config.optimizer.warmup_epochs  # the steps below would win
     config.optimizer.warmup_steps = 1
     config.method.out_dim = 16
     config.evals.update(dict(every_epochs=1.0, batch_size=32))

@@ -136,7 +136,7 @@ def _sizes(
         found["evals.protocols.linear.batch_size"] = min(
             protocols.linear.batch_size, _power_of_two(max(count // 4, 1))
         )
-    if config.optimizer.get("freeze_steps", 0) > 0:
+    if (config.optimizer.get("freeze_steps") or 0) > 0:
         found["optimizer.freeze_steps"] = max(1, count // batch)
     found |= _of_method(config.method, "method", count, batch)
     for name, stage in config.stages.items():

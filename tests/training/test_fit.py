@@ -230,3 +230,11 @@ def test_a_folder_without_a_path_is_left_to_the_build(tmp_path):
     assert fit.fit(config, ["data.name"], tmp_path) == []
     with pytest.raises(ConfigError, match=r"cl_jax\.data\.folder\.make has no setting"):
         experiment.build(config)
+
+
+@pytest.mark.parametrize("steps, fitted", [(256, 1000 // 64), (None, None)])
+def test_a_length_in_steps_that_is_switched_off_stays_so(steps, fitted):
+    config = configs.load("swav:folder").unlock()
+    config.optimizer.freeze_steps = steps
+    found = fit._sizes(config, 12.0, 1000, {})
+    assert found.get("optimizer.freeze_steps") == fitted

@@ -72,6 +72,23 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         assert resuming.check_config(tmp_path, base | change, leeway) == []
 
 
+@pytest.mark.parametrize(
+    "then, now, same",
+    [
+        ({"warmup_epochs": 0.5, "warmup_steps": 1}, {"warmup_steps": 1}, True),
+        ({"warmup_steps": 1}, {"warmup_epochs": 0.5, "warmup_steps": 1}, True),
+        ({"warmup_epochs": 0.5, "warmup_steps": 1}, {"warmup_epochs": 0.5}, False),
+        ({"name": "adamw", "momentum": 0.5}, {"name": "adamw"}, True),
+        ({"name": "sgd", "momentum": 0.5}, {"name": "sgd"}, False),
+        ({"name": "sgd", "momentum": 0.5}, {"name": "adamw"}, False),
+        ({"freeze_paths": ("a",)}, {"freeze_paths": ("a",), "freeze_steps": -1}, False),
+    ],
+)
+def test_a_setting_of_the_optimiser_without_effect_may_come_and_go(then, now, same):
+    changed, noted = resuming.differences({"optimizer": then}, {"optimizer": now})
+    assert bool(changed) != same and bool(noted) == same
+
+
 def test_a_run_does_not_start_beside_the_folders_of_others(tmp_path):
     (tmp_path / "pretrain/last/1").mkdir(parents=True)
     resuming.check_config(tmp_path, {"seed": 0})  # a folder, and no run
