@@ -280,7 +280,7 @@ def test_the_optimiser_is_the_same_whatever_the_config_says():
     )
     run = dict(batch_size=16, steps_per_epoch=128, total_steps=10)
     found = verify.optimizer(section, 128, 10)
-    optim.build(**optim.with_effect(found), **run)  # a warm-up of 64 steps would be refused
+    optim.build(**found, **run)  # a warm-up of 64 steps would be refused
     assert found | verify.OPTIMIZER == found and found["parts"] == {}
     assert found["weight_decay"] == 0.1
     short = verify.optimizer(section, 4, 10)  # as docs/devices.json was measured
