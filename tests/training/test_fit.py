@@ -87,6 +87,31 @@ def test_sizes_follow_from_the_number_of_images(photos, tmp_path):
     assert "queue_size" in lines[-1] and "--config.batch_size=16" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"fraction": "0.4"}, {"validation": "0.3", "fraction": "0.5"}, {"imbalance": "3.0"}],
+    ids=str,
+)
+def test_sizes_follow_from_the_images_that_are_trained_on(settings, photos, tmp_path):
+    given = {f"data.{key}": value for key, value in settings.items()}
+    config = config_of("moco_v2:folder", photos, **given)
+    lines = fit.fit(config, ["data.path", *given], tmp_path)
+    size = experiment.load_data(config).train.size
+    assert f"fitted to {size} training images" in lines[-1]
+    assert config.method.queue_size == max(size // 2 // 16, 1) * 16 <= size
+    config = config_of("moco_v2:folder", photos, **{"data.fraction": "0.1"})
+    with pytest.raises(ConfigError, match=r"8 training images after fraction=0\.1; expected at l"):
+        fit.fit(config, ["data.path", "data.fraction"], tmp_path)
+
+
+def test_a_stage_has_a_batch_of_its_own_images(photos, tmp_path):
+    config = config_of("simclr_v2:folder", photos, **{"data.validation": "0.5"})
+    fit.fit(config, ["data.path", "data.validation"], tmp_path)
+    config.stage = "finetune"
+    ((_, stage, _),) = stages(config, tmp_path, ["data.path", "data.validation"])
+    assert stage.batch_size <= experiment.load_data(stage).train.size < 2 * stage.batch_size
+
+
 def test_what_the_user_gives_is_kept(photos, tmp_path):
     config = config_of("moco_v2:folder", photos, batch_size="8", total_epochs="3")
     lines = fit.fit(config, ["data.path", "batch_size", "total_epochs"], tmp_path)
