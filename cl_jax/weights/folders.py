@@ -42,8 +42,7 @@ def images(net: Network, to: str, folder: Path) -> tuple[Difference, str]:
     section, run, narrow = net.section, net, limits.narrow(net, to)
     if narrow:
         net = padding.padded(net)
-    if section["name"] == "vit" and net.encoder.variant == "dino":
-        net = net._replace(side=net.encoder.image_size)
+    net = net._replace(side=net.named_side)
     dialect = DIALECTS[_DIALECTS[net.kind, to]]
     flat = flax.traverse_util.flatten_dict(net.params) | flax.traverse_util.flatten_dict(net.stats)
     flat.pop(("mask_token",), None)  # of training alone
