@@ -232,7 +232,7 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
         processes of a job have different data.
     """
     now = of_data(config, data)
-    _refuse_others(now)
+    _refuse_others_than(now)
     failure, noted = None, list[str]()
     if jax.process_index() == 0:
         try:
@@ -244,9 +244,18 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
     return noted
 
 
-def _refuse_others(now: dict[str, Any]) -> None:
+def refuse_others(config: ConfigDict, data: Splits) -> None:
     """Refuses data of which the processes of a job have different copies: the order of the examples
-    depends on their number, so that each process would read its rows of another batch."""
+    depends on their number, so that each process would read its rows of another batch.
+
+    Raises:
+      ConfigError: as it says, on every process.
+    """
+    if jax.process_count() > 1:
+        _refuse_others_than(of_data(config, data))
+
+
+def _refuse_others_than(now: dict[str, Any]) -> None:
     same = {key: value for key, value in now.items() if key not in ("name", "times", "with_hidden")}
     text = json.dumps(same, sort_keys=True).encode()
     digests = parallel.from_each(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
