@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
-from cl_jax.data.source import Splits, from_arrays
+from cl_jax.data.source import Splits, from_arrays, with_learnt
 from cl_jax.training import checkpoint, configs, fingerprint, loop, resuming, stages, workdir
 from configs import simclr_v1
 from tests import processes
@@ -46,8 +46,13 @@ def main(folder):
     data = ConfigDict({"data": {"path": str(folder / f"data{index}")}})
     splits = Splits(source, source)
     refused("data", lambda: fingerprint.check(shared, data, splits))
+    data.data.path = str(folder / "data0")
+    near, far = ({"mean": [0.1 + index * by], "words": ["a"] * (index + 1)} for by in (1e-12, 1.0))
+    near["words"] = ["a"]
+    refused("learnt alike", lambda: fingerprint.check(shared, data, with_learnt(splits, near)))
+    refused("learnt else", lambda: fingerprint.check(shared, data, with_learnt(splits, far)))
     resuming.check_config(shared, configs.plain(config))
-    config.data.path = data.data.path
+    config.data.path = str(folder / f"data{index}")
     with mock.patch.object(stages, "build", lambda *_: SimpleNamespace(data=splits)):
         refused("data of an evaluation", lambda: loop.evaluate(shared, config))
 

@@ -38,6 +38,14 @@ def test_data_of_which_a_machine_lacks_a_file_are_refused(said):
             assert f"This one has train=8, test=8, files={files}" in one[case]
 
 
+def test_a_source_that_learnt_something_else_on_a_machine_is_refused(said):
+    """But for the last digits of floats, in which machines differ."""
+    for one, more in zip(said, ("", ": another mean, words"), strict=True):
+        words = "the source of the data learnt something else in process 2 than in process 1"
+        assert one["learnt else"].startswith(f"{words}{more}. ")
+        assert one["learnt alike"] == "[]"
+
+
 def test_all_processes_try_the_checkpoints_that_the_first_one_sees(said):
     for one in said:
         assert (
