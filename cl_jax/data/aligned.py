@@ -1,6 +1,7 @@
 """Your own folder of things that are each shown in several ways: RGB with depth, surface normals
 and segmentation, or one drawing in several styles."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,10 @@ def make(
         numbers = {name: number for number, name in enumerate(classes)}
         arrays["label"] = np.array([numbers[one.rpartition("/")[0]] for one in names], np.int32)
         counts["label"] = len(classes)
-    whole = from_arrays(root.name, arrays, counts)
+    whole = dataclasses.replace(
+        from_arrays(root.name, arrays, counts),
+        classes={"label": tuple(classes)} if counts else {},
+    )
     chosen = drawn(names, test_share, {one: one.rpartition("/")[0] for one in names})
     if not chosen:
         raise ValueError(

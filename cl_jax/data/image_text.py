@@ -13,6 +13,7 @@ captions (fewer are repeated; a view draws one of them). "label" where there are
 `more["prompts"]`: "tokens" and "label", sentences that name each class.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -347,6 +348,7 @@ def _source(
         numbers = {label: k for k, label in enumerate(classes)} | {"": NONE}
         fields["label"] = np.array([numbers[rows[n].label] for n in names], np.int32)
         sizes["label"] = len(classes)
+    named = {"label": tuple(classes)} if classes else {}
     keep = len(names) * how["image_size"] ** 2 * how["channels"] <= cache_bytes
 
     def decoded(i: int) -> np.ndarray:
@@ -381,7 +383,7 @@ def _source(
     if keep:
         pixels = np.stack([results[i] for i in good])
         made = from_arrays(name, {"image": pixels, **fields}, sizes)
-        return Source(name, made.size, made.read, made.sizes, made.arrays, skipped=len(bad))
+        return dataclasses.replace(made, skipped=len(bad), classes=named)
     from_arrays(name, fields, sizes)  # checks the numbers
 
     def read_one(i: int) -> Example:
@@ -393,4 +395,12 @@ def _source(
     read: Callable[[int], Example] = read_one
     if on_error == "skip":  # damage in the middle of a file is found when it is read
         read = functools.partial(read_or_next, name, read_one, len(good), fields.get("label"))
-    return Source(name, len(good), read, sizes, labels=fields.__getitem__, skipped=len(bad))
+    return Source(
+        name,
+        len(good),
+        read,
+        sizes,
+        labels=fields.__getitem__,
+        skipped=len(bad),
+        classes=named,
+    )

@@ -11,6 +11,7 @@ has one, divides the films. All frames are cut to their central square and resiz
 memory.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,7 +199,8 @@ def make(
             sizes["tokens"] = vocabulary
         made = from_arrays(f"{root.name}/{which}", arrays, sizes)
         skipped = len(bad) if which == "train" else 0
-        return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
+        named = {"label": tuple(classes)} if classes else {}
+        return dataclasses.replace(made, skipped=skipped, classes=named)
 
     return with_learnt(Splits(part("train"), part("test")), kept or None)
 

@@ -27,6 +27,7 @@ def test_pictures_of_one_name_lie_on_one_channel_axis(tmp_path):
         path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8
     )[:2]
     assert (train.size, test.size, train.sizes) == (3, 2, {"label": 2})
+    assert train.classes == test.classes == {"label": ("a", "b")}
     found = {
         part.arrays["image"][i].tobytes(): part.arrays["label"][i]
         for part in (train, test)
