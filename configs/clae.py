@@ -15,14 +15,16 @@ Variants:
   base        weight 0: the base alone, at the same cost, for comparison.
   cifar10     the authors' SimCLR: ResNet-18, batch 256, 100 epochs, Adam 3e-4, temperature 0.5,
               inputs from -1 to 1, epsilon 0.03. With `plain` and `invaspread` SGD 0.03, weight
-              decay 5e-4, batch 128, 301 epochs, temperature 0.1. Published: gains over each base on
-              CIFAR-10, CIFAR-100 and Tiny ImageNet.
+              decay 5e-4, batch 128, 301 epochs, temperature 0.1, and one linear layer as head,
+              whose output is evaluated. Published: gains over each base on CIFAR-10, CIFAR-100 and
+              Tiny ImageNet.
   debug       any of them in seconds.
 
 Differences from the authors' code:
   - Both clean views pass through batch norm together; theirs one after the other.
   - The running statistics of the adversarial batch norms are not kept, since nothing reads them.
-  - The head is the base's; theirs is two layers without batch norm.
+  - The two layers of SimCLR's head have batch norm; theirs have none. `plain` has that head too,
+    except with `cifar10`.
   - They choose the epoch by the test accuracy; here it is the last.
 
 Command: python -m cl_jax.main --config=configs/clae.py --workdir=runs/clae
@@ -73,6 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.encoder, config.views = like.encoder, like.views
             config.optimizer = like.optimizer
             config.batch_size, config.total_epochs = like.batch_size, like.total_epochs
+            base, config.evals.feature = like.method.to_dict(), like.evals.feature
     if "plain" in chosen:
         temperature = 0.1 if "cifar10" in chosen else base["temperature"]
         base = dict(name="temperature", base=base, loss="contrastive", temperature=temperature)

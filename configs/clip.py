@@ -22,7 +22,10 @@ Differences from the authors' code:
   - There is no code of their training; open_clip is what it is compared with.
   - The end of a sentence is found by its token and not as the largest number.
   - The tokenizer is trained on the captions.
-  - Weights are not decayed where they have one axis or none, open_clip's rule.
+  - Weights are not decayed where they have one axis or none, open_clip's rule. Tables of positions
+    are decayed; open_clip now leaves them out too.
+  - All blocks of `vit_b32` start by the rule of the text's; those of their image encoder start as
+    PyTorch's layers do.
   - Crops of `rn50` and `vit_b32` keep .8 to 1 of the area at ratios of 3/4 to 4/3, and pixels go
     from 0 to 1; theirs are random squares of the resized image, less CLIP's mean and divided by its
     deviation.

@@ -26,7 +26,7 @@ Variants:
 Differences from the authors' code:
   - The default's weight of CRD is 0.02, theirs 0.8 (`cifar100` has it); see docs/results.md.
   - Negatives are drawn with replacement; theirs without where the classes allow it.
-  - The layers that make embeddings start as Flax's; theirs as PyTorch's.
+  - The layers that make embeddings, and the classifier, start as Flax's; theirs as PyTorch's.
   - Images are cropped by area and resized; theirs are padded by 4 pixels and cropped.
   - Their wide ResNets, VGG and mobile networks, and transfer to other data, are not built.
 
@@ -39,6 +39,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cl_jax.training import configs, defaults
+from cl_jax.views import presets
 
 PAIRS = {"": (9, 3, 0.25, 16), "resnet110": (18, 5, 0.25, 16), "resnet32x4": (5, 1, 1.0, 32)}
 VARIANTS = ("single", "folder", "cifar100", "resnet110", "resnet32x4", "debug")
@@ -92,7 +93,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             )
         )
         small, contrast = dict(blocks=(few,) * 3), dict(num_negatives=16384, block_size=1024)
-        config.views = ConfigDict(dict(one=dict(name="crop_flip", size=32, scale=(0.6, 1.0))))
+        crop = dict(name="crop_flip", size=32, scale=(0.6, 1.0), test_crop=1.0)
+        pixels = dict(mean=presets.CIFAR100_MEAN, std=presets.CIFAR100_PIXELS_STD)
+        config.views = ConfigDict(dict(one=crop | pixels))
         config.batch_size, config.total_epochs = 64, 240.0
         config.optimizer = ConfigDict(
             dict(

@@ -20,6 +20,9 @@ Differences from the authors' code:
     half of the largest one; faiss draws by size which one to halve.
   - An example that is drawn twice within a batch has the same view and dropout both times; they
     draw new ones.
+  - A cluster with exactly as many images as are drawn from it gives each of them once; they draw
+    with replacement there.
+  - Matrix products of `imagenet2012` are in bfloat16, theirs in float32.
   - Not built: VGG-16, clustering by a nearest-neighbour graph, classifiers on the maps of conv1 to
     conv4 (the probe reads the encoder's output, and its rate falls by a cosine where theirs falls
     as 1 / sqrt(1 + rate x decay x step)).

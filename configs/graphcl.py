@@ -22,7 +22,8 @@ Differences from the authors' code:
   - An edge moves as a whole; theirs drop the two directions apart, and their unsupervised code adds
     no edges.
   - A subgraph grows over all neighbours of what is kept, as the paper has it; a discarded result
-    in their code keeps it to those of the first node.
+    in their code keeps it to those of the first node. It keeps four fifths of the nodes; all of
+    their code keeps a fifth, which `authors` does here.
   - Isolated nodes stay, and there are no self loops.
   - In `semi` the network is the same GIN as elsewhere; theirs is a ResGCN of 128 with degrees as
     features. They choose the epoch on the test fold; here it is the last.

@@ -22,8 +22,10 @@ Differences from the authors' code:
   - On graphs theirs is InfoGraph's bound between nodes and graphs (`losses.graph.infograph` with
     hard=True); here the loss of images is taken to GraphCL's pairs.
   - In logarithms, where theirs overflows at low temperatures.
-  - `cifar10` has SimCLR's network, optimiser and length; theirs are ResNet-50, Adam at 1e-3 with
-    L2 of 1e-6 in it, and 400 epochs. Their option to lower beta in nine steps is not here.
+  - `cifar10` has SimCLR's network, optimiser, batch of 512, length and views (TensorFlow's
+    operators, no blur, pixels from 0 to 1); theirs are ResNet-50, Adam at 1e-3 with L2 of 1e-6 in
+    it, 256, 400 epochs, and torchvision's operators with blur at 0.5 and CIFAR-10's mean and
+    deviation. Their option to lower beta in nine steps is not here.
 
 Command: python -m cl_jax.main --config=configs/hcl.py --workdir=runs/hcl
 Reached: 71.6 % kNN and 75.6 % linear, the plain loss (`easy`) 57.5 and 67.4, means of two seeds.

@@ -35,7 +35,8 @@ Differences from the authors' code:
   - KoLeo's neighbours are sought in the global batch, theirs among each device's rows.
   - `dinov2`: no decay of the rate over layers, nor a fifth of it for the patch embedding, no
     LayerScale, and the parts' gradients are clipped together, not backbone and heads apart. The
-    last layer's moments rest while it is frozen; theirs move at a rate of 0.
+    last layer's moments rest while it is frozen; theirs move at a rate of 0. The probability of
+    dropping a path rises from 0 in the first block to 0.3 in the last; theirs is 0.3 in all.
   - Matrix products are in bfloat16, theirs in float16.
 
 Command: python -m cl_jax.main --config=configs/ibot.py --workdir=runs/ibot

@@ -23,7 +23,8 @@ Differences from the authors' code:
   - Partners and keys come from the global batch; theirs from one device's.
   - Over SimCLR the loss is theirs of N pairs: one direction, and no query among the candidates.
   - The base keeps its own network, head, temperature, optimiser and length; theirs are chosen for
-    each cell of their table.
+    each cell of their table. With `cifar10` it also keeps its momentum (MoCo 0.99, BYOL 0.99
+    rising to 1) and its crops of 0.08 to 1 of the area; theirs are 0.999 and 0.2 to 1.
   - One direction, their default; their `--sym`, which adds the other, is not a setting. Nor is
     their InputMix (`losses.mixing.input_mix`). Columns left out at random are `views.both.drop`.
   - `table` and `audio` have small networks; theirs are a perceptron of 2,048 to 8,192 units and a

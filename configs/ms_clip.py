@@ -24,7 +24,8 @@ Differences from the authors' code:
     warm-up, and weight decays of 0.2 for shared weights and of 0.05 for others.
   - Crops of `b32` keep .8 to 1 of the area at ratios of 3/4 to 4/3, and pixels go from 0 to 1;
     CLIP's are random squares of the resized image, less its mean and divided by its deviation.
-  - Initial weights are CLIP's; theirs are normal with 0.02 everywhere.
+  - Initial weights are CLIP's, in all blocks those of its text; theirs are normal with 0.02
+    everywhere.
   - The layer norms' epsilon is 1e-5, CLIP's; theirs is 1e-12, `--config.encoder.epsilon`. That of
     the branch's batch norms is 1e-5; theirs is 1e-6.
   - Shared weights have the learning rate of the others unless the optimiser's parts say otherwise.

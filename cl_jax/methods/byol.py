@@ -20,6 +20,7 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.method import Batch, Run, Variables
 from cl_jax.core.network import Network, applier, features_of, with_predictor
 from cl_jax.core.parts import Pairs, Parts, method_of
+from cl_jax.encoders import initializers
 from cl_jax.heads import mlp, predictor
 from cl_jax.methods.distill import accuracy
 from cl_jax.views import View, draw, fields
@@ -73,8 +74,10 @@ def parts(
                 lambda: apply(params["network"], stats["network"], images, False)[0][1]
             )
             width = features["h"].shape[1]
+            # Not 0: LARS moves a layer in proportion to its norm.
+            start = initializers.kernel("haiku")
             params["classifier"] = {
-                "kernel": jnp.zeros((width, num_classes)),
+                "kernel": start(jax.random.fold_in(predictor_key, 1), (width, num_classes)),
                 "bias": jnp.zeros(num_classes),
             }
         return Variables(params, stats, (slow["params"], slow.get("batch_stats", {})))

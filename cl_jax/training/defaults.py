@@ -344,7 +344,7 @@ def captions_folder(config: ConfigDict) -> None:
         dict(name="image_text", path="", image_size=72, length=32, vocab_size=8000)
     )
     config.views.image = ConfigDict(
-        dict(name="simclr_crop_flip", size=64, scale=(0.8, 1.0), flip=0.0)
+        dict(name="simclr_crop_flip", size=64, scale=(0.8, 1.0), flip=0.0, test_crop=1.0)
     )
     config.evals.protocols = ConfigDict(dict(retrieval=dict()))
 

@@ -45,6 +45,15 @@ def test_the_monitor_of_byol_counts_labelled_rows_alone():
     assert metrics["monitor_accuracy"] == 0.75
 
 
+def test_the_monitor_of_byol_starts_as_haikus_layers_do():
+    parts = byol.parts(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, monitor=True)
+    made = jax.jit(lambda key: parts.variables(key, BATCH).params["classifier"])(jax.random.key(0))
+    width, classes = made["kernel"].shape
+    assert classes == 8 and np.abs(made["kernel"]).max() < 2 / width**0.5
+    assert made["kernel"].std() == pytest.approx(0.88 / width**0.5, rel=0.3)
+    assert not made["bias"].any()
+
+
 def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     tx, _ = optim.build(
         name="sgd",

@@ -191,12 +191,28 @@ def test_a_setting_that_cannot_be_names_what_can(key, text, words):
             {"stages.kd.method.label_weight": 0.1, "stages.kd.method.kd_weight": 0.9},
         ),
         ("crd:cifar100", {"stages.crd_kd.method.kd_weight": 1.0}),
+        (
+            "crd:cifar100,resnet32x4",  # CIFAR-100's statistics of pixels, and whole test images
+            {"views.one.test_crop": 1.0, "views.one.mean": (0.5071, 0.4867, 0.4408)}
+            | {"views.one.std": (0.2675, 0.2565, 0.2761)},
+        ),
+        # the centre of the resized picture, which the data have cut already
+        ("clip:folder", {"views.image.test_crop": 1.0}),
+        ("clip:vit_b32", {"views.image.test_crop": 1.0}),
         ("ibot:imagenet2012,dinov2", {"method.smallest_block": 4}),
         ("contragan:cifar10", {"optimizer.eps": 1e-6, "optimizer.b1": 0.5}),
         # several evaluations in the one epoch: `evals.best` chooses among them
         ("simcse:bert", {"total_epochs": 1.0, "evals.every_epochs": 0.1}),
         ("clae:cifar10", {"views.both.family": "tv", "encoder.kernel_init": "torch"}),
         ("clae:cifar10,plain", {"encoder.variant": "torchvision", "encoder.kernel_init": "torch"}),
+        (
+            "clae:cifar10,plain",
+            {
+                "method.base.base.head": "linear",
+                "method.base.temperature": 0.1,
+                "evals.feature": "z",
+            },
+        ),
     ],
 )
 def test_published_settings(text, settings):
