@@ -45,6 +45,7 @@ from cl_jax.training import configs
 from cl_jax.training.experiment import Built, build, initial_state, parameters
 from cl_jax.training.stages import stages
 from cl_jax.training.steps import stepper
+from cl_jax.training.workdir import replace_text
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 10
@@ -357,7 +358,11 @@ def stored(path: Path) -> dict[str, Record]:
 
 
 def store(path: Path, records: Sequence[Record], steps: int) -> None:
-    """Writes records as JSON."""
+    """Writes records as JSON; the old file stays until the new one is whole.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
     rows = [
         {
             "name": record.name,
@@ -379,16 +384,16 @@ def store(path: Path, records: Sequence[Record], steps: int) -> None:
         "floor": FLOOR,
         "optimizer": OPTIMIZER,
     }
-    path.write_text(json.dumps(about | {"methods": rows}, indent=1) + "\n")
+    replace_text(path, json.dumps(about | {"methods": rows}, indent=1) + "\n")
 
 
 _BEGIN, _END = "<!-- verify -->\n", "<!-- end of verify -->"
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replaces what stands between the two marks of a Markdown page."""
+    """Replaces what stands between the two marks of a Markdown page; errors as of `store`."""
     before, after = around(page)
-    page.write_text(f"{before}{_BEGIN}{text}\n{_END}{after}")
+    replace_text(page, f"{before}{_BEGIN}{text}\n{_END}{after}")
 
 
 def around(page: Path) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """All pairs of rows above a similarity, exactly, without comparing all pairs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -31,6 +31,14 @@ class Pairs(NamedTuple):
 
     first: np.ndarray
     second: np.ndarray
+    similarity: np.ndarray
+
+
+class Joined(NamedTuple):
+    """groups: see `groups`. similarity: [N] float32, the cosine of each row with its most similar
+    partner, 0 without one."""
+
+    groups: list[np.ndarray]
     similarity: np.ndarray
 
 
@@ -76,23 +84,11 @@ def pairs_above(
     Raises:
       ValueError: no row, a threshold out of range, NaN, more than `max_pairs` pairs.
     """
-    size = check("n d", x=x)["n"]
-    if not size:
-        raise ValueError("x has no row; expected one or more.")
-    check_scalar(threshold=threshold)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1.")
-    if not np.isfinite(np.asarray(x)).all():
-        raise ValueError("x has NaN or inf; leave those rows out.")
-    rows = _unit_and_zero(jnp.asarray(x))
-    count = min(size, cells or round(min(4 * size**0.5, max(BITS / size, 1))))
-    drawn = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
-    reach = np.float32(np.sqrt(max(2 - 2 * threshold, 0) + ROUNDING))
-    candidates = _candidates(rows, rows[drawn], reach)
+    size = _checked_size(x, threshold)
     none = np.zeros(0, np.int32)
     found = [(none, none, np.zeros(0, np.float32))]
     total = 0
-    for part in _compared(rows, candidates, np.float32(threshold)):
+    for part in _found(x, threshold, cells):
         found.append(part)
         total += len(part[0])
         if total > 2 * max_pairs:
@@ -115,24 +111,102 @@ def groups(size: int, pairs: Pairs) -> list[np.ndarray]:
     Raises:
       ValueError: pairs of rows beyond `size`, the number of rows.
     """
-    from scipy import sparse
-    from scipy.sparse.csgraph import connected_components
-
     most = int(pairs.second.max(initial=-1))
     if most >= size:
         raise ValueError(
             f"size is {size}, and a pair has row {most}; expected the number of rows that the "
             "pairs are of."
         )
-    ones = np.ones(len(pairs.first), np.int8)
-    graph = sparse.csr_matrix((ones, (pairs.first, pairs.second)), (size, size))
-    label = connected_components(graph, directed=False)[1]
+    return _members(_components(size, pairs.first, pairs.second))
+
+
+def groups_above(
+    x: np.ndarray | jax.Array, threshold: float, *, max_pairs: int = MAX_PAIRS
+) -> Joined:
+    """`groups` of the pairs of `pairs_above`, however many there are: n equal rows are one group of
+    n (n - 1) / 2 pairs.
+
+    Args:
+      x, threshold: see `pairs_above`.
+      max_pairs: that are held at a time. Where there are more, rows that pairs have joined already
+        are not compared again, and the similarity is the largest of those that were.
+
+    Raises:
+      ValueError: as `pairs_above`, of the number of pairs never.
+    """
+    size = _checked_size(x, threshold)
+    label, similarity = np.arange(size), np.zeros(size, np.float32)
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def joined(left: np.ndarray, right: np.ndarray) -> bool:
+        one = label[right[0]]
+        return bool((label[right] == one).all() and (label[left] == one).all())
+
+    def join() -> None:
+        nonlocal label
+        if held:
+            first, second = (label[np.concatenate(rows)] for rows in zip(*held))
+            label = _components(size, first, second)[label]
+            held.clear()
+
+    for first, second, cosine in _found(x, threshold, joined=joined):
+        np.maximum.at(similarity, first, cosine)
+        np.maximum.at(similarity, second, cosine)
+        held.append((first, second))
+        if sum(len(rows) for rows, _ in held) > max_pairs:
+            join()
+    join()
+    return Joined(_members(label), similarity)
+
+
+def _components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[size] the component of each node of a graph with these edges."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    ones = np.ones(len(first), np.int8)
+    graph = sparse.csr_matrix((ones, (first, second)), (size, size))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _members(label: np.ndarray) -> list[np.ndarray]:
+    """The rows of each label that has several, in the order of `groups`."""
     counts = np.bincount(label)
     members = np.flatnonzero(counts[label] > 1)
     by_label = members[np.argsort(label[members], kind="stable")]
     starts = np.flatnonzero(np.diff(label[by_label], prepend=-1))
     parts = np.split(by_label, starts[1:]) if len(by_label) else []
     return sorted(parts, key=lambda rows: (-len(rows), rows[0]))
+
+
+def _checked_size(x: np.ndarray | jax.Array, threshold: float) -> int:
+    """The number of rows."""
+    size = check("n d", x=x)["n"]
+    if not size:
+        raise ValueError("x has no row; expected one or more.")
+    check_scalar(threshold=threshold)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a cosine above 0 and at most 1.")
+    if not np.isfinite(np.asarray(x)).all():
+        raise ValueError("x has NaN or inf; leave those rows out.")
+    return size
+
+
+def _found(
+    x: np.ndarray | jax.Array,
+    threshold: float,
+    cells: int = 0,
+    joined: Callable[[np.ndarray, np.ndarray], bool] = lambda left, right: False,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(row, other row, similarity) of the pairs of `pairs_above` in parts; some pairs come twice.
+    Two sets of rows that are `joined` are not compared."""
+    size = len(x)
+    rows = _unit_and_zero(jnp.asarray(x))
+    count = min(size, cells or round(min(4 * size**0.5, max(BITS / size, 1))))
+    drawn = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
+    reach = np.float32(np.sqrt(max(2 - 2 * threshold, 0) + ROUNDING))
+    candidates = _candidates(rows, rows[drawn], reach)
+    return _compared(rows, candidates, np.float32(threshold), joined)
 
 
 @jax.jit
@@ -226,6 +300,7 @@ def _compared(
     rows: jax.Array,
     candidates: Iterator[tuple[np.ndarray, np.ndarray, bool]],
     threshold: np.float32,
+    joined: Callable[[np.ndarray, np.ndarray], bool],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(row, other row, similarity) of the pairs in each tile that has some."""
     heads, zero = _heads(rows), len(rows) - 1
@@ -250,6 +325,10 @@ def _compared(
             columns = _padded(right, COLUMNS, zero)
             for i in range(0, len(some), ROWS):
                 left = some[i : i + ROWS]
+                if same and left[0] >= right[-1]:
+                    break  # of ascending rows: these pairs were found from the other side
+                if joined(left, right):
+                    continue
                 padded = _padded(left, ROWS, zero), columns
                 waiting.append((left, right, same, padded, _possible(heads, *padded, threshold)))
                 if len(waiting) == WAITING:

@@ -480,14 +480,14 @@ class Pieces:
 
     Args:
       path: of the file that is to be.
-      about: what decides the rows (run, step, features, hash of the names). A folder that holds
-        pieces of other rows is refused.
+      about: what decides the rows (run, step, features, hash of the names).
+      overwrite: remove pieces of other rows, which are refused otherwise.
 
     Raises:
       ConfigError: pieces of something else are there, or the place cannot be written.
     """
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any]):
+    def __init__(self, path: str | Path, about: Mapping[str, Any], *, overwrite: bool = False):
         self.file = check_place(path)
         self.folder = self.file.with_name(f"{self.file.name}.partial")
         self.folder.mkdir(exist_ok=True)
@@ -504,13 +504,16 @@ class Pieces:
                 if then.get(key) != given.get(key)
                 and (key in then or key != "times")  # an earlier version wrote none
             ]
-            if changed:
+            if changed and not overwrite:
                 raise ConfigError(
                     f"{self.folder} holds the beginning of other rows ({'; '.join(changed)}). "
-                    "Remove that folder, or give another --out."
+                    "Give --overwrite to remove it, or another --out."
                 )
-        else:
-            notes.write_text(json.dumps(given))
+            if not changed:
+                return
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        notes.write_text(json.dumps(given))
 
     @property
     def pieces(self) -> list[Path]:

@@ -114,6 +114,7 @@ def make(
         )
     apply = applier(Experts(encoder, count, out_dim))
     gates = clusters.simplex(count, out_dim)
+    kappa = temperature if gate_temperature is None else gate_temperature
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, queue_key, expert_key = jax.random.split(key, 3)
@@ -194,7 +195,7 @@ def make(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
         (found, named), stats = apply(params["network"], stats, images, train)
-        logits = unit(found["gate"]) @ gates.T / (gate_temperature or temperature)
+        logits = unit(found["gate"]) @ gates.T / kappa
         return named | {"gate": jax.nn.softmax(logits, axis=1), "z": unit(found["gate"])}, stats
 
     def encode(state: State, batch: Batch) -> dict[str, jax.Array]:

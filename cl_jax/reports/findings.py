@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cl_jax.cluster.pairs import groups, pairs_above
+from cl_jax.cluster.pairs import groups_above
 from cl_jax.core.neighbours import nearest_rows
 
 Array = np.ndarray
@@ -92,15 +92,10 @@ def false_negatives(
     return [Alike(int(low[i]), int(high[i]), float(near[i])) for i in kept]
 
 
-def duplicates(x: Array, threshold: float) -> list[Array] | None:
+def duplicates(x: Array, threshold: float) -> list[Array]:
     """Groups of rows that are at least `threshold` alike, directly or through others, the largest
-    first; None where there are too many pairs to list, as in a collapsed network."""
-    try:
-        return groups(len(x), pairs_above(x, threshold, max_pairs=20 * len(x)))
-    except ValueError as error:
-        if "alike" not in str(error):
-            raise
-        return None
+    first."""
+    return groups_above(x, threshold, max_pairs=20 * len(x)).groups
 
 
 def clusters(x: Array, count: int, seed: int = 0) -> tuple[Array, list[Array]]:

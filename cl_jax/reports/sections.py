@@ -171,23 +171,16 @@ def alike(x: Array, label: Label | None, similarity: Array, near: Array) -> list
     threshold = likely_copies(x)
     groups = findings.duplicates(x, threshold)
     sections = []
-    if groups is None:
-        sections.append(
-            Section(
-                "Duplicates",
-                "",
-                f"<p>Most examples are at least {threshold:g} alike: the features hardly tell them "
-                "apart, and duplicates cannot be told from others.</p>",
-            )
-        )
-    elif groups:
+    if groups:
         total = sum(len(rows) for rows in groups)
         shown = "".join(page.pair(rows[:8], f"{len(rows)} examples") for rows in groups[:24])
         sections.append(
             Section(
                 "Duplicates",
                 f"{len(groups)} groups of examples, {total} in all, whose features are at least "
-                f"{threshold:g} alike.",
+                f"{threshold:g} alike."
+                + " Most examples are in one group: they are copies, or the features hardly tell "
+                "them apart." * (len(groups[0]) > len(x) / 2),
                 shown,
             )
         )

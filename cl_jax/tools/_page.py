@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL.Image import Image
 
 import cl_jax
@@ -20,7 +21,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.data.images import printable
 from cl_jax.data.source import Source, names_of, subset
 from cl_jax.reports import findings, layouts, page, pictures, sections
-from cl_jax.training import configs, metrics
+from cl_jax.training import configs, experiment, metrics
 from cl_jax.training.trained import Trained
 
 NEIGHBOURS = 10
@@ -263,5 +264,17 @@ def _views(run: Trained, source: Source, figures: dict[str, Any]) -> list[Any]:
         return found
     if not all(np.isfinite(z).all() for z in pair):
         return found
-    temperature = float(run.config.method.get("temperature", 0.1) or 0.1)
-    return [*found, sections.pairs(pair[0], pair[1], temperature, figures)]
+    return [*found, sections.pairs(pair[0], pair[1], temperature(run.config), figures)]
+
+
+def temperature(config: ConfigDict) -> float:
+    """Of the config's contrast: a cross that has none has its base's. 0.1 where nothing has one, as
+    in methods without negatives."""
+    unset = experiment.defaults(config)
+    path, section = "method", config.method
+    while isinstance(section, ConfigDict):
+        found = section.get("temperature", unset.get(f"{path}.temperature"))
+        if found:
+            return float(found)
+        path, section = f"{path}.base", section.get("base")
+    return 0.1

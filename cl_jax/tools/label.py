@@ -79,6 +79,7 @@ def label(args: argparse.Namespace) -> int:
         return 75
     x = held[args.feature or next(iter(held))]
     rows, names = matched(args.labels, given, held)
+    _refuse_to_lose(args, held.paths[rows].tolist())
     classes = sorted(set(names))
     if len(classes) < 2:
         only = f"one class, {classes[0]!r}" if classes else "no label"
@@ -103,6 +104,14 @@ def read_labels(path: str) -> dict[str, str]:
     Raises:
       ConfigError: no such file, columns or labels; a path with two labels.
     """
+    found = _labels_in(path)
+    if not found:
+        raise _error(f"{path} has no label.")
+    return found
+
+
+def _labels_in(path: str) -> dict[str, str]:
+    """`read_labels` of a table that may have none."""
     import csv
     import io
 
@@ -149,9 +158,24 @@ def read_labels(path: str) -> dict[str, str]:
                 f"{path}, line {line}: {printable(name)} is {word!r} here and {found[name]!r} "
                 "above; expected one label a picture."
             )
-    if not found:
-        raise _error(f"{path} has no label.")
     return found
+
+
+def _refuse_to_lose(args: argparse.Namespace, labelled: Sequence[str]) -> None:
+    """Raises ConfigError if the table at --out, which a new one replaces, has labels of pictures
+    that are not among the labelled ones: people fill it in."""
+    from cl_jax.data.images import printable
+
+    if not user_path(args.out).exists():
+        return
+    known = set(labelled)
+    lost = [name for name in _labels_in(args.out) if name not in known]
+    if lost:
+        raise _error(
+            f"--out={args.out} is there and has labels of {len(lost):,} pictures that have none in "
+            f"{args.labels}, such as {printable(lost[0])}. Give {args.out} in place of "
+            f"{args.labels} to use them, or another --out."
+        )
 
 
 def matched(path: str, given: dict[str, str], held: "Embeddings") -> tuple["np.ndarray", list[str]]:

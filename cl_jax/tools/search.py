@@ -188,24 +188,16 @@ def like(args: argparse.Namespace, held: "Embeddings", x: "np.ndarray") -> Found
 
 def duplicates(held: "Embeddings", x: "np.ndarray", threshold: float | None) -> Found:
     """Groups of rows that are joined by pairs at least so similar; None chooses a threshold."""
-    import numpy as np
-
-    from cl_jax.cluster.pairs import groups, likely_copies, pairs_above, usual
+    from cl_jax.cluster.pairs import groups_above, likely_copies, usual
 
     threshold = likely_copies(x) if threshold is None else threshold
-    pairs = pairs_above(x, threshold)
-    found = groups(len(x), pairs)
-    # of each row its most similar partner
-    best = np.zeros(len(x), np.float32)
-    np.maximum.at(best, pairs.first, pairs.similarity)
-    np.maximum.at(best, pairs.second, pairs.similarity)
+    found, best = groups_above(x, threshold)
     extra = sum(len(rows) for rows in found) - len(found)
     mixed = [rows for rows in found if len({_label(held, i) for i in rows} - {""}) > 1]
     lines = [
         f"of any two rows, one pair in a thousand is more than {usual(x):.3f} alike",
-        f"{len(found):,} groups of rows at least {threshold:g} alike, {len(pairs.first):,} pairs: "
-        f"{extra:,} rows are copies of others"
-        + (f"; {len(mixed):,} groups have different labels" if mixed else ""),
+        f"{len(found):,} groups of rows at least {threshold:g} alike: {extra:,} rows are "
+        "copies of others" + (f"; {len(mixed):,} groups have different labels" if mixed else ""),
     ]
     for rows in found[:_SHOWN]:
         lines.append(f"  {len(rows)} alike: {_first(held, rows)}")

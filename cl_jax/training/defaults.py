@@ -379,6 +379,8 @@ def captions_debug(config: ConfigDict) -> None:
     config.batch_size = 16
     config.total_epochs = 1.0
     config.log_steps = 2
+    if "warmup_epochs" in config.optimizer:
+        del config.optimizer.warmup_epochs  # the steps below would win
     config.optimizer.warmup_steps = 1
     config.method.out_dim = 16
     config.evals.update(dict(every_epochs=1.0, batch_size=32))

@@ -36,7 +36,7 @@ from cl_jax.data.source import (
     with_learnt,
 )
 from cl_jax.evals import Evaluator, evaluation
-from cl_jax.training import configs, optim, programs
+from cl_jax.training import configs, optim, optimizer_settings, programs
 from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.resuming import Leeway
 
@@ -150,21 +150,22 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     run = _run(config, data, mesh, previous)
     encoder = _encoder(dict(config.encoder), run)
     optimizer = configs.plain(config.optimizer)
-    settings.check("optimizer", optim.build, optimizer)
     # A setting without effect is refused where the user gives it (`stages.stages`) and printed by
     # `describe`: an older run's config, or one that builds on another, may have it and must work.
     tx, learning_rate = _checked(
         optim.build,
-        optim.with_effect(optimizer),
+        optimizer,
         batch_size=run.batch_size,
         steps_per_epoch=run.steps_per_epoch,
         total_steps=run.total_steps,
     )
     recipes = _views(config.views, run)
+    seen: set[str] = set()
+    tx = optimizer_settings.watched(tx, seen)
     parts = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
     method = _method(dict(config.method), parts)
     method = dataclasses.replace(
-        method, init=functools.partial(_checked_init, method.init, optimizer)
+        method, init=functools.partial(_checked_init, method.init, optimizer, seen)
     )
     there = sorted(data.train.read(0))
     missing = [field for field in method.needs if field not in there]
@@ -183,11 +184,16 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
 
 
 def _checked_init(
-    init: Callable[..., State], optimizer: Mapping[str, Any], key: jax.Array, batch: Any
+    init: Callable[..., State],
+    optimizer: Mapping[str, Any],
+    seen: set[str],
+    key: jax.Array,
+    batch: Any,
 ) -> State:
-    """A method's `init`; refuses a pattern of the optimiser that matches none of its parameters."""
+    """A method's `init`; refuses a pattern of the optimiser that matches none of its parameters.
+    Its optimiser adds the paths that it sees to `seen`."""
     state = init(key, batch)
-    optim.check_patterns(optimizer, state.params)
+    optimizer_settings.check_patterns(optimizer, state.params, seen)
     return state
 
 
@@ -469,7 +475,7 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
             f"{megabytes(state.params):.1f}, "
             f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory "
             f"{megabytes(state.memory):.1f}",
-            *optim.without_effect(configs.plain(config.optimizer)).values(),
+            *optimizer_settings.without_effect(configs.plain(config.optimizer)).values(),
         )
     )
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
+from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
 LEARNT = "learnt.json"  # `Source.learnt`
 # Left in a folder by the file managers of Windows. Those of other systems hide what they leave by a
-# dot, as editors and git do. No data are read from any of them.
+# dot, as editors and git do, and network drives have folders of their own (`listing.passes_over`).
+# No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 
 
@@ -34,8 +36,8 @@ class NotKept(ConfigError):
 
 def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
     """Sizes of the parts, and the fields of an example ("fields": type and shape, "sizes",
-    "classes"); of a data section with a path also the number of its files, their bytes, and hashes
-    of their names with sizes, and of these with times."""
+    "classes"); of data with a path, or several, also the number of their files, their bytes, and
+    hashes of their names with sizes, and of these with times."""
     found: dict[str, Any] = {
         "train": data.train.size,
         "test": data.test.size,
@@ -47,10 +49,16 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
         "sizes": {field: int(count) for field, count in data.train.sizes.items()},
         "classes": {field: list(names) for field, names in data.train.classes.items()},
     }
-    path = str(config.data.get("path", "") or "")
-    if path and user_path(path).exists():
-        found |= of_files(user_path(path))
-    return found
+    paths = paths_of(config)
+    return found | of_files(*paths) if paths else found
+
+
+def paths_of(config: ConfigDict) -> list[Path]:
+    """What is there of the `path` of the data, or of each source in their section (`domains`)."""
+    inner = [config.data[key] for key in sorted(config.data)]
+    sections = [config.data, *(one for one in inner if isinstance(one, ConfigDict))]
+    given = [str(one.get("path", "") or "") for one in sections]
+    return [user_path(path) for path in given if path and user_path(path).exists()]
 
 
 def stand_in(workdir: Path) -> Splits | None:
@@ -86,17 +94,34 @@ def stand_in(workdir: Path) -> Splits | None:
     return Splits(train, test)
 
 
-def of_files(path: Path) -> dict[str, Any]:
-    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder but hidden
-    ones. Where there are hidden ones, "with_hidden" has the same of all: earlier versions counted
-    them."""
-    every = sorted(_files(path))
-    shown = every if path.is_file() else [one for one in every if not _is_hidden(one[0])]
-    found = _counted(shown)
-    return found if len(shown) == len(every) else found | {"with_hidden": _counted(every)}
+def of_files(*paths: Path) -> dict[str, Any]:
+    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder but those that
+    no source reads; of several paths, of all together. Where there are such files, "with_hidden" is
+    a list of the same with them: earlier versions counted them all, or those of a system's own
+    folders."""
+    every = [(i, *one) for i, path in enumerate(paths) for one in sorted(_files(path))]
+    folder = [path.is_dir() for path in paths]
+
+    def without(left_out: Callable[[str], bool]) -> dict[str, Any]:
+        return _counted(
+            [
+                (f"{i}/{name}" if len(paths) > 1 else name, status)
+                for i, name, status in every
+                if not (folder[i] and left_out(name))
+            ]
+        )
+
+    found = without(_is_hidden)
+    if found["files"] == len(every):
+        return found
+    return found | {"with_hidden": [without(_is_left_behind), without(lambda _: False)]}
 
 
 def _is_hidden(name: str) -> bool:
+    return _is_left_behind(name) or any(map(listing.passes_over, name.split("/")[:-1]))
+
+
+def _is_left_behind(name: str) -> bool:
     return any(part[0] == "." or part in _LEFT_BEHIND for part in name.split("/"))
 
 
@@ -305,10 +330,10 @@ def _of_the_first(text: str) -> str:
 def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The record of a run that an earlier version began, as if it had not counted hidden files: or
     the run could not be resumed. Any other record as it is."""
-    counted = now.get("with_hidden")
-    if counted is None or then.get("names") != counted["names"]:
-        return then
-    return then | {key: now[key] for key, value in counted.items() if then.get(key) == value}
+    for counted in now.get("with_hidden", ()):
+        if then.get("names") == counted["names"]:
+            return then | {key: now[key] for key, one in counted.items() if then.get(key) == one}
+    return then
 
 
 def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
@@ -344,6 +369,6 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
         folder.replace_text(place, json.dumps(data.learnt) + "\n")
     if recorded != now:
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")
-    if then.get("times") != now.get("times"):
+    if "times" in then and then["times"] != now.get("times"):
         return ["  data: files of the same names and sizes, of other times (copied, or rewritten?)"]
     return []

@@ -55,7 +55,10 @@ def fit(
     lines = list(survey.lines)
     if not config.get("fit", False):
         return lines
-    before = {} if workdir is None else _before(config, workdir)
+    kept = {} if workdir is None else begun(config, workdir)
+    # Of other data the sizes would be others.
+    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+    before = kept if same else {}
     planned = config.fit_epochs
     chosen = _sizes(config, planned, survey.train, survey.classes)
     if "total_epochs" in given:
@@ -98,16 +101,14 @@ def _survey(config: ConfigDict) -> Any:
     return survey(**found)
 
 
-def _before(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
-    """The config of the run that is in the workdir, of the same data; empty without one, or where
-    it has no checkpoint: the sizes of an attempt may be why it saved nothing."""
+def begun(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
+    """The config of the run that is in the workdir, of its first stage that is there; empty without
+    one, or where it has no checkpoint: what an attempt was given may be why it saved nothing."""
     places = [path_of(workdir) / stage for stage in config.get("stage_order", ()) or ("",)]
-    begun = next((place for place in places if (place / "config.json").exists()), None)
-    if begun is None or not checkpoint.are_in(begun):
+    place = next((place for place in places if (place / "config.json").exists()), None)
+    if place is None or not checkpoint.are_in(place):
         return {}
-    kept = configs.plain(configs.of_run(begun))
-    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-    return kept if same else {}
+    return configs.plain(configs.of_run(place))
 
 
 def _sizes(
@@ -136,7 +137,7 @@ def _sizes(
         found["evals.protocols.linear.batch_size"] = min(
             protocols.linear.batch_size, _power_of_two(max(count // 4, 1))
         )
-    if config.optimizer.get("freeze_steps", 0) > 0:
+    if (config.optimizer.get("freeze_steps") or 0) > 0:
         found["optimizer.freeze_steps"] = max(1, count // batch)
     found |= _of_method(config.method, "method", count, batch)
     for name, stage in config.stages.items():

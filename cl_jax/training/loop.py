@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import heap, parallel, settings
-from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
 from cl_jax.evals import evaluation
@@ -316,7 +316,8 @@ class Training:
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
         if self.baselines is not None:  # as late as they are needed: training starts sooner
-            log.write(0, self._baselines(self.baselines))
+            if found := self._baselines(self.baselines):
+                log.write(0, found)
             self.baselines = None
             heap.give_back()  # before the features of the State
         log.write(step, self.evaluation.measure(state, final=step == self.last))
@@ -324,7 +325,11 @@ class Training:
         heap.give_back()  # of compiled programs and features
 
     def _baselines(self, started: Start) -> dict[str, float]:
-        state = dataclasses.replace(start_state(started, self.config), opt=None)
+        try:
+            state = dataclasses.replace(start_state(started, self.config), opt=None)
+        except NotFoundError as error:  # a resumed run needs the file of `init_from` for this alone
+            self.log.say(f"without the figures of the untrained network: {error}")
+            return {}
         return self.evaluation.baselines(state)
 
     def _keep_best(self, state: State, step: int) -> None:

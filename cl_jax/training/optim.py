@@ -4,12 +4,11 @@ A schedule is a function of the number of updates made before this one (0 at the
 traced. Every optimiser here takes a number or a schedule as `learning_rate`. `build` makes one from
 a config section."""
 
-import functools
 import inspect
-import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -375,21 +374,6 @@ def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any],
 
 OPTIMIZERS = ("lars_simclr", "lars_byol", "larc_sgd", "sgd", "adamw")
 SCHEDULES = ("warmup_cosine", "warmup_linear", "linspace_warmup_cosine", "step_decay", "constant")
-# Settings that not every optimiser or schedule reads: the key that chooses it, and which do.
-_READERS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "momentum": ("name", OPTIMIZERS[:4]),
-    "nesterov": ("name", ("lars_simclr", "larc_sgd", "sgd")),
-    "trust_coefficient": ("name", OPTIMIZERS[:3]),
-    "larc_clip": ("name", ("larc_sgd",)),
-    "b1": ("name", ("adamw",)),
-    "b2": ("name", ("adamw",)),
-    "eps": ("name", ("adamw",)),
-    "final_learning_rate": ("schedule", SCHEDULES[:3]),
-    "warmup_start": ("schedule", ("linspace_warmup_cosine",)),
-    "milestones_epochs": ("schedule", ("step_decay",)),
-    "decay_factor": ("schedule", ("step_decay",)),
-}
-_KNOWN = {"name": OPTIMIZERS, "schedule": SCHEDULES}
 
 
 def build(
@@ -458,21 +442,15 @@ def build(
         matches has a parameter. Clipping stays over all parameters. The learning rate that is
         returned is that of the rest.
 
-    Whether a pattern matches any parameter is not known here: see `check_patterns`.
+    A setting that the chosen name or schedule does not read is ignored, and so is a pattern that
+    matches no parameter: `optimizer_settings` finds both.
 
     Raises:
-      ValueError: unknown name, schedule or scaling; a pattern that is not a regular expression; a
-        setting that has no effect, see `without_effect`.
+      ValueError: unknown name, schedule or scaling; a pattern that is not a regular expression.
     """
     section = dict(locals())
     _check_parts(parts)
-    for pattern in _patterns(section):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
-    for sentence in without_effect(section).values():
-        raise ConfigError(sentence)
+    _check_regular((*exclude_paths, *freeze_paths, *constant_lr_paths))
     if parts:
         return _of_parts(section)
     base = scaled_learning_rate(learning_rate, batch_size, learning_rate_scaling)
@@ -481,218 +459,62 @@ def build(
     if warmup_steps > total_steps:
         raise ValueError(
             f"the warm-up of {warmup_steps} steps (warmup_epochs={warmup_epochs}) is longer than "
-            f"the run "
-            f"of {total_steps}; shorten it or train longer."
+            f"the run of {total_steps}; shorten it or train longer."
         )
-    lr = _schedule(
-        schedule,
-        base=base,
-        final=final_learning_rate,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        warmup_start=warmup_start,
-        milestones=[epoch * steps_per_epoch for epoch in milestones_epochs],
-        decay_factor=decay_factor,
-    )
+    lr = _schedule(section, base=base, warmup_steps=warmup_steps)
     if schedule_per_epoch:
         lr = per_epoch(lr, steps_per_epoch=steps_per_epoch)
     decay: float | Schedule = weight_decay
     if final_weight_decay is not None:
+        if name not in ("adamw", "sgd"):
+            raise ValueError(f"final_weight_decay is for adamw and sgd, not {name}; leave it None.")
         decay = linspace_warmup_cosine(
             base=weight_decay, final=final_weight_decay, total_steps=total_steps
         )
-    lars = name in ("lars_simclr", "lars_byol")
-    if final_weight_decay is not None and name not in ("adamw", "sgd"):
-        raise ValueError(f"final_weight_decay is for adamw and sgd, not {name}; leave it None.")
     if exclude_ndim is None:
-        exclude_ndim = 1 if lars else -1
+        exclude_ndim = 1 if name in ("lars_simclr", "lars_byol") else -1
     keep = decay_mask(exclude_ndim=exclude_ndim, exclude_paths=tuple(exclude_paths))
-    optimizers: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
-        "lars_simclr": lambda lr, decay: lars_simclr(
-            lr,
-            weight_decay=decay,
-            momentum=momentum,
-            trust_coefficient=trust_coefficient,
-            nesterov=nesterov,
-            mask=keep,
-        ),
-        "lars_byol": lambda lr, decay: lars_byol(
-            lr,
-            weight_decay=decay,
-            momentum=momentum,
-            trust_coefficient=trust_coefficient,
-            mask=keep,
-        ),
-        "larc_sgd": lambda lr, decay: larc_sgd(
-            lr,
-            weight_decay=decay,
-            momentum=momentum,
-            trust_coefficient=trust_coefficient,
-            clip=larc_clip,
-            nesterov=nesterov,
-            mask=keep if exclude_ndim >= 0 or exclude_paths else None,
-        ),
-        "sgd": lambda lr, decay: sgd(
-            lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, mask=keep
-        ),
-        "adamw": lambda lr, decay: adamw(lr, weight_decay=decay, b1=b1, b2=b2, eps=eps, mask=keep),
+    trust = {"momentum": momentum, "trust_coefficient": trust_coefficient}
+    larc_keep = keep if exclude_ndim >= 0 or exclude_paths else None
+    optimizers: dict[str, Callable[..., optax.GradientTransformation]] = {
+        "lars_simclr": partial(lars_simclr, nesterov=nesterov, mask=keep, **trust),
+        "lars_byol": partial(lars_byol, mask=keep, **trust),
+        "larc_sgd": partial(larc_sgd, clip=larc_clip, nesterov=nesterov, mask=larc_keep, **trust),
+        "sgd": partial(sgd, momentum=momentum, nesterov=nesterov, mask=keep),
+        "adamw": partial(adamw, b1=b1, b2=b2, eps=eps, mask=keep),
     }
     if name not in optimizers:
         raise ValueError(f"optimizer {name!r} is unknown; have {', '.join(OPTIMIZERS)}.")
     make = optimizers[name]
 
     def all_groups(offset):
-        moving = make(_later(lr, offset), _later(decay, offset))
+        later = _later(decay, offset)
+        moving = make(_later(lr, offset), weight_decay=later)
         if not constant_lr_paths:
             return moving
-        groups = {"moving": moving, "constant": make(constant(base=base), _later(decay, offset))}
+        groups = {"moving": moving, "constant": make(constant(base=base), weight_decay=later)}
         return optax.partition(groups, _labels({"constant": constant_lr_paths}, default="moving"))
 
     if freeze_steps is None:
         freeze_steps = round((freeze_epochs or 0.0) * steps_per_epoch)
     held = total_steps if freeze_steps < 0 else freeze_steps
     tx = freeze_until(held, freeze_paths, all_groups) if held and freeze_paths else all_groups(0)
-    clips = _clips(clip_global_norm, clip_tensor_norm)
-    return optax.chain(*clips, tx) if clips else tx, lr
+    return _clipped(tx, clip_global_norm, clip_tensor_norm), lr
 
 
-def without_effect(section: Mapping[str, Any]) -> dict[str, str]:
-    """{key: sentence} of the settings of a section `optimizer` that change nothing: they differ
-    from their default, and neither the section's optimiser and schedule nor those of a part read
-    them.
-
-    A part's own settings have the key "parts.NAME.KEY". Those that it inherits from the section are
-    not judged. `freeze_paths` beside a length that is given as 0 is switched off on purpose, and
-    not among them.
-    """
-    parts = {name: dict(part) for name, part in (section.get("parts") or {}).items()}
-    shared = {key: value for key, value in section.items() if key != "parts"}
-    found = {}
-    for key in shared:
-        readers = [shared, *(shared | part for part in parts.values() if key not in part)]
-        reasons = [_no_effect(one, key) for one in readers]
-        if all(reasons):
-            found[key] = f"optimizer.{key}={shared[key]!r} has no effect {reasons[0]}"
-    for name, part in parts.items():
-        for key in part:
-            if reason := _no_effect(shared | part, key):
-                where = f"parts.{name}.{key}"
-                found[where] = f"optimizer.{where}={part[key]!r} has no effect {reason}"
-    return found
-
-
-def with_effect(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `optimizer` without the settings that `without_effect` names."""
-    lost = without_effect(section)
-    found = {key: value for key, value in section.items() if key not in lost}
-    if section.get("parts"):
-        found["parts"] = {
-            name: {key: value for key, value in part.items() if f"parts.{name}.{key}" not in lost}
-            for name, part in section["parts"].items()
-        }
-    return found
-
-
-def _no_effect(section: Mapping[str, Any], key: str) -> str:
-    """Why a setting changes nothing, and the mend; "" where it has an effect or is the default."""
-    defaults = _defaults()
-    if key not in defaults or _listed(section[key]) == _listed(defaults[key]):
-        return ""
-    if key in _READERS:
-        choice, readers = _READERS[key]
-        chosen = section.get(choice, defaults.get(choice))
-        if chosen in readers or chosen not in _KNOWN[choice]:  # `build` refuses what is unknown
-            return ""
-        return (
-            f"with {choice}={chosen!r}, only with {', '.join(readers)}. Leave it at its default, "
-            f"{defaults[key]!r}."
-        )
-    lengths = section.get("freeze_steps"), section.get("freeze_epochs")
-    if key == "freeze_paths" and lengths == (None, None):
-        return (
-            "without freeze_epochs or freeze_steps, for how long; freeze_steps=-1 freezes for the "
-            "whole run."
-        )
-    if key in ("freeze_epochs", "freeze_steps") and section[key]:
-        if not section.get("freeze_paths"):
-            return "without freeze_paths, patterns of the parameters that are frozen; give some."
-    return ""
-
-
-@functools.cache
-def _defaults() -> Mapping[str, Any]:
-    """The defaults of the settings of `build` that have one."""
-    known = inspect.signature(build).parameters
-    empty = inspect.Parameter.empty
-    return {key: one.default for key, one in known.items() if one.default is not empty}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _patterns(section: Mapping[str, Any]) -> list[str]:
-    """The patterns of paths of a section `optimizer` and of its parts."""
-    kinds = ("paths", "exclude_paths", "freeze_paths", "constant_lr_paths")
-    sections = [section, *(section.get("parts") or {}).values()]
-    return [pattern for one in sections for kind in kinds for pattern in one.get(kind, ())]
-
-
-def check_patterns(section: Mapping[str, Any], params: Any) -> None:
-    """Refuses a pattern of a section `optimizer` that matches no parameter: a typo would silently
-    train everything.
-
-    The optimiser's `init` cannot tell: a method may call it for each of its players.
-
-    Args:
-      section: keywords of `build`.
-      params: all parameters of the run, or their shapes. Of methods that train side by side they
-        are a tuple; their optimisers see paths without its index, so those count too.
-
-    Raises:
-      ConfigError: the pattern, and where the paths begin.
-    """
-    keys = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    own = [tuple(itertools.dropwhile(_is_number, path)) for path in keys]
-    paths = list(dict.fromkeys(path_of(path) for path in (*own, *keys)))
-    for pattern in _patterns(section):
-        if not any(re.search(pattern, path) for path in paths):
-            begins = sorted({"/".join(path_of(path).split("/")[:2]) for path in own})
-            raise ConfigError(
-                f"no parameter's path contains {pattern!r}; the paths begin "
-                f"{', '.join(begins[:8])}."
-            )
-
-
-def _is_number(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.SequenceKey)
-
-
-def _schedule(
-    name: str,
-    *,
-    base: float,
-    final: float,
-    total_steps: int,
-    warmup_steps: int,
-    warmup_start: float,
-    milestones: Sequence[float],
-    decay_factor: float | Sequence[float],
-) -> Schedule:
-    """A schedule by its name in a config."""
-    length: Mapping[str, Any] = {
-        "base": base,
-        "final": final,
-        "total_steps": total_steps,
-        "warmup_steps": warmup_steps,
-    }
+def _schedule(section: Mapping[str, Any], *, base: float, warmup_steps: int) -> Schedule:
+    """The schedule that a section names, with its rate scaled and its warm-up in steps."""
+    name, total_steps = section["schedule"], section["total_steps"]
+    final = section["final_learning_rate"]
+    along = dict(base=base, final=final, total_steps=total_steps, warmup_steps=warmup_steps)
+    start, factor = section["warmup_start"], section["decay_factor"]
+    milestones = [epoch * section["steps_per_epoch"] for epoch in section["milestones_epochs"]]
     schedules: Mapping[str, Callable[[], Schedule]] = {
-        "warmup_cosine": lambda: warmup_cosine(**length),
-        "warmup_linear": lambda: warmup_linear(**length),
-        "linspace_warmup_cosine": lambda: linspace_warmup_cosine(**length, start=warmup_start),
+        "warmup_cosine": lambda: warmup_cosine(**along),
+        "warmup_linear": lambda: warmup_linear(**along),
+        "linspace_warmup_cosine": lambda: linspace_warmup_cosine(start=start, **along),
         "step_decay": lambda: warmed_up(
-            step_decay(base=base, milestones=milestones, factor=decay_factor),
-            warmup_steps=warmup_steps,
+            step_decay(base=base, milestones=milestones, factor=factor), warmup_steps=warmup_steps
         ),
         "constant": lambda: warmed_up(constant(base=base), warmup_steps=warmup_steps),
     }
@@ -701,23 +523,18 @@ def _schedule(
     return schedules[name]()
 
 
-# What is of the whole run: no part has its own.
-_OF_THE_RUN = (
-    "parts",
-    "clip_global_norm",
-    "clip_tensor_norm",
-    "batch_size",
-    "steps_per_epoch",
-    "total_steps",
-)
+# No part has its own of these.
+_OF_THE_WHOLE = {"parts", "clip_global_norm", "clip_tensor_norm"}
+_OF_THE_RUN = {"batch_size", "steps_per_epoch", "total_steps"}
 
 
 def _check_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
-    known = inspect.signature(build).parameters.keys() - set(_OF_THE_RUN)
+    known = inspect.signature(build).parameters.keys() - _OF_THE_WHOLE - _OF_THE_RUN
     for name, part in parts.items():
         where = f"optimizer.parts.{name}"
         paths = part.get("paths", ())
         settings.check_value(f"{where}.paths", paths, Sequence[str])
+        _check_regular(paths)
         if not paths or name == "rest":
             raise ValueError(
                 f"{where}: expected paths, patterns of the parameters that it moves"
@@ -733,31 +550,37 @@ def _check_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
         settings.check(where, build, changes)
 
 
+def _check_regular(patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is not a regular expression: {error}.") from None
+
+
 def _of_parts(section: Mapping[str, Any]) -> tuple[optax.GradientTransformation, Schedule]:
-    """`build` with settings of its own for each part. What it inherits and does not read is left
-    out: `build` would refuse that."""
-    clips = _clips(section["clip_global_norm"], section["clip_tensor_norm"])
-    shared = {key: value for key, value in section.items() if key not in _OF_THE_RUN[:3]}
-    rest, rate = build(**with_effect(shared))
+    """`build` with settings of its own for each part."""
+    shared = {key: value for key, value in section.items() if key not in _OF_THE_WHOLE}
+    rest, rate = build(**shared)
     optimizers = {"rest": rest}
     patterns: dict[str, Sequence[str]] = {}
     for name, part in section["parts"].items():
         changes = dict(part)
         patterns[name] = tuple(changes.pop("paths"))
-        optimizers[name] = build(**with_effect(shared | changes))[0]
+        optimizers[name] = build(**(shared | changes))[0]
     tx = optax.partition(optimizers, _labels(patterns, default="rest"))
-    return optax.chain(*clips, tx) if clips else tx, rate
+    return _clipped(tx, section["clip_global_norm"], section["clip_tensor_norm"]), rate
 
 
-def _clips(
-    global_norm: float | None, tensor_norm: float | None
-) -> list[optax.GradientTransformation]:
+def _clipped(
+    tx: optax.GradientTransformation, global_norm: float | None, tensor_norm: float | None
+) -> optax.GradientTransformation:
     clips = []
     if global_norm is not None:
         clips.append(optax.clip_by_global_norm(global_norm))
     if tensor_norm is not None:
         clips.append(clip_per_tensor(tensor_norm))
-    return clips
+    return optax.chain(*clips, tx) if clips else tx
 
 
 def _later(value: float | Schedule, offset: int) -> Any:

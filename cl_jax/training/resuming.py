@@ -13,6 +13,7 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.training import checkpoint
 from cl_jax.training import workdir as folder
+from cl_jax.training.optimizer_settings import without_effect
 
 # What a resumed run may be given otherwise: where things are and how often something is written,
 # never what a training step computes.
@@ -24,6 +25,7 @@ NOTED = (
     "data.download",
     "data.max_bytes",
     "data.max_pixels",
+    "data.on_error",  # `fingerprint` compares how many examples are left
     "data.path",
     "data.processes",
     "data.resident_bytes",
@@ -43,6 +45,9 @@ NOTED = (
     "stage_order",
     "stages",
 )
+# Files that may lie elsewhere, and may neither come nor go: one that a run started from, its test
+# part, and its tokenizer, of which `learnt.json` says whether it is the same.
+MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from")
 
 
 class Leeway(NamedTuple):
@@ -71,7 +76,8 @@ def check_config(
       leeway: how it may differ.
 
     Returns:
-      Lines that name other differences (`NOTED` and `leeway.free`).
+      Lines that name other differences: `NOTED`, `MOVABLE`, `leeway.free` and settings of the
+      optimiser without effect.
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -125,6 +131,7 @@ def differences(
     """(lines that name settings which decide the numbers, lines that name others) in which two
     configs differ."""
     then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
+    sides = (then, _idle(stored)), (now, _idle(given))
     changed: list[str] = []
     noted: list[str] = []
     for key in sorted(then.keys() | now.keys()):
@@ -133,11 +140,26 @@ def differences(
         old, value = (side.get(key, leeway.defaults.get(key, "(absent)")) for side in (then, now))
         if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
             continue
-        may = new or any(
-            key == name or key.startswith(f"{name}.") for name in (*NOTED, *leeway.free)
+        plain = _of_one_source(key, now)
+        may = (
+            new
+            or any(plain == name or plain.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
+            or (plain in MOVABLE and bool(then.get(key)) and bool(now.get(key)))
+            or all(key in idle for listed, idle in sides if key in listed)
         )
         (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
     return changed, noted
+
+
+def _of_one_source(key: str, flat: Mapping[str, Any]) -> str:
+    """ "data.source.path", of a source in a data section of several, as "data.path"."""
+    role, _, setting = key.rpartition(".")
+    return f"data.{setting}" if role.startswith("data.") and f"{role}.name" in flat else key
+
+
+def _idle(config: Mapping[str, Any]) -> set[str]:
+    """Settings of the optimiser without effect: `describe` advises to leave them out."""
+    return {f"optimizer.{key}" for key in without_effect(config.get("optimizer", {}))}
 
 
 def _number(value: Any) -> Any:

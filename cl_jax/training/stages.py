@@ -15,7 +15,14 @@ from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.data.source import Splits
-from cl_jax.training import checkpoint, configs, fingerprint, optim, resuming
+from cl_jax.training import (
+    checkpoint,
+    configs,
+    fingerprint,
+    optim,
+    optimizer_settings,
+    resuming,
+)
 from cl_jax.training.experiment import Built, build, leeway, shape_of_state
 from cl_jax.training.workdir import path_of
 
@@ -91,7 +98,7 @@ def _check_effect(key: str, found: Sequence[tuple[str, ConfigDict, Path]]) -> No
         if own.startswith("optimizer."):
             section = configs.plain(config.optimizer)
             settings.check("optimizer", optim.build, section)
-            lost = optim.without_effect(section)
+            lost = optimizer_settings.without_effect(section)
             sentences.append(lost.get(own.removeprefix("optimizer."), ""))
     if sentences and all(sentences):
         raise ConfigError(sentences[0])
@@ -233,6 +240,7 @@ def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) ->
 
 
 def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:
+    settings.check("optimizer", optim.build, configs.plain(given.optimizer))
     changed, _ = resuming.differences(configs.plain(own), configs.plain(given), leeway(given))
     if changed:
         raise ConfigError(

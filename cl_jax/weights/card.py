@@ -12,8 +12,6 @@ from cl_jax.training.trained import Trained
 from cl_jax.views.presets import Recipe
 from cl_jax.weights.network import Network
 
-_OF_VIT = ("torchvision", "timm", "huggingface")  # whose ViT has the positions of one size
-
 
 def text(run: Trained, net: Network, to: str, notes: Sequence[str]) -> str:
     """The model card, with what there is to say of how the weights were written and checked."""
@@ -71,7 +69,7 @@ def _inputs_told(run: Trained, net: Network, config: dict[str, Any], to: str) ->
     """What goes in and comes out, in lines of the card."""
     lines = []
     if net.kind != "transformer":
-        side = net.encoder.image_size if net.kind == "vit" and to in _OF_VIT else net.side
+        side = net.side if to in ("onnx", "stablehlo") else net.named_side
         shape = f"[N, {net.channels}, {side}, {side}]"
         if to == "stablehlo":
             shape = f"[N, {side}, {side}, {net.channels}]"

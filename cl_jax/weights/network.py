@@ -49,6 +49,13 @@ class Network(NamedTuple):
         return found
 
     @property
+    def named_side(self) -> int:
+        """Of images that the network takes under another library's names: the positions that a ViT
+        learnt are written as they are, of one side."""
+        learnt = self.kind == "vit" and self.encoder.variant == "dino"
+        return int(self.encoder.image_size) if learnt else self.side
+
+    @property
     def channels(self) -> int:
         """Of the images."""
         if self.kind == "clip":
@@ -113,8 +120,9 @@ def of_run(run: Trained) -> Network:
     if name == "resnet":
         plain["for_cpu"] = False
     encoder = make(**plain)
-    sizes = [int(run.config.views[view].get("size", 0)) for view in sorted(run.config.views)]
-    side = next(filter(None, sizes), int(run.config.data.get("image_size", 0)) or 224)
+    # Of the view, not of its section: a recipe's own size is written nowhere in the config.
+    sides = [view.recipe.size for view in run.built.views if hasattr(view, "recipe")]
+    side = next(iter(sides), int(run.config.data.get("image_size", 0)) or 224)
     if name == "ms_clip":
         side = encoder.image_size
     kind = "clip" if name == "ms_clip" else name

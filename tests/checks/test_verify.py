@@ -3,6 +3,7 @@ reports as it says."""
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import jax
@@ -223,6 +224,16 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
     assert text.count("**a**") == 1 and "old" not in text
     del found["b"][1]
     assert command.main([*words, "--configs=b"]) == 0 and "b second" not in path.read_text()
+    before = path.read_text(), page.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    capsys.readouterr()
+    monkeypatch.setattr(os, "fsync", full)
+    assert command.main([*words, "--configs=a,b"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path} cannot be written: No space left")
+    assert (path.read_text(), page.read_text()) == before
 
 
 def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys):

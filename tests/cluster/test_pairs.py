@@ -66,6 +66,33 @@ def test_groups_join_what_pairs_join():
     assert len(none.first) == 0 and pairs.groups(4, none) == []
 
 
+@pytest.mark.parametrize("max_pairs", [10**9, 40])
+def test_groups_of_many_pairs_are_those_of_all_pairs(max_pairs, monkeypatch):
+    """Of tiles so small that some are of rows which are joined already."""
+    monkeypatch.setattr(pairs, "ROWS", 64)
+    monkeypatch.setattr(pairs, "COLUMNS", 64)
+    monkeypatch.setattr(pairs, "WAITING", 1)
+    x = data()
+    x[100:580] = x[100]  # 114,960 pairs of one picture
+    compared = []
+    cosines = pairs._cosines
+    monkeypatch.setattr(pairs, "_cosines", lambda *of: compared.append(0) or cosines(*of))
+    every = pairs.pairs_above(x, 0.99)
+    wanted, whole = pairs.groups(len(x), every), len(compared)
+    found = pairs.groups_above(x, 0.99, max_pairs=max_pairs)
+    assert len(wanted) > 5 and len(wanted[0]) >= 480
+    assert [rows.tolist() for rows in found.groups] == [rows.tolist() for rows in wanted]
+    assert (3 * (len(compared) - whole) < 2 * whole) == (max_pairs == 40)
+    best = np.zeros(len(x), np.float32)
+    for rows in every[:2]:
+        np.maximum.at(best, rows, every.similarity)
+    if max_pairs > 40:
+        np.testing.assert_array_equal(found.similarity, best)
+    else:
+        assert ((found.similarity > 0) == (best > 0)).all()
+        assert (found.similarity <= best).all() and found.similarity[150] >= 0.99
+
+
 def test_wrong_settings_are_refused():
     x = data(80)
     with pytest.raises(ValueError, match=r"threshold is 1\.5"):

@@ -80,6 +80,15 @@ def test_pieces_of_other_rows_are_refused(tmp_path):
         Pieces(tmp_path / "e.npz", {"run": "a", "step": 2})
 
 
+def test_overwrite_keeps_pieces_of_the_same_rows_alone(tmp_path):
+    path, about = tmp_path / "e.npz", {"run": "a", "names": "1"}
+    Pieces(path, about).add(some(2), 2)
+    assert Pieces(path, about, overwrite=True).done == 2
+    assert Pieces(path, about | {"names": "2"}, overwrite=True).done == 0
+    again = Pieces(path, about | {"names": "2"})
+    assert again.done == 0
+
+
 def test_nothing_readable_leaves_no_file(tmp_path):
     pieces = Pieces(tmp_path / "e.npz", {})
     pieces.add(some(0, bad={"x.png": "cut"}), 2)

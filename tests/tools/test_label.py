@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from cl_jax.data.embeddings import Embeddings
+from cl_jax.data.embeddings import Embeddings, Pieces
 from cl_jax.evals import few_labels, fine_tuned
 from cl_jax.tools import label
 from tests.tools import kept
@@ -108,8 +108,18 @@ def test_a_few_labels_give_the_rest(run, tmp_path, capsys):
     assert "rows of h" not in capsys.readouterr().out
     file = folder / "cat" / "00.png"
     file.write_bytes(file.read_bytes() + b"\0")
+    (features,) = (workdir / "embeddings").glob("*.npz")
+    Pieces(features, {"names": "of a run that was stopped"})
     assert label.main(words) == 0  # and are made again where a picture was written again
     assert "rows of h" in capsys.readouterr().out
+    text = out.read_text().replace("dog/15.png,,", "dog/15.png,dog,")  # filled in by hand
+    out.write_text(text)
+    assert label.main(words) == 1
+    assert "has labels of 1 pictures that have none in" in capsys.readouterr().err
+    assert out.read_text() == text
+    assert label.main([words[0], str(out), *words[2:]]) == 0
+    assert "9 labels of 2 classes: cat 4, dog 5" in capsys.readouterr().out
+    assert table(out)[-1]["label"] == "dog"
 
 
 def test_a_probe_is_a_linear_layer():

@@ -15,6 +15,8 @@ from PIL import Image, ImageColor, ImageDraw
 
 from cl_jax.__main__ import main
 from cl_jax.reports import layouts, page
+from cl_jax.tools import _page
+from cl_jax.training import configs
 from tests.tools import kept
 
 try:
@@ -85,6 +87,37 @@ def test_the_page_of_a_run(run, folder, tmp_path, capsys, monkeypatch):
         ("untrained", [0.2, 0.2]),
     ]
     assert "linear/top1" in ours
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_page(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "page.html"
+    out.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_page, "of_run", lambda *_: "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(["report", str(run), f"--out={out}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "page.html cannot be written: No space left" in said
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [("imix:debug", 0.2), ("mochi:debug", 0.2), ("clae", 0.2), ("hcl", 0.5), ("byol:debug", 0.1)],
+)
+def test_the_temperature_is_the_contrasts(name, wanted):
+    config = configs.load(name)
+    assert _page.temperature(config) == wanted
+    base = config.method.get("base", {})
+    if "temperature" in base:  # one that is not written is its method's own
+        with config.unlocked():
+            del base.temperature
+        own = {"simclr_v1": 0.1, "moco_v2": 0.2}.get(base.name, wanted)
+        assert _page.temperature(config) == config.method.get("temperature", own)
 
 
 @pytest.mark.parametrize(

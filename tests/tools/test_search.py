@@ -63,11 +63,12 @@ def test_neighbours_of_a_row_of_a_file_and_of_a_folder(pets, tmp_path, capsys):
 
 
 def test_a_copy_without_a_label_is_no_wrong_label(monkeypatch):
-    """Three groups of copies; of one of them two labels differ. The search for pairs stands in."""
+    """Three groups of copies; of one of them two labels differ. The search for them stands in."""
     from cl_jax.cluster import pairs
 
-    close = pairs.Pairs(np.array([0, 2, 3, 5]), np.array([1, 3, 4, 6]), np.ones(4, np.float32))
-    monkeypatch.setattr(pairs, "pairs_above", lambda *_: close)
+    close = [np.array([2, 3, 4]), np.array([0, 1]), np.array([5, 6])]
+    joined = pairs.Joined(close, np.ones(7, np.float32))
+    monkeypatch.setattr(pairs, "groups_above", lambda *_: joined)
     monkeypatch.setattr(pairs, "usual", lambda x: 0.5)
 
     def said(label):

@@ -213,6 +213,15 @@ def test_a_run_in_the_folder_of_its_data_is_refused_at_once(
     assert not list((tmp_path / "photos").iterdir())
 
 
+def test_a_run_in_the_folder_of_one_of_its_sources_is_refused(tmp_path, capsys):
+    config, words = "spcl:folders,debug", []
+    for role in ("source", "target"):
+        (tmp_path / role).mkdir()
+        words.append(f"--config.data.{role}.path={tmp_path / role}")
+    assert train.main([config, *words, f"--workdir={tmp_path / 'target' / 'run'}"]) == 1
+    assert f"lies in the folder of the data, {tmp_path}/target;" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path, workdir", [("photos", "run"), ("photos/a.csv", "photos/run")])
 def test_a_run_beside_its_data_or_beside_its_file_is_not_refused(
     path, workdir, tmp_path, monkeypatch, capsys
@@ -231,3 +240,11 @@ def test_a_folder_without_a_path_is_left_to_the_build(tmp_path):
     assert fit.fit(config, ["data.name"], tmp_path) == []
     with pytest.raises(ConfigError, match=r"cl_jax\.data\.folder\.make has no setting"):
         experiment.build(config)
+
+
+@pytest.mark.parametrize("steps, fitted", [(256, 1000 // 64), (None, None)])
+def test_a_length_in_steps_that_is_switched_off_stays_so(steps, fitted):
+    config = configs.load("swav:folder").unlock()
+    config.optimizer.freeze_steps = steps
+    found = fit._sizes(config, 12.0, 1000, {})
+    assert found.get("optimizer.freeze_steps") == fitted

@@ -7,6 +7,8 @@ import math
 import pathlib
 import pkgutil
 import re
+import sys
+import types
 import typing
 
 import jax
@@ -18,8 +20,9 @@ from ml_collections import ConfigDict
 from cl_jax import views
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.method import Method, State
 from cl_jax.data import batches
-from cl_jax.training import configs, experiment, optim, resuming, stages
+from cl_jax.training import configs, experiment, optim, optimizer_settings, resuming, stages
 from cl_jax.views import presets
 from cl_jax.views.recipe import Recipe
 
@@ -201,7 +204,7 @@ def test_the_settings_of_every_config_pass(name):
             ("optimizer", optim.build),
         ):
             settings.check(section, make, plain[section])
-        # what no optimiser or schedule reads would be refused
+        assert optimizer_settings.without_effect(plain["optimizer"]) == {}
         run = dict(batch_size=256, steps_per_epoch=100, total_steps=10**6)
         optim.build(**plain["optimizer"], **run)
         for view in plain["views"].values():
@@ -297,6 +300,32 @@ def test_a_pattern_is_looked_for_in_the_parameters_of_all_players():
     built = experiment.build(config)
     with pytest.raises(ConfigError, match="contains 'dics'; the paths begin discriminator/"):
         experiment.shape_of_state(built)
+
+
+def two_players(*, encoder, tx, views, run):
+    """A method whose optimiser has two players as a pair, which the State keeps under a name."""
+
+    def init(key, batch):
+        pair = {"encoder": jnp.ones(2)}, {"encoder": jnp.ones(2)}
+        return State(jnp.zeros((), jnp.int32), {"players": pair}, tx.init(pair), {})
+
+    return Method(init, lambda state, batch, key: (state, {}), {}, ("image",), features=len)
+
+
+def test_a_pattern_may_begin_where_the_optimiser_s_paths_do(monkeypatch):
+    module = types.ModuleType("mine")
+    module.make = two_players
+    monkeypatch.setitem(sys.modules, "lab", types.ModuleType("lab"))
+    monkeypatch.setitem(sys.modules, "lab.mine", module)
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.method = ConfigDict(dict(name="lab.mine"))
+    config.optimizer.exclude_paths = ("^0/encoder",)
+    experiment.shape_of_state(experiment.build(config))
+    config.optimizer.exclude_paths = ("^2/encoder",)
+    with pytest.raises(
+        ConfigError, match=r"contains '\^2/encoder'; the paths begin 0/encoder, 1/e"
+    ):
+        experiment.shape_of_state(experiment.build(config))
 
 
 @pytest.mark.parametrize(

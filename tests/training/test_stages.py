@@ -60,6 +60,31 @@ def test_a_setting_that_no_stage_reads_is_refused_where_it_is_given(tmp_path):
     assert stages.stages(config, tmp_path, given)
 
 
+@pytest.mark.parametrize("name, steps", [("warmup", 2), ("freeze", 256)])
+def test_epochs_that_the_user_gives_beside_steps_are_refused(name, steps, tmp_path):
+    def found(*settings):
+        config = configs.load("swav").unlock()
+        config.optimizer.warmup_steps = 2
+        configs.change(config, settings)
+        return stages.stages(config, tmp_path, [key for key, _ in settings])
+
+    epochs = (f"optimizer.{name}_epochs", "0.0")
+    words = rf"^optimizer\.{name}_epochs=0\.0 has no effect beside {name}_steps={steps}, which wins"
+    with pytest.raises(ConfigError, match=words):
+        found(epochs)
+    assert found(epochs, (f"optimizer.{name}_steps", "None"))
+    (tmp_path / "last/1").mkdir(parents=True)  # the run of an older version, resumed
+    assert found(epochs)
+
+
+def test_a_wrong_setting_of_the_optimiser_is_a_sentence_where_a_run_is_read(tmp_path):
+    config = configs.load("simclr_v1:debug").unlock()
+    resuming.check_config(tmp_path, configs.plain(config))
+    config.optimizer.parts = 3
+    with pytest.raises(ConfigError, match=r"optimizer\.parts=3; expected a section of settings"):
+        stages.load(tmp_path, config)
+
+
 def test_stages_do_not_start_inside_a_run(tmp_path):
     config = configs.load("simclr_v2:debug")
     (tmp_path / "pretrain/last/1").mkdir(parents=True)

@@ -11,7 +11,7 @@ from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
 import cl_jax
-from cl_jax.core.errors import ConfigError
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.tools import export, import_
 from cl_jax.training import configs
 from cl_jax.views import image
@@ -54,6 +54,7 @@ def test_names_and_numbers_come_back(case, tmp_path):
 def test_an_encoder_beside_a_predictor_is_found():
     class Run:
         workdir, config = "here", configs.load("byol:debug")
+        built = SimpleNamespace(views=())
         net = tiny.network("resnet", blocks=(1, 1), variant="byol", width=0.125)
         variables: ClassVar = {
             "params": {"network": {"encoder": net.params, "head": {}}, "predictor": {}},
@@ -70,6 +71,39 @@ def test_an_encoder_beside_a_predictor_is_found():
     Run.variables["params"]["other"] = {"encoder": {}}
     with pytest.raises(ConfigError, match="its parts: network, other, predictor"):
         network.of_run(Run)
+
+
+def views_of(config):
+    return tuple(
+        image.make(**{k: v for k, v in view.items() if k not in ("kind", "copies")})
+        for view in configs.plain(config)["views"].values()
+    )
+
+
+@pytest.mark.parametrize("name, side", [("simclr_v1:cifar10", 32), ("simclr_v1:imagenet2012", 224)])
+def test_images_have_the_side_of_the_runs_views(name, side, tmp_path):
+    """Where the size is the recipe's own, which the config does not say."""
+    config = configs.load(name)
+    net = tiny.network("resnet", blocks=(1, 1), width=0.125)
+    with config.unlocked():
+        config.encoder = dict(name="resnet", blocks=(1, 1), width=0.125)
+    run = SimpleNamespace(
+        workdir=tmp_path,
+        config=config,
+        step=0,
+        built=SimpleNamespace(views=views_of(config)),
+        variables={"params": {"encoder": net.params}, "batch_stats": {"encoder": net.stats}},
+    )
+    found = network.of_run(run)
+    assert found.side == side
+    assert f"- Images: [N, 3, {side}, {side}]" in card.text(run, found, "onnx", [])
+
+
+def test_the_card_of_a_vit_has_the_side_of_its_positions():
+    sizes = dict(width=16, depth=1, heads=1, patch=8, image_size=32)
+    learnt = tiny.network("vit", 16, variant="dino", **sizes)
+    assert (learnt.side, learnt.named_side) == (16, 32)
+    assert tiny.network("vit", 16, variant="moco_v3", **sizes).named_side == 16
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +136,7 @@ def test_what_is_written_answers_as_the_run(to, run, tmp_path, capsys):
 def carded(workdir, name, step=0):
     """A run and a network, for the card of a config with two residual blocks."""
     config = configs.load(name)
-    made = [
-        image.make(**{k: v for k, v in view.items() if k != "copies"})
-        for view in configs.plain(config)["views"].values()
-    ]
-    built = SimpleNamespace(views=tuple(made))
+    built = SimpleNamespace(views=views_of(config))
     net = tiny.network("resnet", blocks=(1, 1), width=0.125)
     return SimpleNamespace(workdir=workdir, config=config, step=step, built=built), net
 
@@ -274,6 +304,18 @@ def test_a_place_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--out=.*file/out cannot be written"):
         exporting.write(run, "timm", tmp_path / "file" / "out")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(programs, "stablehlo_file", full)
+    with pytest.raises(SaveError, match=r"out cannot be written: No space left"):
+        exporting.write(run, "stablehlo", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SaveError, match=r"model\.safetensors cannot be written: .*os error"):
+        folders._write_tensors(tmp_path / "none" / "model.safetensors", {"a": np.zeros(2)})
 
 
 def test_a_run_of_sentences(tmp_path, capsys):
