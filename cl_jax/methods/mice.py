@@ -23,7 +23,7 @@ from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import unit
-from cl_jax.core.parallel import gather, mean, place_as
+from cl_jax.core.parallel import gather, mean
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.losses import clusters
 from cl_jax.memory import queue as queues
@@ -185,11 +185,7 @@ def make(
             return state
         params = {**state.params, "prototypes": clusters.expert_prototypes(state.memory.sums)}
         memory = state.memory._replace(sums=jnp.zeros_like(state.memory.sums))
-        return dataclasses.replace(
-            state,
-            params=place_as(params, state.params),
-            memory=place_as(memory, state.memory),
-        )
+        return dataclasses.replace(state, params=params, memory=memory)
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool

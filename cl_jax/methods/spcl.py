@@ -22,7 +22,7 @@ from cl_jax.core.clocks import PerVisit
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier
 from cl_jax.core.numerics import unit
-from cl_jax.core.parallel import gather, place_as
+from cl_jax.core.parallel import gather
 from cl_jax.data.domains import SOURCE
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.losses import clusters
@@ -261,8 +261,7 @@ def make(
                 (k1, k2),
                 quantile,
             )
-        new = remembered(rows, labels, threshold, classes)
-        return dataclasses.replace(state, memory=place_as(new, memory))
+        return dataclasses.replace(state, memory=remembered(rows, labels, threshold, classes))
 
     def order(state: State, epoch: int, seed: int) -> np.ndarray:
         labels = np.asarray(state.memory.hybrid.labels)[classes:]

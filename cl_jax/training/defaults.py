@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
                 ),
             ),
             stage="",  # the stage to run; "": the config's only one, "all": one after the other
-            stages=dict(),  # name -> what it changes above
+            stages=dict(),  # name -> what it changes above; `stage_order` puts them in order
         )
     )
 

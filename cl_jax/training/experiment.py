@@ -251,14 +251,22 @@ def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: St
 
 
 def _encoder(section: dict[str, Any], run: Run) -> Any:
-    """The module that a section names; of a section of sections, {role: module}."""
+    """The module that a section names; of a section of sections, {role: module}. A factory is given
+    the facts of the run that it takes: `axis_name` and `sizes`."""
     if "name" not in section:
         return {role: _encoder(dict(one), run) for role, one in section.items()}
-    make = _factory("cl_jax.encoders", section.pop("name"))
-    given: dict[str, Any] = {"axis_name": run.axis_name}
-    if "sizes" in inspect.signature(make).parameters:
-        given["sizes"] = run.sizes
-    return _checked(make, section, **given)
+    name = section.pop("name")
+    make = _factory("cl_jax.encoders", name)
+    known = inspect.signature(make).parameters
+    facts = {"axis_name": run.axis_name, "sizes": run.sizes}
+    given = {fact: value for fact, value in facts.items() if fact in known}
+    module = _checked(make, section, **given)
+    if not hasattr(module, "dtype"):
+        raise ConfigError(
+            f"the encoder {name} has no dtype, which methods give their heads too; add the field "
+            f"`dtype: str = 'float32'` to {type(module).__name__}."
+        )
+    return module
 
 
 def dtype_of(config: ConfigDict) -> str:

@@ -33,7 +33,7 @@ from cl_jax.training.experiment import (
 )
 from cl_jax.training.pending import NonFinite, Pending
 from cl_jax.training.stages import load, previous_stage, stages
-from cl_jax.training.steps import check_state, stepper
+from cl_jax.training.steps import refreshed, stepper
 from cl_jax.training.stopping import Interrupted, Stop
 from cl_jax.weights import importing
 
@@ -249,17 +249,16 @@ class Training:
             return state
         self.pending.flush()
         try:
-            refreshed = method.refresh(
-                state, lambda f: self.evaluation.encode_all(f, state), at // epoch
+            after = refreshed(
+                method.refresh, state, lambda f: self.evaluation.encode_all(f, state), at // epoch
             )
         except Interrupted:  # between two blocks of examples: the State before the epoch is whole
             if not self.stop.safe:
                 self._save(state, wait=True)
             self.stop.where = f"at step {at} of {self.last}"
             raise self.stop.interrupted() from None
-        check_state(state, refreshed, "refresh")
         self.pending.restart_clock()
-        return refreshed
+        return after
 
     def _skipped(self, state: State, bad: NonFinite) -> State:
         skips, pending = self.config.nonfinite == "skip", self.pending

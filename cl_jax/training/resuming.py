@@ -164,7 +164,7 @@ def _idle(config: Mapping[str, Any]) -> set[str]:
 
 def _number(value: Any) -> Any:
     """1 and 1.0 are one setting."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # a default may be a tuple
         return [_number(item) for item in value]
     whole = isinstance(value, float) and value.is_integer()
     return int(value) if whole else value

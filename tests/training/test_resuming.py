@@ -40,6 +40,8 @@ CHANGES = (
     ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
     ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),
     ({"optimizer": {"rate": float("nan"), "nesterov": True}}, False),  # no default is known
+    ({"optimizer": {"rate": float("nan"), "betas": (0.5, 1.0)}}, True),  # its default
+    ({"optimizer": {"rate": float("nan"), "betas": (0.5, 0.9)}}, False),
     ({"optimizer": {"rate": 0.1}}, False),
     ({"batch_size": 32}, False),
     ({"batch_size": 64.0}, True),
@@ -62,7 +64,7 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         "optimizer": {"rate": float("nan")},
         "init_from": "/scratch/job1/net.pth",
     }
-    leeway = resuming.Leeway({"optimizer.momentum": 0.9})
+    leeway = resuming.Leeway({"optimizer.momentum": 0.9, "optimizer.betas": (0.5, 1.0)})
     assert resuming.check_config(tmp_path, base, leeway) == []
     (tmp_path / "last" / "1").mkdir(parents=True)
     assert resuming.check_config(tmp_path, base, leeway) == []

@@ -96,6 +96,23 @@ def test_stages_do_not_start_inside_a_run(tmp_path):
         stages.stages(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (None, r"stages has pretrain, finetune, distill, .* missing or empty; set .*'finetune',"),
+        ((), "missing or empty"),
+        (("pretrain", "finetun"), "'finetun', .* did you mean 'finetune'.* finetun=dict()"),
+    ],
+)
+def test_stages_and_their_order_name_the_same(order, words):
+    config = configs.load("simclr_v2:debug").unlock()
+    del config.stage_order
+    if order is not None:
+        config.stage_order = order
+    with pytest.raises(ConfigError, match=words):
+        stages.stages(config, "w")
+
+
 def test_settings_of_all_and_of_one_stage():
     found = of("all", "optimizer.learning_rate=0.5", "total_epochs=2", "data.train_size=32")
     assert [found[name].optimizer.learning_rate for name in ORDER] == [0.5] * 3
