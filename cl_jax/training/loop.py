@@ -123,7 +123,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def check_shared(workdir: Path) -> None:
     """Checks that all processes of a job see one workdir. Each saves its part of a checkpoint
-    there, and process 0 declares the checkpoint complete.
+    there, and process 0 declares the checkpoint complete. A folder in which process 0 cannot write,
+    of which only an evaluation can be, is not checked.
 
     Raises:
       ConfigError: on every process, if one of them does not see a file that process 0 made.
@@ -132,8 +133,13 @@ def check_shared(workdir: Path) -> None:
         return
     number = parallel.from_each(np.int32(secrets.randbelow(1 << 31)))[0]
     mark, first = workdir / f".job_{number}", jax.process_index() == 0
+    made = False
     if first:
-        mark.touch()
+        with contextlib.suppress(OSError):
+            mark.touch()
+            made = True
+    if not parallel.from_each(made)[0]:
+        return
     seen = parallel.from_each(first or folder.appears(mark))
     if first:
         mark.unlink(missing_ok=True)
@@ -443,7 +449,11 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
 
     `config` may change the settings of the evaluation; None for the run's own. See
     `stages.load`.
+
+    Raises:
+      NotFoundError, ConfigError: as `stages.load`. The processes of a job do not see one workdir.
     """
+    check_shared(folder.path_of(workdir))
     config, built, state = load(workdir, config)
     evaluator = evaluation_of(built, config, folder.path_of(workdir))
     evaluator.check(state)

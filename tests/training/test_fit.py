@@ -16,7 +16,8 @@ from cl_jax.tools import train
 from cl_jax.training import configs, defaults, experiment, fit
 from cl_jax.training.stages import stages
 
-IMAGES = [name for name in configs.names() if configs.load(name).data.name in ("scenes", "digits")]
+KINDS = ("scenes", "digits", "domains")
+IMAGES = [name for name in configs.names() if configs.load(name).data.name in KINDS]
 PER_CLASS, CLASSES = 24, 4
 
 
