@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from cl_jax.evals import knn
     from cl_jax.evals.evaluation import Evaluation
     from cl_jax.training import checkpoint, experiment, resuming
-    from cl_jax.training.steps import stepper
+    from cl_jax.training.steps import refreshed, stepper
 
     clock = folder / "clock.json"
     before = (
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         built.run.total_steps,
     )
     encode = encoder(built, 1024)
-    refreshed = Evaluation({}, built.method, built.data, built.mesh, config, folder)
+    evaluation = Evaluation({}, built.method, built.data, built.mesh, config, folder)
     train, test = built.data.train.arrays, built.data.test.arrays
     evaluations = [row for row in before["evaluations"] if row["step"] <= steps.step]
 
@@ -189,7 +189,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         began, epoch = time.time(), steps.step // per_epoch
         if built.method.refresh is not None and steps.step % per_epoch == 0:
             held = state
-            state = built.method.refresh(held, lambda f: refreshed.encode_all(f, held), epoch)
+            state = refreshed(
+                built.method.refresh, held, lambda f: evaluation.encode_all(f, held), epoch
+            )
         until = min((epoch + 1) * per_epoch, total)
         while steps.step < until:
             state, values = steps.advance(state, until)

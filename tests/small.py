@@ -158,9 +158,7 @@ def epochal(config):
             "offset": np.mean(rows, 0),
             "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2),
         }
-        return dataclasses.replace(
-            state, memory=parallel.place_as(state.memory | changed, state.memory)
-        )
+        return dataclasses.replace(state, memory=state.memory | changed)
 
     def update(state, batch, key):
         after, values = inner.update(state, batch, key)

@@ -20,7 +20,7 @@ class Flat(nn.Module):
     def __call__(self, x, train):
         return {"h": nn.Dense(self.features)(x.reshape(len(x), -1))}
 
-def make(*, axis_name=None, features=16):
+def make(*, features=16):
     return Flat(features)
 """
 
@@ -131,6 +131,7 @@ def lab(tmp_path, monkeypatch):
     folder.mkdir()
     for name, text in {
         "network": NETWORK,
+        "bare": NETWORK.replace('    dtype: str = "float32"\n', ""),
         "data": DATA,
         "view": VIEW,
         "method": METHOD,
@@ -175,6 +176,7 @@ def test_trains_evaluates_and_verifies(lab, capsys):
         ("views.both.strenght=1", "no setting 'strenght'; did you mean 'strength'"),
         ("views.both.kind=lab.views", "the module lab.views cannot be imported"),
         ("encoder.name=lab.data.x", "cannot be imported"),
+        ("encoder.name=lab.bare", "lab.bare has no dtype, which methods give their heads too; add"),
         ("evals.protocols.spread.scales=1", "no setting 'scales'; did you mean 'scale'"),
         ("evals.protocols.other.k=1", "cl_jax.evals.other does not exist"),
     ],

@@ -28,7 +28,7 @@ momentum is the sum of the gradients, so it shows a wrong scale, which Adam and 
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,8 @@ from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
 from cl_jax.training.experiment import Built, build, initial_state, parameters
 from cl_jax.training.stages import stages
-from cl_jax.training.steps import stepper
+from cl_jax.training.steps import refreshed, stepper
+from cl_jax.training.workdir import replace_text
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 10
@@ -58,6 +59,11 @@ OPTIMIZER = {
     "learning_rate": 1e-4,
     "learning_rate_scaling": "none",
     "schedule": "constant",
+    "momentum": 0.9,
+    "nesterov": False,
+    "clip_global_norm": None,
+    "clip_tensor_norm": None,
+    "parts": {},
 }
 QUANTITIES = {
     "loss": "loss",
@@ -244,7 +250,8 @@ class Runner:
         while step.step < run.total_steps:
             if method.refresh is not None and step.step % run.steps_per_epoch == 0:
                 held = state
-                state = method.refresh(
+                state = refreshed(
+                    method.refresh,
                     held,
                     lambda f: self.evaluator.encode_all(f, held),
                     step.step // run.steps_per_epoch,
@@ -255,13 +262,25 @@ class Runner:
         return Outcome(loss, norm, parallel.fetch(state))
 
 
+def optimizer(section: Mapping[str, Any], per_epoch: int, steps: int) -> dict[str, Any]:
+    """The optimiser above, with what a config's section `optimizer` decays and freezes, and its
+    warm-up if that ends within so many steps, `per_epoch` an epoch."""
+    warm_up = section.get("warmup_steps")
+    if warm_up is None:
+        warm_up = round(section.get("warmup_epochs", 0.0) * per_epoch)
+    without = {"warmup_steps": 0, "warmup_epochs": 0.0} if warm_up > steps else {}
+    return {**section, **OPTIMIZER, **without}
+
+
 def runner(
     config: ConfigDict, devices: int, previous: Stage | None, steps: int, state: State | None = None
 ) -> Runner:
     """A stage of a config on so many devices, for so many steps, under the optimiser above."""
     config = config.copy_and_resolve_references()
-    config.update(devices=devices, optimizer=ConfigDict(OPTIMIZER))
-    config.total_epochs = steps / build(config, previous).run.steps_per_epoch
+    config.devices = devices
+    per_epoch = build(config, previous).run.steps_per_epoch
+    config.total_epochs = steps / per_epoch
+    config.optimizer = ConfigDict(optimizer(configs.plain(config.optimizer), per_epoch, steps))
     return Runner(build(config, previous), config, state)
 
 
@@ -357,7 +376,11 @@ def stored(path: Path) -> dict[str, Record]:
 
 
 def store(path: Path, records: Sequence[Record], steps: int) -> None:
-    """Writes records as JSON."""
+    """Writes records as JSON; the old file stays until the new one is whole.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
     rows = [
         {
             "name": record.name,
@@ -379,16 +402,16 @@ def store(path: Path, records: Sequence[Record], steps: int) -> None:
         "floor": FLOOR,
         "optimizer": OPTIMIZER,
     }
-    path.write_text(json.dumps(about | {"methods": rows}, indent=1) + "\n")
+    replace_text(path, json.dumps(about | {"methods": rows}, indent=1) + "\n")
 
 
 _BEGIN, _END = "<!-- verify -->\n", "<!-- end of verify -->"
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replaces what stands between the two marks of a Markdown page."""
+    """Replaces what stands between the two marks of a Markdown page; errors as of `store`."""
     before, after = around(page)
-    page.write_text(f"{before}{_BEGIN}{text}\n{_END}{after}")
+    replace_text(page, f"{before}{_BEGIN}{text}\n{_END}{after}")
 
 
 def around(page: Path) -> tuple[str, str]:

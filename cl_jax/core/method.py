@@ -104,7 +104,8 @@ class Method:
                that are not empty.
     update:    (State, batch, key) -> (State, metrics). Runs on each device with its rows; may use
                the axis. Metrics are scalars equal on every device, "loss" and "grad_norm" among
-               them; of several players, the sum and the norm over all.
+               them; of several players, the sum and the norm over all. None has a name that the
+               trainer logs itself (`training.metrics.RESERVED`). The trainer counts `State.step`.
     functions: name -> (State, batch) -> arrays with the batch's rows first: all that others ask of
                a trained State. "encode" is always there: {name: [B, D]} of clean inputs, "h" the
                representation; of a batch that lacks a modality, what can be said without it.
@@ -118,9 +119,11 @@ class Method:
                fine-tuning, distillation, probes on views. None where params and stats alone do not
                determine it.
     clean:     batch -> inputs, without augmentation: what evaluators and `init` show the network.
-    views:     (batch, key) -> [inputs], as training draws them; None where training draws none.
+    views:     (batch, key) -> [inputs], as training draws them, of the data's fields alone, since
+               evaluators draw them too; None where training draws none.
     refresh:   (State, encode_all, epoch) -> State. On the host before each epoch: k-means, EM.
-               `encode_all` is an `EncodeAll`.
+               `encode_all` is an `EncodeAll`. The arrays that it returns may lie on the host or on
+               any device, and `Sharded` rows may be whole: the trainer places them.
     order:     (State, epoch, seed) -> int32 [steps_per_epoch * batch_size], the examples of an
                epoch, repeats allowed. On the host before each epoch, after `refresh`, and again at
                a resume: it must read only what does not change during an epoch. None: each example
@@ -239,7 +242,9 @@ def from_loss(
 
     Args:
       variables: (key, batch) -> Variables.
-      views: (batch, key) -> inputs, outside the gradient.
+      views: (batch, key) -> inputs, outside the gradient: a list of views, or any other tree, which
+        evaluators take for one view. Evaluators call it with the data's fields alone; where it
+        cannot do without what `prepare` adds, their figures of views are left out.
       forward: a `Forward`, inputs to embeddings.
       loss: a `Loss`, everything that looks across examples.
       tx, ema: the optimiser; the transform that moves the target (`core.ema.ema_of_params`), None
@@ -283,6 +288,10 @@ def from_loss(
 
         functions["encode"] = encode
 
+    def listed(batch: Batch, key: jax.Array) -> Sequence[Tree]:
+        drawn = views(batch, key)
+        return drawn if isinstance(drawn, list | tuple) else [drawn]
+
     def init(key: jax.Array, batch: Batch) -> State:
         found = variables(key, batch)
         return start(found._replace(params=project(found.params)), tx, ema)
@@ -319,7 +328,7 @@ def from_loss(
         wants=wants,
         features=features,
         clean=clean,
-        views=views,
+        views=listed,
         refresh=refresh,
         order=order,
         evaluated=evaluated,

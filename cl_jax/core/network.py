@@ -13,6 +13,16 @@ from cl_jax.core.method import Batch, Forward, Variables
 Apply = Callable[[Any, Any, Any, bool], tuple[Any, Any]]
 
 
+def check_no_drop_path(encoder: nn.Module) -> None:
+    """Refuses an encoder with stochastic depth, for networks that give it no keys: it would drop
+    nothing."""
+    rate = getattr(encoder, "drop_path", 0)
+    if rate:
+        raise ValueError(
+            f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
+        )
+
+
 class Network(nn.Module):
     """Encoder and projection head. Returns (z, features): "h", the head's hidden layers "proj1",
     ..., and "z"."""
@@ -21,11 +31,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if getattr(self.encoder, "drop_path", 0):
-            raise ValueError(
-                f"drop_path={self.encoder.drop_path}: this method does not draw it; set "
-                f"encoder.drop_path=0."
-            )
+        check_no_drop_path(self.encoder)
         h = self.encoder(images, train=train)["h"]
         z, hiddens = self.head(h, train=train)
         return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}

@@ -45,6 +45,11 @@ def dots(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     )
 
 
+def real_count(count: Any) -> Any:
+    """A count as a float, because JAX takes no integer above 2^31 - 1; a symbolic one as it is."""
+    return float(count) if isinstance(count, int) else count
+
+
 def log_count(count: Any, dtype: Any) -> Any:
     """log of a count: a Python number, or an array where a symbolic batch leaves it open."""
     if isinstance(count, (int, float)):

@@ -13,9 +13,9 @@ import dataclasses
 import math
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -24,9 +24,9 @@ from scipy.signal import resample_poly
 from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.labels import NONE, refuse_unknown
+from cl_jax.data.labels import NONE, refuse_alike
 from cl_jax.data.parts import drawn, few, of_folders
-from cl_jax.data.source import Source, Splits, from_arrays
+from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, with_learnt
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
 # Recordings in formats that are not read.
@@ -60,6 +60,7 @@ def make(
     limit: int = 0,
     on_error: str = "raise",
     workers: int = 4,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The recordings below `path`, in memory.
 
@@ -90,20 +91,26 @@ def make(
       on_error: "raise" names the recordings that cannot be used; "skip" leaves them out, logs them
         and counts them in `Source.skipped`.
       workers: threads that read.
+      learnt: see `Source`: {"sample_rate"}, where none was asked for. `path` may then be one
+        recording; those without a label by the run's rules have none.
 
     Raises:
       ValueError: no such folder, no recordings in it, a label folder of formats that are not read,
         recordings that cannot be used, several sample rates where none is asked for, a pattern
-        that is wrong or not found, a part without recordings, a "label" of the test part that no
-        training recording has.
+        that is wrong or not found, a part without recordings, a "label" that the test part
+        writes in another way.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, limit, on_error)
-    root = user_path(path)
-    if not root.is_dir():
-        raise ValueError(f"path={path!r} is not a folder. Give the folder of your recordings.")
-    root = root.resolve()
-    listed = listing.of(root, SUFFIXES, _UNREAD)
-    files = listed.files
+    root, listed = listing.at(path, "recordings", SUFFIXES, _UNREAD, one=learnt is not None)
+    files, rate = listed.files, sample_rate
+    if learnt is not None and not rate:
+        rate = learnt.get("sample_rate", 0)
+        if not rate:
+            logging.warning(
+                "%s keeps its own sample rate; the run did not keep that of its training data. %s",
+                path,
+                TO_KEEP,
+            )
     if not files:
         seen = f" It has {listing.unread_in(listed)}." if listed.unread else ""
         raise ValueError(
@@ -112,17 +119,26 @@ def make(
         )
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
-    if labels and not pattern:
+    words: dict[str, list[str]] = {}
+    if labels and not pattern and learnt is None:
         depth = 1 if of_folders(path, files) else 0
         listing.refuse_lost(path, listed, files, depth, "recording")
-    words = _labels(path, files, pattern) if labels or pattern else {}
-    is_test = _test_part(path, files, test_pattern, test_share, words.get("label"))
-    if "label" in words:  # others, such as speakers, may be in one part on purpose
+    try:
+        if labels or pattern:
+            words = _labels(path, files, pattern, some=learnt is not None)
+    except ValueError as error:
+        if learnt is None:
+            raise
+        logging.warning("no labels: %s", error)
+    is_test = [False] * len(files)
+    if learnt is None:
+        is_test = _test_part(path, files, test_pattern, test_share, words.get("label"))
+    if "label" in words and learnt is None:  # others may be in one part on purpose: speakers
         of = words["label"]
         train = [one for one, tested in zip(of, is_test) if not tested]
         test = [one for one, tested in zip(of, is_test) if tested]
         what, mend = ("labels", "rename the group") if pattern else _FOLDERS
-        refuse_unknown(path, train, test, what, f"Name them alike, or {mend}.")
+        refuse_alike(path, train, test, what, f"Name them alike, or {mend}.")
     numbers = {field: _numbered(of) for field, of in words.items()}
     if limit:
         parts = {
@@ -133,10 +149,10 @@ def make(
         kept = set().union(*few(parts, limit, groups).values())
         at = [i for i, name in enumerate(files) if name in kept]
         files, is_test = [files[i] for i in at], [is_test[i] for i in at]
-        numbers = {field: (of[at], count) for field, (of, count) in numbers.items()}
+        numbers = {field: (of[at], names) for field, (of, names) in numbers.items()}
 
     def stored(name: str) -> Stored | str:
-        return listed.bad.get(name) or _stored(root / name, sample_rate, seconds)
+        return listed.bad.get(name) or _stored(root / name, rate, seconds)
 
     found = map_threads(stored, files, workers)
     bad = listed.bad | {name: one for name, one in zip(files, found) if isinstance(one, str)}
@@ -152,7 +168,8 @@ def make(
     def part(name: str, test: bool) -> Source:
         rows = [k for k, i in enumerate(good) if is_test[i] == test]
         if not rows:
-            raise ValueError(f"{path}: no recording of its {name} part can be used.")
+            which = "test" if test else "train"
+            raise ValueError(f"{path}: no recording of its {which} part can be used.")
         audio = np.zeros((len(rows), longest), np.int16)
         for row, k in enumerate(rows):
             audio[row, : len(waves[k].samples)] = waves[k].samples
@@ -160,13 +177,18 @@ def make(
         arrays: dict[str, np.ndarray] = {"audio": audio, "length": lengths}
         for field, (of, _) in numbers.items():
             arrays[field] = of[[good[k] for k in rows]]
-        sizes = {field: count for field, (_, count) in numbers.items()}
-        found = from_arrays(f"{root.name}/{name}", arrays, sizes)
+        classes = {field: of_field for field, (_, of_field) in numbers.items()}
+        sizes = {field: len(of_field) for field, of_field in classes.items()}
+        found = from_arrays(name, arrays, sizes)
         skipped = sum(is_test[i] == test for i in range(len(files))) - len(rows)
         names = [files[good[k]] for k in rows]
-        return dataclasses.replace(found, skipped=skipped, names=names)
+        return dataclasses.replace(found, skipped=skipped, names=names, classes=classes)
 
-    return Splits(part("train", False), part("test", True))
+    if learnt is not None:
+        whole = part(user_path(path).resolve().name, False)
+        return with_learnt(Splits(whole, whole), learnt or None)
+    splits = Splits(part(f"{root.name}/train", False), part(f"{root.name}/test", True))
+    return with_learnt(splits, None if sample_rate else {"sample_rate": waves[0].rate})
 
 
 def read(file: str | Path) -> Recording:
@@ -311,20 +333,21 @@ def _test_part(
     return [name in chosen for name in files]
 
 
-def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, list[str]]:
-    """{label field: the name of each recording's label, "" for none}."""
+def _labels(path: str, files: Sequence[str], pattern: str, some: bool) -> dict[str, list[str]]:
+    """{label field: the name of each recording's label, "" for none}. `some`: the pattern need be
+    found in some of the paths alone."""
     if pattern:
         matches = [_compiled("pattern", pattern).search(name) for name in files]
         fields = list(_compiled("pattern", pattern).groupindex)
         if not fields:
             raise ValueError(f"pattern={pattern!r} has no named group, such as (?P<label>[a-z]+).")
         lost = [name for name, match in zip(files, matches) if match is None]
-        if lost:
+        if lost and not some:
             raise ValueError(
                 f"pattern={pattern!r} is not found in {len(lost)} of the {len(files)} paths in "
                 f"{path}, such as {printable(lost[0])}."
             )
-        texts = {field: [match[field] or "" for match in matches] for field in fields}
+        texts = {field: [(m[field] or "") if m else "" for m in matches] for field in fields}
     else:
         skip = 1 if of_folders(path, files) else 0
         inside = [name.split("/")[skip:] for name in files]
@@ -338,6 +361,8 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, list[str
                 "Move them into one, read labels by a pattern, or set labels=False."
             )
         texts = {"label": [parts[0] for parts in inside]}
+    if some:
+        texts = {field: values for field, values in texts.items() if any(values)}
     for field, values in texts.items():
         if field in ("audio", "length", "id"):
             raise ValueError(
@@ -348,11 +373,11 @@ def _labels(path: str, files: Sequence[str], pattern: str) -> dict[str, list[str
     return texts
 
 
-def _numbered(words: Sequence[str]) -> tuple[np.ndarray, int]:
-    """(int32 [N], how many values)."""
-    names = sorted(set(words) - {""})
+def _numbered(words: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(int32 [N], the names of the values)."""
+    names = tuple(sorted(set(words) - {""}))
     number = {name: k for k, name in enumerate(names)}
-    return np.array([number.get(one, NONE) for one in words], np.int32), len(names)
+    return np.array([number.get(one, NONE) for one in words], np.int32), names
 
 
 def _compiled(setting: str, pattern: str) -> re.Pattern[str]:

@@ -13,6 +13,7 @@ captions (fewer are repeated; a view draws one of them). "label" where there are
 `more["prompts"]`: "tokens" and "label", sentences that name each class.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,9 @@ def make(
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
       value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
-      learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`.
+      learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`. A table without
+        the column `label_column`, or with none of its cells filled, has then no labels, and a
+        column "split" says nothing.
 
     Raises:
       ValueError: a table that is missing, damaged or lacks a column; a caption without its picture;
@@ -121,21 +124,22 @@ def make(
             )
         return _of_scenes(tokens_by, length, level, train_size, test_size, seed)
     table = _table(path)
-    rows = _rows(table, file_column, caption_column, label_column, on_error)
+    rows = _rows(table, file_column, caption_column, label_column, on_error, learnt is not None)
     _check_files(table, rows)
-    parts = _divided(table, rows, test_share)
+    parts = {"": list(rows)} if learnt is not None else _divided(table, rows, test_share)
     if limit:
         parts = {part: spaced(names, limit) for part, names in parts.items()}
     classes = sorted({row.label for row in rows.values()} - {""})
-    if label_column and not classes:
+    if label_column and not classes and learnt is None:
         raise ValueError(f"{table}: no picture has a {label_column!r}; set label_column=''.")
-    made = tokens_by([text for name in parts["train"] for text in rows[name].captions])
+    taught = parts.get("train", ())
+    made = tokens_by([text for name in taught for text in rows[name].captions])
     most = max(len(row.captions) for row in rows.values())
     shown = [name for names in parts.values() for name in names]
     scale = scale_of(table.parent, shown, value_range, learnt)
     sources = {
         part: _source(
-            f"{table.parent.name}/{part}",
+            f"{table.parent.name}/{part}".rstrip("/"),
             table.parent,
             names,
             rows,
@@ -146,6 +150,7 @@ def make(
             on_error,
             cache_bytes,
             workers,
+            decode=learnt is not None,
         )
         for part, names in parts.items()
     }
@@ -157,6 +162,8 @@ def make(
             for template in templates
         ]
         more["prompts"] = _prompts(table.parent.name, made, length, prompts, len(classes))
+    if learnt is not None:
+        return with_learnt(Splits(sources[""], sources[""], more), learnt)
     kept = learnt_of(scale) | {"tokenizer": made.plain}
     return with_learnt(Splits(sources["train"], sources["test"], more), kept)
 
@@ -227,14 +234,20 @@ def _table(path: str) -> Path:
 
 
 def _rows(
-    table: Path, file_column: str, caption_column: str, label_column: str, on_error: str
+    table: Path,
+    file_column: str,
+    caption_column: str,
+    label_column: str,
+    on_error: str,
+    other: bool,
 ) -> dict[str, _Picture]:
-    """The pictures of a table by file name."""
+    """The pictures of a table by file name. `other`: it is not the run's own, may lack the column
+    of labels, and is not divided."""
     found: dict[str, _Picture] = {}
     empty: list[int] = []
-    wanted = [column for column in (file_column, caption_column, label_column) if column]
+    wanted = [file_column, caption_column, "" if other else label_column]
     for row in lines.table(table):
-        missing = [column for column in wanted if column not in row]
+        missing = [column for column in wanted if column and column not in row]
         if missing:
             raise ValueError(
                 f"{table}, line {row['line']} has no {missing[0]!r}; it has "
@@ -246,8 +259,8 @@ def _rows(
         if not name or not texts or not all(texts):
             empty.append(line)
             continue
-        label = lines.words(row[label_column]) if label_column else ""
-        one = _Picture(line, texts, lines.split_of(row), label)
+        label = lines.words(row[label_column]) if label_column and label_column in row else ""
+        one = _Picture(line, texts, "" if other else lines.split_of(row), label)
         before = found.get(name)
         if before is not None and (before.split, before.label) != (one.split, one.label):
             raise ValueError(
@@ -340,13 +353,16 @@ def _source(
     on_error: str,
     cache_bytes: int,
     workers: int,
+    decode: bool,
 ) -> Source:
-    """A part of the pictures, decoded once where they fit `cache_bytes`, else as they are read."""
+    """A part of the pictures, decoded once where they fit `cache_bytes`, else as they are read.
+    `decode`: those too are decoded first, to find all damage: none may take another's place."""
     fields, sizes = {"tokens": tokens}, {"tokens": vocabulary}
     if classes:
         numbers = {label: k for k, label in enumerate(classes)} | {"": NONE}
         fields["label"] = np.array([numbers[rows[n].label] for n in names], np.int32)
         sizes["label"] = len(classes)
+    named = {"label": tuple(classes)} if classes else {}
     keep = len(names) * how["image_size"] ** 2 * how["channels"] <= cache_bytes
 
     def decoded(i: int) -> np.ndarray:
@@ -356,6 +372,9 @@ def _source(
         try:
             if keep:
                 return decoded(i)
+            if decode:
+                decoded(i)
+                return ""
             images.inspect(root / names[i], names[i], max_pixels=how["max_pixels"])
             return ""
         except ValueError as error:
@@ -378,10 +397,11 @@ def _source(
     if not len(good):
         raise ValueError(f"no picture of {name} can be used.")
     fields = {key: values[good] for key, values in fields.items()}
+    files = [names[i] for i in good]
     if keep:
         pixels = np.stack([results[i] for i in good])
         made = from_arrays(name, {"image": pixels, **fields}, sizes)
-        return Source(name, made.size, made.read, made.sizes, made.arrays, skipped=len(bad))
+        return dataclasses.replace(made, skipped=len(bad), names=files, classes=named)
     from_arrays(name, fields, sizes)  # checks the numbers
 
     def read_one(i: int) -> Example:
@@ -391,6 +411,15 @@ def _source(
         }
 
     read: Callable[[int], Example] = read_one
-    if on_error == "skip":  # damage in the middle of a file is found when it is read
+    if on_error == "skip" and not decode:  # damage in the middle of a file is found when it is read
         read = functools.partial(read_or_next, name, read_one, len(good), fields.get("label"))
-    return Source(name, len(good), read, sizes, labels=fields.__getitem__, skipped=len(bad))
+    return Source(
+        name,
+        len(good),
+        read,
+        sizes,
+        labels=fields.__getitem__,
+        skipped=len(bad),
+        names=files,
+        classes=named,
+    )

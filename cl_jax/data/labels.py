@@ -102,13 +102,36 @@ def refuse_unknown(
     Raises:
       ValueError: names the classes.
     """
-    known = set(train) - {""}
-    if unknown := sorted(set(test) - known - {""}):
-        raise ValueError(
-            f"{path}: the {what} of its parts differ: train has "
-            f"{some(list(map(printable, sorted(known))))}, test has "
-            f"{some(list(map(printable, unknown)))} besides. {mend}"
-        )
+    if differ := _differ(path, set(train) - {""}, set(test) - {""}, what):
+        raise ValueError(f"{differ} {mend}")
+
+
+def refuse_alike(
+    path: str, train: Iterable[str], test: Iterable[str], what: str, mend: str
+) -> None:
+    """Refuses classes of a test part that are those of the training part but for capitals: one
+    class is written in two ways. Logs others that no training example has: parts may have speakers
+    of their own on purpose.
+
+    Arguments and errors as of `refuse_unknown`.
+    """
+    known, tested = set(train) - {""}, set(test) - {""}
+    if not (differ := _differ(path, known, tested, what)):
+        return
+    if {name.casefold() for name in known} & {name.casefold() for name in tested - known}:
+        raise ValueError(f"{differ} {mend}")
+    logging.warning("%s Nothing that is learnt from labels can be right about those.", differ)
+
+
+def _differ(path: str, known: set[str], tested: set[str], what: str) -> str:
+    """A sentence on classes of the test part that training lacks, "" without any."""
+    if not (unknown := sorted(tested - known)):
+        return ""
+    return (
+        f"{path}: the {what} of its parts differ: train has "
+        f"{some(list(map(printable, sorted(known))))}, test has "
+        f"{some(list(map(printable, unknown)))} besides."
+    )
 
 
 def labelled(source: Source, label: str = "label") -> Source:

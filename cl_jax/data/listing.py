@@ -79,6 +79,32 @@ def of(
     return found
 
 
+def passes_over(folder: str) -> bool:
+    """Whether a folder of that name is hidden or a system's own: no data are looked for in it."""
+    return folder[0] in ".@$" or folder in _SYSTEM
+
+
+def at(
+    path: str, what: str, suffixes: Container[str], unread: Container[str], one: bool
+) -> tuple[Path, Listing]:
+    """(the real path of a folder, `of` it). Where `one` file may be given, of such a path: its
+    folder, and a listing of it alone, whatever its name.
+
+    Raises:
+      ValueError: no such folder of `what`.
+    """
+    place = user_path(path)
+    if one and place.is_file():
+        root, name, status = place.resolve().parent, place.resolve().name, place.stat()
+        bad = {} if status.st_size else {name: "an empty file"}
+        sizes, times = {name: status.st_size}, {name: status.st_mtime_ns}
+        return root, Listing([name], bad, sizes, times, collections.Counter(), [])
+    if not place.is_dir():
+        raise ValueError(f"path={path!r} is not a folder. Give the folder of your {what}.")
+    root = place.resolve()
+    return root, of(root, suffixes, unread)
+
+
 def _folder(
     found: Listing,
     root: Path,
@@ -112,7 +138,7 @@ def _folder(
             files.append(path)
             sizes[path], times[path] = size, status.st_mtime_ns
         elif entry.is_dir(follow_symlinks=False):
-            if name[0] not in "@$" and name not in _SYSTEM:
+            if not passes_over(name):
                 stack.append(f"{inside}{name}/")
         elif wants:
             _image(found, root, inside + name, entry)

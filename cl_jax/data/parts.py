@@ -103,7 +103,7 @@ def few(
 ) -> dict[str, list[str]]:
     """At most `limit` names of the parts "train" and "test", for trying a command: by a hash, as
     many of one class as of another where there are enough. The test part has no class that the
-    training part lost.
+    training part lost by that.
 
     groups: {name: its class, "" for none}; None is one class for all.
     """
@@ -123,8 +123,9 @@ def few(
         return [name for name in names if name in kept]
 
     train = chosen(parts["train"])
-    known = {of.get(name, "") for name in train} | {""}
-    return {"train": train, "test": chosen([n for n in parts["test"] if of.get(n, "") in known])}
+    kept = {of.get(name, "") for name in train} | {""}
+    lost = {of.get(name, "") for name in parts["train"]} - kept
+    return {"train": train, "test": chosen([n for n in parts["test"] if of.get(n) not in lost])}
 
 
 def spaced(rows: Any, limit: int) -> Any:

@@ -67,8 +67,8 @@ class Source:
     `learnt`: of a training part, what the numbers in the fields mean, where that was learnt from
     it: a tokenizer, means and deviations. Plain values, as JSON holds them. `make(learnt=...)` of
     the same source takes it back and learns nothing: what is at `path` is then read by it, as other
-    data for a network of that run, and where nothing asks for parts, train and test are one source
-    with all of it. None: nothing is learnt.
+    data for a network of that run, and train and test are one source with all of it. None: nothing
+    is learnt.
     """
 
     name: str

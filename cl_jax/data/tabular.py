@@ -20,7 +20,7 @@ from sklearn import datasets
 
 from cl_jax.core.names import some
 from cl_jax.data import lines
-from cl_jax.data.labels import NONE, refuse_unknown
+from cl_jax.data.labels import NONE, refuse_alike
 from cl_jax.data.parts import drawn
 from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, with_learnt
 
@@ -80,7 +80,7 @@ def make(
 
     Raises:
       ValueError: an unknown table, a file without such columns or without rows, a cell that is not
-        a finite number, a part without rows, a class of `test_path` that no training row has.
+        a finite number, a part without rows, a class that `test_path` writes in another way.
     """
     if not path and test_path:
         raise ValueError(f"test_path={test_path!r} without path; expected the training file too.")
@@ -109,7 +109,7 @@ def make(
     if test_path:
         mend = f"Write them alike, leave such rows out of {test_path}, or set label=''."
         train, test = (parts[part].labels for part in ("train", "test"))
-        refuse_unknown(path, train, test, f"classes of {label!r}", mend)
+        refuse_alike(path, train, test, f"classes of {label!r}", mend)
     else:
         parts = _divided(name, parts["train"], test_share)
     return _splits(name, parts)

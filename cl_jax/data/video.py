@@ -11,6 +11,7 @@ has one, divides the films. All frames are cut to their central square and resiz
 memory.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from PIL import Image
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
-from cl_jax.data.labels import refuse_unknown
+from cl_jax.data.labels import refuse_alike
 from cl_jax.data.listing import Listing
 from cl_jax.data.parts import drawn, few, of_folders, role
 from cl_jax.data.reading import learnt_of, scale_of
@@ -94,19 +95,16 @@ def make(
         counts them in `Source.skipped`.
       workers: threads that read.
       learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
-        captions are left out.
+        captions are left out. `path` may then be one film.
 
     Raises:
       ValueError: no such folder, no film in it, films that cannot be read or are too short, an
         array of another shape or type, captions without a film or films without a caption, more
-        than `max_bytes`, a label of the test part that no training film has.
+        than `max_bytes`, a label that the test part writes in another way.
     """
     _check(frames, every, sampling, image_size, channels, test_share, limit, on_error)
-    root = user_path(path)
-    if not root.is_dir():
-        raise ValueError(f"path={path!r} is not a folder. Give the folder of your films or clips.")
-    root = root.resolve()
-    listed = listing.of(root, (".npy", *CONTAINERS, *PICTURES), _UNREAD)
+    suffixes = (".npy", *CONTAINERS, *PICTURES)
+    root, listed = listing.at(path, "films or clips", suffixes, _UNREAD, one=learnt is not None)
     names, refused = _films(root, listed)
     if not names:
         seen = f" It has {listing.unread_in(listed)}." if listed.unread else ""
@@ -116,9 +114,10 @@ def make(
         )
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
-    if labels:
+    if labels and learnt is None:
         listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
-    texts, splits = _captions(root, names, file_column, caption_column)
+    table = (file_column, caption_column, learnt is None)
+    texts, splits = _captions(root, names, *table) if user_path(path).is_dir() else ({}, {})
     if texts and learnt is not None and not ("tokenizer" in learnt or tokenizer_path):
         logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
         texts = {}
@@ -152,24 +151,36 @@ def make(
             f"{path}: its clips take {taken / 2**30:.1f} GiB, more than max_bytes="
             f"{max_bytes / 2**30:.1f} GiB. Lower image_size, raise every, or raise max_bytes."
         )
-    folders = of_folders(path, list(good))
-    kinds, tokens, vocabulary = _labels(path, list(good), folders) if labels else {}, None, 0
+    folders, kinds, tokens, vocabulary = {}, {}, None, 0
+    try:
+        if labels or learnt is None:
+            folders = of_folders(path, list(good))
+        if labels:
+            kinds = _labels(path, list(good), folders)
+    except ValueError as error:
+        if learnt is None:
+            raise
+        logging.warning("no labels: %s", error)
     if splits and folders:
         raise ValueError(
             f"{path} has folders that are parts and a table of captions with a column split; "
             "expected one of the two. Rename the column."
         )
-    parts = _parts(root, good, folders, kinds, test_share, fewer or splits)
-    for which, films in parts.items():
-        if not films:
-            raise ValueError(f"{path}: no film of its {which} part can be used.")
-    train, test = ([kinds.get(name, "") for name, _ in parts[part]] for part in ("train", "test"))
-    refuse_unknown(path, train, test, "label folders", _ALIKE)
+    parts = {"": list(good.items())}
+    if learnt is None:
+        parts = _parts(root, good, folders, kinds, test_share, fewer or splits)
+        for which, films in parts.items():
+            if not films:
+                raise ValueError(f"{path}: no film of its {which} part can be used.")
+        if not fewer:
+            train, test = ([kinds.get(n, "") for n, _ in parts[part]] for part in ("train", "test"))
+            refuse_alike(path, train, test, "label folders", _ALIKE)
     classes = sorted(set(kinds.values()))
     if texts:
         most = max(len(texts[name]) for name in good)
+        taught = dict.fromkeys(name for name, _ in parts.get("train", ()))
         made = tokenizer.of_text(
-            [text for name in dict.fromkeys(n for n, _ in parts["train"]) for text in texts[name]],
+            [text for name in taught for text in texts[name]],
             learnt=learnt,
             path=tokenizer_path,
             vocab_size=vocab_size,
@@ -196,10 +207,15 @@ def make(
         if tokens is not None:
             arrays["tokens"] = np.stack([tokens[name] for name in each])
             sizes["tokens"] = vocabulary
-        made = from_arrays(f"{root.name}/{which}", arrays, sizes)
-        skipped = len(bad) if which == "train" else 0
-        return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
+        called = f"{root.name}/{which}" if which else user_path(path).resolve().name
+        made = from_arrays(called, arrays, sizes)
+        skipped = 0 if which == "test" else len(bad)
+        named = {"label": tuple(classes)} if classes else {}
+        return dataclasses.replace(made, skipped=skipped, classes=named)
 
+    if learnt is not None:
+        whole = part("")
+        return with_learnt(Splits(whole, whole), learnt or None)
     return with_learnt(Splits(part("train"), part("test")), kept or None)
 
 
@@ -400,7 +416,7 @@ def _few(
     of = _division(root, names, folders, kinds, share, splits)
     parts = {part: [name for name in names if of[name] == part] for part in ("train", "test")}
     train, test = ([kinds.get(name, "") for name in films] for films in parts.values())
-    refuse_unknown(path, train, test, "label folders", _ALIKE)
+    refuse_alike(path, train, test, "label folders", _ALIKE)
     return {name: part for part, films in few(parts, limit, kinds).items() for name in films}
 
 
@@ -420,9 +436,10 @@ def _labels(path: str, names: Sequence[str], parts: Mapping[str, str]) -> dict[s
 
 
 def _captions(
-    root: Path, names: Sequence[str], file: str, caption: str
+    root: Path, names: Sequence[str], file: str, caption: str, divides: bool
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """({film: its captions}, {film: "train" or "test"}); {} without a table, or a column split."""
+    """({film: its captions}, {film: "train" or "test"}); {} without a table, or a column split that
+    `divides` the films."""
     tables = [root / name for name in _TABLES if (root / name).is_file()]
     if not tables:
         return {}, {}
@@ -439,7 +456,7 @@ def _captions(
         if not name or not texts or not all(texts):
             raise ValueError(f"{tables[0]}, line {row['line']}: an empty file name or caption.")
         found.setdefault(name, []).extend(texts)
-        if split := lines.split_of(row):
+        if divides and (split := lines.split_of(row)):
             part = role(split)
             if part not in ("train", "test"):
                 raise ValueError(

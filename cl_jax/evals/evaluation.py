@@ -262,10 +262,19 @@ class Evaluation:
         batch = few(method, self.data.test, self.mesh)
         if set(method.needs) - set(batch):
             return None
-        clean, drawn = (
-            jax.eval_shape(parallel.lift(f, self.mesh, EACH, EACH), batch)
-            for f in (method.clean, lambda batch: method.views(batch, key)[0])
-        )
+        try:
+            clean, drawn = (
+                jax.eval_shape(parallel.lift(f, self.mesh, EACH, EACH), batch)
+                for f in (method.clean, lambda batch: method.views(batch, key)[0])
+            )
+        except KeyError as missing:  # a step gives its views more, such as an adversarial one
+            logging.warning(
+                "figures of training views are left out: the method's views read %s, which is no "
+                "field of the data that the method needs; these are %s.",
+                missing,
+                ", ".join(sorted(method.needs)),
+            )
+            return None
         if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
             return None
 

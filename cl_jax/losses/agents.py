@@ -142,8 +142,16 @@ def cpc_unroll(
       2018, section 3.4. The paper does not say which negatives it takes.
     """
     steps = cpc_unroll_steps(p, z, episode, observation=observation, axis_name=axis_name)
-    found = lax.stop_gradient(jnp.isfinite(steps.loss))
-    return jnp.where(found, steps.loss, 0.0).sum() / jnp.maximum(found.sum(), 1)
+    return mean_of_steps(steps).loss
+
+
+@any_mesh
+def mean_of_steps(steps: Steps) -> Steps:
+    """Loss and accuracy of `cpc_unroll_steps`, each the mean over the steps that have a pair; 0 if
+    none has."""
+    found = steps.loss != jnp.inf  # NaN is passed on
+    loss, accuracy = (jnp.where(found, x, 0.0).sum() / jnp.maximum(found.sum(), 1) for x in steps)
+    return Steps(loss, accuracy)
 
 
 @any_mesh
@@ -186,6 +194,7 @@ def cpc_unroll_steps(
 
         def over_pairs(values: jax.Array) -> jax.Array:
             total = mean(jnp.where(together, values, 0.0).sum(), axis_name)
+            total += lax.stop_gradient(0 * total)  # scores that overflow are NaN, not "no pair"
             return jnp.where(count > 0, total / jnp.maximum(count, 1e-9), jnp.inf)
 
         loss = over_pairs(jax.nn.logsumexp(logits, axis=2) - positive)

@@ -279,9 +279,8 @@ def mice_terms(
     check("e d", sizes, gates=gates)
     check_positive(temperature=temperature, gate_temperature=gate_temperature)
     query, v, queue = _mice_queries(f, v, queue, experts)
-    log_gate = log_softmax(
-        dots("bd,ed->be", g, lax.stop_gradient(gates)) / (gate_temperature or temperature), axis=1
-    )
+    kappa = temperature if gate_temperature is None else gate_temperature
+    log_gate = log_softmax(dots("bd,ed->be", g, lax.stop_gradient(gates)) / kappa, axis=1)
     positive = dots("bed,bed->be", query, v) / temperature
     if block_size is None:  # all experts' logits are there at once
         logits = sizes["b"] * sizes["e"] * queue.shape[0] // num_splits(sizes["b"], f)
@@ -472,7 +471,7 @@ def spcl(
       memory: [N, D] rows V before this step's update; no gradient.
       labels: [N] label of each row, below `num_labels`; some may be empty. Rows below 0 have no
         label: they are in no mean, and count as 0.
-      ids: [B] row of each image (its class, for a source image).
+      ids: [B] row of each image (its class, for a source image); an image below 0 counts as 0.
       temperature: 0.05 in SpCL.
       num_labels: L, static; any upper bound serves, N at most.
       eps: the authors' guards; they cap the loss at 13.8. 0 leaves them out.
@@ -495,7 +494,7 @@ def spcl(
         f, memory, labels, temperature=temperature, num_labels=num_labels, normalise=normalise
     )
     log_p = label_log_probabilities(logits, present, eps=eps)
-    label = jnp.asarray(labels)[ids]
+    label = jnp.where(ids < 0, -1, jnp.asarray(labels)[ids])
     own = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
     rows = jnp.logaddexp(own, jnp.log(jnp.asarray(eps, own.dtype))) if eps else own
     return -mean(jnp.mean(jnp.where(label >= 0, rows, 0)), axis_name)

@@ -15,7 +15,7 @@ from cl_jax.core.axis import (
     total,
     varying,
 )
-from cl_jax.core.numerics import dots, unit, wide
+from cl_jax.core.numerics import dots, real_count, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_key
 from cl_jax.losses._products import centred_products
 from cl_jax.losses._rows import over_rows
@@ -101,7 +101,7 @@ def vicreg_terms(
         z = _centred(z, axis_name)
         variance = total(jnp.sum(z * z, axis=0), axis_name) / (rows - 1)
         stds.append(jnp.sqrt(variance + eps))
-        squares = _off_diagonal(z, z, axis_name) / (rows - 1) ** 2
+        squares = _off_diagonal(z, z, axis_name) / real_count((rows - 1) ** 2)
         covariance = covariance + squares / width
     std = jnp.stack(stds)
     return VICRegTerms(invariance, jnp.mean(jax.nn.relu(1 - std)), covariance, std)
@@ -163,7 +163,7 @@ def barlow_twins(
     if _is_wide(a, rows):
         a, b = (_standardised(z, eps, over) for z in (a, b))
         diagonal = total(jnp.sum(a * b, axis=0), axis_name) / rows
-        off_diagonal = _off_diagonal(a, b, axis_name) / rows**2
+        off_diagonal = _off_diagonal(a, b, axis_name) / real_count(rows**2)
         return scale * (jnp.sum(jnp.square(diagonal - 1)) + off_diagonal_weight * off_diagonal)
     found = centred_products(*varying((a, b)), over)
     by_row, by_column = (

@@ -136,8 +136,8 @@ def knowledge_distillation(
     check_axis(axis_name)
     log_t = log_softmax(lax.stop_gradient(teacher_logits), temperature)
     log_s = log_softmax(student_logits, temperature)
-    # Where a class underflows to probability 0, 0 * log 0 is 0.
-    rows = jnp.sum(jnp.where(log_t > -jnp.inf, jnp.exp(log_t) * (log_t - log_s), 0), axis=1)
+    # Where a class underflows to probability 0, 0 * log 0 is 0. NaN is passed on.
+    rows = jnp.sum(jnp.where(log_t == -jnp.inf, 0, jnp.exp(log_t) * (log_t - log_s)), axis=1)
     return temperature**2 * mean(jnp.mean(rows), axis_name)
 
 

@@ -485,7 +485,7 @@ def select_hard(similarity: jax.Array, positive: jax.Array, *, num_hard: int) ->
         )
     count = min(num_hard, sizes["m"] - 1)
     threshold = lax.top_k(jnp.where(own, -jnp.inf, similarity), count)[0][:, -1]
-    return Selection(~own & (similarity >= threshold[:, None]), threshold)
+    return Selection(~own & ~(similarity < threshold[:, None]), threshold)  # NaN is passed on
 
 
 @any_mesh

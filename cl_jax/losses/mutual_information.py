@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, log_total, mean, total
-from cl_jax.core.numerics import dots, log_count, wide
+from cl_jax.core.numerics import dots, log_count, real_count, wide
 from cl_jax.core.shapes import check, check_axis
 from cl_jax.losses.contrast import Pairs, allow, contrast, pair_sums, row_ids, same_example
 
@@ -73,7 +73,8 @@ def dim_divergence(
         plan=plan,
         block_size=block_size,
     )
-    return total(sums.sum(), axis_name) / (images * (images - 1) * own[0].size) - positive
+    pairs = real_count(images * (images - 1) * own[0].size)
+    return total(sums.sum(), axis_name) / pairs - positive
 
 
 @any_mesh

@@ -17,7 +17,7 @@ from jax import lax
 
 from cl_jax.core import sharded
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean, total
-from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, prepared, wide
+from cl_jax.core.numerics import at_least_one, capped, dots, log_sum_exp, prepared, real_count, wide
 from cl_jax.core.shapes import (
     check,
     check_axis,
@@ -654,7 +654,7 @@ def cross_queue_softmax(
 
 
 def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
-    local = log_sum_exp(logits) - jnp.log(logits.size)
+    local = log_sum_exp(logits) - jnp.log(real_count(logits.size))
     top = local if axis_name is None else lax.pmax(local, axis_name)
     log_z = (
         top

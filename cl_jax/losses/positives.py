@@ -649,7 +649,7 @@ def _supcon(
     ids = (
         row_ids(batch, axis_name)[None] * views + jnp.arange(views, dtype=jnp.int32)[:, None]
     ).reshape(-1)
-    some = relation.num_positives > 0
+    some = ~(relation.num_positives <= 0)  # true of NaN, which is passed on
     count = relation.num_positives.astype(wide_type(features.dtype))
     share = 1 / jnp.where(some, count, 1)
     rows, cols = rows | {"id": ids[: anchors * batch], "share": share}, cols | {"id": ids}
@@ -723,9 +723,9 @@ def _each_with_its_own(
         return pair_sums(queries, keys, surprise, rows=rows, cols=cols, **over_pairs)
     # Shares below float32's range are summed as multiples of about the largest.
     highest = jnp.asarray(positives.highest)
-    some = highest > LOG_ZERO
-    largest = -softplus(negatives.lse - jnp.where(some, highest, 0))
-    rows |= {"largest": lax.stop_gradient(jnp.where(some, largest, 0))}
+    none = highest <= LOG_ZERO  # false of NaN, which is passed on
+    largest = -softplus(negatives.lse - jnp.where(none, 0, highest))
+    rows |= {"largest": lax.stop_gradient(jnp.where(none, 0, largest))}
 
     def share(s, rows, cols):
         weight = mean_positive(rows, cols)
@@ -733,4 +733,4 @@ def _each_with_its_own(
         return weight * jnp.exp(jnp.where(weight > 0, log_share, 0))
 
     shares = pair_sums(queries, keys, share, rows=rows, cols=cols, **over_pairs)
-    return -(rows["largest"] + jnp.log(jnp.where(some, shares, 1)))
+    return -(rows["largest"] + jnp.log(jnp.where(none, 1, shares)))

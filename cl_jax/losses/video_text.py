@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, total
-from cl_jax.core.numerics import dots, log_softmax, prepared, wide
+from cl_jax.core.numerics import dots, log_softmax, prepared, real_count, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.calm import token_counts, token_log_likelihood
@@ -258,9 +258,9 @@ def max_margin(
     off = jnp.arange(columns)[None, :] != rows[:, None]
     hinge = jax.nn.relu(margin + s - own) + jax.nn.relu(margin + s - gather(own, axis_name).T)
     if count_diagonal:
-        return total(hinge.sum(), axis_name) / (2 * columns * columns)
+        return total(hinge.sum(), axis_name) / real_count(2 * columns * columns)
     pairs = 2 * columns * (1 if columns == 1 else columns - 1)
-    return total(jnp.where(off, hinge, 0).sum(), axis_name) / pairs
+    return total(jnp.where(off, hinge, 0).sum(), axis_name) / real_count(pairs)
 
 
 @any_mesh

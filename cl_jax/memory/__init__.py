@@ -9,8 +9,17 @@ hold the same bits.
 >>> negatives = queue.enqueue(negatives, k)
 """
 
-from cl_jax.memory import bank, centre, hybrid, prototypes, queue
+from cl_jax.memory import bank, centre, crop_queue, hybrid, prototypes, queue
 from cl_jax.memory.hybrid import HybridMemory
 from cl_jax.memory.queue import Queue
 
-__all__ = ["HybridMemory", "Queue", "bank", "centre", "hybrid", "prototypes", "queue"]
+__all__ = [
+    "HybridMemory",
+    "Queue",
+    "bank",
+    "centre",
+    "crop_queue",
+    "hybrid",
+    "prototypes",
+    "queue",
+]

@@ -49,6 +49,7 @@ def update(
       rows: [B, D] features of the global batch in rank order, used as given; gathered over devices
         by the caller. No gradient flows.
       ids: [B] integers: class of a source image, num_source_classes + instance of a target image.
+        Nothing is written for ids below 0 or from N on.
       momentum: how much of the old row stays; 0.2 in SpCL.
       chain: True, as the authors' code: repeated ids move their row once per occurrence, in batch
         order. False, as the paper's equation: once, towards the mean of their rows.
@@ -70,7 +71,8 @@ def update(
 
         def move(stored, row_and_id):
             row, i = row_and_id
-            return stored.at[i].set(normalise(momentum * stored[i] + (1 - momentum) * row)), None
+            moved = normalise(momentum * stored[i] + (1 - momentum) * row)
+            return stored.at[jnp.where(i < 0, len(stored), i)].set(moved, mode="drop"), None
 
         stored, _ = lax.scan(move, memory.rows, (rows, ids))
         return memory._replace(rows=stored)

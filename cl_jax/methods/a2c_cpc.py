@@ -19,7 +19,12 @@ from cl_jax.core.shapes import check_positive
 from cl_jax.data import environments
 from cl_jax.data.environments import Environment
 from cl_jax.heads.actor_critic import ActorCritic
-from cl_jax.losses.agents import actor_critic, bootstrapped_returns, cpc_unroll_steps
+from cl_jax.losses.agents import (
+    actor_critic,
+    bootstrapped_returns,
+    cpc_unroll_steps,
+    mean_of_steps,
+)
 from cl_jax.losses.predictive import predictions
 
 
@@ -294,17 +299,10 @@ def _losses(
         observation=None if equal_negatives else played["observation"],
         axis_name=axis_name,
     )
-    there = lax.stop_gradient(
-        jnp.isfinite(steps.loss)
-    )  # steps that some episode is long enough for
-
-    def over_steps(x: jax.Array) -> jax.Array:
-        return jnp.where(there, x, 0.0).sum() / jnp.maximum(there.sum(), 1)
-
-    cpc = over_steps(steps.loss)
+    cpc, accuracy = mean_of_steps(steps)
     metrics = {
         "cpc": cpc,
-        "cpc_accuracy": over_steps(steps.accuracy),
+        "cpc_accuracy": accuracy,
         "policy_loss": a2c.policy,
         "value_loss": a2c.value,
         "entropy": a2c.entropy,

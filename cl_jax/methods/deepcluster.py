@@ -25,7 +25,8 @@ from cl_jax.cluster.agreement import normalised_mutual_information
 from cl_jax.cluster.kmeans import kmeans
 from cl_jax.core.keys import batch_key, example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.parallel import fetch, place_as
+from cl_jax.core.network import check_no_drop_path
+from cl_jax.core.parallel import fetch
 from cl_jax.data.batches import balanced_order
 from cl_jax.encoders import initializers
 from cl_jax.views import View, keywords
@@ -61,6 +62,7 @@ class Network(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool, keys: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         h = self.encoder(sobel(images) if self.sobel else images, train=train)["h"]
         before, x = h, h
         for j, width in enumerate(self.hidden_dims, start=1):
@@ -206,9 +208,7 @@ def make(
         )
         params = state.params | {"top": fresh(top_key, state.params["top"]["kernel"].shape[0])}
         memory = Memory(means.assignment, jnp.float32(agreement), memory.seed)
-        return dataclasses.replace(
-            state, params=place_as(params, state.params), memory=place_as(memory, state.memory)
-        )
+        return dataclasses.replace(state, params=params, memory=memory)
 
     def order(state: State, epoch: int, seed: int) -> np.ndarray:
         balanced = balanced_order(seed, epoch, fetch(state.memory.assignment))

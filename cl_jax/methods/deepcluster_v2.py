@@ -33,7 +33,6 @@ from cl_jax.core.parallel import (
     gather,
     lift,
     mesh_of,
-    place_as,
     replicate,
 )
 from cl_jax.core.sharded import Sharded, lookup, whole, write
@@ -189,7 +188,7 @@ def make(
         memory = memory._replace(
             prototypes=tuple(rows), assignments=whole(np.stack(assignments, axis=1))
         )
-        return dataclasses.replace(state, memory=place_as(memory, state.memory))
+        return dataclasses.replace(state, memory=memory)
 
     return from_loss(
         variables=variables,

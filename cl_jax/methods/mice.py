@@ -21,9 +21,9 @@ from jax import lax
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, check_no_drop_path
 from cl_jax.core.numerics import unit
-from cl_jax.core.parallel import gather, mean, place_as
+from cl_jax.core.parallel import gather, mean
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.losses import clusters
 from cl_jax.memory import queue as queues
@@ -48,6 +48,7 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        check_no_drop_path(self.encoder)
         named = self.encoder(images, train=train)
         h = jnp.float32(named["h"])
         heads = nn.Dense(self.num_experts * self.out_dim, name="experts")(h)
@@ -114,6 +115,7 @@ def make(
         )
     apply = applier(Experts(encoder, count, out_dim))
     gates = clusters.simplex(count, out_dim)
+    kappa = temperature if gate_temperature is None else gate_temperature
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         network_key, queue_key, expert_key = jax.random.split(key, 3)
@@ -184,17 +186,13 @@ def make(
             return state
         params = {**state.params, "prototypes": clusters.expert_prototypes(state.memory.sums)}
         memory = state.memory._replace(sums=jnp.zeros_like(state.memory.sums))
-        return dataclasses.replace(
-            state,
-            params=place_as(params, state.params),
-            memory=place_as(memory, state.memory),
-        )
+        return dataclasses.replace(state, params=params, memory=memory)
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
         (found, named), stats = apply(params["network"], stats, images, train)
-        logits = unit(found["gate"]) @ gates.T / (gate_temperature or temperature)
+        logits = unit(found["gate"]) @ gates.T / kappa
         return named | {"gate": jax.nn.softmax(logits, axis=1), "z": unit(found["gate"])}, stats
 
     def encode(state: State, batch: Batch) -> dict[str, jax.Array]:

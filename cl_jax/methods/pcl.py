@@ -31,7 +31,6 @@ from cl_jax.core.parallel import (
     gather,
     lift,
     mesh_of,
-    place_as,
     replicate,
 )
 from cl_jax.core.sharded import Sharded, lookup, whole
@@ -204,7 +203,7 @@ def make(
             directions = prototypes.normalise(jnp.asarray(means.centroids))
             found.append(Found(whole(directions), phi, whole(assignment)))
         memory = state.memory._replace(clusterings=tuple(found), active=jnp.ones(()))
-        return dataclasses.replace(state, memory=place_as(memory, state.memory))
+        return dataclasses.replace(state, memory=memory)
 
     return from_loss(
         variables=variables,

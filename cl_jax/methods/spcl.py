@@ -20,9 +20,9 @@ from flax import traverse_util
 from cl_jax.cluster.dbscan import dbscan, jaccard_distance, number_outliers, self_paced
 from cl_jax.core.clocks import PerVisit
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, check_no_drop_path
 from cl_jax.core.numerics import unit
-from cl_jax.core.parallel import gather, place_as
+from cl_jax.core.parallel import gather
 from cl_jax.data.domains import SOURCE
 from cl_jax.encoders.norm import BatchNorm
 from cl_jax.losses import clusters
@@ -68,6 +68,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         h = jnp.float32(self.encoder(images, train=train)["h"])
         z = unit(BatchNorm(axis_name=self.axis_name, use_bias=False, name="neck")(h, train=train))
         return z, {"h": h, "z": z}
@@ -261,8 +262,7 @@ def make(
                 (k1, k2),
                 quantile,
             )
-        new = remembered(rows, labels, threshold, classes)
-        return dataclasses.replace(state, memory=place_as(new, memory))
+        return dataclasses.replace(state, memory=remembered(rows, labels, threshold, classes))
 
     def order(state: State, epoch: int, seed: int) -> np.ndarray:
         labels = np.asarray(state.memory.hybrid.labels)[classes:]

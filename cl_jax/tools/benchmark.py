@@ -14,8 +14,9 @@ continues where it was stopped: finished rows are read, a broken run resumes fro
 over the seeds and, for shares of right answers, the draw of the test examples. "better" and "worse"
 stand only where zero is outside the interval. --all makes the survey of every system instead.
 
---set changes the configs of all methods; it skips a key of encoder, optimizer or method that a
-config does not list, since a ViT has no width multiplier.
+--set changes the configs of all methods, at any depth (views.both.scale=[0.8,1.0]). It skips a
+section that a config does not have, and a key that its encoder, optimizer or method does not list,
+since a ViT has no width multiplier; a change that no config of the call has is refused.
 """
 
 import argparse
@@ -43,7 +44,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cl_jax.core import xla
-from cl_jax.core.names import nearest
+from cl_jax.core.errors import SaveError
+from cl_jax.core.names import nearest, some
 from cl_jax.core.paths import user_path
 from cl_jax.data import declared
 from cl_jax.data.source import Source
@@ -118,13 +120,14 @@ def _examples_read(section: str, seed: int) -> int:
     return load_data(ConfigDict({"data": json.loads(section), "seed": seed})).train.size
 
 
-def change_config(config: ConfigDict, change: str) -> None:
-    """Applies "section.key=value". Encoders, optimisers and methods differ between configs: a key
-    that theirs does not have is left out. "views.size=16" is of the largest view; smaller ones keep
+def change_config(config: ConfigDict, change: str) -> bool:
+    """Applies "section.key=value"; returns whether the config has that. Encoders, optimisers and
+    methods differ between configs: a section or key that theirs does not have is left out.
+    "views.key=value" is of all views; "views.size=16" is of the largest view, and smaller ones keep
     their share of it."""
     path, given, text = change.partition("=")
     *sections, key = path.split(".")
-    if not given or len(sections) > 1:
+    if not given or not all((*sections, key)):
         raise ValueError(
             f"--set={change}; expected section.key=value or key=value, such as encoder.width=0.25."
         )
@@ -137,21 +140,47 @@ def change_config(config: ConfigDict, change: str) -> None:
             raise ValueError(
                 f"--set={change}: a config has no {key!r}{nearest(key, list(config))}."
             )
-        config[key] = value
-        return
+        _put(config, key, value, change)
+        return True
     if sections[0] not in config:
         raise ValueError(
             f"--set={change}: a config has no section {sections[0]!r}; have "
             + ", ".join(name for name, held in config.items() if isinstance(held, ConfigDict))
             + "."
         )
-    section = config[sections[0]]
-    if (sections[0], key) == ("views", "size"):
+    if (sections, key) == (["views"], "size"):
         resize(config, value)
-        return
-    for part in section.values() if sections[0] == "views" else [section]:
-        if key in part or sections[0] in ("views", "data"):
-            part[key] = value
+        return True
+    section: Any = config
+    for name in sections:
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    parts = list(section.values()) if sections == ["views"] else [section]
+    # Of data and views any key of their function may be given; it is checked with the run.
+    takes_any = sections[0] in ("data", "views")
+    parts = [part for part in parts if isinstance(part, ConfigDict) and (takes_any or key in part)]
+    for part in parts:
+        _put(part, key, value, change)
+    return bool(parts)
+
+
+def _put(section: ConfigDict, key: str, value: Any, change: str) -> None:
+    try:
+        section[key] = value
+    except TypeError:
+        raise ValueError(
+            f"--set={change}: expected a value like that of the config, {section[key]!r}."
+        ) from None
+
+
+def refuse_unknown(changes: Sequence[str], found: Sequence[ConfigDict]) -> None:
+    """Raises ValueError for a change that no config has."""
+    for change in changes:
+        if not any([change_config(config, change) for config in found]):
+            raise ValueError(
+                f"--set={change}: none of the configs of "
+                f"{some([config.method.name for config in found])} has it; expected a section and "
+                "key that one of them lists."
+            )
 
 
 def resize(config: ConfigDict, side: int) -> None:
@@ -417,13 +446,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"--seeds={args.seeds}, {len(names)} methods; expected one or more of each."
             )
-        for name in names:
-            config_of(name, args, 0)  # a mistake in the options is found before the first run
+        # A mistake in the options is found before the first run.
+        refuse_unknown(args.set, [config_of(name, args, 0) for name in names])
         make(args.workdir)
         check_writable(stem_of(args))
         with stopped_after(args.minutes):
             rows = run_all(args, names)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TimeoutError:
@@ -494,7 +523,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="a setting for every config, such as encoder.width=0.25, views.size=16, "
-        "batch_size=256",
+        "views.both.flip=0, batch_size=256",
     )
     found.add_argument(
         "--probe_epochs", type=float, default=30.0, help="of the classifier on cached features"

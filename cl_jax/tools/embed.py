@@ -124,8 +124,7 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
 
     if folder is not None:
         source, bad = run.source(folder)
-        root = str(user_path(folder).resolve()) if source.names is not None else ""
-        return source, bad, root
+        return source, bad, _root(folder, source)
     if run.config.data.name == "folder" and not run.config.data.path:  # an imported network
         raise ValueError(
             f"{run.workdir} has no data of its own; give a folder of images as FOLDER."
@@ -139,8 +138,15 @@ def _source(run: "Trained", folder: str | None) -> tuple["Source", dict[str, str
     if data.test is data.train:
         del parts["test"]
     source = joined(data.train.name.split("/")[0], parts)
-    path = run.config.data.get("path", "") if data.train.names is not None else ""
-    return source, {}, str(user_path(path).resolve()) if path else ""
+    return source, {}, _root(run.config.data.get("path", ""), data.train)
+
+
+def _root(path: str, source: "Source") -> str:
+    """The folder of a source's names, "" of one without."""
+    if not path or source.names is None:
+        return ""
+    place = user_path(path).resolve()
+    return str(place.parent if place.is_file() else place)
 
 
 def _fill(

@@ -56,6 +56,7 @@ def report(args: argparse.Namespace) -> int:
     import tempfile
 
     import cl_jax
+    from cl_jax.core.errors import SaveError
     from cl_jax.data.images import printable
     from cl_jax.tools import _page
 
@@ -70,14 +71,19 @@ def report(args: argparse.Namespace) -> int:
     text = _page.of_run(run, args)
     # names of files need not be text
     how: Any = dict(encoding="utf-8", errors="backslashreplace")
-    with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False, **how) as file:
-        try:
-            file.write(text)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, out)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False, **how) as file:
+            try:
+                file.write(text)
+                file.close()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, out)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise SaveError(
+            f"{out} cannot be written: {error.strerror}. Make room there, or give another --out."
+        ) from error
     print(f"{printable(str(out))}, {out.stat().st_size / 2**20:.1f} MB. It opens in any browser.")
     return 0

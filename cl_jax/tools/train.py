@@ -160,9 +160,10 @@ def _run(
     if mode == "train":
         _refuse_a_run_in_its_data(config, root)
     given = [key for key, _ in settings]
-    found = (
-        [*fit.fit(config, given, args.workdir), *importing.settle(config, given)] if name else []
-    )
+    found = []
+    if name:
+        found = fit.fit(config, given, args.workdir)
+        found += importing.settle(config, given, fit.begun(config, args.workdir))
     print(
         f"process {jax.process_index() + 1} of {jax.process_count()}, devices "
         f"{jax.local_devices()}",
@@ -188,13 +189,13 @@ def _refuse_a_run_in_its_data(config: ConfigDict, workdir: str) -> None:
     examples.
 
     Raises:
-      ConfigError: the workdir is the folder `data.path`, or lies in it.
+      ConfigError: the workdir is the folder of the data, or of one of their sources, or lies in it.
     """
-    path = str(config.data.get("path", "") or "")
-    if not path or not os.path.isdir(user_path(path)):
-        return
-    data, place = (Path(os.path.realpath(one)) for one in (user_path(path), path_of(workdir)))
-    if place.is_relative_to(data):
+    from cl_jax.training import fingerprint
+
+    place = Path(os.path.realpath(path_of(workdir)))
+    folders = [Path(os.path.realpath(path)) for path in fingerprint.paths_of(config)]
+    for data in (path for path in folders if path.is_dir() and place.is_relative_to(path)):
         elsewhere = data.parent / "runs" / place.name
         raise ConfigError(
             f"workdir={workdir} lies in the folder of the data, {data}; expected a folder outside, "
@@ -226,10 +227,10 @@ def _config(
     stage: str | None,
 ) -> ConfigDict:
     config = configs.load(name) if name else configs.of_run(workdir)
-    configs.change(config, settings)
     if stage is not None:
         with config.unlocked():
             config.stage = stage
+    configs.change(config, settings)  # some of them go to the stages that will run
     return config
 
 

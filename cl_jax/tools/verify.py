@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 
+from cl_jax.core.errors import SaveError
 from cl_jax.core.paths import user_path
 from cl_jax.data.tables import check_place
 from cl_jax.training import configs
@@ -103,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     verify.store(place, in_order, args.steps)
                 if page:
                     verify.put_into(page, verify.table(in_order))
+        except SaveError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except Exception as error:  # one that does not run must not hide the others
             print(
                 f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
+from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
 LEARNT = "learnt.json"  # `Source.learnt`
 # Left in a folder by the file managers of Windows. Those of other systems hide what they leave by a
-# dot, as editors and git do. No data are read from any of them.
+# dot, as editors and git do, and network drives have folders of their own (`listing.passes_over`).
+# No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 
 
@@ -34,8 +36,8 @@ class NotKept(ConfigError):
 
 def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
     """Sizes of the parts, and the fields of an example ("fields": type and shape, "sizes",
-    "classes"); of a data section with a path also the number of its files, their bytes, and hashes
-    of their names with sizes, and of these with times."""
+    "classes"); of data with a path, or several, also the number of their files, their bytes, and
+    hashes of their names with sizes, and of these with times."""
     found: dict[str, Any] = {
         "train": data.train.size,
         "test": data.test.size,
@@ -47,10 +49,16 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
         "sizes": {field: int(count) for field, count in data.train.sizes.items()},
         "classes": {field: list(names) for field, names in data.train.classes.items()},
     }
-    path = str(config.data.get("path", "") or "")
-    if path and user_path(path).exists():
-        found |= of_files(user_path(path))
-    return found
+    paths = paths_of(config)
+    return found | of_files(*paths) if paths else found
+
+
+def paths_of(config: ConfigDict) -> list[Path]:
+    """What is there of the `path` of the data, or of each source in their section (`domains`)."""
+    inner = [config.data[key] for key in sorted(config.data)]
+    sections = [config.data, *(one for one in inner if isinstance(one, ConfigDict))]
+    given = [str(one.get("path", "") or "") for one in sections]
+    return [user_path(path) for path in given if path and user_path(path).exists()]
 
 
 def stand_in(workdir: Path) -> Splits | None:
@@ -86,17 +94,34 @@ def stand_in(workdir: Path) -> Splits | None:
     return Splits(train, test)
 
 
-def of_files(path: Path) -> dict[str, Any]:
-    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder but hidden
-    ones. Where there are hidden ones, "with_hidden" has the same of all: earlier versions counted
-    them."""
-    every = sorted(_files(path))
-    shown = every if path.is_file() else [one for one in every if not _is_hidden(one[0])]
-    found = _counted(shown)
-    return found if len(shown) == len(every) else found | {"with_hidden": _counted(every)}
+def of_files(*paths: Path) -> dict[str, Any]:
+    """{"files", "bytes", "names", "times"} of a file, or of all files below a folder but those that
+    no source reads; of several paths, of all together. Where there are such files, "with_hidden" is
+    a list of the same with them: earlier versions counted them all, or those of a system's own
+    folders."""
+    every = [(i, *one) for i, path in enumerate(paths) for one in sorted(_files(path))]
+    folder = [path.is_dir() for path in paths]
+
+    def without(left_out: Callable[[str], bool]) -> dict[str, Any]:
+        return _counted(
+            [
+                (f"{i}/{name}" if len(paths) > 1 else name, status)
+                for i, name, status in every
+                if not (folder[i] and left_out(name))
+            ]
+        )
+
+    found = without(_is_hidden)
+    if found["files"] == len(every):
+        return found
+    return found | {"with_hidden": [without(_is_left_behind), without(lambda _: False)]}
 
 
 def _is_hidden(name: str) -> bool:
+    return _is_left_behind(name) or any(map(listing.passes_over, name.split("/")[:-1]))
+
+
+def _is_left_behind(name: str) -> bool:
     return any(part[0] == "." or part in _LEFT_BEHIND for part in name.split("/"))
 
 
@@ -182,14 +207,18 @@ def check_learnt(workdir: Path, data: Splits) -> None:
             )
         return
     now = json.loads(json.dumps(data.learnt))
-    changed = [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]
-    if changed:
+    if changed := _changed(then, now):
         raise ConfigError(
             f"{data.train.name} gives another {', '.join(changed)} than the run in {workdir} "
             "learnt from its training data: its numbers would mean something else. Put the data "
             "back as they were, and the version of the library that learns it; or start a new run "
             "in another --workdir."
         )
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys whose plain values are not `_alike`."""
+    return [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -232,7 +261,7 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
         processes of a job have different data.
     """
     now = of_data(config, data)
-    _refuse_others(now)
+    _refuse_others_than(now, data.learnt)
     failure, noted = None, list[str]()
     if jax.process_index() == 0:
         try:
@@ -244,14 +273,20 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
     return noted
 
 
-def _refuse_others(now: dict[str, Any]) -> None:
+def refuse_others(config: ConfigDict, data: Splits) -> None:
     """Refuses data of which the processes of a job have different copies: the order of the examples
-    depends on their number, so that each process would read its rows of another batch."""
+    depends on their number, so that each process would read its rows of another batch.
+
+    Raises:
+      ConfigError: as it says, on every process.
+    """
+    if jax.process_count() > 1:
+        _refuse_others_than(of_data(config, data), data.learnt)
+
+
+def _refuse_others_than(now: dict[str, Any], learnt: Mapping[str, Any] | None) -> None:
     same = {key: value for key, value in now.items() if key not in ("name", "times", "with_hidden")}
-    text = json.dumps(same, sort_keys=True).encode()
-    digests = parallel.from_each(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
-    others = [f"process {i + 1}" for i, row in enumerate(digests) if (row != digests[0]).any()]
-    if others:
+    if others := _others(json.dumps(same, sort_keys=True)):
         here = ", ".join(
             f"{key}={now[key]}" for key in ("train", "test", "files", "bytes") if key in now
         )
@@ -260,15 +295,45 @@ def _refuse_others(now: dict[str, Any]) -> None:
             f"the same examples. This one has {here}. Copy the data again to the machines that "
             "differ, or give a path to one copy that all of them see."
         )
+    # Files of the same names and sizes may hold something else, and libraries learn otherwise.
+    text = json.dumps(learnt)
+    if not _others(text):
+        return
+    changed = _changed(json.loads(_of_the_first(text)) or {}, json.loads(text) or {})
+    differs = np.flatnonzero(parallel.from_each(bool(changed)))
+    if differs.size:
+        raise ConfigError(
+            f"the source of the data learnt something else in "
+            f"{some([f'process {i + 1}' for i in differs])} than in process 1"
+            + (f": another {', '.join(changed)}" if changed else "")
+            + ". Files of the same names and sizes may differ, or the versions of the library that "
+            "learns it. Copy the data again to the machines that differ, or give a path to one "
+            "copy that all of them see, and install the same versions."
+        )
+
+
+def _others(text: str) -> list[str]:
+    """The processes that passed another text than process 1."""
+    digests = parallel.from_each(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    return [f"process {i + 1}" for i, row in enumerate(digests) if (row != digests[0]).any()]
+
+
+def _of_the_first(text: str) -> str:
+    """The text that process 1 passed."""
+    here = np.frombuffer(text.encode(), np.uint8)
+    lengths = parallel.from_each(np.int32(here.size))
+    row = np.zeros(lengths.max(), np.uint8)
+    row[: here.size] = here
+    return parallel.from_each(row)[0, : lengths[0]].tobytes().decode()
 
 
 def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The record of a run that an earlier version began, as if it had not counted hidden files: or
     the run could not be resumed. Any other record as it is."""
-    counted = now.get("with_hidden")
-    if counted is None or then.get("names") != counted["names"]:
-        return then
-    return then | {key: now[key] for key, value in counted.items() if then.get(key) == value}
+    for counted in now.get("with_hidden", ()):
+        if then.get("names") == counted["names"]:
+            return then | {key: now[key] for key, one in counted.items() if then.get(key) == one}
+    return then
 
 
 def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
@@ -304,6 +369,6 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
         folder.replace_text(place, json.dumps(data.learnt) + "\n")
     if recorded != now:
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")
-    if then.get("times") != now.get("times"):
+    if "times" in then and then["times"] != now.get("times"):
         return ["  data: files of the same names and sizes, of other times (copied, or rewritten?)"]
     return []

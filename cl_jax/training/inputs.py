@@ -67,7 +67,7 @@ def check_fields(source: Source, known: Known) -> None:
             f"{source.name} has the fields {', '.join(there)}; the network of {known.workdir} "
             f"reads {', '.join(missing)}."
         )
-    for name in encoded:
+    for name in set(encoded) & set(known.inputs):  # labels are not read
         size = known.sizes.get(name)
         if size is not None and source.sizes.get(name, size) != size:
             raise ConfigError(
@@ -130,6 +130,8 @@ def _other_data(path: str, known: Known) -> Source:
     beside = for_evaluation(make)
     for key in (*experiment.OF_TRAINING, "limit", "test_path", *beside):
         section.pop(key, None)
+    if "on_error" in keywords:
+        section["on_error"] = "skip"  # as of images: what cannot be read is told and has no row
     learnt = fingerprint.learnt(Path(known.workdir))
     # A run that kept nothing: a source that may have a test part of its own learns from the
     # training part once more; one outside the package that takes nothing back reads the other file

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import heap, parallel, settings
-from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
 from cl_jax.evals import evaluation
@@ -33,7 +33,7 @@ from cl_jax.training.experiment import (
 )
 from cl_jax.training.pending import NonFinite, Pending
 from cl_jax.training.stages import load, previous_stage, stages
-from cl_jax.training.steps import check_state, stepper
+from cl_jax.training.steps import refreshed, stepper
 from cl_jax.training.stopping import Interrupted, Stop
 from cl_jax.weights import importing
 
@@ -123,7 +123,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def check_shared(workdir: Path) -> None:
     """Checks that all processes of a job see one workdir. Each saves its part of a checkpoint
-    there, and process 0 declares the checkpoint complete.
+    there, and process 0 declares the checkpoint complete. A folder in which process 0 cannot write,
+    of which only an evaluation can be, is not checked.
 
     Raises:
       ConfigError: on every process, if one of them does not see a file that process 0 made.
@@ -132,8 +133,13 @@ def check_shared(workdir: Path) -> None:
         return
     number = parallel.from_each(np.int32(secrets.randbelow(1 << 31)))[0]
     mark, first = workdir / f".job_{number}", jax.process_index() == 0
+    made = False
     if first:
-        mark.touch()
+        with contextlib.suppress(OSError):
+            mark.touch()
+            made = True
+    if not parallel.from_each(made)[0]:
+        return
     seen = parallel.from_each(first or folder.appears(mark))
     if first:
         mark.unlink(missing_ok=True)
@@ -243,17 +249,16 @@ class Training:
             return state
         self.pending.flush()
         try:
-            refreshed = method.refresh(
-                state, lambda f: self.evaluation.encode_all(f, state), at // epoch
+            after = refreshed(
+                method.refresh, state, lambda f: self.evaluation.encode_all(f, state), at // epoch
             )
         except Interrupted:  # between two blocks of examples: the State before the epoch is whole
             if not self.stop.safe:
                 self._save(state, wait=True)
             self.stop.where = f"at step {at} of {self.last}"
             raise self.stop.interrupted() from None
-        check_state(state, refreshed, "refresh")
         self.pending.restart_clock()
-        return refreshed
+        return after
 
     def _skipped(self, state: State, bad: NonFinite) -> State:
         skips, pending = self.config.nonfinite == "skip", self.pending
@@ -310,7 +315,8 @@ class Training:
     def _evaluate(self, state: State, step: int) -> None:
         log, total_epochs = self.log, self.config.total_epochs
         if self.baselines is not None:  # as late as they are needed: training starts sooner
-            log.write(0, self._baselines(self.baselines))
+            if found := self._baselines(self.baselines):
+                log.write(0, found)
             self.baselines = None
             heap.give_back()  # before the features of the State
         log.write(step, self.evaluation.measure(state, final=step == self.last))
@@ -318,7 +324,11 @@ class Training:
         heap.give_back()  # of compiled programs and features
 
     def _baselines(self, started: Start) -> dict[str, float]:
-        state = dataclasses.replace(start_state(started, self.config), opt=None)
+        try:
+            state = dataclasses.replace(start_state(started, self.config), opt=None)
+        except NotFoundError as error:  # a resumed run needs the file of `init_from` for this alone
+            self.log.say(f"without the figures of the untrained network: {error}")
+            return {}
         return self.evaluation.baselines(state)
 
     def _keep_best(self, state: State, step: int) -> None:
@@ -439,7 +449,11 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
 
     `config` may change the settings of the evaluation; None for the run's own. See
     `stages.load`.
+
+    Raises:
+      NotFoundError, ConfigError: as `stages.load`. The processes of a job do not see one workdir.
     """
+    check_shared(folder.path_of(workdir))
     config, built, state = load(workdir, config)
     evaluator = evaluation_of(built, config, folder.path_of(workdir))
     evaluator.check(state)

@@ -7,7 +7,7 @@ a config section."""
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -177,6 +177,7 @@ def decay_mask(*, exclude_ndim: int = -1, exclude_paths: Sequence[str] = ()) -> 
     Patterns are regular expressions searched in `path_of`; a plain word is one. exclude_ndim=1
     leaves out biases and the scales and shifts of norms (MoCo v3's LARS, DINO's decay, and what
     SimCLR and BYOL exclude by name)."""
+    _check_patterns("exclude_paths", exclude_paths)
 
     def keep(path, leaf):
         return jnp.ndim(leaf) > exclude_ndim and not _matches(path, exclude_paths)
@@ -334,6 +335,7 @@ def freeze_until(
     optimizer = lambda offset: sgd(lambda step: lr(step + offset), ...).
     SwAV's and DeepCluster-v2's prototypes, DINO's last layer.
     """
+    _check_patterns("path_contains", path_contains)
 
     def held(step):
         return step >= steps
@@ -446,11 +448,13 @@ def build(
     matches no parameter: `optimizer_settings` finds both.
 
     Raises:
-      ValueError: unknown name, schedule or scaling; a pattern that is not a regular expression.
+      ValueError: unknown name, schedule or scaling; a string in place of patterns, or one that is
+        not a regular expression.
     """
     section = dict(locals())
     _check_parts(parts)
-    _check_regular((*exclude_paths, *freeze_paths, *constant_lr_paths))
+    for key in ("exclude_paths", "freeze_paths", "constant_lr_paths"):
+        _check_patterns(f"optimizer.{key}", section[key])
     if parts:
         return _of_parts(section)
     base = scaled_learning_rate(learning_rate, batch_size, learning_rate_scaling)
@@ -473,7 +477,7 @@ def build(
         )
     if exclude_ndim is None:
         exclude_ndim = 1 if name in ("lars_simclr", "lars_byol") else -1
-    keep = decay_mask(exclude_ndim=exclude_ndim, exclude_paths=tuple(exclude_paths))
+    keep = decay_mask(exclude_ndim=exclude_ndim, exclude_paths=exclude_paths)
     trust = {"momentum": momentum, "trust_coefficient": trust_coefficient}
     larc_keep = keep if exclude_ndim >= 0 or exclude_paths else None
     optimizers: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -533,8 +537,7 @@ def _check_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     for name, part in parts.items():
         where = f"optimizer.parts.{name}"
         paths = part.get("paths", ())
-        settings.check_value(f"{where}.paths", paths, Sequence[str])
-        _check_regular(paths)
+        _check_patterns(f"{where}.paths", paths)
         if not paths or name == "rest":
             raise ValueError(
                 f"{where}: expected paths, patterns of the parameters that it moves"
@@ -550,7 +553,9 @@ def _check_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
         settings.check(where, build, changes)
 
 
-def _check_regular(patterns: Iterable[str]) -> None:
+def _check_patterns(where: str, patterns: Sequence[str]) -> None:
+    # A string would be read letter by letter.
+    settings.check_value(where, patterns, Sequence[str])
     for pattern in patterns:
         try:
             re.compile(pattern)

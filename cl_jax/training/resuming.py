@@ -25,6 +25,7 @@ NOTED = (
     "data.download",
     "data.max_bytes",
     "data.max_pixels",
+    "data.on_error",  # `fingerprint` compares how many examples are left
     "data.path",
     "data.processes",
     "data.resident_bytes",
@@ -44,6 +45,9 @@ NOTED = (
     "stage_order",
     "stages",
 )
+# Files that may lie elsewhere, and may neither come nor go: one that a run started from, its test
+# part, and its tokenizer, of which `learnt.json` says whether it is the same.
+MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from")
 
 
 class Leeway(NamedTuple):
@@ -72,8 +76,8 @@ def check_config(
       leeway: how it may differ.
 
     Returns:
-      Lines that name other differences: `NOTED`, `leeway.free` and settings of the optimiser
-      without effect.
+      Lines that name other differences: `NOTED`, `MOVABLE`, `leeway.free` and settings of the
+      optimiser without effect.
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -136,13 +140,21 @@ def differences(
         old, value = (side.get(key, leeway.defaults.get(key, "(absent)")) for side in (then, now))
         if json.dumps(_number(old)) == json.dumps(_number(value)):  # NaN is itself
             continue
+        plain = _of_one_source(key, now)
         may = (
             new
-            or any(key == name or key.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
+            or any(plain == name or plain.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
+            or (plain in MOVABLE and bool(then.get(key)) and bool(now.get(key)))
             or all(key in idle for listed, idle in sides if key in listed)
         )
         (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
     return changed, noted
+
+
+def _of_one_source(key: str, flat: Mapping[str, Any]) -> str:
+    """ "data.source.path", of a source in a data section of several, as "data.path"."""
+    role, _, setting = key.rpartition(".")
+    return f"data.{setting}" if role.startswith("data.") and f"{role}.name" in flat else key
 
 
 def _idle(config: Mapping[str, Any]) -> set[str]:
@@ -152,7 +164,7 @@ def _idle(config: Mapping[str, Any]) -> set[str]:
 
 def _number(value: Any) -> Any:
     """1 and 1.0 are one setting."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # a default may be a tuple
         return [_number(item) for item in value]
     whole = isinstance(value, float) and value.is_integer()
     return int(value) if whole else value

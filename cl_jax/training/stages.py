@@ -34,14 +34,16 @@ def stages(
     their order.
 
     Args:
-      config: with `stages`, {name: what the stage changes}, `stage_order` and `stage`.
+      config: with `stages`, {name: what the stage changes}, which `stage_order` puts in order, and
+        `stage`.
       given: keys that the user set in the config, such as "optimizer.learning_rate". They hold for
         every stage that has them: a stage whose section is of another `name` does not have the keys
         of the base's section (unless that stage alone is asked for), and "stages.NAME.KEY" is of
         one stage.
 
     Raises:
-      ConfigError: `stage` names no stage of this config; the workdir of stages is itself a run; a
+      ConfigError: `stage` names no stage of this config; `stages` without `stage_order`, or an
+        order that names a stage without a section; the workdir of stages is itself a run; a
         setting of the optimiser is given that no stage's optimiser reads.
     """
     found = _stages(config, workdir, given)
@@ -59,9 +61,21 @@ def _stages(
     overrides, asked = base.pop("stages"), base.pop("stage")
     order = list(base.pop("stage_order", ()))
     if not order:
+        if overrides:
+            raise ConfigError(
+                f"stages has {', '.join(overrides)}, and stage_order, which says what runs after "
+                f"what, is missing or empty; set config.stage_order = {tuple(overrides)!r}."
+            )
         if asked:
             raise ConfigError(f"stage={asked!r}: this config has one stage only; leave it out.")
         return [("", ConfigDict(base), root)]
+    for name in order:
+        if name not in overrides:
+            raise ConfigError(
+                f"stage_order names {name!r}, of which stages has no section"
+                f"{nearest(name, overrides)}; it has {', '.join(overrides) or 'none'}. A stage "
+                f"that changes nothing is {name}=dict()."
+            )
     if asked not in ("", "all", *order):
         raise ConfigError(
             f"stage={asked!r} is unknown; have all, {', '.join(order)}{nearest(asked, order)}."
@@ -186,7 +200,8 @@ def load(
     Raises:
       NotFoundError: there is no run, or it has no checkpoint.
       ConfigError: `config` is of another run; the message lists the differences. The source of the
-        data learns something else from them than the run did.
+        data learns something else from them than the run did. The processes of a job have different
+        data.
     """
     own = configs.of_run(workdir)
     if config is None:
@@ -202,6 +217,8 @@ def load(
         built = build(config, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels
         built = build(config, previous)
+    if with_data:
+        fingerprint.refuse_others(config, built.data)
     fingerprint.check_learnt(path_of(workdir), built.data)
     if not with_data:
         built, config.devices = built._replace(mesh=parallel.make_mesh()), 0

@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import Method, State, Target
+from cl_jax.core.method import EncodeAll, Method, State, Target
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
 from cl_jax.training.experiment import Built, fields_of, loading_of
+from cl_jax.training.metrics import RESERVED
 
 IN_FLIGHT = 3  # host batches that may wait on the device for their step
 Metrics = dict[str, jax.Array]
@@ -267,6 +268,8 @@ class Step:
         after, metrics = self.advance(state, batch, jax.random.fold_in(key, state.step))
         _check_metrics(metrics)
         check_state(state, after, "a step")
+        # A State that stood still would be taken for one after a step that failed.
+        after = dataclasses.replace(after, step=state.step + 1)
         if not self.guard:
             return sharded.settle(after, AXIS), metrics
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics.get("grad_norm", 0.0))
@@ -306,6 +309,11 @@ def step_of(method: Method, config: ConfigDict) -> Step:
 
 def _check_metrics(metrics: Metrics) -> None:
     for name, value in metrics.items():
+        if name in RESERVED:
+            raise ValueError(
+                f"the metric {name!r} has the name of one that the trainer logs itself; give it "
+                f"another one. The trainer's are {', '.join(RESERVED)}."
+            )
         number = isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
         if not number or jnp.shape(value) != ():
             raise ValueError(f"the metric {name!r} is {_kind(value)}; expected a scalar.")
@@ -331,6 +339,23 @@ def check_state(before: State, after: State, by: str) -> None:
                 f"{jax.tree_util.keystr(path)[1:]} of the State is {old} before {by} and {new} "
                 "after it; expected the same structure, shapes and types."
             )
+
+
+def refreshed(
+    refresh: Callable[[State, EncodeAll, int], State],
+    state: State,
+    encode_all: EncodeAll,
+    epoch: int,
+) -> State:
+    """The State after a method's `refresh`, each array placed as the step takes it.
+
+    Raises:
+      ValueError: another structure, other shapes or types than before.
+    """
+    after = refresh(state, encode_all, epoch)
+    check_state(state, after, "refresh")
+    placed: State = parallel.place_as(after, state)
+    return placed
 
 
 def _kind(value: Any) -> str:

@@ -3,6 +3,7 @@ whole.
 
 Nothing here imports jax."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -122,6 +123,8 @@ def replace_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # where even that is not allowed
+            part.unlink()
         raise SaveError(
             f"{path} cannot be written: {error.strerror}. Make room there, or give another place."
         ) from error

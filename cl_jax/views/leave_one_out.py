@@ -78,7 +78,9 @@ def draw(
 
     def view(key: jax.Array, own: jax.Array, shared: jax.Array, pixels: jax.Array) -> jax.Array:
         query, other = (recipe.draw(of, k, *pixels.shape[:2]) for k in (key, own))
-        mixed = [jnp.where(keep, a, b) for keep, a, b in zip(shared, query, other)]
+        mixed = [  # None: turns of a recipe without them
+            a if a is None else jnp.where(keep, a, b) for keep, a, b in zip(shared, query, other)
+        ]
         drawn = recipe.Draw(*mixed)
         return planes.pixels(recipe.transform(of, drawn, planes.planes(pixels)))
 

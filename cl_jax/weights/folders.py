@@ -9,7 +9,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from cl_jax.core.errors import ConfigError
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.data import wordpiece
 from cl_jax.encoders import vit
 from cl_jax.training.trained import Trained
@@ -37,8 +37,6 @@ def images(net: Network, to: str, folder: Path) -> tuple[Difference, str]:
     """A ResNet or ViT under the names of torchvision, timm or Hugging Face: (the difference from
     the run's answers, how it was measured). One that is too narrow for the target is written as a
     part of a network of full width; its answers are then compared with zeros after them."""
-    from safetensors.numpy import save_file
-
     section, run, narrow = net.section, net, limits.narrow(net, to)
     if narrow:
         net = padding.padded(net)
@@ -58,7 +56,7 @@ def images(net: Network, to: str, folder: Path) -> tuple[Difference, str]:
         _write_json(folder / "config.json", _huggingface(net, flat))
     for name in [name for name in tensors if name.endswith("running_var")]:
         tensors[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    _write_tensors(folder / "model.safetensors", tensors)
     inputs = net.inputs
     ours = run.answers(inputs)
     if narrow:
@@ -115,8 +113,6 @@ def _huggingface(net: Network, flat: Mapping[Any, Any]) -> dict[str, Any]:
 
 def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
     """A BertModel, or a CLIPModel, with the vocabulary where the run has BERT's: as `images`."""
-    from safetensors.numpy import save_file
-
     if net.kind == "clip":
         settings, tensors = huggingface.clip(net.encoder, net.params)
     else:
@@ -127,7 +123,7 @@ def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
         name: np.ascontiguousarray(value, np.float32).reshape(np.shape(value))
         for name, value in tensors.items()
     }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    _write_tensors(folder / "model.safetensors", tensors)
     words = Path(str(run.config.data.get("tokenizer_path", "") or "")).expanduser()
     if net.kind == "transformer" and words.name == "vocab.txt" and words.is_file():
         pieces = wordpiece.load(words).pieces
@@ -156,3 +152,13 @@ def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
 
 def _write_json(path: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:  # of a full disk too, which is no OSError there
+        raise SaveError(f"{path.name} cannot be written: {error}.") from error

@@ -376,8 +376,13 @@ def _refuse_other_layers(
 # Into a run --------------------------------------
 
 
-def settle(config: ConfigDict, given: Sequence[str]) -> list[str]:
+def settle(config: ConfigDict, given: Sequence[str], begun: Mapping[str, Any] = {}) -> list[str]:
     """Makes the network of a config that of its `init_from`, in place; returns lines about it.
+
+    Args:
+      given: keys that the user set.
+      begun: the config of a run that the State is restored from, `fit.begun`; where it started from
+        a file, its network is taken, and the file need not be there.
 
     Raises:
       ConfigError: as `read`; several networks in the config; keys of the encoder that the user gave
@@ -391,6 +396,13 @@ def settle(config: ConfigDict, given: Sequence[str]) -> list[str]:
             f"init_from={path!r}: this config has several networks, {', '.join(config.encoder)}; "
             "only a config of one is started from a file."
         )
+    if begun.get("init_from"):
+        section = begun["encoder"] | {
+            key: value for key, value in config.encoder.items() if f"encoder.{key}" in given
+        }
+        with config.unlocked():
+            config.encoder = ConfigDict(section)
+        return [f"started from {begun['init_from']}"]
     found = read(path, heads=config.encoder.get("heads", 0) if "encoder.heads" in given else 0)
     for key, value in found.section.items():
         own = f"encoder.{key}" in given

@@ -3,6 +3,7 @@ reports as it says."""
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from cl_jax.checks import verify
 from cl_jax.core.method import State
 from cl_jax.tools import verify as command
+from cl_jax.training import optim
 from tests import small
 
 DEVICES = (1, 2, 4)
@@ -223,6 +225,16 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
     assert text.count("**a**") == 1 and "old" not in text
     del found["b"][1]
     assert command.main([*words, "--configs=b"]) == 0 and "b second" not in path.read_text()
+    before = path.read_text(), page.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    capsys.readouterr()
+    monkeypatch.setattr(os, "fsync", full)
+    assert command.main([*words, "--configs=a,b"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path} cannot be written: No space left")
+    assert (path.read_text(), page.read_text()) == before
 
 
 def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys):
@@ -264,6 +276,28 @@ def test_a_page_without_its_marks_is_refused(tmp_path):
     (tmp_path / "page.md").write_text("text\n")
     with pytest.raises(ValueError, match="no page with the lines <!-- verify -->"):
         verify.put_into(tmp_path / "page.md", "table")
+
+
+def test_the_optimiser_is_the_same_whatever_the_config_says():
+    section = dict(
+        name="adamw",
+        learning_rate=1.0,
+        momentum=0.0,
+        nesterov=True,
+        weight_decay=0.1,
+        warmup_epochs=0.5,
+        clip_global_norm=1.0,
+        parts={"head": {"paths": ("head",), "name": "adamw"}},
+    )
+    run = dict(batch_size=16, steps_per_epoch=128, total_steps=10)
+    found = verify.optimizer(section, 128, 10)
+    optim.build(**found, **run)  # a warm-up of 64 steps would be refused
+    assert found | verify.OPTIMIZER == found and found["parts"] == {}
+    assert found["weight_decay"] == 0.1
+    short = verify.optimizer(section, 4, 10)  # as docs/devices.json was measured
+    assert short["warmup_epochs"] == 0.5 and "warmup_steps" not in short
+    steps = verify.optimizer(section | {"warmup_steps": 11, "warmup_epochs": 0.0}, 4, 10)
+    assert steps["warmup_steps"] == 0
 
 
 def test_every_config_has_its_stages():

@@ -67,6 +67,14 @@ def test_prepare_sees_the_state_and_has_no_gradient():
     np.testing.assert_allclose(values["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
 
 
+def test_others_get_views_as_a_list_whatever_tree_the_step_reads():
+    pair = {"a": BATCH["x"], "b": BATCH["x"] + 1}
+    for drawn, count in ((pair, 1), (BATCH["x"], 1), (list(pair.values()), 2)):
+        found = linear(views=lambda batch, key, drawn=drawn: drawn).views(BATCH, jax.random.key(0))
+        assert isinstance(found, list) and len(found) == count
+        assert count == 2 or found[0] is drawn
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="expected 1 or more"):
         linear(micro_batches=0)

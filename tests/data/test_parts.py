@@ -53,6 +53,8 @@ def test_few_of_the_test_part_are_of_classes_that_the_training_part_kept():
     found = few({"train": train, "test": test}, 4, groups)
     assert {groups[name] for name in found["train"]} == {"g", "h", "a", "b"}
     assert few({"train": train, "test": test}, 99) == {"train": train, "test": test}
+    strangers = {"x1": "x", "y1": "y"}  # of the test part alone
+    assert few({"train": train, "test": list(strangers)}, 2, groups | strangers)["test"]
 
 
 def test_joined_refuses_other_fields():

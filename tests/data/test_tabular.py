@@ -56,11 +56,14 @@ def test_classes_are_alike_however_they_are_written(tmp_path):
     assert tabular.make(path=names, test_path=names).train.sizes == {"label": 3}
 
 
-def test_classes_of_the_test_part_alone_are_refused(tmp_path):
+def test_a_class_that_the_test_part_writes_in_another_way_is_refused(tmp_path, caplog):
     train = write(tmp_path, "x,kind\n0,Cat\n2,dog\n")
     test = write(tmp_path, "x,kind\n1,cat\n2,dog\n3,\n", "test.csv")
     with pytest.raises(ValueError, match=r"train has Cat, dog, test has cat besides. .*label=''"):
         tabular.make(path=train, test_path=test, label="kind")
+    test = write(tmp_path, "x,kind\n1,dog\n2,eel\n", "test.csv")
+    splits = tabular.make(path=train, test_path=test, label="kind")
+    assert splits.test.arrays["label"].tolist() == [1, 2] and "test has eel besides" in caplog.text
 
 
 def test_equal_rows_are_in_one_part_and_more_rows_move_none(tmp_path):

@@ -190,10 +190,13 @@ def test_tasks_beside_token_arrays_are_read_by_their_tokenizer(tmp_path):
     sts = written(tmp_path / "sts.tsv", [["a cat", "a dog", "1"], ["a cat", "the cat", "4"]])
     given = dict(path=path, vocab_size=60, sts=sts)
     for wrong in (given, dict(path=path, vocab_size=60, classify="nowhere.tsv")):
-        with pytest.raises(ValueError, match="give tokenizer_path, the tokenizer of these numbers"):
+        with pytest.raises(ValueError, match="give tasks_tokenizer_path, the tokenizer of these"):
             text.make(**wrong)
-    found = text.make(**given, tokenizer_path=str(model)).more["sts"].arrays
-    np.testing.assert_array_equal(found["tokens"], made.encode(["a cat", "a cat"], 9))
+    for setting in ("tasks_tokenizer_path", "tokenizer_path"):
+        found = text.make(**given, **{setting: str(model)}).more["sts"].arrays
+        np.testing.assert_array_equal(found["tokens"], made.encode(["a cat", "a cat"], 9))
+    with pytest.raises(ValueError, match=r"is for token numbers in a \.npz"):
+        text.make(tasks_tokenizer_path=str(model))
     with pytest.raises(ValueError, match="is not a file"):
         text.make(**given, tokenizer_path=str(model), classify="nowhere.tsv")
     np.savez(path, tokens=np.full((40, 9), 49) - np.arange(40)[:, None])  # of another vocabulary

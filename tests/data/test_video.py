@@ -50,18 +50,24 @@ def test_sub_folders_are_labels_and_a_hash_divides(tmp_path):
     for source in data[:2]:
         values = np.array(grey(source))[:, 0] // 10
         np.testing.assert_array_equal(source.arrays["label"], values)
+        assert source.classes == {"label": ("run", "walk")}
     array(tmp_path / "run" / "new.npy", 4)
     more = video.make(path=str(tmp_path), frames=4, image_size=4, test_share=0.3)
     assert more.train.size + more.test.size == 13
 
 
-def test_labels_of_the_test_part_alone_are_refused(tmp_path):
+def test_a_label_that_the_test_part_writes_in_another_way_is_refused(tmp_path, caplog):
     for name in ("train/run", "train/walk", "test/Run", "test/walk"):
         array(tmp_path / name / "a.npy", 2)
     given = dict(path=str(tmp_path), frames=2, image_size=4)
     with pytest.raises(ValueError, match=r"train has run, walk, test has Run besides. .*labels=F"):
         video.make(**given)
     assert video.make(**given, labels=False).train.sizes == {"video": 4}
+    (tmp_path / "test" / "Run").rename(tmp_path / "test" / "jump")
+    for limit in (0, 2):
+        assert video.make(**given, limit=limit).test.arrays["label"].tolist() == [0, 2]
+        assert caplog.text.count("test has jump besides") == 1
+        caplog.clear()
 
 
 @pytest.mark.parametrize("parts", [("",), ("train/", "test/")])

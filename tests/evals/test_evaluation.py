@@ -261,6 +261,20 @@ def test_on_a_cpu_the_program_of_views_is_compiled_at_a_lower_level(monkeypatch)
     assert asked == [{"xla_backend_optimization_level": 2}]
 
 
+@pytest.mark.parametrize(
+    ("views", "warned"),
+    [
+        (lambda batch, key: [batch["adversarial"]], "views read 'adversarial', which is no field"),
+        (lambda batch, key: [{"a": batch["image"], "b": batch["image"]}], ""),
+    ],
+)
+def test_views_that_the_network_does_not_take_leave_their_figures_out(views, warned, caplog):
+    runner, _ = evaluation({"geometry": geometry.make()})
+    runner.method = dataclasses.replace(runner.method, views=views)
+    assert runner._viewed is None
+    assert warned in caplog.text and bool(warned) == bool(caplog.text)
+
+
 def test_what_is_compiled_ahead_is_what_an_evaluation_runs(monkeypatch, caplog):
     runner, state = evaluation({"geometry": geometry.make(rows=16), "knn": knn.make()})
     runner.method = dataclasses.replace(

@@ -86,6 +86,13 @@ def test_steps_without_a_pair_are_left_out():
     assert value == 0 and not np.any(gradient)
 
 
+@pytest.mark.parametrize("bad", [np.nan, 1e30])  # 1e30: scores of a whole step overflow
+def test_a_latent_that_is_nan_or_overflows_is_not_a_step_without_a_pair(bad):
+    given = {name: jnp.asarray(x) for name, x in unroll().items() if name != "observation"}
+    value = module.cpc_unroll(given["p"] * 1e10, given["z"].at[0, -1, 0].set(bad), given["episode"])
+    assert np.isnan(value)
+
+
 def test_chance_is_the_log_of_the_worlds():
     given = unroll()
     value = module.cpc_unroll(

@@ -138,6 +138,14 @@ def test_mice():
     )
 
 
+def test_mice_takes_a_traced_gate_temperature():
+    args = mice_data()
+    found = jax.eval_shape(
+        lambda kappa: clusters.mice(*args, temperature=0.7, gate_temperature=kappa), 0.4
+    )
+    assert found.shape == ()
+
+
 def test_pcl_in_blocks():
     q, k, queue, clustering = pcl_data(5)
 
@@ -248,6 +256,8 @@ def test_spcl_edges():
     np.testing.assert_allclose(
         clusters.spcl(0 * f, memory, labels, ids, **knobs), np.log(6), rtol=1e-12
     )
+    none = clusters.spcl(f, memory, labels, -np.ones_like(ids), temperature=0.1, num_labels=7)
+    assert none == 0  # an id below 0 is no row
     # Nothing like any row: the epsilons hold the loss at -log 1e-6.
     far = clusters.spcl(
         -100 * np.ones((1, 4)),

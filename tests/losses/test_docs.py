@@ -81,6 +81,19 @@ def test_losses():
     assert [name for name in names if name not in WORDS | INTERNAL] == []
 
 
+def test_keywords_in_the_pages_exist():
+    """Those of `name(rows, *, keyword)` and `name(keyword=...)`."""
+    functions = {name: f for family in FAMILIES.values() for name, f in family.items()}
+    text = " ".join(page.read_text() for page in PAGES)
+    wrong = []
+    for name, given in re.findall(r"`(?:losses\.)?(?:\w+\.)?(\w+)\(([^()`]+)\)", text):
+        if name in functions:
+            named = re.findall(r"(\w+)=", given) + re.findall(r"\w+", given.partition("*,")[2])
+            there = inspect.signature(functions[name]).parameters
+            wrong += [f"{name}: {keyword}" for keyword in named if keyword not in there]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", [memory, cluster])
 def test_functions_of(package):
     for module in pkgutil.iter_modules(package.__path__):

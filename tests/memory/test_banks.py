@@ -90,6 +90,15 @@ def test_hybrid_repeats_average():
     )
 
 
+@pytest.mark.parametrize("chain", [True, False])
+def test_hybrid_writes_nothing_for_ids_that_no_row_has(chain):
+    memory = hybrid.HybridMemory(jnp.ones((3, 2)), jnp.arange(3))
+    after = hybrid.update(
+        memory, -jnp.ones((4, 2)), jnp.array([-1, 3, -3, 1]), momentum=0.0, chain=chain
+    )
+    np.testing.assert_allclose(after.rows, [[1, 1], [-(2**-0.5)] * 2, [1, 1]], rtol=1e-6)
+
+
 def test_hybrid_start():
     features = rng().normal(size=(6, 3)).astype(np.float32)
     memory = hybrid.init(hybrid.class_means(features, np.array([0, 2, 2, 0, 0, 2]), 4))

@@ -15,6 +15,7 @@ from cl_jax.encoders.alexnet import AlexNet
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import deepcluster
 from cl_jax.training import optim
+from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
@@ -45,7 +46,14 @@ def trained():
         found["rows"] = np.asarray(jax.jit(f)(state, {"image": IMAGES}))
         return found["rows"]
 
-    return method, update, state, method.refresh(state, encode_all, 1), encode_all, found["rows"]
+    return (
+        method,
+        update,
+        state,
+        refreshed(method.refresh, state, encode_all, 1),
+        encode_all,
+        found["rows"],
+    )
 
 
 def test_e_step(trained):

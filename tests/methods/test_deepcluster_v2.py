@@ -11,6 +11,7 @@ from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import deepcluster_v2
 from cl_jax.training import optim
+from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
 from tests.small import updates
 
@@ -38,7 +39,7 @@ def trained():
     method = build()
     start = jax.device_put(jax.jit(method.init)(jax.random.key(0), BATCH), jax.devices()[0])
     everything = {"image": IMAGES, "id": np.arange(32, dtype=np.int32)}
-    state = method.refresh(start, lambda f: np.asarray(jax.jit(f)(start, everything)), 0)
+    state = refreshed(method.refresh, start, lambda f: np.asarray(jax.jit(f)(start, everything)), 0)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), start
     )
@@ -78,7 +79,9 @@ def test_a_step_remembers_what_it_saw_and_leaves_the_prototypes(trained):
 
 def test_later_e_steps_read_the_memory_alone(trained):
     method, _, after, _, update = trained
-    later = method.refresh(after, lambda f: pytest.fail("no pass over the data is wanted"), 1)
+    later = refreshed(
+        method.refresh, after, lambda f: pytest.fail("no pass over the data is wanted"), 1
+    )
     _are_clusters_of(later.memory, after.memory.embeddings.rows)
     update(later, BATCH, jax.random.key(2))
     assert update._cache_size() == 1

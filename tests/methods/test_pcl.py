@@ -11,6 +11,7 @@ import pytest
 from cl_jax.core.method import Run
 from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import pcl
+from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
@@ -49,7 +50,7 @@ def trained():
         found["rows"] = np.asarray(jax.jit(f)(state, {"image": IMAGES}))
         return found["rows"]
 
-    return method, update, state, method.refresh(state, encode_all, 1), found["rows"]
+    return method, update, state, refreshed(method.refresh, state, encode_all, 1), found["rows"]
 
 
 @pytest.mark.slow

@@ -90,11 +90,29 @@ def test_a_setting_is_left_out_where_the_section_has_no_such_key(tmp_path):
     )
 
 
+def test_a_setting_may_be_deep_and_one_that_no_config_has_is_refused(tmp_path, capsys):
+    deep = ["views.both.scale=[0.85,1.0]", "method.base.temperature=0.3"]
+    simclr, imix, swav = (
+        benchmark.config_of(name, settings(tmp_path, set=deep), 0)
+        for name in ("simclr_v1", "imix", "swav")
+    )
+    assert simclr.views.both.scale == (0.85, 1.0) and imix.method.base.temperature == 0.3
+    assert "both" not in swav.views and "base" not in simclr.method
+    benchmark.refuse_unknown(deep, [simclr, imix, swav])
+    words = ["--methods=simclr_v1,swav", f"--workdir={tmp_path}", f"--set={deep[1]}"]
+    assert benchmark.main(words) == 1
+    said = capsys.readouterr().err
+    assert f"--set={deep[1]}: none of the configs of simclr_v1, swav has it" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ("width", "expected section.key=value"),
-        ("a.b.c=1", "expected section.key=value"),
+        ("a..c=1", "expected section.key=value"),
+        ("a.b.c=1", "no section 'a'"),
+        ("batch_size=many", "expected a value like that of the config, [0-9]+"),
         ("batchsize=3", "no 'batchsize'; did you mean 'batch_size'"),
         ("model.width=1", "no section 'model'"),
     ],
@@ -148,6 +166,10 @@ def test_tables_keep_their_name_and_rows_are_written_whole(tmp_path, monkeypatch
         patch.setattr(os, "fsync", full)
         with pytest.raises(SaveError, match=r"row\.json cannot be written"):
             benchmark.run_all(args, ["simclr_v1"], row)
+        assert not kept.with_name("row.json.part").exists()
+        patch.setattr(benchmark, "run_all", lambda *_: benchmark.write([], tmp_path / "t", ""))
+        assert benchmark.main(["--methods=simclr_v1", f"--workdir={tmp_path}"]) == 1
+    assert "error: " in (said := capsys.readouterr().err) and "t.json cannot be written" in said
     assert json.loads(kept.read_text())["error"] == "x"
     words = ["--methods=simclr_v1", f"--workdir={tmp_path}", "--out=/proc/tables"]
     assert benchmark.main(words) == 1

@@ -89,6 +89,22 @@ def test_the_page_of_a_run(run, folder, tmp_path, capsys, monkeypatch):
     assert "linear/top1" in ours
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_page(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "page.html"
+    out.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_page, "of_run", lambda *_: "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(["report", str(run), f"--out={out}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "page.html cannot be written: No space left" in said
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize(
     "name, wanted",
     [("imix:debug", 0.2), ("mochi:debug", 0.2), ("clae", 0.2), ("hcl", 0.5), ("byol:debug", 0.1)],

@@ -65,11 +65,12 @@ def test_other_names_or_sizes_are_refused(change, run):
 
 
 HIDDEN = (".DS_Store", "cat/Thumbs.db", "cat/desktop.ini", ".git/HEAD")
+OF_A_DRIVE = ("cat/@eaDir/1.png/thumb.jpg", "$RECYCLE.BIN/2.png", "#recycle/2.png")
 
 
-def leave_behind(data):
-    for name in HIDDEN:
-        (data / name).parent.mkdir(exist_ok=True)
+def leave_behind(data, names=(*HIDDEN, *OF_A_DRIVE)):
+    for name in names:
+        (data / name).parent.mkdir(exist_ok=True, parents=True)
         (data / name).write_bytes(b"left by a file manager")
 
 
@@ -81,13 +82,16 @@ def test_what_a_file_manager_leaves_is_no_change_of_the_data(run):
     assert check() == []
 
 
-def test_a_run_of_a_version_that_counted_hidden_files_is_resumed(run, tmp_path):
+@pytest.mark.parametrize("version", ["that of a drive", "all"])
+def test_a_run_of_a_version_that_counted_hidden_files_is_resumed(version, run, tmp_path):
     """From then on they do not count; a file that is added is a change all the same."""
     data, check = run
     leave_behind(data)
     record = tmp_path / "run" / "data.json"
-    old = json.loads(record.read_text()) | fingerprint.of_files(data)["with_hidden"]
-    assert old["files"] == 3 + len(HIDDEN)
+    of_a_drive, every = fingerprint.of_files(data)["with_hidden"]
+    count = len(OF_A_DRIVE) + 3 + (len(HIDDEN) if version == "all" else 0)
+    old = json.loads(record.read_text()) | (every if version == "all" else of_a_drive)
+    assert old["files"] == count
     record.write_text(json.dumps(old))
     assert check() == [] and json.loads(record.read_text())["files"] == 3
     (data / ".DS_Store").unlink()
@@ -99,8 +103,29 @@ def test_a_run_of_a_version_that_counted_hidden_files_is_resumed(run, tmp_path):
     record.write_text(json.dumps(old))
     leave_behind(data)
     (data / "cat" / "3.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"files: 7 then, 4 now"):
+    with pytest.raises(ConfigError, match=rf"files: {count} then, 4 now"):
         check()
+
+
+def test_files_of_every_source_in_a_section_count(run, tmp_path):
+    data, _ = run
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    workdir = tmp_path / "domains"
+    workdir.mkdir()
+    roles = {"source": {"name": "folder", "path": str(data)}, "target": {"path": str(other)}}
+    config = ConfigDict({"data": {"name": "domains", **roles}})
+    assert fingerprint.check(workdir, config, DATA) == []
+    (workdir / "last" / "1").mkdir(parents=True)
+    assert json.loads((workdir / "data.json").read_text())["files"] == 6
+    (other / "cat" / "1.png").rename(other / "dog" / "2.png")
+    with pytest.raises(ConfigError, match="the data have changed"):
+        fingerprint.check(workdir, config, DATA)
+    record = json.loads((workdir / "data.json").read_text())
+    for key in ("files", "bytes", "names", "times"):  # of a version that kept none of these
+        del record[key]
+    (workdir / "data.json").write_text(json.dumps(record))
+    assert fingerprint.check(workdir, config, DATA) == []
 
 
 def test_other_times_are_noted(run):

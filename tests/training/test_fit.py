@@ -16,7 +16,8 @@ from cl_jax.tools import train
 from cl_jax.training import configs, defaults, experiment, fit
 from cl_jax.training.stages import stages
 
-IMAGES = [name for name in configs.names() if configs.load(name).data.name in ("scenes", "digits")]
+KINDS = ("scenes", "digits", "domains")
+IMAGES = [name for name in configs.names() if configs.load(name).data.name in KINDS]
 PER_CLASS, CLASSES = 24, 4
 
 
@@ -85,6 +86,31 @@ def test_sizes_follow_from_the_number_of_images(photos, tmp_path):
     assert config.method.queue_size <= count / 2 and config.method.queue_size % 16 == 0
     assert config.evals.protocols.knn.k == (count // CLASSES) // 2
     assert "queue_size" in lines[-1] and "--config.batch_size=16" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"fraction": "0.4"}, {"validation": "0.3", "fraction": "0.5"}, {"imbalance": "3.0"}],
+    ids=str,
+)
+def test_sizes_follow_from_the_images_that_are_trained_on(settings, photos, tmp_path):
+    given = {f"data.{key}": value for key, value in settings.items()}
+    config = config_of("moco_v2:folder", photos, **given)
+    lines = fit.fit(config, ["data.path", *given], tmp_path)
+    size = experiment.load_data(config).train.size
+    assert f"fitted to {size} training images" in lines[-1]
+    assert config.method.queue_size == max(size // 2 // 16, 1) * 16 <= size
+    config = config_of("moco_v2:folder", photos, **{"data.fraction": "0.1"})
+    with pytest.raises(ConfigError, match=r"8 training images after fraction=0\.1; expected at l"):
+        fit.fit(config, ["data.path", "data.fraction"], tmp_path)
+
+
+def test_a_stage_has_a_batch_of_its_own_images(photos, tmp_path):
+    config = config_of("simclr_v2:folder", photos, **{"data.validation": "0.5"})
+    fit.fit(config, ["data.path", "data.validation"], tmp_path)
+    config.stage = "finetune"
+    ((_, stage, _),) = stages(config, tmp_path, ["data.path", "data.validation"])
+    assert stage.batch_size <= experiment.load_data(stage).train.size < 2 * stage.batch_size
 
 
 def test_what_the_user_gives_is_kept(photos, tmp_path):
@@ -210,6 +236,15 @@ def test_a_run_in_the_folder_of_its_data_is_refused_at_once(
     assert f"lies in the folder of the data, {tmp_path}/photos; expected a folder outside" in said
     assert f"--workdir={tmp_path}/runs/" in said
     assert not list((tmp_path / "photos").iterdir())
+
+
+def test_a_run_in_the_folder_of_one_of_its_sources_is_refused(tmp_path, capsys):
+    config, words = "spcl:folders,debug", []
+    for role in ("source", "target"):
+        (tmp_path / role).mkdir()
+        words.append(f"--config.data.{role}.path={tmp_path / role}")
+    assert train.main([config, *words, f"--workdir={tmp_path / 'target' / 'run'}"]) == 1
+    assert f"lies in the folder of the data, {tmp_path}/target;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path, workdir", [("photos", "run"), ("photos/a.csv", "photos/run")])

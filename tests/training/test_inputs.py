@@ -1,5 +1,7 @@
 """What a network is asked about, without a network: a record of its data says what it reads."""
 
+import wave
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -181,6 +183,95 @@ def test_a_run_of_embedded_data_that_kept_nothing_has_no_file_to_learn_from_agai
     text(tmp_path / "other.txt", LINES)
     with pytest.raises(ValueError, match=r"the run did not keep .* Give the command that trained"):
         source_of(tmp_path / "other.txt", run)
+
+
+def recording(path, rate=8000, samples=400):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, samples, "NONE", ""))
+        file.writeframes(np.full(samples, 1000, np.int16).tobytes())
+    return str(path)
+
+
+def film(path, grey=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.full((2, 4, 4), grey, np.uint8))
+    return str(path)
+
+
+def test_other_recordings_are_one_whole_at_the_rate_of_the_run(tmp_path, caplog):
+    for name in ("0_ann_0", "0_ann_1", "1_ben_0", "1_ben_1"):
+        recording(tmp_path / "mine" / f"{name}.wav")
+    data = {"name": "audio", "path": str(tmp_path / "mine"), "test_pattern": "_0"}
+    data["pattern"] = r"(?P<label>\d)_(?P<who>[a-z]+)_"
+    run, _ = began(tmp_path / "run", data, "audio", "length")
+    recording(tmp_path / "other" / "train" / "7_eve_5.wav", 16000)
+    recording(tmp_path / "other" / "test" / "b.wav", 16000)
+    (tmp_path / "other" / "damaged.wav").write_bytes(b"RIFF")
+    source, _ = source_of(tmp_path / "other", run)
+    assert list(source.names) == ["test/b.wav", "train/7_eve_5.wav"]
+    assert source.arrays["length"].tolist() == [200, 200] and "damaged.wav" in caplog.text
+    assert source.arrays["who"].tolist() == [-1, 0]
+    one = recording(tmp_path / "alone.WAV")
+    source, _ = source_of(one, run)
+    assert list(source.names) == ["alone.WAV"] and source.sizes == {}
+    assert "did not keep" not in caplog.text
+    (tmp_path / "run" / "learnt.json").unlink()
+    assert source_of(one, run)[0].size == 1 and "did not keep that of its" in caplog.text
+
+
+def test_other_recordings_and_films_have_classes_of_their_own(tmp_path, caplog):
+    for write, ending, data in (
+        (recording, "wav", {"name": "audio"}),
+        (film, "npy", {"name": "video", "frames": 2, "image_size": 4}),
+    ):
+        mine, other = tmp_path / f"mine.{ending}", tmp_path / f"other.{ending}"
+        for name in ("a/1", "a/2", "b/1", "b/2"):
+            write(mine / f"{name}.{ending}")
+        run, _ = began(tmp_path / f"run.{ending}", {**data, "path": str(mine)}, *data)
+        for name in ("train/x/1", "train/y/1", "test/z/1"):
+            write(other / f"{name}.{ending}")
+        source, _ = source_of(other, run)
+        assert source.size == 3 and sorted(source.arrays["label"].tolist()) == [0, 1, 2]
+        write(other / "train" / f"beside.{ending}")
+        source, _ = source_of(other, run)
+        assert source.size == 4 and "label" not in source.sizes and "no labels:" in caplog.text
+        assert source_of(other / "test" / "z" / f"1.{ending}", run)[0].size == 1
+
+
+def pairs(folder, header, *rows):
+    folder.mkdir()
+    for i in range(len(rows)):
+        Image.new("L", (8, 8), 9 * i).save(folder / f"{i}.png")
+    (folder / "captions.tsv").write_text("\n".join([header, *rows]) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("cache_bytes", [2**31, 0])
+def test_other_pictures_with_captions_need_no_labels_and_no_parts(cache_bytes, tmp_path):
+    rows = [f"{i}.png\t{line}\t{'ab'[i % 2]}" for i, line in enumerate(LINES)]
+    mine = pairs(tmp_path / "mine", "file\tcaption\tkind", *rows)
+    data = text(tmp_path / "words", [], name="image_text", image_size=8, label_column="kind")
+    data |= {"path": mine, "test_share": 0.5, "cache_bytes": cache_bytes}
+    run, _ = began(tmp_path / "run", data, "image", "tokens")
+    rows = [f"{i}.png\tthe dog\tsome" for i in range(3)]
+    other = pairs(tmp_path / "other", "file\tcaption\tsplit", *rows)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "other" / "1.png")
+    damaged = bytearray((tmp_path / "other" / "1.png").read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 40] = bytes(40)
+    (tmp_path / "other" / "1.png").write_bytes(damaged)
+    source, _ = source_of(other, run)
+    assert list(source.names) == ["0.png", "2.png"] and source.sizes.keys() == {"tokens"}
+    assert [source.read(i)["image"].max() for i in range(2)] == [0, 18]
+    check_fields(source, run)
+
+
+def test_labels_of_other_data_are_of_their_own(tmp_path):
+    example = {"image": np.zeros((8, 8, 3), np.uint8), "label": np.int32(0)}
+    run = known(None, ("image", "label"), {"label": 10}, **example)
+    arrays = {"image": np.zeros((2, 8, 8, 3), np.uint8), "label": np.zeros(2, np.int32)}
+    check_fields(from_arrays("other", arrays, {"label": 2}), run)
 
 
 def molecules(folder, atoms):

@@ -260,6 +260,21 @@ def test_errors_name_the_mend():
             _build(exclude_paths=() if parts else ("(",), parts=parts)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optim.decay_mask(exclude_paths="bias"),
+        lambda: optim.freeze_until(2, "bias", lambda offset: optax.identity()),
+        lambda: _build(exclude_paths="bias"),
+        lambda: _build(freeze_paths="bias", freeze_steps=-1),
+        lambda: _build(constant_lr_paths="bias"),
+    ],
+)
+def test_a_string_in_place_of_patterns_is_refused(make):
+    with pytest.raises(ConfigError, match="='bias'; expected a list, each text"):
+        make()
+
+
 def test_a_part_inherits_patterns_that_match_none_of_its_parameters():
     """SimSiam's predictor keeps its constant rate beside a part of the backbone."""
     params = {"backbone": jnp.ones(2), "predictor": jnp.ones(2), "projector": jnp.ones(2)}

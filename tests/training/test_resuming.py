@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.training import resuming
+from cl_jax.training import loop, resuming
 
 
 def test_checkpoints_of_a_run_whose_config_is_lost_are_not_resumed(tmp_path):
@@ -31,16 +33,22 @@ CHANGES = (
             ("cache_dir", "/fast"),
             ("tokenizer_cache", "/fast"),
             ("download", False),
+            ("on_error", "skip"),
         )
     ),
     ({"a_key_of_a_later_version": 0}, True),
     ({"optimizer": {"rate": float("nan"), "momentum": 0.9}}, True),  # its default
     ({"optimizer": {"rate": float("nan"), "momentum": 0.8}}, False),
     ({"optimizer": {"rate": float("nan"), "nesterov": True}}, False),  # no default is known
+    ({"optimizer": {"rate": float("nan"), "betas": (0.5, 1.0)}}, True),  # its default
+    ({"optimizer": {"rate": float("nan"), "betas": (0.5, 0.9)}}, False),
     ({"optimizer": {"rate": 0.1}}, False),
     ({"batch_size": 32}, False),
     ({"batch_size": 64.0}, True),
     ({"data": {"name": "folder", "path": "/scratch/job1/set"}}, False),
+    ({"data": {"name": "packed", "path": "/scratch/job1/set", "test_path": "/more"}}, False),
+    ({"init_from": "/scratch/job2/net.pth"}, True),
+    ({"init_from": ""}, False),
 )
 
 
@@ -54,8 +62,9 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         "evals": {"knn_k": 200},
         "data": {"name": "packed", "path": "/scratch/job1/set"},
         "optimizer": {"rate": float("nan")},
+        "init_from": "/scratch/job1/net.pth",
     }
-    leeway = resuming.Leeway({"optimizer.momentum": 0.9})
+    leeway = resuming.Leeway({"optimizer.momentum": 0.9, "optimizer.betas": (0.5, 1.0)})
     assert resuming.check_config(tmp_path, base, leeway) == []
     (tmp_path / "last" / "1").mkdir(parents=True)
     assert resuming.check_config(tmp_path, base, leeway) == []
@@ -68,6 +77,20 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
             resuming.check_config(tmp_path, base | change, leeway)
         shutil.rmtree(tmp_path / "last")  # nothing to protect
         assert resuming.check_config(tmp_path, base | change, leeway) == []
+
+
+def test_every_source_of_a_section_may_lie_elsewhere():
+    def section(place, **target):
+        source = {"name": "folder", "path": f"/{place}/a"}
+        target = {"name": "text", "path": f"/{place}/b", "test_path": f"/{place}/c"} | target
+        return {"data": {"name": "domains", "source": source, "target": target, "kind": {}}}
+
+    changed, noted = resuming.differences(section("x"), section("y", on_error="skip"))
+    assert not changed and len(noted) == 4
+    changed, _ = resuming.differences(section("x"), section("x", length=9, test_path=""))
+    assert len(changed) == 2
+    plain = {"data": {"name": "outside", "kind": {"path": 1}}}  # a setting, and no source
+    assert resuming.differences(plain, {"data": {"name": "outside", "kind": {"path": 2}}})[0]
 
 
 @pytest.mark.parametrize(
@@ -101,3 +124,11 @@ def test_the_order_of_a_config_is_kept(tmp_path):
     resuming.check_config(tmp_path, {"views": {"large": {}, "a": {}, "small": {}}})
     stored = json.loads((tmp_path / "config.json").read_text())
     assert list(stored["views"]) == ["large", "a", "small"]
+
+
+def test_a_resumed_run_without_its_first_weights_has_no_baselines(tmp_path):
+    said = []
+    config = ConfigDict({"init_from": str(tmp_path / "gone.pth"), "encoder": {"name": "resnet"}})
+    run = SimpleNamespace(config=config, log=SimpleNamespace(say=said.append))
+    assert loop.Training._baselines(run, lambda: None) == {}
+    assert "without the figures of the untrained network: " in said[0] and "gone.pth" in said[0]

@@ -19,9 +19,9 @@ RUN = Run(None, 8, 64, 8, 8, {})
 def of(stage, *settings):
     """{stage: its config} of simclr_v2, as on a command line."""
     config = configs.load("simclr_v2:debug")
-    configs.change(config, [tuple(setting.split("=")) for setting in settings])
     with config.unlocked():
         config.stage = stage
+    configs.change(config, [tuple(setting.split("=")) for setting in settings])
     given = [setting.split("=")[0] for setting in settings]
     return {name: found for name, found, _ in stages.stages(config, "w", given)}
 
@@ -96,6 +96,23 @@ def test_stages_do_not_start_inside_a_run(tmp_path):
         stages.stages(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (None, r"stages has pretrain, finetune, distill, .* missing or empty; set .*'finetune',"),
+        ((), "missing or empty"),
+        (("pretrain", "finetun"), "'finetun', .* did you mean 'finetune'.* finetun=dict()"),
+    ],
+)
+def test_stages_and_their_order_name_the_same(order, words):
+    config = configs.load("simclr_v2:debug").unlock()
+    del config.stage_order
+    if order is not None:
+        config.stage_order = order
+    with pytest.raises(ConfigError, match=words):
+        stages.stages(config, "w")
+
+
 def test_settings_of_all_and_of_one_stage():
     found = of("all", "optimizer.learning_rate=0.5", "total_epochs=2", "data.train_size=32")
     assert [found[name].optimizer.learning_rate for name in ORDER] == [0.5] * 3
@@ -117,9 +134,15 @@ def test_a_setting_of_another_method_stays_with_its_own():
 @pytest.mark.parametrize("text", ["semi", "semi,debug", "tu,semi"])
 def test_graphs_are_fine_tuned_without_the_machine_that_needs_many_of_each_class(text):
     config = configs.load(f"graphcl:{text}").unlock()
-    config.stage = "all"
-    found = {name: set(stage.evals.protocols) for name, stage, _ in stages.stages(config, "w")}
-    assert found == {"pretrain": {"svm_folds"}, "finetune": {"classifier"}}
+    config.stage, given = "all", ["evals.protocols.svm_folds.repeats", "evals.protocols.knn.k"]
+    for keys in ([], given):
+        configs.change(config, [(key, "3") for key in keys])
+        (_, first, _), (_, second, _) = stages.stages(config, "w", keys)
+        added = {"knn"} if keys else set()
+        assert set(first.evals.protocols) == {"svm_folds"} | added
+        assert set(second.evals.protocols) == {"classifier"} | added
+    assert first.evals.protocols.svm_folds.repeats == 3
+    assert first.evals.protocols.knn.k == second.evals.protocols.knn.k == 3
 
 
 def test_views_keep_the_order_in_which_they_are_written(tmp_path):

@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from cl_jax import losses
-from cl_jax.core import parallel
+from cl_jax.core import parallel, sharded
 from cl_jax.core.method import Aux, State, Target, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.training import loop, metrics, optim
 from cl_jax.training.experiment import Start
-from cl_jax.training.steps import Stepper
+from cl_jax.training.steps import Step, Stepper, refreshed
 from configs import simclr_v1
 
 
@@ -239,6 +239,7 @@ def test_an_order_of_another_length_or_of_other_examples_is_refused(built, confi
         ),
         (lambda s, m: (s, m | {"z": "high"}), "metric 'z' is a str; expected a scalar"),
         (lambda s, m: (s, m | {"z": None}), "metric 'z' is a NoneType; expected a scalar"),
+        (lambda s, m: (s, m | {"step": s.step}), "'step' has the name of one that the trainer"),
         (
             lambda s, m: (dataclasses.replace(s, memory={"mean": jnp.ones(3)}), m),
             r"memory\['mean'\] of the State is missing before a step and float32\[3\] after",
@@ -258,6 +259,40 @@ def test_a_step_that_returns_something_else_is_one_sentence(built, config, chang
     stepper = loop.stepper(built._replace(method=method), config, 0)
     with pytest.raises(ValueError, match=words):
         stepper(loop.initial_state(built, config))
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_step_is_counted_where_the_method_does_not_count_it(guard):
+    def advance(state, batch, key):
+        return dataclasses.replace(state, params=state.params + 1), {"loss": jnp.float32(0)}
+
+    state = State(jnp.int32(2), jnp.float32(0), None, None)
+    for at in (2, 3):
+        state, _ = Step(advance, guard).update(state, {}, jax.random.key(0), jnp.int32(at))
+    assert (int(state.step), float(state.params)) == (4, 2)
+
+
+def test_a_refresh_may_return_rows_that_lie_anywhere():
+    mesh, rows = parallel.make_mesh(4), np.ones((6, 2), np.float32)
+    memory = {"bank": sharded.whole(rows), "mean": np.zeros(2, np.float32)}
+    state = parallel.replicate(State(np.int32(0), rows, None, None, memory=memory), mesh)
+
+    def refresh(state, encode_all, epoch):
+        return dataclasses.replace(
+            state, memory={"bank": sharded.whole(jnp.asarray(2 * rows)), "mean": rows[0]}
+        )
+
+    after = refreshed(refresh, state, None, 0)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (new.shape, new.dtype, new.sharding) == (old.shape, old.dtype, old.sharding)
+    np.testing.assert_array_equal(parallel.fetch(after).memory["bank"].rows, 2 * rows)
+    with pytest.raises(ValueError, match=r"memory\['mean'\] .* before refresh and float64\[2\]"):
+        refreshed(
+            lambda state, *_: dataclasses.replace(state, memory=memory | {"mean": np.zeros(2)}),
+            state,
+            None,
+            0,
+        )
 
 
 def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):

@@ -73,6 +73,15 @@ def test_quarter_turns_are_exact_and_leave_other_draws_alone():
         np.testing.assert_array_equal(np.rot90(a[row], int(turns[row])), b[row])
 
 
+@pytest.mark.parametrize("left_out", [(), ("colour",)])
+def test_a_recipe_without_quarter_turns_is_drawn_too(left_out):
+    plain = of_section({"name": "moco_cifar", "size": 8})
+    drawn = jax.eval_shape(
+        lambda keys, images: leave_one_out.draw(plain, keys, images, left_out), KEYS, IMAGES
+    )
+    assert [x.shape for x in drawn] == [(6, 8, 8, 3)] * (2 + len(left_out))
+
+
 def test_what_a_recipe_never_changes_cannot_be_left_out():
     plain = of_section({"name": "moco_cifar", "size": 8})
     with pytest.raises(ValueError, match="quarter_turns=True"):

@@ -11,7 +11,7 @@ from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
 import cl_jax
-from cl_jax.core.errors import ConfigError
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.tools import export, import_
 from cl_jax.training import configs
 from cl_jax.views import image
@@ -304,6 +304,18 @@ def test_a_place_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--out=.*file/out cannot be written"):
         exporting.write(run, "timm", tmp_path / "file" / "out")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(programs, "stablehlo_file", full)
+    with pytest.raises(SaveError, match=r"out cannot be written: No space left"):
+        exporting.write(run, "stablehlo", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SaveError, match=r"model\.safetensors cannot be written: .*os error"):
+        folders._write_tensors(tmp_path / "none" / "model.safetensors", {"a": np.zeros(2)})
 
 
 def test_a_run_of_sentences(tmp_path, capsys):

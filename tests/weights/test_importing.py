@@ -292,6 +292,18 @@ def test_heads_are_those_given_where_a_vit_has_so_many(tmp_path):
     assert config.encoder.heads == 1
 
 
+def test_the_network_of_a_run_that_is_resumed_needs_no_file(tmp_path):
+    begun = dict(init_from="/then/x.pth", encoder=dict(name="vit", heads=4, width=64))
+    config = ConfigDict(dict(init_from=str(tmp_path / "gone.pth"), encoder=dict(name="resnet")))
+    assert importing.settle(config, [], begun) == ["started from /then/x.pth"]
+    assert config.encoder.to_dict() == begun["encoder"]
+    config.encoder = dict(name="resnet", heads=2)  # refused then, as of another config
+    importing.settle(config, ["encoder.heads"], begun)
+    assert config.encoder.heads == 2 and config.encoder.name == "vit"
+    with pytest.raises(NotFoundError):
+        importing.settle(config, [], begun | {"init_from": ""})
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(NotFoundError, match="does not exist"):
         importing.read(tmp_path / "x.pth")
