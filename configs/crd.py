@@ -39,7 +39,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cl_jax.training import configs, defaults
-from cl_jax.views import presets
 
 PAIRS = {"": (9, 3, 0.25, 16), "resnet110": (18, 5, 0.25, 16), "resnet32x4": (5, 1, 1.0, 32)}
 VARIANTS = ("single", "folder", "cifar100", "resnet110", "resnet32x4", "debug")
@@ -94,8 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         small, contrast = dict(blocks=(few,) * 3), dict(num_negatives=16384, block_size=1024)
         crop = dict(name="crop_flip", size=32, scale=(0.6, 1.0), test_crop=1.0)
-        pixels = dict(mean=presets.CIFAR100_MEAN, std=presets.CIFAR100_PIXELS_STD)
-        config.views = ConfigDict(dict(one=crop | pixels))
+        config.views = ConfigDict(dict(one=crop | defaults.CIFAR100_PIXELS))
         config.batch_size, config.total_epochs = 64, 240.0
         config.optimizer = ConfigDict(
             dict(

@@ -31,7 +31,8 @@ Differences from the authors' code:
     all configs. kNN on ImageNet is theirs: 20 neighbours, temperature 0.07.
   - Dropped paths are drawn by example, not by place in the batch.
   - Matrix products are in bfloat16, theirs in float16.
-  - `cifar10`: solo-learn's head has no batch norm, here it has.
+  - `cifar10`: solo-learn's head has no batch norm, here it has; its pixels have CIFAR's mean and
+    deviation, here ImageNet's.
 
 Command: python -m cl_jax.main --config=configs/dino.py --workdir=runs/dino
 Reached: see docs/results.md.

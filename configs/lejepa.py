@@ -21,6 +21,8 @@ Variants:
 Differences from the authors' code:
   - Directions are drawn from the step's key, the same on any number of devices; theirs from a
     counter.
+  - No path is dropped; theirs and lightly's are, with a probability that rises to 0.1 in the last
+    block.
   - Local crops are 96 pixels, as in lightly; theirs are 98 with patches of 14.
   - Their probe reads the class tokens of the last two layers through a layer norm; the probe is the
     one of all configs, on "h".

@@ -29,6 +29,9 @@ Differences from the authors' code:
   - MAE's classifier has a batch norm without scale before it; the probe is the one of all configs.
     Features are "h", the mean of the patches, "cls", the class token, and "mean".
   - The class and mask tokens are not decayed, nor are biases and norms.
+  - SimMIM: the network is MAE's. Theirs has a LayerScale that starts at 0.1 and keys without a
+    bias; its weights start normal with 0.02, those that end attention and MLP divided by the root
+    of twice the block's number, and its layer of pixels as PyTorch's.
   - SimMIM: positions are MAE's fixed table, theirs are learned and relative. The warm-up starts at
     a rate of 0, theirs at 5e-7 x B/512. Beside other variants than `imagenet2012` the optimiser is
     MAE's.
@@ -175,7 +178,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dict(
             pretrain=dict(),
             finetune=dict(few, previous="../pretrain", method=dict(name="finetune")),
-            scratch=dict(few, method=dict(name="supervised")),
+            # as fine-tuning, which drops no path
+            scratch=dict(few, method=dict(name="supervised"), encoder=dict(drop_path=0.0)),
         )
     )
     if "debug" in chosen:

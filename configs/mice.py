@@ -23,6 +23,8 @@ Differences from the authors' code:
   - They train and evaluate on training and test images together; here the figures are of the test
     part, which the network has not seen.
   - The prototypes start as random directions; theirs start as whatever the memory held.
+  - Prototypes in closed form are taken as the next epoch begins; theirs as an epoch ends. So they
+    evaluate and save these, and here it is those that the epoch's steps have moved.
   - Evaluation leaves the queue as it is; theirs pushes the evaluated images into it.
   - Training lasts as many epochs as it says; theirs one more, the first with a learning rate of 0.
     The warm-up rises with every step here, with every epoch there.

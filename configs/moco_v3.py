@@ -28,7 +28,9 @@ Differences from the authors' code:
   - Matrix products of the ImageNet settings are in bfloat16, theirs in float16.
   - Their classifier trains on batches of 1,024; the probe's rates are theirs for 256.
   - The stem of convolutions and ViT-L are not built.
-  - `cifar10`: solo-learn's last batch-norm scales start at 1, here at 0 as the authors' do.
+  - `cifar10`: solo-learn's last batch-norm scales start at 1, here at 0 as the authors' do. Its
+    crops are bicubic and its pixels have CIFAR's mean and deviation; here they are bilinear and
+    have ImageNet's.
 
 Command: python -m cl_jax.main --config=configs/moco_v3.py --workdir=runs/moco_v3
 Reached: see docs/results.md.

@@ -58,6 +58,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             scale=(0.08, 1.0),
             saturation=0.2,
             order=("jitter", "gray", "solarize", "flip"),
+            interpolation="bicubic",
+            **defaults.CIFAR10_PIXELS,
         )
         config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
         config.optimizer = ConfigDict(

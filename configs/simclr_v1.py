@@ -24,6 +24,8 @@ Differences from the authors' code:
     the method is the paper's.
   - The head ends in a batch norm, as in their code and not in the paper's text. Brightness is
     multiplied, as in their released default; the paper's adds.
+  - `cifar10` has a head of two layers, the paper's; the figure of their README is of three, the
+    default of their program (`--config.method.num_layers=3`).
   - Their classifier trains on batches of 4,096; the probe is the one of all configs.
 
 Command: python -m cl_jax.main --config=configs/simclr_v1.py --workdir=runs/simclr_v1

@@ -21,8 +21,8 @@ Variants:
                 Hugging Face, else from random ones. Published: 76.25 average Spearman of seven STS
                 sets (table 5), from BERT's weights.
   supervised    beside file or bert: lines of a sentence, an entailment and a contradiction, the
-                loss and evaluation after the head, batch 512, AdamW 5e-5, three epochs. Published:
-                81.57.
+                loss and evaluation after the head; with bert, batch 512, AdamW 5e-5, three epochs.
+                Published: 81.57.
   pairs         beside file: lines of a sentence and another wording of it, such as two captions of
                 one picture; the evaluation after the head.
   transfer      beside one of them: tasks of sentences with classes (MR, CR, SUBJ, MPQA, SST2, TREC,

@@ -93,6 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.optimizer.update(
                 dict(learning_rate=0.06, learning_rate_scaling="none", constant_lr_paths=())
             )
+            config.views.both.update(defaults.NORMALISED)
     if "debug" in chosen:
         defaults.debug(config)
         config.method.update(dict(out_dim=16, hidden_dim=8))

@@ -16,7 +16,9 @@ Variants:
   folders     your own pictures: `cl-jax train spcl:folders --config.data.source.path=LABELLED
               --config.data.target.path=OTHERS`, the first with a sub-folder for each class, the
               second with them, for evaluation alone, or without. A ResNet-18 of half the width at
-              64 pixels, 50 epochs. `spcl:folders,target PATH` has no source.
+              64 pixels, 50 epochs.
+  folder      your own pictures without a source, as `folders,target`: `cl-jax train spcl:folder
+              PATH`.
   mnist_usps  MNIST to USPS, or back: set `--config.data.source.path` and
               `--config.data.target.path`, folders with train.npz and test.npz (with `target`,
               `--config.data.path`). One batch norm for both, and a warm-up that learns the source
@@ -50,11 +52,13 @@ from ml_collections import ConfigDict
 
 from cl_jax.training import defaults
 
-VARIANTS = ("target", "source", "folders", "mnist_usps", "market", "debug")
+VARIANTS = ("target", "source", "folders", "folder", "mnist_usps", "market", "debug")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = defaults.variants(arg, VARIANTS)
+    if "folder" in chosen:
+        chosen += ["folders", "target"]
     config = defaults.get_config()
     defaults.laptop(config)
     # The authors' eps is 0.6. Clusters here, of 144 images, grow together at it.

@@ -25,7 +25,7 @@ Differences from the authors' code:
   - `imagenet2012`: SimCLR's views in place of AutoAugment, which is not built; SimCLR's SGD for the
     classifier in place of RMSProp with smoothed labels.
   - The cosine starts after the warm-up, where theirs runs over all epochs: 0.5 and 0.49988 at the
-    junction.
+    junction. It falls with every step; theirs with every epoch, counted from 1.
   - They start the classifier from PyTorch's weights, here from zeros.
   - `base_temperature` scales the loss by 1.43, as in their PyTorch code and not in the paper; None
     is the paper's. `summation="inside"` of the method is the paper's other loss, inferior there.
@@ -67,7 +67,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.dataset = "cifar100" if "cifar100" in chosen else "cifar10"
         config.encoder.update(dict(depth=50, variant="torchvision"))
         config.batch_size, config.total_epochs = 1024, 1000.0
-        config.views = ConfigDict(dict(both=dict(name="moco_cifar", scale=(0.2, 1.0), copies=2)))
+        view = dict(name="moco_cifar", scale=(0.2, 1.0))
+        if "cifar100" in chosen:
+            view |= defaults.CIFAR100_PIXELS
+        config.views = ConfigDict(dict(both=view | dict(copies=2)))
         config.method.update(
             dict(temperature=0.1 if config.method.labels else 0.5, head="moco_v2", out_dim=128)
         )
@@ -83,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 final_learning_rate=0.0005,
             )
         )
-        crop = dict(name="moco_cifar", scale=(0.2, 1.0), jitter=0.0, gray=0.0)
+        crop = view | dict(jitter=0.0, gray=0.0)
         linear = dict(
             name="sgd",
             learning_rate=5.0 if config.method.labels else 1.0,

@@ -23,7 +23,8 @@ Differences from the authors' code:
   - Matrix products of the ImageNet setting are in bfloat16, theirs in float16.
   - `cifar10`: solo-learn has two crops of 32 pixels from the whole range of areas, and a LARS with
     trust coefficient 0.02 that clips the rate and does not rescale biases and norms; here there are
-    two crops of 32 and four of 16, without blur, and the authors' LARC.
+    two crops of 32 and four of 16, without blur, and the authors' LARC. Its crops are bicubic and
+    its pixels have CIFAR's mean and deviation; here they are bilinear and have ImageNet's.
 
 Command: python -m cl_jax.main --config=configs/swav.py --workdir=runs/swav
 Reached: see docs/results.md.

@@ -59,6 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     saturation=0.2,
                     solarize=0.1,
                     order=("jitter", "gray", "solarize", "flip"),
+                    interpolation="bicubic",
+                    **defaults.CIFAR10_PIXELS,
                 )
             )
         )

@@ -21,7 +21,8 @@ usage: launch/tpu_pod.sh run NAME [OPTIONS] -- ARGUMENTS OF cl_jax.main
   --type TYPE       accelerator type (default v5litepod-16)
   --version NAME    runtime version (default: the one of the type)
   --spot            a slice that may be taken away; `run` then asks for a new one, every minute
-                    until there is one, and resumes, as often as it must
+                    until there is one, and resumes, as often as it must; it ends where gcloud
+                    refuses twice what a minute does not change (a quota, a type, a permission)
   --nfs HOST:/PATH  a share (Filestore) that every worker mounts at /mnt/runs
   --setup COMMAND   run on every worker before the installation, for instance to mount other storage
   --dry-run         print every command and run none
@@ -119,7 +120,32 @@ ready() { # a slice that can be used, created where there is none
             delete="launch/tpu_pod.sh delete $slice"
             fail "the slice $slice is $now. Wait until it is READY, or delete it: $delete." ;;
     esac
-    tpu create "$slice" --accelerator-type="$type" --version="$version" ${spot:+--spot}
+    set -- "$slice" --accelerator-type="$type" --version="$version" ${spot:+--spot}
+    if [ -n "$dry" ]; then tpu create "$@"; else create "$@"; fi
+}
+
+create() { # create WORD...: tpu create; what gcloud says is also in $notes/said
+    {
+        {
+            failed=0
+            tpu create "$@" 2>&1 >&3 || failed=$?
+            echo "$failed" >"$notes/status"
+        } | tee "$notes/said" >&2
+    } 3>&1
+    return "$(cat "$notes/status")"
+}
+
+# Whether gcloud refused a slice, the second time in a row, for what a minute does not change. Once
+# may pass: a quota counts a slice for some time after it is deleted.
+refused() {
+    permanent='INVALID_ARGUMENT|NOT_FOUND|PERMISSION_DENIED|UNAUTHENTICATED|[Qq]uota'
+    permanent="$permanent|\"code\": (3|5|7|16)([^0-9]|\$)"
+    if grep -qE "$permanent" "$notes/said" && ! grep -q 'per minute' "$notes/said"; then
+        refusals=$((refusals + 1))
+    else
+        refusals=0
+    fi
+    [ "$refusals" -ge 2 ]
 }
 
 state() { # READY, CREATING, PREEMPTED, ...; nothing where there is no such slice
@@ -178,8 +204,12 @@ say() { printf 'tpu_pod.sh: %s\n' "$1" >&2; }
 case $task in
     run)
         trap 'exit 130' INT # also while gcloud answers Ctrl-C with a status of its own
+        notes=$(mktemp -d)
+        trap 'rm -rf "$notes"' EXIT
         had='' # whether there was a slice: the first one fails by its name, type or quota
+        refusals=0
         while :; do
+            : >"$notes/said"
             # `set -e` has no effect before `||`: a subshell of its own ends at the first failure.
             set +e
             (set -e; ready)
@@ -190,7 +220,8 @@ case $task in
                 status=$?
             fi
             set -e
-            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || [ -z "$had" ] || ! gone
+            if [ "$status" -eq 0 ] || [ -n "$dry" ] || [ -z "$spot" ] || [ -z "$had" ] ||
+                refused || ! gone
             then
                 exit "$status"
             fi

@@ -1,6 +1,7 @@
 """The network that most methods train: an encoder with a projection head, and how a method calls
 it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,9 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.errors import WithoutEffect
 from cl_jax.core.method import Batch, Forward, Variables
 
 Apply = Callable[[Any, Any, Any, bool], tuple[Any, Any]]
+
+
+def check_no_drop_path(encoder: nn.Module) -> None:
+    """Warns of an encoder with stochastic depth, for networks that give it no keys: it drops
+    nothing. The trainer begins no run with it (`core.errors.WithoutEffect`)."""
+    rate = getattr(encoder, "drop_path", 0)
+    if rate:
+        told = f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
+        warnings.warn(WithoutEffect(told), stacklevel=2)
 
 
 class Network(nn.Module):
@@ -21,11 +32,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if getattr(self.encoder, "drop_path", 0):
-            raise ValueError(
-                f"drop_path={self.encoder.drop_path}: this method does not draw it; set "
-                f"encoder.drop_path=0."
-            )
+        check_no_drop_path(self.encoder)
         h = self.encoder(images, train=train)["h"]
         z, hiddens = self.head(h, train=train)
         return z, {"h": h} | {f"proj{j}": x for j, x in enumerate(hiddens) if j} | {"z": z}

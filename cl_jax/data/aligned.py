@@ -1,6 +1,7 @@
 """Your own folder of things that are each shown in several ways: RGB with depth, surface normals
 and segmentation, or one drawing in several styles."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, listing
 from cl_jax.data.parts import drawn
-from cl_jax.data.source import Splits, from_arrays, subset
+from cl_jax.data.reading import learnt_of, scale_of
+from cl_jax.data.source import Splits, from_arrays, subset, with_learnt
 
 _SHOWN = 3
 
@@ -41,8 +43,9 @@ def make(
       image_size: S; the central square of each picture, resized.
       test_share: of the examples of each class, by a hash of their names: more files move none of
         the others.
-      value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255;
-        without, 0 to the largest number of the type.
+      value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255.
+        Of a folder that it does not name, as where `data.folder` is given no range; what is found
+        is `Source.learnt`: {"value_ranges"}.
 
     All is held in memory: N * S * S * C bytes. Pictures are resized smoothly, the numbers of a
     segmentation too; store segmentations as colours, or at the size that is asked for.
@@ -74,22 +77,24 @@ def make(
             f"{', '.join(shown)}."
         )
     planes = []
+    kept: dict[str, list[float]] = {}
     for name, count in zip(shown, sizes):
-        scale = None
-        if name in ranges:
-            low, high = ranges[name]
-            scale = images.Scale(float(low), float(high), True)
+        files = [found[name][one] for one in names]
+        given = (ranges[name][0], ranges[name][1]) if name in ranges else None
+        scale = scale_of(root / name, files, given, setting=f"value_ranges.{name}")
+        if learnt := learnt_of(scale):
+            kept[name] = learnt["value_range"]
         planes.append(
             np.stack(
                 [
                     images.decode(
-                        root / name / found[name][one],
-                        f"{name}/{found[name][one]}",
+                        root / name / file,
+                        f"{name}/{file}",
                         image_size=image_size,
                         channels=count,
                         scale=scale,
                     )
-                    for one in names
+                    for file in files
                 ]
             )
         )
@@ -100,14 +105,18 @@ def make(
         numbers = {name: number for number, name in enumerate(classes)}
         arrays["label"] = np.array([numbers[one.rpartition("/")[0]] for one in names], np.int32)
         counts["label"] = len(classes)
-    whole = from_arrays(root.name, arrays, counts)
+    whole = dataclasses.replace(
+        from_arrays(root.name, arrays, counts),
+        classes={"label": tuple(classes)} if counts else {},
+    )
     chosen = drawn(names, test_share, {one: one.rpartition("/")[0] for one in names})
     if not chosen:
         raise ValueError(
             f"{root} has one example of each class, too few for a train and a test part. Add some."
         )
     test = np.array([one in chosen for one in names])
-    return Splits(subset(whole, np.flatnonzero(~test)), subset(whole, np.flatnonzero(test)))
+    splits = Splits(subset(whole, np.flatnonzero(~test)), subset(whole, np.flatnonzero(test)))
+    return with_learnt(splits, {"value_ranges": kept} if kept else None)
 
 
 def _files(root: Path, name: str) -> dict[str, str]:

@@ -149,7 +149,7 @@ def make(
         kept = set().union(*few(parts, limit, groups).values())
         at = [i for i, name in enumerate(files) if name in kept]
         files, is_test = [files[i] for i in at], [is_test[i] for i in at]
-        numbers = {field: (of[at], count) for field, (of, count) in numbers.items()}
+        numbers = {field: (of[at], names) for field, (of, names) in numbers.items()}
 
     def stored(name: str) -> Stored | str:
         return listed.bad.get(name) or _stored(root / name, rate, seconds)
@@ -177,11 +177,12 @@ def make(
         arrays: dict[str, np.ndarray] = {"audio": audio, "length": lengths}
         for field, (of, _) in numbers.items():
             arrays[field] = of[[good[k] for k in rows]]
-        sizes = {field: count for field, (_, count) in numbers.items()}
+        classes = {field: of_field for field, (_, of_field) in numbers.items()}
+        sizes = {field: len(of_field) for field, of_field in classes.items()}
         found = from_arrays(name, arrays, sizes)
         skipped = sum(is_test[i] == test for i in range(len(files))) - len(rows)
         names = [files[good[k]] for k in rows]
-        return dataclasses.replace(found, skipped=skipped, names=names)
+        return dataclasses.replace(found, skipped=skipped, names=names, classes=classes)
 
     if learnt is not None:
         whole = part(user_path(path).resolve().name, False)
@@ -372,11 +373,11 @@ def _labels(path: str, files: Sequence[str], pattern: str, some: bool) -> dict[s
     return texts
 
 
-def _numbered(words: Sequence[str]) -> tuple[np.ndarray, int]:
-    """(int32 [N], how many values)."""
-    names = sorted(set(words) - {""})
+def _numbered(words: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(int32 [N], the names of the values)."""
+    names = tuple(sorted(set(words) - {""}))
     number = {name: k for k, name in enumerate(names)}
-    return np.array([number.get(one, NONE) for one in words], np.int32), len(names)
+    return np.array([number.get(one, NONE) for one in words], np.int32), names
 
 
 def _compiled(setting: str, pattern: str) -> re.Pattern[str]:

@@ -47,13 +47,14 @@ class Survey(NamedTuple):
     """What a folder holds, by its names alone.
 
     train, test: images of the two parts. classes: {name: training images}, empty without labels.
-    lines: the same in words, with the reason for what is a class.
+    lines: the same in words, with the reason for what is a class. unlabeled: images of that part.
     """
 
     train: int
     test: int
     classes: dict[str, int]
     lines: tuple[str, ...]
+    unlabeled: int = 0
 
 
 def make(
@@ -213,7 +214,8 @@ def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: in
         _sides_in_words(root, sorted(used - found.bad.keys())),
     ]
     # `make` names the files that it skips.
-    return Survey(sizes["train"], sizes["test"], classes, tuple(filter(None, lines)))
+    told = tuple(filter(None, lines))
+    return Survey(sizes["train"], sizes["test"], classes, told, sizes.get("unlabeled", 0))
 
 
 def _classes_in_words(found: Listing, layout: Layout, classes: dict[str, int], labels: bool) -> str:

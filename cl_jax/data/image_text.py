@@ -362,6 +362,7 @@ def _source(
         numbers = {label: k for k, label in enumerate(classes)} | {"": NONE}
         fields["label"] = np.array([numbers[rows[n].label] for n in names], np.int32)
         sizes["label"] = len(classes)
+    named = {"label": tuple(classes)} if classes else {}
     keep = len(names) * how["image_size"] ** 2 * how["channels"] <= cache_bytes
 
     def decoded(i: int) -> np.ndarray:
@@ -400,7 +401,7 @@ def _source(
     if keep:
         pixels = np.stack([results[i] for i in good])
         made = from_arrays(name, {"image": pixels, **fields}, sizes)
-        return dataclasses.replace(made, skipped=len(bad), names=files)
+        return dataclasses.replace(made, skipped=len(bad), names=files, classes=named)
     from_arrays(name, fields, sizes)  # checks the numbers
 
     def read_one(i: int) -> Example:
@@ -412,5 +413,13 @@ def _source(
     read: Callable[[int], Example] = read_one
     if on_error == "skip" and not decode:  # damage in the middle of a file is found when it is read
         read = functools.partial(read_or_next, name, read_one, len(good), fields.get("label"))
-    label, skipped = fields.__getitem__, len(bad)
-    return Source(name, len(good), read, sizes, labels=label, skipped=skipped, names=files)
+    return Source(
+        name,
+        len(good),
+        read,
+        sizes,
+        labels=fields.__getitem__,
+        skipped=len(bad),
+        names=files,
+        classes=named,
+    )

@@ -40,6 +40,7 @@ def scale_of(
     names: Sequence[str],
     value_range: tuple[float, float] | None,
     learnt: Mapping[str, Any] | None = None,
+    setting: str = "value_range",
 ) -> images.Scale | None:
     """How numbers of more than 8 bits become bytes: told, found by the run that the images are read
     for, or found in some of the files.
@@ -49,6 +50,7 @@ def scale_of(
       names: of the images, without those that may not be opened.
       value_range: as in `data.folder`.
       learnt: `learnt_of` of that run; None where there is none.
+      setting: of the source, that gives the range.
 
     Raises:
       ValueError: a range without numbers in it; colour images of 16 bits that would come out almost
@@ -56,9 +58,7 @@ def scale_of(
     """
     if value_range is not None:
         if not value_range[0] < value_range[1]:
-            raise ValueError(
-                f"value_range={value_range}; expected (low, high) with low below high."
-            )
+            raise ValueError(f"{setting}={value_range}; expected (low, high) with low below high.")
         return images.Scale(float(value_range[0]), float(value_range[1]), True)
     if learnt and "value_range" in learnt:
         low, high = learnt["value_range"]
@@ -88,11 +88,12 @@ def scale_of(
     bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if kinds["integers"] < 2**bits)
     logging.warning(
         "%sof images of 16 bits, such as %s, %d are used; 0 to %d becomes 0 to 255. "
-        "--config.data.value_range=0,4095 sets other ends.",
+        "--config.data.%s=0,4095 sets other ends.",
         place,
         images.printable(deepest),
         bits,
         2**bits - 1,
+        setting,
     )
     return images.Scale(0.0, 2.0**bits - 1, False)
 

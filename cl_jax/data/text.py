@@ -58,6 +58,7 @@ def make(
     vocab_size: int = 4000,
     lowercase: bool = True,
     tokenizer_path: str = "",
+    tasks_tokenizer_path: ForEvaluation[str] = "",
     tokenizer_cache: str = "",
     on_error: str = "raise",
     columns: int = 3,
@@ -87,8 +88,9 @@ def make(
         .npz it is their own length.
       vocab_size, lowercase, tokenizer_cache: of the tokenizer that is trained on the training part,
         see `data.tokenizer.train`.
-      tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased). Beside
-        numbers in a .npz, `sts` and `classify` need it: the one that the numbers are of.
+      tokenizer_path: a sentencepiece model to use instead, or BERT's vocab.txt (uncased).
+      tasks_tokenizer_path: the same, beside numbers in a .npz: the one that the numbers are of, by
+        which `sts` and `classify` are read; "" is `tokenizer_path`. It may be given after training.
       on_error: "raise" names empty sentences of any of these files; "skip" leaves them out and
         counts those of `path` in `Source.skipped`.
       columns: how many of the fields the embedded scenes have: 1 sentences, 2 pairs, 3 triples.
@@ -121,8 +123,13 @@ def make(
         found = _of_tokens(path, test_path, test_share, vocab_size, limit, learnt)
         if not (sts or classify):
             return found
-        return found._replace(
-            more=_beside_tokens(found.train, path, sts, classify, tokenizer_path, on_error)
+        words = tasks_tokenizer_path or tokenizer_path
+        more = _beside_tokens(found.train, path, sts, classify, words, on_error)
+        return found._replace(more=more)
+    if tasks_tokenizer_path:
+        raise ValueError(
+            f"tasks_tokenizer_path={tasks_tokenizer_path!r} is for token numbers in a .npz; "
+            "sentences are read by the tokenizer of the training part. Leave it out."
         )
     scored: text_tasks.Scored = {}
     skipped, labels, test_labels = 0, {}, {}
@@ -378,8 +385,8 @@ def _beside_tokens(
     """The tasks beside numbers: by the tokenizer that they are of, as long as they are."""
     if not tokenizer_path:
         raise ValueError(
-            f"{path} is token numbers, and sts and classify are text; give tokenizer_path, the "
-            "tokenizer of these numbers."
+            f"{path} is token numbers, and sts and classify are text; give tasks_tokenizer_path, "
+            "the tokenizer of these numbers."
         )
     made, count = tokenizer.load(tokenizer_path), train.sizes["tokens"]
     if made.size > count:

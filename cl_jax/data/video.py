@@ -11,6 +11,7 @@ has one, divides the films. All frames are cut to their central square and resiz
 memory.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,7 +210,8 @@ def make(
         called = f"{root.name}/{which}" if which else user_path(path).resolve().name
         made = from_arrays(called, arrays, sizes)
         skipped = 0 if which == "test" else len(bad)
-        return Source(made.name, made.size, made.read, sizes, made.arrays, skipped=skipped)
+        named = {"label": tuple(classes)} if classes else {}
+        return dataclasses.replace(made, skipped=skipped, classes=named)
 
     if learnt is not None:
         whole = part("")

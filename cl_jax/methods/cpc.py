@@ -18,7 +18,7 @@ import optax
 from cl_jax import losses
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
-from cl_jax.core.network import applier, features_of, initial
+from cl_jax.core.network import applier, check_no_drop_path, features_of, initial
 from cl_jax.heads.context import RowContext
 from cl_jax.views import ImageView, Recipe, colour, draw, fields, patches
 from cl_jax.views import warp as warps
@@ -49,6 +49,7 @@ class Network(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         if x.ndim == 4:
             x = patches.grid(x, size=self.patch_size, stride=self.stride)
         if self.grey:

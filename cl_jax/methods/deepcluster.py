@@ -25,6 +25,7 @@ from cl_jax.cluster.agreement import normalised_mutual_information
 from cl_jax.cluster.kmeans import kmeans
 from cl_jax.core.keys import batch_key, example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
+from cl_jax.core.network import check_no_drop_path
 from cl_jax.core.parallel import fetch
 from cl_jax.data.batches import balanced_order
 from cl_jax.encoders import initializers
@@ -61,6 +62,7 @@ class Network(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool, keys: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         h = self.encoder(sobel(images) if self.sobel else images, train=train)["h"]
         before, x = h, h
         for j, width in enumerate(self.hidden_dims, start=1):

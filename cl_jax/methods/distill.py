@@ -12,6 +12,7 @@ import optax
 from cl_jax import losses
 from cl_jax.core.axis import AxisName, total
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.network import check_no_drop_path
 from cl_jax.views import View, keywords
 
 
@@ -23,6 +24,7 @@ class Student(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        check_no_drop_path(self.encoder)
         h = self.encoder(images, train=train)["h"]
         return {"h": h, "logits": nn.Dense(self.num_classes, name="classifier")(jnp.float32(h))}
 

@@ -16,7 +16,7 @@ import optax
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key, example_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import applier, features_of
+from cl_jax.core.network import applier, check_no_drop_path, features_of
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather, mean
 from cl_jax.heads import mlp
@@ -34,6 +34,7 @@ class Spaces(nn.Module):
     heads: Sequence[nn.Module]
 
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         h = self.encoder(images, train=train)["h"]
         found = [head(h, train=train) for head in self.heads]
         z = jnp.stack([last for last, _ in found], axis=1)

@@ -21,7 +21,7 @@ from jax import lax
 from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, check_no_drop_path
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather, mean
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
@@ -48,6 +48,7 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[dict[str, jax.Array], Any]:
+        check_no_drop_path(self.encoder)
         named = self.encoder(images, train=train)
         h = jnp.float32(named["h"])
         heads = nn.Dense(self.num_experts * self.out_dim, name="experts")(h)

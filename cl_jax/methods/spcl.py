@@ -20,7 +20,7 @@ from flax import traverse_util
 from cl_jax.cluster.dbscan import dbscan, jaccard_distance, number_outliers, self_paced
 from cl_jax.core.clocks import PerVisit
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, check_no_drop_path
 from cl_jax.core.numerics import unit
 from cl_jax.core.parallel import gather
 from cl_jax.data.domains import SOURCE
@@ -68,6 +68,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         h = jnp.float32(self.encoder(images, train=train)["h"])
         z = unit(BatchNorm(axis_name=self.axis_name, use_bias=False, name="neck")(h, train=train))
         return z, {"h": h, "z": z}

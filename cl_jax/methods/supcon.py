@@ -15,7 +15,13 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, from_loss
-from cl_jax.core.network import Network, applier, features_of, initial
+from cl_jax.core.network import (
+    Network,
+    applier,
+    check_no_drop_path,
+    features_of,
+    initial,
+)
 from cl_jax.heads import mlp
 from cl_jax.losses import unit
 from cl_jax.views import View, keywords
@@ -27,6 +33,7 @@ class UnitEncoder(nn.Module):
     encoder: nn.Module
 
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        check_no_drop_path(self.encoder)
         named = self.encoder(images, train=train)
         return named | {"h": unit(named["h"])}
 

@@ -18,7 +18,7 @@ from jax import lax
 
 from cl_jax import losses
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
-from cl_jax.core.network import applier
+from cl_jax.core.network import applier, check_no_drop_path
 from cl_jax.heads import mlp, prototypes
 from cl_jax.losses import unit
 from cl_jax.memory import crop_queue
@@ -35,6 +35,7 @@ class Network(nn.Module):
     def __call__(
         self, crops: jax.Array | Sequence[jax.Array], train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        check_no_drop_path(self.encoder)
         each = [crops] if isinstance(crops, jax.Array) else crops
         h = jnp.concatenate([self.encoder(images, train=train)["h"] for images in each])
         z, hiddens = self.head(h, train=train)

@@ -227,10 +227,10 @@ def _config(
     stage: str | None,
 ) -> ConfigDict:
     config = configs.load(name) if name else configs.of_run(workdir)
-    configs.change(config, settings)
     if stage is not None:
         with config.unlocked():
             config.stage = stage
+    configs.change(config, settings)  # some of them go to the stages that will run
     return config
 
 

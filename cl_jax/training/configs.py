@@ -221,14 +221,32 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
     A key that the config lists keeps its type. In a section of keywords (`data`, `views`,
     `encoder`, `optimizer`, `method`, each evaluator) any key may be given, and None for any that is
     not text; its value is read as Python where it can be and is text elsewhere. That the function
-    behind the section takes the key and the value is checked when the run is built.
+    behind the section takes the key and the value is checked when the run is built. Where all
+    stages are to run (`config.stage`), a key of an evaluator that some stages alone have is theirs.
 
     Raises:
       ConfigError: a key that there is not, with the nearest one, or a value of another type.
     """
     with config.unlocked():
         for path, text in settings:
-            _change(config, path, text)
+            for place in _places(config, path):
+                _change(config, place, text)
+
+
+def _places(config: ConfigDict, path: str) -> list[str]:
+    """The path of a setting; of an evaluator that some stages alone have, where all are to run,
+    that in each of these: in the config itself it would add the evaluator to the others."""
+    words = path.split(".")
+    if words[:2] != ["evals", PROTOCOLS] or len(words) < 4 or config.get("stage") != "all":
+        return [path]
+    if words[2] in config.get("evals", {}).get(PROTOCOLS, {}):
+        return [path]
+    having = [
+        name
+        for name, changes in config.get("stages", {}).items()
+        if words[2] in changes.get("evals", {}).get(PROTOCOLS, {})
+    ]
+    return [f"stages.{name}.{path}" for name in having] or [path]
 
 
 def _change(config: ConfigDict, path: str, text: str | None) -> None:

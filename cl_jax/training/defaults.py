@@ -201,6 +201,11 @@ def cifar10(config: ConfigDict) -> None:
     config.batch_size = 512
 
 
+# Of all pixels of a training part, as solo-learn (10) and the authors of CRD and SupCon (100) have
+# them.
+CIFAR10_PIXELS = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+CIFAR100_PIXELS = dict(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+
 # What networks trained on photographs expect; of a recipe whose authors have none, too, so that
 # weights go from one library to another.
 NORMALISED = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -58,8 +58,19 @@ class Built(NamedTuple):
     encoder: Any = None  # the module that the config names; of several, {role: module}
 
 
-# Keys of a data section that `load_data` reads itself.
-OF_TRAINING = ("fraction", "imbalance", "validation", "unlabeled")
+# Keys of a data section that `load_data` reads itself, and what they are without.
+OF_TRAINING: Mapping[str, Any] = MappingProxyType(
+    {"fraction": 1.0, "imbalance": None, "validation": 0.0, "unlabeled": False}
+)
+
+
+def of_training(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `OF_TRAINING` in a data section, their types checked."""
+    kinds: dict[str, Any] = {"imbalance": float | None, "unlabeled": bool}
+    found = {key: section.get(key, unset) for key, unset in OF_TRAINING.items()}
+    for key, value in found.items():
+        settings.check_value(f"data.{key}", value, kinds.get(key, float))
+    return found
 
 
 def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Splits:
@@ -79,14 +90,9 @@ def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Sp
       ConfigError: a validation part of data whose test part is only half of its evaluation; no
         unlabelled part.
     """
-    section = dict(config.data)
-    share, imbalance = section.pop("fraction", 1.0), section.pop("imbalance", None)
-    validation, unlabeled = section.pop("validation", 0.0), section.pop("unlabeled", False)
-    settings.check_value("data.fraction", share, float)
-    if imbalance is not None:
-        settings.check_value("data.imbalance", imbalance, float)
-    settings.check_value("data.validation", validation, float)
-    settings.check_value("data.unlabeled", unlabeled, bool)
+    section, own = dict(config.data), of_training(config.data)
+    section = {key: value for key, value in section.items() if key not in own}
+    imbalance, validation = own["imbalance"], own["validation"]
     takes = parameters("cl_jax.data", section.get("name", ""))
     given = {"learnt": learnt} if "learnt" in takes else {}
     splits: Splits = _call("cl_jax.data", section, **given)
@@ -101,11 +107,11 @@ def load_data(config: ConfigDict, learnt: Mapping[str, Any] | None = None) -> Sp
         train, held = held_out(splits.train, validation, seed=config.seed)
         splits = splits._replace(train=train, test=held)
     label = "label" if "label" in splits.train.sizes else None  # sentences have none
-    train = fraction(splits.train, share, seed=config.seed, label=label)
+    train = fraction(splits.train, own["fraction"], seed=config.seed, label=label)
     if imbalance is not None:
         splits = splits._replace(more={**splits.more, "balanced": splits.train})
         train = long_tailed(train, imbalance, seed=config.seed)
-    if unlabeled:
+    if own["unlabeled"]:
         if "unlabeled" not in splits.more:
             raise ConfigError(
                 f"data.unlabeled=True: {config.data.name} has no unlabelled part; expected a "
@@ -163,7 +169,11 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     seen: set[str] = set()
     tx = optimizer_settings.watched(tx, seen)
     parts = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
-    method = _method(dict(config.method), parts)
+    try:
+        method = _method(dict(config.method), parts)
+    except AttributeError as error:
+        _refuse_without_dtype(error, encoder)
+        raise
     method = dataclasses.replace(
         method, init=functools.partial(_checked_init, method.init, optimizer, seen)
     )
@@ -252,21 +262,29 @@ def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: St
 
 def _encoder(section: dict[str, Any], run: Run) -> Any:
     """The module that a section names; of a section of sections, {role: module}. A factory is given
-    the facts of the run that it takes: `axis_name` and `sizes`."""
+    the facts of the run that it takes: `axis_name`, one of any keywords too, and `sizes`."""
     if "name" not in section:
         return {role: _encoder(dict(one), run) for role, one in section.items()}
-    name = section.pop("name")
-    make = _factory("cl_jax.encoders", name)
+    make = _factory("cl_jax.encoders", section.pop("name"))
     known = inspect.signature(make).parameters
-    facts = {"axis_name": run.axis_name, "sizes": run.sizes}
-    given = {fact: value for fact, value in facts.items() if fact in known}
-    module = _checked(make, section, **given)
-    if not hasattr(module, "dtype"):
+    given: dict[str, Any] = {}
+    # A factory that hands its keywords to another is one of a network with batch norm, as a rule.
+    if "axis_name" in known or any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        given["axis_name"] = run.axis_name
+    if "sizes" in known:
+        given["sizes"] = run.sizes
+    return _checked(make, section, **given)
+
+
+def _refuse_without_dtype(error: AttributeError, encoder: Any) -> None:
+    """Raises ConfigError if the method asked an encoder for a dtype that it does not have."""
+    modules = encoder.values() if isinstance(encoder, dict) else [encoder]
+    if error.name == "dtype" and any(error.obj is module for module in modules):
+        kind = type(error.obj)
         raise ConfigError(
-            f"the encoder {name} has no dtype, which methods give their heads too; add the field "
-            f"`dtype: str = 'float32'` to {type(module).__name__}."
-        )
-    return module
+            f"the encoder {kind.__module__}.{kind.__qualname__} has no dtype, which the method "
+            "gives its heads too; add the field `dtype: str = 'float32'`."
+        ) from None
 
 
 def dtype_of(config: ConfigDict) -> str:
@@ -418,7 +436,11 @@ class Start:
                 built.run,
                 lambda lowered: _once(lowered.out_info, mesh),
             )
-        return parallel.spread(self.program(*given), mesh)
+        state = parallel.spread(self.program(*given), mesh)
+        if built.method.begin is None:
+            return state
+        begun: State = parallel.place_as(built.method.begin(state), state)
+        return begun
 
 
 def _start(init: Callable[..., State], key: jax.Array, batch: Any) -> State:

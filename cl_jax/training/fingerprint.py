@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ LEARNT = "learnt.json"  # `Source.learnt`
 # dot, as editors and git do, and network drives have folders of their own (`listing.passes_over`).
 # No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
+# Of pictures of more than 8 bits in the folders of `data.aligned`, before it was found and kept.
+_FULL_RANGE = (0.0, 65535.0)
 
 
 class NotKept(ConfigError):
@@ -100,14 +102,14 @@ def of_files(*paths: Path) -> dict[str, Any]:
     a list of the same with them: earlier versions counted them all, or those of a system's own
     folders."""
     every = [(i, *one) for i, path in enumerate(paths) for one in sorted(_files(path))]
-    folder = [path.is_dir() for path in paths]
+    is_folder = [path.is_dir() for path in paths]
 
     def without(left_out: Callable[[str], bool]) -> dict[str, Any]:
         return _counted(
             [
                 (f"{i}/{name}" if len(paths) > 1 else name, status)
                 for i, name, status in every
-                if not (folder[i] and left_out(name))
+                if not (is_folder[i] and left_out(name))
             ]
         )
 
@@ -183,7 +185,7 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
 
 def check_learnt(workdir: Path, data: Splits) -> None:
     """Refuses data of a run from which their source learnt something else than the run did; where
-    the run did not keep that, data of other sizes.
+    the run did not keep that, data of other sizes, or that an earlier version read otherwise.
 
     Raises:
       ConfigError: as it says, or what the run learnt cannot be read.
@@ -192,6 +194,15 @@ def check_learnt(workdir: Path, data: Splits) -> None:
     if not data.learnt:
         return
     if then is None:
+        ranges = data.learnt.get("value_ranges", {})
+        others = [name for name, ends in ranges.items() if tuple(ends) != _FULL_RANGE]
+        if others:
+            raise ConfigError(
+                f"pictures of more than 8 bits in {some(others)} of {data.train.name} have a range "
+                f"that is found in them; the run in {workdir} is of an earlier version, which read "
+                "them from 0 to 65535, and its network would be given others. Use the version that "
+                "trained it, or begin a new run in another --workdir."
+            )
         try:
             known = json.loads((workdir / FILE).read_text())
             sizes = {part: int(known[part]) for part in ("train", "test")}
@@ -207,14 +218,18 @@ def check_learnt(workdir: Path, data: Splits) -> None:
             )
         return
     now = json.loads(json.dumps(data.learnt))
-    changed = [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]
-    if changed:
+    if changed := _changed(then, now):
         raise ConfigError(
             f"{data.train.name} gives another {', '.join(changed)} than the run in {workdir} "
             "learnt from its training data: its numbers would mean something else. Put the data "
             "back as they were, and the version of the library that learns it; or start a new run "
             "in another --workdir."
         )
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys whose plain values are not `_alike`."""
+    return [key for key in {**then, **now} if not _alike(then.get(key), now.get(key))]
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -257,7 +272,7 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
         processes of a job have different data.
     """
     now = of_data(config, data)
-    _refuse_others(now)
+    _refuse_others_than(now, data.learnt)
     failure, noted = None, list[str]()
     if jax.process_index() == 0:
         try:
@@ -269,14 +284,20 @@ def check(workdir: Path, config: ConfigDict, data: Splits) -> list[str]:
     return noted
 
 
-def _refuse_others(now: dict[str, Any]) -> None:
+def refuse_others(config: ConfigDict, data: Splits) -> None:
     """Refuses data of which the processes of a job have different copies: the order of the examples
-    depends on their number, so that each process would read its rows of another batch."""
+    depends on their number, so that each process would read its rows of another batch.
+
+    Raises:
+      ConfigError: as it says, on every process.
+    """
+    if jax.process_count() > 1:
+        _refuse_others_than(of_data(config, data), data.learnt)
+
+
+def _refuse_others_than(now: dict[str, Any], learnt: Mapping[str, Any] | None) -> None:
     same = {key: value for key, value in now.items() if key not in ("name", "times", "with_hidden")}
-    text = json.dumps(same, sort_keys=True).encode()
-    digests = parallel.from_each(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
-    others = [f"process {i + 1}" for i, row in enumerate(digests) if (row != digests[0]).any()]
-    if others:
+    if others := _others(json.dumps(same, sort_keys=True)):
         here = ", ".join(
             f"{key}={now[key]}" for key in ("train", "test", "files", "bytes") if key in now
         )
@@ -285,6 +306,36 @@ def _refuse_others(now: dict[str, Any]) -> None:
             f"the same examples. This one has {here}. Copy the data again to the machines that "
             "differ, or give a path to one copy that all of them see."
         )
+    # Files of the same names and sizes may hold something else, and libraries learn otherwise.
+    text = json.dumps(learnt)
+    if not _others(text):
+        return
+    changed = _changed(json.loads(_of_the_first(text)) or {}, json.loads(text) or {})
+    differs = np.flatnonzero(parallel.from_each(bool(changed)))
+    if differs.size:
+        raise ConfigError(
+            f"the source of the data learnt something else in "
+            f"{some([f'process {i + 1}' for i in differs])} than in process 1"
+            + (f": another {', '.join(changed)}" if changed else "")
+            + ". Files of the same names and sizes may differ, or the versions of the library that "
+            "learns it. Copy the data again to the machines that differ, or give a path to one "
+            "copy that all of them see, and install the same versions."
+        )
+
+
+def _others(text: str) -> list[str]:
+    """The processes that passed another text than process 1."""
+    digests = parallel.from_each(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    return [f"process {i + 1}" for i, row in enumerate(digests) if (row != digests[0]).any()]
+
+
+def _of_the_first(text: str) -> str:
+    """The text that process 1 passed."""
+    here = np.frombuffer(text.encode(), np.uint8)
+    lengths = parallel.from_each(np.int32(here.size))
+    row = np.zeros(lengths.max(), np.uint8)
+    row[: here.size] = here
+    return parallel.from_each(row)[0, : lengths[0]].tobytes().decode()
 
 
 def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

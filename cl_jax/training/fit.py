@@ -5,6 +5,7 @@ much of it there is. What the user gives is kept.
 """
 
 import inspect
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
+from cl_jax.data.source import tail
 from cl_jax.training import checkpoint, configs, experiment
 from cl_jax.training.resuming import flatten
 from cl_jax.training.workdir import path_of
@@ -55,12 +57,18 @@ def fit(
     lines = list(survey.lines)
     if not config.get("fit", False):
         return lines
-    kept = {} if workdir is None else begun(config, workdir)
-    # Of other data the sizes would be others.
-    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-    before = kept if same else {}
+    before = {} if workdir is None else _of_same_data(begun(config, workdir), config)
     planned = config.fit_epochs
-    chosen = _sizes(config, planned, survey.train, survey.classes)
+    count, classes = _trained_on(config.data, survey)
+    if count < LEAST and not before:
+        cut = experiment.of_training(config.data).items() - experiment.OF_TRAINING.items()
+        raise ConfigError(
+            f"{config.data.path or 'the folder'} has {count} training images"
+            + (f" after {', '.join(sorted(f'{key}={value}' for key, value in cut))}" if cut else "")
+            + f"; expected at least {LEAST}."
+        )
+    chosen = _sizes(config, planned, count, classes)
+    chosen |= _of_stages(config, survey)
     if "total_epochs" in given:
         chosen["total_epochs"] = config.total_epochs
         chosen["evals.every_epochs"] = float(max(1, round(config.total_epochs / 4)))
@@ -70,6 +78,9 @@ def fit(
         if key in given or (key.startswith("stages.") and key.split(".", 2)[2] in given):
             continue
         value = _at(before, key, value)
+        if workdir is not None and key.startswith("stages."):
+            _, stage, own = key.split(".", 2)
+            value = _at(_of_same_data(_kept(path_of(workdir) / stage), config), own, value)
         _put(config, key, value)
         if not key.startswith("stages."):
             changed.append(f"{key}={_told(value)}")
@@ -78,7 +89,7 @@ def fit(
     if channels != 3:
         _other_channels(config, channels)
     lines.append(
-        f"fitted to {survey.train} training images: {', '.join(changed)}. Each may be given, as in "
+        f"fitted to {count} training images: {', '.join(changed)}. Each may be given, as in "
         f"--config.{changed[0]}."
         if changed
         else "all sizes are given."
@@ -106,21 +117,44 @@ def begun(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
     one, or where it has no checkpoint: what an attempt was given may be why it saved nothing."""
     places = [path_of(workdir) / stage for stage in config.get("stage_order", ()) or ("",)]
     place = next((place for place in places if (place / "config.json").exists()), None)
-    if place is None or not checkpoint.are_in(place):
+    return {} if place is None else _kept(place)
+
+
+def _kept(place: Path) -> Mapping[str, Any]:
+    """The config of the run in a folder; empty without one, or where it has no checkpoint."""
+    if not ((place / "config.json").exists() and checkpoint.are_in(place)):
         return {}
     return configs.plain(configs.of_run(place))
 
 
+def _of_same_data(kept: Mapping[str, Any], config: ConfigDict) -> Mapping[str, Any]:
+    """The config of a run whose sizes are taken again; empty where it is of other data, of which
+    they would be others."""
+    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+    return kept if same else {}
+
+
+def _trained_on(section: Mapping[str, Any], survey: "Survey") -> tuple[int, list[int]]:
+    """(how many images are trained on, how many of each class) of those that are there, as
+    `experiment.load_data` takes them. Settings out of range are left to it."""
+    own = experiment.of_training(section)
+    counts = list(survey.classes.values()) or [survey.train]
+    if 0 < own["validation"] < 1:
+        counts = [n - max(min(max(1, round(own["validation"] * n)), n - 1), 0) for n in counts]
+    if 0 < own["fraction"] < 1:
+        counts = [max(1, round(own["fraction"] * n)) for n in counts]
+    if len(counts) > 1 and 1 < (own["imbalance"] or 1) < math.inf:
+        kept = tail(sum(counts), len(counts), own["imbalance"])
+        counts = [int(min(pair)) for pair in zip(counts, kept)]
+    more = survey.unlabeled if own["unlabeled"] else 0
+    return sum(counts) + more, counts if survey.classes else []
+
+
 def _sizes(
-    config: ConfigDict, planned: float, count: int, classes: Mapping[str, int]
+    config: ConfigDict, planned: float, count: int, classes: Sequence[int]
 ) -> dict[str, Any]:
     """{key: value} of the settings that follow from the number of training images. planned: epochs
     of the method on `scenes`."""
-    if count < LEAST:
-        raise ConfigError(
-            f"{config.data.path or 'the folder'} has {count} training images; expected at least "
-            f"{LEAST}."
-        )
     batch = min(max(_power_of_two(count // 8), BATCH[0]), BATCH[1])
     seen = planned * TUNED_ON
     epochs = float(min(max(round(seen / count), EPOCHS[0]), EPOCHS[1]))
@@ -131,7 +165,7 @@ def _sizes(
     }
     protocols = config.evals.protocols
     if "knn" in protocols and classes:
-        typical = int(statistics.median(classes.values()))
+        typical = int(statistics.median(classes))
         found["evals.protocols.knn.k"] = min(max(typical // 2, 1), 200)
     if "linear" in protocols:
         found["evals.protocols.linear.batch_size"] = min(
@@ -139,12 +173,17 @@ def _sizes(
         )
     if (config.optimizer.get("freeze_steps") or 0) > 0:
         found["optimizer.freeze_steps"] = max(1, count // batch)
-    found |= _of_method(config.method, "method", count, batch)
+    return found | _of_method(config.method, "method", count, batch)
+
+
+def _of_stages(config: ConfigDict, survey: "Survey") -> dict[str, Any]:
+    """{key: value} of the batches of stages, which may train on fewer images."""
+    found = {}
     for name, stage in config.stages.items():
         if "batch_size" in stage:
-            share = stage.get("data", {}).get("fraction", 1.0)
-            labelled = max(int(share * count), 1)
-            found[f"stages.{name}.batch_size"] = min(stage.batch_size, _power_of_two(labelled))
+            section = {**config.data, **stage.get("data", {})}
+            count = _power_of_two(_trained_on(section, survey)[0])
+            found[f"stages.{name}.batch_size"] = min(stage.batch_size, count)
     return found
 
 

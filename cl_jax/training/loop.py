@@ -5,6 +5,7 @@ import dataclasses
 import json
 import secrets
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import heap, parallel, settings
-from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError, WithoutEffect
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
 from cl_jax.evals import evaluation
@@ -88,7 +89,12 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))
     started = Start(built, config)
-    state = start_state(started, config) if restored is None else restored
+    if restored is None:
+        with warnings.catch_warnings():  # of what earlier versions did in silence
+            warnings.simplefilter("error", WithoutEffect)
+            state = start_state(started, config)
+    else:
+        state = restored
     start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
@@ -123,7 +129,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def check_shared(workdir: Path) -> None:
     """Checks that all processes of a job see one workdir. Each saves its part of a checkpoint
-    there, and process 0 declares the checkpoint complete.
+    there, and process 0 declares the checkpoint complete. A folder in which process 0 cannot write,
+    of which only an evaluation can be, is not checked.
 
     Raises:
       ConfigError: on every process, if one of them does not see a file that process 0 made.
@@ -132,8 +139,13 @@ def check_shared(workdir: Path) -> None:
         return
     number = parallel.from_each(np.int32(secrets.randbelow(1 << 31)))[0]
     mark, first = workdir / f".job_{number}", jax.process_index() == 0
+    made = False
     if first:
-        mark.touch()
+        with contextlib.suppress(OSError):
+            mark.touch()
+            made = True
+    if not parallel.from_each(made)[0]:
+        return
     seen = parallel.from_each(first or folder.appears(mark))
     if first:
         mark.unlink(missing_ok=True)
@@ -443,7 +455,11 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict[str,
 
     `config` may change the settings of the evaluation; None for the run's own. See
     `stages.load`.
+
+    Raises:
+      NotFoundError, ConfigError: as `stages.load`. The processes of a job do not see one workdir.
     """
+    check_shared(folder.path_of(workdir))
     config, built, state = load(workdir, config)
     evaluator = evaluation_of(built, config, folder.path_of(workdir))
     evaluator.check(state)

@@ -382,14 +382,19 @@ def _sources() -> list[str]:
     return found
 
 
-def _libraries() -> list[str]:
-    """Versions of all that is installed; names, sizes and times of the files of LIBRARIES."""
+@functools.cache  # what is imported stays as it is, and a walk takes a while on a network disk
+def _libraries() -> tuple[str, ...]:
+    """Versions of all that is installed; names, sizes and times of the files of LIBRARIES.
+
+    Raises:
+      Refused: one of them changed after this process began.
+    """
     found = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
     for name in LIBRARIES:
         for path, status in sorted(_files(Path(_roots()[name]))):
             _check_age(path, status)
             found.append(f"{path} {status.st_size} {status.st_mtime_ns}")
-    return found
+    return tuple(found)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -200,7 +200,8 @@ def load(
     Raises:
       NotFoundError: there is no run, or it has no checkpoint.
       ConfigError: `config` is of another run; the message lists the differences. The source of the
-        data learns something else from them than the run did.
+        data learns something else from them than the run did. The processes of a job have different
+        data.
     """
     own = configs.of_run(workdir)
     if config is None:
@@ -216,6 +217,8 @@ def load(
         built = build(config, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels
         built = build(config, previous)
+    if with_data:
+        fingerprint.refuse_others(config, built.data)
     fingerprint.check_learnt(path_of(workdir), built.data)
     if not with_data:
         built, config.devices = built._replace(mesh=parallel.make_mesh()), 0

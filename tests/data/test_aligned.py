@@ -27,6 +27,7 @@ def test_pictures_of_one_name_lie_on_one_channel_axis(tmp_path):
         path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8
     )[:2]
     assert (train.size, test.size, train.sizes) == (3, 2, {"label": 2})
+    assert train.classes == test.classes == {"label": ("a", "b")}
     found = {
         part.arrays["image"][i].tobytes(): part.arrays["label"][i]
         for part in (train, test)
@@ -45,7 +46,22 @@ def test_without_classes_there_is_no_label_and_16_bits_have_a_range(tmp_path):
     given = dict(path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8)
     train, test = aligned.make(**given, value_ranges={"depth": (1000, 2000)})[:2]
     depths = [part.arrays["image"][0, 0, 0, 3] for part in (train, test)]
-    assert sorted(depths) == [0, 255] and not train.sizes
+    assert sorted(depths) == [0, 255] and not train.sizes and train.learnt is None
+
+
+def test_a_range_of_deep_pictures_is_found_told_and_kept_with_the_run(tmp_path, caplog):
+    """As of a folder: 12 bits of 16, divided by the largest number of 16, are nearly black."""
+    write(tmp_path, names=("1", "2"), shown=("rgb",))
+    (tmp_path / "depth").mkdir()
+    for name, value in (("1", 0), ("2", 4095)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / "depth" / f"{name}.png")
+    train, test = aligned.make(
+        path=str(tmp_path), shown=("rgb", "depth"), channels=(3, 1), image_size=8
+    )[:2]
+    assert sorted(part.arrays["image"][0, 0, 0, 3] for part in (train, test)) == [0, 255]
+    assert train.learnt == {"value_ranges": {"depth": [0.0, 4095.0]}}
+    assert "12 are used" in caplog.text
+    assert "--config.data.value_ranges.depth=0,4095 sets" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -56,6 +72,7 @@ def test_without_classes_there_is_no_label_and_16_bits_have_a_range(tmp_path):
         (dict(channels=(3, 2)), "expected 1 or 3 for each"),
         (dict(test_share=1.0), "below 1"),
         (dict(value_ranges={"normals": (0, 1)}), "expected names of data.shown"),
+        (dict(value_ranges={"rgb": (1, 0)}), "value_ranges.rgb=.*low below high"),
     ],
 )
 def test_what_is_refused(tmp_path, given, message):

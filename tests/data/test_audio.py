@@ -63,6 +63,7 @@ def test_folders_are_labels(tmp_path):
     assert train.size + test.size == 4 and test.size >= 1 and train.size >= 1
     assert train.sizes == {"label": 2}
     for source in (train, test):
+        assert source.classes == {"label": ("a", "b")}
         for i in range(source.size):
             row = source.read(i)
             assert row["audio"].shape == (640,) and not row["audio"][row["length"] :].any()
@@ -80,6 +81,7 @@ def test_a_pattern_reads_labels_and_parts(tmp_path):
     )
     assert splits.test.size == 4 and splits.train.size == 8
     assert splits.train.sizes == {"label": 2, "speaker": 2}
+    assert splits.train.classes == {"label": ("0", "7"), "speaker": ("george", "theo")}
     np.testing.assert_array_equal(splits.test.arrays["label"], [0, 0, 1, 1])
     np.testing.assert_array_equal(splits.test.arrays["speaker"], [0, 1, 0, 1])
 

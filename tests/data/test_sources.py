@@ -213,7 +213,7 @@ def test_a_source_marks_the_settings_that_only_evaluators_read():
     def resolved(*, path: str = "", more: source.ForEvaluation[str] | None = None):
         pass
 
-    assert source.for_evaluation(text.make) == ["sts", "classify"]
+    assert source.for_evaluation(text.make) == ["sts", "classify", "tasks_tokenizer_path"]
     assert source.for_evaluation(image_text.make) == ["templates"]
     assert source.for_evaluation(resolved) == ["more"]
     assert source.for_evaluation(make) == []  # a name that is nowhere: nothing is known

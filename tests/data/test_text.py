@@ -159,10 +159,11 @@ def test_other_mistakes(tmp_path):
             made(**dict(path=good, tmp_path=tmp_path) | settings)
 
 
-def test_skip_leaves_empty_sentences_out_and_counts_them(tmp_path):
+def test_skip_leaves_empty_sentences_out_and_counts_them(tmp_path, caplog):
     given = [*rows(20), [""], *rows(20, seed=1), [" "]]
     splits = made(written(tmp_path / "a.txt", given), tmp_path, on_error="skip")
     assert splits.train.size + splits.test.size == 40 and splits.train.skipped == 2
+    assert "skipped 2 lines with empty sentences: lines 21, 42." in caplog.text
 
 
 def test_token_arrays_are_checked(tmp_path):
@@ -190,10 +191,13 @@ def test_tasks_beside_token_arrays_are_read_by_their_tokenizer(tmp_path):
     sts = written(tmp_path / "sts.tsv", [["a cat", "a dog", "1"], ["a cat", "the cat", "4"]])
     given = dict(path=path, vocab_size=60, sts=sts)
     for wrong in (given, dict(path=path, vocab_size=60, classify="nowhere.tsv")):
-        with pytest.raises(ValueError, match="give tokenizer_path, the tokenizer of these numbers"):
+        with pytest.raises(ValueError, match="give tasks_tokenizer_path, the tokenizer of these"):
             text.make(**wrong)
-    found = text.make(**given, tokenizer_path=str(model)).more["sts"].arrays
-    np.testing.assert_array_equal(found["tokens"], made.encode(["a cat", "a cat"], 9))
+    for setting in ("tasks_tokenizer_path", "tokenizer_path"):
+        found = text.make(**given, **{setting: str(model)}).more["sts"].arrays
+        np.testing.assert_array_equal(found["tokens"], made.encode(["a cat", "a cat"], 9))
+    with pytest.raises(ValueError, match=r"is for token numbers in a \.npz"):
+        text.make(tasks_tokenizer_path=str(model))
     with pytest.raises(ValueError, match="is not a file"):
         text.make(**given, tokenizer_path=str(model), classify="nowhere.tsv")
     np.savez(path, tokens=np.full((40, 9), 49) - np.arange(40)[:, None])  # of another vocabulary

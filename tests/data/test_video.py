@@ -50,6 +50,7 @@ def test_sub_folders_are_labels_and_a_hash_divides(tmp_path):
     for source in data[:2]:
         values = np.array(grey(source))[:, 0] // 10
         np.testing.assert_array_equal(source.arrays["label"], values)
+        assert source.classes == {"label": ("run", "walk")}
     array(tmp_path / "run" / "new.npy", 4)
     more = video.make(path=str(tmp_path), frames=4, image_size=4, test_share=0.3)
     assert more.train.size + more.test.size == 13

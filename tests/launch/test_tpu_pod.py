@@ -57,7 +57,8 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
 @pytest.fixture
 def cloud(tmp_path):
     """Two workers, ~ of each a folder; pip does what `pip` says, uv makes a Python that notes its
-    arguments and does what `behaviour` says. A zone that is `full` refuses one slice."""
+    arguments and does what `behaviour` says. A zone that is `full` refuses one slice; one that
+    `refuses` says why, each time."""
     bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
     program(
         bin_,
@@ -68,6 +69,7 @@ case $verb in
     describe) cat {tmp_path}/state ;;
     create)
         if [ -e {tmp_path}/full ]; then rm {tmp_path}/full; echo 'no capacity' >&2; exit 1; fi
+        if [ -e {tmp_path}/refuses ]; then cat {tmp_path}/refuses >&2; exit 1; fi
         echo "$@" >>{tmp_path}/created; mkdir -p $home/0 $home/1; echo READY >{tmp_path}/state ;;
     delete) rm -r $home {tmp_path}/state ;;
     scp) cp "$5" $home/0/; cp "$5" $home/1/ ;;
@@ -181,6 +183,36 @@ def test_a_slice_that_the_zone_has_not_is_asked_for_again(cloud):
     (cloud / "full").touch()
     assert pod(cloud, "delete", "a").returncode == 0
     assert pod(cloud, "run", "a", *RUN).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "refusal, ends",
+    [
+        ("RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 0", True),
+        ("INVALID_ARGUMENT: Cloud TPU received an invalid AcceleratorType", True),
+        ('{"code": 7, "message": "denied"}', True),
+        ('{"code": 8, "message": "There is no more capacity in the zone"}', False),
+        ("RESOURCE_EXHAUSTED: Quota exceeded for 'Create requests per minute'", False),
+    ],
+)
+def test_a_refusal_that_a_minute_does_not_change_ends_the_run(cloud, refusal, ends):
+    """The second time in a row: a deleted slice may still be counted in a quota."""
+    (cloud / "behaviour").write_text(
+        f"if [ -e {cloud}/once ]; then exit 0; fi\n"
+        f"touch {cloud}/once; echo PREEMPTED >{cloud}/state; exit 75\n"
+    )
+    (cloud / "refusal").write_text(f"{refusal}\n")
+    (cloud / "paused").write_text(
+        f"case $(grep -c 60 {cloud}/slept) in\n"
+        f"    1) cp {cloud}/refusal {cloud}/refuses ;;\n"
+        f"    4) rm {cloud}/refuses ;;\n"
+        "esac\n"
+    )
+    done = pod(cloud, "run", "a", "--spot", *RUN)
+    assert done.returncode == (1 if ends else 0), done.stderr
+    assert (cloud / "slept").read_text().split() == ["60"] * (2 if ends else 4)
+    assert done.stderr.count(refusal) == (2 if ends else 3)
+    assert done.stderr.endswith(f"{refusal}\n") == ends
 
 
 @pytest.mark.parametrize("left", ["PREEMPTED", "READY"])

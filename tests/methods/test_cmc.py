@@ -20,7 +20,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEW = recipe({"name": "cmc_lab", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.array([3, 30, 4, 11, 12, 0, 31, 7], np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 
 
 def build(views=(VIEW,), **settings):

@@ -26,7 +26,7 @@ KEY = jax.random.key(1)
 
 
 def network(width=0.125):
-    return ResNet(blocks=(1,), width=width, stem="cifar")
+    return ResNet(blocks=(1,), width=width, stem="cifar", for_cpu=False)
 
 
 @pytest.fixture(scope="module")

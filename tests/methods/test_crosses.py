@@ -28,7 +28,7 @@ BATCH = {
 }
 KEY = jax.random.key(3)
 METHODS = [module.name for module in pkgutil.iter_modules(cl_jax.methods.__path__)]
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 BASES = {
     "simclr": (simclr_v1, dict(out_dim=8)),
     "moco": (moco_v2, dict(out_dim=8, queue_size=24, shuffle=False)),

@@ -22,7 +22,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),)
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES[3:11], "id": np.arange(3, 11, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 
 
 def build(**settings):

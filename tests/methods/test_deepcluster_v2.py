@@ -25,7 +25,7 @@ COUNTS = (4, 5, 5)
 def build(**settings):
     settings = {"num_prototypes": COUNTS, "hidden_dim": 16, "out_dim": 8} | settings
     return deepcluster_v2.make(
-        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
         tx=optim.sgd(0.1),
         views=VIEWS,
         run=RUN,

@@ -19,7 +19,7 @@ BATCH = {
 
 
 def test_features_are_the_encoders_and_a_step_is_refused():
-    encoder = ResNet(blocks=(1,), width=0.125, stem="cifar")
+    encoder = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
     method = imported.make(encoder=encoder, tx=optax.sgd(0.1), views=(VIEW,), run=RUN)
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     found = method.encode(state, BATCH)

@@ -98,7 +98,7 @@ def test_facing_turns_the_direction_downwards(direction):
 
 
 CPC = dict(
-    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
     tx=optax.sgd(0.1),
     views=(WHOLE,),
     run=RUN,

@@ -20,7 +20,7 @@ BATCH = {
     "id": np.arange(8, dtype=np.int32),
     "label": np.arange(8, dtype=np.int32) % 3,
 }
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 SHARED = dict(encoder=NETWORK, run=RUN, views=(VIEW,), out_dim=4, temperature=0.2)
 KEY = jax.random.key(1)
 

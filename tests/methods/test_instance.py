@@ -17,7 +17,7 @@ VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 IDS = np.array([3, 1, 4, 15, 9, 2, 6, 5], np.int32)
 BATCH = {"image": IMAGES, "id": IDS}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 
 
 def build(**settings):

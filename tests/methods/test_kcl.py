@@ -17,7 +17,7 @@ VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, -1], np.int32)
 BATCH = {"image": IMAGES, "label": LABELS, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", splits=2)
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False, splits=2)
 
 
 def build(**settings):

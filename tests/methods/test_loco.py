@@ -17,7 +17,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1, 1, 1), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1, 1, 1), width=0.125, stem="cifar", for_cpu=False)
 SHARED = dict(encoder=NETWORK, run=RUN, views=(VIEW, VIEW), out_dim=4, temperature=0.2)
 KEY = jax.random.key(1)
 
@@ -35,7 +35,9 @@ def norms(tree):
 
 @pytest.mark.parametrize("span", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_loss_of_a_unit_has_exactly_zero_gradient_outside_it(span):
-    network = ResNet(blocks=(1,) * (span + 1), width=0.125, stem="cifar")  # of two units
+    network = ResNet(
+        blocks=(1,) * (span + 1), width=0.125, stem="cifar", for_cpu=False
+    )  # of two units
     method = loco.make(tx=optax.sgd(0.1), span=span, **SHARED | {"encoder": network})
     state = jax.jit(method.init)(jax.random.key(0), BATCH)
     units = loco.local_units(span + 1, span)

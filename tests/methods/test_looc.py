@@ -17,7 +17,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "moco_cifar", "size": 8, "quarter_turns": True})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 SHARED = dict(encoder=NETWORK, tx=optax.sgd(0.1), run=RUN, queue_size=12, out_dim=4)
 KEY = jax.random.key(1)
 

@@ -168,7 +168,7 @@ def test_temperature_rises_by_epoch_or_by_step():
 
 def test_settings_that_cannot_be():
     plain, token = vit.make(**TINY), vit.make(**TINY, mask_token=True)
-    other = ResNet(blocks=(1,), width=0.125, stem="cifar")
+    other = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
     shared = dict(tx=optax.sgd(0.1), run=RUN)
     for settings, words in (
         (dict(encoder=plain, views=(VIEW,) * 2), "one view; the config has 2"),

@@ -20,7 +20,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 3})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 
 
 def build(views=VIEWS, **settings):

@@ -18,7 +18,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(3, 11, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", splits=2)
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False, splits=2)
 MOMENTUM = 0.9
 
 

@@ -19,7 +19,7 @@ VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}
 SMALL = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 SHARED = dict(encoder=NETWORK, tx=optax.sgd(0.1), run=RUN)
 WIDTHS = dict(hidden_dim=8, out_dim=4)
 TWO = (VIEW, VIEW)

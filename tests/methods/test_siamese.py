@@ -19,7 +19,7 @@ RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 TRANSFORMER = vit.make(width=16, depth=2, heads=2, patch=4, image_size=8, drop_path=0.5)
 
 

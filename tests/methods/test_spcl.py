@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
 OTHERS = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
 LABELS = (np.arange(24) % 3).astype(np.int32)
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar")
+NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 
 
 def batch_of(ids):

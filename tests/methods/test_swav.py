@@ -16,7 +16,7 @@ VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
 SETTINGS = dict(
-    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar"),
+    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
     tx=optax.sgd(0.1),
     views=(VIEW,) * 2,
     run=RUN,

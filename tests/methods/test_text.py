@@ -159,7 +159,7 @@ def test_simcse_errors():
 
 def towers():
     text = encoder(style="clip", causal=True, pool="eos", dropout=0.0)
-    return {"image": ResNet(blocks=(1,), width=0.125, stem="cifar"), "text": text}
+    return {"image": ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False), "text": text}
 
 
 def one_for_both(**settings):

@@ -196,6 +196,22 @@ def test_a_setting_that_cannot_be_names_what_can(key, text, words):
             {"views.one.test_crop": 1.0, "views.one.mean": (0.5071, 0.4867, 0.4408)}
             | {"views.one.std": (0.2675, 0.2565, 0.2761)},
         ),
+        ("supcon:cifar100", {"views.both.std": (0.2675, 0.2565, 0.2761)}),
+        ("supcon:cifar100", {"stages.linear.views.one.mean": (0.5071, 0.4867, 0.4408)}),
+        ("supcon:cifar10", {"views.both.scale": (0.2, 1.0), "views.both.copies": 2}),
+        # solo-learn's pixels and crops
+        *(
+            (
+                f"{name}:cifar10",
+                {f"views.{view}.interpolation": "bicubic"}
+                | {f"views.{view}.std": (0.2470, 0.2435, 0.2616)},
+            )
+            for name, view in (("barlow", "a"), ("barlow", "b"), ("nnclr", "b"), ("vicreg", "both"))
+        ),
+        ("simsiam:cifar10,fastsiam", {"views.both.mean": (0.485, 0.456, 0.406)}),
+        # what the other stage, fine-tuning, does
+        ("mae:imagenet2012,simmim", {"encoder.drop_path": 0.1}),
+        ("mae:imagenet2012,simmim", {"stages.scratch.encoder.drop_path": 0.0}),
         # the centre of the resized picture, which the data have cut already
         ("clip:folder", {"views.image.test_crop": 1.0}),
         ("clip:vit_b32", {"views.image.test_crop": 1.0}),

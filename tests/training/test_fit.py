@@ -16,7 +16,8 @@ from cl_jax.tools import train
 from cl_jax.training import configs, defaults, experiment, fit
 from cl_jax.training.stages import stages
 
-IMAGES = [name for name in configs.names() if configs.load(name).data.name in ("scenes", "digits")]
+KINDS = ("scenes", "digits", "domains")
+IMAGES = [name for name in configs.names() if configs.load(name).data.name in KINDS]
 PER_CLASS, CLASSES = 24, 4
 
 
@@ -85,6 +86,47 @@ def test_sizes_follow_from_the_number_of_images(photos, tmp_path):
     assert config.method.queue_size <= count / 2 and config.method.queue_size % 16 == 0
     assert config.evals.protocols.knn.k == (count // CLASSES) // 2
     assert "queue_size" in lines[-1] and "--config.batch_size=16" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"fraction": "0.4"}, {"validation": "0.3", "fraction": "0.5"}, {"imbalance": "3.0"}],
+    ids=str,
+)
+def test_sizes_follow_from_the_images_that_are_trained_on(settings, photos, tmp_path):
+    given = {f"data.{key}": value for key, value in settings.items()}
+    config = config_of("moco_v2:folder", photos, **given)
+    lines = fit.fit(config, ["data.path", *given], tmp_path)
+    size = experiment.load_data(config).train.size
+    assert f"fitted to {size} training images" in lines[-1]
+    assert config.method.queue_size == max(size // 2 // 16, 1) * 16 <= size
+    config = config_of("moco_v2:folder", photos, **{"data.fraction": "0.1"})
+    with pytest.raises(ConfigError, match=r"8 training images after fraction=0\.1; expected at l"):
+        fit.fit(config, ["data.path", "data.fraction"], tmp_path)
+
+
+def test_a_stage_has_a_batch_of_its_own_images(photos, tmp_path):
+    config = config_of("simclr_v2:folder", photos, **{"data.validation": "0.5"})
+    fit.fit(config, ["data.path", "data.validation"], tmp_path)
+    config.stage = "finetune"
+    ((_, stage, _),) = stages(config, tmp_path, ["data.path", "data.validation"])
+    assert stage.batch_size <= experiment.load_data(stage).train.size < 2 * stage.batch_size
+
+
+def test_a_stage_that_was_begun_keeps_its_batch(photos, tmp_path):
+    def fitted():
+        config = config_of("simclr_v2:folder", photos)
+        fit.fit(config, ["data.path"], tmp_path)
+        return config
+
+    config = fitted()
+    fresh = config.stages.finetune.batch_size
+    config.batch_size = fresh // 2  # as another version fitted it
+    for place in ("pretrain", "finetune"):
+        keep(config, tmp_path / place)
+    assert fitted().stages.finetune.batch_size == fresh
+    (tmp_path / "finetune/last/1").mkdir(parents=True)
+    assert fitted().stages.finetune.batch_size == fresh // 2
 
 
 def test_what_the_user_gives_is_kept(photos, tmp_path):

@@ -25,17 +25,25 @@ def said(tmp_path_factory):
 
 def test_a_workdir_of_each_machine_is_refused(said):
     for one in said:
-        assert (
-            "is not one folder for all processes: process 2 of 2 cannot see"
-            in (one["own workdirs"])
-        )
-        assert one["a shared workdir"] == "None"
+        for case in ("own workdirs", "an evaluation of own workdirs"):
+            words = "is not one folder for all processes: process 2 of 2 cannot see"
+            assert words in one[case], case
+        assert one["a shared workdir"] == one["a workdir that is not there"] == "None"
 
 
 def test_data_of_which_a_machine_lacks_a_file_are_refused(said):
     for one, files in zip(said, (2, 1), strict=True):
-        assert one["data"].startswith("the data of process 2 are not those of process 1")
-        assert f"This one has train=8, test=8, files={files}" in one["data"]
+        for case in ("data", "data of an evaluation"):
+            assert one[case].startswith("the data of process 2 are not those of process 1"), case
+            assert f"This one has train=8, test=8, files={files}" in one[case]
+
+
+def test_a_source_that_learnt_something_else_on_a_machine_is_refused(said):
+    """But for the last digits of floats, in which machines differ."""
+    for one, more in zip(said, ("", ": another mean, words"), strict=True):
+        words = "the source of the data learnt something else in process 2 than in process 1"
+        assert one["learnt else"].startswith(f"{words}{more}. ")
+        assert one["learnt alike"] == "[]"
 
 
 def test_all_processes_try_the_checkpoints_that_the_first_one_sees(said):

@@ -97,6 +97,16 @@ def test_another_program_has_another_key(folder, name, config, run):
     np.testing.assert_array_equal(found(*placed()), X + 2)
 
 
+def test_the_libraries_are_looked_through_once_a_process(folder, monkeypatch):
+    walked, distributions = [], programs.metadata.distributions
+    monkeypatch.setattr(
+        programs.metadata, "distributions", lambda: walked.append(1) or distributions()
+    )
+    for name in ("one", "many"):
+        programs.compiled(name, adding(), placed(), CONFIG, RUN)
+    assert names(folder).count(".key") == 2 and len(walked) <= 1
+
+
 @pytest.mark.parametrize("x", [X.astype(np.int32), X[:2]], ids=["type", "shape"])
 def test_other_arguments_have_another_key(folder, x):
     programs.compiled("one", lifted(lax.neg), placed(), CONFIG, RUN)
