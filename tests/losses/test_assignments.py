@@ -54,7 +54,7 @@ def oracle_swav(scores, codes, temperature, assigned):
     return np.mean(terms)
 
 
-@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("iterations", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_sinkhorn_equals_loops(iterations):
     scores, queued = features(6, 8), features(4, 8, seed=1)
     with jax.enable_x64(True):
@@ -71,16 +71,13 @@ def test_sinkhorn_equals_loops(iterations):
 
 def test_sinkhorn_balances_and_forgets_constants():
     scores = features(12, 4)
+    sinkhorn = jax.jit(partial(assignments.sinkhorn, **SINKHORN))
     codes = module.sinkhorn(scores, epsilon=0.1, iterations=40)
     np.testing.assert_allclose(codes.sum(0), 3, rtol=1e-3)
     np.testing.assert_allclose(codes.sum(1), 1, rtol=1e-6)
     # A score added to all examples of one prototype is divided out by the first step.
-    np.testing.assert_allclose(
-        module.sinkhorn(scores + np.arange(4)[None], **SINKHORN),
-        module.sinkhorn(scores, **SINKHORN),
-        atol=1e-5,
-    )
-    np.testing.assert_allclose(module.sinkhorn(np.ones((5, 4)), **SINKHORN), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(sinkhorn(scores + np.arange(4)[None]), sinkhorn(scores), atol=1e-5)
+    np.testing.assert_allclose(sinkhorn(np.ones((12, 4))), 0.25, rtol=1e-6)
 
 
 def test_sinkhorn_keeps_float32_at_small_epsilon():
@@ -123,9 +120,8 @@ def test_swav_equals_loops():
             module.swav(scores, codes, temperature=0.1, assigned=(3, 1)),
             module.swav(scores, codes[:1], temperature=0.1),
         ]
-        check_grads(
-            lambda s: module.swav(s, codes, temperature=0.1), (scores,), order=1, modes="rev"
-        )
+        loss = jax.jit(lambda s: assignments.swav(s, codes, temperature=0.1))
+        check_grads(loss, (scores,), order=1, modes="rev")
     codes = np.asarray(codes, np.float64)
     expected = [
         oracle_swav(scores, codes, 0.1, (0, 1)),
@@ -145,10 +141,11 @@ def test_swav_of_several_blocks_equals_loops(monkeypatch):
         scores = features(3, 12, 5)
         codes = module.swav_codes(features(2, 12, 5, seed=1), **SINKHORN)
 
+        @jax.jit
         def loss(scores, temperature):
-            return module.swav(scores, codes, temperature=jnp.asarray(temperature))
+            return assignments.swav(scores, codes, temperature=temperature)
 
-        value = loss(scores, 0.1)
+        value = loss(scores, jnp.asarray(0.1))
         check_grads(loss, (scores, jnp.asarray(0.1)), order=1, modes=("fwd", "rev"), rtol=1e-4)
     expected = oracle_swav(scores, np.asarray(codes), 0.1, (0, 1))
     np.testing.assert_allclose(value, expected, atol=1e-12)
@@ -165,9 +162,8 @@ def test_no_gradient_through_codes():
 
     for grad in jax.jit(jax.grad(codes, argnums=(0, 1, 2)))(z, prototypes, queue):
         assert not np.any(grad)
-    grads = jax.grad(lambda s, c: module.swav(s, c, temperature=0.1), argnums=(0, 1))(
-        jnp.asarray(z), jnp.asarray(features(2, 6, 4))
-    )
+    swav = partial(assignments.swav, temperature=0.1)
+    grads = jax.jit(jax.grad(swav, argnums=(0, 1)))(z, features(2, 6, 4))
     assert np.any(grads[0]) and not np.any(grads[1])
 
 
@@ -201,22 +197,18 @@ def test_deepcluster_v2_equals_loops_and_skips_examples_without_cluster():
         ]
     )
     with jax.enable_x64(True):
-        np.testing.assert_allclose(
-            module.deepcluster_v2(scores, labels, temperature=0.1), expected, atol=1e-12
-        )
-        check_grads(
-            lambda *s: module.deepcluster_v2(s, labels, temperature=0.5),
-            tuple(scores),
-            order=1,
-            modes="rev",
-        )
-    grads = jax.grad(lambda s: module.deepcluster_v2([s], labels[:1], temperature=0.1))(
-        jnp.asarray(scores[0])
-    )
+        loss = jax.jit(lambda *s: assignments.deepcluster_v2(s, labels, temperature=0.1))
+        np.testing.assert_allclose(loss(*scores), expected, atol=1e-12)
+        check_grads(loss, tuple(scores), order=1, modes="rev", rtol=1e-4)
+
+    @jax.jit
+    @jax.value_and_grad
+    def one(s, labels):
+        return assignments.deepcluster_v2([s], labels, temperature=0.1)
+
+    _, grads = one(scores[0], labels[:1])
     assert not np.any(grads[:, 2]) and np.any(grads[:, 0])
-    value, grads = jax.value_and_grad(
-        lambda s: module.deepcluster_v2([s], np.full((1, 5), -100), temperature=0.1)
-    )(jnp.asarray(scores[0]))
+    value, grads = one(scores[0], np.full((1, 5), -100))
     assert value == 0 and not np.any(grads)
 
 

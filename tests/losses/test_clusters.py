@@ -1,5 +1,7 @@
 """ProtoNCE, MiCE and SpCL: loops over the equations, closed forms, devices, edges."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,10 @@ from tests.losses.parity import assert_parity, unit
 pytestmark = pytest.mark.usefixtures("x64")
 
 clusters = compiled(as_given(clusters))
+
+# Of 5 rows: a last block that is not full; and, to which the code is the same, one row, more than
+# all.
+BLOCKS = pytest.mark.parametrize("blocks", [(2,), pytest.param((1, 9), marks=pytest.mark.slow)])
 
 
 def pcl_data(b=8, seed=0):
@@ -76,15 +82,15 @@ def test_pcl():
 def test_pcl_knows_nothing_and_gradient():
     q, k, queue, clustering = pcl_data()
     np.testing.assert_allclose(clusters.proto_nce(0 * q, clustering), np.log(8 + 5), rtol=1e-12)
-    check_grads(
-        lambda q: clusters.pcl(q, k, queue, (clustering,), temperature=0.3), (q,), 1, modes="rev"
-    )
+    loss_of = jax.jit(lambda q: clusters.pcl(q, k, queue, (clustering,), temperature=0.3))
+    check_grads(loss_of, (q,), 1, modes="rev")
 
     def loss(prototypes, concentration):
         moved = clustering._replace(prototypes=prototypes, concentration=concentration)
         return clusters.proto_nce(q, moved)
 
-    for grad in jax.grad(loss, (0, 1))(clustering.prototypes, clustering.concentration):
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    for grad in gradient(clustering.prototypes, clustering.concentration):
         np.testing.assert_array_equal(grad, 0)
 
 
@@ -146,7 +152,8 @@ def test_mice_takes_a_traced_gate_temperature():
     assert found.shape == ()
 
 
-def test_pcl_in_blocks():
+@BLOCKS
+def test_pcl_in_blocks(blocks):
     q, k, queue, clustering = pcl_data(5)
 
     def loss(q, block_size):
@@ -155,35 +162,39 @@ def test_pcl_in_blocks():
         )
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    for block_size in (1, 2, 9):
+    for block_size in blocks:
         for a, b in zip(jax.tree.leaves(run(q, block_size)), jax.tree.leaves(run(q, None))):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_mice_in_blocks():
+@BLOCKS
+def test_mice_in_blocks(blocks):
     f, *rest = mice_data(5)
 
     def loss(f, block_size):
         return clusters.mice(f, *rest, temperature=0.7, block_size=block_size)
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    for block_size in (1, 2, 9):
+    for block_size in blocks:
         for a, b in zip(jax.tree.leaves(run(f, block_size)), jax.tree.leaves(run(f, None))):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_mice_gradient():
     f, v, g, queue, gates, experts = mice_data(3)
-    check_grads(
-        lambda f, g, experts: clusters.mice(f, v, g, queue, gates, experts, temperature=0.7),
-        (f, g, experts),
-        1,
-        modes="rev",
-    )
-    grads = jax.grad(
-        lambda v, queue, gates: clusters.mice(f, v, g, queue, gates, experts, temperature=1.0),
-        (0, 1, 2),
-    )(v, queue, gates)
+
+    @jax.jit
+    def loss(f, g, experts):
+        return clusters.mice(f, v, g, queue, gates, experts, temperature=0.7)
+
+    check_grads(loss, (f, g, experts), 1, modes="rev")
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1, 2))
+    def still(v, queue, gates):
+        return clusters.mice(f, v, g, queue, gates, experts, temperature=1.0)
+
+    grads = still(v, queue, gates)
     for grad in grads:
         np.testing.assert_array_equal(grad, 0)
 
@@ -194,9 +205,8 @@ def test_mice_without_knowledge_and_with_an_empty_expert():
     np.testing.assert_allclose(
         clusters.mice(0 * f, v, g, queue, gates, zero, temperature=1.0), np.log(7), rtol=1e-12
     )
-    value, grad = jax.value_and_grad(
-        lambda e: clusters.mice(f, v, g, queue, gates, e, temperature=1.0)
-    )(zero)
+    loss = jax.value_and_grad(lambda e: clusters.mice(f, v, g, queue, gates, e, temperature=1.0))
+    value, grad = jax.jit(loss)(zero)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
@@ -278,15 +288,13 @@ def test_spcl_edges():
             num_labels=7,
         )
         assert np.isfinite(hot)
-    check_grads(
-        lambda f: clusters.spcl(f, memory, labels, ids, temperature=0.1, num_labels=7),
-        (f,),
-        1,
-        modes="rev",
-    )
-    grad = jax.grad(lambda m: clusters.spcl(f, m, labels, ids, temperature=0.1, num_labels=7))(
-        memory
-    )
+
+    @jax.jit
+    def loss(f, memory):
+        return clusters.spcl(f, memory, labels, ids, temperature=0.1, num_labels=7)
+
+    check_grads(lambda f: loss(f, memory), (f,), 1, modes="rev")
+    grad = jax.jit(jax.grad(loss, 1))(f, memory)
     np.testing.assert_array_equal(grad, 0)
 
 

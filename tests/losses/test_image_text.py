@@ -141,15 +141,18 @@ def test_the_exchanges_of_the_authors_are_the_same_loss(local_loss):
 @pytest.mark.parametrize("block_size", [0, 2])
 def test_edges(block_size):
     u, v = jnp.asarray(U, jnp.float32).at[1].set(0), jnp.asarray(V, jnp.float32).at[1:3].set(0)
-    for loss in (
-        partial(module.clip, logit_scale=100.0),
-        partial(module.siglip, logit_scale=10.0, logit_bias=-10.0),
-    ):
-        loss = partial(loss, block_size=block_size)
-        value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(u, v)
-        assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
-        value = loss(u.astype(jnp.bfloat16), v.astype(jnp.bfloat16))
-        assert value.dtype == jnp.float32 and np.isfinite(value)
+    clip = partial(image_text.clip, logit_scale=100.0, block_size=block_size)
+    siglip = partial(image_text.siglip, logit_scale=10.0, logit_bias=-10.0, block_size=block_size)
+
+    @jax.jit
+    def both(u, v):
+        half = u.astype(jnp.bfloat16), v.astype(jnp.bfloat16)
+        found = [jax.value_and_grad(loss, argnums=(0, 1))(u, v) for loss in (clip, siglip)]
+        return found, [loss(*half) for loss in (clip, siglip)]
+
+    found, halves = both(u, v)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    assert all(x.dtype == jnp.float32 and np.isfinite(x) for x in halves)
     assert module.clip(u[:1], v[:1], logit_scale=100.0, block_size=block_size) == 0
 
 
