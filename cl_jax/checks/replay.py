@@ -30,7 +30,7 @@ from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint, configs
 from cl_jax.training.defaults import get_config as get_defaults
-from cl_jax.training.experiment import Built, build, initial_state
+from cl_jax.training.experiment import Built, build, shape_of_state
 from cl_jax.training.stages import previous_stage
 from cl_jax.training.steps import stepper
 from cl_jax.training.workdir import path_of
@@ -153,7 +153,7 @@ class Replay:
         self.config.devices = self.devices
         workdir = path.absolute().parent.parent
         self.built = build(self.config, previous_stage(self.config, workdir))
-        like = initial_state(self.built, self.config)
+        like = shape_of_state(self.built)
         self.state = parallel.fetch(checkpoint.kept(path / "state", like))
         self.stepper = stepper(self.built, self.config, int(self.state.step))
 

@@ -121,6 +121,9 @@ class Method:
     clean:     batch -> inputs, without augmentation: what evaluators and `init` show the network.
     views:     (batch, key) -> [inputs], as training draws them, of the data's fields alone, since
                evaluators draw them too; None where training draws none.
+    begin:     State -> State. On the host, once, of a new State: the weights of a file that it
+               starts from. The file is read by nothing else, so that a State is restored without
+               it. The trainer places the arrays.
     refresh:   (State, encode_all, epoch) -> State. On the host before each epoch: k-means, EM.
                `encode_all` is an `EncodeAll`. The arrays that it returns may lie on the host or on
                any device, and `Sharded` rows may be whole: the trainer places them.
@@ -141,6 +144,7 @@ class Method:
     features: Callable[[Tree, Tree, Tree, bool], tuple[dict[str, jax.Array], Tree]] | None = None
     clean: Callable[[Batch], Tree] | None = None
     views: Callable[[Batch, jax.Array], Sequence[Tree]] | None = None
+    begin: Callable[[State], State] | None = None
     refresh: Callable[[State, EncodeAll, int], State] | None = None
     order: Callable[[State, int, int], np.ndarray] | None = None
     evaluated: Callable[[State], tuple[Tree, Tree]] = trained
@@ -228,6 +232,7 @@ def from_loss(
     ema: optax.GradientTransformation | None = None,
     tracked: Callable[[Tree], Tree] = lambda params: params,
     project: Callable[[Tree], Tree] = lambda params: params,
+    begin: Callable[[State], State] | None = None,
     refresh: Callable[[State, EncodeAll, int], State] | None = None,
     order: Callable[[State, int, int], np.ndarray] | None = None,
     evaluated: Callable[[State], tuple[Tree, Tree]] = trained,
@@ -249,7 +254,7 @@ def from_loss(
       loss: a `Loss`, everything that looks across examples.
       tx, ema: the optimiser; the transform that moves the target (`core.ema.ema_of_params`), None
         for a frozen target.
-      features, clean, needs, wants, refresh, order, evaluated, negatives: see `Method`.
+      features, clean, needs, wants, begin, refresh, order, evaluated, negatives: see `Method`.
       axis_name: the mapped axis, or None on one device without a map.
       prepare: (State, batch, key) -> batch, without gradient: what a step makes of its own State
         before the loss: a policy's unroll, an adversarial view, generated sentences. What is to be
@@ -329,6 +334,7 @@ def from_loss(
         features=features,
         clean=clean,
         views=listed,
+        begin=begin,
         refresh=refresh,
         order=order,
         evaluated=evaluated,

@@ -78,6 +78,11 @@ def population(members: Mapping[str, Method]) -> Method:
     def views(batch: Batch, key: jax.Array) -> Sequence[Tree]:
         return list(zip(*(method.views(batch, key) for method in group.methods)))
 
+    def begin(state: State) -> State:
+        own = [(method, member(state, i)) for i, method in enumerate(group.methods)]
+        states = [one if method.begin is None else method.begin(one) for method, one in own]
+        return _joined(states, state.memory.alive)
+
     def refresh(state: State, encode_all: Any, epoch: int) -> State:
         def of(index: int, method: Method) -> State:
             own = member(state, index)
@@ -100,6 +105,7 @@ def population(members: Mapping[str, Method]) -> Method:
         features=features if all_have("features") else None,
         clean=clean if all_have("clean") else None,
         views=views if all_have("views") else None,
+        begin=begin if any(m.begin is not None for m in group.methods) else None,
         refresh=refresh if any(m.refresh is not None for m in group.methods) else None,
         evaluated=evaluated,
         negatives=first.negatives,
@@ -121,7 +127,7 @@ def vmapped(
 
     Raises:
       ValueError: no member, other names of numbers, a method that looks at the value of a number,
-        or that has a `refresh` or `order`, which run on the host.
+        or that has a `begin`, `refresh` or `order`, which run on the host.
     """
     if not over or any(set(one) != set(over[0]) for one in over):
         raise ValueError(f"members are {list(over)}; expected at least one, all of the same names.")
@@ -237,7 +243,7 @@ def other_form(state: State) -> State:
 
 def on_host(method: Method) -> list[str]:
     """The functions of a method that run on the host, for one member at a time."""
-    return [name for name in ("refresh", "order") if getattr(method, name) is not None]
+    return [name for name in ("begin", "refresh", "order") if getattr(method, name) is not None]
 
 
 def seeded(method: Method, seed: Any) -> Method:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,16 +194,26 @@ def train(
 
 
 def load(path: str | Path) -> "Tokenizer | WordPiece":
-    """The tokenizer of a sentencepiece model file, or of BERT's vocab.txt (any .txt).
+    """The tokenizer of a sentencepiece model file, of BERT's vocab.txt (any .txt), or of a run, by
+    its `learnt.json`.
 
     Raises:
       ValueError: no such file, no model, other reserved numbers than `core.tokens`.
     """
     file = user_path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"tokenizer_path={str(path)!r} is not a file. Leave it out to train one; a run that is "
+            "there has kept its own: --config.data.tokenizer_path=WORKDIR/learnt.json."
+        )
     if file.suffix == ".txt":
         return wordpiece.load(file)
-    if not file.is_file():
-        raise ValueError(f"tokenizer={str(path)!r} is not a file; leave it out to train one.")
+    if file.suffix == ".json":
+        try:
+            plain = json.loads(file.read_text())["tokenizer"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no tokenizer of a run: {error!r}.") from None
+        return restored(plain)
     return Tokenizer(file.read_bytes(), str(path))
 
 

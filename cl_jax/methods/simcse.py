@@ -5,6 +5,7 @@ Two views make the unsupervised form where both are of "tokens", and the supervi
 second is of "tokens_b"; a third view is the hard negatives.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import optax
 
 from cl_jax.core.axis import total
 from cl_jax.core.keys import example_keys, view_keys
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.encoders import bert_weights
 from cl_jax.heads.pooling import SentenceHead
 from cl_jax.losses import sentence
@@ -102,10 +103,11 @@ def make(
     negatives = run.batch_size * (count - 1) - 1
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
-        params = network.init(key, views[0].clean(batch), True)["params"]
-        if weights:
-            params = params | {"encoder": bert_weights.load(weights, params["encoder"])}
-        return Variables(params, {})
+        return Variables(network.init(key, views[0].clean(batch), True)["params"], {})
+
+    def begin(state: State) -> State:
+        loaded = bert_weights.load(weights, state.params["encoder"])
+        return dataclasses.replace(state, params=state.params | {"encoder": loaded})
 
     def drawn(batch: Batch, key: jax.Array) -> Any:
         inputs = draw(views, batch, key)
@@ -172,4 +174,5 @@ def make(
         **fields(views),
         micro_batches=micro_batches,
         negatives=negatives,
+        begin=begin if weights else None,
     )

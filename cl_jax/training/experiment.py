@@ -424,7 +424,11 @@ class Start:
                 built.run,
                 lambda lowered: _once(lowered.out_info, mesh),
             )
-        return parallel.spread(self.program(*given), mesh)
+        state = parallel.spread(self.program(*given), mesh)
+        if built.method.begin is None:
+            return state
+        begun: State = parallel.place_as(built.method.begin(state), state)
+        return begun
 
 
 def _start(init: Callable[..., State], key: jax.Array, batch: Any) -> State:

@@ -191,6 +191,20 @@ def test_refresh_is_of_each_member():
     assert asked[0] == asked[2] and hash(asked[0]) == hash(asked[2])  # compiled once
 
 
+def test_begin_is_of_each_member():
+    def begin(state):
+        return state.replace(params={"w": np.full(state.params["w"].shape, 3.0)})
+
+    one = populations.dataclasses.replace(method(), begin=begin)
+    whole = population({"a": one, "b": seeded(one, 3), "c": method()})
+    made, _ = train(whole, steps=0)
+    state = whole.begin(made)
+    for i, w in enumerate((3.0, 3.0, member(made, 2).params["w"])):
+        found = member(state, i).params["w"]
+        np.testing.assert_array_equal(found, np.broadcast_to(w, found.shape))
+    assert population({"c": method()}).begin is None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -42,6 +42,14 @@ def test_numbers_are_those_of_this_package(tmp_path):
     assert made.fingerprint == wordpiece.WordPiece(PIECES).fingerprint
     again = tokenizer.restored(json.loads(json.dumps(made.plain)))
     np.testing.assert_array_equal(again.encode(["the Stop"], 5), made.encode(["the Stop"], 5))
+    kept = tmp_path / "learnt.json"
+    kept.write_text(json.dumps({"tokenizer": made.plain}))
+    assert tokenizer.load(kept).plain == made.plain
+    kept.write_text("{}")
+    with pytest.raises(ValueError, match=r"learnt\.json holds no tokenizer of a run"):
+        tokenizer.load(kept)
+    with pytest.raises(ValueError, match=r"is not a file\. .*path=WORKDIR/learnt\.json"):
+        tokenizer.load(tmp_path / "gone" / "vocab.txt")
     with pytest.raises(ValueError, match="what the run kept is not a tokenizer"):
         tokenizer.restored({"sentencepiece": "?"})
     assert [PIECES[i] for i in bert_weights.order(PIECES)[:5]] == list(MARKS)

@@ -1,6 +1,7 @@
 """Weights of a BERT: read, put in our order, and the same network as Hugging Face's."""
 
 import json
+import shutil
 import struct
 
 import jax
@@ -119,10 +120,15 @@ def test_simcse_starts_from_the_weights(tmp_path):
         run=Run(None, 2, 8, 4, 8, {"tokens": 12}),
         weights=str(_write(tmp_path, _tensors())),
     )
-    started = jax.jit(method.init)(jax.random.key(0), batch).params
     loaded = bert_weights.load(tmp_path, params)
+    state = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(method.init, jax.random.key(0), batch)
+    )
+    started = method.begin(state).params
     jax.tree.map(np.testing.assert_array_equal, started["encoder"], loaded)
     assert set(started) == {"encoder", "sentence_head"}
+    shutil.rmtree(tmp_path)  # a State is restored without the files
+    jax.eval_shape(method.init, jax.random.key(0), batch)
 
 
 def test_half_precision_is_read(tmp_path):

@@ -11,7 +11,7 @@ class Built(dict):
 
     def __init__(self, section, refresh):
         super().__init__(section)
-        self.refresh, self.order = refresh, None
+        self.begin, self.refresh, self.order = None, refresh, None
 
 
 def sections(refresh=None, **given):

@@ -1,16 +1,21 @@
 """The trainer: what it refuses, how it stops, resumes and what a run leaves behind."""
 
+import dataclasses
 import json
 import os
 import signal
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
-from cl_jax.training import checkpoint, loop, metrics, resuming, steps
+from cl_jax.core.method import State
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.training import checkpoint, experiment, loop, metrics, resuming, steps
 from configs import simclr_v1, simclr_v2
 from tests import small
 
@@ -21,6 +26,27 @@ def config():
     config.devices = 1
     small.light(config)
     return loop.stages(config, "unused")[0][1]
+
+
+def test_a_new_state_begins_with_what_the_method_puts_into_it():
+    mesh = parallel.make_mesh(1)
+    made = parallel.replicate(
+        State(jnp.int32(0), {"w": jnp.zeros(2), "head": jnp.ones(3)}, (), {}), mesh
+    )
+
+    def begin(state):
+        return dataclasses.replace(state, params=state.params | {"w": np.array([3.0, 4.0])})
+
+    data = from_arrays("two", {"x": np.zeros((2, 1), np.float32)}, {})
+    method = SimpleNamespace(begin=begin, needs=("x",), wants=())
+    run = SimpleNamespace(batch_size=2)
+    built = SimpleNamespace(method=method, data=Splits(data, data), run=run, mesh=mesh)
+    start = experiment.Start(built, ConfigDict({"seed": 0}))
+    start.program = lambda key, batch: made
+    state = start()
+    assert state.params["w"].sharding == made.params["w"].sharding
+    assert state.params["w"].dtype == np.float32 and state.params["w"].tolist() == [3, 4]
+    assert state.params["head"] is made.params["head"]
 
 
 def test_unknown_setting_names_the_nearest(config):
