@@ -131,7 +131,6 @@ def lab(tmp_path, monkeypatch):
     folder.mkdir()
     for name, text in {
         "network": NETWORK,
-        "bare": NETWORK.replace('    dtype: str = "float32"\n', ""),
         "data": DATA,
         "view": VIEW,
         "method": METHOD,
@@ -176,7 +175,6 @@ def test_trains_evaluates_and_verifies(lab, capsys):
         ("views.both.strenght=1", "no setting 'strenght'; did you mean 'strength'"),
         ("views.both.kind=lab.views", "the module lab.views cannot be imported"),
         ("encoder.name=lab.data.x", "cannot be imported"),
-        ("encoder.name=lab.bare", "lab.bare has no dtype, which methods give their heads too; add"),
         ("evals.protocols.spread.scales=1", "no setting 'scales'; did you mean 'scale'"),
         ("evals.protocols.other.k=1", "cl_jax.evals.other does not exist"),
     ],

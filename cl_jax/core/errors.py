@@ -11,6 +11,11 @@ class NotFoundError(ConfigError, FileNotFoundError):
     """A file or folder that the user named does not exist, or does not hold what it should."""
 
 
+class WithoutEffect(ConfigError, UserWarning):
+    """A setting that changes nothing. It is raised by `warnings.warn`: a warning where a run that
+    an earlier version made is loaded or resumed, and an error where one begins."""
+
+
 class SaveError(OSError):
     """A file could not be written. The message says which one and why; of a checkpoint, also which
     one is the newest whole one."""

@@ -1,6 +1,7 @@
 """The network that most methods train: an encoder with a projection head, and how a method calls
 it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,19 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.errors import WithoutEffect
 from cl_jax.core.method import Batch, Forward, Variables
 
 Apply = Callable[[Any, Any, Any, bool], tuple[Any, Any]]
 
 
 def check_no_drop_path(encoder: nn.Module) -> None:
-    """Refuses an encoder with stochastic depth, for networks that give it no keys: it would drop
-    nothing."""
+    """Warns of an encoder with stochastic depth, for networks that give it no keys: it drops
+    nothing. The trainer begins no run with it (`core.errors.WithoutEffect`)."""
     rate = getattr(encoder, "drop_path", 0)
     if rate:
-        raise ValueError(
-            f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
-        )
+        told = f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
+        warnings.warn(WithoutEffect(told), stacklevel=2)
 
 
 class Network(nn.Module):

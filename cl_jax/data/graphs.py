@@ -14,6 +14,7 @@ Graphs are undirected: an edge counts once, however often and in whichever direc
 and an edge from a node to itself not at all.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ def make(
         features = "tags" if given else "constant"
     if features == "tags" and not given:
         raise ValueError(f"{path} has no tags for its nodes; set features='degree' or 'constant'.")
-    graphs, skipped = _usable(path, _simple(path, graphs), names, on_error)
+    count = len(graphs.nodes)
+    graphs, usable = _usable(path, _simple(path, graphs), names, on_error)
     known = None if learnt is None else learnt.get("tags")
     if features == "degree":
         tag, known = _of_degrees(path, np.minimum(degrees(graphs), max_degree), known)
@@ -126,7 +128,10 @@ def make(
     else:
         tag, known = _of_words(path, graphs.tag, words, known)
     kept = {"features": features, "tags": known}
-    whole = source_of(place.stem, graphs._replace(tag=tag), tags=len(known), skipped=skipped)
+    whole = source_of(place.stem, graphs._replace(tag=tag), tags=len(known))
+    if len(usable) < count:  # each keeps the number that it has in the files
+        called = [f"{place.stem}/{i}" for i in usable]
+        whole = dataclasses.replace(whole, skipped=count - len(usable), names=called)
     if not folds or learnt is not None:
         return with_learnt(Splits(whole, whole), kept)
     if whole.size < folds:
@@ -187,7 +192,6 @@ def source_of(
     *,
     tags: int | None = None,
     places: tuple[int, int] | None = None,
-    skipped: int = 0,
 ) -> Source:
     """A source over graphs, padded.
 
@@ -227,8 +231,7 @@ def source_of(
     if graphs.label is not None:
         arrays["label"] = graphs.label.astype(np.int32)
         sizes["label"] = int(graphs.label.max()) + 1
-    found = from_arrays(name, arrays, sizes)
-    return Source(found.name, found.size, found.read, found.sizes, found.arrays, skipped=skipped)
+    return from_arrays(name, arrays, sizes)
 
 
 def degrees(graphs: GraphSet) -> np.ndarray:
@@ -259,12 +262,13 @@ def _simple(path: str, graphs: GraphSet) -> GraphSet:
 
 def _usable(
     path: str, graphs: GraphSet, names: Callable[[int], str], on_error: str
-) -> tuple[GraphSet, int]:
-    """(the graphs that can be used, how many cannot)."""
+) -> tuple[GraphSet, np.ndarray]:
+    """(the graphs that can be used, their numbers from 0)."""
     bare, empty = graphs.edges == 0, graphs.nodes == 0
     bad = empty if on_error == "keep" else bare | empty
+    ids = np.flatnonzero(~bad)
     if not bad.any():
-        return graphs, 0
+        return graphs, ids
     shown = [
         f"{names(i)} has no {'nodes' if empty[i] else 'edges'}"
         for i in np.flatnonzero(bad)[:_SHOWN]
@@ -279,7 +283,7 @@ def _usable(
     if bad.all():
         raise ValueError(f"{path}: none of its {len(bad)} graphs has nodes and edges.")
     logging.warning("%s: skipped %d graphs: %s.", path, bad.sum(), text)
-    return chosen(graphs, np.flatnonzero(~bad)), int(bad.sum())
+    return chosen(graphs, ids), ids
 
 
 def chosen(graphs: GraphSet, ids: np.ndarray) -> GraphSet:

@@ -205,4 +205,4 @@ def refuse_empty(path: str | Path, empty: Sequence[int], on_error: str, what: st
             "on_error='skip' to leave them out."
         )
     if empty:
-        logging.warning("%s: skipped %d lines with %s.", path, len(empty), what)
+        logging.warning("%s: skipped %d lines with %s: %s.", path, len(empty), what, some(empty))

@@ -79,7 +79,7 @@ def label(args: argparse.Namespace) -> int:
         return 75
     x = held[args.feature or next(iter(held))]
     rows, names = matched(args.labels, given, held)
-    _refuse_to_lose(args, held.paths[rows].tolist())
+    _refuse_to_lose(args, [*given, *held.paths[rows].tolist()])
     classes = sorted(set(names))
     if len(classes) < 2:
         only = f"one class, {classes[0]!r}" if classes else "no label"
@@ -163,7 +163,7 @@ def _labels_in(path: str) -> dict[str, str]:
 
 def _refuse_to_lose(args: argparse.Namespace, labelled: Sequence[str]) -> None:
     """Raises ConfigError if the table at --out, which a new one replaces, has labels of pictures
-    that are not among the labelled ones: people fill it in."""
+    that are not among the labelled ones, by either of their paths: people fill it in."""
     from cl_jax.data.images import printable
 
     if not user_path(args.out).exists():

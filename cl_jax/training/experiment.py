@@ -169,7 +169,11 @@ def _build(config: ConfigDict, previous: Stage | None, given: Splits | None) -> 
     seen: set[str] = set()
     tx = optimizer_settings.watched(tx, seen)
     parts = {"encoder": encoder, "tx": tx, "views": recipes, "run": run}
-    method = _method(dict(config.method), parts)
+    try:
+        method = _method(dict(config.method), parts)
+    except AttributeError as error:
+        _refuse_without_dtype(error, encoder)
+        raise
     method = dataclasses.replace(
         method, init=functools.partial(_checked_init, method.init, optimizer, seen)
     )
@@ -258,21 +262,29 @@ def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: St
 
 def _encoder(section: dict[str, Any], run: Run) -> Any:
     """The module that a section names; of a section of sections, {role: module}. A factory is given
-    the facts of the run that it takes: `axis_name` and `sizes`."""
+    the facts of the run that it takes: `axis_name`, one of any keywords too, and `sizes`."""
     if "name" not in section:
         return {role: _encoder(dict(one), run) for role, one in section.items()}
-    name = section.pop("name")
-    make = _factory("cl_jax.encoders", name)
+    make = _factory("cl_jax.encoders", section.pop("name"))
     known = inspect.signature(make).parameters
-    facts = {"axis_name": run.axis_name, "sizes": run.sizes}
-    given = {fact: value for fact, value in facts.items() if fact in known}
-    module = _checked(make, section, **given)
-    if not hasattr(module, "dtype"):
+    given: dict[str, Any] = {}
+    # A factory that hands its keywords to another is one of a network with batch norm, as a rule.
+    if "axis_name" in known or any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        given["axis_name"] = run.axis_name
+    if "sizes" in known:
+        given["sizes"] = run.sizes
+    return _checked(make, section, **given)
+
+
+def _refuse_without_dtype(error: AttributeError, encoder: Any) -> None:
+    """Raises ConfigError if the method asked an encoder for a dtype that it does not have."""
+    modules = encoder.values() if isinstance(encoder, dict) else [encoder]
+    if error.name == "dtype" and any(error.obj is module for module in modules):
+        kind = type(error.obj)
         raise ConfigError(
-            f"the encoder {name} has no dtype, which methods give their heads too; add the field "
-            f"`dtype: str = 'float32'` to {type(module).__name__}."
-        )
-    return module
+            f"the encoder {kind.__module__}.{kind.__qualname__} has no dtype, which the method "
+            "gives its heads too; add the field `dtype: str = 'float32'`."
+        ) from None
 
 
 def dtype_of(config: ConfigDict) -> str:

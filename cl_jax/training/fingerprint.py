@@ -28,6 +28,8 @@ LEARNT = "learnt.json"  # `Source.learnt`
 # dot, as editors and git do, and network drives have folders of their own (`listing.passes_over`).
 # No data are read from any of them.
 _LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
+# Of pictures of more than 8 bits in the folders of `data.aligned`, before it was found and kept.
+_FULL_RANGE = (0.0, 65535.0)
 
 
 class NotKept(ConfigError):
@@ -100,14 +102,14 @@ def of_files(*paths: Path) -> dict[str, Any]:
     a list of the same with them: earlier versions counted them all, or those of a system's own
     folders."""
     every = [(i, *one) for i, path in enumerate(paths) for one in sorted(_files(path))]
-    folder = [path.is_dir() for path in paths]
+    is_folder = [path.is_dir() for path in paths]
 
     def without(left_out: Callable[[str], bool]) -> dict[str, Any]:
         return _counted(
             [
                 (f"{i}/{name}" if len(paths) > 1 else name, status)
                 for i, name, status in every
-                if not (folder[i] and left_out(name))
+                if not (is_folder[i] and left_out(name))
             ]
         )
 
@@ -183,7 +185,7 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
 
 def check_learnt(workdir: Path, data: Splits) -> None:
     """Refuses data of a run from which their source learnt something else than the run did; where
-    the run did not keep that, data of other sizes.
+    the run did not keep that, data of other sizes, or that an earlier version read otherwise.
 
     Raises:
       ConfigError: as it says, or what the run learnt cannot be read.
@@ -192,6 +194,15 @@ def check_learnt(workdir: Path, data: Splits) -> None:
     if not data.learnt:
         return
     if then is None:
+        ranges = data.learnt.get("value_ranges", {})
+        others = [name for name, ends in ranges.items() if tuple(ends) != _FULL_RANGE]
+        if others:
+            raise ConfigError(
+                f"pictures of more than 8 bits in {some(others)} of {data.train.name} have a range "
+                f"that is found in them; the run in {workdir} is of an earlier version, which read "
+                "them from 0 to 65535, and its network would be given others. Use the version that "
+                "trained it, or begin a new run in another --workdir."
+            )
         try:
             known = json.loads((workdir / FILE).read_text())
             sizes = {part: int(known[part]) for part in ("train", "test")}

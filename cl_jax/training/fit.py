@@ -57,10 +57,7 @@ def fit(
     lines = list(survey.lines)
     if not config.get("fit", False):
         return lines
-    kept = {} if workdir is None else begun(config, workdir)
-    # Of other data the sizes would be others.
-    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-    before = kept if same else {}
+    before = {} if workdir is None else _of_same_data(begun(config, workdir), config)
     planned = config.fit_epochs
     count, classes = _trained_on(config.data, survey)
     if count < LEAST and not before:
@@ -81,6 +78,9 @@ def fit(
         if key in given or (key.startswith("stages.") and key.split(".", 2)[2] in given):
             continue
         value = _at(before, key, value)
+        if workdir is not None and key.startswith("stages."):
+            _, stage, own = key.split(".", 2)
+            value = _at(_of_same_data(_kept(path_of(workdir) / stage), config), own, value)
         _put(config, key, value)
         if not key.startswith("stages."):
             changed.append(f"{key}={_told(value)}")
@@ -117,9 +117,21 @@ def begun(config: ConfigDict, workdir: str | Path) -> Mapping[str, Any]:
     one, or where it has no checkpoint: what an attempt was given may be why it saved nothing."""
     places = [path_of(workdir) / stage for stage in config.get("stage_order", ()) or ("",)]
     place = next((place for place in places if (place / "config.json").exists()), None)
-    if place is None or not checkpoint.are_in(place):
+    return {} if place is None else _kept(place)
+
+
+def _kept(place: Path) -> Mapping[str, Any]:
+    """The config of the run in a folder; empty without one, or where it has no checkpoint."""
+    if not ((place / "config.json").exists() and checkpoint.are_in(place)):
         return {}
     return configs.plain(configs.of_run(place))
+
+
+def _of_same_data(kept: Mapping[str, Any], config: ConfigDict) -> Mapping[str, Any]:
+    """The config of a run whose sizes are taken again; empty where it is of other data, of which
+    they would be others."""
+    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
+    return kept if same else {}
 
 
 def _trained_on(section: Mapping[str, Any], survey: "Survey") -> tuple[int, list[int]]:

@@ -130,7 +130,8 @@ def _other_data(path: str, known: Known) -> Source:
     beside = for_evaluation(make)
     for key in (*experiment.OF_TRAINING, "limit", "test_path", *beside):
         section.pop(key, None)
-    if "on_error" in keywords:
+    stops = keywords.get("on_error")
+    if stops is not None and section.get("on_error", stops.default) == "raise":
         section["on_error"] = "skip"  # as of images: what cannot be read is told and has no row
     learnt = fingerprint.learnt(Path(known.workdir))
     # A run that kept nothing: a source that may have a test part of its own learns from the

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import secrets
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.checks import diagnosis, replay
 from cl_jax.core import heap, parallel, settings
-from cl_jax.core.errors import ConfigError, NotFoundError, SaveError
+from cl_jax.core.errors import ConfigError, NotFoundError, SaveError, WithoutEffect
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
 from cl_jax.evals import evaluation
@@ -88,7 +89,12 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))
     started = Start(built, config)
-    state = start_state(started, config) if restored is None else restored
+    if restored is None:
+        with warnings.catch_warnings():  # of what earlier versions did in silence
+            warnings.simplefilter("error", WithoutEffect)
+            state = start_state(started, config)
+    else:
+        state = restored
     start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():

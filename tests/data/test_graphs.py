@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data import graphs, motifs
+from cl_jax.data.source import names_of
 
 # Two triangles, of which the second has a tail, and an edge; nodes are not in order of graphs.
 TU = {
@@ -129,6 +130,10 @@ def test_graphs_without_edges_are_left_out_or_kept_where_asked(tmp_path):
     path = _folder(tmp_path, A="1, 2\n4, 5\n")
     left = graphs.make(path=path, on_error="skip").train
     assert (left.size, left.skipped) == (2, 1)
+    path = _folder(tmp_path, A="4, 5\n8, 9\n")
+    left = graphs.make(path=path, on_error="skip").train
+    assert names_of(left) == ["TOY/1", "TOY/2"]
+    path = _folder(tmp_path, A="1, 2\n4, 5\n")
     kept = graphs.make(path=path, on_error="keep").train
     assert _rows(kept)[2] == ([2, 2], [])
     none = _folder(tmp_path, A="1, 1\n")

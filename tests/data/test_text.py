@@ -159,10 +159,11 @@ def test_other_mistakes(tmp_path):
             made(**dict(path=good, tmp_path=tmp_path) | settings)
 
 
-def test_skip_leaves_empty_sentences_out_and_counts_them(tmp_path):
+def test_skip_leaves_empty_sentences_out_and_counts_them(tmp_path, caplog):
     given = [*rows(20), [""], *rows(20, seed=1), [" "]]
     splits = made(written(tmp_path / "a.txt", given), tmp_path, on_error="skip")
     assert splits.train.size + splits.test.size == 40 and splits.train.skipped == 2
+    assert "skipped 2 lines with empty sentences: lines 21, 42." in caplog.text
 
 
 def test_token_arrays_are_checked(tmp_path):

@@ -115,6 +115,9 @@ def test_declared_sizes_stand_for_absent_data():
     assert (declared.data.name, declared.data.train_size) == ("declared", 1_281_167)
     config.data.channels = 5
     assert plan.with_declared_data(config).data.channels == 5
+    with config.data.ignore_type():
+        config.data.channels = (3, 1)
+    assert plan.with_declared_data(config).data.channels == 4
     config.data.dataset = "unheard_of"
     with pytest.raises(ValueError, match="give --examples"):
         plan.with_declared_data(config)

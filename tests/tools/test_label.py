@@ -120,6 +120,9 @@ def test_a_few_labels_give_the_rest(run, tmp_path, capsys):
     assert label.main([words[0], str(out), *words[2:]]) == 0
     assert "9 labels of 2 classes: cat 4, dog 5" in capsys.readouterr().out
     assert table(out)[-1]["label"] == "dog"
+    own = put(tmp_path / "own.csv", [(f"pets/{name}", word) for name, word in given])
+    assert label.main([words[0], str(own), words[2], f"--out={own}"]) == 0
+    assert "8 labels of 2 classes" in capsys.readouterr().out
 
 
 def test_a_probe_is_a_linear_layer():

@@ -193,6 +193,19 @@ def test_data_of_other_sizes_teach_a_run_nothing_that_did_not_keep_what_it_learn
         fingerprint.check_learnt(tmp_path / "run", with_learnt(parts(9), learnt))
 
 
+def test_a_run_that_kept_no_range_of_deep_pictures_is_not_read_in_another(run, tmp_path):
+    _, check = run
+    deep = with_learnt(DATA, {"value_ranges": {"depth": [0.0, 4095.0]}})
+    for again in (
+        lambda: check(parts=deep),
+        lambda: fingerprint.check_learnt(tmp_path / "run", deep),
+    ):
+        with pytest.raises(ConfigError, match=r"in depth of parts .* from 0 to 65535"):
+            again()
+    assert fingerprint.learnt(tmp_path / "run") is None
+    check(parts=with_learnt(DATA, {"value_ranges": {"depth": [0.0, 65535.0]}}))
+
+
 def test_without_a_checkpoint_the_newest_counts(run, tmp_path):
     _, check = run
     shutil.rmtree(tmp_path / "run" / "last")

@@ -113,6 +113,22 @@ def test_a_stage_has_a_batch_of_its_own_images(photos, tmp_path):
     assert stage.batch_size <= experiment.load_data(stage).train.size < 2 * stage.batch_size
 
 
+def test_a_stage_that_was_begun_keeps_its_batch(photos, tmp_path):
+    def fitted():
+        config = config_of("simclr_v2:folder", photos)
+        fit.fit(config, ["data.path"], tmp_path)
+        return config
+
+    config = fitted()
+    fresh = config.stages.finetune.batch_size
+    config.batch_size = fresh // 2  # as another version fitted it
+    for place in ("pretrain", "finetune"):
+        keep(config, tmp_path / place)
+    assert fitted().stages.finetune.batch_size == fresh
+    (tmp_path / "finetune/last/1").mkdir(parents=True)
+    assert fitted().stages.finetune.batch_size == fresh // 2
+
+
 def test_what_the_user_gives_is_kept(photos, tmp_path):
     config = config_of("moco_v2:folder", photos, batch_size="8", total_epochs="3")
     lines = fit.fit(config, ["data.path", "batch_size", "total_epochs"], tmp_path)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
-from cl_jax.data.source import from_arrays, labels_of
+from cl_jax.data.source import from_arrays, labels_of, names_of
 from cl_jax.training import experiment, fingerprint
 from cl_jax.training.inputs import Known, check_fields, source_of
 
@@ -295,6 +295,17 @@ def test_tags_of_other_graphs_have_the_numbers_of_the_run(tmp_path):
     (tmp_path / "run" / "learnt.json").unlink()
     with pytest.raises(ValueError, match="the run did not keep the tags"):
         source_of(tmp_path / "few", run)
+
+
+@pytest.mark.parametrize(("own", "rows"), [("keep", 2), ("raise", 1)])
+def test_other_graphs_without_edges_have_a_row_where_the_run_s_had(own, rows, tmp_path):
+    data = {"name": "graphs", "path": molecules(tmp_path / "mine", (6, 6)), "on_error": own}
+    run, _ = began(tmp_path / "run", data, "node", "edge")
+    other = molecules(tmp_path / "other", (6, 6, 6))
+    (tmp_path / "other" / "M_A.txt").write_text("2, 3\n")
+    (tmp_path / "other" / "M_graph_indicator.txt").write_text("1\n2\n2\n")
+    source, _ = source_of(other, run)
+    assert source.size == rows and names_of(source)[-1] == "other/1"
 
 
 def test_degrees_of_other_graphs_mean_the_same(tmp_path, caplog):

@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,9 @@ from cl_jax import views
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, State
+from cl_jax.core.parallel import AXIS
 from cl_jax.data import batches
+from cl_jax.encoders import resnet
 from cl_jax.training import configs, experiment, optim, optimizer_settings, resuming, stages
 from cl_jax.views import presets
 from cl_jax.views.recipe import Recipe
@@ -302,6 +305,15 @@ def test_a_pattern_is_looked_for_in_the_parameters_of_all_players():
         experiment.shape_of_state(built)
 
 
+def outside(monkeypatch, **functions):
+    """Makes the functions the `make` of modules lab.NAME."""
+    monkeypatch.setitem(sys.modules, "lab", types.ModuleType("lab"))
+    for name, make in functions.items():
+        module = types.ModuleType(f"lab.{name}")
+        module.make = make
+        monkeypatch.setitem(sys.modules, f"lab.{name}", module)
+
+
 def two_players(*, encoder, tx, views, run):
     """A method whose optimiser has two players as a pair, which the State keeps under a name."""
 
@@ -313,10 +325,7 @@ def two_players(*, encoder, tx, views, run):
 
 
 def test_a_pattern_may_begin_where_the_optimiser_s_paths_do(monkeypatch):
-    module = types.ModuleType("mine")
-    module.make = two_players
-    monkeypatch.setitem(sys.modules, "lab", types.ModuleType("lab"))
-    monkeypatch.setitem(sys.modules, "lab.mine", module)
+    outside(monkeypatch, mine=two_players)
     config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
     config.method = ConfigDict(dict(name="lab.mine"))
     config.optimizer.exclude_paths = ("^0/encoder",)
@@ -326,6 +335,31 @@ def test_a_pattern_may_begin_where_the_optimiser_s_paths_do(monkeypatch):
         ConfigError, match=r"contains '\^2/encoder'; the paths begin 0/encoder, 1/e"
     ):
         experiment.shape_of_state(experiment.build(config))
+
+
+def test_an_encoder_s_factory_of_any_keywords_is_given_the_axis(monkeypatch):
+    outside(monkeypatch, wide=lambda **section: resnet.make(width=2, **section))
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.encoder = ConfigDict(dict(name="lab.wide"))
+    assert experiment.build(config).encoder.axis_name == AXIS
+
+
+class Bare(nn.Module):
+    """An encoder without a dtype."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return {"h": nn.Dense(4)(x.reshape(len(x), -1))}
+
+
+def test_an_encoder_without_dtype_is_refused_where_the_method_reads_it(monkeypatch):
+    outside(monkeypatch, bare=lambda: Bare(), players=two_players)
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    config.encoder = ConfigDict(dict(name="lab.bare"))
+    with pytest.raises(ConfigError, match=r"Bare has no dtype, which the method gives its heads"):
+        experiment.build(config)
+    config.method = ConfigDict(dict(name="lab.players"))
+    experiment.build(config)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 stage starts from one that has ended."""
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.errors import ConfigError, NotFoundError, WithoutEffect
 from cl_jax.core.method import Run
 from cl_jax.training import configs, experiment, loop, resuming, stages
 from tests import small
@@ -206,6 +207,20 @@ def test_a_run_is_loaded_by_a_config_that_lists_a_default(tmp_path, monkeypatch)
     config.optimizer.b1 = 0.5
     with pytest.raises(ConfigError, match=r"optimizer\.b1: 0\.9 in the workdir, 0\.5 now"):
         stages.load(tmp_path, config)
+
+
+def test_a_run_with_a_drop_path_that_is_not_drawn_is_loaded_and_none_begins(tmp_path):
+    config = stages.stages(configs.load("swav:debug"), tmp_path)[0][1].unlock()
+    vit = dict(name="vit", width=8, depth=1, heads=1, patch=4, image_size=16, dtype="float32")
+    config.devices, config.encoder = 1, ConfigDict(vit | dict(drop_path=0.5))
+    with pytest.warns(WithoutEffect, match=r"drop_path=0\.5: this method does not draw it"):
+        built = experiment.build(config)
+        shapes = experiment.shape_of_state(built)
+        zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), shapes)
+        stages.keep(tmp_path / "old", config, built.data, zeros)
+        assert stages.load(tmp_path / "old", with_data=False)[0].encoder.drop_path == 0.5
+        with pytest.raises(ConfigError, match=r"drop_path=0\.5: this method does not draw it"):
+            loop.train(config, tmp_path / "new")
 
 
 def test_a_stage_that_was_not_run_is_named(tmp_path):
