@@ -2,17 +2,21 @@
 fault on purpose."""
 
 import dataclasses
+import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import DictKey, GetAttrKey, keystr
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel, sharded
 from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
+from cl_jax.encoders.norm import BatchNorm
 from cl_jax.losses import unit
 from cl_jax.training import optim
 from cl_jax.training.experiment import Built
@@ -192,3 +196,43 @@ def light(config):
         config.views = ConfigDict(
             {"both": {"name": "crop_flip", "crop": "none", "copies": 2, "size": 16}}
         )
+
+
+def started(method, batch):
+    """A State like that of `method.init`, drawn by NumPy, so that nothing is compiled: for tests
+    that hold for any values. Kernels, and unit rows of memories, are random; a target's equal those
+    of the same name; scales and variances are 1, all else 0."""
+
+    def draw(path, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating) or path[0] == GetAttrKey("opt"):
+            return jnp.zeros(x.shape, x.dtype)
+        keys = [entry.key for entry in path if isinstance(entry, DictKey)]
+        if keys and keys[-1] in ("scale", "var"):
+            return jnp.ones(x.shape, x.dtype)
+        if x.ndim < 2:
+            return jnp.zeros(x.shape, x.dtype)
+        name = "/".join(x for x in keys if x != "network") or keystr(path)
+        rows = np.random.default_rng(zlib.crc32(name.encode())).normal(size=x.shape)
+        if keys:
+            return jnp.asarray(rows / np.sqrt(np.prod(x.shape[:-1])), x.dtype)
+        return jnp.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), x.dtype)
+
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+class Pixels(nn.Module):
+    """An encoder of the upper left 4x4 pixels, one layer and perhaps batch norm: for tests of
+    methods, to most of which the network says nothing, and whose time is the compiler's."""
+
+    norm: bool = False
+    splits: int = 1
+    width: int = 6
+    dtype: None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        h = nn.Dense(self.width)(images[:, :4, :4].reshape(len(images), -1))
+        if self.norm:
+            h = BatchNorm(splits=self.splits, name="norm")(h, train=train)
+        return {"h": h}

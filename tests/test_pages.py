@@ -198,24 +198,30 @@ def wrong_names(args, settings):
     for key in ("configs", "methods"):
         names += (getattr(args, key, None) or "").split(",")
     for name in names:
-        if not name or name == "all" or PLACEHOLDER.fullmatch(name.split(":")[0]):
-            continue
-        try:
-            config = configs.load(name)
-            configs.change(config, settings)
-        except ValueError as error:
-            yield str(error)
-            continue
-        known = flat(configs.load(name)) | set(experiment.defaults(config))
-        for key, _ in settings:
-            *sections, last = key.split(".")
-            if "protocols" in sections:
-                section = functools.reduce(lambda at, name: at[name], sections, config)
-                maker = section.get("name", sections[-1])
-                if last not in {"name", *experiment.parameters("cl_jax.evals", maker)}:
-                    yield f"{key} is not a setting of the evaluator"
-            elif key not in known:
-                yield f"{key} is not a setting of {name}"
+        if name and name != "all" and not PLACEHOLDER.fullmatch(name.split(":")[0]):
+            yield from wrong_settings(name, tuple(settings))
+
+
+@functools.cache
+def wrong_settings(name, settings):
+    """What is wrong with a config's name, its variants and its settings; pages repeat commands."""
+    try:
+        config = configs.load(name)
+        known = flat(config)
+        configs.change(config, settings)
+    except ValueError as error:
+        return [str(error)]
+    wrong = []
+    for key, _ in settings:
+        *sections, last = key.split(".")
+        if "protocols" in sections:
+            section = functools.reduce(lambda at, name: at[name], sections, config)
+            maker = section.get("name", sections[-1])
+            if last not in {"name", *experiment.parameters("cl_jax.evals", maker)}:
+                wrong.append(f"{key} is not a setting of the evaluator")
+        elif key not in known and key not in experiment.defaults(config):
+            wrong.append(f"{key} is not a setting of {name}")
+    return wrong
 
 
 def test_the_words_of_every_command_are_understood(monkeypatch):

@@ -20,7 +20,11 @@ def test_parameters_are_as_many_as_the_authors():
 
 @pytest.mark.parametrize(
     "variant, side, out_dim, millions",
-    [("101", 224, 512, 56.26), ("50x4", 288, 640, 87.14), ("50x64", 448, 1024, 420.38)],
+    [
+        pytest.param("101", 224, 512, 56.26, marks=pytest.mark.slow),
+        ("50x4", 288, 640, 87.14),
+        pytest.param("50x64", 448, 1024, 420.38, marks=pytest.mark.slow),
+    ],
 )
 def test_sizes_of_the_published_encoders(variant, side, out_dim, millions):
     """Of the image's part, as open_clip's docs/model_profile.csv lists them."""

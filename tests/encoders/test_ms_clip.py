@@ -11,7 +11,7 @@ import pytest
 from cl_jax.core.tokens import END, PAD, START
 from cl_jax.encoders import ms_clip, transformer
 from cl_jax.encoders.layer_norm import LayerNorm
-from tests.losses.compiled import program
+from tests.drawn import drawn
 
 SMALL = dict(
     vocab_size=20, length=6, image_size=16, patch=4, width=16, depth=3, heads=2, share="blocks"
@@ -23,7 +23,7 @@ INPUTS = {"image": IMAGES, "tokens": TOKENS}
 
 def built(**settings):
     network = ms_clip.make(**{**SMALL, **settings})
-    return network, program(network.init)(jax.random.key(0), INPUTS, train=False)
+    return network, drawn(network, INPUTS, train=False)
 
 
 def number(tree):

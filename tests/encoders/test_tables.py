@@ -38,10 +38,12 @@ def _stage(params, prefix):
 
 
 def _names(pattern):
-    """Models of the table; those of a hundred layers and more, which take seconds to trace, with
-    `-m slow`."""
+    """Models of the table; those of a hundred layers and more, which take seconds to trace, and
+    those that differ from others in one number alone, with `-m slow`."""
     return [
-        pytest.param(name, marks=pytest.mark.slow) if re.search(r"resnet\d{3}", name) else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if re.search(r"resnet\d{3}|resnet34_|byol_resnet50_4x", name)
+        else name
         for name in sorted(MODELS)
         if re.fullmatch(pattern, name)
     ]
@@ -218,7 +220,9 @@ def test_predictors():
         assert _count(stats) == 2 * (hidden + (dim if variant == "moco_v3_vit" else 0))
 
 
-@pytest.mark.parametrize("width, stem", [(0.5, 64), (1, 64), (2, 64)])
+@pytest.mark.parametrize(
+    "width, stem", [(0.5, 64), pytest.param(1, 64, marks=pytest.mark.slow), (2, 64)]
+)
 def test_cmc_resnets_keep_their_stem(width, stem):
     features, _, _ = _shapes(resnet.make(depth=50, width=width, stem_width=stem), 1, 224, 224, 2)
     assert features["stem"].shape == (1, 56, 56, 64) and features["h"].shape == (

@@ -1,5 +1,6 @@
 """ViT: the authors' parameter counts, what is frozen, dropped and returned."""
 
+import functools
 import importlib.util
 
 import jax
@@ -8,15 +9,18 @@ import numpy as np
 import pytest
 
 from cl_jax.encoders import vit
+from tests.drawn import drawn
 from tests.losses.compiled import program
 
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=8)
 IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
 
 
+@functools.cache
 def built(**settings):
+    """Tests of the same settings share the network's programs too."""
     network = vit.make(**{**SMALL, **settings})
-    return network, program(network.init)(jax.random.key(0), IMAGES, train=True)
+    return network, drawn(network, IMAGES, train=True)
 
 
 # timm's models of these sizes at patch 16 and 224 pixels without their classifier; "small" is
@@ -74,7 +78,7 @@ def test_other_sizes_resize_learned_positions_and_move_fixed_ones():
 
 
 def test_frozen_patches_get_no_gradient():
-    network, variables = built(variant="moco_v3", freeze_patches=True)
+    network, variables = built(variant="moco_v3", freeze_patches=True, depth=1)
     weights = np.random.default_rng(1).normal(size=16).astype(np.float32)
     grads = jax.jit(
         jax.grad(lambda p: (network.apply({"params": p}, IMAGES, train=True)["h"] @ weights).sum())
@@ -84,18 +88,17 @@ def test_frozen_patches_get_no_gradient():
 
 
 def test_stochastic_depth_is_each_examples_own():
-    network, variables = built(drop_path=0.9)
+    network, variables = built(drop_path=0.5)
     keys = jax.random.split(jax.random.key(1), 4)
     run = jax.jit(
-        lambda keys, images: program(network.apply)(variables, images, train=True, drop_keys=keys)[
-            "h"
-        ]
+        lambda keys, images: network.apply(variables, images, train=True, drop_keys=keys)["h"]
     )
     once = run(keys, IMAGES)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(keys[order], IMAGES[order]), once[order], atol=1e-6)
-    assert np.abs(once - program(network.apply)(variables, IMAGES, train=False)["h"]).max() > 1e-3
-    kept = network._kept(1000, jax.random.split(jax.random.key(2), 1000))
+    keys = jax.random.split(jax.random.key(2), 1000)
+    assert np.abs(once - run(keys[:4], IMAGES)).max() > 1e-3
+    kept = np.asarray(jax.jit(lambda keys: network._kept(1000, keys))(keys))
     np.testing.assert_allclose(kept.mean(0), 1, atol=0.35)  # of mean 1 at every depth
     assert (kept[:, 0] == 1).all()  # the first block is never left out
 
@@ -128,6 +131,18 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
     assert seen == [("cudnn", 4 if tokens == 4 else 6)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def derivatives(attention, q, k, v, dy):
+    """The value, gradients, and what is kept from one to the others."""
+    y, back = jax.vjp(attention, q, k, v)
+    return (y, *back(dy)), jax.tree.leaves(back)
+
+
+def plain_attention(q, k, v):
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1), v)
+
+
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 6e-3)]
 )
@@ -138,36 +153,26 @@ def test_flash_attends_to_every_token_and_to_no_other(monkeypatch, tokens):
 def test_attention_is_softmax_of_products_and_keeps_one_array_of_that_size(dtype, bound, tokens):
     """Value and gradients against differentiation in float64."""
     rng = np.random.default_rng(0)
-
-    def plain(q, k, v):
-        return jnp.einsum(
-            "bhqk,bkhd->bqhd",
-            jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5, axis=-1),
-            v,
-        )
-
     with jax.enable_x64(True):
         given = [
-            jnp.asarray(rng.normal(size=(3, tokens, 2, 8)) * scale, dtype) for scale in (2, 2, 1, 1)
+            (rng.normal(size=(3, tokens, 2, 8)) * scale).astype(dtype) for scale in (2, 2, 1, 1)
         ]
-        wide = [jnp.asarray(x, "float64") for x in given]
-        y, back = jax.vjp(jax.jit(vit._attention), *given[:3])
-        expected, expected_back = jax.vjp(jax.jit(plain), *wide[:3])
-        for found, right in zip((y, *back(given[3])), (expected, *expected_back(wide[3]))):
+        ours, kept = derivatives(vit._attention, *given)
+        theirs, _ = derivatives(plain_attention, *(x.astype("float64") for x in given))
+        for found, right in zip(ours, theirs):
             assert found.dtype == dtype and found.shape == right.shape
             assert np.linalg.norm(np.float64(found) - right) <= bound * np.linalg.norm(right)
-        kept = [
+        large = [
             leaf
-            for leaf in jax.tree.leaves(back)
+            for leaf in kept
             if leaf.size >= 3 * 2 * tokens**2
             and leaf.ndim == 4
             and leaf.shape[-1] == leaf.shape[-2]
         ]
-        assert [leaf.dtype for leaf in kept] == [dtype]
-        steep = vit._attention(
-            1e3 * given[0], given[1], given[2]
-        )  # exponentials of such logits overflow
-        assert np.isfinite(np.float64(steep)).all()
+        assert [leaf.dtype for leaf in large] == [dtype]
+        # Exponentials of such logits overflow.
+        steep = (given[0] * 1000).astype(dtype)
+        assert np.isfinite(np.float64(derivatives(vit._attention, steep, *given[1:])[0][0])).all()
 
 
 def test_flash_where_there_is_no_cudnn():
@@ -200,7 +205,6 @@ def test_a_mask_replaces_patches_before_positions_and_the_blocks_see_no_more_of_
     network, variables = built(mask_token=True)
     mask = np.zeros((4, 4), bool)
     mask[:, 1] = True
-    variables["params"]["mask_token"] += 0.5
     changed = IMAGES.copy()
     changed[:, :4, 4:] = 0  # patch 1
 

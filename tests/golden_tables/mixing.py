@@ -440,16 +440,16 @@ def _clae(case: Case, loss, normalised):
 
     def total(*values):
         params = dict(zip(names, values))
-        return adversarial.adversarial_contrast(
+        parts = adversarial.adversarial_contrast(
             loss,
             encode(params, case["x_1"], adversarial=False),
             encode(params, case["x_2"], adversarial=False),
             encode(params, x_adv, adversarial=True),
             weight=case["alpha"],
         )
+        return parts.total, parts
 
-    _, grads = case.grad(lambda *values: total(*values).total, *names)
-    parts = total(*params.values())
+    (_, parts), grads = case.grad(total, *names, has_aux=True)
     return {
         "loss": parts.total,
         "loss_clean": parts.clean,

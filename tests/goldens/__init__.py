@@ -79,7 +79,7 @@ class Case(Mapping):
 
     `case.group("param.")` is {rest of the name: array}. `case.numpy("x")` is the stored array,
     always concrete. `case.grad(f, *names)` returns (value, {"grad_<name>": gradient}) of the scalar
-    function f(*arrays).
+    function f(*arrays); with has_aux, f and the value are pairs as of `jax.value_and_grad`.
     """
 
     def __init__(
@@ -104,8 +104,10 @@ class Case(Mapping):
     def group(self, prefix: str) -> dict[str, Any]:
         return {name[len(prefix) :]: self[name] for name in self.stored if name.startswith(prefix)}
 
-    def grad(self, f: Callable[..., Any], *names: str) -> tuple[Any, dict[str, Any]]:
-        value, grads = jax.value_and_grad(f, argnums=tuple(range(len(names))))(
+    def grad(
+        self, f: Callable[..., Any], *names: str, has_aux: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        value, grads = jax.value_and_grad(f, argnums=tuple(range(len(names))), has_aux=has_aux)(
             *(self[name] for name in names)
         )
         return value, {f"grad_{name}": grad for name, grad in zip(names, grads)}

@@ -36,8 +36,9 @@ def make(**changes):
 
 @pytest.fixture(scope="module")
 def trained():
-    """(method, State before, State after, what was played) of one update."""
-    method = make()
+    """(method, State before, State after, metrics, what was played) of one update. The weight of
+    the auxiliary loss falls to nothing at the second."""
+    method = make(cpc_weight=0.4, cpc_epochs=2.0)
     before = jax.jit(method.init)(KEY, BATCH)
     after, metrics = jax.jit(method.update)(before, BATCH, KEY)
     world = environments.make(dict(name="catch", rows=4, columns=3))
@@ -129,16 +130,17 @@ def test_weight_zero_is_plain_a2c():
 
 
 def test_the_auxiliary_loss_moves_encoder_and_memory_alone(trained):
-    _, state, after, *_ = trained
-    plain, _ = jax.jit(make(cpc_weight=0.0).update)(state, BATCH, KEY)
+    method, state, after, *_ = trained
+    without = dataclasses.replace(state, step=np.int32(2))  # the weight has fallen to 0
+    plain, _ = jax.jit(method.update)(without, BATCH, KEY)
     moved = [end.params["player"] for end in (after, plain)]
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), *moved)
     assert any(jax.tree.leaves(differs["agent"])) and not any(jax.tree.leaves(differs["heads"]))
 
 
-def test_a_weight_that_falls_to_nothing():
-    method = make(cpc_weight=0.4, cpc_epochs=2.0)
-    state, update = jax.jit(method.init)(KEY, BATCH), jax.jit(method.update)
+def test_a_weight_that_falls_to_nothing(trained):
+    method, state, *_ = trained
+    update = jax.jit(method.update)
     start = state.params["predict"]
     for step, weight in enumerate((0.4, 0.2, 0.0, 0.0)):
         after, found = update(dataclasses.replace(state, step=np.int32(step)), BATCH, KEY)
@@ -157,7 +159,7 @@ def test_greedy_play(trained):
     np.testing.assert_array_equal(found["length"], 3)
     turned = jax.jit(method.functions["play"])(after, {n: x[::-1] for n, x in BATCH.items()})
     np.testing.assert_array_equal(found["return"], turned["return"][::-1])
-    encoded = method.functions["encode"](after, BATCH)
+    encoded = jax.eval_shape(method.functions["encode"], after, BATCH)
     assert encoded["h"].shape == (WORLDS, 5) and encoded["z"].shape == (WORLDS, 6)
 
 

@@ -11,7 +11,7 @@ from cl_jax.encoders import conv
 from cl_jax.evals import frame_order
 from cl_jax.methods import cmc_video
 from cl_jax.views import streams
-from tests.small import updates
+from tests.small import started, updates
 
 RUN = Run(None, 4, 16, 4, 8, {})
 VIEW = streams.make(gap=1, fields=1, levels=1, size=8, flip=0.0, test_crop=1.0, mean=None, std=None)
@@ -72,12 +72,12 @@ def test_a_network_that_no_edge_trains_is_in_no_feature(edges, roles):
 
 def test_the_bank_keeps_the_batch_and_nothing_else():
     method = build(negatives="bank", num_negatives=5)
-    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    state = started(method, BATCH)
     after, metrics = updates(method)(state, BATCH, jax.random.key(5))
     assert np.isfinite(metrics["loss"])
     for role in ("frame", "flow"):
-        changed = np.abs(np.asarray(after.memory[role].rows - state.memory[role].rows)).max(1) > 0
-        assert np.flatnonzero(changed).tolist() == [1, 3, 9, 14]
+        moved = np.abs(np.asarray(after.memory[role].rows - state.memory[role].rows)).max(1)
+        assert np.flatnonzero(moved > 1e-3).tolist() == [1, 3, 9, 14]
     np.testing.assert_allclose(metrics["chance"], 4 * np.log(6), rtol=1e-6)
 
 

@@ -8,10 +8,9 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run, Stage
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import crd, supervised
 from cl_jax.views import make as view
-from tests.small import updates
+from tests.small import Pixels, started, updates
 
 LABELS = np.arange(32) % 3
 RUN = Run(None, 8, 32, 4, 8, {"label": 3}, labels=lambda field: LABELS)
@@ -25,31 +24,31 @@ BATCH = {
 KEY = jax.random.key(1)
 
 
-def network(width=0.125):
-    return ResNet(blocks=(1,), width=width, stem="cifar", for_cpu=False)
+NETWORK, STUDENT = Pixels(width=8), Pixels(width=4)
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    method = supervised.make(encoder=network(), tx=optax.sgd(0.1), views=(VIEW,), run=RUN)
-    return Stage(method, jax.jit(method.init)(jax.random.key(0), BATCH))
+    method = supervised.make(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,), run=RUN)
+    return Stage(method, started(method, BATCH))
 
 
 def build(teacher, **settings):
     settings = dict(out_dim=6, num_negatives=9) | settings
     method = crd.make(
-        encoder=network(0.0625),
+        encoder=STUDENT,
         tx=optax.sgd(0.1),
         views=(VIEW,),
         run=RUN._replace(previous=teacher),
         **settings,
     )
-    return method, jax.jit(method.init)(jax.random.key(2), BATCH)
+    return method
 
 
 @pytest.fixture(scope="module")
 def trained(teacher):
-    method, state = build(teacher)
+    method = build(teacher)
+    state = jax.jit(method.init)(jax.random.key(2), BATCH)
     after, metrics = updates(method)(state, BATCH, KEY)
     return method, state, after, metrics
 
@@ -63,7 +62,7 @@ def test_supervised_training_starts_at_chance_and_fits_a_batch(teacher):
     assert first["chance"] == pytest.approx(np.log(3), rel=1e-6)
     assert last["loss"] < 0.5 * first["loss"]
     with pytest.raises(ValueError, match="not a label of the data"):
-        supervised.make(encoder=network(), tx=optax.sgd(0.1), views=(VIEW,), run=RUN, label="place")
+        supervised.make(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,), run=RUN, label="place")
 
 
 def test_negatives_are_of_other_classes_and_keyed_by_id():
@@ -77,7 +76,7 @@ def test_negatives_are_of_other_classes_and_keyed_by_id():
     np.testing.assert_array_equal(drawn[:, 0], np.arange(32))
     for i, row in enumerate(drawn):
         assert set(row[1:]) == set(np.flatnonzero(LABELS != LABELS[i]))
-    alone = draw(jnp.array([7]), labels[7:8], 400, True)
+    alone = draw(jnp.full(32, 7), jnp.full(32, LABELS[7]), 400, True)
     np.testing.assert_array_equal(alone[0], drawn[7])
     relaxed = np.asarray(draw(jnp.arange(32), labels, 3, False))[:, 0]
     np.testing.assert_array_equal(LABELS[relaxed], LABELS)
@@ -102,7 +101,8 @@ def test_the_teacher_stays_and_the_banks_move_at_the_ids_of_the_batch(trained, t
 def test_the_teacher_s_embedding_learns_and_gives_the_student_no_gradient(teacher):
     """With the student's own term without gradient (its embedding fixed at zero), nothing of the
     teacher's term reaches its network."""
-    method, state = build(teacher, label_weight=0.0)
+    method = build(teacher, label_weight=0.0)
+    state = started(method, BATCH)
     still = jax.tree.map(jnp.zeros_like, state.params["student"])
     state = state.replace(params=state.params | {"student": still})
     after, _ = updates(method)(state, BATCH, KEY)
@@ -112,7 +112,8 @@ def test_the_teacher_s_embedding_learns_and_gives_the_student_no_gradient(teache
 
 
 def test_without_crd_it_is_knowledge_distillation(teacher):
-    method, state = build(teacher, kd_weight=0.5, crd_weight=0.0)
+    method = build(teacher, kd_weight=0.5, crd_weight=0.0)
+    state = started(method, BATCH)
     assert state.memory is None and set(state.params) == {"network"}
     _, metrics = updates(method)(state, BATCH, KEY)
     np.testing.assert_allclose(metrics["loss"], metrics["labels"] + 0.5 * metrics["kd"], rtol=1e-5)
@@ -126,7 +127,7 @@ def test_what_is_refused(teacher):
         (dict(views=(VIEW, VIEW)), "has 2"),
     ):
         settings = dict(
-            encoder=network(),
+            encoder=NETWORK,
             tx=optax.sgd(0.1),
             views=(VIEW,),
             run=RUN._replace(previous=teacher),

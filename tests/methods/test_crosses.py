@@ -19,6 +19,7 @@ from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import byol, clae, hcl, imix, invaspread, mochi, moco_v2, simclr_v1, temperature
 from cl_jax.training import configs, experiment
 from cl_jax.views import make as view
+from tests.small import started
 
 VIEW = view({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 RUN = Run(None, 8, 32, 4, 8, {"label": 3})
@@ -27,6 +28,10 @@ BATCH = {
     "id": np.arange(8, dtype=np.int32),
 }
 KEY = jax.random.key(3)
+ROWS = {
+    "row": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32),
+    "id": np.arange(8, dtype=np.int32),
+}
 METHODS = [module.name for module in pkgutil.iter_modules(cl_jax.methods.__path__)]
 NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
 BASES = {
@@ -39,6 +44,30 @@ BASES = {
 def parts(name):
     module, settings = BASES[name]
     return module.parts(encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, **settings)
+
+
+def of_rows(make, noise=0.5, **settings):
+    """Parts over rows of a table: for what an encoder of images, which is slower, says no more."""
+    return make(
+        encoder=mlp.make(widths=(6,), out_dim=4),
+        tx=optax.sgd(0.1),
+        views=(view({"kind": "row", "noise": noise}),) * 2,
+        run=RUN,
+        out_dim=8,
+        **settings,
+    )
+
+
+def pair(queue=0):
+    """Unit queries and keys of 8 examples, and rows of a queue."""
+    rows = np.random.default_rng(0).normal(size=(16 + queue, 8)).astype(np.float32)
+    q, k, negatives = np.split(rows / np.linalg.norm(rows, axis=1, keepdims=True), (8, 16))
+    return Pairs(q, k, negatives if queue else None)
+
+
+def contrasts(*made):
+    """The value of a pair or pairs in the loss of each, compiled together."""
+    return jax.jit(lambda *pairs: [one.contrast(pairs, None, BATCH, KEY)[0] for one in made])
 
 
 def has_parts(method):
@@ -125,30 +154,22 @@ def test_only_the_query_is_mixed_and_the_loss_draws_the_same_mixture(kind):
 
 def test_rows_are_mixed_and_kind_none_mixes_nothing():
     """Over rows of a table; with "none" both inputs and labels stay as they are."""
-    rows = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
-    batch = {"row": rows, "id": np.arange(8, dtype=np.int32)}
-    base = simclr_v1.parts(
-        encoder=mlp.make(widths=(6,), out_dim=4),
-        tx=optax.sgd(0.1),
-        views=(view({"kind": "row"}),) * 2,
-        run=RUN,
-        out_dim=8,
-    )
-    mixed, clean = jax.jit(imix.make(base=base, run=RUN).views)(batch, KEY)
-    np.testing.assert_array_equal(clean, rows)
-    assert np.abs(np.asarray(mixed) - rows).max() > 0.1
-    made = imix.make(base=base, run=RUN, kind="none")
-    np.testing.assert_array_equal(made.views(batch, KEY)[0], rows)
-    state = jax.jit(from_parts(made).init)(jax.random.key(0), batch)
+    base = of_rows(simclr_v1.parts, noise=0.0)
+    rows = ROWS["row"]
+    crossed, made = (imix.make(base=base, run=RUN, **given) for given in ({}, {"kind": "none"}))
+    pairs = (pair(),)
 
     @jax.jit
-    def values(params):
-        outputs, *_ = base.embed(params, state.stats, None, (rows, rows), KEY)
-        pairs = base.pairs(outputs, None)
+    def values(batch):
         plain = losses.mixing.imix_n_pair(*pairs[0][:2], temperature=base.temperature)
-        return made.contrast(pairs, params, batch, KEY)[0], plain
+        views = crossed.views(batch, KEY), made.views(batch, KEY)
+        return views, made.contrast(pairs, None, batch, KEY)[0], plain
 
-    np.testing.assert_allclose(*values(state.params), rtol=1e-6)
+    ((mixed, clean), (same, _)), value, plain = values(ROWS)
+    np.testing.assert_array_equal(clean, rows)
+    assert np.abs(np.asarray(mixed) - rows).max() > 0.1
+    np.testing.assert_array_equal(same, rows)
+    np.testing.assert_allclose(value, plain, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +190,9 @@ def test_tables_and_recordings_over_every_base_from_a_config(text):
 def test_easy_hcl_is_nt_xent():
     base = parts("simclr")
     made = hcl.make(base=base, run=RUN, estimator="easy", temperature=base.temperature)
-    _, _, values = step(made)
-    _, _, plain = step(base)
-    np.testing.assert_allclose(2 * values["loss"], plain["loss"], rtol=2e-5)
+    value, plain = contrasts(made, base)(pair())
+    np.testing.assert_allclose(2 * value, plain, rtol=2e-5)
+    assert made._replace(contrast=base.contrast) == base
     with pytest.raises(ValueError, match="has a queue"):
         traced(hcl.make(base=parts("moco"), run=RUN))
 
@@ -190,33 +211,32 @@ def test_mochi_without_mixtures_is_moco_and_mixtures_make_it_harder():
 
 def test_mochi_contrasts_both_directions_of_a_symmetric_base():
     """Both losses, as the base adds them; the mixtures of the second are draws of their own."""
-    settings = dict(out_dim=8, queue_size=24, shuffle=False, symmetric=True)
-    base = moco_v2.parts(
-        encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW, VIEW), run=RUN, **settings
-    )
+    base = of_rows(moco_v2.parts, queue_size=24, shuffle=False, symmetric=True)
     made = mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3)
-    q, k, queue = (
-        losses.unit(np.random.default_rng(i).normal(size=(n, 8))) for i, n in enumerate((8, 8, 24))
-    )
-    one, other = Pairs(q, k, queue), Pairs(k, q, queue)
+    one = pair(queue=24)
+    other = one._replace(q=one.k, k=one.q)
 
     @jax.jit
-    def values(*pairs):
-        value, metrics = made.contrast(pairs, None, BATCH, KEY)
-        return value, metrics["chance"]
+    def values(one, other):
+        # The first of a sum is the loss of it alone: its key is that of the step.
+        several = ((one,), (one, other), (one, one))
+        return [made.contrast(pairs, None, BATCH, KEY) for pairs in several]
 
-    alone, chance = values(one)
-    assert float(values(one, other)[0]) > float(alone) + 1
-    np.testing.assert_allclose(values(one, other)[1], 2 * chance, rtol=1e-6)
-    twice = float(values(one, one)[0])
+    (alone, both, twice), metrics = zip(*values(one, other))
+    assert float(both) > float(alone) + 1
+    np.testing.assert_allclose(metrics[1]["chance"], 2 * metrics[0]["chance"], rtol=1e-6)
     assert abs(twice / 2 - float(alone)) < 0.2 and twice != 2 * float(alone)
 
 
-def test_the_queue_of_a_cross_is_that_of_its_base():
+def test_every_part_of_a_cross_but_the_loss_is_that_of_its_base():
+    """The queue too."""
     base = parts("moco")
-    _, plain, _ = step(base)
-    _, after, _ = step(mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3))
-    np.testing.assert_array_equal(after.memory.rows, plain.memory.rows)
+    for made in (
+        mochi.make(base=base, run=RUN, num_hard=4, num_pairs=6, num_query=3),
+        temperature.make(base=base, run=RUN),
+    ):
+        assert made.contrast is not base.contrast
+        assert made._replace(contrast=base.contrast) == base
 
 
 @pytest.mark.slow
@@ -237,27 +257,21 @@ def test_losses_of_the_temperature_study():
         temperature.make(base=base, run=RUN, loss="hrad")
 
 
-@pytest.mark.parametrize(
-    "loss", [pytest.param("contrastive", marks=pytest.mark.slow), "hard_simple"]
-)
-def test_the_temperature_study_over_a_queue_meets_batch_and_queue(loss):
-    base = parts("moco")
-    made = temperature.make(base=base, run=RUN, loss=loss, num_hard=31, temperature=0.3)
-    state, _, values = step(made)
-
-    @jax.jit
-    def rows(state, key):
-        inputs = base.views(BATCH, key)
-        outputs, *_ = base.embed(state.params, state.stats, state.target, inputs, key)
-        return base.pairs(outputs, state.memory)[0][:3]
-
-    q, k, queue = (np.asarray(x, np.float64) for x in rows(state, KEY))
+def test_the_temperature_study_over_a_queue_meets_batch_and_queue():
+    base, given = parts("moco"), pair(queue=24)
+    names = ("contrastive", "hard_simple")  # all 31 negatives are kept
+    made = [
+        temperature.make(base=base, run=RUN, loss=loss, num_hard=31, temperature=0.3)
+        for loss in names
+    ]
+    q, k, queue = (np.asarray(x, np.float64) for x in given[:3])
     similarity = q @ np.concatenate([k, queue]).T
     own, rows = similarity[np.arange(8), np.arange(8)], similarity / 0.3
-    expected = (np.log(np.exp(rows).sum(1)) - own / 0.3).mean()
-    if loss == "hard_simple":  # all 31 negatives are kept
-        expected = ((similarity.sum(1) - own) / 31 - own).mean()
-    np.testing.assert_allclose(values["loss"], expected, rtol=1e-4, atol=1e-5)
+    expected = [
+        (np.log(np.exp(rows).sum(1)) - own / 0.3).mean(),
+        ((similarity.sum(1) - own) / 31 - own).mean(),
+    ]
+    np.testing.assert_allclose(contrasts(*made)(given), expected, rtol=1e-4, atol=1e-5)
 
 
 def clae_step(base=None, **settings):
@@ -267,25 +281,32 @@ def clae_step(base=None, **settings):
 
 def test_clae_adds_the_loss_of_a_view_moved_against_it():
     """The moved view is one step of epsilon away, raises the loss, and is one more positive."""
-    base = parts("simclr")
-    made, state, _, values = clae_step(base, epsilon=0.05, weight=0.5)
-    _, _, plain = step(base)
-    np.testing.assert_allclose(values["clean"], plain["loss"], rtol=2e-5)
+    base = of_rows(simclr_v1.parts)
+    made = clae.make(base=base, run=RUN, epsilon=0.05, weight=0.5)
+    method = from_parts(made)
+    state = started(method, ROWS)
+
+    @jax.jit
+    def found(state, batch):
+        _, values = method.update(state, batch, KEY)
+        first, second, moved = views = made.views(made.rest["prepare"](state, batch, KEY), KEY)
+        own = clae.replaced(state.params["clean"], state.params["adversarial"])
+
+        def loss(params, passes):
+            z = [base.embed(params, state.stats, None, views, KEY)[0] for views in passes]
+            return base.contrast(base.pairs(jnp.concatenate(z, 1), None), params, batch, KEY)[0]
+
+        plain = loss(state.params["clean"], [[first, second]])
+        return values, views, plain, [loss(own, [[first], [x]]) for x in (first, moved)]
+
+    values, (first, second, moved), plain, (still, against) = found(state, ROWS)
+    np.testing.assert_allclose(values["clean"], plain, rtol=2e-5)
     np.testing.assert_allclose(
         values["loss"], values["clean"] + 0.5 * values["adversarial"], rtol=1e-6
     )
-    batch = jax.jit(made.rest["prepare"])(state, BATCH, KEY)
-    first, second, moved = jax.jit(made.views)(batch, KEY)
     np.testing.assert_allclose(np.abs(moved - first).max(), 0.05, rtol=1e-5)
-    own = clae.replaced(state.params["clean"], state.params["adversarial"])
-
-    @jax.jit
-    def against(x):
-        z = [base.embed(own, state.stats, None, [view], KEY)[0] for view in (first, x)]
-        return base.contrast(base.pairs(jnp.concatenate(z, 1), None), own, BATCH, KEY)[0]
-
-    assert against(moved) > against(first) + 1e-3
-    assert jax.eval_shape(made.views, BATCH, KEY)[0].shape == second.shape
+    assert against > still + 1e-3
+    assert jax.eval_shape(made.views, ROWS, KEY)[0].shape == second.shape
 
 
 @pytest.mark.slow

@@ -12,17 +12,17 @@ from cl_jax.cluster.whitening import pca_whiten
 from cl_jax.core.method import Run
 from cl_jax.data.batches import balanced_order
 from cl_jax.encoders.alexnet import AlexNet
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import deepcluster
 from cl_jax.training import optim
 from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
+from tests.small import Pixels
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),)
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES[3:11], "id": np.arange(3, 11, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
+NETWORK = Pixels(norm=True)
 
 
 def build(**settings):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import deepcluster_v2
 from cl_jax.training import optim
 from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
-from tests.small import updates
+from tests.small import Pixels, updates
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),) * 3
@@ -25,7 +24,7 @@ COUNTS = (4, 5, 5)
 def build(**settings):
     settings = {"num_prototypes": COUNTS, "hidden_dim": 16, "out_dim": 8} | settings
     return deepcluster_v2.make(
-        encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
+        encoder=Pixels(),
         tx=optim.sgd(0.1),
         views=VIEWS,
         run=RUN,

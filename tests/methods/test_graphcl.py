@@ -16,6 +16,7 @@ from cl_jax.data.source import labels_of
 from cl_jax.encoders import gin
 from cl_jax.methods import graphcl, hcl
 from cl_jax.views import graph
+from tests import small
 
 DATA = motifs.make(train_size=16, test_size=4).train
 RUN = Run(None, 6, 16, 2, 4, dict(DATA.sizes))
@@ -33,7 +34,7 @@ def build(**settings):
 @pytest.fixture(scope="module")
 def started():
     method = build()
-    return method, jax.jit(method.init)(jax.random.key(0), BATCH)
+    return method, small.started(method, BATCH)
 
 
 def test_the_loss_is_that_of_the_paper(started):
@@ -78,11 +79,10 @@ def test_the_embedding_is_the_encoder_s_and_does_not_depend_on_company(started):
     np.testing.assert_allclose(encode(state, alone)["h"][4], found["h"][2], rtol=1e-4, atol=1e-4)
 
 
-def test_graphs_without_edges_are_trained_on():
+def test_graphs_without_edges_are_trained_on(started):
     batch = {"node": BATCH["node"].copy(), "edge": np.full_like(BATCH["edge"], -1), "id": IDS}
     batch["node"][0, 1:] = 0
-    method = build()
-    state = jax.jit(method.init)(jax.random.key(0), batch)
+    method, state = started
     after, metrics = jax.jit(method.update)(state, batch, jax.random.key(1))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.params, metrics)))
 

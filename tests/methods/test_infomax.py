@@ -9,10 +9,10 @@ import pytest
 
 from cl_jax.core.method import Run
 from cl_jax.encoders import conv
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.heads.context import RowContext
 from cl_jax.methods import cpc, dim
 from cl_jax.views import make as recipe
+from tests.small import Pixels, started
 
 RUN = Run(None, 4, 32, 8, 8, {"label": 8})
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
@@ -98,7 +98,7 @@ def test_facing_turns_the_direction_downwards(direction):
 
 
 CPC = dict(
-    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
+    encoder=Pixels(width=8),
     tx=optax.sgd(0.1),
     views=(WHOLE,),
     run=RUN,
@@ -112,7 +112,7 @@ CPC = dict(
 
 def test_cpc_step_and_errors():
     method = cpc.make(offsets=(1, 2), directions=("down", "left"), **CPC)
-    _, state, metrics = step(method)
+    state, metrics = jax.jit(method.update)(started(method, BATCH), BATCH, jax.random.key(1))
     np.testing.assert_allclose(metrics["chance"], np.log(4 * 9), rtol=1e-6)
     assert (
         abs(metrics["loss"] - metrics["chance"]) < 0.5

@@ -1,23 +1,24 @@
 """What is each method's own: InstDisc's bank and normaliser, InvaSpread's one-sided gradient."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import nce
 from cl_jax.methods import instdisc, invaspread
 from cl_jax.views import make as recipe
-from tests.small import updates
+from tests.small import Pixels, started, updates
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 IDS = np.array([3, 1, 4, 15, 9, 2, 6, 5], np.int32)
 BATCH = {"image": IMAGES, "id": IDS}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
+NETWORK = Pixels()
 
 
 def build(**settings):
@@ -29,7 +30,14 @@ def build(**settings):
         out_dim=8,
         **{"num_negatives": 5, "momentum": 0.7, **settings},
     )
-    return jax.jit(method.init)(jax.random.key(0), BATCH), updates(method)
+    return started(method, BATCH), updates(method)
+
+
+@functools.cache
+def plain():
+    """A State, and what a step against the whole bank makes of it."""
+    state, update = build(loss="full_softmax")
+    return state, *update(state, BATCH, jax.random.key(1))
 
 
 def test_only_the_rows_of_the_batch_move_and_z_stays_that_of_the_first():
@@ -49,8 +57,7 @@ def test_only_the_rows_of_the_batch_move_and_z_stays_that_of_the_first():
 def test_a_row_moves_to_the_feature_of_this_step():
     """0.7 of the old row and 0.3 of the feature, normalised: so the feature lies in the plane of
     the two."""
-    state, update = build(loss="full_softmax")
-    after, _ = update(state, BATCH, jax.random.key(1))
+    state, after, _ = plain()
     assert after.memory.normalizer is None
     old, new = np.asarray(state.memory.rows.rows[IDS]), np.asarray(after.memory.rows.rows[IDS])
     # scale * new - 0.7 old = 0.3 feature with a feature of norm 1: the quadratic's positive root
@@ -74,19 +81,17 @@ def test_chance_of_nce_by_counting():
 
 
 def test_the_proximal_term_adds_its_weight():
-    state, update = build(loss="full_softmax")
-    _, plain = update(state, BATCH, jax.random.key(1))
+    _, _, without = plain()
     state, update = build(loss="full_softmax", proximal_weight=0.5)
     _, held = update(state, BATCH, jax.random.key(1))
-    np.testing.assert_allclose(held["loss"], plain["loss"] + 0.5 * held["proximal"], rtol=1e-5)
+    np.testing.assert_allclose(held["loss"], without["loss"] + 0.5 * held["proximal"], rtol=1e-5)
 
 
 def test_invaspread_chance_and_errors():
     method = invaspread.make(
         encoder=NETWORK, tx=optax.sgd(0.1), views=(VIEW,) * 2, run=RUN, out_dim=8, temperature=1e6
     )
-    state = jax.jit(method.init)(jax.random.key(0), BATCH)
-    _, metrics = jax.jit(method.update)(state, BATCH, jax.random.key(1))
+    _, metrics = jax.jit(method.update)(started(method, BATCH), BATCH, jax.random.key(1))
     np.testing.assert_allclose(metrics["loss"], metrics["chance"], rtol=1e-4)
     for settings, text in (
         (dict(loss="bce"), "expected one of nce"),

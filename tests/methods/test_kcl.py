@@ -7,17 +7,17 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.memory import queue as queues
 from cl_jax.methods import kcl
 from cl_jax.views import make as recipe
+from tests.small import Pixels
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, -1], np.int32)
 BATCH = {"image": IMAGES, "label": LABELS, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False, splits=2)
+NETWORK = Pixels()
 
 
 def build(**settings):
@@ -53,16 +53,26 @@ def test_a_query_has_as_many_positives_in_a_frequent_class_as_in_a_rare_one(two_
     np.testing.assert_allclose(after["positives"], 1 + (5 * 3 + 2 * 2) / 8)
 
 
-def test_the_arms_of_the_study_are_counts_of_positives(two_steps):
+def test_the_arms_of_the_study_are_counts_of_positives(two_steps, monkeypatch):
     """With none the loss is MoCo's."""
     _, one, *_ = two_steps
-    counts = {}
-    for count in (0, None):
-        method = build(num_positives=count)
-        counts[count] = jax.jit(method.update)(one, BATCH, jax.random.key(2))[1]
-    assert counts[0]["positives"] == 1
-    np.testing.assert_allclose(counts[None]["positives"], 1 + (5 * 5 + 2 * 2) / 8)
-    assert jnp.isfinite(counts[0]["loss"]) and counts[0]["loss"] != counts[None]["loss"]
+    monkeypatch.setattr(kcl, "from_loss", lambda **given: given)
+    rows = np.random.default_rng(0).normal(size=(2, 8, 8)).astype(np.float32)
+    q, k = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+
+    @jax.jit
+    def found(memory):
+        losses = [build(num_positives=count)["loss"] for count in (0, None)]
+        key = jax.random.key(2)
+        return [loss({"q": q, "k": k}, None, memory, BATCH, key) for loss in losses]
+
+    (value, none), (other, every) = found(one.memory)
+    assert none.metrics["positives"] == 1
+    np.testing.assert_allclose(every.metrics["positives"], 1 + (5 * 5 + 2 * 2) / 8)
+    logits = np.c_[(q * k).sum(1), q @ one.memory.rows["key"].T] / 0.07
+    moco = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
+    np.testing.assert_allclose(value, moco, rtol=1e-5)
+    assert other != value
 
 
 @pytest.mark.parametrize("summation", ["outside", "inside"])
@@ -73,7 +83,7 @@ def test_chance_is_the_loss_of_equal_similarities(summation, monkeypatch):
     rows = {"key": jnp.tile(jnp.eye(8)[:1], (12, 1)), "label": labels}
     memory = queues.init(jax.random.key(0), 12, 8)._replace(rows=rows)
     outputs = {"q": rows["key"][:8], "k": rows["key"][:8]}
-    value, aux = loss(outputs, None, memory, BATCH, jax.random.key(1))
+    value, aux = jax.jit(loss)(outputs, None, memory, BATCH, jax.random.key(1))
     positives = 1 + np.array([2, 2, 2, 2, 2, 1, 1, 0])
     np.testing.assert_allclose(aux.metrics["positives"], positives.mean(), rtol=1e-6)
     np.testing.assert_allclose(value, aux.metrics["chance"], rtol=1e-5)

@@ -11,6 +11,7 @@ from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import ibot, mae
 from cl_jax.training import configs
 from cl_jax.views import make as recipe
+from tests.small import started
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
@@ -70,7 +71,7 @@ def test_a_masked_autoencoder_learns_and_its_features_see_the_whole_image(form, 
 
 def test_maes_mask_is_of_the_example_whatever_its_place():
     method = autoencoder()
-    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    state = started(method, BATCH)
     loss = jax.jit(lambda batch: method.update(state, batch, KEY)[1]["loss"])
     order = np.array([3, 1, 2, 0, 7, 6, 5, 4])
     np.testing.assert_allclose(
@@ -129,7 +130,8 @@ def test_a_head_for_the_patches_of_their_own():
 def test_batch_norm_in_the_head_keeps_statistics_of_student_and_teacher():
     assert not jax.eval_shape(student().init, KEY, BATCH).stats
     method = student(views=2, head_norm=True, mask_probability=1.0, momentum=0.5)
-    first, after, metrics = stepped(method)
+    first = started(method, BATCH)
+    after, metrics = jax.jit(method.update)(first, BATCH, KEY)
     for old, new in ((first.stats, after.stats), (first.target.stats, after.target.stats)):
         moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (old, new)))]
         assert moved and min(moved) > 0

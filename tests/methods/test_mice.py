@@ -10,17 +10,17 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import clusters
 from cl_jax.methods import mice
 from cl_jax.training import configs, optim
 from cl_jax.views import make as recipe
+from tests.small import Pixels
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 3})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
+NETWORK = Pixels()
 
 
 def build(views=VIEWS, **settings):

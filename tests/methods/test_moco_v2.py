@@ -9,23 +9,23 @@ import pytest
 
 from cl_jax.core.method import Run
 from cl_jax.encoders import vit
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.losses import nce
 from cl_jax.methods import moco_v2
 from cl_jax.views import make as recipe
+from tests.small import Pixels, started
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(3, 11, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False, splits=2)
+NETWORK = Pixels(norm=True, splits=2)
 MOMENTUM = 0.9
 
 
 def build(**settings):
     settings = {"queue_size": 20, "momentum": MOMENTUM, "out_dim": 8, "head": "linear"} | settings
     method = moco_v2.make(encoder=NETWORK, tx=optax.sgd(0.5), views=VIEWS, run=RUN, **settings)
-    return method, jax.jit(method.init)(jax.random.key(0), BATCH), jax.jit(method.update)
+    return method, started(method, BATCH), jax.jit(method.update)
 
 
 def test_a_step_against_the_authors_order():

@@ -4,21 +4,22 @@ id."""
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import pcl
 from cl_jax.training.steps import refreshed
 from cl_jax.views import make as recipe
+from tests.small import Pixels, started
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 2})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8}),) * 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES[3:11], "id": np.arange(3, 11, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False, splits=2)
+NETWORK = Pixels()
 COUNTS = (12, 16)
 
 
@@ -87,12 +88,23 @@ def test_the_switch_needs_no_second_program(trained):
     assert update._cache_size() == 1
 
 
-def test_prototypes_are_those_of_the_ids(trained):
+def test_prototypes_are_those_of_the_ids():
     """Clusters of examples that are not in the batch change nothing but what may be drawn as a
-    negative."""
+    negative; before the first E-step there is no such loss."""
     method = build(num_negative_prototypes=0)
     update = jax.jit(method.update)
-    *_, after, _ = trained
+    state = started(method, BATCH)
+    rng, clusterings = np.random.default_rng(0), []
+    for found in state.memory.clusterings:
+        rows = rng.integers(0, 12, 32).astype(found.assignment.rows.dtype)
+        assignment = dataclasses.replace(found.assignment, rows=jnp.asarray(rows))
+        spread = jnp.full_like(found.concentration, 0.2)
+        clusterings.append(found._replace(assignment=assignment, concentration=spread))
+    state = state.replace(memory=state.memory._replace(clusterings=tuple(clusterings)))
+    _, metrics = update(state, BATCH, jax.random.key(1))
+    assert metrics["loss_proto"] == 0 and metrics["loss"] == metrics["loss_instance"]
+    active = jnp.ones_like(state.memory.active)
+    after = state.replace(memory=state.memory._replace(active=active))
 
     def loss_with(ids):
         def edit(found):

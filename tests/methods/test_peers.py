@@ -9,32 +9,31 @@ import pytest
 from cl_jax import losses
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import barlow, dcl, lejepa, nnclr, vicreg, wmse
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
+from tests.small import Pixels, started
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 SMALL = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
-SHARED = dict(encoder=NETWORK, tx=optax.sgd(0.1), run=RUN)
+SHARED = dict(encoder=Pixels(), tx=optax.sgd(0.1), run=RUN)
 WIDTHS = dict(hidden_dim=8, out_dim=4)
 TWO = (VIEW, VIEW)
 KEY = jax.random.key(1)
 
 
 def stepped(method):
-    first = jax.jit(method.init)(jax.random.key(0), BATCH)
+    first = started(method, BATCH)
     state, metrics = jax.jit(method.update)(first, BATCH, KEY)
     return first, state, metrics
 
 
 def projections(module, first, views=TWO, one_by_one=True, **head):
     """[V, B, D] of the first step, by the network of a method with params and stats of its own."""
-    network = module.Network(NETWORK, module.mlp.make(**head))
+    network = module.Network(Pixels(), module.mlp.make(**head))
     params, stats = first.params, first.stats
     if "network" in params:
         params, stats = params["network"], stats["network"]
@@ -130,7 +129,7 @@ def test_lejepa_has_one_mean_of_the_global_crops_and_the_steps_directions():
 
 def network_of_list(module, first, views, **head):
     """Views of equal size that follow each other pass together in LeJEPA, one by one in W-MSE."""
-    network = module.Network(NETWORK, module.mlp.make(hidden_dim=8, **head))
+    network = module.Network(Pixels(), module.mlp.make(hidden_dim=8, **head))
 
     @jax.jit
     def all_of(variables, batch, key):

@@ -9,22 +9,22 @@ from cl_jax import losses
 from cl_jax.core.method import Run
 from cl_jax.core.parts import Pairs
 from cl_jax.encoders import vit
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import byol, dino, moco_v3, simsiam
 from cl_jax.training import optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
+from tests.small import Pixels, started
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
+NETWORK = Pixels(norm=True)
 TRANSFORMER = vit.make(width=16, depth=2, heads=2, patch=4, image_size=8, drop_path=0.5)
 
 
 def stepped(method, steps=1):
-    state = first = jax.jit(method.init)(jax.random.key(0), BATCH)
+    state = first = started(method, BATCH)
     update = jax.jit(method.update)
     for step in range(steps):
         state, metrics = update(state, BATCH, jax.random.key(1 + step))
@@ -75,11 +75,11 @@ def test_simsiam_holds_the_predictors_rate_and_passes_views_one_by_one():
     assert moved(again.params["network"], two.params["network"]) == 0
     assert moved(again.params["predictor"], two.params["predictor"]) > 0
     # Two passes: from 0, the running mean is 0.09 of the first view's and 0.1 of the second's.
-    moments = jax.jit(
-        lambda state, key: [stem_mean(view, state) for view in draw((VIEW,) * 2, BATCH, key)]
-    )(first, jax.random.key(1))
+    kernel = first.params["network"]["encoder"]["Dense_0"]["kernel"]
+    views = jax.jit(lambda key: draw((VIEW,) * 2, BATCH, key))(jax.random.key(1))
+    moments = [np.mean(view[:, :4, :4].reshape(8, -1) @ kernel, axis=0) for view in views]
     np.testing.assert_allclose(
-        one.stats["network"]["encoder"]["stem_norm1"]["mean"],
+        one.stats["network"]["encoder"]["norm"]["mean"],
         0.09 * moments[0] + 0.1 * moments[1],
         atol=1e-5,
     )
@@ -119,14 +119,6 @@ def test_simsiams_deviation_of_channels_is_over_all_devices_and_0_at_a_collapse(
     assert simsiam.channel_std(np.ones((8, 2, 64), np.float32), None) < 1e-6
 
 
-def stem_mean(images, state):
-    kernel = state.params["network"]["encoder"]["stem_conv1"]["kernel"]
-    maps = jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return maps.mean((0, 1, 2))
-
-
 def test_moco_v3_target_moves_by_the_next_steps_momentum_and_owns_its_statistics():
     method = moco_v3.make(
         encoder=NETWORK,
@@ -162,7 +154,7 @@ def test_a_network_that_would_drop_paths_is_refused_where_none_are_drawn():
 
 
 @pytest.mark.parametrize(
-    "encoder", [NETWORK, pytest.param(TRANSFORMER, marks=pytest.mark.slow)], ids=["resnet", "vit"]
+    "encoder", [NETWORK, pytest.param(TRANSFORMER, marks=pytest.mark.slow)], ids=["pixels", "vit"]
 )
 def test_dino_step(encoder):
     small = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})

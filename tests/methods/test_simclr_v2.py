@@ -13,6 +13,7 @@ from cl_jax.methods import distill, finetune, simclr_v2
 from cl_jax.training import configs, optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
+from tests.small import started
 
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 4, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
@@ -70,7 +71,8 @@ def test_the_released_code_adds_the_two_directions():
 
 def test_keys_of_both_views_enter_the_queue():
     method = pretrained(queue_size=32, momentum=0.5)
-    first, after, metrics = one_step(method)
+    first = started(method, BATCH)
+    after, metrics = jax.jit(method.update)(first, BATCH, jax.random.key(1))
     changed = jnp.any(first.memory.rows != after.memory.rows, axis=1)
     assert int(changed.sum()) == 16 and method.negatives == 32 + 7
     np.testing.assert_allclose(jnp.linalg.norm(after.memory.rows[changed], axis=1), 1, rtol=1e-5)

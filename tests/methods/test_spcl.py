@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import spcl
 from cl_jax.views import make as recipe
+from tests.small import Pixels
 
 RUN = Run(None, 8, 24, 3, 6, {"label": 3, "label_source": 3})
 VIEWS = (recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0}),)
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
 OTHERS = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
 LABELS = (np.arange(24) % 3).astype(np.int32)
-NETWORK = ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False)
+NETWORK = Pixels(norm=True)
 
 
 def batch_of(ids):

@@ -1,5 +1,6 @@
 """Support sets: what a sentence is written from, the losses, gradients, errors."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from cl_jax.encoders import conv, gru, transformer
 from cl_jax.methods import support_set
 from cl_jax.training import configs, experiment, loop
 from cl_jax.views import clip, tokens
+from tests import small
 
 RUN = Run(None, 4, 16, 4, 8, {"tokens": 12})
 VIEWS = (
@@ -28,10 +30,20 @@ LATER = BATCH | {
     "id": np.array([2, 14, 5, 8], np.int32),
 }
 WORDS = dict(vocab_size=12, length=5, width=8, depth=1, heads=2, style="pre_norm", dropout=0.0)
+
+
+class Words(nn.Module):
+    """An encoder of sentences by the mean of their words."""
+
+    @nn.compact
+    def __call__(self, tokens, *, train, keys=None):
+        return {"h": nn.Embed(12, 6)(tokens).mean(1)}
+
+
 ENCODER = {
     "frame": conv.ConvNet([(4, 4, 4, 0, False)]),
     "time": gru.make(width=5),
-    "text": transformer.make(**WORDS),
+    "text": Words(),
     "decoder": transformer.make(**WORDS, causal=True, cross=True),
 }
 
@@ -164,7 +176,7 @@ def test_a_clip_of_the_same_film_is_left_out(started):
 def test_the_hardest_negative_takes_over_from_the_sum():
     """After a quarter of an epoch of four steps, in the value and in the chance level."""
     method = build(support="none", sum_epochs=0.25)
-    state = jax.jit(method.init)(jax.random.key(0), BATCH)
+    state = small.started(method, BATCH)
     update, embedded = jax.jit(method.update), embedder(method)
     for reduce, chance in ((np.sum, 1.2), (np.max, 0.4)):
         t, v = embedded(state, BATCH)

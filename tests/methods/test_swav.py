@@ -7,16 +7,16 @@ import optax
 import pytest
 
 from cl_jax.core.method import Run
-from cl_jax.encoders.resnet import ResNet
 from cl_jax.methods import swav
 from cl_jax.views import make as recipe
+from tests.small import Pixels
 
 RUN = Run(None, 8, 32, 4, 8, {"label": 8})
 VIEW = recipe({"name": "crop_flip", "crop": "none", "size": 8, "test_crop": 1.0})
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
 BATCH = {"image": IMAGES, "id": np.arange(8, dtype=np.int32)}
 SETTINGS = dict(
-    encoder=ResNet(blocks=(1,), width=0.125, stem="cifar", for_cpu=False),
+    encoder=Pixels(),
     tx=optax.sgd(0.1),
     views=(VIEW,) * 2,
     run=RUN,

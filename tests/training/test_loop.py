@@ -127,7 +127,11 @@ def test_a_run_and_what_it_leaves(config, tmp_path):
     for name in ("knn.png", "neighbours.png", "config.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert any((tmp_path / "tensorboard").iterdir())
-    loop.evaluate(tmp_path)
+    knn_alone = config.copy_and_resolve_references()
+    with knn_alone.unlocked():
+        knn_alone.evals.protocols = {"knn": knn_alone.evals.protocols.knn}
+        knn_alone.evals.baselines = False
+    loop.evaluate(tmp_path, knn_alone)
     assert json.loads((tmp_path / "eval.json").read_text())["knn/top1"] == results["knn/top1"]
 
 

@@ -14,7 +14,8 @@ import pytest
 from cl_jax.checks import verify
 from cl_jax.core import parallel
 from cl_jax.data import batches
-from cl_jax.training import stages
+from cl_jax.tools import train
+from cl_jax.training import loop, stages
 from tests import processes, small
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,19 @@ def test_a_wrong_cluster_would_be_found(one):
     assert not bounded(one, runner(None)).same()
 
 
+def test_the_first_line_names_the_process_and_its_devices(tmp_path, monkeypatch, capsys):
+    """As the second of two processes prints it; the next test starts both."""
+    monkeypatch.setattr(parallel, "join", lambda: None)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop, "stages", lambda *_: [])
+    assert train.main(["simclr_v1:debug", f"--workdir={tmp_path}/run", "--distributed"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("process 2 of 2, devices [CpuDevice(id=")
+    assert first.count("CpuDevice") == jax.local_device_count()
+
+
+@pytest.mark.slow
 def test_first_line_of_each_process_names_it_and_its_devices():
     """The config is refused after that, so that nothing is trained."""
     done = launched(

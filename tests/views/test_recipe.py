@@ -41,9 +41,11 @@ PIL_FAMILIES = {
     "dino-augglobal2": partial(presets.dino, "global2"),
     "dino-auglocal": partial(presets.dino, "local"),
 }
-# One file of each family always, all of them with -m slow: each is a program to compile.
+# One file of each family always, but for those whose operators are another one's in the same order
+# (test_published_numbers has their numbers), all with -m slow: each is a program to compile.
+ALIKE = {"instdisc-augimagenet", "simsiam-aug", "mocov3-aug1", "dino-augglobal1", "dino-auglocal"}
 PIL_FILES = [
-    pytest.param(path, id=path.stem, marks=pytest.mark.slow if index else ())
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if index or name in ALIKE else ())
     for name in PIL_FAMILIES
     for index, path in enumerate(sorted(DIRECTORY.glob(f"{name}-[0-9]*.npz")))
 ]
@@ -167,9 +169,21 @@ def test_views_follow_the_example_not_its_place():
     )
     order = RNG.permutation(16)
     np.testing.assert_array_equal(run(_keys(IDS[order]), IMAGES[order]), whole[order])
-    half = run(_keys(IDS[5:9]), IMAGES[5:9])  # another batch size: another program
-    np.testing.assert_allclose(half, whole[5:9], atol=1e-6)
     assert np.abs(whole - run(_keys(seed=6), IMAGES)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        dataclasses.replace(SMALL, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0),
+        pytest.param(SMALL, marks=pytest.mark.slow),
+    ],
+    ids=["crop and flip", "every operator"],
+)
+def test_views_do_not_depend_on_the_size_of_the_batch(made):
+    run = jax.jit(partial(recipe.apply, made))
+    half = run(_keys(IDS[5:9]), IMAGES[5:9])
+    np.testing.assert_allclose(half, run(_keys(), IMAGES)[5:9], atol=1e-6)
 
 
 @pytest.mark.slow
