@@ -1,6 +1,10 @@
 """Errors that a user can act on: a command prints their message as one sentence, without a
 traceback. Every other error keeps its traceback."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+
 
 class ConfigError(ValueError):
     """A mistake in what the user gave: a setting, a workdir, a file. The message says what was
@@ -14,6 +18,14 @@ class NotFoundError(ConfigError, FileNotFoundError):
 class WithoutEffect(ConfigError, UserWarning):
     """A setting that changes nothing. It is raised by `warnings.warn`: a warning where a run that
     an earlier version made is loaded or resumed, and an error where one begins."""
+
+
+@contextlib.contextmanager
+def of_another_run() -> Iterator[None]:
+    """No `WithoutEffect` within: the network is of a run that the new one starts from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WithoutEffect)
+        yield
 
 
 class SaveError(OSError):

@@ -46,11 +46,14 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a .safetensors file.
 
     Raises:
-      ValueError: no such file, a damaged one, or a type that NumPy does not have.
+      FileNotFoundError: no such file.
+      ValueError: a damaged one, or a type that NumPy does not have.
     """
     file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"{path} is not a file; expected weights in the safetensors format.")
+        raise FileNotFoundError(
+            f"{path} is not a file; expected weights in the safetensors format."
+        )
     data = file.read_bytes()
     try:
         (size,) = struct.unpack("<Q", data[:8])
@@ -87,13 +90,13 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
       The same tree of arrays.
 
     Raises:
-      ValueError: a file that is missing or damaged, a tensor that is missing, or of another shape
-        than the network's.
+      FileNotFoundError: one of the two is missing.
+      ValueError: a damaged file, a tensor that is missing, or of another shape than the network's.
     """
     root = user_path(folder)
     vocab = root / "vocab.txt"
     if not vocab.is_file():
-        raise ValueError(
+        raise FileNotFoundError(
             f"{folder} has no vocab.txt; expected the folder of a BERT, with vocab.txt and "
             "model.safetensors."
         )

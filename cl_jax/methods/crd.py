@@ -16,6 +16,7 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.clocks import PerVisit
+from cl_jax.core.errors import of_another_run
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
 from cl_jax.core.parallel import gather
@@ -125,7 +126,8 @@ def make(
             found = jax.eval_shape(
                 lambda: of_network(start["params"], start.get("batch_stats", {}), images, False)[0]
             )
-            taught = jax.eval_shape(lambda: taught_by(held[0], held[1], images))
+            with of_another_run():
+                taught = jax.eval_shape(lambda: taught_by(held[0], held[1], images))
             widths = {"student": found["h"].shape[-1], "teacher": taught["h"].shape[-1]}
             for name, head_key in zip(widths, keys):
                 params[name] = {

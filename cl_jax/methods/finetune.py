@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax import losses
+from cl_jax.core.errors import of_another_run
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
 from cl_jax.methods.distill import accuracy, check_labelled
 from cl_jax.views import View, keywords
@@ -67,9 +68,10 @@ def make(
 
     def variables(key: jax.Array, batch: Batch) -> Variables:
         params, stats = before.method.evaluated(before.state)
-        named = jax.eval_shape(
-            lambda: before.method.features(params, stats, views[0].clean(batch), False)[0]
-        )
+        with of_another_run():
+            named = jax.eval_shape(
+                lambda: before.method.features(params, stats, views[0].clean(batch), False)[0]
+            )
         if layer not in named:
             raise ValueError(
                 f"layer={layer!r} is not a feature of the previous stage; have "

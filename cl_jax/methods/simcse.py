@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from cl_jax.core.axis import total
+from cl_jax.core.errors import NotFoundError
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.encoders import bert_weights
@@ -106,7 +107,10 @@ def make(
         return Variables(network.init(key, views[0].clean(batch), True)["params"], {})
 
     def begin(state: State) -> State:
-        loaded = bert_weights.load(weights, state.params["encoder"])
+        try:
+            loaded = bert_weights.load(weights, state.params["encoder"])
+        except FileNotFoundError as error:
+            raise NotFoundError(f"method.weights={weights!r}: {error}") from None
         return dataclasses.replace(state, params=state.params | {"encoder": loaded})
 
     def drawn(batch: Batch, key: jax.Array) -> Any:

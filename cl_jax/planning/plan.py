@@ -102,7 +102,9 @@ def with_declared_data(config: ConfigDict, *, examples: int = 0, image_size: int
     changed.data = ConfigDict(
         dict(name="declared", train_size=size, test_size=test, image_size=side, num_classes=classes)
     )
-    if channels := section.get("channels"):  # a number for each of the pictures that are stacked
+    # Of pictures that are shown in several ways a number for each; three are its default.
+    channels = section.get("channels") or (3,) * len(section.get("shown", ()))
+    if channels:
         changed.data.channels = sum(channels) if isinstance(channels, tuple | list) else channels
     for key in ("validation", "fraction", "imbalance"):
         if section.get(key) is not None:

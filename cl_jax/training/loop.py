@@ -332,7 +332,7 @@ class Training:
     def _baselines(self, started: Start) -> dict[str, float]:
         try:
             state = dataclasses.replace(start_state(started, self.config), opt=None)
-        except NotFoundError as error:  # a resumed run needs the file of `init_from` for this alone
+        except NotFoundError as error:  # a resumed run needs the files it began from for this alone
             self.log.say(f"without the figures of the untrained network: {error}")
             return {}
         return self.evaluation.baselines(state)

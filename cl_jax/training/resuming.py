@@ -45,9 +45,9 @@ NOTED = (
     "stage_order",
     "stages",
 )
-# Files that may lie elsewhere, and may neither come nor go: one that a run started from, its test
+# Files that may lie elsewhere, and may neither come nor go: those that a run started from, its test
 # part, and its tokenizer, of which `learnt.json` says whether it is the same.
-MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from")
+MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from", "method.weights")
 
 
 class Leeway(NamedTuple):

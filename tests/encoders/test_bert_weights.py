@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from cl_jax.core.errors import NotFoundError
 from cl_jax.core.method import Run
 from cl_jax.data import wordpiece
 from cl_jax.encoders import bert_weights, transformer
@@ -129,6 +130,8 @@ def test_simcse_starts_from_the_weights(tmp_path):
     assert set(started) == {"encoder", "sentence_head"}
     shutil.rmtree(tmp_path)  # a State is restored without the files
     jax.eval_shape(method.init, jax.random.key(0), batch)
+    with pytest.raises(NotFoundError, match=r"method\.weights='.*has no vocab\.txt"):
+        method.begin(state)
 
 
 def test_half_precision_is_read(tmp_path):
@@ -145,7 +148,7 @@ def test_half_precision_is_read(tmp_path):
 
 def test_errors_say_what_was_expected(tmp_path):
     params = _params()[1]
-    with pytest.raises(ValueError, match="no vocab"):
+    with pytest.raises(FileNotFoundError, match="no vocab"):
         bert_weights.load(tmp_path, params)
     _write(tmp_path, _tensors())
     for settings, message in (
@@ -165,5 +168,5 @@ def test_errors_say_what_was_expected(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         bert_weights.read(file)
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(FileNotFoundError, match="is not a file"):
         bert_weights.read(tmp_path / "none")

@@ -64,8 +64,9 @@ def test_the_attention_that_is_returned_is_the_one_that_is_used():
     v = qkv[:, :, 2]
     weights = np.asarray(inner["__call__"][0][1])
     mixed = np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(4, 5, 16)
-    kernel = variables["params"]["block1"]["projection"]["kernel"]
-    np.testing.assert_allclose(mixed @ kernel, inner["projection"]["__call__"][0], atol=1e-5)
+    layer = variables["params"]["block1"]["projection"]
+    expected = mixed @ layer["kernel"] + layer["bias"][None, None]
+    np.testing.assert_allclose(expected, inner["projection"]["__call__"][0], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """What is SupCon's own: labels and their absence, the scale of the loss, and the classifier on the
 frozen network."""
 
+import dataclasses
+import warnings
+
 import jax
 import numpy as np
 import pytest
 
+from cl_jax.core.errors import WithoutEffect
 from cl_jax.core.method import Run, Stage
 from cl_jax.methods import finetune, supcon
 from cl_jax.training import optim
@@ -70,6 +74,19 @@ def test_the_frozen_network_is_the_state_s_target(trained):
     np.testing.assert_allclose(
         named["logits"], named["h"] @ classifier["kernel"] + classifier["bias"][None], atol=1e-5
     )
+
+
+def test_a_stage_begins_from_a_network_with_a_setting_without_effect(trained):
+    """Warnings are errors where a run begins, but this is one of the run before."""
+    before, _, after, *_ = trained
+
+    def features(*arguments):
+        warnings.warn(WithoutEffect("drop_path=0.1"), stacklevel=1)
+        return before.features(*arguments)
+
+    run = RUN._replace(previous=Stage(dataclasses.replace(before, features=features), after))
+    method = finetune.make(encoder=NETWORK, tx=optim.sgd(1.0), views=(VIEW,), run=run)
+    assert jax.eval_shape(method.init, jax.random.key(0), BATCH).params["classifier"]
 
 
 def test_errors():

@@ -118,6 +118,8 @@ def test_declared_sizes_stand_for_absent_data():
     with config.data.ignore_type():
         config.data.channels = (3, 1)
     assert plan.with_declared_data(config).data.channels == 4
+    config.data.channels, config.data.shown = (), ("rgb", "depth")
+    assert plan.with_declared_data(config).data.channels == 6
     config.data.dataset = "unheard_of"
     with pytest.raises(ValueError, match="give --examples"):
         plan.with_declared_data(config)

@@ -49,6 +49,8 @@ CHANGES = (
     ({"data": {"name": "packed", "path": "/scratch/job1/set", "test_path": "/more"}}, False),
     ({"init_from": "/scratch/job2/net.pth"}, True),
     ({"init_from": ""}, False),
+    ({"method": {"weights": "/scratch/job2/bert"}}, True),
+    ({"method": {"weights": ""}}, False),
 )
 
 
@@ -63,6 +65,7 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         "data": {"name": "packed", "path": "/scratch/job1/set"},
         "optimizer": {"rate": float("nan")},
         "init_from": "/scratch/job1/net.pth",
+        "method": {"weights": "/scratch/job1/bert"},
     }
     leeway = resuming.Leeway({"optimizer.momentum": 0.9, "optimizer.betas": (0.5, 1.0)})
     assert resuming.check_config(tmp_path, base, leeway) == []
