@@ -326,6 +326,7 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
 
     from cl_jax.planning.devices import peak_flops
     from cl_jax.training import experiment
+    from cl_jax.training.steps import step_of
 
     devices = len(jax.devices())
     config, stored = config_of(
@@ -345,9 +346,9 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     host = built._replace(
         data=built.data._replace(train=dataclasses.replace(built.data.train, arrays=None))
     )
-    run, steps = stepping(built, config, copies[0], count)
+    run, _ = stepping(built, config, copies[0], count)
     from_host, waiting = stepping(host, config, copies[1], count)
-    parts, flops, floor = programmes(config, built, state, steps.update)
+    parts, flops, floor = programmes(config, built, state, step_of(built.method, config).update)
     runs = parts | {"step": run, "step, from the host": from_host}
     found = peer(config, images, args.dtype, count) if devices == 1 and not args.no_peer else None
     if found:
