@@ -20,8 +20,8 @@ def check_no_drop_path(encoder: nn.Module) -> None:
     nothing. The trainer begins no run with it (`core.errors.WithoutEffect`)."""
     rate = getattr(encoder, "drop_path", 0)
     if rate:
-        told = f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
-        warnings.warn(WithoutEffect(told), stacklevel=2)
+        message = f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
+        warnings.warn(WithoutEffect(message), stacklevel=2)
 
 
 class Network(nn.Module):

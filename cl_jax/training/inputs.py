@@ -132,7 +132,7 @@ def _other_data(path: str, known: Known) -> Source:
         section.pop(key, None)
     stops = keywords.get("on_error")
     if stops is not None and section.get("on_error", stops.default) == "raise":
-        section["on_error"] = "skip"  # as of images: what cannot be read is told and has no row
+        section["on_error"] = "skip"  # as for images: a warning names what has no row
     learnt = fingerprint.learnt(Path(known.workdir))
     # A run that kept nothing: a source that may have a test part of its own learns from the
     # training part once more; one outside the package that takes nothing back reads the other file
