@@ -45,9 +45,10 @@ NOTED = (
     "stage_order",
     "stages",
 )
-# Files that may lie elsewhere, and may neither come nor go: those that a run started from, its test
-# part, and its tokenizer, of which `learnt.json` says whether it is the same.
-MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from", "method.weights")
+# Files that may lie elsewhere, and may neither come nor go: one that a run started from, its test
+# part, and its tokenizer, of which `learnt.json` says whether it is the same. Beside them those of
+# `Leeway.movable`.
+MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from")
 
 
 class Leeway(NamedTuple):
@@ -56,10 +57,12 @@ class Leeway(NamedTuple):
     defaults: {"section.key": value} that a key has where a config does not list it. Then a key that
       a later version added is the same as its absence in an older run.
     free: keys that only evaluators read.
+    movable: as `MOVABLE`, keys that a factory annotates so (`core.annotations.Movable`).
     """
 
     defaults: Mapping[str, Any] = MappingProxyType({})
     free: Sequence[str] = ()
+    movable: Sequence[str] = ()
 
 
 _EXACT = Leeway()
@@ -76,8 +79,8 @@ def check_config(
       leeway: how it may differ.
 
     Returns:
-      Lines that name other differences: `NOTED`, `MOVABLE`, `leeway.free` and settings of the
-      optimiser without effect.
+      Lines that name other differences: `NOTED`, `MOVABLE`, those of the leeway, and settings of
+      the optimiser without effect.
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -144,7 +147,7 @@ def differences(
         may = (
             new
             or any(plain == name or plain.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
-            or (plain in MOVABLE and bool(then.get(key)) and bool(now.get(key)))
+            or (plain in (*MOVABLE, *leeway.movable) and bool(then.get(key)) and bool(now.get(key)))
             or all(key in idle for listed, idle in sides if key in listed)
         )
         (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
