@@ -1,6 +1,6 @@
 """What a factory says of a setting beyond its type, beside the setting:
 
-    def make(*, weights: Movable[str] = ""): ...
+def make(*, weights: Movable[str] = ""): ...
 """
 
 import inspect
@@ -23,7 +23,8 @@ def marked(make: Callable[..., Any], mark: str) -> list[str]:
     """The keywords of a factory whose annotation, or a part of it, is `Annotated[..., mark]`."""
 
     def has(annotation: Any) -> bool:
-        return mark in getattr(annotation, "__metadata__", ()) or any(map(has, get_args(annotation)))
+        given = getattr(annotation, "__metadata__", ())
+        return mark in given or any(map(has, get_args(annotation)))
 
     try:
         hints = get_type_hints(make, include_extras=True)

@@ -20,6 +20,7 @@ from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
+from cl_jax.training import checkpoint, configs
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
@@ -180,6 +181,24 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
             "it back; or remove it and give the command that trained the run once more, where its "
             "training data are as they were."
         ) from None
+    return found
+
+
+def with_learnt_files(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config to build the run in a workdir by: where it has a checkpoint and a file
+    `data.NAME_path` is gone, the run's `learnt.json` in its place, if that holds NAME, what the
+    source read of the file.
+
+    Raises:
+      ConfigError: `learnt.json` is damaged.
+    """
+    named = {key.removesuffix("_path"): key for key in config.data if key.endswith("_path")}
+    if not (named and checkpoint.are_in(workdir)):
+        return config
+    found, held = ConfigDict(configs.plain(config)), learnt(workdir) or {}
+    for key in (named[name] for name in held if name in named):
+        if found.data[key] and not user_path(found.data[key]).exists():
+            found.data[key] = str(workdir / LEARNT)
     return found
 
 
@@ -349,9 +368,7 @@ def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 
 def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     path = workdir / FILE
-    saved = any(
-        found.name.isdigit() for name in ("last", "best") for found in (workdir / name).glob("*")
-    )
+    saved = checkpoint.are_in(workdir)
     recorded, then, changed = None, now, list[str]()
     if saved and path.exists():
         try:

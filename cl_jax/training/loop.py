@@ -83,7 +83,8 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
-    built = build(config, previous_stage(config, workdir))
+    there = fingerprint.with_learnt_files(config, workdir)
+    built = build(there, previous_stage(config, workdir))
     noted = resuming.check_config(workdir, configs.plain(config), leeway(config))
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)

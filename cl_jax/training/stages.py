@@ -213,10 +213,11 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
+    there = fingerprint.with_learnt_files(config, path_of(workdir))
     try:
-        built = build(config, previous, data)
+        built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels
-        built = build(config, previous)
+        built = build(there, previous)
     if with_data:
         fingerprint.refuse_others(config, built.data)
     fingerprint.check_learnt(path_of(workdir), built.data)

@@ -1,6 +1,9 @@
 """What a network is asked about, without a network: a record of its data says what it reads."""
 
+import json
+import shutil
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +11,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.tokens import MARKS
 from cl_jax.data.source import from_arrays, labels_of, names_of
-from cl_jax.training import experiment, fingerprint
+from cl_jax.training import configs, experiment, fingerprint, loop, stages
 from cl_jax.training.inputs import Known, check_fields, source_of
+from cl_jax.training.trained import Trained
+from cl_jax.weights import folders
 
 
 def known(data=None, needs=("image",), sizes=None, **fields):
@@ -132,6 +138,51 @@ def test_other_sentences_are_read_by_the_tokens_of_the_run(change, tmp_path):
     for part in splits[:2]:
         for name, row in zip(part.names, part.arrays["tokens"]):
             np.testing.assert_array_equal(source.arrays["tokens"][LINES.index(name)], row)
+
+
+class Asked(Exception):
+    """What `build` was asked for."""
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_with_a_checkpoint_needs_its_vocabulary_file_no_more(saved, tmp_path, monkeypatch):
+    vocabulary, workdir = tmp_path / "bert" / "vocab.txt", tmp_path / "run"
+    vocabulary.parent.mkdir()
+    vocabulary.write_text("\n".join([*MARKS, *sorted({w for row in LINES for w in row.split()})]))
+    data = text(tmp_path / "mine.txt", LINES, tokenizer_path=str(vocabulary))
+    run, splits = began(workdir, data)
+    full = configs.load("simcse:file,debug").unlock()
+    full.data = run.config.data
+    (workdir / "config.json").write_text(json.dumps(configs.plain(full)))
+    if saved:
+        (workdir / "last" / "1").mkdir(parents=True)
+    shutil.rmtree(vocabulary.parent)
+
+    def build(config, *_):
+        raise Asked(config)
+
+    for module in (loop, stages):
+        monkeypatch.setattr(module, "build", build)
+    trained = SimpleNamespace(config=full, workdir=workdir)
+    for read in (
+        lambda: Trained.data.func(trained),
+        lambda: stages.load(workdir),
+        lambda: loop.train(full, workdir),
+    ):
+        try:
+            again = read()
+        except Asked as asked:
+            config = asked.args[0]
+            assert (config.data.tokenizer_path == str(workdir / "learnt.json")) == saved
+        except ValueError as error:
+            assert not saved and "is not a file. Give a sentencepiece model" in str(error)
+        else:
+            assert saved
+            for ours, theirs in zip(again[:2], splits[:2]):
+                np.testing.assert_array_equal(ours.arrays["tokens"], theirs.arrays["tokens"])
+    assert full.data.tokenizer_path == str(vocabulary)
+    exported = SimpleNamespace(config=full, workdir=workdir)
+    assert folders._vocabulary(exported)[: len(MARKS)] == list(MARKS)
 
 
 def of_sentences(name, path, rows):
