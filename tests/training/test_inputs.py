@@ -69,6 +69,31 @@ def test_images_of_16_bits_are_read_in_the_range_of_the_run(told, tmp_path):
         assert source_of(inputs, run)[0].read(0)["image"].max() == (64 if told is None else 128)
 
 
+def shown(root, top, names):
+    """A folder of things shown in grey and in depth of 16 bits."""
+    for way, kind in (("grey", np.uint8), ("depth", np.uint16)):
+        for i, name in enumerate(names):
+            file = root / way / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), (i, top)[way == "depth"], kind)).save(file)
+    return root
+
+
+def test_pictures_that_belong_together_are_read_as_the_run_reads_them(tmp_path):
+    mine = shown(tmp_path / "mine", 4095, ("a/1", "a/2", "b/1", "b/2"))
+    data = {"name": "aligned", "path": str(mine), "image_size": 8, "shown": ("grey", "depth")}
+    run, splits = began(tmp_path / "run", data | {"channels": (1, 1)}, "image")
+    assert splits.train.names[0].startswith("grey/a/")
+    source, _ = source_of(shown(tmp_path / "other", 1023, ("c/9",)), run)
+    check_fields(source, run)
+    assert names_of(source) == ["grey/c/9.png"]
+    np.testing.assert_array_equal(source.read(0)["image"][0, 0], [0, 64])
+    with pytest.raises(ConfigError, match=r"is several pictures, .* folder that has grey, depth"):
+        source_of([mine / "grey" / "a" / "1.png"], run)
+    with pytest.raises(ValueError, match="has no folder of that name; it has a, b"):
+        source_of(mine / "grey", run)
+
+
 def test_sentences_are_asked_about_by_a_path_or_arrays():
     run = known({"name": "scenes"}, ("tokens",), tokens=np.zeros(4, np.uint16))
     with pytest.raises(ConfigError, match=r"data of runs/mine \(scenes\) have no path"):
