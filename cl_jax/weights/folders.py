@@ -154,9 +154,9 @@ def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
 def _vocabulary(run: Trained) -> Sequence[str]:
     """The pieces of BERT's vocabulary that a run reads its text by, also where the file is gone;
     none of a run with another tokenizer."""
-    words = user_path(str(run.config.data.get("tokenizer_path", "") or ""))
-    if words.name == "vocab.txt" and words.is_file():
-        return wordpiece.load(words).pieces
+    path = str(run.config.data.get("tokenizer_path", "") or "")
+    if Path(path).name == "vocab.txt" and user_path(path).is_file():
+        return wordpiece.load(path).pieces
     held = (fingerprint.learnt(run.workdir) or {}).get("tokenizer", {})
     found: Sequence[str] = held.get("pieces", ())
     return found

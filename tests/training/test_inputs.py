@@ -16,7 +16,6 @@ from cl_jax.data.source import from_arrays, labels_of, names_of
 from cl_jax.training import configs, experiment, fingerprint, loop, stages
 from cl_jax.training.inputs import Known, check_fields, source_of
 from cl_jax.training.trained import Trained
-from cl_jax.weights import folders
 
 
 def known(data=None, needs=("image",), sizes=None, **fields):
@@ -206,8 +205,6 @@ def test_a_run_with_a_checkpoint_needs_its_vocabulary_file_no_more(saved, tmp_pa
             for ours, theirs in zip(again[:2], splits[:2]):
                 np.testing.assert_array_equal(ours.arrays["tokens"], theirs.arrays["tokens"])
     assert full.data.tokenizer_path == str(vocabulary)
-    exported = SimpleNamespace(config=full, workdir=workdir)
-    assert folders._vocabulary(exported)[: len(MARKS)] == list(MARKS)
 
 
 def of_sentences(name, path, rows):
