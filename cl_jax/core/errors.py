@@ -17,7 +17,14 @@ class NotFoundError(ConfigError, FileNotFoundError):
 
 class WithoutEffect(ConfigError, UserWarning):
     """A setting that changes nothing. It is raised by `warnings.warn`: a warning where a run that
-    an earlier version made is loaded or resumed, and an error where one begins."""
+    an earlier version made is loaded or resumed, and an error where one begins.
+
+    setting: its key in a config, "encoder.drop_path": a resume may take it back to its default.
+    """
+
+    def __init__(self, message: str, setting: str = ""):
+        super().__init__(message)
+        self.setting = setting
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ def check_no_drop_path(encoder: nn.Module) -> None:
     rate = getattr(encoder, "drop_path", 0)
     if rate:
         message = f"drop_path={rate}: this method does not draw it; set encoder.drop_path=0."
-        warnings.warn(WithoutEffect(message), stacklevel=2)
+        warnings.warn(WithoutEffect(message, "encoder.drop_path"), stacklevel=2)
 
 
 class Network(nn.Module):

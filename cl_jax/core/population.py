@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from cl_jax.core import parallel
 from cl_jax.core.method import Batch, Method, State, Tree
 from cl_jax.core.sharded import choose
 
@@ -127,7 +128,7 @@ def vmapped(
 
     Raises:
       ValueError: no member, other names of numbers, a method that looks at the value of a number,
-        or that has a `begin`, `refresh` or `order`, which run on the host.
+        or that has a `refresh` or `order`, which run on the host.
     """
     if not over or any(set(one) != set(over[0]) for one in over):
         raise ValueError(f"members are {list(over)}; expected at least one, all of the same names.")
@@ -177,6 +178,12 @@ def vmapped(
         found = [{name: x[i] for name, x in metrics.items()} for i in range(len(names))]
         return join(state.step + 1, trees, metrics["alive"] > 0), _together(names, found)
 
+    def begin(state: State) -> State:
+        # The host has the numbers of each member, and a file of weights is read into one.
+        unrolled = population({name: make(**one) for name, one in zip(names, over)})
+        assert unrolled.begin is not None
+        return other_form(unrolled.begin(other_form(parallel.fetch(state))))
+
     def function(name: str) -> Callable[[State, Batch], Tree]:
         def of_all(state: State, batch: Batch) -> Tree:
             def one(method: Method, trees: Any) -> Any:
@@ -214,6 +221,7 @@ def vmapped(
         features=None if first.features is None else features,
         clean=first.clean,
         views=first.views,
+        begin=None if first.begin is None else begin,
         evaluated=evaluated,
         negatives=first.negatives,
     )
@@ -242,8 +250,8 @@ def other_form(state: State) -> State:
 
 
 def on_host(method: Method) -> list[str]:
-    """The functions of a method that run on the host, for one member at a time."""
-    return [name for name in ("begin", "refresh", "order") if getattr(method, name) is not None]
+    """The functions of a method that run on the host during training, for one member at a time."""
+    return [name for name in ("refresh", "order") if getattr(method, name) is not None]
 
 
 def seeded(method: Method, seed: Any) -> Method:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -27,6 +28,7 @@ def make(
     image_size: int = 64,
     test_share: float = 0.2,
     value_ranges: Mapping[str, Sequence[float]] | None = None,
+    learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """PATH/NAME/[CLASS/]FILE for each NAME of `shown`; files of one path without its ending are one
     example.
@@ -34,7 +36,7 @@ def make(
     Fields: "image" uint8 [S, S, C], the pictures of an example one after the other on the channel
     axis in the order of `shown`, so that one crop and one flip are of all of them, and
     `method.channels` (CMC) takes them apart again. "label", int32, is the folder inside NAME, where
-    there are such folders, in alphabetic order.
+    there are such folders, in alphabetic order. An example has the name of its first picture.
 
     Args:
       path: the folder.
@@ -46,6 +48,7 @@ def make(
       value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255.
         Of a folder that it does not name, as where `data.folder` is given no range; what is found
         is `Source.learnt`: {"value_ranges"}.
+      learnt: see `Source`. One example is then enough.
 
     All is held in memory: N * S * S * C bytes. Pictures are resized smoothly, the numbers of a
     segmentation too; store segmentations as colours, or at the size that is asked for.
@@ -68,7 +71,7 @@ def make(
         raise ValueError(f"data.test_share={test_share}; expected above 0 and below 1.")
     root = user_path(path)
     found = {name: _files(root, name) for name in shown}
-    names = _common(root, found)
+    names = _common(root, found, least=2 if learnt is None else 1)
     ranges = value_ranges or {}
     unknown = [name for name in ranges if name not in shown]
     if unknown:
@@ -78,12 +81,14 @@ def make(
         )
     planes = []
     kept: dict[str, list[float]] = {}
+    of_run = (learnt or {}).get("value_ranges", {})
     for name, count in zip(shown, sizes):
         files = [found[name][one] for one in names]
         given = (ranges[name][0], ranges[name][1]) if name in ranges else None
-        scale = scale_of(root / name, files, given, setting=f"value_ranges.{name}")
-        if learnt := learnt_of(scale):
-            kept[name] = learnt["value_range"]
+        known = {"value_range": of_run[name]} if name in of_run else None
+        scale = scale_of(root / name, files, given, known, f"value_ranges.{name}")
+        if new := learnt_of(scale):
+            kept[name] = new["value_range"]
         planes.append(
             np.stack(
                 [
@@ -108,7 +113,10 @@ def make(
     whole = dataclasses.replace(
         from_arrays(root.name, arrays, counts),
         classes={"label": tuple(classes)} if counts else {},
+        names=[f"{shown[0]}/{found[shown[0]][one]}" for one in names],
     )
+    if learnt is not None:
+        return with_learnt(Splits(whole, whole), learnt)
     chosen = drawn(names, test_share, {one: one.rpartition("/")[0] for one in names})
     if not chosen:
         raise ValueError(
@@ -144,7 +152,7 @@ def _files(root: Path, name: str) -> dict[str, str]:
     return found
 
 
-def _common(root: Path, found: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _common(root: Path, found: Mapping[str, Mapping[str, str]], least: int) -> list[str]:
     every = sorted(set().union(*found.values()))
     for name, files in found.items():
         lacking = [one for one in every if one not in files]
@@ -153,6 +161,6 @@ def _common(root: Path, found: Mapping[str, Mapping[str, str]]) -> list[str]:
                 f"{root / name} has no picture of {some(lacking, _SHOWN)}, which "
                 "another folder of data.shown has; expected the same paths in all of them."
             )
-    if len(every) < 2:
-        raise ValueError(f"{root} has {len(every)} examples; expected at least two.")
+    if len(every) < least:
+        raise ValueError(f"{root} has {len(every)} examples; expected at least {least}.")
     return every

@@ -3,15 +3,15 @@
 
 import dataclasses
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cl_jax.core.annotations import marked
 from cl_jax.core.seeds import check_seed
 
 Example = dict[str, np.ndarray]
@@ -107,17 +107,7 @@ def with_learnt(splits: Splits, learnt: Mapping[str, Any] | None) -> Splits:
 
 def for_evaluation(make: Callable[..., Splits]) -> list[str]:
     """The keywords of a source's `make` that it annotates as `ForEvaluation`."""
-
-    def marked(annotation: Any) -> bool:
-        if _EVALUATION in getattr(annotation, "__metadata__", ()):
-            return True
-        return any(map(marked, get_args(annotation)))
-
-    try:
-        hints = get_type_hints(make, include_extras=True)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        hints = {k: one.annotation for k, one in inspect.signature(make).parameters.items()}
-    return [key for key, annotation in hints.items() if marked(annotation)]
+    return marked(make, _EVALUATION)
 
 
 def allocate(shape: Sequence[int], dtype: Any) -> np.ndarray:

@@ -203,8 +203,9 @@ def load(path: str | Path) -> "Tokenizer | WordPiece":
     file = user_path(path)
     if not file.is_file():
         raise ValueError(
-            f"tokenizer_path={str(path)!r} is not a file. Leave it out to train one; a run that is "
-            "there has kept its own: --config.data.tokenizer_path=WORKDIR/learnt.json."
+            f"tokenizer_path={str(path)!r} is not a file. Give a sentencepiece model, BERT's "
+            "vocab.txt or the learnt.json of a run, or leave it out to train one. A run that has "
+            "kept its own needs none; one that has not needs the file where it was."
         )
     if file.suffix == ".txt":
         return wordpiece.load(file)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cl_jax.core.annotations import Movable
 from cl_jax.core.axis import total
 from cl_jax.core.errors import NotFoundError
 from cl_jax.core.keys import example_keys, view_keys
@@ -72,7 +73,7 @@ def make(
     head: bool = True,
     mlm_weight: float = 0.0,
     mlm_rate: float = 0.15,
-    weights: str = "",
+    weights: Movable[str] = "",
     block_size: int | None = None,
     micro_batches: int = 1,
 ) -> Method:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from cl_jax import views
 from cl_jax.core import parallel, processor, settings
+from cl_jax.core.annotations import movable
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, Run, Stage, State
 from cl_jax.core.names import nearest
@@ -375,6 +376,15 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
     found |= {key: v for key, v in get_defaults().items() if not isinstance(v, ConfigDict)}
     for name, view in configs.plain(config.views).items():
         found |= {f"views.{name}.{key}": value for key, value in views.unset(view).items()}
+    for section, make in _factories(config).items():
+        for key, parameter in inspect.signature(make).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[f"{section}.{key}"] = parameter.default
+    return found
+
+
+def _factories(config: ConfigDict) -> dict[str, Callable[..., Any]]:
+    """{section: the function whose keywords its keys are}, but of views and evaluators."""
     makes: dict[str, Callable[..., Any]] = {
         "data": _factory("cl_jax.data", config.data.name),
         "optimizer": optim.build,
@@ -386,18 +396,17 @@ def defaults(config: ConfigDict) -> dict[str, Any]:
     for path, section in {"encoder": config.encoder, **_roles(config.encoder)}.items():
         if "name" in section:
             makes[path] = _factory("cl_jax.encoders", section.name)
-    for section, make in makes.items():
-        for key, parameter in inspect.signature(make).parameters.items():
-            if parameter.default is not inspect.Parameter.empty:
-                found[f"{section}.{key}"] = parameter.default
-    return found
+    return makes
 
 
 def leeway(config: ConfigDict) -> Leeway:
-    """How a config may differ from its run's: `defaults`, and the keys of the data section that its
-    source marks as `data.source.ForEvaluation`."""
-    of_evaluation = for_evaluation(_factory("cl_jax.data", config.data.name))
-    return Leeway(defaults(config), [f"data.{key}" for key in of_evaluation])
+    """How a config may differ from its run's: `defaults`, and the keys that their factories mark:
+    those of the data section as `data.source.ForEvaluation`, and all as
+    `core.annotations.Movable`."""
+    makes = _factories(config)
+    of_evaluation = [f"data.{key}" for key in for_evaluation(makes["data"])]
+    elsewhere = [f"{path}.{key}" for path, make in makes.items() for key in movable(make)]
+    return Leeway(defaults(config), of_evaluation, elsewhere)
 
 
 def _roles(encoder: ConfigDict) -> dict[str, ConfigDict]:

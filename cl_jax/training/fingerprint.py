@@ -20,6 +20,7 @@ from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
+from cl_jax.training import checkpoint, configs
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
@@ -37,9 +38,10 @@ class NotKept(ConfigError):
 
 
 def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
-    """Sizes of the parts, and the fields of an example ("fields": type and shape, "sizes",
-    "classes"); of data with a path, or several, also the number of their files, their bytes, and
-    hashes of their names with sizes, and of these with times."""
+    """Sizes of the parts, the fields of an example ("fields": type and shape, "sizes", "classes"),
+    and the names of what their source learnt; of data with a path, or several, also the number of
+    their files, their bytes, and hashes of their names with sizes, and of these with times; and in
+    "beside" the same of other files that examples are in, see `_beside`."""
     found: dict[str, Any] = {
         "train": data.train.size,
         "test": data.test.size,
@@ -51,16 +53,48 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
         "sizes": {field: int(count) for field, count in data.train.sizes.items()},
         "classes": {field: list(names) for field, names in data.train.classes.items()},
     }
-    paths = paths_of(config)
-    return found | of_files(*paths) if paths else found
+    if data.learnt is not None:
+        found["learnt"] = sorted(data.learnt)
+    if paths := paths_of(config):
+        found |= of_files(*paths)
+    if beside := _beside(config, data):
+        found["beside"] = beside
+    return found
 
 
-def paths_of(config: ConfigDict) -> list[Path]:
-    """What is there of the `path` of the data, or of each source in their section (`domains`)."""
+def paths_of(config: ConfigDict, setting: str = "path") -> list[Path]:
+    """What is there of a setting of the data, or of each source in their section (`domains`)."""
     inner = [config.data[key] for key in sorted(config.data)]
     sections = [config.data, *(one for one in inner if isinstance(one, ConfigDict))]
-    given = [str(one.get("path", "") or "") for one in sections]
+    given = [str(one.get(setting, "") or "") for one in sections]
     return [user_path(path) for path in given if path and user_path(path).exists()]
+
+
+def _beside(config: ConfigDict, data: Splits) -> dict[str, dict[str, Any]]:
+    """{what: "files", "bytes", "names", "times"} of the test part where it has a path of its own
+    ("test_path"), and of the files that a table at `path` names by their place beside it
+    ("examples")."""
+    found = {}
+    if paths := paths_of(config, "test_path"):
+        found["test_path"] = of_files(*paths)
+        found["test_path"].pop("with_hidden", None)  # no earlier version kept them
+    if files := _of_table(config, data):
+        found["examples"] = _counted(files)
+    return found
+
+
+def _of_table(config: ConfigDict, data: Splits) -> list[tuple[str, os.stat_result]]:
+    """The files of the examples, where the data are a table that names them."""
+    path = str(config.data.get("path", "") or "")
+    if not path or not user_path(path).is_file():
+        return []
+    root, found = user_path(path).parent, {}
+    for name in (name for part in data[:2] for name in part.names or ()):
+        try:
+            found[name] = (root / name).stat()
+        except (OSError, ValueError):  # a sentence
+            return []
+    return sorted(found.items())
 
 
 def stand_in(workdir: Path) -> Splits | None:
@@ -183,6 +217,24 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
+def with_learnt_files(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config to build the run in a workdir by: where it has a checkpoint and a file
+    `data.NAME_path` is gone, the run's `learnt.json` in its place, if that holds NAME, what the
+    source read of the file.
+
+    Raises:
+      ConfigError: `learnt.json` is damaged.
+    """
+    named = {key.removesuffix("_path"): key for key in config.data if key.endswith("_path")}
+    if not (named and checkpoint.are_in(workdir)):
+        return config
+    found, held = ConfigDict(configs.plain(config)), learnt(workdir) or {}
+    for key in (named[name] for name in held if name in named):
+        if found.data[key] and not user_path(found.data[key]).exists():
+            found.data[key] = str(workdir / LEARNT)
+    return found
+
+
 def check_learnt(workdir: Path, data: Splits) -> None:
     """Refuses data of a run from which their source learnt something else than the run did; where
     the run did not keep that, data of other sizes, or that an earlier version read otherwise.
@@ -194,19 +246,12 @@ def check_learnt(workdir: Path, data: Splits) -> None:
     if not data.learnt:
         return
     if then is None:
-        ranges = data.learnt.get("value_ranges", {})
-        others = [name for name, ends in ranges.items() if tuple(ends) != _FULL_RANGE]
-        if others:
-            raise ConfigError(
-                f"pictures of more than 8 bits in {some(others)} of {data.train.name} have a range "
-                f"that is found in them; the run in {workdir} is of an earlier version, which read "
-                "them from 0 to 65535, and its network would be given others. Use the version that "
-                "trained it, or begin a new run in another --workdir."
-            )
+        known = _record(workdir)
+        if "value_ranges" not in known.get("learnt", ()):
+            _refuse_other_ranges(workdir, data)
         try:
-            known = json.loads((workdir / FILE).read_text())
             sizes = {part: int(known[part]) for part in ("train", "test")}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return
         if sizes != {"train": data.train.size, "test": data.test.size}:
             raise ConfigError(
@@ -224,6 +269,29 @@ def check_learnt(workdir: Path, data: Splits) -> None:
             "learnt from its training data: its numbers would mean something else. Put the data "
             "back as they were, and the version of the library that learns it; or start a new run "
             "in another --workdir."
+        )
+
+
+def _record(workdir: Path) -> dict[str, Any]:
+    """The `data.json` of a workdir; empty where it is missing or damaged."""
+    try:
+        found = json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_other_ranges(workdir: Path, data: Splits) -> None:
+    """Refuses deep pictures for a run that may be of a version that read them in another range."""
+    ranges = (data.learnt or {}).get("value_ranges", {})
+    others = [name for name, ends in ranges.items() if tuple(ends) != _FULL_RANGE]
+    if others:
+        raise ConfigError(
+            f"pictures of more than 8 bits in {some(others)} of {data.train.name} have a range "
+            f"that is found in them, and {workdir} has no {LEARNT}, where a run keeps it. If that "
+            f"file was lost, write {json.dumps(data.learnt)} into it, which is what these data "
+            "give. A run of an earlier version had none and read them from 0 to 65535: use the "
+            "version that trained it, or begin a new run in another --workdir."
         )
 
 
@@ -296,7 +364,10 @@ def refuse_others(config: ConfigDict, data: Splits) -> None:
 
 
 def _refuse_others_than(now: dict[str, Any], learnt: Mapping[str, Any] | None) -> None:
-    same = {key: value for key, value in now.items() if key not in ("name", "times", "with_hidden")}
+    left_out = ("name", "times", "with_hidden", "learnt", "beside")  # what was learnt: below
+    same = {key: value for key, value in now.items() if key not in left_out}
+    for name, one in now.get("beside", {}).items():
+        same[name] = {key: value for key, value in one.items() if key != "times"}
     if others := _others(json.dumps(same, sort_keys=True)):
         here = ", ".join(
             f"{key}={now[key]}" for key in ("train", "test", "files", "bytes") if key in now
@@ -347,22 +418,37 @@ def _without_hidden(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
     return then
 
 
+def _pairs(
+    then: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(what, record, record) of the data and of each of the files beside them; empty then of what
+    an earlier version did not record."""
+    before = then.get("beside", {})
+    beside = [
+        (f"{name}: ", before.get(name, {}), one) for name, one in now.get("beside", {}).items()
+    ]
+    return [("", then, now), *beside]
+
+
+def _differing(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines on what makes two records those of other data."""
+    return [
+        f"  {what}{key}: {then[key]} then, {now[key]} now"
+        for key in ("train", "test", "files", "bytes", "names")
+        if key in then and key in now and then[key] != now[key]
+    ]
+
+
 def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
     path = workdir / FILE
-    saved = any(
-        found.name.isdigit() for name in ("last", "best") for found in (workdir / name).glob("*")
-    )
+    saved = checkpoint.are_in(workdir)
     recorded, then, changed = None, now, list[str]()
     if saved and path.exists():
         try:
             recorded = json.loads(path.read_text())
             then = _without_hidden(recorded, now)
-            changed = [
-                f"  {key}: {then[key]} then, {now[key]} now"
-                for key in ("train", "test", "files", "bytes", "names")
-                if key in then and key in now and then[key] != now[key]
-            ]
-        except (OSError, ValueError, TypeError) as error:
+            changed = [line for pair in _pairs(then, now) for line in _differing(*pair)]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             logging.warning("%s cannot be read (%s): it is written again.", path, error)
             recorded, then = None, now
         if changed:
@@ -380,6 +466,7 @@ def _check(workdir: Path, now: dict[str, Any], data: Splits) -> list[str]:
         folder.replace_text(place, json.dumps(data.learnt) + "\n")
     if recorded != now:
         folder.replace_text(path, json.dumps(now, indent=2) + "\n")
-    if "times" in then and then["times"] != now.get("times"):
+    pairs = _pairs(then, now)
+    if any("times" in old and old["times"] != new.get("times") for _, old, new in pairs):
         return ["  data: files of the same names and sizes, of other times (copied, or rewritten?)"]
     return []

@@ -29,6 +29,11 @@ class Known(NamedTuple):
     sizes: Mapping[str, int]
 
     @property
+    def shown(self) -> list[str]:
+        """The folders whose pictures are one example together, of a run of such data."""
+        return list(self.config.data.get("shown", ()))
+
+    @property
     def inputs(self) -> list[str]:
         """The fields that the network reads, without the labels that its training needs."""
         return [name for name in self.needs if np.ndim(self.example.get(name, 0))]
@@ -40,7 +45,8 @@ def source_of(inputs: Inputs, known: Known) -> tuple[Source, dict[str, str]]:
     if isinstance(inputs, Source):
         return inputs, {}
     if isinstance(inputs, str | os.PathLike):
-        if "image" in known.inputs and all(n.split("_")[0] == "image" for n in known.inputs):
+        alone = "image" in known.inputs and all(n.split("_")[0] == "image" for n in known.inputs)
+        if alone and not known.shown:
             return folder.everything(str(inputs), **_reading(known))
         return _other_data(str(inputs), known), {}
     if isinstance(inputs, Mapping):
@@ -78,6 +84,12 @@ def check_fields(source: Source, known: Known) -> None:
 
 def _reading(known: Known) -> dict[str, Any]:
     """How the run's images were read, for `data.folder`."""
+    if known.shown:
+        raise ConfigError(
+            f"an example of the data of {known.workdir} is several pictures, and files alone do "
+            f"not say which belong together; give the folder that has {', '.join(known.shown)}, or "
+            "{field: array}."
+        )
     if "image" not in known.example:
         raise ConfigError(
             f"the network of {known.workdir} reads {', '.join(known.needs)}, not images; give "

@@ -29,11 +29,10 @@ from cl_jax.training.experiment import (
     build,
     describe,
     initial_state,
-    leeway,
     shape_of_state,
 )
 from cl_jax.training.pending import NonFinite, Pending
-from cl_jax.training.stages import load, previous_stage, stages
+from cl_jax.training.stages import leeway_of, load, previous_stage, stages
 from cl_jax.training.steps import refreshed, stepper
 from cl_jax.training.stopping import Interrupted, Stop
 from cl_jax.weights import importing
@@ -83,8 +82,9 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
-    built = build(config, previous_stage(config, workdir))
-    noted = resuming.check_config(workdir, configs.plain(config), leeway(config))
+    there = fingerprint.with_learnt_files(config, workdir)
+    built = build(there, previous_stage(config, workdir))
+    noted = resuming.check_config(workdir, configs.plain(config), leeway_of(workdir, config))
     noted += fingerprint.check(workdir, config, built.data)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
     restored = checkpoints.restore(lambda: shape_of_state(built))

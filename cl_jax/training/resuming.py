@@ -2,7 +2,7 @@
 numbers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -45,21 +45,28 @@ NOTED = (
     "stage_order",
     "stages",
 )
-# Files that may lie elsewhere, and may neither come nor go: those that a run started from, its test
-# part, and its tokenizer, of which `learnt.json` says whether it is the same.
-MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from", "method.weights")
+# Files that may lie elsewhere, and may neither come nor go: one that a run started from, its test
+# part, and its tokenizer, of which `learnt.json` says whether it is the same. Beside them those of
+# `Leeway.movable`.
+MOVABLE = ("data.test_path", "data.tokenizer_path", "init_from")
 
 
 class Leeway(NamedTuple):
-    """How a config may differ from its run's beside `NOTED`, see `experiment.leeway`.
+    """How a config may differ from its run's beside `NOTED`, see `experiment.leeway` and
+    `stages.leeway_of`.
 
     defaults: {"section.key": value} that a key has where a config does not list it. Then a key that
       a later version added is the same as its absence in an older run.
     free: keys that only evaluators read.
+    movable: as `MOVABLE`, keys that a factory annotates so (`core.annotations.Movable`).
+    idle: returns keys of the run's config that change nothing, which may be set to their default.
+      It is called where the configs differ in more than the others.
     """
 
     defaults: Mapping[str, Any] = MappingProxyType({})
     free: Sequence[str] = ()
+    movable: Sequence[str] = ()
+    idle: Callable[[], Collection[str]] | None = None
 
 
 _EXACT = Leeway()
@@ -76,8 +83,8 @@ def check_config(
       leeway: how it may differ.
 
     Returns:
-      Lines that name other differences: `NOTED`, `MOVABLE`, `leeway.free` and settings of the
-      optimiser without effect.
+      Lines that name other differences: `NOTED`, `MOVABLE`, those of the leeway, and settings of
+      the optimiser without effect.
 
     Raises:
       ConfigError: the config differs in what decides the numbers, the config of a workdir with
@@ -132,8 +139,9 @@ def differences(
     configs differ."""
     then, now = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(given)))
     sides = (then, _idle(stored)), (now, _idle(given))
-    changed: list[str] = []
+    changed: dict[str, str] = {}
     noted: list[str] = []
+    unset: list[str] = []
     for key in sorted(then.keys() | now.keys()):
         # Keys of the trainer itself come with versions: an older run did as if they were unset.
         new = "." not in key and key not in then and key not in leeway.defaults
@@ -144,11 +152,24 @@ def differences(
         may = (
             new
             or any(plain == name or plain.startswith(f"{name}.") for name in (*NOTED, *leeway.free))
-            or (plain in MOVABLE and bool(then.get(key)) and bool(now.get(key)))
+            or (plain in (*MOVABLE, *leeway.movable) and bool(then.get(key)) and bool(now.get(key)))
             or all(key in idle for listed, idle in sides if key in listed)
         )
-        (noted if may else changed).append(f"  {key}: {old} in the workdir, {value} now")
-    return changed, noted
+        line = f"  {key}: {old} in the workdir, {value} now"
+        if may:
+            noted.append(line)
+            continue
+        changed[key] = line
+        # Not of a key of the trainer itself, which has an effect: `idle` takes a while.
+        if (
+            "." in key
+            and key in leeway.defaults
+            and _number(value) == _number(leeway.defaults[key])
+        ):
+            unset.append(key)
+    idle = leeway.idle() if unset and leeway.idle is not None else ()
+    noted += [changed.pop(key) for key in unset if key in idle]
+    return list(changed.values()), noted
 
 
 def _of_one_source(key: str, flat: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """The stages of a config, and a stage read back from its workdir."""
 
 import copy
+import functools
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel, settings
-from cl_jax.core.errors import ConfigError, NotFoundError
+from cl_jax.core.errors import ConfigError, NotFoundError, WithoutEffect
 from cl_jax.core.method import Stage, State
 from cl_jax.core.names import nearest
 from cl_jax.data.source import Splits
@@ -190,7 +192,7 @@ def load(
     Args:
       workdir: of the run.
       config: settings to use instead of the run's own; they may differ from these in what
-        decides no number of the training (`resuming.NOTED`, `experiment.leeway`).
+        decides no number of the training (`resuming.NOTED`, `leeway_of`).
       best: the best State by the evaluations in place of the newest.
       with_data: False for a stand-in with the fields and sizes of the data (`fingerprint.stand_in`)
         where the run has written them down and they are enough: nothing is read then, and the data
@@ -213,10 +215,11 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
+    there = fingerprint.with_learnt_files(config, path_of(workdir))
     try:
-        built = build(config, previous, data)
+        built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels
-        built = build(config, previous)
+        built = build(there, previous)
     if with_data:
         fingerprint.refuse_others(config, built.data)
     fingerprint.check_learnt(path_of(workdir), built.data)
@@ -229,6 +232,30 @@ def load(
         which = "best checkpoint: it was not evaluated" if best else "checkpoint yet"
         raise NotFoundError(f"{workdir} has no {which}.")
     return config, built, state
+
+
+def leeway_of(workdir: str | Path, config: ConfigDict) -> resuming.Leeway:
+    """How a config may differ from that of the run in a workdir: `experiment.leeway`, and what the
+    run's method says has no effect."""
+    return leeway(config)._replace(idle=functools.partial(_without_effect, workdir))
+
+
+def _without_effect(workdir: str | Path) -> set[str]:
+    """Keys of a run's config that its method says change nothing (`core.errors.WithoutEffect`);
+    none where the run cannot be built from what it wrote down."""
+    config, data = configs.of_run(workdir), fingerprint.stand_in(path_of(workdir))
+    if data is None:
+        return set()
+    config = ConfigDict(configs.plain(config))
+    config.devices = 1  # which divides every batch
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", WithoutEffect)
+        try:
+            shape_of_state(build(config, previous_stage(config, workdir), data))
+        except ValueError:  # such as a method that looks at all labels
+            return set()
+    told = [one.message for one in caught if isinstance(one.message, WithoutEffect)]
+    return {one.setting for one in told}
 
 
 def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) -> None:
@@ -255,7 +282,8 @@ def keep(workdir: str | Path, config: ConfigDict, data: Splits, state: State) ->
 
 def _refuse_another_run(workdir: str | Path, own: ConfigDict, given: ConfigDict) -> None:
     settings.check("optimizer", optim.build, configs.plain(given.optimizer))
-    changed, _ = resuming.differences(configs.plain(own), configs.plain(given), leeway(given))
+    may = leeway_of(workdir, given)
+    changed, _ = resuming.differences(configs.plain(own), configs.plain(given), may)
     if changed:
         raise ConfigError(
             f"{workdir} holds a run of another config; it differs in\n"

@@ -2,7 +2,7 @@
 Face `config.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import flax.traverse_util
 import numpy as np
 
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.paths import user_path
 from cl_jax.data import wordpiece
 from cl_jax.encoders import vit
+from cl_jax.training import fingerprint
 from cl_jax.training.trained import Trained
 from cl_jax.weights import huggingface, importing, libraries, limits, names, padding
 from cl_jax.weights.names import DIALECTS
@@ -124,9 +126,8 @@ def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
         for name, value in tensors.items()
     }
     _write_tensors(folder / "model.safetensors", tensors)
-    words = Path(str(run.config.data.get("tokenizer_path", "") or "")).expanduser()
-    if net.kind == "transformer" and words.name == "vocab.txt" and words.is_file():
-        pieces = wordpiece.load(words).pieces
+    pieces = _vocabulary(run) if net.kind == "transformer" else ()
+    if pieces:
         (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
         _write_json(
             folder / "tokenizer_config.json",
@@ -148,6 +149,17 @@ def tokens(run: Trained, net: Network, folder: Path) -> tuple[Difference, str]:
         states = {"tokens": huggingface.bert_states(folder, inputs["tokens"])}
         theirs = without_padding(states, inputs)
     return difference(theirs, ours), "by NumPy from the files, without PyTorch"
+
+
+def _vocabulary(run: Trained) -> Sequence[str]:
+    """The pieces of BERT's vocabulary that a run reads its text by, also where the file is gone;
+    none of a run with another tokenizer."""
+    path = str(run.config.data.get("tokenizer_path", "") or "")
+    if Path(path).name == "vocab.txt" and user_path(path).is_file():
+        return wordpiece.load(path).pieces
+    held = (fingerprint.learnt(run.workdir) or {}).get("tokenizer", {})
+    found: Sequence[str] = held.get("pieces", ())
+    return found
 
 
 def _write_json(path: Path, settings: dict[str, Any]) -> None:

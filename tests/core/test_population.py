@@ -205,6 +205,30 @@ def test_begin_is_of_each_member():
     assert population({"c": method()}).begin is None
 
 
+def test_begin_is_of_each_vmapped_member():
+    """So a run of members that start from weights is as before where they were read in `init`."""
+
+    def of_weights(temperature, seed):
+        def begin(state):
+            w = np.full(state.params["w"].shape, temperature + state.params["w"])
+            return state.replace(params={"w": w})
+
+        return dataclasses.replace(of(temperature, seed), begin=begin)
+
+    assert vmapped(of, OVER, NAMES).begin is None
+    whole = vmapped(of_weights, OVER, NAMES)
+    shapes = jax.eval_shape(whole.init, KEY, BATCH)
+    state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+    begun = whole.begin(state)
+    np.testing.assert_array_equal(
+        begun.params["w"], np.stack([np.full((3, 2), x) for x in (1.5, 3)])
+    )
+    placed = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), begun, state)
+    jax.tree.map(
+        np.testing.assert_array_equal, placed.replace(params=None), state.replace(params=None)
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

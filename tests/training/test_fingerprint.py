@@ -1,7 +1,9 @@
 """A resume on other data is noticed."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -204,6 +206,69 @@ def test_a_run_that_kept_no_range_of_deep_pictures_is_not_read_in_another(run, t
             again()
     assert fingerprint.learnt(tmp_path / "run") is None
     check(parts=with_learnt(DATA, {"value_ranges": {"depth": [0.0, 65535.0]}}))
+
+
+def test_a_range_that_was_lost_is_found_again(tmp_path):
+    """By a run of this version, whose record says that it was learnt."""
+    deep = with_learnt(DATA, {"value_ranges": {"depth": [0.0, 4095.0]}})
+    config = ConfigDict({"data": {}})
+    fingerprint.check(tmp_path, config, deep)
+    (tmp_path / "last" / "1").mkdir(parents=True)
+    (tmp_path / fingerprint.LEARNT).unlink()
+    with pytest.raises(ConfigError, match=r"had 8 and 2\. It did not keep what it learnt"):
+        fingerprint.check_learnt(tmp_path, with_learnt(parts(9), deep.learnt))
+    assert fingerprint.check(tmp_path, config, deep) == []
+    assert fingerprint.learnt(tmp_path) == deep.learnt
+    (tmp_path / fingerprint.LEARNT).unlink()
+    record = json.loads((tmp_path / "data.json").read_text())
+    del record["learnt"]  # of an earlier version, whether it read another range or not
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"lost, write \{.*4095\.0\]\}\} into it") as error:
+        fingerprint.check(tmp_path, config, deep)
+    written = re.search(r"write (.*) into it", str(error.value)).group(1)
+    (tmp_path / fingerprint.LEARNT).write_text(written)
+    assert fingerprint.check(tmp_path, config, deep) == []
+
+
+@pytest.mark.parametrize("what", ["test_path", "examples"])
+def test_files_of_the_test_part_and_of_a_table_count(what, tmp_path):
+    """As those of the training part; a run of a version that did not record them is resumed."""
+    table, beside = tmp_path / "data" / "table.csv", tmp_path / "data" / "1.png"
+    table.parent.mkdir()
+    for file in (table, beside):
+        file.write_bytes(b"some")
+    section = {"path": str(table)} | ({"test_path": str(beside)} if what == "test_path" else {})
+    config, workdir, data = ConfigDict({"data": section}), tmp_path / "run", DATA
+    if what == "examples":
+        named = dataclasses.replace(DATA.test, names=["1.png", "1.png"])
+        data = DATA._replace(test=named)
+    workdir.mkdir()
+
+    def check():
+        return fingerprint.check(workdir, config, data)
+
+    assert check() == []
+    (workdir / "last" / "1").mkdir(parents=True)
+    assert check() == []
+    os.utime(beside, (1, 1))
+    assert "of other times" in check()[0] and check() == []
+    beside.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=rf"changed .*:\n  {what}: bytes: 4 then, 5 now"):
+        check()
+    record = json.loads((workdir / "data.json").read_text())
+    del record["beside"]
+    (workdir / "data.json").write_text(json.dumps(record))
+    assert check() == [] and check() == []
+    beside.write_bytes(b"and more")
+    with pytest.raises(ConfigError, match=rf"{what}: bytes: 5 then, 8 now"):
+        check()
+
+
+def test_sentences_are_no_files(tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("some\n")
+    data = DATA._replace(test=dataclasses.replace(DATA.test, names=["lines.txt", "a" * 300]))
+    assert "beside" not in fingerprint.of_data(ConfigDict({"data": {"path": str(lines)}}), data)
 
 
 def test_without_a_checkpoint_the_newest_counts(run, tmp_path):

@@ -1,6 +1,9 @@
 """What a network is asked about, without a network: a record of its data says what it reads."""
 
+import json
+import shutil
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +11,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.tokens import MARKS
 from cl_jax.data.source import from_arrays, labels_of, names_of
-from cl_jax.training import experiment, fingerprint
+from cl_jax.training import configs, experiment, fingerprint, loop, stages
 from cl_jax.training.inputs import Known, check_fields, source_of
+from cl_jax.training.trained import Trained
 
 
 def known(data=None, needs=("image",), sizes=None, **fields):
@@ -61,6 +66,31 @@ def test_images_of_16_bits_are_read_in_the_range_of_the_run(told, tmp_path):
     other = tmp_path / "other"
     for inputs in (str(other), str(other / "0.png"), [other / "0.png"]):
         assert source_of(inputs, run)[0].read(0)["image"].max() == (64 if told is None else 128)
+
+
+def shown(root, top, names):
+    """A folder of things shown in grey and in depth of 16 bits."""
+    for way, kind in (("grey", np.uint8), ("depth", np.uint16)):
+        for i, name in enumerate(names):
+            file = root / way / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), (i, top)[way == "depth"], kind)).save(file)
+    return root
+
+
+def test_pictures_that_belong_together_are_read_as_the_run_reads_them(tmp_path):
+    mine = shown(tmp_path / "mine", 4095, ("a/1", "a/2", "b/1", "b/2"))
+    data = {"name": "aligned", "path": str(mine), "image_size": 8, "shown": ("grey", "depth")}
+    run, splits = began(tmp_path / "run", data | {"channels": (1, 1)}, "image")
+    assert splits.train.names[0].startswith("grey/a/")
+    source, _ = source_of(shown(tmp_path / "other", 1023, ("c/9",)), run)
+    check_fields(source, run)
+    assert names_of(source) == ["grey/c/9.png"]
+    np.testing.assert_array_equal(source.read(0)["image"][0, 0], [0, 64])
+    with pytest.raises(ConfigError, match=r"is several pictures, .* folder that has grey, depth"):
+        source_of([mine / "grey" / "a" / "1.png"], run)
+    with pytest.raises(ValueError, match="has no folder of that name; it has a, b"):
+        source_of(mine / "grey", run)
 
 
 def test_sentences_are_asked_about_by_a_path_or_arrays():
@@ -132,6 +162,49 @@ def test_other_sentences_are_read_by_the_tokens_of_the_run(change, tmp_path):
     for part in splits[:2]:
         for name, row in zip(part.names, part.arrays["tokens"]):
             np.testing.assert_array_equal(source.arrays["tokens"][LINES.index(name)], row)
+
+
+class Asked(Exception):
+    """What `build` was asked for."""
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_with_a_checkpoint_needs_its_vocabulary_file_no_more(saved, tmp_path, monkeypatch):
+    vocabulary, workdir = tmp_path / "bert" / "vocab.txt", tmp_path / "run"
+    vocabulary.parent.mkdir()
+    vocabulary.write_text("\n".join([*MARKS, *sorted({w for row in LINES for w in row.split()})]))
+    data = text(tmp_path / "mine.txt", LINES, tokenizer_path=str(vocabulary))
+    run, splits = began(workdir, data)
+    full = configs.load("simcse:file,debug").unlock()
+    full.data = run.config.data
+    (workdir / "config.json").write_text(json.dumps(configs.plain(full)))
+    if saved:
+        (workdir / "last" / "1").mkdir(parents=True)
+    shutil.rmtree(vocabulary.parent)
+
+    def build(config, *_):
+        raise Asked(config)
+
+    for module in (loop, stages):
+        monkeypatch.setattr(module, "build", build)
+    trained = SimpleNamespace(config=full, workdir=workdir)
+    for read in (
+        lambda: Trained.data.func(trained),
+        lambda: stages.load(workdir),
+        lambda: loop.train(full, workdir),
+    ):
+        try:
+            again = read()
+        except Asked as asked:
+            config = asked.args[0]
+            assert (config.data.tokenizer_path == str(workdir / "learnt.json")) == saved
+        except ValueError as error:
+            assert not saved and "is not a file. Give a sentencepiece model" in str(error)
+        else:
+            assert saved
+            for ours, theirs in zip(again[:2], splits[:2]):
+                np.testing.assert_array_equal(ours.arrays["tokens"], theirs.arrays["tokens"])
+    assert full.data.tokenizer_path == str(vocabulary)
 
 
 def of_sentences(name, path, rows):

@@ -67,7 +67,8 @@ def test_a_resume_compares_what_decides_the_numbers(change, taken, tmp_path):
         "init_from": "/scratch/job1/net.pth",
         "method": {"weights": "/scratch/job1/bert"},
     }
-    leeway = resuming.Leeway({"optimizer.momentum": 0.9, "optimizer.betas": (0.5, 1.0)})
+    defaults = {"optimizer.momentum": 0.9, "optimizer.betas": (0.5, 1.0)}
+    leeway = resuming.Leeway(defaults, movable=["method.weights"])
     assert resuming.check_config(tmp_path, base, leeway) == []
     (tmp_path / "last" / "1").mkdir(parents=True)
     assert resuming.check_config(tmp_path, base, leeway) == []

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError, NotFoundError, WithoutEffect
 from cl_jax.core.method import Run
-from cl_jax.training import configs, experiment, loop, resuming, stages
+from cl_jax.training import configs, experiment, fingerprint, loop, resuming, stages
 from tests import small
 
 ORDER = ["pretrain", "finetune", "distill"]
@@ -221,6 +221,33 @@ def test_a_run_with_a_drop_path_that_is_not_drawn_is_loaded_and_none_begins(tmp_
         assert stages.load(tmp_path / "old", with_data=False)[0].encoder.drop_path == 0.5
         with pytest.raises(ConfigError, match=r"drop_path=0\.5: this method does not draw it"):
             loop.train(config, tmp_path / "new")
+
+
+def test_a_resume_may_leave_out_what_the_method_did_not_do(tmp_path, monkeypatch):
+    """As where a later version of a config sets no drop path in a stage that drew none."""
+    config = stages.stages(configs.load("swav:debug"), tmp_path)[0][1].unlock()
+    vit = dict(name="vit", width=8, depth=1, heads=1, patch=4, image_size=16, dtype="float32")
+    config.encoder = ConfigDict(vit | dict(drop_path=0.5))
+    resuming.check_config(tmp_path, configs.plain(config))
+    (tmp_path / "last" / "1").mkdir(parents=True)
+    fingerprint.check(tmp_path, config, experiment.load_data(config))
+    for changes, refused in (
+        (dict(drop_path=0.25), "drop_path"),
+        (dict(drop_path=0.0, freeze_patches=True), "freeze_patches"),
+        (dict(drop_path=0.0), ""),
+    ):
+        config.encoder = ConfigDict(vit | changes)
+        leeway = stages.leeway_of(tmp_path, config)
+        found = resuming.differences(
+            configs.plain(configs.of_run(tmp_path)), configs.plain(config), leeway
+        )
+        assert [line.split(":")[0].strip() for line in found[0]] == (
+            [f"encoder.{refused}"] if refused else []
+        )
+        assert found[1] == ["  encoder.drop_path: 0.5 in the workdir, 0.0 now"] or refused
+    monkeypatch.setattr(stages, "shape_of_state", lambda built: None)  # of one that draws it
+    with pytest.raises(ConfigError, match=r"encoder\.drop_path: 0\.5 in the workdir, 0\.0 now"):
+        resuming.check_config(tmp_path, configs.plain(config), stages.leeway_of(tmp_path, config))
 
 
 def test_a_stage_that_was_not_run_is_named(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import cl_jax
 from cl_jax.core.errors import ConfigError, SaveError
+from cl_jax.core.tokens import MARKS
 from cl_jax.tools import export, import_
 from cl_jax.training import configs
 from cl_jax.views import image
@@ -237,18 +238,22 @@ def test_five_channels_are_not_torchvisions():
     limits.refuse(net, "timm")
 
 
-class _Nothing:
-    class config:
-        data: ClassVar = {}
-
-
 @pytest.mark.parametrize("kind", ["transformer", "clip"])
 def test_bert_and_clip_as_hugging_face_folders(kind, tmp_path):
-    """Computed again from the folder alone, by its names and config."""
+    """Computed again from the folder alone, by its names and config; the vocabulary is the run's,
+    whose file is gone."""
+    workdir, gone = tmp_path / "run", str(tmp_path / "bert" / "vocab.txt")
+    workdir.mkdir()
+    kept = {"tokenizer": {"pieces": [*MARKS, "a"], "lowercase": True}}
+    (workdir / "learnt.json").write_text(json.dumps(kept))
+    config = SimpleNamespace(data={"tokenizer_path": gone})
+    run = SimpleNamespace(config=config, workdir=workdir)
     section = tiny.TEXT | dict(pool="cls") if kind == "transformer" else tiny.CLIP
     net = tiny.network(kind, 16, head=kind == "transformer", **section)
-    difference, _ = folders.tokens(_Nothing, net, tmp_path)
+    difference, _ = folders.tokens(run, net, tmp_path)
     assert difference.largest < 1e-5
+    if kind == "transformer":
+        assert (tmp_path / "vocab.txt").read_text().split() == [*MARKS, "a"]
     settings = json.loads((tmp_path / "config.json").read_text())
     tensors = load_file(tmp_path / "model.safetensors")
     assert settings["model_type"] == {"transformer": "bert"}.get(kind, kind)
