@@ -234,6 +234,16 @@ def _check_run(config: ConfigDict) -> None:
         for key, value in given.items():
             if key in known and not isinstance(known[key], dict | tuple):
                 settings.check_value(f"{where}{key}", value, type(known[key]))
+    for path, sections in (
+        ("views", config.views),
+        ("encoder", {} if "name" in config.encoder else config.encoder),
+        ("evals.protocols", config.evals.protocols),
+    ):
+        for key, value in sections.items():
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(
+                    f"{path}.{key}={value!r}; expected a section, for instance {key}=dict()."
+                )
 
 
 def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: Stage | None) -> Run:
