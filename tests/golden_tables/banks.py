@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.cluster import dbscan, kmeans, whitening
 from cl_jax.heads.jigsaw import JigsawHead
@@ -15,10 +16,23 @@ from cl_jax.memory import prototypes as directions
 from cl_jax.memory import queue as ring
 from cl_jax.memory.queue import Queue
 from tests.goldens import Golden
-from tests.losses.compiled import as_given
+from tests.losses.compiled import as_given, compiled
 
 # The authors' programs leave the normalising of these losses to their callers.
 clusters, distillation, nce = map(as_given, (clusters, distillation, nce))
+nce = compiled(nce)  # most adapters call a function of it for each modality and view: traced once
+
+CALLS = ("_c1", "_c2")
+
+
+def _in_turn(case, names, start, call):
+    """What is held after both calls of a file, and their outputs: a loop, traced once.
+
+    call(held, **{name: the call's array}) -> (held, {name: output})
+    """
+    given = {name: jnp.stack([case[name + c] for c in CALLS]) for name in names}
+    held, out = lax.scan(lambda held, given: call(held, **given), start, given)
+    return held, {name + c: x[i] for name, x in out.items() for i, c in enumerate(CALLS)}
 
 
 def _start(case):
@@ -26,80 +40,81 @@ def _start(case):
 
 
 def _instdisc_softmax(case):
-    memory, out = case["memory"], {}
-    for c in ("_c1", "_c2"):
-        x, y = case["x" + c], case["y" + c]
+    def call(memory, x, y):
         indices = jnp.broadcast_to(jnp.arange(memory.shape[0])[None], (x.shape[0], memory.shape[0]))
-        out["logits" + c] = nce.bank_logits(x, memory, indices, temperature=case["temperature"])
         loss = partial(nce.full_bank_softmax, temperature=case["temperature"])
-        out["loss" + c], out["grad_x" + c] = jax.value_and_grad(loss)(x, memory, y)
-        memory = banks.update(memory, x, y, momentum=case["bank_momentum"])
-        out["memory_after" + c] = memory
+        value, grad = jax.value_and_grad(loss)(x, memory, y)
+        after = banks.update(memory, x, y, momentum=case["bank_momentum"])
+        return after, {
+            "logits": nce.bank_logits(x, memory, indices, temperature=case["temperature"]),
+            "loss": value,
+            "grad_x": grad,
+            "memory_after": after,
+        }
+
+    _, out = _in_turn(case, ("x", "y"), case["memory"], call)
     return out | {"loss": out["loss_c1"]}
 
 
 def _one_bank_nce(case):
-    memory, normalizer, out = case["memory"], _start(case), {}
-    for c in ("_c1", "_c2"):
-        x, y = case["x" + c], case["y" + c]
-        if "idx" + c in case:
-            indices = case["idx" + c]
-        else:  # the authors overwrite the first draw with the positive
-            indices = case["idx_drawn" + c].at[:, 0].set(y)
+    def call(held, x, y, idx=None, idx_drawn=None):
+        memory, normalizer = held
+        # The authors overwrite the first draw with the positive.
+        indices = idx_drawn.at[:, 0].set(y) if idx is None else idx
         loss = jax.value_and_grad(partial(nce.nce, temperature=case["temperature"]), has_aux=True)
         (value, normalizer), grad = loss(x, memory, indices, normalizer)
         logits = nce.bank_logits(x, memory, indices, temperature=case["temperature"])
         memory = banks.update(memory, x, y, momentum=case["bank_momentum"])
-        out |= {
-            "loss" + c: value,
-            "grad_x" + c: grad,
-            "prob" + c: nce.probabilities(logits, normalizer),
-            "memory_after" + c: memory,
+        return (memory, normalizer), {
+            "loss": value,
+            "grad_x": grad,
+            "prob": nce.probabilities(logits, normalizer),
+            "memory_after": memory,
         }
+
+    names = "x", "y", "idx" if "idx_c1" in case else "idx_drawn"
+    (_, normalizer), out = _in_turn(case, names, (case["memory"], _start(case)), call)
     return out | {"loss": out["loss_c1"], "log_Z": normalizer.log_z}
 
 
 def _insdis_softmax(case):
-    memory, out = case["memory"], {}
-    for c in ("_c1", "_c2"):
-        x, indices = case["x" + c], case["idx" + c]
+    def call(memory, x, y, idx):
         loss = jax.value_and_grad(partial(nce.bank_softmax, temperature=case["temperature"]))
-        out["loss" + c], out["grad_x" + c] = loss(x, memory, indices)
-        out["logits" + c] = nce.bank_logits(x, memory, indices, temperature=case["temperature"])
-        memory = banks.update(memory, x, case["y" + c], momentum=case["bank_momentum"])
-        out["memory_after" + c] = memory
+        value, grad = loss(x, memory, idx)
+        after = banks.update(memory, x, y, momentum=case["bank_momentum"])
+        return after, {
+            "loss": value,
+            "grad_x": grad,
+            "logits": nce.bank_logits(x, memory, idx, temperature=case["temperature"]),
+            "memory_after": after,
+        }
+
+    _, out = _in_turn(case, ("x", "y", "idx"), case["memory"], call)
     return out | {"loss": out["loss_c1"]}
 
 
 def _cmc_nce(case):
-    bank_l, bank_ab, normalizers, out = (
-        case["memory_l"],
-        case["memory_ab"],
-        (_start(case), _start(case)),
-        {},
-    )
     knobs = {"temperature": case["temperature"]}
-    for c in ("_c1", "_c2"):
-        l, ab, y, indices = (case[name + c] for name in ("l", "ab", "y", "idx"))
+
+    def call(held, l, ab, y, idx):
+        bank_l, bank_ab, normalizers = held
         loss = jax.value_and_grad(partial(nce.cross_nce, **knobs), (0, 1), has_aux=True)
-        (value, after), grads = loss(l, ab, bank_l, bank_ab, indices, normalizers)
-        out |= {
-            "loss" + c: value,
-            "grad_l" + c: grads[0],
-            "grad_ab" + c: grads[1],
-            "loss_l" + c: nce.nce(l, bank_ab, indices, normalizers[0], **knobs)[0],
-            "loss_ab" + c: nce.nce(ab, bank_l, indices, normalizers[1], **knobs)[0],
-            "prob_l" + c: nce.probabilities(
-                nce.bank_logits(l, bank_ab, indices, **knobs), after[0]
-            ),
-            "prob_ab" + c: nce.probabilities(
-                nce.bank_logits(ab, bank_l, indices, **knobs), after[1]
-            ),
+        (value, after), grads = loss(l, ab, bank_l, bank_ab, idx, normalizers)
+        out = {
+            "loss": value,
+            "grad_l": grads[0],
+            "grad_ab": grads[1],
+            "loss_l": nce.nce(l, bank_ab, idx, normalizers[0], **knobs)[0],
+            "loss_ab": nce.nce(ab, bank_l, idx, normalizers[1], **knobs)[0],
+            "prob_l": nce.probabilities(nce.bank_logits(l, bank_ab, idx, **knobs), after[0]),
+            "prob_ab": nce.probabilities(nce.bank_logits(ab, bank_l, idx, **knobs), after[1]),
+            "memory_l_after": banks.update(bank_l, l, y, momentum=case["bank_momentum"]),
+            "memory_ab_after": banks.update(bank_ab, ab, y, momentum=case["bank_momentum"]),
         }
-        bank_l = banks.update(bank_l, l, y, momentum=case["bank_momentum"])
-        bank_ab = banks.update(bank_ab, ab, y, momentum=case["bank_momentum"])
-        normalizers = after
-        out |= {"memory_l_after" + c: bank_l, "memory_ab_after" + c: bank_ab}
+        return (out["memory_l_after"], out["memory_ab_after"], after), out
+
+    start = case["memory_l"], case["memory_ab"], (_start(case), _start(case))
+    (_, _, normalizers), out = _in_turn(case, ("l", "ab", "y", "idx"), start, call)
     return out | {
         "loss": out["loss_c1"],
         "log_Z_l": normalizers[0].log_z,
@@ -108,28 +123,27 @@ def _cmc_nce(case):
 
 
 def _cmc_softmax(case):
-    bank_l, bank_ab, out, knobs = (
-        case["memory_l"],
-        case["memory_ab"],
-        {},
-        {"temperature": case["temperature"]},
-    )
-    for c in ("_c1", "_c2"):
-        l, ab, y, indices = (case[name + c] for name in ("l", "ab", "y", "idx"))
+    knobs = {"temperature": case["temperature"]}
+
+    def call(held, l, ab, y, idx):
+        bank_l, bank_ab = held
         loss = jax.value_and_grad(partial(nce.cross_bank_softmax, **knobs), (0, 1))
-        value, grads = loss(l, ab, bank_l, bank_ab, indices)
-        out |= {
-            "loss" + c: value,
-            "grad_l" + c: grads[0],
-            "grad_ab" + c: grads[1],
-            "loss_l" + c: nce.bank_softmax(l, bank_ab, indices, **knobs),
-            "loss_ab" + c: nce.bank_softmax(ab, bank_l, indices, **knobs),
-            "logits_l" + c: nce.bank_logits(l, bank_ab, indices, **knobs),
-            "logits_ab" + c: nce.bank_logits(ab, bank_l, indices, **knobs),
+        value, grads = loss(l, ab, bank_l, bank_ab, idx)
+        out = {
+            "loss": value,
+            "grad_l": grads[0],
+            "grad_ab": grads[1],
+            "loss_l": nce.bank_softmax(l, bank_ab, idx, **knobs),
+            "loss_ab": nce.bank_softmax(ab, bank_l, idx, **knobs),
+            "logits_l": nce.bank_logits(l, bank_ab, idx, **knobs),
+            "logits_ab": nce.bank_logits(ab, bank_l, idx, **knobs),
+            "memory_l_after": banks.update(bank_l, l, y, momentum=case["bank_momentum"]),
+            "memory_ab_after": banks.update(bank_ab, ab, y, momentum=case["bank_momentum"]),
         }
-        bank_l = banks.update(bank_l, l, y, momentum=case["bank_momentum"])
-        bank_ab = banks.update(bank_ab, ab, y, momentum=case["bank_momentum"])
-        out |= {"memory_l_after" + c: bank_l, "memory_ab_after" + c: bank_ab}
+        return (out["memory_l_after"], out["memory_ab_after"]), out
+
+    start = case["memory_l"], case["memory_ab"]
+    _, out = _in_turn(case, ("l", "ab", "y", "idx"), start, call)
     return out | {"loss": out["loss_c1"]}
 
 
@@ -138,14 +152,14 @@ def _queue(rows, index):
 
 
 def _cmcmoco(case, softmax):
-    queue, normalizer, out = _queue(case["queue"], case["queue_index"]), _start(case), {}
-    for c in ("_c1", "_c2"):
-        q, k = case["q" + c], case["k" + c]
+    def call(held, q, k):
+        queue, normalizer = held
+        out = {}
         logits = nce.queue_logits(q, k, queue.rows, temperature=case["temperature"])
         if softmax:
             loss = jax.value_and_grad(partial(nce.queue_softmax, temperature=case["temperature"]))
             value, grad = loss(q, k, queue.rows)
-            out["logits" + c] = logits
+            out["logits"] = logits
         else:
             loss = partial(
                 nce.queue_nce,
@@ -156,14 +170,17 @@ def _cmcmoco(case, softmax):
             (value, normalizer), grad = jax.value_and_grad(loss, has_aux=True)(
                 q, k, queue.rows, normalizer
             )
-            out["prob" + c] = nce.probabilities(logits, normalizer)
+            out["prob"] = nce.probabilities(logits, normalizer)
         queue = ring.enqueue(queue, k)
-        out |= {
-            "loss" + c: value,
-            "grad_q" + c: grad,
-            "queue_after" + c: queue.rows,
-            "queue_index_after" + c: queue.pointer,
+        return (queue, normalizer), out | {
+            "loss": value,
+            "grad_q": grad,
+            "queue_after": queue.rows,
+            "queue_index_after": queue.pointer,
         }
+
+    start = _queue(case["queue"], case["queue_index"]), _start(case)
+    (_, normalizer), out = _in_turn(case, ("q", "k"), start, call)
     return out | {"loss": out["loss_c1"], "log_Z": normalizer.log_z}
 
 
@@ -285,12 +302,6 @@ def _jigsawhead(case):
 
 
 def _crd(case, embed):
-    bank_s, bank_t, normalizers, out = (
-        case["memory_v1"],
-        case["memory_v2"],
-        (_start(case), _start(case)),
-        {},
-    )
     knobs = {"temperature": case["temperature"]}
     heads = ("embed_s_w", "embed_s_b", "embed_t_w", "embed_t_b") if embed else ()
     inputs = ("f_s", "f_t") if embed else ("v_s", "v_t")
@@ -301,38 +312,33 @@ def _crd(case, embed):
         w_s, b_s, w_t, b_t = params
         return distillation.embed(s, w_s.T, b_s), distillation.embed(t, w_t.T, b_t)
 
-    for c in ("_c1", "_c2"):
-        y, indices = case["y" + c], case["idx" + c]
-        args = [case[name + c] for name in inputs] + [case[name] for name in heads]
+    def call(held, y, idx, **given):
+        bank_s, bank_t, normalizers = held
+        args = [given[name] for name in inputs] + [case[name] for name in heads]
 
-        def loss(*args, banks=(bank_s, bank_t), indices=indices, normalizers=normalizers):
-            return distillation.crd(*project(*args), *banks, indices, normalizers, **knobs)
+        def loss(*args):
+            return distillation.crd(*project(*args), bank_s, bank_t, idx, normalizers, **knobs)
 
         (value, after), grads = jax.value_and_grad(loss, tuple(range(len(args))), has_aux=True)(
             *args
         )
         z_s, z_t = project(*args)
-        out |= {
-            "loss" + c: value,
-            f"grad_{inputs[0]}{c}": grads[0],
-            f"grad_{inputs[1]}{c}": grads[1],
-            "loss_s" + c: nce.nce(z_s, bank_t, indices, normalizers[0], **knobs)[0],
-            "loss_t" + c: nce.nce(z_t, bank_s, indices, normalizers[1], **knobs)[0],
-            "prob_s" + c: nce.probabilities(
-                nce.bank_logits(z_s, bank_t, indices, **knobs), after[0]
-            ),
-            "prob_t" + c: nce.probabilities(
-                nce.bank_logits(z_t, bank_s, indices, **knobs), after[1]
-            ),
+        out = {f"grad_{name}": grad for name, grad in zip((*inputs, *heads), grads)} | {
+            "loss": value,
+            "loss_s": nce.nce(z_s, bank_t, idx, normalizers[0], **knobs)[0],
+            "loss_t": nce.nce(z_t, bank_s, idx, normalizers[1], **knobs)[0],
+            "prob_s": nce.probabilities(nce.bank_logits(z_s, bank_t, idx, **knobs), after[0]),
+            "prob_t": nce.probabilities(nce.bank_logits(z_t, bank_s, idx, **knobs), after[1]),
+            "memory_v1_after": banks.update(bank_s, z_s, y, momentum=case["bank_momentum"]),
+            "memory_v2_after": banks.update(bank_t, z_t, y, momentum=case["bank_momentum"]),
         }
-        if c == "_c1":
-            out |= {f"grad_{name}": grad for name, grad in zip(heads, grads[2:])}
-        normalizers = after
-        bank_s = banks.update(bank_s, z_s, y, momentum=case["bank_momentum"])
-        bank_t = banks.update(bank_t, z_t, y, momentum=case["bank_momentum"])
-        out |= {"memory_v1_after" + c: bank_s, "memory_v2_after" + c: bank_t}
+        return (out["memory_v1_after"], out["memory_v2_after"], after), out
+
+    start = case["memory_v1"], case["memory_v2"], (_start(case), _start(case))
+    (_, _, normalizers), out = _in_turn(case, (*inputs, "y", "idx"), start, call)
     return out | {
         "loss": out["loss_c1"],
+        **{f"grad_{name}": out[f"grad_{name}_c1"] for name in heads},
         "log_Z_s": normalizers[0].log_z,
         "log_Z_t": normalizers[1].log_z,
     }

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cl_jax.core.numerics import unit
 from cl_jax.losses import image_text, infonce
@@ -67,28 +68,25 @@ def _one_hot(ab: infonce.Logits) -> jax.Array:
 
 def moco(case: Case) -> dict:
     memory = queues.Queue(case["queue"].T, jnp.asarray(case["queue_ptr"]), jnp.asarray(0))
-    values, grads, logits, rows, pointers = [], [], [], [], []
-    for step in range(case["q"].shape[0]):
-        q, k = case["q"][step], case["k"][step]
+
+    def step(memory, batch):
+        q, k = batch
         value, grad = jax.value_and_grad(infonce.info_nce)(
             q, k, memory.rows, temperature=case["temperature"]
         )
         unit_q, unit_k = unit(q), unit(k)
-        logits.append(queue_logits(unit_q, unit_k, memory.rows, temperature=case["temperature"]))
+        logits = queue_logits(unit_q, unit_k, memory.rows, temperature=case["temperature"])
         memory = queues.enqueue(memory, unit_k)
-        (
-            values.append(value),
-            grads.append(grad),
-            rows.append(memory.rows.T),
-            pointers.append(memory.pointer),
-        )
+        return memory, (value, grad, logits, memory.rows.T, memory.pointer)
+
+    _, (values, grads, logits, rows, pointers) = lax.scan(step, memory, (case["q"], case["k"]))
     return {
         "loss": values[0],
-        "loss_steps": jnp.stack(values),
-        "grad_q": jnp.stack(grads),
-        "logits": jnp.stack(logits),
-        "queue_after": jnp.stack(rows),
-        "queue_ptr_after": jnp.stack(pointers),
+        "loss_steps": values,
+        "grad_q": grads,
+        "logits": logits,
+        "queue_after": rows,
+        "queue_ptr_after": pointers,
     }
 
 

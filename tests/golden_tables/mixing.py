@@ -428,7 +428,9 @@ def _clae(case: Case, loss, normalised):
         if name in case
     ]
     params = {name: case[name] for name in names}
-    encode = partial(_network, normalised=normalised)
+    # Both are called for clean and for adversarial examples: traced once.
+    loss = jax.jit(loss)
+    encode = jax.jit(partial(_network, normalised=normalised), static_argnames="adversarial")
     view = adversarial.adversarial_view(
         partial(encode, params, adversarial=True), loss, case["x_1"], epsilon=case["eps"]
     )
@@ -505,7 +507,7 @@ def _local(case: Case, span: int | None):
             spaces.local_losses(
                 [lambda h, a=a: jnp.tanh(h @ a) for a in layers],
                 [lambda h, w=w: h @ w for w in heads],
-                partial(nt_xent, temperature=case["temperature"]),
+                jax.jit(partial(nt_xent, temperature=case["temperature"])),
                 case["x_1"],
                 case["x_2"],
                 units=units,
@@ -513,20 +515,20 @@ def _local(case: Case, span: int | None):
         )
 
     values = [case[name] for name in names]
-    by_unit = jax.jacobian(parts, argnums=tuple(range(stages)))(*values)
-    norms = jnp.stack([jnp.sqrt((g**2).sum(axis=(1, 2))) for g in by_unit], axis=1)
-    loss, grads = case.grad(lambda *values: parts(*values).sum(), *names)
+    by_unit, pull = jax.vjp(parts, *values)
+    grads = jax.vmap(pull)(jnp.eye(len(units)))
+    norms = [jnp.sqrt((g**2).sum(axis=(1, 2))) for g in grads[:stages]]
     outputs = spaces.local_features(
         [lambda h, a=a: jnp.tanh(h @ a) for a in values[:stages]],
         jnp.concatenate([case["x_1"], case["x_2"]]),
         units=units,
     ).stages
     return {
-        "loss": loss,
-        **grads,
-        "unit_stage_grad_norm": norms,
+        "loss": by_unit.sum(),
+        **{f"grad_{name}": g.sum(axis=0) for name, g in zip(names, grads)},
+        "unit_stage_grad_norm": jnp.stack(norms, axis=1),
         **{f"h{j + 1}": h for j, h in enumerate(outputs)},
-        **{f"loss_unit{u + 1}": value for u, value in enumerate(parts(*values))},
+        **{f"loss_unit{u + 1}": value for u, value in enumerate(by_unit)},
     }
 
 

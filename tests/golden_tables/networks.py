@@ -214,6 +214,19 @@ def _fresh_stats(module, x):
 # Whole steps --------------------------------------
 
 
+def _in_training(module):
+    """(params, stats, x) -> (output, stats), for calls on several views: traced once."""
+
+    @jax.jit
+    def apply(params, stats, x):
+        y, new = module.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
+        return y, new["batch_stats"]
+
+    return apply
+
+
 def _torch_tree(weights, names):
     """Our tree from their arrays: linear [out, in] and convolution OIHW kernels to [in, out] and
     HWIO."""
@@ -310,10 +323,15 @@ def _moco_step(case, layers):
     q_params, k_params = (_torch_tree(case.group(prefix), names) for prefix in ("q.", "k."))
     k_params = _moved(q_params, k_params, case["m"])
     ring = _ring(case)
-    k = unit(net.apply({"params": k_params}, case["im_k"], train=True))
+
+    @jax.jit
+    def forward(params, x):
+        return unit(net.apply({"params": params}, x, train=True))
+
+    k = forward(k_params, case["im_k"])
 
     def loss(params):
-        q = unit(net.apply({"params": params}, case["im_q"], train=True))
+        q = forward(params, case["im_q"])
         knobs = {"temperature": case["temperature"]}
         return nce.queue_softmax(q, k, ring.rows, **knobs), nce.queue_logits(
             q, k, ring.rows, **knobs
@@ -386,6 +404,7 @@ def _shufflebn(case):
     ring = _ring(case)
     stats = _fresh_stats(net, case["im_q"][0])
 
+    @jax.jit
     def forward(params, x):
         z, state = net.apply(
             {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
@@ -444,6 +463,7 @@ def _cifarstep(case):
     order, back = _strided_groups(len(images[0]), splits)
     fresh = _fresh_stats(net, images[0])
 
+    @jax.jit
     def forward(params, stats, x):
         z, state = net.apply(
             {"params": params, "batch_stats": stats}, x[order], train=True, mutable=["batch_stats"]
@@ -497,24 +517,16 @@ def _simsiam_step(case):
         ),
     }
 
+    encode, guess = _in_training(encoder), _in_training(predict)
+
     def loss(params):
         stats, z, p = fresh, {}, {}
         for view in ("1", "2"):
-            z[view], new = encoder.apply(
-                {"params": params["encoder"], "batch_stats": stats["encoder"]},
-                case[f"x{view}"],
-                train=True,
-                mutable=["batch_stats"],
-            )
-            stats = stats | {"encoder": new["batch_stats"]}
+            z[view], new = encode(params["encoder"], stats["encoder"], case[f"x{view}"])
+            stats = stats | {"encoder": new}
         for view in ("1", "2"):
-            (p[view], _), new = predict.apply(
-                {"params": params["predictor"], "batch_stats": stats["predictor"]},
-                z[view],
-                train=True,
-                mutable=["batch_stats"],
-            )
-            stats = stats | {"predictor": new["batch_stats"]}
+            (p[view], _), new = guess(params["predictor"], stats["predictor"], z[view])
+            stats = stats | {"predictor": new}
         return no_negatives.simsiam(p["1"], p["2"], z["1"], z["2"]), (z, p, stats)
 
     (value, (z, p, stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -554,21 +566,20 @@ def _mocov3_step(case, layers, head_name, predictor_variant):
     slow = _moved(params["base"], _torch_tree(case.group("mom."), names), case["m"])
     fresh = _fresh_stats(encoder, case["x1"])
 
-    def forward(module, params, stats, inputs):
+    encode, guess = _in_training(encoder), _in_training(predict)
+
+    def forward(apply, params, stats, inputs):
         outputs = []
         for x in inputs:
-            y, new = module.apply(
-                {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
-            )
+            y, stats = apply(params, stats, x)
             outputs.append(y[0] if isinstance(y, tuple) else y)
-            stats = new["batch_stats"]
         return outputs, stats
 
-    keys, slow_stats = forward(encoder, slow, fresh, (case["x1"], case["x2"]))
+    keys, slow_stats = forward(encode, slow, fresh, (case["x1"], case["x2"]))
 
     def loss(params):
-        z, base_stats = forward(encoder, params["base"], fresh, (case["x1"], case["x2"]))
-        q, pred_stats = forward(predict, params["pred"], _fresh_stats(predict, z[0]), z)
+        z, base_stats = forward(encode, params["base"], fresh, (case["x1"], case["x2"]))
+        q, pred_stats = forward(guess, params["pred"], _fresh_stats(predict, z[0]), z)
         return moco_v3(*q, *keys, temperature=case["temperature"]), (base_stats, pred_stats)
 
     (value, (base_stats, pred_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -618,16 +629,12 @@ def _byol_update(case):
         mask=optim.decay_mask(exclude_ndim=1),
     )
     slow = ema_of_params(lambda step: decay(step + start))
-    online, state = tree("online"), tx.init(tree("online"))
-    target = slow.init(tree("target"))
-    outputs = {}
+    state = tx.init(tree("online"))
 
-    def record(name, value):
-        outputs.setdefault(name, []).append(value)
+    def one(held, step):
+        online, state, target = held
 
-    for step in range(2):
-
-        def loss(params, view1, view2, labels, target=target):
+        def loss(params, view1, view2, labels):
             (h, z1), (_, z2) = project(params, view1), project(params, view2)
             p1, p2 = apply(params, "predictor", z1), apply(params, "predictor", z2)
             with_target = [project(target.ema, view)[1] for view in (view1, view2)]
@@ -636,9 +643,9 @@ def _byol_update(case):
             classification = assignments.cross_entropy(logits, labels, axis_name="devices")
             return representation + classification, (representation, classification)
 
-        def device(view1, view2, labels, params=online, loss=loss):
+        def device(view1, view2, labels):
             (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
-                params, view1, view2, labels
+                online, view1, view2, labels
             )
             return value, parts, jax.lax.pmean(grads, "devices")
 
@@ -648,21 +655,23 @@ def _byol_update(case):
         )
         updates, state = tx.update(grads, state, online)
         online = optax.apply_updates(online, updates)
-        record("tau_steps", decay(step + start))
-        record("learning_rate_steps", rate(step + start))
         _, target = slow.update(online, target)
-        for name, entry in (
-            ("loss_steps", value),
-            ("repr_loss_steps", parts[0]),
-            ("classif_loss_steps", parts[1]),
-        ):
-            record(name, entry)
+        outputs = {
+            "tau_steps": decay(step + start),
+            "learning_rate_steps": rate(step + start),
+            "loss_steps": value,
+            "repr_loss_steps": parts[0],
+            "classif_loss_steps": parts[1],
+        }
         for prefix, params in (("online_after", online), ("target_after", target.ema)):
             for name, bias in names.items():
-                record(f"{prefix}.{name}.w", params[name]["dense1"]["kernel"])
+                outputs[f"{prefix}.{name}.w"] = params[name]["dense1"]["kernel"]
                 if bias:
-                    record(f"{prefix}.{name}.b", params[name]["dense1"]["bias"])
-    outputs = {name: jnp.stack(values) for name, values in outputs.items()}
+                    outputs[f"{prefix}.{name}.b"] = params[name]["dense1"]["bias"]
+        return (online, state, target), outputs
+
+    held = tree("online"), state, slow.init(tree("target"))
+    _, outputs = jax.lax.scan(one, held, jnp.arange(2))
     return outputs | {"loss": outputs["loss_steps"][0]}
 
 

@@ -4,6 +4,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from cl_jax.cluster.spherical import labels_by_example, spherical_kmeans
 from cl_jax.losses import assignments, mutual_information, no_negatives, predictive
@@ -50,12 +52,10 @@ def dino_loss(case: Case) -> dict:
         final=case["teacher_temp"],
         warmup_epochs=case["warmup_teacher_temp_epochs"],
     )
-    middle = case["center"][0]
-    losses, grads, centres = [], [], []
-    for student, teacher in zip(case["student"], case["teacher"]):
+
+    def step(middle, batch):
         student, teacher = (
-            x.reshape(crops, -1, x.shape[-1])
-            for x, crops in ((student, case["ncrops"]), (teacher, 2))
+            x.reshape(crops, -1, x.shape[-1]) for x, crops in zip(batch, (case["ncrops"], 2))
         )
         loss, grad = jax.value_and_grad(no_negatives.dino)(
             student,
@@ -65,16 +65,15 @@ def dino_loss(case: Case) -> dict:
             teacher_temperature=temperature,
         )
         middle = centre.update(middle, teacher, momentum=case["center_momentum"])
-        (
-            losses.append(loss),
-            grads.append(grad.reshape(-1, grad.shape[-1])),
-            centres.append(middle[None]),
-        )
+        return middle, (loss, grad.reshape(-1, grad.shape[-1]), middle[None])
+
+    steps = case["student"], case["teacher"]
+    _, (losses, grads, centres) = lax.scan(step, case["center"][0], steps)
     return {
         "loss": losses[0],
-        "loss_steps": jnp.stack(losses),
-        "grad_student": jnp.stack(grads),
-        "center_after": jnp.stack(centres),
+        "loss_steps": losses,
+        "grad_student": grads,
+        "center_after": centres,
         "teacher_temp_used": temperature,
     }
 
@@ -169,24 +168,22 @@ def _swav(case: Case, crops, queue) -> dict:
     """crops [S, R, V, b, D] and queue [R, A, L, D]: S steps on R ranks, results stacked over ranks,
     then steps."""
     weights = prototypes.normalise(case["prototypes"])
-    steps = []
-    for step, batch in enumerate(crops):
 
+    def step(queue, batch):
         def total(batch, weights):
             losses, rest = jax.vmap(
                 lambda x, q: _swav_step(case, x, weights, q, RANKS), axis_name=RANKS
             )(batch, queue)
             return losses.mean(), (losses, *rest)
 
-        (loss, (losses, codes, after, used)), (grad_crops, grad_weights) = jax.value_and_grad(
+        (loss, (losses, codes, after, used)), grads = jax.value_and_grad(
             total, argnums=(0, 1), has_aux=True
         )(batch, weights)
-        frozen = step < case["freeze_iters"]
-        steps.append((loss, losses, codes, after, used, grad_crops, grad_weights * (not frozen)))
-        queue = after
-    loss, losses, codes, after, used, grad_crops, grad_weights = (
-        None if values[0] is None else jnp.stack(values) for values in zip(*steps)
-    )
+        return after, (loss, losses, codes, after, used, *grads)
+
+    _, steps = lax.scan(step, queue, crops)
+    loss, losses, codes, after, used, grad_crops, grad_weights = steps
+    frozen = np.arange(len(crops)) < case["freeze_iters"]
     by_rank = {
         name: jnp.swapaxes(value, 0, 1)
         for name, value in {
@@ -203,7 +200,7 @@ def _swav(case: Case, crops, queue) -> dict:
         "loss": loss[0],
         "loss_steps": loss,
         "loss_per_rank": losses[0],
-        "grad_prototypes": grad_weights,
+        "grad_prototypes": jnp.where(frozen[:, None, None], 0, grad_weights),
         "prototypes_normalised": weights,
     }
 
@@ -262,8 +259,9 @@ def dcv2_cluster(case: Case) -> dict:
 def dcv2_loss(case: Case) -> dict:
     memory, index = case["memory"], case["index"]
     centroids, labels = _cluster(case, memory[None], index[None], 10)
-    losses, grads = [], []
-    for step, (crops, ids) in enumerate(zip(case["crops"], case["batch_index"])):
+
+    def step(batch):
+        crops, ids = batch
 
         def loss(crops, centroids):
             z = prototypes.normalise(crops)
@@ -272,23 +270,24 @@ def dcv2_loss(case: Case) -> dict:
                 scores, labels[:, ids], temperature=case["temperature"]
             ), z
 
-        (value, z), grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(crops, centroids)
-        rows = slice(step * len(ids), (step + 1) * len(ids))
-        index, memory = index.at[rows].set(ids), memory.at[:, rows].set(z[: len(memory)])
-        losses.append(value), grads.append(grad)
+        (value, z), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(crops, centroids)
+        return value, z[: len(memory)], *grads
+
+    batches = case["crops"], case["batch_index"]
+    losses, z, grad_crops, grad_centroids = lax.map(step, batches)
+    ids = case["batch_index"].reshape(-1)
+    index = index.at[: len(ids)].set(ids)
+    memory = memory.at[:, : len(ids)].set(jnp.moveaxis(z, 1, 0).reshape(len(memory), len(ids), -1))
     heads = range(len(centroids))
     return {
         "loss": losses[0],
-        "loss_steps": jnp.stack(losses),
+        "loss_steps": losses,
         "assignments": labels,
         "index_after": index,
         "memory_after": memory,
-        "grad_crops": jnp.stack([crops for crops, _ in grads]),
+        "grad_crops": grad_crops,
         **{f"prototypes_{head}": centroids[head] for head in heads},
-        **{
-            f"grad_prototypes_{head}": jnp.stack([grad[head] for _, grad in grads])
-            for head in heads
-        },
+        **{f"grad_prototypes_{head}": grad_centroids[head] for head in heads},
     }
 
 

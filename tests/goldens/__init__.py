@@ -2,6 +2,7 @@
 programs. README.md says how they were made; CL_JAX_GOLDENS names another folder to read."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -117,6 +118,7 @@ def family(path: Path) -> str:
     return path.stem.rsplit("-", 1)[0]
 
 
+@functools.lru_cache(maxsize=1)  # asked for at each output of a file
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     with np.load(path, allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files if name != "meta"}
