@@ -11,6 +11,7 @@ from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data import batches
 from cl_jax.data.source import Source, labels_of, subset
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_test_classes
 from cl_jax.evals.linear import accuracies, probe_batches
 from cl_jax.views import ImageView
 
@@ -43,8 +44,9 @@ def make(
             has = f"has no {lacking[0]}" if lacking else "sees none"
             raise ValueError(
                 f"the augmented probe is of methods that see augmented images, and this one {has}. "
-                "Leave evals.protocols.linear_augmented out; linear is a probe of clean images."
+                "The evaluator linear is a probe of clean images."
             )
+        seen = given.recipes[0]
         train, test = (labelled(source, label) for source in (train, test))
         rows = min(batch_size, train.size)
         steps = train.size // rows
@@ -72,7 +74,7 @@ def make(
             epoch_of,
             test_images,
             recipe=dataclasses.replace(
-                given.recipes[0].recipe,
+                seen.recipe,
                 jitter=0.0,
                 gray=0.0,
                 blur=0.0,
@@ -100,6 +102,7 @@ def make(
         when="asked",
         better={"linear/augmented/top1": 1},
         titles={"linear/augmented/top1": "linear probe, augmented views %"},
+        check=lambda data: check_test_classes(data, label),
     )
 
 
