@@ -16,7 +16,15 @@ from cl_jax.core.axis import (
     varying,
 )
 from cl_jax.core.numerics import dots, real_count, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_key
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_key,
+    check_scalar,
+    known_value,
+)
 from cl_jax.losses._products import centred_products
 from cl_jax.losses._rows import over_rows
 
@@ -283,7 +291,9 @@ def whiten(
         raise ValueError(
             f"group_size is {group_size}; expected a divisor of the global batch of {batch}."
         )
-    if group_size <= width and not (isinstance(eps, (int, float)) and eps > 0):
+    check_scalar(eps=eps)
+    known = known_value(eps)
+    if group_size <= width and known is not None and not known > 0:
         raise ValueError(
             f"group_size is {group_size} for embeddings of {width} features; expected more rows "
             f"than features, 2 * {width} as published, for the covariance of a group is singular "

@@ -20,6 +20,8 @@ from cl_jax.core.shapes import (
     check_integer,
     check_key,
     check_positive,
+    check_scalar,
+    known_value,
 )
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
@@ -126,11 +128,13 @@ def hcl_terms(
     check_axis(axis_name)
     if estimator not in ("hard", "debiased", "easy"):
         raise ValueError(f'estimator is {estimator!r}; expected "hard", "debiased" or "easy".')
-    if isinstance(beta, (int, float)) and beta < 0:
+    check_scalar(beta=beta, tau_plus=tau_plus)
+    given_beta, given_tau = known_value(beta), known_value(tau_plus)
+    if given_beta is not None and given_beta < 0:
         raise ValueError(
             f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best."
         )
-    if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
+    if given_tau is not None and not 0 <= given_tau < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
     x = jnp.concatenate([z_a, z_b])
     ids = {"id": jnp.tile(row_ids(sizes["b"], axis_name), 2)}  # the partner's too
@@ -165,11 +169,12 @@ def hcl_terms(
             negatives,
             jnp.zeros(positive.shape, bool),
         )
-    if estimator == "debiased" or (isinstance(beta, (int, float)) and beta == 0):
+    if estimator == "debiased" or given_beta == 0:
         reweighted = log_negative_sums(1 / temperature)[0]
     else:
-        if isinstance(beta, (int, float)):
-            weighted, weights = log_negative_sums((1 + beta) / temperature, beta / (1 + beta))
+        if given_beta is not None:
+            ratio = given_beta / (1 + given_beta)
+            weighted, weights = log_negative_sums((1 + given_beta) / temperature, ratio)
         else:
             weighted = log_negative_sums((1 + beta) / temperature)[0]
             weights = log_negative_sums(beta / temperature)[0]
