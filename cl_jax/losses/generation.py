@@ -55,8 +55,8 @@ def two_c(
       z: [B, D] image embeddings, normalised here; gradient flows through both factors.
       proxies: [C, D] class embeddings, normalised here; gradient flows to the rows of the labels
         present. The proxies of other classes are no negatives.
-      labels: [B] integers below C. A row below 0 has no label: it has no proxy and no image of its
-        class, counts as 0, and stays a negative of the others.
+      labels: [B] integers below C; from C on the loss is NaN. A row below 0 has no label: it has no
+        proxy and no image of its class, counts as 0, and stays a negative of the others.
       temperature: above 0 (1 in the paper's configurations).
       positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class"
         nothing ties a cluster of images to its own proxy, and a generator may settle on permuted
@@ -126,7 +126,8 @@ def two_c_rows(
     z, proxies = prepared(normalise, 1e-8, z=z, proxies=proxies)
     labels = jnp.asarray(labels)
     labelled = labels >= 0
-    own_proxy = dots("bd,bd->b", z, proxies[jnp.maximum(labels, 0)]) / temperature
+    own = proxies.at[jnp.maximum(labels, 0)].get(mode="fill")  # NaN for a class that there is not
+    own_proxy = dots("bd,bd->b", z, own) / temperature
     proxy = jnp.where(labelled, own_proxy, LOG_ZERO)
     pairs = {
         "id": row_ids(sizes["b"], axis_name),
