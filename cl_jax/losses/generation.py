@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean
+from cl_jax.core.axis import AxisName, any_mesh, mean, share_of_gradient
 from cl_jax.core.numerics import dots, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import (
@@ -93,9 +93,7 @@ def two_c(
         block_size=block_size,
     )
     loss = mean(rows.loss.mean(), axis_name)
-    if not released_gradient or axis_name is None:
-        return loss
-    return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / axis_size(axis_name)
+    return share_of_gradient(loss, axis_name) if released_gradient else loss
 
 
 @any_mesh
