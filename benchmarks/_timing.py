@@ -8,6 +8,7 @@ CPU that others use at the same time, the clock on the wall mostly measures them
 processor time of the process is recorded too, and says more.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -41,6 +42,16 @@ def prepare(cache: bool = True) -> str:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "cl_jax"))
         jax.config.update("jax_compilation_cache_dir", folder)
     return added
+
+
+def given_path(text: str) -> Path:
+    """A path of a command line, `~` and `file:` as the package reads them."""
+    from cl_jax.core.paths import user_path
+
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def facts(

@@ -120,10 +120,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=460.0, help="of the whole call")
     parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
-    parser.add_argument("--data", type=Path, default=None, help="of the speed run")
+    parser.add_argument("--data", type=_timing.given_path, default=None, help="of the speed run")
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--workdir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--workdir", type=_timing.given_path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     name = "accelerator" + ("_small" if args.small else "")
     args.workdir = args.workdir or _timing.ROOT / "runs" / name

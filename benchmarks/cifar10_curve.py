@@ -59,14 +59,16 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="", help="folder of train.npz and test.npz")
-    parser.add_argument("--workdir", default="", help="where the runs are kept")
+    parser.add_argument(
+        "--workdir", type=_timing.given_path, default=None, help="where the runs are kept"
+    )
     parser.add_argument("--methods", default=",".join(PUBLISHED), help="in this order")
     parser.add_argument("--epochs", type=float, default=20.0)
     parser.add_argument("--points", type=int, default=10, help="evaluations on the way")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=0.0, help="save and stop after so long")
     parser.add_argument("--small", action="store_true", help="one debug run, to try the script")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     if not args.small and not (args.data and args.workdir):
         parser.error("give --data and --workdir, or --small")
@@ -82,7 +84,7 @@ def main(argv=None):
     from cl_jax.training import metrics
 
     with tempfile.TemporaryDirectory() as place:
-        folder, over = Path(args.workdir or place), False
+        folder, over = args.workdir or Path(place), False
         configs = settings(args, benchmark, folder)
         try:
             with benchmark.stopped_after(args.minutes):

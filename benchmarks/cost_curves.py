@@ -225,8 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--curves", default=",".join(CURVES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--pictures", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--pictures", type=_timing.given_path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     name = "cost_curves" + ("_small" if args.small else "")
     pictures = args.pictures or (

@@ -35,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import _timing
@@ -252,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
         "--alone", default="", choices=("", "cl_jax", *PEERS), help=argparse.SUPPRESS
     )
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if argv is None:

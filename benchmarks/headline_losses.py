@@ -20,7 +20,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -143,7 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--max-gib", type=float, default=2.0)
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--out", type=Path, default=_timing.RESULTS / "headline_losses")
+    parser.add_argument(
+        "--out", type=_timing.given_path, default=_timing.RESULTS / "headline_losses"
+    )
     args = parser.parse_args(argv)
     record = _timing.facts("torch", "lightly", "pytorch-metric-learning") | {"results": {}}
     before = args.out.with_suffix(".json")

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--small", action="store_true", help="64 images and a tiny network, to try the program"
     )
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     if args.small:
         args.images, args.jpeg, args.side, args.batch, args.width, args.seconds, args.repeats = (

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=40.0, help="of the rounds of a size")
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     sizes = args.sizes or ("64x8x4" if args.small else "20000x128x1000,50000x128x2500")
     _timing.prepare()

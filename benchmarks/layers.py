@@ -18,7 +18,6 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -169,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each layer's rounds")
     parser.add_argument("--small", action="store_true", help="tiny layers, to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
     _timing.prepare()

@@ -8,7 +8,6 @@ program, which is what `methods/loco.py` runs. One unit of all stages is end-to-
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args()
     _timing.prepare()
     batch, size, width = (4, 8, 0.0625) if args.small else (args.batch, args.size, 0.25)

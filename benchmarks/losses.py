@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         "--max-gib", type=float, default=2.0, help="forms that need more temporaries are not run"
     )
     parser.add_argument("--machine", default=None, help="what to call this machine")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/losses"))
+    parser.add_argument("--out", type=_timing.given_path, default=Path("benchmarks/results/losses"))
     args = parser.parse_args(argv)
     record = _timing.facts(
         "optax",

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--small", action="store_true", help="little of all, to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     import numpy as np
 

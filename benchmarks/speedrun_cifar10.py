@@ -29,7 +29,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -246,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=_timing.given_path,
         default=None,
         help="folder of train.npz and test.npz (cl_jax/data/packed.py); "
         "without it the config's own data",
@@ -282,9 +281,9 @@ def main(argv: list[str] | None = None) -> int:
         "--piece", type=float, default=float("inf"), help="seconds after which to stop and save"
     )
     parser.add_argument("--fresh-cache", action="store_true", help="compile again")
-    parser.add_argument("--workdir", type=Path, default=None)
+    parser.add_argument("--workdir", type=_timing.given_path, default=None)
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     for name, kind in (
         ("seed", int),
         ("began", float),

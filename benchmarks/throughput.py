@@ -34,7 +34,6 @@ import os
 import re
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -434,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         help="the floor on this GPU, which need not be here",
     )
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the program")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     for case in args.cases.split(",") if args.cases else ():
         if case not in CASES:

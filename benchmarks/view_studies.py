@@ -295,12 +295,16 @@ def main(argv: list[str] | None = None) -> None:
         "--test_share", type=float, default=0.3, help="number: share of things that are held out"
     )
     parser.add_argument("--size", type=int, default=16, help="number: side of a view, pixels")
-    parser.add_argument("--workdir", default="", help="where the runs are kept")
+    parser.add_argument(
+        "--workdir", type=_timing.given_path, default=None, help="where the runs are kept"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="runs of a point, from seed 0 on")
     parser.add_argument("--epochs", type=float, default=0.0, help="of a run; 8 of number, else 2")
     parser.add_argument("--small", action="store_true", help="to try the program")
-    parser.add_argument("--pictures", type=Path, default=_timing.ROOT / "docs" / "pictures")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument(
+        "--pictures", type=_timing.given_path, default=_timing.ROOT / "docs" / "pictures"
+    )
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     if not args.small and not args.workdir:
         parser.error("give --workdir, or --small")
@@ -315,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
             args.data = str(Path(place) / "pictures")
             args.shown = pictures_of_scenes(Path(args.data)) if args.study == "number" else ()
         args.epochs = args.epochs or (1.0 if args.small else 8.0 if args.study == "number" else 2.0)
-        folder = Path(args.workdir or place) / args.study
+        folder = (args.workdir or Path(place)) / args.study
         found: dict[str, list[dict[str, Any]]] = {}
         for name, base in points(args.study, args.shown, args.small).items():
             config = settings(args.study, name, base, args)

@@ -11,7 +11,6 @@ same sizes run in turn. On a CPU the times are the process's processor time, ove
 
 import argparse
 import statistics
-from pathlib import Path
 
 import _timing
 
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--small", action="store_true", help="eight images, two recipes, to try the program"
     )
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=_timing.given_path, default=None)
     args = parser.parse_args(argv)
     _timing.prepare()
     import jax

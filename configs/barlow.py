@@ -62,17 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             **defaults.CIFAR10_PIXELS,
         )
         config.views = ConfigDict(dict(a=shared, b=dict(shared, solarize=0.2)))
-        config.optimizer = ConfigDict(
-            dict(
-                name="larc_sgd",
-                trust_coefficient=0.02,
-                larc_clip=True,
-                exclude_ndim=1,
-                learning_rate=0.3,
-                weight_decay=1e-4,
-                warmup_epochs=10.0,
-            )
-        )
+        config.optimizer = defaults.solo_learn_larc(0.3, weight_decay=1e-4)
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
         config.encoder.zero_init_last = True

@@ -79,17 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 b=dict(name="byol", view=2, size=32, blur=0.0, test_crop=1.0),
             )
         )
-        config.optimizer = ConfigDict(
-            dict(
-                name="larc_sgd",
-                trust_coefficient=0.02,
-                larc_clip=True,
-                exclude_ndim=1,
-                learning_rate=1.0,
-                weight_decay=1e-5,
-                warmup_epochs=10.0,
-            )
-        )
+        config.optimizer = defaults.solo_learn_larc(1.0, weight_decay=1e-5)
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
         config.encoder.variant = "byol"

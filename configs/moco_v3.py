@@ -95,17 +95,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 b=dict(name="moco_v3", view=2, size=32, blur=0.0, test_crop=1.0),
             )
         )
-        config.optimizer = ConfigDict(
-            dict(
-                name="larc_sgd",
-                trust_coefficient=0.02,
-                larc_clip=True,
-                exclude_ndim=1,
-                learning_rate=0.3,
-                weight_decay=1e-6,
-                warmup_epochs=10.0,
-            )
-        )
+        config.optimizer = defaults.solo_learn_larc(0.3, weight_decay=1e-6)
     if "imagenet2012" in chosen:
         defaults.imagenet2012(config)
         config.encoder.zero_init_last = True

@@ -3,14 +3,12 @@ docstring and a table of all. The build of the documentation runs it (docs/hooks
 
 A config's docstring is the method's record, in paragraphs: its name with the papers in brackets;
 the idea; "Default:"; "Variants:", a name and a text each, with what is published after
-"Published:"; "Differences from ...:", an item each; "Command:"; "Reached:". What was reached is
-read from the tables of `cl-jax benchmark` in docs/results where the docstring points to README's
-table, else it is what the docstring says."""
+"Published:"; "Differences from ...:", an item each; "Command:"; "Reached:". The last column of the
+table is read from docs/results/scenes.json, rows of `cl-jax benchmark`."""
 
 import ast
 import json
 import re
-import statistics
 from pathlib import Path
 
 from cl_jax.training import configs
@@ -18,13 +16,7 @@ from cl_jax.training import configs
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference" / "methods"
 SECTIONS = ("Default", "Variants", "Differences", "Command", "Reached")
-BY_TABLE = "see the table of "
-REACHED = (
-    ("knn", "kNN 200"),
-    ("knn20", "kNN 20"),
-    ("linear_cached", "linear, cached"),
-    ("linear_augmented", "linear, augmented"),
-)
+RESULTS = "docs/results.md"  # as docstrings name it, which are read in the file too
 
 
 def names() -> list[str]:
@@ -70,36 +62,13 @@ def variants(text: str) -> list[tuple[list[str], str, str]]:
     return rows
 
 
-def results() -> dict[str, list[dict]]:
-    """{name of a table in docs/results: its rows}; none where there are none."""
-    return {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((ROOT / "docs" / "results").glob("*.json"))
-    }
+def knn_on_scenes() -> dict[str, float]:
+    """{config: kNN accuracy on `scenes` by its default} of those that were measured."""
+    rows = json.loads((ROOT / "docs" / "results" / "scenes.json").read_text())
+    return {row["method"]: row["knn"] for row in rows}
 
 
-def reached(name: str, tables: dict[str, list[dict]]) -> str:
-    """The Markdown table of a config's rows, in percent, mean and deviation over seeds; "Not run."
-    where there are none."""
-    lines = []
-    for table, rows in tables.items():
-        mine = [row for row in rows if row.get("method") == name and "error" not in row]
-        if mine:
-            cells = [table, f"{mine[0]['epochs']:g}", str(len(mine))]
-            for key, _ in REACHED:
-                values = [100 * row[key] for row in mine if row.get(key) is not None]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f} %{spread}" if values else "")
-            lines.append(f"| {' | '.join(cells)} |")
-    if not lines:
-        return "Not run."
-    head = ["table", "epochs", "seeds", *(title for _, title in REACHED)]
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + (
-        "\n\nThe network and budget of all methods alike, one protocol: the tables in docs/results."
-    )
-
-
-def page(name: str, tables: dict[str, list[dict]]) -> str:
+def page(name: str) -> str:
     """The page of a config."""
     found = sections(docstring(name))
     method = configs.load(name).method.name
@@ -128,24 +97,18 @@ def page(name: str, tables: dict[str, list[dict]]) -> str:
         items = re.findall(r"^  - (.*(?:\n {4}.*)*)", found[heading], flags=re.MULTILINE)
         lines += ["", f"## {heading}", "", *(f"- {_line(item)}" for item in items)]
     command = _line(found["Command"])
-    told = _line(found["Reached"])
-    figures = reached(name, tables) if told.startswith(BY_TABLE) else _sentence(found["Reached"])
-    lines += ["", "## Command", "", f"    {command}", "", "## Reached", "", figures]
-    return "\n".join([*lines, ""])
+    lines += ["", "## Command", "", f"    {command}"]
+    lines += ["", "## Reached", "", _sentence(found["Reached"]), ""]
+    return "\n".join(lines).replace(RESULTS, "[Results](../../results.md)")
 
 
-def index(tables: dict[str, list[dict]]) -> str:
+def index() -> str:
     """The table of all configs."""
-    rows = []
+    rows, measured = [], knn_on_scenes()
     for name in names():
         found = sections(docstring(name))
-        best = [
-            row["knn"]
-            for row in tables.get("scenes", ())
-            if row.get("method") == name and row.get("knn") is not None
-        ]
-        reached_ = f"{100 * max(best):.1f} %" if best else ""
-        rows.append(f"| [{found['title']}]({name}.md) | `{name}` | {_papers(found)} | {reached_} |")
+        knn = f"{100 * measured[name]:.1f} %" if name in measured else ""
+        rows.append(f"| [{found['title']}]({name}.md) | `{name}` | {_papers(found)} | {knn} |")
     return "\n".join(
         [
             "# All methods",
@@ -176,10 +139,9 @@ def _line(text: str) -> str:
 
 def main() -> None:
     PAGES.mkdir(exist_ok=True, parents=True)
-    tables = results()
     for name in names():
-        (PAGES / f"{name}.md").write_text(page(name, tables))
-    (PAGES / "index.md").write_text(index(tables))
+        (PAGES / f"{name}.md").write_text(page(name))
+    (PAGES / "index.md").write_text(index())
 
 
 if __name__ == "__main__":

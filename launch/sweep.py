@@ -33,6 +33,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for a checkout that is not installed
+
+from cl_jax.core.paths import user_path
+from cl_jax.training.workdir import path_of
+
 Setting = tuple[tuple[str, str], ...]  # ((name, value), ...) of one run
 LONGEST = 255  # bytes in the name of a folder
 
@@ -227,8 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config", required=True, help="configs/<setting>.py, with :variant[,variant]"
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="each run is a folder in it")
-    parser.add_argument("--list", type=Path, help="a file with one run a line, in place of a grid")
+    parser.add_argument("--workdir", required=True, help="each run is a folder in it")
+    parser.add_argument("--list", help="a file with one run a line, in place of a grid")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument(
         "--launcher",
@@ -246,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(words[:cut])
     args.rest = words[cut + 1 :]  # after --: for cl_jax.main as they are
     try:
+        args.workdir = path_of(args.workdir)  # as each run reads it
         if args.jobs < 1:
             raise ValueError(f"--jobs is {args.jobs}; expected at least 1.")
         if args.list and args.settings:
@@ -253,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"both --list and settings ({' '.join(args.settings)}) are given; put them into "
                 f"the list."
             )
-        settings = listed(args.list.read_text()) if args.list else grid(args.settings)
+        settings = listed(user_path(args.list).read_text()) if args.list else grid(args.settings)
         names = [label(setting) for setting in settings]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

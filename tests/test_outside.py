@@ -3,7 +3,10 @@ evaluated and verified with no other file, and nothing of the package changed.""
 
 import json
 import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cl_jax import __main__ as command
@@ -126,8 +129,18 @@ def get_config():
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    folder = tmp_path / "lab"
+def own_folder(tmp_path, monkeypatch):
+    """The folder in which commands are given, whose modules they find."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back what a command changes
+    return tmp_path
+
+
+@pytest.fixture
+def lab(own_folder):
+    folder = own_folder / "lab"
     folder.mkdir()
     for name, text in {
         "network": NETWORK,
@@ -138,11 +151,7 @@ def lab(tmp_path, monkeypatch):
         "config": CONFIG,
     }.items():
         (folder / f"{name}.py").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("")
-    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back what a command changes
-    return tmp_path
+    return own_folder
 
 
 def test_trains_evaluates_and_verifies(lab, capsys):
@@ -162,6 +171,27 @@ def test_trains_evaluates_and_verifies(lab, capsys):
 
     assert command.main(["verify", "--configs=lab.config", "--devices=1,2", "--steps=3"]) == 0
     assert "1 of 1 the same on 1, 2 devices" in capsys.readouterr().out
+
+
+def test_the_files_of_the_guide_to_a_new_kind_of_data_train(own_folder, capsys):
+    guide = Path(__file__).resolve().parents[1] / "docs" / "guides" / "modalities.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    for name in ("my_lab", "signals"):
+        Path(name).mkdir()
+    for name, text in zip(
+        ("my_lab/signals.py", "my_lab/crop.py", "my_config.py"), blocks, strict=True
+    ):
+        Path(name).write_text(text)
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        signal = random.integers(-999, 999, (16, 500)).astype(np.int16)
+        label = np.arange(16, dtype=np.int32) % 10
+        np.savez(Path("signals", f"{part}.npz"), signal=signal, label=label)
+    words = ["my_config.py:debug", "--workdir=run", "--config.evals.baselines=false"]
+    assert command.main(["train", *words]) == 0
+    assert "simclr_v1 on signals/train: 16 training examples, 16 test" in capsys.readouterr().err
+    log = (own_folder / "run" / "metrics.jsonl").read_text()
+    assert "knn/top1" in log and "logistic/label" in log
 
 
 @pytest.mark.parametrize(

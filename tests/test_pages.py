@@ -23,13 +23,25 @@ SPEC.loader.exec_module(make_methods)
 
 @pytest.mark.parametrize("name", make_methods.names())
 def test_every_config_has_a_page(name):
-    page = make_methods.page(name, make_methods.results())
-    assert page.startswith("# ") and "## Command" in page
+    page = make_methods.page(name)
+    assert page.startswith("# ") and "## Command" in page and "docs/results.md" not in page
+    where = "[Results](../../results.md)"
+    assert (where in page) == ("docs/results.md" in make_methods.docstring(name))
 
 
 def test_the_index_links_every_page():
-    links = re.findall(r"\]\(([a-z0-9_]+)\.md\)", make_methods.index(make_methods.results()))
+    links = re.findall(r"\]\(([a-z0-9_]+)\.md\)", make_methods.index())
     assert links == make_methods.names()
+
+
+def test_knn_of_the_index_is_that_of_the_results():
+    text = (ROOT / "docs" / "results.md").read_text()
+    section = text.split("\n## On scenes, by each config's default\n")[1].split("\n#")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    knn = rows[0].index("kNN 200")
+    told = {row[1].strip("`"): row[knn] for row in rows[1:]}
+    found = {name: f"{100 * knn:.1f} %" for name, knn in make_methods.knn_on_scenes().items()}
+    assert len(told) > 15 and found == told
 
 
 def test_configs_that_the_guide_to_methods_lists_are_there():
@@ -337,14 +349,6 @@ def flat(config):
     return keys
 
 
-def test_reached_is_mean_and_deviation_of_the_rows_that_ended_well():
-    rows = [
-        {"method": "byol", "epochs": 200.0, "knn": 0.86, "linear_cached": None},
-        {"method": "byol", "epochs": 200.0, "knn": 0.88},
-        {"method": "byol", "error": "broken"},
-    ]
-    line = make_methods.reached("byol", {"cifar10": rows}).splitlines()[2]
-    assert line == "| cifar10 | 200 | 2 | 87.0 % ± 1.4 |  |  |  |"
-    assert make_methods.reached("swav", {"cifar10": rows}) == "Not run."
+def test_a_docstring_of_another_form_is_refused():
     with pytest.raises(ValueError, match="expected 'Name"):
         make_methods.sections("BYOL\n\nA method.\n\nCommand: none\n")

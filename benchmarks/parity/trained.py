@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--steps", type=int, default=cases.TRAIN["steps"])
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so long")
     args = parser.parse_args()
-    folder, until = Path(args.workdir).absolute(), time.time() + 60 * args.minutes
+    folder, until = Path(args.workdir).expanduser().absolute(), time.time() + 60 * args.minutes
     prepare(folder, args.data)
     pythons = {"ours": sys.executable, "peer": args.peer_python}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "views": {}}

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 
-from cl_jax.core import seeds
+from cl_jax.core import processor, seeds
 from cl_jax.core.seeds import generator
 from cl_jax.data import kept
 from cl_jax.data.source import Splits, allocate, from_arrays
@@ -189,19 +189,9 @@ def _key(*given: Any) -> str:
             [(found.st_size, found.st_mtime_ns) for found in files],
             programs,
             (np.__version__, PIL.__version__),
-            _processor(),
+            processor.lines() or [platform.machine(), platform.processor()],
         )
     )
-
-
-def _processor() -> list[str]:
-    """The name and the instructions of the first core."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = file.read(1 << 14).partition("\n\n")[0].splitlines()
-    except OSError:
-        return [platform.machine(), platform.processor()]
-    return [line for line in lines if line.startswith(("model name", "flags", "Features"))]
 
 
 def division(num_instances: int) -> tuple[np.ndarray, np.ndarray]:

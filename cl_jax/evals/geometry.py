@@ -180,6 +180,7 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
       "pairs/same_batch": how surely the nearest second view of *another* example is of the same
         batch: 0 as often as chance has it, 1 always. Images have no part in this; above 0, batch
         statistics mark the batch.
+      "pairs/rows": N, which the share depends on.
     """
     near = np.asarray(_nearest(clean, False))
     other = np.asarray(_nearest(trained, True))
@@ -189,6 +190,7 @@ def of_pairs(clean: np.ndarray, trained: np.ndarray, batch_size: int) -> dict[st
     return {
         "pairs/top1": float(np.mean(near == rows)),
         "pairs/same_batch": (same - chance) / (1 - chance),
+        "pairs/rows": float(len(near)),
     }
 
 

@@ -61,12 +61,13 @@ def make(
     label: str = "",
 ) -> Evaluator:
     """Recall at k and median rank, both ways: "retrieval/image_to_text/r1", ...,
-    "retrieval/text_to_image/median".
+    "retrieval/text_to_image/median"; "retrieval/rows" is the size of the gallery, which they
+    depend on.
 
     Args:
       image, text: features of "encode".
       ks: places.
-      rows: the first examples of the set that are the gallery; 0 for all. Ranks depend on it.
+      rows: the first examples of the set that are the gallery, where there are as many; 0 for all.
       source: a name of `Splits.more`; "" is the test part.
       figure: the name of its figures in place of "retrieval", for a second pair of features.
       label: of what the pairs mean. Then "retrieval/text_to_image/label_r1" and "label_map" too,
@@ -83,7 +84,7 @@ def make(
     def measure(given: Given) -> dict[str, float]:
         gallery = given.data.more[source] if source else given.data.test
         features = [given.features(gallery, name)[: rows or None] for name in (image, text)]
-        found: dict[str, float] = {}
+        found = {f"{figure}/rows": float(len(features[0]))}
         for way, (a, b) in (
             ("image_to_text", (0, 1)),
             ("text_to_image", (1, 0)),

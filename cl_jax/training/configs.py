@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -224,11 +224,17 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
     behind the section takes the key and the value is checked when the run is built. Where all
     stages are to run (`config.stage`), a key of an evaluator that some stages alone have is theirs.
 
+    An evaluator without a value (`evals.protocols.NAME`) is one with its defaults; with None it is
+    left out, of all stages.
+
     Raises:
       ConfigError: a key that there is not, with the nearest one, or a value of another type.
     """
     with config.unlocked():
         for path, text in settings:
+            if text == "None" and _is_protocol(path.split(".")):
+                _leave_out(config, path)
+                continue
             for place in _places(config, path):
                 _change(config, place, text)
 
@@ -265,7 +271,9 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
                 f"--config.{path}: {'.'.join(walked)} is {section!r}, not a section; set "
                 f"--config.{'.'.join(walked)} itself."
             )
-    if key in section and _takes_any(walked) and _is_none(text, section[key]):
+    if _holds_sections(walked, section):
+        value = _section(path, text, section)
+    elif key in section and _takes_any(walked) and _is_none(text, section[key]):
         value = None  # whether it may be is for the function behind the section to say
     elif key in section:
         value = _read(path, text, section[key])
@@ -275,6 +283,50 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
         raise ConfigError(_unknown(path, key, section))
     with section.ignore_type():
         section[key] = value
+
+
+def _is_protocol(words: Sequence[str]) -> bool:
+    """Whether this is the path of an evaluator's section, of a stage too."""
+    return list(words[-3:-1]) == ["evals", PROTOCOLS] and (len(words) == 3 or words[0] == "stages")
+
+
+def _leave_out(config: ConfigDict, path: str) -> None:
+    """Takes an evaluator out of the config and out of what each stage changes in it."""
+    *_, name = words = path.split(".")
+    whole = [config, *config.get("stages", {}).values()]
+    places = [config.stages.get(words[1], ConfigDict())] if words[0] == "stages" else whole
+    protocols = [place.get("evals", {}).get(PROTOCOLS, {}) for place in places]
+    if not any(name in one for one in protocols):
+        raise ConfigError(_unknown(path, name, protocols[0]))
+    for one in protocols:
+        if name in one:
+            del one[name]
+
+
+def _holds_sections(walked: Sequence[str], section: ConfigDict) -> bool:
+    """Whether the keys at this path are sections themselves: evaluators, views, encoders by
+    role."""
+    if list(walked[:1]) == ["stages"]:
+        walked = walked[2:]
+    if list(walked) == ["encoder"]:
+        return len(section) > 0 and all(isinstance(one, ConfigDict) for one in section.values())
+    return list(walked) in (["views"], ["evals", PROTOCOLS])
+
+
+def _section(path: str, text: str | None, among: ConfigDict) -> Mapping[str, Any]:
+    """One of the sections `among`: without a value what it is, or empty; a mapping where there is
+    none yet."""
+    parent, _, key = path.rpartition(".")
+    value = {} if text is None else _literal(text)
+    if key in among:
+        return among[key] if text is None else _read(path, text, among[key])
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"--config.{path}={text}: {key} would be a section of {parent}, beside "
+            f"{', '.join(sorted(among)) or 'no other'}; set one of its keys, "
+            f"--config.{path}.KEY=VALUE, or give it no value for its defaults."
+        )
+    return value
 
 
 def _takes_any(walked: Sequence[str]) -> bool:

@@ -211,6 +211,22 @@ CIFAR100_PIXELS = dict(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.276
 NORMALISED = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+def solo_learn_larc(learning_rate: float, weight_decay: float) -> ConfigDict:
+    """The optimiser of solo-learn's CIFAR-10 settings: momentum at LARC's clipped rates, ten
+    epochs of warm-up; biases and norms are neither decayed nor rescaled."""
+    return ConfigDict(
+        dict(
+            name="larc_sgd",
+            trust_coefficient=0.02,
+            larc_clip=True,
+            exclude_ndim=1,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_epochs=10.0,
+        )
+    )
+
+
 def folder(config: ConfigDict, like: ConfigDict, size: int = 64) -> None:
     """Your own images: set data.path. A ResNet-18 of half the width at 64 pixels, and sizes that
     `training.fit` chooses for the number of images.

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax import views
-from cl_jax.core import parallel, settings
+from cl_jax.core import parallel, processor, settings
 from cl_jax.core.annotations import movable
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, Run, Stage, State
@@ -234,6 +234,16 @@ def _check_run(config: ConfigDict) -> None:
         for key, value in given.items():
             if key in known and not isinstance(known[key], dict | tuple):
                 settings.check_value(f"{where}{key}", value, type(known[key]))
+    for path, sections in (
+        ("views", config.views),
+        ("encoder", {} if "name" in config.encoder else config.encoder),
+        ("evals.protocols", config.evals.protocols),
+    ):
+        for key, value in sections.items():
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(
+                    f"{path}.{key}={value!r}; expected a section, for instance {key}=dict()."
+                )
 
 
 def _run(config: ConfigDict, data: Splits, mesh: jax.sharding.Mesh, previous: Stage | None) -> Run:
@@ -515,8 +525,31 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
             f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory "
             f"{megabytes(state.memory):.1f}",
             *optimizer_settings.without_effect(configs.plain(config.optimizer)).values(),
+            *_slow_type(config, mesh),
         )
     )
+
+
+def _slow_type(config: ConfigDict, mesh: jax.sharding.Mesh) -> list[str]:
+    """A line for a run in bfloat16 on a processor that has no instructions for it."""
+    keys = list(_in_bfloat16("encoder", config.encoder))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if not (keys and on_cpu and processor.lacks_bfloat16()):
+        return []
+    options = " ".join(f"--config.{key}=float32" for key in keys)
+    return [
+        "bfloat16 is slower than float32 on this processor, which has no instructions for it; give "
+        f"{options}"
+    ]
+
+
+def _in_bfloat16(key: str, section: ConfigDict) -> Iterator[str]:
+    """The keys of a section and of those in it that set the type bfloat16."""
+    for name, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from _in_bfloat16(f"{key}.{name}", value)
+        elif name == "dtype" and value == "bfloat16":
+            yield f"{key}.{name}"
 
 
 def fields_of(method: Method, example: dict[str, Any]) -> list[str]:

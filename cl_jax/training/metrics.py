@@ -74,7 +74,8 @@ class Metrics:
                 "TensorBoard",
                 lambda: _Board(root / "tensorboard", first if again else None),
             )
-        for name, make in trackers.destinations(section, root, config or {}).items():
+        others = trackers.destinations(section, root, config or {}, resumed=start_step > 0)
+        for name, make in others.items():
             self._open(name, make)
         self.console = Console(file=sys.stderr)
         self.progress = Progress(

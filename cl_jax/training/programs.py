@@ -40,7 +40,7 @@ from absl import logging
 from jax.experimental import serialize_executable
 from ml_collections import ConfigDict
 
-from cl_jax.core import heap, parallel, xla
+from cl_jax.core import heap, parallel, processor, xla
 from cl_jax.core.method import Run
 from cl_jax.core.paths import user_path
 from cl_jax.data import kept
@@ -325,17 +325,11 @@ def _signature(arguments: Any) -> str:
 
 def _machine() -> list[str]:
     """The processor, the devices, and all that jax and XLA are told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        names = ("model name", "flags", "Features", "CPU part", "CPU implementer")
-        processor = [line for line in lines if line.startswith(names)]
-    except OSError:
-        processor = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     device = jax.devices()[0]
     settings = {name: getattr(jax.config, name, value) for name, value in jax.config.values.items()}
     return [
-        *(processor or [str(platform.uname())]),
+        *(processor.lines() or [str(platform.uname())]),
         platform.machine(),
         f"{sys.version} {sys.flags}",
         f"{cores} of {os.cpu_count()} cores",

@@ -137,6 +137,8 @@ def _follow(stage: dict[str, Any], base: dict[str, Any], path: list[str], alone:
         value = value[part]
     if len(path) == 1:
         stage[path[0]] = value
+    elif path[:2] == ["evals", configs.PROTOCOLS] and len(path) == 3:
+        return  # an evaluator as a whole is in the base, and a stage's own settings are beside it
     elif path[0] == "views" and len(path) == 3:
         views = stage["views"]
         for view in [views[path[1]]] if path[1] in views else views.values():
@@ -215,7 +217,7 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
-    there = fingerprint.with_learnt_files(config, path_of(workdir))
+    there = fingerprint.as_begun(config, path_of(workdir))
     try:
         built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels

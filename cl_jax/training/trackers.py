@@ -1,8 +1,8 @@
 """The figures of a run in Weights & Biases and in MLflow, beside the log in the workdir.
 
 A run that is resumed continues under the same number there, which `trackers.json` in the workdir
-keeps. Where and as whom each library writes is its own setting: WANDB_MODE, WANDB_API_KEY,
-MLFLOW_TRACKING_URI.
+keeps. One that starts at step 0 gets a new number, with its own settings. Where and as whom each
+library writes is its own setting: WANDB_MODE, WANDB_API_KEY, MLFLOW_TRACKING_URI.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def check(section: Mapping[str, Any]) -> None:
 
 
 def destinations(
-    section: Mapping[str, Any], root: Path, config: Mapping[str, Any]
+    section: Mapping[str, Any], root: Path, config: Mapping[str, Any], resumed: bool
 ) -> dict[str, Callable[[], Any]]:
     """{name: what opens it} of those that `config.log` asks for; each has `write` and `close`.
 
@@ -45,12 +45,13 @@ def destinations(
       section: {"wandb": a project, "mlflow": an experiment}, "" for neither.
       root: the workdir.
       config: all settings, shown there.
+      resumed: the run goes on from a checkpoint, and so does the one there.
     """
     found: dict[str, Callable[[], Any]] = {}
     if section.get("wandb"):
-        found["Weights & Biases"] = lambda: Wandb(section["wandb"], root, config)
+        found["Weights & Biases"] = lambda: Wandb(section["wandb"], root, config, resumed)
     if section.get("mlflow"):
-        found["MLflow"] = lambda: Mlflow(section["mlflow"], root, config)
+        found["MLflow"] = lambda: Mlflow(section["mlflow"], root, config, resumed)
     return found
 
 
@@ -62,10 +63,10 @@ def figures(row: Row) -> Row:
 class Wandb:
     """A run of a project of Weights & Biases; its x-axis is the step of training."""
 
-    def __init__(self, project: str, root: Path, config: Mapping[str, Any]):
+    def __init__(self, project: str, root: Path, config: Mapping[str, Any], resumed: bool):
         import wandb
 
-        number = _number(root, "wandb", lambda: uuid.uuid4().hex[:12])
+        number = _number(root, "wandb", lambda: uuid.uuid4().hex[:12], resumed)
         self.run = wandb.init(
             project=project,
             name=root.name,
@@ -88,7 +89,7 @@ class Mlflow:
     """A run of an experiment of MLflow; without MLFLOW_TRACKING_URI, of the file mlflow.db in the
     workdir."""
 
-    def __init__(self, experiment: str, root: Path, config: Mapping[str, Any]):
+    def __init__(self, experiment: str, root: Path, config: Mapping[str, Any], resumed: bool):
         import mlflow
         from mlflow.entities import Param
 
@@ -109,7 +110,7 @@ class Mlflow:
                 self.client.log_batch(made, params=told[at : at + 100])
             return made
 
-        self.run = _number(root, "mlflow", new)
+        self.run = _number(root, "mlflow", new, resumed)
         self.client.update_run(self.run, "RUNNING")
 
     def write(self, row: Row) -> None:
@@ -123,11 +124,11 @@ class Mlflow:
         self.client.set_terminated(self.run)
 
 
-def _number(root: Path, name: str, new: Callable[[], str]) -> str:
-    """The number of the workdir's run in a library, made once."""
+def _number(root: Path, name: str, new: Callable[[], str], resumed: bool) -> str:
+    """The number of the workdir's run in a library, made where the run begins."""
     path = root / _FILE
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    if name not in known:
+    if name not in known or not resumed:
         known[name] = new()
         folder.replace_text(path, json.dumps(known) + "\n")
     return known[name]

@@ -1,5 +1,6 @@
 """Every benchmark runs in its small form and writes its record; their figures are not looked at."""
 
+import argparse
 import ast
 import inspect
 import json
@@ -77,6 +78,24 @@ def test_every_name_of_the_package_that_a_script_uses_is_there(path):
             assert module is None or hasattr(module, node.attr), (
                 f"line {node.lineno}: {module.__name__} has no {node.attr}"
             )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_paths_of_the_command_line_are_read_as_the_package_reads_them(path):
+    """`type=Path` leaves "~" and "gs:" as they are: names of folders here."""
+    assert "type=Path" not in path.read_text()
+
+
+def test_a_path_of_the_command_line(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import _timing
+
+    monkeypatch.setenv("HOME", "/home/me")
+    assert _timing.given_path("~/out") == Path("/home/me/out")
+    with pytest.raises(argparse.ArgumentTypeError, match="is a URL"):
+        _timing.given_path("gs://b/x")
 
 
 # Seconds each; the others, a training run or a sweep, with `-m slow`.

@@ -235,6 +235,7 @@ def test_pairs_by_hand():
     a = np.float32([[1, 0, 0], [0.9, 0.1, 0], [0, 0, 1], [0, 1, 0]])
     b = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.9, 0.1]])
     found = geometry.of_pairs(np.stack([a, b]), np.stack([a, b]), 2)
+    assert found["pairs/rows"] == 4
     assert found["pairs/top1"] == 0.5  # rows 0 and 2; row 1 goes to 0, row 3 to 1
     # Leaving each row's own out: 0 -> 1 (of equal ones the first), 1 -> 0, 2 -> 3, 3 -> 1. Chance
     # is 1 / 3.

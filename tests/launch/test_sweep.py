@@ -46,6 +46,24 @@ def test_mistakes_are_named(words, message, capsys):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_paths_are_read_as_each_run_reads_them(tmp_path, monkeypatch, capsys):
+    """Else logs and `done` lie in a folder named "~" or "gs:", and the run elsewhere."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.txt").write_text("lr=1\nlr=2\n")
+    (tmp_path / "w" / "lr=1").mkdir(parents=True)
+    (tmp_path / "w" / "lr=1" / "done").touch()
+    words = ["--config=c", "--workdir=~/w", "--list=~/settings.txt", "--print"]
+    assert sweep.main(words) == 0
+    printed = capsys.readouterr()
+    assert "2 runs, 1 done before" in printed.err
+    assert f"--workdir={tmp_path}/w/lr=2 " in printed.out
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["--config=c", "--workdir=gs://b/x", "lr=1"])
+    assert ended.value.code == 2 and "is a URL" in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_print_leaves_out_what_is_done(tmp_path, capsys):
     (tmp_path / "lr=1,seed=0").mkdir()
     (tmp_path / "lr=1,seed=0" / "done").touch()

@@ -1,5 +1,6 @@
 """Configs are found by path, name and module from any folder; settings keep their types."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.encoders import encoder_decoder
-from cl_jax.training import configs, optim
+from cl_jax.training import configs, defaults, experiment, optim, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,6 +120,8 @@ def base() -> ConfigDict:
             pair=(0.2, 1.0),
             words=("a",),
             data=dict(name="folder", path=""),
+            views=dict(both=dict(name="moco")),
+            encoder=dict(image=dict(depth=10), text=dict(depth=2)),
             evals=dict(knn_k=5, protocols=dict(knn=dict(k=1))),
             stages=dict(tune=dict(data=dict(fraction=0.1))),
         )
@@ -169,11 +172,68 @@ def test_values_have_the_type_of_what_they_replace(key, text, value):
         ("data", "x", "is a section; set one of its keys: name, path"),
         ("seed.a", "1", "seed is 0, not a section"),
         ("probes.a", "1", "no 'probes' there"),
+        ("evals.protocols.linear", "True", r"linear=True: linear would be a section"),
+        ("evals.protocols.linear", "dict()", "give it no value for its defaults"),
+        ("evals.protocols.kn", "None", "no 'kn' there; did you mean 'knn'"),
+        ("stages.tune.evals.protocols.knn", "None", "no 'knn' there"),
+        ("evals.protocols.knn", "1", "is a section; set one of its keys: k"),
+        ("views.second", "simclr", r"set one of its keys, --config.views.second.KEY=VALUE"),
+        ("encoder.depth", "18", r"depth would be a section of encoder, beside image, text; set"),
     ],
 )
 def test_a_setting_that_cannot_be_names_what_can(key, text, words):
     with pytest.raises(ValueError, match=words):
         configs.change(base(), [(key, text)])
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("evals.protocols.linear", None, {}),  # an evaluator with its defaults
+        ("evals.protocols.linear", "{}", {}),
+        ("evals.protocols.linear", "{'k': 2}", {"k": 2}),
+        ("evals.protocols.knn", None, {"k": 1}),
+        ("views.second", "{'name': 'simclr'}", {"name": "simclr"}),
+    ],
+)
+def test_a_section_without_a_value_has_its_defaults(key, text, value):
+    config = base()
+    configs.change(config, [(key, text)])
+    for name in key.split("."):
+        config = config[name]
+    assert config.to_dict() == value
+
+
+@pytest.mark.parametrize("path", ["views.second", "encoder.image", "evals.protocols.knn"])
+def test_what_is_no_section_is_refused_before_anything_is_built(path):
+    config = defaults.get_config()
+    del config.encoder["name"]
+    *parents, key = path.split(".")
+    section = functools.reduce(getattr, parents, config)
+    with section.ignore_type():
+        section[key] = True
+    for role in set(config.encoder) - {key}:
+        del config.encoder[role]
+    with pytest.raises(ConfigError, match=rf"{path}=True; expected a section"):
+        experiment.build(config)
+
+
+def test_an_evaluator_is_left_out_of_all_stages():
+    config = base()
+    with config.unlocked():
+        config.stages.tune.evals = ConfigDict(dict(protocols=dict(knn=dict(k=2), own=dict())))
+    configs.change(config, [("evals.protocols.knn", "None"), ("evals.protocols.own", "None")])
+    assert not config.evals.protocols and not config.stages.tune.evals.protocols
+
+
+def test_an_evaluator_that_is_named_keeps_what_a_stage_changes_in_it(tmp_path):
+    config = ConfigDict(configs.plain(base()))
+    config.update(dict(stage="all", stage_order=("tune",)))
+    config.stages.tune.evals = ConfigDict(dict(protocols=dict(knn=dict(k=2), own=dict(k=3))))
+    keys = ["evals.protocols.knn", "evals.protocols.own"]
+    configs.change(config, [(key, None) for key in keys])
+    ((_, found, _),) = stages.stages(config, tmp_path, keys)
+    assert found.evals.protocols.to_dict() == dict(knn=dict(k=2), own=dict(k=3))
 
 
 # What the authors' commands say and a default could hide --------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cl_jax import views
-from cl_jax.core import settings
+from cl_jax.core import processor, settings
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Method, State
 from cl_jax.core.parallel import AXIS
@@ -291,6 +291,28 @@ def test_a_setting_without_effect_of_an_older_config_does_no_harm():
     built = experiment.build(config)
     text = experiment.describe(config, built, experiment.shape_of_state(built))
     assert "\noptimizer.nesterov=True has no effect with name='adamw'" in text
+
+
+def test_bfloat16_on_a_processor_without_instructions_for_it_is_told(monkeypatch, tmp_path):
+    config = stages.stages(configs.load("simclr_v1:debug"), "unused")[0][1].unlock()
+    built = experiment.build(config)
+    state = experiment.shape_of_state(built)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+
+    def told(encoder, flags):
+        config.encoder = ConfigDict(encoder)
+        processor.CPUINFO.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        line = experiment.describe(config, built, state).splitlines()[-1]
+        return re.findall(r"--config\.(\S+)=float32", line) if "bfloat16 is slower" in line else []
+
+    one = dict(name="a", dtype="bfloat16")
+    assert told(one, "fpu avx2") == ["encoder.dtype"]
+    assert told(dict(left=one, right=dict(name="b"), top=one), "fpu avx2") == [
+        "encoder.left.dtype",
+        "encoder.top.dtype",
+    ]
+    assert told(one, "fpu avx2 avx512_bf16") == []
+    assert told(dict(name="a", dtype="float32"), "fpu avx2") == []
 
 
 def test_a_pattern_is_looked_for_in_the_parameters_of_all_players():

@@ -76,6 +76,19 @@ def test_rows_go_to_those_that_are_asked_for(libraries, tmp_path):
     assert len(metrics.read(tmp_path)) == 2
 
 
+def test_a_run_that_starts_at_step_0_again_shows_its_own_settings(libraries, tmp_path):
+    """An attempt without a checkpoint may have had others: what is stored of it is not its."""
+    wandb, mlflow = libraries
+    for seed in (3, 4):
+        log = metrics.Metrics(tmp_path, 20, 0, config(wandb="p", mlflow="e") | {"seed": seed})
+        log.close()
+    assert len({settings["id"] for _, settings in wandb.of("init")}) == 2
+    told = [dict(settings["params"])["seed"] for _, settings in mlflow.of("log_batch")]
+    assert told == ["3", "4"]
+    number = json.loads((tmp_path / "trackers.json").read_text())
+    assert number.keys() == {"wandb", "mlflow"}
+
+
 def test_none_is_asked_for_by_default(libraries, tmp_path):
     metrics.Metrics(tmp_path, 20, 0, config()).close()
     assert not libraries[0].calls and not libraries[1].calls
