@@ -217,7 +217,13 @@ class Mixtures(NamedTuple):
 
 @any_mesh
 def draw_mixtures(
-    key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int
+    key: jax.Array,
+    ids: jax.Array,
+    *,
+    num_hard: int,
+    num_pairs: int,
+    num_query: int,
+    distinct: bool = False,
 ) -> Mixtures:
     """MoCHi's random choices, each row's keyed by its example id: pairs and picks uniform with
     replacement among the `num_hard` hardest, alpha ~ U(0, 1) and beta ~ U(0, 0.5), so that the
@@ -229,18 +235,25 @@ def draw_mixtures(
       num_hard: N, how many of the hardest negatives are mixed.
       num_pairs: s, mixtures of two negatives; 0 for none.
       num_query: s', mixtures of a negative and the query; 0 for none.
+      distinct: True draws a pair without replacement, so that it mixes two different negatives.
 
     Raises:
-      ValueError: no random key, ids that are not integers [B], num_hard below 1.
+      ValueError: no random key, ids that are not integers [B], num_hard below 1, or 2 if distinct.
     """
     check_key(key=key)
     check_integer("b", ids=ids)
     check_count(num_hard=num_hard)
+    if distinct and num_hard < 2:
+        raise ValueError("num_hard is 1 and distinct is True; expected 2 negatives or more to mix.")
 
     def draw(i):
         a, b, c, d = jax.random.split(jax.random.fold_in(key, i), 4)
+        pairs = jax.random.randint(a, (num_pairs, 2), 0, num_hard)
+        if distinct:
+            apart = jax.random.randint(jax.random.fold_in(a, 1), (num_pairs,), 1, num_hard)
+            pairs = jnp.stack([pairs[:, 0], (pairs[:, 0] + apart) % num_hard], axis=1)
         return Mixtures(
-            jax.random.randint(a, (num_pairs, 2), 0, num_hard),
+            pairs,
             jax.random.uniform(b, (num_pairs,)),
             jax.random.randint(c, (num_query,), 0, num_hard),
             0.5 * jax.random.uniform(d, (num_query,)),
