@@ -17,8 +17,9 @@ from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
 from cl_jax.encoders.norm import BatchNorm
+from cl_jax.evals import evaluation
 from cl_jax.losses import unit
-from cl_jax.training import optim
+from cl_jax.training import loop, optim, programs
 from cl_jax.training.experiment import Built
 
 SIZE, BATCH, STEPS, TEMPERATURE = 48, 16, 10, 0.5
@@ -153,11 +154,8 @@ def epochal(config):
         more = {"offset": jnp.zeros(8), "groups": jnp.zeros(SIZE, jnp.int32)}
         return dataclasses.replace(state, memory=state.memory | more)
 
-    def features(state, batch):
-        return batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"]
-
     def refresh(state, encode_all, epoch):
-        rows = encode_all(features)
+        rows = encode_all(_rows)
         changed = {
             "offset": np.mean(rows, 0),
             "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2),
@@ -176,6 +174,32 @@ def epochal(config):
 
     method = dataclasses.replace(inner, init=init, update=update, refresh=refresh, order=order)
     return start._replace(method=method, run=run)
+
+
+def _rows(state, batch):
+    return batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"]
+
+
+def share_programs(monkeypatch, found):
+    """Lets the runs of a module share their compiled programs, most of what a run of this method
+    costs: a program of the same `loop.build`, config and arguments is taken from `found`. What a
+    `functools.partial` in the place of `loop.build` is given changes no program."""
+    compiled, over_blocks = programs.compiled, evaluation.over_blocks
+
+    def once(name, lifted, arguments, config, run, *options):
+        facts = programs._signature(arguments), *programs._facts(config, run)
+        key = getattr(loop.build, "func", loop.build), name, *facts
+        if key not in found:
+            found[key] = compiled(name, lifted, arguments, config, run, *options)
+        return found[key]
+
+    def over_blocks_once(f, mesh, *options):
+        if (f, mesh) not in found:
+            found[f, mesh] = over_blocks(f, mesh, *options)
+        return found[f, mesh]
+
+    monkeypatch.setattr(programs, "compiled", once)
+    monkeypatch.setattr(evaluation, "over_blocks", over_blocks_once)
 
 
 def updates(method):
