@@ -152,7 +152,7 @@ class Replay:
         self.devices = self.record["devices"] if self.record["devices"] <= there else 1
         self.config.devices = self.devices
         workdir = path.absolute().parent.parent
-        there = fingerprint.with_learnt_files(self.config, workdir)
+        there = fingerprint.as_begun(self.config, workdir)
         self.built = build(there, previous_stage(self.config, workdir))
         like = shape_of_state(self.built)
         self.state = parallel.fetch(checkpoint.kept(path / "state", like))

@@ -13,11 +13,16 @@ from absl import logging
 from cl_jax.core.names import some
 from cl_jax.core.paths import user_path
 from cl_jax.data import images, listing
-from cl_jax.data.parts import drawn
+from cl_jax.data.parts import ON_PARTS, check_folders, drawn
 from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Splits, from_arrays, subset, with_learnt
 
 _SHOWN = 3
+_ADVICE = (
+    "The folders inside those of data.shown are classes, and test_share of each is held out: move "
+    "the pictures of all parts, or of one, out of the part's folder. Where all of these folders "
+    'are classes, set on_parts="warn".'
+)
 
 
 def make(
@@ -28,6 +33,7 @@ def make(
     image_size: int = 64,
     test_share: float = 0.2,
     value_ranges: Mapping[str, Sequence[float]] | None = None,
+    on_parts: str = "raise",
     learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
     """PATH/NAME/[CLASS/]FILE for each NAME of `shown`; files of one path without its ending are one
@@ -48,6 +54,8 @@ def make(
       value_ranges: {name: (low, high)} of pictures of more than 8 bits, what becomes 0 and 255.
         Of a folder that it does not name, as where `data.folder` is given no range; what is found
         is `Source.learnt`: {"value_ranges"}.
+      on_parts: of folders inside NAME that are named like parts ("train" and "val"; "unlabeled").
+        "raise" refuses them: they are classes here. "warn" takes them for classes.
       learnt: see `Source`. One example is then enough.
 
     All is held in memory: N * S * S * C bytes. Pictures are resized smoothly, the numbers of a
@@ -55,7 +63,7 @@ def make(
 
     Raises:
       ValueError: a folder that is missing, an example that one of them lacks, a file that cannot be
-        read, fewer than two examples.
+        read, fewer than two examples, folders that are named like parts.
     """
     if len(shown) < 2 or len(set(shown)) < len(shown):
         raise ValueError(
@@ -69,9 +77,19 @@ def make(
         )
     if not 0 < test_share < 1:
         raise ValueError(f"data.test_share={test_share}; expected above 0 and below 1.")
+    if on_parts not in ON_PARTS:
+        raise ValueError(f"data.on_parts={on_parts!r}; expected 'raise' or 'warn'.")
     root = user_path(path)
     found = {name: _files(root, name) for name in shown}
     names = _common(root, found, least=2 if learnt is None else 1)
+    of_class = {one: one.rpartition("/")[0] for one in names}
+    try:
+        check_folders(os.fspath(root / shown[0]), names, _ADVICE, on_parts=on_parts)
+    except ValueError as error:
+        if learnt is None:
+            raise
+        logging.warning("no labels: %s", error)
+        of_class = dict.fromkeys(names, "")
     ranges = value_ranges or {}
     unknown = [name for name in ranges if name not in shown]
     if unknown:
@@ -104,11 +122,11 @@ def make(
             )
         )
     arrays: dict[str, np.ndarray] = {"image": np.concatenate(planes, axis=-1)}
-    classes = sorted({one.rpartition("/")[0] for one in names})
+    classes = sorted(set(of_class.values()))
     counts = {}
     if len(classes) > 1:
         numbers = {name: number for number, name in enumerate(classes)}
-        arrays["label"] = np.array([numbers[one.rpartition("/")[0]] for one in names], np.int32)
+        arrays["label"] = np.array([numbers[of_class[one]] for one in names], np.int32)
         counts["label"] = len(classes)
     whole = dataclasses.replace(
         from_arrays(root.name, arrays, counts),
@@ -117,7 +135,7 @@ def make(
     )
     if learnt is not None:
         return with_learnt(Splits(whole, whole), learnt)
-    chosen = drawn(names, test_share, {one: one.rpartition("/")[0] for one in names})
+    chosen = drawn(names, test_share, of_class)
     if not chosen:
         raise ValueError(
             f"{root} has one example of each class, too few for a train and a test part. Add some."

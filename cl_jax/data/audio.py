@@ -25,7 +25,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import NONE, refuse_alike
-from cl_jax.data.parts import drawn, few, of_folders
+from cl_jax.data.parts import ADVICE, ON_PARTS, check_folders, drawn, few, of_folders
 from cl_jax.data.source import TO_KEEP, Source, Splits, from_arrays, with_learnt
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
@@ -59,6 +59,7 @@ def make(
     max_clipped: float = 0.01,
     limit: int = 0,
     on_error: str = "raise",
+    on_parts: str = "raise",
     workers: int = 4,
     learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
@@ -90,6 +91,8 @@ def make(
         trying a command.
       on_error: "raise" names the recordings that cannot be used; "skip" leaves them out, logs them
         and counts them in `Source.skipped`.
+      on_parts: of folders that would be labels and are named like parts ("my_train" and "my_test").
+        "raise" refuses them, "warn" takes them for labels.
       workers: threads that read.
       learnt: see `Source`: {"sample_rate"}, where none was asked for. `path` may then be one
         recording; those without a label by the run's rules have none.
@@ -101,6 +104,8 @@ def make(
         writes in another way.
     """
     _check_settings(sample_rate, seconds, test_share, max_clipped, limit, on_error)
+    if on_parts not in ON_PARTS:
+        raise ValueError(f"on_parts={on_parts!r}; expected 'raise' or 'warn'.")
     root, listed = listing.at(path, "recordings", SUFFIXES, _UNREAD, one=learnt is not None)
     files, rate = listed.files, sample_rate
     if learnt is not None and not rate:
@@ -120,10 +125,14 @@ def make(
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
     words: dict[str, list[str]] = {}
-    if labels and not pattern and learnt is None:
-        depth = 1 if of_folders(path, files) else 0
+    of_folder = labels and not pattern
+    if of_folder and learnt is None:
+        depth = 1 if of_folders(files) else 0
         listing.refuse_lost(path, listed, files, depth, "recording")
     try:
+        divides = learnt is None and not test_pattern
+        if (of_folder or divides) and not of_folders(files):
+            check_folders(path, files, ADVICE, on_parts=on_parts, labels=of_folder, shared=1)
         if labels or pattern:
             words = _labels(path, files, pattern, some=learnt is not None)
     except ValueError as error:
@@ -318,7 +327,7 @@ def _test_part(
                 f"{len(files)} paths in {path}, such as {printable(files[0])}; expected some."
             )
         return found
-    parts = of_folders(path, files)
+    parts = of_folders(files)
     if "test" in parts.values():
         return [parts[name.split("/")[0]] == "test" for name in files]
     if len(files) < 2:
@@ -349,7 +358,7 @@ def _labels(path: str, files: Sequence[str], pattern: str, some: bool) -> dict[s
             )
         texts = {field: [(m[field] or "") if m else "" for m in matches] for field in fields}
     else:
-        skip = 1 if of_folders(path, files) else 0
+        skip = 1 if of_folders(files) else 0
         inside = [name.split("/")[skip:] for name in files]
         folders = {parts[0] for parts in inside if len(parts) > 1}
         beside = [name for name, parts in zip(files, inside) if len(parts) < 2]

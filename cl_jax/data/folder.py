@@ -29,6 +29,7 @@ from cl_jax.data.batches import cores
 from cl_jax.data.layout import Layout, divide, hold_out, limited
 from cl_jax.data.leakage import tell_copies, tell_formats
 from cl_jax.data.listing import Listing
+from cl_jax.data.parts import ON_PARTS
 from cl_jax.data.reading import (
     SAMPLED,
     Reading,
@@ -66,6 +67,7 @@ def make(
     test_share: float = 0.1,
     limit: int = 0,
     on_error: str = "raise",
+    on_parts: str = "raise",
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**32,
@@ -87,6 +89,9 @@ def make(
         alike and at least two of each; 0 for all. For trying a command.
       on_error: "raise" names the images that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
+      on_parts: of folders that would be classes and are named like parts ("my_train" and "my_test";
+        "unlabeled" beside others than "train"). "raise" refuses them; "warn" takes them for
+        classes.
       value_range: (low, high), the numbers that become 0 and 255 in files of more than 8 bits;
         numbers outside are cut off. None: for integers the fewest of 8, 10, 12, 14 or 16 bits that
         hold those of 64 such files, told in a warning; for floats 0 and 1. Numbers outside are then
@@ -105,13 +110,13 @@ def make(
         told from classes, images that cannot be used: truncated, empty, too large, of other
         channels, or a link that leads out of the folder.
     """
-    _check_settings(path, image_size, channels, test_share, on_error)
+    _check_settings(path, image_size, channels, test_share, on_error, on_parts)
     if limit < 0:
         raise ValueError(f"limit={limit}; expected a number of images, or 0 for all.")
     root, found = _listed(path)
     if found.others:
         logging.warning("%s: skipped files: %s.", path, found.told())
-    layout = limited(divide(path, found, labels, test_share), limit)
+    layout = limited(divide(path, found, labels, test_share, on_parts), limit)
 
     workers = workers or cores()
     names = [name for part in layout.parts.values() for name in part]
@@ -142,6 +147,7 @@ def _check_settings(
     channels: int,
     test_share: float,
     on_error: str,
+    on_parts: str = "raise",
 ) -> None:
     _check_path(path)
     if image_size < 1:
@@ -155,6 +161,8 @@ def _check_settings(
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
+    if on_parts not in ON_PARTS:
+        raise ValueError(f"on_parts={on_parts!r}; expected 'raise' or 'warn'.")
 
 
 def _check_path(path: str) -> None:
@@ -181,7 +189,14 @@ def _listed(path: str) -> tuple[Path, Listing]:
 # What is there --------------------------------------
 
 
-def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: int = 0) -> Survey:
+def survey(
+    *,
+    path: str,
+    labels: bool = True,
+    test_share: float = 0.1,
+    limit: int = 0,
+    on_parts: str = "raise",
+) -> Survey:
     """What `make` will find at `path`, from names and the headers of a few files, without reading
     the images.
 
@@ -189,7 +204,7 @@ def survey(*, path: str, labels: bool = True, test_share: float = 0.1, limit: in
       ValueError: as `make`, as far as names show it.
     """
     root, found = _listed(path)
-    layout = limited(divide(path, found, labels, test_share), limit)
+    layout = limited(divide(path, found, labels, test_share, on_parts), limit)
     sizes = {part: len(names) for part, names in layout.parts.items()}
     counts = collections.Counter(
         layout.numbers[name] for name in layout.parts["train"] if name in layout.numbers

@@ -27,7 +27,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.core.seeds import generator
 from cl_jax.data import captions, images, lines, scenes, tokenizer
 from cl_jax.data.labels import NONE
-from cl_jax.data.parts import drawn, role, spaced
+from cl_jax.data.parts import ON_PARTS, check_folders, drawn, role, spaced
 from cl_jax.data.reading import learnt_of, read_or_next, scale_of
 from cl_jax.data.source import Example, ForEvaluation, Source, Splits, from_arrays, with_learnt
 from cl_jax.data.tokenizer import Tokenizer
@@ -35,6 +35,10 @@ from cl_jax.data.wordpiece import WordPiece
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 _TABLES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
+_ADVICE = (
+    "A column split of train and test divides the pictures, and without one a hash of their names; "
+    'add the column. Where none of these folders is a part, set on_parts="warn".'
+)
 _SHOWN = 5
 _LONGEST = 255  # bytes of a file's name
 
@@ -60,6 +64,7 @@ def make(
     test_size: int = 2048,
     seed: int = 0,
     on_error: str = "raise",
+    on_parts: str = "raise",
     value_range: tuple[float, float] | None = None,
     max_pixels: int = images.MAX_PIXELS,
     cache_bytes: int = 2**31,
@@ -83,6 +88,8 @@ def make(
       level, train_size, test_size, seed: of `scenes`.
       on_error: "raise" names pictures that cannot be used and empty captions; "skip" leaves them
         out and counts them in `Source.skipped`.
+      on_parts: of pictures in folders that are named like parts, where no column "split" divides
+        them. "raise" refuses them, "warn" divides them by the hash all the same.
       value_range, max_pixels, cache_bytes, workers: as in `data.folder`.
       learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`. A table without
         the column `label_column`, or with none of its cells filled, has then no labels, and a
@@ -94,6 +101,8 @@ def make(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}; expected 'raise' or 'skip'.")
+    if on_parts not in ON_PARTS:
+        raise ValueError(f"on_parts={on_parts!r}; expected 'raise' or 'warn'.")
     if not 0 < test_share < 1:
         raise ValueError(
             f"test_share={test_share}; expected above 0 and below 1: evaluation needs pictures of "
@@ -126,7 +135,7 @@ def make(
     table = _table(path)
     rows = _rows(table, file_column, caption_column, label_column, on_error, learnt is not None)
     _check_files(table, rows)
-    parts = {"": list(rows)} if learnt is not None else _divided(table, rows, test_share)
+    parts = {"": list(rows)} if learnt is not None else _divided(table, rows, test_share, on_parts)
     if limit:
         parts = {part: spaced(names, limit) for part, names in parts.items()}
     classes = sorted({row.label for row in rows.values()} - {""})
@@ -306,7 +315,9 @@ def _check_files(table: Path, rows: Mapping[str, _Picture]) -> None:
         )
 
 
-def _divided(table: Path, rows: Mapping[str, _Picture], share: float) -> dict[str, list[str]]:
+def _divided(
+    table: Path, rows: Mapping[str, _Picture], share: float, on_parts: str
+) -> dict[str, list[str]]:
     given = {row.split for row in rows.values()}
     if given != {""}:
         wrong = {name for name in given if role(name) not in ("train", "test")}
@@ -320,6 +331,7 @@ def _divided(table: Path, rows: Mapping[str, _Picture], share: float) -> dict[st
             for part in ("train", "test")
         }
     else:
+        check_folders(str(table), list(rows), _ADVICE, on_parts=on_parts, labels=False)
         chosen = drawn(list(rows), share, {name: row.label for name, row in rows.items()})
         parts = {
             "train": [name for name in rows if name not in chosen],

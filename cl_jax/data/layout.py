@@ -1,8 +1,8 @@
 """Which images of a folder are in which part and of which class, by their paths alone."""
 
 import collections
+import itertools
 import math
-import re
 from collections.abc import Container
 from typing import NamedTuple
 
@@ -12,17 +12,12 @@ from cl_jax.core.names import some
 from cl_jax.data import images
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import NAMES, TEST_NAMES, by_hash, drawn, role, stem
+from cl_jax.data.parts import TEST_NAMES, by_hash, check_folders, drawn, role, stem, sub_folders
 
-# As words of a name, what parts are called elsewhere: not known for sure, and never classes where
-# such folders repeat the same sub-folders.
-_LIKE_PARTS = frozenset(
-    "tr te trn tst cv fold split part holdout hold heldout validate trainval gallery query extra "
-    "seen unseen labeled labelled trains tests".split()
-)
+_NAMES = 'Parts are named "train" and "test" (or "valid", "val", "dev"), and "unlabeled"'
 _ADVICE = (
-    'Parts are named "train" and "test" (or "valid", "val", "dev"), and "unlabeled"; rename them, '
-    "or set labels=False to take all images without labels."
+    f"{_NAMES}; rename them, and move classes into a folder of their part. Where all of them are "
+    'classes, set on_parts="warn".'
 )
 
 
@@ -37,14 +32,16 @@ class Layout(NamedTuple):
     holds_out: bool
 
 
-def divide(path: str, found: Listing, labels: bool, test_share: float) -> Layout:
-    """The parts of a listing and the classes in them.
+def divide(
+    path: str, found: Listing, labels: bool, test_share: float, on_parts: str = "raise"
+) -> Layout:
+    """The parts of a listing and the classes in them. on_parts: see `parts.check_folders`.
 
     Raises:
       ValueError: images beside parts or class folders, parts whose classes differ, folders that
         may be parts or classes.
     """
-    places = _places(path, found)
+    places = _places(path, found, labels, on_parts)
     parts = {
         part: [file for file in found.files if file.startswith(place)]
         for part, place in places.items()
@@ -116,7 +113,7 @@ def limited(layout: Layout, limit: int) -> Layout:
     return layout._replace(parts=parts)
 
 
-def _places(path: str, found: Listing) -> dict[str, str]:
+def _places(path: str, found: Listing, labels: bool, on_parts: str) -> dict[str, str]:
     """The folder of each part; the whole set's, where there are no parts, is "train"."""
     whole = _nested(path, found.files, "", named_train=True)
     inside = [file.removeprefix(whole) for file in found.files]
@@ -128,7 +125,8 @@ def _places(path: str, found: Listing) -> dict[str, str]:
             roles[part].append(top)
     others = [top for top in tops if not role(top)]
     if not roles["train"] or (others and not roles["test"]):
-        _refuse_unclear(path, inside, tops)
+        check_folders(path, inside, _ADVICE, on_parts=on_parts, labels=labels)
+        _tell_repeated(path, inside)
         return {"train": whole}
     if beside:
         raise ValueError(
@@ -137,7 +135,7 @@ def _places(path: str, found: Listing) -> dict[str, str]:
         )
     for part in ("train", "unlabeled"):
         if len(roles[part]) > 1:
-            raise ValueError(f"{path} has two {part} parts, {_some(roles[part])}. {_ADVICE}")
+            raise ValueError(f"{path} has two {part} parts, {_some(roles[part])}. {_NAMES}.")
     given = sorted(roles["test"], key=lambda name: TEST_NAMES.index(stem(name)))
     aside = [*given[1:], *others]
     if aside:
@@ -186,47 +184,18 @@ def _nested(
     return place
 
 
-def _refuse_unclear(path: str, files: list[str], tops: list[str]) -> None:
-    """Refuses folders of which some are named like parts: as classes they would say which part an
-    image is from. A warning names any others that repeat the same sub-folders."""
-    deeper = {file.split("/")[0] for file in files if file.count("/") > 1}
-    words = {top: set(re.split(r"[^a-z]+", top.lower())) for top in tops}
-    named = [top for top in tops if role(top) or words[top] & (NAMES.keys() | _LIKE_PARTS)]
-    inner = {
-        top: {
-            file.split("/")[1]
-            for file in files
-            if file.startswith(f"{top}/") and file.count("/") > 1
-        }
-        for top in tops
-    }
-    for top in tops:
-        if {role(name) for name in inner[top]} >= {"train", "test"}:
-            raise ValueError(
-                f"{path}: its folder {images.printable(top)} holds the parts "
-                f"{_some(sorted(inner[top]))}. "
-                "Give the path of a folder that holds the parts, and these the classes."
-            )
-    alike = [(a, b) for a in tops for b in tops if a < b and len(inner[a] & inner[b]) > 1]
-    both = {NAMES[word] for top in tops for word in words[top] & NAMES.keys()} >= {"train", "test"}
-    if (both and deeper == set(tops)) or any(a in named or b in named for a, b in alike):
-        shared = sorted(inner[alike[0][0]] & inner[alike[0][1]]) if alike else []
-        raise ValueError(
-            f"{path}: its folders {_some(tops)} "
-            + (
-                f"have the same sub-folders, {_some(shared)}"
-                if shared
-                else "are named like parts and hold folders"
-            )
-            + f": which are parts and which are classes? {_ADVICE}"
-        )
+def _tell_repeated(path: str, files: list[str]) -> None:
+    """A warning where folders that are classes repeat the same sub-folders."""
+    inner = sub_folders(files)
+    pairs = itertools.combinations([top for top in inner if inner[top]], 2)
+    alike = [(a, b) for a, b in pairs if len(inner[a] & inner[b]) > 1]
     if alike:
         a, b = alike[0]
         logging.warning(
             "%s: the classes are %s. Some of them repeat the same sub-folders (%s and %s have %s); "
             "if those are the classes, give the path of one folder above them.",
             path,
-            _some(tops),
+            _some(list(inner)),
             images.printable(a),
             images.printable(b),
             _some(sorted(inner[a] & inner[b])),

@@ -1,22 +1,24 @@
-"""Parts of a data set: by the names of folders, by a share of the names, labelled and unlabelled
-examples together, images that are in two parts."""
+"""Parts of a data set: by the names of folders, which may be parts or classes; by a share of the
+names; labelled and unlabelled examples together; images that are in two parts."""
 
 import collections
 import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from cl_jax.core.names import some
 from cl_jax.data.images import printable
 from cl_jax.data.labels import NONE
 from cl_jax.data.source import Example, Source, from_arrays, labels_of
 
 _SHOWN = 3
+ON_PARTS = ("raise", "warn")  # values of the setting, see `check_folders`
 # In the order in which they are taken, where there are several.
 TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 NAMES = {
@@ -24,6 +26,18 @@ NAMES = {
     **dict.fromkeys(TEST_NAMES, "test"),
     **dict.fromkeys(("unlabeled", "unlabelled"), "unlabeled"),
 }
+
+# As words of a name, what parts are called elsewhere: not known for sure, and never classes where
+# all folders are named so, or repeat the same sub-folders.
+_LIKE_PARTS = frozenset(
+    "tr te ts trn tst cv fold split part holdout hold heldout validate trainval gallery query "
+    "extra seen unseen labeled labelled trains tests".split()
+)
+# Of a source that reads a train and a test part.
+ADVICE = (
+    'Expected two parts, "train" and "test" (or "valid", "val", "dev"); rename or move the others. '
+    'Where all of them are labels, set on_parts="warn".'
+)
 
 
 def stem(name: str) -> str:
@@ -36,34 +50,105 @@ def role(name: str) -> str:
     return NAMES.get(stem(name), "")
 
 
-def of_folders(path: str, files: Sequence[str]) -> dict[str, str]:
+def of_folders(files: Sequence[str]) -> dict[str, str]:
     """{folder: "train" or "test"} of the folders that all files lie in; empty where these are not
-    parts.
-
-    Raises:
-      ValueError: folders that may be parts or labels.
-    """
+    a train part with or without a test part."""
     if not all("/" in name for name in files):
         return {}
-    inner: dict[str, set[str]] = collections.defaultdict(set)  # sub-folders of each
+    found = {top: role(top) for top in sorted({name.split("/")[0] for name in files})}
+    return found if sorted(found.values()) in (["test", "train"], ["train"]) else {}
+
+
+def check_folders(
+    path: str,
+    files: Sequence[str],
+    advice: str,
+    *,
+    on_parts: str = "raise",
+    labels: bool = True,
+    shared: int = 2,
+) -> None:
+    """Refuses folders that are not read as parts and are named like parts: as classes they would
+    say which part an example is from, and test examples would be trained on.
+
+    Args:
+      path: of the data, for the message.
+      files: by path inside it.
+      advice: which parts are read, and how to go on.
+      on_parts: "raise"; or "warn", which says the same in a warning.
+      labels: whether the folders would be classes. If not, one for unlabelled examples is like any
+        other.
+      shared: how many sub-folders a folder "train" has in common with another if it is a part.
+
+    Raises:
+      ValueError: such folders.
+    """
+    why = _like_parts(files, labels, shared)
+    if why and on_parts == "raise":
+        raise ValueError(f"{path}: {why} {advice}")
+    if why:
+        logging.warning("%s: %s By on_parts='warn' none of them is a part.", path, why)
+
+
+def sub_folders(files: Sequence[str]) -> dict[str, set[str]]:
+    """{top folder: the folders in it} of files by their paths; sorted."""
+    inner: dict[str, set[str]] = collections.defaultdict(set)
     for name in files:
-        top, below, *deeper = name.split("/")
-        inner[top].update([below] if deeper else [])
-    tops = sorted(inner)
-    found = {top: role(top) for top in tops}
-    roles = set(found.values())
-    if sorted(found.values()) in (["test", "train"], ["train"]):
-        return found
-    if "train" in roles and (
-        {"test", "unlabeled"} & roles
-        or any(a & b for a, b in itertools.combinations(inner.values(), 2))
-    ):
-        raise ValueError(
-            f"{path}: its folders are {', '.join(map(printable, tops))}: which are parts and which "
-            'are labels? Expected two parts, "train" and "test" (or "valid", "val", "dev"); rename '
-            "or move the others."
-        )
-    return {}
+        top, *below = name.split("/")
+        if below:
+            inner[top].update(below[:-1][:1])
+    return dict(sorted(inner.items()))
+
+
+def _like_parts(files: Sequence[str], labels: bool, shared: int) -> str:
+    """Why the top folders may be parts, a sentence; "" where they are classes."""
+    while all("/" in name for name in files) and len({name.split("/")[0] for name in files}) == 1:
+        files = [name.partition("/")[2] for name in files]  # as archives unpack
+    inner = sub_folders(files)
+    for top, folders in inner.items():
+        if {role(name) for name in folders} >= {"train", "test"}:
+            return (
+                f"its folder {printable(top)} holds the parts {_some(folders)}. Give the path of a "
+                "folder that holds the parts, and these the classes."
+            )
+    meant = {top: _meant(top) for top in inner}
+    unlabelled = [top for top in inner if "unlabeled" in meant[top][0]]
+    if not labels:
+        inner = {top: folders for top, folders in inner.items() if top not in unlabelled}
+    if len(inner) < 2:
+        return ""
+    parts, rest = ([meant[top][i] for top in inner] for i in (0, 1))
+    # "steam_train" and "freight_train" differ in what they are, not in the part.
+    all_named = all(parts) and (len(set(parts)) > 1 or len(set(rest)) == 1)
+    exact, words = {role(top) for top in inner}, set().union(*parts)
+    both = exact >= {"train", "test"} or (words >= {"train", "test"} and all(inner.values()))
+    pairs = list(itertools.combinations([top for top in inner if inner[top]], 2))
+    alike = [(a, b) for a, b in pairs if len(inner[a] & inner[b]) > 1]
+    repeats = any(meant[a][0] or meant[b][0] for a, b in alike) or any(
+        "train" in (role(a), role(b)) and len(inner[a] & inner[b]) >= shared for a, b in pairs
+    )
+    if not (all_named or both or repeats or (labels and unlabelled)):
+        return ""
+    how = "are named like parts"
+    if labels and unlabelled:
+        how = f"have {_some(unlabelled)} among them, named like the part without labels"
+    elif alike:
+        a, b = alike[0]
+        how = f"have the same sub-folders, {_some(inner[a] & inner[b])}"
+    return f"its folders {_some(inner)} {how}: which are parts and which are classes?"
+
+
+def _meant(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(the parts that the words of a name mean, its other words)."""
+    words = set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    named = words & (NAMES.keys() | _LIKE_PARTS)
+    if not named and role(name):  # "trainset"
+        return frozenset([role(name)]), frozenset()
+    return frozenset(NAMES.get(word, word) for word in named), frozenset(words - named)
+
+
+def _some(names: Iterable[str]) -> str:
+    return some([printable(name) for name in sorted(names)])
 
 
 def place(name: str) -> float:

@@ -434,26 +434,45 @@ def checksum_of(source: Source) -> str:
 
 
 def joined(name: str, parts: Mapping[str, Source]) -> Source:
-    """Sources one after the other, with those labels that all of them have, and the label "split"
-    for the part; the fields that only some have are left out."""
+    """Sources one after the other, with their labels, -1 in a part that lacks one, and the label
+    "split" for the part. Other fields that only some have are left out, and so are labels that the
+    first part lacks and of which others have different classes."""
     sources, split = list(parts.values()), "split"
     starts = np.cumsum([0, *(source.size for source in sources)])
-    fields = set.intersection(*(set(source.read(0)) for source in sources)) - {split}
-    sizes = {
-        field: max(source.sizes[field] for source in sources)
-        for field in sources[0].sizes
-        if all(field in source.sizes for source in sources)
-    }
+    firsts = [source.read(0) for source in sources]
+    common = set.intersection(*(set(first) for first in firsts)) - {split}
+    sizes: dict[str, int] = {}
+    classes: dict[str, Sequence[str]] = {}
+    for field in dict.fromkeys(field for source in sources for field in source.sizes):
+        has = [i for i, source in enumerate(sources) if field in source.sizes]
+        known = {(sources[i].sizes[field], *sources[i].classes.get(field, ())) for i in has}
+        is_label = all(np.ndim(firsts[i][field]) == 0 for i in has)
+        if len(has) == len(sources) or (is_label and (has[0] == 0 or len(known) == 1)):
+            sizes[field] = max(sources[i].sizes[field] for i in has)
+            if field in sources[has[0]].classes:
+                classes[field] = sources[has[0]].classes[field]
+    sizes.pop(split, None)
+    fields = common | sizes.keys()
 
     def read(i: int) -> dict[str, np.ndarray]:
         part = int(np.searchsorted(starts, i, side="right")) - 1
         example = sources[part].read(i - int(starts[part]))
-        return {field: example[field] for field in fields} | {split: np.asarray(part, np.int32)}
+        none = np.asarray(-1, np.int32)
+        return {field: example.get(field, none) for field in fields} | {
+            split: np.asarray(part, np.int32)
+        }
 
     def labels(field: str) -> np.ndarray:
         if field == split:
             return np.repeat(np.arange(len(sources), dtype=np.int32), np.diff(starts))
-        return np.concatenate([labels_of(source, field) for source in sources])
+        return np.concatenate(
+            [
+                labels_of(source, field)
+                if field in source.sizes
+                else np.full(source.size, -1, np.int32)
+                for source in sources
+            ]
+        )
 
     return Source(
         name,
@@ -462,5 +481,5 @@ def joined(name: str, parts: Mapping[str, Source]) -> Source:
         sizes | {split: len(sources)},
         labels=labels,
         names=[name for source in sources for name in names_of(source)],
-        classes=dict(sources[0].classes) | {split: tuple(parts)},
+        classes=classes | {split: tuple(parts)},
     )

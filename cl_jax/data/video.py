@@ -27,7 +27,15 @@ from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_alike
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import drawn, few, of_folders, role
+from cl_jax.data.parts import (
+    ADVICE,
+    ON_PARTS,
+    check_folders,
+    drawn,
+    few,
+    of_folders,
+    role,
+)
 from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Source, Splits, from_arrays, with_learnt
 
@@ -65,6 +73,7 @@ def make(
     max_bytes: int = 2**32,
     limit: int = 0,
     on_error: str = "raise",
+    on_parts: str = "raise",
     workers: int = 4,
     learnt: Mapping[str, Any] | None = None,
 ) -> Splits:
@@ -93,6 +102,8 @@ def make(
         the beginning of each, about so many clips of a part; 0 for all. For trying a command.
       on_error: "raise" names the films that cannot be used; "skip" leaves them out, logs them and
         counts them in `Source.skipped`.
+      on_parts: of folders that would be labels and are named like parts ("my_train" and "my_test").
+        "raise" refuses them, "warn" takes them for labels.
       workers: threads that read.
       learnt: see `Source`: {"tokenizer"}, and "value_range" as in `data.folder`. Without the first,
         captions are left out. `path` may then be one film.
@@ -102,7 +113,7 @@ def make(
         array of another shape or type, captions without a film or films without a caption, more
         than `max_bytes`, a label that the test part writes in another way.
     """
-    _check(frames, every, sampling, image_size, channels, test_share, limit, on_error)
+    _check(frames, every, sampling, image_size, channels, test_share, limit, on_error, on_parts)
     suffixes = (".npy", *CONTAINERS, *PICTURES)
     root, listed = listing.at(path, "films or clips", suffixes, _UNREAD, one=learnt is not None)
     names, refused = _films(root, listed)
@@ -115,12 +126,21 @@ def make(
     if listed.unread:
         logging.warning("%s: skipped files: %s.", path, listing.unread_in(listed))
     if labels and learnt is None:
-        listing.refuse_lost(path, listed, names, 1 if of_folders(path, names) else 0, "film")
+        listing.refuse_lost(path, listed, names, 1 if of_folders(names) else 0, "film")
     table = (file_column, caption_column, learnt is None)
     texts, splits = _captions(root, names, *table) if user_path(path).is_dir() else ({}, {})
     if texts and learnt is not None and not ("tokenizer" in learnt or tokenizer_path):
         logging.warning("%s: its captions are left out; the run kept no tokenizer for them.", path)
         texts = {}
+    divides = learnt is None and not splits
+    if (labels or divides) and not of_folders(names):
+        try:
+            check_folders(path, names, ADVICE, on_parts=on_parts, labels=labels, shared=1)
+        except ValueError as error:
+            if learnt is None:
+                raise
+            logging.warning("no labels: %s", error)
+            labels = False
     fewer: dict[str, str] = {}
     if limit and len(names) > 1:
         fewer = _few(path, root, names, labels, test_share, splits, limit)
@@ -154,7 +174,7 @@ def make(
     folders, kinds, tokens, vocabulary = {}, {}, None, 0
     try:
         if labels or learnt is None:
-            folders = of_folders(path, list(good))
+            folders = of_folders(list(good))
         if labels:
             kinds = _labels(path, list(good), folders)
     except ValueError as error:
@@ -411,7 +431,7 @@ def _few(
     limit: int,
 ) -> dict[str, str]:
     """{film: its part} of at most `limit` films of each part, chosen before any is read."""
-    folders = of_folders(path, names)
+    folders = of_folders(names)
     kinds = _labels(path, names, folders) if labels else {}
     of = _division(root, names, folders, kinds, share, splits)
     parts = {part: [name for name in names if of[name] == part] for part in ("train", "test")}
@@ -501,6 +521,7 @@ def _check(
     test_share: float,
     limit: int,
     on_error: str,
+    on_parts: str,
 ) -> None:
     if min(frames, every, image_size) < 1:
         raise ValueError(
@@ -510,6 +531,7 @@ def _check(
         ("sampling", sampling, SAMPLING),
         ("channels", channels, (1, 3)),
         ("on_error", on_error, ("raise", "skip")),
+        ("on_parts", on_parts, ON_PARTS),
     )
     for name, value, known in choices:
         if value not in known:

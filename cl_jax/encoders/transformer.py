@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.gelu import gelu
 from cl_jax.core.shapes import check_integer
 from cl_jax.core.tokens import END, PAD
 from cl_jax.encoders.layer_norm import LayerNorm
@@ -497,7 +498,7 @@ def _norm(style: Style) -> nn.Module:
 
 def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
     if name == "gelu":
-        return lambda x: nn.gelu(x, approximate=False)
+        return gelu
     return nn.relu if name == "relu" else lambda x: x * nn.sigmoid(1.702 * x)
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.gelu import gelu
 from cl_jax.core.linear import linear
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers, masking, positions
@@ -230,9 +231,8 @@ def _scaled(branch: jax.Array, keep: jax.Array | None, number: int) -> jax.Array
     return branch if keep is None else branch * keep[:, number, None, None].astype(branch.dtype)
 
 
-@jax.checkpoint  # keeps its argument alone: a twelfth of the memory of a step of ViT-B/16
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
+# Keeps its argument alone: a twelfth of the memory of a step of ViT-B/16.
+_gelu = jax.checkpoint(gelu)
 
 
 @jax.custom_jvp

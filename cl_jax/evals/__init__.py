@@ -85,6 +85,10 @@ class Evaluator(NamedTuple):
     baseline:  Given -> {"name/figure": value}, figures of the data alone, without a network;
                measured once.
     draw:      Given -> None, pictures in the workdir, at the end of a run.
+    check:     Splits -> None; raises ValueError where `measure` would refuse these data: too few
+               examples of a class, images of another shape. Called when the run is built, of data
+               that have what `needs` names, so that no run trains up to an evaluation that fails.
+               It reads what is at hand, labels and one example, and not the whole data.
     """
 
     measure: Callable[[Given], dict[str, float]]
@@ -95,3 +99,4 @@ class Evaluator(NamedTuple):
     titles: Mapping[str, str] = MappingProxyType({})
     baseline: Callable[[Given], dict[str, float]] | None = None
     draw: Callable[[Given], None] | None = None
+    check: Callable[[Splits], None] | None = None

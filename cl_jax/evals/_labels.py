@@ -1,9 +1,36 @@
-"""Checks of concrete labels, which a compiled program would ignore without an error."""
+"""Labels before they are used: checks of concrete ones, which a compiled program would ignore
+without an error, and those of a source that are at hand."""
 
 from typing import Any
 
 import jax
 import numpy as np
+
+from cl_jax.data.source import Source, Splits, labels_of
+
+
+def at_hand(source: Source, label: str) -> np.ndarray | None:
+    """The labels of the labelled examples of a source; None where all examples would have to be
+    read to know them.
+
+    Raises:
+      ValueError: no label of that name.
+    """
+    if label in source.sizes and source.arrays is None and source.labels is None:
+        return None
+    found = labels_of(source, label)
+    return found[found >= 0]
+
+
+def check_test_classes(data: Splits, label: str) -> None:
+    """Refuses a test part with a class beyond those that the training part counts."""
+    known, count = at_hand(data.test, label), data.train.sizes[label]
+    if known is not None and known.size and known.max() >= count:
+        raise ValueError(
+            f"{data.test.name} has examples with {label}={known.max()}, and {data.train.name} "
+            f"counts {count} of them; expected at most {count - 1}. Number the {label}s of both "
+            "parts alike."
+        )
 
 
 def check_classes(num_classes: int, **labels: Any) -> None:

@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cl_jax.core.shapes import check_count, check_positive
-from cl_jax.data.source import labels_of, tail
+from cl_jax.data.source import Splits, labels_of, tail
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_labelled
+from cl_jax.evals._labels import at_hand, check_labelled, check_test_classes
 
 GROUPS = ("many", "medium", "few")
 
@@ -59,6 +59,12 @@ def make(
         raise ValueError(f"imbalance={imbalance}; expected 1, the training part's own, or more.")
     if few > many:
         raise ValueError(f"few={few} is above many={many}; expected at most {many}.")
+
+    def check(data: Splits) -> None:
+        check_test_classes(data, label)
+        known = at_hand(data.more[source] if source else data.train, label)
+        if known is not None and not len(known):
+            raise ValueError(f"no example of the source {source!r} has a {label}; all are -1.")
 
     def measure(given: Given) -> dict[str, float]:
         data = given.data
@@ -109,6 +115,7 @@ def make(
         when=when,
         better={f"{figure}/{name}": 1 for name in ("all", "value", "least", *GROUPS)},
         titles=titles,
+        check=check,
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from cl_jax.data.source import Source, subset
+from cl_jax.data.source import Source, Splits, subset
 from cl_jax.evals import Evaluator, Given, Needs
 
 
@@ -21,18 +21,20 @@ def make(*, function: str = "score", field: str = "clip", rows: int = 1000) -> E
       them away.
 
     Raises:
-      ValueError: fewer than two rows; a test part of one example, or that isn't in memory.
+      ValueError: fewer than two rows.
     """
     if rows < 2:
         raise ValueError(f"rows={rows}; expected 2 or more: each has another's clip.")
 
+    def check(data: Splits) -> None:
+        if data.test.arrays is None or data.test.size < 2:
+            raise ValueError(
+                f"{data.test.name} has {data.test.size} examples; captions compares two or more "
+                "that are in memory."
+            )
+
     def measure(given: Given) -> dict[str, float]:
         test = given.data.test
-        if test.arrays is None or test.size < 2:
-            raise ValueError(
-                f"{test.name} has {test.size} examples; captions compares two or more that are in "
-                "memory. Leave it out of config.evals.protocols."
-            )
         source = subset(test, np.linspace(0, test.size - 1, min(rows, test.size)).astype(int))
         own = given.rows(function, source)
         other = given.rows(function, _of_others(source, field))
@@ -48,6 +50,7 @@ def make(*, function: str = "score", field: str = "clip", rows: int = 1000) -> E
         Needs(functions=(function,), fields=(field,)),
         better={"captions/nats": -1, "captions/own": 1},
         titles={"captions/own": "sentence likelier given its own clip %"},
+        check=check,
     )
 
 

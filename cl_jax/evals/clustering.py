@@ -9,9 +9,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from cl_jax.core.shapes import check_count
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Splits, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_labelled
+from cl_jax.evals._labels import at_hand, check_labelled
 
 
 def make(
@@ -39,6 +39,11 @@ def make(
     check_count(starts=starts)
     figures = [f"{figure}/{name}" for name in Agreement._fields]
 
+    def check(data: Splits) -> None:
+        known = at_hand(data.test, label)
+        if known is not None and not argmax:
+            _check_clusters(clusters or len(np.unique(known)), len(known))
+
     def measure(given: Given) -> dict[str, float]:
         truth = labels_of(given.data.test, label)
         x = given.features(given.data.test, feature)[truth >= 0]
@@ -62,6 +67,7 @@ def make(
         when=when,
         better=dict.fromkeys(figures, 1),
         titles={figures[0]: "clusters, accuracy %"},
+        check=check,
     )
 
 
@@ -142,9 +148,13 @@ def kmeans_agreement(
         )
     check_labelled(labels=labels)
     count = len(np.unique(labels)) if clusters is None else clusters
-    if not 1 <= count <= len(features):
-        raise ValueError(f"clusters={count}; expected 1 to {len(features)}, the examples.")
+    _check_clusters(count, len(features))
     if normalise:
         features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     found = KMeans(count, n_init=starts, random_state=seed).fit_predict(features)
     return agreement(found, labels)
+
+
+def _check_clusters(clusters: int, examples: int) -> None:
+    if not 1 <= clusters <= examples:
+        raise ValueError(f"clusters={clusters}; expected 1 to {examples}, the examples.")

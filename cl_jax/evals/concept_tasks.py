@@ -6,7 +6,7 @@ import numpy as np
 
 from cl_jax.core.shapes import check_count
 from cl_jax.core.tokens import END, PAD, START
-from cl_jax.data.source import Source, subset
+from cl_jax.data.source import Source, Splits, subset
 from cl_jax.evals import Evaluator, Given, Needs
 
 
@@ -28,6 +28,10 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
       ValueError: fewer than one row.
     """
     check_count(rows=rows)
+
+    def check(data: Splits) -> None:
+        if data.test.arrays is None:
+            raise ValueError(f"{data.test.name} is not in memory; expected arrays of sentences.")
 
     def chosen(given: Given) -> Source:
         test = given.data.test
@@ -72,6 +76,7 @@ def make(*, rows: int = 512, when: str = "always") -> Evaluator:
             "concepts/restored": "sentences restored from their shuffled form %",
         },
         baseline=baseline,
+        check=check,
     )
 
 

@@ -19,8 +19,8 @@ from cl_jax.core.method import Batch, Method, State
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
-from cl_jax.data.source import Source, Splits, labels_of
-from cl_jax.evals import Evaluator, Given
+from cl_jax.data.source import Source, Splits
+from cl_jax.evals import Evaluator, Given, _labels
 from cl_jax.evals.geometry import pair_count
 
 # Baselines of the data alone that the summary and the curve show, by the last part of their names.
@@ -144,7 +144,7 @@ class Evaluation:
         found: dict[str, float] = {}
         for name, one in self.evaluators.items():
             if one.when == "always" or (one.when == "final" and final) or asked:
-                found |= self._checked(name, one.measure(given))
+                found |= self._checked(name, one.measure, given)
         if final and any(one.draw is not None for one in self.evaluators.values()):
             self.measured = state, given  # so that `draw` does not encode again
         return found | {"eval_seconds": time.perf_counter() - began}
@@ -156,9 +156,9 @@ class Evaluation:
         found: dict[str, float] = {}
         for name, one in self.evaluators.items():
             if one.baseline is not None:
-                found |= self._checked(name, one.baseline(given))
+                found |= self._checked(name, one.baseline, given)
             if one.untrained and one.when == "always":
-                measured = self._checked(name, one.measure(given))
+                measured = self._checked(name, one.measure, given)
                 found |= {f"untrained/{figure}": value for figure, value in measured.items()}
         return found
 
@@ -293,9 +293,19 @@ class Evaluation:
         self.compiled[features] = over_blocks(features, self.mesh, quick if on_cpu else None)
         return features
 
-    def _checked(self, name: str, found: dict[str, float]) -> dict[str, float]:
+    def _checked(
+        self, name: str, measure: Callable[[Given], dict[str, float]], given: Given
+    ) -> dict[str, float]:
         """The figures that are numbers; those that are NaN or inf are named and left out, since a
-        probe that failed has no accuracy."""
+        probe that failed has no accuracy. An error says how the run goes on without them."""
+        try:
+            found = measure(given)
+        except Exception as error:
+            error.add_note(
+                f"This was the evaluator evals.protocols.{name}. A run saves before it evaluates: "
+                f"the same command with {_without(name)} goes on from there."
+            )
+            raise
         wrong = [figure for figure, value in found.items() if not np.isfinite(value)]
         if wrong:
             logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
@@ -360,9 +370,13 @@ def with_data(
 
 def _any_labelled(source: Source, label: str) -> bool:
     """Whether an example has the label; True where all would have to be read to find out."""
-    if source.arrays is None and source.labels is None:
-        return True
-    return bool((labels_of(source, label) >= 0).any())
+    known = _labels.at_hand(source, label)
+    return known is None or known.size > 0
+
+
+def _without(name: str) -> str:
+    """The setting that leaves an evaluator out."""
+    return f"--config.evals.protocols.{name}=None"
 
 
 def features_asked(evaluators: Mapping[str, Evaluator], config: ConfigDict) -> tuple[str, ...]:
@@ -415,7 +429,7 @@ def check(
 
     Raises:
       ConfigError: a function, feature, field or source that is missing, with the nearest name; a
-        figure `evals.best` that is not measured.
+        figure `evals.best` that is not measured; data that an evaluator refuses.
     """
     for name in () if features is None else features_asked(evaluators, config):
         if name not in features:
@@ -445,6 +459,14 @@ def check(
             f"evals.best={best!r} is not measured{nearest(best, better)}; the protocols "
             f"measure {', '.join(better) or 'nothing that has a better end'}."
         )
+    for name, one in evaluators.items():
+        if one.check is not None:
+            try:
+                one.check(data)
+            except ValueError as error:
+                raise ConfigError(
+                    f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
+                ) from error
 
 
 def over_blocks(

@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cl_jax.core.seeds import generator
 from cl_jax.core.shapes import check_count, check_positive
+from cl_jax.data.source import Splits
 from cl_jax.evals import Evaluator, Given, Needs
 
 
@@ -36,10 +37,21 @@ def make(
     check_count(iterations=iterations, rows=rows)
     check_positive(c=c)
 
+    def check(data: Splits) -> None:
+        for source in data[:2]:
+            _check_frames(source.read(0)["clip"].shape[0])
+        if min(rows, data.train.size) < 2:
+            raise ValueError(
+                f"{data.train.name} has {data.train.size} clips, of which rows={rows} are used; "
+                "expected two or more: one in order and one out of order."
+            )
+
     def accuracy(parts: list[np.ndarray]) -> float:
         (x, y), (queries, truth) = (
             products(frames[:rows], seed) for seed, frames in enumerate(parts)
         )
+        if not (np.isfinite(x).all() and np.isfinite(queries).all()):
+            return float("nan")
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
         return float(model.fit(x, y).score(queries, truth))
 
@@ -61,6 +73,7 @@ def make(
         better={"frame_order/accuracy": 1},
         titles={"frame_order/accuracy": "order of frames %"},
         baseline=baseline,
+        check=check,
     )
 
 
@@ -71,11 +84,15 @@ def products(frames: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
       ValueError: clips of fewer than three frames.
     """
     count, times = frames.shape[:2]
-    if times < 3:
-        raise ValueError(f"clips have {times} frames; expected 3 or more, to ask for their order.")
+    _check_frames(times)
     rng = generator(seed, 0)
     at = np.sort(np.argsort(rng.random((count, times)), axis=1)[:, :3], axis=1)
     forward = np.arange(count) % 2 == 0
     at = np.where(forward[:, None], at, at[:, [1, 0, 2]])
     first, second, third = (frames[np.arange(count), at[:, k]] for k in range(3))
     return (second - first) * (third - second), forward
+
+
+def _check_frames(times: int) -> None:
+    if times < 3:
+        raise ValueError(f"clips have {times} frames; expected 3 or more, to ask for their order.")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from cl_jax.core.shapes import check_count
-from cl_jax.data.source import Text, subset
+from cl_jax.data.source import Splits, Text, subset
 from cl_jax.data.tagging import lemma
 from cl_jax.evals import Evaluator, Given, Needs, ngrams
 
@@ -28,14 +28,16 @@ def make(
     """
     check_count(rows=rows, shown=shown)
 
+    def check(data: Splits) -> None:
+        if data.test.text is None:
+            raise ValueError(
+                f"{data.test.name} has no references; use a source of text that has some, such as "
+                "'concepts'."
+            )
+
     def asked(given: Given, most: int) -> tuple[Text, list[str]]:
         """The text of the first `most` of the chosen examples, and what is said of them."""
         test = given.data.test
-        if test.text is None:
-            raise ValueError(
-                f"{test.name} has no references; use a source of text that has some, such as "
-                "'concepts', or leave generation out of config.evals.protocols."
-            )
         chosen = np.linspace(0, test.size - 1, min(rows, test.size)).astype(int)
         source = subset(test, chosen[:most])
         assert source.text is not None
@@ -72,4 +74,5 @@ def make(
             "generation/coverage": "concepts that are in the generated sentence %",
         },
         draw=draw,
+        check=check,
     )

@@ -14,6 +14,7 @@ from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals import geometry as spread
 from cl_jax.evals import knn as nearest
+from cl_jax.evals._labels import check_test_classes
 from cl_jax.losses import geometry
 
 NEAREST = 10  # negatives whose similarity the paper draws beside the positive's
@@ -118,6 +119,8 @@ def make(
         drawn = None if source is None else given.views(source, of(one["name"], feature), False)
         if drawn is None:
             return None
+        if len(drawn) < 2 * (NEAREST + 2):  # too few for ten negatives
+            return None
         first, second = drawn.reshape(2, len(drawn) // 2, -1)
         return similarities(first, second, temperature=one["temperature"] or 1.0)
 
@@ -160,6 +163,7 @@ def make(
         better={f"{head[name]}/knn": 1 for name in names},
         titles={f"{head[name]}/knn": f"kNN {name} %".replace("  ", " ") for name in names},
         draw=draw,
+        check=lambda data: check_test_classes(data, label),
     )
 
 

@@ -13,7 +13,7 @@ from cl_jax.core.neighbours import by_blocks, check_search, search
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_classes
+from cl_jax.evals._labels import check_classes, check_test_classes
 
 Array = jax.Array | np.ndarray
 
@@ -86,6 +86,8 @@ def make(
         train, test = (source.arrays for source in given.data[:2])
         if train is None or test is None or "image" not in train:
             return {}
+        if train["image"].shape[1:] != test["image"].shape[1:]:  # of other sizes
+            return {}
         found, _ = voted(raw_pixels(train["image"]), raw_pixels(test["image"]), given)
         return {f"{figure}/raw_pixels": float(found.top1)}
 
@@ -95,6 +97,7 @@ def make(
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": f"{figure.replace('knn', 'kNN ').strip()} %"},
         baseline=baseline,
+        check=lambda data: check_test_classes(data, label),
     )
 
 

@@ -22,7 +22,7 @@ from cl_jax.core.seeds import check_seed
 from cl_jax.core.shapes import check, check_count, check_integer, check_positive
 from cl_jax.data.source import labels_of
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_classes
+from cl_jax.evals._labels import check_classes, check_test_classes
 
 Tree = Any
 Array = jax.Array | np.ndarray
@@ -104,6 +104,7 @@ def make(
         when="final",
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": "linear probe, cached features %"},
+        check=lambda data: check_test_classes(data, label),
     )
 
 

@@ -11,6 +11,7 @@ from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data import batches
 from cl_jax.data.source import Source, labels_of, subset
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import check_test_classes
 from cl_jax.evals.linear import accuracies, probe_batches
 from cl_jax.views import ImageView
 
@@ -38,7 +39,8 @@ def make(
 
     def measure(given: Given) -> dict[str, float]:
         method, (train, test) = given.method, given.data[:2]
-        if method.features is None or not isinstance(given.recipes[0], ImageView):
+        seen = given.recipes[0] if given.recipes else None
+        if method.features is None or not isinstance(seen, ImageView):
             raise ValueError("the augmented probe is of methods that see augmented images.")
         train, test = (labelled(source, label) for source in (train, test))
         rows = min(batch_size, train.size)
@@ -67,7 +69,7 @@ def make(
             epoch_of,
             test_images,
             recipe=dataclasses.replace(
-                given.recipes[0].recipe,
+                seen.recipe,
                 jitter=0.0,
                 gray=0.0,
                 blur=0.0,
@@ -95,6 +97,7 @@ def make(
         when="asked",
         better={"linear/augmented/top1": 1},
         titles={"linear/augmented/top1": "linear probe, augmented views %"},
+        check=lambda data: check_test_classes(data, label),
     )
 
 

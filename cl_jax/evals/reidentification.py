@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cl_jax.core.shapes import check_count
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Splits, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import at_hand
 
 _BLOCK = 1024  # queries whose similarities are in memory at a time
 
@@ -52,6 +53,11 @@ def make(
         check_count(k=k)
     names = ["reidentification/map", *(f"reidentification/cmc{k}" for k in ks)]
 
+    def check(data: Splits) -> None:
+        for name in (query, gallery):
+            for field in filter(None, (label, camera)):
+                at_hand(data.more[name] if name else data.test, field)
+
     def measure(given: Given) -> dict[str, float]:
         asked, kept = (
             given.data.more[name] if name else given.data.test for name in (query, gallery)
@@ -84,6 +90,7 @@ def make(
             names[0]: "re-identification, mAP %",
             names[1]: f"re-identification, top-{ks[0]} %",
         },
+        check=check,
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Splits, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import at_hand
 from cl_jax.evals.reidentification import ranking
 
 _BLOCK = 2048  # queries whose similarities are in memory at a time
@@ -81,6 +82,10 @@ def make(
     if not ks or min(ks) < 1:
         raise ValueError(f"ks={ks!r}; expected places from 1 on, for instance (1, 5, 10).")
 
+    def check(data: Splits) -> None:
+        if label and source:
+            at_hand(data.more[source], label)
+
     def measure(given: Given) -> dict[str, float]:
         gallery = given.data.more[source] if source else given.data.test
         features = [given.features(gallery, name)[: rows or None] for name in (image, text)]
@@ -126,4 +131,5 @@ def make(
         ),
         better=better,
         titles=titles,
+        check=check,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cl_jax.core.shapes import check_count, check_positive
-from cl_jax.data.source import Source
+from cl_jax.data.source import Source, Splits
 from cl_jax.evals import Evaluator, Given, Needs
 from cl_jax.evals.logistic import accuracy
 
@@ -34,6 +34,10 @@ def make(
     check_count(iterations=iterations)
     check_positive(c=c)
 
+    def check(data: Splits) -> None:
+        for source in data[:2]:
+            _check_square(source)
+
     def measure(given: Given) -> dict[str, float]:
         parts: list[Any] = []
         for number, source in enumerate(given.data[:2]):
@@ -48,6 +52,7 @@ def make(
         when=when,
         better={f"{figure}/top1": 1},
         titles={f"{figure}/top1": "which way up, logistic regression %"},
+        check=check,
     )
 
 
@@ -57,15 +62,20 @@ def turned(source: Source, turns: np.ndarray) -> Source:
     Raises:
       ValueError: images that are not square.
     """
-    height, width = source.read(0)["image"].shape[:2]
-    if height != width:
-        raise ValueError(
-            f"{source.name} has images of {height}x{width}; the rotation probe needs square ones, "
-            "which keep their shape when they are turned. Set image_size of the data."
-        )
+    _check_square(source)
 
     def read(i: int) -> dict[str, np.ndarray]:
         example = source.read(i)
         return example | {"image": np.rot90(example["image"], turns[i]).copy()}
 
     return dataclasses.replace(source, read=read, arrays=None)
+
+
+def _check_square(source: Source) -> None:
+    height, width = source.read(0)["image"].shape[:2]
+    if height != width:
+        raise ValueError(
+            f"{source.name} has images of {height}x{width}; the rotation probe needs square ones, "
+            "which keep their shape when they are turned. Set image_size of the data, where it has "
+            "one, or make the images square."
+        )

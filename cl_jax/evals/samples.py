@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cl_jax.data.source import Source, labels_of, subset
+from cl_jax.data.source import Source, Splits, labels_of, subset
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import at_hand
 from cl_jax.evals.generated import frechet_distance, gaussian, inception_score, label_accuracy
 
 COLUMNS = 16  # samples of a class in the picture
@@ -69,6 +70,31 @@ def make(
             return own
         return _pixels if feature == "pixels" else judges.hidden
 
+    def check(data: Splits) -> None:
+        train, test = data[:2]
+        if test.size < 2:
+            raise ValueError(f"{test.name} has one image; expected two or more, as real ones.")
+        shapes = [source.read(0)[image].shape for source in (train, test)]
+        if own is None and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{train.name} has images of shape {shapes[0]} and {test.name} of {shapes[1]}; "
+                "expected the same, since their pixels are compared."
+            )
+        known = at_hand(train, label)
+        if known is None:
+            return
+        if len(np.unique(known[_strided(known)])) < 2:
+            raise ValueError(
+                f"the labelled examples of {train.name} that classifiers are fitted to, {FITTED:,} "
+                f"at most, are of one class; expected two or more. Give labels of more classes as "
+                f"label, now {label!r}."
+            )
+        if splits > min(samples, len(known)):
+            raise ValueError(
+                f"splits={splits} are more than the {min(samples, len(known))} samples; expected "
+                "at most as many."
+            )
+
     def measure(given: Given) -> dict[str, float]:
         made = _generated(given, samples, label)
         judges = _judges(given.data.train, image, label, given.seed)
@@ -126,6 +152,7 @@ def make(
         },
         baseline=baseline,
         draw=draw,
+        check=check,
     )
 
 
@@ -144,8 +171,7 @@ def _judges(train: Source, image: str, label: str, seed: int) -> Judges:
 
     labels = labels_of(train, label)
     chosen = np.flatnonzero(labels >= 0)
-    stride = max(1, -(-len(chosen) // FITTED))
-    chosen = chosen[::stride]
+    chosen = chosen[_strided(chosen)]
     pixels, classes = _pixels(_images(train, image, chosen)), labels[chosen]
     machine = SVC().fit(pixels, classes)
     network = MLPClassifier((128,), max_iter=200, random_state=seed)
@@ -159,6 +185,11 @@ def _judges(train: Source, image: str, label: str, seed: int) -> Judges:
         lambda images: network.predict_proba(_pixels(images)),
         hidden,
     )
+
+
+def _strided(labelled: np.ndarray) -> slice:
+    """Which of the labelled examples classifiers are fitted to."""
+    return slice(None, None, max(1, -(-len(labelled) // FITTED)))
 
 
 def _quietly(f: Callable[..., Any], *args: Any) -> Any:

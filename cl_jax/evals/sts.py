@@ -8,7 +8,7 @@ from scipy import sparse, stats
 
 from cl_jax.core import logs
 from cl_jax.core.tokens import SPECIAL
-from cl_jax.data.source import Source, renamed
+from cl_jax.data.source import Source, Splits, renamed
 from cl_jax.evals import Evaluator, Given, Needs
 
 AGGREGATIONS = ("all", "mean", "wmean")
@@ -125,12 +125,23 @@ def make(
     """
     other: dict[str, Source] = {}
 
-    def names(given: Given) -> Sequence[str]:
-        return sources or [name for name in given.data.more if name.split("/")[0] in KINDS]
+    def names(data: Splits) -> Sequence[str]:
+        return sources or [name for name in data.more if name.split("/")[0] in KINDS]
+
+    def check(data: Splits) -> None:
+        for name in names(data):
+            pairs = data.more[name]
+            missing = {field, f"{field}_b", "score"} - set(pairs.arrays or ())
+            if missing or pairs.size < 2:
+                raise ValueError(
+                    f"the source {name!r} has {pairs.size} examples of "
+                    f"{', '.join(sorted(pairs.arrays or ())) or 'nothing in memory'}; expected two "
+                    f"or more of {field}, {field}_b and score."
+                )
 
     def measure(given: Given) -> dict[str, float]:
         found: dict[str, float] = {}
-        for name in names(given):
+        for name in names(given.data):
             pairs = given.data.more[name]
             if name not in other:
                 other[name] = renamed(pairs, {field: f"{field}_a", f"{field}_b": field})
@@ -148,7 +159,7 @@ def make(
         size, sentences = train.sizes[field], np.asarray(train.arrays[field])
         sentences = sentences.reshape(-1, sentences.shape[-1])
         rare = rareness(sentences[:: -(-len(sentences) // _MOST)], size)
-        for name in names(given):
+        for name in names(given.data):
             arrays = given.data.more[name].arrays
             gold = np.asarray(arrays["score"])
             a, b = (counts(np.asarray(arrays[key]), size) for key in (field, f"{field}_b"))
@@ -182,6 +193,7 @@ def make(
         },
         baseline=words,
         draw=draw,
+        check=check,
     )
 
 

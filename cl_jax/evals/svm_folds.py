@@ -12,9 +12,9 @@ from sklearn.svm import SVC
 
 from cl_jax.core.seeds import SEEDS
 from cl_jax.core.shapes import check_count
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Splits, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_labelled
+from cl_jax.evals._labels import at_hand, check_labelled
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 SELECTIONS = ("nested", "best")
@@ -46,6 +46,11 @@ def make(
         raise ValueError(f"folds={folds}, inner_folds={inner_folds}; expected 2 or more of each.")
     figures = "svm_folds/accuracy", "svm_folds/std"
 
+    def check(data: Splits) -> None:
+        known = at_hand(data.train, label)
+        if known is not None:
+            _check_folds(known, selection, folds, inner_folds)
+
     def measure(given: Given) -> dict[str, float]:
         truth = labels_of(given.data.train, label)
         x = given.features(given.data.train, feature)[truth >= 0]
@@ -71,6 +76,7 @@ def make(
         when=when,
         better={figures[0]: 1},
         titles={figures[0]: f"SVM in {folds} folds, {selection} %"},
+        check=check,
     )
 
 
@@ -124,16 +130,7 @@ def svm_folds(
     if selection not in SELECTIONS:
         raise ValueError(f"selection={selection!r}; expected one of {', '.join(SELECTIONS)}.")
     check_labelled(labels=labels)
-    classes, counts = np.unique(labels, return_counts=True)
-    least = int(counts.min())
-    inside = least - -(-least // folds)  # of that class in the smallest training part
-    if len(classes) < 2 or least < folds or (selection == "nested" and inside < inner_folds):
-        raise ValueError(
-            f"class {classes[counts.argmin()]} has {counts.min()} of {len(labels)} examples; "
-            f"expected two classes or more with at least folds={folds} of each"
-            + (f", and inner_folds={inner_folds} without a fold" if selection == "nested" else "")
-            + ". Use fewer folds."
-        )
+    _check_folds(labels, selection, folds, inner_folds)
     if not np.isfinite(features).all():
         raise ValueError("features are NaN or inf in some rows; the network has diverged.")
 
@@ -164,3 +161,17 @@ def svm_folds(
         )
         found = table[table.mean(1).argmax()]
     return Folds(float(found.mean()), float(found.std()), found)
+
+
+def _check_folds(labels: np.ndarray, selection: str, folds: int, inner_folds: int) -> None:
+    """Refuses fewer than two classes, and classes rarer than folds."""
+    classes, counts = np.unique(labels, return_counts=True)
+    least = int(counts.min())
+    inside = least - -(-least // folds)  # of that class in the smallest training part
+    if len(classes) < 2 or least < folds or (selection == "nested" and inside < inner_folds):
+        raise ValueError(
+            f"class {classes[counts.argmin()]} has {least} of {len(labels)} examples; "
+            f"expected two classes or more with at least folds={folds} of each"
+            + (f", and inner_folds={inner_folds} without a fold" if selection == "nested" else "")
+            + ". Use fewer folds."
+        )

@@ -12,9 +12,9 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cl_jax.data.source import Source, labels_of, renamed
+from cl_jax.data.source import Source, Splits, labels_of, renamed
 from cl_jax.evals import Evaluator, Given, Needs
-from cl_jax.evals._labels import check_labelled
+from cl_jax.evals._labels import at_hand, check_labelled
 
 
 def make(
@@ -51,6 +51,26 @@ def make(
     if not strengths:
         raise ValueError(f"strengths={strengths!r}; expected at least one number above 0.")
 
+    def names(data: Splits) -> Sequence[str]:
+        return sources or [
+            name
+            for name in data.more
+            if name.startswith("classify/") and not name.endswith("/test")
+        ]
+
+    def check(data: Splits) -> None:
+        for name in names(data):
+            parts = [part for part in (name, f"{name}/test") if part in data.more]
+            for part in parts:
+                size, known = data.more[part].size, at_hand(data.more[part], "label")
+                if known is not None and len(known) < size:
+                    raise ValueError(
+                        f"the source {part!r} has {size - len(known)} examples without a label; "
+                        "expected none. Leave them out."
+                    )
+                if known is not None and len(parts) == 1:
+                    _check_folds(known, folds)
+
     def measure(given: Given) -> dict[str, float]:
         more = given.data.more
 
@@ -64,11 +84,8 @@ def make(
             second = given.features(other[source.name], feature)
             return np.concatenate([np.abs(found - second), found * second], axis=1)
 
-        names = sources or [
-            name for name in more if name.startswith("classify/") and not name.endswith("/test")
-        ]
         found = {}
-        for name in names:
+        for name in names(given.data):
             x, y = of(more[name]), labels_of(more[name])
             if f"{name}/test" in more:
                 test = more[f"{name}/test"]
@@ -98,6 +115,7 @@ def make(
         when=when,
         better={"transfer/average": 1},
         titles={"transfer/average": "transfer, mean over tasks %"},
+        check=check,
     )
 
 
@@ -155,11 +173,7 @@ def by_folds(
       ValueError: a label below 0, no class with two rows.
     """
     check_labelled(labels=labels)
-    most = int(np.unique(labels, return_counts=True)[1].max())
-    if most < 2:
-        raise ValueError(
-            f"no class has two of the {len(labels)} rows; expected as many as folds={folds}."
-        )
+    most = _check_folds(labels, folds)
     if most < folds:
         logging.warning("%d folds, not %d: no class has more rows.", most, folds)
         folds = most
@@ -183,6 +197,16 @@ def by_folds(
             ]
         )
     )
+
+
+def _check_folds(labels: np.ndarray, folds: int) -> int:
+    """How many rows the most frequent class has; refuses fewer than two."""
+    most = int(np.unique(labels, return_counts=True)[1].max())
+    if most < 2:
+        raise ValueError(
+            f"no class has two of the {len(labels)} rows; expected as many as folds={folds}."
+        )
+    return most
 
 
 def _fitted(features: np.ndarray, labels: np.ndarray, c: float, iterations: int):

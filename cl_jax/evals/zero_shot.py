@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from cl_jax.data.source import labels_of
+from cl_jax.data.source import Splits, labels_of
 from cl_jax.evals import Evaluator, Given, Needs
+from cl_jax.evals._labels import at_hand
 
 
 def class_weights(prompts: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -18,9 +19,7 @@ def class_weights(prompts: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 
     Reference: Radford et al. 2021, arXiv 2103.00020, section 3.1.4 and their notebook.
     """
-    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
-    if missing:
-        raise ValueError(f"no prompt names class {missing[0]} (of {len(missing)} such classes).")
+    _check_prompts(labels, num_classes)
     unit = _unit(prompts)
     return _unit(np.stack([unit[labels == k].mean(axis=0) for k in range(num_classes)]))
 
@@ -51,6 +50,11 @@ def make(
       label: of the test images.
     """
 
+    def check(data: Splits) -> None:
+        known = at_hand(data.more[source], label)
+        if known is not None:
+            _check_prompts(known, data.more[source].sizes[label])
+
     def measure(given: Given) -> dict[str, float]:
         prompts = given.data.more[source]
         classes = prompts.sizes[label]
@@ -66,7 +70,14 @@ def make(
         Needs(features=(image, text), labels=(label,), labelled=("test",), sources=(source,)),
         better={"zero_shot/top1": 1},
         titles={"zero_shot/top1": "zero-shot by prompts %"},
+        check=check,
     )
+
+
+def _check_prompts(labels: np.ndarray, num_classes: int) -> None:
+    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if missing:
+        raise ValueError(f"no prompt names class {missing[0]} (of {len(missing)} such classes).")
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

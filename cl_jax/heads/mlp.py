@@ -1,21 +1,21 @@
 """Projection heads: a multi-layer perceptron of any depth, and each published one by name."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.gelu import gelu
 from cl_jax.core.shapes import check_real
 from cl_jax.encoders import initializers
 from cl_jax.encoders.norm import BatchNorm
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
-    "gelu": partial(nn.gelu, approximate=False),
-}  # PyTorch's is the exact one
+    "gelu": gelu,
+}
 
 
 class MLP(nn.Module):

@@ -18,6 +18,7 @@ import optax
 from cl_jax.core.annotations import Movable
 from cl_jax.core.axis import total
 from cl_jax.core.errors import NotFoundError
+from cl_jax.core.gelu import gelu
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.encoders import bert_weights
@@ -57,7 +58,7 @@ class SentenceNetwork(nn.Module):
     def token_logits(self, tokens: jax.Array, keys: jax.Array | None, train: bool) -> jax.Array:
         """[B, T, vocab] scores of the token at each place."""
         states = self.encoder(tokens, train=train, keys=keys)["tokens"]
-        states = self.norm(nn.gelu(self.dense(states), approximate=False))
+        states = self.norm(gelu(self.dense(states)))
         logits = self.encoder.attend(states)
         return logits + jnp.broadcast_to(self.bias, logits.shape)
 

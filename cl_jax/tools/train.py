@@ -211,7 +211,8 @@ def failed(error: Exception) -> int:
     several = bool(jax and jax.distributed.is_initialized() and jax.process_count() > 1)
     who = f"process {jax.process_index() + 1} of {jax.process_count()}: " if several else ""
     if _expected(error):
-        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        print(f"{who}error: {said}", file=sys.stderr, flush=True)
     else:
         print(f"{who}{type(error).__name__}", file=sys.stderr)
         traceback.print_exception(error)

@@ -151,7 +151,7 @@ def _other_data(path: str, known: Known) -> Source:
     # as the test part.
     again = learnt is None and "test_path" in keywords and bool(section.get("path"))
     if again and "learnt" in keywords:
-        trained_on = configs.plain(known.config.data)
+        trained_on = configs.plain(fingerprint.as_begun(known.config, Path(known.workdir)).data)
         for key in beside:
             trained_on.pop(key, None)
         splits = experiment.load_data(ConfigDict({"data": trained_on, "seed": known.config.seed}))

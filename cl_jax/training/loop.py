@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
-    there = fingerprint.with_learnt_files(config, workdir)
+    there = fingerprint.as_begun(config, workdir)
     built = build(there, previous_stage(config, workdir))
     noted = resuming.check_config(workdir, configs.plain(config), leeway_of(workdir, config))
     noted += fingerprint.check(workdir, config, built.data)

@@ -26,6 +26,7 @@ NOTED = (
     "data.max_bytes",
     "data.max_pixels",
     "data.on_error",  # `fingerprint` compares how many examples are left
+    "data.on_parts",  # it compares their names
     "data.path",
     "data.processes",
     "data.resident_bytes",

@@ -217,7 +217,7 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
-    there = fingerprint.with_learnt_files(config, path_of(workdir))
+    there = fingerprint.as_begun(config, path_of(workdir))
     try:
         built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels

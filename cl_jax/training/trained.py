@@ -81,7 +81,7 @@ class Trained:
           ValueError: they are not where the config says.
           ConfigError: their source learns something else from them than the run did.
         """
-        data = experiment.load_data(fingerprint.with_learnt_files(self.config, self.workdir))
+        data = experiment.load_data(fingerprint.as_begun(self.config, self.workdir))
         fingerprint.check_learnt(self.workdir, data)
         return data
 

@@ -253,7 +253,7 @@ def test_parts_have_many_names(tmp_path, parts):
 @pytest.mark.parametrize("parts", [("train", "test", "extra"), ("train", "holdout")])
 def test_folders_that_may_be_parts_or_labels(tmp_path, parts):
     names = [f"{part}/{label}/{i}.wav" for part in parts for label in "ab" for i in range(2)]
-    with pytest.raises(ValueError, match="which are parts and which are labels"):
+    with pytest.raises(ValueError, match="which are parts and which are classes"):
         audio.make(path=_folder(tmp_path, names))
 
 

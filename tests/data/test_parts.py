@@ -1,11 +1,144 @@
-"""Labelled and unlabelled examples together, and those that evaluators read."""
+"""Folders that may be parts or classes, labelled and unlabelled examples together, and those that
+evaluators read."""
+
+import dataclasses
+import wave
 
 import numpy as np
 import pytest
 
+from cl_jax.data import aligned, audio, folder, image_text, source, video
 from cl_jax.data.labels import labelled
 from cl_jax.data.parts import few, joined
 from cl_jax.data.source import Source, from_arrays, labels_of
+from tests.data.photos import put
+
+
+def pictures(root, names, **settings):
+    for name in names:
+        put(root / f"{name}.png", size=(8, 8))
+    return folder.make(path=str(root), image_size=8, cache_dir=None, **settings)
+
+
+def recordings(root, names, **settings):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(root / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.full(80, 9000, np.int16).tobytes())
+    return audio.make(path=str(root), **settings)
+
+
+def films(root, names, **settings):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / f"{name}.npy", np.zeros((2, 4, 4), np.uint8))
+    return video.make(path=str(root), frames=2, image_size=4, **settings)
+
+
+def shown_twice(root, names, **settings):
+    for name in names:
+        for way in ("rgb", "depth"):
+            put(root / way / f"{name}.png", size=(8, 8))
+    return aligned.make(path=str(root), shown=("rgb", "depth"), image_size=8, **settings)
+
+
+SOURCES = (pictures, recordings, films, shown_twice)
+
+
+def files_in(folders):
+    return [f"{name}/{i}" for name in folders.split() for i in range(3)]
+
+
+@pytest.mark.parametrize("make", SOURCES)
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "DIV2K_train_HR DIV2K_valid_HR",
+        "my_train my_test",
+        "val test",
+        "imagesTr imagesTs",
+        "train/cat train/dog extra",
+        "train_audio/anna train_audio/ben test_audio/anna test_audio/ben",
+        "seg_train/b seg_train/c seg_test/b seg_test/c",
+        "labeled/cat labeled/dog unlabeled",
+        "cat dog unlabeled",
+        "cats/train cats/val dogs/train dogs/val",
+        "train/cat train/dog unlabeled noise",
+    ],
+)
+def test_folders_named_like_parts_are_no_classes(make, folders, tmp_path, caplog):
+    with pytest.raises(ValueError, match='set on_parts="warn"'):
+        make(tmp_path, files_in(folders))
+    splits = make(tmp_path, [], on_parts="warn")  # as earlier versions read them
+    assert len(splits.train.classes["label"]) == len(
+        {name if make is shown_twice else name.split("/")[0] for name in folders.split()}
+    )
+    assert "By on_parts='warn' none of them is a part" in caplog.text
+
+
+@pytest.mark.parametrize("folders", ["train val", "train/cat train/dog test/cat test/dog"])
+def test_parts_are_read_as_such_or_refused(folders, tmp_path):
+    for make in SOURCES[:3]:
+        splits = make(tmp_path / make.__name__, files_in(folders))
+        assert splits.train.size == splits.test.size == 3 * len(folders.split()) / 2
+        assert "train" not in splits.train.classes.get("label", ())
+    with pytest.raises(ValueError, match="which are parts and which are classes"):
+        shown_twice(tmp_path / "shown", files_in(folders))
+
+
+@pytest.mark.parametrize("make", SOURCES)
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "control test",
+        "car plane train",
+        "cat dev test",
+        "positive_test negative_test",
+        "invalid valid",
+        "left/a left/b right/a right/b",
+    ],
+)
+def test_classes_may_be_called_like_a_part(make, folders, tmp_path):
+    splits = make(tmp_path, files_in(folders))
+    assert splits.train.sizes["label"] == len(splits.train.classes["label"]) > 1
+
+
+def test_without_labels_a_folder_of_unlabelled_examples_is_like_any_other(tmp_path):
+    for make in SOURCES[:3]:
+        splits = make(tmp_path / make.__name__, files_in("cat dog unlabeled"), labels=False)
+        assert splits.train.size + splits.test.size == 9 and "label" not in splits.train.sizes
+        with pytest.raises(ValueError, match="named like parts"):
+            make(tmp_path / f"{make.__name__}2", files_in("my_train my_test"), labels=False)
+
+
+def test_other_data_of_a_run_in_such_folders_have_no_labels(tmp_path, caplog):
+    for make in (recordings, films, shown_twice):
+        root = tmp_path / make.__name__
+        splits = make(root, files_in("my_train my_test"), learnt={})
+        assert splits.train.size == 6 and "label" not in splits.train.sizes
+    assert caplog.text.count("no labels: ") == 3
+
+
+def test_captioned_pictures_of_parts_are_not_divided_by_a_hash(tmp_path):
+    names = files_in("train2017 val2017")
+    for name in names:
+        put(tmp_path / f"{name}.png", size=(8, 8))
+    table, settings = tmp_path / "captions.csv", dict(path=str(tmp_path), image_size=8, length=4)
+    table.write_text("file,caption\n" + "".join(f"{name}.png,a cat\n" for name in names))
+    with pytest.raises(ValueError, match=r"named like parts.*add the column"):
+        image_text.make(**settings)
+    both = image_text.make(**settings, on_parts="warn")
+    assert both.train.size + both.test.size == 6
+    rows = "".join(f"{name}.png,a cat,{name[:3].replace('tra', 'train')}\n" for name in names)
+    table.write_text("file,caption,split\n" + rows)
+    assert image_text.make(**settings).train.size == 3
+
+
+def test_another_value_of_on_parts_is_refused(tmp_path):
+    for make in SOURCES:
+        with pytest.raises(ValueError, match=r"on_parts='skip'.* expected"):
+            make(tmp_path / make.__name__, files_in("a b"), on_parts="skip")
 
 
 def images_of(size):
@@ -61,6 +194,23 @@ def test_joined_refuses_other_fields():
     second = from_arrays("set/unlabeled", {"image": np.zeros((2, 4, 4, 3), np.uint8)}, {})
     with pytest.raises(ValueError, match=r"numbers has image \[2, 2, 3\] and set/unlabeled"):
         joined(in_memory([0, 1]), second)
+
+
+@pytest.mark.parametrize("make", [in_memory, on_disk])
+def test_a_label_that_a_part_lacks_is_minus_one_there(make):
+    bare = from_arrays("bare", {"image": images_of(2)}, {})
+    named = dataclasses.replace(make([0, 1, 2]), classes={"label": ("a", "b", "c")})
+    both = source.joined("all", {"train": named, "unlabeled": bare, "test": make([2, 1])})
+    assert both.sizes == {"label": 3, "split": 3} and both.classes["label"] == ("a", "b", "c")
+    expected = [0, 1, 2, -1, -1, 2, 1]
+    np.testing.assert_array_equal(labels_of(both), expected)
+    assert [int(both.read(i)["label"]) for i in range(7)] == expected
+    assert labels_of(both).dtype == both.read(3)["label"].dtype == np.int32
+    assert numbers(both) == [0, 1, 2, 0, 1, 0, 1]
+    # Of parts without it at the front: what several others mean by it may differ.
+    assert source.joined("all", {"train": bare, "test": named}).sizes == {"label": 3, "split": 2}
+    tasks = {"train": bare, "a": make([0, 1]), "b": make([0, 4])}
+    assert source.joined("all", tasks).sizes == {"split": 3}
 
 
 def test_labelled_is_the_source_itself_where_all_are():

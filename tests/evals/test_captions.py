@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cl_jax.data.source import from_arrays
+from cl_jax.data.source import Splits, from_arrays
 from cl_jax.evals import captions
 
 TEST = from_arrays("few", {"clip": np.arange(4, dtype=np.uint8)[:, None, None, None, None]}, {})
@@ -41,4 +41,4 @@ def test_errors_say_what_was_expected():
         captions.make(rows=1)
     one = from_arrays("one", {"clip": np.zeros((1, 1, 1, 1, 1), np.uint8)}, {})
     with pytest.raises(ValueError, match="has 1 examples"):
-        captions.make().measure(SimpleNamespace(data=SimpleNamespace(test=one)))
+        captions.make().check(Splits(one, one))

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,31 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import Evaluator, Needs, classifier, geometry, knn, linear, neighbours, sts
-from cl_jax.evals.evaluation import Evaluation, summary
+from cl_jax.evals import (
+    Evaluator,
+    Needs,
+    balancedness,
+    captions,
+    classifier,
+    clustering,
+    frame_order,
+    generation,
+    geometry,
+    hardness,
+    knn,
+    linear,
+    linear_augmented,
+    neighbours,
+    reidentification,
+    retrieval,
+    rotation,
+    samples,
+    sts,
+    svm_folds,
+    transfer,
+    zero_shot,
+)
+from cl_jax.evals.evaluation import Evaluation, check, summary
 from tests import small
 
 CONFIG = ConfigDict(dict(seed=0, batch_size=8, evals=dict(batch_size=8, feature="h", best="")))
@@ -127,6 +151,117 @@ def test_what_is_missing_is_said_before_the_first_step(evaluators, changes, says
     runner, state = evaluation(evaluators, config=config)
     with pytest.raises(ValueError, match=says):
         runner.check(state)
+
+
+def source_of(name="train", sizes=None, size=24, shape=(4, 4, 3), **fields):
+    """A source of images, of two classes in turn where nothing else is said."""
+    arrays = {"image": np.zeros((size, *shape), np.uint8), "label": np.arange(size) % 2, **fields}
+    arrays = {
+        name: np.int32(x) if np.ndim(x) == 1 and name != "score" else x
+        for name, x in arrays.items()
+    }
+    return from_arrays(name, arrays, {"label": 2} if sizes is None else sizes)
+
+
+def refused(evaluator, train=None, test=None, **more):
+    """What `check` says of these data."""
+    train = source_of() if train is None else train
+    data = Splits(train, source_of("test") if test is None else test, more)
+    config = CONFIG.copy_and_resolve_references()
+    method = SimpleNamespace(functions=dict.fromkeys(evaluator.needs.functions))
+    check({"own": evaluator}, method, data, config, None)
+
+
+WIDE, ONE = source_of(shape=(4, 6, 3)), source_of(label=np.zeros(24))
+THREE = source_of("test", {"label": 3}, label=np.arange(24) % 3)
+RARE = source_of(label=np.arange(24) < 9)
+CLIPS = source_of(clip=np.zeros((24, 2, 4, 4, 3), np.uint8))
+FILMS = source_of(size=1, clip=np.zeros((1, 3, 4, 4, 3), np.uint8))
+UNKNOWN = source_of(label=np.full(24, -1))
+PAIR = source_of(
+    "sts", {}, 1, tokens=np.ones((1, 2)), tokens_b=np.ones((1, 2)), score=np.ones(1, np.float32)
+)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "data", "says"),
+    [
+        (svm_folds.make(), {"train": RARE}, "class 1 has 9 of 24 .* Use fewer folds"),
+        (svm_folds.make(), {"train": ONE}, "class 0 has 24 of 24 .*expected two classes"),
+        (rotation.make(), {"test": WIDE}, "images of 4x6"),
+        (samples.make(), {"train": ONE}, "are of one class; expected two or more"),
+        (samples.make(), {"test": WIDE}, r"\(4, 4, 3\) and .*\(4, 6, 3\)"),
+        (samples.make(), {"test": source_of("test", size=1)}, "test has one image"),
+        (samples.make(splits=25), {}, "splits=25 are more than the 24 samples"),
+        (knn.make(), {"test": THREE}, "label=2, and train counts 2"),
+        (linear.make(), {"test": THREE}, "label=2, and train counts 2"),
+        (linear_augmented.make(), {"test": THREE}, "label=2, and train counts 2"),
+        (hardness.make(), {"test": THREE}, "label=2, and train counts 2"),
+        (balancedness.make(), {"test": THREE}, "label=2, and train counts 2"),
+        (balancedness.make(source="b"), {"b": UNKNOWN}, "of the source 'b' has a label"),
+        (clustering.make(clusters=25), {}, "clusters=25; expected 1 to 24"),
+        (captions.make(field="image"), {"test": source_of(size=1)}, "has 1 examples"),
+        (generation.make(), {}, "test has no references"),
+        (frame_order.make(), {"train": CLIPS, "test": CLIPS}, "clips have 2 frames"),
+        (frame_order.make(), {"train": FILMS, "test": FILMS}, "train has 1 clips"),
+        (sts.make(), {"sts": PAIR}, "'sts' has 1 examples of .*; expected two or more"),
+        (sts.make(sources=("a",)), {"a": source_of()}, "expected two or more of tokens"),
+        (transfer.make(sources=("a",)), {"a": source_of(size=2)}, "no class has two of the 2"),
+        (transfer.make(sources=("a",)), {"a": UNKNOWN}, "24 examples without a label"),
+        (zero_shot.make(), {"prompts": ONE}, "no prompt names class 1"),
+        (retrieval.make(source="a", label="b"), {"a": ONE}, "has no label 'b'"),
+        (
+            reidentification.make(gallery="a", camera="label"),
+            {"a": source_of(sizes={})},
+            "no label",
+        ),
+    ],
+)
+def test_data_that_an_evaluator_cannot_measure_are_refused_before_the_first_step(
+    evaluator, data, says
+):
+    """Else a run trains an epoch, fails, and fails again each time it is resumed."""
+    mend = r".* --config.evals.protocols.own=None leaves it out"
+    with pytest.raises(ConfigError, match=f"evals.protocols.own: .*{says}.*{mend}"):
+        refused(evaluator, **data)
+
+
+@pytest.mark.parametrize(
+    "evaluator",
+    [
+        svm_folds.make(folds=3),
+        rotation.make(),
+        samples.make(splits=24),
+        knn.make(),
+        hardness.make(),
+        balancedness.make(),
+        clustering.make(clusters=24),
+        clustering.make(clusters=30, argmax=True),
+        reidentification.make(),
+    ],
+)
+def test_data_that_it_can_measure_are_taken(evaluator):
+    refused(evaluator)
+
+
+def test_labels_that_would_have_to_be_read_one_by_one_are_not_checked():
+    refused(svm_folds.make(), dataclasses.replace(RARE, arrays=None))
+
+
+def test_an_evaluator_that_fails_says_how_the_run_goes_on():
+    def fails(given):
+        raise ValueError("no")
+
+    for one in (Evaluator(fails), Evaluator(lambda given: {}, baseline=fails)):
+        runner, state = evaluation({"own": one})
+        with pytest.raises(ValueError, match="no") as raised:
+            (runner.baselines if one.baseline else runner.measure)(state)
+        assert "--config.evals.protocols.own=None" in "".join(raised.value.__notes__)
+
+
+def test_raw_pixels_of_other_sizes_are_no_baseline():
+    seen = SimpleNamespace(data=Splits(source_of(), WIDE))
+    assert knn.make().baseline(seen) == {}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cl_jax.data.source import Text, from_arrays
+from cl_jax.data.source import Splits, Text, from_arrays
 from cl_jax.evals import generation
 
 SAID = ["A dog runs, home!", "the cats sleep in a bed"]
@@ -37,7 +37,7 @@ def test_sentences_are_compared_without_case_and_marks():
 
 def test_a_source_without_references_is_named():
     with pytest.raises(ValueError, match="two has no references"):
-        _measure(SOURCE)
+        generation.make().check(Splits(SOURCE, SOURCE))
 
 
 def test_sentences_stand_in_the_workdir_beside_a_reference(tmp_path):

@@ -58,6 +58,24 @@ def test_what_is_refused(given, message):
         hardness.similarities(*views(rows=11), temperature=0.1)
 
 
+def test_figures_of_pairs_are_left_out_where_there_are_not_ten_negatives():
+    """Eight pairs, of four batches of two: an evaluation that failed would end the run."""
+    test = from_arrays(
+        "test",
+        {"image": np.zeros((8, 2, 2, 3), np.uint8), "label": np.arange(8, dtype=np.int32) % 2},
+        {"label": 2},
+    )
+    seen = SimpleNamespace(
+        data=Splits(test, test),
+        features=lambda source, name: np.eye(8, dtype=np.float32),
+        views=lambda source, name, train: np.eye(16, 8, dtype=np.float32),
+        batch_size=2,
+        seed=0,
+    )
+    found = hardness.make(k=3).measure(seen)
+    assert "hardness/knn" in found and "hardness/positive" not in found
+
+
 def test_it_is_left_out_where_one_part_has_no_label():
     rows = {"image": np.zeros((4, 2, 2, 3), np.uint8)}
     train, test = (

@@ -30,6 +30,10 @@ def test_a_mistake_is_one_sentence_and_what_is_none_keeps_its_traceback(capsys):
     assert verbs.called(lambda args: args, 0) == 0
     assert verbs.called(fails(ConfigError("no such thing.")), None) == 1
     assert capsys.readouterr().err == "error: no such thing.\n"
+    noted = ConfigError("no such thing.")
+    noted.add_note("Leave it out.")
+    assert verbs.called(fails(noted), None) == 1
+    assert capsys.readouterr().err == "error: no such thing.\nLeave it out.\n"
     assert verbs.called(fails(KeyboardInterrupt()), None) == 130
     assert verbs.called(fails(RuntimeError("a fault")), None) == 1
     assert "Traceback" in capsys.readouterr().err

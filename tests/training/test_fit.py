@@ -1,5 +1,6 @@
 """Every method of images takes a folder; sizes follow from what is in it."""
 
+import json
 from functools import partial
 
 import jax
@@ -55,6 +56,19 @@ def test_every_method_of_images_takes_a_folder(name, photos, tmp_path):
     assert built.run.steps_per_epoch >= 2
     dry = configs.load(f"{name}:folder,debug")
     assert dry.data.name == "folder" and dry.data.limit and not dry.fit and dry.total_epochs <= 2
+
+
+def test_a_begun_run_is_fitted_to_folders_named_like_parts(tmp_path):
+    """A run of an earlier version, which took them for classes."""
+    for name in ("my_train", "my_test"):
+        write(tmp_path / "data" / name, PER_CLASS)
+    config = config_of("simclr_v1:folder", tmp_path / "data")
+    with pytest.raises(ValueError, match="named like parts"):
+        fit.fit(config, ["data.path"], tmp_path / "run")
+    (tmp_path / "run" / "last" / "1").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(configs.plain(config)))
+    lines = fit.fit(config, ["data.path"], tmp_path / "run")
+    assert "2 classes" in lines[1] and "on_parts" not in config.data
 
 
 @pytest.mark.slow  # compiles every method
