@@ -212,11 +212,14 @@ def updates(method):
     return jax.jit(update)
 
 
-def light(config):
-    """Leaves a debug config of images one stage of its ResNet, and flips alone of its views: most
-    of what such a step takes to compile."""
+def light(config, stages=1):
+    """Leaves a debug config of images one stage of its ResNet, or with `stages=0` the encoder of
+    this module, and flips alone of its views: most of what such a step takes to compile."""
     with config.unlocked():
-        config.encoder.blocks = (1,)
+        if stages:
+            config.encoder.blocks = (1,) * stages
+        else:
+            config.encoder = ConfigDict({"name": __name__})
         config.views = ConfigDict(
             {"both": {"name": "crop_flip", "crop": "none", "copies": 2, "size": 16}}
         )
@@ -253,10 +256,17 @@ class Pixels(nn.Module):
     splits: int = 1
     width: int = 6
     dtype: None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images, *, train):
         h = nn.Dense(self.width)(images[:, :4, :4].reshape(len(images), -1))
         if self.norm:
-            h = BatchNorm(splits=self.splits, name="norm")(h, train=train)
+            norm = BatchNorm(axis_name=self.axis_name, splits=self.splits, name="norm")
+            h = norm(h, train=train)
         return {"h": h}
+
+
+def make(*, norm: bool = True, width: int = 6, axis_name: str | None = None) -> Pixels:
+    """`Pixels` for a config, whose encoder is of the name "tests.small"."""
+    return Pixels(norm=norm, width=width, axis_name=axis_name)
