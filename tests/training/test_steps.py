@@ -276,6 +276,14 @@ def test_an_order_of_another_length_or_of_other_examples_is_refused(built, confi
             r"params\['w'\] of the State is float32\[.*\] before a step and bfloat16\[",
         ),
         (lambda s, m: (s.params, m), "a step returned a dict; expected the State"),
+        (
+            lambda s, m: (s, {"error": m["loss"]}),
+            'the method (.*) returned the metrics error from its update; expected "loss" among',
+        ),
+        (
+            lambda s, m: (s, m["loss"]),
+            r"returned \(State, .*\) from its update; expected \(State, ",
+        ),
     ],
 )
 def test_a_step_that_returns_something_else_is_one_sentence(built, config, change, words):
