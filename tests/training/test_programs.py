@@ -99,10 +99,8 @@ def test_another_program_has_another_key(folder, name, config, run):
 
 
 def test_the_libraries_are_looked_through_once_a_process(folder, monkeypatch):
-    walked, distributions = [], programs.metadata.distributions
-    monkeypatch.setattr(
-        programs.metadata, "distributions", lambda: walked.append(1) or distributions()
-    )
+    walked, installed = [], programs._installed
+    monkeypatch.setattr(programs, "_installed", lambda: walked.append(1) or installed())
     for name in ("one", "many"):
         programs.compiled(name, adding(), placed(), CONFIG, RUN)
     assert names(folder).count(".key") == 2 and len(walked) <= 1
