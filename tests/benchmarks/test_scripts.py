@@ -138,14 +138,8 @@ def test_a_path_of_the_command_line(monkeypatch):
         _timing.given_path("gs://b/x")
 
 
-# Seconds each; the others, a training run or a sweep, with `-m slow`.
-SHORT = {"losses"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_small_form(name, tmp_path):
     has = name in ("speedrun_cifar10", "accelerator")
     workdir = [f"--workdir={tmp_path}"] if has else []
