@@ -213,11 +213,11 @@ def layers(config, built, state, repeats: int) -> list[dict[str, Any]]:
 
     from cl_jax.core import parallel
     from cl_jax.core.parallel import EACH, SAME
+    from cl_jax.training import experiment
 
     section = config.encoder.to_dict()
-    encoder = importlib.import_module(f"cl_jax.encoders.{section.pop('name')}").make(
-        **section, axis_name=parallel.AXIS
-    )
+    module = experiment.module_of("cl_jax.encoders", section.pop("name"), "make")
+    encoder = module.make(**section, axis_name=parallel.AXIS)
     images = parallel.place_batch(
         {"x": built.data.train.arrays["image"][: config.batch_size]}, built.mesh
     )["x"]
@@ -269,7 +269,7 @@ def matmul_rate(dtype: str, small: bool) -> float:
     import jax
     import jax.numpy as jnp
 
-    side = 1024 if small or jax.default_backend() == "cpu" else 8192
+    side = 64 if small else 1024 if jax.default_backend() == "cpu" else 8192
     a = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))

@@ -17,8 +17,9 @@ from cl_jax.core.method import Aux, Run, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
 from cl_jax.encoders.norm import BatchNorm
+from cl_jax.evals import evaluation
 from cl_jax.losses import unit
-from cl_jax.training import optim
+from cl_jax.training import loop, optim, programs
 from cl_jax.training.experiment import Built
 
 SIZE, BATCH, STEPS, TEMPERATURE = 48, 16, 10, 0.5
@@ -153,11 +154,8 @@ def epochal(config):
         more = {"offset": jnp.zeros(8), "groups": jnp.zeros(SIZE, jnp.int32)}
         return dataclasses.replace(state, memory=state.memory | more)
 
-    def features(state, batch):
-        return batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"]
-
     def refresh(state, encode_all, epoch):
-        rows = encode_all(features)
+        rows = encode_all(_rows)
         changed = {
             "offset": np.mean(rows, 0),
             "groups": (rows[:, 0] > np.median(rows[:, 0])) + np.int32(epoch % 2),
@@ -178,6 +176,32 @@ def epochal(config):
     return start._replace(method=method, run=run)
 
 
+def _rows(state, batch):
+    return batch["image"].reshape(-1, 48) / 255.0 @ state.params["w"]
+
+
+def share_programs(monkeypatch, found):
+    """Lets the runs of a module share their compiled programs, most of what a run of this method
+    costs: a program of the same `loop.build`, config and arguments is taken from `found`. What a
+    `functools.partial` in the place of `loop.build` is given changes no program."""
+    compiled, over_blocks = programs.compiled, evaluation.over_blocks
+
+    def once(name, lifted, arguments, config, run, *options):
+        facts = programs._signature(arguments), *programs._facts(config, run)
+        key = getattr(loop.build, "func", loop.build), name, *facts
+        if key not in found:
+            found[key] = compiled(name, lifted, arguments, config, run, *options)
+        return found[key]
+
+    def over_blocks_once(f, mesh, *options):
+        if (f, mesh) not in found:
+            found[f, mesh] = over_blocks(f, mesh, *options)
+        return found[f, mesh]
+
+    monkeypatch.setattr(programs, "compiled", once)
+    monkeypatch.setattr(evaluation, "over_blocks", over_blocks_once)
+
+
 def updates(method):
     """A compiled step of a method on one device, its writes done."""
 
@@ -188,11 +212,14 @@ def updates(method):
     return jax.jit(update)
 
 
-def light(config):
-    """Leaves a debug config of images one stage of its ResNet, and flips alone of its views: most
-    of what such a step takes to compile."""
+def light(config, stages=1):
+    """Leaves a debug config of images one stage of its ResNet, or with `stages=0` the encoder of
+    this module, and flips alone of its views: most of what such a step takes to compile."""
     with config.unlocked():
-        config.encoder.blocks = (1,)
+        if stages:
+            config.encoder.blocks = (1,) * stages
+        else:
+            config.encoder = ConfigDict({"name": __name__})
         config.views = ConfigDict(
             {"both": {"name": "crop_flip", "crop": "none", "copies": 2, "size": 16}}
         )
@@ -229,10 +256,17 @@ class Pixels(nn.Module):
     splits: int = 1
     width: int = 6
     dtype: None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images, *, train):
         h = nn.Dense(self.width)(images[:, :4, :4].reshape(len(images), -1))
         if self.norm:
-            h = BatchNorm(splits=self.splits, name="norm")(h, train=train)
+            norm = BatchNorm(axis_name=self.axis_name, splits=self.splits, name="norm")
+            h = norm(h, train=train)
         return {"h": h}
+
+
+def make(*, norm: bool = True, width: int = 6, axis_name: str | None = None) -> Pixels:
+    """`Pixels` for a config, whose encoder is of the name "tests.small"."""
+    return Pixels(norm=norm, width=width, axis_name=axis_name)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests import golden_tables
-from tests.goldens import DIRECTORY, HERE, assert_close, compute, family
+from tests.goldens import DIRECTORY, HERE, Case, assert_close, compute, family
+from tests.losses.parity import unit
 
 TABLE = {}
 for module in pkgutil.iter_modules(golden_tables.__path__):
@@ -65,6 +66,66 @@ def test_equals_the_authors_program(path, dtype):
             golden.smallest(name, path, dtype),
             f"{path.stem} {name}",
         )
+
+
+ZERO_ROWS = {  # family: the array with a zero row, the sizes of all
+    "simclr-ntxent": (
+        "hidden",
+        {"hidden": (6, 4)},
+        {"temperature": 0.5, "hidden_norm": True},
+        1e-6,
+    ),
+    "simclr-ntxentmulti": (
+        "hidden",
+        {"hidden": (2, 4, 4)},
+        {"temperature": 0.5, "hidden_norm": True},
+        1e-6,
+    ),
+    "moco-loss": (
+        "q",
+        {"q": (1, 3, 4), "k": (1, 3, 4), "queue": (4, 6)},
+        {"temperature": 0.2, "queue_ptr": 0},
+        1e-12,
+    ),
+    "mocov3-loss": ("q", {"q": (3, 4), "k": (3, 4)}, {"temperature": 0.2}, 1e-12),
+    "mice-elbo": (
+        "expert_prototype",
+        {
+            "expert_prototype": (2, 4),
+            "gating_prototype": (2, 4),
+            "f": (3, 2, 4),
+            "v": (3, 2, 4),
+            "g": (3, 4),
+            "queue": (6, 2, 4),
+        },
+        {"tau": 1.0, "queue_index": 0},
+        1e-12,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ZERO_ROWS)
+def test_a_zero_row_has_the_authors_gradient(family):
+    """That of x / eps, by differences of the value, where our losses have none by default."""
+    name, shapes, scalars, eps = ZERO_ROWS[family]
+    rng = np.random.default_rng(0)
+    arrays = {key: rng.normal(size=shape) for key, shape in shapes.items()}
+    arrays |= {key: unit(arrays[key]) for key in ("f", "v", "g") if key in arrays}
+    row = (0,) * (len(shapes[name]) - 1)
+    arrays[name][row] = 0
+    stored = {key: np.asarray(value) for key, value in scalars.items()} | arrays
+
+    with jax.enable_x64(True):
+        run = jax.jit(lambda arrays: TABLE[family].run(Case(stored, {}, float, arrays)))
+        grad = np.asarray(run(arrays)[f"grad_{name}"])[row]
+        step = np.zeros_like(arrays[name])
+        step[row] = 1e-3 * eps * grad / np.linalg.norm(grad)
+        above, below = (
+            float(run(arrays | {name: arrays[name] + x})["loss"]) for x in (step, -step)
+        )
+    slope = (above - below) / (2e-3 * eps)
+    assert slope > 1e-2 / eps
+    np.testing.assert_allclose(np.linalg.norm(grad), slope, rtol=1e-5)
 
 
 def test_every_family_has_a_row():

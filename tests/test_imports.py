@@ -21,6 +21,7 @@ PLAIN = {
     f"core.{name}"
     for name in (
         "axis",
+        "gelu",
         "graphs",
         "linear",
         "keys",

@@ -39,7 +39,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
-from cl_jax.core.method import Stage, State
+from cl_jax.core.method import Stage, State, check_metrics
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
 from cl_jax.training.experiment import Built, build, initial_state, parameters
@@ -237,6 +237,7 @@ class Runner:
         self.built = built
         self.state = parallel.fetch(initial_state(built, config)) if state is None else state
         self.stepper = stepper(built, config, 0)
+        self.name = config.get("method", {}).get("name", "")
         self.evaluator = Evaluation({}, built.method, built.data, built.mesh, config, "unused")
 
     def __call__(self, seed: int | None) -> Outcome:
@@ -257,6 +258,7 @@ class Runner:
                     step.step // run.steps_per_epoch,
                 )
             state, values = step(state)
+            check_metrics(values, f"the method {self.name}", ("loss", "grad_norm"))
             rows.append((values["loss"], values["grad_norm"]))
         loss, norm = (np.array(column) for column in zip(*parallel.fetch(rows)))
         return Outcome(loss, norm, parallel.fetch(state))

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from scipy import sparse
 
+from cl_jax.core.numerics import dots
 from cl_jax.core.shapes import check, check_count
 
 
@@ -27,7 +28,7 @@ def nearest(x: jax.Array, num_neighbours: int, *, block_size: int = 1024) -> jax
         )
     half = 0.5 * jnp.sum(x * x, axis=1)
     return lax.map(
-        lambda row: lax.top_k(x @ row - half, num_neighbours)[1],
+        lambda row: lax.top_k(dots("nd,d->n", x, row) - half, num_neighbours)[1],
         x,
         batch_size=min(block_size, sizes["n"]),
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cl_jax.core.numerics import dots
 from cl_jax.core.shapes import check
 
 
@@ -33,7 +34,7 @@ def moments(x: jax.Array) -> Moments:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x.mean(0)
     centred = x - mean[None]
-    return Moments(jnp.asarray(sizes["n"], x.dtype), mean, centred.T @ centred)
+    return Moments(jnp.asarray(sizes["n"], x.dtype), mean, dots("nd,ne->de", centred, centred))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -78,7 +79,9 @@ def fit(blocks: Iterable[jax.Array], num_components: int) -> Whitening:
 def apply(whitening: Whitening, x: jax.Array) -> jax.Array:
     """[N, D] -> [N, P] whitened rows at unit norm; a row at the mean stays zero."""
     check("n d", {"d": whitening.mean.shape[0]}, x=x)
-    y = (x.astype(whitening.mean.dtype) - whitening.mean[None]) @ whitening.projection
+    y = dots(
+        "nd,dp->np", x.astype(whitening.mean.dtype) - whitening.mean[None], whitening.projection
+    )
     return y * lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=1, keepdims=True), 1e-24))
 
 

@@ -71,6 +71,15 @@ def axis_size(axis_name: AxisName) -> int:
     return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
+def share_of_gradient(loss: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The value of a loss of the global batch, with its gradient divided by the number of devices:
+    what programs train on whose exchange between devices passes no gradient."""
+    if axis_name is None:
+        return loss
+    constant = lax.stop_gradient(loss)
+    return constant + (loss - constant) / axis_size(axis_name)
+
+
 def gather_own(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """`gather`, with gradient to this device's rows alone."""
     every = lax.stop_gradient(gather(x, axis_name))

@@ -5,6 +5,18 @@ import math
 from pathlib import Path
 
 Row = dict[str, float]
+# What the trainer itself logs beside the metrics of a method and the figures of evaluators.
+RESERVED = (
+    "step",
+    "time",
+    "learning_rate",
+    "epoch",
+    "examples_per_second",
+    "data_wait",
+    "mfu",
+    "skipped_steps",
+    "eval_seconds",
+)
 _RENAMED = {"images_per_second": "examples_per_second"}  # the names of earlier versions
 
 

@@ -105,7 +105,7 @@ class Method:
     update:    (State, batch, key) -> (State, metrics). Runs on each device with its rows; may use
                the axis. Metrics are scalars equal on every device, "loss" and "grad_norm" among
                them; of several players, the sum and the norm over all. None has a name that the
-               trainer logs itself (`training.metrics.RESERVED`). The trainer counts `State.step`.
+               trainer logs itself (`core.logs.RESERVED`). The trainer counts `State.step`.
     functions: name -> (State, batch) -> arrays with the batch's rows first: all that others ask of
                a trained State. "encode" is always there: {name: [B, D]} of clean inputs, "h" the
                representation; of a batch that lacks a modality, what can be said without it.
@@ -154,6 +154,41 @@ class Method:
     def encode(self) -> Callable[[State, Batch], dict[str, jax.Array]]:
         """`functions["encode"]`: clean features of a batch, {name: [B, D]}."""
         return self.functions["encode"]
+
+
+def check_metrics(metrics: Any, who: str, needed: Sequence[str] = ("loss",)) -> None:
+    """Refuses what an update returned beside the State if it is not metrics with these names."""
+    if not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"{who} returned (State, {type(metrics).__name__}) from its update; expected (State, "
+            '{"loss": ..., "grad_norm": ..., ...}).'
+        )
+    for name in needed:
+        if name not in metrics:
+            raise ValueError(
+                f"{who} returned the metrics {', '.join(map(str, metrics)) or 'none'} from its "
+                f'update; expected "{name}" among them, by which a step that failed is known: '
+                '"loss" is the mean over the global batch, "grad_norm" the norm of the gradient.'
+            )
+
+
+def views_of(method: Method, batch: Batch, key: jax.Array) -> list[Tree]:
+    """The training views of a batch.
+
+    Raises:
+      ValueError: the method has none, or its `views` returns something else than a list of them.
+    """
+    if method.views is None:
+        raise ValueError("the method draws no views; expected Method.views.")
+    drawn = method.views(batch, key)
+    if not isinstance(drawn, list | tuple) or not drawn:
+        what = "no view" if isinstance(drawn, list | tuple) else f"a {type(drawn).__name__}"
+        raise ValueError(
+            f"the method's views returned {what}; expected a list of one view or more, each an "
+            "input of the network. Return [inputs], or set Method.views to None where training "
+            "draws none."
+        )
+    return list(drawn)
 
 
 class Forward(Protocol):

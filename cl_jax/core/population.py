@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from cl_jax.core import parallel
-from cl_jax.core.method import Batch, Method, State, Tree
+from cl_jax.core.method import Batch, Method, State, Tree, check_metrics, views_of
 from cl_jax.core.sharded import choose
 
 FIELDS = ("params", "opt", "stats", "target", "memory")  # of State, apart from its step
@@ -77,7 +77,7 @@ def population(members: Mapping[str, Method]) -> Method:
         return tuple(method.clean(batch) for method in group.methods)
 
     def views(batch: Batch, key: jax.Array) -> Sequence[Tree]:
-        return list(zip(*(method.views(batch, key) for method in group.methods)))
+        return list(zip(*(views_of(method, batch, key) for method in group.methods)))
 
     def begin(state: State) -> State:
         own = [(method, member(state, i)) for i, method in enumerate(group.methods)]
@@ -328,6 +328,7 @@ def _guarded(
     before: State, after: State, metrics: Mapping[str, jax.Array], alive: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
     """A member's State after a step, or before it where the member has stopped or stops now."""
+    check_metrics(metrics, "a member of the population", ("loss", "grad_norm"))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     trains = alive & finite
     kept = choose(trains, after, before)

@@ -77,7 +77,7 @@ def check_positive(**values: Any) -> None:
         if value is None and name not in ("temperature", "logit_scale"):
             continue
         check_scalar(**{name: value})
-        known = _known(value)
+        known = known_value(value)
         if known is not None and not known > 0:
             mend = " Typical temperatures are 0.05 to 0.5." if "temperature" in name else ""
             raise ValueError(f"{name} is {value}; expected a number above 0.{mend}")
@@ -99,7 +99,7 @@ def check_scalar(**values: Any) -> None:
             )
 
 
-def _known(value: Any) -> float | None:
+def known_value(value: Any) -> float | None:
     """The value of a number or array that is not traced and lies within reach of this process."""
     if isinstance(value, (Real, np.ndarray, np.generic)):
         return float(value)
@@ -113,7 +113,7 @@ def check_share(**values: Any) -> None:
     unknown at trace time and passes."""
     for name, value in values.items():
         check_scalar(**{name: value})
-        known = _known(value)
+        known = known_value(value)
         if known is not None and not 0 <= known <= 1:
             raise ValueError(f"{name} is {value}; expected a number from 0 to 1.")
 

@@ -34,6 +34,16 @@ _SPLIT_SEED = 20201022
 _SHOWN = 5  # graphs or lines that an error names
 
 
+class Files(NamedTuple):
+    """What files of graphs hold. name: of each graph. tags: the word of each number in
+    `GraphSet.tag`. labels: of each in `GraphSet.label`, empty without labels."""
+
+    graphs: "GraphSet"
+    name: Callable[[int], str]
+    tags: list[str]
+    labels: list[str]
+
+
 class GraphSet(NamedTuple):
     """Graphs one after the other: nodes [G] and edges [G] in each; tag [sum of nodes], from 0;
     edge [sum of edges, 2], nodes numbered from 0 in each graph; label [G], from 0, or None."""
@@ -99,9 +109,9 @@ def make(
                 f"labels={labels!r}, tags={tags!r} belong to a file of edges, and path={path!r} is "
                 "a folder; leave them out."
             )
-        graphs, names, words = _tu_folder(place)
+        graphs, names, words, kinds = _tu_folder(place)
     elif place.is_file():
-        graphs, names, words = _edge_list(place, labels, tags)
+        graphs, names, words, kinds = _edge_list(place, labels, tags)
     else:
         raise ValueError(
             f"path={path!r} does not exist. Give a folder with files such as NAME_A.txt and "
@@ -129,6 +139,9 @@ def make(
         tag, known = _of_words(path, graphs.tag, words, known)
     kept = {"features": features, "tags": known}
     whole = source_of(place.stem, graphs._replace(tag=tag), tags=len(known))
+    if kinds and not _reads_as_none(kinds):
+        named = {"label": tuple(kinds[: whole.sizes["label"]])}
+        whole = dataclasses.replace(whole, classes=named)
     if len(usable) < count:  # each keeps the number that it has in the files
         called = [f"{place.stem}/{i}" for i in usable]
         whole = dataclasses.replace(whole, skipped=count - len(usable), names=called)
@@ -309,8 +322,7 @@ def _beside(place: Path, given: str) -> str:
     return str(file) if file != place and file.is_file() else ""
 
 
-def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str], list[str]]:
-    """(graphs, the name of each, the word of each number in `GraphSet.tag`)."""
+def _tu_folder(folder: Path) -> Files:
     found = sorted(folder.glob("*_A.txt"))
     if len(found) != 1:
         raise ValueError(
@@ -349,10 +361,11 @@ def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str], list[str]]
         )
     by_graph = np.argsort(graph[:, 0], kind="stable")
     local = place[pairs - 1] - first[graph]
-    label, tag, words = None, None, []
+    label, tag, words, kinds = None, None, list[str](), list[str]()
     if file("graph_labels").exists():
         label = _counted(file("graph_labels"), len(nodes), "graphs")
-        label = np.unique(label, return_inverse=True)[1]
+        numbers, label = np.unique(label, return_inverse=True)
+        kinds = [str(number) for number in numbers]
     if file("node_labels").exists():
         tag = _counted(file("node_labels"), len(indicator), "nodes")[order]
         numbers, tag = np.unique(tag, return_inverse=True)
@@ -364,7 +377,7 @@ def _tu_folder(folder: Path) -> tuple[GraphSet, Callable[[int], str], list[str]]
         local[by_graph],
         label,
     )
-    return graphs, lambda i: f"graph {i + 1}", words
+    return Files(graphs, lambda i: f"graph {i + 1}", words, kinds)
 
 
 def _counted(file: Path, count: int, what: str) -> np.ndarray:
@@ -419,10 +432,7 @@ def _check_range(file: Path, values: np.ndarray, low: int, high: int | None, rul
 # --------------------------------------
 
 
-def _edge_list(
-    file: Path, labels: str, tags: str
-) -> tuple[GraphSet, Callable[[int], str], list[str]]:
-    """As `_tu_folder`."""
+def _edge_list(file: Path, labels: str, tags: str) -> Files:
     rows = _words(file, 3, "graph node node")
     tagged = _words(user_path(tags), 3, "graph node tag") if tags else []
     labelled = _words(user_path(labels), 2, "graph label") if labels else []
@@ -448,7 +458,8 @@ def _edge_list(
         np.array(at, np.int64)[np.argsort(owner, kind="stable")],
         label,
     )
-    return graphs, lambda i: f"graph {names[i]}", _sorted({row[2] for row in tagged})
+    kinds = _sorted({row[1] for row in labelled})
+    return Files(graphs, lambda i: f"graph {names[i]}", _sorted({row[2] for row in tagged}), kinds)
 
 
 def _attached(
@@ -510,6 +521,12 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
 
 def _is_whole(word: str) -> bool:
     return bool(re.fullmatch(r"[-+]?\d+", word))
+
+
+def _reads_as_none(labels: Sequence[str]) -> bool:
+    """Whether a table of labels under these names would be read as one without some of them: a
+    number below 0 stands for none there."""
+    return all(map(_is_whole, labels)) and any(int(label) < 0 for label in labels)
 
 
 def _sorted(names: set[str]) -> list[str]:

@@ -128,10 +128,12 @@ def make(
     elif len(groups) > 1:
         tasks = {"classify/origin": _origins(divided, held, limit)}
     more = {
-        key: from_arrays(
-            f"{name}_passages/{key}",
-            {"passage": made.encode(one.sentences, length)[:, None], "label": one.labels},
-            {"passage": made.size, "label": one.classes},
+        key: one.named(
+            from_arrays(
+                f"{name}_passages/{key}",
+                {"passage": made.encode(one.sentences, length)[:, None], "label": one.labels},
+                {"passage": made.size, "label": len(one.classes)},
+            )
         )
         for key, one in tasks.items()
     }
@@ -168,7 +170,7 @@ def _origins(
         [sentence for sentence, _ in found],
         [],
         np.array([number for _, number in found], np.int32),
-        len(divided),
+        list(divided),
     )
 
 

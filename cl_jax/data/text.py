@@ -341,10 +341,9 @@ def _tasks(
         for key, one in text_tasks.read_classes(classify, on_error).items():
             given = [one.sentences, one.second] if one.second else [one.sentences]
             rows = {field: made.encode(of, length) for field, of in zip(FIELDS, given)}
-            found[key] = from_arrays(
-                f"{name}/{key}",
-                rows | {"label": one.labels},
-                dict.fromkeys(rows, made.size) | {"label": one.classes},
+            sizes = dict.fromkeys(rows, made.size) | {"label": len(one.classes)}
+            found[key] = one.named(
+                from_arrays(f"{name}/{key}", rows | {"label": one.labels}, sizes)
             )
     return found
 

@@ -6,6 +6,7 @@
 A folder of such files is a set a file. `data.text` says which rows are left out.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from cl_jax.core.paths import user_path
 from cl_jax.data import lines
 from cl_jax.data.labels import refuse_unknown
 from cl_jax.data.parts import role, stem
+from cl_jax.data.source import Source
 
 Scored = dict[str, tuple[list[str], list[str], np.ndarray]]  # sentences, sentences, scores
 _SCORED = ("a", "b", "score")  # the columns of scored pairs without a header
@@ -126,13 +128,18 @@ def _refuse_columns_twice(path: str, header: Sequence[str]) -> None:
 
 
 class Classes(NamedTuple):
-    """Sentences with classes. second: of pairs, the other sentences; else empty. labels: int32,
-    classes by name in alphabetical order. classes: how many."""
+    """Sentences with classes. second: of pairs, the other sentences; else empty. labels: int32, the
+    places of their classes in `classes`, which are in alphabetical order."""
 
     sentences: list[str]
     second: list[str]
     labels: np.ndarray
-    classes: int
+    classes: Sequence[str]
+
+    def named(self, source: Source) -> Source:
+        """A source of these sentences, with the names of its examples and classes."""
+        classes = {"label": tuple(self.classes)}
+        return dataclasses.replace(source, names=list(self.sentences), classes=classes)
 
 
 def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
@@ -196,5 +203,5 @@ def read_classes(path: str, on_error: str = "raise") -> dict[str, Classes]:
         first, second, labels = (list(column) for column in zip(*given))
         numbers = np.array([classes.index(label) for label in labels], np.int32)
         key = f"classify/{group}" + ("/test" if test else "")
-        tasks[key] = Classes(first, second if paired else [], numbers, len(classes))
+        tasks[key] = Classes(first, second if paired else [], numbers, classes)
     return tasks

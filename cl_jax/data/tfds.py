@@ -1,5 +1,6 @@
 """`tfds`: any image data set of TensorFlow Datasets, by random access and without TensorFlow."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -143,6 +144,9 @@ def make(
             sources[part] = _in_memory(records, (height, width, channels), workers or cores())
         else:
             sources[part] = _lazy(records)
+        if records.label_key:
+            classes = {"label": tuple(features[label_key].names)}
+            sources[part] = dataclasses.replace(sources[part], classes=classes)
     warn_of_duplicates(sources["train"], sources["test"])
     return Splits(sources.pop("train"), sources.pop("test"), sources)
 

@@ -81,7 +81,8 @@ def make(
 
     Fields: "clip" uint8 [frames, image_size, image_size, channels]; "video" int32, the number of
     the film that it is of; "label" int32 where there are sub-folders; "tokens" uint16 [length], or
-    [K, length] where a film has up to K captions, where there is a table of them.
+    [K, length] where a film has up to K captions, where there is a table of them. A clip has the
+    name of its film, and of several of one film "#1", "#2", ... behind it.
 
     Args:
       path: the folder.
@@ -221,6 +222,11 @@ def make(
         }
         sizes = {"video": len(good)}
         each = [name for name, clips in chosen for _ in clips]
+        clip_names = [
+            name if len(good[name]) == 1 else f"{name}#{i}"
+            for name, clips in chosen
+            for i in _numbers(len(clips), len(good[name]), which)
+        ]
         if classes:
             arrays["label"] = np.array([classes.index(kinds[name]) for name in each], np.int32)
             sizes["label"] = len(classes)
@@ -231,7 +237,7 @@ def make(
         made = from_arrays(called, arrays, sizes)
         skipped = 0 if which == "test" else len(bad)
         named = {"label": tuple(classes)} if classes else {}
-        return dataclasses.replace(made, skipped=skipped, classes=named)
+        return dataclasses.replace(made, skipped=skipped, names=clip_names, classes=named)
 
     if learnt is not None:
         whole = part("")
@@ -419,6 +425,11 @@ def _division(
             f"{root} has one film of each label, too few for a train and a test part. Add films."
         )
     return {name: "test" if name in chosen else "train" for name in names}
+
+
+def _numbers(count: int, of_film: int, part: str) -> range:
+    """From 1, the numbers of clips of a film: all, or the last where the others train."""
+    return range(of_film - count + 1, of_film + 1) if part == "test" else range(1, count + 1)
 
 
 def _few(

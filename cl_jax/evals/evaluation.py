@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
-from cl_jax.core.method import Batch, Method, State
+from cl_jax.core.logs import RESERVED
+from cl_jax.core.method import Batch, Method, State, views_of
 from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
@@ -258,28 +259,18 @@ class Evaluation:
         method = self.method
         if method.views is None or method.features is None or method.clean is None:
             return None
-        key = jax.random.key(0)
         batch = few(method, self.data.test, self.mesh)
         if set(method.needs) - set(batch):
             return None
-        try:
-            clean, drawn = (
-                jax.eval_shape(parallel.lift(f, self.mesh, EACH, EACH), batch)
-                for f in (method.clean, lambda batch: method.views(batch, key)[0])
-            )
-        except KeyError as missing:  # a step gives its views more, such as an adversarial one
-            logging.warning(
-                "figures of training views are left out: the method's views read %s, which is no "
-                "field of the data that the method needs; these are %s.",
-                missing,
-                ", ".join(sorted(method.needs)),
-            )
+        drawn = first_view(method, batch, self.mesh)
+        if drawn is None:
             return None
+        clean = jax.eval_shape(parallel.lift(method.clean, self.mesh, EACH, EACH), batch)
         if jax.tree.map(_kind, clean) != jax.tree.map(_kind, drawn):
             return None
 
         def features(state: State, batch: Batch) -> list[dict[str, jax.Array]]:
-            inputs = method.views(batch, jax.random.key(0))[0]
+            inputs = views_of(method, batch, jax.random.key(0))[0]
             found = [
                 method.features(*method.evaluated(state), inputs, train)[0]
                 for train in (False, True)
@@ -296,8 +287,10 @@ class Evaluation:
     def _checked(
         self, name: str, measure: Callable[[Given], dict[str, float]], given: Given
     ) -> dict[str, float]:
-        """The figures that are numbers; those that are NaN or inf are named and left out, since a
-        probe that failed has no accuracy. An error says how the run goes on without them."""
+        """The figures of an evaluator that the log can hold. Others are named and left out, so that
+        those of the other evaluators are not lost: what is NaN or inf, as of a probe that failed,
+        or not a number, or has a name of the trainer's own. An error says how the run goes on
+        without them."""
         try:
             found = measure(given)
         except Exception as error:
@@ -306,10 +299,30 @@ class Evaluation:
                 f"the same command with {_without(name)} goes on from there."
             )
             raise
-        wrong = [figure for figure, value in found.items() if not np.isfinite(value)]
-        if wrong:
-            logging.warning("%s: %s is NaN or inf and left out", name, ", ".join(wrong))
-        return {figure: value for figure, value in found.items() if figure not in wrong}
+        if not isinstance(found, Mapping):
+            logging.warning(
+                "evals.protocols.%s returned a %s and is left out; expected {figure: number}.",
+                name,
+                type(found).__name__,
+            )
+            return {}
+        kept: dict[str, float] = {}
+        for figure, value in found.items():
+            number = _number(value)
+            if figure in RESERVED:
+                logging.warning("%s It is left out.", _taken(name, figure))
+            elif number is None:
+                logging.warning(
+                    "evals.protocols.%s: %s is %r and left out; expected a number.",
+                    name,
+                    figure,
+                    value,
+                )
+            elif not np.isfinite(number):
+                logging.warning("%s: %s is NaN or inf and left out", name, figure)
+            else:
+                kept[figure] = number
+        return kept
 
 
 def with_data(
@@ -429,7 +442,8 @@ def check(
 
     Raises:
       ConfigError: a function, feature, field or source that is missing, with the nearest name; a
-        figure `evals.best` that is not measured; data that an evaluator refuses.
+        figure `evals.best` that is not measured; a figure with a name of the trainer's own; data
+        that an evaluator refuses.
     """
     for name in () if features is None else features_asked(evaluators, config):
         if name not in features:
@@ -440,6 +454,9 @@ def check(
             )
     fields = set(data.train.read(0)) & set(data.test.read(0))
     for name, one in evaluators.items():
+        for figure in one.better:
+            if figure in RESERVED:
+                raise ConfigError(_taken(name, figure))
         wanted = (
             ("function of the method", one.needs.functions, method.functions),
             ("field of the data", one.needs.fields, fields),
@@ -467,6 +484,49 @@ def check(
                 raise ConfigError(
                     f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
                 ) from error
+
+
+def _number(value: Any) -> float | None:
+    """A number of Python, NumPy or jax; None of anything else."""
+    try:
+        return None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _taken(name: str, figure: str) -> str:
+    return (
+        f"evals.protocols.{name} measures {figure!r}, the name of what the trainer logs itself; "
+        f"give it another one, such as '{name}/{figure}'. The trainer's are {', '.join(RESERVED)}."
+    )
+
+
+def first_view(method: Method, batch: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """The first training view of a batch, as shapes; nothing is compiled. None where training draws
+    none; or, as a warning says, where it reads more than the fields of the data or `views` does not
+    return a list.
+
+    Args:
+      batch: arrays, or their shapes and types.
+    """
+    if method.views is None:
+        return None
+
+    def first(batch: Batch) -> Any:
+        return views_of(method, batch, jax.random.key(0))[0]
+
+    try:
+        return jax.eval_shape(parallel.lift(first, mesh, EACH, EACH), batch)
+    except KeyError as missing:  # a step gives its views more, such as an adversarial one
+        logging.warning(
+            "figures of training views are left out: the method's views read %s, which is no "
+            "field of the data that the method needs; these are %s.",
+            missing,
+            ", ".join(sorted(method.needs)),
+        )
+    except ValueError as error:
+        logging.warning("figures of training views are left out: %s", error)
+    return None
 
 
 def over_blocks(

@@ -14,11 +14,15 @@ import numpy as np
 import optax
 
 from cl_jax import losses
-from cl_jax.core.method import Method
-from cl_jax.evals import few_labels
+from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
+from cl_jax.core.method import Method, views_of
+from cl_jax.core.names import nearest
+from cl_jax.evals import evaluation, few_labels
 
 EPOCHS = (2, 5, 10, 20)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 32, 3e-4, 1e-4
+_MEND = "Leave out --finetune: a classifier on the features of the network as it is needs no more."
 Tree = Any
 Examples = Mapping[str, np.ndarray]
 
@@ -34,6 +38,56 @@ class Tuned(NamedTuple):
     log_loss: float
     calibration_error: float
     held_out: np.ndarray
+
+
+def check(
+    method: Method,
+    variables: tuple[Tree, Tree],
+    example: Mapping[str, np.ndarray],
+    feature: str,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Checks that `fit` can train a method's network; nothing is compiled.
+
+    Args:
+      variables: (params, stats), arrays or their shapes.
+      example: the fields of one.
+      feature: the one that the classifier reads.
+
+    Raises:
+      ConfigError: the method lacks what `fit` calls, or its views or features are of another kind.
+    """
+    parts = ("features", "views", "clean")
+    missing = [name for name in parts if getattr(method, name) is None]
+    if missing:
+        raise ConfigError(
+            f"the network cannot be fine-tuned: its method has no {' and no '.join(missing)}; "
+            f"expected {', '.join(parts)}. {_MEND}"
+        )
+    batch = {
+        name: jax.ShapeDtypeStruct((2 * mesh.size, *np.shape(value)), np.asarray(value).dtype)
+        for name, value in example.items()
+        if name in (*method.needs, *method.wants)
+    } | {"id": jax.ShapeDtypeStruct((2 * mesh.size,), np.int32)}
+    view = evaluation.first_view(method, batch, mesh)
+    if view is None:
+        raise ConfigError(
+            f"the network cannot be fine-tuned: its method's views cannot be drawn here. {_MEND}"
+        )
+    features: Any = method.features
+    try:
+        named, _ = jax.eval_shape(lambda v, x: features(*v, x, False), variables, view)
+    except Exception as error:  # a task, a masked view: whatever the network makes of it
+        raise ConfigError(
+            "the network cannot be fine-tuned: it does not take one training view as it takes a "
+            f"clean input ({type(error).__name__}: {error}). {_MEND}"
+        ) from error
+    if feature not in named:
+        raise ConfigError(
+            f"the network cannot be fine-tuned for the feature {feature!r}, which is not among "
+            f"those that can be differentiated{nearest(feature, named)}; these are "
+            f"{', '.join(named)}. {_MEND}"
+        )
 
 
 def fit(
@@ -64,10 +118,10 @@ def fit(
       after_epoch: is called after each, `trainings(labels)` times at most.
 
     Raises:
-      ValueError: a method without views or without features that can be differentiated.
+      ConfigError: as `check`.
     """
-    if method.features is None or method.views is None:
-        raise ValueError("the method has no views, or no features that can be differentiated.")
+    first = {name: values[0] for name, values in examples.items()}
+    check(method, variables, first, feature, parallel.make_mesh(1))
     params, stats = jax.device_get(variables)
     fold, classes = few_labels.folds(labels), int(labels.max()) + 1
     tx = optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY)
@@ -138,7 +192,7 @@ def _programs(
 
     @jax.jit
     def advance(params: Tree, opt: Any, batch: Any, labels: jax.Array, key: jax.Array) -> Any:
-        view = method.views(batch, key)[0]
+        view = views_of(method, batch, key)[0]
 
         def loss(params: Tree) -> jax.Array:
             return losses.cross_entropy(_logits(method, feature, params, stats, view), labels)

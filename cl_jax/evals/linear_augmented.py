@@ -39,9 +39,14 @@ def make(
 
     def measure(given: Given) -> dict[str, float]:
         method, (train, test) = given.method, given.data[:2]
-        seen = given.recipes[0] if given.recipes else None
-        if method.features is None or not isinstance(seen, ImageView):
-            raise ValueError("the augmented probe is of methods that see augmented images.")
+        lacking = [name for name in ("features", "clean") if getattr(method, name) is None]
+        if lacking or not given.recipes or not isinstance(given.recipes[0], ImageView):
+            has = f"has no {lacking[0]}" if lacking else "sees none"
+            raise ValueError(
+                f"the augmented probe is of methods that see augmented images, and this one {has}. "
+                "The evaluator linear is a probe of clean images."
+            )
+        seen = given.recipes[0]
         train, test = (labelled(source, label) for source in (train, test))
         rows = min(batch_size, train.size)
         steps = train.size // rows

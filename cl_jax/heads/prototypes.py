@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cl_jax.core.numerics import unit
+from cl_jax.core.numerics import dots, unit
 from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
 
@@ -30,7 +30,7 @@ class Prototypes(nn.Module):
         check("b d", z=z)
         rows = self.param(NAME, _uniform, (self.num_prototypes, z.shape[-1]))
         wide = jnp.promote_types(jnp.result_type(z, rows), jnp.float32)
-        return jnp.matmul(z.astype(wide), rows.astype(wide).T)
+        return dots("bd,kd->bk", z.astype(wide), rows.astype(wide))
 
 
 def project(params: Mapping[str, Any]) -> Any:

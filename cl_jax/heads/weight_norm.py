@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.numerics import dots
 from cl_jax.core.shapes import check
 from cl_jax.encoders import initializers
 from cl_jax.heads.mlp import MLP
@@ -33,7 +34,7 @@ class WeightNormDense(nn.Module):
             (self.features, x.shape[-1]),
         )
         wide = jnp.promote_types(jnp.result_type(x, v), jnp.float32)
-        logits = jnp.matmul(x.astype(wide), _unit(v.astype(wide)).T)
+        logits = dots("bd,kd->bk", x.astype(wide), _unit(v.astype(wide)))
         if self.use_scale:
             logits = (
                 logits * self.param("g", nn.initializers.ones, (self.features, 1), jnp.float32).T

@@ -17,6 +17,7 @@ from cl_jax.core.shapes import (
     check_integer,
     check_key,
     check_positive,
+    known_value,
 )
 from cl_jax.losses.contrast import allow, contrast, row_ids, same_id, side_of_tile
 from cl_jax.losses.nce import queue_softmax
@@ -27,7 +28,7 @@ class Clustering(NamedTuple):
 
     prototypes: [C, D] unit centroids. concentration: [C] temperature of each. assignment: [B]
       cluster of each image of this device's batch. negatives: [r] clusters none of the global batch
-      is in (`draw_prototypes`).
+      is in (`draw_prototypes`). A cluster outside of 0 to C - 1 makes the loss NaN.
     """
 
     prototypes: jax.Array
@@ -205,14 +206,16 @@ def _columns(q, clustering, axis_name):
     check_integer("b", sizes, assignment=clustering.assignment)
     check_integer("r", negatives=clustering.negatives)
     check_axis(axis_name)
-    return jnp.concatenate([gather(clustering.assignment, axis_name), clustering.negatives])
+    columns = jnp.concatenate([gather(clustering.assignment, axis_name), clustering.negatives])
+    return jnp.where(columns < 0, known["c"], columns)  # out of range, and not the last cluster
 
 
 def _keys(clustering, columns):
     """Prototypes over their own concentrations, in float32 at least: in bfloat16 the quotients
     would be rounded."""
     prototypes, concentration = (
-        jnp.asarray(x)[columns] for x in (clustering.prototypes, clustering.concentration)
+        jnp.asarray(x).at[columns].get(mode="fill")  # NaN for a cluster that there is not
+        for x in (clustering.prototypes, clustering.concentration)
     )
     return lax.stop_gradient(wide(prototypes) / wide(concentration)[:, None])
 
@@ -248,13 +251,14 @@ def mice_logits(
     return jnp.concatenate([positive[:, :, None], negative], axis=2) / temperature
 
 
-def _mice_queries(f, v, queue, experts):
+def _mice_queries(f, v, queue, experts, released_gradient=False):
     """Queries [B, E, D]: the prototype has the student's keys, so the two similarities are
     one; and constants."""
     sizes = check("b e d", f=f, v=v)
     check("k e d", sizes, queue=queue)
     check("e d", sizes, experts=experts)
-    query = (wide(f) + unit(experts)[None]).astype(jnp.result_type(f, experts))
+    prototypes = unit(experts, short_gradient=released_gradient)
+    query = (wide(f) + prototypes[None]).astype(jnp.result_type(f, experts))
     return query, *lax.stop_gradient((v, queue))
 
 
@@ -269,6 +273,7 @@ def mice_terms(
     *,
     temperature: float,
     gate_temperature: float | None = None,
+    released_gradient: bool = False,
     normalise: bool = True,
     block_size: int | None = None,
 ) -> MiceTerms:
@@ -278,7 +283,7 @@ def mice_terms(
     check("b d", sizes, g=g)
     check("e d", sizes, gates=gates)
     check_positive(temperature=temperature, gate_temperature=gate_temperature)
-    query, v, queue = _mice_queries(f, v, queue, experts)
+    query, v, queue = _mice_queries(f, v, queue, experts, released_gradient)
     kappa = temperature if gate_temperature is None else gate_temperature
     log_gate = log_softmax(dots("bd,ed->be", g, lax.stop_gradient(gates)) / kappa, axis=1)
     positive = dots("bed,bed->be", query, v) / temperature
@@ -312,6 +317,7 @@ def mice(
     *,
     temperature: float,
     gate_temperature: float | None = None,
+    released_gradient: bool = False,
     block_size: int | None = None,
     normalise: bool = True,
     axis_name: AxisName = None,
@@ -334,6 +340,8 @@ def mice(
       experts: [E, D] expert prototypes mu, normalised here with eps 1e-12: a zero row adds nothing;
         gradient flows.
       temperature: t, 1 in MiCE; gate_temperature: kappa, the same unless given.
+      released_gradient: a prototype shorter than 1e-12 has zero gradient; True gives it the one of
+        mu / 1e-12, as the authors' program does.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       block_size: the side of a tile of each expert, as in `contrast`.
@@ -357,6 +365,7 @@ def mice(
         experts,
         temperature=temperature,
         gate_temperature=gate_temperature,
+        released_gradient=released_gradient,
         block_size=block_size,
         normalise=normalise,
     )
@@ -441,7 +450,7 @@ def label_log_probabilities(
     rows."""
     logits = jnp.where(present[None, :], logits, -jnp.inf)
     total = log_sum_exp(logits, axis=1, keepdims=True)
-    return logits - (jnp.logaddexp(total, jnp.log(eps)) if eps else total)
+    return logits - (total if known_value(eps) == 0 else jnp.logaddexp(total, jnp.log(eps)))
 
 
 @any_mesh
@@ -471,7 +480,8 @@ def spcl(
       memory: [N, D] rows V before this step's update; no gradient.
       labels: [N] label of each row, below `num_labels`; some may be empty. Rows below 0 have no
         label: they are in no mean, and count as 0.
-      ids: [B] row of each image (its class, for a source image); an image below 0 counts as 0.
+      ids: [B] row of each image (its class, for a source image); an image below 0 or from N on
+        counts as 0.
       temperature: 0.05 in SpCL.
       num_labels: L, static; any upper bound serves, N at most.
       eps: the authors' guards; they cap the loss at 13.8. 0 leaves them out.
@@ -494,7 +504,9 @@ def spcl(
         f, memory, labels, temperature=temperature, num_labels=num_labels, normalise=normalise
     )
     log_p = label_log_probabilities(logits, present, eps=eps)
-    label = jnp.where(ids < 0, -1, jnp.asarray(labels)[ids])
+    inside = (ids >= 0) & (ids < len(memory))
+    label = jnp.where(inside, jnp.asarray(labels)[jnp.where(inside, ids, 0)], -1)
     own = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
-    rows = jnp.logaddexp(own, jnp.log(jnp.asarray(eps, own.dtype))) if eps else own
+    without = known_value(eps) == 0
+    rows = own if without else jnp.logaddexp(own, jnp.log(jnp.asarray(eps, own.dtype)))
     return -mean(jnp.mean(jnp.where(label >= 0, rows, 0)), axis_name)

@@ -12,11 +12,20 @@ from cl_jax.core.axis import (
     any_mesh,
     gather,
     mean,
+    share_of_gradient,
     total,
     varying,
 )
 from cl_jax.core.numerics import dots, real_count, unit, wide
-from cl_jax.core.shapes import check, check_axis, check_count, check_integer, check_key
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_count,
+    check_integer,
+    check_key,
+    check_scalar,
+    known_value,
+)
 from cl_jax.losses._products import centred_products
 from cl_jax.losses._rows import over_rows
 
@@ -126,6 +135,7 @@ def barlow_twins(
     scale: float = 1.0,
     eps: float = 1e-5,
     local_moments: bool = False,
+    released_gradient: bool = False,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """Drives the cross-correlation of two views' features to the identity matrix.
@@ -143,12 +153,12 @@ def barlow_twins(
       local_moments: False takes means and variances over the global batch, as the authors do with
         synchronised batch norm. True takes those of each device's own rows and averages the
         correlations, as lightly and solo-learn do: a result that depends on the number of devices.
+      released_gradient: the authors' program and solo-learn leave the sum of the correlation over
+        devices out of the gradient, which is then divided by their number. True does the same.
       axis_name: device axis that splits the batch.
 
     Returns:
-      Scalar of at least 0; scale * D where the views are unrelated and features uncorrelated. Each
-      device receives the full gradient. The authors' program and solo-learn leave the sum of the
-      correlation over devices out of the gradient, and so train at 1 / devices of their rate.
+      Scalar of at least 0; scale * D where the views are unrelated and features uncorrelated.
 
     Raises:
       ValueError: shapes that disagree, an axis that is not mapped.
@@ -164,7 +174,8 @@ def barlow_twins(
         a, b = (_standardised(z, eps, over) for z in (a, b))
         diagonal = total(jnp.sum(a * b, axis=0), axis_name) / rows
         off_diagonal = _off_diagonal(a, b, axis_name) / real_count(rows**2)
-        return scale * (jnp.sum(jnp.square(diagonal - 1)) + off_diagonal_weight * off_diagonal)
+        loss = scale * (jnp.sum(jnp.square(diagonal - 1)) + off_diagonal_weight * off_diagonal)
+        return share_of_gradient(loss, axis_name) if released_gradient else loss
     found = centred_products(*varying((a, b)), over)
     by_row, by_column = (
         lax.rsqrt(mean(square / a.shape[0], over) + eps)
@@ -173,7 +184,8 @@ def barlow_twins(
     correlation = total(found.cross * by_row[:, None] * by_column[None], axis_name) / rows
     diagonal = jnp.eye(a.shape[1], dtype=bool)
     weighted = off_diagonal_weight * jnp.square(correlation)
-    return scale * jnp.sum(jnp.where(diagonal, jnp.square(correlation - 1), weighted))
+    loss = scale * jnp.sum(jnp.where(diagonal, jnp.square(correlation - 1), weighted))
+    return share_of_gradient(loss, axis_name) if released_gradient else loss
 
 
 @any_mesh
@@ -283,7 +295,9 @@ def whiten(
         raise ValueError(
             f"group_size is {group_size}; expected a divisor of the global batch of {batch}."
         )
-    if group_size <= width and not (isinstance(eps, (int, float)) and eps > 0):
+    check_scalar(eps=eps)
+    known = known_value(eps)
+    if group_size <= width and known is not None and not known > 0:
         raise ValueError(
             f"group_size is {group_size} for embeddings of {width} features; expected more rows "
             f"than features, 2 * {width} as published, for the covariance of a group is singular "

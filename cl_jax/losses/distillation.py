@@ -10,7 +10,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, mean, total
 from cl_jax.core.numerics import common_type, dots, log_softmax, unit, wide, wide_type
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, known_value
 from cl_jax.core.sharded import Sharded
 from cl_jax.losses._views import Softmaxes, cross_entropies
 from cl_jax.losses.nce import Normalizer, cross_nce
@@ -82,7 +82,7 @@ def soft_labels(
         axis_name,
     )
     if labels is None:
-        if not (isinstance(alpha, (int, float)) and alpha == 1):
+        if known_value(alpha) != 1:
             raise ValueError(
                 f"alpha is {alpha} but labels is None; expected labels, or alpha=1 for soft "
                 f"labels alone."

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cl_jax.core.axis import AxisName, any_mesh, axis_size, mean
+from cl_jax.core.axis import AxisName, any_mesh, mean, share_of_gradient
 from cl_jax.core.numerics import dots, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses.contrast import (
@@ -55,8 +55,8 @@ def two_c(
       z: [B, D] image embeddings, normalised here; gradient flows through both factors.
       proxies: [C, D] class embeddings, normalised here; gradient flows to the rows of the labels
         present. The proxies of other classes are no negatives.
-      labels: [B] integers below C. A row below 0 has no label: it has no proxy and no image of its
-        class, counts as 0, and stays a negative of the others.
+      labels: [B] integers below C; from C on the loss is NaN. A row below 0 has no label: it has no
+        proxy and no image of its class, counts as 0, and stays a negative of the others.
       temperature: above 0 (1 in the paper's configurations).
       positives: "class", the formula above, or "proxy": P_i alone in the numerator. Under "class"
         nothing ties a cluster of images to its own proxy, and a generator may settle on permuted
@@ -93,9 +93,7 @@ def two_c(
         block_size=block_size,
     )
     loss = mean(rows.loss.mean(), axis_name)
-    if not released_gradient or axis_name is None:
-        return loss
-    return lax.stop_gradient(loss) + (loss - lax.stop_gradient(loss)) / axis_size(axis_name)
+    return share_of_gradient(loss, axis_name) if released_gradient else loss
 
 
 @any_mesh
@@ -126,7 +124,8 @@ def two_c_rows(
     z, proxies = prepared(normalise, 1e-8, z=z, proxies=proxies)
     labels = jnp.asarray(labels)
     labelled = labels >= 0
-    own_proxy = dots("bd,bd->b", z, proxies[jnp.maximum(labels, 0)]) / temperature
+    own = proxies.at[jnp.maximum(labels, 0)].get(mode="fill")  # NaN for a class that there is not
+    own_proxy = dots("bd,bd->b", z, own) / temperature
     proxy = jnp.where(labelled, own_proxy, LOG_ZERO)
     pairs = {
         "id": row_ids(sizes["b"], axis_name),

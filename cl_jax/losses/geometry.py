@@ -14,7 +14,7 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, log_total, mean
 from cl_jax.core.numerics import log_count, prepared, softmax, wide
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, known_value
 from cl_jax.losses.contrast import contrast, not_self, row_ids, separate_unlabelled
 from cl_jax.losses.infonce import info_nce
 
@@ -229,7 +229,7 @@ def align_uniform_moco(
         block_size=block_size,
         normalise=normalise,
     )
-    if isinstance(contrast_weight, (int, float)) and contrast_weight == 0:
+    if known_value(contrast_weight) == 0:
         return loss
     if temperature is None:
         raise ValueError(

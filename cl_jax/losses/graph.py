@@ -10,7 +10,14 @@ from jax import lax
 
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, first_row, gather, mean, total
 from cl_jax.core.numerics import dots, prepared, softmax, wide
-from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
+from cl_jax.core.shapes import (
+    check,
+    check_axis,
+    check_integer,
+    check_positive,
+    check_scalar,
+    known_value,
+)
 from cl_jax.losses.contrast import contrast, not_self, row_ids, same_id
 
 
@@ -212,12 +219,14 @@ def infograph_expectations(
     sizes = check("g d", sizes, summary=summary)
     check_integer("n", sizes, graph_id=graph_id)
     check_axis(axis_name)
-    if isinstance(beta, (int, float)) and beta < 0:
+    check_scalar(beta=beta, tau_plus=tau_plus)
+    given_beta, given_tau = known_value(beta), known_value(tau_plus)
+    if given_beta is not None and given_beta < 0:
         raise ValueError(
             f"beta is {beta}; expected at least 0. upweight_hard=True turns the sign of the "
             f"weights."
         )
-    if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
+    if given_tau is not None and not 0 <= given_tau < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
     summaries = gather(summary, axis_name)
     graphs = summaries.shape[0]
@@ -232,7 +241,7 @@ def infograph_expectations(
     if hard:
         own_class = tau_plus / (1 - tau_plus)
         e_positive -= own_class * jax.nn.softplus(positive)
-        if isinstance(beta, (int, float)) and beta == 0:
+        if given_beta == 0:
             e_negative = e_negative / (1 - tau_plus)
         else:
             scale = _extreme(jnp.maximum(jnp.max(negative), jnp.abs(jnp.min(negative))), axis_name)

@@ -20,6 +20,8 @@ from cl_jax.core.shapes import (
     check_integer,
     check_key,
     check_positive,
+    check_scalar,
+    known_value,
 )
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan, contrast, not_self, row_ids, same_id
@@ -126,11 +128,13 @@ def hcl_terms(
     check_axis(axis_name)
     if estimator not in ("hard", "debiased", "easy"):
         raise ValueError(f'estimator is {estimator!r}; expected "hard", "debiased" or "easy".')
-    if isinstance(beta, (int, float)) and beta < 0:
+    check_scalar(beta=beta, tau_plus=tau_plus)
+    given_beta, given_tau = known_value(beta), known_value(tau_plus)
+    if given_beta is not None and given_beta < 0:
         raise ValueError(
             f"beta is {beta}; expected at least 0, which is the debiased loss. 0.5 to 2 did best."
         )
-    if isinstance(tau_plus, (int, float)) and not 0 <= tau_plus < 1:
+    if given_tau is not None and not 0 <= given_tau < 1:
         raise ValueError(f"tau_plus is {tau_plus}; expected a probability, at least 0 and below 1.")
     x = jnp.concatenate([z_a, z_b])
     ids = {"id": jnp.tile(row_ids(sizes["b"], axis_name), 2)}  # the partner's too
@@ -165,11 +169,12 @@ def hcl_terms(
             negatives,
             jnp.zeros(positive.shape, bool),
         )
-    if estimator == "debiased" or (isinstance(beta, (int, float)) and beta == 0):
+    if estimator == "debiased" or given_beta == 0:
         reweighted = log_negative_sums(1 / temperature)[0]
     else:
-        if isinstance(beta, (int, float)):
-            weighted, weights = log_negative_sums((1 + beta) / temperature, beta / (1 + beta))
+        if given_beta is not None:
+            ratio = given_beta / (1 + given_beta)
+            weighted, weights = log_negative_sums((1 + given_beta) / temperature, ratio)
         else:
             weighted = log_negative_sums((1 + beta) / temperature)[0]
             weights = log_negative_sums(beta / temperature)[0]
@@ -212,7 +217,13 @@ class Mixtures(NamedTuple):
 
 @any_mesh
 def draw_mixtures(
-    key: jax.Array, ids: jax.Array, *, num_hard: int, num_pairs: int, num_query: int
+    key: jax.Array,
+    ids: jax.Array,
+    *,
+    num_hard: int,
+    num_pairs: int,
+    num_query: int,
+    distinct: bool = False,
 ) -> Mixtures:
     """MoCHi's random choices, each row's keyed by its example id: pairs and picks uniform with
     replacement among the `num_hard` hardest, alpha ~ U(0, 1) and beta ~ U(0, 0.5), so that the
@@ -224,18 +235,25 @@ def draw_mixtures(
       num_hard: N, how many of the hardest negatives are mixed.
       num_pairs: s, mixtures of two negatives; 0 for none.
       num_query: s', mixtures of a negative and the query; 0 for none.
+      distinct: True draws a pair without replacement, so that it mixes two different negatives.
 
     Raises:
-      ValueError: no random key, ids that are not integers [B], num_hard below 1.
+      ValueError: no random key, ids that are not integers [B], num_hard below 1, or 2 if distinct.
     """
     check_key(key=key)
     check_integer("b", ids=ids)
     check_count(num_hard=num_hard)
+    if distinct and num_hard < 2:
+        raise ValueError("num_hard is 1 and distinct is True; expected 2 negatives or more to mix.")
 
     def draw(i):
         a, b, c, d = jax.random.split(jax.random.fold_in(key, i), 4)
+        pairs = jax.random.randint(a, (num_pairs, 2), 0, num_hard)
+        if distinct:
+            apart = jax.random.randint(jax.random.fold_in(a, 1), (num_pairs,), 1, num_hard)
+            pairs = jnp.stack([pairs[:, 0], (pairs[:, 0] + apart) % num_hard], axis=1)
         return Mixtures(
-            jax.random.randint(a, (num_pairs, 2), 0, num_hard),
+            pairs,
             jax.random.uniform(b, (num_pairs,)),
             jax.random.randint(c, (num_query,), 0, num_hard),
             0.5 * jax.random.uniform(d, (num_query,)),

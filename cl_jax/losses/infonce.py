@@ -14,6 +14,7 @@ from jax import lax
 from cl_jax.core.axis import AxisName, any_mesh, axis_size, gather, mean
 from cl_jax.core.numerics import dots, log_sum_exp, prepared, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive, check_real
+from cl_jax.losses._sums import LOG_ZERO
 from cl_jax.losses.contrast import (
     Pairs,
     allow,
@@ -213,6 +214,7 @@ def info_nce(
     *,
     temperature: float,
     in_batch: bool | None = None,
+    decoupled: bool = False,
     symmetric: bool = False,
     valid: jax.Array | None = None,
     own: jax.Array | None = None,
@@ -236,6 +238,7 @@ def info_nce(
       temperature: 0.07 (MoCo v1), 0.2 (MoCo v2), 0.1 (SimCLR v2 with memory).
       in_batch: whether the other keys of the batch are negatives. None: only where no others are
         given, so that a queue is MoCo's loss; True with a queue is SimCLR v2's with memory.
+      decoupled: True leaves the positive out of the denominator, as `dcl` does.
       symmetric: also keys against queries, in the same pass, and the mean of both directions;
         in-batch negatives only.
       valid: [K] booleans, or [B, K]: which negatives count (`queue.valid` leaves out the random
@@ -251,7 +254,7 @@ def info_nce(
 
     Returns:
       Scalar in nats, mean over the global batch: log(1 + number of negatives) where all
-      similarities are equal; 0 for a query without negatives.
+      similarities are equal, the log of their number if decoupled; 0 for a query without negatives.
 
     Raises:
       ValueError: shapes that disagree, labels that are not integers, `symmetric` with negatives,
@@ -266,6 +269,7 @@ def info_nce(
         negatives,
         temperature=temperature,
         in_batch=in_batch,
+        decoupled=decoupled,
         symmetric=symmetric,
         valid=valid,
         own=own,
@@ -285,6 +289,7 @@ def info_nce_rows(
     *,
     temperature: float,
     in_batch: bool | None = None,
+    decoupled: bool = False,
     symmetric: bool = False,
     valid: jax.Array | None = None,
     own: jax.Array | None = None,
@@ -322,6 +327,12 @@ def info_nce_rows(
     q, k = prepared(normalise, queries=queries, keys=keys)
     scale = 1 / temperature
     if in_batch:
+        count = sizes["b"] * axis_size(axis_name)
+        if decoupled and isinstance(count, int) and count < 2:
+            raise ValueError(
+                "the batch has 1 example and decoupled is True; expected 2 or more, for there is "
+                "nothing to push from."
+            )
         ids = {"id": row_ids(sizes["b"], axis_name)}
         sums = contrast(
             q,
@@ -329,6 +340,7 @@ def info_nce_rows(
             scale=scale,
             rows=ids,
             cols=ids,
+            log_weight=not_self if decoupled else None,
             positive=same_id,
             columns=symmetric,
             axis_name=axis_name,
@@ -342,17 +354,17 @@ def info_nce_rows(
         reference = dots("bd,bd->b", q, k) * scale
         loss = jnp.zeros_like(reference)
     if negatives is not None:
+        of_negatives = _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes)
+        if decoupled and not in_batch:
+            return jnp.where(of_negatives <= LOG_ZERO, 0, of_negatives - reference)
         # log(e^a + e^b) - pos = (a - pos) + log(1 + e^(b - a)), which keeps the digits of a small
         # loss.
-        loss = loss + jax.nn.softplus(
-            _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes)
-            - reference
-        )
+        loss = loss + jax.nn.softplus(of_negatives - reference)
     return loss
 
 
 def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes):
-    """[B] log sum of exponentials over given negatives; -1e30 without any."""
+    """[B] log sum of exponentials over given negatives; LOG_ZERO without any."""
     check_real(negatives=negatives)
     if jnp.ndim(negatives) == 3:
         sizes = check("b k d", sizes, negatives=negatives)
@@ -365,13 +377,13 @@ def _negative_sums(q, negatives, scale, valid, own, normalise, block_size, sizes
         logits = dots("bd,bkd->bk", q, *prepared(normalise, negatives=negatives)) * scale
         if valid is not None:
             check("b k", sizes, valid=_mask(valid))
-            logits = jnp.where(valid, logits, -1e30)
+            logits = jnp.where(valid, logits, LOG_ZERO)
         if sizes["k"] == 0:
-            return jnp.full(q.shape[0], -1e30, logits.dtype)
+            return jnp.full(q.shape[0], LOG_ZERO, logits.dtype)
         return log_sum_exp(logits, axis=1)
     sizes = check("k d", sizes, negatives=negatives)
     if sizes["k"] == 0:
-        return jnp.full(q.shape[0], -1e30, wide(q).dtype)
+        return jnp.full(q.shape[0], LOG_ZERO, wide(q).dtype)
     if own is None:
         own = jnp.full(sizes["b"], -1)
     check_integer("b", sizes, own=own)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from cl_jax.core.axis import AxisName, any_mesh, first_row, gather, mean, split_over
 from cl_jax.core.numerics import capped, dots, log_sum_exp, prepared, unit_like, wide, wide_type
-from cl_jax.core.shapes import check, check_axis, check_positive
+from cl_jax.core.shapes import check, check_axis, check_positive, known_value
 from cl_jax.losses._rows import over_rows
 from cl_jax.losses.contrast import check_plan
 
@@ -39,7 +39,7 @@ def inva_spread(
         the left factor x_i only, as in the authors' code: partners and negatives are constants, so
         this is not the gradient of the value.
       temperature: 0.1 in the paper.
-      negative_weight: m, a Python number, 1 in the paper. Below 1 a probability e_ij / d_i may pass
+      negative_weight: m, not traced, 1 in the paper. Below 1 a probability e_ij / d_i may pass
         1, where the logarithm of the rest is not defined: it is then held at one rounding step
         below 1.
       normalise: features to unit length here; False takes them as they are. What a memory holds
@@ -65,15 +65,21 @@ def inva_spread(
     if not normalise:
         z_a, z_b = prepared(False, z_a=z_a, z_b=z_b)
     check_positive(temperature=temperature, negative_weight=negative_weight)
+    weight = known_value(negative_weight)
+    if weight is None:
+        raise ValueError(
+            "negative_weight is traced; expected a number that is known when the program is made. "
+            "Bind it before jax.jit or jax.grad, or name it in static_argnames."
+        )
     check_plan("gather", block_size)
     check_axis(axis_name)
     mesh, names = split_over(sizes["b"], z_a, z_b) if axis_name is None else (None, ())
     if not names:
-        return _loss(z_a, z_b, temperature, negative_weight, normalise, block_size, axis_name)
+        return _loss(z_a, z_b, temperature, weight, normalise, block_size, axis_name)
     # Rows of a sharded batch: of each device its own, as with a named axis.
     rows, one = PartitionSpec(names), PartitionSpec()
     local = jax.shard_map(
-        lambda z_a, z_b, t: _loss(z_a, z_b, t, negative_weight, normalise, block_size, names),
+        lambda z_a, z_b, t: _loss(z_a, z_b, t, weight, normalise, block_size, names),
         mesh=mesh,
         in_specs=(rows, rows, one),
         out_specs=one,

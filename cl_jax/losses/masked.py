@@ -184,7 +184,7 @@ def ibot_patches(
       teacher: [V, B, L, K] raw logits of the same views, nothing hidden; no gradient.
       mask: [V, B, L], 1 or true where the student's patch was hidden.
       centre: [K] running mean of the teacher's patch logits, not yet moved by this step
-        (`cl_jax.memory.centre.update` of all patches in iBOT, of the hidden ones in DINOv2).
+        (`cl_jax.memory.centre.update` of all patches in iBOT, with where=mask in DINOv2).
       student_temperature: above 0 (0.1).
       teacher_temperature: above 0 (0.04 to 0.07).
       axis_name: device axis that splits the batch.

@@ -16,6 +16,7 @@ from cl_jax.core.shapes import (
     check_key,
     check_positive,
     check_real,
+    check_share,
 )
 from cl_jax.losses.contrast import contrast, row_ids
 
@@ -106,16 +107,21 @@ def cutmix_box(
       box: [4] int32: first row, first column, end row, end column; the ends are outside the box.
       weight: the share left, a scalar of the type of `weight`.
 
+    Raises:
+      ValueError: a weight that is not a scalar from 0 to 1, a centre that is not two integers.
+
     Reference: Yun et al., CutMix, ICCV 2019; truncations as in Lee et al., i-Mix, ICLR 2021. A side
       of 1 leaves an empty box, since both half sides are 0.
     """
+    check_share(weight=weight)
+    check_integer("2", centre=centre)
+    weight, centre = jnp.asarray(weight, jnp.result_type(weight, float)), jnp.asarray(centre)
     size = jnp.array([height, width])
     half = jnp.floor(size * jnp.sqrt(1 - weight)).astype(jnp.int32) // 2
     low, high = jnp.clip(centre - half, 0, size), jnp.clip(centre + half, 0, size)
     area = jnp.prod(high - low)
-    return jnp.concatenate([low, high]).astype(jnp.int32), 1 - area.astype(weight.dtype) / (
-        height * width
-    )
+    share = 1 - area.astype(weight.dtype) / (height * width)
+    return jnp.concatenate([low, high]).astype(jnp.int32), share
 
 
 @any_mesh

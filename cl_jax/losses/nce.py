@@ -25,6 +25,7 @@ from cl_jax.core.shapes import (
     check_integer,
     check_key,
     check_positive,
+    known_value,
 )
 from cl_jax.core.sharded import Sharded
 from cl_jax.losses.contrast import allow, contrast, same_id
@@ -90,7 +91,8 @@ def bank_logits(
     block_size: int | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature.
+    """[B, 1 + K] similarities query_i . bank[indices_ij] / temperature; 0 where an index is outside
+    of 0 to N - 1.
 
     Each query has rows of its own, so that there is no matrix of queries by keys for `contrast`
     to tile. The rows are gathered, [B, 1 + K, D]: half a gigabyte for 64 queries, 16,384 negatives
@@ -108,27 +110,38 @@ def bank_logits(
     check_positive(temperature=temperature)
     check_count(block_size=block_size)
     check_axis(axis_name)
-    columns = indices.shape[1]
-    rows = lax.stop_gradient(bank.rows if isinstance(bank, Sharded) else jnp.asarray(bank))
     if isinstance(bank, Sharded) and (devices := axis_size(axis_name)) > 1:
-        everyone = partial(
-            bank_logits, gather(query, axis_name), normalise=False, temperature=temperature
-        )
-        places, own = sharded.locate(bank, gather(indices, axis_name), axis_name)
-        found = everyone(rows, places, block_size=block_size or -(-columns // devices))
+        block_size = block_size or -(-indices.shape[1] // devices)
+        query, indices = gather(query, axis_name), gather(indices, axis_name)
+        places, own = sharded.locate(bank, indices, axis_name)
+        logits = _similarities(query, bank.rows, places, block_size) / temperature
         return lax.psum_scatter(
-            jnp.where(own, found, 0), axis_name, scatter_dimension=0, tiled=True
+            jnp.where(own, logits, 0), axis_name, scatter_dimension=0, tiled=True
         )
+    own = _inside(indices, bank.shape[0])
+    rows = bank.rows if isinstance(bank, Sharded) else bank
+    logits = _similarities(query, rows, jnp.where(own, indices, 0), block_size)
+    return jnp.where(own, logits, 0) / temperature
 
-    def score(columns):
-        return dots("bd,bkd->bk", query, rows[columns])
+
+def _similarities(query, rows, places, block_size):
+    """[B, 1 + K] query_i . rows[places_ij], `block_size` columns at a time."""
+    rows, columns = lax.stop_gradient(jnp.asarray(rows)), places.shape[1]
+
+    def score(places):
+        return dots("bd,bkd->bk", query, rows[places])
 
     if block_size is None or block_size >= columns:
-        return score(indices) / temperature
-    padded = jnp.pad(indices, ((0, 0), (0, -columns % block_size)))
+        return score(places)
+    padded = jnp.pad(places, ((0, 0), (0, -columns % block_size)))
     blocks = padded.reshape(padded.shape[0], -1, block_size).swapaxes(0, 1)
     logits = lax.map(jax.checkpoint(score, prevent_cse=False), blocks)
-    return logits.swapaxes(0, 1).reshape(padded.shape)[:, :columns] / temperature
+    return logits.swapaxes(0, 1).reshape(padded.shape)[:, :columns]
+
+
+def _inside(ids, size):
+    """Whether ids are rows of a bank of that size."""
+    return (ids >= 0) & (ids < size)
 
 
 @any_mesh
@@ -159,6 +172,7 @@ def nce_of_logits(
     momentum: float | None = None,
     eps: float = 1e-7,
     integer_z: bool = False,
+    where: jax.Array | None = None,
     axis_name: AxisName = None,
 ) -> tuple[jax.Array, Normalizer]:
     """Noise-contrastive estimation: tells the column 0 of each row from K draws of uniform noise.
@@ -178,6 +192,7 @@ def nce_of_logits(
       eps: the authors' guard, in both denominators and no numerator.
       integer_z: the integer buffer of CMC's released MoCo memory, which cuts Z down to a whole
         number.
+      where: [B] booleans, the rows to use; others count as 0 and take no part in Z. None: all.
       axis_name: device axis that splits the batch.
 
     Returns:
@@ -199,14 +214,18 @@ def nce_of_logits(
         raise ValueError(
             f"logits have shape {logits.shape}; expected [B, 1 + K] with at least one negative."
         )
-    if momentum is not None and isinstance(momentum, (int, float)) and not 0 <= momentum < 1:
+    known = None if momentum is None else known_value(momentum)
+    if known is not None and not 0 <= known < 1:
         raise ValueError(
             f"momentum is {momentum}; expected at least 0 and below 1, or None to keep the first Z."
         )
     logits = wide(logits)
-    normalizer = _observe(
-        normalizer, lax.stop_gradient(logits), num_data, momentum, integer_z, axis_name
-    )
+    seen = lax.stop_gradient(logits)
+    if where is not None:
+        check_integer("b", sizes, where=jnp.asarray(where, jnp.int32))
+        where = jnp.asarray(where, bool)
+        seen = jnp.where(where[:, None], seen, -jnp.inf)
+    normalizer = _observe(normalizer, seen, where, num_data, momentum, integer_z, axis_name)
     noise = jnp.asarray((sizes["k"] - 1) / num_data, logits.dtype)
     # log P - log(c + eps): both terms are softplus of it, exact where P is far from c on either
     # side.
@@ -216,6 +235,8 @@ def nce_of_logits(
         + jnp.sum(jax.nn.softplus(odds[:, 1:]), axis=1)
         + (sizes["k"] - 1) * jnp.log1p(eps / noise)
     )
+    if where is not None:
+        rows = jnp.where(where, rows, 0)
     return mean(jnp.mean(rows), axis_name), normalizer
 
 
@@ -252,7 +273,8 @@ def nce(
     Args:
       query: [B, D] features of this step, normalised here.
       bank: [N, D] rows before this step's update; no gradient. The positive is the *stored* row.
-      indices: [B, 1 + K] rows of the bank, column 0 the image's own (`draw_indices`).
+      indices: [B, 1 + K] rows of the bank, column 0 the image's own (`draw_indices`). An image
+        whose own is outside of 0 to N - 1 counts as 0 and takes no part in Z.
       normalizer, momentum, eps, axis_name: see `nce_of_logits`.
       temperature: 0.07 in InstDisc and CMC.
       normalise: features to unit length here; False takes them as they are. What a memory holds
@@ -277,7 +299,13 @@ def nce(
         axis_name=axis_name,
     )
     return nce_of_logits(
-        logits, normalizer, num_data=bank.shape[0], momentum=momentum, eps=eps, axis_name=axis_name
+        logits,
+        normalizer,
+        num_data=bank.shape[0],
+        momentum=momentum,
+        eps=eps,
+        where=_inside(indices[:, 0], bank.shape[0]),
+        axis_name=axis_name,
     )
 
 
@@ -394,7 +422,8 @@ def bank_softmax(
     Args:
       query: [B, D], normalised here.
       bank: [N, D] before the step's update; no gradient.
-      indices: [B, 1 + K], column 0 the image's own row.
+      indices: [B, 1 + K], column 0 the image's own row. An image whose own is outside of 0 to N - 1
+        counts as 0.
       jigsaw: [B, D] or None: the jigsaw query of PIRL and InfoMin for the same rows.
       temperature: 0.07 in InstDisc and CMC.
       beta: weight of the jigsaw query.
@@ -424,7 +453,8 @@ def bank_softmax(
             normalise=normalise,
             axis_name=axis_name,
         )
-        return mean(jnp.mean(_cross_entropy_rows(logits)), axis_name)
+        own = _inside(indices[:, 0], bank.shape[0])
+        return mean(jnp.mean(jnp.where(own, _cross_entropy_rows(logits), 0)), axis_name)
 
     return _with_jigsaw(one, query, jigsaw, beta)
 
@@ -494,7 +524,7 @@ def full_bank_softmax(
     Args:
       query: [B, D], normalised here.
       bank: [N, D] before the step's update; no gradient.
-      ids: [B] integers, each image's row.
+      ids: [B] integers, each image's row. An image outside of 0 to N - 1 counts as 0.
       temperature: 0.1 for InstDisc on CIFAR-10.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
@@ -533,11 +563,13 @@ def full_bank_softmax(
         positive=same_id,
         block_size=block_size,
     )
+    own = _inside(ids, sizes["n"])
     if not split:
-        return mean(jnp.mean(found.gap), axis_name)
+        return mean(jnp.mean(jnp.where(own, found.gap, 0)), axis_name)
     top = lax.pmax(lax.stop_gradient(found.lse), axis_name)
     powers = total(jnp.exp(capped(found.lse - top)), axis_name)
-    return jnp.mean(top + jnp.log(at_least_one(powers)) - total(found.pos, axis_name))
+    gap = top + jnp.log(at_least_one(powers)) - total(found.pos, axis_name)
+    return jnp.mean(jnp.where(own, gap, 0))
 
 
 def _within(size, rows, cols):
@@ -653,14 +685,20 @@ def cross_queue_softmax(
     return side(q_a, k_b, queue_b, jigsaw_a) + side(q_b, k_a, queue_a, jigsaw_b)
 
 
-def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
+def _observe(normalizer, logits, where, num_data, momentum, integer_z, axis_name):
+    """Z after this batch, of logits that are -inf where a row is not used; the old Z where no row
+    is."""
     local = log_sum_exp(logits) - jnp.log(real_count(logits.size))
     top = local if axis_name is None else lax.pmax(local, axis_name)
+    top = jnp.where(top == -jnp.inf, 0, top)
     log_z = (
         top
         + jnp.log(mean(jnp.exp(local - top), axis_name))
         + jnp.log(jnp.asarray(num_data, logits.dtype))
     )
+    used = None if where is None else total(jnp.sum(where, dtype=logits.dtype), axis_name)
+    if used is not None:
+        log_z += jnp.log(logits.shape[0] * axis_size(axis_name) / jnp.maximum(used, 1))
     if integer_z:
         # Beyond 2^24 a float32 is whole already, and exp would overflow.
         log_z = jnp.where(
@@ -673,7 +711,10 @@ def _observe(normalizer, logits, num_data, momentum, integer_z, axis_name):
         if momentum is None
         else jnp.logaddexp(jnp.log(momentum) + old, jnp.log1p(-momentum) + log_z)
     )
-    return Normalizer(jnp.where(normalizer.batches == 0, log_z, later), normalizer.batches + 1)
+    new = Normalizer(jnp.where(normalizer.batches == 0, log_z, later), normalizer.batches + 1)
+    if used is None:
+        return new
+    return Normalizer(*(jnp.where(used > 0, *pair) for pair in zip(new, normalizer)))
 
 
 def _given(**arrays):

@@ -10,6 +10,7 @@ from cl_jax.core.axis import AxisName, any_mesh, mean
 from cl_jax.core.numerics import dots, unit, wide
 from cl_jax.core.shapes import check, check_axis, check_integer, check_positive
 from cl_jax.losses._rows import over_rows
+from cl_jax.losses.decoupled import dcl_rows
 from cl_jax.losses.infonce import info_nce_rows, nt_xent_rows
 
 
@@ -66,6 +67,7 @@ def nnclr(
     *,
     temperature: float,
     form: str = "rows",
+    decoupled: bool = False,
     normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
@@ -87,6 +89,7 @@ def nnclr(
         pseudo-code, solo-learn). "both": the mean with the transposed softmax over the neighbours
         (the paper's text). "nt_xent": `nt_xent` over the 2B rows of neighbours and predictions,
         which has negatives of the same kind too (lightly, temperature 0.5).
+      decoupled: True leaves the positive out of the denominator, as `dcl` does.
       normalise: features to unit length here; False takes them as they are. What a memory holds
         is taken as it is.
       axis_name: device axis that splits the batch; predictions of all devices are contrasted.
@@ -94,7 +97,7 @@ def nnclr(
 
     Returns:
       Scalar in nats, mean over the global batch: log B where all similarities are equal ("rows",
-      "both"), log(2B - 1) for "nt_xent".
+      "both"), log(2B - 1) for "nt_xent"; of one less each if decoupled.
 
     Raises:
       ValueError: shapes that disagree, temperature <= 0, an unknown form, an axis that is not
@@ -109,6 +112,7 @@ def nnclr(
         neighbours_b,
         temperature=temperature,
         form=form,
+        decoupled=decoupled,
         axis_name=axis_name,
         plan=plan,
         block_size=block_size,
@@ -126,6 +130,7 @@ def nnclr_rows(
     *,
     temperature: float,
     form: str = "rows",
+    decoupled: bool = False,
     normalise: bool = True,
     axis_name: AxisName = None,
     plan: str = "gather",
@@ -152,9 +157,11 @@ def nnclr_rows(
     for neighbours, p in ((neighbours_a, p_b), (neighbours_b, p_a)):
         neighbours = lax.stop_gradient(neighbours)
         if form == "rows":
-            directions.append(info_nce_rows(neighbours, p, **knobs))
+            directions.append(info_nce_rows(neighbours, p, decoupled=decoupled, **knobs))
         elif form == "both":
-            directions.append(info_nce_rows(neighbours, p, symmetric=True, **knobs).mean(axis=0))
+            rows = info_nce_rows(neighbours, p, decoupled=decoupled, symmetric=True, **knobs)
+            directions.append(rows.mean(axis=0))
         else:
-            directions.append(nt_xent_rows(neighbours, p, **knobs).mean(axis=0))
+            of_pair = dcl_rows if decoupled else nt_xent_rows
+            directions.append(of_pair(neighbours, p, **knobs).mean(axis=0))
     return jnp.stack(directions)

@@ -44,7 +44,7 @@ def tsc(
       q: [B, D] unit queries; gradient flows.
       k: [B, D] unit keys; queue: [K, D] unit rows; constants.
       labels: [B] integers below C; queue_labels: [K] integers. Below 0 means no label: such a
-        query has its key as the only positive, and no target.
+        query has its key as the only positive, and no target. From C on the loss is NaN.
       targets: [C, D] unit vectors, constants: `simplex(C, D)` for C <= D + 1, else points of low
         `uniformity`.
       assignment: [C] integers, the target of each class. The authors match classes to targets
@@ -95,7 +95,9 @@ def tsc(
     picked = 1 + jnp.sum(chosen, axis=1).astype(own.dtype)  # the key and the selected
     count = picked + labelled
     nowhere = -1 - sizes["k"]  # the column of no target
-    target = jnp.where(labels >= 0, jnp.asarray(assignment)[jnp.maximum(labels, 0)], nowhere)
+    own_target = jnp.asarray(assignment)[jnp.clip(labels, 0, sizes["c"] - 1)]
+    there = (labels < sizes["c"]) & (own_target >= 0) & (own_target < sizes["c"])
+    target = jnp.where((labels >= 0) & there, own_target, nowhere)
     rows = {"chosen": chosen, "target": target, "share": 1 / count}
     cols = {"entry": jnp.arange(sizes["k"] + sizes["c"])}
 
@@ -122,7 +124,7 @@ def tsc(
     # log of all logits' sum = own + softplus(others - own), which keeps the digits where the key
     # leads.
     loss = weight * jax.nn.softplus(out.lse - own) + (weight - 1 / count) * own - out.pos
-    return mean(jnp.mean(loss), axis_name)
+    return mean(jnp.mean(jnp.where((labels < 0) | there, loss, jnp.nan)), axis_name)
 
 
 @any_mesh

@@ -24,7 +24,7 @@ from cl_jax.core.shapes import check_count
 from cl_jax.core.sharded import Sharded, whole
 from cl_jax.losses import distillation, nce
 from cl_jax.memory import bank
-from cl_jax.methods.distill import Student, of_student
+from cl_jax.methods.distill import Student, features_of, of_student
 from cl_jax.views import View, keywords
 
 
@@ -94,12 +94,13 @@ def make(
     if "label" not in run.sizes or run.labels is None:
         raise ValueError('CRD reads the label "label", which the data do not have.')
     teacher = run.previous
+    of_teacher = features_of("CRD", teacher)
     student = Student(encoder, run.sizes["label"])
     of_network = of_student(student)
     classes = by_class(run.labels("label"), run.sizes["label"]) if crd_weight else None
 
     def taught_by(params: Any, stats: Any, images: jax.Array) -> dict[str, jax.Array]:
-        named, _ = teacher.method.features(params, stats, images, False)
+        named, _ = of_teacher(params, stats, images, False)
         for name in ("h", "logits"):
             if name not in named:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """Distillation of a fine-tuned teacher into a student on unlabelled images (SimCLR v2, Chen et al.
 2020, equation 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +11,11 @@ import optax
 
 from cl_jax import losses
 from cl_jax.core.axis import AxisName, total
-from cl_jax.core.method import Aux, Batch, Method, Run, Variables, from_loss
+from cl_jax.core.method import Aux, Batch, Method, Run, Stage, Variables, from_loss
 from cl_jax.core.network import check_no_drop_path
 from cl_jax.views import View, keywords
+
+Features = Callable[[Any, Any, Any, bool], tuple[dict[str, jax.Array], Any]]
 
 
 class Student(nn.Module):
@@ -53,6 +55,18 @@ def check_labelled(what: str, run: Run) -> None:
         )
 
 
+def features_of(what: str, before: Stage) -> Features:
+    """`Method.features` of the stage before, which a stage `what` starts from."""
+    found = before.method.features
+    if found is None:
+        raise ValueError(
+            f"{what} calls the features of the previous stage's method, which has none: its "
+            "parameters alone do not determine them. Expected Method.features; set config.previous "
+            "to a run of another method."
+        )
+    return found
+
+
 def accuracy(logits: jax.Array, labels: jax.Array, axis_name: AxisName) -> jax.Array:
     """The share of the labelled rows of the global batch whose largest logit is their label's; 0
     where no row is labelled."""
@@ -77,7 +91,7 @@ def make(
       weight of the labels' cross-entropy; 0 is soft labels alone.
 
     Raises:
-      ValueError: no teacher, more views than one, data without labels.
+      ValueError: no teacher or one without features, more views than one, data without labels.
     """
     if run.previous is None:
         raise ValueError(
@@ -88,6 +102,7 @@ def make(
         raise ValueError(f"distillation sees one view of each image; the config has {len(views)}.")
     teacher = run.previous
     check_labelled("distillation", run)
+    of_teacher = features_of("distillation", teacher)
     student = Student(encoder, run.sizes["label"])
     features = of_student(student)
 
@@ -102,7 +117,7 @@ def make(
     ) -> tuple[Any, Any, Any]:
         (view,) = inputs
         named, stats = features(params, stats, view, True)
-        taught, _ = teacher.method.features(target.params, target.stats, view, False)
+        taught, _ = of_teacher(target.params, target.stats, view, False)
         if "logits" not in taught:
             raise ValueError(
                 f"the teacher has no logits, only {', '.join(sorted(taught))}; fine-tune it first."

@@ -16,7 +16,7 @@ import optax
 from cl_jax import losses
 from cl_jax.core.errors import of_another_run
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss, trained
-from cl_jax.methods.distill import accuracy, check_labelled
+from cl_jax.methods.distill import accuracy, check_labelled, features_of
 from cl_jax.views import View, keywords
 
 
@@ -39,7 +39,7 @@ def make(
     The labels come from batch["label"]; `encoder` is the previous stage's and not read.
 
     Raises:
-      ValueError: no stage before, more views than one, data without labels.
+      ValueError: no stage before or one without features, more views than one, data without labels.
     """
     if run.previous is None:
         raise ValueError(
@@ -50,11 +50,12 @@ def make(
         raise ValueError(f"fine-tuning sees one view of each image; the config has {len(views)}.")
     check_labelled("fine-tuning", run)
     before, num_classes = run.previous, run.sizes["label"]
+    of_before = features_of("fine-tuning", before)
 
     def features(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
-        named, stats = before.method.features(params["pretrained"], stats, images, train)
+        named, stats = of_before(params["pretrained"], stats, images, train)
         if layer not in named:
             raise ValueError(
                 f"layer={layer!r} is not a feature of the previous stage; have "
@@ -70,7 +71,7 @@ def make(
         params, stats = before.method.evaluated(before.state)
         with of_another_run():
             named = jax.eval_shape(
-                lambda: before.method.features(params, stats, views[0].clean(batch), False)[0]
+                lambda: of_before(params, stats, views[0].clean(batch), False)[0]
             )
         if layer not in named:
             raise ValueError(

@@ -435,10 +435,6 @@ def _codes(
 
 def _moved(run: Run, balance: Balance, by_view: dict[str, jax.Array], memory: Any) -> Any:
     """The memory after the step: both centres, and the step's number."""
-    mask, teacher_patches = by_view["mask"], by_view["teacher_patches"]
-    counted = mask if balance.hidden else jnp.ones_like(mask)
-    shares = counted / jnp.maximum(total(jnp.sum(counted), run.axis_name), 1)
-    mean = total(jnp.einsum("vbl,vblk->k", shares, teacher_patches), run.axis_name)
     return {
         "centre": centres.update(
             memory["centre"],
@@ -447,7 +443,11 @@ def _moved(run: Run, balance: Balance, by_view: dict[str, jax.Array], memory: An
             axis_name=run.axis_name,
         ),
         "patch_centre": centres.update(
-            memory["patch_centre"], mean[None], momentum=balance.momentum
+            memory["patch_centre"],
+            by_view["teacher_patches"],
+            momentum=balance.momentum,
+            where=by_view["mask"] if balance.hidden else None,
+            axis_name=run.axis_name,
         ),
         "step": memory["step"] + 1,
     }

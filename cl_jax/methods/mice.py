@@ -22,7 +22,7 @@ from cl_jax.core.ema import ema_of_params
 from cl_jax.core.keys import batch_key
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
 from cl_jax.core.network import applier, check_no_drop_path
-from cl_jax.core.numerics import unit
+from cl_jax.core.numerics import dots, unit
 from cl_jax.core.parallel import gather, mean
 from cl_jax.encoders.shuffle import shuffle_batch, unshuffle_batch
 from cl_jax.losses import clusters
@@ -192,7 +192,7 @@ def make(
         params: Any, stats: Any, images: jax.Array, train: bool
     ) -> tuple[dict[str, jax.Array], Any]:
         (found, named), stats = apply(params["network"], stats, images, train)
-        logits = unit(found["gate"]) @ gates.T / kappa
+        logits = dots("bd,ed->be", unit(found["gate"]), gates) / kappa
         return named | {"gate": jax.nn.softmax(logits, axis=1), "z": unit(found["gate"])}, stats
 
     def encode(state: State, batch: Batch) -> dict[str, jax.Array]:

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from PIL.Image import Image
 
 import cl_jax
 from cl_jax.checks import diagnosis
 from cl_jax.core import parallel
+from cl_jax.core.method import views_of
 from cl_jax.core.names import some
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.core.paths import user_path
 from cl_jax.data.images import printable
 from cl_jax.data.source import Source, names_of, subset
+from cl_jax.evals import evaluation
 from cl_jax.reports import findings, layouts, page, pictures, sections
 from cl_jax.training import configs, experiment, metrics
 from cl_jax.training.trained import Trained
@@ -236,8 +239,11 @@ def _views(run: Trained, source: Source, figures: dict[str, Any]) -> list[Any]:
     batch["id"] = np.arange(count, dtype=np.int32)
     key = jax.random.key(run.config.seed)
 
+    if evaluation.first_view(method, batch, run.mesh) is None:
+        return []
+
     def drawn(batch: Any, key: Any) -> Any:
-        return [leaf for view in method.views(batch, key) for leaf in jax.tree.leaves(view)]
+        return [leaf for view in views_of(method, batch, key) for leaf in jax.tree.leaves(view)]
 
     found = []
     if "image" in batch:
@@ -253,12 +259,17 @@ def _views(run: Trained, source: Source, figures: dict[str, Any]) -> list[Any]:
     def features(state: Any, batch: Any, key: Any) -> Any:
         params, stats = method.evaluated(state)
         outputs = []
-        for view in method.views(batch, key)[:2]:
+        for view in views_of(method, batch, key)[:2]:
             out, _ = method.features(params, stats, view, False)
-            outputs.append(out["z"] if "z" in out else out["h"])
+            outputs += [out[name] for name in ("z", "h") if name in out][:1]
         return outputs
 
     lifted = parallel.lift(features, run.mesh, (SAME, EACH, SAME), EACH)
+    try:
+        jax.eval_shape(lifted, run.state, batch, key)
+    except Exception as error:  # a task, a masked view: whatever the network makes of it
+        logging.warning("no pairs of views: the network takes no view alone (%s).", error)
+        return found
     pair = [np.asarray(z, np.float32) for z in lifted(run.state, batch, key)]
     if len(pair) < 2 or pair[0].ndim != 2 or pair[0].shape != pair[1].shape:
         return found

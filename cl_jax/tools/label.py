@@ -68,12 +68,16 @@ def label(args: argparse.Namespace) -> int:
     import numpy as np
 
     from cl_jax.data.tables import check_place
-    from cl_jax.evals import few_labels
+    from cl_jax.evals import few_labels, fine_tuned
     from cl_jax.training import trained
 
     check_place(args.out, ".csv")
     given = read_labels(args.labels)
     run = trained.load(args.run, best=args.best)
+    if args.finetune:  # before minutes of embedding
+        (feature,) = run.names(args.feature)
+        variables = run.method.evaluated(run.state)
+        fine_tuned.check(run.method, variables, run.example, feature, run.mesh)
     held = _embeddings(args, run)
     if held is None:
         return 75

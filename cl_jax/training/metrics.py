@@ -27,18 +27,6 @@ from cl_jax.core.names import some
 from cl_jax.training import trackers
 from cl_jax.training import workdir as folder
 
-# What the trainer itself logs beside the metrics of a method.
-RESERVED = (
-    "step",
-    "time",
-    "learning_rate",
-    "epoch",
-    "examples_per_second",
-    "data_wait",
-    "mfu",
-    "skipped_steps",
-)
-
 
 class Metrics:
     """The log of one run. Process 0 writes, the others stay silent.

@@ -28,7 +28,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -378,17 +377,24 @@ def _sources() -> list[str]:
 
 @functools.cache  # what is imported stays as it is, and a walk takes a while on a network disk
 def _libraries() -> tuple[str, ...]:
-    """Versions of all that is installed; names, sizes and times of the files of LIBRARIES.
+    """All that is installed, by version; names, sizes and times of the files of LIBRARIES.
 
     Raises:
       Refused: one of them changed after this process began.
     """
-    found = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
+    found = _installed()
     for name in LIBRARIES:
         for path, status in sorted(_files(Path(_roots()[name]))):
             _check_age(path, status)
             found.append(f"{path} {status.st_size} {status.st_mtime_ns}")
     return tuple(found)
+
+
+def _installed() -> list[str]:
+    """The folders "NAME-VERSION.dist-info" of packages; to read what is in them takes 0.15 s."""
+    folders = [folder for folder in sys.path if os.path.isdir(folder)]
+    names = [name for folder in folders for name in os.listdir(folder)]
+    return sorted(name for name in names if name.endswith((".dist-info", ".egg-info")))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

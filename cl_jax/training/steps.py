@@ -18,12 +18,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cl_jax.core import heap, parallel, sharded
-from cl_jax.core.method import EncodeAll, Method, State, Target
+from cl_jax.core.logs import RESERVED
+from cl_jax.core.method import EncodeAll, Method, State, Target, check_metrics
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
 from cl_jax.training.experiment import Built, fields_of, loading_of
-from cl_jax.training.metrics import RESERVED
 
 IN_FLIGHT = 3  # host batches that may wait on the device for their step
 Metrics = dict[str, jax.Array]
@@ -257,16 +257,17 @@ class Stepper:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a step does on each device with its rows."""
+    """What a step does on each device with its rows. method: its name, for messages."""
 
     advance: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]
     guard: bool
+    method: str = ""
 
     def update(
         self, state: State, batch: dict[str, jax.Array], key: jax.Array, expected: jax.Array
     ) -> tuple[State, Metrics]:
         after, metrics = self.advance(state, batch, jax.random.fold_in(key, state.step))
-        _check_metrics(metrics)
+        _check_metrics(metrics, self.method)
         check_state(state, after, "a step")
         # A State that stood still would be taken for one after a step that failed.
         after = dataclasses.replace(after, step=state.step + 1)
@@ -304,10 +305,13 @@ class Step:
 
 def step_of(method: Method, config: ConfigDict) -> Step:
     """The step of a method under a config."""
-    return Step(method.update, guard=config.nonfinite != "ignore")
+    return Step(
+        method.update, config.nonfinite != "ignore", config.get("method", {}).get("name", "")
+    )
 
 
-def _check_metrics(metrics: Metrics) -> None:
+def _check_metrics(metrics: Metrics, method: str) -> None:
+    check_metrics(metrics, f"the method {method}" if method else "the method")
     for name, value in metrics.items():
         if name in RESERVED:
             raise ValueError(

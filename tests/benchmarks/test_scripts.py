@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
@@ -80,6 +81,45 @@ def test_every_name_of_the_package_that_a_script_uses_is_there(path):
             )
 
 
+# About a second each in this process, which has imported jax already.
+QUICK = {
+    "kmeans": ["--small", "--repeats=1"],
+    "layers": ["--small", "--repeats=1"],
+    "headline_losses": ["--rows=16", "--width=8", "--seconds=0.001", "--losses=nt_xent"],
+    "reading": ["--small"],
+    "cost_curves": ["--small", "--repeats=1", "--curves=files,state"],
+    "throughput": ["--small", "--repeats=1", "--cases=vit_b16", "--layers", "--no-peer"],
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_measuring_part_of_a_script_runs(name, tmp_path, monkeypatch):
+    """Their small forms are slow tests: a call that changed its form would be missed for days."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = __import__(name)
+    monkeypatch.setattr(script._timing, "prepare", lambda *_: "")  # jax has begun
+    whole = getattr(script, "config_of", None)
+
+    def tiny(*given, **settings):
+        config, _ = whole(*given, **settings)
+        config.devices = config.dispatch_steps = 1
+        config.batch_size = config.data.train_size = 4
+        config.data.image_size = 8
+        config.encoder = ConfigDict(dict(name="tests.benchmarks.linear", dtype="float32"))
+        config.views.both = dict(name="crop_flip", crop="none", size=8, copies=2)
+        return config, 8
+
+    if whole is not None:
+        monkeypatch.setattr(script, "config_of", tiny)
+    pictures = [f"--pictures={tmp_path}"] * (name == "cost_curves")
+    script.main([*QUICK[name], *pictures, f"--out={tmp_path / 'record'}"])
+    assert {"machine", "versions"} <= json.loads((tmp_path / "record.json").read_text()).keys()
+    if name == "throughput":
+        (found,) = json.loads((tmp_path / "record.json").read_text())["cases"]
+        parts = {"augmentation", "forward", "forward and backward", "step", "step, from the host"}
+        assert found["rows"].keys() == parts and found["layers"][0]["stage"] == "h"
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem
 )
@@ -98,14 +138,8 @@ def test_a_path_of_the_command_line(monkeypatch):
         _timing.given_path("gs://b/x")
 
 
-# Seconds each; the others, a training run or a sweep, with `-m slow`.
-SHORT = {"losses"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_small_form(name, tmp_path):
     has = name in ("speedrun_cifar10", "accelerator")
     workdir = [f"--workdir={tmp_path}"] if has else []

@@ -349,7 +349,7 @@ def tiny(kind):
     "kind, wanted",
     [
         ("InfoNCE", HEALTHY),
-        ("no negatives, no stop-gradient", COLLAPSED),
+        pytest.param("no negatives, no stop-gradient", COLLAPSED, marks=pytest.mark.slow),
         ("batch mean", LEAKING),
         pytest.param("constant", COLLAPSED, marks=pytest.mark.slow),
         pytest.param("temperature 1000", CHANCE, marks=pytest.mark.slow),

@@ -50,7 +50,13 @@ def test_the_bound_is_rounding_and_no_more(healthy):
         assert 1e-7 < bound / healthy.magnitudes[name] < 2e-5, name
 
 
-@pytest.mark.parametrize("fault", small.FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [  # the second leaves the loss as it is
+        pytest.param(fault, marks=() if fault == small.FAULTS[1] else pytest.mark.slow)
+        for fault in small.FAULTS
+    ],
+)
 def test_a_planted_fault_is_found(fault):
     record = verify.compare(
         lambda devices, seed: runner(devices, fault if devices > 1 else None)(seed), (1, 2), "small"

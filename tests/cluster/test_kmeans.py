@@ -164,7 +164,7 @@ def test_errors():
 
 
 @pytest.mark.parametrize("start", ["rows", pytest.param("spread", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("limit", [None, 10])
+@pytest.mark.parametrize("limit", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_devices_find_the_clusters_of_one(start, limit):
     x = blobs(spread=0.3)[:237]  # no number of devices divides them
     settings = dict(iterations=4, restarts=2, start=start, max_points_per_centroid=limit)

@@ -1,6 +1,7 @@
 """`from_loss`: pieces of a batch on any number of devices, and what it refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from cl_jax.training.steps import stepper
 from tests import small
 
 
+@functools.cache
 def losses_of(devices, micro_batches):
     config = small.config(devices)
     built = small.built(devices, micro_batches=micro_batches)
@@ -24,7 +26,7 @@ def losses_of(devices, micro_batches):
     return np.array(found), np.asarray(state.params["w"]), np.asarray(state.stats["mean"])
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_pieces_are_the_same_examples_on_any_number_of_devices(devices):
     """The method's statistics are of a piece, as batch norm's; contiguous pieces would differ."""
     for ours, theirs in zip(losses_of(devices, 2), losses_of(1, 2)):

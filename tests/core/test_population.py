@@ -229,6 +229,25 @@ def test_begin_is_of_each_vmapped_member():
     )
 
 
+@pytest.mark.parametrize("form", ["unrolled", "vmapped"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_member_without_what_a_guard_reads_is_one_sentence(form, name):
+    def make(temperature):
+        whole = method(temperature)
+
+        def update(state, batch, key):
+            after, metrics = whole.update(state, batch, key)
+            return after, {key: x for key, x in metrics.items() if key != name}
+
+        return populations.dataclasses.replace(whole, update=update)
+
+    one = dict(temperature=1.0)
+    group = population({"a": make(1.0)}) if form == "unrolled" else vmapped(make, [one], ["a"])
+    state = jax.eval_shape(group.init, KEY, BATCH)
+    with pytest.raises(ValueError, match=f'member of the population .*expected "{name}" among'):
+        jax.eval_shape(group.update, state, BATCH, KEY)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

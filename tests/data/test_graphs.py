@@ -46,6 +46,7 @@ def test_a_tu_folder(tmp_path):
         ([2, 2], [(0, 1)]),
     ]
     np.testing.assert_array_equal(source.arrays["label"], [0, 1, 0])
+    assert source.classes == {}  # a class "-1" would be read as none from a table
     np.testing.assert_array_equal(source.arrays["nodes"], [3, 4, 2])
     np.testing.assert_array_equal(source.arrays["edges"], [3, 4, 1])
     assert source.sizes == {"node": 4, "nodes": 5, "edges": 5, "label": 2}
@@ -208,8 +209,20 @@ def test_a_list_of_edges(tmp_path):
     source = graphs.make(**given).train
     assert _rows(source) == [([1, 1], [(0, 1)]), ([2, 1, 1], [(0, 1), (0, 2)])]
     np.testing.assert_array_equal(source.arrays["label"], [0, 1])
+    assert source.classes == {"label": ("0", "1")}
     bare = graphs.make(path=given["path"]).train
+    assert bare.classes == {}
     assert bare.sizes == {"node": 2, "nodes": 4, "edges": 3}
+
+
+def test_labels_as_words_are_the_names_of_the_classes(tmp_path):
+    edges = "".join(f"g{i} a b\n" for i in range(4)) + "bare a a\n"
+    labels = "g0,toxic\ng1,safe\ng2,safe\ng3,toxic\nbare,unknown\n"
+    given = _files(tmp_path, edges=edges, labels=labels)
+    for part in graphs.make(**given, folds=2, on_error="skip")[:2]:
+        assert part.classes == {"label": ("safe", "toxic")} and part.sizes["label"] == 2
+    kept = graphs.make(**given, on_error="keep").train
+    assert kept.classes == {"label": ("safe", "toxic", "unknown")}
 
 
 def test_other_edges_have_the_labels_and_tags_beside_them(tmp_path):

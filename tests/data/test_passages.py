@@ -89,6 +89,7 @@ def test_embedded_sentences_know_their_package(tmp_path):
     source = splits.more["classify/origin"]
     assert len(splits.train.arrays["passage"]) == 40 and source.sizes["label"] == 2
     assert set(source.arrays["label"]) == {0, 1}
+    assert source.classes == {"label": ("optax", "flax")} and len(source.names) == source.size
 
 
 def test_documents_are_the_sentences_of_a_package_in_order():

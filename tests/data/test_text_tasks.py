@@ -39,6 +39,9 @@ def test_sentences_with_classes_are_sources_by_set(tmp_path):
         "classify/TREC/test": [1],
     }
     assert more["classify/TREC"].sizes["label"] == 2
+    for part in ("", "/test"):
+        one = more[f"classify/TREC{part}"]
+        assert one.classes == {"label": ("HUM", "LOC")} and len(one.names) == one.size
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     written(tasks / "TREC.tsv", [row[1:] for row in table if row[0] in ("set", "TREC")])

@@ -44,7 +44,7 @@ def prepared(tmp_path_factory):
                 {
                     "image": tfds.features.Image(shape=shape),
                     "note": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(num_classes=3),
+                    "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
                 }
             )
             return self.dataset_info_from_configs(features=features)
@@ -77,6 +77,7 @@ def prepared(tmp_path_factory):
 def test_a_set_of_one_size(prepared, cache_bytes):
     splits = ours.make(dataset="tiny_grey", data_dir=prepared, cache_bytes=cache_bytes)
     assert (splits.train.size, splits.test.size) == (9, 6) and splits.train.sizes == {"label": 3}
+    assert splits.test.classes == {"label": ("ant", "bee", "cat")}
     assert (splits.train.arrays is None) == (cache_bytes == 0)
     seen = []
     for i in range(9):

@@ -34,11 +34,13 @@ def test_a_film_is_cut_into_pieces_and_its_rest_is_left_out(tmp_path):
     assert grey(data.train) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert grey(data.test) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert data.train.arrays["clip"].shape == (2, 4, 4, 4, 3)
+    assert data.train.names == ["train/a.npy#1", "train/a.npy#2"]
+    assert data.test.names == ["test/b#1", "test/b#2"]
     assert data.train.arrays["video"].tolist() != data.test.arrays["video"].tolist()
     sparse = video.make(path=str(tmp_path), frames=2, every=3, image_size=4, channels=1)
     assert grey(sparse.train) == [[0, 3]] and grey(sparse.test) == [[0, 3]]
     spread = video.make(path=str(tmp_path), frames=3, sampling="spread", image_size=4)
-    assert grey(spread.train) == [[0, 4, 7]]
+    assert grey(spread.train) == [[0, 4, 7]] and spread.train.names == ["train/a.npy"]
 
 
 def test_sub_folders_are_labels_and_a_hash_divides(tmp_path):
@@ -100,6 +102,8 @@ def test_the_last_clips_of_one_film_are_the_test_part(tmp_path):
     array(tmp_path / "film.npy", 20)
     data = video.make(path=str(tmp_path), frames=2, image_size=4, test_share=0.2)
     assert grey(data.test) == [[16, 17], [18, 19]] and data.train.size == 8
+    names = [*data.train.names, *data.test.names]
+    assert names == [f"film.npy#{i}" for i in range(1, 11)]
 
 
 def test_captions_of_films(tmp_path):

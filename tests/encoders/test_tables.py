@@ -42,7 +42,7 @@ def _names(pattern):
     those that differ from others in one number alone, with `-m slow`."""
     return [
         pytest.param(name, marks=pytest.mark.slow)
-        if re.search(r"resnet\d{3}|resnet34_|byol_resnet50_4x", name)
+        if re.search(r"resnet\d{3}|resnet34_|byol_resnet50_[24]x", name)
         else name
         for name in sorted(MODELS)
         if re.fullmatch(pattern, name)
@@ -221,14 +221,13 @@ def test_predictors():
 
 
 @pytest.mark.parametrize(
-    "width, stem", [(0.5, 64), pytest.param(1, 64, marks=pytest.mark.slow), (2, 64)]
+    "depth, width",
+    [(10, 0.5), (10, 2), *(pytest.param(50, x, marks=pytest.mark.slow) for x in (0.5, 1, 2))],
 )
-def test_cmc_resnets_keep_their_stem(width, stem):
-    features, _, _ = _shapes(resnet.make(depth=50, width=width, stem_width=stem), 1, 224, 224, 2)
-    assert features["stem"].shape == (1, 56, 56, 64) and features["h"].shape == (
-        1,
-        int(2048 * width),
-    )
+def test_cmc_resnets_keep_their_stem(depth, width):
+    features, _, _ = _shapes(resnet.make(depth=depth, width=width, stem_width=64), 1, 224, 224, 2)
+    widest = int((2048 if depth == 50 else 512) * width)
+    assert features["stem"].shape == (1, 56, 56, 64) and features["h"].shape == (1, widest)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

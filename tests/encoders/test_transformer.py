@@ -168,7 +168,7 @@ def test_the_mask_is_an_argument():
     assert np.abs(one[1, 2] - other[1, 2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("style", ["bert", "t5"])
+@pytest.mark.parametrize("style", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
 def test_dropout_is_each_examples_own(style):
     network, variables = built(style=style, dropout=0.3, depth=1)
     keys = jax.random.split(jax.random.key(1), 3)

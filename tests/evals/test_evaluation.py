@@ -143,6 +143,11 @@ def test_the_mesh_of_a_slice_is_in_order_of_its_processes(monkeypatch):
             "further source of the data 'sts', which is missing; there are none",
         ),
         ({"knn": knn.make()}, {"best": "knn/top2"}, "did you mean 'knn/top1'"),
+        (
+            {"x": Evaluator(lambda given: {}, better={"epoch": 1})},
+            {},
+            "evals.protocols.x measures 'epoch', .* such as 'x/epoch'",
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_the_first_step(evaluators, changes, says):
@@ -325,6 +330,27 @@ def test_evaluators_of_further_sources_are_left_out_where_there_are_none(caplog)
             runner.check(state)
 
 
+def test_figures_that_the_log_cannot_hold_are_named_and_the_others_are_kept(caplog):
+    figures = {"step": 7, "time": 1.0, "bad/word": "high", "bad/none": None, "bad/row": np.ones(2)}
+    evaluators = {
+        "bad": Evaluator(lambda given: figures | {"bad/top1": np.float32(0.5)}),
+        "silent": Evaluator(lambda given: None),
+        "good": Evaluator(lambda given: {"good/top1": 1.0}, baseline=lambda given: {"mfu": 1.0}),
+    }
+    runner, state = evaluation(evaluators)
+    found = runner.measure(state)
+    assert found.keys() == {"bad/top1", "good/top1", "eval_seconds"} and found["bad/top1"] == 0.5
+    for name in ("step", "time"):
+        assert f"evals.protocols.bad measures '{name}', the name of what the trainer logs" in (
+            caplog.text
+        )
+    for name, shown in (("word", "'high'"), ("none", "None"), ("row", "array")):
+        assert f"evals.protocols.bad: bad/{name} is {shown}" in caplog.text
+    assert "evals.protocols.silent returned a NoneType" in caplog.text
+    assert runner.baselines(state).keys() == {f"untrained/{n}/top1" for n in ("bad", "good")}
+    assert "evals.protocols.good measures 'mfu'" in caplog.text
+
+
 def test_figures_that_are_nan_are_left_out(caplog):
     bad = Evaluator(lambda given: {"bad/loss": np.nan, "bad/other": 1.0})
     runner, state = evaluation({"bad": bad})
@@ -460,3 +486,18 @@ def test_of_several_pictures_on_one_channel_axis_the_first_is_drawn():
         source = from_arrays("aligned", {"image": image[..., :channels]}, {})
         found = neighbours._images(source, np.array([[1, 0]]))
         np.testing.assert_array_equal(found, image[None, ::-1, ..., :shown])
+
+
+@pytest.mark.parametrize(
+    ("views", "says"),
+    [
+        (lambda batch, key: {"one": batch["image"]}, "the method's views returned a dict"),
+        (lambda batch, key: None, "the method's views returned a NoneType"),
+        (lambda batch, key: [], "the method's views returned no view"),
+        (lambda batch, key: [batch["moved"]], "the method's views read 'moved'"),
+    ],
+)
+def test_views_that_cannot_be_drawn_cost_their_figures_alone(views, says, caplog):
+    runner, _ = evaluation({})
+    runner.method = dataclasses.replace(runner.method, views=views)
+    assert runner._viewed is None and says in caplog.text

@@ -1,5 +1,7 @@
 """The augmented probe: its settings and its examples. What it computes: `test_linear.py`."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -28,3 +30,14 @@ def test_it_says_what_it_needs_and_which_way_is_better():
     found = linear_augmented.make(label="kind")
     assert found.needs.labels == ("kind",) and found.needs.fields == ("image",)
     assert found.when == "asked" and found.better == {"linear/augmented/top1": 1}
+
+
+@pytest.mark.parametrize(
+    ("features", "clean", "recipes", "words"),
+    [(None, abs, (), "has no features"), (abs, None, (), "has no clean"), (abs, abs, (), "none")],
+)
+def test_a_method_without_augmented_images_is_one_sentence(features, clean, recipes, words):
+    method = types.SimpleNamespace(features=features, clean=clean)
+    given = types.SimpleNamespace(method=method, recipes=recipes, data=(None, None))
+    with pytest.raises(ValueError, match=f"augmented images, and this one .*{words}"):
+        linear_augmented.make().measure(given)

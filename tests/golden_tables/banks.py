@@ -424,6 +424,7 @@ def _mice_elbo(case):
             case["gating_prototype"],
             experts,
             temperature=case["tau"],
+            released_gradient=True,
         )
         return clusters.mice_of_terms(terms), terms
 

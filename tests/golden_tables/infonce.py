@@ -18,14 +18,27 @@ queue_logits = as_given(queue_logits)
 RANK = "rank"
 
 
+def released_unit(x: jax.Array, eps: float) -> jax.Array:
+    """Unit rows with the authors' gradient of a row shorter than eps, that of x / eps; our losses
+    give such a row none."""
+    return unit(x, eps, short_gradient=True)
+
+
+def _hidden_rows(case: Case, hidden: jax.Array) -> jax.Array:
+    return released_unit(hidden, 1e-6) if case["hidden_norm"] else hidden
+
+
 def nt_xent(case: Case) -> dict:
-    shared = {"temperature": case["temperature"], "normalise": bool(case["hidden_norm"])}
+    shared = {"temperature": case["temperature"]}
 
     def loss(hidden):
-        return infonce.nt_xent(*jnp.split(hidden, 2), sum_directions=True, **shared)
+        rows = _hidden_rows(case, hidden)
+        return infonce.nt_xent(*jnp.split(rows, 2), sum_directions=True, normalise=False, **shared)
 
     value, grads = case.grad(loss, "hidden")
-    ab = infonce.nt_xent_logits(*jnp.split(case["hidden"], 2), **shared)
+    ab = infonce.nt_xent_logits(
+        *jnp.split(case["hidden"], 2), normalise=bool(case["hidden_norm"]), **shared
+    )
     return {"loss": value, **grads, "logits_ab": ab.logits, "labels": _one_hot(ab)}
 
 
@@ -44,7 +57,10 @@ def nt_xent_on_replicas(case: Case) -> dict:
 
     def loss(hidden):
         def replica(hidden):
-            return infonce.nt_xent(*jnp.split(hidden, 2), sum_directions=True, **shared)
+            rows = _hidden_rows(case, hidden)
+            return infonce.nt_xent(
+                *jnp.split(rows, 2), sum_directions=True, **shared | {"normalise": False}
+            )
 
         return jax.vmap(replica, axis_name=RANK, out_axes=None)(hidden)
 
@@ -71,10 +87,15 @@ def moco(case: Case) -> dict:
 
     def step(memory, batch):
         q, k = batch
-        value, grad = jax.value_and_grad(infonce.info_nce)(
-            q, k, memory.rows, temperature=case["temperature"]
-        )
         unit_q, unit_k = unit(q), unit(k)
+
+        def loss(q):
+            q = released_unit(q, 1e-12)
+            return infonce.info_nce(
+                q, unit_k, memory.rows, temperature=case["temperature"], normalise=False
+            )
+
+        value, grad = jax.value_and_grad(loss)(q)
         logits = queue_logits(unit_q, unit_k, memory.rows, temperature=case["temperature"])
         memory = queues.enqueue(memory, unit_k)
         return memory, (value, grad, logits, memory.rows.T, memory.pointer)
@@ -92,11 +113,14 @@ def moco(case: Case) -> dict:
 
 def moco_v3(case: Case) -> dict:
     """One direction: both, of the same arrays, are twice it."""
-    loss, grads = case.grad(
-        lambda q: infonce.moco_v3(q, q, case["k"], case["k"], temperature=case["temperature"]) / 2,
-        "q",
-    )
-    return {"loss": loss, **grads}
+    k = unit(case["k"])
+
+    def loss(q):
+        q = released_unit(q, 1e-12)
+        return infonce.moco_v3(q, q, k, k, temperature=case["temperature"], normalise=False) / 2
+
+    value, grads = case.grad(loss, "q")
+    return {"loss": value, **grads}
 
 
 def moco_v3_on_ranks(case: Case) -> dict:

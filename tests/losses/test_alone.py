@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cl_jax
 
 # jax, what jax itself requires, and numpy.
@@ -36,6 +38,7 @@ print(len(names), "modules")
 """
 
 
+@pytest.mark.slow  # tests/test_imports.py looks at what is imported
 def test_in_an_environment_of_jax_and_numpy(tmp_path):
     """A folder of links to those packages is all that the interpreter can import from."""
     for name in PACKAGES:

@@ -243,6 +243,27 @@ def test_w_mse_parity_over_devices():
     assert_parity(loss, (np.moveaxis(pair(rows=16, width=3), 0, 1),), (True,), f32=1e-5)
 
 
+@pytest.mark.parametrize("width", [3, 40])
+def test_the_released_gradient_is_divided_by_the_devices(width):
+    a, b = pair(width=width)
+
+    def step(a, b, released):
+        loss = partial(module.barlow_twins, released_gradient=released, axis_name="d")
+        return jax.value_and_grad(loss)(a, b)
+
+    @jax.jit
+    def both(*views):
+        shards = [x.reshape(4, 2, width) for x in views]
+        return [
+            jax.vmap(partial(step, released=released), axis_name="d")(*shards)
+            for released in (False, True)
+        ]
+
+    ours, theirs = both(a, b)
+    np.testing.assert_array_equal(theirs[0], ours[0])
+    np.testing.assert_allclose(theirs[1], ours[1] / 4, rtol=1e-5, atol=1e-9)
+
+
 def test_local_moments_depend_on_the_devices():
     a, b = jnp.asarray(pair(rows=8, width=3))
 

@@ -107,6 +107,17 @@ def mochi_arguments(b=4, k=9, d=3, s=5, u=2, hard=4):
     return data(b, d), data(b, d, seed=1), data(k, d, seed=2), draws, hard
 
 
+def test_distinct_pairs_are_of_two_negatives_and_all_alike():
+    draw = partial(hardness.draw_mixtures, jax.random.key(0), np.arange(2), num_query=1)
+    pairs = draw(num_hard=3, num_pairs=1200, distinct=True).pairs
+    for row in np.asarray(pairs):
+        counts = np.bincount(3 * row[:, 0] + row[:, 1], minlength=9).reshape(3, 3)
+        assert (np.diag(counts) == 0).all()
+        assert (np.abs(counts[~np.eye(3, dtype=bool)] - 200) < 60).all()  # 4.6 deviations
+    with pytest.raises(ValueError, match="num_hard is 1 and distinct is True"):
+        draw(num_hard=1, num_pairs=1, distinct=True)
+
+
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_mochi_of_loops(block_size):
     q, k, queue, draws, hard = mochi_arguments()

@@ -110,6 +110,30 @@ def test_info_nce_is_the_formula(block_size):
     )
 
 
+def test_decoupled_is_the_loss_without_its_positive_below():
+    """log(e^p + sum) - p is the softplus of log(sum) - p."""
+
+    @jax.jit
+    def both(q, k, queue):
+        rows = partial(infonce.info_nce_rows, q, k, temperature=0.5)
+        given = (
+            {"block_size": 3},
+            {"symmetric": True},
+            {"negatives": queue, "valid": VALID},
+            {"negatives": queue, "in_batch": True},
+            {"negatives": OWN},
+        )
+        return [(rows(**one), rows(**one, decoupled=True)) for one in given], rows(
+            negatives=queue, valid=VALID & False, decoupled=True
+        )
+
+    with jax.enable_x64(True):
+        pairs, without = both(A, B, QUEUE)
+        for coupled, decoupled in pairs:
+            np.testing.assert_allclose(jax.nn.softplus(decoupled), coupled, rtol=1e-12)
+        np.testing.assert_array_equal(without, 0)
+
+
 def test_moco_v3_and_n_pair_are_their_formulas():
     with jax.enable_x64(True):
         ours = module.moco_v3(A, B, C, QUEUE[:7], temperature=0.2)
@@ -344,6 +368,7 @@ def test_errors():
         (lambda: nce(a, a, jnp.ones((3, 5, 3))), r"negatives has shape \(3, 5, 3\).*b = 4"),
         (lambda: nce(a, a, in_batch=False), "in_batch is False and negatives are None"),
         (lambda: nce(a, a, a, symmetric=True), "symmetric is True and negatives are given"),
+        (lambda: nce(a[:1], a[:1], decoupled=True), "1 example and decoupled is True"),
         (lambda: nce(a, a, own=jnp.arange(4)), "without negatives"),
         (lambda: nce(a, a, a, own=jnp.arange(3)), r"own has shape \(3,\)"),
         (lambda: nce(a, a, a, own=jnp.ones(4)), "own has dtype float32; expected integers"),

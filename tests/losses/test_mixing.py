@@ -172,7 +172,7 @@ def test_mixup_of_inputs_equals_loops():
 @pytest.mark.parametrize("weight", [0.5, 0.75, 0.99, 1.0])
 def test_cutmix_equals_loops(centre, weight):
     height, width = 6, 7
-    box, left = module.cutmix_box(jnp.float32(weight), np.array(centre), height, width)
+    box, left = module.cutmix_box(weight, np.array(centre), height, width)
     inside = np.zeros((height, width), bool)
     for axis, size in enumerate((height, width)):
         half = int(size * np.sqrt(1 - weight)) // 2

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
+from cl_jax.core.sharded import Sharded
 from cl_jax.losses import nce
 from tests.losses.compiled import as_given, compiled
 from tests.losses.parity import assert_parity, unit
@@ -346,6 +348,65 @@ def test_devices_softmax():
         )
 
     assert_parity(loss, (query, other, bank, other_bank, indices), (True, True, False, False, True))
+
+
+def test_an_image_outside_of_the_bank_counts_as_zero_on_any_number_of_devices():
+    query, bank, indices = data()
+    given = indices.copy()
+    given[1, 0], given[5, 0], given[2, 3] = -1, N, N + 3
+    ids = given[:, 0]
+
+    def losses(query, bank, given, ids, axis_name=None):
+        knobs = {"temperature": 0.3, "axis_name": axis_name}
+        start = nce.init_normalizer(dtype=float)
+        value, after = nce.nce(query, bank, given, start, **knobs)
+        outside = jnp.full_like(given, -1)
+        nothing, unmoved = nce.nce(query, bank, outside, start, **knobs)
+        return (
+            nce.bank_logits(query, bank, given, **knobs),
+            jnp.stack(
+                [
+                    value,
+                    after.log_z,
+                    nce.bank_softmax(query, bank, given, **knobs),
+                    nce.full_bank_softmax(query, bank, ids, **knobs),
+                    nothing,
+                    1.0 * unmoved.batches,
+                ]
+            ),
+        )
+
+    logits, one = jax.jit(losses)(query, bank, given, ids)
+    held = np.delete(np.arange(B), [1, 5])
+    assert logits[1, 0] == logits[5, 0] == logits[2, 3] == 0
+    some = np.array(logits)[held]
+    z = N * np.exp(some).mean()
+    p, noise = np.exp(some) / z, K / N + 1e-7
+    rows = np.log(p[:, 0] / (p[:, 0] + noise)) + np.log(K / N / (p[:, 1:] + noise)).sum(1)
+    every = query[held] @ bank.T / 0.3
+    own = every[np.arange(6), ids[held]]
+    expected = [
+        -rows.sum() / B,
+        np.log(z),
+        (np.log(np.exp(some).sum(1)) - some[:, 0]).sum() / B,
+        (np.log(np.exp(every).sum(1)) - own).sum() / B,
+        0,
+        0,
+    ]
+    np.testing.assert_allclose(one, expected, rtol=1e-9)
+
+    split, whole = PartitionSpec("i"), PartitionSpec()
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    two = jax.shard_map(
+        lambda *args: losses(*args, axis_name="i"),
+        mesh=mesh,
+        in_specs=split,
+        out_specs=(split, whole),
+        check_vma=False,
+    )
+    rows = Sharded(jnp.pad(bank, ((0, 1), (0, 0))), N, 2)
+    for a, b in zip(jax.jit(two)(query, rows, given, ids), (logits, one)):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_errors():

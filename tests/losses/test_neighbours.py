@@ -61,9 +61,9 @@ def test_equals_loops(form):
 @pytest.mark.parametrize("form, chance", [("rows", 6), ("both", 6), ("nt_xent", 11)])
 def test_equal_rows_give_chance(form, chance):
     same = np.ones((6, 3), np.float32)
-    np.testing.assert_allclose(
-        module.nnclr(same, same, same, same, **T, form=form), np.log(chance), rtol=1e-6
-    )
+    for decoupled in (False, True):  # one below the line less
+        loss = module.nnclr(same, same, same, same, **T, form=form, decoupled=decoupled)
+        np.testing.assert_allclose(loss, np.log(chance - decoupled), rtol=1e-6)
 
 
 def test_finds_the_row_of_the_largest_cosine():

@@ -18,6 +18,9 @@ import pytest
 
 import cl_jax.losses
 from cl_jax import memory
+from cl_jax.cluster import dbscan, whitening
+from cl_jax.heads.prototypes import Prototypes
+from cl_jax.heads.weight_norm import WeightNormDense
 from cl_jax.losses import calm, nce
 from cl_jax.memory import bank, centre, crop_queue, hybrid, prototypes, queue
 
@@ -857,6 +860,65 @@ def products(jaxpr):
         ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 yield from products(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: whitening.moments(x).scatter,
+        lambda x: whitening.apply(whitening.Whitening(x[0], jnp.ones((5, 3))), x),
+        lambda x: dbscan.nearest(x, 2),
+        lambda x: Prototypes(7).init_with_output(jax.random.key(0), x)[0],
+        lambda x: WeightNormDense(7).init_with_output(jax.random.key(0), x)[0],
+    ],
+    ids=["moments", "whiten", "nearest", "prototypes", "weight_norm"],
+)
+def test_products_of_float32_beside_the_losses_stay_float32(f):
+    """Forward, and backward where there is a gradient: scores that are divided by a temperature,
+    exact ranks, small eigenvalues."""
+
+    def step(x):
+        out, transpose = jax.vjp(f, x)
+        real = jnp.issubdtype(out.dtype, jnp.floating)
+        return transpose(out) if real else out
+
+    found = list(products(jax.make_jaxpr(step)(made("b d", 0)).jaxpr))
+    assert found
+    for product in found:
+        assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.array, jnp.float32])
+def test_a_setting_may_be_any_kind_of_number(number):
+    """Of those whose value chooses what is computed. Nothing is compiled."""
+    z, views = made("b d", 0), made("v b d", 0)
+    order = np.arange(6)[None]
+    one, half, small = (number(x) for x in (1.0, 0.5, 1e-4))
+
+    def every(z):
+        return (
+            losses.soft_labels(z, z, temperature=1.0, alpha=one).loss,
+            losses.w_mse(jnp.stack([z, z]), order, group_size=3, eps=small),
+            losses.hcl(z, z, temperature=0.5, beta=half, tau_plus=half),
+            losses.inva_spread(z, z, temperature=0.5, negative_weight=half),
+        )
+
+    jax.eval_shape(every, z)
+    for name, value in (("beta", -1.0), ("tau_plus", 1.0)):
+        with pytest.raises(ValueError, match=f"{name} is "):
+            losses.hcl(z, z, temperature=0.5, **{name: number(value)})
+    with pytest.raises(ValueError, match="group_size is 3 for embeddings of 5 features"):
+        losses.w_mse(views, order, group_size=3, eps=number(0.0))
+    with pytest.raises(ValueError, match="but labels is None"):
+        losses.soft_labels(z, z, temperature=1.0, alpha=number(0.5))
+
+
+def test_a_traced_setting():
+    z, labels = made("b d", 0), np.arange(6)
+    spcl = partial(losses.spcl, z, z, labels, labels, temperature=0.1, num_labels=6)
+    assert jax.eval_shape(lambda eps: spcl(eps=eps), 1e-6).shape == ()
+    with pytest.raises(ValueError, match="negative_weight is traced; expected a number"):
+        jax.eval_shape(lambda m: losses.inva_spread(z, z, temperature=0.5, negative_weight=m), 1.0)
 
 
 @pytest.mark.parametrize("block_size", [0, 4])

@@ -79,6 +79,23 @@ def test_a_generated_image_without_a_label_is_a_negative_alone():
     np.testing.assert_array_equal(grad[2:], 0)
 
 
+@pytest.mark.parametrize("number", [0, 8, -1])
+def test_a_class_that_there_is_not_makes_the_loss_nan(number):
+    """A label of -1 is none; a cluster or an assignment of -1 is wrong."""
+    y, nan = np.array([0, 1, 2, 3, 4, 5, 6, number]), number == 8
+    two_c = jax.jit(partial(generation.two_c, temperature=1.0))
+    tsc = jax.jit(partial(targeted.tsc, FLAT, Z[:, 1], QUEUE, temperature=0.2))
+
+    def proto(y):
+        clustering = clusters.Clustering(TARGETS, np.ones(8), y, np.array([7]))
+        return clusters.proto_nce(FLAT, clustering)
+
+    assert np.isnan(two_c(FLAT, TARGETS, y)) == nan
+    assert np.isnan(tsc(y, QUEUE_LABELS, TARGETS, np.arange(8))) == nan
+    assert np.isnan(tsc(np.arange(8), QUEUE_LABELS, TARGETS, y)) == (number != 0)
+    assert np.isnan(jax.jit(proto)(y)) == (number != 0)
+
+
 def test_cross_entropies_leave_unlabelled_rows_out():
     logits = RNG.normal(size=(8, 3))
     y = np.array([0, 1, 2, 0, -1, -1, -100, -1])
@@ -105,6 +122,8 @@ def test_centroids_and_spcl_leave_unlabelled_rows_out():
     spcl = jax.jit(partial(clusters.spcl, temperature=0.1, num_labels=2))
     rows, few = (spcl(FLAT[:n], FLAT, y, np.arange(n)) for n in (8, 4))
     np.testing.assert_allclose(rows, few / 2, rtol=1e-5)
+    outside = np.array([7, 6, 5, 4, 8, -1, 9, -9])  # the same program, the last row labelled
+    np.testing.assert_allclose(spcl(FLAT, FLAT[::-1], y[::-1], outside), rows, rtol=1e-5)
 
 
 def test_the_numbers_given_are_unique_over_devices_and_fit_small_types():

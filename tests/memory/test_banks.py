@@ -126,6 +126,26 @@ def test_centre_over_devices():
     np.testing.assert_array_equal(centre.init(5), np.zeros(5))
 
 
+def test_a_centre_of_some_rows():
+    """Other numbers of them on each device; none at all leave the centre."""
+    logits, start = rng().normal(size=(2, 4, 5)), rng(1).normal(size=5)
+    where = np.array([[1, 0, 1, 0], [1, 0, 0, 0]])
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    update = jax.jit(
+        jax.shard_map(
+            lambda *given: centre.update(*given[:2], momentum=0.9, where=given[2], axis_name="i"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("i"), PartitionSpec("i")),
+            out_specs=PartitionSpec(),
+        )
+    )
+    expected = 0.9 * start + 0.1 * logits[where > 0].mean(0)
+    np.testing.assert_allclose(update(start, logits, where), expected, atol=1e-6)
+    np.testing.assert_allclose(update(start, logits, 0 * where), start, atol=1e-6)
+    with pytest.raises(ValueError, match=r"where has shape \(4,\); expected .* \(2, 4\)"):
+        centre.update(start, logits, momentum=0.9, where=where[0])
+
+
 def test_prototypes():
     np.testing.assert_allclose(
         np.linalg.norm(prototypes.init(jax.random.key(0), 9, 4), axis=1), 1, atol=1e-6

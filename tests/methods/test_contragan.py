@@ -61,11 +61,16 @@ BATCH = {
 KEY = jax.random.key(0)
 
 
+@pytest.fixture(scope="module")
+def start():
+    return jax.jit(make().init)(KEY, BATCH)
+
+
 @pytest.mark.parametrize("positives", ["class", "proxy"])
-def test_losses_are_those_of_the_formulas(positives):
+def test_losses_are_those_of_the_formulas(positives, start):
     networks = contragan.Networks(Generator(), Discriminator(), 5, CLASSES)
     contrast = contragan.Contrast(0.7, 0.5, positives, None)
-    params = jax.jit(make().init)(KEY, BATCH).params
+    params = start.params
     noise = jax.jit(networks.draw)(jax.random.split(KEY, 8))
     stats = {"generator": {"calls": jnp.zeros(())}, "discriminator": {}}
     real = contragan._real(BATCH)
@@ -113,9 +118,8 @@ def test_schedules_count_steps_of_the_run():
         np.testing.assert_allclose(moved["w"], -rates[i // 2] * expected["w"], rtol=1e-6)
 
 
-def test_a_step_moves_both_players_and_the_average():
-    method = make()
-    before = jax.jit(method.init)(KEY, BATCH)
+def test_a_step_moves_both_players_and_the_average(start):
+    method, before = make(), start
     np.testing.assert_array_equal(
         before.params["generator"]["Dense_0"]["kernel"],
         before.target.params["Dense_0"]["kernel"],
@@ -151,9 +155,8 @@ def test_the_average_starts_late():
         assert same == (step < 2)
 
 
-def test_what_is_generated_depends_on_id_and_label():
-    method = make(truncation=0.5)
-    state = jax.jit(method.init)(KEY, BATCH)
+def test_what_is_generated_depends_on_id_and_label(start):
+    method, state = make(truncation=0.5), start
     generate = jax.jit(method.functions["generate"])
     whole = generate(state, BATCH)
     assert whole["image"].shape == (8, 2, 2, 1) and whole["image"].dtype == jnp.uint8

@@ -10,6 +10,8 @@ from cl_jax.training import configs, experiment
 
 VIT = dict(name="vit", width=8, depth=1, heads=1, patch=4, image_size=16, mask_token=True)
 NO_TRANSFORMER = ("dim", "loco")  # they refuse every one
+# Of each way to the encoder one, and those that refuse; the others with `-m slow`.
+ALWAYS = ("byol", "dino", "instdisc", "mae", "moco_v3", "simclr_v1")
 
 
 def of_images():
@@ -18,7 +20,7 @@ def of_images():
         config = configs.load(f"{name}:debug")
         kinds = {view.get("kind", "image") for view in config.views.values()}
         if kinds == {"image"} and "name" in config.encoder and name not in NO_TRANSFORMER:
-            yield f"{name}:debug"
+            yield pytest.param(f"{name}:debug", marks=[] if name in ALWAYS else [pytest.mark.slow])
     yield "supcon:imagenet2012,debug"  # the encoder is within another module
 
 

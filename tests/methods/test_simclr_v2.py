@@ -1,5 +1,7 @@
 """SimCLR v2's stages: pre-training with and without memory, and distillation from a teacher."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 from cl_jax import losses
 from cl_jax.core.method import Run, Stage
-from cl_jax.methods import distill, finetune, simclr_v2
+from cl_jax.methods import crd, distill, finetune, simclr_v2
 from cl_jax.training import configs, optim
 from cl_jax.views import draw
 from cl_jax.views import make as recipe
@@ -129,6 +131,14 @@ def test_a_classifier_of_data_without_labels_is_refused(make):
     run = RUN._replace(sizes={"place": 9}, previous=Stage(None, None))
     with pytest.raises(ValueError, match=r"which the data do not have; their labels: place\. Give"):
         make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=run)
+
+
+@pytest.mark.parametrize("stage", [distill, finetune, crd], ids=["distill", "finetune", "crd"])
+def test_a_stage_after_one_without_features_is_refused(stage):
+    before = dataclasses.replace(pretrained(), features=None)
+    run = RUN._replace(previous=Stage(before, None), labels=BATCH.get)
+    with pytest.raises(ValueError, match="features of the previous stage's method, which has none"):
+        stage.make(encoder=Linear(), tx=optax.sgd(0.0), views=(VIEW,), run=run)
 
 
 def test_distillation_without_a_teacher_is_refused():

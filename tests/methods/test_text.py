@@ -52,8 +52,9 @@ def made(**settings):
     return simcse.make(**given | settings)
 
 
-def stepped(method, steps=1, batch=BATCH):
-    state = first = jax.jit(method.init)(jax.random.key(0), batch)
+def stepped(method, steps=1, batch=BATCH, first=None):
+    first = first or jax.jit(method.init)(jax.random.key(0), batch)
+    state = first
     update = jax.jit(method.update)
     for step in range(steps):
         state, metrics = update(state, batch, jax.random.key(1 + step))
@@ -89,10 +90,9 @@ def test_simcse_contrasts_two_passes_through_dropout():
     np.testing.assert_allclose(metrics["loss"], sentence.simcse(*z, temperature=0.1), rtol=1e-5)
     assert metrics["chance"] == np.float32(math.log(8)) and method.negatives == 7
     assert far(*z) > 1e-2
-    clean = jax.jit(method.encode)(first, BATCH)
-    assert set(clean) == {"h", "z"}
+    assert set(jax.eval_shape(method.encode, first, BATCH)) == {"h", "z"}
     same = [test(inputs)["z"] for inputs in (a, b)]
-    assert far(*same) == 0 and far(same[0], clean["z"]) == 0
+    assert far(*same) == 0
 
 
 def test_simcse_with_one_mask_for_both_passes_has_nothing_to_align():
@@ -107,7 +107,7 @@ def test_simcse_with_hard_negatives(weight):
     views = (SENTENCE, POSITIVE, NEGATIVE)
     method = made(encoder=Words(), views=views, hard_negative_weight=weight)
     assert method.needs == ("tokens", "tokens_b", "tokens_c") and method.negatives == 15
-    first, _, metrics = stepped(method)
+    first, _, metrics = stepped(method, first=started(method, BATCH))
     train = features_of(method, first)
     z = [train(x)["z"] for x in drawn(views)]
     right = sentence.simcse(*z, temperature=0.05, hard_negative_weight=weight)
@@ -242,6 +242,7 @@ def test_clip_in_pieces_is_the_whole_step():
     assert far(whole.params, pieces.params) < 2e-5
 
 
+@pytest.mark.slow
 def test_shared_weights_get_the_gradients_of_both_modalities():
     method = paired(encoder=one_for_both(share="blocks"))
     first = started(method, BATCH)

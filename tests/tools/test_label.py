@@ -2,6 +2,7 @@
 are noticed; mistakes are one sentence."""
 
 import csv
+import dataclasses
 import types
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from cl_jax.core.errors import ConfigError
 from cl_jax.data.embeddings import Embeddings, Pieces
 from cl_jax.evals import few_labels, fine_tuned
 from cl_jax.tools import label
+from cl_jax.training import trained
 from tests.tools import kept
 
 
@@ -148,6 +151,8 @@ def linear_method():
         views=view,
         clean=lambda batch: batch["x"],
         features=lambda params, stats, x, train: ({"h": jnp.tanh(x @ params["w"])}, stats),
+        needs=("x",),
+        wants=(),
     )
 
 
@@ -175,16 +180,45 @@ def test_fine_tuning_finds_what_the_features_leave_out():
     assert np.isfinite(tuned.held_out).all() and tuned.held_out.shape == (40, 2)
     found = fine_tuned.logits(method, "h")((tuned.params, {}), {"x": x[40:]})["logits"]
     assert np.mean(np.argmax(found, 1) == y[40:]) > 0.9
-    with pytest.raises(ValueError, match="no views, or no features"):
-        fine_tuned.fit(
-            types.SimpleNamespace(views=None, features=None),
-            variables,
-            {},
-            h,
-            y,
-            probe,
-            feature="h",
-        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "feature", "words"),
+    [
+        ({"views": None, "features": None}, "h", "has no features and no views; expected"),
+        ({"clean": None}, "h", "has no clean; expected"),
+        ({"views": lambda batch, key: {"one": batch["x"]}}, "h", "views cannot be drawn"),
+        ({"views": lambda batch, key: None}, "h", "views cannot be drawn"),
+        ({"views": lambda batch, key: [batch["moved"]]}, "h", "views cannot be drawn"),
+        ({"views": lambda batch, key: [{"x": batch["x"]}]}, "h", "not take one training view"),
+        ({}, "hh", "'hh', which is not among .*did you mean 'h'; these are h"),
+    ],
+)
+def test_a_method_that_cannot_be_fine_tuned_is_one_sentence(changes, feature, words):
+    method = types.SimpleNamespace(**vars(linear_method()) | changes)
+    x, y = blobs(40, 4)
+    given = {"x": x}, x, y, few_labels.fit(x, y)
+    with pytest.raises(ConfigError, match=f"{words}.*--finetune"):
+        fine_tuned.fit(method, ({"w": np.eye(4, dtype=np.float32)}, {}), *given, feature=feature)
+
+
+def test_that_a_run_cannot_be_fine_tuned_is_said_before_its_pictures_are_embedded(
+    run, tmp_path, capsys, monkeypatch
+):
+    workdir, folder = run
+    load = trained.load
+
+    def without_views(*args, **settings):
+        found = load(*args, **settings)
+        found.method = dataclasses.replace(found.method, views=None)
+        return found
+
+    monkeypatch.setattr(trained, "load", without_views)
+    monkeypatch.setattr(label, "_embeddings", lambda *_: pytest.fail("embedded first"))
+    labels = put(tmp_path / "labels.csv", [("cat/00.png", "cat"), ("dog/00.png", "dog")])
+    words = [str(workdir), str(labels), f"--pictures={folder}", "--finetune"]
+    assert label.main([*words, f"--out={tmp_path / 'p.csv'}"]) == 1
+    assert "its method has no views; expected" in capsys.readouterr().err
 
 
 @pytest.mark.slow

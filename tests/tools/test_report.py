@@ -8,12 +8,18 @@ import os
 import re
 import shutil
 import time
+import types
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image, ImageColor, ImageDraw
 
 from cl_jax.__main__ import main
+from cl_jax.core import parallel
+from cl_jax.data.source import from_arrays
 from cl_jax.reports import layouts, page
 from cl_jax.tools import _page
 from cl_jax.training import configs
@@ -103,6 +109,42 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_page(run, tmp_path, monk
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "page.html cannot be written: No space left" in said
     assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
+class Task(NamedTuple):
+    source: jax.Array
+    target: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"views": None}, ""),
+        ({"views": lambda batch, key: None}, "views returned a NoneType"),
+        ({"views": lambda batch, key: {"one": batch["x"]}}, "views returned a dict"),
+        ({"views": lambda batch, key: [batch["moved"]]}, "views read 'moved'"),
+        ({"views": lambda batch, key: [Task(batch["x"], batch["x"])] * 2}, "no pairs"),
+        ({"features": None}, ""),
+        ({"features": lambda params, stats, x, train: ({"word": x}, stats)}, ""),
+    ],
+)
+def test_a_page_does_without_what_a_method_lacks(changes, says, caplog):
+    whole = {
+        "views": lambda batch, key: [batch["x"]] * 2,
+        "clean": lambda batch: batch["x"],
+        "features": lambda params, stats, x, train: ({"h": x["no"]}, stats),
+        "evaluated": lambda state: (state, {}),
+        "needs": ("x",),
+        "wants": (),
+    }
+    run = types.SimpleNamespace(
+        method=types.SimpleNamespace(**whole | changes),
+        mesh=parallel.make_mesh(1),
+        config=ConfigDict(dict(seed=0, views=dict(both=dict(copies=2)))),
+        state=np.ones(2, np.float32),
+    )
+    source = from_arrays("rows", {"x": np.ones((8, 2), np.float32)}, {})
+    assert _page._views(run, source, {}) == [] and says in caplog.text
 
 
 @pytest.mark.parametrize(

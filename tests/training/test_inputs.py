@@ -306,6 +306,9 @@ def test_other_recordings_and_films_have_classes_of_their_own(tmp_path, caplog):
             write(other / f"{name}.{ending}")
         source, _ = source_of(other, run)
         assert source.size == 3 and sorted(source.arrays["label"].tolist()) == [0, 1, 2]
+        assert sorted(source.names) == [
+            f"{name}.{ending}" for name in ("test/z/1", "train/x/1", "train/y/1")
+        ]
         write(other / "train" / f"beside.{ending}")
         source, _ = source_of(other, run)
         assert source.size == 4 and "label" not in source.sizes and "no labels:" in caplog.text

@@ -24,6 +24,7 @@ from cl_jax.core.parallel import SAME
 from cl_jax.training import configs, loop, programs
 from cl_jax.training.experiment import Start
 from cl_jax.training.programs import Asked, Refused
+from tests import small
 
 SETTINGS = {"seed": 0, "batch_size": 4, "total_epochs": 2.0}
 CONFIG = ConfigDict(SETTINGS)
@@ -98,10 +99,8 @@ def test_another_program_has_another_key(folder, name, config, run):
 
 
 def test_the_libraries_are_looked_through_once_a_process(folder, monkeypatch):
-    walked, distributions = [], programs.metadata.distributions
-    monkeypatch.setattr(
-        programs.metadata, "distributions", lambda: walked.append(1) or distributions()
-    )
+    walked, installed = [], programs._installed
+    monkeypatch.setattr(programs, "_installed", lambda: walked.append(1) or installed())
     for name in ("one", "many"):
         programs.compiled(name, adding(), placed(), CONFIG, RUN)
     assert names(folder).count(".key") == 2 and len(walked) <= 1
@@ -282,39 +281,46 @@ def test_sources_count_by_their_contents(tmp_path, monkeypatch):
     assert programs._sources() != before
 
 
-def test_a_process_with_code_of_the_users_keeps_nothing(tmp_path):
+CODE = """
+import sys
+from cl_jax.training import configs, programs
+from configs import simclr_v2
+
+found = programs._config_files()
+print(found)
+for file in sys.argv[1:]:
+    configs._module(file)
+    more = programs._config_files()
+    print(*more[len(found):])
+    found = more
+import mine
+try:
+    programs._config_files()
+except programs.Refused as refused:
+    print(refused)
+"""
+
+
+def test_config_files_of_the_users_count_by_contents_and_with_other_code_nothing_is_kept(tmp_path):
+    """A config file may hold more than values."""
     with pytest.raises(Refused, match="the module "):  # of the tests
         programs._config_files()
-    script = "from cl_jax.training import programs; programs._config_files(); print('kept')"
-    mine = tmp_path / "mine.py"
-    mine.write_text("")
-    for words, status in (("import configs.simclr_v2; ", 0), ("import mine; ", 1)):
-        done = subprocess.run(
-            [sys.executable, "-c", words + script],
-            env=os.environ | {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == status, done.stderr
-        assert ("kept" in done.stdout) == (status == 0)
-    assert f"the module mine of {mine}" in done.stderr
-
-
-def test_a_config_file_of_the_users_counts_by_its_contents(tmp_path):
-    """It may hold more than values."""
-    mine, found = tmp_path / "mine.py", []
-    script = (
-        f"from cl_jax.training import configs, programs; configs._module({str(mine)!r}); "
-        "print(programs._config_files())"
+    texts = ("def get_config(): pass", "def get_config(): return 1", "def get_config(): pass")
+    files = [tmp_path / f"config{number}.py" for number in range(len(texts))]
+    for file, text in zip((*files, tmp_path / "mine.py"), (*texts, "")):
+        file.write_text(text)
+    time.sleep(0.1)  # a file that is no older than the process is refused
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, files)],
+        env=os.environ | {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    for text in ("def get_config(): pass", "def get_config(): return 1"):
-        mine.write_text(text)
-        time.sleep(0.1)  # a file that is no older than the process is refused
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        )
-        found.append(done.stdout)
-    assert str(mine) in found[0] and str(mine) in found[1] and found[0] != found[1]
+    package, *found, refused = done.stdout.splitlines()
+    assert package == "[]" and f"the module mine of {tmp_path / 'mine.py'}" in refused
+    named, (first, second, third) = zip(*map(str.split, found))
+    assert [*named] == [*map(str, files)] and first == third != second
 
 
 @pytest.mark.parametrize("name", ["NPROC", "PJRT_NPROC", "XLA_FLAGS"])
@@ -333,13 +339,23 @@ def test_settings_of_jax_are_in_the_key_those_of_a_context_too():
 
 @pytest.fixture(scope="module")
 def config():
+    return loop.stages(configs.load("simclr_v1:debug"), "unused")[0][1]
+
+
+def tiny(config):
+    """One layer, in the place of the config's network."""
+    return small.built(config.devices)
+
+
+@pytest.fixture(scope="module")
+def moco():
+    """With a queue and a momentum network."""
     config = configs.load("configs/moco_v2.py:table,debug")
-    config.devices = 2
     config.encoder.update({"widths": (8,), "out_dim": 8})
     return loop.stages(config, "unused")[0][1]
 
 
-def started(config):
+def started(config, build):
     """All numbers of three steps, and the functions that were lowered for them."""
     lowered = list[str]()
 
@@ -347,7 +363,7 @@ def started(config):
         if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
             lowered.append(facts["fun_name"])
 
-    built = loop.build(config)
+    built = build(config)
     jax.monitoring.register_event_duration_secs_listener(listen)
     state = Start(built, config)()
     steps = loop.stepper(built, config, 0)
@@ -362,26 +378,28 @@ def started(config):
     return (found, again, steps.flops, steps.temporary_bytes), " ".join(lowered)
 
 
-def test_a_run_from_kept_programs_has_the_bits_of_a_traced_one(folder, config):
-    traced, lowered = started(config)
+@pytest.mark.parametrize("of", ["tiny", pytest.param("moco", marks=pytest.mark.slow)])
+def test_a_run_from_kept_programs_has_the_bits_of_a_traced_one(folder, of, config, moco):
+    config, build = (config, tiny) if of == "tiny" else (moco, loop.build)
+    config = ConfigDict({**config, "devices": 2})
+    traced, lowered = started(config, build)
     assert "indexed" in lowered and names(folder) == [".key", ".key", ".program", ".program"]
-    read, lowered = started(config)
+    read, lowered = started(config, build)
     assert "indexed" not in lowered
     jax.tree.map(np.testing.assert_array_equal, traced, read)
 
 
 @pytest.mark.slow
-def test_a_run_that_keeps_its_programs_has_the_bits_of_one_that_does_not(
-    folder, config, monkeypatch
-):
+def test_a_run_that_keeps_its_programs_has_the_bits_of_one_that_does_not(folder, moco, monkeypatch):
+    config = ConfigDict({**moco, "devices": 2})
     with monkeypatch.context() as off:
         off.setenv("CL_JAX_KEEP_PROGRAMS", "0")
-        traced, lowered = started(config)
+        traced, lowered = started(config, loop.build)
     assert "indexed" in lowered and names(folder) == []
     compilation_cache.reset_cache()
     for path in folder.parent.iterdir():  # of jax
         path.unlink()
-    kept, lowered = started(config)
+    kept, lowered = started(config, loop.build)
     assert "indexed" in lowered and len(names(folder)) == 4
     jax.tree.map(np.testing.assert_array_equal, traced, kept)
 
@@ -390,7 +408,7 @@ def test_a_state_that_is_placed_otherwise_is_stepped_too(folder, config):
     """As jit does it: a program takes the placement of its first arguments alone."""
     found = []
     for placement in (None, jax.devices()[0]):
-        built = loop.build(ConfigDict({**config, "devices": 1}))
+        built = small.built(1)
         steps = loop.stepper(built, config, 0)
         state, _ = steps(Start(built, config)())
         if placement is not None:

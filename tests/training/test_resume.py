@@ -93,6 +93,7 @@ def test_every_method_resumes_exactly(name, run, tmp_path):
 @pytest.fixture
 def small_config(monkeypatch):
     monkeypatch.setattr(loop, "build", lambda config, previous: small.epochal(config))
+    small.share_programs(monkeypatch, {})
     return loop.stages(simclr_v1.get_config("debug"), "unused")[0][1]
 
 

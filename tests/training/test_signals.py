@@ -12,7 +12,8 @@ import pytest
 
 from cl_jax.core import parallel
 from cl_jax.tools import train
-from cl_jax.training import stopping
+from cl_jax.training import checkpoint, configs, experiment, stages, stopping
+from tests import small
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -68,7 +69,11 @@ def test_a_stop_that_jax_took_for_an_error_is_a_stop(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "number, text", [(signal.SIGTERM, "process 1 of 1"), (signal.SIGINT, "parameters")]
+    "number, text",
+    [
+        pytest.param(signal.SIGTERM, "process 1 of 1", marks=pytest.mark.slow),
+        (signal.SIGINT, "parameters"),
+    ],
 )
 def test_a_signal_while_the_program_compiles_is_answered(number, text, tmp_path):
     """Python does not run then, and the process ends by its thread that listens; or a step is
@@ -124,9 +129,12 @@ def test_two_signals_at_a_step_save_once_and_whole(tmp_path):
     assert process.returncode == 75, said
     step = re.search(r"stopped at step (\d+) of 6000; the same command resumes there", said)[1]
     assert [path.name for path in (tmp_path / "run/last").iterdir()] == [step]
-    with command(tmp_path, module="tests.killed") as process:
-        until(process, f"resuming at step {step} of 6000")
-        process.kill()
+    config = stages.stages(configs.load(f"{tmp_path}/config.py"), "unused")[0][1]
+    config.devices = 1
+    store = checkpoint.Checkpoints(tmp_path / "run")
+    restored = store.restore(experiment.shape_of_state(small.epochal(config)))
+    store.close()
+    assert int(restored.step) == int(step)
 
 
 FAILS = """

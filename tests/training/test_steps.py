@@ -18,6 +18,7 @@ from cl_jax.training import loop, metrics, optim
 from cl_jax.training.experiment import Start
 from cl_jax.training.steps import Step, Stepper, refreshed
 from configs import simclr_v1
+from tests import small
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,17 @@ def built(config):
     return built._replace(method=method)
 
 
+@pytest.fixture(scope="module")
+def programs():
+    """Those that the tests of this module's one method share."""
+    return {}
+
+
+@pytest.fixture
+def shared(monkeypatch, programs):
+    small.share_programs(monkeypatch, programs)
+
+
 def changed(config, **settings):
     config = config.copy_and_resolve_references()
     config.update(settings)
@@ -99,7 +111,9 @@ def assert_same(a, b, **bound):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
 
 
-def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, config, caplog):
+def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(
+    built, config, caplog, shared
+):
     one, losses, _ = run(built, config)
     assert len(losses) == 4
     grouped = changed(config, dispatch_steps=2)
@@ -112,7 +126,7 @@ def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(built, con
     assert_same(two, resumed, rtol=0, atol=0)
 
 
-def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(built, config):
+def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(built, config, shared):
     stepper = loop.stepper(built, changed(config, dispatch_steps=3), 0)
     state, taken = loop.initial_state(built, config), []
     while stepper.step < 8:  # epochs of 4 steps
@@ -122,7 +136,7 @@ def test_groups_of_steps_are_cut_at_epochs_and_events_by_their_number_alone(buil
     assert taken == [3, 1, 3, 1]
 
 
-def test_the_host_path_gives_the_same_run(built, config, caplog):
+def test_the_host_path_gives_the_same_run(built, config, caplog, shared):
     source = built.data.train
     hidden = dataclasses.replace(source, arrays=None)
     host = built._replace(data=built.data._replace(train=hidden))
@@ -151,14 +165,27 @@ def poisoned(built, at):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_the_state_stays_as_it_was_before_a_step_that_is_not_finite(built, config, at_once):
     config = changed(config, dispatch_steps=at_once)
-    until_then, _, _ = run(built, config, until=2)
-    until_then = parallel.fetch(until_then)
-    state, losses, _ = run(poisoned(built, 2), config)
-    assert np.isnan(losses[2]) and int(state.step) == 2
-    assert_same(state, until_then, rtol=1e-5, atol=1e-5)
+    stepper = loop.stepper(poisoned(built, 2), config, 0)
+    state, losses = loop.initial_state(built, config), []
+    while stepper.step < 4:
+        state, values = stepper.advance(state, 4)
+        losses.extend(np.asarray(values["loss"]))
+        if stepper.step == 2:
+            until_then = parallel.fetch(state)
+    assert np.isfinite(losses[:2]).all() and np.isnan(losses[2]) and int(state.step) == 2
+    assert_same(state, until_then, rtol=0, atol=0)
 
 
-def test_skipping_leaves_one_batch_out_and_goes_on(built, config, tmp_path, monkeypatch):
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Nothing is evaluated or drawn."""
+    monkeypatch.setattr(loop.Evaluation, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(loop.Evaluation, "draw", lambda *_: None)
+
+
+def test_skipping_leaves_one_batch_out_and_goes_on(
+    built, config, unmeasured, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loop, "build", lambda *_: poisoned(built, 1))
     config = changed(config, nonfinite="skip", log_steps=1)
     loop.train(config, tmp_path)
@@ -194,7 +221,7 @@ def test_a_skipped_step_counts_in_the_targets_of_all_members(target):
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(after.target) if leaf.ndim)
 
 
-def test_a_methods_order_is_that_of_the_epoch(built, config):
+def test_a_methods_order_is_that_of_the_epoch(built, config, shared):
     seen = []
     groups = np.where(np.arange(built.run.size) < 8, 0, -1)
 
@@ -249,6 +276,14 @@ def test_an_order_of_another_length_or_of_other_examples_is_refused(built, confi
             r"params\['w'\] of the State is float32\[.*\] before a step and bfloat16\[",
         ),
         (lambda s, m: (s.params, m), "a step returned a dict; expected the State"),
+        (
+            lambda s, m: (s, {"error": m["loss"]}),
+            'the method (.*) returned the metrics error from its update; expected "loss" among',
+        ),
+        (
+            lambda s, m: (s, m["loss"]),
+            r"returned \(State, .*\) from its update; expected \(State, ",
+        ),
     ],
 )
 def test_a_step_that_returns_something_else_is_one_sentence(built, config, change, words):
@@ -295,7 +330,7 @@ def test_a_refresh_may_return_rows_that_lie_anywhere():
         )
 
 
-def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config):
+def test_the_second_step_moves_nothing_between_host_and_device_but_ids(built, config, shared):
     stepper = loop.stepper(built, config, 0)
     state, _ = stepper(loop.initial_state(built, config))
     with jax.transfer_guard_device_to_host("disallow"):

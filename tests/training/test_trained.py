@@ -41,7 +41,7 @@ def run(tmp_path_factory):
         config.data = {"name": "folder", "path": str(pictures(root / "data")), "image_size": 16}
     config.update({"batch_size": 8, "devices": 2})
     config.evals.update({"every_epochs": 0.0, "baselines": False})
-    small.light(config)
+    small.light(config, stages=0)
     with config.unlocked():
         config.evals.protocols = {"knn": {"k": 3}}
     workdir = root / "run"

@@ -107,7 +107,9 @@ def _grown(pairs, wait, start, size):
     return joined
 
 
+EVERY = dict(operators=("drop", "edges", "mask", "subgraph", "none"), ratio=0.4, keep=0.6)
 SECTIONS = {
+    "every": EVERY,
     "drop": dict(operators=("drop",), ratio=0.3),
     "edges": dict(operators=("edges",), ratio=0.4),
     "mask": dict(operators=("mask",), ratio=0.5),
@@ -118,7 +120,14 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+# Each is a program to compile; a view of several operators has those of each alone.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("every", "noise") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SECTIONS
+    ],
+)
 def test_each_operator_equals_its_definition(name):
     view, (node, edge) = _view(**SECTIONS[name]), _some(np.random.default_rng(5), 24)
     packed, draw, graphs = _drawn(view, _keys(np.arange(24)), node, edge)
@@ -163,12 +172,12 @@ def test_a_subgraph_grows_by_any_of_its_neighbours_alike():
 
 def test_padding_place_and_company_change_nothing():
     """A graph's view depends on the graph and its key alone."""
-    small, view = _some(np.random.default_rng(2), 5), _view()
-    large = _some(np.random.default_rng(2), 5, places=(14, 60))
-    keys = _keys(np.arange(5))
-    a = _split(_drawn(view, keys, *small)[2], 5)
-    b = _split(_drawn(view, keys, *large)[2], 5)
-    back = _split(_drawn(view, keys[::-1], small[0][::-1], small[1][::-1])[2], 5)[::-1]
+    small, view = _some(np.random.default_rng(2), 24), _view(**EVERY)  # a program of the above
+    large = _some(np.random.default_rng(2), 24, places=(14, 60))
+    keys = _keys(np.arange(24))
+    a = _split(_drawn(view, keys, *small)[2], 24)
+    b = _split(_drawn(view, keys, *large)[2], 24)
+    back = _split(_drawn(view, keys[::-1], small[0][::-1], small[1][::-1])[2], 24)[::-1]
     for one, padded, turned in zip(a, b, back):
         for other in (padded, turned):
             shift = (other[0] - one[0])[0] if len(one[0]) else 0
@@ -191,12 +200,11 @@ def test_the_budget_holds_any_batch_and_is_small():
 
 def test_what_does_not_fit_is_marked():
     node, edge = _some(np.random.default_rng(2), 4)
-    sizes = (node > 0).sum(1)
-    whole = graph.pack(node, edge, TAGS + 1)
-    tight = graph.pack(node, edge, TAGS + 1, (int(sizes[:3].sum()), edge[..., 0].size))
+    sizes, pack = (node > 0).sum(1), jax.jit(graph.pack, static_argnums=(2, 3))
+    tight = pack(node, edge, TAGS + 1, (int(sizes[:3].sum()), edge[..., 0].size))
     np.testing.assert_array_equal(tight.graphs.fits, [True, True, True, False])
-    assert not (tight.graphs.graph == 3).any() and whole.graphs.fits.all()
-    few = graph.pack(node, edge, TAGS + 1, (node.size, int((edge[:2, :, 0] >= 0).sum())))
+    assert not (np.asarray(tight.graphs.graph) == 3).any()
+    few = pack(node, edge, TAGS + 1, (node.size, int((edge[:2, :, 0] >= 0).sum())))
     np.testing.assert_array_equal(few.graphs.fits, [True, True, False, False])
 
 

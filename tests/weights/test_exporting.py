@@ -291,7 +291,7 @@ def test_a_difference_is_judged_against_answers_above_1():
             assert not network.difference(*pair).relative <= exporting.TOLERANCE
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("bottleneck", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_narrow_resnet_goes_out_as_a_part_of_a_full_one(bottleneck, tmp_path):
     net = tiny.network("resnet", blocks=(1, 1, 1, 1), bottleneck=bottleneck, width=1 / 16)
     limits.refuse(net, "torchvision")
