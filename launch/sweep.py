@@ -201,9 +201,10 @@ def ended_well(job: Job, status: int) -> bool:
 
 def result(workdir: Path) -> str:
     """The last kNN accuracy that a run logged, to be put behind its name."""
-    path = workdir / "metrics.jsonl"
+    logs = [workdir / "metrics.jsonl", *workdir.glob("*/metrics.jsonl")]  # or of its stages
+    logs = sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
     scores = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    for line in [line for log in logs for line in log.read_bytes().split(b"\n")]:
         try:
             scores.append(float(json.loads(line)["knn/top1"]))
         except (ValueError, KeyError, TypeError):

@@ -175,7 +175,16 @@ here() { # here LINE...: lines for this machine's shell
     if [ -n "$dry" ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | sh -eu; fi
 }
 
+# Before anything of a run that is going on is replaced; a fresh slice has no script for it.
+idle() {
+    going='[ -s cl_jax_run.pid ] && [ ! -e cl_jax_run.status ]'
+    going="$going && kill -0 \$(cat cl_jax_run.pid) 2>/dev/null"
+    told='a run is going on here already; launch/tpu_pod.sh follow shows it, stop ends it'
+    tpu ssh "$slice" --worker=all --command="if $going; then echo '$told' >&2; exit 1; fi"
+}
+
 start() { # start ARGUMENTS OF cl_jax.main
+    idle
     [ -z "$setup" ] || tpu ssh "$slice" --worker=all --command="$setup"
     copy
     [ -z "$nfs" ] || on_all mount "$nfs"

@@ -25,12 +25,6 @@ case ${1:-} in
         VIRTUAL_ENV=$HOME/cl_jax_env uv pip install --quiet -e './cl_jax[tpu]' ;;
     start) # start ARGUMENTS OF cl_jax.main
         shift
-        if [ -s cl_jax_run.pid ] && [ ! -e cl_jax_run.status ] &&
-            kill -0 "$(cat cl_jax_run.pid)" 2>/dev/null; then
-            printf 'a run is going on here already; %s\n' \
-                'launch/tpu_pod.sh follow shows it, stop ends it' >&2
-            exit 1
-        fi
         rm -f cl_jax_run.pid cl_jax_run.status
         cd cl_jax
         (

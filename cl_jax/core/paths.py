@@ -45,6 +45,14 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def same_place(then: str, now: str) -> bool:
+    """Whether two paths of the same data name one place, however they are written. True too where
+    the first one names nothing any more: what was there may have been moved to the second."""
+    if then == now or not (then and now):
+        return then == now
+    return not user_path(then).exists() or user_path(then).resolve() == user_path(now).resolve()
+
+
 def cache() -> Path | None:
     """Where this package keeps what can be made again; None for a user without a home directory, as
     containers have them."""

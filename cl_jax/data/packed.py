@@ -17,6 +17,7 @@ import zipfile
 import numpy as np
 from absl import logging
 
+from cl_jax.core.errors import NotFoundError
 from cl_jax.core.paths import user_path
 from cl_jax.data import kept
 from cl_jax.data.images import printable
@@ -69,7 +70,7 @@ def make(
     for part in parts:
         file = folder / f"{part}.npz"
         if not file.exists():
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"{file} is missing; data.path must name a folder with train.npz and test.npz."
             )
         name = f"{folder.name}/{part}"

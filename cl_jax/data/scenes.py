@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 
 from cl_jax.core import processor, seeds
+from cl_jax.core.errors import NotFoundError
 from cl_jax.core.seeds import generator
 from cl_jax.data import kept
 from cl_jax.data.source import Splits, allocate, from_arrays
@@ -374,7 +375,7 @@ def _shipped(name):
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin).parent / "datasets" / name if package else None
     if path is None or not path.exists():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"`scenes` is made from files of scikit-learn; {path or 'scikit-learn itself'} is "
             f"missing. "
             "pip install scikit-learn"

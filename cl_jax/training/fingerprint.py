@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import some
-from cl_jax.core.paths import user_path
+from cl_jax.core.paths import same_place, user_path
 from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
 from cl_jax.training import checkpoint, configs, experiment
@@ -259,7 +259,8 @@ def _of_begun_data(config: ConfigDict, workdir: Path) -> bool:
     before = config.get("previous", "") and Path(os.path.normpath(workdir / config.previous))
     if not (before and checkpoint.are_in(before) and (before / "config.json").exists()):
         return False
-    return bool(configs.of_run(before).data.get("path") == config.data.get("path"))
+    then = configs.of_run(before).data.get("path") or ""
+    return same_place(then, config.data.get("path") or "")
 
 
 def check_learnt(workdir: Path, data: Splits) -> None:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core import settings
 from cl_jax.core.errors import ConfigError
+from cl_jax.core.paths import same_place
 from cl_jax.data.source import tail
 from cl_jax.training import checkpoint, configs, experiment
 from cl_jax.training.resuming import flatten
@@ -133,8 +134,10 @@ def _kept(place: Path) -> Mapping[str, Any]:
 def _of_same_data(kept: Mapping[str, Any], config: ConfigDict) -> Mapping[str, Any]:
     """The config of a run whose sizes are taken again; empty where it is of other data, of which
     they would be others."""
-    same = kept.get("fit") and kept.get("data", {}).get("path") == config.data.path
-    return kept if same else {}
+    if not kept.get("fit"):
+        return {}
+    then = kept.get("data", {}).get("path") or ""
+    return kept if same_place(then, config.data.path or "") else {}
 
 
 def _trained_on(section: Mapping[str, Any], survey: "Survey") -> tuple[int, list[int]]:

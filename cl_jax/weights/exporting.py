@@ -74,7 +74,9 @@ def _fill(folder: Path, run: Trained, net: network.Network, to: str) -> list[str
     lines = [f"largest difference on random inputs {difference}, {how}"]
     if limits.narrow(net, to):
         lines.append(padding.told(net))
-    (folder / "README.md").write_text(card.text(run, net, to, lines))
+    (folder / "README.md").write_text(
+        card.text(run, net, to, lines), encoding="utf-8", errors="backslashreplace"
+    )
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for their owner alone
     return lines

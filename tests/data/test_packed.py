@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from cl_jax.core.errors import NotFoundError
 from cl_jax.data import packed
 from cl_jax.data.source import labels_of
 
@@ -215,7 +216,7 @@ def test_images_in_both_parts_are_told(tmp_path, images, caplog):
 def test_errors(tmp_path, images):
     with pytest.raises(ValueError, match=r"path is empty; set --config.data.path"):
         packed.make(path="")
-    with pytest.raises(FileNotFoundError, match=r"train.npz is missing; data.path"):
+    with pytest.raises(NotFoundError, match=r"train.npz is missing; data.path"):
         packed.make(path=str(tmp_path))
     path = write(tmp_path / "x", image=images[3])
     with pytest.raises(ValueError, match="has no field 'picture'; it has label, image"):

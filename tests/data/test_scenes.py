@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
+from cl_jax.core.errors import NotFoundError
 from cl_jax.data import scenes
 
 PLAIN = scenes.Level((8.0, 8.0), (0.0, 0.0), (1, 2), 60.0)
@@ -52,7 +53,7 @@ def test_the_parts_are_what_scikit_learn_loads():
 def test_parts_that_are_missing(monkeypatch):
     monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        FileNotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"
+        NotFoundError, match=r"scikit-learn itself is missing\. pip install scikit-learn"
     ):
         scenes.handwritings()
 

@@ -1,6 +1,7 @@
 """launch/sweep.py: grids, lists, workdirs, what is left to do, and how runs end."""
 
 import importlib.util
+import os
 import shlex
 import signal
 import subprocess
@@ -135,6 +136,17 @@ def test_a_run_that_cannot_be_started_has_failed(tmp_path, capsys, launcher):
     said = capsys.readouterr().err
     assert "a=2 cannot be started" in said and launcher.split()[0] in said
     assert "0 of 2 done, 2 failed" in said
+
+
+def test_the_accuracy_of_a_run_in_stages_is_that_of_the_newest_with_one(tmp_path):
+    assert sweep.result(tmp_path) == ""
+    for number, (stage, row) in enumerate(
+        [("distill", '{"loss": 1}'), ("pretrain", '{"knn/top1": 0.25}\nbroken')]
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text(row)
+        os.utime(tmp_path / stage / "metrics.jsonl", (2 - number, 2 - number))
+    assert sweep.result(tmp_path) == ", kNN 0.2500"
 
 
 def test_long_settings_have_folders_of_their_own(tmp_path):

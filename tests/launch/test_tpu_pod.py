@@ -36,6 +36,7 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
         "describe",
         "create",
         "ssh",
+        "ssh",
         "scp",
         "ssh",
         "ssh",
@@ -153,8 +154,10 @@ def test_stop_ends_the_run_and_follow_tells_its_status(cloud):
         env=os.environ | {"PATH": before(cloud / "bin"), "CLOUDSDK_COMPUTE_ZONE": "z"},
     ) as job:
         assert job.stdout.readline() == "up\n"
+        (cloud / "checkout/cl_jax/main.py").write_text("edited")
         again = pod(cloud, "run", "a", *RUN)
         assert again.returncode != 0 and "a run is going on here already" in again.stderr
+        assert (cloud / "workers/0/cl_jax/cl_jax/main.py").read_text() == "cl_jax/main.py"
         assert pod(cloud, "stop", "a").returncode == 0
         assert job.wait(timeout=20) == 75
     assert pod(cloud, "follow", "a").returncode == 75

@@ -69,7 +69,8 @@ def test_a_run_that_was_begun_on_folders_named_like_parts_goes_on(tmp_path):
     assert read("run/finetune", previous="../pretrain").train.size == 4
     with pytest.raises(ValueError, match="named like parts"):
         read("new")
-    before.data.path = "elsewhere"
+    (tmp_path / "elsewhere").mkdir()
+    before.data.path = str(tmp_path / "elsewhere")
     begin("other/pretrain", before)
     with pytest.raises(ValueError, match="named like parts"):
         read("other/finetune", previous="../pretrain")

@@ -167,6 +167,28 @@ def test_a_run_keeps_its_sizes_when_images_are_added(tmp_path):
     assert again.batch_size > config.batch_size
 
 
+@pytest.mark.parametrize("now", ["photos/", "./photos", "moved"])
+def test_a_resume_may_spell_the_path_otherwise_or_follow_a_renamed_folder(
+    now, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", 40)
+    config = config_of("simclr_v1:folder", "photos", total_epochs="16")
+    fit.fit(config, ["data.path", "total_epochs"], tmp_path / "run")
+    keep(config, tmp_path / "run")
+    (tmp_path / "run/last/1").mkdir(parents=True)
+    if now == "moved":
+        (tmp_path / "photos").rename(tmp_path / now)
+    again = config_of("simclr_v1:folder", now)
+    fit.fit(again, ["data.path"], tmp_path / "run")
+    assert again.total_epochs == 16
+    write(tmp_path / "photos", 40)  # the old place is there, and the other is not it
+    write(tmp_path / "others", 40)
+    other = config_of("simclr_v1:folder", "others")
+    fit.fit(other, ["data.path"], tmp_path / "run")
+    assert other.total_epochs != 16
+
+
 def keep(config, place):
     place.mkdir(parents=True)
     (place / "config.json").write_text(config.to_json_best_effort())

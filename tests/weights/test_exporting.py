@@ -115,6 +115,13 @@ def run(tmp_path_factory):
     return cl_jax.load(root / "run")
 
 
+def test_a_data_path_that_is_not_utf_8_is_in_the_card(run, tmp_path, monkeypatch):
+    text = card.text
+    monkeypatch.setattr(card, "text", lambda *args: text(*args) + "- Data: B\udce4ume")
+    assert not export.main([str(run.workdir), "--to=timm", f"--out={tmp_path}/out"])
+    assert "B\\udce4ume" in (tmp_path / "out/README.md").read_text()
+
+
 @pytest.mark.parametrize("to", exporting.TARGETS)
 def test_what_is_written_answers_as_the_run(to, run, tmp_path, capsys):
     assert not export.main([str(run.workdir), f"--to={to}", f"--out={tmp_path}/out"])
