@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel, xla
-from cl_jax.core.errors import ConfigError
+from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import State
 from cl_jax.training import checkpoint, configs, fingerprint
 from cl_jax.training.defaults import get_config as get_defaults
@@ -106,7 +106,7 @@ def find(path: str | Path) -> Path:
         ]
         if steps:
             return min(steps, key=lambda folder: int(folder.name))
-    raise FileNotFoundError(
+    raise NotFoundError(
         f"{path} holds no step that was kept: expected record.json and state/ there, or in a "
         f"folder "
         "named by the step's number. A run keeps one when a loss or gradient is not finite."

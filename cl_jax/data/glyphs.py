@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cl_jax.core.errors import NotFoundError
 from cl_jax.core.seeds import generator
 from cl_jax.core.shapes import check_count
 from cl_jax.data.source import Source, Splits, from_arrays
@@ -87,7 +88,7 @@ def _drawn(font: str, character: str) -> Image.Image:
     """The character alone, cut to its ink."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
     if not file.exists():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"`glyphs` is drawn in fonts of matplotlib; {file} is missing. pip install matplotlib"
         )
     canvas = Image.new("L", (2 * _LARGE, 2 * _LARGE))
