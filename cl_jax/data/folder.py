@@ -322,7 +322,8 @@ def everything(
     layout = Layout({"train": found.files}, {}, [], False)
     if len(found.files) > 1:
         try:
-            layout = divide(path, found, True, 0.1)
+            # Nothing is trained on, so that no part can be taken for a class too many.
+            layout = divide(path, found, True, 0.1, "warn")
         except ValueError as error:
             logging.warning("no labels: %s", error)
     bad = dict(found.bad)

@@ -4,7 +4,6 @@ names; labelled and unlabelled examples together; images that are in two parts."
 import collections
 import dataclasses
 import hashlib
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -77,7 +76,7 @@ def check_folders(
       advice: which parts are read, and how to go on.
       on_parts: "raise"; or "warn", which says the same in a warning.
       labels: whether the folders would be classes. If not, one for unlabelled examples is like any
-        other.
+        other, and "fold1" and "fold2" say nothing of test examples.
       shared: how many sub-folders a folder "train" has in common with another if it is a part.
 
     Raises:
@@ -122,20 +121,28 @@ def _like_parts(files: Sequence[str], labels: bool, shared: int) -> str:
     all_named = all(parts) and (len(set(parts)) > 1 or len(set(rest)) == 1)
     exact, words = {role(top) for top in inner}, set().union(*parts)
     both = exact >= {"train", "test"} or (words >= {"train", "test"} and all(inner.values()))
-    pairs = list(itertools.combinations([top for top in inner if inner[top]], 2))
-    alike = [(a, b) for a, b in pairs if len(inner[a] & inner[b]) > 1]
-    repeats = any(meant[a][0] or meant[b][0] for a, b in alike) or any(
-        "train" in (role(a), role(b)) and len(inner[a] & inner[b]) >= shared for a, b in pairs
-    )
+    if not labels:
+        all_named = all_named and words >= {"train", "test"}
+    alike = _alike(inner, [top for top in inner if meant[top][0]], shared)
+    repeats = alike and (labels or "train" in words)
     if not (all_named or both or repeats or (labels and unlabelled)):
         return ""
     how = "are named like parts"
     if labels and unlabelled:
         how = f"have {_some(unlabelled)} among them, named like the part without labels"
     elif alike:
-        a, b = alike[0]
-        how = f"have the same sub-folders, {_some(inner[a] & inner[b])}"
+        how = f"have the same sub-folders, {_some(alike)}"
     return f"its folders {_some(inner)} {how}: which are parts and which are classes?"
+
+
+def _alike(inner: Mapping[str, set[str]], named: Sequence[str], shared: int) -> set[str]:
+    """What a folder that is named like a part has in common with another; empty for too little."""
+    for one in named:
+        least = shared if role(one) == "train" else 2
+        for other, folders in inner.items():
+            if other != one and len(common := inner[one] & folders) >= least:
+                return common
+    return set()
 
 
 def _meant(name: str) -> tuple[frozenset[str], frozenset[str]]:

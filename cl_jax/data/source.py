@@ -436,7 +436,7 @@ def checksum_of(source: Source) -> str:
 def joined(name: str, parts: Mapping[str, Source]) -> Source:
     """Sources one after the other, with their labels, -1 in a part that lacks one, and the label
     "split" for the part. Other fields that only some have are left out, and so are labels that the
-    first part lacks and of which others have different classes."""
+    first part lacks, or of which a part has other classes than the first."""
     sources, split = list(parts.values()), "split"
     starts = np.cumsum([0, *(source.size for source in sources)])
     firsts = [source.read(0) for source in sources]
@@ -445,9 +445,9 @@ def joined(name: str, parts: Mapping[str, Source]) -> Source:
     classes: dict[str, Sequence[str]] = {}
     for field in dict.fromkeys(field for source in sources for field in source.sizes):
         has = [i for i, source in enumerate(sources) if field in source.sizes]
-        known = {(sources[i].sizes[field], *sources[i].classes.get(field, ())) for i in has}
+        known = {tuple(sources[i].classes.get(field, ())) for i in has} - {()}
         is_label = all(np.ndim(firsts[i][field]) == 0 for i in has)
-        if len(has) == len(sources) or (is_label and (has[0] == 0 or len(known) == 1)):
+        if len(has) == len(sources) or (is_label and has[0] == 0 and len(known) < 2):
             sizes[field] = max(sources[i].sizes[field] for i in has)
             if field in sources[has[0]].classes:
                 classes[field] = sources[has[0]].classes[field]

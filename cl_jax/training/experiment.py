@@ -501,8 +501,8 @@ def shape_of_state(built: Built) -> State:
     return parallel.spread(state, built.mesh)
 
 
-def describe(config: ConfigDict, built: Built, state: State) -> str:
-    """What is about to run, in one block."""
+def describe(config: ConfigDict, built: Built, state: State, *, begins: bool = True) -> str:
+    """What is about to run, in one block; begins: from its first step."""
     method, run, mesh = built.method, built.run, built.mesh
 
     def megabytes(tree: Any) -> float:
@@ -525,13 +525,14 @@ def describe(config: ConfigDict, built: Built, state: State) -> str:
             f"optimiser {megabytes(state.opt):.1f}, target {megabytes(state.target):.1f}, memory "
             f"{megabytes(state.memory):.1f}",
             *optimizer_settings.without_effect(configs.plain(config.optimizer)).values(),
-            *_slow_type(config, mesh),
+            *(_slow_type(config, mesh) if begins and not config.get("previous", "") else ()),
         )
     )
 
 
 def _slow_type(config: ConfigDict, mesh: jax.sharding.Mesh) -> list[str]:
-    """A line for a run in bfloat16 on a processor that has no instructions for it."""
+    """A line for a run in bfloat16 on a processor that has no instructions for it. It is for runs
+    that begin: a resume may not change the type, and a stage after another has its network."""
     keys = list(_in_bfloat16("encoder", config.encoder))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if not (keys and on_cpu and processor.lacks_bfloat16()):

@@ -130,7 +130,7 @@ def _of_arrays(arrays: dict[str, np.ndarray], known: Known) -> Source:
 
 def _other_data(path: str, known: Known) -> Source:
     """Data of the run's own kind at another path, all of them, their parts in a row."""
-    section = configs.plain(known.config.data)
+    section = configs.plain(fingerprint.as_begun(known.config, Path(known.workdir)).data)
     make = experiment.module_of("cl_jax.data", section["name"], "make").make
     keywords = inspect.signature(make).parameters
     if "path" not in keywords and "path" not in section:  # `make` may take any keyword

@@ -98,7 +98,7 @@ def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
     start = int(state.step)
     log = metrics.Metrics(workdir, built.run.total_steps, start, configs.plain(config))
     with contextlib.closing(checkpoints), contextlib.closing(log), _leaving_with_the_message():
-        log.say(describe(config, built, state))
+        log.say(describe(config, built, state, begins=start == 0))
         if noted:
             log.say("Other than before in this workdir:\n" + "\n".join(noted))
         training = Training(config, workdir, built, checkpoints, log, stop, start, started)

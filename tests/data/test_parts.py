@@ -2,12 +2,13 @@
 evaluators read."""
 
 import dataclasses
+import time
 import wave
 
 import numpy as np
 import pytest
 
-from cl_jax.data import aligned, audio, folder, image_text, source, video
+from cl_jax.data import aligned, audio, folder, image_text, parts, source, video
 from cl_jax.data.labels import labelled
 from cl_jax.data.parts import few, joined
 from cl_jax.data.source import Source, from_arrays, labels_of
@@ -75,6 +76,25 @@ def test_folders_named_like_parts_are_no_classes(make, folders, tmp_path, caplog
         {name if make is shown_twice else name.split("/")[0] for name in folders.split()}
     )
     assert "By on_parts='warn' none of them is a part" in caplog.text
+
+
+@pytest.mark.parametrize("folders", ["part1 part2 part3", "fold1/a fold1/b fold2/a fold2/b"])
+def test_folders_that_are_no_classes_may_be_named_like_anything_but_train_and_test(
+    folders, tmp_path
+):
+    assert recordings(tmp_path / "sound", files_in(folders), labels=False).train.size
+    assert pictures(tmp_path / "photos", files_in(folders), labels=False).train.size
+    with pytest.raises(ValueError, match="which are parts"):
+        pictures(tmp_path / "other", files_in("my_train my_test"), labels=False)
+    source, _ = folder.everything(str(tmp_path / "photos"), image_size=8)
+    assert len(source.classes["label"]) == len({name.split("/")[0] for name in folders.split()})
+
+
+def test_folders_by_the_thousand_are_not_compared_with_one_another():
+    files = [f"speaker{i}/{film}/x.wav" for i in range(6000) for film in "ab"]
+    began = time.process_time()
+    parts.check_folders("data", files, parts.ADVICE)
+    assert time.process_time() - began < 5  # 18 million pairs take a minute
 
 
 @pytest.mark.parametrize("folders", ["train val", "train/cat train/dog test/cat test/dog"])
@@ -207,10 +227,11 @@ def test_a_label_that_a_part_lacks_is_minus_one_there(make):
     assert [int(both.read(i)["label"]) for i in range(7)] == expected
     assert labels_of(both).dtype == both.read(3)["label"].dtype == np.int32
     assert numbers(both) == [0, 1, 2, 0, 1, 0, 1]
-    # Of parts without it at the front: what several others mean by it may differ.
-    assert source.joined("all", {"train": bare, "test": named}).sizes == {"label": 3, "split": 2}
-    tasks = {"train": bare, "a": make([0, 1]), "b": make([0, 4])}
-    assert source.joined("all", tasks).sizes == {"split": 3}
+    # Where the first part lacks it, or others have other classes, it may mean something else.
+    assert source.joined("all", {"train": bare, "test": named}).sizes == {"split": 2}
+    other = dataclasses.replace(make([0, 1]), classes={"label": ("no", "yes")})
+    parts = {"train": named, "unlabeled": bare, "task": other}
+    assert source.joined("all", parts).sizes == {"split": 3}
 
 
 def test_labelled_is_the_source_itself_where_all_are():

@@ -307,6 +307,7 @@ def test_bfloat16_on_a_processor_without_instructions_for_it_is_told(monkeypatch
 
     one = dict(name="a", dtype="bfloat16")
     assert told(one, "fpu avx2") == ["encoder.dtype"]
+    assert "slower" not in experiment.describe(config, built, state, begins=False)  # it must stay
     assert told(dict(left=one, right=dict(name="b"), top=one), "fpu avx2") == [
         "encoder.left.dtype",
         "encoder.top.dtype",
