@@ -53,6 +53,9 @@ from jax.interpreters import mlir
 from jaxlib.mlir import ir
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# An error inside of a traced function has the frames of JAX taken out, which asks the disk about
+# each: most of the time of the tests of errors. The programs that tests start have them filtered.
+jax.config.update("jax_traceback_filtering", "off")
 
 # JAX lowers each program in an MLIR context of its own, which takes 5 ms to fill, and 1.4 MB for as
 # long as the program is cached: gigabytes after thousands of tests. Here the programs of a thread

@@ -105,7 +105,7 @@ def test_the_plain_matrix_against_differences():
         np.testing.assert_allclose(hvp, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("block_size", [0, 1])
+@pytest.mark.parametrize("block_size", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_ring_has_the_derivatives_of_one_device(block_size):
     with jax.enable_x64(True):
         mapped = jax.shard_map(
@@ -119,7 +119,7 @@ def test_the_ring_has_the_derivatives_of_one_device(block_size):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block_size", [0, 3])
 def test_half_precision_has_them_too(dtype, block_size):
     f = partial(LOSSES["nt_xent"], block_size=block_size)

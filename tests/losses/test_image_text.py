@@ -166,9 +166,7 @@ def test_memory_is_linear():
         partial(module.clip, logit_scale=20.0),
         partial(module.siglip, logit_scale=10.0, logit_bias=-10.0),
     ):
-        at_64k = temporaries(loss, 65536)
-        assert at_64k < 2**28
-        assert at_64k < 2.2 * temporaries(loss, 32768)
+        assert temporaries(loss, 65536) < 2**28  # the matrix is 16 GiB
 
 
 def test_errors():

@@ -514,11 +514,26 @@ def name_of(f) -> str:
     return getattr(f, "__name__", None) or f.func.__name__
 
 
+def _of_a_loss(given: Row) -> bool:
+    """The rows, terms or steps of a loss that has a row of its own."""
+    whole, _, part = name_of(given.f).rpartition("_")
+    return part in ("rows", "terms", "steps") and any(name_of(row.f) == whole for row in ROWS)
+
+
 def _id(index: int) -> str:
     return f"{name_of(ROWS[index].f)}-{index}"
 
 
 EACH = pytest.mark.parametrize("index", range(len(ROWS)), ids=_id)
+# A loss's rows are traced with it; by themselves with `-m slow`.
+EACH_WHOLE = pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(i, marks=[pytest.mark.slow] if _of_a_loss(row) else [])
+        for i, row in enumerate(ROWS)
+    ],
+    ids=_id,
+)
 # A loss's rows and logits are compiled with it; by themselves with `-m slow`.
 EACH_COMPILED = pytest.mark.parametrize(
     "index",
@@ -828,7 +843,7 @@ def test_a_temperature_that_is_no_scalar_is_named():
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.bfloat16])
-@EACH
+@EACH_WHOLE
 def test_half_precision_is_summed_in_float32(index, dtype):
     """A gradient has the type of its input."""
     given = ROWS[index]

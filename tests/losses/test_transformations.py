@@ -17,10 +17,10 @@ FIRST = {table.name_of(row.f): row for row in reversed(table.ROWS) if table.name
 
 
 # One of each kind; the others, seconds each, with `-m slow`. All are under `jit`, and all tests
-# under rank promotion "raise". "forward over reverse" takes the gradient, and "bfloat16" both the
-# gradient and the forward mode.
+# under rank promotion "raise". "forward over reverse" takes the gradient; that of bfloat16 is taken
+# by test_table.py.
 FEW = {"vmap", "vmap over temperature", "scan", "tiles: jvp", "export"}
-FEW |= {"forward over reverse", "bfloat16"}
+FEW |= {"forward over reverse"}
 
 
 @pytest.mark.parametrize(
