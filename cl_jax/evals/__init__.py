@@ -75,8 +75,8 @@ class Needs(NamedTuple):
 class Evaluator(NamedTuple):
     """One protocol of evaluation.
 
-    measure:   Given -> {"name/figure": value}, numbers. What is no number, or has a name that the
-               trainer logs itself (`core.logs.RESERVED`), is left out with a warning.
+    measure:   Given -> {"name/figure": number}. Values of another type, NaN and inf, and names
+               that the trainer logs itself (`core.logs.RESERVED`) are left out with a warning.
     needs:     what it reads.
     when:      "always"; "final", at the end of a run and on request; "asked", on request alone.
     untrained: also measured of the State before the first step, as "untrained/name/figure".
