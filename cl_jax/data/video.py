@@ -27,15 +27,7 @@ from cl_jax.data import images, lines, listing, tokenizer
 from cl_jax.data.images import map_threads, printable, report_bad
 from cl_jax.data.labels import refuse_alike
 from cl_jax.data.listing import Listing
-from cl_jax.data.parts import (
-    ADVICE,
-    ON_PARTS,
-    check_folders,
-    drawn,
-    few,
-    of_folders,
-    role,
-)
+from cl_jax.data.parts import ADVICE, ON_PARTS, check_folders, drawn, few, of_folders, role
 from cl_jax.data.reading import learnt_of, scale_of
 from cl_jax.data.source import Source, Splits, from_arrays, with_learnt
 
