@@ -193,9 +193,9 @@ def share_programs(monkeypatch, found):
             found[key] = compiled(name, lifted, arguments, config, run, *options)
         return found[key]
 
-    def over_blocks_once(f, mesh, *options):
+    def over_blocks_once(f, mesh, quick=False):
         if (f, mesh) not in found:
-            found[f, mesh] = over_blocks(f, mesh, *options)
+            found[f, mesh] = over_blocks(f, mesh, quick)
         return found[f, mesh]
 
     monkeypatch.setattr(programs, "compiled", once)

@@ -19,6 +19,7 @@ FLAGS = {
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
     "tpu": (),
 }
+LEVEL = "xla_backend_optimization_level"
 KEEP_PROGRAMS = "CL_JAX_KEEP_PROGRAMS"
 _NAMES = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
@@ -47,6 +48,15 @@ def keep_programs() -> None:
     (`training.programs`), unless the environment says otherwise. For a command line: a program that
     changes functions of this package at run time would be given the steps of another start."""
     os.environ.setdefault(KEEP_PROGRAMS, "1")
+
+
+def optimised(level: int, platform: str) -> dict[str, int]:
+    """Compiler options of a program that LLVM shall optimise less than at its usual level, 3. None
+    on other platforms than a "cpu", and where XLA_FLAGS sets the level."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if platform != "cpu" or LEVEL in given:
+        return {}
+    return {LEVEL: level}
 
 
 def chosen() -> str:

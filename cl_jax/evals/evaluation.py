@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cl_jax.core import parallel
+from cl_jax.core import parallel, xla
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.logs import RESERVED
 from cl_jax.core.method import Batch, Method, State, views_of
@@ -130,7 +130,7 @@ class Evaluation:
     def _program(self, f: Callable[[State, Batch], Any]) -> Any:
         """f, compiled once for `blocks`."""
         if f not in self.compiled:
-            self.compiled[f] = over_blocks(f, self.mesh)
+            self.compiled[f] = over_blocks(f, self.mesh, quick=True)
         return self.compiled[f]
 
     # Measuring --------------------------------------
@@ -277,11 +277,6 @@ class Evaluation:
             ]
             return [{name: one[name] for name in self.wanted if name in one} for one in found]
 
-        # Two networks and the views, for a few hundred examples: two thirds of the time to compile
-        # and about the same to run. Features differ in the last bits at this level.
-        quick = {"xla_backend_optimization_level": 2}
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self.compiled[features] = over_blocks(features, self.mesh, quick if on_cpu else None)
         return features
 
     def _checked(
@@ -530,18 +525,17 @@ def first_view(method: Method, batch: dict[str, Any], mesh: jax.sharding.Mesh) -
 
 
 def over_blocks(
-    f: Callable[[State, Batch], Any],
-    mesh: jax.sharding.Mesh,
-    compiler: dict[str, Any] | None = None,
+    f: Callable[[State, Batch], Any], mesh: jax.sharding.Mesh, quick: bool = False
 ) -> Callable[..., Any]:
-    """f(State, batch), compiled over the devices of a mesh for `blocks`, with options of XLA."""
+    """f(State, batch), compiled over the devices of a mesh for `blocks`. `quick`: on a CPU in two
+    thirds of the usual time, for a program that takes about as long for a few thousand examples;
+    its results differ in the last bits."""
 
     def placed(state: State, batch: Batch) -> Any:
         return f(state, batch), batch["place"]
 
-    compiled: Callable[..., Any] = parallel.lift(
-        placed, mesh, (SAME, EACH), EACH, compiler=compiler
-    )
+    options = xla.optimised(2, mesh.devices.flat[0].platform) if quick else None
+    compiled: Callable[..., Any] = parallel.lift(placed, mesh, (SAME, EACH), EACH, compiler=options)
     return compiled
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from cl_jax.core import settings
 from cl_jax.core.clocks import Steps
@@ -311,6 +312,48 @@ def adamw(
     )
 
 
+def muon(
+    learning_rate: float | Schedule,
+    *,
+    weight_decay: float | Schedule = 0.0,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    """Kernels move along an orthogonal matrix near their momentum, all else by `adamw`.
+
+    w <- w - lr (0.2 sqrt(max(n, m)) O + weight_decay w): O is Nesterov's momentum of the gradient,
+    as a matrix [n, m] of all inputs of a kernel by its outputs, after five Newton-Schulz steps,
+    which take its singular values to between 0.7 and 1.2. The factor gives O the root mean square
+    of an Adam step, so that both halves share the rate. A kernel is a parameter of that name, with
+    the outputs on its last axis; embeddings, tokens and prototypes are not.
+
+    Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the
+      factor is of Liu et al. 2025, arXiv 2502.16982, section 2.2.
+    """
+
+    def numbers(updates):
+        return jax.tree.map(
+            lambda x: contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates
+        )
+
+    def rescale(x):
+        return x * 0.2 * math.sqrt(max(x.size // x.shape[-1], x.shape[-1]))
+
+    kernels = optax.chain(
+        contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=numbers),
+        optax.stateless(lambda updates, params: jax.tree.map(rescale, updates)),
+        optax.add_decayed_weights(weight_decay, mask),
+        _scale(learning_rate),
+        optax.scale(-1.0),
+    )
+    rest = adamw(learning_rate, weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, mask=mask)
+    labels = _labels({"kernels": (r"(^|/)kernel$",)}, default="rest")
+    return optax.partition({"kernels": kernels, "rest": rest}, labels)
+
+
 def clip_per_tensor(max_norm: float, *, eps: float = 1e-6) -> optax.GradientTransformation:
     """DINO's clipping: each parameter's gradient times min(1, max_norm / (norm + eps)), apart from
     the others."""
@@ -374,7 +417,7 @@ def _labels(patterns: dict[str, Sequence[str]], default: str) -> Callable[[Any],
 # From a config --------------------------------------
 
 
-OPTIMIZERS = ("lars_simclr", "lars_byol", "larc_sgd", "sgd", "adamw")
+OPTIMIZERS = ("lars_simclr", "lars_byol", "larc_sgd", "sgd", "adamw", "muon")
 SCHEDULES = ("warmup_cosine", "warmup_linear", "linspace_warmup_cosine", "step_decay", "constant")
 
 
@@ -417,7 +460,7 @@ def build(
     the step, for logs).
 
     Args:
-      name: "lars_simclr", "lars_byol", "larc_sgd", "sgd" or "adamw".
+      name: "lars_simclr", "lars_byol", "larc_sgd", "sgd", "adamw" or "muon".
       learning_rate, learning_rate_scaling: before and by `scaled_learning_rate`; the other rates
         are not scaled.
       batch_size: global, in images.
@@ -486,6 +529,7 @@ def build(
         "larc_sgd": partial(larc_sgd, clip=larc_clip, nesterov=nesterov, mask=larc_keep, **trust),
         "sgd": partial(sgd, momentum=momentum, nesterov=nesterov, mask=keep),
         "adamw": partial(adamw, b1=b1, b2=b2, eps=eps, mask=keep),
+        "muon": partial(muon, momentum=momentum, b1=b1, b2=b2, eps=eps, mask=keep),
     }
     if name not in optimizers:
         raise ValueError(f"optimizer {name!r} is unknown; have {', '.join(OPTIMIZERS)}.")

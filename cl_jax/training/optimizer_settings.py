@@ -16,13 +16,13 @@ from cl_jax.training.optim import OPTIMIZERS, SCHEDULES
 
 # Settings that not every optimiser or schedule reads: the key that chooses it, and which do.
 _READERS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "momentum": ("name", OPTIMIZERS[:4]),
+    "momentum": ("name", (*OPTIMIZERS[:4], "muon")),
     "nesterov": ("name", ("lars_simclr", "larc_sgd", "sgd")),
     "trust_coefficient": ("name", OPTIMIZERS[:3]),
     "larc_clip": ("name", ("larc_sgd",)),
-    "b1": ("name", ("adamw",)),
-    "b2": ("name", ("adamw",)),
-    "eps": ("name", ("adamw",)),
+    "b1": ("name", ("adamw", "muon")),
+    "b2": ("name", ("adamw", "muon")),
+    "eps": ("name", ("adamw", "muon")),
     "final_learning_rate": ("schedule", SCHEDULES[:3]),
     "warmup_start": ("schedule", ("linspace_warmup_cosine",)),
     "milestones_epochs": ("schedule", ("step_decay",)),

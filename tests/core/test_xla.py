@@ -59,3 +59,10 @@ def test_every_flag_is_accepted_by_this_jaxlib(environment):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [flag for flag in (CPU, *xla.FLAGS["gpu"]) if xla.known(flag)]
+
+
+def test_the_level_of_a_cpu_s_program_is_set_unless_the_user_set_it(environment):
+    assert xla.optimised(2, "cpu") == {"xla_backend_optimization_level": 2}
+    assert xla.optimised(2, "gpu") == xla.optimised(2, "tpu") == {}
+    environment.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert xla.optimised(2, "cpu") == {}

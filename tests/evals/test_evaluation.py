@@ -410,15 +410,14 @@ def test_pictures_of_the_final_state_take_its_features_as_measured(tmp_path, mon
     assert len(calls) == 1  # one source is both parts here
 
 
-def test_on_a_cpu_the_program_of_views_is_compiled_at_a_lower_level(monkeypatch):
-    runner, _ = evaluation({"geometry": geometry.make()})
-    method, key = runner.method, jax.random.key(0)
-    runner.method = dataclasses.replace(method, clean=lambda batch: method.views(batch, key)[0])
-    asked = []
+def test_an_evaluation_s_programs_are_compiled_quickly_on_a_cpu(monkeypatch):
+    runner, state = evaluation({"geometry": geometry.make()})
+    asked, lift = [], parallel.lift
     monkeypatch.setattr(
-        "cl_jax.evals.evaluation.over_blocks", lambda f, mesh, options: asked.append(options)
+        parallel, "lift", lambda *args, compiler=None: asked.append(compiler) or lift(*args)
     )
-    assert runner._viewed in runner.compiled
+    monkeypatch.setenv("XLA_FLAGS", "")
+    runner.encode_all(runner.method.encode, state)
     assert asked == [{"xla_backend_optimization_level": 2}]
 
 

@@ -95,6 +95,34 @@ def test_adamw_in_loops_with_a_decay_schedule():
         np.testing.assert_allclose(after["encoder"]["norm"]["bias"], b, atol=1e-5)
 
 
+def test_muon_in_loops():
+    """Kernels as [inputs, outputs] by Newton-Schulz from its polynomial, also those of a
+    convolution; a vector and prototypes by Adam; decay of both."""
+    params = {"conv": {"kernel": jnp.asarray(RNG.normal(size=(2, 2, 3, 4)), jnp.float32)}, **PARAMS}
+    grads = [jax.tree.map(lambda p: 1e-3 * RNG.normal(size=p.shape), params) for _ in range(3)]
+    settings = {"weight_decay": 0.04, "learning_rate_scaling": "none", "total_steps": 3}
+    tx, lr = _build(name="muon", momentum=0.9, **settings)
+    adam = _run(_build(name="adamw", **settings)[0], grads, params)
+    w = np.asarray(params["conv"]["kernel"], np.float64).reshape(12, 4)
+    m = np.zeros_like(w)
+    for step, (given, after) in enumerate(zip(grads, _run(tx, grads, params))):
+        g = given["conv"]["kernel"].reshape(12, 4)
+        m = 0.9 * m + 0.1 * g
+        x = 0.9 * m / (1 - 0.9 ** (step + 2)) + 0.1 * g / (1 - 0.9 ** (step + 1))
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            gram = x.T @ x
+            x = 3.4445 * x + x @ (-4.775 * gram + 2.0315 * gram @ gram)
+        assert 0.6 < np.linalg.svd(x)[1].min() and np.linalg.svd(x)[1].max() < 1.3
+        w = w - float(lr(step)) * (0.2 * np.sqrt(12) * x + 0.04 * w)
+        found = np.asarray(after["conv"]["kernel"]).reshape(12, 4)
+        np.testing.assert_allclose(found, w, atol=1e-5)
+        encoder, by_adam = after["encoder"], adam[step]["encoder"]
+        np.testing.assert_allclose(encoder["norm"]["bias"], by_adam["norm"]["bias"], atol=1e-6)
+        assert not np.allclose(encoder["conv"]["kernel"], by_adam["conv"]["kernel"], atol=1e-3)
+        np.testing.assert_allclose(after["prototypes"], adam[step]["prototypes"], atol=1e-6)
+
+
 def test_the_two_lars_differ_only_when_the_rate_changes():
     settings = {"weight_decay": 1e-2, "learning_rate": 5.0}
     a = _run(_build(name="lars_simclr", schedule="constant", **settings)[0])
@@ -118,7 +146,7 @@ def test_masks_by_axes_and_by_path():
     }
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars_simclr", "lars_byol", "larc_sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lars_simclr", "lars_byol", "larc_sgd"])
 def test_frozen_parameters_start_afresh_at_the_current_rate(name):
     """Frozen for 3 updates, then as if its optimiser began there, with the rate moved on; the rest
     is untouched."""
@@ -132,6 +160,7 @@ def test_frozen_parameters_start_afresh_at_the_current_rate(name):
         _assert_close(a["encoder"], b["encoder"])
     tail = {
         "adamw": optim.adamw,
+        "muon": optim.muon,
         "sgd": optim.sgd,
         "larc_sgd": optim.larc_sgd,
         "lars_simclr": optim.lars_simclr,

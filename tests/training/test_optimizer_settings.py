@@ -39,6 +39,7 @@ NO_EFFECT = [
     ({"name": "adamw", "momentum": 0.5}, "momentum"),
     ({"name": "adamw", "nesterov": True}, "nesterov"),
     ({"name": "lars_byol", "nesterov": True}, "nesterov"),
+    ({"name": "muon", "nesterov": True}, "nesterov"),
     ({"name": "adamw", "trust_coefficient": 0.1}, "trust_coefficient"),
     ({"name": "sgd", "trust_coefficient": 0.1}, "trust_coefficient"),
     *(({"name": name, "b1": 0.5}, "b1") for name in ("sgd", "lars_simclr", "larc_sgd")),
