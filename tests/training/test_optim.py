@@ -107,9 +107,8 @@ def test_muon_in_loops():
     m = np.zeros_like(w)
     for step, (given, after) in enumerate(zip(grads, _run(tx, grads, params))):
         g = given["conv"]["kernel"].reshape(12, 4)
-        m = 0.9 * m + 0.1 * g
-        x = 0.9 * m / (1 - 0.9 ** (step + 2)) + 0.1 * g / (1 - 0.9 ** (step + 1))
-        x = x / np.linalg.norm(x)
+        m = 0.9 * m + g
+        x = (g + 0.9 * m) / np.linalg.norm(g + 0.9 * m)
         for _ in range(5):
             gram = x.T @ x
             x = 3.4445 * x + x @ (-4.775 * gram + 2.0315 * gram @ gram)
