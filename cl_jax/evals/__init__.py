@@ -82,6 +82,8 @@ class Evaluator(NamedTuple):
     untrained: also measured of the State before the first step, as "untrained/name/figure".
     better:    {"name/figure": +1 or -1}, which way is better: what `config.evals.best` may name,
                and how the benchmark's table, sweeps, the curve and the diagnosis read it.
+    figures:   names of figures without a better end. No two evaluators of a run may have a name in
+               `better` or `figures` in common.
     titles:    {"name/figure": text} for the summary; "%" in the text stands for a share in percent.
     baseline:  Given -> {"name/figure": value}, figures of the data alone, without a network;
                measured once.
@@ -97,6 +99,7 @@ class Evaluator(NamedTuple):
     when: str = "always"
     untrained: bool = True
     better: Mapping[str, int] = MappingProxyType({})
+    figures: tuple[str, ...] = ()
     titles: Mapping[str, str] = MappingProxyType({})
     baseline: Callable[[Given], dict[str, float]] | None = None
     draw: Callable[[Given], None] | None = None
