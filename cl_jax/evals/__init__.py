@@ -3,7 +3,7 @@ Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/guides
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,6 +92,7 @@ class Evaluator(NamedTuple):
                examples of a class, images of another shape. Called when the run is built, of data
                that have what `needs` names, so that no run trains up to an evaluation that fails.
                It reads what is at hand, labels and one example, and not the whole data.
+    check_method: (Method, the views of training) -> None; the same of the method.
     """
 
     measure: Callable[[Given], dict[str, float]]
@@ -99,8 +100,9 @@ class Evaluator(NamedTuple):
     when: str = "always"
     untrained: bool = True
     better: Mapping[str, int] = MappingProxyType({})
-    figures: tuple[str, ...] = ()
     titles: Mapping[str, str] = MappingProxyType({})
     baseline: Callable[[Given], dict[str, float]] | None = None
     draw: Callable[[Given], None] | None = None
     check: Callable[[Splits], None] | None = None
+    figures: tuple[str, ...] = ()
+    check_method: Callable[[Method, Sequence[Any]], None] | None = None

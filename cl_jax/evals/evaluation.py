@@ -75,6 +75,7 @@ class Evaluation:
             self.data,
             self.config,
             encoded(self.method, state, few(self.method, self.data.test, self.mesh), self.mesh),
+            self.recipes,
         )
 
     @property
@@ -444,17 +445,19 @@ def check(
     data: Splits,
     config: ConfigDict,
     features: Sequence[str] | None,
+    views: Sequence[Any] = (),
 ) -> None:
     """Checks that all that evaluators read is there.
 
     Args:
       evaluators: those that the data have labels and sources for (`with_data`).
       features: what "encode" gives (`encoded`); None for not to be looked at.
+      views: of training.
 
     Raises:
       ConfigError: a function, feature, field or source that is missing, with the nearest name; a
         figure `evals.best` that is not measured; a figure with a name of the trainer's own, or
-        that two evaluators measure; data that an evaluator refuses.
+        that two evaluators measure; data or a method that an evaluator refuses.
     """
     for name in () if features is None else features_asked(evaluators, config):
         if name not in features:
@@ -496,13 +499,15 @@ def check(
             f"measure {', '.join(better) or 'nothing that has a better end'}."
         )
     for name, one in evaluators.items():
-        if one.check is not None:
-            try:
+        try:
+            if one.check is not None:
                 one.check(data)
-            except ValueError as error:
-                raise ConfigError(
-                    f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
-                ) from error
+            if one.check_method is not None:
+                one.check_method(method, views)
+        except ValueError as error:
+            raise ConfigError(
+                f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
+            ) from error
 
 
 def _number(value: Any) -> float | None:
