@@ -180,9 +180,9 @@ def of_run(workdir: str | Path) -> ConfigDict:
         )
     try:
         kept = {"stage": "", "stages": {}} | json.loads(path.read_text())
+        return ConfigDict(kept).lock()
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Put a whole one back.") from None
-    return ConfigDict(kept).lock()
 
 
 def take_settings(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
