@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.training import configs, metrics
+from cl_jax.training.workdir import path_of
 
 # A verdict before this is guesswork: running statistics, queues and rates are still on their way.
 EARLY_EPOCHS, EARLY_STEPS = 2, 1000
@@ -257,17 +258,19 @@ def table(workdirs: Sequence[str | Path]) -> str:
     for workdir in map(configs.folder_of_run, workdirs):
         rows = metrics.read(workdir)
         total = configs.of_run(workdir).get("total_epochs")
-        if not isinstance(total, int | float):
+        if not isinstance(total, int | float) or not total > 0:
             raise ConfigError(
-                f"{workdir}/config.json has total_epochs={total!r}; expected a number of epochs. "
-                "Put back the file that the run wrote."
+                f"{workdir}/config.json has total_epochs={total!r}; expected a number of epochs "
+                "above 0. Put back the file that the run wrote."
             )
         before = next(
             (row["untrained/knn/top1"] for row in rows if "untrained/knn/top1" in row),
             math.nan,
         )
         if not any(map(evaluated, rows)):
-            lines.append(f"| {workdir} | - | - | - | nothing to say | no evaluation is logged |")
+            there = (path_of(workdir) / "metrics.jsonl").is_file()
+            why = "no evaluation is logged" + ("" if there else ": it has no metrics.jsonl")
+            lines.append(f"| {workdir} | - | - | - | nothing to say | {why} |")
         for i, row in enumerate(rows):
             if evaluated(row):
                 found = diagnose(rows[: i + 1], total)

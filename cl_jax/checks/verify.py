@@ -39,6 +39,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.method import Stage, State, check_metrics
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import configs
@@ -356,25 +357,34 @@ def table(records: Sequence[Record]) -> str:
 
 
 def stored(path: Path) -> dict[str, Record]:
-    """The records of a JSON file, by name; none where there is no file."""
+    """The records of a JSON file, by name; none where there is no file.
+
+    Raises:
+      ConfigError: a file that cannot be read, or that holds something else.
+    """
     if not path.exists():
         return {}
-    rows = json.loads(path.read_text())["methods"]
 
     def by_devices(found: dict[str, Any]) -> dict[int, Any]:
         return {int(number): value for number, value in found.items()}
 
-    return {
-        row["name"]: Record(
-            row["name"],
-            row["bounds"],
-            row["magnitudes"],
-            by_devices(row["differences"]),
-            by_devices(row["starts"]),
-            row["seed"],
-        )
-        for row in rows
-    }
+    try:
+        return {
+            row["name"]: Record(
+                row["name"],
+                row["bounds"],
+                row["magnitudes"],
+                by_devices(row["differences"]),
+                by_devices(row["starts"]),
+                row["seed"],
+            )
+            for row in json.loads(path.read_text())["methods"]
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} holds no records that `cl-jax verify` wrote: {type(error).__name__}: {error}. "
+            "Move it away, or give another --json."
+        ) from None
 
 
 def store(path: Path, records: Sequence[Record], steps: int) -> None:
@@ -420,9 +430,15 @@ def around(page: Path) -> tuple[str, str]:
     """What a Markdown page has before and after the table.
 
     Raises:
-      ValueError: no such page, or one without the two marks.
+      ValueError: no such page, one that cannot be read, or one without the two marks.
     """
-    before, mark, rest = (page.read_text() if page.is_file() else "").partition(_BEGIN)
+    try:
+        text = page.read_text() if page.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{page} cannot be read as text: {error}. Give a Markdown page."
+        ) from None
+    before, mark, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not (mark and end):
         raise ValueError(

@@ -127,7 +127,13 @@ def load(path: str | Path, lowercase: bool = True) -> WordPiece:
     file = user_path(path)
     if not file.is_file():
         raise ValueError(f"{path} is not a file; expected BERT's vocab.txt.")
-    return WordPiece(file.read_text(encoding="utf-8").splitlines(), lowercase, str(path))
+    try:
+        pieces = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8: {error}; expected BERT's vocab.txt, a piece a line."
+        ) from None
+    return WordPiece(pieces, lowercase, str(path))
 
 
 def _mark(c: str) -> bool:

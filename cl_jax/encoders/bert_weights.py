@@ -72,7 +72,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             else:
                 continue  # position numbers of old files
             found[name] = values.reshape(one["shape"])
-    except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     return found
 
@@ -100,7 +100,12 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder} has no vocab.txt; expected the folder of a BERT, with vocab.txt and "
             "model.safetensors."
         )
-    pieces = vocab.read_text(encoding="utf-8").splitlines()
+    try:
+        pieces = vocab.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{vocab} is not text in UTF-8: {error}; expected BERT's vocab.txt, a piece a line."
+        ) from None
     tensors = {
         name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias"): value
         for name, value in read(root / "model.safetensors").items()
@@ -124,9 +129,11 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
             "many. Are they of one model?"
         )
     positions = take("embeddings.position_embeddings.weight")
+    if "positions" in params:
+        positions = positions[: params["positions"].shape[0]]
     found: dict[str, Any] = {
         "embedding": {"embedding": table[order(pieces)]},
-        "positions": positions[: params["positions"].shape[0]],
+        "positions": positions,
         "segments": take("embeddings.token_type_embeddings.weight"),
         "norm": norm("embeddings.LayerNorm"),
     }
@@ -147,11 +154,11 @@ def _fitted(found: dict[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """`found` in the types of `params`, whose structure and shapes it must have."""
     theirs = dict(jax.tree_util.tree_leaves_with_path(found))
     mine = dict(jax.tree_util.tree_leaves_with_path(dict(params)))
-    for path, value in mine.items():
-        given = theirs[path].shape if path in theirs else None
-        if given != value.shape:
+    for path in {**mine, **theirs}:
+        own, given = (tree[path].shape if path in tree else None for tree in (mine, theirs))
+        if given != own:
             raise ValueError(
-                f"the network's {jax.tree_util.keystr(path)} has shape {value.shape} and BERT's "
+                f"the network's {jax.tree_util.keystr(path)} has shape {own} and BERT's "
                 f"{given}; set width, depth, heads, hidden and length of config.encoder as in its "
                 f"config.json, style='bert', and data.tokenizer_path to its vocab.txt (the table "
                 f"has {SPECIAL} reserved tokens first)."

@@ -3,7 +3,7 @@ Evaluator`; `config.evals.protocols = {name: section}` chooses them (docs/guides
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,6 +82,8 @@ class Evaluator(NamedTuple):
     untrained: also measured of the State before the first step, as "untrained/name/figure".
     better:    {"name/figure": +1 or -1}, which way is better: what `config.evals.best` may name,
                and how the benchmark's table, sweeps, the curve and the diagnosis read it.
+    figures:   names of figures without a better end. No two evaluators of a run may have a name in
+               `better` or `figures` in common.
     titles:    {"name/figure": text} for the summary; "%" in the text stands for a share in percent.
     baseline:  Given -> {"name/figure": value}, figures of the data alone, without a network;
                measured once.
@@ -90,6 +92,7 @@ class Evaluator(NamedTuple):
                examples of a class, images of another shape. Called when the run is built, of data
                that have what `needs` names, so that no run trains up to an evaluation that fails.
                It reads what is at hand, labels and one example, and not the whole data.
+    check_method: (Method, the views of training) -> None; the same of the method.
     """
 
     measure: Callable[[Given], dict[str, float]]
@@ -101,3 +104,5 @@ class Evaluator(NamedTuple):
     baseline: Callable[[Given], dict[str, float]] | None = None
     draw: Callable[[Given], None] | None = None
     check: Callable[[Splits], None] | None = None
+    figures: tuple[str, ...] = ()
+    check_method: Callable[[Method, Sequence[Any]], None] | None = None

@@ -75,6 +75,7 @@ class Evaluation:
             self.data,
             self.config,
             encoded(self.method, state, few(self.method, self.data.test, self.mesh), self.mesh),
+            self.recipes,
         )
 
     @property
@@ -145,7 +146,7 @@ class Evaluation:
         found: dict[str, float] = {}
         for name, one in self.evaluators.items():
             if one.when == "always" or (one.when == "final" and final) or asked:
-                found |= self._checked(name, one.measure, given)
+                found |= self._checked(name, one.measure, given, found)
         if final and any(one.draw is not None for one in self.evaluators.values()):
             self.measured = state, given  # so that `draw` does not encode again
         return found | {"eval_seconds": time.perf_counter() - began}
@@ -155,13 +156,13 @@ class Evaluation:
         "untrained/...", and of the data alone."""
         given = self._given(state, False, False, trained=False)
         found: dict[str, float] = {}
+        untrained: dict[str, float] = {}
         for name, one in self.evaluators.items():
             if one.baseline is not None:
-                found |= self._checked(name, one.baseline, given)
+                found |= self._checked(name, one.baseline, given, found)
             if one.untrained and one.when == "always":
-                measured = self._checked(name, one.measure, given)
-                found |= {f"untrained/{figure}": value for figure, value in measured.items()}
-        return found
+                untrained |= self._checked(name, one.measure, given, untrained)
+        return found | {f"untrained/{figure}": value for figure, value in untrained.items()}
 
     def draw(self, state: State) -> None:
         """The pictures of all evaluators. All processes call it; process 0 writes. One that cannot
@@ -280,12 +281,16 @@ class Evaluation:
         return features
 
     def _checked(
-        self, name: str, measure: Callable[[Given], dict[str, float]], given: Given
+        self,
+        name: str,
+        measure: Callable[[Given], dict[str, float]],
+        given: Given,
+        before: Mapping[str, float],
     ) -> dict[str, float]:
         """The figures of an evaluator that the log can hold. Others are named and left out, so that
         those of the other evaluators are not lost: what is NaN or inf, as of a probe that failed,
-        or not a number, or has a name of the trainer's own. An error says how the run goes on
-        without them."""
+        or not a number, or has a name of the trainer's own or of a figure measured `before`. An
+        error says how the run goes on without them."""
         try:
             found = measure(given)
         except Exception as error:
@@ -306,6 +311,13 @@ class Evaluation:
             number = _number(value)
             if figure in RESERVED:
                 logging.warning("%s It is left out.", _taken(name, figure))
+            elif figure in before:
+                logging.warning(
+                    "evals.protocols.%s: %s is left out: another evaluator has measured a figure "
+                    "of this name.",
+                    name,
+                    figure,
+                )
             elif number is None:
                 logging.warning(
                     "evals.protocols.%s: %s is %r and left out; expected a number.",
@@ -428,17 +440,19 @@ def check(
     data: Splits,
     config: ConfigDict,
     features: Sequence[str] | None,
+    views: Sequence[Any] = (),
 ) -> None:
     """Checks that all that evaluators read is there.
 
     Args:
       evaluators: those that the data have labels and sources for (`with_data`).
       features: what "encode" gives (`encoded`); None for not to be looked at.
+      views: of training.
 
     Raises:
       ConfigError: a function, feature, field or source that is missing, with the nearest name; a
-        figure `evals.best` that is not measured; a figure with a name of the trainer's own; data
-        that an evaluator refuses.
+        figure `evals.best` that is not measured; a figure with a name of the trainer's own, or
+        that two evaluators measure; data or a method that an evaluator refuses.
     """
     for name in () if features is None else features_asked(evaluators, config):
         if name not in features:
@@ -448,10 +462,18 @@ def check(
                 f"{', '.join(sorted(features))}."
             )
     fields = set(data.train.read(0)) & set(data.test.read(0))
+    of: dict[str, str] = {}  # which evaluator a figure is of
     for name, one in evaluators.items():
-        for figure in one.better:
+        for figure in (*one.better, *one.figures):
             if figure in RESERVED:
                 raise ConfigError(_taken(name, figure))
+            if of.setdefault(figure, name) != name:
+                raise ConfigError(
+                    f"evals.protocols.{of[figure]} and evals.protocols.{name} both measure "
+                    f"{figure!r}, and one would overwrite the other. Give one another name, "
+                    f"--config.evals.protocols.{name}.figure=NAME, if its evaluator has this "
+                    f"setting; {_without(name)} leaves it out."
+                )
         wanted = (
             ("function of the method", one.needs.functions, method.functions),
             ("field of the data", one.needs.fields, fields),
@@ -472,13 +494,15 @@ def check(
             f"measure {', '.join(better) or 'nothing that has a better end'}."
         )
     for name, one in evaluators.items():
-        if one.check is not None:
-            try:
+        try:
+            if one.check is not None:
                 one.check(data)
-            except ValueError as error:
-                raise ConfigError(
-                    f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
-                ) from error
+            if one.check_method is not None:
+                one.check_method(method, views)
+        except ValueError as error:
+            raise ConfigError(
+                f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
+            ) from error
 
 
 def _number(value: Any) -> float | None:

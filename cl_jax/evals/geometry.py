@@ -133,7 +133,11 @@ def make(
             name.replace("/", f"{figure}/", 1): value for name, value in of_state(given).items()
         }
 
-    return Evaluator(named, Needs(features=(feature,), views=True))
+    return Evaluator(
+        named,
+        Needs(features=(feature,), views=True),
+        figures=(f"geometry{figure}/effective_rank",),
+    )
 
 
 def pair_count(source: Source, batch_size: int) -> int:

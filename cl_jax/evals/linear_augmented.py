@@ -1,12 +1,13 @@
 """The linear probe on augmented views: a new crop and flip of each training image each epoch."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from cl_jax.core import parallel
+from cl_jax.core.method import Method
 from cl_jax.core.shapes import check_count, check_positive
 from cl_jax.data import batches
 from cl_jax.data.source import Source, labels_of, subset
@@ -39,13 +40,7 @@ def make(
 
     def measure(given: Given) -> dict[str, float]:
         method, (train, test) = given.method, given.data[:2]
-        lacking = [name for name in ("features", "clean") if getattr(method, name) is None]
-        if lacking or not given.recipes or not isinstance(given.recipes[0], ImageView):
-            has = f"has no {lacking[0]}" if lacking else "sees none"
-            raise ValueError(
-                f"the augmented probe is of methods that see augmented images, and this one {has}. "
-                "The evaluator linear is a probe of clean images."
-            )
+        _check_method(method, given.recipes)
         seen = given.recipes[0]
         train, test = (labelled(source, label) for source in (train, test))
         rows = min(batch_size, train.size)
@@ -103,7 +98,18 @@ def make(
         better={"linear/augmented/top1": 1},
         titles={"linear/augmented/top1": "linear probe, augmented views %"},
         check=lambda data: check_test_classes(data, label),
+        check_method=_check_method,
     )
+
+
+def _check_method(method: Method, views: Sequence[Any]) -> None:
+    lacking = [name for name in ("features", "clean") if getattr(method, name) is None]
+    if lacking or not views or not isinstance(views[0], ImageView):
+        has = f"has no {lacking[0]}" if lacking else "sees none"
+        raise ValueError(
+            f"the augmented probe is of methods that see augmented images, and this one {has}. "
+            "The evaluator linear is a probe of clean images."
+        )
 
 
 def labelled(source: Source, label: str) -> Source:

@@ -142,8 +142,8 @@ def tsc_centroids(
     Args:
       centroids: [C, D] unit vectors, at first random directions.
       features: [B, D] unit queries of this device. No gradient flows.
-      labels: [B] integers below C; rows below 0 have no label and do not count. A class
-        that is not in the global batch keeps its centroid.
+      labels: [B] integers below C; from C on all centroids are NaN. Rows below 0 have no label and
+        do not count. A class that is not in the global batch keeps its centroid.
       momentum: 0.9 in the authors' code.
       axis_name: device axis that splits the batch.
 
@@ -162,5 +162,7 @@ def tsc_centroids(
         total(jax.ops.segment_sum(jnp.ones(labels.shape, jnp.int32), labels, sizes["c"]), axis_name)
         > 0
     )
+    beyond = total(jnp.sum(labels >= sizes["c"], dtype=jnp.int32), axis_name) > 0
     moved = unit(momentum * wide(centroids) + (1 - momentum) * unit(sums))
-    return jnp.where(present[:, None], moved, wide(centroids)).astype(jnp.result_type(centroids))
+    moved = jnp.where(present[:, None], moved, wide(centroids))
+    return jnp.where(beyond, jnp.nan, moved).astype(jnp.result_type(centroids))

@@ -17,7 +17,7 @@ import optax
 
 from cl_jax.core.annotations import Movable
 from cl_jax.core.axis import total
-from cl_jax.core.errors import NotFoundError
+from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.gelu import gelu
 from cl_jax.core.keys import example_keys, view_keys
 from cl_jax.core.method import Aux, Batch, Method, Run, State, Variables, from_loss
@@ -113,6 +113,8 @@ def make(
             loaded = bert_weights.load(weights, state.params["encoder"])
         except FileNotFoundError as error:
             raise NotFoundError(f"method.weights={weights!r}: {error}") from None
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"method.weights={weights!r}: {error}") from None
         return dataclasses.replace(state, params=state.params | {"encoder": loaded})
 
     def drawn(batch: Batch, key: jax.Array) -> Any:

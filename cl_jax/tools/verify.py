@@ -12,9 +12,9 @@ import itertools
 import sys
 from collections.abc import Sequence
 
-from cl_jax.core.errors import SaveError
+from cl_jax.core.errors import ConfigError, SaveError
 from cl_jax.core.paths import user_path
-from cl_jax.data.tables import check_place
+from cl_jax.data.tables import check_place, check_writable
 from cl_jax.training import configs
 
 
@@ -52,6 +52,26 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def _numbers(option: str, text: str) -> list[int]:
+    """The whole numbers of an option's value, each once, in order."""
+    try:
+        return sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        raise ConfigError(
+            f"{option}={text}; expected whole numbers with commas between them, as {option}=1,2."
+        ) from None
+
+
+def _own_config(error: Exception) -> str:
+    """Where a setting is to be made that an error asks for, such as the path of the data."""
+    if "--config." not in str(error):
+        return ""
+    return (
+        " `cl-jax verify` takes no settings: give a config file of your own that has it, "
+        "--configs=FILE.py."
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     args = options.parse_args(argv)
@@ -60,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [name for name in args.configs.split(",") if name] or configs.names()
         for name in names:
             configs.load(name)
-        devices = sorted({int(word) for word in args.devices.split(",")})
-        pieces = sorted({int(word) for word in args.micro_batches.split(",")})
+        devices = _numbers("--devices", args.devices)
+        pieces = _numbers("--micro-batches", args.micro_batches)
         if pieces[0] < 1:
             raise ValueError(f"--micro-batches={args.micro_batches}; expected 1 or more.")
         if devices[0] < 1 or devices[-1] < 2 or args.steps < 1:
@@ -78,11 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cl_jax.core import parallel, xla
 
     xla.prepare()
-    parallel.offer_devices(devices[-1])
     try:
+        parallel.offer_devices(devices[-1])
         records = verify.stored(place) if place else {}
         if page:
             verify.around(page)
+            check_writable(page)  # now, and not after the last config
     except ValueError as error:
         options.error(str(error))
     done, wrong = 0, []
@@ -109,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except Exception as error:  # one that does not run must not hide the others
             print(
-                f"{name} does not run: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+                f"{name} does not run: {type(error).__name__}: {error}{_own_config(error)}",
+                file=sys.stderr,
+                flush=True,
             )
             done += 1
             wrong.append(name)

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -180,9 +180,9 @@ def of_run(workdir: str | Path) -> ConfigDict:
         )
     try:
         kept = {"stage": "", "stages": {}} | json.loads(path.read_text())
+        return ConfigDict(kept).lock()
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Put a whole one back.") from None
-    return ConfigDict(kept).lock()
 
 
 def take_settings(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
@@ -225,7 +225,7 @@ def change(config: ConfigDict, settings: Sequence[tuple[str, str | None]]) -> No
     stages are to run (`config.stage`), a key of an evaluator that some stages alone have is theirs.
 
     An evaluator without a value (`evals.protocols.NAME`) is one with its defaults; with None it is
-    left out, of all stages.
+    left out, of all stages, or as `stages.STAGE.evals.protocols.NAME` of one.
 
     Raises:
       ConfigError: a key that there is not, with the nearest one, or a value of another type.
@@ -250,7 +250,7 @@ def _places(config: ConfigDict, path: str) -> list[str]:
     having = [
         name
         for name, changes in config.get("stages", {}).items()
-        if words[2] in changes.get("evals", {}).get(PROTOCOLS, {})
+        if changes.get("evals", {}).get(PROTOCOLS, {}).get(words[2]) is not None
     ]
     return [f"stages.{name}.{path}" for name in having] or [path]
 
@@ -260,10 +260,11 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
     section = config
     walked: list[str] = []
     for name in parents:
-        if name not in section:
+        if name not in section or _is_left_out(walked, section, name):
             if not _takes_any(walked):
                 raise ConfigError(_unknown(path, name, section))
-            section[name] = ConfigDict()
+            with section.ignore_type():
+                section[name] = ConfigDict()
         section = section[name]
         walked.append(name)
         if not isinstance(section, ConfigDict):
@@ -291,16 +292,32 @@ def _is_protocol(words: Sequence[str]) -> bool:
 
 
 def _leave_out(config: ConfigDict, path: str) -> None:
-    """Takes an evaluator out of the config and out of what each stage changes in it."""
+    """Takes an evaluator out of the config and out of what each stage changes in it; or out of one
+    stage, which says None of an evaluator that the config has."""
     *_, name = words = path.split(".")
-    whole = [config, *config.get("stages", {}).values()]
-    places = [config.stages.get(words[1], ConfigDict())] if words[0] == "stages" else whole
-    protocols = [place.get("evals", {}).get(PROTOCOLS, {}) for place in places]
-    if not any(name in one for one in protocols):
-        raise ConfigError(_unknown(path, name, protocols[0]))
+    own, sections = config.get("evals", {}).get(PROTOCOLS, {}), config.get("stages", {})
+    of_stage = words[0] == "stages"
+    if of_stage and words[1] not in sections:
+        raise ConfigError(_unknown(path, words[1], sections))
+    changed = [sections[words[1]]] if of_stage else [config, *sections.values()]
+    protocols = [place.get("evals", {}).get(PROTOCOLS, {}) for place in changed]
+    if not any(name in one for one in (own, *protocols)):
+        raise ConfigError(_unknown(path, name, [*own, *protocols[0]]))
     for one in protocols:
         if name in one:
             del one[name]
+    if of_stage and name in own:
+        (section,) = changed
+        for key in ("evals", PROTOCOLS):
+            if key not in section:
+                section[key] = ConfigDict()
+            section = section[key]
+        section[name] = None
+
+
+def _is_left_out(walked: Sequence[str], section: ConfigDict, name: str) -> bool:
+    """Whether a stage leaves out the evaluator `name` of the section at this path."""
+    return section[name] is None and list(walked[-2:]) == ["evals", PROTOCOLS]
 
 
 def _holds_sections(walked: Sequence[str], section: ConfigDict) -> bool:
@@ -318,7 +335,7 @@ def _section(path: str, text: str | None, among: ConfigDict) -> Mapping[str, Any
     none yet."""
     parent, _, key = path.rpartition(".")
     value = {} if text is None else _literal(text)
-    if key in among:
+    if key in among and among[key] is not None:
         return among[key] if text is None else _read(path, text, among[key])
     if not isinstance(value, dict):
         raise ConfigError(
@@ -341,10 +358,11 @@ def _is_stage_of(config: ConfigDict, walked: Sequence[str], key: str) -> bool:
     return len(walked) == 2 and walked[0] == "stages" and key in config
 
 
-def _unknown(path: str, name: str, section: ConfigDict) -> str:
+def _unknown(path: str, name: str, section: Iterable[str]) -> str:
+    there = sorted(set(map(str, section)))
     return (
-        f"--config.{path}: the config has no {name!r} there{nearest(name, list(section))}. It has "
-        f"{', '.join(sorted(map(str, section)))}."
+        f"--config.{path}: the config has no {name!r} there{nearest(name, there)}. It has "
+        f"{', '.join(there) or 'nothing'}."
     )
 
 

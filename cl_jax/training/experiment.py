@@ -220,7 +220,7 @@ def _check_evaluation(built: Built, config: ConfigDict) -> None:
         batch = evaluation.few(method, data.test, mesh)
         alone = built._replace(mesh=mesh)
         features = evaluation.encoded(method, shape_of_state(alone), batch, mesh)
-    evaluation.check(usable, method, data, config, features)
+    evaluation.check(usable, method, data, config, features, built.views)
 
 
 def _check_run(config: ConfigDict) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cl_jax.core import logs
+from cl_jax.core.errors import ConfigError
 from cl_jax.core.logs import Row
 from cl_jax.core.names import some
 from cl_jax.training import trackers
@@ -254,9 +255,18 @@ class _Terminal:
 
 def read(workdir: str | Path) -> list[Row]:
     """The rows of a run's JSON-lines log. Lines that are not rows (a killed run may leave one cut)
-    are left out with a warning."""
+    are left out with a warning.
+
+    Raises:
+      ConfigError: the log cannot be read.
+    """
     path = folder.path_of(workdir) / "metrics.jsonl"
-    rows, broken = logs.rows(path)
+    try:
+        rows, broken = logs.rows(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Give this user leave to read it."
+        ) from None
     if broken:
         logging.warning(
             "%s: left out line %s, which %s not a row of numbers with a step.",

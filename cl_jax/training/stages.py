@@ -37,7 +37,7 @@ def stages(
 
     Args:
       config: with `stages`, {name: what the stage changes}, which `stage_order` puts in order, and
-        `stage`.
+        `stage`. A stage leaves out an evaluator of the config by None.
       given: keys that the user set in the config, such as "optimizer.learning_rate". They hold for
         every stage that has them: a stage whose section is of another `name` does not have the keys
         of the base's section (unless that stage alone is asked for), and "stages.NAME.KEY" is of
@@ -102,6 +102,9 @@ def _stages(
         for key in given:
             if f"stages.{name}.{key}" not in given:
                 _follow(stage, base, key.split("."), alone=asked == name)
+        protocols = stage["evals"][configs.PROTOCOLS]
+        for left_out in [key for key, section in protocols.items() if section is None]:
+            del protocols[left_out]
         found.append((name, ConfigDict(stage), root / name))
     return found
 
@@ -150,6 +153,8 @@ def _follow(stage: dict[str, Any], base: dict[str, Any], path: list[str], alone:
         if same or alone:
             for part in path[1:-1]:
                 of_stage = of_stage.setdefault(part, {})
+                if of_stage is None:
+                    return  # an evaluator that the stage leaves out
             of_stage[path[-1]] = value
 
 

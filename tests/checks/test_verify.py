@@ -252,7 +252,7 @@ def test_command_line(healthy, tmp_path, monkeypatch, capsys):
 def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys):
     def found(name, devices, steps, micro_batches):
         if name == "a":
-            raise ValueError("splits=4 on 8 devices")
+            raise ValueError("path is empty; set --config.data.path.")
         yield dataclasses.replace(healthy, name=name), None
 
     monkeypatch.setattr(command.configs, "load", lambda name: None)
@@ -261,7 +261,9 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
     assert command.main(["--devices=1,2,4", "--micro-batches=1"]) == 1
     said = capsys.readouterr()
     assert (
-        "a does not run: ValueError: splits=4 on 8 devices" in said.err
+        "a does not run: ValueError: path is empty; set --config.data.path. `cl-jax verify` takes "
+        "no settings: give a config file of your own that has it, --configs=FILE.py.\n"
+        in said.err
         and "1 of 2 the same" in said.out
     )
 
@@ -271,7 +273,9 @@ def test_a_config_that_does_not_run_hides_no_other(healthy, monkeypatch, capsys)
     [
         (["--configs=simclr_v3"], "config 'simclr_v3' does not exist"),
         (["--devices=1"], "expected at least two devices"),
-        (["--devices=1,x"], "invalid literal"),
+        (["--devices=1,x"], "--devices=1,x; expected whole numbers"),
+        (["--micro-batches="], "--micro-batches=; expected whole numbers"),
+        (["--devices=1,64"], "device_count=64 before starting"),
         (["--steps=0"], "expected at least two devices and one step"),
         (["--json=gs://b/v.json"], "is a URL; a file system is needed"),
         (["--json=no/v.json"], "its folder does not exist"),
@@ -282,6 +286,37 @@ def test_mistakes_are_named(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(words)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"methods": 3}', '{"methods": [{"name": "a"}]}', '{"methods": [3]}']
+)
+def test_a_file_of_other_records_is_named(text, tmp_path, capsys):
+    file = tmp_path / "records.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit):
+        command.main(["--configs=byol", "--devices=1,2", f"--json={file}"])
+    assert f"{file} holds no records that `cl-jax verify` wrote" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_read_or_written_is_named_before_anything_runs(
+    tmp_path, monkeypatch, capsys
+):
+    page = tmp_path / "page.md"
+    words = ["--configs=byol", "--devices=1,2", f"--page={page}"]
+    page.write_bytes(b"\xff")
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert f"{page} cannot be read as text" in capsys.readouterr().err
+    page.write_text("<!-- verify -->\n<!-- end of verify -->\n")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(page), "write_bytes", denied)
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert f"{page} cannot be written: Permission denied" in capsys.readouterr().err
 
 
 def test_a_page_without_its_marks_is_refused(tmp_path):

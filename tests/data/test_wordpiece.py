@@ -60,5 +60,8 @@ def test_errors_say_what_was_expected(tmp_path):
         wordpiece.WordPiece([piece for piece in PIECES if piece != "[MASK]"])
     with pytest.raises(ValueError, match="is not a file"):
         wordpiece.load(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"is not text in UTF-8: .*expected BERT's vocab.txt"):
+        wordpiece.load(tmp_path / "vocab.txt")
     with pytest.raises(ValueError, match="length=2"):
         wordpiece.WordPiece(PIECES).encode(["a"], 2)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from cl_jax.core.errors import NotFoundError
+from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import Run
 from cl_jax.data import wordpiece
 from cl_jax.encoders import bert_weights, transformer
@@ -132,6 +132,21 @@ def test_simcse_starts_from_the_weights(tmp_path):
     jax.eval_shape(method.init, jax.random.key(0), batch)
     with pytest.raises(NotFoundError, match=r"method\.weights='.*has no vocab\.txt"):
         method.begin(state)
+    tmp_path.mkdir()
+    _write(tmp_path, _tensors())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(NotFoundError, match=r"method\.weights='.*model\.safetensors is not a file"):
+        method.begin(state)
+    damaged = [
+        ("vocab.txt", b"\xff\xfe", "vocab.txt is not text in UTF-8"),
+        ("model.safetensors", b"damaged", "not a whole safetensors file"),
+        ("model.safetensors", struct.pack("<Q", 2) + b"[]", "not a whole safetensors file"),
+    ]
+    for file, content, words in damaged:
+        _write(tmp_path, _tensors())
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"method\.weights='.*{words}"):
+            method.begin(state)
 
 
 def test_half_precision_is_read(tmp_path):
@@ -151,6 +166,9 @@ def test_errors_say_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match="no vocab"):
         bert_weights.load(tmp_path, params)
     _write(tmp_path, _tensors())
+    lacking = {name: x for name, x in params.items() if name != "positions"}
+    with pytest.raises(ValueError, match=r"'positions'\] has shape None and BERT's \(10, 8\)"):
+        bert_weights.load(tmp_path, lacking)
     for settings, message in (
         (dict(width=4), r"has shape \(4,\) and BERT's \(8,\); set width"),
         (dict(depth=3), "has no encoder.layer.2.attention.self.query.weight"),

@@ -30,6 +30,7 @@ from cl_jax.evals import (
     knn,
     linear,
     linear_augmented,
+    logistic,
     neighbours,
     reidentification,
     retrieval,
@@ -349,6 +350,48 @@ def test_figures_that_the_log_cannot_hold_are_named_and_the_others_are_kept(capl
     assert "evals.protocols.silent returned a NoneType" in caplog.text
     assert runner.baselines(state).keys() == {f"untrained/{n}/top1" for n in ("bad", "good")}
     assert "evals.protocols.good measures 'mfu'" in caplog.text
+
+
+@pytest.mark.parametrize("make", [knn.make, geometry.make, logistic.make])
+def test_two_evaluators_of_one_figure_are_refused_before_the_first_step(make):
+    """The later one's figures would overwrite those of the other."""
+    data, config = Splits(source_of(), source_of("test")), CONFIG.copy_and_resolve_references()
+    method = SimpleNamespace(functions={})
+    mend = "wide.figure=NAME, .*; --config.evals.protocols.wide=None"
+    with pytest.raises(ConfigError, match=f"protocols.own and evals.protocols.wide both .*{mend}"):
+        check({"own": make(), "wide": make()}, method, data, config, None)
+
+
+def test_two_evaluators_of_one_kind_with_figures_of_their_own_are_taken():
+    evaluators = {
+        "knn": knn.make(),
+        "wide": knn.make(feature="z", figure="wide"),
+        "label": logistic.make(),
+        "kind": logistic.make(label="kind"),
+        "geometry": geometry.make(),
+        "geometry_z": geometry.make(feature="z", figure="@z"),
+    }
+    source = source_of(sizes={"label": 2, "kind": 2}, kind=np.arange(24) % 2)
+    check(
+        evaluators,
+        SimpleNamespace(functions={}),
+        Splits(source, source),
+        CONFIG.copy_and_resolve_references(),
+        None,
+    )
+
+
+def test_a_figure_that_was_not_declared_does_not_overwrite_another(caplog):
+    evaluators = {
+        "a": Evaluator(lambda given: {"same": 0, "a": 0}, baseline=lambda given: {"data": 0}),
+        "b": Evaluator(lambda given: {"same": 1, "b": 1}, baseline=lambda given: {"data": 1}),
+    }
+    runner, state = evaluation(evaluators)
+    found = runner.measure(state)
+    assert found["same"] == 0.0 and found["b"] == 1.0
+    assert "evals.protocols.b: same is left out: another evaluator has measured" in caplog.text
+    found = runner.baselines(state)
+    assert found == {"data": 0, "untrained/same": 0, "untrained/a": 0, "untrained/b": 1}
 
 
 def test_figures_that_are_nan_are_left_out(caplog):

@@ -4,9 +4,12 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from cl_jax.data.source import from_arrays
-from cl_jax.evals import linear_augmented
+from cl_jax.core.errors import ConfigError
+from cl_jax.data.source import Splits, from_arrays
+from cl_jax.evals import evaluation, linear_augmented
+from cl_jax.views.image import make as image_view
 
 
 def test_examples_without_a_label_are_left_out():
@@ -41,3 +44,16 @@ def test_a_method_without_augmented_images_is_one_sentence(features, clean, reci
     given = types.SimpleNamespace(method=method, recipes=recipes, data=(None, None))
     with pytest.raises(ValueError, match=f"augmented images, and this one .*{words}"):
         linear_augmented.make().measure(given)
+
+
+@pytest.mark.parametrize("views", [(), (object(),)])
+def test_a_method_without_augmented_images_is_refused_when_the_run_is_built(views):
+    image, label = np.zeros((4, 2, 2, 1), np.uint8), np.arange(4, dtype=np.int32) % 2
+    source = from_arrays("four", {"image": image, "label": label}, {"label": 2})
+    method = types.SimpleNamespace(functions={}, features=abs, clean=abs)
+    config = ConfigDict({"evals": {}})
+    evaluators, data = {"own": linear_augmented.make()}, Splits(source, source)
+    seen = image_view(name="simclr", size=2)
+    evaluation.check(evaluators, method, data, config, None, (seen,))
+    with pytest.raises(ConfigError, match=r"own: .* and this one sees none.*protocols.own=None"):
+        evaluation.check(evaluators, method, data, config, None, views)

@@ -94,6 +94,8 @@ def test_a_class_that_there_is_not_makes_the_loss_nan(number):
     assert np.isnan(tsc(y, QUEUE_LABELS, TARGETS, np.arange(8))) == nan
     assert np.isnan(tsc(np.arange(8), QUEUE_LABELS, TARGETS, y)) == (number != 0)
     assert np.isnan(jax.jit(proto)(y)) == (number != 0)
+    moved = jax.jit(targeted.tsc_centroids)(TARGETS, FLAT, y)
+    assert np.isnan(moved).all() if nan else np.isfinite(moved).all()
 
 
 def test_cross_entropies_leave_unlabelled_rows_out():

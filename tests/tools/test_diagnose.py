@@ -1,6 +1,9 @@
 """`cl-jax diagnose` of logs alone."""
 
 import json
+import re
+
+import pytest
 
 from cl_jax.tools import diagnose
 
@@ -10,10 +13,33 @@ def test_a_folder_without_a_log_is_one_sentence(tmp_path, capsys):
     assert "config.json is missing" in capsys.readouterr().err
 
 
-def test_a_config_without_a_length_is_one_sentence(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{}", "total_epochs=None; expected a number of epochs above 0"),
+        ('{"total_epochs": 0}', "total_epochs=0; expected a number of epochs above 0"),
+        ('{"total_epochs": 1, "a.b": 1}', "config.json cannot be read: .*a.b"),
+    ],
+)
+def test_a_config_that_no_run_wrote_is_one_sentence(config, words, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(config)
+    rows = [{"step": 5000, "loss": 5.0, "epoch": 3.0}, {"step": 5000, "knn/top1": 0.1}]
+    rows[:0] = [{"step": 0, "untrained/knn/top1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnose.main([str(tmp_path)]) == 1
-    assert "total_epochs=None; expected a number of epochs" in capsys.readouterr().err
+    assert re.match(f"error: .*{words}", capsys.readouterr().err)
+
+
+def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text('{"total_epochs": 1}')
+    (tmp_path / "metrics.jsonl").write_text("")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", denied)
+    assert diagnose.main([str(tmp_path)]) == 1
+    assert "metrics.jsonl cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_the_verdict_of_each_evaluation_is_printed(tmp_path, capsys):
@@ -25,7 +51,7 @@ def test_the_verdict_of_each_evaluation_is_printed(tmp_path, capsys):
     tmp_path.mkdir()
     (tmp_path / "config.json").write_text('{"total_epochs": 12.0}')
     assert diagnose.main([str(root)]) == 0
-    assert "no evaluation is logged" in capsys.readouterr().out
+    assert "no evaluation is logged: it has no metrics.jsonl" in capsys.readouterr().out
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert diagnose.main([str(tmp_path)]) == 0
     assert str(tmp_path) in capsys.readouterr().out

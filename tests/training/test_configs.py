@@ -175,7 +175,8 @@ def test_values_have_the_type_of_what_they_replace(key, text, value):
         ("evals.protocols.linear", "True", r"linear=True: linear would be a section"),
         ("evals.protocols.linear", "dict()", "give it no value for its defaults"),
         ("evals.protocols.kn", "None", "no 'kn' there; did you mean 'knn'"),
-        ("stages.tune.evals.protocols.knn", "None", "no 'knn' there"),
+        ("stages.tune.evals.protocols.kn", "None", "no 'kn' there; did you mean 'knn'"),
+        ("stages.tun.evals.protocols.knn", "None", "no 'tun' there; did you mean 'tune'"),
         ("evals.protocols.knn", "1", "is a section; set one of its keys: k"),
         ("views.second", "simclr", r"set one of its keys, --config.views.second.KEY=VALUE"),
         ("encoder.depth", "18", r"depth would be a section of encoder, beside image, text; set"),
@@ -224,6 +225,24 @@ def test_an_evaluator_is_left_out_of_all_stages():
         config.stages.tune.evals = ConfigDict(dict(protocols=dict(knn=dict(k=2), own=dict())))
     configs.change(config, [("evals.protocols.knn", "None"), ("evals.protocols.own", "None")])
     assert not config.evals.protocols and not config.stages.tune.evals.protocols
+
+
+@pytest.mark.parametrize("changes", [{}, dict(evals=dict(protocols=dict(knn=dict(k=2), own={})))])
+@pytest.mark.parametrize("more", [[], [("evals.protocols.knn.k", "3")]])
+def test_an_evaluator_of_all_stages_is_left_out_of_one(changes, more, tmp_path):
+    config = ConfigDict(configs.plain(base()))
+    config.update(dict(stage="all", stage_order=("first", "tune")))
+    config.stages.first, config.stages.tune = ConfigDict(), ConfigDict(changes)
+    settings = [("stages.tune.evals.protocols.knn", "None"), *more]
+    configs.change(config, settings)
+    keys = [key for key, _ in settings]
+    (_, first, _), (_, tune, _) = stages.stages(config, tmp_path, keys)
+    assert first.evals.protocols.to_dict() == dict(knn=dict(k=3 if more else 1))
+    assert tune.evals.protocols.to_dict() == (dict(own={}) if changes else {})
+    again = "stages.tune.evals.protocols.knn.k"
+    configs.change(config, [(again, "5")])
+    _, (_, tune, _) = stages.stages(config, tmp_path, [*keys, again])
+    assert tune.evals.protocols.knn.k == 5
 
 
 def test_an_evaluator_that_is_named_keeps_what_a_stage_changes_in_it(tmp_path):
