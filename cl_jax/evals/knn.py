@@ -57,7 +57,8 @@ def make(
     def voted(train: np.ndarray, test: np.ndarray, given: Given) -> tuple[Knn, int]:
         known = [labels_of(source, label) for source in given.data[:2]]
         (bank, bank_labels), (queries, truth) = (
-            (rows[of >= 0], of[of >= 0]) for rows, of in zip((train, test), known)
+            (rows, of) if np.all(of >= 0) else (rows[of >= 0], of[of >= 0])  # no copy of all pixels
+            for rows, of in zip((train, test), known)
         )
         used, classes = min(k, len(bank)), given.data.train.sizes[label]
         found = knn(
