@@ -12,7 +12,7 @@ use says less. Both sides have huge pages where `cl-jax train` has them; GLIBC_T
 glibc.malloc.hugetlb=0 leaves both with small ones.
 
   resnet18       SimCLR, ResNet-18 with the CIFAR stem, 32 pixels
-  readme         the step of README's first command (configs/simclr_v2.py), 16 pixels
+  readme         the step of README's first command (configs/simclr_v2.py) with AdamW, 16 pixels
   folder         SimCLR with the network and views of a config's `folder` variant, 64 pixels
   resnet50_96    SimCLR, ResNet-50 at 96 pixels
   resnet50_224   the same at 224
@@ -101,7 +101,11 @@ def config_of(name: str, batch: int, dtype: str, small: bool):
     if kind == "resnet":
         encoder["variant"] = "torchvision"
     config.encoder = ConfigDict(encoder)
-    if name != "readme":
+    if name == "readme":  # PyTorch's Muon takes matrices alone: AdamW on both sides
+        config.optimizer = ConfigDict(
+            dict(name="adamw", learning_rate=1e-3, learning_rate_scaling="none")
+        )
+    else:
         recipe = "simclr" if case.photographs else "simclr_cifar"
         config.views = ConfigDict(
             {f"v{i}": dict(name=recipe, size=size) for i, size in enumerate(case.sizes)}
@@ -176,7 +180,7 @@ def theirs(
         batch=batch,
         size=case.sizes[0],
         out_dim=64 if readme else 128,
-        temperature=0.2 if readme else 0.5,
+        temperature=0.1 if readme else 0.5,
         strength=strength,
         blur=case.photographs,
         dtype=dtype,

@@ -44,7 +44,8 @@ from cl_jax.training.resuming import Leeway
 # Keys of a config that has no default of them: see `stages.stages` and `fit.fit`.
 OPTIONAL = ("steps_per_epoch", "previous", "stage_order", "fit", "fit_epochs")
 LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
-SMALL = 1 << 20  # parameters, below which a CPU's step is compiled at a lower level
+# Of a network's parameters and of a run's steps, below which a CPU's step is compiled in less time.
+SMALL, SHORT = 1 << 20, 1000
 
 
 class Built(NamedTuple):
@@ -480,12 +481,11 @@ def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
     return xla.optimised(level, mesh.devices.flat[0].platform)
 
 
-def step_options(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
-    """Compiler options of a step, from its State's parameters alone. On a CPU those of a small
-    network are soon over, and compiling them takes as long as hundreds: at level 2 three fifths of
-    the usual time, for a step that takes 1.03 of it; a ResNet-18's took 1.09 of it
-    (benchmarks/README.md)."""
-    if _parameters(state) >= SMALL:
+def step_options(state: State, run: Run, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Compiler options of a step, from its State's parameters and the run's length. On a CPU a
+    short run of a small network is compiled at level 2: in three fifths of the usual time, as long
+    as hundreds of its steps, which then take 1.03 to 1.1 times theirs (benchmarks/README.md)."""
+    if _parameters(state) >= SMALL or run.total_steps >= SHORT:
         return {}
     return xla.optimised(2, mesh.devices.flat[0].platform)
 

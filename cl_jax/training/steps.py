@@ -179,12 +179,14 @@ class Stepper:
         try:
             found: tuple[State, Metrics] = self.calls[count](*arguments)
         except (TypeError, ValueError):  # it takes arrays that are placed as its first ones alone
-            self.calls[count] = self.lifts[name](compiler=step_options(arguments[0], self.mesh))
+            self.calls[count] = self.lifts[name](
+                compiler=step_options(arguments[0], self.run, self.mesh)
+            )
             found = self.calls[count](*arguments)
         return found
 
     def _options(self, lowered: Any) -> dict[str, int]:
-        return step_options(lowered.out_info[0], self.mesh)
+        return step_options(lowered.out_info[0], self.run, self.mesh)
 
     # Computed when read: XLA's analysis takes a tenth of a second for a small network.
 

@@ -111,16 +111,17 @@ def assert_same(a, b, **bound):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
 
 
-def test_a_small_network_s_step_is_compiled_quickly_on_a_cpu(monkeypatch):
+def test_a_short_run_of_a_small_network_compiles_its_step_quickly_on_a_cpu(built, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     mesh = parallel.make_mesh(1)
 
-    def asked(size):
+    def asked(size, steps):
         shape = jax.ShapeDtypeStruct((size,), jnp.float32)
-        return step_options(State(0, {"w": shape}, {}, {}), mesh)
+        run = built.run._replace(total_steps=steps)
+        return step_options(State(0, {"w": shape}, {}, {}), run, mesh)
 
-    assert asked((1 << 20) - 1) == {"xla_backend_optimization_level": 2}
-    assert asked(1 << 20) == {}
+    assert asked((1 << 20) - 1, 999) == {"xla_backend_optimization_level": 2}
+    assert asked(1 << 20, 999) == asked(1, 1000) == {}
 
 
 def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(
