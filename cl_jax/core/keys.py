@@ -42,3 +42,11 @@ def batch_key(key: jax.Array, number: int = 0) -> jax.Array:
 def view_keys(keys: jax.Array, number: int) -> jax.Array:
     """[B] keys of examples -> [B] keys of their view `number`."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def uniforms(key: jax.Array, count: int) -> jax.Array:
+    """[count] float32 numbers of `jax.random.uniform(key, (count,))`, drawn eight by eight: a loop
+    over another number of them for each example is unrolled by a CPU's compiler, which takes a
+    second or two."""
+    drawn = jax.random.uniform(key, (-(-count // 8) * 8,), jax.numpy.float32)
+    return drawn[:count]

@@ -44,8 +44,6 @@ from cl_jax.training.resuming import Leeway
 # Keys of a config that has no default of them: see `stages.stages` and `fit.fit`.
 OPTIONAL = ("steps_per_epoch", "previous", "stage_order", "fit", "fit_epochs")
 LARGE = 1 << 24  # parameters, from which on a CPU optimised draws are sooner done
-# Of a network's parameters and of a run's steps, below which a CPU's step is compiled in less time.
-SMALL, SHORT = 1 << 20, 1000
 
 
 class Built(NamedTuple):
@@ -477,21 +475,8 @@ def _once(state: State, mesh: jax.sharding.Mesh) -> dict[str, int]:
     """Compiler options of the program that fills a State. A CPU's draws of a small network take
     far less time than optimising them would; the level follows from the parameters alone, since
     last bits depend on it."""
-    level = 0 if _parameters(state) < LARGE else 1
-    return xla.optimised(level, mesh.devices.flat[0].platform)
-
-
-def step_options(state: State, run: Run, mesh: jax.sharding.Mesh) -> dict[str, int]:
-    """Compiler options of a step, from its State's parameters and the run's length. On a CPU a
-    short run of a small network is compiled at level 2: in three fifths of the usual time, as long
-    as hundreds of its steps, which then take 1.03 to 1.1 times theirs (benchmarks/README.md)."""
-    if _parameters(state) >= SMALL or run.total_steps >= SHORT:
-        return {}
-    return xla.optimised(2, mesh.devices.flat[0].platform)
-
-
-def _parameters(state: State) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return xla.optimised(0 if count < LARGE else 1, mesh.devices.flat[0].platform)
 
 
 def shape_of_state(built: Built) -> State:

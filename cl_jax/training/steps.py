@@ -23,7 +23,7 @@ from cl_jax.core.method import EncodeAll, Method, State, Target, check_metrics
 from cl_jax.core.parallel import AXIS, EACH, FIRST, SAME
 from cl_jax.data import batches
 from cl_jax.training import programs
-from cl_jax.training.experiment import Built, fields_of, loading_of, step_options
+from cl_jax.training.experiment import Built, fields_of, loading_of
 
 IN_FLIGHT = 3  # host batches that may wait on the device for their step
 Metrics = dict[str, jax.Array]
@@ -59,23 +59,28 @@ class Stepper:
         resident = batches.resident(self.data.train, max_bytes=limit)
         self.rows = None
         step = step_of(self.method, config)
-        lift = functools.partial(
-            parallel.lift, mesh=self.mesh, out_specs=(FIRST, SAME), donate=(0,)
-        )
         if resident is not None:
             self.rows = parallel.replicate(
                 {name: resident[name] for name in self.fields}, self.mesh
             )
-            each = (SAME, SAME, EACH, SAME, SAME)
-            rows = (SAME, SAME, P(None, AXIS), SAME, SAME)
-            self.lifts = {
-                "one": functools.partial(lift, step.indexed, in_specs=each),
-                "many": functools.partial(lift, step.scanned, in_specs=rows),
-            }
+            self.one = parallel.lift(
+                step.indexed,
+                self.mesh,
+                (SAME, SAME, EACH, SAME, SAME),
+                (FIRST, SAME),
+                donate=(0,),
+            )
+            self.many = parallel.lift(
+                step.scanned,
+                self.mesh,
+                (SAME, SAME, P(None, AXIS), SAME, SAME),
+                (FIRST, SAME),
+                donate=(0,),
+            )
         else:
-            host = (SAME, EACH, SAME, SAME)
-            self.lifts = {"one": functools.partial(lift, step.update, in_specs=host)}
-        self.one = self.lifts["one"]()
+            self.one = parallel.lift(
+                step.update, self.mesh, (SAME, EACH, SAME, SAME), (FIRST, SAME), donate=(0,)
+            )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         asked = config.dispatch_steps or (1 if on_cpu else config.log_steps)
         self.at_once = asked if self.rows is not None else 1
@@ -112,20 +117,20 @@ class Stepper:
         expected = np.int32(self.step)
         if self.rows is None:
             batch = self._load(state)
-            state, metrics = self._dispatch("one", 1, state, batch, self.key, expected)
+            state, metrics = self._dispatch(self.one, 1, state, batch, self.key, expected)
             metrics = jax.tree.map(lambda x: x[None], metrics)
             self.flying.append(metrics["loss"])
             if len(self.flying) > IN_FLIGHT:
                 self.flying.popleft().block_until_ready()
         elif count == 1:
             ids = self._place({"id": self._ids(self.step)}, EACH)["id"]
-            state, metrics = self._dispatch("one", 1, state, self.rows, ids, self.key, expected)
+            state, metrics = self._dispatch(self.one, 1, state, self.rows, ids, self.key, expected)
             metrics = jax.tree.map(lambda x: x[None], metrics)
         else:
             stacked = np.stack([self._ids(self.step + i) for i in range(count)])
             ids = self._place({"id": stacked}, P(None, AXIS))["id"]
             state, metrics = self._dispatch(
-                "many", count, state, self.rows, ids, self.key, expected
+                self.many, count, state, self.rows, ids, self.key, expected
             )
         self.step += count
         return state, metrics
@@ -138,7 +143,7 @@ class Stepper:
         self._order(state)
         ids = self._place({"id": np.stack([self._ids(self.step)] * count)}, P(None, AXIS))["id"]
         expected = np.int32(self.step)
-        _, metrics = self._dispatch("many", count, state, self.rows, ids, self.key, expected)
+        _, metrics = self._dispatch(self.many, count, state, self.rows, ids, self.key, expected)
         return jax.tree.map(lambda x: x[0], metrics)
 
     def skip(self, state: State) -> State:
@@ -165,28 +170,21 @@ class Stepper:
 
     # On the host --------------------------------------
 
-    def _dispatch(self, name: str, count: int, *arguments: Any) -> tuple[State, Metrics]:
+    def _dispatch(self, lifted: Any, count: int, *arguments: Any) -> tuple[State, Metrics]:
         """Calls the program of so many steps, which is compiled, or read, at its first call."""
         if count not in self.calls:
             began = time.perf_counter()
-            lifted = self.one if name == "one" else self.lifts[name]()
-            program = programs.compiled(
-                name, lifted, arguments, self.config, self.run, self._options
-            )
+            name = "one" if lifted is self.one else "many"
+            program = programs.compiled(name, lifted, arguments, self.config, self.run)
             self.calls[count], self.program = program, self.program or program
             self.compile_seconds += time.perf_counter() - began
             heap.give_back()
         try:
             found: tuple[State, Metrics] = self.calls[count](*arguments)
         except (TypeError, ValueError):  # it takes arrays that are placed as its first ones alone
-            self.calls[count] = self.lifts[name](
-                compiler=step_options(arguments[0], self.run, self.mesh)
-            )
-            found = self.calls[count](*arguments)
+            self.calls[count] = lifted
+            found = lifted(*arguments)
         return found
-
-    def _options(self, lowered: Any) -> dict[str, int]:
-        return step_options(lowered.out_info[0], self.run, self.mesh)
 
     # Computed when read: XLA's analysis takes a tenth of a second for a small network.
 

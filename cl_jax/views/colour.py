@@ -12,6 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from cl_jax.core.keys import uniforms
 
 FAMILIES = ("tv", "tf")
 LUMA_PIL = (0.299, 0.587, 0.114)
@@ -48,7 +51,7 @@ def draw_jitter(
       additive: brightness is an offset in [-brightness, brightness] (SimCLR's paper and first code;
         BYOL).
     """
-    u = jax.random.uniform(key, (5,), jnp.float32)
+    u = uniforms(key, 5)
     low = np.array(
         [
             -brightness if additive else max(0.0, 1 - brightness),
@@ -243,20 +246,19 @@ def jitter(
             y = choose(kind == SATURATION, _saturation(planes, factor, family, luma_weights), y)
         return choose(active & apply, [jnp.clip(plane, 0, 1) for plane in y], planes)
 
+    # A loop of one body: six copies of it took a CPU's compiler longer than the whole network.
+    def offer(planes, active):
+        return lax.fori_loop(0, 3, lambda slot, x: blend(x, slot, active(slot)), planes)
+
     planes = tuple(x)
     if HUE not in operators:
-        for slot in range(3):
-            planes = blend(planes, slot, True)
-        return jnp.stack(planes)
-    for slot in range(3):
-        planes = blend(planes, slot, slot < cut)
+        return jnp.stack(offer(planes, lambda slot: True))
+    planes = offer(planes, lambda slot: slot < cut)
     turned = _hue(planes, factors[HUE])
     planes = choose(
         apply, [jnp.clip(plane, 0, 1) for plane in turned] if family == "tf" else turned, planes
     )
-    for slot in range(3):
-        planes = blend(planes, slot, slot >= cut)
-    return jnp.stack(planes)
+    return jnp.stack(offer(planes, lambda slot: slot >= cut))
 
 
 def check_colour(channels: int, what: str) -> int:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cl_jax.core.keys import uniforms
+
 INTERPOLATIONS = ("bilinear", "bicubic", "tf_bicubic")
 _TABLE = 1024
 
@@ -303,7 +305,7 @@ def draw_tv_box(
     tries: int = 10,
 ) -> jax.Array:
     """A random box as torchvision draws it: `tv_box`."""
-    u = jax.random.uniform(key, (2 * tries + 2,), jnp.float32)
+    u = uniforms(key, 2 * tries + 2)
     return tv_box(height, width, u[2 : 2 + tries], u[2 + tries :], u[:2], scale=scale, ratio=ratio)[
         0
     ]
@@ -319,7 +321,7 @@ def draw_tf_box(
     tries: int = 100,
 ) -> jax.Array:
     """A random box as SimCLR's TensorFlow program draws it: `tf_box`."""
-    u = jax.random.uniform(key, (2 * tries + 2,), jnp.float32)
+    u = uniforms(key, 2 * tries + 2)
     return tf_box(height, width, u[2 : 2 + tries], u[2 + tries :], u[:2], scale=scale, ratio=ratio)
 
 
@@ -328,7 +330,7 @@ def draw_byol_box(
 ) -> jax.Array:
     """A random box as BYOL's program draws it: area uniform, ratio log-uniform, then
     `byol_sides`."""
-    u = jax.random.uniform(key, (4,), jnp.float32)
+    u = uniforms(key, 4)
     log_low, log_high = np.log(np.asarray(ratio, np.float32))
     h, w = byol_sides(
         height,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cl_jax.core.keys import uniforms
 from cl_jax.core.names import nearest
 from cl_jax.views import blur as gaussian
 from cl_jax.views import colour, crop, lab, planes, presets
@@ -96,7 +97,7 @@ def draw(recipe: Recipe, key: jax.Array, height: int, width: int) -> Draw:
         saturation=recipe.saturation,
         additive=recipe.additive_brightness,
     )
-    u = jax.random.uniform(rest_key, (6,), jnp.float32)
+    u = uniforms(rest_key, 6)
     low, high = recipe.blur_sigma
     return Draw(
         box,

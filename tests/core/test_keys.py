@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax.core.keys import batch_key, example_keys, view_keys
+from cl_jax.core.keys import batch_key, example_keys, uniforms, view_keys
 
 
 def data(keys):
@@ -40,3 +40,10 @@ def test_views_and_whole_batches_have_keys_of_their_own():
 def test_other_keys_and_ids_are_refused(key, ids, words):
     with pytest.raises(ValueError, match=words):
         example_keys(key, ids)
+
+
+def test_uniforms_are_those_of_jax_in_any_number():
+    key = jax.random.key(3)
+    for count in (1, 5, 8, 22):
+        expected = jax.random.uniform(key, (count,))
+        np.testing.assert_array_equal(uniforms(key, count), expected)

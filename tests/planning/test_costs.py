@@ -144,7 +144,7 @@ def test_nothing_moves_between_host_and_device_inside_steps(steps):
     state, one = jax.tree.map(jnp.copy, state), parallel.replicate(np.int32(1), step.built.mesh)
     with jax.transfer_guard("disallow"):
         state, _ = step.stepper.one(state, rows, ids, key, zero)
-        state, values = step.stepper.lifts["many"]()(state, rows, many, key, one)
+        state, values = step.stepper.many(state, rows, many, key, one)
     assert int(state.step) == 3 and np.isfinite(values["loss"]).all()
 
 

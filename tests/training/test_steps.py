@@ -15,7 +15,7 @@ from cl_jax.core import parallel, sharded
 from cl_jax.core.method import Aux, State, Target, Variables, from_loss
 from cl_jax.data import batches
 from cl_jax.training import loop, metrics, optim
-from cl_jax.training.experiment import Start, step_options
+from cl_jax.training.experiment import Start
 from cl_jax.training.steps import Step, Stepper, refreshed
 from configs import simclr_v1
 from tests import small
@@ -109,19 +109,6 @@ def assert_same(a, b, **bound):
         jax.tree_util.tree_leaves_with_path(parallel.fetch(a)), jax.tree.leaves(parallel.fetch(b))
     ):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **bound)
-
-
-def test_a_short_run_of_a_small_network_compiles_its_step_quickly_on_a_cpu(built, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    mesh = parallel.make_mesh(1)
-
-    def asked(size, steps):
-        shape = jax.ShapeDtypeStruct((size,), jnp.float32)
-        run = built.run._replace(total_steps=steps)
-        return step_options(State(0, {"w": shape}, {}, {}), run, mesh)
-
-    assert asked((1 << 20) - 1, 999) == {"xla_backend_optimization_level": 2}
-    assert asked(1 << 20, 999) == asked(1, 1000) == {}
 
 
 def test_many_steps_in_a_dispatch_are_the_same_run_and_resume_exactly(
