@@ -21,7 +21,16 @@ from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
 from cl_jax.evals import evaluation
 from cl_jax.evals.evaluation import Evaluation
-from cl_jax.training import checkpoint, configs, fingerprint, metrics, resuming, stopping, trackers
+from cl_jax.training import (
+    checkpoint,
+    configs,
+    fingerprint,
+    metrics,
+    rebuilding,
+    resuming,
+    stopping,
+    trackers,
+)
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
@@ -82,7 +91,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
-    there = fingerprint.as_begun(config, workdir)
+    there = rebuilding.as_begun(config, workdir)
     built = build(there, previous_stage(config, workdir))
     noted = resuming.check_config(workdir, configs.plain(config), leeway_of(workdir, config))
     noted += fingerprint.check(workdir, config, built.data)

@@ -23,6 +23,7 @@ from cl_jax.training import (
     fingerprint,
     optim,
     optimizer_settings,
+    rebuilding,
     resuming,
 )
 from cl_jax.training.experiment import Built, build, leeway, shape_of_state
@@ -222,7 +223,7 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
-    there = fingerprint.as_begun(config, path_of(workdir))
+    there = rebuilding.as_begun(config, path_of(workdir))
     try:
         built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels
