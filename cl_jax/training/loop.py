@@ -19,7 +19,7 @@ from cl_jax.core import heap, parallel, settings
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError, WithoutEffect
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
-from cl_jax.evals import evaluation
+from cl_jax.evals import summary
 from cl_jax.evals.evaluation import Evaluation
 from cl_jax.training import (
     checkpoint,
@@ -377,7 +377,7 @@ class Training:
         try:
             self.evaluation.draw(state)
             if jax.process_index() == 0 and self.evaluation.best:
-                evaluation.draw_curve(
+                summary.draw_curve(
                     self.workdir, self.built.evaluators, self.log.rows, self.evaluation.best
                 )
         except Exception as error:
@@ -385,7 +385,7 @@ class Training:
             logging.debug("traceback", exc_info=True)
 
     def _say_the_end(self) -> None:
-        self.log.say(evaluation.summary(self.built.evaluators, self.log.rows))
+        self.log.say(summary.text(self.built.evaluators, self.log.rows))
         self.log.say(where_things_are(self.workdir))
 
     def _evaluates(self, step: int) -> bool:
