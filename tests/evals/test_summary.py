@@ -1,5 +1,9 @@
 """The last lines of a run and its curve, from rows of a log."""
 
+import re
+from pathlib import Path
+
+import cl_jax.evals
 from cl_jax.evals import Evaluator, pictures, summary
 
 EVALUATORS = {
@@ -37,3 +41,12 @@ def test_the_curve_has_a_point_for_each_evaluation_and_the_baselines(tmp_path, m
     baselines = {"untrained network": 0.25, "raw pixels": 0.5}
     assert given == (tmp_path / "knn.png", [2, 4], [0.6, 0.75], baselines)
     assert words == {"title": "kNN", "xlabel": "step", "percent": True}
+
+
+def test_the_curve_overwrites_no_picture_of_an_evaluator():
+    """It has the name of the evaluator whose figure it shows."""
+    text = {path.stem: path.read_text() for path in Path(cl_jax.evals.__file__).parent.glob("*.py")}
+    drawn = {name for one in text.values() for name in re.findall(r'workdir / "(\w+)\.png"', one)}
+    measuring = {name for name, one in text.items() if "better=" in one}
+    assert {"neighbours", "latents_ahead"} <= drawn and {"knn", "steps_ahead"} <= measuring
+    assert not drawn & measuring
