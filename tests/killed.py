@@ -12,7 +12,7 @@ from tests import small
 loop.build = lambda config, previous: small.epochal(config)
 loop.Evaluation.measure = lambda _, state, final=False: {"knn/top1": int(state.step) / 1000}
 loop.Evaluation.score = lambda _, row: row.get("knn/top1")
-loop.evaluation.draw_curve = lambda *_: None
+loop.summary.draw_curve = lambda *_: None
 
 if __name__ == "__main__":
     raise SystemExit(main.main())

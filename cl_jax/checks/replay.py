@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel, xla
 from cl_jax.core.errors import ConfigError, NotFoundError
 from cl_jax.core.method import State
-from cl_jax.training import checkpoint, configs, fingerprint
+from cl_jax.training import checkpoint, configs, rebuilding
 from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.experiment import Built, build, shape_of_state
 from cl_jax.training.stages import previous_stage
@@ -152,7 +152,7 @@ class Replay:
         self.devices = self.record["devices"] if self.record["devices"] <= there else 1
         self.config.devices = self.devices
         workdir = path.absolute().parent.parent
-        there = fingerprint.as_begun(self.config, workdir)
+        there = rebuilding.as_begun(self.config, workdir)
         self.built = build(there, previous_stage(self.config, workdir))
         like = shape_of_state(self.built)
         self.state = parallel.fetch(checkpoint.kept(path / "state", like))

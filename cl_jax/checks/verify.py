@@ -369,7 +369,7 @@ def stored(path: Path) -> dict[str, Record]:
         return {int(number): value for number, value in found.items()}
 
     try:
-        return {
+        found = {
             row["name"]: Record(
                 row["name"],
                 row["bounds"],
@@ -380,11 +380,15 @@ def stored(path: Path) -> dict[str, Record]:
             )
             for row in json.loads(path.read_text())["methods"]
         }
+        table(list(found.values()))  # as the next run will, after its first config
+        if not all(name.split() for name in found):
+            raise ValueError("a record without a name")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} holds no records that `cl-jax verify` wrote: {type(error).__name__}: {error}. "
             "Move it away, or give another --json."
         ) from None
+    return found
 
 
 def store(path: Path, records: Sequence[Record], steps: int) -> None:

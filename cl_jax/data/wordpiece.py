@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cl_jax.core.paths import user_path
-from cl_jax.core.tokens import END, MARKS, SPECIAL, START, UNKNOWN
+from cl_jax.core.tokens import END, MARKS, SPECIAL, START, UNKNOWN, pieces_of
 
 MAX_VOCAB = 2**16  # tokens are stored in 16 bits
 _LONGEST = 100  # letters of a word, above which it is unknown
@@ -127,13 +127,7 @@ def load(path: str | Path, lowercase: bool = True) -> WordPiece:
     file = user_path(path)
     if not file.is_file():
         raise ValueError(f"{path} is not a file; expected BERT's vocab.txt.")
-    try:
-        pieces = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not text in UTF-8: {error}; expected BERT's vocab.txt, a piece a line."
-        ) from None
-    return WordPiece(pieces, lowercase, str(path))
+    return WordPiece(pieces_of(file), lowercase, str(path))
 
 
 def _mark(c: str) -> bool:

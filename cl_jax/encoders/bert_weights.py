@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cl_jax.core.paths import user_path
-from cl_jax.core.tokens import MARKS, SPECIAL
+from cl_jax.core.tokens import MARKS, SPECIAL, pieces_of
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 PARTS = {
@@ -100,12 +100,7 @@ def load(folder: str | Path, params: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder} has no vocab.txt; expected the folder of a BERT, with vocab.txt and "
             "model.safetensors."
         )
-    try:
-        pieces = vocab.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{vocab} is not text in UTF-8: {error}; expected BERT's vocab.txt, a piece a line."
-        ) from None
+    pieces = pieces_of(vocab)
     tensors = {
         name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias"): value
         for name, value in read(root / "model.safetensors").items()

@@ -14,22 +14,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel, xla
-from cl_jax.core.errors import ConfigError
 from cl_jax.core.logs import RESERVED
 from cl_jax.core.method import Batch, Method, State, views_of
-from cl_jax.core.names import nearest
 from cl_jax.core.parallel import EACH, SAME
 from cl_jax.data import batches
 from cl_jax.data.source import Source, Splits
-from cl_jax.evals import Evaluator, Given, _labels
+from cl_jax.evals import Evaluator, Given, requirements
 from cl_jax.evals.geometry import pair_count
-
-# Baselines of the data alone that the summary and the curve show, by the last part of their names.
-_OF_DATA = {
-    "raw_pixels": "raw pixels",
-    "shared_words": "shared words",
-    "shared_words_idf": "shared words, rare ones weigh more",
-}
 
 
 class Evaluation:
@@ -53,9 +44,9 @@ class Evaluation:
         self.method, self.data, self.mesh = method, data, mesh
         self.config, self.workdir, self.between = config, Path(workdir), between
         self.recipes = tuple(recipes)
-        self.evaluators = with_data(evaluators, data)
+        self.evaluators = requirements.with_data(evaluators, data)
         self.feature = config.evals.get("feature", "h")
-        self.wanted = features_asked(self.evaluators, config)
+        self.wanted = requirements.features_asked(self.evaluators, config)
         self.compiled: dict[Any, Any] = {}
         self.ahead: Future[None] | None = None  # of `compile_ahead`
         # State and features of the final measurement, until `draw`
@@ -64,24 +55,21 @@ class Evaluation:
     # What the evaluators need --------------------------------------
 
     def check(self, state: State) -> None:
-        """Checks that all that the evaluators read is there; see the function `check`.
+        """Checks that all that the evaluators read is there; see `requirements.check`.
 
         Raises:
           ConfigError: a function, feature, field or source that is missing, with the nearest name.
         """
-        check(
-            self.evaluators,
-            self.method,
-            self.data,
-            self.config,
-            encoded(self.method, state, few(self.method, self.data.test, self.mesh), self.mesh),
-            self.recipes,
+        batch = few(self.method, self.data.test, self.mesh)
+        features = requirements.encoded(self.method, state, batch, self.mesh)
+        requirements.check(
+            self.evaluators, self.method, self.data, self.config, features, self.recipes
         )
 
     @property
     def better(self) -> dict[str, int]:
         """{"name/figure": +1 or -1} of what is measured each time."""
-        return measured_always(self.evaluators)
+        return requirements.measured_always(self.evaluators)
 
     @property
     def best(self) -> str:
@@ -296,7 +284,7 @@ class Evaluation:
         except Exception as error:
             error.add_note(
                 f"This was the evaluator evals.protocols.{name}. A run saves before it evaluates: "
-                f"the same command with {_without(name)} goes on from there."
+                f"the same command with {requirements.setting_without(name)} goes on from there."
             )
             raise
         if not isinstance(found, Mapping):
@@ -310,7 +298,7 @@ class Evaluation:
         for figure, value in found.items():
             number = _number(value)
             if figure in RESERVED:
-                logging.warning("%s It is left out.", _taken(name, figure))
+                logging.warning("%s It is left out.", requirements.reserved(name, figure))
             elif figure in before:
                 logging.warning(
                     "evals.protocols.%s: %s is left out: another evaluator has measured a figure "
@@ -332,177 +320,9 @@ class Evaluation:
         return kept
 
 
-def with_data(
-    evaluators: Mapping[str, Evaluator], data: Splits, *, quiet: bool = False
-) -> dict[str, Evaluator]:
-    """The evaluators whose labels and kinds of further sources the data have, as their `Needs` say;
-    `quiet`: without a word on the others in the log."""
-    found = {}
-    kinds = {key.split("/")[0] for key in data.more}
-    for name, one in evaluators.items():
-        if one.needs.kinds and not kinds & set(one.needs.kinds):
-            if not quiet:
-                logging.warning(
-                    "evals.protocols.%s is left out: %s has no %s; give a file of them as data.%s.",
-                    name,
-                    data.train.name,
-                    " or ".join(one.needs.kinds),
-                    one.needs.kinds[0],
-                )
-            continue
-        # Figures over a kind of source that the data lack are not measured.
-        lacking = set(one.needs.kinds) - kinds
-        better = {key: way for key, way in one.better.items() if key.split("/")[0] not in lacking}
-        one = one._replace(better=better)
-        missing = [
-            label
-            for label in one.needs.labels
-            if any(label not in source.sizes for source in data[:2])
-        ]
-        if not missing:
-            empty = [
-                (label, part)
-                for label in one.needs.labels
-                for part in one.needs.labelled
-                if not _any_labelled(getattr(data, part), label)
-            ]
-            if not empty:
-                found[name] = one
-            elif not quiet:
-                logging.warning(
-                    "evals.protocols.%s is left out: no example of the %s part has a %s; all are "
-                    "-1.",
-                    name,
-                    *reversed(empty[0]),
-                )
-        elif not quiet:
-            there = sorted(set(data.train.sizes) & set(data.test.sizes))
-            logging.log(
-                logging.WARNING if there else logging.INFO,  # without labels it is expected
-                "evals.protocols.%s is left out: the data have no %s%s; they have %s.",
-                name,
-                ", ".join(missing),
-                nearest(missing[0], there),
-                ", ".join(there) or "no labels",
-            )
-    return found
-
-
-def _any_labelled(source: Source, label: str) -> bool:
-    """Whether an example has the label; True where all would have to be read to find out."""
-    known = _labels.at_hand(source, label)
-    return known is None or known.size > 0
-
-
-def _without(name: str) -> str:
-    """The setting that leaves an evaluator out."""
-    return f"--config.evals.protocols.{name}=None"
-
-
-def features_asked(evaluators: Mapping[str, Evaluator], config: ConfigDict) -> tuple[str, ...]:
-    """The names of the features of "encode" that are read: the run's own and those of evaluators,
-    sorted."""
-    own = config.evals.get("feature", "h")
-    asked = {own, *(name for one in evaluators.values() for name in one.needs.features)}
-    return tuple(sorted(asked - {""}))
-
-
-def measured_always(evaluators: Mapping[str, Evaluator]) -> dict[str, int]:
-    """{"name/figure": +1 or -1} of what is measured at each evaluation."""
-    return {
-        figure: sign
-        for one in evaluators.values()
-        if one.when == "always"
-        for figure, sign in one.better.items()
-    }
-
-
 def few(method: Method, source: Source, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The shapes of a block of two rows a device, for a trace."""
     return shape_of_block(method, source, 2 * mesh.size, mesh)
-
-
-def encoded(
-    method: Method, state: State, batch: dict[str, Any], mesh: jax.sharding.Mesh
-) -> list[str]:
-    """The names of the features that "encode" gives; nothing is compiled.
-
-    Args:
-      state, batch: arrays, or their shapes and types.
-    """
-    lifted = parallel.lift(method.encode, mesh, (SAME, EACH), EACH)
-    return list(jax.eval_shape(lifted, state, batch))
-
-
-def check(
-    evaluators: Mapping[str, Evaluator],
-    method: Method,
-    data: Splits,
-    config: ConfigDict,
-    features: Sequence[str] | None,
-    views: Sequence[Any] = (),
-) -> None:
-    """Checks that all that evaluators read is there.
-
-    Args:
-      evaluators: those that the data have labels and sources for (`with_data`).
-      features: what "encode" gives (`encoded`); None for not to be looked at.
-      views: of training.
-
-    Raises:
-      ConfigError: a function, feature, field or source that is missing, with the nearest name; a
-        figure `evals.best` that is not measured; a figure with a name of the trainer's own, or
-        that two evaluators measure; data or a method that an evaluator refuses.
-    """
-    for name in () if features is None else features_asked(evaluators, config):
-        if name not in features:
-            raise ConfigError(
-                f"the evaluation reads the feature {name!r} (config.evals.feature or that "
-                f"of a protocol), which the method does not have{nearest(name, features)}; it has "
-                f"{', '.join(sorted(features))}."
-            )
-    fields = set(data.train.read(0)) & set(data.test.read(0))
-    of: dict[str, str] = {}  # which evaluator a figure is of
-    for name, one in evaluators.items():
-        for figure in (*one.better, *one.figures):
-            if figure in RESERVED:
-                raise ConfigError(_taken(name, figure))
-            if of.setdefault(figure, name) != name:
-                raise ConfigError(
-                    f"evals.protocols.{of[figure]} and evals.protocols.{name} both measure "
-                    f"{figure!r}, and one would overwrite the other. Give one another name, "
-                    f"--config.evals.protocols.{name}.figure=NAME, if its evaluator has this "
-                    f"setting; {_without(name)} leaves it out."
-                )
-        wanted = (
-            ("function of the method", one.needs.functions, method.functions),
-            ("field of the data", one.needs.fields, fields),
-            ("further source of the data", one.needs.sources, data.more),
-        )
-        for kind, asked, there in wanted:
-            for what in asked:
-                if what not in there:
-                    raise ConfigError(
-                        f"evals.protocols.{name} reads the {kind} {what!r}, which is missing"
-                        f"{nearest(what, there)}; there are "
-                        f"{', '.join(sorted(there)) or 'none'}."
-                    )
-    best, better = config.evals.get("best", ""), measured_always(evaluators)
-    if best and best not in better:
-        raise ConfigError(
-            f"evals.best={best!r} is not measured{nearest(best, better)}; the protocols "
-            f"measure {', '.join(better) or 'nothing that has a better end'}."
-        )
-    for name, one in evaluators.items():
-        try:
-            if one.check is not None:
-                one.check(data)
-            if one.check_method is not None:
-                one.check_method(method, views)
-        except ValueError as error:
-            raise ConfigError(
-                f"evals.protocols.{name}: {error} {_without(name)} leaves it out."
-            ) from error
 
 
 def _number(value: Any) -> float | None:
@@ -511,13 +331,6 @@ def _number(value: Any) -> float | None:
         return None if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _taken(name: str, figure: str) -> str:
-    return (
-        f"evals.protocols.{name} measures {figure!r}, the name of what the trainer logs itself; "
-        f"give it another one, such as '{name}/{figure}'. The trainer's are {', '.join(RESERVED)}."
-    )
 
 
 def first_view(method: Method, batch: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
@@ -638,62 +451,3 @@ def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _kind(x: Any) -> tuple[Any, ...]:
     return x.shape, x.dtype
-
-
-def draw_curve(
-    workdir: str | Path,
-    evaluators: Mapping[str, Evaluator],
-    rows: list[dict[str, float]],
-    best: str,
-) -> None:
-    """The curve of the figure `best` over a run's log, with its baselines, as
-    WORKDIR/<protocol>.png."""
-    points = [(row["step"], row[best]) for row in rows if best in row]
-    protocol, titles = best.split("/")[0], _titles(evaluators)
-    title = titles.get(best, best)
-    lines = {words: row[name] for row in rows for name, words in _beside(best) if name in row}
-    if points:
-        from cl_jax.evals import pictures  # matplotlib: only where something is drawn
-
-        pictures.curve(
-            Path(workdir) / f"{protocol}.png",
-            [step for step, _ in points],
-            [value for _, value in points],
-            lines,
-            title=title.removesuffix(" %"),
-            xlabel="step",
-            percent="%" in title,
-        )
-
-
-def summary(evaluators: Mapping[str, Evaluator], rows: list[dict[str, float]]) -> str:
-    """The last lines of a run: each figure that has a better end, of the trained network beside the
-    untrained one and the data alone."""
-    latest: dict[str, float] = {}
-    for row in rows:
-        latest.update(row)
-    titles, lines = _titles(evaluators), []
-    for figure in (figure for one in evaluators.values() for figure in one.better):
-        title = titles.get(figure, figure)
-        name = title.removesuffix(" %")
-        for key, text in (
-            (figure, f"{name}, trained network"),
-            *_beside(figure, f"{name}, "),
-        ):
-            if key in latest:
-                value = latest[key]
-                lines.append((text, f"{100 * value:5.1f} %" if "%" in title else f"{value:.4g}"))
-    width = max((len(text) for text, _ in lines), default=0)
-    return "\n".join(f"{text:<{width}}  {value}" for text, value in lines)
-
-
-def _titles(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
-    return {name: text for one in evaluators.values() for name, text in one.titles.items()}
-
-
-def _beside(figure: str, before: str = "") -> list[tuple[str, str]]:
-    """(name in the log, text) of the baselines of a figure; `before` begins each text."""
-    protocol = figure.split("/")[0]
-    return [(f"untrained/{figure}", f"{before}untrained network")] + [
-        (f"{protocol}/{name}", before + text) for name, text in _OF_DATA.items()
-    ]

@@ -19,7 +19,7 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
     scores highest, and "steps_ahead/mean" over K; of "all" also "steps_ahead/median", the median
     place of that latent over all K, 1 for the first.
 
-    `steps_ahead.png` in the workdir draws them over K, untrained and trained.
+    `latents_ahead.png` in the workdir draws them over K, untrained and trained.
 
     Of n latents that score alike each is as likely to be picked out, and has the mean of their n
     places: a network that maps everything to one point is at chance. A latent ahead whose score is
@@ -58,7 +58,7 @@ def make(*, among: str = "own", rows: int = 512, when: str = "always") -> Evalua
             from cl_jax.evals import pictures  # matplotlib: only where something is drawn
 
             panel = {"latents ahead picked out, %": lines}
-            pictures.curves(given.workdir / "steps_ahead.png", panel, xlabel="steps ahead")
+            pictures.curves(given.workdir / "latents_ahead.png", panel, xlabel="steps ahead")
 
     own = among == "own"
     return Evaluator(

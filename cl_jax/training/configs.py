@@ -288,7 +288,8 @@ def _change(config: ConfigDict, path: str, text: str | None) -> None:
 
 def _is_protocol(words: Sequence[str]) -> bool:
     """Whether this is the path of an evaluator's section, of a stage too."""
-    return list(words[-3:-1]) == ["evals", PROTOCOLS] and (len(words) == 3 or words[0] == "stages")
+    own = words[2:] if words[0] == "stages" else words
+    return len(own) == 3 and list(own[:2]) == ["evals", PROTOCOLS]
 
 
 def _leave_out(config: ConfigDict, path: str) -> None:

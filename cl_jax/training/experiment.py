@@ -36,7 +36,7 @@ from cl_jax.data.source import (
     long_tailed,
     with_learnt,
 )
-from cl_jax.evals import Evaluator, evaluation
+from cl_jax.evals import Evaluator, evaluation, requirements
 from cl_jax.training import configs, optim, optimizer_settings, programs
 from cl_jax.training.defaults import get_config as get_defaults
 from cl_jax.training.resuming import Leeway
@@ -213,13 +213,13 @@ def _check_evaluation(built: Built, config: ConfigDict) -> None:
     known from its trace, some tenths of a second: it is traced where a feature other than "h", the
     common one, is asked for. The loop looks again, at the State, before the first step."""
     method, data, features = built.method, built.data, None
-    usable = evaluation.with_data(built.evaluators, data, quiet=True)
-    if evaluation.features_asked(usable, config) != ("h",):
+    usable = requirements.with_data(built.evaluators, data, quiet=True)
+    if requirements.features_asked(usable, config) != ("h",):
         mesh = parallel.make_mesh(1)
         batch = evaluation.few(method, data.test, mesh)
         alone = built._replace(mesh=mesh)
-        features = evaluation.encoded(method, shape_of_state(alone), batch, mesh)
-    evaluation.check(usable, method, data, config, features, built.views)
+        features = requirements.encoded(method, shape_of_state(alone), batch, mesh)
+    requirements.check(usable, method, data, config, features, built.views)
 
 
 def _check_run(config: ConfigDict) -> None:

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from cl_jax.core import parallel
 from cl_jax.core.errors import ConfigError
 from cl_jax.core.names import some
-from cl_jax.core.paths import same_place, user_path
+from cl_jax.core.paths import user_path
 from cl_jax.data import listing
 from cl_jax.data.source import Example, Source, Splits
-from cl_jax.training import checkpoint, configs, experiment
+from cl_jax.training import checkpoint
 from cl_jax.training import workdir as folder
 
 FILE = "data.json"
@@ -64,11 +64,11 @@ def of_data(config: ConfigDict, data: Splits) -> dict[str, Any]:
 
 def paths_of(config: ConfigDict, setting: str = "path") -> list[Path]:
     """What is there of a setting of the data, or of each source in their section (`domains`)."""
-    given = [str(one.get(setting, "") or "") for one in _sections(config)]
+    given = [str(one.get(setting, "") or "") for one in sections(config)]
     return [user_path(path) for path in given if path and user_path(path).exists()]
 
 
-def _sections(config: ConfigDict) -> list[ConfigDict]:
+def sections(config: ConfigDict) -> list[ConfigDict]:
     """The section of the data, and those of the sources in it."""
     inner = [config.data[key] for key in sorted(config.data)]
     return [config.data, *(one for one in inner if isinstance(one, ConfigDict))]
@@ -219,48 +219,6 @@ def learnt(workdir: Path) -> dict[str, Any] | None:
             "training data are as they were."
         ) from None
     return found
-
-
-def as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config to build the run in a workdir by, which is another where the run has a checkpoint.
-
-    Where a file `data.NAME_path` is gone, the run's `learnt.json` takes its place, if that holds
-    NAME, what the source read of the file. Folders that are named like parts (`on_parts`) are
-    told, not refused, of a further stage on the same data too: a run of an earlier version, which
-    did not know them, goes on.
-
-    Raises:
-      ConfigError: `learnt.json` is damaged.
-    """
-    begun = checkpoint.are_in(workdir)
-    if not (begun or _of_begun_data(config, workdir)):
-        return config
-    found = ConfigDict(configs.plain(config))
-    for section in _sections(found):
-        if _takes_on_parts(section.get("name", "")):
-            section.on_parts = "warn"
-    named = {key.removesuffix("_path"): key for key in found.data if key.endswith("_path")}
-    held = (learnt(workdir) or {}) if named and begun else {}
-    for key in (named[name] for name in held if name in named):
-        if found.data[key] and not user_path(found.data[key]).exists():
-            found.data[key] = str(workdir / LEARNT)
-    return found
-
-
-def _takes_on_parts(source: str) -> bool:
-    try:
-        return bool(source) and "on_parts" in experiment.parameters("cl_jax.data", source)
-    except (ImportError, ValueError):  # a trained network is used without its source
-        return False
-
-
-def _of_begun_data(config: ConfigDict, workdir: Path) -> bool:
-    """Whether a stage reads the data of the stage that it starts from."""
-    before = config.get("previous", "") and Path(os.path.normpath(workdir / config.previous))
-    if not (before and checkpoint.are_in(before) and (before / "config.json").exists()):
-        return False
-    then = configs.of_run(before).data.get("path") or ""
-    return same_place(then, config.data.get("path") or "")
 
 
 def check_learnt(workdir: Path, data: Splits) -> None:

@@ -100,7 +100,7 @@ def fit(
 
 def _survey(config: ConfigDict, of_run: bool) -> Any:
     """What the config's data hold, where their module can tell without reading them. of_run: a run
-    was begun on them, which `fingerprint.as_begun` lets go on."""
+    was begun on them, which `rebuilding.as_begun` lets go on."""
     module = experiment.module_of("cl_jax.data", config.data.get("name", ""), "make")
     survey: Callable[..., Any] | None = getattr(module, "survey", None)
     if survey is None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cl_jax.core.errors import ConfigError
 from cl_jax.data import folder
 from cl_jax.data.source import Source, for_evaluation, from_arrays, joined, with_channels
-from cl_jax.training import configs, experiment, fingerprint
+from cl_jax.training import configs, experiment, fingerprint, rebuilding
 
 Inputs = np.ndarray | Mapping[str, np.ndarray] | str | Path | Sequence[str | Path] | Source
 
@@ -130,7 +130,7 @@ def _of_arrays(arrays: dict[str, np.ndarray], known: Known) -> Source:
 
 def _other_data(path: str, known: Known) -> Source:
     """Data of the run's own kind at another path, all of them, their parts in a row."""
-    section = configs.plain(fingerprint.as_begun(known.config, Path(known.workdir)).data)
+    section = configs.plain(rebuilding.as_begun(known.config, Path(known.workdir)).data)
     make = experiment.module_of("cl_jax.data", section["name"], "make").make
     keywords = inspect.signature(make).parameters
     if "path" not in keywords and "path" not in section:  # `make` may take any keyword
@@ -151,7 +151,7 @@ def _other_data(path: str, known: Known) -> Source:
     # as the test part.
     again = learnt is None and "test_path" in keywords and bool(section.get("path"))
     if again and "learnt" in keywords:
-        trained_on = configs.plain(fingerprint.as_begun(known.config, Path(known.workdir)).data)
+        trained_on = configs.plain(rebuilding.as_begun(known.config, Path(known.workdir)).data)
         for key in beside:
             trained_on.pop(key, None)
         splits = experiment.load_data(ConfigDict({"data": trained_on, "seed": known.config.seed}))

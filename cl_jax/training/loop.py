@@ -19,9 +19,18 @@ from cl_jax.core import heap, parallel, settings
 from cl_jax.core.errors import ConfigError, NotFoundError, SaveError, WithoutEffect
 from cl_jax.core.method import Run, State
 from cl_jax.core.names import some
-from cl_jax.evals import evaluation
+from cl_jax.evals import summary
 from cl_jax.evals.evaluation import Evaluation
-from cl_jax.training import checkpoint, configs, fingerprint, metrics, resuming, stopping, trackers
+from cl_jax.training import (
+    checkpoint,
+    configs,
+    fingerprint,
+    metrics,
+    rebuilding,
+    resuming,
+    stopping,
+    trackers,
+)
 from cl_jax.training import workdir as folder
 from cl_jax.training.experiment import (
     Built,
@@ -82,7 +91,7 @@ def train(config: ConfigDict, workdir: str | Path, stop: Stop | None = None) -> 
 
 
 def _train(config: ConfigDict, workdir: Path, stop: Stop) -> dict[str, float]:
-    there = fingerprint.as_begun(config, workdir)
+    there = rebuilding.as_begun(config, workdir)
     built = build(there, previous_stage(config, workdir))
     noted = resuming.check_config(workdir, configs.plain(config), leeway_of(workdir, config))
     noted += fingerprint.check(workdir, config, built.data)
@@ -368,7 +377,7 @@ class Training:
         try:
             self.evaluation.draw(state)
             if jax.process_index() == 0 and self.evaluation.best:
-                evaluation.draw_curve(
+                summary.draw_curve(
                     self.workdir, self.built.evaluators, self.log.rows, self.evaluation.best
                 )
         except Exception as error:
@@ -376,7 +385,7 @@ class Training:
             logging.debug("traceback", exc_info=True)
 
     def _say_the_end(self) -> None:
-        self.log.say(evaluation.summary(self.built.evaluators, self.log.rows))
+        self.log.say(summary.text(self.built.evaluators, self.log.rows))
         self.log.say(where_things_are(self.workdir))
 
     def _evaluates(self, step: int) -> bool:

@@ -23,6 +23,7 @@ from cl_jax.training import (
     fingerprint,
     optim,
     optimizer_settings,
+    rebuilding,
     resuming,
 )
 from cl_jax.training.experiment import Built, build, leeway, shape_of_state
@@ -45,8 +46,9 @@ def stages(
 
     Raises:
       ConfigError: `stage` names no stage of this config; `stages` without `stage_order`, or an
-        order that names a stage without a section; the workdir of stages is itself a run; a
-        setting of the optimiser is given that no stage's optimiser reads.
+        order that names a stage without a section; a stage leaves out an evaluator that the config
+        does not have; the workdir of stages is itself a run; a setting of the optimiser is given
+        that no stage's optimiser reads.
     """
     found = _stages(config, workdir, given)
     # A run that is there was trained with the setting, and the same command resumes it.
@@ -102,11 +104,21 @@ def _stages(
         for key in given:
             if f"stages.{name}.{key}" not in given:
                 _follow(stage, base, key.split("."), alone=asked == name)
-        protocols = stage["evals"][configs.PROTOCOLS]
-        for left_out in [key for key, section in protocols.items() if section is None]:
-            del protocols[left_out]
+        _leave_out(stage, base, name)
         found.append((name, ConfigDict(stage), root / name))
     return found
+
+
+def _leave_out(stage: dict[str, Any], base: dict[str, Any], name: str) -> None:
+    """Takes the evaluators out of a stage's config of which the stage says None."""
+    own, known = (one["evals"][configs.PROTOCOLS] for one in (stage, base))
+    for key in [key for key, section in own.items() if section is None]:
+        if key not in known:
+            raise ConfigError(
+                f"stages.{name}.evals.protocols.{key}=None leaves out an evaluator that the config "
+                f"does not have{nearest(key, known)}; it has {', '.join(known) or 'none'}."
+            )
+        del own[key]
 
 
 def _check_effect(key: str, found: Sequence[tuple[str, ConfigDict, Path]]) -> None:
@@ -222,7 +234,7 @@ def load(
     if not with_data:
         config.devices = 1  # which divides every batch
     previous = previous_stage(config, workdir)
-    there = fingerprint.as_begun(config, path_of(workdir))
+    there = rebuilding.as_begun(config, path_of(workdir))
     try:
         built = build(there, previous, data)
     except fingerprint.NotKept:  # a method or view that looks at all labels

@@ -21,7 +21,7 @@ from cl_jax.core.shapes import check_count
 from cl_jax.data.embeddings import Embeddings
 from cl_jax.data.source import Source, Splits, labels_of, names_of
 from cl_jax.evals.evaluation import blocks, needed_fields, over_blocks
-from cl_jax.training import configs, experiment, fingerprint, stages
+from cl_jax.training import configs, experiment, fingerprint, rebuilding, stages
 from cl_jax.training.inputs import Inputs, Known, check_fields, source_of
 
 ALL = "all"
@@ -81,7 +81,7 @@ class Trained:
           ValueError: they are not where the config says.
           ConfigError: their source learns something else from them than the run did.
         """
-        data = experiment.load_data(fingerprint.as_begun(self.config, self.workdir))
+        data = experiment.load_data(rebuilding.as_begun(self.config, self.workdir))
         fingerprint.check_learnt(self.workdir, data)
         return data
 

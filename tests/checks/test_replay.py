@@ -224,7 +224,7 @@ def run(monkeypatch):
                 lambda config, previous: small.built(config.devices)._replace(method=made),
             )
         monkeypatch.setattr(loop.Evaluation, "measure", lambda *_, **__: {"knn/top1": 0.0})
-        monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
+        monkeypatch.setattr(loop.summary, "draw_curve", lambda *_: None)
         return loop.train(config, workdir)
 
     return run

@@ -288,8 +288,24 @@ def test_mistakes_are_named(words, message, capsys):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+WHOLE = (
+    '{"methods": [{"name": %s, "bounds": %s, "magnitudes": {}, "differences": {}, "starts": {}, '
+    '"seed": 0}]}'
+)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"methods": 3}', '{"methods": [{"name": "a"}]}', '{"methods": [3]}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"methods": 3}',
+        '{"methods": [{"name": "a"}]}',
+        '{"methods": [3]}',
+        WHOLE % ("3", "{}"),
+        WHOLE % ('" "', "{}"),
+        WHOLE % ('"a"', '{"gradient": 0.1}'),
+    ],
 )
 def test_a_file_of_other_records_is_named(text, tmp_path, capsys):
     file = tmp_path / "records.json"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cl_jax.core.tokens import END, MARKS, START, UNKNOWN
+from cl_jax.core.tokens import END, MARKS, START, UNKNOWN, pieces_of
 from cl_jax.data import tokenizer, wordpiece
 from cl_jax.encoders import bert_weights
 
@@ -53,6 +53,19 @@ def test_numbers_are_those_of_this_package(tmp_path):
     with pytest.raises(ValueError, match="what the run kept is not a tokenizer"):
         tokenizer.restored({"sentencepiece": "?"})
     assert [PIECES[i] for i in bert_weights.order(PIECES)[:5]] == list(MARKS)
+
+
+def test_a_piece_may_be_a_separator_of_unicode(tmp_path):
+    """As in Python's own `for line in file`: U+2028 ends no line of a vocabulary."""
+    odd = ["\u2028", "\x85", "a\x0cb"]
+    vocab = tmp_path / "vocab.txt"
+    for end in ("", "\n"):
+        vocab.write_text("\n".join([*PIECES, *odd]) + end, encoding="utf-8")
+        assert pieces_of(vocab) == [*PIECES, *odd]
+    vocab.write_bytes("\r\n".join(PIECES).encode())
+    assert pieces_of(vocab) == PIECES
+    vocab.write_text("")
+    assert pieces_of(vocab) == []
 
 
 def test_errors_say_what_was_expected(tmp_path):

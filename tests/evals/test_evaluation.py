@@ -1,9 +1,6 @@
-"""The run of the evaluators: order of rows on any mesh, what is checked, what is left out."""
+"""The run of the evaluators: order of rows on any mesh, what is measured, what is left out."""
 
-import copy
 import dataclasses
-import importlib
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +11,9 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from cl_jax.core import parallel
-from cl_jax.core.errors import ConfigError
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import (
-    Evaluator,
-    Needs,
-    balancedness,
-    captions,
-    classifier,
-    clustering,
-    frame_order,
-    generation,
-    geometry,
-    hardness,
-    knn,
-    linear,
-    linear_augmented,
-    logistic,
-    neighbours,
-    reidentification,
-    retrieval,
-    rotation,
-    samples,
-    sts,
-    svm_folds,
-    transfer,
-    zero_shot,
-)
-from cl_jax.evals.evaluation import Evaluation, check, summary
+from cl_jax.evals import Evaluator, classifier, geometry, knn, linear, neighbours, summary
+from cl_jax.evals.evaluation import Evaluation
 from tests import small
 
 CONFIG = ConfigDict(dict(seed=0, batch_size=8, evals=dict(batch_size=8, feature="h", best="")))
@@ -56,7 +28,7 @@ def splits(labels=True, size=45):
     return Splits(source, source)
 
 
-def evaluation(evaluators, data=None, mesh=None, config=CONFIG, workdir="unused"):
+def evaluation(evaluators, data=None, mesh=None, workdir="unused"):
     method, mesh = small.method(), parallel.make_mesh(2) if mesh is None else mesh
     state = jax.eval_shape(
         parallel.lift(method.init, mesh, (parallel.SAME, parallel.EACH), parallel.SAME),
@@ -65,7 +37,7 @@ def evaluation(evaluators, data=None, mesh=None, config=CONFIG, workdir="unused"
     )
     state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), state)
     data = splits() if data is None else data
-    return Evaluation(evaluators, method, data, mesh, config, workdir), state
+    return Evaluation(evaluators, method, data, mesh, CONFIG, workdir), state
 
 
 def first_pixel(state, batch):
@@ -128,132 +100,6 @@ def test_the_mesh_of_a_slice_is_in_order_of_its_processes(monkeypatch):
     assert list(parallel.make_mesh(4).devices.flat) == devices
 
 
-@pytest.mark.parametrize(
-    "evaluators, changes, says",
-    [
-        ({"knn": knn.make(feature="hh")}, {}, "'hh'.*did you mean 'h'"),
-        ({}, {"feature": "z"}, "reads the feature 'z'"),
-        (
-            {"x": Evaluator(lambda given: {}, Needs(functions=("generate",)))},
-            {},
-            "evals.protocols.x reads the function of the method 'generate'",
-        ),
-        (
-            {"x": Evaluator(lambda given: {}, Needs(sources=("sts",)))},
-            {},
-            "further source of the data 'sts', which is missing; there are none",
-        ),
-        ({"knn": knn.make()}, {"best": "knn/top2"}, "did you mean 'knn/top1'"),
-        (
-            {"x": Evaluator(lambda given: {}, better={"epoch": 1})},
-            {},
-            "evals.protocols.x measures 'epoch', .* such as 'x/epoch'",
-        ),
-    ],
-)
-def test_what_is_missing_is_said_before_the_first_step(evaluators, changes, says):
-    config = CONFIG.copy_and_resolve_references()
-    config.evals.update(changes)
-    runner, state = evaluation(evaluators, config=config)
-    with pytest.raises(ValueError, match=says):
-        runner.check(state)
-
-
-def source_of(name="train", sizes=None, size=24, shape=(4, 4, 3), **fields):
-    """A source of images, of two classes in turn where nothing else is said."""
-    arrays = {"image": np.zeros((size, *shape), np.uint8), "label": np.arange(size) % 2, **fields}
-    arrays = {
-        name: np.int32(x) if np.ndim(x) == 1 and name != "score" else x
-        for name, x in arrays.items()
-    }
-    return from_arrays(name, arrays, {"label": 2} if sizes is None else sizes)
-
-
-def refused(evaluator, train=None, test=None, **more):
-    """What `check` says of these data."""
-    train = source_of() if train is None else train
-    data = Splits(train, source_of("test") if test is None else test, more)
-    config = CONFIG.copy_and_resolve_references()
-    method = SimpleNamespace(functions=dict.fromkeys(evaluator.needs.functions))
-    check({"own": evaluator}, method, data, config, None)
-
-
-WIDE, ONE = source_of(shape=(4, 6, 3)), source_of(label=np.zeros(24))
-THREE = source_of("test", {"label": 3}, label=np.arange(24) % 3)
-RARE = source_of(label=np.arange(24) < 9)
-CLIPS = source_of(clip=np.zeros((24, 2, 4, 4, 3), np.uint8))
-FILMS = source_of(size=1, clip=np.zeros((1, 3, 4, 4, 3), np.uint8))
-UNKNOWN = source_of(label=np.full(24, -1))
-PAIR = source_of(
-    "sts", {}, 1, tokens=np.ones((1, 2)), tokens_b=np.ones((1, 2)), score=np.ones(1, np.float32)
-)
-
-
-@pytest.mark.parametrize(
-    ("evaluator", "data", "says"),
-    [
-        (svm_folds.make(), {"train": RARE}, "class 1 has 9 of 24 .* Use fewer folds"),
-        (svm_folds.make(), {"train": ONE}, "class 0 has 24 of 24 .*expected two classes"),
-        (rotation.make(), {"test": WIDE}, "images of 4x6"),
-        (samples.make(), {"train": ONE}, "are of one class; expected two or more"),
-        (samples.make(), {"test": WIDE}, r"\(4, 4, 3\) and .*\(4, 6, 3\)"),
-        (samples.make(), {"test": source_of("test", size=1)}, "test has one image"),
-        (samples.make(splits=25), {}, "splits=25 are more than the 24 samples"),
-        (knn.make(), {"test": THREE}, "label=2, and train counts 2"),
-        (linear.make(), {"test": THREE}, "label=2, and train counts 2"),
-        (linear_augmented.make(), {"test": THREE}, "label=2, and train counts 2"),
-        (hardness.make(), {"test": THREE}, "label=2, and train counts 2"),
-        (balancedness.make(), {"test": THREE}, "label=2, and train counts 2"),
-        (balancedness.make(source="b"), {"b": UNKNOWN}, "of the source 'b' has a label"),
-        (clustering.make(clusters=25), {}, "clusters=25; expected 1 to 24"),
-        (captions.make(field="image"), {"test": source_of(size=1)}, "has 1 examples"),
-        (generation.make(), {}, "test has no references"),
-        (frame_order.make(), {"train": CLIPS, "test": CLIPS}, "clips have 2 frames"),
-        (frame_order.make(), {"train": FILMS, "test": FILMS}, "train has 1 clips"),
-        (sts.make(), {"sts": PAIR}, "'sts' has 1 examples of .*; expected two or more"),
-        (sts.make(sources=("a",)), {"a": source_of()}, "expected two or more of tokens"),
-        (transfer.make(sources=("a",)), {"a": source_of(size=2)}, "no class has two of the 2"),
-        (transfer.make(sources=("a",)), {"a": UNKNOWN}, "24 examples without a label"),
-        (zero_shot.make(), {"prompts": ONE}, "no prompt names class 1"),
-        (retrieval.make(source="a", label="b"), {"a": ONE}, "has no label 'b'"),
-        (
-            reidentification.make(gallery="a", camera="label"),
-            {"a": source_of(sizes={})},
-            "no label",
-        ),
-    ],
-)
-def test_data_that_an_evaluator_cannot_measure_are_refused_before_the_first_step(
-    evaluator, data, says
-):
-    """Else a run trains an epoch, fails, and fails again each time it is resumed."""
-    mend = r".* --config.evals.protocols.own=None leaves it out"
-    with pytest.raises(ConfigError, match=f"evals.protocols.own: .*{says}.*{mend}"):
-        refused(evaluator, **data)
-
-
-@pytest.mark.parametrize(
-    "evaluator",
-    [
-        svm_folds.make(folds=3),
-        rotation.make(),
-        samples.make(splits=24),
-        knn.make(),
-        hardness.make(),
-        balancedness.make(),
-        clustering.make(clusters=24),
-        clustering.make(clusters=30, argmax=True),
-        reidentification.make(),
-    ],
-)
-def test_data_that_it_can_measure_are_taken(evaluator):
-    refused(evaluator)
-
-
-def test_labels_that_would_have_to_be_read_one_by_one_are_not_checked():
-    refused(svm_folds.make(), dataclasses.replace(RARE, arrays=None))
-
-
 def test_an_evaluator_that_fails_says_how_the_run_goes_on():
     def fails(given):
         raise ValueError("no")
@@ -263,11 +109,6 @@ def test_an_evaluator_that_fails_says_how_the_run_goes_on():
         with pytest.raises(ValueError, match="no") as raised:
             (runner.baselines if one.baseline else runner.measure)(state)
         assert "--config.evals.protocols.own=None" in "".join(raised.value.__notes__)
-
-
-def test_raw_pixels_of_other_sizes_are_no_baseline():
-    seen = SimpleNamespace(data=Splits(source_of(), WIDE))
-    assert knn.make().baseline(seen) == {}
 
 
 @pytest.mark.parametrize(
@@ -292,45 +133,6 @@ def test_evaluators_of_labels_are_left_out_where_there_are_none():
     assert runner.measure(state).keys() == {"eval_seconds"}
 
 
-def test_evaluators_of_labels_are_left_out_where_all_are_missing(caplog):
-    labelled, none = splits().train, splits().train.arrays
-    none = from_arrays("none", none | {"label": np.full_like(none["label"], -1)}, {"label": 3})
-    every = {
-        name: importlib.import_module(f"cl_jax.evals.{name}").make()
-        for name in ("knn", "linear", "logistic", "balancedness", "classifier", "clustering")
-    }
-    runner, _ = evaluation(every, Splits(none, labelled))
-    assert set(runner.evaluators) == {"classifier", "clustering"}
-    runner, _ = evaluation(every, Splits(labelled, none))
-    assert not runner.evaluators
-    assert "evals.protocols.knn is left out: no example of the train part has a label" in (
-        caplog.text
-    )
-    assert "classifier is left out: no example of the test part" in caplog.text
-
-
-def test_evaluators_of_further_sources_are_left_out_where_there_are_none(caplog):
-    data = splits()
-    gold = {"sts_dev/x": data.test, "sts": data.test}
-    for name, more in (("sts", {}), ("transfer", gold), ("sts", {"stsx": data.test})):
-        one = importlib.import_module(f"cl_jax.evals.{name}").make()
-        assert not evaluation({name: one}, data._replace(more=more))[0].evaluators
-    assert "sts is left out: random has no sts or sts_dev; give a file of them as data.sts." in (
-        caplog.text
-    )
-    assert "transfer is left out: random has no classify; give a file" in caplog.text
-    for name in gold:
-        only = data._replace(more={name: data.test})
-        runner, state = evaluation({"sts": sts.make()}, only)
-        (other,) = gold.keys() - {name}
-        assert runner.best == f"{name.split('/')[0]}/spearman" and len(runner.better) == 1
-        runner.config = copy.deepcopy(runner.config)
-        with runner.config.unlocked():
-            runner.config.evals.best = f"{other.split('/')[0]}/spearman"
-        with pytest.raises(ConfigError, match=f"best='{runner.best}' is not measured"):
-            runner.check(state)
-
-
 def test_figures_that_the_log_cannot_hold_are_named_and_the_others_are_kept(caplog):
     figures = {"step": 7, "time": 1.0, "bad/word": "high", "bad/none": None, "bad/row": np.ones(2)}
     evaluators = {
@@ -350,35 +152,6 @@ def test_figures_that_the_log_cannot_hold_are_named_and_the_others_are_kept(capl
     assert "evals.protocols.silent returned a NoneType" in caplog.text
     assert runner.baselines(state).keys() == {f"untrained/{n}/top1" for n in ("bad", "good")}
     assert "evals.protocols.good measures 'mfu'" in caplog.text
-
-
-@pytest.mark.parametrize("make", [knn.make, geometry.make, logistic.make])
-def test_two_evaluators_of_one_figure_are_refused_before_the_first_step(make):
-    """The later one's figures would overwrite those of the other."""
-    data, config = Splits(source_of(), source_of("test")), CONFIG.copy_and_resolve_references()
-    method = SimpleNamespace(functions={})
-    mend = "wide.figure=NAME, .*; --config.evals.protocols.wide=None"
-    with pytest.raises(ConfigError, match=f"protocols.own and evals.protocols.wide both .*{mend}"):
-        check({"own": make(), "wide": make()}, method, data, config, None)
-
-
-def test_two_evaluators_of_one_kind_with_figures_of_their_own_are_taken():
-    evaluators = {
-        "knn": knn.make(),
-        "wide": knn.make(feature="z", figure="wide"),
-        "label": logistic.make(),
-        "kind": logistic.make(label="kind"),
-        "geometry": geometry.make(),
-        "geometry_z": geometry.make(feature="z", figure="@z"),
-    }
-    source = source_of(sizes={"label": 2, "kind": 2}, kind=np.arange(24) % 2)
-    check(
-        evaluators,
-        SimpleNamespace(functions={}),
-        Splits(source, source),
-        CONFIG.copy_and_resolve_references(),
-        None,
-    )
 
 
 def test_a_figure_that_was_not_declared_does_not_overwrite_another(caplog):
@@ -431,7 +204,7 @@ def test_when_and_baselines_and_summary(tmp_path):
     assert {"untrained/knn/top1", "knn/raw_pixels"} <= beside.keys()
     runner.draw(state)
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
-    text = summary(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
+    text = summary.text(runner.evaluators, [{"step": 0} | beside, {"step": 4} | late])
     assert "kNN, trained network" in text and "kNN, raw pixels" in text
     assert runner.best == "knn/top1" and runner.score(late) == late["knn/top1"]
 

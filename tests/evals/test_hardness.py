@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import Given, evaluation, hardness, pictures
+from cl_jax.evals import Given, hardness, pictures, requirements
 from cl_jax.training import configs, loop
 
 
@@ -83,8 +83,8 @@ def test_it_is_left_out_where_one_part_has_no_label():
         for label in (0, -1)
     )
     evaluators = {"hardness": hardness.make()}
-    assert evaluation.with_data(evaluators, Splits(train, train)).keys() == {"hardness"}
-    assert not evaluation.with_data(evaluators, Splits(train, test))
+    assert requirements.with_data(evaluators, Splits(train, train)).keys() == {"hardness"}
+    assert not requirements.with_data(evaluators, Splits(train, test))
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """The weighted vote against loops in NumPy, blocks against the whole, ties and edges."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from cl_jax.core.neighbours import nearest_rows
+from cl_jax.data.source import Splits, from_arrays
 from cl_jax.evals import knn as module
 from cl_jax.evals.knn import knn, raw_pixels
 
@@ -206,3 +209,10 @@ def test_votes_are_left_out_on_request():
     kept = knn(bank, bank_labels, features, labels, **settings)
     out = knn(bank, bank_labels, features, labels, keep_votes=False, **settings)
     assert out.votes is None and float(out.top1) == float(kept.top1)
+
+
+def test_raw_pixels_of_other_sizes_are_no_baseline():
+    square, wide = (
+        from_arrays("one", {"image": np.zeros((2, 4, width, 3), np.uint8)}, {}) for width in (4, 6)
+    )
+    assert module.make().baseline(SimpleNamespace(data=Splits(square, wide))) == {}

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cl_jax.core.errors import ConfigError
 from cl_jax.data.source import Splits, from_arrays
-from cl_jax.evals import evaluation, linear_augmented
+from cl_jax.evals import linear_augmented, requirements
 from cl_jax.views.image import make as image_view
 
 
@@ -54,6 +54,6 @@ def test_a_method_without_augmented_images_is_refused_when_the_run_is_built(view
     config = ConfigDict({"evals": {}})
     evaluators, data = {"own": linear_augmented.make()}, Splits(source, source)
     seen = image_view(name="simclr", size=2)
-    evaluation.check(evaluators, method, data, config, None, (seen,))
+    requirements.check(evaluators, method, data, config, None, (seen,))
     with pytest.raises(ConfigError, match=r"own: .* and this one sees none.*protocols.own=None"):
-        evaluation.check(evaluators, method, data, config, None, views)
+        requirements.check(evaluators, method, data, config, None, views)

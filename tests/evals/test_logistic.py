@@ -84,7 +84,7 @@ def test_steps_ahead_are_drawn_from_the_log(tmp_path):
     assert drawn["untrained"] == [(1.0, 10.0)]
     assert drawn["trained"] == [(1.0, 40.0), (2.0, 30.0), (10.0, 20.0)]
     steps_ahead.make().draw(given)
-    assert (tmp_path / "steps_ahead.png").stat().st_size > 1000
+    assert (tmp_path / "latents_ahead.png").stat().st_size > 1000
 
 
 def test_steps_ahead_among_all_equal_the_loss_s_own_accuracy():

@@ -177,6 +177,7 @@ def test_values_have_the_type_of_what_they_replace(key, text, value):
         ("evals.protocols.kn", "None", "no 'kn' there; did you mean 'knn'"),
         ("stages.tune.evals.protocols.kn", "None", "no 'kn' there; did you mean 'knn'"),
         ("stages.tun.evals.protocols.knn", "None", "no 'tun' there; did you mean 'tune'"),
+        ("stages.tune.more.evals.protocols.knn", "None", "no 'more' there"),
         ("evals.protocols.knn", "1", "is a section; set one of its keys: k"),
         ("views.second", "simclr", r"set one of its keys, --config.views.second.KEY=VALUE"),
         ("encoder.depth", "18", r"depth would be a section of encoder, beside image, text; set"),
@@ -243,6 +244,14 @@ def test_an_evaluator_of_all_stages_is_left_out_of_one(changes, more, tmp_path):
     configs.change(config, [(again, "5")])
     _, (_, tune, _) = stages.stages(config, tmp_path, [*keys, again])
     assert tune.evals.protocols.knn.k == 5
+
+
+def test_an_evaluator_that_a_file_leaves_out_of_a_stage_is_one_that_there_is(tmp_path):
+    config = ConfigDict(configs.plain(base()))
+    config.update(dict(stage="", stage_order=("tune",)))
+    config.stages.tune = ConfigDict(dict(evals=dict(protocols=dict(kn=None))))
+    with pytest.raises(ConfigError, match=r"tune\.evals\.protocols\.kn=None .*did you mean 'knn'"):
+        stages.stages(config, tmp_path)
 
 
 def test_an_evaluator_that_is_named_keeps_what_a_stage_changes_in_it(tmp_path):

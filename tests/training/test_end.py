@@ -151,7 +151,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(
     if where == "draw":
         monkeypatch.setattr(loop.Evaluation, "draw", fails)
     else:
-        monkeypatch.setattr(loop.evaluation, "draw_curve", fails)
+        monkeypatch.setattr(loop.summary, "draw_curve", fails)
     assert loop.train(config, tmp_path)["knn/top1"] == SCORES[LAST]
     assert "a picture could not be drawn: PermissionError" in capsys.readouterr().err
 

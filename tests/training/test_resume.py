@@ -31,7 +31,7 @@ def run(monkeypatch):
         return {"knn/top1": 0.5}
 
     monkeypatch.setattr(loop.Evaluation, "measure", measure)
-    monkeypatch.setattr(loop.evaluation, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "draw_curve", lambda *_: None)
 
     def run(config, workdir, dies=None):
         def may_die(self, state, until):
